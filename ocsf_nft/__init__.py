@@ -1,0 +1,1 @@
+"""Fence a sandbox with nftables and report every bypass attempt as OCSF events."""

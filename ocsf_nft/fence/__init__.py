@@ -1,0 +1,1 @@
+"""The nftables rulesets that stand round a sandbox."""

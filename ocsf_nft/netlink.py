@@ -1,0 +1,95 @@
+"""Netlink framing: messages and attributes, and a blocking request.
+
+Layouts are those of ``include/uapi/linux/netlink.h``: a 16-byte header (length, type, flags,
+sequence, port id; native byte order), then a payload of a family's fixed part and attributes
+(length, type, value), everything padded to 4 bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NETLINK_ROUTE: Final = 0
+NETLINK_NETFILTER: Final = 12
+
+NLM_F_REQUEST: Final = 0x1
+NLM_F_ACK: Final = 0x4
+NLM_F_DUMP: Final = 0x300
+
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
+
+_HEADER: Final = struct.Struct("=IHHII")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+_RECEIVE_BYTES: Final = 1 << 17
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded."""
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
+
+
+def message(kind: int, flags: int, payload: bytes, sequence: int = 0) -> bytes:
+    """One message; the kernel fills in the port id."""
+    return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
+
+
+def attributes(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The attributes in a payload (type without flag bits, value); stops at a malformed one."""
+    offset, end = 0, len(payload)
+    while offset + _ATTRIBUTE.size <= end:
+        length, kind = _ATTRIBUTE.unpack_from(payload, offset)
+        if length < _ATTRIBUTE.size or offset + length > end:
+            return
+        yield kind & _TYPE_MASK, payload[offset + _ATTRIBUTE.size : offset + length]
+        offset += length + (-length % 4)
+
+
+def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The messages in a datagram (type, payload); stops at a malformed one."""
+    offset, end = 0, len(datagram)
+    while offset + _HEADER.size <= end:
+        length, kind, _flags, _sequence, _port = _HEADER.unpack_from(datagram, offset)
+        if length < _HEADER.size or offset + length > end:
+            return
+        yield kind, datagram[offset + _HEADER.size : offset + length]
+        offset += length + (-length % 4)
+
+
+def raise_for_error(payload: memoryview) -> None:
+    """Raise the ``OSError`` that an NLMSG_ERROR payload holds; return when it is an ACK."""
+    (code,) = struct.unpack_from("=i", payload)
+    if code:
+        raise OSError(-code, os.strerror(-code))
+
+
+def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> list[bytes]:
+    """Ask the kernel one thing in the calling thread's network namespace; blocks until answered.
+
+    Returns the payloads of the replies. Raises ``OSError`` with the kernel's errno.
+    """
+    flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
+    replies: list[bytes] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
+        sock.settimeout(5.0)
+        sock.sendto(message(kind, flags, payload, sequence=1), (0, 0))
+        while True:
+            datagram = memoryview(sock.recv(_RECEIVE_BYTES))
+            if not datagram:
+                raise OSError(errno.EIO, "netlink socket closed")
+            for reply, body in messages(datagram):
+                if reply == NLMSG_DONE:
+                    return replies
+                if reply == NLMSG_ERROR:
+                    raise_for_error(body)
+                    return replies
+                replies.append(bytes(body))

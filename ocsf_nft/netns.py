@@ -1,0 +1,110 @@
+"""Network namespaces: name one, open it, do something inside it.
+
+``setns(2)`` moves the calling *thread*, so work inside a namespace runs in a thread of its own
+that ends with the work; the rest of the process never leaves where it is. A socket opened and a
+child started there stay in that namespace. Moving needs CAP_SYS_ADMIN (over the own user
+namespace and the one that owns the target); the current namespace needs nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from ocsf_nft.errors import AbsentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+CLONE_NEWNET: Final = 0x40000000  # include/uapi/linux/sched.h
+#: Where ``ip netns add`` keeps its names (iproute2's NETNS_RUN_DIR).
+NAMED: Final = Path("/run/netns")
+_OWN: Final = Path("/proc/thread-self/ns/net")
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A network namespace by the path of its file; ``path`` is None for the process's own."""
+
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        """As a person names it."""
+        return "this network namespace" if self.path is None else str(self.path)
+
+    def identity(self) -> str:
+        """Device and inode of the namespace, as text: differs when it was made anew.
+
+        Raises AbsentError when it is not there.
+        """
+        try:
+            status = (self.path or _OWN).stat()
+        except OSError as error:
+            raise _absent(self, error) from error
+        return f"{status.st_dev}:{status.st_ino}"
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Run ``work`` inside and return what it returns; blocks until it is done.
+
+        Raises AbsentError when there is no such namespace, UnsupportedError when entering it is
+        not permitted, and whatever ``work`` raises.
+        """
+        if self.path is None:
+            return work()
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def inside(path: Path) -> None:
+            try:
+                _enter(self, path)
+                results.append(work())
+            except BaseException as error:  # noqa: BLE001 - handed to the caller below
+                errors.append(error)
+
+        thread = threading.Thread(target=inside, args=(self.path,), name="netns", daemon=True)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+
+def named(name: str) -> Namespace:
+    """The namespace of an ``ip netns`` name, or of a path when ``name`` holds a slash."""
+    return Namespace(Path(name) if "/" in name else NAMED / name)
+
+
+def of_process(pid: int) -> Namespace:
+    """The namespace that a process lives in."""
+    return Namespace(Path(f"/proc/{pid}/ns/net"))
+
+
+def _absent(namespace: Namespace, error: OSError) -> AbsentError:
+    return AbsentError(f"there is no network namespace at {namespace}: {error.strerror}")
+
+
+def _enter(namespace: Namespace, path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise UnsupportedError(
+            f"opening {path} is not permitted: run as root or with CAP_SYS_PTRACE"
+        ) from error
+    except OSError as error:
+        raise _absent(namespace, error) from error
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(descriptor, CLONE_NEWNET) != 0:
+            code = ctypes.get_errno()
+            raise UnsupportedError(
+                f"entering {path} failed ({os.strerror(code)}): "
+                "it must be a network namespace, and entering needs CAP_SYS_ADMIN"
+            )
+    finally:
+        os.close(descriptor)

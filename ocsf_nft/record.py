@@ -1,0 +1,127 @@
+"""What the kernel said: records, and what a source says about them.
+
+These types are what every transport yields and every later stage reads. They are immutable and
+know nothing of the rest of the package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Transport: TypeAlias = Literal["nflog", "kmsg", "journal", "replay"]
+
+#: A header field that has no home of its own in a :class:`Record`: numbers as numbers, flags as
+#: ``True``, the packet quoted inside an ICMP error as a nested mapping under ``"quoted"``.
+Detail: TypeAlias = "int | str | bool | Mapping[str, Detail]"
+
+#: The log prefix of our rulesets is ``ocsf-nft:<sandbox>:<rule>:`` on every transport.
+PREFIX_ROOT = "ocsf-nft:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a record was read, and what makes it this record and no other.
+
+    ``identity`` is unique per record and the same whenever the same record is read again
+    (a kernel log sequence number with its boot id, a journal cursor, a place in a file):
+    event uids derive from it. ``raw`` is the record as the source gave it, as text;
+    ``original_time`` is the stamp as the source wrote it; ``sequence`` the source's own number.
+    """
+
+    transport: Transport
+    identity: str
+    log_source: str
+    raw: str
+    sequence: int | None = None
+    original_time: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One refused packet, as the kernel told it; equal whichever transport brought it.
+
+    Addresses are in canonical text form (RFC 5952 for IPv6, lower-case colons for MACs), numbers
+    are as in the headers, absent facts are ``None``: nothing is invented. ``length`` is the IP
+    packet's total length in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168
+    (FIN=1, SYN=2, RST=4, PSH=8, ACK=16, URG=32, ECE=64, CWR=128, AE=256).
+    Times are nanoseconds since the epoch, UTC; they and the origin do not take part in equality,
+    because two transports see the same packet at slightly different moments.
+    """
+
+    prefix: str
+    sandbox: str | None
+    rule: str
+    in_interface: str | None = None
+    out_interface: str | None = None
+    mac_source: str | None = None
+    mac_destination: str | None = None
+    ethertype: int | None = None
+    ip_version: Literal[4, 6] | None = None
+    source: str | None = None
+    destination: str | None = None
+    protocol: int | None = None
+    source_port: int | None = None
+    destination_port: int | None = None
+    tcp_flags: int | None = None
+    length: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    details: Mapping[str, Detail] = field(default_factory=dict)
+    time_ns: int = field(compare=False)
+    received_ns: int = field(compare=False)
+    origin: Origin = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Records that a source knows it lost, between two moments (ns since the epoch, UTC).
+
+    ``lost`` is exact where the transport numbers its records, ``None`` where it only says that
+    something went missing.
+    """
+
+    transport: Transport
+    reason: str
+    lost: int | None
+    since_ns: int
+    until_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """A line that claims to be ours, or a netfilter record, and is not taken for one.
+
+    ``forged``: userland wrote it (facility is not the kernel's). ``malformed``: it can't be read.
+    ``ambiguous``: it can be read in more than one way, so it is not read at all.
+    """
+
+    kind: Literal["forged", "malformed", "ambiguous"]
+    reason: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What a source read in one go, in the kernel's order.
+
+    ``cursor`` is the source's position after this batch, opaque to everybody else: handed back to
+    the source, it resumes with the next record. ``None`` where the transport has no position.
+    """
+
+    records: tuple[Record, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+    cursor: str | None = None
+
+
+def split_prefix(prefix: str) -> tuple[str | None, str]:
+    """Sandbox and rule of a log prefix; ``(None, prefix)`` when it is not one of ours."""
+    if prefix.startswith(PREFIX_ROOT) and prefix.endswith(":"):
+        sandbox, colon, rule = prefix[len(PREFIX_ROOT) : -1].partition(":")
+        if colon and sandbox and rule and ":" not in rule:
+            return sandbox, rule
+    return None, prefix.strip()

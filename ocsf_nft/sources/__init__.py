@@ -1,0 +1,1 @@
+"""Where kernel records come from, and how they are read."""

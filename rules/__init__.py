@@ -1,0 +1,1 @@
+"""The rulesets, shipped as package data (``ocsf_nft.rules``)."""
