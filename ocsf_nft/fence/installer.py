@@ -1,0 +1,253 @@
+"""Install, verify and remove a fence. Atomic, idempotent, and honest about what stands.
+
+Everything here blocks for some milliseconds (nft, procfs): call it from a thread. It needs
+CAP_NET_ADMIN over the sandbox's namespace, CAP_SYS_ADMIN to enter one that is not the process's
+own, CAP_NET_ADMIN over the process's own namespace for a guard, and root on the host to switch on
+the kernel-log transport.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from typing import TYPE_CHECKING, Final, Literal
+
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
+from ocsf_nft.fence import kernel_log, links, nft, ruleset
+from ocsf_nft.fence.spec import LADDER
+from ocsf_nft.fence.state import Installed
+from ocsf_nft.netns import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
+    from ocsf_nft.fence.state import StateDirectory
+
+_HANDLE: Final = re.compile(r" # handle \d+$", re.MULTILINE)
+_OWNER: Final = re.compile(r'comment "(?:fence|guard) of sandbox ([^"]*)"')
+
+#: Where a guard stands: on the host's side, which is where the installer runs.
+_HOST: Final = Namespace()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Whether a fence stands as it was installed; ``difference`` is for people."""
+
+    verdict: Literal["as installed", "differs", "absent"]
+    difference: str = ""
+
+
+def plan(spec: FenceSpec, namespace: Namespace, transport: LogTransport) -> str:
+    """The rulesets that ``install`` would load now, as text; nothing is changed."""
+    around = _survey(spec, namespace)
+    text = ruleset.sandbox(spec, around, transport)
+    if spec.guard_device is not None:
+        text += ruleset.guard(spec, around, transport)
+    return text
+
+
+def install(
+    spec: FenceSpec,
+    namespace: Namespace,
+    state: StateDirectory,
+    transport: LogTransport | None = None,
+) -> Installed:
+    """Fence a namespace, or replace its fence, and put on record what now stands.
+
+    ``transport`` None climbs down the ladder: NFLOG, else the kernel log, else no log rules at
+    all, in which case ``degraded`` of the result says why. A transport that is asked for by name
+    is used or the installation fails. Installing what stands already changes nothing.
+
+    Raises AbsentError, UnsupportedError, FenceError or DeliveryError. What stood before still
+    stands then, except where the sentence says otherwise.
+    """
+    around = _survey(spec, namespace)
+    _refuse_foreign(spec.sandbox, namespace)
+    before = _on_record(spec.sandbox, state)
+    if (
+        before is not None
+        and before.spec == spec
+        and before.around == around
+        and (before.transport == transport if transport else before.degraded is None)
+        and verify(spec.sandbox, state, namespace).verdict == "as installed"
+    ):
+        return before
+    intended = Installed(
+        spec=spec,
+        around=around,
+        namespace=namespace,
+        identity=namespace.identity(),
+        transport=transport or LADDER[0],
+        listings={},
+    )
+    state.write(intended)  # a disk that is full must show before anything is changed
+    try:
+        loaded = _load(intended, (transport,) if transport else LADDER)
+    except OcsfNftError:
+        if before is None:
+            state.forget(spec.sandbox)
+        else:
+            state.write(before)
+        raise
+    if before is not None and before.all_netns_before is not None:
+        loaded = dataclasses.replace(loaded, all_netns_before=before.all_netns_before)
+    state.write(loaded)
+    return loaded
+
+
+def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = None) -> Verification:
+    """Compare what stands with what was installed, rule by rule, and the links with those fenced.
+
+    Raises UnsupportedError when it may not look, FenceError when the record is damaged.
+    """
+    installed = state.read(sandbox)
+    if installed is None:
+        where = namespace or _HOST
+        if nft.listing(where, "inet", ruleset.TABLE) is None:
+            return Verification(verdict="absent")
+        return Verification(
+            verdict="differs",
+            difference=f"a fence stands in {where}, but {state.path} has no record of {sandbox}",
+        )
+    where = namespace or installed.namespace
+    if not _is_there(installed, where):
+        return Verification(verdict="absent")
+    found = _listings(installed.spec, where)
+    if not found:
+        return Verification(verdict="absent")
+    lines = _difference(installed.listings, found)
+    if links_now := set(where.call(links.names)) - set(installed.around.links):
+        lines.append(f"not fenced at the link layer: {', '.join(sorted(links_now))}")
+    if lines:
+        return Verification(verdict="differs", difference="\n".join(lines))
+    return Verification(verdict="as installed")
+
+
+def remove(sandbox: str, state: StateDirectory, namespace: Namespace | None = None) -> None:
+    """Take a fence away, guard and record too.
+
+    Raises AbsentError when there is none, FenceError when the one that stands there is another
+    sandbox's, UnsupportedError when it is not permitted.
+    """
+    installed = state.read(sandbox)
+    where = namespace or (installed.namespace if installed else _HOST)
+    if installed is None or _is_there(installed, where):
+        _refuse_foreign(sandbox, where)
+        stands = nft.listing(where, "inet", ruleset.TABLE) is not None
+        if installed is None and not stands:
+            raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
+        nft.load(where, ruleset.removal((family, ruleset.TABLE) for family in ruleset.FAMILIES))
+    if installed is None:
+        return
+    if installed.spec.guard_device is not None:
+        table = ruleset.guard_table(installed.spec.guard_device)
+        nft.load(_HOST, ruleset.removal([("netdev", table)]))
+    state.forget(sandbox)
+    if installed.all_netns_before is not None and not _kernel_log_is_used(state):
+        kernel_log.restore(installed.all_netns_before)
+
+
+def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
+    around = links.survey(namespace, (place.address for place in spec.allowed))
+    # nft loads a chain on a device that is not there without a word, and it guards nothing.
+    if spec.guard_device is not None and spec.guard_device not in links.names():
+        raise AbsentError(f"there is no interface {spec.guard_device} here to guard")
+    return around
+
+
+def _refuse_foreign(sandbox: str, namespace: Namespace) -> None:
+    standing = nft.listing(namespace, "inet", ruleset.TABLE)
+    owner = _OWNER.search(standing or "")
+    if owner is not None and owner[1] != sandbox:
+        raise FenceError(
+            f"the fence in {namespace} is that of sandbox {owner[1]}: remove that one first"
+        )
+
+
+def _on_record(sandbox: str, state: StateDirectory) -> Installed | None:
+    try:
+        return state.read(sandbox)
+    except FenceError:  # damaged: what is about to be installed is put on record anew
+        return None
+
+
+def _is_there(installed: Installed, namespace: Namespace) -> bool:
+    try:
+        return namespace.identity() == installed.identity
+    except AbsentError:
+        return False
+
+
+def _load(intended: Installed, rungs: tuple[LogTransport, ...]) -> Installed:
+    failures: list[str] = []
+    for rung in rungs:
+        switched_from = None
+        try:
+            if rung == "kmsg":
+                switched_from = kernel_log.enable(intended.namespace)
+            return dataclasses.replace(
+                _load_rung(intended, rung),
+                all_netns_before=switched_from,
+                degraded="; ".join(failures) if rung == "none" and failures else None,
+            )
+        except OcsfNftError as error:
+            if switched_from is not None:
+                kernel_log.restore(switched_from)
+            # Only a log that can't be had leads a rung down; that a fence can't stand does not.
+            if rung == rungs[-1] or not isinstance(error, UnsupportedError):
+                raise
+            failures.append(f"{rung}: {error}")
+    raise AssertionError("the ladder has a last rung")
+
+
+def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
+    spec, around, namespace = intended.spec, intended.around, intended.namespace
+    stood = nft.listing(namespace, "inet", ruleset.TABLE) is not None
+    nft.load(namespace, ruleset.sandbox(spec, around, rung))
+    if spec.guard_device is not None:
+        try:
+            nft.load(_HOST, ruleset.guard(spec, around, rung))
+        except OcsfNftError as error:
+            if stood:
+                raise FenceError(
+                    f"the fence inside was replaced, but the guard: {error}"
+                ) from error
+            nft.load(
+                namespace, ruleset.removal((family, ruleset.TABLE) for family in ruleset.FAMILIES)
+            )
+            raise
+    listings = _listings(spec, namespace)
+    return dataclasses.replace(intended, transport=rung, listings=listings)
+
+
+def _listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
+    places = [(namespace, family, ruleset.TABLE) for family in ruleset.FAMILIES]
+    if spec.guard_device is not None:
+        places.append((_HOST, "netdev", ruleset.guard_table(spec.guard_device)))
+    found = (
+        (f"{family} {table}", nft.listing(where, family, table)) for where, family, table in places
+    )
+    return {name: text for name, text in found if text is not None}
+
+
+def _difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    lines: list[str] = []
+    for name in sorted({*expected, *found}):
+        wanted, there = (_HANDLE.sub("", side.get(name, "")) for side in (expected, found))
+        lines += difflib.unified_diff(
+            wanted.splitlines(),
+            there.splitlines(),
+            f"{name}, as installed",
+            f"{name}, now",
+            n=1,
+            lineterm="",
+        )
+    return lines
+
+
+def _kernel_log_is_used(state: StateDirectory) -> bool:
+    records = (_on_record(sandbox, state) for sandbox in state.sandboxes())
+    return any(record is not None and record.transport == "kmsg" for record in records)

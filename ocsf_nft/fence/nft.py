@@ -1,0 +1,130 @@
+"""Run nft: from trusted directories only, without a shell, from a file in memory.
+
+``nft -f -`` needs ``/dev/stdin``, which a minimal guest may lack; a file on a disk needs a disk
+with room. A memfd needs neither, and nobody else can get at it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.errors import FenceError, UnsupportedError
+
+if TYPE_CHECKING:
+    from ocsf_nft.netns import Namespace
+
+#: Not ``PATH``: whoever can set it would choose what runs with our privileges.
+TRUSTED: Final = (Path("/usr/sbin"), Path("/usr/bin"), Path("/sbin"), Path("/bin"))
+
+_ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": ":".join(map(str, TRUSTED))}
+_TIMEOUT_SECONDS: Final = 30
+_ERROR: Final = re.compile(r":(\d+):\d+-\d+: Error: (.*)")
+#: Which module brings what a rule needs, for the sentence when it is missing.
+_MODULES: Final = {
+    " log prefix ": "nft_log with nfnetlink_log (NFLOG) or nf_log_syslog (kernel log)",
+    "reject": "nft_reject_inet",
+    "type filter hook egress": "netdev egress hooks (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
+    "type filter hook ingress": "netdev ingress hooks (CONFIG_NETFILTER_INGRESS)",
+    "table": "nf_tables",
+}
+
+
+def load(namespace: Namespace, text: str) -> None:
+    """Load a ruleset inside a namespace: all of it or nothing.
+
+    Needs CAP_NET_ADMIN over the namespace. Raises UnsupportedError when nft is missing, the
+    privilege is not held or the kernel lacks something; FenceError when the kernel refuses the
+    ruleset for any other reason. Nothing has changed then.
+    """
+    binary = find()
+    descriptor = os.memfd_create("ocsf-nft-ruleset")
+    try:
+        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as file:
+            file.write(text)
+        done = _run(namespace, [str(binary), "-f", f"/proc/self/fd/{descriptor}"], descriptor)
+    finally:
+        os.close(descriptor)
+    if done.returncode != 0:
+        raise _explain(done.stderr, text)
+
+
+def listing(namespace: Namespace, family: str, table: str) -> str | None:
+    """A table as nft lists it, with handles and without counter values; None when it is absent.
+
+    Raises UnsupportedError when nft is missing or may not look, FenceError when it fails.
+    """
+    done = _run(namespace, [str(find()), "-a", "-s", "list", "table", family, table])
+    if done.returncode == 0:
+        return done.stdout
+    if "No such file or directory" in done.stderr:
+        return None
+    raise _explain(done.stderr, "")
+
+
+def find() -> Path:
+    """The nft binary; raises UnsupportedError when no trusted directory has one."""
+    owner = Path("/").stat().st_uid  # root, also where a user namespace shows it as nobody
+    for directory in TRUSTED:
+        binary = directory / "nft"
+        try:
+            status = binary.stat()
+        except OSError:
+            continue
+        others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if status.st_uid == owner and not others_may_write and os.access(binary, os.X_OK):
+            return binary
+    raise UnsupportedError(
+        f"nft was not found in {', '.join(map(str, TRUSTED))} (as root's own file), "
+        "so no fence can be loaded: install the nftables package"
+    )
+
+
+def _run(
+    namespace: Namespace, command: list[str], *descriptors: int
+) -> subprocess.CompletedProcess[str]:
+    def inside() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_TIMEOUT_SECONDS,
+            env=_ENVIRONMENT,
+            pass_fds=descriptors,
+        )
+
+    try:
+        return namespace.call(inside)
+    except subprocess.TimeoutExpired as error:
+        raise FenceError(
+            f"nft gave no answer in {_TIMEOUT_SECONDS} s, so the fence was not touched or its "
+            "state is unknown: run `ocsf-nft verify`"
+        ) from error
+
+
+def _explain(stderr: str, text: str) -> UnsupportedError | FenceError:
+    if "Operation not permitted" in stderr or "Unable to initialize Netlink socket" in stderr:
+        return UnsupportedError(
+            "the kernel does not let us change nftables here: "
+            "run as root, or with CAP_NET_ADMIN over this network namespace"
+        )
+    found = _ERROR.search(stderr)
+    if found is None:
+        return FenceError(f"nft failed: {' '.join(stderr.split()) or 'without a word'}")
+    number, message = int(found[1]), found[2]
+    lines = text.splitlines()
+    rule = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+    if "No such file or directory" in message or "Operation not supported" in message:
+        for part, module in _MODULES.items():
+            if part in f" {rule}":
+                return UnsupportedError(
+                    f"this kernel can't do `{rule}` ({message}): it needs {module}"
+                )
+    return FenceError(f"the kernel refused line {number} of the ruleset, `{rule}`: {message}")

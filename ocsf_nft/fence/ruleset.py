@@ -1,0 +1,115 @@
+"""The text of a ruleset, from the policy files in ``rules/`` and checked values. Runs on any OS.
+
+A policy file loads as it stands; here its ``define`` lines get their values, its log statements
+their form, its sets their elements. All text that nft reads comes from the two files or from
+values that :mod:`ocsf_nft.fence.values` has checked.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
+    from ocsf_nft.fence.values import Address, Endpoint
+
+TABLE: Final = "ocsf_nft"
+FAMILIES: Final = ("inet", "netdev")
+LOOPBACK: Final = "lo"
+
+_GUARD_IN_FILE: Final = "ocsf_nft_guard"
+_LOG_TAIL: Final = " group 4001 snaplen 128"
+#: ``flags all``: uid, TCP sequence and options, IP options, link addresses. Level info, because a
+#: warning reaches the console. The kernel log holds some hundreds of records and is everybody's,
+#: so here there is a budget; NFLOG needs none.
+_KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info flags all")
+
+
+def sandbox(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
+    """The fence inside the sandbox, ready for ``nft -f``."""
+    text = _render("sandbox.nft", spec, around.links or (LOOPBACK,), transport)
+    return (
+        text
+        + _elements("inet", TABLE, spec.allowed, around.neighbours, link_layer=False)
+        + (_elements("netdev", TABLE, spec.allowed, around.neighbours, link_layer=True))
+    )
+
+
+def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
+    """The guard on the host's side, ready for ``nft -f``; ``spec.guard_device`` names the link."""
+    device = spec.guard_device or LOOPBACK
+    table = guard_table(device)
+    text = _render("guard.nft", spec, (device,), transport).replace(_GUARD_IN_FILE, table)
+    return text + _elements("netdev", table, spec.allowed, around.neighbours, link_layer=True)
+
+
+def guard_table(device: str) -> str:
+    """The name of a guard's table. nft's identifiers have fewer characters than device names."""
+    return f"{TABLE}_{re.sub(r'[^A-Za-z0-9._-]', '_', device)}"
+
+
+def removal(tables: Iterable[tuple[str, str]]) -> str:
+    """Delete tables (family, name), whether they are there or not, in one transaction."""
+    return "".join(
+        f"table {family} {name}\ndelete table {family} {name}\n" for family, name in tables
+    )
+
+
+def _render(file: str, spec: FenceSpec, links: tuple[str, ...], transport: LogTransport) -> str:
+    text = (importlib.resources.files("ocsf_nft.rules") / file).read_text("utf-8")
+    text = _define(text, "sandbox", f'"{spec.sandbox}"')
+    text = _define(text, "links", "{ " + ", ".join(f'"{link}"' for link in links) + " }")
+    text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
+    return _with_log(text, spec.group, transport)
+
+
+def _define(text: str, name: str, value: str) -> str:
+    replaced, count = re.subn(
+        rf"^define {name} = .*$", lambda _: f"define {name} = {value}", text, flags=re.MULTILINE
+    )
+    if count != 1:
+        raise AssertionError(f"the policy file must define {name} once, not {count} times")
+    return replaced
+
+
+def _with_log(text: str, group: int, transport: LogTransport) -> str:
+    lines = []
+    for line in text.splitlines(keepends=True):
+        head, log, tail = line.partition("log prefix ")
+        if not log or transport == "nflog":
+            lines.append(line.replace(_LOG_TAIL, f" group {group} snaplen 128") if log else line)
+        elif transport == "kmsg":
+            budget, flags = _KERNEL_LOG
+            lines.append(head + budget + log + tail.replace(_LOG_TAIL, flags))
+    return "".join(lines)
+
+
+def _elements(
+    family: str,
+    table: str,
+    allowed: tuple[Endpoint, ...],
+    neighbours: tuple[Address, ...],
+    *,
+    link_layer: bool,
+) -> str:
+    sets = {
+        f"allowed{version}": [
+            f"{place.address} . {place.protocol} . {place.port}"
+            for place in allowed
+            if place.address.version == version
+        ]
+        for version in (4, 6)
+    }
+    for version in (4, 6) if link_layer else (6,):
+        sets[f"neighbours{version}"] = [
+            str(address) for address in neighbours if address.version == version
+        ]
+    return "".join(
+        f"add element {family} {table} {name} {{ {', '.join(elements)} }}\n"
+        for name, elements in sets.items()
+        if elements
+    )

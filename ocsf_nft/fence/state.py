@@ -1,0 +1,102 @@
+"""What was installed: one file per sandbox below the state directory.
+
+It lets ``verify`` compare, ``remove`` find the tables and ``run`` resume, by the sandbox's name
+alone. A file is written beside the old one and renamed over it, so that a reader or a crash finds
+the old one or the new one, never a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pydantic
+
+from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError
+from ocsf_nft.fence import values
+from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
+from ocsf_nft.netns import Namespace
+
+DEFAULT_DIRECTORY: Final = Path("/var/lib/ocsf-nft")
+
+_FILE: Final = "fence.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """A fence as it was loaded.
+
+    ``identity`` is that of the namespace (:meth:`Namespace.identity`): a path can come to mean
+    another one. ``listings`` are nft's own words about each table, by ``family name``.
+    ``degraded`` says why no better transport could be used, None when none was wanted.
+    ``all_netns_before`` is what ``net.netfilter.nf_log_all_netns`` was before it was switched on
+    for this fence, None when it was left alone.
+    """
+
+    spec: FenceSpec
+    around: Surroundings
+    namespace: Namespace
+    identity: str
+    transport: LogTransport
+    degraded: str | None = None
+    all_netns_before: str | None = None
+    listings: Mapping[str, str]
+
+
+_FORM: Final = pydantic.TypeAdapter(Installed)
+
+
+class StateDirectory:
+    """The files. The directory is made (mode 0700) when something is written."""
+
+    def __init__(self, path: Path = DEFAULT_DIRECTORY) -> None:
+        self.path = path
+
+    def read(self, sandbox: str) -> Installed | None:
+        """What is on record for a sandbox; raises FenceError when the file is damaged."""
+        file = self.path / values.sandbox_name(sandbox) / _FILE
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise FenceError(f"{file} can't be read: {error.strerror}") from error
+        try:
+            return _FORM.validate_json(content)
+        except (pydantic.ValidationError, OcsfNftError) as error:
+            raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
+
+    def sandboxes(self) -> Iterator[str]:
+        """The names that are on record."""
+        for file in sorted(self.path.glob(f"*/{_FILE}")):
+            yield file.parent.name
+
+    def write(self, installed: Installed) -> None:
+        """Put on record, durably; raises DeliveryError when the disk won't have it."""
+        directory = self.path / installed.spec.sandbox
+        temporary = directory / f".{_FILE}.{os.getpid()}"
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(_FORM.dump_json(installed, indent=2))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(directory / _FILE)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the error that counts is the one above
+                temporary.unlink(missing_ok=True)
+            raise DeliveryError(
+                f"{directory} can't be written ({error.strerror}): "
+                "make room or name another --state-dir"
+            ) from error
+
+    def forget(self, sandbox: str) -> None:
+        """Take off the record; nothing happens when it isn't on it."""
+        directory = self.path / values.sandbox_name(sandbox)
+        (directory / _FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other things of the sandbox may live there
+            directory.rmdir()

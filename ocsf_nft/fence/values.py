@@ -1,0 +1,88 @@
+"""Every value that goes into a ruleset, checked by its type before it gets near nft."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, cast
+
+from ocsf_nft.errors import UsageError
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+Protocol: TypeAlias = Literal["tcp", "udp"]
+
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+#: IFNAMSIZ is 16 with the final NUL; dev_valid_name() in net/core/dev.c forbids the rest. Of what
+#: the kernel allows, nft's quoted strings can't hold `"`, and give `*`, `\` and `$` a meaning.
+_DEVICE: Final = re.compile(r"[^\s/:\"*\\$\x00-\x1f\x7f-\uffff]{1,15}")
+_PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII)
+_LAST_PORT: Final = 65535
+_LAST_GROUP: Final = 65535
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """A place that the sandbox may reach: the proxy's, or an exception's."""
+
+    protocol: Protocol
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        """``ADDR:PORT``, an IPv6 address in brackets."""
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
+
+def sandbox_name(text: str) -> str:
+    """A sandbox's name; raises UsageError when it isn't one."""
+    if not _NAME.fullmatch(text) or text in {".", ".."}:
+        raise UsageError(
+            f"{text!r} is no sandbox name: use 1 to 64 letters, digits, dots, dashes or underscores"
+        )
+    return text
+
+
+def device_name(text: str) -> str:
+    """An interface's name; raises UsageError when nft can't express it."""
+    if not _DEVICE.fullmatch(text) or text in {".", ".."}:
+        raise UsageError(f"the interface name {text!r} can't be written in a ruleset: rename it")
+    return text
+
+
+def nflog_group(number: int) -> int:
+    """An NFLOG group; raises UsageError when it is out of range."""
+    if not 1 <= number <= _LAST_GROUP:
+        raise UsageError(f"NFLOG group {number} is out of range: use 1 to {_LAST_GROUP}")
+    return number
+
+
+def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
+    """``ADDR:PORT``, an IPv6 address in brackets; raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
+        raise UsageError(f"{text!r} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError as error:
+        raise UsageError(
+            f"{host!r} in {text!r} is no IP address: names are not looked up, "
+            "because the answer could change"
+        ) from error
+    if bracketed != isinstance(address, ipaddress.IPv6Address):
+        raise UsageError(f"{text!r} is ambiguous: write an IPv6 address in brackets, IPv4 without")
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        raise UsageError(f"{text!r} has a zone: a fence can't match an address by its zone")
+    if address.is_unspecified or address.is_multicast:
+        raise UsageError(f"{text!r} is not the address of one host: a fence can't allow it")
+    return Endpoint(protocol, address, int(port))
+
+
+def exception(text: str) -> Endpoint:
+    """``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``; raises UsageError."""
+    protocol, colon, place = text.partition(":")
+    if not colon or protocol not in {"tcp", "udp"}:
+        raise UsageError(f"{text!r} is no exception: write tcp:ADDR:PORT or udp:ADDR:PORT")
+    return endpoint(place, cast("Protocol", protocol))
