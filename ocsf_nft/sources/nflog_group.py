@@ -1,0 +1,163 @@
+"""Binding an NFLOG group: the configuration half of nfnetlink_log.
+
+Messages and attributes are those of include/uapi/linux/netfilter/nfnetlink_log.h, behaviour that of
+net/netfilter/nfnetlink_log.c. One configuration message may bind and set everything.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ocsf_nft import netlink
+from ocsf_nft.errors import SourceError, UnsupportedError
+
+_NFNL_SUBSYS_ULOG: Final = 4
+PACKET: Final = _NFNL_SUBSYS_ULOG << 8  # NFULNL_MSG_PACKET
+_CONFIG: Final = PACKET | 1  # NFULNL_MSG_CONFIG
+
+_CFG_CMD: Final = 1
+_CFG_MODE: Final = 2
+_CFG_NLBUFSIZ: Final = 3
+_CFG_TIMEOUT: Final = 4
+_CFG_QTHRESH: Final = 5
+_CFG_FLAGS: Final = 6
+_CMD_BIND: Final = b"\x01"
+_COPY_PACKET: Final = 2
+_FLAG_SEQUENCE: Final = 1
+
+#: Bytes of each packet to copy: the headers, and the quoted packet of an ICMP error.
+COPY_BYTES: Final = 128
+#: The kernel's bound of nlbufsiz (NFULNL_NLBUFSIZ_MAX): no datagram is longer.
+DATAGRAM_BYTES: Final = 1 << 17
+_RECEIVE_BUFFER_BYTES: Final = 16 << 20
+_SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
+_HOLDERS: Final = "/proc/thread-self/net/netfilter/nfnetlink_log"
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How the kernel gathers records into datagrams.
+
+    A datagram leaves when it holds ``threshold`` records, when ``buffer_bytes`` are full, or
+    ``timeout_cs`` hundredths of a second after its first record.
+    """
+
+    threshold: int
+    buffer_bytes: int
+    timeout_cs: int
+
+
+#: Each record at once. The kernel allocates buffer_bytes per datagram, so they are few here.
+CALM: Final = Batching(threshold=1, buffer_bytes=4096, timeout_cs=1)
+#: As many records as the socket's buffer can hold (258,000 of 16 MB): a datagram leaves when its
+#: 16 KB slab is full, which is what the bytes and the skb's own 320 fill.
+FLOOD: Final = Batching(threshold=256, buffer_bytes=16064, timeout_cs=1)
+
+
+def batching_message(group: int, batching: Batching, *, flags: int = 0, more: bytes = b"") -> bytes:
+    """The message that sets the batching of ``group``, after the attributes ``more``."""
+    return netlink.message(
+        _CONFIG,
+        netlink.NLM_F_REQUEST | flags,
+        struct.pack(">BBH", socket.AF_UNSPEC, 0, group)
+        + more
+        + netlink.attribute(_CFG_NLBUFSIZ, struct.pack(">I", batching.buffer_bytes))
+        + netlink.attribute(_CFG_QTHRESH, struct.pack(">I", batching.threshold))
+        + netlink.attribute(_CFG_TIMEOUT, struct.pack(">I", batching.timeout_cs)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A bound group: its non-blocking socket, and the datagrams that came while binding."""
+
+    socket: socket.socket
+    early: tuple[bytes, ...]
+
+
+def bind(group: int, batching: Batching) -> Binding:
+    """Bind the group in the calling thread's namespace; its first record has sequence number 0.
+
+    Raises UnsupportedError when the kernel has no NFLOG or the privilege is missing, SourceError
+    when somebody else holds the group.
+    """
+    try:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
+    except OSError as error:
+        raise _explained(error, group) from error
+    try:
+        sock.bind((0, 0))
+        _enlarge(sock)
+        sock.settimeout(5.0)
+        early = _configure(sock, group, batching)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise _explained(error, group) from error
+    return Binding(sock, early)
+
+
+def _enlarge(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+    except PermissionError:
+        # In a user namespace the host's net.core.rmem_max is the bound.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+
+
+def _configure(sock: socket.socket, group: int, batching: Batching) -> tuple[bytes, ...]:
+    command = (
+        netlink.attribute(_CFG_CMD, _CMD_BIND)
+        + netlink.attribute(_CFG_MODE, struct.pack(">IBx", COPY_BYTES, _COPY_PACKET))
+        + netlink.attribute(_CFG_FLAGS, struct.pack(">H", _FLAG_SEQUENCE))
+    )
+    message = batching_message(group, batching, flags=netlink.NLM_F_ACK, more=command)
+    sock.sendto(message, (0, 0))
+    early: list[bytes] = []
+    while True:
+        datagram, sender = sock.recvfrom(DATAGRAM_BYTES)
+        if sender[0] != 0:
+            continue
+        for kind, body in netlink.messages(memoryview(datagram)):
+            if kind == netlink.NLMSG_ERROR:
+                netlink.raise_for_error(body)
+                return tuple(early)
+        # Bound in the same message that is acknowledged: records may overtake the answer.
+        early.append(datagram)
+
+
+def _explained(error: OSError, group: int) -> SourceError | UnsupportedError:
+    if error.errno == errno.EPERM:
+        if group in _held_groups():
+            return SourceError(
+                f"another program holds NFLOG group {group}: stop it, or choose another group"
+            )
+        return UnsupportedError(
+            f"binding NFLOG group {group} is not permitted: "
+            "it needs CAP_NET_ADMIN in the network namespace"
+        )
+    # EINVAL is the answer of an nfnetlink without the subsystem (net/netfilter/nfnetlink.c).
+    if error.errno in {errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP}:
+        return UnsupportedError(
+            "this kernel has no NFLOG: load the module nfnetlink_log, or read the kernel log"
+        )
+    return SourceError(
+        f"binding NFLOG group {group} failed: {error.strerror or type(error).__name__}"
+    )
+
+
+def _held_groups() -> frozenset[int]:
+    """The groups bound in the calling thread's namespace; the first column of the kernel's table.
+
+    Empty when the table can't be read, which needs the privilege that is then missing anyway.
+    """
+    try:
+        lines = Path(_HOLDERS).read_text(encoding="ascii").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(int(line.split()[0]) for line in lines if line.strip())

@@ -1,0 +1,28 @@
+"""Waiting for a descriptor, so that nothing stays registered while nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+async def readable(descriptor: int, timeout_s: float | None = None) -> bool:
+    """Wait until ``descriptor`` can be read; False when ``timeout_s`` seconds pass first.
+
+    The event loop watches it only meanwhile: a consumer that is busy is not woken, and a
+    cancelled wait leaves nothing behind.
+    """
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[bool] = loop.create_future()
+
+    def wake(answer: bool) -> None:
+        if not woken.done():
+            woken.set_result(answer)
+
+    loop.add_reader(descriptor, wake, True)
+    timer = None if timeout_s is None else loop.call_later(timeout_s, wake, False)
+    try:
+        return await woken
+    finally:
+        loop.remove_reader(descriptor)
+        if timer is not None:
+            timer.cancel()
