@@ -1,0 +1,114 @@
+"""What both readers, of text and of packets, make of a packet: facts by name, then a Record.
+
+A fact has the same name and the same form whichever way it came, so that equal packets make equal
+Records. A fact that is a field of :class:`Record` goes there, every other one into ``details``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from ocsf_nft.record import Record, split_prefix
+
+if TYPE_CHECKING:
+    from ocsf_nft.record import Detail, Origin
+
+#: Facts of one packet by name; see the names in ``packet`` and ``grammar``.
+Facts: TypeAlias = "dict[str, Detail]"
+
+#: Ethernet's header: destination, source, type (IEEE 802.3).
+ETHERNET_BYTES: Final = 14
+
+_FIELDS: Final = (
+    "in_interface",
+    "out_interface",
+    "mac_source",
+    "mac_destination",
+    "ethertype",
+    "ip_version",
+    "source",
+    "destination",
+    "protocol",
+    "source_port",
+    "destination_port",
+    "tcp_flags",
+    "length",
+    "uid",
+    "gid",
+)
+_CACHED: Final = 16384
+
+split = lru_cache(maxsize=1024)(split_prefix)
+
+
+def record(prefix: str, facts: Facts, *, time_ns: int, received_ns: int, origin: Origin) -> Record:
+    """The Record of a packet's facts; ``facts`` is taken over, not copied."""
+    fields: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
+    sandbox, rule = split(prefix)
+    return Record(
+        prefix=prefix,
+        sandbox=sandbox,
+        rule=rule,
+        details=facts,
+        time_ns=time_ns,
+        received_ns=received_ns,
+        origin=origin,
+        **fields,
+    )
+
+
+@lru_cache(maxsize=_CACHED)
+def ipv4_text(packed: bytes) -> str:
+    """An IPv4 address of four bytes in dotted form."""
+    return str(ipaddress.IPv4Address(packed))
+
+
+@lru_cache(maxsize=_CACHED)
+def ipv6_text(packed: bytes) -> str:
+    """An IPv6 address of sixteen bytes in RFC 5952 form."""
+    return str(ipaddress.IPv6Address(packed))
+
+
+@lru_cache(maxsize=_CACHED)
+def canonical_address(text: str) -> str | None:
+    """An address in canonical form; ``None`` when it is none (a zone index makes it none)."""
+    if "%" in text or not text.isascii():
+        return None
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def mac_text(packed: bytes) -> str:
+    """A hardware address with lower-case colons."""
+    return packed.hex(":")
+
+
+def link_facts(header: bytes) -> Facts:
+    """The facts of a link-layer header.
+
+    Fourteen bytes are Ethernet's; any other length (a SIT tunnel's, FireWire's) stays as it is.
+    """
+    if len(header) == ETHERNET_BYTES:
+        return {
+            "mac_destination": mac_text(header[:6]),
+            "mac_source": mac_text(header[6:12]),
+            "ethertype": int.from_bytes(header[12:14], "big"),
+        }
+    return {"link_header": header.hex()} if header else {}
+
+
+def vlan_facts(protocol: int, tag: int) -> Facts:
+    """The facts of a VLAN tag control field (IEEE 802.1Q), which the kernel prints as ``VID``."""
+    facts: Facts = {"vlan_protocol": protocol, "vlan_id": tag & 0xFFF, "vlan_priority": tag >> 13}
+    if tag & 0x1000:
+        facts["vlan_drop_eligible"] = True
+    return facts
+
+
+def readable(raw: bytes) -> str:
+    r"""Bytes that should be UTF-8, as text that any encoder takes; others become ``\xNN``."""
+    return raw.decode("utf-8", "backslashreplace")

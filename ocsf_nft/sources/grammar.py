@@ -1,0 +1,356 @@
+r"""The kernel's log line, read by position: every form that nf_log_syslog.c has ever printed.
+
+The line (from ``IN=`` on) is cut into words; the reader goes through them in the order in which
+the kernel prints them and takes each one where it may stand. A word that stands elsewhere, or
+twice, makes the line malformed. A field may be missing (rules log with fewer flags). Words that
+the kernel never prints are kept in ``details["unparsed"]``.
+
+A line may be cut anywhere on its way. The kernel puts a space after each value, so a last value
+without one may have lost digits: it is not taken, but kept in ``unparsed`` too, and
+``details["truncated"]`` is set, as it is when what must follow is missing. (A value that can't go
+on, such as ``0``, is taken: many tools strip the last space.)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.sources.facts import canonical_address, link_facts, vlan_facts
+from ocsf_nft.sources.packet import AH, ESP, ICMP, ICMPV6, TCP, UDP, UDPLITE
+from ocsf_nft.sources.transport import SPI_FORM, transport
+from ocsf_nft.sources.words import MalformedError, Words
+
+if TYPE_CHECKING:
+    from ocsf_nft.sources.facts import Facts
+
+_DEVICE: Final = r"[^\s/:]{1,64}+"  # dev_valid_name in net/core/dev.c
+_HEAD: Final = re.compile(
+    rf"IN=(?P<input>(?:{_DEVICE})?+) +OUT=(?P<output>(?:{_DEVICE})?+)"
+    rf"(?: +PHYSIN=(?P<physical_in>{_DEVICE}))?+(?: +PHYSOUT=(?P<physical_out>{_DEVICE}))?+ ",
+    re.ASCII,
+)
+_MAC: Final = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
+_HEADER: Final = re.compile(r"(?:[0-9a-f]{2}(?::[0-9a-f]{2})*)?", re.ASCII)
+_PROTOCOLS: Final = {
+    "TCP": TCP,
+    "UDP": UDP,
+    "UDPLITE": UDPLITE,
+    "ICMP": ICMP,
+    "ICMPv6": ICMPV6,
+    "ESP": ESP,
+    "AH": AH,
+}
+#: GSO_MAX_SIZE in include/linux/netdevice.h: what ``iph_totlen`` gives for a big TCP packet.
+_LENGTH_LIMIT: Final = 524_280
+_IP_ETHERTYPES: Final = frozenset({0x0800, 0x86DD, 0x0806, 0x8035})
+
+
+def read(line: str) -> Facts:
+    """The facts of a line that begins with ``IN=``; raises MalformedError."""
+    head = _HEAD.match(line)
+    if head is None:
+        raise MalformedError("the devices after IN= and OUT= can't be read, or the line ends there")
+    words = Words(line[head.end() :])
+    facts: Facts = {
+        name: device
+        for name, device in (
+            ("in_interface", head["input"]),
+            ("out_interface", head["output"]),
+            ("physical_in_interface", head["physical_in"]),
+            ("physical_out_interface", head["physical_out"]),
+        )
+        if device
+    }
+    _link(words, facts)
+    if words.flag("ARP"):
+        _arp(words, facts)
+    elif words.flag("TRUNCATED", certain=True):
+        facts["incomplete"] = True
+    elif words.peek().startswith("SRC="):
+        _ip(words, facts, quoted=False)
+    elif "ethertype" not in facts and "link_header" not in facts:
+        words.finish()
+        raise MalformedError("the line ends before the packet")
+    elif facts.get("ethertype") in _IP_ETHERTYPES:
+        words.expect_more()
+    words.finish()
+    if words.unparsed:
+        facts["unparsed"] = " ".join(words.unparsed)
+    if words.truncated:
+        facts["truncated"] = True
+    return facts
+
+
+def _link(words: Words, facts: Facts) -> None:
+    header = words.value("MAC")
+    if header is not None:
+        if _HEADER.fullmatch(header) is None:
+            raise MalformedError("MAC is not a link header")
+        facts.update(link_facts(bytes.fromhex(header.replace(":", ""))))
+        _tunnel(words, facts)
+        return
+    source, destination = _mac(words, "MACSRC"), _mac(words, "MACDST")
+    protocol, tag = words.hexadecimal("VPROTO", "([0-9a-f]{4})"), words.number("VID", 0xFFFF)
+    ethertype = words.hexadecimal("MACPROTO", "([0-9a-f]{4})")
+    if source is not None:
+        facts["mac_source"] = source
+    if destination is not None:
+        facts["mac_destination"] = destination
+    if protocol is not None and tag is not None:
+        facts.update(vlan_facts(protocol, tag))
+    if ethertype is not None:
+        facts["ethertype"] = ethertype
+
+
+def _tunnel(words: Words, facts: Facts) -> None:
+    """A SIT tunnel's outer addresses."""
+    tunnel = words.value("TUNNEL")
+    if tunnel is None:
+        return
+    source, arrow, destination = tunnel.partition("->")
+    if not arrow:
+        raise MalformedError("TUNNEL is not two addresses")
+    facts["tunnel_source"] = _canonical("TUNNEL", source)
+    facts["tunnel_destination"] = _canonical("TUNNEL", destination)
+
+
+def _mac(words: Words, key: str) -> str | None:
+    value = words.value(key)
+    if value is not None and _MAC.fullmatch(value) is None:
+        raise MalformedError(f"{key} is not a hardware address")
+    return value
+
+
+def _canonical(key: str, text: str) -> str:
+    address = canonical_address(text)
+    if address is None:
+        raise MalformedError(f"{key} is not an IP address")
+    return address
+
+
+def _address(words: Words, key: str) -> str:
+    """An address without which there is no record."""
+    value = words.value(key)
+    if value is None:
+        if words.ended():
+            raise MalformedError(f"the line ends before or inside {key}")
+        raise MalformedError(f"{key} is missing")
+    return _canonical(key, value)
+
+
+def _arp(words: Words, facts: Facts) -> None:
+    """The kernel puts no space behind an ARP record: whether its last value is cut can't be told."""
+    arp: Facts = {}
+    facts["arp"] = arp
+    for key, name in (
+        ("HTYPE", "hardware_type"),
+        ("PTYPE", "protocol_type"),
+        ("OPCODE", "operation"),
+    ):
+        number = (
+            words.hexadecimal(key, "0x([0-9a-f]{4})")
+            if key == "PTYPE"
+            else words.number(key, 0xFFFF, certain=_last_number(words))
+        )
+        if number is None:
+            words.expect_more()
+            return
+        arp[name] = number
+    lacking = words.incomplete()
+    if lacking is not None:
+        arp["incomplete_bytes"] = lacking
+        return
+    mac = _mac(words, "MACSRC")
+    if mac is None:
+        return
+    arp["mac_source"] = mac
+    source = words.value("IPSRC")
+    if source is not None:
+        arp["source"] = _canonical("IPSRC", source)
+    mac = _mac(words, "MACDST")
+    if mac is not None:
+        arp["mac_destination"] = mac
+    destination = words.value("IPDST", certain=words.peek().removeprefix("IPDST="))
+    if destination is None:
+        words.expect_more()
+    else:
+        arp["destination"] = _canonical("IPDST", destination)
+
+
+def _last_number(words: Words) -> int | None:
+    digits = words.peek().removeprefix("OPCODE=")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 6 else None
+
+
+def _ip(words: Words, facts: Facts, *, quoted: bool) -> None:
+    source = _address(words, "SRC")
+    destination = _address(words, "DST")
+    if (":" in source) is not (":" in destination):
+        raise MalformedError("SRC and DST are of two IP versions")
+    facts["source"] = source
+    facts["destination"] = destination
+    if ":" in source:
+        facts["ip_version"] = 6
+        whole = _ipv6(words, facts)
+    else:
+        facts["ip_version"] = 4
+        whole = _ipv4(words, facts)
+    if whole:
+        _protocol(words, facts, quoted=quoted)
+    if not quoted:
+        _owner(words, facts)
+
+
+def _numbers(words: Words, facts: Facts, fields: tuple[tuple[str, str, int], ...]) -> None:
+    for key, name, limit in fields:
+        number = words.number(key, limit)
+        if number is not None:
+            facts[name] = number
+
+
+def _ipv4(words: Words, facts: Facts) -> bool:
+    """IPv4's own fields: whether a protocol follows."""
+    _numbers(words, facts, (("LEN", "length", _LENGTH_LIMIT),))
+    tos = words.hexadecimal("TOS", "0x([01][02468ACE])")
+    precedence = words.hexadecimal("PREC", "0x([02468ACE]0)")
+    if tos is not None and precedence is not None:
+        facts["tos"] = tos | precedence
+    _numbers(words, facts, (("TTL", "ttl", 0xFF), ("ID", "ip_id", 0xFFFF)))
+    for flag, name in (("CE", "congestion"), ("DF", "dont_fragment"), ("MF", "more_fragments")):
+        if words.flag(flag):
+            facts[name] = True
+    offset = words.number("FRAG", 0x1FFF, ":")
+    if offset is not None:
+        facts["fragment_offset"] = offset * 8
+    if words.flag("TRUNCATED", certain=True):
+        facts["incomplete"] = True
+        return False
+    options, _ = words.options()
+    if options is not None:
+        facts["ip_options"] = options
+    return True
+
+
+def _ipv6(words: Words, facts: Facts) -> bool:
+    """IPv6's own fields and its extension headers: whether a protocol follows."""
+    _numbers(
+        words,
+        facts,
+        (
+            ("LEN", "length", 0xFFFF + 40),
+            ("TC", "traffic_class", 0xFF),
+            ("HOPLIMIT", "hop_limit", 0xFF),
+            ("FLOWLBL", "flow_label", 0xFFFFF),
+        ),
+    )
+    headers = 0
+    late = False
+    ended = False
+    while not ended:
+        if words.bracket("OPT ("):
+            headers += 1
+            facts["extension_headers"] = headers
+            fragment = words.peek().startswith("FRAG:")
+            # After a late fragment the kernel opens one more header and stops.
+            ended = _extension(words, facts) or (late and not fragment)
+            if not words.bracket(")"):
+                words.expect_more()
+        elif words.peek().startswith("FRAG:"):
+            ended = _fragment(words, facts)
+        else:
+            break
+        late = late or facts.get("fragment_offset", 0) != 0
+    if words.flag("TRUNCATED", certain=True):
+        facts["incomplete"] = True
+        return False
+    return not ended
+
+
+def _extension(words: Words, facts: Facts) -> bool:
+    """What stands between ``OPT (`` and ``)``: whether the kernel stops here."""
+    if words.peek().startswith("FRAG:"):
+        return _fragment(words, facts)
+    secured = words.flag("ESP")
+    if secured:
+        facts["protocol"] = ESP
+    elif not words.flag("AH"):
+        return False
+    index = words.hexadecimal("SPI", SPI_FORM)
+    if index is not None:
+        facts.setdefault("spi", index)
+    lacking = words.incomplete()
+    if lacking is not None:
+        facts["incomplete_bytes"] = lacking
+        return True
+    return secured
+
+
+def _fragment(words: Words, facts: Facts) -> bool:
+    """IPv6's fragment header: whether the kernel stops inside it. Of two the first one tells."""
+    if words.peek() == "FRAG:TRUNCATED":
+        words.value("FRAG", ":")
+        facts["incomplete"] = True
+        return True
+    offset = words.number("FRAG", 0xFFF8, ":")
+    if offset is not None and offset % 8:
+        raise MalformedError("FRAG is not a multiple of 8")
+    more = words.flag("INCOMPLETE")
+    ident = words.hexadecimal("ID", "([0-9a-f]{8})", ":")
+    if offset is None or ident is None:
+        words.expect_more()
+    elif "fragment_offset" not in facts:
+        facts["fragment_offset"] = offset
+        facts["ip_id"] = ident
+        if more:
+            facts["more_fragments"] = True
+    return False
+
+
+def _protocol(words: Words, facts: Facts, *, quoted: bool) -> None:
+    value = words.value("PROTO")
+    if value is None:
+        words.expect_more()
+        return
+    if value in _PROTOCOLS:
+        protocol = _PROTOCOLS[value]
+    elif re.fullmatch("0|[1-9][0-9]{0,2}", value, re.ASCII) and int(value) <= 0xFF:
+        protocol = int(value)
+    else:
+        raise MalformedError("PROTO is not a protocol")
+    facts["protocol"] = protocol
+    if not facts.get("fragment_offset"):
+        transport(words, facts, protocol, quote=None if quoted else _quote)
+
+
+def _quote(words: Words, facts: Facts) -> None:
+    """The packet inside an ICMP error."""
+    if not words.bracket("["):
+        words.expect_more()
+        return
+    quoted: Facts = {}
+    facts["quoted"] = quoted
+    if words.flag("TRUNCATED", certain=True):
+        quoted["incomplete"] = True
+    elif words.peek().startswith("SRC=") and not words.ended():
+        try:
+            _ip(words, quoted, quoted=True)
+        except MalformedError:
+            if not words.ended():
+                raise
+            words.truncated = True
+    if not words.bracket("]"):
+        words.expect_more()
+
+
+def _owner(words: Words, facts: Facts) -> None:
+    uid, gid = words.number("UID", 0xFFFFFFFF), words.number("GID", 0xFFFFFFFF)
+    if uid is not None:
+        facts["uid"] = uid
+    if gid is not None:
+        facts["gid"] = gid
+    elif uid is not None:
+        words.expect_more()
+    mark = words.hexadecimal("MARK", "0x([1-9a-f][0-9a-f]{0,7})")
+    if mark is not None:
+        facts["mark"] = mark

@@ -1,0 +1,167 @@
+r"""An NFLOG message as one line of text, and back.
+
+::
+
+    NFLOG group=5 family=2 protocol=0800 hook=3 received=1764000000123456789 seq=7
+    prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
+
+(in one line). Names and prefixes are JSON strings in ASCII, so that no byte of theirs can pass for
+a field; the packet and the headers are hexadecimal. Fields come in one order, absent ones are left
+out. Reading a line back gives the datagram that was written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.sources.nflog_datagram import Datagram, Interface
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: What such a line begins with.
+START: Final = "NFLOG group="
+
+_STRING: Final = r'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-f]{4})*"'
+_DEVICE: Final = rf"(?:{_STRING})?#\d{{1,10}}"
+_HEX: Final = r"(?:[0-9a-f]{2})*"
+_LINE: Final = re.compile(
+    r"NFLOG group=(?P<group>\d{1,5}) family=(?P<family>\d{1,3}) protocol=(?P<protocol>[0-9a-f]{4})"
+    r" hook=(?P<hook>\d{1,3}) received=(?P<received>\d{1,19})"
+    r"(?: seq=(?P<sequence>\d{1,10}))?"
+    r"(?: global_seq=(?P<global_sequence>\d{1,10}))?"
+    r"(?: time=(?P<seconds>\d{1,12})\.(?P<microseconds>\d{6}))?"
+    rf" prefix=(?P<prefix>{_STRING})"
+    rf"(?: in=(?P<input>{_DEVICE}))?"
+    rf"(?: out=(?P<output>{_DEVICE}))?"
+    rf"(?: physin=(?P<physical_input>{_DEVICE}))?"
+    rf"(?: physout=(?P<physical_output>{_DEVICE}))?"
+    r"(?: hwtype=(?P<hardware_type>\d{1,5}))?"
+    rf"(?: hwheader=(?P<hardware_header>{_HEX}))?"
+    rf"(?: hwaddr=(?P<hardware_address>{_HEX}))?"
+    rf"(?: l2header=(?P<link_header>{_HEX}))?"
+    r"(?: vlan=(?P<vlan>[0-9a-f]{4}:[0-9a-f]{4}))?"
+    r"(?: mark=0x(?P<mark>[0-9a-f]{1,8}))?"
+    r"(?: uid=(?P<uid>\d{1,10}))?"
+    r"(?: gid=(?P<gid>\d{1,10}))?"
+    rf" packet=(?P<captured>{_HEX})",
+    re.ASCII,
+)
+_LIMITS: Final = {
+    "group": 0xFFFF,
+    "family": 0xFF,
+    "hook": 0xFF,
+    "received": 1 << 63,
+    "sequence": 0xFFFFFFFF,
+    "global_sequence": 0xFFFFFFFF,
+    "hardware_type": 0xFFFF,
+    "uid": 0xFFFFFFFF,
+    "gid": 0xFFFFFFFF,
+}
+
+
+def render(datagram: Datagram) -> str:
+    """The line."""
+    d = datagram
+    fields = (
+        ("NFLOG group", str(d.group)),
+        ("family", str(d.family)),
+        ("protocol", f"{d.hardware_protocol:04x}"),
+        ("hook", str(d.hook)),
+        ("received", str(d.received_ns)),
+        ("seq", _decimal(d.sequence)),
+        ("global_seq", _decimal(d.global_sequence)),
+        ("time", stamp(d)),
+        ("prefix", json.dumps(d.prefix)),
+        ("in", _quoted(d.input)),
+        ("out", _quoted(d.output)),
+        ("physin", _quoted(d.physical_input)),
+        ("physout", _quoted(d.physical_output)),
+        ("hwtype", _decimal(d.hardware_type)),
+        ("hwheader", _hexadecimal(d.hardware_header)),
+        ("hwaddr", _hexadecimal(d.hardware_address)),
+        ("l2header", _hexadecimal(d.link_header)),
+        ("vlan", None if d.vlan is None else f"{d.vlan[0]:04x}:{d.vlan[1]:04x}"),
+        ("mark", None if d.mark is None else f"0x{d.mark:x}"),
+        ("uid", _decimal(d.uid)),
+        ("gid", _decimal(d.gid)),
+        ("packet", d.captured.hex()),
+    )
+    return " ".join(f"{name}={value}" for name, value in fields if value is not None)
+
+
+def _decimal(number: int | None) -> str | None:
+    return None if number is None else str(number)
+
+
+def _hexadecimal(octets: bytes | None) -> str | None:
+    return None if octets is None else octets.hex()
+
+
+def _quoted(device: Interface | None) -> str | None:
+    if device is None:
+        return None
+    return f"{'' if device.name is None else json.dumps(device.name)}#{device.index}"
+
+
+def stamp(datagram: Datagram) -> str | None:
+    """The kernel's stamp as seconds and microseconds; ``None`` when it gave none."""
+    if datagram.time_us is None:
+        return None
+    return f"{datagram.time_us // 1_000_000}.{datagram.time_us % 1_000_000:06d}"
+
+
+def parse(line: str) -> Datagram | None:
+    """The datagram of a line; ``None`` when it is not exactly such a line."""
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return None
+    found = match.groupdict()
+    numbers = {name: None if found[name] is None else int(found[name]) for name in _LIMITS}
+    if any(number is not None and number > _LIMITS[name] for name, number in numbers.items()):
+        return None
+    vlan = found["vlan"]
+    time_us = (
+        None
+        if found["seconds"] is None
+        else int(found["seconds"]) * 1_000_000 + int(found["microseconds"])
+    )
+    return Datagram(
+        group=numbers["group"] or 0,
+        family=numbers["family"] or 0,
+        hardware_protocol=int(found["protocol"], 16),
+        hook=numbers["hook"] or 0,
+        received_ns=numbers["received"] or 0,
+        prefix=json.loads(found["prefix"]),
+        captured=bytes.fromhex(found["captured"]),
+        sequence=numbers["sequence"],
+        global_sequence=numbers["global_sequence"],
+        time_us=time_us,
+        input=_device(found, "input"),
+        output=_device(found, "output"),
+        physical_input=_device(found, "physical_input"),
+        physical_output=_device(found, "physical_output"),
+        hardware_type=numbers["hardware_type"],
+        hardware_header=_octets(found, "hardware_header"),
+        hardware_address=_octets(found, "hardware_address"),
+        link_header=_octets(found, "link_header"),
+        vlan=None if vlan is None else (int(vlan[:4], 16), int(vlan[5:], 16)),
+        mark=None if found["mark"] is None else int(found["mark"], 16),
+        uid=numbers["uid"],
+        gid=numbers["gid"],
+    )
+
+
+def _device(found: Mapping[str, str | None], name: str) -> Interface | None:
+    text = found[name]
+    if text is None:
+        return None
+    quoted, _, index = text.rpartition("#")
+    return Interface(int(index), json.loads(quoted) if quoted else None)
+
+
+def _octets(found: Mapping[str, str | None], name: str) -> bytes | None:
+    text = found[name]
+    return None if text is None else bytes.fromhex(text)

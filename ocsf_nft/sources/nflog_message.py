@@ -1,0 +1,192 @@
+"""One NFLOG message (NFULNL_MSG_PACKET) becomes a Record.
+
+The payload of the message is a ``nfgenmsg`` (family, version, group in network order) and
+attributes, per include/uapi/linux/netfilter/nfnetlink_log.h; which of them the kernel sends when
+is in net/netfilter/nfnetlink_log.c. All their numbers are in network order.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft import netlink
+from ocsf_nft.record import Origin, Reject
+from ocsf_nft.sources import nflog_line
+from ocsf_nft.sources.facts import readable
+from ocsf_nft.sources.nflog_datagram import Datagram, Interface, record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ocsf_nft.record import Record
+
+NFULA_PACKET_HDR: Final = 1
+NFULA_MARK: Final = 2
+NFULA_TIMESTAMP: Final = 3
+NFULA_IFINDEX_INDEV: Final = 4
+NFULA_IFINDEX_OUTDEV: Final = 5
+NFULA_IFINDEX_PHYSINDEV: Final = 6
+NFULA_IFINDEX_PHYSOUTDEV: Final = 7
+NFULA_HWADDR: Final = 8
+NFULA_PAYLOAD: Final = 9
+NFULA_PREFIX: Final = 10
+NFULA_UID: Final = 11
+NFULA_SEQ: Final = 12
+NFULA_SEQ_GLOBAL: Final = 13
+NFULA_GID: Final = 14
+NFULA_HWTYPE: Final = 15
+NFULA_HWHEADER: Final = 16
+NFULA_VLAN: Final = 20
+NFULA_L2HDR: Final = 21
+NFULA_VLAN_PROTO: Final = 1
+NFULA_VLAN_TCI: Final = 2
+
+_NFGENMSG_BYTES: Final = 4
+_PACKET_HDR: Final = struct.Struct("!HBx")
+_TIMESTAMP: Final = struct.Struct("!QQ")
+_WORD: Final = struct.Struct("!I")
+_SHORT: Final = struct.Struct("!H")
+#: A stamp of the year 10000 and later is not one.
+_SECONDS_LIMIT: Final = 253_402_300_800
+
+
+class _MalformedError(Exception):
+    """The payload can't be read; the message says why."""
+
+
+def sequence(payload: memoryview) -> int | None:
+    """NFULA_SEQ, the number of the message in its group; ``None`` without sequence numbers."""
+    for kind, value in netlink.attributes(payload[_NFGENMSG_BYTES:]):
+        if kind == NFULA_SEQ and len(value) == _WORD.size:
+            number: int = _WORD.unpack(value)[0]
+            return number
+    return None
+
+
+def read(  # noqa: PLR0913 - what a socket knows about one message
+    payload: memoryview,
+    *,
+    group: int,
+    interface_name: Callable[[int], str | None],
+    identity: Callable[[int | None], str],
+    received_ns: int,
+    log_source: str,
+) -> Record | Reject:
+    """The Record of one message's payload (what follows the netlink header).
+
+    ``interface_name`` names a device by its index, ``None`` when it is gone; ``identity`` makes
+    the record's identity of its sequence number. Times are nanoseconds since the epoch. Never
+    raises of itself: what can't be read is a Reject.
+    """
+    try:
+        datagram = _datagram(payload, group, interface_name, received_ns)
+    except _MalformedError as error:
+        return Reject(kind="malformed", reason=str(error), line=f"NFLOG payload={payload.hex()}")
+    origin = Origin(
+        transport="nflog",
+        identity=identity(datagram.sequence),
+        log_source=log_source,
+        raw=nflog_line.render(datagram),
+        sequence=datagram.sequence,
+        original_time=nflog_line.stamp(datagram),
+    )
+    return record(datagram, origin)
+
+
+def _datagram(
+    payload: memoryview,
+    group: int,
+    interface_name: Callable[[int], str | None],
+    received_ns: int,
+) -> Datagram:
+    if len(payload) < _NFGENMSG_BYTES:
+        raise _MalformedError("the NFLOG message is shorter than its header")
+    found = dict(netlink.attributes(payload[_NFGENMSG_BYTES:]))
+    header = found.get(NFULA_PACKET_HDR)
+    if header is None or len(header) != _PACKET_HDR.size:
+        raise _MalformedError("the NFLOG message has no packet header attribute")
+    protocol, hook = _PACKET_HDR.unpack(header)
+
+    def word(kind: int) -> int | None:
+        return _number(found.get(kind), _WORD, kind)
+
+    def device(kind: int) -> Interface | None:
+        index = word(kind)
+        if index is None:
+            return None
+        name = interface_name(index)
+        if name is not None:
+            name = readable(name.encode("utf-8", "surrogateescape"))
+        return Interface(index, name)
+
+    def octets(kind: int) -> bytes | None:
+        value = found.get(kind)
+        return None if value is None else bytes(value)
+
+    return Datagram(
+        group=group,
+        family=payload[0],
+        hardware_protocol=protocol,
+        hook=hook,
+        received_ns=received_ns,
+        prefix=_text(found.get(NFULA_PREFIX)),
+        captured=octets(NFULA_PAYLOAD) or b"",
+        sequence=word(NFULA_SEQ),
+        global_sequence=word(NFULA_SEQ_GLOBAL),
+        time_us=_time_us(found.get(NFULA_TIMESTAMP)),
+        input=device(NFULA_IFINDEX_INDEV),
+        output=device(NFULA_IFINDEX_OUTDEV),
+        physical_input=device(NFULA_IFINDEX_PHYSINDEV),
+        physical_output=device(NFULA_IFINDEX_PHYSOUTDEV),
+        hardware_type=_number(found.get(NFULA_HWTYPE), _SHORT, NFULA_HWTYPE),
+        hardware_header=octets(NFULA_HWHEADER),
+        hardware_address=_hardware_address(found.get(NFULA_HWADDR)),
+        link_header=octets(NFULA_L2HDR),
+        vlan=_vlan(found.get(NFULA_VLAN)),
+        mark=word(NFULA_MARK),
+        uid=word(NFULA_UID),
+        gid=word(NFULA_GID),
+    )
+
+
+def _number(value: memoryview | None, form: struct.Struct, kind: int) -> int | None:
+    if value is None:
+        return None
+    if len(value) != form.size:
+        raise _MalformedError(f"NFLOG attribute {kind} has {len(value)} bytes, not {form.size}")
+    number: int = form.unpack(value)[0]
+    return number
+
+
+def _text(value: memoryview | None) -> str:
+    return "" if value is None else readable(bytes(value).partition(b"\0")[0])
+
+
+def _time_us(value: memoryview | None) -> int | None:
+    if value is None:
+        return None
+    if len(value) != _TIMESTAMP.size:
+        raise _MalformedError(f"the NFLOG timestamp has {len(value)} bytes, not {_TIMESTAMP.size}")
+    seconds, microseconds = _TIMESTAMP.unpack(value)
+    if seconds >= _SECONDS_LIMIT or microseconds >= 1_000_000:
+        raise _MalformedError(f"the NFLOG timestamp {seconds}.{microseconds} is no time")
+    return int(seconds) * 1_000_000 + int(microseconds)
+
+
+def _hardware_address(value: memoryview | None) -> bytes | None:
+    """``nfulnl_msg_packet_hw``: length, two bytes of padding, eight of address."""
+    if value is None:
+        return None
+    if len(value) != 12:
+        raise _MalformedError(f"the NFLOG hardware address has {len(value)} bytes, not 12")
+    return bytes(value[4 : 4 + min(_SHORT.unpack_from(value)[0], 8)])
+
+
+def _vlan(value: memoryview | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    nested = dict(netlink.attributes(value))
+    protocol = _number(nested.get(NFULA_VLAN_PROTO), _SHORT, NFULA_VLAN)
+    tag = _number(nested.get(NFULA_VLAN_TCI), _SHORT, NFULA_VLAN)
+    return None if protocol is None or tag is None else (protocol, tag)

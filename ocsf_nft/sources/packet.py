@@ -1,0 +1,347 @@
+"""Packet bytes become facts: what the kernel's text logger prints, read from the bytes themselves.
+
+The way through the headers, and where it ends early, is that of ``dump_ipv4_packet``,
+``dump_ipv6_packet`` and ``dump_arp_packet`` in net/netfilter/nf_log_syslog.c with all log flags
+set, so that the same packet yields the same facts from its bytes as from the kernel's line.
+What the kernel cuts short (``INCOMPLETE``, ``TRUNCATED``) is ``incomplete_bytes``, ``incomplete``;
+what only the *capture* cuts short is ``truncated``.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.sources.facts import ipv4_text, ipv6_text, mac_text
+
+if TYPE_CHECKING:
+    from ocsf_nft.sources.facts import Facts
+
+# IANA protocol numbers, IPv6 extension headers included (include/uapi/linux/in.h, in6.h).
+HOP_BY_HOP: Final = 0
+ICMP: Final = 1
+TCP: Final = 6
+UDP: Final = 17
+ROUTING: Final = 43
+FRAGMENT: Final = 44
+ESP: Final = 50
+AH: Final = 51
+ICMPV6: Final = 58
+NO_NEXT_HEADER: Final = 59
+DESTINATION_OPTIONS: Final = 60
+UDPLITE: Final = 136
+
+_UNNAMED_EXTENSIONS: Final = frozenset({HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS})
+_EXTENSIONS: Final = _UNNAMED_EXTENSIONS | {FRAGMENT, AH, ESP}
+
+# ICMP types that quote a packet, and the least lengths that the kernel asks for (RFC 792, 950).
+ICMP_ECHO: Final = frozenset({0, 8})
+ICMP_QUOTES: Final = frozenset({3, 4, 5, 11})
+ICMP_REDIRECT: Final = 5
+ICMP_PARAMETER_PROBLEM: Final = 12
+_ICMP_LEAST: Final = {3: 28, 4: 28, 5: 28, 11: 28, 12: 28, 13: 20, 14: 20, 17: 12, 18: 12}
+# ICMPv6 likewise (RFC 4443).
+ICMPV6_ECHO: Final = frozenset({128, 129})
+ICMPV6_QUOTES: Final = frozenset({1, 2, 3, 4})
+ICMPV6_TOO_BIG: Final = 2
+ICMPV6_PARAMETER_PROBLEM: Final = 4
+
+_IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
+_IPV6: Final = struct.Struct("!IHBB16s16s")
+_TCP: Final = struct.Struct("!HHIIHHHH")
+_UDP: Final = struct.Struct("!HHH")
+_ICMP: Final = struct.Struct("!BBxxHH")
+_ARP: Final = struct.Struct("!HHBBH")
+_WORD: Final = struct.Struct("!I")
+_ETHERNET_ARP: Final = struct.Struct("!6s4s6s4s")
+
+
+class _CaptureCut(Exception):  # noqa: N818 - an end of reading, not an error
+    """A header lies beyond the captured bytes, yet inside the packet."""
+
+
+class _Ended(Exception):  # noqa: N818 - an end of reading, not an error
+    """The kernel prints no more of this packet."""
+
+
+class _Packet:
+    """Captured bytes of a packet that is ``length`` bytes long."""
+
+    __slots__ = ("data", "length")
+
+    def __init__(self, data: bytes, length: int) -> None:
+        self.data = data
+        self.length = length
+
+    def holds(self, at: int, size: int) -> bool:
+        """Whether the packet has these bytes; raises _CaptureCut when the capture lacks them."""
+        if at + size <= len(self.data):
+            return True
+        if at + size <= self.length:
+            raise _CaptureCut
+        return False
+
+    def incomplete(self, facts: Facts, at: int) -> None:
+        """As the kernel counts what is left: in 32 bits without sign."""
+        facts["incomplete_bytes"] = (self.length - at) & 0xFFFFFFFF
+
+
+def ip_facts(data: bytes, version: int) -> Facts:
+    """The facts of an IP packet that starts at ``data``; never raises.
+
+    ``version`` is what the frame says it is (the kernel does not look at the version field
+    either). ``data`` may be cut short by the capture: the headers tell.
+    """
+    facts: Facts = {}
+    packet = _Packet(data, max(len(data), _total_length(data, version)))
+    try:
+        if version == 4:
+            _ipv4(packet, 0, facts, quoted=False)
+        else:
+            _ipv6(packet, 0, facts, quoted=False)
+    except _CaptureCut:
+        facts["truncated"] = True
+    return facts
+
+
+def arp_facts(data: bytes) -> Facts:
+    """The facts of an ARP packet; the payload only for IPv4 over Ethernet (RFC 826)."""
+    if len(data) < _ARP.size:
+        return {"incomplete": True}
+    hardware, protocol, hardware_bytes, protocol_bytes, operation = _ARP.unpack_from(data)
+    arp: Facts = {
+        "hardware_type": hardware,
+        "protocol_type": protocol,
+        "operation": operation,
+    }
+    if (hardware, hardware_bytes, protocol_bytes) == (1, 6, 4):
+        if len(data) < _ARP.size + _ETHERNET_ARP.size:
+            arp["incomplete_bytes"] = len(data) - _ARP.size
+        else:
+            mac, address, target_mac, target = _ETHERNET_ARP.unpack_from(data, _ARP.size)
+            arp["mac_source"] = mac_text(mac)
+            arp["source"] = ipv4_text(address)
+            arp["mac_destination"] = mac_text(target_mac)
+            arp["destination"] = ipv4_text(target)
+    return {"arp": arp}
+
+
+def _total_length(data: bytes, version: int) -> int:
+    if version == 4:
+        return int.from_bytes(data[2:4], "big") if len(data) >= 20 else 0
+    return 40 + int.from_bytes(data[4:6], "big") if len(data) >= 40 else 0
+
+
+def _ipv4(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
+    if not packet.holds(at, _IPV4.size):
+        facts["incomplete"] = True
+        return
+    first, tos, length, ident, fragment, ttl, protocol, _checksum, source, destination = (
+        _IPV4.unpack_from(packet.data, at)
+    )
+    facts["ip_version"] = 4
+    facts["source"] = ipv4_text(source)
+    facts["destination"] = ipv4_text(destination)
+    facts["length"] = length
+    facts["tos"] = tos & 0xFE  # IPTOS_TOS_MASK | IPTOS_PREC_MASK: the lowest bit is not printed
+    facts["ttl"] = ttl
+    facts["ip_id"] = ident
+    facts["protocol"] = protocol
+    if fragment & 0x8000:
+        facts["congestion"] = True
+    if fragment & 0x4000:
+        facts["dont_fragment"] = True
+    if fragment & 0x2000:
+        facts["more_fragments"] = True
+    offset = (fragment & 0x1FFF) * 8
+    if offset:
+        facts["fragment_offset"] = offset
+    header = (first & 0xF) * 4
+    if header > _IPV4.size:
+        if not packet.holds(at + _IPV4.size, header - _IPV4.size):
+            facts["incomplete"] = True
+            return
+        facts["ip_options"] = packet.data[at + _IPV4.size : at + header].hex()
+    _transport(packet, at + header, facts, protocol, late=offset > 0, quoted=quoted)
+
+
+def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
+    if not packet.holds(at, _IPV6.size):
+        facts["incomplete"] = True
+        return
+    word, payload, following, hops, source, destination = _IPV6.unpack_from(packet.data, at)
+    facts["ip_version"] = 6
+    facts["source"] = ipv6_text(source)
+    facts["destination"] = ipv6_text(destination)
+    facts["length"] = payload + _IPV6.size
+    facts["traffic_class"] = word >> 20 & 0xFF
+    facts["hop_limit"] = hops
+    facts["flow_label"] = word & 0xFFFFF
+    try:
+        at, protocol, late = _extensions(packet, at + _IPV6.size, facts, following)
+    except _Ended:
+        return
+    facts["protocol"] = protocol
+    _transport(packet, at, facts, protocol, late=late, quoted=quoted)
+
+
+def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
+    """Walk the extension headers: where the next one begins, its number, whether a late fragment.
+
+    Of two fragment or authentication headers the first one tells. Raises _Ended where the kernel
+    stops.
+    """
+    late = False
+    while following in _EXTENSIONS:
+        if not packet.holds(at, 2):
+            facts["incomplete"] = True
+            raise _Ended
+        facts["extension_headers"] = _count(facts) + 1
+        size = (packet.data[at + 1] + 1) * 8
+        if following == FRAGMENT:
+            late = _fragment(packet, at, facts) or late
+            size = 8
+        elif late and following != ESP:
+            raise _Ended
+        elif following in {AH, ESP}:
+            _security(packet, at, facts, following, late=late)
+            size = (packet.data[at + 1] + 2) * 4
+        following = packet.data[at]
+        at += size
+    return at, following, late
+
+
+def _count(facts: Facts) -> int:
+    count = facts.get("extension_headers", 0)
+    return count if isinstance(count, int) else 0
+
+
+def _fragment(packet: _Packet, at: int, facts: Facts) -> bool:
+    if not packet.holds(at, 8):
+        facts["incomplete"] = True
+        raise _Ended
+    field = int.from_bytes(packet.data[at + 2 : at + 4], "big")
+    if "fragment_offset" not in facts:
+        facts["fragment_offset"] = field & 0xFFF8
+        facts["ip_id"] = int.from_bytes(packet.data[at + 4 : at + 8], "big")
+        if field & 1:
+            facts["more_fragments"] = True
+    return field & 0xFFF8 > 0
+
+
+def _security(packet: _Packet, at: int, facts: Facts, kind: int, *, late: bool) -> None:
+    if kind == ESP:
+        facts["protocol"] = ESP
+        if late:
+            raise _Ended
+    if not packet.holds(at, 12 if kind == AH else 8):
+        packet.incomplete(facts, at)
+        raise _Ended
+    facts.setdefault("spi", _WORD.unpack_from(packet.data, at + (4 if kind == AH else 0))[0])
+    if kind == ESP:
+        raise _Ended
+
+
+def _transport(  # noqa: PLR0913 - a header is where it is, what it is, and in what
+    packet: _Packet, at: int, facts: Facts, protocol: int, *, late: bool, quoted: bool
+) -> None:
+    if late:
+        return
+    version = facts["ip_version"]
+    if protocol == TCP:
+        _tcp(packet, at, facts)
+    elif protocol in {UDP, UDPLITE}:
+        _udp(packet, at, facts)
+    elif protocol == ICMP and version == 4:
+        _icmp(packet, at, facts, quoted=quoted)
+    elif protocol == ICMPV6 and version == 6:
+        _icmpv6(packet, at, facts, quoted=quoted)
+    elif protocol in {AH, ESP} and version == 4:
+        if not packet.holds(at, 12 if protocol == AH else 8):
+            packet.incomplete(facts, at)
+            return
+        facts["spi"] = _WORD.unpack_from(packet.data, at + (4 if protocol == AH else 0))[0]
+
+
+def _tcp(packet: _Packet, at: int, facts: Facts) -> None:
+    if not packet.holds(at, _TCP.size):
+        packet.incomplete(facts, at)
+        return
+    source, destination, sequence, acknowledgment, bits, window, _checksum, urgent = (
+        _TCP.unpack_from(packet.data, at)
+    )
+    facts["source_port"] = source
+    facts["destination_port"] = destination
+    facts["tcp_sequence"] = sequence
+    facts["tcp_acknowledgment"] = acknowledgment
+    facts["tcp_window"] = window
+    facts["tcp_reserved"] = bits >> 9 & 7
+    facts["tcp_flags"] = bits & 0x1FF
+    facts["tcp_urgent_pointer"] = urgent
+    size = (bits >> 12) * 4
+    if size > _TCP.size:
+        if not packet.holds(at + _TCP.size, size - _TCP.size):
+            facts["incomplete"] = True
+            return
+        facts["tcp_options"] = packet.data[at + _TCP.size : at + size].hex()
+
+
+def _udp(packet: _Packet, at: int, facts: Facts) -> None:
+    if not packet.holds(at, 8):
+        packet.incomplete(facts, at)
+        return
+    source, destination, length = _UDP.unpack_from(packet.data, at)
+    facts["source_port"] = source
+    facts["destination_port"] = destination
+    facts["udp_length"] = length
+
+
+def _icmp(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
+    if not packet.holds(at, 8):
+        packet.incomplete(facts, at)
+        return
+    kind, code, high, low = _ICMP.unpack_from(packet.data, at)
+    facts["icmp_type"] = kind
+    facts["icmp_code"] = code
+    if packet.length - at < _ICMP_LEAST.get(kind, 0):
+        packet.incomplete(facts, at)
+    elif kind in ICMP_ECHO:
+        facts["icmp_id"] = high
+        facts["icmp_sequence"] = low
+    elif kind == ICMP_PARAMETER_PROBLEM:
+        facts["icmp_parameter"] = high >> 8
+    elif kind in ICMP_QUOTES:
+        if kind == ICMP_REDIRECT:
+            facts["icmp_gateway"] = ipv4_text(packet.data[at + 4 : at + 8])
+        if (kind, code) == (3, 4):
+            facts["icmp_mtu"] = low
+        if not quoted:
+            _quote(packet, at + 8, facts, version=4)
+
+
+def _icmpv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
+    if not packet.holds(at, 8):
+        packet.incomplete(facts, at)
+        return
+    kind, code, high, low = _ICMP.unpack_from(packet.data, at)
+    facts["icmp_type"] = kind
+    facts["icmp_code"] = code
+    if kind in ICMPV6_ECHO:
+        facts["icmp_id"] = high
+        facts["icmp_sequence"] = low
+    elif kind in ICMPV6_QUOTES:
+        if kind == ICMPV6_PARAMETER_PROBLEM:
+            facts["icmp_pointer"] = high << 16 | low
+        elif kind == ICMPV6_TOO_BIG:
+            facts["icmp_mtu"] = high << 16 | low
+        if not quoted:
+            _quote(packet, at + 8, facts, version=6)
+
+
+def _quote(packet: _Packet, at: int, facts: Facts, *, version: int) -> None:
+    quote: Facts = {}
+    facts["quoted"] = quote
+    if version == 4:
+        _ipv4(packet, at, quote, quoted=True)
+    else:
+        _ipv6(packet, at, quote, quoted=True)

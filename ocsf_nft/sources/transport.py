@@ -1,0 +1,198 @@
+"""The transport part of a kernel log line: what follows ``PROTO=``.
+
+Where a field that the kernel always prints is missing at the end of the line, the line is cut;
+see ``grammar``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.sources.facts import canonical_address
+from ocsf_nft.sources.packet import (
+    AH,
+    ESP,
+    ICMP,
+    ICMP_ECHO,
+    ICMP_PARAMETER_PROBLEM,
+    ICMP_QUOTES,
+    ICMP_REDIRECT,
+    ICMPV6,
+    ICMPV6_ECHO,
+    ICMPV6_PARAMETER_PROBLEM,
+    ICMPV6_QUOTES,
+    ICMPV6_TOO_BIG,
+    TCP,
+    UDP,
+    UDPLITE,
+)
+from ocsf_nft.sources.words import MalformedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.words import Words
+
+#: Bits of the flags, by the kernel's names, in the order in which it prints them.
+TCP_FLAGS: Final = {
+    name: 256 >> bit
+    for bit, name in enumerate(("AE", "CWR", "ECE", "URG", "ACK", "PSH", "RST", "SYN", "FIN"))
+}
+#: ``RES=`` has the four bits before CWR, two to the left. The lowest of them became AE (RFC 9768):
+#: newer kernels print that as a flag, older ones here.
+RESERVED_FORM: Final = "0x([0-3][048c])"
+RESERVED_AE: Final = 0x04
+RESERVED_SHIFT: Final = 3
+SPI_FORM: Final = "0x(0|[1-9a-f][0-9a-f]{0,7})"
+
+
+def transport(
+    words: Words,
+    facts: Facts,
+    protocol: int,
+    *,
+    quote: Callable[[Words, Facts], None] | None,
+) -> None:
+    """Take the transport header's fields; raises MalformedError.
+
+    ``quote`` takes the packet that an ICMP error quotes; ``None`` inside such a quote, for the
+    kernel goes no deeper.
+    """
+    if protocol == TCP:
+        _tcp(words, facts)
+    elif protocol in {UDP, UDPLITE}:
+        _udp(words, facts)
+    elif protocol == ICMP:
+        _icmp(words, facts, quote)
+    elif protocol == ICMPV6:
+        _icmpv6(words, facts, quote)
+    elif protocol in {AH, ESP} and facts["ip_version"] == 4 and not _incomplete(words, facts):
+        index = words.hexadecimal("SPI", SPI_FORM)
+        if index is None:
+            words.expect_more()
+        else:
+            facts["spi"] = index
+
+
+def _incomplete(words: Words, facts: Facts) -> bool:
+    """Whether the kernel found the header incomplete."""
+    lacking = words.incomplete()
+    if lacking is not None:
+        facts["incomplete_bytes"] = lacking
+    return lacking is not None
+
+
+def _take(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
+    """Take a number that the kernel always prints here: whether it was there."""
+    number = words.number(key, limit)
+    if number is None:
+        words.expect_more()
+        return False
+    facts[name] = number
+    return True
+
+
+def _tcp(words: Words, facts: Facts) -> None:
+    if _incomplete(words, facts):
+        return
+    _take(words, facts, "SPT", "source_port", 0xFFFF)
+    _take(words, facts, "DPT", "destination_port", 0xFFFF)
+    for key, name in (("SEQ", "tcp_sequence"), ("ACK", "tcp_acknowledgment")):
+        number = words.number(key, 0xFFFFFFFF)
+        if number is not None:
+            facts[name] = number
+    _take(words, facts, "WINDOW", "tcp_window", 0xFFFF)
+    reserved = words.hexadecimal("RES", RESERVED_FORM)
+    flags = sum(bit for name, bit in TCP_FLAGS.items() if words.flag(name))
+    if reserved is None:
+        words.expect_more()
+    else:
+        facts["tcp_reserved"] = reserved >> RESERVED_SHIFT
+        # Without what follows, more flags may have been cut off.
+        if words.peek().startswith("URGP="):
+            facts["tcp_flags"] = flags | (256 if reserved & RESERVED_AE else 0)
+    _take(words, facts, "URGP", "tcp_urgent_pointer", 0xFFFF)
+    options, incomplete = words.options()
+    if options is not None:
+        facts["tcp_options"] = options
+    if incomplete:
+        facts["incomplete"] = True
+
+
+def _udp(words: Words, facts: Facts) -> None:
+    if _incomplete(words, facts):
+        return
+    _take(words, facts, "SPT", "source_port", 0xFFFF)
+    _take(words, facts, "DPT", "destination_port", 0xFFFF)
+    number = words.number("LEN", 0xFFFF, certain=_payload(facts))
+    if number is None:
+        words.expect_more()
+    else:
+        facts["udp_length"] = number
+
+
+def _payload(facts: Facts) -> int | None:
+    """The bytes behind a plain IP header: a UDP length of that many has lost no digit."""
+    length, options = facts.get("length"), facts.get("ip_options", "")
+    if not isinstance(length, int) or not isinstance(options, str):
+        return None
+    return length - (20 + len(options) // 2 if facts["ip_version"] == 4 else 40)
+
+
+def _icmp(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | None) -> None:
+    if _incomplete(words, facts) or not _kind(words, facts) or _incomplete(words, facts):
+        return
+    kind = facts["icmp_type"]
+    if kind in ICMP_ECHO:
+        _echo(words, facts)
+    elif kind == ICMP_PARAMETER_PROBLEM:
+        _take(words, facts, "PARAMETER", "icmp_parameter", 0xFF)
+    elif kind in ICMP_QUOTES:
+        if kind == ICMP_REDIRECT:
+            _gateway(words, facts)
+        if quote is not None:
+            quote(words, facts)
+        if (kind, facts["icmp_code"]) == (3, 4):
+            _take(words, facts, "MTU", "icmp_mtu", 0xFFFF)
+
+
+def _icmpv6(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | None) -> None:
+    if _incomplete(words, facts) or not _kind(words, facts):
+        return
+    kind = facts["icmp_type"]
+    if kind in ICMPV6_ECHO:
+        _echo(words, facts)
+    elif kind in ICMPV6_QUOTES:
+        if kind == ICMPV6_PARAMETER_PROBLEM:
+            pointer = words.hexadecimal("POINTER", "([0-9a-f]{8})")
+            if pointer is None:
+                words.expect_more()
+            else:
+                facts["icmp_pointer"] = pointer
+        if quote is not None:
+            quote(words, facts)
+        if kind == ICMPV6_TOO_BIG:
+            _take(words, facts, "MTU", "icmp_mtu", 0xFFFFFFFF)
+
+
+def _kind(words: Words, facts: Facts) -> bool:
+    return _take(words, facts, "TYPE", "icmp_type", 0xFF) and _take(
+        words, facts, "CODE", "icmp_code", 0xFF
+    )
+
+
+def _echo(words: Words, facts: Facts) -> None:
+    _take(words, facts, "ID", "icmp_id", 0xFFFF)
+    _take(words, facts, "SEQ", "icmp_sequence", 0xFFFF)
+
+
+def _gateway(words: Words, facts: Facts) -> None:
+    gateway = words.value("GATEWAY")
+    if gateway is None:
+        words.expect_more()
+        return
+    address = canonical_address(gateway)
+    if address is None or ":" in address:
+        raise MalformedError("GATEWAY is not an IPv4 address")
+    facts["icmp_gateway"] = address
