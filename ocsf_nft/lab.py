@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PROXY_PORT: Final = 3128
 GATEWAY4: Final = "10.200.0.1"
 GATEWAY6: Final = "fd00:200::1"
+GATEWAY_MAC: Final = "02:00:00:00:00:01"
 SANDBOX4: Final = "10.200.0.2"
 SANDBOX6: Final = "fd00:200::2"
 #: Documentation addresses (RFC 5737, RFC 3849) that stand for the internet.
@@ -79,8 +80,8 @@ def throwaway() -> Iterator[Lab]:
         # No duplicate address detection: an address must be usable at once.
         for namespace in (lab.sandbox_namespace, lab.gateway_namespace):
             namespace.call(_without_dad)
-        ip("-n", lab.sandbox, "link", "add", lab.sandbox_device, "type", "veth",
-           "peer", "name", lab.gateway_device, "netns", lab.gateway)  # fmt: skip
+        ip("-n", lab.sandbox, "link", "add", lab.sandbox_device, "type", "veth", "peer",
+           "name", lab.gateway_device, "address", GATEWAY_MAC, "netns", lab.gateway)  # fmt: skip
         _configure(lab.gateway, lab.gateway_device, f"{GATEWAY4}/24", f"{GATEWAY6}/64")
         _configure(lab.sandbox, lab.sandbox_device, f"{SANDBOX4}/24", f"{SANDBOX6}/64")
         ip("-n", lab.sandbox, "route", "add", "default", "via", GATEWAY4)

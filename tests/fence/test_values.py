@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft.errors import UsageError
+from ocsf_nft.fence import values
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("10.0.0.1:3128", "10.0.0.1:3128"),
+        ("[fd00::1]:3128", "[fd00::1]:3128"),
+        ("[FD00:0:0::01]:1", "[fd00::1]:1"),
+        ("127.0.0.1:65535", "127.0.0.1:65535"),
+    ],
+)
+def test_an_endpoint_is_read_into_canonical_form(text: str, shown: str) -> None:
+    assert str(values.endpoint(text)) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        "10.0.0.1",
+        "10.0.0.1:",
+        "10.0.0.1:0",
+        "10.0.0.1:65536",
+        "10.0.0.1:-1",
+        "10.0.0.1:+80",
+        "10.0.0.1: 80",
+        "10.0.0.1:٨٠",
+        "010.0.0.1:80",
+        "10.0.0:80",
+        "fd00::1:80",
+        "[10.0.0.1]:80",
+        "[fd00::1%eth0]:80",
+        "[fd00::1:80",
+        "proxy.example:3128",
+        "0.0.0.0:80",
+        "[::]:80",
+        "224.0.0.1:80",
+        "10.0.0.1:80 accept",
+        '10.0.0.1" accept:80',
+        "10.0.0.1\n:80",
+    ],
+)
+def test_what_is_no_endpoint_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        values.endpoint(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_exception_names_its_protocol() -> None:
+    assert values.exception("udp:10.0.0.53:53").protocol == "udp"
+    for text in ("10.0.0.53:53", "icmp:10.0.0.53:53", "udp:", "UDP:10.0.0.53:53"):
+        with pytest.raises(UsageError):
+            values.exception(text)
+
+
+@pytest.mark.parametrize("name", ["a", "sb-1", "a.b_c", "x" * 64])
+def test_a_sandbox_name_is_a_name(name: str) -> None:
+    assert values.sandbox_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a:b", "x" * 65, "é", 'a"b', "a\n"])
+def test_what_is_no_sandbox_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError):
+        values.sandbox_name(name)
+
+
+@pytest.mark.parametrize("name", ["lo", "eth0.5", "DPT=22", "UID=0", "veth-a@b", "{x}", "x;y"])
+def test_a_device_may_be_named_as_the_kernel_allows(name: str) -> None:
+    assert values.device_name(name) == name
+
+
+@given(st.text(max_size=20))
+def test_no_device_name_can_end_a_quoted_string_or_reach_over_a_line(name: str) -> None:
+    try:
+        accepted = values.device_name(name)
+    except UsageError:
+        return
+    assert not set(accepted) & set('"*\\$/: \t\r\n')
+    assert accepted.isascii()
+    assert accepted.isprintable()
+
+
+@pytest.mark.parametrize("number", [0, -1, 65536])
+def test_an_nflog_group_fits_16_bits(number: int) -> None:
+    with pytest.raises(UsageError):
+        values.nflog_group(number)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft import lab as laboratory
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.spec import FenceSpec
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.values import endpoint
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from ocsf_nft.netns import Namespace
+
+SANDBOX = "lab"
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with laboratory.throwaway() as made:
+        yield made
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDirectory:
+    return StateDirectory(tmp_path / "state")
+
+
+@pytest.fixture
+def spec() -> FenceSpec:
+    return FenceSpec(
+        sandbox=SANDBOX,
+        proxies=(endpoint(f"{GATEWAY4}:{PROXY_PORT}"), endpoint(f"[{GATEWAY6}]:{PROXY_PORT}")),
+    )
+
+
+@pytest.fixture
+def fenced(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Lab:
+    """The lab with its sandbox fenced, NFLOG as the transport."""
+    installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    return lab
+
+
+@pytest.fixture
+def counters() -> Callable[[Namespace], dict[str, int]]:
+    """Packets in the named nftables counters of a namespace."""
+
+    def read(namespace: Namespace) -> dict[str, int]:
+        listed = nft(namespace, "-j", "list", "counters")
+        return {
+            entry["counter"]["name"]: entry["counter"]["packets"]
+            for entry in json.loads(listed)["nftables"]
+            if "counter" in entry
+        }
+
+    return read
+
+
+def nft(namespace: Namespace, *arguments: str) -> str:
+    """Run nft in a namespace, for what a test wants and the package doesn't do."""
+    done = namespace.call(
+        lambda: subprocess.run(["nft", *arguments], capture_output=True, text=True, check=True)
+    )
+    return done.stdout

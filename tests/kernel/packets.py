@@ -1,0 +1,83 @@
+"""Packets and frames by hand, for attempts that no ordinary socket makes."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+
+ETH_IP = 0x0800
+ETH_ARP = 0x0806
+ETH_IP6 = 0x86DD
+PAYLOAD = b"bypass"
+
+
+def checksum(data: bytes) -> int:
+    """RFC 1071."""
+    padded = data + b"\0" * (len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def ip4(
+    source: str, destination: str, protocol: int, payload: bytes, *, fragment: int = 0
+) -> bytes:
+    """An IPv4 packet; ``fragment`` is the flags and offset field as it stands in the header."""
+    header = struct.pack(
+        "!BBHHHBBH4s4s",
+        0x45,
+        0,
+        20 + len(payload),
+        1,
+        fragment,
+        64,
+        protocol,
+        0,
+        ipaddress.IPv4Address(source).packed,
+        ipaddress.IPv4Address(destination).packed,
+    )
+    return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + payload
+
+
+def ip6(source: str, destination: str, following: int, payload: bytes) -> bytes:
+    """An IPv6 packet."""
+    return (
+        struct.pack("!IHBB", 6 << 28, len(payload), following, 64)
+        + ipaddress.IPv6Address(source).packed
+        + ipaddress.IPv6Address(destination).packed
+        + payload
+    )
+
+
+def tcp(port: int, flags: int, source_port: int = 4000) -> bytes:
+    """A TCP header without options; its checksum is zero, which no firewall looks at."""
+    return struct.pack("!HHIIBBHHH", source_port, port, 1, 1, 5 << 4, flags, 8192, 0, 0)
+
+
+def udp(port: int, payload: bytes = PAYLOAD) -> bytes:
+    """A UDP datagram without a checksum."""
+    return struct.pack("!HHHH", 4000, port, 8 + len(payload), 0) + payload
+
+
+def icmp_echo() -> bytes:
+    """An ICMP echo request."""
+    body = struct.pack("!BBHHH", 8, 0, 0, 7, 1) + PAYLOAD
+    return body[:2] + struct.pack("!H", checksum(body)) + body[4:]
+
+
+def frame(destination: bytes, source: bytes, kind: int, payload: bytes) -> bytes:
+    """An Ethernet frame, padded to the shortest that there is."""
+    return (destination + source + struct.pack("!H", kind) + payload).ljust(60, b"\0")
+
+
+def arp(source: str, target: str, source_mac: bytes, extra: bytes = b"") -> bytes:
+    """An ARP request, with ``extra`` bytes after it."""
+    return (
+        struct.pack("!HHBBH", 1, ETH_IP, 6, 4, 1)
+        + source_mac
+        + ipaddress.IPv4Address(source).packed
+        + bytes(6)
+        + ipaddress.IPv4Address(target).packed
+        + extra
+    )
