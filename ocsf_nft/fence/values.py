@@ -14,7 +14,7 @@ Protocol: TypeAlias = Literal["tcp", "udp"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 #: IFNAMSIZ is 16 with the final NUL; dev_valid_name() in net/core/dev.c forbids blanks, `/` and
-#: `:`. Of the rest, nft's quoted strings can't hold `"`, and `*`, `\\` and `$` have a meaning there.
+#: `:`. Of the rest, nft's quoted strings can't hold `"`, and give `*`, `\\` and `$` a meaning.
 _DEVICE: Final = re.compile(r"(?:(?![\"/:*\\$])[!-~]){1,15}")
 _PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII)
 _LAST_PORT: Final = 65535
