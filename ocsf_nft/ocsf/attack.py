@@ -1,0 +1,70 @@
+"""MITRE ATT&CK: what an attempt to get round the proxy is called.
+
+Names and ids are those of one version of the matrix, stated here and nowhere else. A refused
+packet is Command and Control at most, or a grab for a cloud machine's credentials; it is none of
+the techniques that *use* a proxy or a tunnel, or that disable a firewall.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.ocsf import protocols
+from ocsf_nft.ocsf.objects import Attack, Tactic, Technique
+
+if TYPE_CHECKING:
+    from ocsf_nft.record import Record
+
+_VERSION: Final = "18.0"
+_COMMAND_AND_CONTROL: Final = Tactic(uid="TA0011", name="Command and Control")
+_CREDENTIAL_ACCESS: Final = Tactic(uid="TA0006", name="Credential Access")
+
+
+def _attacks(
+    tactic: Tactic, technique: tuple[str, str], sub_technique: tuple[str, str] | None = None
+) -> tuple[Attack, ...]:
+    return (
+        Attack(
+            version=_VERSION,
+            tactic=tactic,
+            technique=Technique(uid=technique[0], name=technique[1]),
+            sub_technique=None
+            if sub_technique is None
+            else Technique(uid=sub_technique[0], name=sub_technique[1]),
+        ),
+    )
+
+
+_APPLICATION_LAYER: Final = ("T1071", "Application Layer Protocol")
+_WEB: Final = _attacks(_COMMAND_AND_CONTROL, _APPLICATION_LAYER, ("T1071.001", "Web Protocols"))
+_FILES: Final = _attacks(
+    _COMMAND_AND_CONTROL, _APPLICATION_LAYER, ("T1071.002", "File Transfer Protocols")
+)
+_MAIL: Final = _attacks(_COMMAND_AND_CONTROL, _APPLICATION_LAYER, ("T1071.003", "Mail Protocols"))
+_DNS: Final = _attacks(_COMMAND_AND_CONTROL, _APPLICATION_LAYER, ("T1071.004", "DNS"))
+_APPLICATION: Final = _attacks(_COMMAND_AND_CONTROL, _APPLICATION_LAYER)
+_RAW: Final = _attacks(_COMMAND_AND_CONTROL, ("T1095", "Non-Application Layer Protocol"))
+_ODD_PORT: Final = _attacks(_COMMAND_AND_CONTROL, ("T1571", "Non-Standard Port"))
+_METADATA_API: Final = _attacks(
+    _CREDENTIAL_ACCESS,
+    ("T1552", "Unsecured Credentials"),
+    ("T1552.005", "Cloud Instance Metadata API"),
+)
+
+#: Well-known ports; a port that is not here is an odd one.
+_BY_PORT: Final = (
+    dict.fromkeys((80, 443), _WEB)
+    | dict.fromkeys((20, 21, 69, 445, 989, 990), _FILES)
+    | dict.fromkeys((25, 110, 143, 465, 587, 993, 995), _MAIL)
+    | dict.fromkeys((53, 853), _DNS)
+    | dict.fromkeys((22, 23, 123, 161, 389, 636, 3306, 3389, 5432, 6379), _APPLICATION)
+)
+
+
+def attacks(record: Record, *, is_cloud_metadata: bool) -> tuple[Attack, ...]:
+    """What the packet would be, had it got out."""
+    if is_cloud_metadata:
+        return _METADATA_API
+    if record.protocol not in {protocols.TCP, protocols.UDP} or record.destination_port is None:
+        return _RAW
+    return _BY_PORT.get(record.destination_port, _ODD_PORT)

@@ -1,0 +1,67 @@
+"""Community ID version 1: one text for one flow, whichever tool saw it.
+
+https://github.com/corelight/community-id-spec. The seed is 0, as everywhere by default.
+"""
+
+from __future__ import annotations
+
+import struct
+from base64 import b64encode
+from hashlib import sha1
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.ocsf import protocols
+
+if TYPE_CHECKING:
+    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.record import Record
+
+_SEED: Final = b"\0\0"
+_PORTS: Final = struct.Struct("!HH")
+
+#: ICMP message types that come in pairs: the two "ports" of such a flow are the pair. Any other
+#: message is a flow of one direction, whose "ports" are its type and code.
+_ICMP_PAIRS: Final = {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 10: 9, 9: 10, 17: 18, 18: 17}
+_ICMPV6_PAIRS: Final = {
+    128: 129, 129: 128, 130: 131, 131: 130, 133: 134, 134: 133,
+    135: 136, 136: 135, 139: 140, 140: 139, 144: 145, 145: 144,
+}  # fmt: skip
+
+
+def community_id(
+    protocol: int,
+    source: bytes,
+    destination: bytes,
+    ports: tuple[int, int] | None,
+    *,
+    one_way: bool = False,
+) -> str:
+    """The Community ID of a flow between two addresses in network bytes."""
+    if not one_way and (source, ports or (0, 0)) > (destination, (ports or (0, 0))[::-1]):
+        source, destination = destination, source
+        ports = None if ports is None else (ports[1], ports[0])
+    packed = _SEED + source + destination + bytes((protocol, 0))
+    if ports is not None:
+        packed += _PORTS.pack(*ports)
+    return "1:" + b64encode(sha1(packed, usedforsecurity=False).digest()).decode()
+
+
+def of_record(record: Record, source: Place | None, destination: Place | None) -> str | None:
+    """The Community ID of a record; None when the record doesn't say enough for one."""
+    protocol = record.protocol
+    if protocol is None or source is None or destination is None:
+        return None
+    one_way = False
+    ports: tuple[int, int] | None = None
+    if protocol in {protocols.ICMP, protocols.ICMPV6}:
+        kind, code = record.details.get("icmp_type"), record.details.get("icmp_code")
+        if not isinstance(kind, int) or not isinstance(code, int):
+            return None
+        pairs = _ICMP_PAIRS if protocol == protocols.ICMP else _ICMPV6_PAIRS
+        one_way = kind not in pairs
+        ports = (kind, pairs.get(kind, code))
+    elif protocol in {protocols.TCP, protocols.UDP, protocols.SCTP}:
+        if record.source_port is None or record.destination_port is None:
+            return None
+        ports = (record.source_port, record.destination_port)
+    return community_id(protocol, source.packed, destination.packed, ports, one_way=one_way)

@@ -1,0 +1,176 @@
+"""OCSF enumerations: one member holds the id and the caption, so the two can't disagree.
+
+Values and captions are those of OCSF 1.8.0, as the schema spells them; only the members that we
+emit are here. Where the schema has another meaning under the same name in another object, there
+is another enumeration.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, unique
+from typing import Final, Self
+
+#: The id that says "see the caption": its caption is free text everywhere in OCSF.
+OTHER: Final = 99
+
+
+class Captioned(IntEnum):
+    """An id with its caption."""
+
+    caption: str
+
+    def __new__(cls, value: int, caption: str) -> Self:
+        """Make a member from ``(id, caption)``."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.caption = caption
+        return member
+
+
+@unique
+class NetworkActivityId(Captioned):
+    """``activity_id`` of Network Activity (4001)."""
+
+    REFUSE = 5, "Refuse"
+
+
+@unique
+class ConfigActivityId(Captioned):
+    """``activity_id`` of Device Config State Change (5019)."""
+
+    LOG = 1, "Log"
+
+
+@unique
+class LifecycleActivityId(Captioned):
+    """``activity_id`` of Application Lifecycle (6002)."""
+
+    START = 3, "Start"
+    STOP = 4, "Stop"
+    OTHER = 99, "Other"
+
+
+@unique
+class Severity(Captioned):
+    """``severity_id``, every class."""
+
+    INFORMATIONAL = 1, "Informational"
+    LOW = 2, "Low"
+    MEDIUM = 3, "Medium"
+    HIGH = 4, "High"
+
+
+@unique
+class Status(Captioned):
+    """``status_id`` of every class but the findings."""
+
+    SUCCESS = 1, "Success"
+    FAILURE = 2, "Failure"
+
+
+@unique
+class Action(Captioned):
+    """``action_id`` of the profile security_control."""
+
+    DENIED = 2, "Denied"
+
+
+@unique
+class Disposition(Captioned):
+    """``disposition_id`` of the profile security_control."""
+
+    BLOCKED = 2, "Blocked"
+    DROPPED = 6, "Dropped"
+
+
+@unique
+class Confidence(Captioned):
+    """``confidence_id`` of the profile security_control."""
+
+    HIGH = 3, "High"
+
+
+@unique
+class ConfigState(Captioned):
+    """``state_id`` of Device Config State Change."""
+
+    DISABLED = 1, "Disabled"
+    ENABLED = 2, "Enabled"
+    OTHER = 99, "Other"
+
+
+@unique
+class SecurityLevel(Captioned):
+    """``security_level_id`` of Device Config State Change."""
+
+    SECURE = 1, "Secure"
+    AT_RISK = 2, "At Risk"
+
+
+@unique
+class Direction(Captioned):
+    """``connection_info.direction_id``."""
+
+    UNKNOWN = 0, "Unknown"
+    INBOUND = 1, "Inbound"
+    OUTBOUND = 2, "Outbound"
+
+
+@unique
+class Boundary(Captioned):
+    """``connection_info.boundary_id``."""
+
+    LOCALHOST = 1, "Localhost"
+    INTERNAL = 2, "Internal"
+    EXTERNAL = 3, "External"
+
+
+@unique
+class ProtocolVersion(Captioned):
+    """``connection_info.protocol_ver_id``."""
+
+    IPV4 = 4, "Internet Protocol version 4 (IPv4)"
+    IPV6 = 6, "Internet Protocol version 6 (IPv6)"
+
+
+@unique
+class NetworkScope(Captioned):
+    """``network_scope_id`` of an endpoint."""
+
+    INTERNAL = 1, "Internal"
+    EXTERNAL = 2, "External"
+
+
+@unique
+class ObservationPoint(Captioned):
+    """``observation_point_id`` of Network Activity."""
+
+    SOURCE = 1, "Source"
+    DESTINATION = 2, "Destination"
+
+
+@unique
+class DeviceType(Captioned):
+    """``device.type_id``."""
+
+    UNKNOWN = 0, "Unknown"
+    VIRTUAL = 6, "Virtual"
+
+
+@unique
+class OsType(Captioned):
+    """``os.type_id``."""
+
+    LINUX = 200, "Linux"
+
+
+@unique
+class ObservableType(Captioned):
+    """``observables[].type_id``."""
+
+    HOSTNAME = 1, "Hostname"
+    IP_ADDRESS = 2, "IP Address"
+    MAC_ADDRESS = 3, "MAC Address"
+    PORT = 11, "Port"
+    USER_UID = 31, "User Object: uid"
+    ENDPOINT_UID = 48, "Network Endpoint Object: uid"

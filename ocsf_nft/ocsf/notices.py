@@ -1,0 +1,169 @@
+"""Events about ourselves: what became of a fence (5019), and of ocsf-nft (6002)."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from ocsf_nft.ocsf.context import Context, own_metadata, product
+from ocsf_nft.ocsf.enums import (
+    ConfigActivityId,
+    ConfigState,
+    DeviceType,
+    LifecycleActivityId,
+    ObservableType,
+    SecurityLevel,
+    Severity,
+    Status,
+)
+from ocsf_nft.ocsf.events import ApplicationLifecycle, DeviceConfigStateChange
+from ocsf_nft.ocsf.identity import stable_uid
+from ocsf_nft.ocsf.objects import Device, Observable
+from ocsf_nft.ocsf.text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocsf_nft.record import Gap
+
+
+class FenceState(Enum):
+    """How a fence stands. ``DEGRADED``: it refuses, and not all of what it refuses is logged."""
+
+    ABSENT = "Absent"
+    STANDING = "Standing"
+    DEGRADED = "Degraded"
+
+
+_CONFIG_STATES: Final = {
+    FenceState.ABSENT: ConfigState.DISABLED,
+    FenceState.STANDING: ConfigState.ENABLED,
+    FenceState.DEGRADED: ConfigState.OTHER,
+}
+_SEVERITIES: Final = {
+    FenceState.ABSENT: Severity.MEDIUM,
+    FenceState.STANDING: Severity.INFORMATIONAL,
+    FenceState.DEGRADED: Severity.HIGH,
+}
+_SENTENCES: Final = {
+    FenceState.ABSENT: "The fence of sandbox {sandbox} is gone: nothing holds the sandbox back",
+    FenceState.STANDING: "The fence of sandbox {sandbox} stands, and logs what it refuses",
+    FenceState.DEGRADED: "The fence of sandbox {sandbox} stands, but does not log all it refuses",
+}
+
+
+def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the call
+    context: Context,
+    *,
+    sandbox: str,
+    before: FenceState,
+    after: FenceState,
+    time_ns: int,
+    tables: Sequence[str],
+    transport: str | None = None,
+    reason: str | None = None,
+) -> DeviceConfigStateChange:
+    """What became of a sandbox's fence.
+
+    ``time_ns`` is when, in ns since the epoch, UTC. ``tables`` are named ``family name``;
+    ``transport`` is how the fence logs, ``reason`` why it is not as it should be. The same
+    arguments give the same event uid.
+    """
+    state = _CONFIG_STATES[after]
+    sentence = _SENTENCES[after].format(sandbox=visible(sandbox))
+    more: dict[str, Any] = {
+        "sandbox": visible(sandbox),
+        "previous_state": before.value,
+        "tables": [visible(table) for table in tables],
+    }
+    if transport is not None:
+        more["transport"] = visible(transport)
+    device, observables = _device(context)
+    return DeviceConfigStateChange(
+        activity_id=ConfigActivityId.LOG,
+        time=time_ns // 1_000_000,
+        severity_id=_SEVERITIES[after],
+        status_id=Status.FAILURE if after is FenceState.DEGRADED else Status.SUCCESS,
+        status_detail=None if reason is None else visible(reason),
+        message=f"{sentence} (before: {before.value.lower()}).",
+        state_id=state,
+        state=after.value if state is ConfigState.OTHER else state.caption,
+        security_level_id=_security_level(after),
+        prev_security_level_id=_security_level(before),
+        device=device or Device(name="unknown", type_id=DeviceType.UNKNOWN),
+        observables=observables,
+        unmapped=more,
+        metadata=own_metadata(
+            stable_uid("fence", sandbox, before.value, after.value, time_ns, reason), time_ns
+        ),
+    )
+
+
+def lifecycle(
+    context: Context, *, activity: Literal["start", "stop"], time_ns: int, reason: str | None = None
+) -> ApplicationLifecycle:
+    """ocsf-nft started or stopped at ``time_ns`` (ns since the epoch, UTC), and why."""
+    started = activity == "start"
+    device, observables = _device(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.START if started else LifecycleActivityId.STOP,
+        time=time_ns // 1_000_000,
+        severity_id=Severity.INFORMATIONAL,
+        status_id=Status.SUCCESS,
+        status_detail=None if reason is None else visible(reason),
+        message=f"ocsf-nft {product().version} {'started' if started else 'stopped'}.",
+        app=product(),
+        device=device,
+        observables=observables,
+        metadata=own_metadata(stable_uid("lifecycle", activity, time_ns), time_ns),
+    )
+
+
+def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecycle:
+    """Records are missing between two moments: how many, where the transport says it.
+
+    ``processed_ns`` is now, in ns since the epoch, UTC.
+    """
+    if lost.lost is None:
+        what = "Records were lost, nobody knows how many"
+    else:
+        what = f"{lost.lost} record{'' if lost.lost == 1 else 's'} {_were(lost.lost)} lost"
+    device, observables = _device(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.OTHER,
+        activity_name="Records Lost",
+        time=lost.until_ns // 1_000_000,
+        start_time=lost.since_ns // 1_000_000,
+        end_time=lost.until_ns // 1_000_000,
+        count=lost.lost,
+        severity_id=Severity.HIGH,
+        status_id=Status.FAILURE,
+        status_detail=visible(lost.reason),
+        message=f"{what} on the way from the kernel ({lost.transport}): {visible(lost.reason)}.",
+        app=product(),
+        device=device,
+        observables=observables,
+        unmapped={"transport": lost.transport},
+        metadata=own_metadata(
+            stable_uid("gap", lost.transport, lost.reason, lost.lost, lost.since_ns, lost.until_ns),
+            processed_ns,
+        ),
+    )
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _security_level(state: FenceState) -> SecurityLevel:
+    return SecurityLevel.SECURE if state is FenceState.STANDING else SecurityLevel.AT_RISK
+
+
+def _device(context: Context) -> tuple[Device | None, tuple[Observable, ...] | None]:
+    if context.host is None:
+        return None, None
+    device = context.host.device()
+    hostname = Observable(
+        name="device.hostname", type_id=ObservableType.HOSTNAME, value=str(device.hostname)
+    )
+    return device, (hostname,)

@@ -1,0 +1,71 @@
+"""Hostile text made fit for JSON, for a terminal, and for a person's eye."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocsf_nft.record import Detail
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_INT64_MAX: Final = (1 << 63) - 1
+#: Nesting that is kept as objects; a record quotes a packet in a packet at most.
+_DEPTH: Final = 8
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was no UTF-8: PEP 383
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def visible(text: str) -> str:
+    r"""``text`` with everything that doesn't print as itself written as an escape.
+
+    Control bytes, bytes that were no UTF-8, lone surrogates, direction marks and other invisible
+    characters become ``\x1b``, ``\u202e`` and the like, as the kernel writes them in its log.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def encodable(text: str) -> str:
+    """``text`` as it is, but for lone surrogates, which UTF-8 and so JSON can't hold."""
+    if text.isascii():
+        return text
+    return _SURROGATE.sub(lambda match: _escape(match[0]), text)
+
+
+def byte_size(text: str) -> int:
+    """How many bytes ``text`` was when it was read; a byte that was no UTF-8 counts as one."""
+    if text.isascii():
+        return len(text)
+    undecoded = sum("\udc80" <= c <= "\udcff" for c in text)
+    # A lone surrogate takes three bytes in this encoding.
+    return len(text.encode("utf-8", "surrogatepass")) - 2 * undecoded
+
+
+def plain(details: Mapping[str, Detail], depth: int = _DEPTH) -> dict[str, Any]:
+    """``details`` as JSON can hold them.
+
+    Text is made visible; a number past 64 bits, and what is nested too deep, becomes text.
+    """
+    return {
+        key if key.isprintable() else visible(key): _plain(value, depth)
+        for key, value in details.items()
+    }
+
+
+def _plain(value: Detail, depth: int) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, int):
+        return value if -_INT64_MAX <= value <= _INT64_MAX else str(value)
+    return plain(value, depth - 1) if depth > 1 else visible(str(value))

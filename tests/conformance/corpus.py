@@ -1,0 +1,203 @@
+"""Records of every kind, made by hand, and the mapper that tests map them with."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Any, Final
+
+from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
+from ocsf_nft.record import Origin, Record, split_prefix
+
+NOW_NS: Final = 1_767_225_600_150_000_000
+TIME_NS: Final = 1_767_225_600_000_000_000
+
+HOST: Final = Host(
+    hostname="host-1",
+    kernel_release="6.18.44",
+    boot_uid="7d0d2a3f-34f5-4f3e-9c5b-0a8f7b0f5e11",
+    boot_time_ns=1_767_000_000_000_000_000,
+)
+CONTEXT: Final = Context(
+    host=HOST,
+    proxies=(
+        Proxy(address=ip_address("10.200.0.1"), port=3128),
+        Proxy(address=ip_address("10.200.0.9"), port=3129),
+        Proxy(address=ip_address("fd00:200::1"), port=3128),
+    ),
+    links=frozenset({"sb0"}),
+    rules={
+        "egress": RuleFacts(
+            family="inet",
+            table="ocsf_nft",
+            chain="refuse_egress",
+            handle=14,
+            condition='log prefix "ocsf-nft:sb1:egress:" group 4001',
+        )
+    },
+)
+
+V4: Final[dict[str, Any]] = {"ip_version": 4, "source": "10.200.0.2", "destination": "203.0.113.7"}
+V6: Final[dict[str, Any]] = {"ip_version": 6, "source": "fd00:200::2", "destination": "2001:db8::7"}
+TCP: Final[dict[str, Any]] = {
+    "protocol": 6,
+    "source_port": 41254,
+    "destination_port": 443,
+    "tcp_flags": 2,
+}
+UDP: Final[dict[str, Any]] = {"protocol": 17, "source_port": 50000, "destination_port": 53}
+
+
+def record(prefix: str = "ocsf-nft:sb1:egress:", **facts: Any) -> Record:
+    """A record of one prefix; the origin is as a source would give it."""
+    sandbox, rule = split_prefix(prefix)
+    facts = {
+        "time_ns": TIME_NS,
+        "received_ns": TIME_NS + 100_000_000,
+        "origin": Origin(
+            transport="kmsg",
+            identity="kmsg:boot:5678",
+            log_source="/dev/kmsg",
+            raw=f"{prefix}IN= OUT=sb0",
+            sequence=5678,
+            original_time="[12345.678901]",
+        ),
+    } | facts
+    return Record(prefix=prefix, sandbox=sandbox, rule=rule, **facts)
+
+
+def _of_rule(rule: str, **facts: Any) -> Record:
+    return record(f"ocsf-nft:sb1:{rule}:", **facts)
+
+
+OUT: Final[dict[str, Any]] = {"out_interface": "sb0"}
+USER: Final[dict[str, Any]] = {"uid": 1000, "gid": 1000}
+
+RECORDS: Final = {
+    "tcp4": record(**V4, **TCP, **OUT, **USER, length=60, details={"ttl": 64, "ip_id": 1429}),
+    "tcp6": record(**V6, **TCP, **OUT, **USER, length=80, details={"hop_limit": 64}),
+    "tcp without a user": record(**V4, **TCP, **OUT),
+    "tcp reset": record(**V4, **OUT, **(TCP | {"tcp_flags": 4})),
+    "tcp all flags": record(**V4, **OUT, **(TCP | {"tcp_flags": 511})),
+    "udp dns": record(**V4, **UDP, **OUT, **USER),
+    "udp6 quic": record(**V6, **OUT, **(UDP | {"destination_port": 443})),
+    "udp port 0": record(**V4, **OUT, **(UDP | {"destination_port": 0})),
+    "mdns": record(
+        **(V4 | {"destination": "224.0.0.251"}), **OUT, **(UDP | {"destination_port": 5353})
+    ),
+    "icmp echo": record(**V4, **OUT, protocol=1, details={"icmp_type": 8, "icmp_code": 0}),
+    "icmp cut": record(**V4, **OUT, protocol=1),
+    "icmp error": record(
+        **V4,
+        **OUT,
+        protocol=1,
+        details={"icmp_type": 3, "icmp_code": 3, "quoted": {"source": "1.2.3.4", "protocol": 17}},
+    ),
+    "icmpv6 echo": record(**V6, **OUT, protocol=58, details={"icmp_type": 128, "icmp_code": 0}),
+    "router solicitation": record(
+        **(V6 | {"destination": "ff02::2"}),
+        **OUT,
+        protocol=58,
+        details={"icmp_type": 133, "icmp_code": 0},
+    ),
+    "multicast listener report": record(
+        **(V6 | {"destination": "ff02::16"}),
+        **OUT,
+        protocol=58,
+        details={"icmp_type": 143, "icmp_code": 0},
+    ),
+    "igmp": record(**(V4 | {"destination": "224.0.0.22"}), **OUT, protocol=2),
+    "sctp": record(**V4, **OUT, protocol=132, source_port=7, destination_port=80),
+    "udplite": record(**V4, **OUT, protocol=136, source_port=7, destination_port=80),
+    "gre": record(**V4, **OUT, protocol=47),
+    "esp": record(**V4, **OUT, protocol=50, details={"spi": 0xDEADBEEF}),
+    "6in4": record(**V4, **OUT, protocol=41),
+    "protocol 253": record(**V4, **OUT, protocol=253),
+    "no next header": record(**V6, **OUT, protocol=59),
+    "late fragment": record(**V4, **OUT, protocol=6, details={"fragment_offset": 185}),
+    "metadata4": record(
+        **(V4 | {"destination": "169.254.169.254"}), **OUT, **(TCP | {"destination_port": 80})
+    ),
+    "metadata6": record(
+        **(V6 | {"destination": "fd00:ec2::254"}), **OUT, **(TCP | {"destination_port": 80})
+    ),
+    "loopback": record(**(V4 | {"source": "127.0.0.1", "destination": "127.0.0.1"}), **TCP, **OUT),
+    "broadcast": record(
+        **(V4 | {"source": "0.0.0.0", "destination": "255.255.255.255"}),
+        **OUT,
+        **(UDP | {"destination_port": 67}),
+    ),
+    "forward": _of_rule("forward", **V4, **TCP, in_interface="nested0", out_interface="sb0"),
+    "forward from outside": _of_rule(
+        "forward", **V4, **TCP, in_interface="sb0", out_interface="nested0"
+    ),
+    "ingress": _of_rule(
+        "ingress",
+        **TCP,
+        in_interface="sb0",
+        ip_version=4,
+        source="198.51.100.1",
+        destination="10.200.0.2",
+    ),
+    "ingress dns reply": _of_rule(
+        "ingress",
+        protocol=17,
+        source_port=53,
+        destination_port=50000,
+        in_interface="sb0",
+        ip_version=4,
+        source="198.51.100.1",
+        destination="10.200.0.2",
+    ),
+    "link ip": _of_rule(
+        "link",
+        **V4,
+        **TCP,
+        **OUT,
+        mac_source="02:00:00:00:00:01",
+        mac_destination="02:00:00:00:00:02",
+        ethertype=0x0800,
+    ),
+    "link arp": _of_rule(
+        "link",
+        **OUT,
+        mac_source="02:00:00:00:00:01",
+        mac_destination="ff:ff:ff:ff:ff:ff",
+        ethertype=0x0806,
+        details={"arp": {"operation": 1, "target_ip": "10.200.0.77"}},
+    ),
+    "link 88b5": _of_rule(
+        "link",
+        **OUT,
+        mac_source="02:00:00:00:00:01",
+        mac_destination="02:00:00:00:00:02",
+        ethertype=0x88B5,
+    ),
+    "guard": _of_rule(
+        "guard",
+        **V4,
+        **TCP,
+        in_interface="gw0",
+        mac_source="02:00:00:00:00:01",
+        mac_destination="02:00:00:00:00:02",
+        ethertype=0x0800,
+    ),
+    "guard frame": _of_rule("guard", in_interface="gw0", ethertype=0x88B5),
+    "a later rule": _of_rule("vm-forward", **V4, **TCP, in_interface="tap0", out_interface="eth0"),
+    "foreign": record("[UFW BLOCK] ", **V4, **TCP, in_interface="eth0"),
+    "foreign, passing": record("DROP: ", **V4, **TCP, in_interface="eth0", out_interface="eth1"),
+    "foreign, no prefix": record("", **V4, **TCP, out_interface="eth0"),
+    "nothing but a prefix": record("x"),
+    "nothing but macs": record(
+        "x", mac_source="02:00:00:00:00:01", mac_destination="02:00:00:00:00:02"
+    ),
+    "nothing but ports": record("x", source_port=1, destination_port=2),
+    "infiniband": record(**V4, **TCP, **OUT, mac_source=":".join(["80"] * 20)),
+    "group without a user": record(**V4, **TCP, **OUT, gid=100),
+    "hostile interface": record(**V4, **TCP, out_interface="DST=9.9.9.9"),
+    "unprintable interface": record(**V4, **TCP, out_interface="\x1b[2J\udcff\u202e"),
+    "unprintable prefix": record("\x00\udc80\ud800", **V4, **TCP),
+    "no address": record(ip_version=4, source="not an address", destination="fe80::1%eth0", **TCP),
+    "numbers past 64 bits": record(
+        **V4, **TCP, details={"big": 1 << 70, "bigger": {"x": -(1 << 90)}}
+    ),
+}

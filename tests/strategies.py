@@ -1,0 +1,100 @@
+"""Hypothesis strategies for what tests in several folders draw."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from hypothesis import strategies as st
+
+from ocsf_nft.record import Origin, Record, split_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocsf_nft.record import Detail
+
+UINT16 = st.integers(0, 0xFFFF)
+UINT32 = st.integers(0, 0xFFFF_FFFF)
+UINT8 = st.integers(0, 0xFF)
+#: Any text at all: control characters, lone surrogates, marks of direction.
+HOSTILE_TEXT = st.text(
+    st.characters(codec=None, categories=None) | st.sampled_from('\x00\x1b\n\udc80\ud800\u202e"\\')
+)
+NAMES = st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z")
+RULES = st.sampled_from(["egress", "forward", "ingress", "link", "guard"])
+#: Moments between the epoch and the year 2200.
+MOMENTS = st.integers(0, 7_258_118_400_000_000_000)
+PROTOCOLS = st.sampled_from([0, 1, 2, 6, 17, 33, 41, 47, 50, 58, 59, 132, 136, 253]) | UINT8
+PORTS = st.sampled_from([0, 22, 53, 80, 123, 443, 853, 3128, 5353, 8080, 65535]) | UINT16
+ADDRESSES4 = st.ip_addresses(v=4).map(str) | st.sampled_from(
+    ["169.254.169.254", "224.0.0.22", "255.255.255.255", "0.0.0.0", "127.0.0.1", "203.0.113.7"]
+)
+ADDRESSES6 = st.ip_addresses(v=6).map(str) | st.sampled_from(
+    ["fd00:ec2::254", "ff02::16", "ff02::2", "::", "::1", "::ffff:169.254.169.254", "2001:db8::7"]
+)
+MACS = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":")) | st.binary(
+    min_size=20, max_size=20
+).map(lambda raw: raw.hex(":"))
+INTERFACES = st.sampled_from(["eth0", "veth-sb1", "DST=9.9.9.9"]) | HOSTILE_TEXT.filter(bool)
+
+_LEAVES: st.SearchStrategy[Detail] = (
+    st.integers(-(1 << 70), 1 << 70) | HOSTILE_TEXT | st.booleans() | UINT32
+)
+DETAILS: st.SearchStrategy[Mapping[str, Detail]] = st.dictionaries(
+    st.sampled_from(["ttl", "ip_id", "dont_fragment", "mark", "tcp_options", "quoted"])
+    | HOSTILE_TEXT,
+    st.recursive(
+        _LEAVES, lambda inner: st.dictionaries(HOSTILE_TEXT, inner, max_size=3), max_leaves=6
+    ),
+    max_size=5,
+)
+
+ORIGINS = st.builds(
+    Origin,
+    transport=st.sampled_from(["nflog", "kmsg", "journal", "replay"]),
+    identity=HOSTILE_TEXT,
+    log_source=HOSTILE_TEXT,
+    raw=HOSTILE_TEXT,
+    sequence=st.none() | st.integers(0, (1 << 63) - 1),
+    original_time=st.none() | HOSTILE_TEXT,
+)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    """Any record that a source may yield, of our prefix or of a foreign one."""
+    prefix = draw(st.builds("ocsf-nft:{}:{}:".format, NAMES, RULES | NAMES) | HOSTILE_TEXT)
+    sandbox, rule = split_prefix(prefix)
+    versions: list[Literal[4, 6] | None] = [4, 6, None]
+    version = draw(st.sampled_from(versions))
+    addresses = {4: ADDRESSES4, 6: ADDRESSES6, None: st.none()}[version]
+    protocol = draw(st.none() | PROTOCOLS) if version else None
+    details = dict(draw(DETAILS))
+    if protocol in {1, 58} and draw(st.booleans()):
+        kinds = st.sampled_from([0, 3, 8, 128, 130, 133, 135, 143]) | UINT8
+        details |= {"icmp_type": draw(kinds), "icmp_code": draw(UINT8)}
+    has_ports = protocol in {6, 17, 33, 132, 136}
+    return Record(
+        prefix=prefix,
+        sandbox=sandbox,
+        rule=rule,
+        in_interface=draw(st.none() | INTERFACES),
+        out_interface=draw(st.none() | INTERFACES),
+        mac_source=draw(st.none() | MACS),
+        mac_destination=draw(st.none() | MACS),
+        ethertype=draw(st.none() | UINT16),
+        ip_version=version,
+        source=draw(addresses),
+        destination=draw(addresses),
+        protocol=protocol,
+        source_port=draw(st.none() | PORTS) if has_ports else None,
+        destination_port=draw(st.none() | PORTS) if has_ports else None,
+        tcp_flags=draw(st.none() | st.integers(0, 0x1FF)) if protocol == 6 else None,
+        length=draw(st.none() | UINT16) if version else None,
+        uid=draw(st.none() | UINT32),
+        gid=draw(st.none() | UINT32),
+        details=details,
+        time_ns=draw(MOMENTS),
+        received_ns=draw(MOMENTS),
+        origin=draw(ORIGINS),
+    )
