@@ -32,4 +32,8 @@ class Source(Protocol):
         """Close it."""
 
     def batches(self) -> AsyncIterator[Batch]:
-        """What is read, in the kernel's order; never an empty batch."""
+        """What is read, in the kernel's order; never an empty batch.
+
+        A source that shares its transport with other messages also yields batches with nothing but
+        a new cursor, at most once a second: a position moves on though matches are rare.
+        """

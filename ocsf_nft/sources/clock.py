@@ -13,25 +13,31 @@ from __future__ import annotations
 import time
 from typing import Final
 
-#: A record that its reader waited for is not older than this when it is read.
-KMSG_SLACK_NS: Final = 10_000_000
-#: The same with journald in between.
+#: A record that its reader waited for is not older than this when it is read: printk wakes readers
+#: at the next timer tick (10 ms at HZ=100).
+KMSG_SLACK_NS: Final = 20_000_000
+#: The same with journald in between, and how much journald's stamps may be early: it takes the
+#: time once per turn of its event loop and may read many records in one.
 JOURNAL_SLACK_NS: Final = 100_000_000
+JOURNAL_LAG_NS: Final = 100_000_000
 
 
 class KernelClock:
     """Turns printk stamps into CLOCK_MONOTONIC readings; learns the drift from what it sees.
 
-    All times are nanoseconds. A result is never later than the moment the record was read, never
-    earlier than the result before it, and, once a record was waited for, at most ``slack_ns`` early
-    and no later than the quickest delivery seen since then (about 0.1 ms for /dev/kmsg), as long as
-    deliveries stay below the slack.
+    All times are nanoseconds. Without better knowledge the two clocks are taken for equal. Each
+    record then bounds their difference: it was made at most ``lag_ns`` after the moment it is said
+    to have been read and, when it was waited for, at most ``slack_ns`` before. The difference is
+    only moved when a bound says so. So a result is wrong by no more than the bounds are wide, and
+    usually by much less; with ``lag_ns`` 0 it is never later than the reading. Results never go
+    backwards.
     """
 
-    __slots__ = ("_last_ns", "_offset_ns", "_slack_ns")
+    __slots__ = ("_lag_ns", "_last_ns", "_offset_ns", "_slack_ns")
 
-    def __init__(self, slack_ns: int) -> None:
+    def __init__(self, slack_ns: int, lag_ns: int = 0) -> None:
         self._slack_ns = slack_ns
+        self._lag_ns = lag_ns
         self._offset_ns = 0
         self._last_ns = 0
 
@@ -41,10 +47,10 @@ class KernelClock:
         ``read_ns`` is CLOCK_MONOTONIC when the record was read, and must not go backwards;
         ``waited`` says that the reader was waiting when it came.
         """
-        latest = read_ns - stamp_ns
+        age_ns = read_ns - stamp_ns
         if waited:
-            self._offset_ns = max(self._offset_ns, latest - self._slack_ns)
-        self._offset_ns = min(self._offset_ns, latest)
+            self._offset_ns = max(self._offset_ns, age_ns - self._slack_ns)
+        self._offset_ns = min(self._offset_ns, age_ns + self._lag_ns)
         self._last_ns = max(self._last_ns, stamp_ns + self._offset_ns)
         return self._last_ns
 

@@ -1,0 +1,59 @@
+"""The files of a journal, looked at before libsystemd is trusted with them.
+
+libsystemd passes over what it can't open, so a journal may look empty that isn't: files without
+permission, and files that need a feature which this build lacks (zstd compression).
+The header is that of systemd's docs/JOURNAL_FILE_FORMAT.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.errors import AbsentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DEFAULT: Final = (Path("/var/log/journal"), Path("/run/log/journal"))
+_SIGNATURE: Final = b"LPKSHHRH"
+_HEADER: Final = struct.Struct("<8sII")  # signature, compatible flags, incompatible flags
+
+
+def samples(directory: Path | None) -> list[Path]:
+    """One journal file of each set of features that there is, the default folders' when None.
+
+    Raises AbsentError when there is no such folder or no journal at all, UnsupportedError when the
+    files may not be read.
+    """
+    if directory is not None and not directory.is_dir():
+        raise AbsentError(f"there is no journal folder at {directory}")
+    by_features: dict[int, Path] = {}
+    denied: Path | None = None
+    for path in _files((directory,) if directory is not None else _DEFAULT):
+        try:
+            with path.open("rb") as file:
+                header = file.read(_HEADER.size)
+        except PermissionError:
+            denied = path
+            continue
+        except FileNotFoundError:
+            continue  # rotated away meanwhile
+        if len(header) == _HEADER.size and header.startswith(_SIGNATURE):
+            by_features.setdefault(_HEADER.unpack(header)[2], path)
+    if by_features:
+        return list(by_features.values())
+    if denied is not None:
+        raise UnsupportedError(
+            f"reading {denied} is not permitted: run as root or in the group systemd-journal"
+        )
+    if directory is None:
+        raise AbsentError("this machine has no journal: start systemd-journald, or read by NFLOG")
+    return []
+
+
+def _files(directories: tuple[Path, ...]) -> Iterator[Path]:
+    for directory in directories:
+        yield from sorted(directory.glob("*.journal"))
+        yield from sorted(directory.glob("*/*.journal"))
