@@ -140,7 +140,7 @@ def _address(words: Words, key: str) -> str:
 
 
 def _arp(words: Words, facts: Facts) -> None:
-    """The kernel puts no space behind an ARP record: whether its last value is cut can't be told."""
+    """Nothing stands behind an ARP record: whether its last value is cut can't be told."""
     arp: Facts = {}
     facts["arp"] = arp
     for key, name in (

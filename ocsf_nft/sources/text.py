@@ -59,15 +59,20 @@ class _AmbiguousError(Exception):
     """The line can be read in more than one way; the message says how."""
 
 
+def claims(message: str) -> bool:
+    """Whether a message says of itself that it is a netfilter record, or one of ours."""
+    return message.startswith(PREFIX_ROOT) or _CLAIM.search(message) is not None
+
+
 def read(message: str, *, origin: Origin, time_ns: int, received_ns: int) -> Record | Reject | None:
     """The Record of one kernel message: prefix and packet, without stamp and level.
 
     ``None`` when it is no netfilter record and does not claim our prefix; a Reject when it is or
     does, and can't be read. Never raises. Times are nanoseconds since the epoch.
     """
-    ours = message.startswith(PREFIX_ROOT)
-    if not ours and _CLAIM.search(message) is None:
+    if not claims(message):
         return None
+    ours = message.startswith(PREFIX_ROOT)
     message = message.rstrip("\r\n")
     try:
         prefix, facts = _ours(message) if ours else _foreign(message)

@@ -1,0 +1,111 @@
+"""A journal entry outside the journal: ``journalctl -o json`` and ``-o export``.
+
+Both are described in systemd's "Journal Export Formats". In JSON a value that is not UTF-8 is an
+array of byte values, one that occurs several times an array, and one that is too large ``null``; in
+the export format a value that is not text follows its name as a 64-bit little-endian length and
+that many bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from ocsf_nft.sources.facts import readable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CURSOR: Final = "__CURSOR"
+_REALTIME: Final = "__REALTIME_TIMESTAMP"
+_MONOTONIC: Final = "__MONOTONIC_TIMESTAMP"
+_KERNEL_MONOTONIC: Final = "_SOURCE_MONOTONIC_TIMESTAMP"
+_MICROSECONDS_LIMIT: Final = 1 << 53
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What counts of an entry.
+
+    ``author`` is who wrote it, ``None`` for the kernel. ``time_ns`` is when the kernel logged it,
+    or when journald got it; ``stamp`` is journald's stamp as it stands there.
+    """
+
+    message: str
+    author: str | None
+    cursor: str | None
+    time_ns: int | None
+    stamp: str | None
+
+
+def of_json(line: bytes) -> Entry | None:
+    """The entry of a line of JSON; ``None`` when it is none."""
+    try:
+        fields = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(fields, dict) or "MESSAGE" not in fields:
+        return None
+    return _entry(
+        {name: octets for name in fields if (octets := _octets(fields[name])) is not None}
+    )
+
+
+def of_export(fields: Mapping[str, bytes]) -> Entry | None:
+    """The entry of the fields of an export; ``None`` when it has no message."""
+    return _entry(fields) if "MESSAGE" in fields else None
+
+
+def _octets(value: object) -> bytes | None:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, list):
+        try:
+            return bytes(value)
+        except (TypeError, ValueError):
+            return None
+    return None
+
+
+def _entry(fields: Mapping[str, bytes]) -> Entry | None:
+    message = fields.get("MESSAGE")
+    if message is None:
+        return None
+    cursor, stamp = fields.get(CURSOR), fields.get(_REALTIME)
+    return Entry(
+        message=readable(message),
+        author=_author(fields),
+        cursor=None if cursor is None else readable(cursor),
+        time_ns=_time_ns(fields),
+        stamp=None if stamp is None else readable(stamp),
+    )
+
+
+def _author(fields: Mapping[str, bytes]) -> str | None:
+    """Userland's writes to /dev/kmsg have the kernel's transport too: the facility tells."""
+    transport = readable(fields.get("_TRANSPORT", b"an unknown transport"))
+    if transport != "kernel":
+        return readable(fields.get("_COMM", fields.get("SYSLOG_IDENTIFIER", transport.encode())))
+    facility = readable(fields.get("SYSLOG_FACILITY", b"unknown"))
+    return None if facility == "0" else f"a program of facility {facility}"
+
+
+def _time_ns(fields: Mapping[str, bytes]) -> int | None:
+    """The kernel's stamp is monotonic: as far before journald's as the monotonic ones are apart."""
+    realtime = _microseconds(fields.get(_REALTIME))
+    if realtime is None:
+        return None
+    monotonic = _microseconds(fields.get(_MONOTONIC))
+    kernel = _microseconds(fields.get(_KERNEL_MONOTONIC))
+    if monotonic is not None and kernel is not None and kernel < monotonic:
+        realtime -= monotonic - kernel
+    return realtime * 1000
+
+
+def _microseconds(value: bytes | None) -> int | None:
+    if value is None or not value.isdigit() or len(value) > 16:
+        return None
+    number = int(value)
+    return number if number < _MICROSECONDS_LIMIT else None

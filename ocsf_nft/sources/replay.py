@@ -1,0 +1,378 @@
+"""Records out of files: kernel log text of any usual kind, and our own NFLOG lines.
+
+Each line is recognised for itself, so kinds may be mixed: records of /dev/kmsg, ``dmesg``, syslog,
+``journalctl`` in its short, json and export forms (see ``kmsg_line``, ``stamps``,
+``journal_entry``, ``nflog_line``).
+
+**Time.** A stamp with a date is taken as it is. A kernel stamp counts from boot: it becomes a time
+by ``boot_ns``, which is this machine's boot unless it is given, so for a log of another machine or
+an earlier boot it must be. A line without a stamp gets the file's last modification, or for a
+stream the moment it was read.
+
+**Identity.** A kmsg record is its sequence number, stamp and text; a journal entry its cursor; any
+other line its text and how many equal lines stood before it in the same file. So a line has the
+same identity whenever and from wherever the file is read again. (Equal lines are counted over the
+last :data:`REMEMBERED` different ones.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import sys
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Self
+
+from ocsf_nft.errors import AbsentError, SourceError
+from ocsf_nft.record import PREFIX_ROOT, Batch, Origin, Record, Reject
+from ocsf_nft.sources import (
+    clock,
+    journal_entry,
+    kmsg_line,
+    nflog_datagram,
+    nflog_line,
+    stamps,
+    text,
+)
+from ocsf_nft.sources.facts import readable
+from ocsf_nft.sources.splitter import Export, Overlong, Splitter
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from ocsf_nft.sources.journal_entry import Entry
+    from ocsf_nft.sources.splitter import Piece
+
+#: Different lines whose number of occurrences is remembered.
+REMEMBERED: Final = 65_536
+_CHUNK_BYTES: Final = 1 << 16
+_STDIN: Final = "-"
+#: A further line of a kmsg record.
+_DICTIONARY: Final = re.compile(rb" [A-Z_]+=")
+_CLAIMS: Final = (b"IN=", PREFIX_ROOT.encode())
+_NFLOG: Final = nflog_line.START.encode()
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the lines: each one is a record, a reject or skipped.
+
+    A journal export entry counts as one line.
+    """
+
+    lines: int = 0
+    records: int = 0
+    skipped: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A message, and what its line says about it."""
+
+    message: str
+    raw: str
+    log_source: str
+    author: str | None
+    time_ns: int | None
+    stamp: str | None
+    identity: str | None = None
+    sequence: int | None = None
+
+
+class Reader:
+    """Reads one file's bytes; pure but for the clock that it is given.
+
+    ``boot_ns`` and ``unstamped_ns`` (the time of lines without stamp) are nanoseconds since the
+    epoch; ``zone`` is that of local stamps, the machine's by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        boot_ns: int | None = None,
+        unstamped_ns: int | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
+        zone: dt.tzinfo | None = None,
+        counts: Counts | None = None,
+    ) -> None:
+        self.counts = Counts() if counts is None else counts
+        self._now_ns = now_ns
+        self._unstamped_ns = unstamped_ns
+        self._zero = stamps.Zero(clock.wall_ns(0) if boot_ns is None else boot_ns, now_ns, zone)
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._splitter = Splitter()
+        self._after_kmsg = False
+
+    def batches(self, chunks: Iterable[bytes]) -> Iterator[Batch]:
+        """What the chunks of a file hold: at most one batch for each, and one for the end."""
+        for chunk in chunks:
+            yield from self.feed(chunk)
+        yield from self.finish()
+
+    def feed(self, chunk: bytes) -> Iterator[Batch]:
+        """What ends in this chunk: one batch, or none."""
+        return self._batch(self._splitter.feed(chunk))
+
+    def finish(self) -> Iterator[Batch]:
+        """What the end of the file ends."""
+        return self._batch(self._splitter.finish())
+
+    def _batch(self, pieces: Iterable[Piece]) -> Iterator[Batch]:
+        records: list[Record] = []
+        rejects: list[Reject] = []
+        received_ns = self._now_ns()
+        counts = self.counts
+        for piece in pieces:
+            counts.lines += 1
+            read = self._read(piece, received_ns)
+            if read is None:
+                counts.skipped += 1
+            elif isinstance(read, Record):
+                counts.records += 1
+                records.append(read)
+            else:
+                counts.rejects[read.kind] = counts.rejects.get(read.kind, 0) + 1
+                rejects.append(read)
+        if records or rejects:
+            yield Batch(records=tuple(records), rejects=tuple(rejects))
+
+    def _read(self, piece: Piece, received_ns: int) -> Record | Reject | None:
+        if isinstance(piece, Overlong):
+            if not any(claim in piece.start for claim in _CLAIMS):
+                return None
+            return _malformed("the line is longer than any log's", readable(piece.start))
+        if isinstance(piece, Export):
+            entry = journal_entry.of_export(piece.fields)
+            return (
+                None if entry is None else self._judge(_of_entry(entry, entry.message), received_ns)
+            )
+        line = piece.rstrip(b"\r")
+        if line.startswith(b"{"):
+            entry = journal_entry.of_json(line)
+            raw = readable(line)
+            return None if entry is None else self._judge(_of_entry(entry, raw), received_ns)
+        if line.startswith(_NFLOG):
+            return self._nflog(readable(line))
+        return self._text(line, received_ns)
+
+    def _text(self, line: bytes, received_ns: int) -> Record | Reject | None:
+        after_kmsg, self._after_kmsg = self._after_kmsg, False
+        if after_kmsg and _DICTIONARY.match(line):
+            self._after_kmsg = True
+            return None
+        record = kmsg_line.parse(line)
+        self._after_kmsg = record is not None
+        if not any(claim in line for claim in _CLAIMS):
+            return None
+        raw = readable(line)
+        if record is not None:
+            message = readable(record.message)
+            digest = _digest(record.message).hex()
+            found = _Found(
+                message=message,
+                raw=raw,
+                log_source="kmsg",
+                author=_facility(record.facility),
+                time_ns=self._zero.boot_ns + record.stamp_us * 1000,
+                stamp=str(record.stamp_us),
+                identity=f"kmsg:{record.sequence}:{record.stamp_us}:{digest}",
+                sequence=record.sequence,
+            )
+            return self._judge(found, received_ns)
+        try:
+            stamped = stamps.take(raw, self._zero)
+        except stamps.StampError as error:
+            return _malformed(str(error), raw) if _claims(raw) else None
+        return self._judge(
+            _Found(
+                message=stamped.message,
+                raw=raw,
+                log_source=stamped.log_source,
+                author=stamped.author,
+                time_ns=stamped.time_ns,
+                stamp=stamped.stamp,
+            ),
+            received_ns,
+        )
+
+    def _judge(self, found: _Found, received_ns: int) -> Record | Reject | None:
+        if not text.claims(found.message):
+            return None
+        if found.author is not None:
+            reason = f"{found.author} wrote it, not the kernel"
+            return Reject(kind="forged", reason=reason, line=found.raw)
+        unstamped_ns = received_ns if self._unstamped_ns is None else self._unstamped_ns
+        origin = Origin(
+            transport="replay",
+            identity=found.identity or self._occurrence(found.raw),
+            log_source=found.log_source,
+            raw=found.raw,
+            sequence=found.sequence,
+            original_time=found.stamp,
+        )
+        return text.read(
+            found.message,
+            origin=origin,
+            time_ns=unstamped_ns if found.time_ns is None else found.time_ns,
+            received_ns=received_ns,
+        )
+
+    def _nflog(self, line: str) -> Record | Reject:
+        datagram = nflog_line.parse(line)
+        if datagram is None:
+            return _malformed("it begins like an NFLOG line of ours and is none", line)
+        origin = Origin(
+            transport="replay",
+            identity=self._occurrence(line),
+            log_source="nflog",
+            raw=line,
+            sequence=datagram.sequence,
+            original_time=nflog_line.stamp(datagram),
+        )
+        return nflog_datagram.record(datagram, origin)
+
+    def _occurrence(self, line: str) -> str:
+        digest = _digest(line.encode())
+        number = self._seen.pop(digest, 0) + 1
+        self._seen[digest] = number
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        return f"line:{digest.hex()}:{number}"
+
+
+class Replay:
+    """Files as a source that ends.
+
+    ``paths`` are read one after the other, each as if alone; ``-`` is standard input. ``counts``
+    adds up over all of them. Entering raises AbsentError for a file that is not there; a file that
+    can't be read raises SourceError when its turn comes.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        boot_ns: int | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.counts = Counts()
+        self._paths = paths
+        self._boot_ns = boot_ns
+        self._now_ns = now_ns
+
+    async def __aenter__(self) -> Self:
+        """See that every file is there."""
+        for path in self._paths:
+            if str(path) != _STDIN and not path.exists():
+                raise AbsentError(f"there is no file {path} to read records from")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Nothing is held open here: each file closes with its end."""
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        """The records, file by file."""
+        for path in self._paths:
+            descriptor, reader = self._open(path)
+            try:
+                async for chunk in _chunks(path, descriptor):
+                    for batch in reader.feed(chunk):
+                        yield batch
+                for batch in reader.finish():
+                    yield batch
+            finally:
+                if str(path) != _STDIN:
+                    os.close(descriptor)
+
+    def _open(self, path: Path) -> tuple[int, Reader]:
+        unstamped_ns = None
+        if str(path) == _STDIN:
+            descriptor = sys.stdin.fileno()
+        else:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            unstamped_ns = os.fstat(descriptor).st_mtime_ns
+        reader = Reader(
+            boot_ns=self._boot_ns,
+            unstamped_ns=unstamped_ns,
+            now_ns=self._now_ns,
+            counts=self.counts,
+        )
+        return descriptor, reader
+
+
+async def _chunks(path: Path, descriptor: int) -> AsyncIterator[bytes]:
+    """A file's bytes; waits for a pipe without holding up the loop."""
+    while True:
+        await _readable(descriptor)
+        try:
+            chunk = os.read(descriptor, _CHUNK_BYTES)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if not chunk:
+            return
+        yield chunk
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    try:
+        loop.add_reader(descriptor, ready.set)
+    except PermissionError:
+        # epoll(7) takes no regular file, which is always ready; others run all the same.
+        await asyncio.sleep(0)
+        return
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _unreadable(path: Path, error: OSError) -> SourceError:
+    return SourceError(f"{path} can't be read: {error.strerror}")
+
+
+def _malformed(reason: str, line: str) -> Reject:
+    return Reject(kind="malformed", reason=reason, line=line)
+
+
+def _claims(line: str) -> bool:
+    return PREFIX_ROOT in line or text.claims(line)
+
+
+def _facility(number: int) -> str | None:
+    return None if number == 0 else f"a program of facility {number}"
+
+
+def _digest(octets: bytes) -> bytes:
+    return hashlib.blake2b(octets, digest_size=12).digest()
+
+
+def _of_entry(entry: Entry, raw: str) -> _Found:
+    return _Found(
+        message=entry.message,
+        raw=raw,
+        log_source="journal",
+        author=entry.author,
+        time_ns=entry.time_ns,
+        stamp=entry.stamp,
+        identity=None if entry.cursor is None else f"journal:{entry.cursor}",
+    )
