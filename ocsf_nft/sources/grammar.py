@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.sources.facts import canonical_address, link_facts, vlan_facts
 from ocsf_nft.sources.packet import AH, ESP, ICMP, ICMPV6, TCP, UDP, UDPLITE
-from ocsf_nft.sources.transport import SPI_FORM, transport
-from ocsf_nft.sources.words import MalformedError, Words
+from ocsf_nft.sources.transport import transport
+from ocsf_nft.sources.words import UNPADDED, MalformedError, Words
 
 if TYPE_CHECKING:
     from ocsf_nft.sources.facts import Facts
@@ -171,7 +171,8 @@ def _arp(words: Words, facts: Facts) -> None:
     mac = _mac(words, "MACDST")
     if mac is not None:
         arp["mac_destination"] = mac
-    destination = words.value("IPDST", certain=words.peek().removeprefix("IPDST="))
+    last = words.peek().removeprefix("IPDST=")
+    destination = words.value("IPDST", certain=last if canonical_address(last) else None)
     if destination is None:
         words.expect_more()
     else:
@@ -245,22 +246,26 @@ def _ipv6(words: Words, facts: Facts) -> bool:
         ),
     )
     headers = 0
-    late = False
-    ended = False
+    late = ended = False
+    whole = True
     while not ended:
         if words.bracket("OPT ("):
             headers += 1
-            facts["extension_headers"] = headers
             fragment = words.peek().startswith("FRAG:")
-            # After a late fragment the kernel opens one more header and stops.
-            ended = _extension(words, facts) or (late and not fragment)
-            if not words.bracket(")"):
+            stopped = _extension(words, facts)
+            whole = words.bracket(")") or stopped
+            if not whole:
                 words.expect_more()
+            # After a late fragment the kernel opens one more header and stops.
+            ended = stopped or not whole or (late and not fragment)
         elif words.peek().startswith("FRAG:"):
             ended = _fragment(words, facts)
         else:
             break
         late = late or facts.get("fragment_offset", 0) != 0
+    # Where the line is cut there may have been more of them.
+    if headers and whole and not words.truncated and (ended or not words.ended()):
+        facts["extension_headers"] = headers
     if words.flag("TRUNCATED", certain=True):
         facts["incomplete"] = True
         return False
@@ -276,7 +281,7 @@ def _extension(words: Words, facts: Facts) -> bool:
         facts["protocol"] = ESP
     elif not words.flag("AH"):
         return False
-    index = words.hexadecimal("SPI", SPI_FORM)
+    index = words.hexadecimal("SPI", UNPADDED)
     if index is not None:
         facts.setdefault("spi", index)
     lacking = words.incomplete()
@@ -351,6 +356,6 @@ def _owner(words: Words, facts: Facts) -> None:
         facts["gid"] = gid
     elif uid is not None:
         words.expect_more()
-    mark = words.hexadecimal("MARK", "0x([1-9a-f][0-9a-f]{0,7})")
+    mark = words.hexadecimal("MARK", UNPADDED)
     if mark is not None:
         facts["mark"] = mark

@@ -26,7 +26,7 @@ from ocsf_nft.sources.packet import (
     UDP,
     UDPLITE,
 )
-from ocsf_nft.sources.words import MalformedError
+from ocsf_nft.sources.words import UNPADDED, MalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,6 @@ TCP_FLAGS: Final = {
 RESERVED_FORM: Final = "0x([0-3][048c])"
 RESERVED_AE: Final = 0x04
 RESERVED_SHIFT: Final = 3
-SPI_FORM: Final = "0x(0|[1-9a-f][0-9a-f]{0,7})"
 
 
 def transport(
@@ -68,7 +67,7 @@ def transport(
     elif protocol == ICMPV6:
         _icmpv6(words, facts, quote)
     elif protocol in {AH, ESP} and facts["ip_version"] == 4 and not _incomplete(words, facts):
-        index = words.hexadecimal("SPI", SPI_FORM)
+        index = words.hexadecimal("SPI", UNPADDED)
         if index is None:
             words.expect_more()
         else:

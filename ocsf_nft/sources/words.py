@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 _WORD: Final = re.compile(
-    r"OPT *\(|INCOMPLETE *\[ *[0-9]+ bytes *\]|[\[\]()]|[^ \[\]()]+", re.ASCII
+    r"OPT *\(|INCOMPLETE *\[[^\[\]]*\]|INCOMPLETE *(?:\[[^\[\]]*)?\Z|[\[\]()]|[^ \[\]()]+", re.ASCII
 )
 _KEYS: Final = (
     "IN OUT PHYSIN PHYSOUT MAC MACSRC MACDST VPROTO VID MACPROTO TUNNEL SRC DST LEN TOS PREC TTL ID"
@@ -20,11 +20,13 @@ _KEYS: Final = (
 _NAMES: Final = "CE DF MF AE CWR ECE URG ACK PSH RST SYN FIN ARP AH ESP INCOMPLETE TRUNCATED"
 _KNOWN: Final = re.compile(
     rf"(?:{'|'.join(_KEYS.split())})=.*|(?:{'|'.join(_NAMES.split())})"
-    r"|FRAG:.*|ID:.*|OPT *\(|INCOMPLETE *\[.*|[\[\])]",
+    r"|FRAG:.*|ID:.*|OPT *\(|INCOMPLETE *\[.*\]|[\[\])]",
     re.ASCII | re.DOTALL,
 )
 _CANONICAL: Final = re.compile(r"0|[1-9][0-9]{0,9}", re.ASCII)
 _INCOMPLETE: Final = re.compile(r"INCOMPLETE *\[ *(0|[1-9][0-9]{0,9}) bytes *\]", re.ASCII)
+#: A hexadecimal number of 32 bits as printf's ``0x%x`` writes it.
+UNPADDED: Final = "0x(0|[1-9a-f][0-9a-f]{0,7})"
 _OPEN: Final = "OPT ("
 
 
@@ -77,7 +79,10 @@ class Words:
 
     def finish(self) -> None:
         """Raise MalformedError when a word is left over: it stands where it may not."""
-        if not self.ended():
+        last = self._at == len(self._words) - 1
+        if last and self._open:
+            self._cut(certain=False)
+        elif not self.ended():
             name = re.split("[=:]", self.peek(), maxsplit=1)[0]
             how = "occurs twice" if name in self._taken else "is out of place"
             raise MalformedError(f"{name} {how}")
@@ -106,13 +111,15 @@ class Words:
             return None
         value = self.peek()[len(start) :]
         self._taken.add(key)
-        return None if self._cut(certain=value in {"0", certain}) else value
+        return None if self._cut(certain=value == certain) else value
 
     def number(
         self, key: str, limit: int, separator: str = "=", *, certain: int | None = None
     ) -> int | None:
         """Take a decimal field; raises MalformedError when it is none or above ``limit``."""
-        value = self.value(key, separator, certain=None if certain is None else str(certain))
+        # No number of several digits begins with 0.
+        zero = self.peek() == f"{key}{separator}0"
+        value = self.value(key, separator, certain="0" if zero else str(certain))
         if value is None:
             return None
         if _CANONICAL.fullmatch(value) is None:
@@ -122,8 +129,13 @@ class Words:
         return int(value)
 
     def hexadecimal(self, key: str, form: str, separator: str = "=") -> int | None:
-        """Take a hexadecimal field of a form: a regular expression whose group has the digits."""
-        value = self.value(key, separator)
+        """Take a hexadecimal field of a form: a regular expression whose group has the digits.
+
+        All forms but UNPADDED are of one width: a value that has it is not cut.
+        """
+        whole = self.peek().removeprefix(key + separator)
+        sure = form != UNPADDED and re.fullmatch(form, whole, re.ASCII)
+        value = self.value(key, separator, certain=whole if sure else None)
         if value is None:
             return None
         match = re.fullmatch(form, value, re.ASCII)
