@@ -57,22 +57,8 @@ class Namespace:
         """
         if self.path is None:
             return work()
-        results: list[T] = []
-        errors: list[BaseException] = []
-
-        def inside(path: Path) -> None:
-            try:
-                _enter(self, path)
-                results.append(work())
-            except BaseException as error:  # noqa: BLE001 - handed to the caller below
-                errors.append(error)
-
-        thread = threading.Thread(target=inside, args=(self.path,), name="netns", daemon=True)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return results[0]
+        path = self.path
+        return _in_thread(lambda: _enter(self, path), work)
 
 
 def named(name: str) -> Namespace:
@@ -80,9 +66,45 @@ def named(name: str) -> Namespace:
     return Namespace(Path(name) if "/" in name else NAMED / name)
 
 
+def in_scratch(work: Callable[[], T]) -> T:
+    """Run ``work`` inside a new, empty network namespace that ends with it.
+
+    Needs CAP_SYS_ADMIN; raises UnsupportedError without, and whatever ``work`` raises.
+    """
+    return _in_thread(_unshare, work)
+
+
 def of_process(pid: int) -> Namespace:
     """The namespace that a process lives in."""
     return Namespace(Path(f"/proc/{pid}/ns/net"))
+
+
+def _in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def inside() -> None:
+        try:
+            enter()
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below
+            errors.append(error)
+
+    thread = threading.Thread(target=inside, name="netns", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _unshare() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        raise UnsupportedError(
+            f"making a network namespace failed ({os.strerror(ctypes.get_errno())}): "
+            "it needs CAP_SYS_ADMIN"
+        )
 
 
 def _absent(namespace: Namespace, error: OSError) -> AbsentError:

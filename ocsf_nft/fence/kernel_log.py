@@ -42,6 +42,11 @@ def enable(namespace: Namespace) -> str | None:
     return before
 
 
+def probe() -> None:
+    """See whether :func:`enable` would succeed; raises UnsupportedError or OSError."""
+    _in_initial(lambda: _SYSCTL.open("r+").close())
+
+
 def restore(before: str) -> None:
     """Put the value from before back; raises UnsupportedError or OSError when that fails."""
     _in_initial(lambda: _SYSCTL.write_text(before, "ascii"))

@@ -1,0 +1,5 @@
+"""``python -m ocsf_nft``."""
+
+from ocsf_nft.cli import main
+
+main()

@@ -1,0 +1,132 @@
+"""``convert``."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ocsf_nft.errors import AbsentError, DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from io import BufferedReader
+
+    from ocsf_nft.record import Batch, Record, Reject
+    from ocsf_nft.sources.replay import Counts
+
+_CHUNK_BYTES = 1 << 18
+
+
+def convert(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files of kernel log text; - is standard input.", metavar="[PATH… | -]"
+        ),
+    ] = ["-"],  # noqa: B006 - typer copies it
+    prefix: Annotated[
+        str | None,
+        typer.Option("--prefix", help="Only records whose log prefix begins so.", metavar="P"),
+    ] = None,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(
+            "--rejects",
+            help="Write the lines that were not taken, and why, to this file.",
+            metavar="PATH",
+        ),
+    ] = None,
+) -> None:
+    """Convert kernel log text to OCSF events, one JSON object a line.
+
+    Reads dmesg, /dev/kmsg, syslog, journalctl (short, -o json, -o export) and our own NFLOG lines.
+    Stamps that count from boot are taken as this boot's. Needs no privilege.
+
+    Example: dmesg | ocsf-nft convert > events.jsonl
+    """
+    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.ocsf.mapper import Mapper
+    from ocsf_nft.sources import replay
+
+    mapper = Mapper(Context())
+    counts = replay.Counts()
+
+    def events(records: tuple[Record, ...]) -> Iterator[bytes]:
+        for record in records:
+            if prefix is None or record.prefix.startswith(prefix):
+                yield mapper.network_activity(record, processed_ns=time.time_ns()).to_json()
+                yield b"\n"
+
+    with contextlib.ExitStack() as stack:
+        reject = stack.enter_context(_rejects_file(rejects))
+        for path in paths:
+            file = _stdin() if path == "-" else stack.enter_context(_open(Path(path)))
+            for batch in _batches(file, counts):
+                _write(b"".join(events(batch.records)))
+                for line in batch.rejects:
+                    reject(line)
+    rejected = "".join(f", {number} {kind}" for kind, number in sorted(counts.rejects.items()))
+    typer.echo(
+        f"{counts.lines} lines: {counts.records} records, {counts.skipped} others{rejected}",
+        err=True,
+    )
+
+
+def _stdin() -> BufferedReader:
+    return open(sys.stdin.fileno(), "rb", closefd=False)
+
+
+def _open(path: Path) -> BufferedReader:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise AbsentError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _batches(file: BufferedReader, counts: Counts) -> Iterator[Batch]:
+    from ocsf_nft.sources.replay import Reader
+
+    reader = Reader(counts=counts)
+    while chunk := file.read1(_CHUNK_BYTES):
+        yield from reader.feed(chunk)
+    yield from reader.finish()
+
+
+def _write(lines: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DeliveryError(f"standard output can't be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _rejects_file(path: Path | None) -> Iterator[Callable[[Reject], None]]:
+    if path is None:
+        yield lambda _reject: None
+        return
+    import orjson
+
+    try:
+        file = path.open("wb", buffering=0)
+    except OSError as error:
+        raise DeliveryError(f"{path} can't be written: {error.strerror}") from error
+
+    def write(reject: Reject) -> None:
+        found = {"kind": reject.kind, "reason": reject.reason, "line": reject.line}
+        try:
+            file.write(orjson.dumps(found) + b"\n")
+        except OSError as error:
+            raise DeliveryError(f"{path} can't be written: {error.strerror}") from error
+
+    with file:
+        yield write

@@ -1,0 +1,18 @@
+"""``demo``."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
+from __future__ import annotations
+
+
+def demo() -> None:
+    """Fence a throw-away sandbox, try to get out, and show what is reported.
+
+    Makes two network namespaces, lets real programs try, and removes everything at the end, also
+    when it is interrupted. Nothing leaves this machine. Needs root.
+
+    Example: ocsf-nft demo
+    """
+    from ocsf_nft.demo import demonstrate
+
+    demonstrate()

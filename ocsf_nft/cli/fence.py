@@ -1,0 +1,127 @@
+"""``install``, ``verify`` and ``remove``."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ocsf_nft.cli import options
+
+if TYPE_CHECKING:
+    from ocsf_nft.ocsf.events import Event
+
+
+def install(  # noqa: PLR0913, PLR0917 - each is an option
+    sandbox: options.Sandbox,
+    proxy: options.Proxies,
+    netns: options.Netns = None,
+    pid: options.Pid = None,
+    allow: options.Exceptions = [],  # noqa: B006 - typer copies it
+    host_guard: options.HostGuard = None,
+    transport: options.Transport = "auto",
+    group: options.Group = 4001,
+    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the ruleset and change nothing.")
+    ] = False,
+) -> None:
+    """Fence a sandbox, atomically; replaces its fence when one stands.
+
+    Prints the event of what was done. Exit 1: the fence stands, but the kernel can't log.
+
+    Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
+
+    Example: ocsf-nft install --sandbox agent --netns agent --proxy 10.0.0.1:3128
+    """
+    from ocsf_nft.fence import installer
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.ocsf.context import this_host
+    from ocsf_nft.service import fences
+
+    asked = options.one_sandbox(
+        name=sandbox,
+        netns=netns,
+        pid=pid,
+        proxy=proxy,
+        allow=allow,
+        host_guard=host_guard,
+        transport=transport,
+        group=group,
+        install=True,
+    )
+    if dry_run:
+        rung = fences.wanted_transport(asked) or "nflog"
+        sys.stdout.write(installer.plan(asked.spec(), asked.namespace or Namespace(), rung))
+        return
+    fence = fences.stand(asked, StateDirectory(state_dir))
+    _print(fences.state_event(fence, this_host(), after=fence.state))
+    if fence.reason is not None:
+        typer.echo(f"ocsf-nft: the fence stands, but does not log: {fence.reason}", err=True)
+        raise typer.Exit(1)
+    typer.echo(
+        f"sandbox {sandbox} is fenced; what it refuses goes to {fence.installed.transport}",
+        err=True,
+    )
+
+
+def verify(
+    sandbox: options.Sandbox,
+    netns: options.Netns = None,
+    pid: options.Pid = None,
+    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+) -> None:
+    """Compare a sandbox's fence with what was installed.
+
+    Exit 0: as installed. 1: it differs, and how. 2: there is none.
+
+    Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
+
+    Example: ocsf-nft verify --sandbox agent
+    """
+    from ocsf_nft.fence import installer
+    from ocsf_nft.fence.state import StateDirectory
+
+    asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid)
+    found = installer.verify(asked.name, StateDirectory(state_dir), asked.namespace)
+    typer.echo(f"the fence of sandbox {sandbox}: {found.verdict}", err=True)
+    if found.difference:
+        typer.echo(found.difference, err=True)
+    raise typer.Exit({"as installed": 0, "differs": 1, "absent": 2}[found.verdict])
+
+
+def remove(
+    sandbox: options.Sandbox,
+    netns: options.Netns = None,
+    pid: options.Pid = None,
+    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+) -> None:
+    """Take a sandbox's fence away, its guard on the host too. Prints the event of it.
+
+    Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
+
+    Example: ocsf-nft remove --sandbox agent
+    """
+    from ocsf_nft.fence import installer
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.ocsf.context import this_host
+    from ocsf_nft.ocsf.notices import FenceState
+    from ocsf_nft.service import fences
+    from ocsf_nft.service.fences import Fence
+
+    asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid)
+    state = StateDirectory(state_dir)
+    installed = state.read(asked.name)
+    installer.remove(asked.name, state, asked.namespace)
+    if installed is not None:
+        stood = Fence(installed=installed, before=FenceState.STANDING, is_ours=True)
+        _print(fences.gone_event(stood, this_host()))
+    typer.echo(f"sandbox {sandbox} is no longer fenced", err=True)
+
+
+def _print(event: Event) -> None:
+    sys.stdout.buffer.write(event.to_json() + b"\n")

@@ -1,0 +1,76 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from ocsf_nft.config import Config, SandboxConfig
+
+DEFAULT_STATE_DIR: Final = Path("/var/lib/ocsf-nft")
+
+Sandbox = Annotated[str, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")]
+Netns = Annotated[
+    str | None,
+    typer.Option(
+        "--netns",
+        help="Its network namespace: a name of `ip netns`, or a path. Default: this one.",
+        metavar="NAME|PATH",
+    ),
+]
+Pid = Annotated[
+    int | None,
+    typer.Option("--pid", help="A process that lives in its network namespace.", metavar="PID"),
+]
+Proxies = Annotated[
+    list[str],
+    typer.Option(
+        "--proxy", help="A proxy that may be reached; repeatable, IPv4 and IPv6.",
+        metavar="ADDR:PORT",
+    ),
+]  # fmt: skip
+Exceptions = Annotated[
+    list[str],
+    typer.Option(
+        "--allow", help="An exception that may be reached; repeatable.", metavar="tcp|udp:ADDR:PORT"
+    ),
+]
+HostGuard = Annotated[
+    str | None,
+    typer.Option(
+        "--host-guard",
+        help="The host's end of the sandbox's veth pair: guard it too, against AF_XDP.",
+        metavar="DEV",
+    ),
+]
+Transport = Annotated[
+    str,
+    typer.Option(
+        "--transport",
+        help="How the fence logs; auto takes the best that the kernel has.",
+        metavar="auto|nflog|kmsg|none",
+    ),
+]
+Group = Annotated[int, typer.Option("--group", help="The NFLOG group, 1 to 65535.", metavar="N")]
+StateDir = Annotated[
+    Path,
+    typer.Option(
+        "--state-dir", help="Where it is put on record what was installed.", metavar="DIR"
+    ),
+]
+
+
+def one_sandbox(**values: Any) -> SandboxConfig:
+    """A sandbox from options, checked as a file's would be; raises UsageError."""
+    return one(values).sandbox[0]
+
+
+def one(sandbox: dict[str, Any], **others: Any) -> Config:
+    """A configuration with one sandbox, from options; raises UsageError."""
+    from ocsf_nft import config  # noqa: PLC0415 - pydantic is slow to import, and --help needs none
+
+    given = {key: value for key, value in sandbox.items() if value is not None}
+    return config.parse({"sandbox": [given], **others}, where="options")

@@ -1,0 +1,129 @@
+"""``run``."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from ocsf_nft.cli import options
+from ocsf_nft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ocsf_nft.service import Counts
+
+_REPLAY: Final = "replay:"
+
+
+def run(  # noqa: PLR0913, PLR0917 - each is an option
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="A TOML file, in place of the other options.", metavar="FILE"
+        ),
+    ] = None,
+    sandbox: Annotated[
+        str | None, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")
+    ] = None,
+    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
+    netns: options.Netns = None,
+    pid: options.Pid = None,
+    allow: options.Exceptions = [],  # noqa: B006 - typer copies it
+    host_guard: options.HostGuard = None,
+    transport: options.Transport = "auto",
+    group: options.Group = 4001,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--source",
+            help="Where records are read from; auto takes what the fence logs to.",
+            metavar="auto|nflog|kmsg|journal|replay:PATH",
+        ),
+    ] = "auto",
+    output: Annotated[
+        str, typer.Option("--output", help="Where events go: a file, or - for stdout.")
+    ] = "-",
+    install: Annotated[
+        bool,
+        typer.Option("--install", help="Fence first; remove at exit what was not there before."),
+    ] = False,
+    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+) -> None:
+    """Watch fenced sandboxes and write an event for each packet refused.
+
+    Ctrl-C and SIGTERM: what the kernel has logged by then is delivered, then exit 0. On a failure
+    the fence stays.
+
+    Needs CAP_NET_ADMIN over the namespace (NFLOG), CAP_SYSLOG for the kernel log, CAP_SYS_ADMIN to
+    enter another namespace.
+
+    Example: ocsf-nft run --sandbox agent --netns agent --proxy 10.0.0.1:3128 --install
+    """
+    from ocsf_nft import config as configuration
+    from ocsf_nft import service
+    from ocsf_nft.cli.logs import to_stderr
+    from ocsf_nft.delivery.sinks.jsonl import Jsonl
+
+    to_stderr()
+    if source.startswith(_REPLAY):
+        sink = Jsonl(None if output == "-" else Path(output))
+        path = Path(source.removeprefix(_REPLAY))
+        _finish(asyncio.run(_until_signal(lambda stop: service.replay([path], sink, stop))))
+        return
+    if config is not None:
+        wanted = configuration.load(config)
+    elif sandbox is not None:
+        wanted = options.one(
+            {
+                "name": sandbox,
+                "netns": netns,
+                "pid": pid,
+                "proxy": proxy,
+                "allow": allow,
+                "host_guard": host_guard,
+                "transport": transport,
+                "group": group,
+                "source": source,
+                "install": install,
+            },
+            output=output,
+            state_dir=state_dir,
+        )
+    else:
+        raise UsageError("name what to watch: --config FILE, or --sandbox NAME")
+
+    def ready() -> None:
+        names = ", ".join(each.name for each in wanted.sandbox)
+        typer.echo(f"ready: watching {names}", err=True)
+
+    _finish(
+        asyncio.run(
+            _until_signal(
+                lambda stop: service.run(wanted, Jsonl(wanted.output_path), stop, ready=ready)
+            )
+        )
+    )
+
+
+async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> Counts:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return await work(stop)
+
+
+def _finish(counts: Counts) -> None:
+    rejected = "".join(f", {number} {kind}" for kind, number in sorted(counts.rejects.items()))
+    typer.echo(
+        f"{counts.records} records, {counts.events} events, {counts.lost} lost in "
+        f"{counts.gaps} gaps{rejected}",
+        err=True,
+    )

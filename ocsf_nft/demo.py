@@ -1,0 +1,5 @@
+"""placeholder"""
+
+
+def demonstrate() -> None:
+    """placeholder"""

@@ -1,0 +1,73 @@
+"""Notice when a namespace's links change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from typing import TYPE_CHECKING, Final, Self
+
+from ocsf_nft import netlink
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from types import TracebackType
+
+    from ocsf_nft.netns import Namespace
+
+_RTMGRP_LINK: Final = 1  # include/uapi/linux/rtnetlink.h
+#: Links come in bursts (a veth pair, its address, its state): one look at the end of each.
+_SETTLE_SECONDS: Final = 0.05
+_RECEIVE_BYTES: Final = 1 << 16
+
+
+class LinkWatch:
+    """Notifications of rtnetlink about links, from inside a namespace. Needs no privilege there."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._socket: socket.socket | None = None
+
+    async def __aenter__(self) -> Self:
+        """Listen; raises AbsentError or UnsupportedError when the namespace can't be entered."""
+        self._socket = self._namespace.call(_listen)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop listening."""
+        if self._socket is not None:
+            self._socket.close()
+
+    async def changes(self) -> AsyncIterator[None]:
+        """Once for each burst of changes; what happens while the consumer is busy is not lost."""
+        if self._socket is None:
+            raise RuntimeError("enter the watch first")
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await loop.sock_recv(self._socket, _RECEIVE_BYTES)
+                await asyncio.sleep(_SETTLE_SECONDS)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        self._socket.recv(_RECEIVE_BYTES)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # missed some: there were changes
+                    raise
+            yield
+
+
+def _listen() -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
+    try:
+        sock.bind((0, _RTMGRP_LINK))
+    except BaseException:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock

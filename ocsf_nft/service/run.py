@@ -1,0 +1,190 @@
+"""Run: fence or find fenced, read, map, deliver, until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.netns import Namespace
+from ocsf_nft.ocsf.context import Context, this_host
+from ocsf_nft.ocsf.notices import lifecycle
+from ocsf_nft.service import fences
+from ocsf_nft.service.pipeline import Counts, Pipeline
+from ocsf_nft.sources.journal import Journal
+from ocsf_nft.sources.kmsg import Kmsg
+from ocsf_nft.sources.nflog import Nflog
+from ocsf_nft.sources.replay import Replay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from ocsf_nft.config import Config, SandboxConfig
+    from ocsf_nft.delivery.sinks.base import Sink
+    from ocsf_nft.service.fences import Fence
+    from ocsf_nft.sources.base import Source
+
+_log = structlog.get_logger()
+
+_HOST: Final = Namespace()
+
+
+async def run(
+    config: Config,
+    sink: Sink,
+    stop: asyncio.Event,
+    *,
+    ready: Callable[[], None] = lambda: None,
+) -> Counts:
+    """Watch the sandboxes of a configuration and deliver what they try, until ``stop``.
+
+    ``ready`` is called when every fence stands and every source is read. When ``stop`` is set,
+    what the kernel has logged by then is still delivered, and the fences that this run installed
+    are removed.
+
+    Raises an OcsfNftError when a fence can't stand, a source can't be read or the sink fails.
+    The fences are left standing then: who is fenced stays fenced.
+    """
+    state = StateDirectory(config.state_dir)
+    async with contextlib.AsyncExitStack() as stack:
+        early = _Early()
+        for sandbox in config.sandbox:
+            await early.open(sandbox, state, stack)
+        standing = [await asyncio.to_thread(fences.stand, each, state) for each in config.sandbox]
+        pipeline = Pipeline(await stack.enter_async_context(sink), this_host())
+        sources = await _sources(list(zip(config.sandbox, standing, strict=True)), early, stack)
+        await pipeline.emit(
+            lifecycle(Context(host=pipeline.host), activity="start", time_ns=time.time_ns())
+        )
+        for sandbox, fence in zip(config.sandbox, standing, strict=True):
+            await _announce(sandbox, fence, pipeline)
+        ready()
+        with _first_error():
+            async with asyncio.TaskGroup() as group:
+                watches = [
+                    group.create_task(fences.watch_links(sandbox, fence, state, pipeline))
+                    for sandbox, fence in zip(config.sandbox, standing, strict=True)
+                ]
+                pumps = [group.create_task(pipeline.pump(source, stop)) for source in sources]
+                # A fence that can't log leaves nothing to read, and still has to be watched.
+                await stop.wait()
+                await asyncio.gather(*pumps)
+                for watch in watches:
+                    watch.cancel()
+        for fence in standing:
+            if fence.is_ours:
+                await asyncio.to_thread(fences.take_away, fence, state)
+                await pipeline.emit(fences.gone_event(fence, pipeline.host))
+        await pipeline.emit(
+            lifecycle(Context(host=pipeline.host), activity="stop", time_ns=time.time_ns())
+        )
+        return pipeline.counts
+
+
+async def replay(paths: Sequence[Path], sink: Sink, stop: asyncio.Event) -> Counts:
+    """Deliver what files hold; no fence is looked at. Raises an OcsfNftError."""
+    async with sink as opened, Replay(paths) as source:
+        pipeline = Pipeline(opened, this_host())
+        await pipeline.pump(source, stop)
+        return pipeline.counts
+
+
+class _Early:
+    """NFLOG sources that are opened before their fence, so that its first record is not missed.
+
+    One that can't be opened must not keep the fence from standing: its error waits until the
+    fence stands and turns out to need it.
+    """
+
+    def __init__(self) -> None:
+        self._opened: dict[tuple[str, int], Nflog | OcsfNftError] = {}
+
+    async def open(
+        self, sandbox: SandboxConfig, state: StateDirectory, stack: contextlib.AsyncExitStack
+    ) -> None:
+        if fences.wanted_transport(sandbox) not in {None, "nflog"}:
+            return
+        on_record = None if sandbox.install else state.read(sandbox.name)
+        namespace = sandbox.namespace or (on_record.namespace if on_record else _HOST)
+        group = on_record.spec.group if on_record else sandbox.group
+        await self._open(namespace, group, stack)
+        if sandbox.host_guard is not None:
+            await self._open(_HOST, group, stack)
+
+    async def take(
+        self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
+    ) -> Nflog:
+        await self._open(namespace, group, stack)
+        source = self._opened[namespace.identity(), group]
+        if isinstance(source, OcsfNftError):
+            raise source
+        return source
+
+    async def _open(
+        self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
+    ) -> None:
+        key = (namespace.identity(), group)
+        if key in self._opened:
+            return
+        try:
+            self._opened[key] = await stack.enter_async_context(Nflog(namespace, group))
+        except OcsfNftError as error:
+            self._opened[key] = error
+
+
+async def _sources(
+    standing: Sequence[tuple[SandboxConfig, Fence]],
+    early: _Early,
+    stack: contextlib.AsyncExitStack,
+) -> list[Source]:
+    found: dict[int, Source] = {}
+    in_kernel_log: dict[str, set[str]] = {"kmsg": set(), "journal": set()}
+    for sandbox, fence in standing:
+        installed = fence.installed
+        if installed.transport == "nflog":
+            places = [installed.namespace]
+            if installed.spec.guard_device is not None:
+                places.append(_HOST)
+            for place in places:
+                source = await early.take(place, installed.spec.group, stack)
+                found[id(source)] = source
+        elif installed.transport == "kmsg":
+            in_kernel_log["journal" if sandbox.source == "journal" else "kmsg"].add(sandbox.name)
+    if names := frozenset(in_kernel_log["kmsg"]):
+        kmsg = await stack.enter_async_context(Kmsg(names))
+        found[id(kmsg)] = kmsg
+    if names := frozenset(in_kernel_log["journal"]):
+        journal = await stack.enter_async_context(Journal(names))
+        found[id(journal)] = journal
+    return list(found.values())
+
+
+async def _announce(sandbox: SandboxConfig, fence: Fence, pipeline: Pipeline) -> None:
+    pipeline.know(sandbox.name, fences.context(fence.installed, pipeline.host))
+    if fence.reason is not None:
+        _log.error("fence degraded", sandbox=sandbox.name, reason=fence.reason)
+    elif fence.installed.transport == "none":
+        _log.warning("fence without log rules, as asked for", sandbox=sandbox.name)
+    if fence.is_ours or fence.reason is not None:
+        await pipeline.emit(fences.state_event(fence, pipeline.host, after=fence.state))
+
+
+@contextlib.contextmanager
+def _first_error() -> Iterator[None]:
+    """Of several tasks that fail together, the first of our own errors is the one to tell."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours = group.subgroup(OcsfNftError)
+        if ours is None or group.split(OcsfNftError)[1] is not None:
+            raise
+        leaf: BaseException = ours
+        while isinstance(leaf, BaseExceptionGroup):
+            leaf = leaf.exceptions[0]
+        raise leaf from None
