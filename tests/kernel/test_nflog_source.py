@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from ocsf_nft import netlink
+from ocsf_nft.errors import AbsentError, SourceError
+from ocsf_nft.lab import Lab, ip
+from ocsf_nft.netns import Namespace, named
+from ocsf_nft.sources import nflog_group
+from ocsf_nft.sources.nflog import Nflog
+from ocsf_nft.sources.nflog_group import CALM, FLOOD
+from tests.kernel.attempts import (
+    EXPERIMENT,
+    GROUP,
+    INTERNET4,
+    INTERNET6,
+    PRIVILEGED,
+    UNPRIVILEGED,
+    attempt,
+    attempting,
+    fence,
+    refused,
+)
+from tests.kernel.reading import lost, until
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def namespace(lab: Lab) -> Namespace:
+    fence(lab.sandbox_namespace, "sb1", nflog=True)
+    return lab.sandbox_namespace
+
+
+async def test_every_kind_of_attempt_is_exactly_one_record(namespace: Namespace) -> None:
+    kinds = UNPRIVILEGED + PRIVILEGED
+    async with Nflog(namespace, GROUP) as source:
+        before = time.time_ns()
+        attempt(namespace, 0, 3, *(kind for kind, *_ in kinds))
+        attempt(namespace, 1000, 2, *(kind for kind, *_ in UNPRIVILEGED))
+        total = 3 * len(kinds) + 2 * len(UNPRIVILEGED)
+        read = await until(source.batches(), lambda batch: len(batch.records) >= total)
+    assert refused(namespace) == total
+    assert not read.gaps
+    assert not read.rejects
+    expected = Counter[tuple[object, ...]]()
+    for uid, times, made in ((0, 3, kinds), (1000, 2, UNPRIVILEGED)):
+        for _, version, protocol, port in made:
+            target = INTERNET4 if version == 4 else INTERNET6
+            expected[(version, protocol, target, port, uid)] = times
+    found = Counter[tuple[object, ...]](
+        (
+            record.ip_version,
+            record.protocol,
+            record.destination,
+            record.destination_port,
+            record.uid,
+        )
+        for record in read.records
+    )
+    assert found == expected
+    for record in read.records:
+        assert (record.sandbox, record.rule) == ("sb1", "egress")
+        assert (record.in_interface, record.out_interface) == (None, "sb0")
+        assert record.gid == record.uid
+        assert before <= record.time_ns <= record.received_ns <= time.time_ns()
+    assert len({record.origin.identity for record in read.records}) == total
+    assert [record.origin.sequence for record in read.records] == list(range(total))
+    assert {record.protocol for record in read.records} >= {EXPERIMENT}
+
+
+async def test_two_bindings_give_different_identities(namespace: Namespace) -> None:
+    identities = []
+    for _ in range(2):
+        async with Nflog(namespace, GROUP) as source:
+            attempt(namespace, 0, 1, "udp4")
+            read = await until(source.batches(), lambda batch: bool(batch.records))
+            identities += [record.origin.identity for record in read.records]
+    assert len(set(identities)) == 2
+
+
+async def test_a_flood_is_accounted_for_exactly_and_batching_follows_it(
+    namespace: Namespace,
+) -> None:
+    async with Nflog(namespace, GROUP) as source:
+        batches = source.batches()
+        assert source._pace.batching is CALM
+        flood = attempting(namespace, 0, 40_000, "flood")
+        read = await until(batches, lambda batch: len(batch.records) + lost(batch) >= 40_000)
+        assert flood.wait(10) == 0
+        assert len(read.records) + lost(read) == refused(namespace) == 40_000
+        assert source._pace.batching is FLOOD
+        waiting = asyncio.ensure_future(anext(batches))
+        async with asyncio.timeout(5):
+            while source._pace.batching is FLOOD:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.05)
+        attempt(namespace, 0, 1, "udp4")
+        assert len((await waiting).records) == 1
+
+
+async def test_what_overflows_is_told_at_once_and_counted_by_the_next_record(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nflog_group, "_RECEIVE_BUFFER_BYTES", 32768)
+    async with Nflog(namespace, GROUP) as source:
+        batches = source.batches()
+        attempt(namespace, 0, 5_000, "flood")
+        read = await until(batches, lambda batch: bool(batch.gaps))
+        assert [gap.lost for gap in read.gaps] == [None]
+        assert 0 < len(read.records) < 5_000
+        attempt(namespace, 0, 1, "udp4")
+        last = await until(batches, lambda batch: bool(batch.records))
+        assert len(last.records) == 1
+        assert [gap.lost for gap in last.gaps] == [5_000 - len(read.records)]
+        assert last.gaps[0].since_ns <= last.gaps[0].until_ns
+
+
+async def test_binding_under_fire_misses_nothing_after_it(namespace: Namespace) -> None:
+    flood = attempting(namespace, 0, 30_000, "flood")
+    while refused(namespace) == 0:  # noqa: ASYNC110 - the kernel has no event for it
+        await asyncio.sleep(0.001)
+    async with Nflog(namespace, GROUP) as source:
+        read = await until(source.batches(), lambda batch: len(batch.records) >= 2_000)
+        assert flood.wait(10) == 0
+    numbers = [record.origin.sequence for record in read.records]
+    assert numbers == list(range(len(numbers)))
+    assert not read.gaps
+
+
+async def test_a_group_that_is_held_is_named_as_the_cause(namespace: Namespace) -> None:
+    async with Nflog(namespace, GROUP):
+        with pytest.raises(SourceError, match=f"another program holds NFLOG group {GROUP}"):
+            await Nflog(namespace, GROUP).__aenter__()
+        async with Nflog(namespace, GROUP + 1):
+            pass
+
+
+def test_lacking_the_privilege_is_named_as_the_cause(lab: Lab) -> None:
+    program = (
+        "import os;os.setgid(65534);os.setuid(65534)\n"
+        "from ocsf_nft.errors import UnsupportedError\n"
+        "from ocsf_nft.sources import nflog_group\n"
+        "try: nflog_group.bind(71, nflog_group.CALM)\n"
+        "except UnsupportedError as error: print(error)\n"
+        "from ocsf_nft.sources import kmsg\n"
+        "try: kmsg._opened()\n"
+        "except UnsupportedError as error: print(error)\n"
+    )
+    # Imported as root, for the packages may lie where nobody else reads.
+    imports = "import ocsf_nft.sources.nflog_group, ocsf_nft.sources.kmsg\n"
+    done = lab.sandbox_namespace.call(
+        lambda: subprocess.run(
+            [sys.executable, "-c", imports + program], capture_output=True, text=True, check=True
+        )
+    )
+    first, second = done.stdout.splitlines()
+    assert first.startswith("binding NFLOG group 71 is not permitted: it needs CAP_NET_ADMIN")
+    assert second.startswith("reading /dev/kmsg is not permitted: it needs CAP_SYSLOG")
+
+
+async def test_a_namespace_that_is_not_there_is_said_so() -> None:
+    with pytest.raises(AbsentError):
+        await Nflog(named("no-such-namespace"), GROUP).__aenter__()
+
+
+async def test_a_message_that_is_not_the_kernels_is_a_forgery(namespace: Namespace) -> None:
+    async with Nflog(namespace, GROUP) as source:
+        assert source._socket is not None
+        port = source._socket.getsockname()[0]
+        forger = namespace.call(
+            lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
+        )
+        with forger:
+            forger.sendto(netlink.message(nflog_group.PACKET, 0, bytes(64)), (port, 0))
+        attempt(namespace, 0, 1, "udp4")
+        read = await until(source.batches(), lambda batch: bool(batch.records))
+        assert len(read.records) == 1
+        assert [reject.kind for reject in read.rejects] == ["forged"]
+
+
+async def test_an_interface_has_the_name_that_it_has_now(lab: Lab, namespace: Namespace) -> None:
+    async with Nflog(namespace, GROUP) as source:
+        batches = source.batches()
+        old = "sb0"
+        for name in ("DST=9.9.9.9", "UID=0", "uplink"):
+            ip("-n", lab.sandbox, "link", "set", "dev", old, "name", name)
+            old = name
+            attempt(namespace, 0, 1, "udp4")
+            read = await until(batches, lambda batch: bool(batch.records))
+            assert read.records[0].out_interface == name
+
+
+async def test_leaving_and_cancelling_leave_nothing_behind(namespace: Namespace) -> None:
+    def held() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
+
+    async def read() -> None:
+        async with Nflog(namespace, GROUP) as source:
+            async for _ in source.batches():
+                pass
+
+    before = held()
+    task = asyncio.ensure_future(read())
+    await asyncio.sleep(0.05)
+    assert held() > before
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert held() == before
