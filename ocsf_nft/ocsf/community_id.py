@@ -8,13 +8,13 @@ from __future__ import annotations
 import struct
 from base64 import b64encode
 from hashlib import sha1
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 from ocsf_nft.ocsf import protocols
 
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.addresses import Place
-    from ocsf_nft.record import Record
+    from ocsf_nft.record import Detail, Record
 
 _SEED: Final = b"\0\0"
 _PORTS: Final = struct.Struct("!HH")
@@ -55,7 +55,7 @@ def of_record(record: Record, source: Place | None, destination: Place | None) -
     ports: tuple[int, int] | None = None
     if protocol in {protocols.ICMP, protocols.ICMPV6}:
         kind, code = record.details.get("icmp_type"), record.details.get("icmp_code")
-        if not isinstance(kind, int) or not isinstance(code, int):
+        if not _is_octet(kind) or not _is_octet(code):
             return None
         pairs = _ICMP_PAIRS if protocol == protocols.ICMP else _ICMPV6_PAIRS
         one_way = kind not in pairs
@@ -65,3 +65,7 @@ def of_record(record: Record, source: Place | None, destination: Place | None) -
             return None
         ports = (record.source_port, record.destination_port)
     return community_id(protocol, source.packed, destination.packed, ports, one_way=one_way)
+
+
+def _is_octet(value: Detail | None) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 <= value <= 0xFF

@@ -96,8 +96,6 @@ class Event(Model):
         metadata = data.get("metadata")
         if isinstance(metadata, Metadata):
             return {**data, "metadata": metadata.model_copy(update={"profiles": profiles})}
-        if isinstance(metadata, dict):
-            return {**data, "metadata": {**metadata, "profiles": profiles}}
         return data
 
     def to_json(self) -> bytes:

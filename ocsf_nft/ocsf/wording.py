@@ -36,7 +36,7 @@ def message(record: Record, way: Direction, answered: Answer | None) -> str:
     """What happened, in one sentence."""
     outcome = _ANSWERED[answered]
     if record.sandbox is None:
-        rule = f"rule {visible(record.rule)!r}" if record.rule else "a rule without a name"
+        rule = f'rule "{visible(record.rule)}"' if record.rule else "a rule without a name"
         return f"{_packet(record)} from {_source(record)} met {rule}; {outcome}"
     sandbox = f"sandbox {visible(record.sandbox)}"
     if way is Direction.INBOUND:

@@ -50,7 +50,7 @@ UDP: Final[dict[str, Any]] = {"protocol": 17, "source_port": 50000, "destination
 def record(prefix: str = "ocsf-nft:sb1:egress:", **facts: Any) -> Record:
     """A record of one prefix; the origin is as a source would give it."""
     sandbox, rule = split_prefix(prefix)
-    facts = {
+    defaults: dict[str, Any] = {
         "time_ns": TIME_NS,
         "received_ns": TIME_NS + 100_000_000,
         "origin": Origin(
@@ -61,8 +61,8 @@ def record(prefix: str = "ocsf-nft:sb1:egress:", **facts: Any) -> Record:
             sequence=5678,
             original_time="[12345.678901]",
         ),
-    } | facts
-    return Record(prefix=prefix, sandbox=sandbox, rule=rule, **facts)
+    }
+    return Record(prefix=prefix, sandbox=sandbox, rule=rule, **(defaults | facts))
 
 
 def _of_rule(rule: str, **facts: Any) -> Record:

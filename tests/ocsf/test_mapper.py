@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.mapper import Mapper
+from tests.conformance.corpus import CONTEXT, NOW_NS, OUT, RECORDS, TCP, V4, V6, record
+
+MAPPER = Mapper(CONTEXT)
+
+
+def event_of(name: str, mapper: Mapper = MAPPER) -> Any:
+    return json.loads(mapper.network_activity(RECORDS[name], processed_ns=NOW_NS).to_json())
+
+
+def test_a_refused_connection_is_told_in_full() -> None:
+    assert event_of("tcp4") == {
+        "class_uid": 4001,
+        "class_name": "Network Activity",
+        "category_uid": 4,
+        "category_name": "Network Activity",
+        "activity_id": 5,
+        "activity_name": "Refuse",
+        "type_uid": 400105,
+        "type_name": "Network Activity: Refuse",
+        "time": 1767225600000,
+        "start_time": 1767225600000,
+        "end_time": 1767225600000,
+        "timezone_offset": 0,
+        "count": 1,
+        "severity_id": 3,
+        "severity": "Medium",
+        "status_id": 2,
+        "status": "Failure",
+        "status_code": "tcp-reset",
+        "status_detail": "The connection was reset by the sandbox's fence, not by the network. "
+        "Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.",
+        "message": "uid 1000 in sandbox sb1 tried TCP 203.0.113.7:443 directly; "
+        "refused with a reset",
+        "action_id": 2,
+        "action": "Denied",
+        "disposition_id": 2,
+        "disposition": "Blocked",
+        "is_alert": True,
+        "confidence_id": 3,
+        "confidence": "High",
+        "firewall_rule": {
+            "name": "egress",
+            "uid": "inet/ocsf_nft/refuse_egress/14",
+            "type": "nftables",
+            "desc": "what the sandbox sends goes to its proxy, or nowhere",
+            "condition": 'log prefix "ocsf-nft:sb1:egress:" group 4001',
+        },
+        "attacks": [
+            {
+                "version": "18.0",
+                "tactic": {"uid": "TA0011", "name": "Command and Control"},
+                "technique": {"uid": "T1071", "name": "Application Layer Protocol"},
+                "sub_technique": {"uid": "T1071.001", "name": "Web Protocols"},
+            }
+        ],
+        "is_src_dst_assignment_known": True,
+        "observation_point_id": 1,
+        "observation_point": "Source",
+        "src_endpoint": {
+            "name": "sb1",
+            "ip": "10.200.0.2",
+            "port": 41254,
+            "interface_name": "sb0",
+            "network_scope_id": 1,
+            "network_scope": "Internal",
+        },
+        "dst_endpoint": {
+            "ip": "203.0.113.7",
+            "port": 443,
+            "network_scope_id": 2,
+            "network_scope": "External",
+        },
+        "proxy_endpoint": {"ip": "10.200.0.1", "port": 3128},
+        "connection_info": {
+            "direction_id": 2,
+            "direction": "Outbound",
+            "protocol_num": 6,
+            "protocol_name": "tcp",
+            "protocol_ver_id": 4,
+            "protocol_ver": "Internet Protocol version 4 (IPv4)",
+            "tcp_flags": 2,
+            "boundary_id": 3,
+            "boundary": "External",
+            "community_uid": "1:nXTTpkREGtBgFMhsF+qPzP/fheI=",
+        },
+        "traffic": {"packets": 1, "bytes": 60},
+        "actor": {"user": {"uid": "1000", "groups": [{"uid": "1000"}]}},
+        "device": {
+            "hostname": "host-1",
+            "type_id": 0,
+            "type": "Unknown",
+            "os": {
+                "name": "Linux",
+                "type_id": 200,
+                "type": "Linux",
+                "kernel_release": "6.18.44",
+            },
+            "boot_uid": "7d0d2a3f-34f5-4f3e-9c5b-0a8f7b0f5e11",
+            "boot_time": 1767000000000,
+        },
+        "observables": [
+            {
+                "name": "dst_endpoint.ip",
+                "type_id": 2,
+                "type": "IP Address",
+                "value": "203.0.113.7",
+            },
+            {"name": "dst_endpoint.port", "type_id": 11, "type": "Port", "value": "443"},
+            {
+                "name": "src_endpoint.ip",
+                "type_id": 2,
+                "type": "IP Address",
+                "value": "10.200.0.2",
+            },
+            {
+                "name": "actor.user.uid",
+                "type_id": 31,
+                "type": "User Object: uid",
+                "value": "1000",
+            },
+            {"name": "device.hostname", "type_id": 1, "type": "Hostname", "value": "host-1"},
+        ],
+        "raw_data": "ocsf-nft:sb1:egress:IN= OUT=sb0",
+        "raw_data_size": 31,
+        "unmapped": {"ttl": 64, "ip_id": 1429, "prefix": "ocsf-nft:sb1:egress:"},
+        "metadata": {
+            "version": "1.8.0",
+            "uid": "59027dc4-d65a-5c45-9cb1-ded745140cf6",
+            "product": {
+                "name": "ocsf-nft",
+                "vendor_name": "ocsf-nft",
+                "version": version("ocsf-nft"),
+            },
+            "profiles": ["host", "network_proxy", "security_control"],
+            "log_name": "netfilter",
+            "log_provider": "netfilter",
+            "log_source": "/dev/kmsg",
+            "log_format": "nf_log_syslog",
+            "original_time": "[12345.678901]",
+            "original_event_uid": "kmsg:boot:5678",
+            "sequence": 5678,
+            "correlation_uid": "621aa0d8-9abb-5b74-800a-c055b5395d44",
+            "logged_time": 1767225600100,
+            "processed_time": 1767225600150,
+        },
+    }
+
+
+def test_the_keys_come_in_one_order() -> None:
+    line = MAPPER.network_activity(RECORDS["tcp4"], processed_ns=NOW_NS).to_json()
+    assert line.startswith(b'{"class_uid":4001,"class_name":"Network Activity","category_uid":4,')
+    assert line == Mapper(CONTEXT).network_activity(RECORDS["tcp4"], processed_ns=NOW_NS).to_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "direction", "code", "disposition", "severity"),
+    [
+        ("tcp4", "Outbound", "tcp-reset", "Blocked", "Medium"),
+        ("tcp6", "Outbound", "tcp-reset", "Blocked", "Medium"),
+        ("tcp reset", "Outbound", "dropped", "Dropped", "Medium"),
+        ("late fragment", "Outbound", "dropped", "Dropped", "Medium"),
+        ("udp dns", "Outbound", "icmpx-admin-prohibited", "Blocked", "Low"),
+        ("udp6 quic", "Outbound", "icmpx-admin-prohibited", "Blocked", "Medium"),
+        ("mdns", "Outbound", "dropped", "Dropped", "Low"),
+        ("icmp echo", "Outbound", "icmpx-admin-prohibited", "Blocked", "Medium"),
+        ("router solicitation", "Outbound", "dropped", "Dropped", "Informational"),
+        ("multicast listener report", "Outbound", "dropped", "Dropped", "Informational"),
+        ("igmp", "Outbound", "dropped", "Dropped", "Informational"),
+        ("gre", "Outbound", "icmpx-admin-prohibited", "Blocked", "Medium"),
+        ("broadcast", "Outbound", "dropped", "Dropped", "Medium"),
+        ("metadata4", "Outbound", "tcp-reset", "Blocked", "High"),
+        ("metadata6", "Outbound", "tcp-reset", "Blocked", "High"),
+        ("forward", "Outbound", "tcp-reset", "Blocked", "Medium"),
+        ("forward from outside", "Inbound", "dropped", "Dropped", "Medium"),
+        ("ingress", "Inbound", "dropped", "Dropped", "Medium"),
+        ("ingress dns reply", "Inbound", "dropped", "Dropped", "Low"),
+        ("link ip", "Outbound", "dropped", "Dropped", "Medium"),
+        ("link 88b5", "Outbound", "dropped", "Dropped", "Medium"),
+        ("guard", "Outbound", "dropped", "Dropped", "Medium"),
+        ("a later rule", "Unknown", None, "Blocked", "Medium"),
+        ("foreign", "Inbound", None, "Blocked", "Medium"),
+        ("foreign, passing", "Unknown", None, "Blocked", "Medium"),
+        ("foreign, no prefix", "Outbound", None, "Blocked", "Medium"),
+    ],
+)
+def test_each_kind_of_record_is_judged(
+    name: str, direction: str, code: str | None, disposition: str, severity: str
+) -> None:
+    event = event_of(name)
+    assert (
+        event["connection_info"]["direction"],
+        event.get("status_code"),
+        event["disposition"],
+        event["severity"],
+    ) == (direction, code, disposition, severity)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "tcp6",
+            ("uid 1000 in sandbox sb1 tried TCP [2001:db8::7]:443 directly; refused with a reset"),
+        ),
+        (
+            "tcp without a user",
+            ("sandbox sb1 tried TCP 203.0.113.7:443 directly; refused with a reset"),
+        ),
+        ("icmp echo", "sandbox sb1 tried ICMP 203.0.113.7 directly; refused with an ICMP error"),
+        (
+            "protocol 253",
+            ("sandbox sb1 tried IP protocol 253 203.0.113.7 directly; refused with an ICMP error"),
+        ),
+        (
+            "forward",
+            (
+                "10.200.0.2:41254, behind sandbox sb1, tried TCP 203.0.113.7:443 directly; "
+                "refused with a reset"
+            ),
+        ),
+        (
+            "ingress",
+            ("198.51.100.1:41254 sent sandbox sb1 TCP 10.200.0.2:443; dropped without an answer"),
+        ),
+        ("link arp", "sandbox sb1 sent an ARP frame; dropped without an answer"),
+        ("link 88b5", "sandbox sb1 sent a frame of type 0x88b5; dropped without an answer"),
+        ("foreign", 'TCP 203.0.113.7:443 from 10.200.0.2:41254 met rule "[UFW BLOCK]"; refused'),
+        ("nothing but macs", 'a frame from 02:00:00:00:00:01 met rule "x"; refused'),
+        ("nothing but a prefix", 'a frame from an unknown sender met rule "x"; refused'),
+        (
+            "unprintable prefix",
+            ('TCP 203.0.113.7:443 from 10.200.0.2:41254 met rule "\\x00\\x80\\ud800"; refused'),
+        ),
+    ],
+)
+def test_the_message_says_what_the_record_says(name: str, message: str) -> None:
+    assert event_of(name)["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("tcp4", "set HTTPS_PROXY=http://10.200.0.1:3128"),
+        ("tcp6", "set HTTPS_PROXY=http://[fd00:200::1]:3128"),
+        ("metadata4", "set HTTP_PROXY=http://10.200.0.1:3128"),
+        ("udp dns", "let the proxy resolve them"),
+        ("icmp echo", "Only TCP to the proxy at http://10.200.0.1:3128 may leave"),
+        ("ingress", "Nothing may come in"),
+        ("link 88b5", "Only the sandbox's proxy may be reached"),
+    ],
+)
+def test_the_detail_tells_a_program_what_to_do(name: str, hint: str) -> None:
+    assert hint in event_of(name)["status_detail"]
+
+
+@pytest.mark.parametrize(
+    ("name", "technique"),
+    [
+        ("tcp4", "T1071.001"),
+        ("udp dns", "T1071.004"),
+        ("udp port 0", "T1571"),
+        ("icmp echo", "T1095"),
+        ("gre", "T1095"),
+        ("link 88b5", "T1095"),
+        ("metadata4", "T1552.005"),
+        ("ingress", None),
+        ("router solicitation", None),
+        ("foreign", None),
+        ("foreign, no prefix", None),
+    ],
+)
+def test_attack_names_the_attempt(name: str, technique: str | None) -> None:
+    attacks = event_of(name).get("attacks")
+    if attacks is None:
+        assert technique is None
+    else:
+        (attack,) = attacks
+        assert attack.get("sub_technique", attack["technique"])["uid"] == technique
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("tcp4", (("sb1", "sb0"), (None, None))),
+        ("forward", (("sb1", "nested0"), (None, "sb0"))),
+        ("ingress", ((None, None), ("sb1", "sb0"))),
+        ("guard", (("sb1", "gw0"), (None, None))),
+        ("foreign", ((None, None), (None, "eth0"))),
+        ("foreign, passing", ((None, "eth0"), (None, "eth1"))),
+    ],
+)
+def test_names_and_interfaces_go_to_the_end_that_is_theirs(name: str, ends: object) -> None:
+    event = event_of(name)
+    assert ends == tuple(
+        (event[end].get("name"), event[end].get("interface_name"))
+        for end in ("src_endpoint", "dst_endpoint")
+    )
+
+
+def test_the_proxy_is_the_first_of_the_same_family() -> None:
+    assert event_of("tcp4")["proxy_endpoint"] == {"ip": "10.200.0.1", "port": 3128}
+    assert event_of("tcp6")["proxy_endpoint"] == {"ip": "fd00:200::1", "port": 3128}
+
+
+@pytest.mark.parametrize("name", ["ingress", "forward from outside", "link 88b5", "foreign"])
+def test_where_no_proxy_would_help_none_is_named(name: str) -> None:
+    event = event_of(name)
+    assert "proxy_endpoint" not in event
+    assert "network_proxy" not in event["metadata"]["profiles"]
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    event = event_of("nothing but a prefix", Mapper(Context()))
+    assert event["src_endpoint"] == {"name": "unknown"}
+    assert event["connection_info"] == {"direction_id": 0, "direction": "Unknown"}
+    assert event["traffic"] == {"packets": 1}
+    assert event["metadata"]["profiles"] == ["security_control"]
+    assert event["firewall_rule"] == {"name": "x"}
+    absent = {"actor", "device", "dst_endpoint", "observables", "status_code", "proxy_endpoint"}
+    assert absent.isdisjoint(event)
+
+
+def test_a_frame_is_told_by_its_hardware_addresses() -> None:
+    event = event_of("nothing but macs")
+    assert event["dst_endpoint"] == {"uid": "02:00:00:00:00:02", "mac": "02:00:00:00:00:02"}
+    assert event_of("link arp")["unmapped"] == {
+        "arp": {"operation": 1, "target_ip": "10.200.0.77"},
+        "prefix": "ocsf-nft:sb1:link:",
+        "ethertype": 0x0806,
+    }
+
+
+def test_what_has_no_home_is_kept_beside() -> None:
+    assert event_of("no address")["unmapped"] | {"prefix": ""} == {
+        "prefix": "",
+        "source": "not an address",
+        "destination": "fe80::1%eth0",
+        "destination_port": 443,
+    }
+    assert event_of("infiniband")["unmapped"]["mac_source"] == ":".join(["80"] * 20)
+    assert event_of("group without a user")["unmapped"]["gid"] == 100
+
+
+def test_a_hostile_interface_name_is_a_name_and_nothing_else() -> None:
+    event = event_of("hostile interface")
+    assert event["src_endpoint"]["interface_name"] == "DST=9.9.9.9"
+    assert event["dst_endpoint"]["ip"] == "203.0.113.7"
+    shown = event_of("unprintable interface")["src_endpoint"]["interface_name"]
+    assert shown == "\\x1b[2J\\xff\\u202e"
+
+
+@pytest.mark.parametrize(
+    ("facts", "known"),
+    [
+        ({"protocol": 6, "tcp_flags": 0x02}, True),
+        ({"protocol": 6, "tcp_flags": 0xC2}, True),
+        ({"protocol": 6, "tcp_flags": 0x12}, False),
+        ({"protocol": 6, "tcp_flags": 0x06}, False),
+        ({"protocol": 6}, False),
+        ({"protocol": 17}, False),
+        ({"protocol": 1, "details": {"icmp_type": 8}}, True),
+        ({"protocol": 1, "details": {"icmp_type": 0}}, False),
+        ({"protocol": 58, "details": {"icmp_type": 128}}, True),
+    ],
+)
+def test_the_initiator_is_known_when_the_packet_proves_it(
+    facts: dict[str, Any], known: bool
+) -> None:
+    said = record(**V4, **OUT, **facts)
+    event = MAPPER.network_activity(said, processed_ns=NOW_NS)
+    assert event.is_src_dst_assignment_known is known
+
+
+def test_housekeeping_that_would_leave_the_link_is_none() -> None:
+    said = record(**V6, **OUT, protocol=58, details={"icmp_type": 133, "icmp_code": 0})
+    assert MAPPER.network_activity(said, processed_ns=NOW_NS).severity == "Medium"
+
+
+def test_cloud_metadata_that_asks_us_is_not_an_attempt_to_reach_it() -> None:
+    facts = V4 | {"destination": "169.254.169.254"}
+    said = record("ocsf-nft:sb1:ingress:", **facts, **TCP, in_interface="sb0")
+    assert MAPPER.network_activity(said, processed_ns=NOW_NS).severity == "Medium"
+
+
+def test_a_record_of_netlink_says_so() -> None:
+    said = RECORDS["tcp4"]
+    said = replace(said, origin=replace(said.origin, raw="NFLOG group=4001 hook=3"))
+    event = MAPPER.network_activity(said, processed_ns=NOW_NS)
+    assert event.metadata.log_format == "nfnetlink_log"

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from pydantic import ValidationError
+
+from ocsf_nft.ocsf import enums
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.events import NetworkActivity
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.notices import FenceState, fence_state
+from ocsf_nft.ocsf.objects import Device, NetworkConnectionInfo, NetworkEndpoint, Observable
+from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
+from tests.strategies import records
+
+if TYPE_CHECKING:
+    from ocsf_nft.record import Record
+
+MAPPER = Mapper(CONTEXT)
+EVENT = MAPPER.network_activity(RECORDS["tcp4"], processed_ns=NOW_NS)
+
+
+def changed(**changes: Any) -> NetworkActivity:
+    """The event made anew with other arguments; those that are derived are left to it."""
+    given_fields = {name: getattr(EVENT, name) for name in EVENT.model_fields_set}
+    return NetworkActivity(**(given_fields | changes))
+
+
+def test_an_event_can_not_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        EVENT.count = 2  # type: ignore[misc]  # what is tested: it is refused at run time too
+    with pytest.raises(ValidationError, match="frozen"):
+        EVENT.metadata.uid = "x"  # type: ignore[misc]  # the same
+
+
+def test_an_attribute_that_is_not_ours_is_refused() -> None:
+    with pytest.raises(ValidationError, match="engine"):
+        changed(engine="nftables")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"severity": "High"},
+        {"severity": "medium"},
+        {"activity_name": "Open"},
+        {"type_uid": 400106},
+        {"type_name": "Network Activity: Open"},
+        {"class_uid": 2004},
+        {"category_name": "Findings"},
+        {"count": "1"},
+        {"time": 1 << 63},
+        {"severity_id": 3},
+        {"src_endpoint": None, "dst_endpoint": None},
+    ],
+)
+def test_what_contradicts_itself_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        changed(**wrong)
+
+
+def test_a_caption_follows_its_id() -> None:
+    assert changed(severity_id=enums.Severity.HIGH).severity == "High"
+    assert changed(confidence_id=None).confidence is None
+
+
+def test_the_caption_of_an_id_below_follows_too() -> None:
+    assert NetworkConnectionInfo(direction_id=enums.Direction.INBOUND).direction == "Inbound"
+    with pytest.raises(ValidationError, match="caption"):
+        NetworkConnectionInfo(direction_id=enums.Direction.INBOUND, direction="Outbound")
+
+
+def test_the_id_for_anything_else_takes_any_text() -> None:
+    event = fence_state(
+        CONTEXT,
+        sandbox="sb1",
+        before=FenceState.STANDING,
+        after=FenceState.DEGRADED,
+        time_ns=TIME_NS,
+        tables=[],
+    )
+    assert (event.state_id, event.state) == (99, "Degraded")
+
+
+@pytest.mark.parametrize(
+    ("changes", "profiles"),
+    [
+        ({}, ("host", "network_proxy", "security_control")),
+        ({"proxy_endpoint": None}, ("host", "security_control")),
+        ({"device": None}, ("host", "network_proxy", "security_control")),
+        ({"device": None, "actor": None}, ("network_proxy", "security_control")),
+    ],
+)
+def test_profiles_follow_from_what_is_there(
+    changes: dict[str, Any], profiles: tuple[str, ...]
+) -> None:
+    assert changed(**changes).metadata.profiles == profiles
+
+
+def test_profiles_that_somebody_lists_are_not_believed() -> None:
+    listed = EVENT.metadata.model_copy(update={"profiles": ("cloud",)})
+    assert changed(metadata=listed) == EVENT
+
+
+def test_an_endpoint_and_a_device_are_somebody() -> None:
+    with pytest.raises(ValidationError, match="an endpoint needs"):
+        NetworkEndpoint(port=443, mac="02:00:00:00:00:01")
+    with pytest.raises(ValidationError, match="a device needs"):
+        Device(type_id=enums.DeviceType.UNKNOWN)
+
+
+@settings(max_examples=60, deadline=None)
+@given(record=records())
+def test_json_says_what_the_model_says_in_its_order(record: Record) -> None:
+    event = Mapper(Context()).network_activity(record, processed_ns=NOW_NS)
+    told = json.loads(event.to_json())
+    assert json.dumps(told) == json.dumps(event.model_dump(mode="json", exclude_none=True))
+
+
+def test_json_is_compact_and_keeps_letters() -> None:
+    observable = Observable(
+        name="device.hostname", type_id=enums.ObservableType.HOSTNAME, value="büro"
+    )
+    line = changed(observables=(observable,)).to_json()
+    assert '"value":"büro"'.encode() in line
+    assert line == orjson.dumps(json.loads(line))

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle
+from ocsf_nft.record import Gap
+from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
+
+if TYPE_CHECKING:
+    from ocsf_nft.ocsf.events import DeviceConfigStateChange
+
+LOST = Gap(
+    transport="kmsg",
+    reason="the kernel log was overrun",
+    lost=3,
+    since_ns=TIME_NS,
+    until_ns=TIME_NS + 2_000_000_000,
+)
+
+
+def became(before: FenceState, after: FenceState, **more: Any) -> DeviceConfigStateChange:
+    facts: dict[str, Any] = {
+        "sandbox": "sb1",
+        "before": before,
+        "after": after,
+        "time_ns": TIME_NS,
+        "tables": ["inet ocsf_nft", "netdev ocsf_nft"],
+        "transport": "nflog",
+    }
+    return fence_state(CONTEXT, **(facts | more))
+
+
+def test_a_fence_that_stands_is_enabled() -> None:
+    event = became(FenceState.ABSENT, FenceState.STANDING)
+    assert event.state == "Enabled"
+    assert event.severity == "Informational"
+    assert event.security_level == "Secure"
+    assert event.prev_security_level == "At Risk"
+    assert event.status == "Success"
+    assert event.message == (
+        "The fence of sandbox sb1 stands, and logs what it refuses (before: absent)."
+    )
+    assert event.unmapped == {
+        "sandbox": "sb1",
+        "previous_state": "Absent",
+        "tables": ["inet ocsf_nft", "netdev ocsf_nft"],
+        "transport": "nflog",
+    }
+
+
+def test_a_fence_that_can_not_log_is_degraded() -> None:
+    event = became(
+        FenceState.ABSENT, FenceState.DEGRADED, transport=None, reason="the kernel lacks nft_log"
+    )
+    assert (event.state_id, event.state) == (99, "Degraded")
+    assert event.severity == "High"
+    assert event.security_level == "At Risk"
+    assert event.status == "Failure"
+    assert event.status_detail == "the kernel lacks nft_log"
+    assert "transport" not in event.unmapped
+
+
+def test_a_fence_that_is_gone_is_disabled() -> None:
+    event = became(FenceState.STANDING, FenceState.ABSENT)
+    assert event.state == "Disabled"
+    assert event.severity == "Medium"
+
+
+def test_each_change_has_a_uid_of_its_own() -> None:
+    one = became(FenceState.ABSENT, FenceState.STANDING)
+    assert one.metadata.uid == became(FenceState.ABSENT, FenceState.STANDING).metadata.uid
+    others = [
+        became(FenceState.DEGRADED, FenceState.STANDING),
+        became(FenceState.ABSENT, FenceState.STANDING, sandbox="sb2"),
+        became(FenceState.ABSENT, FenceState.STANDING, time_ns=TIME_NS + 1),
+        became(FenceState.ABSENT, FenceState.STANDING, reason="again"),
+    ]
+    assert len({one.metadata.uid, *(other.metadata.uid for other in others)}) == 5
+
+
+def test_without_a_host_the_device_is_unknown() -> None:
+    event = fence_state(
+        Context(),
+        sandbox="sb1",
+        before=FenceState.ABSENT,
+        after=FenceState.STANDING,
+        time_ns=TIME_NS,
+        tables=[],
+    )
+    assert event.device.name == "unknown"
+    assert event.observables is None
+
+
+def test_lost_records_are_counted_between_two_moments() -> None:
+    event = json.loads(gap(CONTEXT, LOST, processed_ns=NOW_NS).to_json())
+    assert event["type_uid"] == 600299
+    assert event["type_name"] == "Application Lifecycle: Other"
+    assert event["activity_name"] == "Records Lost"
+    assert event["count"] == 3
+    assert event["end_time"] - event["start_time"] == 2000
+    assert event["severity"] == "High"
+    assert event["message"] == (
+        "3 records were lost on the way from the kernel (kmsg): the kernel log was overrun."
+    )
+
+
+def test_a_loss_without_a_number_has_no_count() -> None:
+    lost = Gap(transport="journal", reason="rotated", lost=None, since_ns=TIME_NS, until_ns=NOW_NS)
+    event = gap(CONTEXT, lost, processed_ns=NOW_NS)
+    assert event.count is None
+    assert event.message.startswith("Records were lost, nobody knows how many")
+
+
+@pytest.mark.parametrize(("activity", "name"), [("start", "Start"), ("stop", "Stop")])
+def test_starting_and_stopping_is_told(activity: Any, name: str) -> None:
+    event = lifecycle(CONTEXT, activity=activity, time_ns=TIME_NS, reason="SIGTERM")
+    assert event.activity_name == name
+    assert event.app.name == "ocsf-nft"
+    assert event.status_detail == "SIGTERM"
+    assert event.metadata.profiles == ("host",)

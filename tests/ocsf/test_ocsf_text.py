@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft.ocsf.text import byte_size, encodable, plain, visible
+from tests.strategies import DETAILS, HOSTILE_TEXT
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("eth0", "eth0"),
+        ("büro-ü", "büro-ü"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("a\nb\0", "a\\x0ab\\x00"),
+        ("\udcff", "\\xff"),
+        ("\ud800", "\\ud800"),
+        ("a\u202eb", "a\\u202eb"),
+        ("\U000e0041", "\\U000e0041"),
+        ("DST=9.9.9.9", "DST=9.9.9.9"),
+    ],
+)
+def test_what_does_not_print_is_written_as_an_escape(text: str, seen: str) -> None:
+    assert visible(text) == seen
+
+
+@given(text=HOSTILE_TEXT)
+def test_any_text_becomes_printable_and_encodable(text: str) -> None:
+    assert visible(text).isprintable()
+    encodable(text).encode()
+
+
+def test_raw_text_keeps_what_json_can_hold() -> None:
+    assert encodable("a\nb\x1b\u202e") == "a\nb\x1b\u202e"
+    assert encodable("ü\udcff") == "ü\\xff"
+
+
+@given(raw=st.binary())
+def test_the_size_is_that_of_the_bytes_that_were_read(raw: bytes) -> None:
+    assert byte_size(raw.decode("utf-8", "surrogateescape")) == len(raw)
+
+
+def test_a_byte_that_is_no_utf8_counts_as_one() -> None:
+    assert byte_size(b"a\xff\xc3\xbc".decode("utf-8", "surrogateescape")) == 4
+
+
+@given(details=DETAILS)
+def test_any_details_become_json(details: dict[str, Any]) -> None:
+    json.dumps(plain(details), ensure_ascii=False).encode()
+
+
+def test_numbers_and_flags_stay_what_they_are_while_json_can_hold_them() -> None:
+    told = plain({"ttl": 64, "df": True, "max": (1 << 63) - 1, "over": 1 << 63, "q": {"id": 1}})
+    assert told == {
+        "ttl": 64,
+        "df": True,
+        "max": (1 << 63) - 1,
+        "over": "9223372036854775808",
+        "q": {"id": 1},
+    }
+
+
+def test_nesting_has_an_end() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(500):
+        deep = {"quoted": deep}
+    json.dumps(plain(deep))
