@@ -14,6 +14,7 @@ on, such as ``0``, is taken: many tools strip the last space.)
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.sources.facts import canonical_address, link_facts, vlan_facts
@@ -193,12 +194,14 @@ def _ip(words: Words, facts: Facts, *, quoted: bool) -> None:
     facts["destination"] = destination
     if ":" in source:
         facts["ip_version"] = 6
-        whole = _ipv6(words, facts)
+        chain = _ipv6(words, facts)
+        whole, late = not chain.ended, chain.late
     else:
         facts["ip_version"] = 4
         whole = _ipv4(words, facts)
+        late = "fragment_offset" in facts
     if whole:
-        _protocol(words, facts, quoted=quoted)
+        _protocol(words, facts, late=late, quoted=quoted)
     if not quoted:
         _owner(words, facts)
 
@@ -233,8 +236,8 @@ def _ipv4(words: Words, facts: Facts) -> bool:
     return True
 
 
-def _ipv6(words: Words, facts: Facts) -> bool:
-    """IPv6's own fields and its extension headers: whether a protocol follows."""
+def _ipv6(words: Words, facts: Facts) -> _Chain:
+    """IPv6's own fields and its extension headers."""
     _numbers(
         words,
         facts,
@@ -245,58 +248,76 @@ def _ipv6(words: Words, facts: Facts) -> bool:
             ("FLOWLBL", "flow_label", 0xFFFFF),
         ),
     )
-    headers = 0
-    late = ended = False
-    whole = True
-    while not ended:
+    chain = _Chain()
+    while not chain.ended:
         if words.bracket("OPT ("):
-            headers += 1
-            fragment = words.peek().startswith("FRAG:")
-            stopped = _extension(words, facts)
-            whole = words.bracket(")") or stopped
-            if not whole:
-                words.expect_more()
-            # After a late fragment the kernel opens one more header and stops.
-            ended = stopped or not whole or (late and not fragment)
+            chain.headers += 1
+            _extension(words, facts, chain)
         elif words.peek().startswith("FRAG:"):
-            ended = _fragment(words, facts)
+            _fragment(words, facts, chain)
         else:
             break
-        late = late or facts.get("fragment_offset", 0) != 0
     # Where the line is cut there may have been more of them.
-    if headers and whole and not words.truncated and (ended or not words.ended()):
-        facts["extension_headers"] = headers
+    if chain.headers and not words.truncated and (chain.ended or not words.ended()):
+        facts["extension_headers"] = chain.headers
     if words.flag("TRUNCATED", certain=True):
         facts["incomplete"] = True
-        return False
-    return not ended
+        chain.ended = True
+    return chain
 
 
-def _extension(words: Words, facts: Facts) -> bool:
-    """What stands between ``OPT (`` and ``)``: whether the kernel stops here."""
+@dataclass(slots=True)
+class _Chain:
+    """IPv6's extension headers, as far as they were read.
+
+    ``late``: one of them is a fragment header with an offset. ``ended``: the kernel prints no
+    protocol after them.
+    """
+
+    headers: int = 0
+    late: bool = False
+    ended: bool = False
+
+
+def _extension(words: Words, facts: Facts, chain: _Chain) -> None:
+    """What stands between ``OPT (`` and ``)``."""
+    late = chain.late
     if words.peek().startswith("FRAG:"):
-        return _fragment(words, facts)
-    secured = words.flag("ESP")
-    if secured:
+        _fragment(words, facts, chain)
+        late = False
+    elif words.flag("ESP"):
         facts["protocol"] = ESP
-    elif not words.flag("AH"):
-        return False
+        _security(words, facts, chain)
+        chain.ended = True
+    elif words.flag("AH"):
+        _security(words, facts, chain)
+    if words.bracket(")"):
+        # After a late fragment the kernel opens one more header and stops.
+        chain.ended = chain.ended or late
+    elif not chain.ended:
+        # It is cut, or what follows is out of place: how many there are can't be told.
+        words.expect_more()
+        chain.headers = 0
+        chain.ended = True
+
+
+def _security(words: Words, facts: Facts, chain: _Chain) -> None:
     index = words.hexadecimal("SPI", UNPADDED)
     if index is not None:
         facts.setdefault("spi", index)
     lacking = words.incomplete()
     if lacking is not None:
         facts["incomplete_bytes"] = lacking
-        return True
-    return secured
+        chain.ended = True
 
 
-def _fragment(words: Words, facts: Facts) -> bool:
-    """IPv6's fragment header: whether the kernel stops inside it. Of two the first one tells."""
+def _fragment(words: Words, facts: Facts, chain: _Chain) -> None:
+    """IPv6's fragment header. Of two the first one tells."""
     if words.peek() == "FRAG:TRUNCATED":
-        words.value("FRAG", ":")
+        words.value("FRAG", ":", certain="TRUNCATED")
         facts["incomplete"] = True
-        return True
+        chain.ended = True
+        return
     offset = words.number("FRAG", 0xFFF8, ":")
     if offset is not None and offset % 8:
         raise MalformedError("FRAG is not a multiple of 8")
@@ -304,27 +325,30 @@ def _fragment(words: Words, facts: Facts) -> bool:
     ident = words.hexadecimal("ID", "([0-9a-f]{8})", ":")
     if offset is None or ident is None:
         words.expect_more()
-    elif "fragment_offset" not in facts:
+        return
+    chain.late = chain.late or offset > 0
+    if "fragment_offset" not in facts:
         facts["fragment_offset"] = offset
         facts["ip_id"] = ident
         if more:
             facts["more_fragments"] = True
-    return False
 
 
-def _protocol(words: Words, facts: Facts, *, quoted: bool) -> None:
+def _protocol(words: Words, facts: Facts, *, late: bool, quoted: bool) -> None:
     value = words.value("PROTO")
     if value is None:
         words.expect_more()
         return
-    if value in _PROTOCOLS:
+    named = value in _PROTOCOLS
+    if named:
         protocol = _PROTOCOLS[value]
     elif re.fullmatch("0|[1-9][0-9]{0,2}", value, re.ASCII) and int(value) <= 0xFF:
         protocol = int(value)
     else:
         raise MalformedError("PROTO is not a protocol")
     facts["protocol"] = protocol
-    if not facts.get("fragment_offset"):
+    # The kernel looks into those only that it names, and not into ICMP of the other IP version.
+    if named and not late:
         transport(words, facts, protocol, quote=None if quoted else _quote)
 
 
