@@ -31,7 +31,7 @@ def _attacks(
             sub_technique=None
             if sub_technique is None
             else Technique(uid=sub_technique[0], name=sub_technique[1]),
-        ),
+        ).keep_json(),
     )
 
 

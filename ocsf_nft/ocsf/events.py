@@ -102,12 +102,8 @@ class Event(Model):
         """One line of JSON without the line end: keys in the order of the fields, no nulls."""
         return orjson.dumps(
             {name: value for name, value in self.__dict__.items() if value is not None},
-            default=_json_of,
+            default=Model.fragment,
         )
-
-
-def _json_of(value: Model) -> orjson.Fragment:
-    return value.fragment
 
 
 class NetworkActivity(Event):

@@ -64,7 +64,7 @@ class Mapper:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._device = None if context.host is None else context.host.device()
+        self._device = None if context.host is None else context.host.device().keep_json()
         self._device_observables = (
             ()
             if self._device is None or self._device.hostname is None
@@ -72,7 +72,7 @@ class Mapper:
         )
         self._proxies: dict[int, tuple[Proxy, NetworkProxy]] = {}
         for proxy in context.proxies:
-            endpoint = NetworkProxy(ip=str(proxy.address), port=proxy.port)
+            endpoint = NetworkProxy(ip=str(proxy.address), port=proxy.port).keep_json()
             self._proxies.setdefault(proxy.address.version, (proxy, endpoint))
 
     def network_activity(self, record: Record, *, processed_ns: int) -> NetworkActivity:
@@ -174,7 +174,7 @@ _OBSERVATION_POINTS: Final = {
 
 @lru_cache(maxsize=256)
 def _foreign_rule(name: str) -> FirewallRule:
-    return FirewallRule(name=visible(name))
+    return FirewallRule(name=visible(name)).keep_json()
 
 
 @lru_cache(maxsize=256)
@@ -185,7 +185,7 @@ def _own_rule(name: str, uid: str | None, condition: str | None) -> FirewallRule
         type="nftables",
         desc=_RULE_DESCRIPTIONS.get(name),
         condition=condition,
-    )
+    ).keep_json()
 
 
 def _attacks(
@@ -238,7 +238,9 @@ def _endpoints(
         left_over["source_port"] = record.source_port
     if dst is None and record.destination_port is not None:
         left_over["destination_port"] = record.destination_port
-    if src is None and dst is None:
+    if dst is not None:
+        dst.keep_json()
+    elif src is None:
         src = _UNKNOWN_ENDPOINT
     return src, dst
 
@@ -283,7 +285,7 @@ def _boundary(source: Place | None, destination: Place | None) -> Boundary | Non
 
 @lru_cache(maxsize=2048)
 def _traffic(length: int | None) -> NetworkTraffic:
-    return NetworkTraffic(packets=1, bytes=length)
+    return NetworkTraffic(packets=1, bytes=length).keep_json()
 
 
 def _actor_of(record: Record, left_over: dict[str, Any]) -> Actor | None:
@@ -297,11 +299,11 @@ def _actor_of(record: Record, left_over: dict[str, Any]) -> Actor | None:
 @lru_cache(maxsize=1024)
 def _actor(uid: int, gid: int | None) -> Actor:
     groups = None if gid is None else (Group(uid=str(gid)),)
-    return Actor(user=User(uid=str(uid), groups=groups))
+    return Actor(user=User(uid=str(uid), groups=groups)).keep_json()
 
 
 def _observable(name: str, kind: ObservableType, value: str) -> Observable:
-    return Observable(name=name, type_id=kind, value=value)
+    return Observable(name=name, type_id=kind, value=value).keep_json()
 
 
 def _observables_of(end: str, endpoint: NetworkEndpoint | None) -> tuple[Observable, ...]:

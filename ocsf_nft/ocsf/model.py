@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
 
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
@@ -20,9 +20,20 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @cached_property
-    def fragment(self) -> orjson.Fragment:
-        """The object as JSON, without nulls, made once: most objects are in many events."""
+    def _kept_json(self) -> orjson.Fragment:
+        return self._as_json()
+
+    def _as_json(self) -> orjson.Fragment:
         return orjson.Fragment(self.__pydantic_serializer__.to_json(self, exclude_none=True))
+
+    def keep_json(self) -> Self:
+        """Keep the object's JSON with it from now on: for an object that is in many events."""
+        _ = self._kept_json
+        return self
+
+    def fragment(self) -> orjson.Fragment:
+        """The object as JSON, without nulls."""
+        return self.__dict__.get("_kept_json") or self._as_json()
 
 
 def _agrees(value: str, info: ValidationInfo) -> str:
