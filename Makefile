@@ -1,0 +1,57 @@
+# What a person does often. Everything sets the machine up by itself first: apt packages where they
+# are missing (Debian, Ubuntu), a virtual environment in .venv, the package with its extras.
+
+PYTHON ?= python3
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+BIN := .venv/bin
+
+# What the program uses (nft, journalctl), what systemd-python builds with, and what the tests and
+# the demo drive: namespaces, ping, curl, a journald of their own, a compiler for one shim.
+PACKAGES := nftables iproute2 iputils-ping curl systemd systemd-journal-remote \
+            gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv
+
+.PHONY: help demo test lint bench clean system
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-7s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/ready  ## Fence a throw-away sandbox and watch programs fail to get out of it.
+	$(SUDO) $(BIN)/ocsf-nft demo
+
+test: .venv/ready  ## Run all tests, on the real kernel, in namespaces of their own.
+	$(SUDO) $(BIN)/pytest -q
+
+lint: .venv/ready  ## Check style, types and the direction of imports.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/ready  ## Measure, beside the peers, in the same run.
+	$(SUDO) $(BIN)/python -m bench
+
+clean:  ## Remove what the other targets made.
+	$(SUDO) rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	    .hypothesis .import_linter_cache
+	$(SUDO) find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/ready: pyproject.toml constraints.txt | system
+	@echo "setting up .venv"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[journal]' \
+	    --group test --group lint
+	@touch $@
+
+system:
+	@command -v apt-get >/dev/null || { echo "no apt-get: install $(PACKAGES), or their like"; exit 0; }; \
+	missing=$$(for package in $(PACKAGES); do \
+	    dpkg-query -W -f='$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
+	        || echo $$package; \
+	done); \
+	if [ -n "$$missing" ]; then \
+	    echo "installing" $$missing; \
+	    $(SUDO) apt-get update -qq && \
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	        apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi

@@ -1,0 +1,238 @@
+"""What goes wrong on a real system is one sentence, the documented exit code, and no traceback."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from ocsf_nft.fence import installer
+from ocsf_nft.lab import GATEWAY4, PROXY_PORT
+from tests.kernel import command, conftest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_HERE = Path(__file__).parent
+_PROXY = f"{GATEWAY4}:{PROXY_PORT}"
+_WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+_USER_NAMESPACE = ("unshare", "--user", "--map-root-user", "--net")
+
+
+def _install(lab: Lab, state: StateDirectory, *more: str) -> tuple[str, ...]:
+    place = ("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox)
+    return ("install", *place, "--proxy", _PROXY, "--state-dir", str(state.path), *more)
+
+
+def _over_nft(file: Path) -> Sequence[str]:
+    """Run where another file stands in nft's place."""
+    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    nft = shutil.which("nft", path="/usr/sbin:/usr/bin")
+    assert nft is not None
+    return ("unshare", "-m", "sh", "-c", script, "sh", str(file), str(Path(nft).resolve()))
+
+
+def test_install_verify_remove(lab: Lab, state: StateDirectory) -> None:
+    named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
+    assert command.run("verify", *named).code == 2
+    installed = command.run(*_install(lab, state))
+    assert installed.code == 0
+    assert [event["state_id"] for event in installed.events] == [2]
+    assert command.run("verify", *named).code == 0
+    conftest.nft(lab.sandbox_namespace, "add", "rule", "inet", "ocsf_nft", "output", "accept")
+    altered = command.run("verify", *named)
+    assert altered.code == 1
+    assert "+\t\taccept" in altered.stderr
+    assert altered.stdout == ""
+    removed = command.run("remove", *named)
+    assert removed.code == 0
+    assert [event["state_id"] for event in removed.events] == [1]
+    assert command.run("remove", *named).code == 2
+
+
+def test_a_dry_run_prints_a_ruleset_that_nft_takes_and_changes_nothing(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    planned = command.run(*_install(lab, state, "--dry-run"))
+    assert planned.code == 0
+    file = tmp_path / "planned.nft"
+    file.write_text(planned.stdout)
+    conftest.nft(lab.sandbox_namespace, "-c", "-f", str(file))
+    assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
+    assert not state.path.exists()
+
+
+def test_without_privileges(lab: Lab, state: StateDirectory) -> None:
+    refused = command.run(*_install(lab, state), under=_WITHOUT_CAPABILITIES)
+    assert refused.code == 3
+    assert "CAP_SYS_ADMIN" in refused.sentence
+    here = ("install", "--sandbox", "a", "--proxy", _PROXY, "--state-dir", str(state.path))
+    refused = command.run(*here, under=("unshare", "-n", *_WITHOUT_CAPABILITIES))
+    assert refused.code == 3
+    assert "CAP_NET_ADMIN" in refused.sentence
+
+
+def test_without_nft(lab: Lab, state: StateDirectory) -> None:
+    refused = command.run(*_install(lab, state), under=_over_nft(Path("/dev/null")))
+    assert refused.code == 3
+    assert "install the nftables package" in refused.sentence
+    assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
+
+
+@pytest.fixture
+def nft_without_log(tmp_path: Path) -> Path:
+    """An nft whose kernel has no log expression, see ``without.c``."""
+    real = shutil.which("nft", path="/usr/sbin:/usr/bin")
+    compiler = shutil.which("cc")
+    assert real is not None
+    assert compiler is not None
+    copy, library, wrapper = tmp_path / "real-nft", tmp_path / "without.so", tmp_path / "nft"
+    shutil.copy2(real, copy)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, _HERE / "without.c"], check=True)
+    wrapper.write_text(f'#!/bin/sh\nWITHOUT=log LD_PRELOAD={library} exec {copy} "$@"\n')
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+def test_without_log_support_the_fence_stands_and_says_so(
+    lab: Lab, state: StateDirectory, nft_without_log: Path
+) -> None:
+    degraded = command.run(*_install(lab, state), under=_over_nft(nft_without_log))
+    assert degraded.code == 1
+    assert "nft_log" in degraded.sentence
+    (event,) = degraded.events
+    assert (event["state_id"], event["state"], event["severity"]) == (99, "Degraded", "High")
+    assert "log prefix" not in conftest.nft(lab.sandbox_namespace, "list", "ruleset")
+    assert "refused_egress" in conftest.nft(lab.sandbox_namespace, "list", "ruleset")
+
+
+def test_without_log_support_a_transport_by_name_is_refused(
+    lab: Lab, state: StateDirectory, nft_without_log: Path
+) -> None:
+    refused = command.run(
+        *_install(lab, state, "--transport", "nflog"), under=_over_nft(nft_without_log)
+    )
+    assert refused.code == 3
+    assert "nft_log" in refused.sentence
+    assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
+
+
+@pytest.mark.parametrize("name", ["no-such-namespace", "/run/no-such-file", "/proc/self/maps"])
+def test_in_a_namespace_that_is_not_there(state: StateDirectory, name: str) -> None:
+    place = ("--sandbox", "a", "--netns", name, "--proxy", _PROXY, "--state-dir", str(state.path))
+    refused = command.run("install", *place)
+    assert refused.code in {2, 3}
+    assert name in refused.sentence
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--proxy", "proxy.example:3128"),
+        ("--proxy", "10.0.0.1"),
+        ("--proxy", '10.0.0.1"; accept:80'),
+        ("--allow", "icmp:10.0.0.1:1"),
+        ("--sandbox", "../../etc"),
+        ("--transport", "smoke"),
+        ("--group", "0"),
+        ("--host-guard", 'a"b'),
+        ("--host-guard", "nowhere0"),
+        ("--pid", "1"),
+    ],
+    ids=" ".join,
+)
+def test_with_a_value_that_makes_no_sense(
+    lab: Lab, state: StateDirectory, wrong: tuple[str, str]
+) -> None:
+    refused = command.run(*_install(lab, state, *wrong))
+    assert refused.code == 2
+    assert refused.sentence
+    assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
+    assert not state.path.exists()
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], check=True)
+    (disk / "ballast").write_bytes(bytes(16384))
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_with_a_full_disk_nothing_is_changed(
+    lab: Lab, state: StateDirectory, full_disk: Path
+) -> None:
+    refused = command.run(*_install(lab, state)[:-1], str(full_disk / "state"))
+    assert refused.code == 3
+    assert "No space left on device" in refused.sentence
+    assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
+
+
+_IN_USER_NAMESPACE = """
+ip link add v0 type veth peer name v1
+ip address add 192.0.2.2/24 dev v0
+ip link set v0 up && ip link set v1 up
+output=$1; shift
+"$@" --output "$output" &
+for _ in $(seq 100); do
+    grep -q '"class_uid":6002' "$output" 2>/dev/null && break
+    sleep 0.05
+done
+/usr/bin/python3 -c 'import socket as s
+s.socket(s.AF_INET, s.SOCK_DGRAM).sendto(b"bypass", ("192.0.2.1", 53))' 2>/dev/null
+kill -TERM $!
+wait $!
+"""
+
+
+def test_in_a_user_namespace_without_any_privilege_outside(
+    state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    place = ("--sandbox", "pod", "--proxy", _PROXY, "--state-dir", str(state.path))
+    done = command.run(
+        *("run", *place, "--install"),
+        under=(*_USER_NAMESPACE, "sh", "-c", _IN_USER_NAMESPACE, "sh", str(output)),
+    )
+    assert done.code == 0, done.stderr
+    events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    (refused,) = (event for event in events if event["class_uid"] == 4001 and "actor" in event)
+    assert refused["dst_endpoint"]["ip"] == "192.0.2.1"
+    assert refused["actor"]["user"]["uid"] == "0"  # as that namespace counts
+
+
+def test_check_tells_what_this_machine_can_do() -> None:
+    able = command.run("check", "--json")
+    assert able.code == 0
+    found = {finding["name"]: finding["severity"] for finding in able.events}
+    assert {found[name] for name in ("nft", "fence", "nflog", "nflog-reader", "guard")} == {"ok"}
+    assert command.run("check").stdout == ""
+
+
+def test_check_tells_what_it_can_not_and_what_to_do() -> None:
+    unable = command.run("check", "--json", under=_WITHOUT_CAPABILITIES)
+    assert unable.code == 3
+    fence = next(finding for finding in unable.events if finding["name"] == "fence")
+    assert fence["severity"] == "fatal"
+    assert "CAP_SYS_ADMIN" in str(fence)
+    without = command.run("check", "--json", under=_over_nft(Path("/dev/null")))
+    assert without.code == 3
+
+
+def test_the_state_of_another_fence_survives_a_failed_replacement(
+    fenced: Lab, state: StateDirectory
+) -> None:
+    refused = command.run(*_install(fenced, state, "--host-guard", "nowhere0"))
+    assert refused.code == 2
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"

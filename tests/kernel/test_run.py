@@ -1,0 +1,269 @@
+"""What is tried inside becomes events outside, by the command line, for each transport."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from ocsf_nft.fence import installer
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
+from tests.kernel import attempts, command, conftest
+from tests.kernel.journald import journald
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_TIMES = 4
+
+
+def _options(lab: Lab, state: StateDirectory, output: Path) -> list[str]:
+    return [
+        *("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox),
+        *("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--proxy", f"[{GATEWAY6}]:{PROXY_PORT}"),
+        *("--state-dir", str(state.path), "--output", str(output)),
+    ]
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def _refused(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What somebody tried, less the kernel's own housekeeping, which no user stands behind."""
+    return [event for event in events if event["class_uid"] == 4001 and "actor" in event]
+
+
+def _make_attempts(lab: Lab) -> Counter[tuple[object, ...]]:
+    """Make them, and tell how many events of each kind must come of it."""
+    namespace = lab.sandbox_namespace
+    namespace.call(attempts._allow_ping)
+    expected: Counter[tuple[object, ...]] = Counter()
+    for uid, kinds in (
+        (0, attempts.UNPRIVILEGED + attempts.PRIVILEGED),
+        (1000, attempts.UNPRIVILEGED),
+    ):
+        attempts.attempt(namespace, uid, _TIMES, *(kind for kind, *_ in kinds))
+        for _kind, version, protocol, port in kinds:
+            source, target = (
+                (SANDBOX4, attempts.INTERNET4) if version == 4 else (SANDBOX6, attempts.INTERNET6)
+            )
+            expected[source, "sb0", target, port, protocol, str(uid)] += _TIMES
+    return expected
+
+
+def _seen(event: dict[str, Any]) -> tuple[object, ...]:
+    source, target = event["src_endpoint"], event["dst_endpoint"]
+    return (
+        source["ip"],
+        source["interface_name"],
+        target["ip"],
+        target.get("port"),
+        event["connection_info"]["protocol_num"],
+        event["actor"]["user"]["uid"],
+    )
+
+
+def _in_journal(folder: Path) -> Sequence[str]:
+    """Run where the machine's journal is that of a journald of the test's own."""
+    script = (
+        "mount -t tmpfs none /var/log && mkdir /var/log/journal && "
+        'mount --bind "$1" /var/log/journal && shift && exec "$@"'
+    )
+    return ("unshare", "-m", "sh", "-c", script, "sh", str(folder / "log" / "journal"))
+
+
+@pytest.mark.parametrize("source", ["nflog", "kmsg", "journal"])
+def test_each_attempt_is_one_true_event_whatever_the_transport(
+    lab: Lab,
+    state: StateDirectory,
+    tmp_path: Path,
+    judge: Callable[[Any], list[str]],
+    source: str,
+) -> None:
+    output = tmp_path / "events.jsonl"
+    arguments = [*_options(lab, state, output), "--install", "--source", source]
+    if source == "journal":
+        with journald(tmp_path / "journald"):
+            expected, span = _run(lab, arguments, _in_journal(tmp_path / "journald"))
+    else:
+        expected, span = _run(lab, arguments, ())
+    events = _events(output)
+    faults = {event["message"]: judge(event) for event in events}
+    assert not any(faults.values()), faults
+    refused = _refused(events)
+    assert Counter(map(_seen, refused)) == expected
+    assert len({event["metadata"]["uid"] for event in events}) == len(events)
+    started, ended = span
+    assert all(started - 20 <= event["time"] <= ended + 20 for event in refused)
+    states = [event["state_id"] for event in events if event["class_uid"] == 5019]
+    assert states == [2, 1]  # enabled, disabled
+    assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
+
+
+def _run(
+    lab: Lab, arguments: list[str], under: Sequence[str]
+) -> tuple[Counter[tuple[object, ...]], tuple[int, int]]:
+    with command.running(*arguments, under=under) as running:
+        started = time.time_ns() // 1_000_000
+        expected = _make_attempts(lab)
+        ended = time.time_ns() // 1_000_000
+        code, said = running.stop(signal.SIGTERM)
+    assert code == 0, said
+    return expected, (started, ended)
+
+
+def test_sigterm_right_after_the_attempts_loses_none(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    with command.running(*_options(lab, state, output), "--install") as running:
+        attempts.attempt(lab.sandbox_namespace, 0, 20_000, "flood")
+        code, _said = running.stop(signal.SIGTERM)
+    assert code == 0
+    floods = [e for e in _events(output) if e.get("dst_endpoint", {}).get("port") == attempts.PORT]
+    assert len(floods) == 20_000
+
+
+def test_a_fence_that_stood_before_is_left_standing(
+    fenced: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    options = _options(fenced, state, tmp_path / "events.jsonl")
+    with command.running(*options, "--install") as running:
+        assert running.stop(signal.SIGINT)[0] == 0
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+
+
+def test_a_sandbox_is_watched_again_by_its_name_alone(
+    fenced: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
+    with command.running(*named, "--output", str(output)) as running:
+        attempts.attempt(fenced.sandbox_namespace, 0, 3, "udp4")
+        assert running.stop(signal.SIGTERM)[0] == 0
+    refused = _refused(_events(output))
+    assert len(refused) == 3
+    assert refused[0]["proxy_endpoint"] == {"ip": GATEWAY4, "port": PROXY_PORT}
+    assert refused[0]["firewall_rule"]["uid"].startswith("inet/ocsf_nft/refuse_egress/")
+
+
+def test_an_interface_that_appears_later_is_fenced_too(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    with command.running(*_options(lab, state, output), "--install") as running:
+        ip("-n", lab.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
+        deadline = time.monotonic() + 5
+        while installer.verify(conftest.SANDBOX, state).verdict != "as installed":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert "late0" in conftest.nft(lab.sandbox_namespace, "list", "table", "netdev", "ocsf_nft")
+        assert running.stop(signal.SIGTERM)[0] == 0
+    details = [e.get("status_detail") or "" for e in _events(output) if e["class_uid"] == 5019]
+    assert any("late0" in detail for detail in details)
+
+
+def _send_datagram() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        contextlib.suppress(OSError),
+    ):
+        sock.sendto(b"bypass", ("10.200.0.77", 9))
+
+
+def test_two_sandboxes_of_one_file_are_watched_at_once(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    """The gateway's namespace stands for a second sandbox."""
+    output = tmp_path / "events.jsonl"
+    config = tmp_path / "ocsf-nft.toml"
+    config.write_text(
+        f"""
+        output = "{output}"
+        state_dir = "{state.path}"
+        [[sandbox]]
+        name = "one"
+        netns = "{lab.sandbox}"
+        proxy = ["10.200.0.9:1"]
+        install = true
+        [[sandbox]]
+        name = "two"
+        netns = "{lab.gateway}"
+        proxy = ["10.200.0.9:1"]
+        install = true
+        """
+    )
+    with command.running("--config", str(config)) as running:
+        for namespace in (lab.sandbox_namespace, lab.gateway_namespace):
+            namespace.call(_send_datagram)
+        assert running.stop(signal.SIGTERM)[0] == 0
+    seen = {
+        event["src_endpoint"]["name"]
+        for event in _events(output)
+        if event.get("dst_endpoint", {}).get("port") == 9
+    }
+    assert seen == {"one", "two"}
+
+
+def test_a_full_disk_ends_the_run_in_one_sentence_and_leaves_the_fence(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+    try:
+        options = _options(lab, state, disk / "events.jsonl")
+        with command.running(*options, "--install") as running:
+            attempts.attempt(lab.sandbox_namespace, 0, 200, "udp4")
+            _, said = running.process.communicate(timeout=20)
+        assert running.process.returncode == 3
+        assert "No space left on device" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+        assert (disk / "events.jsonl").read_bytes().endswith(b"\n")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_run_without_a_fence_does_not_begin(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    done = command.run("run", *_options(lab, state, tmp_path / "events.jsonl"))
+    assert done.code == 2
+    assert "no fence of sandbox lab stands" in done.sentence
+
+
+def test_a_group_that_somebody_else_reads_still_gets_its_fence(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    options = _options(lab, state, tmp_path / "events.jsonl")
+    with command.running(*options, "--install"):
+        second = command.run("run", *options, "--install")
+        assert second.code == 3
+        assert "4001" in second.sentence
+        assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+
+
+def test_replayed_text_gives_the_same_uids_each_time(tmp_path: Path) -> None:
+    corpus = Path(__file__).parents[1] / "corpus" / "kernel_records.jsonl"
+    lines = [line for case in _events(corpus) for line in case["kmsg"]]
+    log = tmp_path / "kmsg.txt"
+    log.write_text("\n".join(lines) + "\n")
+    runs = [command.run("run", "--source", f"replay:{log}") for _ in range(2)]
+    uids = [[event["metadata"]["uid"] for event in run.events] for run in runs]
+    assert uids[0] == uids[1]
+    assert len(set(uids[0])) == len(uids[0]) > 60
