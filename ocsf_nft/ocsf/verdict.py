@@ -9,6 +9,8 @@ from ocsf_nft.ocsf import protocols
 from ocsf_nft.ocsf.enums import Direction, Severity
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.record import Record
 
@@ -23,11 +25,15 @@ GUARD: Final = "guard"
 _RST: Final = 0x04
 _SYN: Final = 0x02
 _ACK: Final = 0x10
-_DNS: Final = 53
 #: DNS, DNS over TLS, NetBIOS names, multicast DNS, LLMNR.
-_NAME_PORTS: Final = frozenset({_DNS, 137, 853, 5353, 5355})
+_NAME_PORTS: Final = frozenset({53, 137, 853, 5353, 5355})
 #: Router solicitation and multicast listener messages (RFC 4861, RFC 2710, RFC 3810).
 _HOUSEKEEPING: Final = frozenset({130, 131, 132, 133, 143})
+#: Errors about another packet (RFC 1122; RFC 4443: every type below 128).
+_ICMP_ERRORS: Final[dict[int | None, Container[int]]] = {
+    protocols.ICMP: frozenset({3, 4, 5, 11, 12}),
+    protocols.ICMPV6: range(128),
+}
 _ECHO_REQUESTS: Final = frozenset({(protocols.ICMP, 8), (protocols.ICMPV6, 128)})
 
 
@@ -56,8 +62,9 @@ def direction(record: Record, links: frozenset[str]) -> Direction:
 def answer(record: Record, way: Direction, destination: Place | None) -> Answer | None:
     """What the kernel answered; None for a rule that isn't ours, whose answer we don't know.
 
-    A reject answers no reset with a reset, and nothing that went to many or is a late fragment
-    (nf_reject_ipv4.c, nf_reject_ipv6.c, icmp.c of the kernel).
+    A reject answers no reset with a reset and no ICMP error with another one, nor anything that
+    went to many, is a late fragment or has no whole header (nf_reject_ipv4.c, nf_reject_ipv6.c and
+    both icmp.c of the kernel).
     """
     if record.sandbox is None:
         return None
@@ -65,25 +72,23 @@ def answer(record: Record, way: Direction, destination: Place | None) -> Answer 
         return Answer.NOTHING
     if record.rule not in {EGRESS, FORWARD}:
         return None
-    late_fragment = record.details.get("fragment_offset")
-    if late_fragment or destination is None or destination.is_multicast or destination.is_broadcast:
+    if destination is None or destination.is_multicast or destination.is_broadcast:
         return Answer.NOTHING
-    if record.protocol != protocols.TCP:
-        return Answer.PROHIBITED
-    if record.tcp_flags is not None and record.tcp_flags & _RST:
+    if record.details.get("fragment_offset") or "incomplete_bytes" in record.details:
         return Answer.NOTHING
-    return Answer.RESET
+    if record.protocol == protocols.TCP:
+        is_reset = record.tcp_flags is not None and record.tcp_flags & _RST
+        return Answer.NOTHING if is_reset else Answer.RESET
+    is_error = record.details.get("icmp_type") in _ICMP_ERRORS.get(record.protocol, ())
+    return Answer.NOTHING if is_error else Answer.PROHIBITED
 
 
 def is_name_resolution(record: Record, way: Direction) -> bool:
     """Whether it is a question for a name (or, refused on its way in, an answer)."""
-    port = record.source_port if way is Direction.INBOUND else record.destination_port
-    return record.protocol in {protocols.TCP, protocols.UDP} and port in _NAME_PORTS
-
-
-def is_dns(record: Record) -> bool:
-    """Whether it is a question for the DNS, which a proxy can spare the program."""
-    return record.destination_port == _DNS
+    if record.protocol not in {protocols.TCP, protocols.UDP}:
+        return False
+    is_answer = way is not Direction.OUTBOUND and record.source_port in _NAME_PORTS
+    return is_answer or record.destination_port in _NAME_PORTS
 
 
 def is_housekeeping(record: Record, destination: Place | None) -> bool:

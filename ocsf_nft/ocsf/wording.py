@@ -29,6 +29,8 @@ _TELLS: Final = {
 }
 _ARP: Final = 0x0806
 _ETHERTYPES: Final = {_ARP: "an ARP frame"}
+#: Protocols that people call by another name than IANA's.
+_CALLED: Final = {4: "IP in IP", protocols.ICMPV6: "ICMPv6", 41: "IPv6 in IP"}
 _WEB_PORTS: Final = {80: "HTTP_PROXY", 443: "HTTPS_PROXY"}
 
 
@@ -78,12 +80,14 @@ def _packet(record: Record) -> str:
         return _ETHERTYPES.get(record.ethertype or 0) or (
             "a frame" if record.ethertype is None else f"a frame of type {record.ethertype:#06x}"
         )
-    name = protocols.NAMES.get(-1 if record.protocol is None else record.protocol)
-    if name is not None:
-        kind = name.upper()
-    else:
-        kind = "IP" if record.protocol is None else f"IP protocol {record.protocol}"
-    return f"{kind} {_end(record.destination, record.destination_port)}"
+    return f"{_protocol(record.protocol)} {_end(record.destination, record.destination_port)}"
+
+
+def _protocol(number: int | None) -> str:
+    if number is None:
+        return "IP"
+    name = protocols.NAMES.get(number)
+    return _CALLED.get(number) or (f"IP protocol {number}" if name is None else name.upper())
 
 
 def _source(record: Record) -> str:

@@ -92,6 +92,9 @@ RECORDS: Final = {
         protocol=1,
         details={"icmp_type": 3, "icmp_code": 3, "quoted": {"source": "1.2.3.4", "protocol": 17}},
     ),
+    "icmpv6 error": record(**V6, **OUT, protocol=58, details={"icmp_type": 2, "icmp_code": 0}),
+    "tcp without a whole header": record(**V4, **OUT, protocol=6, details={"incomplete_bytes": 8}),
+    "dns server": record("IN: ", **V4, **UDP, in_interface="eth0"),
     "icmpv6 echo": record(**V6, **OUT, protocol=58, details={"icmp_type": 128, "icmp_code": 0}),
     "router solicitation": record(
         **(V6 | {"destination": "ff02::2"}),

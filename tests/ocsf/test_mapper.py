@@ -174,6 +174,11 @@ def test_the_keys_come_in_one_order() -> None:
         ("udp6 quic", "Outbound", "icmpx-admin-prohibited", "Blocked", "Medium"),
         ("mdns", "Outbound", "dropped", "Dropped", "Low"),
         ("icmp echo", "Outbound", "icmpx-admin-prohibited", "Blocked", "Medium"),
+        ("icmp error", "Outbound", "dropped", "Dropped", "Medium"),
+        ("icmpv6 error", "Outbound", "dropped", "Dropped", "Medium"),
+        ("icmpv6 echo", "Outbound", "icmpx-admin-prohibited", "Blocked", "Medium"),
+        ("tcp without a whole header", "Outbound", "dropped", "Dropped", "Medium"),
+        ("dns server", "Inbound", None, "Blocked", "Low"),
         ("router solicitation", "Outbound", "dropped", "Dropped", "Informational"),
         ("multicast listener report", "Outbound", "dropped", "Dropped", "Informational"),
         ("igmp", "Outbound", "dropped", "Dropped", "Informational"),
@@ -216,6 +221,10 @@ def test_each_kind_of_record_is_judged(
         (
             "tcp without a user",
             ("sandbox sb1 tried TCP 203.0.113.7:443 directly; refused with a reset"),
+        ),
+        (
+            "icmpv6 echo",
+            "sandbox sb1 tried ICMPv6 2001:db8::7 directly; refused with an ICMP error",
         ),
         ("icmp echo", "sandbox sb1 tried ICMP 203.0.113.7 directly; refused with an ICMP error"),
         (
@@ -398,3 +407,24 @@ def test_a_record_of_netlink_says_so() -> None:
     said = replace(said, origin=replace(said.origin, raw="NFLOG group=4001 hook=3"))
     event = MAPPER.network_activity(said, processed_ns=NOW_NS)
     assert event.metadata.log_format == "nfnetlink_log"
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [
+        ("udp dns", "udp"),
+        ("icmp echo", "icmp"),
+        ("icmpv6 echo", "ipv6-icmp"),
+        ("igmp", "igmp"),
+        ("sctp", "sctp"),
+        ("udplite", "udplite"),
+        ("gre", "gre"),
+        ("esp", "esp"),
+        ("6in4", "ipv6"),
+        ("no next header", "ipv6-nonxt"),
+        ("protocol 253", None),
+        ("link 88b5", None),
+    ],
+)
+def test_protocols_have_ianas_name_in_lower_case(name: str, protocol: str | None) -> None:
+    assert event_of(name)["connection_info"].get("protocol_name") == protocol
