@@ -48,7 +48,7 @@ def findings() -> Iterator[Finding]:
         yield Finding(
             name="system",
             severity="fatal",
-            meaning=f"{sys.platform} has no nftables: only convert and explain work here",
+            meaning=f"nftables needs Linux: on {sys.platform} only convert and explain work",
         )
         return
     yield _tried("nft", "fatal", "the nft program is there", _nft)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class Namespace:
         Raises AbsentError when there is no such namespace, UnsupportedError when entering it is
         not permitted, and whatever ``work`` raises.
         """
+        _need_linux()
         if self.path is None:
             return work()
         path = self.path
@@ -71,12 +73,21 @@ def in_scratch(work: Callable[[], T]) -> T:
 
     Needs CAP_SYS_ADMIN; raises UnsupportedError without, and whatever ``work`` raises.
     """
+    _need_linux()
     return _in_thread(_unshare, work)
 
 
 def of_process(pid: int) -> Namespace:
     """The namespace that a process lives in."""
     return Namespace(Path(f"/proc/{pid}/ns/net"))
+
+
+def _need_linux() -> None:
+    if sys.platform != "linux":
+        raise UnsupportedError(
+            f"nftables and network namespaces need Linux: on {sys.platform} only `convert` and "
+            "`explain` work"
+        )
 
 
 def _in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+
+#: What CPython lacks on macOS and this package uses on Linux.
+_ELSEWHERE = """
+import importlib, os, pkgutil, select, socket, sys, sysconfig
+sysconfig.get_config_vars()  # the standard library's own, for the system that it is on
+sys.platform = "darwin"
+for module, names in (
+    (os, ("memfd_create", "setns", "unshare", "pidfd_open")),
+    (socket, ("AF_NETLINK", "AF_PACKET", "SOCK_NONBLOCK", "SO_DOMAIN")),
+    (select, ("epoll",)),
+):
+    for name in names:
+        if hasattr(module, name):
+            delattr(module, name)
+sys.modules["systemd"] = None
+import ocsf_nft
+for found in pkgutil.walk_packages(ocsf_nft.__path__, "ocsf_nft."):
+    if found.name != "ocsf_nft.__main__":
+        importlib.import_module(found.name)
+from ocsf_nft.cli import main
+sys.argv[0] = "ocsf-nft"
+main()
+"""
+
+
+def _elsewhere(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _ELSEWHERE, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_module_imports_where_the_system_is_not_linux_and_convert_works() -> None:
+    line = (
+        "[1.5] ocsf-nft:sb:egress:IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 "
+        "PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 UID=0 GID=0 \n"
+    )
+    done = _elsewhere("convert", stdin=line)
+    assert done.returncode == 0, done.stderr
+    assert '"class_uid":4001' in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check",),
+        ("install", "--sandbox", "a", "--proxy", "10.0.0.1:3128"),
+        ("run", "--sandbox", "a", "--proxy", "10.0.0.1:3128", "--install"),
+        ("verify", "--sandbox", "a"),
+    ],
+)
+def test_a_command_that_needs_linux_says_so_elsewhere(arguments: tuple[str, ...]) -> None:
+    done = _elsewhere(*arguments)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert "Linux" in done.stderr
+
+
+def test_the_wheel_carries_the_rulesets_and_the_types(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"  # building leaves things behind
+    for name in ("ocsf_nft", "rules"):
+        shutil.copytree(_ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(_ROOT / name, tree)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, tree],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"ocsf_nft/rules/sandbox.nft", "ocsf_nft/rules/guard.nft", "ocsf_nft/py.typed"} <= names
+    modules = {str(path.relative_to(tree)) for path in (tree / "ocsf_nft").rglob("*.py")}
+    assert modules <= names
+
+
+def test_help_is_there_at_once_and_shows_an_example_for_each_command() -> None:
+    overview = subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    commands = [line.split()[0] for line in overview.partition("Commands:")[2].splitlines()[1:] if (
+        line.startswith("  ") and line.strip() and not line.startswith("  Try"))]  # fmt: skip
+    assert len(commands) == 8
+    for command in commands:
+        text = subprocess.run(
+            [sys.executable, "-m", "ocsf_nft", command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert "Example: ocsf-nft " in text or "Example: dmesg | ocsf-nft" in text, command
