@@ -53,7 +53,8 @@ _LIMITS: Final = {
     "group": 0xFFFF,
     "family": 0xFF,
     "hook": 0xFF,
-    "received": 1 << 63,
+    "received": (1 << 63) - 1,
+    "seconds": 253_402_300_799,  # the end of the year 9999
     "sequence": 0xFFFFFFFF,
     "global_sequence": 0xFFFFFFFF,
     "hardware_type": 0xFFFF,
@@ -122,31 +123,34 @@ def parse(line: str) -> Datagram | None:
     numbers = {name: None if found[name] is None else int(found[name]) for name in _LIMITS}
     if any(number is not None and number > _LIMITS[name] for name, number in numbers.items()):
         return None
-    vlan = found["vlan"]
-    time_us = (
-        None
-        if found["seconds"] is None
-        else int(found["seconds"]) * 1_000_000 + int(found["microseconds"])
-    )
+    try:
+        return _datagram(found, numbers)
+    except UnicodeEncodeError:
+        return None
+
+
+def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Datagram:
+    """Raises UnicodeEncodeError for a string that is no text."""
+    vlan, seconds = found["vlan"], numbers["seconds"]
     return Datagram(
-        group=numbers["group"] or 0,
-        family=numbers["family"] or 0,
+        group=int(found["group"]),
+        family=int(found["family"]),
         hardware_protocol=int(found["protocol"], 16),
-        hook=numbers["hook"] or 0,
-        received_ns=numbers["received"] or 0,
-        prefix=json.loads(found["prefix"]),
+        hook=int(found["hook"]),
+        received_ns=int(found["received"]),
+        prefix=_string(found["prefix"]),
         captured=bytes.fromhex(found["captured"]),
         sequence=numbers["sequence"],
         global_sequence=numbers["global_sequence"],
-        time_us=time_us,
-        input=_device(found, "input"),
-        output=_device(found, "output"),
-        physical_input=_device(found, "physical_input"),
-        physical_output=_device(found, "physical_output"),
+        time_us=None if seconds is None else seconds * 1_000_000 + int(found["microseconds"]),
+        input=_device(found["input"]),
+        output=_device(found["output"]),
+        physical_input=_device(found["physical_input"]),
+        physical_output=_device(found["physical_output"]),
         hardware_type=numbers["hardware_type"],
-        hardware_header=_octets(found, "hardware_header"),
-        hardware_address=_octets(found, "hardware_address"),
-        link_header=_octets(found, "link_header"),
+        hardware_header=_octets(found["hardware_header"]),
+        hardware_address=_octets(found["hardware_address"]),
+        link_header=_octets(found["link_header"]),
         vlan=None if vlan is None else (int(vlan[:4], 16), int(vlan[5:], 16)),
         mark=None if found["mark"] is None else int(found["mark"], 16),
         uid=numbers["uid"],
@@ -154,14 +158,19 @@ def parse(line: str) -> Datagram | None:
     )
 
 
-def _device(found: Mapping[str, str | None], name: str) -> Interface | None:
-    text = found[name]
+def _string(quoted: str) -> str:
+    """A JSON string; half a surrogate pair, which JSON lets through, is no text."""
+    text: str = json.loads(quoted)
+    text.encode()
+    return text
+
+
+def _device(text: str | None) -> Interface | None:
     if text is None:
         return None
     quoted, _, index = text.rpartition("#")
-    return Interface(int(index), json.loads(quoted) if quoted else None)
+    return Interface(int(index), _string(quoted) if quoted else None)
 
 
-def _octets(found: Mapping[str, str | None], name: str) -> bytes | None:
-    text = found[name]
+def _octets(text: str | None) -> bytes | None:
     return None if text is None else bytes.fromhex(text)

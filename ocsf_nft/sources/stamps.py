@@ -70,8 +70,8 @@ _DMESG_ISO: Final = re.compile(
 )
 _ISO_SYSLOG: Final = re.compile(rf"{_ISO} ", re.ASCII)
 _TAG: Final = re.compile(
-    r"(?:(?P<host>[^ ]+) )?(?:(?P<facility>[a-z]+[0-7]?)\.[a-z]+ )?"
-    r"(?P<tag>[^ :\[]+)(?:\[[0-9]+\])?: ?",
+    r"(?:[^ ]*[^ :] )?(?:(?P<facility>[a-z]+[0-7]?)\.[a-z]+ )?"
+    r"(?P<tag>[^ :\[]+)(?:\[[0-9]+\])?:(?: |(?=\[))",
     re.ASCII,
 )
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)

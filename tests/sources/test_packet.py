@@ -27,7 +27,7 @@ def of_bytes(facts: fact.Facts) -> Record:
 def _packets4() -> st.SearchStrategy[bytes]:
     """IPv4 packets that are mostly sound: the header's length field is the real one."""
 
-    def build(  # noqa: PLR0913 - the header's fields
+    def build(
         options: bytes, tos: int, frag: int, ttl: int, protocol: int, payload: bytes, cut: int
     ) -> bytes:
         ihl = 5 + len(options) // 4

@@ -1,0 +1,240 @@
+"""An NFLOG message says what the kernel's text for the same packet says, and reads back as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ocsf_nft import netlink
+from ocsf_nft.record import Origin, Record, Reject
+from ocsf_nft.sources import nflog_datagram, nflog_line, nflog_message
+from ocsf_nft.sources.nflog_datagram import Datagram, Interface
+from tests.sources.corpus_cases import Case, cases, nflog, record
+from tests.strategies import HOSTILE_TEXT, UINT8, UINT16, UINT32
+
+PAYLOADS = [payload for case in cases() for payload in case.payloads]
+#: What the kernel's text leaves out of these, while NFLOG has it.
+OWNER_CUT = "the kernel's text returns at the damaged header, before the owner"
+OTHER_NAMESPACE = "the socket is another namespace's: the text has no owner of such, NFLOG has"
+FRAME = "the text of a frame that is no IP packet has no owner"
+WITHOUT_OWNER = {
+    "tcp4 truncated header (8B)": OWNER_CUT,
+    "v6 truncated ext": OWNER_CUT,
+    "l2 ethertype 88b5": FRAME,
+    "level info": "the rule logs without the flag skuid",
+    "level notice": "the rule logs without the flag skuid",
+} | {
+    case.name: OTHER_NAMESPACE
+    for case in cases()
+    if any(":ing:" in line for line in case.lines) and not case.name.startswith("level")
+}
+
+
+def names(case: Case) -> dict[int, str]:
+    """The devices of a case by index: the corpus has no names with the messages."""
+    first = record(case.messages[0])
+    if case.name.startswith("bridge"):
+        return {2: "h2g0", 3: "h2br"}
+    if first.in_interface and first.out_interface:
+        return {3: first.in_interface, 2: first.out_interface}
+    name = first.in_interface or first.out_interface or ""
+    return {2: name} if "nested" not in case.name else {3: name}
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_the_message_and_the_line_of_a_packet_make_equal_records(case: Case) -> None:
+    devices = names(case)
+    said = [record(message) for message in case.messages]
+    read = [nflog(payload, devices.get) for payload in case.payloads]
+    if case.name.startswith("prefix"):
+        # Lines of two namespaces are mixed, and a report of the kernel's has no line.
+        read = [found for found in read if found.protocol != 58]
+        said = [dataclasses.replace(found, in_interface=None, out_interface=None) for found in said]
+        read = [dataclasses.replace(found, in_interface=None, out_interface=None) for found in read]
+    if case.name.startswith("level"):
+        said = [dataclasses.replace(found, in_interface=None, out_interface=None) for found in said]
+        read = [dataclasses.replace(found, in_interface=None, out_interface=None) for found in read]
+    for found in read:
+        bare = dataclasses.replace(found, uid=None, gid=None)
+        assert found in said or (case.name in WITHOUT_OWNER and bare in said)
+
+
+def test_the_cases_without_an_owner_in_the_text_are_just_those() -> None:
+    for case in cases():
+        if case.name not in WITHOUT_OWNER:
+            owners = {record(message).uid for message in case.messages}
+            assert owners == {nflog(payload).uid for payload in case.payloads}
+
+
+def test_the_kernels_stamp_is_the_time_and_receipt_when_there_is_none() -> None:
+    stamped = nflog(next(case for case in cases() if case.name == "gw ingress arp").payloads[0])
+    assert stamped.time_ns == 1795531648605874000
+    assert stamped.origin.original_time == "1795531648.605874"
+    assert nflog(PAYLOADS[0]).time_ns == 9
+
+
+def test_sequence_and_identity_are_the_messages() -> None:
+    assert nflog_message.sequence(memoryview(PAYLOADS[1])) == 8
+    found = nflog(PAYLOADS[1])
+    assert (found.origin.sequence, found.origin.identity) == (8, "seq:8")
+    assert nflog_message.sequence(memoryview(b"")) is None
+
+
+def test_a_device_that_is_gone_is_its_index() -> None:
+    found = nflog(PAYLOADS[0], lambda _: None)
+    assert found.out_interface is None
+    assert found.details["out_ifindex"] == 2
+
+
+def test_a_packet_on_netdev_egress_begins_with_its_link_header() -> None:
+    packet = bytes.fromhex("4500001d61f240004011c3470aca00020aca0001d1300035000915b178")
+    link = bytes.fromhex("d29ef2b45cdace766b73e8f30800")
+    found = nflog(
+        message(
+            [
+                (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 1)),
+                (nflog_message.NFULA_PREFIX, b"ocsf-nft:sb:link:\0"),
+                (nflog_message.NFULA_IFINDEX_OUTDEV, struct.pack("!I", 2)),
+                (nflog_message.NFULA_L2HDR, link),
+                (nflog_message.NFULA_PAYLOAD, link + packet),
+            ],
+            family=5,
+        )
+    )
+    assert (found.source, found.destination_port, found.rule) == ("10.202.0.2", 53, "link")
+
+
+def message(attributes: list[tuple[int, bytes]], family: int = 2) -> bytes:
+    head = struct.pack("!BBH", family, 0, 5)
+    return head + b"".join(netlink.attribute(kind, value) for kind, value in attributes)
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"", "shorter than its header"),
+        (message([]), "no packet header"),
+        (message([(1, b"\x08")]), "no packet header"),
+        (message([(1, b"\x08\x00\x03\x00"), (11, b"\0")]), "attribute 11 has 1 bytes, not 4"),
+        (message([(1, b"\x08\x00\x03\x00"), (3, b"\xff" * 16)]), "is no time"),
+        (message([(1, b"\x08\x00\x03\x00"), (3, b"\xff" * 8)]), "timestamp has 8 bytes"),
+        (message([(1, b"\x08\x00\x03\x00"), (8, b"\xff" * 8)]), "address has 8 bytes"),
+    ],
+)
+def test_a_damaged_message_is_rejected_with_its_reason(payload: bytes, reason: str) -> None:
+    found = nflog_message.read(
+        memoryview(payload), group=5, interface_name=str, identity=str, received_ns=0, log_source=""
+    )
+    assert isinstance(found, Reject)
+    assert found.kind == "malformed"
+    assert reason in found.reason
+    assert found.line == f"NFLOG payload={payload.hex()}"
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(PAYLOADS), st.integers(0, 300), st.binary(max_size=8), st.integers(0, 300))
+def test_any_bytes_are_read_without_an_exception(
+    payload: bytes, place: int, noise: bytes, cut: int
+) -> None:
+    for hostile in (payload[:place] + noise + payload[place + len(noise) :], payload[:cut], noise):
+        nflog_message.read(
+            memoryview(hostile),
+            group=5,
+            interface_name=lambda index: f"\udcff{index}",
+            identity=str,
+            received_ns=0,
+            log_source="",
+        )
+        nflog_message.sequence(memoryview(hostile))
+
+
+def test_the_corpus_reads_back_from_its_own_lines() -> None:
+    for payload in PAYLOADS:
+        found = nflog(payload)
+        datagram = nflog_line.parse(found.origin.raw)
+        assert datagram is not None
+        back = nflog_datagram.record(datagram, found.origin)
+        assert (back, back.time_ns, back.received_ns) == (found, found.time_ns, found.received_ns)
+
+
+NAME = HOSTILE_TEXT.map(
+    lambda text: text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+)
+DEVICE = st.none() | st.builds(Interface, UINT32, st.none() | NAME)
+OCTETS = st.none() | st.binary(max_size=40)
+DATAGRAMS: st.SearchStrategy[Datagram] = st.builds(
+    Datagram,
+    group=UINT16,
+    family=UINT8,
+    hardware_protocol=UINT16,
+    hook=UINT8,
+    received_ns=st.integers(0, 2**62),
+    prefix=NAME,
+    captured=st.binary(max_size=120),
+    sequence=st.none() | UINT32,
+    global_sequence=st.none() | UINT32,
+    time_us=st.none() | st.integers(0, 2**57),
+    input=DEVICE,
+    output=DEVICE,
+    physical_input=DEVICE,
+    physical_output=DEVICE,
+    hardware_type=st.none() | UINT16,
+    hardware_header=OCTETS,
+    hardware_address=OCTETS,
+    link_header=OCTETS,
+    vlan=st.none() | st.tuples(UINT16, UINT16),
+    mark=st.none() | UINT32,
+    uid=st.none() | UINT32,
+    gid=st.none() | UINT32,
+)
+
+
+@given(DATAGRAMS)
+def test_a_line_reads_back_as_what_was_written(datagram: Datagram) -> None:
+    line = nflog_line.render(datagram)
+    assert line.isascii()
+    assert line.isprintable()
+    assert nflog_line.parse(line) == datagram
+
+
+@given(DATAGRAMS, st.data())
+def test_a_line_that_was_changed_is_read_as_another_one_or_not_at_all(
+    datagram: Datagram, data: st.DataObject
+) -> None:
+    line = nflog_line.render(datagram)
+    at = data.draw(st.integers(0, len(line) - 1))
+    assert nflog_line.parse(line[:at]) != datagram
+    changed = line[:at] + data.draw(st.characters()) + line[at + 1 :]
+    assert changed == line or nflog_line.parse(changed) != datagram
+
+
+@given(DATAGRAMS)
+def test_any_datagram_makes_a_record(datagram: Datagram) -> None:
+    origin = Origin(transport="nflog", identity="i", log_source="test", raw="")
+    assert isinstance(nflog_datagram.record(datagram, origin), Record)
+
+
+@pytest.mark.parametrize("field", ["group=70000", "uid=4294967296", "hook=300"])
+def test_a_number_out_of_range_makes_no_line(field: str) -> None:
+    line = nflog_line.render(_datagram(group=7, uid=7, hook=7))
+    name = field.split("=", maxsplit=1)[0]
+    assert nflog_line.parse(line) is not None
+    assert nflog_line.parse(line.replace(f"{name}=7", field)) is None
+
+
+def _datagram(**changes: Any) -> Datagram:
+    plain = Datagram(
+        group=5, family=2, hardware_protocol=0x0800, hook=3, received_ns=1, prefix="p", captured=b""
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def test_half_a_surrogate_pair_in_a_line_makes_no_name() -> None:
+    line = nflog_line.render(_datagram(prefix="MARK"))
+    assert nflog_line.parse(line.replace("MARK", r"\ud83d\ude00")) is not None
+    assert nflog_line.parse(line.replace("MARK", r"\ud83d")) is None

@@ -1,0 +1,336 @@
+"""The kernel's lines are read by position, and nothing is read that they don't say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ocsf_nft.record import Record, Reject
+from ocsf_nft.sources import facts as fact
+from ocsf_nft.sources import grammar
+from tests.sources.corpus_cases import MESSAGES, cases, read, record
+from tests.strategies import HOSTILE_TEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+EXPECTED = Path(__file__).parent.parent / "corpus" / "kernel_records.expected.jsonl"
+UDP = (
+    "SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 PREC=0x00 TTL=64 ID=1 DF "
+    "PROTO=UDP SPT=1234 DPT=53 LEN=28 UID=1000 GID=1000 "
+)
+TCP = (
+    "SRC=10.0.0.2 DST=203.0.113.7 LEN=60 TOS=0x00 PREC=0x00 TTL=64 ID=1 DF "
+    "PROTO=TCP SPT=44000 DPT=443 WINDOW=64240 RES=0x00 SYN URGP=0 "
+)
+OURS = "ocsf-nft:sb:egress:"
+
+
+def facts(found: Record) -> dict[str, Any]:
+    """A record's facts, those of a nested packet under dotted names."""
+    said = {
+        item.name: getattr(found, item.name)
+        for item in dataclasses.fields(found)
+        if item.compare and item.name != "details" and getattr(found, item.name) is not None
+    }
+    return said | dict(_flat(found.details, ""))
+
+
+def _flat(details: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for name, value in details.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield path + name, value
+
+
+def reject(message: str) -> Reject:
+    found = read(message)
+    assert isinstance(found, Reject), found
+    return found
+
+
+def test_each_line_of_the_corpus_says_what_the_reviewed_table_says() -> None:
+    with EXPECTED.open() as lines:
+        expected = [json.loads(line) for line in lines]
+    said = [
+        {"name": case.name, "records": [facts(record(message)) for message in case.messages]}
+        for case in cases()
+    ]
+    assert said == expected
+
+
+# Read off the lines of the corpus by eye: the whole of what they say, but for the prefix.
+BY_EYE: dict[str, dict[str, Any]] = {
+    "tcp4 syn root": {
+        "out_interface": "h2s0", "ip_version": 4, "source": "10.202.0.2",
+        "destination": "203.0.113.7", "length": 60, "tos": 0, "ttl": 64, "ip_id": 1429,
+        "dont_fragment": True, "protocol": 6, "source_port": 41254, "destination_port": 443,
+        "tcp_sequence": 2665114552, "tcp_acknowledgment": 0, "tcp_window": 64240,
+        "tcp_reserved": 0, "tcp_flags": 2, "tcp_urgent_pointer": 0,
+        "tcp_options": "020405b40402080a3aff2c62000000000103030a", "uid": 0, "gid": 0,
+    },
+    "tcp4 mark max": {"mark": 0xFFFFFFFF, "destination_port": 443},
+    "tcp4 flags FPU": {"tcp_flags": 32 | 8 | 1},
+    "tcp4 flags SECN": {"tcp_flags": 256 | 128 | 64 | 2},
+    "tcp4 urgptr": {"tcp_flags": 32 | 16 | 8, "tcp_urgent_pointer": 77},
+    "tcp4 truncated header (8B)": {"protocol": 6, "incomplete_bytes": 8, "length": 28},
+    "mptcp6 syn": {
+        "ip_version": 6, "source": "fd02:202::2", "destination": "2001:db8::7", "length": 84,
+        "traffic_class": 0, "hop_limit": 64, "flow_label": 10932, "source_port": 36476,
+    },
+    "udp4 port 0 dst 65535": {"source_port": 0, "destination_port": 65535, "udp_length": 9},
+    "udplite4": {"protocol": 136, "destination_port": 53},
+    "icmp4 echo ping socket": {
+        "protocol": 1, "icmp_type": 8, "icmp_code": 0, "icmp_id": 38081, "icmp_sequence": 0,
+        "ip_id": 47756,
+    },
+    "icmp4 unreach w/ inner tcp": {
+        "source": "10.202.0.2", "destination": "203.0.113.7", "length": 68, "protocol": 1,
+        "icmp_type": 3, "icmp_code": 1, "quoted.source": "203.0.113.7",
+        "quoted.destination": "10.202.0.2", "quoted.length": 40, "quoted.protocol": 6,
+        "quoted.source_port": 443, "quoted.destination_port": 55555, "quoted.tcp_flags": 2,
+        "uid": 0,
+    },
+    "icmp4 fragneeded mtu": {"icmp_mtu": 1300, "quoted.protocol": 17, "quoted.udp_length": 8},
+    "icmp4 redirect": {"icmp_gateway": "10.202.0.9", "icmp_type": 5, "quoted.source_port": 1},
+    "icmp4 param problem": {"icmp_parameter": 3},
+    "icmp6 pkt too big": {"icmp_mtu": 1280, "protocol": 58, "quoted.protocol": 6},
+    "icmp6 param problem": {"icmp_pointer": 6, "quoted.protocol": 59},
+    "sctp init v6": {"protocol": 132},
+    "esp v4": {"protocol": 50, "spi": 0x1001},
+    "ah v6": {"spi": 0x2002, "protocol": 97, "extension_headers": 3},
+    "frag4 MF icmp": {"more_fragments": True, "ip_id": 80, "icmp_id": 0},
+    "frag6 first": {
+        "fragment_offset": 0, "more_fragments": True, "ip_id": 0xABCD, "destination_port": 443,
+    },
+    "v6 truncated ext": {"incomplete_bytes": 4294965250, "protocol": 6, "extension_headers": 1},
+    "ipv4 options RR+TS": {
+        "ip_options": "070b040000000000000000440c0901000000000000000000", "source_port": 3,
+    },
+    "ipv4 dscp ef ttl 1 df": {"tos": 0xB8, "ttl": 1},
+    "forward icmp from nested": {
+        "in_interface": "h2n0", "out_interface": "h2s0", "mac_source": "66:9a:78:9e:a1:48",
+        "mac_destination": "7a:ba:e7:da:a8:16", "ethertype": 0x0800, "ttl": 63,
+    },
+    "l2 ethertype 88b5": {"ethertype": 0x88B5, "mac_source": "4e:a2:fc:b7:c2:75"},
+    "gw ingress vlan 7": {"vlan_protocol": 0x8100, "vlan_id": 7, "vlan_priority": 3},
+    "gw ingress QinQ": {"vlan_id": 7, "vlan_priority": 0, "ethertype": 0x8100},
+    "gw ingress arp": {
+        "ethertype": 0x0806, "mac_destination": "ff:ff:ff:ff:ff:ff", "arp.hardware_type": 1,
+        "arp.protocol_type": 0x0800, "arp.operation": 1, "arp.mac_source": "4e:a2:fc:b7:c2:75",
+        "arp.source": "10.202.0.2", "arp.mac_destination": "00:00:00:00:00:00",
+        "arp.destination": "10.202.0.1",
+    },
+    "iface named DPT=22": {"out_interface": "DPT=22", "destination_port": 443},
+    "iface named UID=0": {"out_interface": "UID=0", "uid": 1000},
+    "iface named PROTO=ICMP": {"out_interface": "PROTO=ICMP", "protocol": 6},
+    "prefix 'osb:h2-sb:=DST=1.1.1'": {"destination": "203.0.113.7"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in cases() if case.name in BY_EYE], ids=lambda case: case.name
+)
+def test_a_line_says_what_the_eye_reads(case: Any) -> None:
+    said = facts(record(case.messages[0]))
+    assert {name: said.get(name) for name in BY_EYE[case.name]} == BY_EYE[case.name]
+
+
+def test_the_eye_left_nothing_out_of_an_ordinary_line() -> None:
+    said = facts(record(cases()[0].messages[0]))
+    assert said == BY_EYE["tcp4 syn root"] | {"prefix": "osb:h2-sb:out:", "rule": "osb:h2-sb:out:"}
+
+
+def test_our_prefix_gives_sandbox_and_rule() -> None:
+    found = record(f"{OURS}IN= OUT=eth0 {UDP}")
+    assert (found.prefix, found.sandbox, found.rule) == (OURS, "sb", "egress")
+
+
+@pytest.mark.parametrize(
+    "message", ["", "usb 1-1: new device", "device eth0 entered IN=", "IN=eth0"]
+)
+def test_what_is_no_netfilter_record_is_none(message: str) -> None:
+    assert read(message) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["DST=9.9.9.9", "UID=0", "IN=", "OUT=", "SRC=1.1.1.1", "[x]", "(", "x)y", "ü", "a\\b"]
+)
+def test_a_device_may_be_named_like_a_field(name: str) -> None:
+    found = record(f"{OURS}IN={name} OUT={name} PHYSIN={name} PHYSOUT={name} {UDP}")
+    assert (found.in_interface, found.out_interface) == (name, name)
+    assert found.details["physical_in_interface"] == name
+    assert found.details["physical_out_interface"] == name
+    assert (found.destination, found.uid, found.destination_port) == ("203.0.113.7", 1000, 53)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["IN= OUT= DST=1.1.1.1 ", "x IN=a OUT=b SRC=1.2.3.4 ", "IN= OUT=h2s0 ", "[UFW BLOCK] ", ""],
+)
+def test_a_foreign_prefix_may_look_like_a_record(prefix: str) -> None:
+    found = record(f"{prefix}IN= OUT=eth0 {UDP}")
+    assert found.prefix == prefix
+    assert (found.source, found.destination) == ("10.0.0.2", "203.0.113.7")
+
+
+def test_a_line_that_can_be_read_in_two_ways_is_ambiguous() -> None:
+    assert reject(f"x IN=IN= OUT=eth0 {UDP}").kind == "ambiguous"
+    assert reject(f"{'x' * 200}IN= OUT=eth0 {UDP}").kind == "ambiguous"
+
+
+def test_our_own_prefix_is_never_ambiguous() -> None:
+    assert record(f"{OURS}IN=IN= OUT=eth0 {UDP}").in_interface == "IN="
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('443', '70000')}", "DPT is 70000, more than 65535"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('443', '0443')}", "DPT is not a number"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('443', '٤٤٣')}", "DPT is not a number"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('443', '-1')}", "DPT is not a number"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('TTL=64', 'TTL=256')}", "TTL is 256, more than 255"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('.7 ', '.777 ')}", "DST is not an IP address"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('.7 ', '.07 ')}", "DST is not an IP address"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('203.0.113.7', '::1')}", "two IP versions"),
+        (f"{OURS}IN= OUT=eth0 {UDP.replace('UID=1000', 'UID=4294967296')}", "UID is 4294967296"),
+        (f"{OURS}IN= OUT=eth0 SRC=1.1.1.1 {UDP}", "DST is missing"),
+        (f"{OURS}IN= OUT=eth0 {UDP}DST=9.9.9.9 ", "DST occurs twice"),
+        (f"{OURS}IN= OUT=eth0 {UDP}UID=0 ", "UID occurs twice"),
+        (f"{OURS}IN= OUT=eth0 {UDP}[SRC=1.1.1.1 DST=2.2.2.2 ] ", "[ is out of place"),
+        (f"{OURS}IN= OUT=eth0 MAC=zz {UDP}", "MAC is not a link header"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('PROTO=TCP', 'PROTO=6')}", "SPT is out of place"),
+        (f"{OURS}hello", "it begins like our prefix"),
+        ("ocsf-nft:a b:egress:IN= OUT=eth0 " + UDP, "it begins like our prefix"),
+        (f"{OURS}IN=eth0", "devices"),
+        (f"{OURS}IN= OUT=eth0 SRC=10.0", "inside SRC"),
+        (f"{OURS}IN= OUT=eth0 {UDP[:25]}", "inside DST"),
+    ],
+)
+def test_what_a_line_gets_wrong_is_named(message: str, reason: str) -> None:
+    found = reject(message)
+    assert found.kind == "malformed"
+    assert reason in found.reason
+    assert found.line == message
+
+
+def test_words_that_the_kernel_never_prints_are_kept_in_sight() -> None:
+    found = record(f"{OURS}IN= OUT=eth0 {UDP}NEW=1 evil ")
+    assert found.details["unparsed"] == "NEW=1 evil"
+    assert found.uid == 1000
+    assert "truncated" not in found.details
+
+
+def test_extra_spaces_and_a_line_break_change_nothing() -> None:
+    message = f"{OURS}IN= OUT=eth0 {UDP}"
+    assert record(message.replace(" ", "  ").replace("IN=  ", "IN= ")) == record(message)
+    assert record(f"{message}\r\n") == record(message)
+
+
+def test_rules_that_log_with_fewer_flags_say_less() -> None:
+    found = record("IN=eth0 OUT= MAC=02:00:00:00:00:01:02:00:00:00:00:02:08:00 " + TCP)
+    assert "tcp_sequence" not in found.details
+    assert found.uid is None
+    assert found.mac_source == "02:00:00:00:00:02"
+    assert found.ethertype == 0x0800
+
+
+def test_a_reserved_bit_of_an_older_kernel_is_accurate_ecn() -> None:
+    found = record(f"{OURS}IN= OUT=eth0 {TCP.replace('RES=0x00', 'RES=0x0c')}")
+    assert found.tcp_flags == 256 | 2
+    assert found.details["tcp_reserved"] == 1
+
+
+def test_a_tunnels_header_and_outer_addresses_are_kept() -> None:
+    blob = ":".join(["45"] * 20)
+    found = record(f"IN=sit0 OUT= MAC={blob} TUNNEL=192.0.2.1->192.0.2.2 {UDP}")
+    assert found.details["link_header"] == "45" * 20
+    assert found.details["tunnel_source"] == "192.0.2.1"
+    assert found.details["tunnel_destination"] == "192.0.2.2"
+    assert found.mac_source is None
+
+
+def test_a_stripped_line_loses_no_value_that_can_not_go_on() -> None:
+    whole = f"{OURS}IN= OUT=eth0 {TCP}"
+    assert record(whole.rstrip()) == record(whole)
+    plain = f"{OURS}IN= OUT=eth0 {UDP}".removesuffix("UID=1000 GID=1000 ")
+    assert record(plain.rstrip()) == record(plain)
+
+
+def test_a_last_value_that_may_have_lost_digits_is_left_out() -> None:
+    found = record(f"{OURS}IN= OUT=eth0 {UDP}".rstrip())
+    assert (found.uid, found.gid) == (1000, None)
+    assert found.details["truncated"] is True
+    assert found.details["unparsed"] == "GID=1000"
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_a_line_cut_anywhere_says_nothing_that_the_whole_line_does_not(case: Any) -> None:
+    for message in case.messages:
+        whole = facts(record(message))
+        for end in range(len(message)):
+            found = read(message[:end])
+            if isinstance(found, Record):
+                said = facts(found)
+                said.pop("truncated", None)
+                said.pop("unparsed", None)
+                assert said.items() <= whole.items(), message[:end]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(MESSAGES), st.data())
+def test_a_line_shuffled_or_spliced_says_nothing_that_stands_nowhere_in_it(
+    message: str, data: st.DataObject
+) -> None:
+    other = data.draw(st.sampled_from(MESSAGES))
+    words = message.split(" ")
+    match data.draw(st.sampled_from(["shuffle", "splice", "insert"])):
+        case "shuffle":
+            line = " ".join(data.draw(st.permutations(words)))
+        case "splice":
+            line = message[: data.draw(st.integers(0, len(message)))]
+            line += other[data.draw(st.integers(0, len(other))) :]
+        case _:
+            at = data.draw(st.integers(0, len(words)))
+            line = " ".join(
+                [*words[:at], data.draw(st.sampled_from(other.split(" "))), *words[at:]]
+            )
+    found = read(line)
+    if not isinstance(found, Record):
+        return
+    for name, key in (("source_port", "SPT"), ("destination_port", "DPT"), ("uid", "UID")):
+        value = getattr(found, name)
+        assert value is None or f"{key}={value} " in f"{line} "
+    if found.ip_version == 4:
+        assert f"SRC={found.source} " in line
+        assert f"DST={found.destination} " in line
+
+
+@settings(max_examples=300)
+@given(HOSTILE_TEXT, st.sampled_from(["", OURS, f"{OURS}IN= OUT=eth0 ", f"IN= OUT=a {UDP}"]))
+def test_any_text_is_read_without_an_exception(noise: str, start: str) -> None:
+    read(start + noise)
+    read(noise + start)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(MESSAGES), st.integers(0, 400), st.characters())
+def test_a_changed_character_never_raises(message: str, place: int, character: str) -> None:
+    read(message[:place] + character + message[place + 1 :])
+
+
+def test_the_quick_way_and_the_grammar_read_the_same() -> None:
+    for message in MESSAGES:
+        found = record(message)
+        slow = grammar.read(message[len(found.prefix) :])
+        assert found == fact.record(
+            found.prefix, slow, time_ns=0, received_ns=0, origin=found.origin
+        )
