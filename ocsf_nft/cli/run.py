@@ -61,13 +61,14 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     Ctrl-C and SIGTERM: what the kernel has logged by then is delivered, then exit 0. On a failure
     the fence stays.
 
-    Needs CAP_NET_ADMIN over the namespace (NFLOG), CAP_SYSLOG for the kernel log, CAP_SYS_ADMIN to
-    enter another namespace.
+    Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), CAP_SYS_ADMIN to enter another one,
+    CAP_SYS_PTRACE to find that of another user's process, CAP_SYSLOG for the kernel log; drops
+    all other capabilities.
 
     Example: ocsf-nft run --sandbox agent --netns agent --proxy 10.0.0.1:3128 --install
     """
     from ocsf_nft import config as configuration
-    from ocsf_nft import service
+    from ocsf_nft import privileges, service
     from ocsf_nft.cli.logs import to_stderr
     from ocsf_nft.delivery.sinks.jsonl import Jsonl
 
@@ -98,6 +99,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         )
     else:
         raise UsageError("name what to watch: --config FILE, or --sandbox NAME")
+
+    privileges.keep_only(service.capabilities(wanted))
 
     def ready() -> None:
         names = ", ".join(each.name for each in wanted.sandbox)

@@ -1,6 +1,6 @@
 """The stages wired together: fences, sources, mapping and delivery as one running thing."""
 
 from ocsf_nft.service.pipeline import Counts
-from ocsf_nft.service.run import replay, run
+from ocsf_nft.service.run import capabilities, replay, run
 
-__all__ = ["Counts", "replay", "run"]
+__all__ = ["Counts", "capabilities", "replay", "run"]

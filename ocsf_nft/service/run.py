@@ -14,6 +14,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, this_host
 from ocsf_nft.ocsf.notices import lifecycle
+from ocsf_nft.privileges import Capability
 from ocsf_nft.service import fences
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.sources.journal import Journal
@@ -85,6 +86,19 @@ async def run(
             lifecycle(Context(host=pipeline.host), activity="stop", time_ns=time.time_ns())
         )
         return pipeline.counts
+
+
+def capabilities(config: Config) -> frozenset[Capability]:
+    """What :func:`run` needs for as long as it runs."""
+    needed = {Capability.NET_ADMIN}  # binding NFLOG, listing and renewing the fence
+    for sandbox in config.sandbox:
+        if sandbox.netns is not None or sandbox.pid is not None or not sandbox.install:
+            needed.add(Capability.SYS_ADMIN)  # setns(2) into another namespace
+        if sandbox.pid is not None or not sandbox.install:
+            needed.add(Capability.SYS_PTRACE)  # /proc/PID/ns of another user's process
+        if fences.wanted_transport(sandbox) != "nflog":
+            needed.add(Capability.SYSLOG)  # /dev/kmsg where dmesg_restrict=1
+    return frozenset(needed)
 
 
 async def replay(paths: Sequence[Path], sink: Sink, stop: asyncio.Event) -> Counts:

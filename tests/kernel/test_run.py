@@ -219,6 +219,24 @@ def test_two_sandboxes_of_one_file_are_watched_at_once(
     assert seen == {"one", "two"}
 
 
+def test_a_run_keeps_only_the_capabilities_that_it_needs(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    options = _options(lab, state, tmp_path / "events.jsonl")
+    with command.running(*options, "--install", "--transport", "nflog") as running:
+        tasks = Path(f"/proc/{running.process.pid}/task")
+        held = {
+            line
+            for task in tasks.iterdir()
+            for line in (task / "status").read_text().splitlines()
+            if line.startswith(("CapPrm", "CapEff", "CapBnd", "NoNewPrivs"))
+        }
+        assert running.stop(signal.SIGTERM)[0] == 0
+    needed = f"{1 << 12 | 1 << 21:016x}"  # CAP_NET_ADMIN, CAP_SYS_ADMIN
+    assert held == {*(f"{name}:\t{needed}" for name in ("CapPrm", "CapEff", "CapBnd")),
+                    "NoNewPrivs:\t1"}  # fmt: skip
+
+
 def test_a_full_disk_ends_the_run_in_one_sentence_and_leaves_the_fence(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
