@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
 _RTMGRP_LINK: Final = 1  # include/uapi/linux/rtnetlink.h
-#: Links come in bursts (a veth pair, its address, its state): one look at the end of each.
+#: Links come in bursts (a veth pair, its address, its state): one look at the end of each, and no
+#: more than some looks a second for whoever makes interfaces in a loop.
 _SETTLE_SECONDS: Final = 0.05
+_REST_SECONDS: Final = 0.2
 _RECEIVE_BYTES: Final = 1 << 16
 
 
@@ -60,6 +62,7 @@ class LinkWatch:
                 if error.errno != errno.ENOBUFS:  # missed some: there were changes
                     raise
             yield
+            await asyncio.sleep(_REST_SECONDS)
 
 
 def _listen() -> socket.socket:
