@@ -7,8 +7,7 @@ one line of text and reads that back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.sources import facts as fact
 from ocsf_nft.sources import packet
@@ -32,17 +31,17 @@ ETH_P_RARP: Final = 0x8035
 ETH_P_IPV6: Final = 0x86DD
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(NamedTuple):
     """A device: its index, and its name unless it is gone."""
 
-    index: int
+    ifindex: int
     name: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Datagram:
+class Datagram(NamedTuple):
     """The attributes of one NFULNL_MSG_PACKET; absent ones are ``None``.
+
+    A tuple, as making one takes a third of the time of a frozen dataclass, and each packet does.
 
     ``hardware_protocol`` is the frame's ethertype; ``time_us`` the kernel's own stamp in
     microseconds since the epoch (not given on the output hook); ``vlan`` protocol and tag control
@@ -92,9 +91,12 @@ def record(datagram: Datagram, origin: Origin) -> Record:
         facts.update(fact.link_facts(datagram.hardware_header or datagram.link_header or b""))
         if datagram.vlan is not None:
             facts.update(fact.vlan_facts(*datagram.vlan))
-    for name, value in (("uid", datagram.uid), ("gid", datagram.gid), ("mark", datagram.mark)):
-        if value is not None:
-            facts[name] = value
+    if datagram.uid is not None:
+        facts["uid"] = datagram.uid
+    if datagram.gid is not None:
+        facts["gid"] = datagram.gid
+    if datagram.mark is not None:
+        facts["mark"] = datagram.mark
     time_ns = datagram.received_ns if datagram.time_us is None else datagram.time_us * 1000
     return fact.record(
         datagram.prefix,
@@ -126,23 +128,22 @@ def _network_part(datagram: Datagram, data: bytes) -> bytes:
 def _interface_facts(datagram: Datagram) -> Facts:
     facts: Facts = {}
     bridged = datagram.family == NFPROTO_BRIDGE
-    sides = (
+    for side, device, physical in (
         ("in", datagram.input, datagram.physical_input),
         ("out", datagram.output, datagram.physical_output),
-    )
-    for side, device, physical in sides:
+    ):
         # In the bridge family the hook's device is the port, which netlink calls the physical
         # one; the text names the port alone.
         seen = physical if bridged and physical is not None else device
         if seen is not None:
-            _name(facts, f"{side}_interface", f"{side}_ifindex", seen)
+            _name(facts, side, seen)
         if not bridged and physical is not None and physical != seen:
-            _name(facts, f"physical_{side}_interface", f"physical_{side}_ifindex", physical)
+            _name(facts, f"physical_{side}", physical)
     return facts
 
 
-def _name(facts: Facts, name: str, index: str, interface: Interface) -> None:
+def _name(facts: Facts, side: str, interface: Interface) -> None:
     if interface.name is None:
-        facts[index] = interface.index
+        facts[f"{side}_ifindex"] = interface.ifindex
     else:
-        facts[name] = interface.name
+        facts[f"{side}_interface"] = interface.name

@@ -104,7 +104,7 @@ def _hexadecimal(octets: bytes | None) -> str | None:
 def _quoted(device: Interface | None) -> str | None:
     if device is None:
         return None
-    return f"{'' if device.name is None else json.dumps(device.name)}#{device.index}"
+    return f"{'' if device.name is None else json.dumps(device.name)}#{device.ifindex}"
 
 
 def stamp(datagram: Datagram) -> str | None:

@@ -17,7 +17,7 @@ from ocsf_nft.sources.facts import readable
 from ocsf_nft.sources.nflog_datagram import Datagram, Interface, record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ocsf_nft.record import Record
 
@@ -45,8 +45,6 @@ NFULA_VLAN_TCI: Final = 2
 _NFGENMSG_BYTES: Final = 4
 _PACKET_HDR: Final = struct.Struct("!HBx")
 _TIMESTAMP: Final = struct.Struct("!QQ")
-_WORD: Final = struct.Struct("!I")
-_SHORT: Final = struct.Struct("!H")
 #: A stamp of the year 10000 and later is not one.
 _SECONDS_LIMIT: Final = 253_402_300_800
 
@@ -58,9 +56,8 @@ class _MalformedError(Exception):
 def sequence(payload: memoryview) -> int | None:
     """NFULA_SEQ, the number of the message in its group; ``None`` without sequence numbers."""
     for kind, value in netlink.attributes(payload[_NFGENMSG_BYTES:]):
-        if kind == NFULA_SEQ and len(value) == _WORD.size:
-            number: int = _WORD.unpack(value)[0]
-            return number
+        if kind == NFULA_SEQ and len(value) == 4:
+            return int.from_bytes(value, "big")
     return None
 
 
@@ -108,22 +105,6 @@ def _datagram(
         raise _MalformedError("the NFLOG message has no packet header attribute")
     protocol, hook = _PACKET_HDR.unpack(header)
 
-    def word(kind: int) -> int | None:
-        return _number(found.get(kind), _WORD, kind)
-
-    def device(kind: int) -> Interface | None:
-        index = word(kind)
-        if index is None:
-            return None
-        name = interface_name(index)
-        if name is not None:
-            name = readable(name.encode("utf-8", "surrogateescape"))
-        return Interface(index, name)
-
-    def octets(kind: int) -> bytes | None:
-        value = found.get(kind)
-        return None if value is None else bytes(value)
-
     return Datagram(
         group=group,
         family=payload[0],
@@ -131,32 +112,48 @@ def _datagram(
         hook=hook,
         received_ns=received_ns,
         prefix=_text(found.get(NFULA_PREFIX)),
-        captured=octets(NFULA_PAYLOAD) or b"",
-        sequence=word(NFULA_SEQ),
-        global_sequence=word(NFULA_SEQ_GLOBAL),
+        captured=bytes(found.get(NFULA_PAYLOAD, b"")),
+        sequence=_number(found, NFULA_SEQ),
+        global_sequence=_number(found, NFULA_SEQ_GLOBAL),
         time_us=_time_us(found.get(NFULA_TIMESTAMP)),
-        input=device(NFULA_IFINDEX_INDEV),
-        output=device(NFULA_IFINDEX_OUTDEV),
-        physical_input=device(NFULA_IFINDEX_PHYSINDEV),
-        physical_output=device(NFULA_IFINDEX_PHYSOUTDEV),
-        hardware_type=_number(found.get(NFULA_HWTYPE), _SHORT, NFULA_HWTYPE),
-        hardware_header=octets(NFULA_HWHEADER),
+        input=_device(found, NFULA_IFINDEX_INDEV, interface_name),
+        output=_device(found, NFULA_IFINDEX_OUTDEV, interface_name),
+        physical_input=_device(found, NFULA_IFINDEX_PHYSINDEV, interface_name),
+        physical_output=_device(found, NFULA_IFINDEX_PHYSOUTDEV, interface_name),
+        hardware_type=_number(found, NFULA_HWTYPE, 2),
+        hardware_header=_octets(found.get(NFULA_HWHEADER)),
         hardware_address=_hardware_address(found.get(NFULA_HWADDR)),
-        link_header=octets(NFULA_L2HDR),
+        link_header=_octets(found.get(NFULA_L2HDR)),
         vlan=_vlan(found.get(NFULA_VLAN)),
-        mark=word(NFULA_MARK),
-        uid=word(NFULA_UID),
-        gid=word(NFULA_GID),
+        mark=_number(found, NFULA_MARK),
+        uid=_number(found, NFULA_UID),
+        gid=_number(found, NFULA_GID),
     )
 
 
-def _number(value: memoryview | None, form: struct.Struct, kind: int) -> int | None:
+def _number(found: Mapping[int, memoryview], kind: int, size: int = 4) -> int | None:
+    value = found.get(kind)
     if value is None:
         return None
-    if len(value) != form.size:
-        raise _MalformedError(f"NFLOG attribute {kind} has {len(value)} bytes, not {form.size}")
-    number: int = form.unpack(value)[0]
-    return number
+    if len(value) != size:
+        raise _MalformedError(f"NFLOG attribute {kind} has {len(value)} bytes, not {size}")
+    return int.from_bytes(value, "big")
+
+
+def _device(
+    found: Mapping[int, memoryview], kind: int, interface_name: Callable[[int], str | None]
+) -> Interface | None:
+    index = _number(found, kind)
+    if index is None:
+        return None
+    name = interface_name(index)
+    if name is not None and not name.isascii():
+        name = readable(name.encode("utf-8", "surrogateescape"))
+    return Interface(index, name)
+
+
+def _octets(value: memoryview | None) -> bytes | None:
+    return None if value is None else bytes(value)
 
 
 def _text(value: memoryview | None) -> str:
@@ -180,13 +177,13 @@ def _hardware_address(value: memoryview | None) -> bytes | None:
         return None
     if len(value) != 12:
         raise _MalformedError(f"the NFLOG hardware address has {len(value)} bytes, not 12")
-    return bytes(value[4 : 4 + min(_SHORT.unpack_from(value)[0], 8)])
+    return bytes(value[4 : 4 + min(int.from_bytes(value[:2], "big"), 8)])
 
 
 def _vlan(value: memoryview | None) -> tuple[int, int] | None:
     if value is None:
         return None
     nested = dict(netlink.attributes(value))
-    protocol = _number(nested.get(NFULA_VLAN_PROTO), _SHORT, NFULA_VLAN)
-    tag = _number(nested.get(NFULA_VLAN_TCI), _SHORT, NFULA_VLAN)
+    protocol = _number(nested, NFULA_VLAN_PROTO, 2)
+    tag = _number(nested, NFULA_VLAN_TCI, 2)
     return None if protocol is None or tag is None else (protocol, tag)

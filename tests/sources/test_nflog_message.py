@@ -231,7 +231,7 @@ def _datagram(**changes: Any) -> Datagram:
     plain = Datagram(
         group=5, family=2, hardware_protocol=0x0800, hook=3, received_ns=1, prefix="p", captured=b""
     )
-    return dataclasses.replace(plain, **changes)
+    return plain._replace(**changes)
 
 
 def test_half_a_surrogate_pair_in_a_line_makes_no_name() -> None:
