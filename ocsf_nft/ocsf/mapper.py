@@ -149,7 +149,9 @@ class Mapper:
     ) -> tuple[Proxy, NetworkProxy] | tuple[None, None]:
         if record.sandbox is None or record.ip_version is None or way is Direction.INBOUND:
             return None, None
-        return self._proxies.get(record.ip_version, (None, None))
+        # A sandbox with one proxy of one family is to use that one for everything.
+        other = next(iter(self._proxies.values()), (None, None))
+        return self._proxies.get(record.ip_version, other)
 
     def _firewall_rule(self, record: Record) -> FirewallRule | None:
         if not record.rule:

@@ -317,6 +317,13 @@ def test_names_and_interfaces_go_to_the_end_that_is_theirs(name: str, ends: obje
     )
 
 
+def test_the_only_proxy_serves_the_other_family_too() -> None:
+    only4 = Mapper(replace(CONTEXT, proxies=CONTEXT.proxies[:1]))
+    event = event_of("tcp6", only4)
+    assert event["proxy_endpoint"] == {"ip": "10.200.0.1", "port": 3128}
+    assert "HTTPS_PROXY=http://10.200.0.1:3128" in event["status_detail"]
+
+
 def test_the_proxy_is_the_first_of_the_same_family() -> None:
     assert event_of("tcp4")["proxy_endpoint"] == {"ip": "10.200.0.1", "port": 3128}
     assert event_of("tcp6")["proxy_endpoint"] == {"ip": "fd00:200::1", "port": 3128}
