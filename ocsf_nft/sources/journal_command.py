@@ -44,7 +44,7 @@ class CommandReading:
 
     async def open(self, cursor: str | None) -> str | None:
         """Start the child; raises UnsupportedError without journalctl, SourceError."""
-        self._resume = cursor or await self._last_cursor()
+        self._resume = await self._last_cursor() if cursor is None else cursor
         place = () if self._resume is None else (f"--cursor={self._resume}",)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._process = await self._start(self._errors, "--follow", "--no-tail", *place)

@@ -201,7 +201,7 @@ async def test_an_interface_has_the_name_that_it_has_now(lab: Lab, namespace: Na
 
 async def test_leaving_and_cancelling_leave_nothing_behind(namespace: Namespace) -> None:
     def held() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208
+        return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208 - shorter
 
     async def read() -> None:
         async with Nflog(namespace, GROUP) as source:

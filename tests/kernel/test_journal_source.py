@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+
+from ocsf_nft.errors import AbsentError, SourceError
+from ocsf_nft.sources import journal_library
+from ocsf_nft.sources.journal import Journal
+from ocsf_nft.sources.journal_command import CommandReading
+from ocsf_nft.sources.journal_library import LibraryReading
+from ocsf_nft.sources.nflog import Nflog
+from tests.kernel import kernel_log
+from tests.kernel.attempts import GROUP, UNPRIVILEGED, attempt, fence, refused
+from tests.kernel.journald import journald
+from tests.kernel.reading import lost, until, until_quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.record import Batch
+
+pytestmark = pytest.mark.kernel
+
+Way = Literal["library", "command"]
+TOLERANCE_NS = 200_000_000
+#: journalctl tells of an entry only when inotify does.
+QUIET_S = 1.0
+
+
+@pytest.fixture
+def sandbox() -> str:
+    # The kernel log is the whole machine's: a name of its own keeps a test's records apart.
+    return f"journal-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def namespace(lab: Lab, sandbox: str) -> Iterator[Namespace]:
+    with kernel_log.of_all_namespaces():
+        fence(lab.sandbox_namespace, sandbox, nflog=True, kmsg=True)
+        yield lab.sandbox_namespace
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    with journald(tmp_path) as running:
+        yield running.directory
+
+
+@pytest.fixture(params=["library", "command"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
+    chosen: Way = request.param
+    if chosen == "command":
+        monkeypatch.setattr(journal_library, "available", lambda _directory: False)
+    return chosen
+
+
+async def test_each_attempt_is_one_record_equal_to_netlinks(
+    namespace: Namespace, sandbox: str, directory: Path, way: Way
+) -> None:
+    total = 2 * len(UNPRIVILEGED)
+    async with (
+        Journal(frozenset({sandbox}), directory=directory) as journal,
+        Nflog(namespace, GROUP) as nflog,
+    ):
+        assert isinstance(journal._reading, LibraryReading if way == "library" else CommandReading)
+        before = time.time_ns()
+        attempt(namespace, 0, 1, *(kind for kind, *_ in UNPRIVILEGED))
+        attempt(namespace, 1000, 1, *(kind for kind, *_ in UNPRIVILEGED))
+        after = time.time_ns()
+        text = await until(journal.batches(), lambda batch: len(batch.records) >= total)
+        netlink = await until(nflog.batches(), lambda batch: len(batch.records) >= total)
+    assert refused(namespace) == total
+    assert text.records == netlink.records
+    assert not text.rejects
+    for record in text.records:
+        assert before - TOLERANCE_NS <= record.time_ns <= after + TOLERANCE_NS
+        assert record.origin.transport == "journal"
+    assert len({record.origin.identity for record in text.records}) == total
+
+
+async def test_resuming_neither_loses_nor_doubles(
+    namespace: Namespace, sandbox: str, directory: Path, way: Way
+) -> None:
+    names = frozenset({sandbox})
+    async with Journal(names, directory=directory) as source:
+        attempt(namespace, 0, 10, "udp4")
+        first = await until(source.batches(), lambda batch: len(batch.records) >= 10)
+    attempt(namespace, 0, 5, "udp6")
+    async with Journal(names, first.cursor, directory) as source:
+        attempt(namespace, 0, 3, "tcp4")
+        second = await until_quiet(source.batches(), seconds=QUIET_S)
+    async with Journal(names, second.cursor, directory) as source:
+        third = await until_quiet(source.batches(), seconds=QUIET_S)
+    assert way
+    assert [record.protocol for record in second.records] == [17] * 5 + [6] * 3
+    assert not third.records
+    identities = [record.origin.identity for record in first.records + second.records]
+    assert len(set(identities)) == len(identities) == 18
+    # The first may see journald say what it had missed before it was started.
+    assert not second.gaps + third.gaps
+
+
+async def test_what_a_program_writes_is_a_forgery(
+    namespace: Namespace, sandbox: str, directory: Path, way: Way
+) -> None:
+    async with Journal(frozenset({sandbox}), directory=directory) as source:
+        kernel_log.write(f"<4>ocsf-nft:{sandbox}:egress:IN= OUT=sb0 SRC=10.0.0.1 DST=1.1.1.1")
+        attempt(namespace, 0, 1, "udp4")
+        read = await until(source.batches(), lambda batch: bool(batch.records))
+    assert way
+    assert len(read.records) == 1
+    assert [reject.kind for reject in read.rejects] == ["forged"]
+
+
+async def test_what_journald_missed_is_counted(
+    namespace: Namespace, sandbox: str, directory: Path
+) -> None:
+    async with Journal(frozenset({sandbox}), directory=directory) as source:
+        attempt(namespace, 0, 20_000, "flood")
+        # Its notice comes with the first message after those that it missed.
+        attempt(namespace, 0, 1, "udp4")
+        read = await until_quiet(source.batches(), seconds=QUIET_S)
+    assert len(read.records) < 20_001
+    # What else the machine logs meanwhile may be among what was missed.
+    assert 20_001 <= len(read.records) + lost(read) < 20_101
+
+
+async def test_a_journal_that_libsystemd_cannot_open_is_read_by_journalctl(
+    namespace: Namespace, sandbox: str, tmp_path: Path
+) -> None:
+    with journald(tmp_path, compress="yes") as running:
+        source = Journal(frozenset({sandbox}), directory=running.directory)
+        async with source:
+            if isinstance(source._reading, LibraryReading):
+                pytest.skip("this libsystemd reads compressed journals")
+            attempt(namespace, 0, 2, "udp4")
+            read = await until(source.batches(), lambda batch: len(batch.records) >= 2)
+    assert len(read.records) == 2
+
+
+@pytest.mark.parametrize("cursor", ["garbage", "kmsg:1:2", ""])
+async def test_a_position_that_is_none_is_refused(directory: Path, way: Way, cursor: str) -> None:
+    with pytest.raises(SourceError, match=r"is no position|journalctl"):
+        await read_for_ever(cursor, directory)
+    assert way
+
+
+async def test_a_position_that_is_gone_is_a_gap(
+    namespace: Namespace, sandbox: str, directory: Path, way: Way
+) -> None:
+    gone = f"s={'1' * 32};i=1;b={'2' * 32};m=1;t=1;x=1"
+    async with Journal(frozenset({sandbox}), gone, directory) as source:
+        attempt(namespace, 0, 1, "udp4")
+        read = await until(source.batches(), lambda batch: bool(batch.records))
+    assert way
+    assert read.gaps[0].lost is None
+
+
+async def test_the_end_of_journalctl_is_an_error(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_library, "available", lambda _directory: False)
+    async with Journal(directory=directory) as source:
+        batches = source.batches()
+        await anext(batches)
+        assert isinstance(source._reading, CommandReading)
+        assert source._reading._process is not None
+        os.kill(source._reading._process.pid, signal.SIGKILL)
+        with pytest.raises(SourceError, match="journalctl ended unexpectedly"):
+            await until(batches, lambda _: False)
+
+
+async def test_files_that_are_not_there_or_not_readable_are_named(tmp_path: Path) -> None:
+    with pytest.raises(AbsentError, match="there is no journal folder"):
+        await Journal(directory=tmp_path / "none").__aenter__()
+
+
+def test_an_exported_journal_tells_how_many_were_missed(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    missed = b"MESSAGE_ID=e9bf28e6e834481bb6f48f548ad13606\nMESSAGE=Missed %d kernel messages"
+    entries = (
+        b"_TRANSPORT=kernel\nSYSLOG_FACILITY=0\nMESSAGE=first",
+        b"_TRANSPORT=driver\n" + missed % 1234,
+        b"_TRANSPORT=journal\n" + missed % 99,
+    )
+    export = b"".join(
+        b"__REALTIME_TIMESTAMP=%d\n__MONOTONIC_TIMESTAMP=%d\n_BOOT_ID=%s\n%s\n\n"
+        % (1_700_000_000_000_000 + number, 1_000_000 + number, b"3" * 32, fields)
+        for number, fields in enumerate(entries)
+    )
+    subprocess.run(
+        ["/usr/lib/systemd/systemd-journal-remote", "-o", str(made / "system.journal"), "-"],
+        input=export,
+        env={"SYSTEMD_JOURNAL_COMPRESS": "0"},
+        capture_output=True,
+        check=True,
+    )
+
+    async def read() -> Batch:
+        before = f"s={'1' * 32};i=0;b={'3' * 32};m=1;t=1;x=1"
+        async with Journal(cursor=before, directory=made) as source:
+            return await until_quiet(source.batches(), seconds=QUIET_S)
+
+    assert [gap.lost for gap in asyncio.run(read()).gaps] == [None, 1234]
+
+
+async def test_leaving_and_cancelling_leave_nothing_behind(directory: Path, way: Way) -> None:
+    def held() -> tuple[int, list[str], list[str]]:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
+        # asyncio keeps its pool's threads for the next call, and its child watchers end by
+        # themselves, a moment after the child.
+        pool = ("asyncio_", "waitpid-")
+        threads = [thread.name for thread in threading.enumerate()]
+        return (
+            len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - two calls fewer than Path's
+            children.split(),
+            [name for name in threads if not name.startswith(pool)],
+        )
+
+    before = held()
+    task = asyncio.ensure_future(read_for_ever(None, directory))
+    await asyncio.sleep(0.3)
+    assert held() != before
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert held() == before
+    assert way
+
+
+async def read_for_ever(cursor: str | None, directory: Path) -> None:
+    async with asyncio.timeout(20), Journal(cursor=cursor, directory=directory) as source:
+        async for _ in source.batches():
+            pass

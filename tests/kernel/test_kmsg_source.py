@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.errors import SourceError
+from ocsf_nft.sources.kmsg import Kmsg
+from ocsf_nft.sources.nflog import Nflog
+from tests.kernel import kernel_log
+from tests.kernel.attempts import GROUP, PRIVILEGED, UNPRIVILEGED, attempt, fence, refused
+from tests.kernel.reading import lost, until, until_quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+#: Behind the kernel's tick, our own reading and what the clocks differ by.
+TOLERANCE_NS = 30_000_000
+
+
+@pytest.fixture
+def sandbox() -> str:
+    # The kernel log is the whole machine's: a name of its own keeps a test's records apart.
+    return f"kmsg-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def namespace(lab: Lab, sandbox: str) -> Iterator[Namespace]:
+    with kernel_log.of_all_namespaces():
+        fence(lab.sandbox_namespace, sandbox, nflog=True, kmsg=True)
+        yield lab.sandbox_namespace
+
+
+async def test_text_and_netlink_give_equal_records_of_the_same_packets(
+    namespace: Namespace, sandbox: str
+) -> None:
+    kinds = UNPRIVILEGED + PRIVILEGED
+    total = 2 * len(kinds) + 2 * len(UNPRIVILEGED)
+    async with Kmsg(frozenset({sandbox})) as kmsg, Nflog(namespace, GROUP) as nflog:
+        before = time.time_ns()
+        attempt(namespace, 0, 2, *(kind for kind, *_ in kinds))
+        attempt(namespace, 1000, 2, *(kind for kind, *_ in UNPRIVILEGED))
+        text = await until(kmsg.batches(), lambda batch: len(batch.records) >= total)
+        netlink = await until(nflog.batches(), lambda batch: len(batch.records) >= total)
+        after = time.time_ns()
+    assert refused(namespace) == total
+    assert text.records == netlink.records
+    assert not text.gaps
+    assert not text.rejects
+    for record in text.records:
+        assert before - TOLERANCE_NS <= record.time_ns <= after
+        assert record.origin.identity.endswith(f":{record.origin.sequence}")
+    times = [record.time_ns for record in text.records]
+    assert times == sorted(times)
+
+
+async def test_a_record_has_the_kernels_time_not_the_readers(
+    namespace: Namespace, sandbox: str
+) -> None:
+    async with Kmsg(frozenset({sandbox})) as source:
+        batches = source.batches()
+        attempt(namespace, 0, 1, "udp4")
+        await until(batches, lambda batch: bool(batch.records))
+        made = time.time_ns()
+        attempt(namespace, 0, 1, "udp4")
+        logged = time.time_ns()
+        await asyncio.sleep(0.3)
+        late = await until(batches, lambda batch: bool(batch.records))
+    assert made - TOLERANCE_NS <= late.records[0].time_ns <= logged + TOLERANCE_NS
+    assert late.records[0].received_ns >= logged + 200_000_000
+
+
+async def test_what_a_program_writes_is_a_forgery(namespace: Namespace, sandbox: str) -> None:
+    line = f"ocsf-nft:{sandbox}:egress:IN= OUT=sb0 SRC=10.0.0.1 DST=1.1.1.1 LEN=40 PROTO=TCP"
+    async with Kmsg(frozenset({sandbox})) as source:
+        for priority in ("<4>", "", "<0>", "<12>"):
+            kernel_log.write(priority + line)
+        kernel_log.write(f"<4>ocsf-nft:{sandbox}-other:egress:IN= OUT=sb0 SRC=10.0.0.1")
+        attempt(namespace, 0, 1, "udp4")
+        read = await until(source.batches(), lambda batch: bool(batch.records))
+    assert len(read.records) == 1
+    assert [reject.kind for reject in read.rejects] == ["forged"] * 4
+
+
+async def test_a_reader_that_was_overrun_knows_how_much_it_lost(
+    namespace: Namespace, sandbox: str
+) -> None:
+    async with Kmsg(frozenset({sandbox})) as source:
+        batches = source.batches()
+        start = (await anext(batches)).cursor
+        attempt(namespace, 0, 5_000, "flood")
+        read = await until_quiet(batches)
+    assert start is not None
+    assert read.cursor is not None
+    logged = int(read.cursor.rsplit(":", 1)[1]) - int(start.rsplit(":", 1)[1])
+    assert 0 < len(read.records) < 5_000
+    # The machine may log something else meanwhile: that is among what was lost, or was passed.
+    assert 5_000 - len(read.records) <= lost(read) <= logged - len(read.records)
+    assert refused(namespace) == 5_000
+
+
+async def test_resuming_neither_loses_nor_doubles(namespace: Namespace, sandbox: str) -> None:
+    names = frozenset({sandbox})
+    async with Kmsg(names) as source:
+        attempt(namespace, 0, 10, "udp4")
+        first = await until(source.batches(), lambda batch: len(batch.records) >= 10)
+    attempt(namespace, 0, 5, "udp6")
+    async with Kmsg(names, first.cursor) as source:
+        attempt(namespace, 0, 3, "tcp4")
+        second = await until_quiet(source.batches())
+    async with Kmsg(names, second.cursor) as source:
+        third = await until_quiet(source.batches())
+    assert [record.protocol for record in second.records] == [17] * 5 + [6] * 3
+    assert not third.records
+    identities = [record.origin.identity for record in first.records + second.records]
+    assert len(set(identities)) == len(identities) == 18
+    assert not first.gaps + second.gaps + third.gaps
+
+
+async def test_a_position_moves_on_without_records(sandbox: str) -> None:
+    async with Kmsg(frozenset({sandbox})) as source:
+        batches = source.batches()
+        start = await anext(batches)
+        kernel_log.write("<14>of no interest")
+        moved = await until(batches, lambda batch: batch.cursor is not None, seconds=5)
+    assert start.cursor != moved.cursor
+
+
+async def test_a_position_of_another_boot_means_all_of_this_one(
+    namespace: Namespace, sandbox: str
+) -> None:
+    names = frozenset({sandbox})
+    attempt(namespace, 0, 2, "udp4")
+    async with Kmsg(names, f"kmsg:{'0' * 32}:123456789") as source:
+        read = await until(source.batches(), lambda batch: len(batch.records) >= 2)
+    assert len(read.records) == 2
+    # A snapshot of the machine that was restored has fewer records than the position says.
+    boot = read.records[0].origin.identity.split(":")[1]
+    async with Kmsg(names, f"kmsg:{boot}:{10**15}") as source:
+        again = await until(source.batches(), lambda batch: len(batch.records) >= 2)
+    assert again.records == read.records
+
+
+async def test_a_position_that_is_none_is_refused() -> None:
+    with pytest.raises(SourceError, match="is no position in the kernel log"):
+        await Kmsg(cursor="s=1;i=2").__aenter__()
+
+
+async def test_leaving_and_cancelling_leave_nothing_behind() -> None:
+    def held() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208 - shorter
+
+    async def read() -> None:
+        async with Kmsg() as source:
+            async for _ in source.batches():
+                pass
+
+    before = held()
+    task = asyncio.ensure_future(read())
+    await asyncio.sleep(0.05)
+    assert held() > before
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert held() == before

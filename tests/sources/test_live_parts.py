@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft.errors import AbsentError
+from ocsf_nft.record import Gap, Record, Reject
+from ocsf_nft.sources import journal_files, kmsg_line
+from ocsf_nft.sources.journal_command import _entry as entry_of_json
+from ocsf_nft.sources.journal_kernel import KernelEntries, KernelEntry, wanted
+from ocsf_nft.sources.line_starts import line_starts
+from ocsf_nft.sources.nflog_group import CALM, FLOOD
+from ocsf_nft.sources.pace import Pace
+from ocsf_nft.sources.sequence import Sequence32
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MILLISECOND = 1_000_000
+LINE = (
+    b"ocsf-nft:sb1:egress:IN= OUT=sb0 SRC=10.200.0.2 DST=203.0.113.7 LEN=29 TOS=0x00 PREC=0x00 "
+    b"TTL=64 ID=48411 DF PROTO=UDP SPT=54301 DPT=53 LEN=9 UID=0 GID=0 "
+)
+
+
+def entry(**changes: object) -> KernelEntry:
+    fields: dict[str, object] = {
+        "cursor": "s=1;i=1",
+        "boot": "b",
+        "realtime_us": 1_700_000_000_000_000,
+        "monotonic_us": 5_000_000,
+        "message": LINE,
+        "transport": b"kernel",
+        "facility": b"0",
+        "source_us": b"4990000",
+    }
+    return KernelEntry(**{**fields, **changes})  # type: ignore[arg-type] # a test's changes
+
+
+@given(st.lists(st.integers(0, 1000), max_size=50), st.integers(0, 2**33))
+def test_losses_add_up_to_the_numbers_that_were_skipped(skips: list[int], start: int) -> None:
+    sequence = Sequence32()
+    number = start
+    assert sequence.lost_before(number % 2**32) == start % 2**32
+    for skip in skips:
+        number += skip + 1
+        extended = sequence.extended(number % 2**32)
+        assert sequence.lost_before(number % 2**32) == skip
+        assert extended == start % 2**32 + number - start
+
+
+def test_a_counter_goes_on_beyond_32_bits() -> None:
+    sequence = Sequence32()
+    sequence.lost_before(2**32 - 1)
+    assert sequence.extended(0) == 2**32
+    assert sequence.lost_before(0) == 0
+
+
+def test_a_flood_changes_the_pace_once_and_calm_changes_it_back() -> None:
+    pace = Pace(0)
+    changes = [pace.observe(100, step * 10 * MILLISECOND) for step in range(100)]
+    assert changes.count(True) == 1
+    assert pace.batching is FLOOD
+    assert not pace.observe(0, 1_030 * MILLISECOND)
+    assert pace.observe(0, 2_040 * MILLISECOND)
+    assert pace.batching is CALM
+
+
+def test_a_rate_between_the_bounds_changes_nothing() -> None:
+    # 2,000 a second: too few to begin a flood, too many to end one.
+    pace = Pace(0)
+    assert not any(pace.observe(20, step * 10 * MILLISECOND) for step in range(1000))
+    pace.observe(400, 10_000 * MILLISECOND)
+    assert pace.batching is FLOOD
+    assert not any(pace.observe(20, step * 10 * MILLISECOND) for step in range(1001, 2000))
+
+
+def test_records_that_come_after_a_long_silence_are_counted_from_then() -> None:
+    pace = Pace(0)
+    assert pace.observe(400, 3_600_000 * MILLISECOND)
+
+
+@given(st.binary(max_size=300))
+def test_bytes_that_are_no_kernel_record_never_raise(raw: bytes) -> None:
+    found = kmsg_line.parse(raw)
+    assert found is None or found.facility >= 0
+
+
+def test_a_kernel_record_is_taken_apart() -> None:
+    raw = b"12,5,67,-,caller=T1;one\\x0a\\x5cx41 two\n SUBSYSTEM=net\n DEVICE=n2\n"
+    assert kmsg_line.parse(raw) == kmsg_line.KmsgLine(1, 5, 67, b"one\n\\x41 two")
+
+
+@given(st.binary(max_size=100))
+def test_escaping_is_undone_exactly(message: bytes) -> None:
+    escaped = b"".join(
+        b"\\x%02x" % byte if byte < 32 or byte >= 127 or byte == 0x5C else bytes([byte])
+        for byte in message
+    )
+    found = kmsg_line.parse(b"4,1,2,-;" + escaped + b"\n")
+    assert found is not None
+    assert found.message == message
+
+
+def test_a_sandbox_does_not_claim_the_lines_of_one_with_a_longer_name() -> None:
+    starts = line_starts({"sb", "a"})
+    assert "ocsf-nft:sb:egress:IN=".startswith(starts)
+    assert not "ocsf-nft:sb1:egress:IN=".startswith(starts)
+    assert "ocsf-nft:sb1:egress:IN=".startswith(line_starts(None))
+
+
+def test_a_journal_entry_is_as_old_as_the_kernel_says() -> None:
+    found = KernelEntries(line_starts(None)).read(entry(), received_ns=1)
+    assert isinstance(found, Record)
+    assert found.time_ns == 1_700_000_000_000_000_000 - 10 * MILLISECOND
+    assert found.origin.identity == "journal:s=1;i=1"
+
+
+@pytest.mark.parametrize("stamp", [None, b"", b"soon", b"-1", "\u0665".encode()])
+def test_a_journal_entry_without_a_stamp_is_as_old_as_journald_says(stamp: bytes | None) -> None:
+    found = KernelEntries(line_starts(None)).read(entry(source_us=stamp), received_ns=1)
+    assert isinstance(found, Record)
+    assert found.time_ns == 1_700_000_000_000_000_000
+
+
+@pytest.mark.parametrize("facility", [b"1", b"", None, b"00", b"0 "])
+def test_a_journal_entry_of_another_facility_is_a_forgery(facility: bytes | None) -> None:
+    found = KernelEntries(line_starts(None)).read(entry(facility=facility), received_ns=1)
+    assert isinstance(found, Reject)
+    assert found.kind == "forged"
+
+
+def test_only_journald_itself_says_what_it_missed() -> None:
+    entries = KernelEntries(line_starts(None))
+    message = b"Missed 12 kernel messages"
+    said = entries.read(entry(transport=b"driver", message=message), received_ns=1)
+    assert isinstance(said, Gap)
+    assert said.lost == 12
+    assert entries.read(entry(message=message), received_ns=1) is None
+    assert wanted(line_starts(None))(message)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [('"text"', b"text"), ("[116, 255]", b"t\xff"), ("null", b""), ('["a", "b"]', b"")],
+)
+def test_journalctls_forms_of_a_field_are_read(value: str, message: bytes) -> None:
+    line = (
+        '{"__CURSOR":"c","__REALTIME_TIMESTAMP":"1","__MONOTONIC_TIMESTAMP":"2",'
+        f'"_BOOT_ID":"b","MESSAGE":{value}}}'
+    )
+    assert entry_of_json(line.encode()).message == message
+
+
+def test_a_folder_without_a_journal_is_absent(tmp_path: Path) -> None:
+    assert journal_files.samples(tmp_path) == []
+    with pytest.raises(AbsentError):
+        journal_files.samples(tmp_path / "none")
+
+
+def test_one_file_of_each_set_of_features_is_a_sample(tmp_path: Path) -> None:
+    for name, features in (("a", 4), ("b", 12), ("c", 4)):
+        header = b"LPKSHHRH" + bytes(4) + bytes([features, 0, 0, 0])
+        (tmp_path / f"{name}.journal").write_bytes(header)
+    (tmp_path / "d.journal").write_bytes(b"short")
+    found = journal_files.samples(tmp_path)
+    assert [path.name for path in found] == ["a.journal", "b.journal"]
