@@ -19,9 +19,28 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CURSOR: Final = "__CURSOR"
+_MESSAGE: Final = "MESSAGE"
+_TRANSPORT: Final = "_TRANSPORT"
+_FACILITY: Final = "SYSLOG_FACILITY"
+_COMMAND: Final = "_COMM"
+_IDENTIFIER: Final = "SYSLOG_IDENTIFIER"
 _REALTIME: Final = "__REALTIME_TIMESTAMP"
 _MONOTONIC: Final = "__MONOTONIC_TIMESTAMP"
 _KERNEL_MONOTONIC: Final = "_SOURCE_MONOTONIC_TIMESTAMP"
+#: The fields that an entry is read from.
+FIELDS: Final = frozenset(
+    {
+        CURSOR,
+        _MESSAGE,
+        _TRANSPORT,
+        _FACILITY,
+        _COMMAND,
+        _IDENTIFIER,
+        _REALTIME,
+        _MONOTONIC,
+        _KERNEL_MONOTONIC,
+    }
+)
 _MICROSECONDS_LIMIT: Final = 1 << 53
 
 
@@ -46,7 +65,7 @@ def of_json(line: bytes) -> Entry | None:
         fields = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-    if not isinstance(fields, dict) or "MESSAGE" not in fields:
+    if not isinstance(fields, dict) or _MESSAGE not in fields:
         return None
     return _entry(
         {name: octets for name in fields if (octets := _octets(fields[name])) is not None}
@@ -55,7 +74,7 @@ def of_json(line: bytes) -> Entry | None:
 
 def of_export(fields: Mapping[str, bytes]) -> Entry | None:
     """The entry of the fields of an export; ``None`` when it has no message."""
-    return _entry(fields) if "MESSAGE" in fields else None
+    return _entry(fields) if _MESSAGE in fields else None
 
 
 def _octets(value: object) -> bytes | None:
@@ -70,7 +89,7 @@ def _octets(value: object) -> bytes | None:
 
 
 def _entry(fields: Mapping[str, bytes]) -> Entry | None:
-    message = fields.get("MESSAGE")
+    message = fields.get(_MESSAGE)
     if message is None:
         return None
     cursor, stamp = fields.get(CURSOR), fields.get(_REALTIME)
@@ -85,10 +104,10 @@ def _entry(fields: Mapping[str, bytes]) -> Entry | None:
 
 def _author(fields: Mapping[str, bytes]) -> str | None:
     """Userland's writes to /dev/kmsg have the kernel's transport too: the facility tells."""
-    transport = readable(fields.get("_TRANSPORT", b"an unknown transport"))
+    transport = readable(fields.get(_TRANSPORT, b"an unknown transport"))
     if transport != "kernel":
-        return readable(fields.get("_COMM", fields.get("SYSLOG_IDENTIFIER", transport.encode())))
-    facility = readable(fields.get("SYSLOG_FACILITY", b"unknown"))
+        return readable(fields.get(_COMMAND, fields.get(_IDENTIFIER, transport.encode())))
+    facility = readable(fields.get(_FACILITY, b"unknown"))
     return None if facility == "0" else f"a program of facility {facility}"
 
 

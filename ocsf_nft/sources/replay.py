@@ -108,7 +108,7 @@ class Reader:
         self._unstamped_ns = unstamped_ns
         self._zero = stamps.Zero(clock.wall_ns(0) if boot_ns is None else boot_ns, now_ns, zone)
         self._seen: OrderedDict[bytes, int] = OrderedDict()
-        self._splitter = Splitter()
+        self._splitter = Splitter(journal_entry.FIELDS)
         self._after_kmsg = False
 
     def batches(self, chunks: Iterable[bytes]) -> Iterator[Batch]:

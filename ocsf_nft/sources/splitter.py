@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
 
 #: No line and no field that matters is longer (journald cuts kernel lines far below).
 LINE_LIMIT: Final = 1 << 20
@@ -21,7 +22,7 @@ _LENGTH_BYTES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The fields of one journal export entry; those longer than LINE_LIMIT are left out."""
+    """The wanted fields of one journal export entry, unless longer than LINE_LIMIT."""
 
     fields: dict[str, bytes]
 
@@ -37,9 +38,13 @@ Piece: TypeAlias = "bytes | Export | Overlong"
 
 
 class Splitter:
-    """Takes chunks, gives the pieces that are complete; what is not waits for the next chunk."""
+    """Takes chunks, gives the pieces that are complete; what is not waits for the next chunk.
 
-    def __init__(self) -> None:
+    Of an export entry the fields ``wanted`` are kept.
+    """
+
+    def __init__(self, wanted: AbstractSet[str]) -> None:
+        self._wanted = wanted
         self._rest = b""
         self._skip = 0
         self._overlong: bytes | None = None
@@ -96,9 +101,9 @@ class Splitter:
     def _keep(self, name: bytes, value: bytes) -> None:
         if self._fields is None:
             self._fields = {}
-        if _NAME.fullmatch(name):
-            # Of several values the first one counts, as a later one may come from the message.
-            self._fields.setdefault(name.decode("ascii"), value)
+        key = name.decode("ascii", "replace")
+        if key in self._wanted:
+            self._fields.setdefault(key, value)  # of several values the first one counts
 
     def _end_of_entry(self) -> Iterator[Piece]:
         if self._fields:

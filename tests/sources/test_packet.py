@@ -167,6 +167,18 @@ def test_ipv6_bytes_and_their_text_make_equal_records(data: bytes) -> None:
     assert of_bytes(packet.ip_facts(data, 6)) == said
 
 
+def test_of_two_fragment_headers_the_first_tells_and_either_one_makes_it_late() -> None:
+    for first, second in ((8, 0), (0, 8)):
+        chain = struct.pack("!BBHI", 44, 0, first, 1) + struct.pack("!BBHI", 6, 0, second, 2)
+        header = struct.pack("!IHBB", 0x60000000, 36, 44, 64)
+        data = header + bytes(15) + b"\1" + bytes(15) + b"\2" + chain + bytes(20)
+        said = record(HEAD + kernel_printer.ipv6(data))
+        assert said == of_bytes(packet.ip_facts(data, 6))
+        assert (said.protocol, said.destination_port) == (6, None)
+        assert (said.details["fragment_offset"], said.details["ip_id"]) == (first, 1)
+        assert "truncated" not in said.details
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=40) | st.binary(max_size=30).map(b"\0\1\x08\0\6\4\0".__add__))
 def test_arp_bytes_and_their_text_make_equal_records(data: bytes) -> None:

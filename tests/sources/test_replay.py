@@ -307,6 +307,26 @@ def identity(found: Record | Reject) -> str:
     return found.origin.identity
 
 
+def test_the_first_of_several_values_of_an_export_field_counts() -> None:
+    twice = export(entry()).rstrip(b"\n") + b"\nMESSAGE=ocsf-nft:other\n\n"
+    assert one(twice) == record(MESSAGE)
+
+
+def test_a_huge_field_is_skipped_to_its_end_across_chunks() -> None:
+    fields = {"__CURSOR": "s=1", "HUGE": b"x" * ((1 << 20) + 5)} | entry()
+    data = export(fields)
+    for size in (4096, 65536, (1 << 20) + 33):
+        chunks = [data[at : at + size] for at in range(0, len(data), size)]
+        assert flat(reader().batches(chunks)) == [record(MESSAGE)]
+
+
+def test_an_entry_of_many_fields_takes_no_memory() -> None:
+    reading = reader()
+    fields = b"".join(b"F%d=x\n" % number for number in range(5000))
+    assert flat(reading.batches([b"__CURSOR=s\n", fields])) == []
+    assert reading._splitter._fields is None or len(reading._splitter._fields) <= 1
+
+
 def test_a_line_without_end_takes_no_memory_and_is_no_record() -> None:
     reading = reader()
     start = f"4,1,2,-;{MESSAGE}".encode()

@@ -201,6 +201,7 @@ def test_our_own_prefix_is_never_ambiguous() -> None:
         (f"{OURS}IN= OUT=eth0 {TCP.replace('.7 ', '.777 ')}", "DST is not an IP address"),
         (f"{OURS}IN= OUT=eth0 {TCP.replace('.7 ', '.07 ')}", "DST is not an IP address"),
         (f"{OURS}IN= OUT=eth0 {TCP.replace('203.0.113.7', '::1')}", "two IP versions"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('10.0.0.2', 'fe80::1%eth0')}", "SRC is not an IP"),
         (f"{OURS}IN= OUT=eth0 {UDP.replace('UID=1000', 'UID=4294967296')}", "UID is 4294967296"),
         (f"{OURS}IN= OUT=eth0 SRC=1.1.1.1 {UDP}", "DST is missing"),
         (f"{OURS}IN= OUT=eth0 {UDP}DST=9.9.9.9 ", "DST occurs twice"),
