@@ -2,7 +2,7 @@
 
 journald appends through a memory map, of which inotify tells only every 250 ms; an entry is seen
 much sooner by asking for the next one, which costs 0.1 us when there is none. So this asks every
-10 ms, and leaves to inotify what it is needed for: files that come and go.
+10 ms, and four times a second has libsystemd look at its inotify for files that come and go.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ocsf_nft.errors import SourceError
 from ocsf_nft.sources import journal_files
 from ocsf_nft.sources.journal_kernel import MISSED_ID, KernelEntry, wanted
 from ocsf_nft.sources.journal_reading import Chunk
-from ocsf_nft.sources.waiting import readable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _TICK_S: Final = 0.01
+_FILES_S: Final = 0.25
 _CHUNK_ENTRIES: Final = 1024
 _CHUNK_NS: Final = 10_000_000
 
@@ -51,6 +51,7 @@ class LibraryReading:
         self._wanted = wanted(starts)
         self._reader: Any = None
         self._resume: str | None = None
+        self._files_due = 0.0
 
     async def open(self, cursor: str | None) -> str | None:
         """Open and seek, which may take long in a big journal: in a thread.
@@ -76,21 +77,20 @@ class LibraryReading:
 
     async def read(self, timeout_s: float | None) -> Chunk:
         """Wait for entries; raises SourceError when the journal can't be read on."""
-        descriptor = self._reader.fileno()
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            now = time.monotonic()
             try:
+                if now >= self._files_due:
+                    self._files_due = now + _FILES_S
+                    self._reader.process()
                 chunk = self._take()
             except OSError as error:
                 raise _broken(error) from error
-            if chunk.cursor is not None or (end is not None and time.monotonic() >= end):
+            if chunk.cursor is not None or (end is not None and now >= end):
                 await asyncio.sleep(0)
                 return chunk
-            if await readable(descriptor, _TICK_S):
-                try:
-                    self._reader.process()
-                except OSError as error:
-                    raise _broken(error) from error
+            await asyncio.sleep(_TICK_S)
 
     def _take(self) -> Chunk:
         reader = self._reader

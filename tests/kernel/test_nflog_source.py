@@ -136,6 +136,17 @@ async def test_binding_under_fire_misses_nothing_after_it(namespace: Namespace) 
     assert not read.gaps
 
 
+def test_records_that_overtake_the_acknowledgement_are_kept(namespace: Namespace) -> None:
+    # One socket may hold two groups: a record of the first is there before the second is bound.
+    binding = namespace.call(lambda: nflog_group.bind(GROUP, CALM))
+    with binding.socket:
+        attempt(namespace, 0, 1, "udp4")
+        binding.socket.settimeout(5)
+        early = nflog_group._configure(binding.socket, GROUP + 1, CALM)
+    kinds = [kind for datagram in early for kind, _ in netlink.messages(memoryview(datagram))]
+    assert kinds == [nflog_group.PACKET]
+
+
 async def test_a_group_that_is_held_is_named_as_the_cause(namespace: Namespace) -> None:
     async with Nflog(namespace, GROUP):
         with pytest.raises(SourceError, match=f"another program holds NFLOG group {GROUP}"):
