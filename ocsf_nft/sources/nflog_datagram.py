@@ -25,6 +25,8 @@ NFPROTO_IPV6: Final = 10
 NETDEV_EGRESS: Final = 1  # enum nf_dev_hooks
 
 # Ethertypes (include/uapi/linux/if_ether.h).
+#: Below are lengths of IEEE 802.3 frames (ETH_P_802_3_MIN).
+_FIRST_ETHERTYPE: Final = 0x0600
 ETH_P_IP: Final = 0x0800
 ETH_P_ARP: Final = 0x0806
 ETH_P_RARP: Final = 0x8035
@@ -78,17 +80,16 @@ def record(datagram: Datagram, origin: Origin) -> Record:
     Time is the kernel's when it gave one, else the time of receipt.
     """
     facts = _interface_facts(datagram)
-    kind = _kind(datagram)
-    data = datagram.captured
-    if kind == ETH_P_IP:
-        facts.update(packet.ip_facts(_network_part(datagram, data), 4))
-    elif kind == ETH_P_IPV6:
-        facts.update(packet.ip_facts(_network_part(datagram, data), 6))
-    elif kind == ETH_P_ARP:
-        facts.update(packet.arp_facts(_network_part(datagram, data)))
+    if (datagram.family, datagram.hook) == (NFPROTO_NETDEV, NETDEV_EGRESS):
+        kind, header, data = _on_the_wire(datagram)
+        if kind != datagram.hardware_protocol and kind >= _FIRST_ETHERTYPE:
+            facts["claimed_protocol"] = datagram.hardware_protocol
+    else:
+        kind, header, data = _kind(datagram), datagram.hardware_header or b"", datagram.captured
+    facts.update(_network_facts(kind, data))
     # The kernel's text has the link header of an IP packet only when it came in by a device.
     if datagram.input is not None or kind not in {ETH_P_IP, ETH_P_IPV6}:
-        facts.update(fact.link_facts(datagram.hardware_header or datagram.link_header or b""))
+        facts.update(fact.link_facts(header))
         if datagram.vlan is not None:
             facts.update(fact.vlan_facts(*datagram.vlan))
     if datagram.uid is not None:
@@ -107,6 +108,14 @@ def record(datagram: Datagram, origin: Origin) -> Record:
     )
 
 
+def _network_facts(kind: int, data: bytes) -> Facts:
+    if kind == ETH_P_ARP:
+        return packet.arp_facts(data)
+    if kind in {ETH_P_IP, ETH_P_IPV6}:
+        return packet.ip_facts(data, 4 if kind == ETH_P_IP else 6)
+    return {}
+
+
 def _kind(datagram: Datagram) -> int:
     """How the kernel reads the packet: by family, or by ethertype where frames are seen."""
     if datagram.family == NFPROTO_IPV4:
@@ -118,11 +127,20 @@ def _kind(datagram: Datagram) -> int:
     return datagram.hardware_protocol
 
 
-def _network_part(datagram: Datagram, data: bytes) -> bytes:
-    """On netdev egress the packet still begins with its link header; elsewhere it does not."""
-    if (datagram.family, datagram.hook) == (NFPROTO_NETDEV, NETDEV_EGRESS):
-        return data[len(datagram.link_header or b"") :]
-    return data
+def _on_the_wire(datagram: Datagram) -> tuple[int, bytes, bytes]:
+    """What leaves by netdev egress: ethertype, Ethernet header and what follows the link header.
+
+    Here the capture begins with the frame. What the kernel takes the frame for is its sender's
+    word (an AF_PACKET socket names a protocol), so the frame itself is asked. A frame that went
+    past the qdisc (PACKET_QDISC_BYPASS) has no link header attribute, because the kernel has not
+    looked for one. Only Ethernet is known.
+    """
+    captured = datagram.captured
+    header = captured[: fact.ETHERNET_BYTES]
+    if len(header) < fact.ETHERNET_BYTES:
+        return datagram.hardware_protocol, header, b""
+    end = len(datagram.link_header or header)
+    return int.from_bytes(header[12:14], "big"), header, captured[end:]
 
 
 def _interface_facts(datagram: Datagram) -> Facts:

@@ -42,14 +42,13 @@ _FIN, _SYN, _RST, _PSH, _ACK, _URG = 1, 2, 4, 8, 16, 32
 class Escape:
     """What is tried, and what its record must say.
 
-    ``protocol`` is the IP protocol number, None where the kernel can't tell: a frame that is not
-    IP, or one that went past the qdisc, which reaches the hook without its headers set. Run inside
+    ``protocol`` is the IP protocol number, or the ethertype of a frame that is not IP. Run inside
     the sandbox's namespace, as root.
     """
 
     name: str
     rule: str
-    protocol: int | None
+    protocol: int
     attempt: Callable[[], None]
 
 
@@ -300,7 +299,7 @@ ESCAPES: tuple[Escape, ...] = (
         Escape(
             f"frame: {name}{' past the qdisc' if bypass else ''}",
             "link",
-            None if bypass else protocol,
+            protocol or kind,
             _frame(kind, payload, announced=announced, bypass=bypass),
         )
         for bypass in (False, True)
@@ -333,7 +332,7 @@ ESCAPES: tuple[Escape, ...] = (
             ("ethertype 88b5", None, 0x88B5, None, _constant(PAYLOAD)),
             (
                 "ethertype 88b5 that claims to be ip to the proxy",
-                6,
+                None,
                 0x88B5,
                 ETH_IP,
                 _constant(_TO_PROXY4),

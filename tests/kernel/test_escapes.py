@@ -67,7 +67,8 @@ async def test_every_way_round_the_usual_ruleset_is_refused_and_logged(fenced: L
             for escape in ESCAPES:
 
                 def wanted(record: Record, escape: Escape = escape) -> bool:
-                    return record.rule == escape.rule and escape.protocol in {None, record.protocol}
+                    said = record.ethertype if record.protocol is None else record.protocol
+                    return (record.rule, said) == (escape.rule, escape.protocol)
 
                 fenced.sandbox_namespace.call(escape.attempt)
                 if not any(map(wanted, await taken(source, wanted))):
