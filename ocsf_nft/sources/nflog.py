@@ -69,8 +69,8 @@ class Nflog:
         self._identity = (
             f"nflog:{boot_id()}:{self._namespace.identity()}:{self._group}:{secrets.token_hex(8)}"
         )
-        self._links.open()
         try:
+            self._links.open()
             binding = self._namespace.call(
                 lambda: nflog_group.bind(self._group, self._pace.batching)
             )

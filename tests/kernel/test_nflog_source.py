@@ -178,6 +178,34 @@ def test_lacking_the_privilege_is_named_as_the_cause(lab: Lab) -> None:
     assert second.startswith("reading /dev/kmsg is not permitted: it needs CAP_SYSLOG")
 
 
+def test_a_user_namespace_is_privilege_enough() -> None:
+    program = """
+import asyncio, socket, subprocess
+from ocsf_nft.netns import Namespace
+from ocsf_nft.sources.nflog import Nflog
+rule = "meta l4proto udp log prefix \\"ocsf-nft:u:egress:\\" group 5"
+hook = "type filter hook output priority 0; policy accept;"
+rules = f"table inet t {{\\n chain o {{\\n {hook}\\n {rule}\\n }}\\n}}"
+subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+async def main():
+    async with Nflog(Namespace(), 5) as source:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x", ("127.0.0.1", 9))
+        record = (await anext(source.batches())).records[0]
+        print(record.sandbox, record.uid, record.out_interface)
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        ["unshare", "-Urn", sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.stdout == "u 0 lo\n", done.stderr
+
+
 async def test_a_namespace_that_is_not_there_is_said_so() -> None:
     with pytest.raises(AbsentError):
         await Nflog(named("no-such-namespace"), GROUP).__aenter__()
