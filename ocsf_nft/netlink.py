@@ -7,7 +7,6 @@ sequence, port id; native byte order), then a payload of a family's fixed part a
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
@@ -83,10 +82,11 @@ def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> 
         sock.settimeout(5.0)
         sock.sendto(message(kind, flags, payload, sequence=1), (0, 0))
         while True:
-            datagram = memoryview(sock.recv(_RECEIVE_BYTES))
-            if not datagram:
-                raise OSError(errno.EIO, "netlink socket closed")
-            for reply, body in messages(datagram):
+            datagram, sender = sock.recvfrom(_RECEIVE_BYTES)
+            # Whoever has CAP_NET_ADMIN in the namespace can send to our port; the kernel is 0.
+            if sender[0] != 0:
+                continue
+            for reply, body in messages(memoryview(datagram)):
                 if reply == NLMSG_DONE:
                     return replies
                 if reply == NLMSG_ERROR:

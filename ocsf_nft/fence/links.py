@@ -1,7 +1,7 @@
 """What rtnetlink says about a namespace: its links, and the next hops towards an address.
 
-Layouts and numbers: ``include/uapi/linux/rtnetlink.h`` and ``if_link.h``. Linux only; nothing
-here needs a privilege.
+Layouts and numbers: ``include/uapi/linux/rtnetlink.h``. Linux only; nothing here needs a
+privilege.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft import netlink
+from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.fence.spec import Surroundings
 
 if TYPE_CHECKING:
@@ -21,16 +21,12 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.values import Address
     from ocsf_nft.netns import Namespace
 
-_RTM_GETLINK: Final = 18
 _RTM_GETROUTE: Final = 26
-_IFLA_IFNAME: Final = 3
 _RTA_DST: Final = 1
 _RTA_GATEWAY: Final = 5
 _RTA_VIA: Final = 18
 _RTN_UNICAST: Final = 1
-_IFF_LOOPBACK: Final = 0x8
 
-_IFINFO: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")  # family, dst/src length, tos, table, …, type, flags
 
 #: What the kernel answers when there is no way to an address (yet).
@@ -56,17 +52,7 @@ def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surrounding
 
 def names() -> tuple[str, ...]:
     """The interfaces of the calling thread's namespace except loopback, by index."""
-    found: list[str] = []
-    for reply in netlink.request(
-        netlink.NETLINK_ROUTE, _RTM_GETLINK, _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0), dump=True
-    ):
-        _family, _type, _index, flags, _change = _IFINFO.unpack_from(reply)
-        if flags & _IFF_LOOPBACK:
-            continue
-        for kind, value in netlink.attributes(memoryview(reply)[_IFINFO.size :]):
-            if kind == _IFLA_IFNAME:
-                found.append(bytes(value).rstrip(b"\0").decode("utf-8", "surrogateescape"))
-    return tuple(found)
+    return tuple(link.name for link in rtnetlink.links() if not link.is_loopback)
 
 
 def next_hops(destination: Address) -> tuple[Address, ...]:

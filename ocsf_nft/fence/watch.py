@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import socket
 from typing import TYPE_CHECKING, Final, Self
 
-from ocsf_nft import netlink
+from ocsf_nft import rtnetlink
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator
     from types import TracebackType
 
     from ocsf_nft.netns import Namespace
 
-_RTMGRP_LINK: Final = 1  # include/uapi/linux/rtnetlink.h
 #: Links come in bursts (a veth pair, its address, its state): one look at the end of each, and no
 #: more than some looks a second for whoever makes interfaces in a loop.
 _SETTLE_SECONDS: Final = 0.05
@@ -33,7 +32,7 @@ class LinkWatch:
 
     async def __aenter__(self) -> Self:
         """Listen; raises AbsentError or UnsupportedError when the namespace can't be entered."""
-        self._socket = self._namespace.call(_listen)
+        self._socket = self._namespace.call(rtnetlink.subscribe)
         return self
 
     async def __aexit__(
@@ -63,14 +62,3 @@ class LinkWatch:
                     raise
             yield
             await asyncio.sleep(_REST_SECONDS)
-
-
-def _listen() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
-    try:
-        sock.bind((0, _RTMGRP_LINK))
-    except BaseException:
-        sock.close()
-        raise
-    sock.setblocking(False)
-    return sock

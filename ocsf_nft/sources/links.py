@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-import struct
 import time
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft import netlink
+from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.errors import SourceError
 
 if TYPE_CHECKING:
-    from ocsf_nft.netns import Namespace
+    import socket
 
-_RTMGRP_LINK: Final = 1
-_RTM_NEWLINK: Final = 16
-_RTM_GETLINK: Final = 18
-_IFLA_IFNAME: Final = 3
-_IFINFOMSG: Final = struct.Struct("=BxHiII")
+    from ocsf_nft.netns import Namespace
 
 _DATAGRAM_BYTES: Final = 1 << 16
 #: Work bounds: whoever creates interfaces in a loop costs us this much per call and no more.
@@ -50,7 +44,7 @@ class Links:
     def open(self) -> None:
         """Subscribe, and learn the interfaces that exist; raises SourceError."""
         try:
-            self._socket = self._namespace.call(_subscribed)
+            self._socket = self._namespace.call(rtnetlink.subscribe)
         except OSError as error:
             raise SourceError(
                 f"the interfaces of {self._namespace} can't be watched: {error.strerror}"
@@ -101,40 +95,18 @@ class Links:
 
     def _take(self, datagram: memoryview) -> None:
         for kind, body in netlink.messages(datagram):
-            if kind != _RTM_NEWLINK or len(body) < _IFINFOMSG.size:
-                continue
-            index = _IFINFOMSG.unpack_from(body)[2]
-            for attribute, value in netlink.attributes(body[_IFINFOMSG.size :]):
-                if attribute == _IFLA_IFNAME:
-                    self._names.pop(index, None)
-                    self._names[index] = decode_name(bytes(value))
-                    break
+            link = rtnetlink.link(body) if kind == rtnetlink.RTM_NEWLINK else None
+            if link is not None:
+                self._names.pop(link.ifindex, None)
+                self._names[link.ifindex] = link.name
         while len(self._names) > _NAMES_KEPT:
             del self._names[next(iter(self._names))]
-
-
-def decode_name(value: bytes) -> str:
-    """An interface name as the kernel gives it: NUL-terminated bytes of any kind."""
-    return value.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _subscribed() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
-    try:
-        sock.bind((0, _RTMGRP_LINK))
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _asked_for_all(sock: socket.socket) -> bool:
     """Ask for a dump, which comes as notices do; False when the kernel is busy with another."""
     request = netlink.message(
-        _RTM_GETLINK,
-        netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP,
-        _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0),
+        rtnetlink.RTM_GETLINK, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP, rtnetlink.ALL_LINKS
     )
     try:
         sock.sendto(request, (0, 0))

@@ -1,0 +1,66 @@
+"""Links, as rtnetlink tells of them. Nothing here needs a privilege.
+
+Layouts and numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h`` and ``net/if.h``.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft import netlink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RTM_NEWLINK: Final = 16
+RTM_GETLINK: Final = 18
+
+_IFLA_IFNAME: Final = 3
+_IFF_LOOPBACK: Final = 0x8
+_RTMGRP_LINK: Final = 1
+_IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
+
+#: The question for all links.
+ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+
+
+class Link(NamedTuple):
+    """A network interface. The name is whatever its owner chose, undecodable bytes escaped."""
+
+    ifindex: int
+    name: str
+    is_loopback: bool
+
+
+def link(body: memoryview) -> Link | None:
+    """The link of an RTM_NEWLINK payload; None when it has no name or is cut short."""
+    if len(body) < _IFINFOMSG.size:
+        return None
+    _family, _type, index, flags, _change = _IFINFOMSG.unpack_from(body)
+    for kind, value in netlink.attributes(body[_IFINFOMSG.size :]):
+        if kind == _IFLA_IFNAME:
+            name = bytes(value).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+            return Link(index, name, bool(flags & _IFF_LOOPBACK))
+    return None
+
+
+def links() -> Iterator[Link]:
+    """All links of the calling thread's namespace; blocks shortly, raises OSError."""
+    for reply in netlink.request(netlink.NETLINK_ROUTE, RTM_GETLINK, ALL_LINKS, dump=True):
+        found = link(memoryview(reply))
+        if found is not None:
+            yield found
+
+
+def subscribe() -> socket.socket:
+    """A non-blocking socket that is told when links of the calling thread's namespace change."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
+    try:
+        sock.bind((0, _RTMGRP_LINK))
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
