@@ -39,7 +39,7 @@ clean:  ## Remove what the other targets made.
 	@echo "setting up .venv"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[journal]' \
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[journal]' \
 	    --group test --group lint
 	@touch $@
 
