@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from ocsf_nft import netlink
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.record import Record
@@ -30,8 +31,9 @@ def _by_text(case: dict[str, Any]) -> Iterator[Record]:
 
 def _by_netlink(case: dict[str, Any]) -> Iterator[Record]:
     for message in case["nflog_hex"]:
+        ((_kind, payload),) = netlink.messages(memoryview(bytes.fromhex(message)))
         read = nflog_message.read(
-            memoryview(bytes.fromhex(message)),
+            payload,
             group=5,
             interface_name=lambda index: f"if{index}",
             identity=lambda sequence: f"corpus:{case['name']}:{sequence}",
