@@ -13,6 +13,8 @@ def demo() -> None:
 
     Example: ocsf-nft demo
     """
+    from ocsf_nft.cli.logs import to_stderr
     from ocsf_nft.demo import demonstrate
 
+    to_stderr()
     demonstrate()

@@ -1,5 +1,0 @@
-"""placeholder"""
-
-
-def demonstrate() -> None:
-    """placeholder"""

@@ -1,0 +1,165 @@
+"""The demo: a throw-away sandbox, its fence, real attempts to get out, and their events.
+
+The namespaces, the programs, the fence and its record are gone when it ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft import config, lab, service
+from ocsf_nft.demo.attempts import all_attempts
+from ocsf_nft.demo.collector import Collector
+from ocsf_nft.demo.proxy import stand_in
+from ocsf_nft.demo.screen import Row, Screen
+from ocsf_nft.errors import OcsfNftError, UnsupportedError
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.state import StateDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from typing import Any, ClassVar
+
+_SANDBOX: Final = "demo"
+#: An event that takes longer than this has not been reported.
+_REPORT_SECONDS: Final = 2.0
+#: Between two attempts, so that an eye can follow.
+_PACE_SECONDS: Final = 0.2
+
+
+class DemoError(OcsfNftError):
+    """An attempt got out, or was not reported: the demo's answer is no."""
+
+    exit_code: ClassVar[int] = 1
+
+
+def demonstrate() -> None:
+    """Show it; blocks for some seconds. Call it from the main thread, as root.
+
+    Raises UnsupportedError when the system doesn't let us, DemoError when an attempt got out or
+    was not reported, and what the service raises. SIGINT, SIGTERM and SIGHUP end it early:
+    SystemExit with 128 and the signal's number.
+    """
+    if os.geteuid() != 0:
+        raise UnsupportedError(
+            "the demo makes network namespaces, which needs root: run it with sudo"
+        )
+    collector, screen = Collector(), Screen()
+    with (
+        _signals_held(),
+        lab.throwaway() as made,
+        tempfile.TemporaryDirectory(prefix="ocsf-nft-demo-") as directory,
+    ):
+        state = StateDirectory(Path(directory))
+        try:
+            ended_by = asyncio.run(_until_signal(_demonstrate(made, state, collector, screen)))
+        finally:
+            _take_away(state)
+    if ended_by is not None:
+        screen.give_up()
+        raise SystemExit(128 + ended_by)
+    screen.conclude(collector.events)
+    if faults := [f"{row.attempt.title} {row.fault}" for row in screen.rows if row.fault]:
+        raise DemoError(f"{'; '.join(faults)}: `ocsf-nft check` says what this host lacks")
+
+
+async def _demonstrate(
+    made: lab.Lab, state: StateDirectory, collector: Collector, screen: Screen
+) -> None:
+    async with stand_in(made.gateway_namespace), _watched(made, state, collector):
+        with screen:
+            for attempt in all_attempts(made.sandbox_device):
+                outcome = await attempt.make(made.sandbox_namespace)
+                event = None
+                if attempt.trace is not None:
+                    event = await collector.find(attempt.trace.is_in, _REPORT_SECONDS)
+                screen.add(Row(attempt=attempt, outcome=outcome, event=event))
+                if screen.is_watched:
+                    await asyncio.sleep(_PACE_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def _watched(
+    made: lab.Lab, state: StateDirectory, collector: Collector
+) -> AsyncIterator[None]:
+    """The sandbox fenced and watched by the service, as `ocsf-nft run --install` does it."""
+    sandbox = {
+        "name": _SANDBOX,
+        "netns": made.sandbox,
+        "proxy": [f"{lab.GATEWAY4}:{lab.PROXY_PORT}", f"[{lab.GATEWAY6}]:{lab.PROXY_PORT}"],
+        "install": True,
+    }
+    wanted = config.parse({"sandbox": [sandbox], "state_dir": state.path}, where="the demo")
+    stop, ready = asyncio.Event(), asyncio.Event()
+    watching = asyncio.create_task(service.run(wanted, collector, stop, ready=ready.set))
+    try:
+        starting = asyncio.create_task(ready.wait())
+        await asyncio.wait({starting, watching}, return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
+        if watching.done():
+            return  # the error is raised below
+        installed = state.read(_SANDBOX)
+        if installed is not None and installed.degraded is not None:
+            raise UnsupportedError(
+                f"the fence stands, but this kernel can't log what it refuses: {installed.degraded}"
+            )
+        yield
+    finally:
+        stop.set()
+        await watching  # its error is the cause of whatever else went wrong
+
+
+async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
+    """Do the work, with signals let in; which one ended it, None when it ended by itself."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    received: list[int] = []
+
+    def end(number: int) -> None:
+        if not received:  # a second one must not cut the clearing away short
+            task.cancel()
+        received.append(number)
+
+    for number in _signals():
+        loop.add_signal_handler(number, end, number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _signals())
+    try:
+        await task
+    except (asyncio.CancelledError, OcsfNftError):
+        # Ctrl-C of a terminal also reaches what runs in the foreground with us: nft, curl.
+        if not received:
+            raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
+        for number in _signals():
+            loop.remove_signal_handler(number)
+    return received[0] if received else None
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Put signals off to the end, here and in the programs that are started meanwhile.
+
+    ``ip`` must not be ended half-way by the Ctrl-C that is meant for the demo.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    return signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+
+
+def _take_away(state: StateDirectory) -> None:
+    """Remove the fence where the service couldn't: the kernel log's sysctl is the host's."""
+    for sandbox in list(state.sandboxes()):
+        installer.remove(sandbox, state)

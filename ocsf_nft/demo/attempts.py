@@ -1,0 +1,245 @@
+"""What is tried, by which program, and how to know its event among all others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.demo import program
+from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, INTERNET6, PROXY_PORT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ocsf_nft.netns import Namespace
+
+PROXY_URL: Final = f"http://{GATEWAY4}:{PROXY_PORT}"
+#: Asked for through the proxy, which answers by itself: nothing leaves the machine.
+_PAGE: Final = "http://example.com/"
+_NAMESERVER: Final = "203.0.113.53"
+_METADATA: Final = "169.254.169.254"
+_ICMP, _TCP, _UDP, _GRE, _ICMPV6, _SCTP = 1, 6, 17, 47, 58, 132
+
+#: No program waits longer for an answer that doesn't come.
+_TIMEOUT_SECONDS: Final = 3.0
+_PROGRAM: Final = Path(program.__file__)
+#: Not ``PATH``: whoever can set it would choose what runs with our privileges.
+_TRUSTED: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What the event of an attempt says that no other attempt's says."""
+
+    protocol: int | None = None
+    destination: str | None = None
+    port: int | None = None
+    ethertype: int | None = None
+
+    def is_in(self, event: Mapping[str, Any]) -> bool:
+        """Whether it is this attempt's event."""
+        destination = event.get("dst_endpoint", {})
+        found = Trace(
+            protocol=event.get("connection_info", {}).get("protocol_num"),
+            destination=destination.get("ip"),
+            port=destination.get("port"),
+            ethertype=event.get("unmapped", {}).get("ethertype"),
+        )
+        return event.get("activity_name") == "Refuse" and found == self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a program saw, and after how many milliseconds.
+
+    ``is_timed_outside``: counted from the program's start, because it doesn't time itself.
+    """
+
+    got_through: bool
+    saw: str
+    milliseconds: float
+    is_timed_outside: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One thing to try: ``trace`` is None for what is allowed, and so leaves none.
+
+    ``watch`` reads what the program writes until it says how it went; it is given the moment
+    (:func:`time.perf_counter`) when the program was started.
+    """
+
+    title: str
+    command: tuple[str, ...]
+    watch: Callable[[subprocess.Popen[str], float], Outcome]
+    trace: Trace | None
+
+    async def make(self, sandbox: Namespace) -> Outcome:
+        """Run the program in the sandbox; it is gone when this returns, or is cancelled."""
+        start = time.perf_counter()
+        process = sandbox.call(self._start)
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                return await asyncio.to_thread(self._watch, process, start)
+        except TimeoutError:
+            return _outside(start, got_through=False, saw="nothing happened")
+        finally:
+            process.kill()  # nothing happens when it has ended
+            process.wait()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            # Not the user's: a proxy that is set there would be asked instead.
+            env={"LC_ALL": "C.UTF-8"},
+        )
+
+    def _watch(self, process: subprocess.Popen[str], start: float) -> Outcome:
+        try:
+            return self.watch(process, start)
+        finally:
+            # Here, not where it is waited for: only this thread reads the pipes.
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
+def all_attempts(device: str, tools: str = _TRUSTED) -> tuple[Attempt, ...]:
+    """Everything that is tried; ``device`` is the sandbox's link.
+
+    curl and ping are looked for in ``tools`` (a search path); Python stands in for those that are
+    missing.
+    """
+    curl, ping = (shutil.which(tool, path=tools) for tool in ("curl", "ping"))
+    return (
+        _fetch(
+            curl, f"https://{INTERNET4}/", Trace(protocol=_TCP, destination=INTERNET4, port=443)
+        ),
+        _python(
+            f"urllib http://[{INTERNET6}]/",
+            Trace(protocol=_TCP, destination=INTERNET6, port=80),
+            "http",
+            f"http://[{INTERNET6}]/",
+        ),
+        _python(
+            f"DNS query to {_NAMESERVER}",
+            Trace(protocol=_UDP, destination=_NAMESERVER, port=53),
+            "dns",
+            _NAMESERVER,
+        ),
+        _ping(ping, INTERNET4, _ICMP),
+        _ping(ping, INTERNET6, _ICMPV6),
+        _raw("SCTP", _SCTP, INTERNET4),
+        _raw("GRE", _GRE, INTERNET6),
+        _python(
+            f"Ethernet frame, type {program.ETHERTYPE:#06x}",
+            Trace(ethertype=program.ETHERTYPE),
+            "frame",
+            device,
+            GATEWAY_MAC,
+        ),
+        _fetch(curl, f"http://{_METADATA}/", Trace(protocol=_TCP, destination=_METADATA, port=80)),
+        _fetch(curl, _PAGE, None),
+    )
+
+
+def _fetch(curl: str | None, url: str, trace: Trace | None) -> Attempt:
+    through = () if trace is not None else (PROXY_URL,)
+    if curl is None:
+        return _python(f"urllib {_way(url, through)}", trace, "http", url, *through)
+    flags = ("--proxy", *through) if through else ("--noproxy", "*")
+    # -q: not with the settings of whoever runs the demo.
+    command = (curl, "-q", "-sS", "--output", "-", "--max-time", "2", *flags)
+    return Attempt(
+        title=f"curl {_way(url, through)}",
+        command=(*command, "--write-out", "\n%{http_code} %{time_total}", url),
+        watch=_watch_curl,
+        trace=trace,
+    )
+
+
+def _way(url: str, through: tuple[str, ...]) -> str:
+    return f"{url} by the proxy" if through else url
+
+
+def _ping(ping: str | None, address: str, protocol: int) -> Attempt:
+    trace = Trace(protocol=protocol, destination=address)
+    if ping is None:
+        return _python(f"ping {address}", trace, "ping", address)
+    return Attempt(
+        title=f"ping {address}",
+        command=(ping, "-n", "-c1", "-W1", address),
+        watch=_watch_ping,
+        trace=trace,
+    )
+
+
+def _raw(name: str, protocol: int, address: str) -> Attempt:
+    trace = Trace(protocol=protocol, destination=address)
+    return _python(f"raw {name} to {address}", trace, "raw", str(protocol), address)
+
+
+def _python(title: str, trace: Trace | None, *arguments: str) -> Attempt:
+    return Attempt(
+        title=f"python {title}" if title.startswith("urllib") else title,
+        # Isolated and without site: it starts twice as fast.
+        command=(sys.executable, "-I", "-S", str(_PROGRAM), *arguments),
+        watch=_watch_python,
+        trace=trace,
+    )
+
+
+def _watch_python(process: subprocess.Popen[str], start: float) -> Outcome:
+    output, errors = process.communicate()
+    try:
+        told = json.loads(output)
+    except ValueError:
+        return _outside(start, got_through=process.returncode == 0, saw=_last_line(errors))
+    return Outcome(
+        got_through=process.returncode == 0, saw=told["saw"], milliseconds=told["milliseconds"]
+    )
+
+
+def _watch_curl(process: subprocess.Popen[str], start: float) -> Outcome:
+    output, errors = process.communicate()
+    got_through = process.returncode == 0
+    page, _, figures = output.rpartition("\n")
+    status, _, seconds = figures.partition(" ")
+    # What it says ends with the reason: after the address, after a colon.
+    saw = f"{status}: {page.strip()}" if got_through else _last_line(errors).rpartition(": ")[2]
+    try:
+        milliseconds = float(seconds) * 1000
+    except ValueError:
+        return _outside(start, got_through=got_through, saw=saw)
+    return Outcome(got_through=got_through, saw=saw, milliseconds=milliseconds)
+
+
+def _watch_ping(process: subprocess.Popen[str], start: float) -> Outcome:
+    """It complains at once when the kernel refuses to send, and may wait for an answer then."""
+    complaint = "" if process.stderr is None else process.stderr.readline()
+    if not complaint:
+        return _outside(start, got_through=process.wait() == 0, saw="no complaint")
+    return _outside(start, got_through=False, saw=complaint.rpartition(": ")[2].strip())
+
+
+def _outside(start: float, *, got_through: bool, saw: str) -> Outcome:
+    milliseconds = (time.perf_counter() - start) * 1000
+    return Outcome(
+        got_through=got_through, saw=saw, milliseconds=milliseconds, is_timed_outside=True
+    )
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]

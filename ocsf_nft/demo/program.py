@@ -1,0 +1,105 @@
+"""Run inside the sandbox, as a program of its own: one attempt, timed from within.
+
+Prints what it saw and after how many milliseconds as one line of JSON. Exit 0: it got through;
+1: it was refused. It imports nothing of the package, because that takes longer than the attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TIMEOUT_SECONDS: Final = 2.0
+#: An experimental ethertype for private use (IEEE 802, local experimental 1).
+ETHERTYPE: Final = 0x88B5
+_DNS_PORT: Final = 53
+_ICMP_ECHO: Final = 8
+_ICMPV6_ECHO: Final = 128
+
+
+def http(url: str, proxy: str = "") -> Callable[[], str]:
+    """Fetch a page; an empty ``proxy`` goes straight to it, whatever the environment says."""
+    import urllib.request  # noqa: PLC0415 - takes longer than the other attempts together
+
+    proxies = {"http": proxy} if proxy else {}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+
+    def attempt() -> str:
+        with opener.open(url, timeout=_TIMEOUT_SECONDS) as response:
+            return f"{response.status} {response.reason}"
+
+    return attempt
+
+
+def dns(server: str) -> Callable[[], str]:
+    """Ask a server for the address of example.com, by UDP (RFC 1035)."""
+    name = b"".join(bytes([len(label)]) + label for label in (b"example", b"com")) + b"\0"
+    query = struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack("!HH", 1, 1)
+    sock = socket.socket(_family(server), socket.SOCK_DGRAM)
+    return lambda: _sent(sock.sendto(query, (server, _DNS_PORT)))
+
+
+def raw(protocol: str, address: str) -> Callable[[], str]:
+    """Send a packet of a protocol, by its number, from a raw socket."""
+    sock = socket.socket(_family(address), socket.SOCK_RAW, int(protocol))
+    return lambda: _sent(sock.sendto(bytes(20), (address, 0)))
+
+
+def ping(address: str) -> Callable[[], str]:
+    """Send one echo request, where there is no ``ping`` to do it."""
+    if _family(address) == socket.AF_INET6:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        echo = struct.pack("!BBHHH", _ICMPV6_ECHO, 0, 0, 0, 1)  # the kernel sums it (RFC 3542)
+    else:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        checksum = 0xFFFF - (_ICMP_ECHO << 8) - 1
+        echo = struct.pack("!BBHHH", _ICMP_ECHO, 0, checksum, 0, 1)
+    return lambda: _sent(sock.sendto(echo, (address, 0)))
+
+
+def frame(device: str, destination: str) -> Callable[[], str]:
+    """Put a frame on the link that is not IP, past the IP stack."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sock.bind((device, 0))
+    addresses = bytes.fromhex(destination.replace(":", "")) + sock.getsockname()[4]
+    return lambda: _sent(sock.send(addresses + ETHERTYPE.to_bytes(2, "big") + bytes(46)))
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _sent(_length: int) -> str:
+    return "sent"
+
+
+def _main(kind: str, *arguments: str) -> int:
+    kinds: dict[str, Callable[..., Callable[[], str]]] = {
+        "http": http,
+        "dns": dns,
+        "raw": raw,
+        "ping": ping,
+        "frame": frame,
+    }
+    attempt = kinds[kind](*arguments)
+    start = time.perf_counter()
+    try:
+        saw, code = attempt(), 0
+    except OSError as error:
+        # urllib wraps the error of the socket; what it says is what the program saw.
+        cause = getattr(error, "reason", error)
+        saw, code = getattr(cause, "strerror", None) or str(cause), 1
+    milliseconds = (time.perf_counter() - start) * 1000
+    sys.stdout.write(json.dumps({"saw": saw, "milliseconds": milliseconds}) + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

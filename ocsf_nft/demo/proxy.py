@@ -1,0 +1,55 @@
+"""The stand-in for an egress proxy: answers by itself and goes nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ocsf_nft.netns import Namespace
+
+_TIMEOUT_SECONDS: Final = 2.0
+_PAGE: Final = b"hello from the proxy\n"
+
+
+@contextlib.asynccontextmanager
+async def stand_in(gateway: Namespace) -> AsyncIterator[None]:
+    """Serve at the proxy's addresses in a gateway's namespace, for as long as the context lasts."""
+    async with contextlib.AsyncExitStack() as stack:
+        for sock in gateway.call(_listen):
+            await stack.enter_async_context(await asyncio.start_server(_serve, sock=sock))
+        yield
+
+
+def _listen() -> tuple[socket.socket, socket.socket]:
+    return (
+        socket.create_server((GATEWAY4, PROXY_PORT)),
+        socket.create_server((GATEWAY6, PROXY_PORT), family=socket.AF_INET6),
+    )
+
+
+async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    # A client that sends too much, too little or too slowly is hung up on.
+    faults = (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError)
+    with contextlib.closing(writer), contextlib.suppress(*faults):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            request = await reader.readuntil(b"\r\n\r\n")
+            writer.write(_answer(request))
+            await writer.drain()
+
+
+def _answer(request: bytes) -> bytes:
+    """The response to a GET in absolute form, as a proxy gets it (RFC 9112, section 3.2.2)."""
+    is_asked = request.startswith(b"GET http://")
+    status, page = (b"200 OK", _PAGE) if is_asked else (b"501 Not Implemented", b"")
+    return b"HTTP/1.1 %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
+        status,
+        len(page),
+        page,
+    )

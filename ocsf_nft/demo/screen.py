@@ -1,0 +1,241 @@
+"""What the demo shows, on standard error: the table as it grows, and one event in full."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from rich import box
+from rich.console import Console
+from rich.highlighter import JSONHighlighter
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ocsf_nft.demo.attempts import PROXY_URL
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    from ocsf_nft.demo.attempts import Attempt, Outcome
+
+_SEVERITY_STYLES: Final = {"High": "bold red", "Medium": "yellow", "Low": "cyan"}
+#: From here on there is room for what an event tells the program to do.
+_WIDE: Final = 110
+#: Wider lines are hard to read.
+_WIDEST: Final = 140
+#: A row takes up to so many lines of a terminal; the title, the head and the caption the others.
+_ROW_LINES: Final = 3
+_OTHER_LINES: Final = 9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """An attempt, what its program saw, and its event."""
+
+    attempt: Attempt
+    outcome: Outcome
+    event: Mapping[str, Any] | None
+
+    @property
+    def fault(self) -> str | None:
+        """What went otherwise than it should, None when nothing did."""
+        if self.attempt.trace is None:
+            return None if self.outcome.got_through else "did not get through"
+        if self.outcome.got_through:
+            return "was not refused"
+        return "was not reported" if self.event is None else None
+
+
+class Screen:
+    """A table that grows while programs try, and is final when the context ends.
+
+    ``rows`` are what it holds. On a terminal it is drawn anew with each of them, elsewhere it is
+    printed once.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self.rows: list[Row] = []
+        self._width = min(self._console.width, _WIDEST)
+        self._is_narrow = self._width < _WIDE
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        """Say what is about to happen."""
+        self._console.print()
+        self._console.print(
+            Text.assemble(
+                ("A sandbox is fenced. ", "bold"),
+                "Its only way out is the proxy at ",
+                (PROXY_URL, "bold"),
+                ". Programs inside now try to leave without it; the kernel refuses each of them "
+                "at once, and ocsf-nft reports it.",
+            )
+        )
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the whole table on the screen."""
+        self._live.stop()
+        if self.rows:
+            self._console.print(self._table(self.rows))
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody sees it grow."""
+        return self._console.is_terminal
+
+    def add(self, row: Row) -> None:
+        """Add a row to the table."""
+        self.rows.append(row)
+        if self.is_watched:
+            # What doesn't fit would be cut off at the end, which is the news.
+            fitting = max(1, (self._console.height - _OTHER_LINES) // _ROW_LINES)
+            self._live.update(self._table(self.rows[-fitting:]), refresh=True)
+
+    def conclude(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Show one event in full, count what was refused and reported, and say what is next."""
+        refused = [row for row in self.rows if row.attempt.trace is not None]
+        reported = [row.event for row in refused if row.event is not None]
+        if reported:
+            self._console.rule("The event of the first, in full", style="dim")
+            text = Text(folded(reported[0], self._width))
+            JSONHighlighter().highlight(text)
+            self._console.print(text, soft_wrap=True)
+            self._console.rule(style="dim")
+        well = sum(row.fault is None for row in refused)
+        self._console.print(
+            Text.assemble(
+                (f"{well} of {len(refused)} attempts refused and reported", "bold"),
+                f"{_slowest(refused)}. {_others(events, reported)}The sandbox and its fence are "
+                "gone.",
+            )
+        )
+        self._console.print(
+            Text.assemble(
+                "Next: ",
+                ("ocsf-nft check", "bold"),
+                " says what this host can do; ",
+                ("ocsf-nft run --help", "bold"),
+                " how to fence and watch a sandbox of yours.",
+            )
+        )
+
+    def give_up(self) -> None:
+        """Say that the demo was ended early."""
+        self._console.print("Ended early. The sandbox and its fence are gone.")
+
+    def _table(self, rows: Sequence[Row]) -> Table:
+        table = Table(
+            box=box.SIMPLE_HEAD, width=self._width, pad_edge=False, header_style="dim",
+            caption_justify="left",
+        )  # fmt: skip
+        table.add_column("", width=1)
+        table.add_column("A program tries, and sees", width=33 if self._is_narrow else 44)
+        table.add_column("Reported", width=8)
+        table.add_column("in these words", ratio=1)
+        if any(row.outcome.is_timed_outside for row in rows):
+            table.caption = "≤ counted from the start of the program; the others time themselves"
+        for row in rows:
+            table.add_row(_mark(row), _tried(row), _judged(row), self._said(row))
+        return table
+
+    def _said(self, row: Row) -> Text:
+        if row.fault is not None:
+            return Text(f"This attempt {row.fault}", style="bold red")
+        if row.event is None:
+            return Text("no event: this is the way out", style="green")
+        said = Text(row.event["message"])
+        hint = str(row.event.get("status_detail", "")).partition(". ")[2]
+        if hint and not self._is_narrow:
+            said.append(f"\n{hint}", style="dim")
+        return said
+
+
+def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
+    """JSON as people read it: as many members on a line of ``width`` columns as fit.
+
+    ``taken`` are the columns of the line that are used already, by a key and its indentation.
+    """
+    flat = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:
+        return flat
+    inner = indent + 2
+    if isinstance(value, dict):
+        keys = [f"{json.dumps(key, ensure_ascii=False)}: " for key in value]
+        members = list(zip(keys, value.values(), strict=True))
+        opening, closing = "{}"
+    else:
+        members = [("", member) for member in value]
+        opening, closing = "[]"
+    lines = [opening]
+    can_go_on = False
+    for number, (key, member) in enumerate(members, 1):
+        comma = "," if number < len(members) else ""
+        text = key + folded(member, width, inner, inner + len(key)) + comma
+        is_plain = not isinstance(member, dict | list)
+        if can_go_on and is_plain and len(lines[-1]) + 1 + len(text) <= width:
+            lines[-1] += f" {text}"
+        else:
+            lines.append(" " * inner + text)
+        can_go_on = is_plain
+    return "\n".join([*lines, " " * indent + closing])
+
+
+def _mark(row: Row) -> Text:
+    if row.fault is not None:
+        return Text("!", style="bold red")
+    return Text("✓", style="green") if row.attempt.trace is None else Text("✗", style="red")
+
+
+def _tried(row: Row) -> Text:
+    outcome = row.outcome
+    took = f"{outcome.milliseconds:.2f} ms"
+    if outcome.is_timed_outside:
+        took = f"≤ {outcome.milliseconds:.0f} ms"
+    return Text.assemble(
+        (row.attempt.title, "bold"), "\n", (took, "green"), f" {_printable(outcome.saw)}"
+    )
+
+
+def _judged(row: Row) -> Text:
+    if row.event is None:
+        return Text("-", style="dim")
+    severity = row.event["severity"]
+    return Text.assemble(
+        (severity, _SEVERITY_STYLES.get(severity, "")),
+        ("\n", ""),
+        (row.event["firewall_rule"]["name"], "dim"),
+    )
+
+
+def _slowest(refused: Sequence[Row]) -> str:
+    timed = [row.outcome.milliseconds for row in refused if not row.outcome.is_timed_outside]
+    return f", none waited longer than {max(timed):.2f} ms" if timed else ""
+
+
+def _others(events: Sequence[Mapping[str, Any]], reported: Sequence[Mapping[str, Any]]) -> str:
+    known = {event["metadata"]["uid"] for event in reported}
+    others = sum(
+        event["activity_name"] == "Refuse" and event["metadata"]["uid"] not in known
+        for event in events
+    )
+    if not others:
+        return ""
+    return (
+        f"{others} more events tell what the sandbox's own kernel sent, to manage its IPv6 link. "
+    )
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "�" for character in text)
