@@ -1,0 +1,37 @@
+"""``python -m bench``: all of it, one table per subject.
+
+Run as root; takes about a minute. Exit 1 when a check fails: a TCP connect() refused in 1 ms or
+more at the 99th percentile, more or less than one record of an attempt, a loss in the flood that
+the program doesn't tell of exactly, an event that is missing. Exit 3 when the system can't.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from bench import latency, live, reading, refusal
+from bench.subject import machine, show
+from ocsf_nft.errors import OcsfNftError
+
+
+def main() -> int:
+    """Run every benchmark."""
+    begun = time.monotonic()
+    print(machine())
+    failed = False
+    for subject in (refusal, reading, live, latency):
+        measured = subject.run()
+        show(measured)
+        failed = failed or bool(measured.failures)
+    verdict = "a check failed" if failed else "no check failed"
+    print(f"\n{time.monotonic() - begun:.0f} s; {verdict}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except OcsfNftError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

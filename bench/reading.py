@@ -1,0 +1,154 @@
+"""Kernel log text to records, and to events."""
+
+from __future__ import annotations
+
+import io
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from typing import IO, TYPE_CHECKING, Final
+
+from bench import dmesg, stage
+from bench.subject import Subject
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.sources.replay import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ocsf_nft.record import Record
+
+LINES: Final = 200_000
+#: For what is measured beside that: enough for a rate.
+_SOME_LINES: Final = 25_000
+#: Whole programs read as many lines as take about so long, so that starting them weighs little.
+_PROGRAM_S: Final = 3.0
+_CHUNK_BYTES: Final = 1 << 18
+_AWKS: Final = ("mawk", "gawk")
+#: The same six fields, by name and without a second thought: the last one of a name wins.
+_AWK: Final = r"""
+/ocsf-nft:/ {
+    s = d = p = a = b = u = ""
+    for (i = 1; i <= NF; i++) {
+        k = substr($i, 1, 4)
+        if (k == "SRC=") s = substr($i, 5)
+        else if (k == "DST=") d = substr($i, 5)
+        else if (k == "SPT=") a = substr($i, 5)
+        else if (k == "DPT=") b = substr($i, 5)
+        else if (k == "UID=") u = substr($i, 5)
+        else if (substr($i, 1, 6) == "PROTO=") p = substr($i, 7)
+    }
+    print s, d, p, a, b, u
+}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    what: str
+    lines: int
+    wall_s: float
+    cpu_s: float
+
+    def row(self) -> tuple[str, ...]:
+        return (
+            self.what,
+            f"{self.lines:,}",
+            f"{self.lines / self.wall_s:,.0f}",
+            f"{self.cpu_s / self.lines * 1e6:.2f}",
+        )
+
+
+def run() -> Subject:
+    """Measure it; raises BenchError when a program fails."""
+    text = dmesg.usual(LINES)
+    reading, records = _reading("text to record", text)
+    odd, _ = _reading("text to record, every odd form", dmesg.every_form(_SOME_LINES))
+    mapping = _mapping(records)
+    measured = [reading, odd, mapping]
+    lines = int(_PROGRAM_S / (reading.wall_s / reading.lines + mapping.wall_s / mapping.lines))
+    missing = tuple(awk for awk in _AWKS if shutil.which(awk) is None)
+    with tempfile.TemporaryFile() as file:
+        _write(text, lines, file)
+        convert = [sys.executable, "-m", "ocsf_nft", "convert", "-"]
+        name = f"ocsf-nft {version('ocsf-nft')} convert, whole process"
+        measured.append(_program(name, convert, file, lines))
+        for awk in (awk for awk in _AWKS if awk not in missing):
+            name = f"{_awk_version(awk)}, six fields, flat"
+            measured.append(_program(name, [awk, _AWK], file, lines))
+    return Subject(
+        title="Kernel log text (dmesg; TCP and UDP, IPv4 and IPv6), one core",
+        columns=("what", "lines", "lines/s", "CPU µs a line"),
+        rows=tuple(each.row() for each in measured),
+        notes=(
+            "awk is a landmark, not a peer: it takes fields by name, wherever they stand,",
+            "checks nothing and writes no events.",
+            *(f"{awk} is not installed: not measured." for awk in missing),
+        ),
+    )
+
+
+def _reading(what: str, text: bytes) -> tuple[_Measured, list[Record]]:
+    """Read all of a text; also its first records."""
+    reader = Reader()
+    records: list[Record] = []
+    wall, cpu = time.perf_counter(), time.process_time()
+    for batch in reader.batches(_chunks(text)):
+        if len(records) < _SOME_LINES:
+            records += batch.records
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    counts = reader.counts
+    if counts.records != counts.lines:
+        raise stage.BenchError(f"{counts.lines - counts.records} lines were not read as records")
+    return _Measured(what=what, lines=counts.lines, wall_s=wall, cpu_s=cpu), records
+
+
+def _mapping(records: Sequence[Record]) -> _Measured:
+    mapper = Mapper(Context())
+    wall, cpu = time.perf_counter(), time.process_time()
+    for record in records:
+        mapper.network_activity(record, processed_ns=time.time_ns()).to_json()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return _Measured(what="record to event", lines=len(records), wall_s=wall, cpu_s=cpu)
+
+
+def _write(text: bytes, lines: int, file: IO[bytes]) -> None:
+    """Write so many lines: the beginning of a text, or the text again and again."""
+    repeats, rest = divmod(lines, LINES)
+    for _ in range(repeats):
+        file.write(text)
+    file.writelines(islice(io.BytesIO(text), rest))
+    file.flush()
+
+
+def _program(what: str, command: Sequence[str], text: IO[bytes], lines: int) -> _Measured:
+    text.seek(0)
+    cpu, wall = _children_cpu(), time.perf_counter()
+    done = subprocess.run(
+        command, stdin=text, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+    )
+    wall, cpu = time.perf_counter() - wall, _children_cpu() - cpu
+    if done.returncode != 0:
+        raise stage.BenchError(f"{command[0]} failed: {done.stderr.decode(errors='replace')}")
+    return _Measured(what=what, lines=lines, wall_s=wall, cpu_s=cpu)
+
+
+def _chunks(text: bytes) -> Iterator[bytes]:
+    return (text[at : at + _CHUNK_BYTES] for at in range(0, len(text), _CHUNK_BYTES))
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _awk_version(awk: str) -> str:
+    shown = subprocess.run([awk, "-W", "version"], capture_output=True, text=True, check=True)
+    return shown.stdout.splitlines()[0].split(",")[0]

@@ -1,0 +1,79 @@
+"""A program that runs inside a sandbox and tries to get out; prints what it did as JSON.
+
+It needs nothing but the standard library, so that it starts at once.
+
+``connect ADDRESS PORT TIMES``: blocking TCP connects; the nanoseconds that each refused one took.
+``flood ADDRESS PORT SECONDS``: UDP as fast as it goes; how many were sent.
+``paced ADDRESS PORT RATE TIMES``: UDP at so many a second, each to the next port; the moment before
+each one left, CLOCK_MONOTONIC in nanoseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import socket
+import sys
+import time
+
+_FLOOD_STEP = 500
+
+
+def connect(address: str, port: int, times: int) -> list[int]:
+    """Try to connect; leaves out what was not refused."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    took: list[int] = []
+    for _ in range(times):
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            before = time.perf_counter_ns()
+            try:
+                sock.connect((address, port))
+            except ConnectionRefusedError:
+                took.append(time.perf_counter_ns() - before)
+            except OSError as error:
+                print(f"connect: {error}", file=sys.stderr)
+    return took
+
+
+def flood(address: str, port: int, seconds: float) -> int:
+    """Send until the time is over."""
+    sent = 0
+    end = time.monotonic() + seconds
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        while time.monotonic() < end:
+            for _ in range(_FLOOD_STEP):
+                with contextlib.suppress(OSError):
+                    sock.sendto(b"flood", (address, port))
+            sent += _FLOOD_STEP
+    return sent
+
+
+def paced(address: str, port: int, rate: int, times: int) -> list[int]:
+    """Send one packet to each of ``times`` ports."""
+    left: list[int] = []
+    start = time.monotonic()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for number in range(times):
+            time.sleep(max(0.0, start + number / rate - time.monotonic()))
+            left.append(time.monotonic_ns())
+            with contextlib.suppress(OSError):
+                sock.sendto(b"paced", (address, port + number))
+    return left
+
+
+def main(work: str, address: str, port: str, *more: str) -> None:
+    """Do what the command line says."""
+    gc.disable()
+    done: object
+    if work == "connect":
+        done = connect(address, int(port), int(more[0]))
+    elif work == "flood":
+        done = flood(address, int(port), float(more[0]))
+    else:
+        done = paced(address, int(port), int(more[0]), int(more[1]))
+    json.dump(done, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

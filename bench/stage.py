@@ -1,0 +1,195 @@
+"""The stage of the live benchmarks: a fenced sandbox, programs in it, and how they are watched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft import lab
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.spec import FenceSpec
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.values import endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ocsf_nft.fence.spec import LogTransport
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
+
+SANDBOX: Final = "bench"
+GROUP: Final = 4001
+
+_SENDER: Final = Path(__file__).with_name("sender.py")
+_NFLOG_HOLDERS: Final = Path("/proc/thread-self/net/netfilter/nfnetlink_log")
+_IPV6: Final = Path("/proc/sys/net/ipv6/conf")
+_TICK: Final = os.sysconf("SC_CLK_TCK")
+
+
+class BenchError(OcsfNftError):
+    """A benchmark can't be carried out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fenced:
+    """A fenced lab, and a folder that goes with it."""
+
+    lab: Lab
+    folder: Path
+
+    @property
+    def namespace(self) -> Namespace:
+        """The sandbox's."""
+        return self.lab.sandbox_namespace
+
+    @property
+    def state(self) -> Path:
+        """The state directory that the fence is on record in."""
+        return self.folder / "state"
+
+    def start(self, output: Path) -> subprocess.Popen[bytes]:
+        """Start ``ocsf-nft run`` on it, writing to a file."""
+        command = [
+            sys.executable, "-m", "ocsf_nft", "run", "--sandbox", SANDBOX,
+            "--netns", self.lab.sandbox, "--state-dir", str(self.state), "--output", str(output),
+        ]  # fmt: skip
+        with output.with_suffix(".stderr").open("wb") as stderr:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
+
+    def refused(self) -> int:
+        """Packets in the kernel's counters of the fence."""
+        listed = self.namespace.call(
+            lambda: subprocess.run(
+                ["nft", "-j", "list", "counters"], capture_output=True, check=True
+            )
+        )
+        return sum(
+            entry["counter"]["packets"]
+            for entry in json.loads(listed.stdout)["nftables"]
+            if "counter" in entry
+        )
+
+
+@contextlib.contextmanager
+def fenced(transport: LogTransport, *, ipv6: bool = True) -> Iterator[Fenced]:
+    """Make a lab and fence its sandbox; both are gone at the end.
+
+    Without ``ipv6`` the kernel has nothing of its own to say (router solicitations, multicast
+    reports), so that every refused packet is the benchmark's. Raises an OcsfNftError when the
+    system doesn't let us.
+    """
+    with lab.throwaway() as made, tempfile.TemporaryDirectory(prefix="ocsf-nft-") as folder:
+        if not ipv6:
+            made.sandbox_namespace.call(lambda: _without_ipv6(made.sandbox_device))
+        stage = Fenced(lab=made, folder=Path(folder))
+        proxies = (f"{lab.GATEWAY4}:{lab.PROXY_PORT}", f"[{lab.GATEWAY6}]:{lab.PROXY_PORT}")
+        spec = FenceSpec(sandbox=SANDBOX, proxies=tuple(map(endpoint, proxies)), group=GROUP)
+        state = StateDirectory(stage.state)
+        installer.install(spec, stage.namespace, state, transport)
+        try:
+            yield stage
+        finally:
+            installer.remove(SANDBOX, state)
+
+
+def _without_ipv6(device: str) -> None:
+    # Leaving its groups the kernel says so twice, the second time after this many milliseconds.
+    (_IPV6 / device / "mldv2_unsolicited_report_interval").write_text("1", "ascii")
+    (_IPV6 / "all" / "disable_ipv6").write_text("1", "ascii")
+    time.sleep(0.05)
+
+
+def send(namespace: Namespace, *arguments: object) -> subprocess.Popen[bytes]:
+    """Start the sender inside; :func:`sent` waits for it."""
+    return namespace.call(
+        lambda: subprocess.Popen(
+            [sys.executable, "-I", str(_SENDER), *map(str, arguments)], stdout=subprocess.PIPE
+        )
+    )
+
+
+def sent(sender: subprocess.Popen[bytes]) -> list[int]:
+    """What the sender did, one number or several; raises BenchError when it takes 60 s or fails."""
+    try:
+        output, _ = sender.communicate(timeout=60)
+    except subprocess.TimeoutExpired as error:
+        sender.kill()
+        sender.wait()
+        raise BenchError("the sender did not end in time") from error
+    if sender.returncode != 0:
+        raise BenchError("the sender failed")
+    found = json.loads(output)
+    return found if isinstance(found, list) else [found]
+
+
+@contextlib.contextmanager
+def ending(child: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Stop a child at the end: SIGTERM, and SIGKILL when it takes more than 20 s."""
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def on_core(number: int) -> Iterator[None]:
+    """Children that are started meanwhile run on one core: the ``number``-th that we may use.
+
+    With fewer cores they share the last one.
+    """
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(allowed)[min(number, len(allowed) - 1)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def cpu_seconds(child: subprocess.Popen[bytes]) -> float:
+    """CPU time that a running child has used so far (proc_pid_stat(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{child.pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def group_is_held(namespace: Namespace) -> bool:
+    """Whether somebody reads the fence's NFLOG group."""
+    lines = namespace.call(lambda: _NFLOG_HOLDERS.read_text("ascii")).splitlines()
+    return any(int(line.split()[0]) == GROUP for line in lines if line.strip())
+
+
+def wait_for(what: str, condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
+    """Poll until a condition holds; raises BenchError when that takes longer than ``seconds``."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise BenchError(f"{what} did not happen within {seconds:g} s")
+        time.sleep(0.01)
+
+
+def wait_until_idle(child: subprocess.Popen[bytes], *, seconds: float = 15.0) -> None:
+    """Wait until a child has used no CPU for 0.3 s; raises BenchError after ``seconds``."""
+    last, since = cpu_seconds(child), time.monotonic()
+
+    def idle() -> bool:
+        nonlocal last, since
+        now = cpu_seconds(child)
+        if now - last > 1 / _TICK:  # a tick may be the poll's own
+            last, since = now, time.monotonic()
+        return time.monotonic() - since > 0.3
+
+    wait_for("the reader's rest", idle, seconds=seconds)
