@@ -11,6 +11,8 @@ def demo() -> None:
     Makes two network namespaces, lets real programs try, and removes everything at the end, also
     when it is interrupted. Nothing leaves this machine. Needs root.
 
+    Exit 1: an attempt got out, or was not reported. 130: ended by Ctrl-C; 143: by SIGTERM.
+
     Example: ocsf-nft demo
     """
     from ocsf_nft.cli.logs import to_stderr

@@ -65,8 +65,10 @@ def demonstrate() -> None:
         screen.give_up()
         raise SystemExit(128 + ended_by)
     screen.conclude(collector.events)
-    if faults := [f"{row.attempt.title} {row.fault}" for row in screen.rows if row.fault]:
-        raise DemoError(f"{'; '.join(faults)}: `ocsf-nft check` says what this host lacks")
+    faults = [f"{row.attempt.title} {row.fault}" for row in screen.rows if row.fault]
+    if faults:
+        others = f", and {len(faults) - 1} more went wrong" if faults[1:] else ""
+        raise DemoError(f"{faults[0]}{others}: `ocsf-nft check` says what this host lacks")
 
 
 async def _demonstrate(

@@ -171,7 +171,7 @@ def _fetch(curl: str | None, url: str, trace: Trace | None) -> Attempt:
 
 
 def _way(url: str, through: tuple[str, ...]) -> str:
-    return f"{url} by the proxy" if through else url
+    return f"{url} by proxy" if through else url
 
 
 def _ping(ping: str | None, address: str, protocol: int) -> Attempt:

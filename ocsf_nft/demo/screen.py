@@ -26,6 +26,8 @@ _SEVERITY_STYLES: Final = {"High": "bold red", "Medium": "yellow", "Low": "cyan"
 _WIDE: Final = 110
 #: Wider lines are hard to read.
 _WIDEST: Final = 140
+#: Such that a row takes three lines on 80 columns.
+_TRIED_COLUMNS: Final = 35
 #: A row takes up to so many lines of a terminal; the title, the head and the caption the others.
 _ROW_LINES: Final = 3
 _OTHER_LINES: Final = 9
@@ -59,8 +61,7 @@ class Screen:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self.rows: list[Row] = []
-        self._width = min(self._console.width, _WIDEST)
-        self._is_narrow = self._width < _WIDE
+        self._console.width = min(self._console.width, _WIDEST)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
@@ -72,7 +73,7 @@ class Screen:
                 "Its only way out is the proxy at ",
                 (PROXY_URL, "bold"),
                 ". Programs inside now try to leave without it; the kernel refuses each of them "
-                "at once, and ocsf-nft reports it.",
+                "at once, and ocsf-nft reports it.\n",
             )
         )
         if self._console.is_terminal:
@@ -89,6 +90,7 @@ class Screen:
         self._live.stop()
         if self.rows:
             self._console.print(self._table(self.rows))
+            self._console.print()
 
     @property
     def is_watched(self) -> bool:
@@ -109,7 +111,7 @@ class Screen:
         reported = [row.event for row in refused if row.event is not None]
         if reported:
             self._console.rule("The event of the first, in full", style="dim")
-            text = Text(folded(reported[0], self._width))
+            text = Text(folded(reported[0], self._console.width))
             JSONHighlighter().highlight(text)
             self._console.print(text, soft_wrap=True)
             self._console.rule(style="dim")
@@ -137,11 +139,16 @@ class Screen:
 
     def _table(self, rows: Sequence[Row]) -> Table:
         table = Table(
-            box=box.SIMPLE_HEAD, width=self._width, pad_edge=False, header_style="dim",
+            box=box.SIMPLE_HEAD,
+            expand=True,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            header_style="dim",
             caption_justify="left",
-        )  # fmt: skip
+        )
         table.add_column("", width=1)
-        table.add_column("A program tries, and sees", width=33 if self._is_narrow else 44)
+        table.add_column("A program tries, and sees", width=_TRIED_COLUMNS)
         table.add_column("Reported", width=8)
         table.add_column("in these words", ratio=1)
         if any(row.outcome.is_timed_outside for row in rows):
@@ -157,7 +164,7 @@ class Screen:
             return Text("no event: this is the way out", style="green")
         said = Text(row.event["message"])
         hint = str(row.event.get("status_detail", "")).partition(". ")[2]
-        if hint and not self._is_narrow:
+        if hint and self._console.width >= _WIDE:
             said.append(f"\n{hint}", style="dim")
         return said
 

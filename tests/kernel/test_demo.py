@@ -1,0 +1,200 @@
+"""The demo as a person runs it: what it shows, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.demo import attempts
+from ocsf_nft.demo.attempts import all_attempts
+from ocsf_nft.demo.proxy import stand_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_NAMESPACES = Path("/run/netns")
+_SYSCTL = Path("/proc/sys/net/netfilter/nf_log_all_netns")
+_COMMAND = [sys.executable, "-m", "ocsf_nft", "demo"]
+
+
+@dataclass
+class Demo:
+    """A demo that runs in a session of its own, its temporary files in a folder of its own."""
+
+    folder: Path
+    namespaces: set[str] = field(default_factory=lambda: _entries(_NAMESPACES))
+    sysctl: str = field(default_factory=lambda: _SYSCTL.read_text("ascii"))
+
+    @contextlib.contextmanager
+    def start(self, *command: str) -> Iterator[subprocess.Popen[str]]:
+        with subprocess.Popen(
+            command or _COMMAND,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": str(self.folder), "COLUMNS": "140"},
+        ) as process:
+            yield process
+        assert self._left_behind(process.pid) == {}
+
+    def _left_behind(self, session: int) -> dict[str, Any]:
+        """What is new. Other tests may run on this machine, but what they make goes away soon."""
+        deadline = time.monotonic() + 10
+        suspects = _entries(_NAMESPACES) - self.namespaces
+        found: dict[str, Any] = {
+            "files": _entries(self.folder),
+            "processes": _processes(session),
+        }
+        while time.monotonic() < deadline:
+            found["namespaces"] = suspects & _entries(_NAMESPACES)
+            found["sysctl"] = set() if _SYSCTL.read_text("ascii") == self.sysctl else {"changed"}
+            if not found["namespaces"] and not found["sysctl"]:
+                break
+            time.sleep(0.05)
+        return {kind: left for kind, left in found.items() if left}
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Demo:
+    return Demo(tmp_path)
+
+
+def _entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def _processes(session: int) -> set[str]:
+    """Those of a session (proc_pid_stat(5): its sixth field, after the name)."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            text = stat.read_text(errors="replace")
+            if text.rpartition(")")[2].split()[3] == str(session):
+                found.add(text[:60])
+    return found
+
+
+def _event(shown: str) -> Any:
+    """The event on the screen: between a line that is ``{`` and one that is ``}``."""
+    lines = shown.splitlines()
+    return json.loads("\n".join(lines[lines.index("{") : lines.index("}") + 1]))
+
+
+def test_shows_every_attempt_refused_and_reported_and_the_proxy_reached(
+    demo: Demo, judge: Callable[[Any], list[str]]
+) -> None:
+    with demo.start() as process:
+        printed, shown = process.communicate(timeout=30)
+    assert process.returncode == 0, shown
+    assert printed == ""
+    assert "9 of 9 attempts refused and reported" in shown
+    assert "200: hello from the proxy" in shown
+    for attempt in all_attempts("sb0"):
+        assert attempt.title in shown
+    for word in ("egress", "link", "High", "Medium", "Low", "HTTPS_PROXY=http://10.200.0.1:3128"):
+        assert word in shown
+    event = _event(shown)
+    assert judge(event) == []
+    assert event["dst_endpoint"]["ip"] == "203.0.113.7"
+
+
+@pytest.mark.parametrize(
+    ("number", "everybody", "times", "when"),
+    [
+        pytest.param(signal.SIGINT, False, 1, "started", id="Ctrl-C at once"),
+        pytest.param(signal.SIGINT, True, 1, "started", id="Ctrl-C, also to its children"),
+        pytest.param(signal.SIGINT, True, 3, "started", id="Ctrl-C, impatiently"),
+        pytest.param(signal.SIGINT, True, 1, "shown", id="Ctrl-C among the attempts"),
+        pytest.param(signal.SIGINT, True, 3, "shown", id="Ctrl-C among them, impatiently"),
+        pytest.param(signal.SIGTERM, False, 1, "started", id="SIGTERM at once"),
+        pytest.param(signal.SIGTERM, False, 1, "shown", id="SIGTERM among the attempts"),
+        pytest.param(signal.SIGHUP, True, 1, "shown", id="a terminal that closes"),
+    ],
+)
+def test_leaves_nothing_when_interrupted(
+    demo: Demo, *, number: signal.Signals, everybody: bool, times: int, when: str
+) -> None:
+    with demo.start() as process:
+        assert process.stderr is not None
+        if when == "started":
+            _until(lambda: _entries(_NAMESPACES) - demo.namespaces)
+        else:
+            assert process.stderr.readline() == "\n"  # the fence stands, the first attempt is next
+        for _ in range(times):
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if everybody else os.kill)(process.pid, number)
+            time.sleep(0.02)
+        shown = process.stderr.read()
+        process.wait(10)
+    assert "Traceback" not in shown
+    # A signal that comes when everything is removed already has the kernel's own effect.
+    assert process.returncode in {128 + number, -number}, shown
+
+
+def _until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.0])
+def test_leaves_nothing_whenever_the_signal_comes(demo: Demo, delay: float) -> None:
+    with demo.start() as process:
+        time.sleep(delay)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        _, shown = process.communicate(timeout=10)
+    assert "Traceback" not in shown
+    assert process.returncode in {0, 128 + signal.SIGTERM, -signal.SIGTERM}
+
+
+def test_tells_who_is_not_root_what_it_needs(demo: Demo) -> None:
+    # Imports come first: the user may not be allowed to read the folder that Python is in.
+    as_nobody = (
+        "import os, sys; from ocsf_nft import cli, demo; from ocsf_nft.cli import logs; "
+        "os.setuid(65534); sys.argv[1:] = ['demo']; cli.main()"
+    )
+    with demo.start(sys.executable, "-c", as_nobody) as process:
+        printed, shown = process.communicate(timeout=30)
+    assert (process.returncode, printed) == (3, "")
+    assert shown == (
+        "ocsf-nft: the demo makes network namespaces, which needs root: run it with sudo\n"
+    )
+
+
+@pytest.mark.parametrize("tools", [attempts._TRUSTED, ""], ids=["curl and ping", "python alone"])
+async def test_programs_tell_when_they_get_through(lab: Lab, tools: str) -> None:
+    """Without a fence, what is only sent is sent, and the proxy answers as before."""
+    async with stand_in(lab.gateway_namespace):
+        for attempt in all_attempts(lab.sandbox_device, tools):
+            waits_for_an_answer = "://" in attempt.title or "ping" in attempt.title
+            if attempt.trace is None or not waits_for_an_answer:
+                outcome = await attempt.make(lab.sandbox_namespace)
+                assert outcome.got_through, attempt.title
+
+
+@pytest.mark.parametrize("tools", [attempts._TRUSTED, ""], ids=["curl and ping", "python alone"])
+async def test_programs_see_the_refusal_of_a_fence_at_once(fenced: Lab, tools: str) -> None:
+    for attempt in all_attempts(fenced.sandbox_device, tools):
+        if attempt.trace is None:
+            continue
+        outcome = await attempt.make(fenced.sandbox_namespace)
+        assert not outcome.got_through, attempt.title
+        assert outcome.saw, attempt.title
+        assert outcome.milliseconds < 500, attempt.title
