@@ -35,3 +35,5 @@ if __name__ == "__main__":
     except OcsfNftError as error:
         print(f"bench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

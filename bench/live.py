@@ -122,7 +122,7 @@ def _flood(
     with stage.on_core(_READER_CORE):
         reader = start()
     with stage.ending(reader):
-        stage.wait_for("reading", lambda: stage.group_is_held(fenced.namespace))
+        stage.wait_for("reading", lambda: stage.group_is_held(fenced.namespace), reader)
         stage.wait_until_idle(reader)
         before, cpu = fenced.refused(), stage.cpu_seconds(reader)
         with _Growth(output) as growth:

@@ -172,10 +172,22 @@ def group_is_held(namespace: Namespace) -> bool:
     return any(int(line.split()[0]) == GROUP for line in lines if line.strip())
 
 
-def wait_for(what: str, condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
-    """Poll until a condition holds; raises BenchError when that takes longer than ``seconds``."""
+def wait_for(
+    what: str,
+    condition: Callable[[], bool],
+    child: subprocess.Popen[bytes],
+    *,
+    seconds: float = 10.0,
+) -> None:
+    """Poll until a condition of a child holds.
+
+    Raises BenchError when that takes longer than ``seconds``, or the child ends.
+    """
     end = time.monotonic() + seconds
     while not condition():
+        if child.poll() is not None:
+            command = " ".join(child.args) if isinstance(child.args, list) else child.args
+            raise BenchError(f"`{command!s}` ended by itself with status {child.returncode}")
         if time.monotonic() > end:
             raise BenchError(f"{what} did not happen within {seconds:g} s")
         time.sleep(0.01)
@@ -192,4 +204,4 @@ def wait_until_idle(child: subprocess.Popen[bytes], *, seconds: float = 15.0) ->
             last, since = now, time.monotonic()
         return time.monotonic() - since > 0.3
 
-    wait_for("the reader's rest", idle, seconds=seconds)
+    wait_for("the reader's rest", idle, child, seconds=seconds)
