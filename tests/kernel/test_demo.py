@@ -79,12 +79,13 @@ def _entries(folder: Path) -> set[str]:
 
 
 def _processes(session: int) -> set[str]:
-    """Those of a session (proc_pid_stat(5): its sixth field, after the name)."""
+    """Those of a session that run (proc_pid_stat(5): after the name the state, …, the session)."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             text = stat.read_text(errors="replace")
-            if text.rpartition(")")[2].split()[3] == str(session):
+            state, _parent, _group, member_of = text.rpartition(")")[2].split()[:4]
+            if member_of == str(session) and state != "Z":
                 found.add(text[:60])
     return found
 
