@@ -119,8 +119,7 @@ class Screen:
         self._console.print(
             Text.assemble(
                 (f"{well} of {len(refused)} attempts refused and reported", "bold"),
-                f"{_slowest(refused)}. {_others(events, reported)}The sandbox and its fence are "
-                "gone.",
+                f"{_slowest(refused)}. {_others(events)}The sandbox and its fence are gone.",
             )
         )
         self._console.print(
@@ -227,21 +226,22 @@ def _judged(row: Row) -> Text:
 
 
 def _slowest(refused: Sequence[Row]) -> str:
-    timed = [row.outcome.milliseconds for row in refused if not row.outcome.is_timed_outside]
-    return f", none waited longer than {max(timed):.2f} ms" if timed else ""
+    if not refused:
+        return ""
+    slowest = max(row.outcome.milliseconds for row in refused)
+    return f", none waited longer than {slowest:.1f} ms"
 
 
-def _others(events: Sequence[Mapping[str, Any]], reported: Sequence[Mapping[str, Any]]) -> str:
-    known = {event["metadata"]["uid"] for event in reported}
+def _others(events: Sequence[Mapping[str, Any]]) -> str:
+    """What is refused too, and no program asked for; the mapper knows it for housekeeping."""
     others = sum(
-        event["activity_name"] == "Refuse" and event["metadata"]["uid"] not in known
+        event["activity_name"] == "Refuse" and event["severity"] == "Informational"
         for event in events
     )
     if not others:
         return ""
-    return (
-        f"{others} more events tell what the sandbox's own kernel sent, to manage its IPv6 link. "
-    )
+    kind = "event tells" if others == 1 else "events tell"
+    return f"{others} more {kind} what the sandbox's kernel itself sent to manage its IPv6 link. "
 
 
 def _printable(text: str) -> str:

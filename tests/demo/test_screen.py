@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft.demo import attempts, proxy, screen
+from ocsf_nft.demo.attempts import Attempt, Outcome, Trace
+from ocsf_nft.demo.collector import Collector
+from ocsf_nft.demo.screen import Row, Screen, folded
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=12)
+_TREES: st.SearchStrategy[Any] = st.recursive(
+    _SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+_EVENT = {
+    "activity_name": "Refuse",
+    "severity": "Medium",
+    "message": "[red]not markup[/red]",
+    "status_detail": "Dropped. Use the proxy.",
+    "firewall_rule": {"name": "egress"},
+    "connection_info": {"protocol_num": 17},
+    "dst_endpoint": {"ip": "203.0.113.53", "port": 53},
+}
+_TRACE = Trace(protocol=17, destination="203.0.113.53", port=53)
+_REFUSED = Outcome(got_through=False, saw="refused", milliseconds=0.25)
+_THROUGH = Outcome(got_through=True, saw="sent", milliseconds=0.25)
+
+
+def _attempt(trace: Trace | None, *command: str) -> Attempt:
+    return Attempt(title="a try", command=command, watch=attempts._watch_python, trace=trace)
+
+
+@given(_TREES, st.integers(min_value=1, max_value=100))
+def test_folding_changes_only_the_space_between(value: Any, width: int) -> None:
+    assert json.loads(folded(value, width)) == value
+
+
+@given(st.lists(st.integers(0, 9999), max_size=60), st.integers(min_value=20, max_value=80))
+def test_folded_lines_fit(numbers: list[int], width: int) -> None:
+    assert all(len(line) <= width for line in folded({"n": numbers}, width).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("trace", "outcome", "event", "fault"),
+    [
+        (_TRACE, _REFUSED, _EVENT, None),
+        (_TRACE, _REFUSED, None, "was not reported"),
+        (_TRACE, _THROUGH, _EVENT, "was not refused"),
+        (None, _THROUGH, None, None),
+        (None, _REFUSED, None, "did not get through"),
+    ],
+)
+def test_an_attempt_is_well_when_refused_and_reported(
+    trace: Trace | None, outcome: Outcome, event: dict[str, Any] | None, fault: str | None
+) -> None:
+    assert Row(attempt=_attempt(trace), outcome=outcome, event=event).fault == fault
+
+
+def test_what_programs_and_events_say_is_shown_as_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    hostile = Outcome(got_through=False, saw="[bold]no\x1b[2J", milliseconds=0.25)
+    with Screen() as shown:
+        shown.add(Row(attempt=_attempt(_TRACE), outcome=hostile, event=_EVENT))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "[bold]no�[2J" in printed.err
+    assert "[red]not markup[/red]" in printed.err
+    assert "Use the proxy." in printed.err
+    assert "\x1b" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, True),
+        ({"connection_info": {"protocol_num": 6}}, False),
+        ({"dst_endpoint": {"ip": "203.0.113.7", "port": 53}}, False),
+        ({"dst_endpoint": {"ip": "203.0.113.53"}}, False),
+        ({"unmapped": {"ethertype": 0x88B5}}, False),
+        ({"activity_name": "Open"}, False),
+    ],
+)
+def test_an_event_is_known_by_what_it_says_not_by_when_it_comes(
+    changed: dict[str, Any], *, expected: bool
+) -> None:
+    assert _TRACE.is_in(_EVENT | changed) is expected
+
+
+async def test_an_event_is_found_before_and_after_it_comes() -> None:
+    collector = Collector()
+    async with collector:
+        waiting = asyncio.create_task(collector.find(_TRACE.is_in, 5))
+        await asyncio.sleep(0)
+        await collector.deliver([b'{"activity_name":"Start"}', json.dumps(_EVENT).encode()])
+        assert await waiting == _EVENT
+        assert await collector.find(_TRACE.is_in, 5) == _EVENT
+        assert await collector.find(lambda _event: False, 0.01) is None
+
+
+async def test_nobody_waits_for_a_service_that_ended() -> None:
+    collector = Collector()
+    waiting = asyncio.create_task(collector.find(_TRACE.is_in, 60))
+    async with collector:
+        await asyncio.sleep(0)
+    assert await asyncio.wait_for(waiting, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("script", "saw", "got_through"),
+    [
+        ('print(\'{"saw": "x", "milliseconds": 1}\')', "x", True),
+        ("import sys; print('broken', file=sys.stderr); sys.exit(3)", "broken", False),
+        ("pass", "", True),
+    ],
+)
+def test_a_program_that_says_nothing_readable_is_judged_by_its_end(
+    script: str, saw: str, *, got_through: bool
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        outcome = attempts._watch_python(process, 0.0)
+    assert (outcome.saw, outcome.got_through) == (saw, got_through)
+
+
+def test_the_stand_in_answers_what_a_proxy_is_asked_and_goes_nowhere() -> None:
+    assert b" 200 OK\r\n" in proxy._answer(b"GET http://example.com/ HTTP/1.1\r\n\r\n")
+    assert b" 501 " in proxy._answer(b"CONNECT example.com:443 HTTP/1.1\r\n\r\n")
+    assert b" 501 " in proxy._answer(b"GET / HTTP/1.1\r\n\r\n")
+
+
+def test_a_wide_screen_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert Screen()._console.width == screen._WIDEST
