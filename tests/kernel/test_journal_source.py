@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from ocsf_nft.errors import AbsentError, SourceError
-from ocsf_nft.sources import journal_library
 from ocsf_nft.sources.journal import Journal
-from ocsf_nft.sources.journal_command import CommandReading
-from ocsf_nft.sources.journal_library import LibraryReading
+from ocsf_nft.sources.journal import library as journal_library
+from ocsf_nft.sources.journal.command import CommandReading
+from ocsf_nft.sources.journal.library import LibraryReading
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import kernel_log
 from tests.kernel.attempts import GROUP, UNPRIVILEGED, attempt, fence, refused

@@ -15,9 +15,9 @@ from ocsf_nft import netlink
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.lab import Lab, ip
 from ocsf_nft.netns import Namespace, named
-from ocsf_nft.sources import nflog_group
 from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.sources.nflog_group import CALM, FLOOD
+from ocsf_nft.sources.nflog import group as nflog_group
+from ocsf_nft.sources.nflog.group import CALM, FLOOD
 from tests.kernel.attempts import (
     EXPERIMENT,
     GROUP,
@@ -159,15 +159,15 @@ def test_lacking_the_privilege_is_named_as_the_cause(lab: Lab) -> None:
     program = (
         "import os;os.setgid(65534);os.setuid(65534)\n"
         "from ocsf_nft.errors import UnsupportedError\n"
-        "from ocsf_nft.sources import nflog_group\n"
+        "from ocsf_nft.sources.nflog import group as nflog_group\n"
         "try: nflog_group.bind(71, nflog_group.CALM)\n"
         "except UnsupportedError as error: print(error)\n"
-        "from ocsf_nft.sources import kmsg\n"
+        "from ocsf_nft.sources.kmsg import source as kmsg\n"
         "try: kmsg._opened()\n"
         "except UnsupportedError as error: print(error)\n"
     )
     # Imported as root, for the packages may lie where nobody else reads.
-    imports = "import ocsf_nft.sources.nflog_group, ocsf_nft.sources.kmsg\n"
+    imports = "import ocsf_nft.sources.nflog, ocsf_nft.sources.kmsg\n"
     done = lab.sandbox_namespace.call(
         lambda: subprocess.run(
             [sys.executable, "-c", imports + program], capture_output=True, text=True, check=True

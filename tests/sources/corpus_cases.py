@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocsf_nft.record import Origin, Record
-from ocsf_nft.sources import nflog_message, text
+from ocsf_nft.sources import text
+from ocsf_nft.sources.nflog import message as nflog_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from ocsf_nft.errors import AbsentError
 from ocsf_nft.record import Gap, Record, Reject
-from ocsf_nft.sources import journal_files, kmsg_line
-from ocsf_nft.sources.journal_command import _entry as entry_of_json
-from ocsf_nft.sources.journal_kernel import KernelEntries, KernelEntry, wanted
+from ocsf_nft.sources.journal import files as journal_files
+from ocsf_nft.sources.journal.command import _entry as entry_of_json
+from ocsf_nft.sources.journal.kernel import KernelEntries, KernelEntry, wanted
+from ocsf_nft.sources.kmsg import line as kmsg_line
 from ocsf_nft.sources.line_starts import line_starts
-from ocsf_nft.sources.nflog_group import CALM, FLOOD
-from ocsf_nft.sources.pace import Pace
-from ocsf_nft.sources.sequence import Sequence32
+from ocsf_nft.sources.nflog.group import CALM, FLOOD
+from ocsf_nft.sources.nflog.pace import Pace
+from ocsf_nft.sources.nflog.sequence import Sequence32
 
 if TYPE_CHECKING:
     from pathlib import Path

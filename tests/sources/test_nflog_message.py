@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from ocsf_nft import netlink
 from ocsf_nft.record import Origin, Record, Reject
-from ocsf_nft.sources import nflog_datagram, nflog_line, nflog_message
-from ocsf_nft.sources.nflog_datagram import Datagram, Interface
+from ocsf_nft.sources.nflog import datagram as nflog_datagram
+from ocsf_nft.sources.nflog import line as nflog_line
+from ocsf_nft.sources.nflog import message as nflog_message
+from ocsf_nft.sources.nflog.datagram import Datagram, Interface
 from tests.sources.corpus_cases import Case, cases, nflog, record
 from tests.strategies import HOSTILE_TEXT, UINT8, UINT16, UINT32
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import Batch, Record, Reject
-from ocsf_nft.sources import replay
 from ocsf_nft.sources.replay import Reader, Replay
+from ocsf_nft.sources.replay import source as replay
 from tests.sources.corpus_cases import MESSAGES, cases, nflog, record
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft.record import Record, Reject
 from ocsf_nft.sources import facts as fact
-from ocsf_nft.sources import grammar
+from ocsf_nft.sources.text import grammar
 from tests.sources.corpus_cases import MESSAGES, cases, read, record
 from tests.strategies import HOSTILE_TEXT
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import SourceError, UnsupportedError
 from ocsf_nft.record import Batch, Gap, Origin, Record, Reject
-from ocsf_nft.sources import kmsg_line, text
+from ocsf_nft.sources import text
 from ocsf_nft.sources.boot import boot_id
 from ocsf_nft.sources.clock import KMSG_SLACK_NS, KernelClock, wall_ns
 from ocsf_nft.sources.facts import readable as as_text
+from ocsf_nft.sources.kmsg import line as kmsg_line
 from ocsf_nft.sources.line_starts import line_starts
 from ocsf_nft.sources.waiting import readable
 

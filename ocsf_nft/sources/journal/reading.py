@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from ocsf_nft.sources.journal_kernel import KernelEntry
+    from ocsf_nft.sources.journal.kernel import KernelEntry
 
 
 @dataclass(frozen=True, slots=True)

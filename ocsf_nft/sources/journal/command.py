@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, Final
 import orjson
 
 from ocsf_nft.errors import SourceError, UnsupportedError
-from ocsf_nft.sources.journal_kernel import MISSED_ID, KernelEntry, wanted
-from ocsf_nft.sources.journal_reading import Chunk
+from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, wanted
+from ocsf_nft.sources.journal.reading import Chunk
 
 if TYPE_CHECKING:
     from pathlib import Path

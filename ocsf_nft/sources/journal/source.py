@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
-from ocsf_nft.sources import journal_library
-from ocsf_nft.sources.journal_command import CommandReading
-from ocsf_nft.sources.journal_kernel import KernelEntries
-from ocsf_nft.sources.journal_library import LibraryReading
+from ocsf_nft.sources.journal import library as journal_library
+from ocsf_nft.sources.journal.command import CommandReading
+from ocsf_nft.sources.journal.kernel import KernelEntries
+from ocsf_nft.sources.journal.library import LibraryReading
 from ocsf_nft.sources.line_starts import line_starts
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from ocsf_nft.sources.journal_reading import Chunk, Reading
+    from ocsf_nft.sources.journal.reading import Chunk, Reading
 
 #: How often a position without records is worth a batch.
 _CURSOR_INTERVAL_S: Final = 1.0

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.record import PREFIX_ROOT, Reject
 from ocsf_nft.sources import facts as fact
-from ocsf_nft.sources import grammar
 from ocsf_nft.sources.facts import canonical_address
 from ocsf_nft.sources.packet import TCP, UDP
-from ocsf_nft.sources.transport import RESERVED_AE, RESERVED_FORM, RESERVED_SHIFT, TCP_FLAGS
-from ocsf_nft.sources.words import MalformedError
+from ocsf_nft.sources.text import grammar
+from ocsf_nft.sources.text.transport import RESERVED_AE, RESERVED_FORM, RESERVED_SHIFT, TCP_FLAGS
+from ocsf_nft.sources.text.words import MalformedError
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Origin, Record

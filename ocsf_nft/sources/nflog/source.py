@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Final, Self
 from ocsf_nft import netlink
 from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
-from ocsf_nft.sources import nflog_group, nflog_message
 from ocsf_nft.sources.boot import boot_id
-from ocsf_nft.sources.links import Links
-from ocsf_nft.sources.pace import Pace
-from ocsf_nft.sources.sequence import Sequence32
+from ocsf_nft.sources.nflog import group as nflog_group
+from ocsf_nft.sources.nflog import message as nflog_message
+from ocsf_nft.sources.nflog.links import Links
+from ocsf_nft.sources.nflog.pace import Pace
+from ocsf_nft.sources.nflog.sequence import Sequence32
 from ocsf_nft.sources.waiting import readable
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.sources.nflog_datagram import Datagram, Interface
+from ocsf_nft.sources.nflog.datagram import Datagram, Interface
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

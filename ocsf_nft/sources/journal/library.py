@@ -12,9 +12,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.errors import SourceError
-from ocsf_nft.sources import journal_files
-from ocsf_nft.sources.journal_kernel import MISSED_ID, KernelEntry, wanted
-from ocsf_nft.sources.journal_reading import Chunk
+from ocsf_nft.sources.journal import files as journal_files
+from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, wanted
+from ocsf_nft.sources.journal.reading import Chunk
 
 if TYPE_CHECKING:
     from pathlib import Path

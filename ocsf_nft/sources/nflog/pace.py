@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ocsf_nft.sources.nflog_group import CALM, FLOOD, Batching
+from ocsf_nft.sources.nflog.group import CALM, FLOOD, Batching
 
 #: 400 records within 0.1 s (4,000/s) begin a flood; less than 1,000 within a second end it.
 _RISE_RECORDS: Final = 400

@@ -29,17 +29,14 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import PREFIX_ROOT, Batch, Origin, Record, Reject
-from ocsf_nft.sources import (
-    clock,
-    journal_entry,
-    kmsg_line,
-    nflog_datagram,
-    nflog_line,
-    stamps,
-    text,
-)
+from ocsf_nft.sources import clock, text
 from ocsf_nft.sources.facts import readable
-from ocsf_nft.sources.splitter import Export, Overlong, Splitter
+from ocsf_nft.sources.journal import entry as journal_entry
+from ocsf_nft.sources.kmsg import line as kmsg_line
+from ocsf_nft.sources.nflog import datagram as nflog_datagram
+from ocsf_nft.sources.nflog import line as nflog_line
+from ocsf_nft.sources.replay import stamps
+from ocsf_nft.sources.replay.splitter import Export, Overlong, Splitter
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -47,8 +44,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from ocsf_nft.sources.journal_entry import Entry
-    from ocsf_nft.sources.splitter import Piece
+    from ocsf_nft.sources.journal.entry import Entry
+    from ocsf_nft.sources.replay.splitter import Piece
 
 #: Different lines whose number of occurrences is remembered.
 REMEMBERED: Final = 65_536

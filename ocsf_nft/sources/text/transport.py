@@ -26,13 +26,13 @@ from ocsf_nft.sources.packet import (
     UDP,
     UDPLITE,
 )
-from ocsf_nft.sources.words import UNPADDED, MalformedError
+from ocsf_nft.sources.text.words import UNPADDED, MalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocsf_nft.sources.facts import Facts
-    from ocsf_nft.sources.words import Words
+    from ocsf_nft.sources.text.words import Words
 
 #: Bits of the flags, by the kernel's names, in the order in which it prints them.
 TCP_FLAGS: Final = {

@@ -1,0 +1,5 @@
+"""The kernel log, from /dev/kmsg."""
+
+from ocsf_nft.sources.kmsg.source import Kmsg
+
+__all__ = ["Kmsg"]
