@@ -10,6 +10,9 @@ BIN := .venv/bin
 PACKAGES := nftables iproute2 iputils-ping curl systemd systemd-journal-remote \
             gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv
 
+# What `make bench` measures beside.
+PEERS := mawk ulogd2 ulogd2-json
+
 .PHONY: help demo test lint bench clean system
 
 help:  ## List the targets.
@@ -27,7 +30,8 @@ lint: .venv/ready  ## Check style, types and the direction of imports.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready  ## Measure, beside the peers, in the same run.
+bench: PACKAGES += $(PEERS)
+bench: system .venv/ready  ## Measure, beside the peers, in the same run.
 	$(SUDO) $(BIN)/python -m bench
 
 clean:  ## Remove what the other targets made.

@@ -60,7 +60,13 @@ def ip(*arguments: str) -> None:
     binary = shutil.which("ip", path="/usr/sbin:/usr/bin:/sbin:/bin")
     if binary is None:
         raise UnsupportedError("the ip command is missing: install iproute2")
-    done = subprocess.run([binary, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [binary, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        process_group=0,  # Ctrl-C must not cut the clearing up short
+    )
     if done.returncode != 0:
         raise UnsupportedError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
 

@@ -98,6 +98,7 @@ def _run(
             timeout=_TIMEOUT_SECONDS,
             env=_ENVIRONMENT,
             pass_fds=descriptors,
+            process_group=0,  # Ctrl-C is ours to handle: it must not cut a load short
         )
 
     try:

@@ -80,7 +80,7 @@ def _packet(record: Record) -> str:
         return _ETHERTYPES.get(record.ethertype or 0) or (
             "a frame" if record.ethertype is None else f"a frame of type {record.ethertype:#06x}"
         )
-    return f"{_protocol(record.protocol)} {_end(record.destination, record.destination_port)}"
+    return f"{_protocol(record.protocol)} to {_end(record.destination, record.destination_port)}"
 
 
 def _protocol(number: int | None) -> str:

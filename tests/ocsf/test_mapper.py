@@ -40,7 +40,7 @@ def test_a_refused_connection_is_told_in_full() -> None:
         "status_code": "tcp-reset",
         "status_detail": "The connection was reset by the sandbox's fence, not by the network. "
         "Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.",
-        "message": "uid 1000 in sandbox sb1 tried TCP 203.0.113.7:443 directly; "
+        "message": "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 directly; "
         "refused with a reset",
         "action_id": 2,
         "action": "Denied",
@@ -216,40 +216,49 @@ def test_each_kind_of_record_is_judged(
     [
         (
             "tcp6",
-            ("uid 1000 in sandbox sb1 tried TCP [2001:db8::7]:443 directly; refused with a reset"),
+            (
+                "uid 1000 in sandbox sb1 tried TCP to [2001:db8::7]:443 directly; "
+                "refused with a reset"
+            ),
         ),
         (
             "tcp without a user",
-            ("sandbox sb1 tried TCP 203.0.113.7:443 directly; refused with a reset"),
+            ("sandbox sb1 tried TCP to 203.0.113.7:443 directly; refused with a reset"),
         ),
         (
             "icmpv6 echo",
-            "sandbox sb1 tried ICMPv6 2001:db8::7 directly; refused with an ICMP error",
+            "sandbox sb1 tried ICMPv6 to 2001:db8::7 directly; refused with an ICMP error",
         ),
-        ("icmp echo", "sandbox sb1 tried ICMP 203.0.113.7 directly; refused with an ICMP error"),
+        ("icmp echo", "sandbox sb1 tried ICMP to 203.0.113.7 directly; refused with an ICMP error"),
         (
             "protocol 253",
-            ("sandbox sb1 tried IP protocol 253 203.0.113.7 directly; refused with an ICMP error"),
+            (
+                "sandbox sb1 tried IP protocol 253 to 203.0.113.7 directly; "
+                "refused with an ICMP error"
+            ),
         ),
         (
             "forward",
             (
-                "10.200.0.2:41254, behind sandbox sb1, tried TCP 203.0.113.7:443 directly; "
+                "10.200.0.2:41254, behind sandbox sb1, tried TCP to 203.0.113.7:443 directly; "
                 "refused with a reset"
             ),
         ),
         (
             "ingress",
-            ("198.51.100.1:41254 sent sandbox sb1 TCP 10.200.0.2:443; dropped without an answer"),
+            (
+                "198.51.100.1:41254 sent sandbox sb1 TCP to 10.200.0.2:443; "
+                "dropped without an answer"
+            ),
         ),
         ("link arp", "sandbox sb1 sent an ARP frame; dropped without an answer"),
         ("link 88b5", "sandbox sb1 sent a frame of type 0x88b5; dropped without an answer"),
-        ("foreign", 'TCP 203.0.113.7:443 from 10.200.0.2:41254 met rule "[UFW BLOCK]"; refused'),
+        ("foreign", 'TCP to 203.0.113.7:443 from 10.200.0.2:41254 met rule "[UFW BLOCK]"; refused'),
         ("nothing but macs", 'a frame from 02:00:00:00:00:01 met rule "x"; refused'),
         ("nothing but a prefix", 'a frame from an unknown sender met rule "x"; refused'),
         (
             "unprintable prefix",
-            ('TCP 203.0.113.7:443 from 10.200.0.2:41254 met rule "\\x00\\x80\\ud800"; refused'),
+            ('TCP to 203.0.113.7:443 from 10.200.0.2:41254 met rule "\\x00\\x80\\ud800"; refused'),
         ),
     ],
 )
