@@ -224,13 +224,14 @@ def test_a_run_keeps_only_the_capabilities_that_it_needs(
 ) -> None:
     options = _options(lab, state, tmp_path / "events.jsonl")
     with command.running(*options, "--install", "--transport", "nflog") as running:
-        tasks = Path(f"/proc/{running.process.pid}/task")
-        held = {
-            line
-            for task in tasks.iterdir()
-            for line in (task / "status").read_text().splitlines()
-            if line.startswith(("CapPrm", "CapEff", "CapBnd", "NoNewPrivs"))
-        }
+        held: set[str] = set()
+        for task in Path(f"/proc/{running.process.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it just ended
+                held.update(
+                    line
+                    for line in (task / "status").read_text().splitlines()
+                    if line.startswith(("CapPrm", "CapEff", "CapBnd", "NoNewPrivs"))
+                )
         assert running.stop(signal.SIGTERM)[0] == 0
     needed = f"{1 << 12 | 1 << 21:016x}"  # CAP_NET_ADMIN, CAP_SYS_ADMIN
     assert held == {*(f"{name}:\t{needed}" for name in ("CapPrm", "CapEff", "CapBnd")),
