@@ -70,6 +70,18 @@ def _raw6(protocol: int, payload: bytes = PAYLOAD, to: str = INTERNET6) -> Calla
     return lambda: _send(socket.AF_INET6, socket.SOCK_RAW, protocol, payload, (to, 0))
 
 
+def _solicit(tail: bytes, *, hop_limit: int) -> Callable[[], None]:
+    message = struct.pack("!BBHI", 135, 0, 0, 0) + bytes(16) + tail
+
+    def attempt() -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58) as sock:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hop_limit)
+            with _refused():
+                sock.sendto(message, ("ff02::1", 0))
+
+    return attempt
+
+
 def _whole4(packet: bytes, to: str = INTERNET4) -> Callable[[], None]:
     return lambda: _send(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW, packet, (to, 0))
 
@@ -286,7 +298,13 @@ ESCAPES: tuple[Escape, ...] = (
         "neighbour solicitation with a long tail",
         "egress",
         58,
-        _raw6(58, struct.pack("!BBHI", 135, 0, 0, 0) + bytes(16) + bytes(64), "ff02::1"),
+        _solicit(bytes(64), hop_limit=255),
+    ),
+    Escape(
+        "neighbour solicitation that could be routed",
+        "egress",
+        58,
+        _solicit(b"", hop_limit=64),
     ),
     Escape(
         "router solicitation",

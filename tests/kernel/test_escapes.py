@@ -189,6 +189,17 @@ async def test_a_connection_from_outside_does_not_come_in(fenced: Lab) -> None:
             assert await _refused_at(source, "ingress", 6)
 
 
+async def test_not_even_the_proxy_opens_a_connection_into_the_sandbox(fenced: Lab) -> None:
+    def connect() -> None:
+        socket.create_connection((SANDBOX4, 9000), 0.3, source_address=(GATEWAY4, PROXY_PORT))
+
+    with fenced.sandbox_namespace.call(lambda: socket.create_server((SANDBOX4, 9000))):
+        async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+            with pytest.raises(TimeoutError):
+                fenced.gateway_namespace.call(connect)
+            assert await _refused_at(source, "ingress", 6)
+
+
 @pytest.fixture
 def nested(fenced: Lab) -> Iterator[Namespace]:
     """A namespace inside the sandbox that routes through it, made after the fence."""
@@ -223,6 +234,28 @@ async def test_a_nested_namespace_is_refused_at_once(fenced: Lab, nested: Namesp
             assert time.perf_counter() - started < 1
             assert await _refused_at(source, "forward", 6)
         assert not far.strays()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "packet"),
+    [(6, packets.tcp(9000, 0x04)), (1, b"\x03\x01" + bytes(6) + packets.PAYLOAD)],
+    ids=["reset", "icmp error"],
+)
+async def test_what_looks_like_the_fences_own_answer_does_not_pass(
+    fenced: Lab, nested: Namespace, protocol: int, packet: bytes
+) -> None:
+    assert nested
+
+    def send() -> None:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol) as sock,
+            contextlib.suppress(OSError),
+        ):
+            sock.sendto(packet, ("10.201.0.2", 0))
+
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        fenced.sandbox_namespace.call(send)
+        assert await _refused_at(source, "egress", protocol)
 
 
 async def test_a_macvlan_child_of_the_link_is_refused_at_the_link(fenced: Lab) -> None:

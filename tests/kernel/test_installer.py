@@ -179,6 +179,15 @@ def test_verify_finds_a_flushed_or_never_fenced_namespace_absent(
     assert installer.verify(conftest.SANDBOX, nothing, gateway).verdict == "absent"
 
 
+def test_what_somebody_else_loaded_stays(lab: Lab, spec: FenceSpec, state: StateDirectory) -> None:
+    conftest.nft(lab.sandbox_namespace, "add", "table", "inet", "somebody_elses")
+    installer.install(spec, lab.sandbox_namespace, state)
+    installer.install(dataclasses.replace(spec, group=77), lab.sandbox_namespace, state)
+    installer.remove(spec.sandbox, state)
+    tables = conftest.nft(lab.sandbox_namespace, "list", "tables")
+    assert tables == "table inet somebody_elses\n"
+
+
 def test_removing_leaves_nothing(fenced: Lab, state: StateDirectory) -> None:
     installer.remove(conftest.SANDBOX, state)
     assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset") == ""
