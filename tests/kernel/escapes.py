@@ -43,13 +43,14 @@ class Escape:
     """What is tried, and what its record must say.
 
     ``protocol`` is the IP protocol number, or the ethertype of a frame that is not IP. Run inside
-    the sandbox's namespace, as root.
+    the sandbox's namespace, as root. ``is_owned``: it comes from a socket of somebody's.
     """
 
     name: str
     rule: str
     protocol: int
     attempt: Callable[[], None]
+    is_owned: bool = True
 
 
 def _refused() -> contextlib.suppress:
@@ -217,8 +218,8 @@ ESCAPES: tuple[Escape, ...] = (
     ),
     Escape("ping socket 4", "egress", 1, _ping(socket.AF_INET, 1, 8, INTERNET4)),
     Escape("ping socket 6", "egress", 58, _ping(socket.AF_INET6, 58, 128, INTERNET6)),
-    Escape("igmp join", "egress", 2, _join4),
-    Escape("mld join", "egress", 58, _join6),
+    Escape("igmp join", "egress", 2, _join4, is_owned=False),
+    Escape("mld join", "egress", 58, _join6, is_owned=False),
     # With CAP_NET_RAW: any protocol.
     Escape("raw icmp4", "egress", 1, _raw4(1, packets.icmp_echo())),
     Escape("raw icmp4 to the proxy", "egress", 1, _raw4(1, packets.icmp_echo(), GATEWAY4)),

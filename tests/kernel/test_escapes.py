@@ -68,7 +68,8 @@ async def test_every_way_round_the_usual_ruleset_is_refused_and_logged(fenced: L
 
                 def wanted(record: Record, escape: Escape = escape) -> bool:
                     said = record.ethertype if record.protocol is None else record.protocol
-                    return (record.rule, said) == (escape.rule, escape.protocol)
+                    wanted = escape.rule, escape.protocol, escape.is_owned
+                    return (record.rule, said, record.uid is not None) == wanted
 
                 fenced.sandbox_namespace.call(escape.attempt)
                 if not any(map(wanted, await taken(source, wanted))):
