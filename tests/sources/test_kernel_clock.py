@@ -38,7 +38,7 @@ def test_once_a_record_was_waited_for_the_error_is_below_the_slack(
     drift: int, seen: list[tuple[int, int, bool]]
 ) -> None:
     clock = KernelClock(SLACK)
-    made = read = 1000 * SECOND
+    made = read = 1_000_000 * SECOND  # long enough for the clocks to drift so far apart
     learned = False
     for since, on_its_way, waited in seen:
         made += since
@@ -48,6 +48,42 @@ def test_once_a_record_was_waited_for_the_error_is_below_the_slack(
         told = clock.monotonic_ns(made - drift, read, waited=waited_for)
         if learned:
             assert abs(told - made) <= SLACK
+
+
+@given(
+    st.integers(-50, 50),
+    st.lists(st.tuples(st.integers(0, 100 * SECOND), st.integers(0, SLACK)), max_size=20),
+    st.integers(0, 3600 * SECOND),
+    st.integers(0, 100 * SECOND),
+)
+def test_a_reader_or_journald_that_was_stopped_is_no_drift(
+    ppm: int, seen: list[tuple[int, int]], stop: int, since: int
+) -> None:
+    """All records count as waited for, as they do when journald reads; one stood in a queue."""
+    clock = KernelClock(SLACK)
+    made = read = 100_000 * SECOND
+
+    def error(on_its_way: int) -> int:
+        nonlocal read
+        read = max(read, made + on_its_way)
+        stamp = made - made * ppm // 1_000_000
+        return abs(clock.monotonic_ns(stamp, read, waited=True) - made)
+
+    error(0)
+    for between, on_its_way in seen:
+        made = read + between
+        assert error(on_its_way) <= SLACK
+    made += since
+    allowed = SLACK + (max(read, made + stop) - 100_000 * SECOND) // 5_000
+    assert error(stop) <= allowed
+
+
+def test_a_stopped_reader_gets_the_times_of_what_waited_for_it() -> None:
+    clock = KernelClock(SLACK)
+    for number in range(1, 10):
+        assert clock.monotonic_ns(number * SECOND, number * SECOND + 100_000, waited=True)
+    made = 10 * SECOND
+    assert abs(clock.monotonic_ns(made, made + 30 * SECOND, waited=True) - made) < 10_000_000
 
 
 def test_clocks_that_agree_are_left_alone() -> None:
