@@ -40,13 +40,21 @@ _FIELDS: Final = (
 )
 _CACHED: Final = 16384
 
-split = lru_cache(maxsize=1024)(split_prefix)
+#: A prefix has at most 127 bytes (NF_LOG_PREFIXLEN in include/uapi/linux/netfilter/nf_log.h), a
+#: device's name 15 (IFNAMSIZ in include/uapi/linux/if.h); ``readable`` makes four characters of
+#: each byte that is not UTF-8.
+PREFIX_CHARACTERS: Final = 4 * 127
+DEVICE_CHARACTERS: Final = 4 * 15
+#: INET6_ADDRSTRLEN in include/linux/inet.h, without the final zero.
+_ADDRESS_CHARACTERS: Final = 45
+
+_split = lru_cache(maxsize=1024)(split_prefix)
 
 
 def record(prefix: str, facts: Facts, *, time_ns: int, received_ns: int, origin: Origin) -> Record:
     """The Record of a packet's facts; ``facts`` is taken over, not copied."""
     fields: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
-    sandbox, rule = split(prefix)
+    sandbox, rule = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
     return Record(
         prefix=prefix,
         sandbox=sandbox,
@@ -71,9 +79,13 @@ def ipv6_text(packed: bytes) -> str:
     return str(ipaddress.IPv6Address(packed))
 
 
-@lru_cache(maxsize=_CACHED)
 def canonical_address(text: str) -> str | None:
     """An address in canonical form; ``None`` when it is none (a zone index makes it none)."""
+    return _canonical(text) if len(text) <= _ADDRESS_CHARACTERS else None
+
+
+@lru_cache(maxsize=_CACHED)
+def _canonical(text: str) -> str | None:
     if "%" in text or not text.isascii():
         return None
     try:

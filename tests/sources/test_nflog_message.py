@@ -167,7 +167,7 @@ def test_the_corpus_reads_back_from_its_own_lines() -> None:
 NAME = HOSTILE_TEXT.map(
     lambda text: text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 )
-DEVICE = st.none() | st.builds(Interface, UINT32, st.none() | NAME)
+DEVICE = st.none() | st.builds(Interface, UINT32, st.none() | NAME.map(lambda name: name[:60]))
 OCTETS = st.none() | st.binary(max_size=40)
 DATAGRAMS: st.SearchStrategy[Datagram] = st.builds(
     Datagram,
@@ -176,7 +176,7 @@ DATAGRAMS: st.SearchStrategy[Datagram] = st.builds(
     hardware_protocol=UINT16,
     hook=UINT8,
     received_ns=st.integers(0, 2**62),
-    prefix=NAME,
+    prefix=NAME.map(lambda prefix: prefix[:508]),
     captured=st.binary(max_size=120),
     sequence=st.none() | UINT32,
     global_sequence=st.none() | UINT32,
@@ -240,3 +240,13 @@ def test_half_a_surrogate_pair_in_a_line_makes_no_name() -> None:
     line = nflog_line.render(_datagram(prefix="MARK"))
     assert nflog_line.parse(line.replace("MARK", r"\ud83d\ude00")) is not None
     assert nflog_line.parse(line.replace("MARK", r"\ud83d")) is None
+
+
+def test_a_name_longer_than_any_makes_no_line() -> None:
+    for datagram in (
+        _datagram(prefix="p" * 509),
+        _datagram(input=Interface(1, "d" * 61)),
+        _datagram(prefix="p" * 1_000_000),
+    ):
+        assert nflog_line.parse(nflog_line.render(datagram)) is None
+    assert nflog_line.parse(nflog_line.render(_datagram(prefix="p" * 508))) is not None

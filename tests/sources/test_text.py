@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import time
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft.record import Record, Reject
 from ocsf_nft.sources import facts as fact
+from ocsf_nft.sources import text
 from ocsf_nft.sources.text import grammar
 from tests.sources.corpus_cases import MESSAGES, cases, read, record
 from tests.strategies import HOSTILE_TEXT
@@ -335,3 +339,27 @@ def test_the_quick_way_and_the_grammar_read_the_same() -> None:
         assert found == fact.record(
             found.prefix, slow, time_ns=0, received_ns=0, origin=found.origin
         )
+
+
+@given(st.lists(st.sampled_from(["IN=", " OUT=", " ", "x", "I", "\n"])).map("".join))
+def test_a_line_claims_to_be_a_record_by_its_two_devices(message: str) -> None:
+    assert text.claims(message) == bool(re.search("IN=[^ ]* OUT=", message))
+
+
+def test_a_long_line_of_beginnings_takes_no_long_time() -> None:
+    began = time.process_time()
+    assert not text.claims("IN=" * 100_000)
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("hostile", ["IN= OUT= SRC=a{} DST=1.1.1.1 ", "IN= OUT= SRC=::1 DST=b{} "])
+def test_long_values_are_not_remembered(hostile: str) -> None:
+    read(OURS + hostile)
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            assert isinstance(read(OURS + hostile.format(f"{number}" + "a" * 100_000)), Reject)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000

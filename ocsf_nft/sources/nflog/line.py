@@ -16,6 +16,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.sources.facts import DEVICE_CHARACTERS, PREFIX_CHARACTERS
 from ocsf_nft.sources.nflog.datagram import Datagram, Interface
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ _LIMITS: Final = {
     "uid": 0xFFFFFFFF,
     "gid": 0xFFFFFFFF,
 }
+#: Half a surrogate pair.
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+
+
+class _NoStringError(Exception):
+    """A string is no text, or longer than the kernel has any."""
 
 
 def render(datagram: Datagram) -> str:
@@ -125,12 +132,12 @@ def parse(line: str) -> Datagram | None:
         return None
     try:
         return _datagram(found, numbers)
-    except UnicodeEncodeError:
+    except _NoStringError:
         return None
 
 
 def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Datagram:
-    """Raises UnicodeEncodeError for a string that is no text."""
+    """Raises _NoStringError."""
     vlan, seconds = found["vlan"], numbers["seconds"]
     return Datagram(
         group=int(found["group"]),
@@ -138,7 +145,7 @@ def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Da
         hardware_protocol=int(found["protocol"], 16),
         hook=int(found["hook"]),
         received_ns=int(found["received"]),
-        prefix=_string(found["prefix"]),
+        prefix=_string(found["prefix"], PREFIX_CHARACTERS),
         captured=bytes.fromhex(found["captured"]),
         sequence=numbers["sequence"],
         global_sequence=numbers["global_sequence"],
@@ -158,10 +165,11 @@ def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Da
     )
 
 
-def _string(quoted: str) -> str:
+def _string(quoted: str, limit: int) -> str:
     """A JSON string; half a surrogate pair, which JSON lets through, is no text."""
     text: str = json.loads(quoted)
-    text.encode()
+    if len(text) > limit or _SURROGATE.search(text):
+        raise _NoStringError
     return text
 
 
@@ -169,7 +177,7 @@ def _device(text: str | None) -> Interface | None:
     if text is None:
         return None
     quoted, _, index = text.rpartition("#")
-    return Interface(int(index), _string(quoted) if quoted else None)
+    return Interface(int(index), _string(quoted, DEVICE_CHARACTERS) if quoted else None)
 
 
 def _octets(text: str | None) -> bytes | None:

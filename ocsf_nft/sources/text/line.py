@@ -34,6 +34,8 @@ _OURS: Final = re.compile(r"ocsf-nft:[A-Za-z0-9._-]{1,64}:[A-Za-z0-9._-]{1,64}:(
 _PREFIX_LIMIT: Final = 127
 #: What makes a line a netfilter record: two devices, the second one after a space.
 _CLAIM: Final = re.compile(r"IN=[^ ]* OUT=")
+#: The same, from the last ``IN=`` before it: so a search looks at no character twice.
+_CLAIM_ANYWHERE: Final = re.compile(r"IN=(?:(?!IN=)[^ ])*+ OUT=")
 
 _NUMBER: Final = "(0|[1-9][0-9]{0,9})"
 _MAC: Final = "[0-9a-f]{2}(?::[0-9a-f]{2}){5}"
@@ -61,7 +63,7 @@ class _AmbiguousError(Exception):
 
 def claims(message: str) -> bool:
     """Whether a message says of itself that it is a netfilter record, or one of ours."""
-    return message.startswith(PREFIX_ROOT) or _CLAIM.search(message) is not None
+    return message.startswith(PREFIX_ROOT) or _CLAIM_ANYWHERE.search(message) is not None
 
 
 def read(message: str, *, origin: Origin, time_ns: int, received_ns: int) -> Record | Reject | None:
