@@ -10,7 +10,7 @@ import errno
 import ipaddress
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.fence.spec import Surroundings
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _RTM_GETROUTE: Final = 26
 _RTA_DST: Final = 1
+_RTA_OIF: Final = 4
 _RTA_GATEWAY: Final = 5
 _RTA_VIA: Final = 18
 _RTN_UNICAST: Final = 1
@@ -33,21 +34,25 @@ _RTMSG: Final = struct.Struct("=BBBBBBBBI")  # family, dst/src length, tos, tabl
 _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ENODEV}
 
 
+class Route(NamedTuple):
+    """The way to an address: whom to ask for on the link, and the link's index.
+
+    ``neighbour`` is None when the address is the namespace's own, ``ifindex`` None when there is
+    no route. The address itself is its neighbour then, which is right for the usual sandbox, whose
+    proxy is on the link.
+    """
+
+    neighbour: Address | None
+    ifindex: int | None
+
+
 def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surroundings:
-    """Look round a namespace: its links and the next hops towards ``destinations``.
+    """Look round a namespace: its links, and the ways to ``destinations``.
 
     Raises AbsentError or UnsupportedError when it can't be entered, OSError when netlink fails.
     """
     wanted = tuple(destinations)
-
-    def look() -> Surroundings:
-        hops = {hop for destination in wanted for hop in next_hops(destination)}
-        return Surroundings(
-            links=names(),
-            neighbours=tuple(sorted(hops, key=lambda hop: (hop.version, int(hop)))),
-        )
-
-    return namespace.call(look)
+    return namespace.call(lambda: _look(wanted))
 
 
 def names() -> tuple[str, ...]:
@@ -55,12 +60,8 @@ def names() -> tuple[str, ...]:
     return tuple(link.name for link in rtnetlink.links() if not link.is_loopback)
 
 
-def next_hops(destination: Address) -> tuple[Address, ...]:
-    """Whom to ask for on the link to reach an address: its gateway, or itself.
-
-    Nobody when the address is the namespace's own. The address itself as long as there is no
-    route, which is right for the usual sandbox, whose proxy is on the link.
-    """
+def route(destination: Address) -> Route:
+    """The way that the calling thread's namespace has to an address; raises OSError."""
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     header = _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     question = header + netlink.attribute(_RTA_DST, destination.packed)
@@ -68,13 +69,33 @@ def next_hops(destination: Address) -> tuple[Address, ...]:
         (reply,) = netlink.request(netlink.NETLINK_ROUTE, _RTM_GETROUTE, question)
     except OSError as error:
         if error.errno in _NO_ROUTE:
-            return (destination,)
+            return Route(destination, None)
         raise
     if _RTMSG.unpack_from(reply)[7] != _RTN_UNICAST:
-        return ()
-    for kind, value in netlink.attributes(memoryview(reply)[_RTMSG.size :]):
-        if kind == _RTA_GATEWAY:
-            return (ipaddress.ip_address(bytes(value)),)
-        if kind == _RTA_VIA:  # a gateway of the other family, after its 16-bit family
-            return (ipaddress.ip_address(bytes(value[2:])),)
-    return (destination,)
+        return Route(None, None)
+    found = dict(netlink.attributes(memoryview(reply)[_RTMSG.size :]))
+    neighbour = destination
+    if _RTA_GATEWAY in found:
+        neighbour = ipaddress.ip_address(bytes(found[_RTA_GATEWAY]))
+    elif _RTA_VIA in found:  # a gateway of the other family, after its 16-bit family
+        neighbour = ipaddress.ip_address(bytes(found[_RTA_VIA][2:]))
+    (ifindex,) = struct.unpack("=I", found[_RTA_OIF])
+    return Route(neighbour, ifindex)
+
+
+def _look(wanted: tuple[Address, ...]) -> Surroundings:
+    links = [link for link in rtnetlink.links() if not link.is_loopback]
+    routes = [route(destination) for destination in wanted]
+    used = {way.ifindex for way in routes}
+    # The allowed addresses too: a gateway that has one may ask for the sandbox by that name.
+    neighbours = {way.neighbour for way in routes if way.neighbour is not None} | {
+        destination
+        for destination, way in zip(wanted, routes, strict=True)
+        if way.neighbour is not None
+    }
+    everywhere = tuple(link.name for link in links)
+    return Surroundings(
+        links=everywhere,
+        uplinks=tuple(link.name for link in links if link.ifindex in used) or everywhere,
+        neighbours=tuple(sorted(neighbours, key=lambda hop: (hop.version, int(hop)))),
+    )

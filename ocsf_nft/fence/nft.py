@@ -27,6 +27,8 @@ _ERROR: Final = re.compile(r":(\d+):\d+-\d+: Error: (.*)")
 #: Which module brings what a rule needs, for the sentence when it is missing.
 _MODULES: Final = {
     " log prefix ": "nft_log with nfnetlink_log (NFLOG) or nf_log_syslog (kernel log)",
+    "fib saddr": "nft_fib_inet",
+    "rtclassid": "CONFIG_IP_ROUTE_CLASSID",
     "reject": "nft_reject_inet",
     "type filter hook egress": "netdev egress hooks (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
     "type filter hook ingress": "netdev ingress hooks (CONFIG_NETFILTER_INGRESS)",

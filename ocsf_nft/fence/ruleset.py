@@ -31,7 +31,9 @@ _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info
 
 def sandbox(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
     """The fence inside the sandbox, ready for ``nft -f``."""
-    text = _render("sandbox.nft", spec, around.links or (LOOPBACK,), transport)
+    links = around.links or (LOOPBACK,)
+    text = _render("sandbox.nft", spec, links, transport)
+    text = _define(text, "uplinks", _names(around.uplinks or links))
     return (
         text
         + _elements("inet", TABLE, spec.allowed, around.neighbours, link_layer=False)
@@ -62,9 +64,13 @@ def removal(tables: Iterable[tuple[str, str]]) -> str:
 def _render(file: str, spec: FenceSpec, links: tuple[str, ...], transport: LogTransport) -> str:
     text = (importlib.resources.files("ocsf_nft.rules") / file).read_text("utf-8")
     text = _define(text, "sandbox", f'"{spec.sandbox}"')
-    text = _define(text, "links", "{ " + ", ".join(f'"{link}"' for link in links) + " }")
+    text = _define(text, "links", _names(links))
     text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
     return _with_log(text, spec.group, transport)
+
+
+def _names(links: tuple[str, ...]) -> str:
+    return "{ " + ", ".join(f'"{link}"' for link in links) + " }"
 
 
 def _define(text: str, name: str, value: str) -> str:

@@ -45,11 +45,12 @@ class FenceSpec:
 class Surroundings:
     """What the namespace looks like: its links, and who has to be found on them.
 
-    ``links`` are the names of all interfaces but loopback; ``neighbours`` the next hops towards
-    everything that is allowed.
+    ``links`` are the names of all interfaces but loopback, ``uplinks`` those that lead to what is
+    allowed (all of them while no route tells), ``neighbours`` the next hops towards it.
     """
 
     links: tuple[str, ...] = ()
+    uplinks: tuple[str, ...] = ()
     neighbours: tuple[Address, ...] = ()
 
     def __post_init__(self) -> None:

@@ -82,13 +82,14 @@ class Context:
     """All that a mapper knows beside the record.
 
     ``host`` is None when the records come from another machine. ``proxies`` are the sandbox's, in
-    order of preference. ``links`` are the interfaces that lead out of the sandbox. ``rules`` maps
-    a record's rule name to the rule in the kernel, where that is known.
+    order of preference. ``uplinks`` are the interfaces that lead out of the sandbox, empty when
+    nobody knows. ``rules`` maps a record's rule name to the rule in the kernel, where that is
+    known.
     """
 
     host: Host | None = None
     proxies: tuple[Proxy, ...] = ()
-    links: frozenset[str] = frozenset()
+    uplinks: frozenset[str] = frozenset()
     rules: Mapping[str, RuleFacts] = field(default_factory=lambda: MappingProxyType({}))
 
 

@@ -81,7 +81,7 @@ class Mapper:
         The numbers of the record must be in the ranges that Record gives them; its texts may be
         anything.
         """
-        way = verdict.direction(record, self._context.links)
+        way = verdict.direction(record, self._context.uplinks)
         source, destination = place(record.source), place(record.destination)
         answered = verdict.answer(record, way, destination)
         severity = verdict.severity(record, way, destination)
@@ -102,7 +102,7 @@ class Mapper:
             severity_id=severity,
             status_id=Status.FAILURE,
             status_code=None if answered is None else answered.value,
-            status_detail=wording.detail(record, way, answered, proxy),
+            status_detail=wording.detail(record, way, answered, proxy, destination),
             message=wording.message(record, way, answered),
             action_id=Action.DENIED,
             disposition_id=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +35,12 @@ _ICMP_ERRORS: Final[dict[int | None, Container[int]]] = {
     protocols.ICMP: frozenset({3, 4, 5, 11, 12}),
     protocols.ICMPV6: range(128),
 }
+#: Communication administratively prohibited (RFC 1812, RFC 4443), as the fence answers.
+_PROHIBITED: Final[dict[int | None, tuple[int, int]]] = {
+    protocols.ICMP: (3, 13),
+    protocols.ICMPV6: (1, 1),
+}
+_ARP_REPLY: Final = 2  # RFC 826
 _ECHO_REQUESTS: Final = frozenset({(protocols.ICMP, 8), (protocols.ICMPV6, 128)})
 
 
@@ -45,12 +52,17 @@ class Answer(Enum):
     NOTHING = "dropped"
 
 
-def direction(record: Record, links: frozenset[str]) -> Direction:
+def direction(record: Record, uplinks: frozenset[str]) -> Direction:
     """Which way the packet went, seen from the sandbox; for a foreign rule, from the host."""
     if record.sandbox is not None:
-        if record.rule == INGRESS or (record.rule == FORWARD and record.in_interface in links):
+        if record.rule == FORWARD:
+            if not uplinks:
+                return Direction.UNKNOWN
+            inbound = record.in_interface in uplinks
+            return Direction.INBOUND if inbound else Direction.OUTBOUND
+        if record.rule == INGRESS:
             return Direction.INBOUND
-        if record.rule in {EGRESS, FORWARD, LINK, GUARD}:
+        if record.rule in {EGRESS, LINK, GUARD}:
             return Direction.OUTBOUND
     if record.in_interface is None and record.out_interface is not None:
         return Direction.OUTBOUND
@@ -70,7 +82,7 @@ def answer(record: Record, way: Direction, destination: Place | None) -> Answer 
         return None
     if record.rule in {INGRESS, LINK, GUARD} or way is Direction.INBOUND:
         return Answer.NOTHING
-    if record.rule not in {EGRESS, FORWARD}:
+    if record.rule not in {EGRESS, FORWARD} or way is Direction.UNKNOWN:
         return None
     if destination is None or destination.is_multicast or destination.is_broadcast:
         return Answer.NOTHING
@@ -92,12 +104,26 @@ def is_name_resolution(record: Record, way: Direction) -> bool:
 
 
 def is_housekeeping(record: Record, destination: Place | None) -> bool:
-    """Whether a kernel sends such packets by itself, and no further than the link."""
+    """Whether a kernel sends such packets by itself: to its link, or as an answer.
+
+    An answer is an ARP reply to whoever asks for the sandbox's address, or the fence's own refusal
+    on its way to a source address that was forged. No socket stands behind either.
+    """
+    if record.uid is None and _is_answer(record):
+        return True
     if destination is None or not (destination.is_multicast or destination.is_link_local):
         return False
     return record.protocol == protocols.IGMP or (
         record.protocol == protocols.ICMPV6 and record.details.get("icmp_type") in _HOUSEKEEPING
     )
+
+
+def _is_answer(record: Record) -> bool:
+    arp = record.details.get("arp")
+    if isinstance(arp, Mapping):
+        return arp.get("operation") == _ARP_REPLY
+    answered = record.details.get("icmp_type"), record.details.get("icmp_code")
+    return _PROHIBITED.get(record.protocol) == answered
 
 
 def severity(record: Record, way: Direction, destination: Place | None) -> Severity:

@@ -13,6 +13,7 @@ from ocsf_nft.ocsf.text import visible
 from ocsf_nft.ocsf.verdict import Answer
 
 if TYPE_CHECKING:
+    from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.record import Record
 
@@ -31,6 +32,7 @@ _ARP: Final = 0x0806
 _ETHERTYPES: Final = {_ARP: "an ARP frame"}
 #: Protocols that people call by another name than IANA's.
 _CALLED: Final = {4: "IP in IP", protocols.ICMPV6: "ICMPv6", 41: "IPv6 in IP"}
+_FRAGMENTED: Final = frozenset({"fragment_offset", "more_fragments"})
 _WEB_PORTS: Final = {80: "HTTP_PROXY", 443: "HTTPS_PROXY"}
 
 
@@ -52,7 +54,11 @@ def message(record: Record, way: Direction, answered: Answer | None) -> str:
 
 
 def detail(
-    record: Record, way: Direction, answered: Answer | None, proxy: Proxy | None
+    record: Record,
+    way: Direction,
+    answered: Answer | None,
+    proxy: Proxy | None,
+    destination: Place | None,
 ) -> str | None:
     """What the sender is to make of it, and what to do instead; None for a foreign rule."""
     if answered is None:
@@ -60,6 +66,10 @@ def detail(
     tells = _TELLS[answered]
     if way is Direction.INBOUND:
         return f"{tells} Nothing may come in but what a proxy answers."
+    if destination is not None and destination.is_cloud_metadata:
+        return f"{tells} The cloud's metadata service is not for this sandbox."
+    if record.details.keys() & _FRAGMENTED:
+        return f"{tells} Fragments never pass, not even to the proxy: send whole packets."
     if proxy is None:
         return f"{tells} Only the sandbox's proxy may be reached: use it."
     if record.protocol == protocols.TCP and record.destination_port in _WEB_PORTS:

@@ -90,7 +90,7 @@ def context(installed: Installed, host: Host) -> Context:
         proxies=tuple(
             Proxy(address=proxy.address, port=proxy.port) for proxy in installed.spec.proxies
         ),
-        links=frozenset(installed.around.links),
+        uplinks=frozenset(installed.around.uplinks),
         rules={
             fact.name: RuleFacts(
                 family=fact.family,

@@ -24,7 +24,7 @@ CONTEXT: Final = Context(
         Proxy(address=ip_address("10.200.0.9"), port=3129),
         Proxy(address=ip_address("fd00:200::1"), port=3128),
     ),
-    links=frozenset({"sb0"}),
+    uplinks=frozenset({"sb0"}),
     rules={
         "egress": RuleFacts(
             family="inet",

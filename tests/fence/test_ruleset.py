@@ -20,6 +20,7 @@ SPEC = FenceSpec(
 )
 AROUND = Surroundings(
     links=("eth0", "eth1"),
+    uplinks=("eth0",),
     neighbours=(ipaddress.ip_address("10.0.0.1"), ipaddress.ip_address("fd00::1")),
 )
 
@@ -38,6 +39,7 @@ def test_every_rule_of_the_policy_is_logged_with_its_own_prefix() -> None:
     ]
     assert 'define sandbox = "agent-7"' in text
     assert 'define links = { "eth0", "eth1" }' in text
+    assert 'define uplinks = { "eth0" }' in text
 
 
 def test_the_kernel_log_form_has_a_budget_and_no_group() -> None:

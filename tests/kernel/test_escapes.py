@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
+from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import (
     GATEWAY4,
     GATEWAY_MAC,
@@ -235,6 +237,132 @@ async def test_a_nested_namespace_is_refused_at_once(fenced: Lab, nested: Namesp
             assert time.perf_counter() - started < 1
             assert await _refused_at(source, "forward", 6)
         assert not far.strays()
+
+
+async def test_a_nested_namespace_that_the_fence_knows_is_refused_as_quickly(
+    fenced: Lab, nested: Namespace, spec: FenceSpec, state: StateDirectory
+) -> None:
+    installed = installer.install(spec, fenced.sandbox_namespace, state)
+    assert installed.around.links == ("sb0", "n0")
+    assert installed.around.uplinks == ("sb0",)
+    ip("-n", fenced.sandbox, "neigh", "flush", "all")
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        with pytest.raises(ConnectionRefusedError):
+            nested.call(lambda: socket.create_connection((INTERNET4, 443), 2))
+        assert await _refused_at(source, "forward", 6)
+
+
+async def test_a_nested_namespace_with_a_forged_source_draws_no_answer(
+    fenced: Lab, nested: Namespace
+) -> None:
+    """An answer quotes the packet: it would carry data wherever the forger likes."""
+    ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "far0",
+       "netns", fenced.gateway)  # fmt: skip
+    ip("-n", fenced.sandbox, "address", "add", "10.77.0.2/24", "dev", "late0")
+    for namespace, device in ((fenced.sandbox, "late0"), (fenced.gateway, "far0")):
+        ip("-n", namespace, "link", "set", device, "up")
+    ip("-n", fenced.sandbox, "neigh", "add", "10.77.0.1", "lladdr", GATEWAY_MAC, "dev", "late0")
+    forged = packets.ip4("10.77.0.1", INTERNET4, 17, packets.udp(53, b"by quotation"))
+    to_itself = packets.ip4("10.77.0.1", "10.77.0.2", 17, packets.udp(53, b"by quotation"))
+
+    def send(packet: bytes, to: str) -> None:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock,
+            contextlib.suppress(OSError),
+        ):
+            sock.sendto(packet, (to, 0))
+
+    def open_socket() -> socket.socket:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        sock.bind(("far0", 3))
+        sock.settimeout(0.3)
+        return sock
+
+    with fenced.gateway_namespace.call(open_socket) as far:
+        nested.call(lambda: send(forged, INTERNET4))
+        fenced.sandbox_namespace.call(lambda: send(to_itself, "10.77.0.2"))
+        arrived = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                arrived.append(far.recv(2000))
+        assert not [frame for frame in arrived if b"by quotation" in frame]
+
+
+async def test_a_socket_bound_to_another_link_does_not_reach_a_false_proxy(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    ip("-n", fenced.sandbox, "link", "add", "sb1", "type", "veth", "peer", "name", "far1",
+       "netns", fenced.gateway)  # fmt: skip
+    ip("-n", fenced.sandbox, "link", "set", "sb1", "up")
+    installer.install(spec, fenced.sandbox_namespace, state)
+
+    def connect() -> None:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"sb1")
+            sock.settimeout(0.3)
+            sock.connect((GATEWAY4, PROXY_PORT))
+
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        # The reset comes by loopback, which is not the socket's device: it waits.
+        with pytest.raises(TimeoutError):
+            fenced.sandbox_namespace.call(connect)
+        found = await taken(source, lambda record: record.destination_port == PROXY_PORT)
+        links = {each.out_interface for each in found if each.destination_port == PROXY_PORT}
+        assert links == {"sb1"}
+
+
+async def test_a_source_route_over_the_proxy_is_refused(fenced: Lab) -> None:
+    def connect() -> None:
+        with socket.socket() as sock:
+            hop, end = socket.inet_aton(GATEWAY4), socket.inet_aton(INTERNET4)
+            sock.setsockopt(
+                socket.IPPROTO_IP, socket.IP_OPTIONS, b"\x83\x0b\x04" + hop + end + b"\0"
+            )
+            sock.settimeout(1)
+            sock.connect((INTERNET4, PROXY_PORT))
+
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        with pytest.raises(OSError, match=r"refused|timed out"):
+            fenced.sandbox_namespace.call(connect)
+        assert await _refused_at(source, "egress", 6)
+
+
+@pytest.mark.parametrize("checksum", [False, True], ids=["plain", "checksum over the destination"])
+async def test_a_raw_frame_to_the_proxy_is_refused(fenced: Lab, checksum: bool) -> None:
+    """With PACKET_VNET_HDR a device may write a checksum over the destination, after every hook."""
+    packet = packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, 2))
+    gateway = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+    # struct virtio_net_hdr: NEEDS_CSUM, no segmentation, checksum from byte 30 at offset 0
+    header = struct.pack("=BBHHHH", 1 if checksum else 0, 0, 0, 0, 30 if checksum else 0, 0)
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind(("sb0", 0))
+            sock.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
+            frame = packets.frame(gateway, sock.getsockname()[4], packets.ETH_IP, packet)
+            with contextlib.suppress(OSError):
+                sock.sendto(header + frame, ("sb0", packets.ETH_IP))
+
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        fenced.sandbox_namespace.call(send)
+        assert await _refused_at(source, "link", 6)
+
+
+async def test_the_proxy_may_ask_for_the_sandbox_by_its_own_address(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    """Linux ARPs with the source of the packet it has to send: the proxy's, not the gateway's."""
+    ip("-n", lab.gateway, "address", "add", "10.99.0.1/32", "dev", "lo")
+    routed = type(spec)(sandbox=spec.sandbox, proxies=(endpoint("10.99.0.1:3128"),))
+    installer.install(routed, lab.sandbox_namespace, state)
+
+    def connect() -> None:
+        socket.create_connection(("10.99.0.1", PROXY_PORT), 2).close()
+
+    with lab.gateway_namespace.call(lambda: socket.create_server(("10.99.0.1", PROXY_PORT))):
+        lab.sandbox_namespace.call(connect)
+        ip("-n", lab.gateway, "neigh", "flush", "all")
+        lab.sandbox_namespace.call(connect)
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def test_the_message_says_what_the_record_says(name: str, message: str) -> None:
     [
         ("tcp4", "set HTTPS_PROXY=http://10.200.0.1:3128"),
         ("tcp6", "set HTTPS_PROXY=http://[fd00:200::1]:3128"),
-        ("metadata4", "set HTTP_PROXY=http://10.200.0.1:3128"),
+        ("metadata4", "metadata service is not for this sandbox"),
         ("udp dns", "let the proxy resolve them"),
         ("icmp echo", "Only TCP to the proxy at http://10.200.0.1:3128 may leave"),
         ("ingress", "Nothing may come in"),
@@ -324,6 +324,35 @@ def test_names_and_interfaces_go_to_the_end_that_is_theirs(name: str, ends: obje
         (event[end].get("name"), event[end].get("interface_name"))
         for end in ("src_endpoint", "dst_endpoint")
     )
+
+
+def test_without_known_uplinks_nobody_says_which_way_a_forwarded_packet_went() -> None:
+    forwarded = record(
+        "ocsf-nft:sb1:forward:", in_interface="eth0", out_interface="nest0", **V4, **TCP
+    )
+    event = json.loads(
+        Mapper(replace(CONTEXT, uplinks=frozenset()))
+        .network_activity(forwarded, processed_ns=NOW_NS)
+        .to_json()
+    )
+    assert event["connection_info"]["direction"] == "Unknown"
+    assert "status_code" not in event
+
+
+@pytest.mark.parametrize(
+    "details",
+    [{"arp": {"operation": 2}}, {"icmp_type": 3, "icmp_code": 13}],
+    ids=["arp reply", "own refusal"],
+)
+def test_what_a_kernel_answers_by_itself_is_no_alert(details: dict[str, Any]) -> None:
+    is_arp = "arp" in details
+    packet: dict[str, Any] = {"ethertype": 0x0806} if is_arp else {**V4, "protocol": 1}
+    prefix = "ocsf-nft:sb1:link:" if is_arp else "ocsf-nft:sb1:egress:"
+    for uid, severity in ((None, "Informational"), (1000, "Medium")):
+        said = record(prefix, out_interface="sb0", uid=uid, details=details, **packet)
+        event = json.loads(MAPPER.network_activity(said, processed_ns=NOW_NS).to_json())
+        assert event["severity"] == severity
+        assert ("attacks" in event) == (uid is not None)
 
 
 def test_the_only_proxy_serves_the_other_family_too() -> None:
