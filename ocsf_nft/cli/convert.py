@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import sys
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ocsf_nft.errors import AbsentError, DeliveryError
+from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,11 +45,20 @@ def convert(
             metavar="PATH",
         ),
     ] = None,
+    boot: Annotated[
+        str | None,
+        typer.Option(
+            "--boot",
+            help="When the machine of the log was booted (ISO 8601, local time unless it says).",
+            metavar="TIME",
+        ),
+    ] = None,
 ) -> None:
     """Convert kernel log text to OCSF events, one JSON object a line.
 
     Reads dmesg, /dev/kmsg, syslog, journalctl (short, -o json, -o export) and our own NFLOG lines.
-    Stamps that count from boot are taken as this boot's. Needs no privilege.
+    Stamps that count from boot are taken as this boot's unless --boot is given; lines without a
+    stamp are as old as their file. Needs no privilege.
 
     Example: dmesg | ocsf-nft convert > events.jsonl
     """
@@ -55,6 +66,7 @@ def convert(
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.sources import replay
 
+    boot_ns = None if boot is None else _boot_ns(boot)
     mapper = Mapper(Context())
     counts = replay.Counts()
 
@@ -68,7 +80,7 @@ def convert(
         reject = stack.enter_context(_rejects_file(rejects))
         for path in paths:
             file = _stdin() if path == "-" else stack.enter_context(_open(Path(path)))
-            for batch in _batches(file, counts):
+            for batch in _batches(file, counts, boot_ns):
                 _write(b"".join(events(batch.records)))
                 for line in batch.rejects:
                     reject(line)
@@ -90,10 +102,25 @@ def _open(path: Path) -> BufferedReader:
         raise AbsentError(f"{path} can't be read: {error.strerror}") from error
 
 
-def _batches(file: BufferedReader, counts: Counts) -> Iterator[Batch]:
+def _boot_ns(text: str) -> int:
+    """Nanoseconds since the epoch; raises UsageError."""
+    import datetime as dt
+
+    try:
+        moment = dt.datetime.fromisoformat(text).astimezone(dt.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"--boot {text!r} is no time: write it like 2026-11-24T15:05:55+01:00"
+        ) from error
+    return (moment - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1) * 1000
+
+
+def _batches(file: BufferedReader, counts: Counts, boot_ns: int | None) -> Iterator[Batch]:
     from ocsf_nft.sources.replay import Reader
 
-    reader = Reader(counts=counts)
+    status = os.fstat(file.fileno())
+    unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
+    reader = Reader(boot_ns=boot_ns, unstamped_ns=unstamped_ns, counts=counts)
     while chunk := file.read1(_CHUNK_BYTES):
         yield from reader.feed(chunk)
     yield from reader.finish()

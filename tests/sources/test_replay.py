@@ -161,7 +161,8 @@ def test_other_lines_are_skipped_and_counted(line: str) -> None:
     ("stamp", "year"),
     [
         ("Nov 24 15:59:59", 2026),
-        ("Nov 24 16:00:01", 2025),
+        ("Nov 25 16:00:00", 2026),
+        ("Nov 25 16:00:01", 2025),
         ("Jan  1 00:00:00", 2026),
         ("Feb 29 12:00:00", 2024),
     ],
@@ -169,6 +170,37 @@ def test_other_lines_are_skipped_and_counted(line: str) -> None:
 def test_a_stamp_without_a_year_is_of_the_latest_one_that_is_past(stamp: str, year: int) -> None:
     found = one(f"{stamp} host kernel: {MESSAGE}")
     assert dt.datetime.fromtimestamp(found.time_ns / 1e9, dt.UTC).year == year
+
+
+def test_at_the_end_of_the_year_a_clock_ahead_is_not_a_year_behind() -> None:
+    now = dt.datetime(2026, 12, 31, 23, 59, 0, tzinfo=dt.UTC)
+    reading = Reader(now_ns=lambda: nanoseconds(now), zone=dt.UTC)
+    (found,) = flat(reading.batches([f"Jan  1 00:00:30 host kernel: {MESSAGE}".encode()]))
+    assert isinstance(found, Record)
+    assert found.time_ns == nanoseconds(now) + 90 * 10**9
+
+
+@pytest.mark.parametrize("form", ["4,77,{}000000,-;", "[{}.000000] ", "<4>[ {}.000000] "])
+def test_a_stamp_that_this_boot_can_not_have_made_is_rejected(form: str) -> None:
+    uptime_s = time.monotonic_ns() // 10**9
+    for ahead_s, kind in ((30, Record), (120, Reject)):
+        line = form.format(uptime_s + ahead_s) + MESSAGE
+        (found,) = flat(Reader().batches([line.encode()]))
+        assert isinstance(found, kind)
+        if isinstance(found, Reject):
+            assert found.kind == "malformed"
+            assert "--boot" in found.reason
+    (found,) = flat(Reader(boot_ns=BOOT_NS).batches([line.encode()]))
+    assert isinstance(found, Record)
+    assert found.time_ns == BOOT_NS + (uptime_s + 120) * 10**9
+
+
+def test_the_time_of_this_boot_does_not_jitter() -> None:
+    line = f"4,1,0,-;{MESSAGE}".encode()
+    found = [item for _ in range(20) for item in flat(Reader().batches([line]))]
+    times = {item.time_ns for item in found if isinstance(item, Record)}
+    assert all(moment % 10_000_000 == 0 for moment in times)
+    assert len(times) <= 2  # it may stand on an edge
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ Each line is recognised for itself, so kinds may be mixed: records of /dev/kmsg,
 
 **Time.** A stamp with a date is taken as it is. A kernel stamp counts from boot: it becomes a time
 by ``boot_ns``, which is this machine's boot unless it is given, so for a log of another machine or
-an earlier boot it must be. A line without a stamp gets the file's last modification, or for a
-stream the moment it was read.
+an earlier boot it must be; a stamp that is later than now by this machine's boot is rejected. A
+line without a stamp gets the file's last modification, or for a stream the moment it was read.
 
 **Identity.** A kmsg record is its sequence number, stamp and text; a journal entry its cursor; any
 other line its text and how many equal lines stood before it in the same file. So a line has the
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ocsf_nft.sources.journal.entry import Entry
+    from ocsf_nft.sources.kmsg.line import KmsgLine
     from ocsf_nft.sources.replay.splitter import Piece
 
 #: Different lines whose number of occurrences is remembered.
@@ -103,7 +104,9 @@ class Reader:
         self.counts = Counts() if counts is None else counts
         self._now_ns = now_ns
         self._unstamped_ns = unstamped_ns
-        self._zero = stamps.Zero(clock.wall_ns(0) if boot_ns is None else boot_ns, now_ns, zone)
+        self._zero = stamps.Zero(
+            _this_boot_ns() if boot_ns is None else boot_ns, now_ns, zone, boot_ns is None
+        )
         self._seen: OrderedDict[bytes, int] = OrderedDict()
         self._splitter = Splitter(journal_entry.FIELDS)
         self._after_kmsg = False
@@ -170,34 +173,35 @@ class Reader:
         if not any(claim in line for claim in _CLAIMS):
             return None
         raw = readable(line)
-        if record is not None:
-            message = readable(record.message)
-            digest = _digest(record.message).hex()
-            found = _Found(
-                message=message,
-                raw=raw,
-                log_source="kmsg",
-                author=_facility(record.facility),
-                time_ns=self._zero.boot_ns + record.stamp_us * 1000,
-                stamp=str(record.stamp_us),
-                identity=f"kmsg:{record.sequence}:{record.stamp_us}:{digest}",
-                sequence=record.sequence,
-            )
-            return self._judge(found, received_ns)
         try:
-            stamped = stamps.take(raw, self._zero)
+            found = self._stamped(raw) if record is None else self._kmsg(record, raw)
         except stamps.StampError as error:
             return _malformed(str(error), raw) if _claims(raw) else None
-        return self._judge(
-            _Found(
-                message=stamped.message,
-                raw=raw,
-                log_source=stamped.log_source,
-                author=stamped.author,
-                time_ns=stamped.time_ns,
-                stamp=stamped.stamp,
-            ),
-            received_ns,
+        return self._judge(found, received_ns)
+
+    def _kmsg(self, record: KmsgLine, raw: str) -> _Found:
+        """Raises StampError."""
+        return _Found(
+            message=readable(record.message),
+            raw=raw,
+            log_source="kmsg",
+            author=_facility(record.facility),
+            time_ns=self._zero.since_boot(record.stamp_us),
+            stamp=str(record.stamp_us),
+            identity=f"kmsg:{record.sequence}:{record.stamp_us}:{_digest(record.message).hex()}",
+            sequence=record.sequence,
+        )
+
+    def _stamped(self, raw: str) -> _Found:
+        """Raises StampError."""
+        stamped = stamps.take(raw, self._zero)
+        return _Found(
+            message=stamped.message,
+            raw=raw,
+            log_source=stamped.log_source,
+            author=stamped.author,
+            time_ns=stamped.time_ns,
+            stamp=stamped.stamp,
         )
 
     def _judge(self, found: _Found, received_ns: int) -> Record | Reject | None:
@@ -345,6 +349,11 @@ async def _readable(descriptor: int) -> None:
 
 def _unreadable(path: Path, error: OSError) -> SourceError:
     return SourceError(f"{path} can't be read: {error.strerror}")
+
+
+def _this_boot_ns() -> int:
+    """To 10 ms: the two clocks are read one after the other, so the last digits are by chance."""
+    return round(clock.wall_ns(0), -7)
 
 
 def _malformed(reason: str, line: str) -> Reject:

@@ -74,6 +74,10 @@ _TAG: Final = re.compile(
     r"(?P<tag>[^ :\[]+)(?:\[[0-9]+\])?:(?: |(?=\[))",
     re.ASCII,
 )
+#: A log may be of a machine whose clock is ahead, and of a zone that is.
+_AHEAD_NS: Final = 86_400_000_000_000
+#: What this boot's stamps may be ahead of its clock (the wall clock may have been set since).
+_BOOT_AHEAD_NS: Final = 60_000_000_000
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NOBODY: Final = "nobody who is named"
 
@@ -86,14 +90,29 @@ class StampError(Exception):
 class Zero:
     """What a stamp without all of its parts is counted from.
 
-    ``boot_ns``: when the kernel's clock was 0, in nanoseconds since the epoch. ``now_ns``: for
-    stamps without a year, which are of the latest year that doesn't put them in the future.
-    Local times are of the zone ``zone``; ``None`` is the machine's.
+    ``boot_ns``: when the kernel's clock was 0, in nanoseconds since the epoch; ``this_boot`` says
+    that it is only assumed to be the boot of the log. ``now_ns``: for stamps without a year, which
+    are of the latest year that puts them no more than a day into the future. Local times are of
+    the zone ``zone``; ``None`` is the machine's.
     """
 
     boot_ns: int
     now_ns: Callable[[], int]
     zone: dt.tzinfo | None = None
+    this_boot: bool = False
+
+    def since_boot(self, microseconds: int) -> int:
+        """The time of a stamp of the kernel's clock; raises StampError when it is not this boot's.
+
+        Nanoseconds since the epoch.
+        """
+        time_ns = self.boot_ns + microseconds * 1000
+        if self.this_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:
+            raise StampError(
+                "its stamp counts from boot and is later than now by this machine's boot: "
+                "say when the machine of the log was booted (convert --boot TIME)"
+            )
+        return time_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +162,7 @@ def _dmesg(line: str, zero: Zero, author: str | None) -> Stamped | None:
     match = _MONOTONIC.match(line)
     if match is not None:
         since = int(match["seconds"]) * 1_000_000 + int(match["microseconds"])
-        return Stamped(
-            line[match.end() :], "dmesg", author, zero.boot_ns + since * 1000, match["stamp"]
-        )
+        return Stamped(line[match.end() :], "dmesg", author, zero.since_boot(since), match["stamp"])
     match = _HUMAN.match(line)
     if match is not None:
         time_ns = _local_ns(match, int(match["year"]), zero)
@@ -219,14 +236,17 @@ def _local_ns(match: re.Match[str], year: int, zero: Zero) -> int:
 
 
 def _yearless_ns(match: re.Match[str], zero: Zero) -> int:
-    """Of the latest year in which the date exists and is not in the future (29 February: of 8)."""
-    now_ns = zero.now_ns()
-    year = dt.datetime.fromtimestamp(now_ns // 1_000_000_000, zero.zone).year
+    """Of the latest year in which the date exists and is not in the future (29 February: of 8).
+
+    A day ahead is not the future: who takes it for last year is wrong by a year.
+    """
+    latest_ns = zero.now_ns() + _AHEAD_NS
+    year = dt.datetime.fromtimestamp(latest_ns // 1_000_000_000, zero.zone).year
     for candidate in range(year, year - 9, -1):
         try:
             time_ns = _local_ns(match, candidate, zero)
         except StampError:
             continue
-        if time_ns <= now_ns:
+        if time_ns <= latest_ns:
             return time_ns
     raise StampError(f"the stamp {match['stamp']} is no time")

@@ -1,0 +1,63 @@
+"""Kernel log text on one side, events on the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MESSAGE = (
+    "ocsf-nft:sb:egress:IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 PREC=0x00 "
+    "TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 UID=0 GID=0 "
+)
+
+
+def convert(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "convert", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TZ": "Asia/Tokyo"},
+    )
+
+
+def test_a_line_without_a_stamp_is_as_old_as_its_file(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text(MESSAGE)
+    os.utime(log, ns=(0, 1_600_000_000_123_000_000))
+    done = convert(str(log))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["time"] == 1_600_000_000_123
+
+
+@pytest.mark.parametrize(
+    ("boot", "time"),
+    [
+        ("2023-11-14T22:13:20Z", 1_700_000_000_000),
+        ("2023-11-14T22:13:20.25+00:00", 1_700_000_000_250),
+        ("2023-11-15T07:13:20", 1_700_000_000_000),
+    ],
+)
+def test_stamps_count_from_the_boot_that_is_named(boot: str, time: int) -> None:
+    line = f"[4000000000.000000] {MESSAGE}"
+    assert convert(stdin=line).stdout == ""
+    done = convert("--boot", boot, stdin=line)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["time"] == time + 4_000_000_000_000
+
+
+@pytest.mark.parametrize("boot", ["", "soon", "0001-01-01T00:00:00+23:59"])
+def test_a_boot_that_is_no_time_is_bad_usage(boot: str) -> None:
+    done = convert("--boot", boot)
+    assert done.returncode == 2
+    assert "--boot" in done.stderr
+    assert "Traceback" not in done.stderr
