@@ -243,6 +243,15 @@ def test_the_dictionary_of_a_kmsg_record_is_no_line_of_its_own() -> None:
     assert rejected(" SUBSYSTEM=IN=a OUT=b").kind == "malformed"
 
 
+@pytest.mark.parametrize("blank", [" ", "               ", "\t"])
+def test_an_indented_line_is_no_record_but_part_of_what_a_program_wrote(blank: str) -> None:
+    """So dmesg and journalctl print a message of several lines."""
+    found = rejected("[    1.500000] hello", blank + MESSAGE)
+    assert found.kind == "malformed"
+    assert "indented" in found.reason
+    assert rejected(blank + f"[    1.500000] {MESSAGE}").line == f"{blank}[    1.500000] {MESSAGE}"
+
+
 def test_our_own_nflog_lines_replay_as_the_records_they_were() -> None:
     for case in cases():
         for payload in case.payloads:
@@ -342,6 +351,40 @@ def identity(found: Record | Reject) -> str:
 def test_the_first_of_several_values_of_an_export_field_counts() -> None:
     twice = export(entry()).rstrip(b"\n") + b"\nMESSAGE=ocsf-nft:other\n\n"
     assert one(twice) == record(MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"__CURSOR=x\n",
+        b"__CURSOR=x\nMESSAGE=y\n",
+        b"__CURSOR=x\nFOO\nnot a length\n",
+        b"__CURSOR=x\nFOO\n" + b"\xff" * 8 + b"\n",
+        b"__CURSOR=x\nFOO\n" + (2).to_bytes(8, "little") + b"much more\n",
+        b"__CURSOR=x\nFOO\n" + (2 << 20).to_bytes(8, "little") + b"x" * (2 << 20) + b"more\n",
+    ],
+)
+def test_what_looks_like_an_export_entry_does_not_swallow_records(before: bytes) -> None:
+    data = before + f"[    1.500000] {MESSAGE}\n4,77,1500000,-;{MESSAGE}\n".encode()
+    for size in (13, 4096, len(data)):
+        found = flat(reader().batches(data[at : at + size] for at in range(0, len(data), size)))
+        assert [item for item in found if isinstance(item, Record)] == [record(MESSAGE)] * 2
+        rejects = [item.reason for item in found if isinstance(item, Reject)]
+        assert len(rejects) == before.count(b"FOO")
+
+
+@pytest.mark.parametrize("size", [40, 3 << 20])
+def test_records_in_a_field_without_an_end_are_rejected_not_swallowed(size: int) -> None:
+    field = b"FOO\n" + size.to_bytes(8, "little") + MESSAGE.encode()[:30] + b"\nx"
+    found = read(b"__CURSOR=x\n" + field)
+    assert len(found) == 1
+    assert isinstance(found[0], Reject)
+    assert found[0].kind == "malformed"
+    assert "cut by the end" in found[0].reason
+
+
+def test_an_entry_that_is_cut_does_not_swallow_the_next_one() -> None:
+    assert one(b"__CURSOR=s=0\n_TRANSPORT=stdout\n" + export(entry())) == record(MESSAGE)
 
 
 def test_a_huge_field_is_skipped_to_its_end_across_chunks() -> None:
@@ -467,6 +510,19 @@ async def test_a_file_that_is_absent_or_no_file_is_said_to_be_so(tmp_path: Path)
         await collect(Replay([tmp_path / "absent"]))
     with pytest.raises(SourceError, match="can't be read"):
         await collect(Replay([tmp_path]))
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("options", [[], ["-T"], ["-x"], ["-r"], ["--time-format=iso"]])
+def test_a_program_can_not_write_a_record_of_the_kernels_by_a_line_break(
+    options: list[str],
+) -> None:
+    token = f"ocsf-nft:break-{os.getpid()}-{time.monotonic_ns()}:egress:"
+    with Path("/dev/kmsg").open("w") as kmsg:
+        kmsg.write("hello\n" + MESSAGE.replace("ocsf-nft:sb:egress:", token) + "\n")
+    done = subprocess.run(["dmesg", *options], capture_output=True, check=True)
+    found = [item for item in flat(Reader().batches([done.stdout])) if token in repr(item)]
+    assert [type(item) for item in found] == [Reject]
 
 
 @pytest.mark.kernel

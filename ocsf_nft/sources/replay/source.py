@@ -36,7 +36,7 @@ from ocsf_nft.sources.kmsg import line as kmsg_line
 from ocsf_nft.sources.nflog import datagram as nflog_datagram
 from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.replay import stamps
-from ocsf_nft.sources.replay.splitter import Export, Overlong, Splitter
+from ocsf_nft.sources.replay.splitter import Broken, Export, Overlong, Splitter
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -149,6 +149,8 @@ class Reader:
             if not any(claim in piece.start for claim in _CLAIMS):
                 return None
             return _malformed("the line is longer than any log's", readable(piece.start))
+        if isinstance(piece, Broken):
+            return _malformed(piece.reason, "")
         if isinstance(piece, Export):
             entry = journal_entry.of_export(piece.fields)
             return (
@@ -168,6 +170,8 @@ class Reader:
         if after_kmsg and _DICTIONARY.match(line):
             self._after_kmsg = True
             return None
+        if line.startswith((b" ", b"\t")):
+            return self._indented(line)
         record = kmsg_line.parse(line)
         self._after_kmsg = record is not None
         if not any(claim in line for claim in _CLAIMS):
@@ -178,6 +182,17 @@ class Reader:
         except stamps.StampError as error:
             return _malformed(str(error), raw) if _claims(raw) else None
         return self._judge(found, received_ns)
+
+    def _indented(self, line: bytes) -> Reject | None:
+        """Dmesg and journalctl print the further lines of one message so.
+
+        A program can write a message of several lines; the kernel's records are one line each, and
+        every form that they are printed in begins with something else.
+        """
+        raw = readable(line)
+        if not _claims(raw):
+            return None
+        return _malformed("it is indented: a further line of the message above it", raw)
 
     def _kmsg(self, record: KmsgLine, raw: str) -> _Found:
         """Raises StampError."""

@@ -1,6 +1,8 @@
 """A stream of bytes becomes lines and journal export entries, in constant memory.
 
 An export entry is fields on lines of their own up to an empty line; it begins with ``__CURSOR=``.
+A line in it that is no field ends it too. What can't be told apart from a field's value is not
+read, and said to be lost.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
 #: No line and no field that matters is longer (journald cuts kernel lines far below).
 LINE_LIMIT: Final = 1 << 20
 _START: Final = b"__CURSOR="
-_NAME: Final = re.compile(rb"[A-Z0-9_]{1,64}")
+#: journal_field_valid() in systemd's src/libsystemd/sd-journal/journal-file.c.
+_NAME: Final = re.compile(rb"[A-Z_][A-Z0-9_]{0,63}")
+#: No field is longer (DATA_SIZE_MAX in systemd's src/shared/journal-importer.h).
+_FIELD_LIMIT: Final = 768 << 20
 _LENGTH_BYTES: Final = 8
 
 
@@ -34,7 +39,18 @@ class Overlong:
     start: bytes
 
 
-Piece: TypeAlias = "bytes | Export | Overlong"
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A field of an export entry that is not as long as it says: the reason, as a sentence."""
+
+    reason: str
+
+
+Piece: TypeAlias = "bytes | Export | Overlong | Broken"
+
+
+class _BrokenError(Exception):
+    """The length of a field can't be."""
 
 
 class Splitter:
@@ -52,32 +68,37 @@ class Splitter:
 
     def feed(self, chunk: bytes) -> Iterator[Piece]:
         """The pieces that end in this chunk."""
-        if self._skip:
-            skipped = min(self._skip, len(chunk))
-            self._skip -= skipped
-            chunk = chunk[skipped:]
         data = self._rest + chunk
         at = 0
+        if self._skip:
+            at = min(self._skip, len(data))
+            self._skip -= at
+            if not self._skip and data[at - 1 : at] != b"\n":
+                at -= 1
+                yield from self._broken("is longer than it says")
         while (end := data.find(b"\n", at)) >= 0:
             line = data[at:end]
+            at = end + 1
             if self._overlong is not None:
                 yield Overlong(self._overlong)
                 self._overlong = None
             elif self._fields is None and not line.startswith(_START):
                 yield line
-            elif b"=" in line:
-                self._field(line)
-            elif not line:
-                yield from self._end_of_entry()
             elif _NAME.fullmatch(line):
-                after = self._binary(line, data, end + 1)
+                try:
+                    after = self._binary(line, data, at)
+                except _BrokenError:
+                    yield from self._broken("is longer than a field can be")
+                    continue
                 if after is None:
+                    at = end - len(line)
                     break
-                end = after
+                at = after
+                if not self._skip and data[at - 1 : at] != b"\n":
+                    at -= 1
+                    yield from self._broken("is longer than it says")
             else:
-                yield from self._end_of_entry()
-                yield line
-            at = end + 1
+                yield from self._entry_line(line)
         self._rest = data[at:]
         self._bound()
 
@@ -87,16 +108,23 @@ class Splitter:
         if self._overlong is not None:
             yield Overlong(self._overlong)
             self._overlong = None
+        elif self._skip or b"\n" in rest:
+            self._skip = 0
+            yield from self._broken("is cut by the end of the file")
         elif self._fields is not None or rest.startswith(_START):
-            if b"=" in rest:
-                self._field(rest)
+            yield from self._entry_line(rest)
             yield from self._end_of_entry()
         elif rest:
             yield rest
 
-    def _field(self, line: bytes) -> None:
-        name, _, value = line.partition(b"=")
-        self._keep(name, value)
+    def _entry_line(self, line: bytes) -> Iterator[Piece]:
+        name, equals, value = line.partition(b"=")
+        if line.startswith(_START) or not (equals and _NAME.fullmatch(name)):
+            yield from self._end_of_entry()
+        if equals and _NAME.fullmatch(name):
+            self._keep(name, value)
+        elif line:
+            yield line
 
     def _keep(self, name: bytes, value: bytes) -> None:
         if self._fields is None:
@@ -110,23 +138,30 @@ class Splitter:
             yield Export(self._fields)
         self._fields = None
 
+    def _broken(self, how: str) -> Iterator[Piece]:
+        yield from self._end_of_entry()
+        yield Broken(f"a field of a journal export entry {how}: what is in it can't be read")
+
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
-        """Keep a field given by length: where its line break is, ``None`` when more must come."""
-        if len(data) < at + _LENGTH_BYTES:
-            return None
-        size = int.from_bytes(data[at : at + _LENGTH_BYTES], "little")
+        """Keep a field given by length: where its line break ends, ``None`` when more must come.
+
+        Raises _BrokenError when there is no such length: this is no field.
+        """
         start = at + _LENGTH_BYTES
-        end = start + size
-        if size > LINE_LIMIT:
-            have = len(data) - start
-            if have <= size:
-                self._skip = size + 1 - have
-                return len(data) - 1
-            return end
-        if len(data) <= end:
+        if len(data) < start:
             return None
-        self._keep(name, data[start:end])
-        return end
+        size = int.from_bytes(data[at:start], "little")
+        if size > _FIELD_LIMIT:
+            raise _BrokenError
+        end = start + size
+        if len(data) <= end:
+            if size <= LINE_LIMIT:
+                return None
+            self._skip = end + 1 - len(data)
+            return len(data)
+        if size <= LINE_LIMIT:
+            self._keep(name, data[start:end])
+        return end + 1
 
     def _bound(self) -> None:
         if self._overlong is None and len(self._rest) > 2 * LINE_LIMIT:
