@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import SourceError
+from ocsf_nft.sources.boot import boot_id
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.nflog import Nflog
+from ocsf_nft.sources.replay import Reader
 from tests.kernel import kernel_log
 from tests.kernel.attempts import GROUP, PRIVILEGED, UNPRIVILEGED, attempt, fence, refused
 from tests.kernel.reading import lost, until, until_quiet
@@ -59,7 +61,13 @@ async def test_text_and_netlink_give_equal_records_of_the_same_packets(
     assert not text.rejects
     for record in text.records:
         assert before - TOLERANCE_NS <= record.time_ns <= after
-        assert record.origin.identity.endswith(f":{record.origin.sequence}")
+        assert record.origin.identity.startswith(f"kmsg:{record.origin.sequence}:")
+    # Read back from their events' raw data, they are the same records, not further ones.
+    for record in text.records + netlink.records:
+        (batch,) = Reader().batches([record.origin.raw.encode()])
+        (again,) = batch.records
+        assert again == record
+        assert again.origin.identity == record.origin.identity
     times = [record.time_ns for record in text.records]
     assert times == sorted(times)
 
@@ -145,7 +153,7 @@ async def test_a_position_of_another_boot_means_all_of_this_one(
         read = await until(source.batches(), lambda batch: len(batch.records) >= 2)
     assert len(read.records) == 2
     # A snapshot of the machine that was restored has fewer records than the position says.
-    boot = read.records[0].origin.identity.split(":")[1]
+    boot = boot_id()
     async with Kmsg(names, f"kmsg:{boot}:{10**15}") as source:
         again = await until(source.batches(), lambda batch: len(batch.records) >= 2)
     assert again.records == read.records

@@ -64,7 +64,7 @@ def nflog(
         memoryview(payload),
         group=5,
         interface_name=interface_name,
-        identity=lambda sequence: f"seq:{sequence}",
+        identity=lambda sequence: f"nflog:seq:{sequence}",
         received_ns=9,
         log_source="test",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import struct
 from typing import Any
 
@@ -19,6 +20,7 @@ from ocsf_nft.sources.nflog.datagram import Datagram, Interface
 from tests.sources.corpus_cases import Case, cases, nflog, record
 from tests.strategies import HOSTILE_TEXT, UINT8, UINT16, UINT32
 
+ID = 'nflog:"1":2'
 PAYLOADS = [payload for case in cases() for payload in case.payloads]
 #: What the kernel's text leaves out of these, while NFLOG has it.
 OWNER_CUT = "the kernel's text returns at the damaged header, before the owner"
@@ -83,7 +85,7 @@ def test_the_kernels_stamp_is_the_time_and_receipt_when_there_is_none() -> None:
 def test_sequence_and_identity_are_the_messages() -> None:
     assert nflog_message.sequence(memoryview(PAYLOADS[1])) == 8
     found = nflog(PAYLOADS[1])
-    assert (found.origin.sequence, found.origin.identity) == (8, "seq:8")
+    assert (found.origin.sequence, found.origin.identity) == (8, "nflog:seq:8")
     assert nflog_message.sequence(memoryview(b"")) is None
 
 
@@ -158,9 +160,10 @@ def test_any_bytes_are_read_without_an_exception(
 def test_the_corpus_reads_back_from_its_own_lines() -> None:
     for payload in PAYLOADS:
         found = nflog(payload)
-        datagram = nflog_line.parse(found.origin.raw)
-        assert datagram is not None
-        back = nflog_datagram.record(datagram, found.origin)
+        said = nflog_line.parse(found.origin.raw)
+        assert said is not None
+        assert said.identity == found.origin.identity
+        back = nflog_datagram.record(said.datagram, found.origin)
         assert (back, back.time_ns, back.received_ns) == (found, found.time_ns, found.received_ns)
 
 
@@ -198,21 +201,21 @@ DATAGRAMS: st.SearchStrategy[Datagram] = st.builds(
 
 @given(DATAGRAMS)
 def test_a_line_reads_back_as_what_was_written(datagram: Datagram) -> None:
-    line = nflog_line.render(datagram)
+    line = nflog_line.render(datagram, ID)
     assert line.isascii()
     assert line.isprintable()
-    assert nflog_line.parse(line) == datagram
+    assert nflog_line.parse(line) == (datagram, ID)
 
 
 @given(DATAGRAMS, st.data())
 def test_a_line_that_was_changed_is_read_as_another_one_or_not_at_all(
     datagram: Datagram, data: st.DataObject
 ) -> None:
-    line = nflog_line.render(datagram)
+    line = nflog_line.render(datagram, ID)
     at = data.draw(st.integers(0, len(line) - 1))
-    assert nflog_line.parse(line[:at]) != datagram
+    assert nflog_line.parse(line[:at]) != (datagram, ID)
     changed = line[:at] + data.draw(st.characters()) + line[at + 1 :]
-    assert changed == line or nflog_line.parse(changed) != datagram
+    assert changed == line or nflog_line.parse(changed) != (datagram, ID)
 
 
 @given(DATAGRAMS)
@@ -223,7 +226,7 @@ def test_any_datagram_makes_a_record(datagram: Datagram) -> None:
 
 @pytest.mark.parametrize("field", ["group=70000", "uid=4294967296", "hook=300"])
 def test_a_number_out_of_range_makes_no_line(field: str) -> None:
-    line = nflog_line.render(_datagram(group=7, uid=7, hook=7))
+    line = nflog_line.render(_datagram(group=7, uid=7, hook=7), ID)
     name = field.split("=", maxsplit=1)[0]
     assert nflog_line.parse(line) is not None
     assert nflog_line.parse(line.replace(f"{name}=7", field)) is None
@@ -237,7 +240,7 @@ def _datagram(**changes: Any) -> Datagram:
 
 
 def test_half_a_surrogate_pair_in_a_line_makes_no_name() -> None:
-    line = nflog_line.render(_datagram(prefix="MARK"))
+    line = nflog_line.render(_datagram(prefix="MARK"), ID)
     assert nflog_line.parse(line.replace("MARK", r"\ud83d\ude00")) is not None
     assert nflog_line.parse(line.replace("MARK", r"\ud83d")) is None
 
@@ -248,5 +251,15 @@ def test_a_name_longer_than_any_makes_no_line() -> None:
         _datagram(input=Interface(1, "d" * 61)),
         _datagram(prefix="p" * 1_000_000),
     ):
-        assert nflog_line.parse(nflog_line.render(datagram)) is None
-    assert nflog_line.parse(nflog_line.render(_datagram(prefix="p" * 508))) is not None
+        assert nflog_line.parse(nflog_line.render(datagram, ID)) is None
+    assert nflog_line.parse(nflog_line.render(_datagram(prefix="p" * 508), ID)) is not None
+
+
+@pytest.mark.parametrize("identity", ["kmsg:1:2:3", "", "nflog:" + "x" * 251, "nflog:\ud83d"])
+def test_an_identity_that_is_not_an_nflog_records_makes_no_line(identity: str) -> None:
+    assert nflog_line.parse(nflog_line.render(_datagram(), identity)) is None
+
+
+def test_a_line_of_before_there_were_identities_is_read() -> None:
+    line = nflog_line.render(_datagram(), ID).replace(f" id={json.dumps(ID)}", "")
+    assert nflog_line.parse(line) == (_datagram(), None)

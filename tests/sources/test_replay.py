@@ -259,6 +259,10 @@ def test_our_own_nflog_lines_replay_as_the_records_they_were() -> None:
             back = one(live.origin.raw)
             assert (back, back.time_ns) == (live, live.time_ns)
             assert back.origin.sequence == live.origin.sequence
+            assert back.origin.identity == live.origin.identity
+            before = live.origin.raw.replace(f' id="{live.origin.identity}"', "")
+            assert one(before) == live
+            assert one(before).origin.identity.startswith("line:")
     assert rejected("NFLOG group=5 family=2 packet=00").kind == "malformed"
 
 

@@ -8,6 +8,7 @@ a dictionary (`` KEY=value``). Unprintable bytes and the backslash are written `
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -30,6 +31,15 @@ class KmsgLine:
     sequence: int
     stamp_us: int
     message: bytes
+
+
+def identity(line: KmsgLine) -> str:
+    """What makes the record this one, live or in a file.
+
+    A sequence number begins anew with each boot; with stamp and text no two records share it.
+    """
+    digest = hashlib.blake2b(line.message, digest_size=12).hexdigest()
+    return f"kmsg:{line.sequence}:{line.stamp_us}:{digest}"
 
 
 def parse(raw: bytes) -> KmsgLine | None:

@@ -176,7 +176,7 @@ class Kmsg:
             records=tuple(records),
             gaps=tuple(gaps),
             rejects=tuple(rejects),
-            cursor=self._identity(self._next - 1) if self._next else None,
+            cursor=f"kmsg:{self._boot}:{self._next - 1}" if self._next else None,
         )
         return batch, drained
 
@@ -195,16 +195,13 @@ class Kmsg:
             )
         origin = Origin(
             transport="kmsg",
-            identity=self._identity(line.sequence),
+            identity=kmsg_line.identity(line),
             log_source=_DEVICE,
             raw=whole,
             sequence=line.sequence,
             original_time=str(line.stamp_us),
         )
         return text.read(message, origin=origin, time_ns=time_ns, received_ns=received_ns)
-
-    def _identity(self, sequence: int) -> str:
-        return f"kmsg:{self._boot}:{sequence}"
 
     def _gap(self, lost: int, now_ns: int) -> Gap:
         return Gap(

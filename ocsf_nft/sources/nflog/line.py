@@ -3,18 +3,20 @@ r"""An NFLOG message as one line of text, and back.
 ::
 
     NFLOG group=5 family=2 protocol=0800 hook=3 received=1764000000123456789 seq=7
-    prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
+    id="nflog:…:7" prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
 
 (in one line). Names and prefixes are JSON strings in ASCII, so that no byte of theirs can pass for
 a field; the packet and the headers are hexadecimal. Fields come in one order, absent ones are left
-out. Reading a line back gives the datagram that was written.
+out. Reading a line back gives the datagram that was written, and the identity of its record, so
+that the event that it becomes has the same uid.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Final
+from json.encoder import encode_basestring_ascii as json_string
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.sources.facts import DEVICE_CHARACTERS, PREFIX_CHARACTERS
 from ocsf_nft.sources.nflog.datagram import Datagram, Interface
@@ -34,6 +36,7 @@ _LINE: Final = re.compile(
     r"(?: seq=(?P<sequence>\d{1,10}))?"
     r"(?: global_seq=(?P<global_sequence>\d{1,10}))?"
     r"(?: time=(?P<seconds>\d{1,12})\.(?P<microseconds>\d{6}))?"
+    rf"(?: id=(?P<identity>{_STRING}))?"
     rf" prefix=(?P<prefix>{_STRING})"
     rf"(?: in=(?P<input>{_DEVICE}))?"
     rf"(?: out=(?P<output>{_DEVICE}))?"
@@ -62,6 +65,9 @@ _LIMITS: Final = {
     "uid": 0xFFFFFFFF,
     "gid": 0xFFFFFFFF,
 }
+#: What an identity begins with; none of ours comes near this length.
+IDENTITY_START: Final = "nflog:"
+_IDENTITY_CHARACTERS: Final = 256
 #: Half a surrogate pair.
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
@@ -70,8 +76,15 @@ class _NoStringError(Exception):
     """A string is no text, or longer than the kernel has any."""
 
 
-def render(datagram: Datagram) -> str:
-    """The line."""
+class Line(NamedTuple):
+    """What a line says; ``identity`` is ``None`` where it names none."""
+
+    datagram: Datagram
+    identity: str | None
+
+
+def render(datagram: Datagram, identity: str) -> str:
+    """The line of a datagram whose record has this identity."""
     d = datagram
     fields = (
         ("NFLOG group", str(d.group)),
@@ -82,7 +95,8 @@ def render(datagram: Datagram) -> str:
         ("seq", _decimal(d.sequence)),
         ("global_seq", _decimal(d.global_sequence)),
         ("time", stamp(d)),
-        ("prefix", json.dumps(d.prefix)),
+        ("id", json_string(identity)),
+        ("prefix", json_string(d.prefix)),
         ("in", _quoted(d.input)),
         ("out", _quoted(d.output)),
         ("physin", _quoted(d.physical_input)),
@@ -111,7 +125,7 @@ def _hexadecimal(octets: bytes | None) -> str | None:
 def _quoted(device: Interface | None) -> str | None:
     if device is None:
         return None
-    return f"{'' if device.name is None else json.dumps(device.name)}#{device.ifindex}"
+    return f"{'' if device.name is None else json_string(device.name)}#{device.ifindex}"
 
 
 def stamp(datagram: Datagram) -> str | None:
@@ -121,8 +135,8 @@ def stamp(datagram: Datagram) -> str | None:
     return f"{datagram.time_us // 1_000_000}.{datagram.time_us % 1_000_000:06d}"
 
 
-def parse(line: str) -> Datagram | None:
-    """The datagram of a line; ``None`` when it is not exactly such a line."""
+def parse(line: str) -> Line | None:
+    """What a line says; ``None`` when it is not exactly such a line."""
     match = _LINE.fullmatch(line)
     if match is None:
         return None
@@ -131,7 +145,7 @@ def parse(line: str) -> Datagram | None:
     if any(number is not None and number > _LIMITS[name] for name, number in numbers.items()):
         return None
     try:
-        return _datagram(found, numbers)
+        return Line(_datagram(found, numbers), _identity(found["identity"]))
     except _NoStringError:
         return None
 
@@ -169,6 +183,16 @@ def _string(quoted: str, limit: int) -> str:
     """A JSON string; half a surrogate pair, which JSON lets through, is no text."""
     text: str = json.loads(quoted)
     if len(text) > limit or _SURROGATE.search(text):
+        raise _NoStringError
+    return text
+
+
+def _identity(quoted: str | None) -> str | None:
+    """No line may pass for a record of another transport."""
+    if quoted is None:
+        return None
+    text = _string(quoted, _IDENTITY_CHARACTERS)
+    if not text.startswith(IDENTITY_START):
         raise _NoStringError
     return text
 

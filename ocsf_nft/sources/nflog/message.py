@@ -80,11 +80,12 @@ def read(  # noqa: PLR0913 - what a socket knows about one message
         datagram = _datagram(payload, group, interface_name, received_ns)
     except _MalformedError as error:
         return Reject(kind="malformed", reason=str(error), line=f"NFLOG payload={payload.hex()}")
+    itself = identity(datagram.sequence)
     origin = Origin(
         transport="nflog",
-        identity=identity(datagram.sequence),
+        identity=itself,
         log_source=log_source,
-        raw=nflog_line.render(datagram),
+        raw=nflog_line.render(datagram, itself),
         sequence=datagram.sequence,
         original_time=nflog_line.stamp(datagram),
     )

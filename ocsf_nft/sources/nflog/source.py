@@ -18,6 +18,7 @@ from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
 from ocsf_nft.sources.boot import boot_id
 from ocsf_nft.sources.nflog import group as nflog_group
+from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.nflog import message as nflog_message
 from ocsf_nft.sources.nflog.links import Links
 from ocsf_nft.sources.nflog.pace import Pace
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _BATCH_RECORDS: Final = 1024
 _BATCH_NS: Final = 10_000_000
 #: How long nothing must come before an overflow is reported without its number.
-_QUIET_S: Final = 1.0
+_QUIET_S: Final = 0.15
 
 
 class Nflog:
@@ -67,19 +68,16 @@ class Nflog:
         about a millisecond, in which the event loop waits.
         """
         # The nonce keeps the records of two bindings apart: both number theirs from 0.
-        self._identity = (
-            f"nflog:{boot_id()}:{self._namespace.identity()}:{self._group}:{secrets.token_hex(8)}"
-        )
+        binding = f"{self._namespace.identity()}:{self._group}:{secrets.token_hex(8)}"
+        self._identity = f"{nflog_line.IDENTITY_START}{boot_id()}:{binding}"
         try:
             self._links.open()
-            binding = self._namespace.call(
-                lambda: nflog_group.bind(self._group, self._pace.batching)
-            )
+            bound = self._namespace.call(lambda: nflog_group.bind(self._group, self._pace.batching))
         except BaseException:
             self._links.close()
             raise
-        self._socket = binding.socket
-        self._early = list(binding.early)
+        self._socket = bound.socket
+        self._early = list(bound.early)
         self._seen_ns = time.time_ns()
         return self
 

@@ -9,10 +9,10 @@ by ``boot_ns``, which is this machine's boot unless it is given, so for a log of
 an earlier boot it must be; a stamp that is later than now by this machine's boot is rejected. A
 line without a stamp gets the file's last modification, or for a stream the moment it was read.
 
-**Identity.** A kmsg record is its sequence number, stamp and text; a journal entry its cursor; any
-other line its text and how many equal lines stood before it in the same file. So a line has the
-same identity whenever and from wherever the file is read again. (Equal lines are counted over the
-last :data:`REMEMBERED` different ones.)
+**Identity.** A kmsg record is its sequence number, stamp and text; a journal entry its cursor; an
+NFLOG line the identity that it names; any other line its text and how many equal lines stood before
+it in the same file. So a line has the same identity whenever and from wherever the file is read
+again. (Equal lines are counted over the last :data:`REMEMBERED` different ones.)
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class Reader:
             author=_facility(record.facility),
             time_ns=self._zero.since_boot(record.stamp_us),
             stamp=str(record.stamp_us),
-            identity=f"kmsg:{record.sequence}:{record.stamp_us}:{_digest(record.message).hex()}",
+            identity=kmsg_line.identity(record),
             sequence=record.sequence,
         )
 
@@ -242,12 +242,13 @@ class Reader:
         )
 
     def _nflog(self, line: str) -> Record | Reject:
-        datagram = nflog_line.parse(line)
-        if datagram is None:
+        parsed = nflog_line.parse(line)
+        if parsed is None:
             return _malformed("it begins like an NFLOG line of ours and is none", line)
+        datagram, identity = parsed
         origin = Origin(
             transport="replay",
-            identity=self._occurrence(line),
+            identity=identity or self._occurrence(line),
             log_source="nflog",
             raw=line,
             sequence=datagram.sequence,
