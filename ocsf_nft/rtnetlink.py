@@ -20,6 +20,7 @@ RTM_GETLINK: Final = 18
 _IFLA_IFNAME: Final = 3
 _IFF_LOOPBACK: Final = 0x8
 _RTMGRP_LINK: Final = 1
+_RTMGRP_ROUTES: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
 _IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
 
 #: The question for all links.
@@ -54,11 +55,14 @@ def links() -> Iterator[Link]:
             yield found
 
 
-def subscribe() -> socket.socket:
-    """A non-blocking socket that is told when links of the calling thread's namespace change."""
+def subscribe(*, routes: bool = False) -> socket.socket:
+    """A non-blocking socket that is told when links of the calling thread's namespace change.
+
+    With ``routes`` it is told of routes too.
+    """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
     try:
-        sock.bind((0, _RTMGRP_LINK))
+        sock.bind((0, _RTMGRP_LINK | (_RTMGRP_ROUTES if routes else 0)))
         sock.setblocking(False)
     except BaseException:
         sock.close()

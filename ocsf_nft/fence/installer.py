@@ -8,11 +8,13 @@ the kernel-log transport.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
 from typing import TYPE_CHECKING, Final, Literal
 
+from ocsf_nft import netns
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import kernel_log, links, nft, ruleset
 from ocsf_nft.fence.spec import LADDER
@@ -30,6 +32,7 @@ _OWNER: Final = re.compile(r'comment "(?:fence|guard) of sandbox ([^"]*)"')
 
 #: Where a guard stands: on the host's side, which is where the installer runs.
 _HOST: Final = Namespace()
+_REMOVAL: Final = ruleset.removal((family, ruleset.TABLE) for family in ruleset.FAMILIES)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,37 +68,36 @@ def install(
     stands then, except where the sentence says otherwise.
     """
     around = _survey(spec, namespace)
-    _refuse_foreign(spec.sandbox, namespace)
-    before = _on_record(spec.sandbox, state)
-    if (
-        before is not None
-        and before.spec == spec
-        and before.around == around
-        and (before.transport == transport if transport else before.degraded is None)
-        and verify(spec.sandbox, state, namespace).verdict == "as installed"
-    ):
-        return before
-    intended = Installed(
-        spec=spec,
-        around=around,
-        namespace=namespace,
-        identity=namespace.identity(),
-        transport=transport or LADDER[0],
-        listings={},
-    )
-    state.write(intended)  # a disk that is full must show before anything is changed
-    try:
-        loaded = _load(intended, (transport,) if transport else LADDER)
-    except OcsfNftError:
-        if before is None:
-            state.forget(spec.sandbox)
-        else:
-            state.write(before)
-        raise
-    if before is not None and before.all_netns_before is not None:
-        loaded = dataclasses.replace(loaded, all_netns_before=before.all_netns_before)
-    state.write(loaded)
-    return loaded
+    identity = namespace.identity()
+    with state.locked():
+        _refuse_foreign(spec.sandbox, namespace, "inet", ruleset.TABLE)
+        if spec.guard_device is not None:
+            guard = ruleset.guard_table(spec.guard_device)
+            _refuse_foreign(spec.sandbox, _HOST, "netdev", guard)
+        before = _on_record(spec.sandbox, state)
+        if before is not None:
+            _refuse_elsewhere(before, namespace)
+            if (
+                (before.spec, before.around) == (spec, around)
+                and (before.transport == transport if transport else before.degraded is None)
+                and verify(spec.sandbox, state, namespace).verdict == "as installed"
+            ):
+                return before
+        intended = Installed(
+            spec=spec,
+            around=around,
+            namespace=namespace,
+            identity=identity,
+            transport=transport or LADDER[0],
+            all_netns_before=before.all_netns_before if before else None,
+            listings={},
+        )
+        return _replace(before, intended, (transport,) if transport else LADDER, state)
+
+
+def stands(namespace: Namespace) -> bool:
+    """Whether any fence of ours stands in a namespace; raises UnsupportedError, FenceError."""
+    return nft.listing(namespace, "inet", ruleset.TABLE) is not None
 
 
 def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = None) -> Verification:
@@ -106,7 +108,7 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
     installed = state.read(sandbox)
     if installed is None:
         where = namespace or _HOST
-        if nft.listing(where, "inet", ruleset.TABLE) is None:
+        if not stands(where):
             return Verification(verdict="absent")
         return Verification(
             verdict="differs",
@@ -119,6 +121,10 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
     if not found:
         return Verification(verdict="absent")
     lines = _difference(installed.listings, found)
+    if installed.transport == "kmsg":
+        with contextlib.suppress(UnsupportedError):  # from here nobody can tell
+            if kernel_log.blocked(where) is not None:
+                lines.append("net.netfilter.nf_log_all_netns is off: nothing refused is logged")
     if links_now := set(where.call(links.names)) - set(installed.around.links):
         lines.append(f"not fenced at the link layer: {', '.join(sorted(links_now))}")
     if lines:
@@ -132,22 +138,21 @@ def remove(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
     Raises AbsentError when there is none, FenceError when the one that stands there is another
     sandbox's, UnsupportedError when it is not permitted.
     """
-    installed = state.read(sandbox)
-    where = namespace or (installed.namespace if installed else _HOST)
-    if installed is None or _is_there(installed, where):
-        _refuse_foreign(sandbox, where)
-        stands = nft.listing(where, "inet", ruleset.TABLE) is not None
-        if installed is None and not stands:
-            raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
-        nft.load(where, ruleset.removal((family, ruleset.TABLE) for family in ruleset.FAMILIES))
-    if installed is None:
-        return
-    if installed.spec.guard_device is not None:
-        table = ruleset.guard_table(installed.spec.guard_device)
-        nft.load(_HOST, ruleset.removal([("netdev", table)]))
-    state.forget(sandbox)
-    if installed.all_netns_before is not None and not _kernel_log_is_used(state):
-        kernel_log.restore(installed.all_netns_before)
+    with state.locked() if state.path.exists() else contextlib.nullcontext():
+        installed = state.read(sandbox)
+        where = namespace or (installed.namespace if installed else _HOST)
+        if installed is not None:
+            _refuse_elsewhere(installed, where)
+        if installed is None or _is_there(installed, where):
+            _refuse_foreign(sandbox, where, "inet", ruleset.TABLE)
+            if installed is None and not stands(where):
+                raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
+            nft.load(where, _REMOVAL)
+        if installed is None:
+            return
+        _remove_guard(installed.spec)
+        state.forget(sandbox)
+        _release_kernel_log(installed, state)
 
 
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
@@ -158,12 +163,22 @@ def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
     return around
 
 
-def _refuse_foreign(sandbox: str, namespace: Namespace) -> None:
-    standing = nft.listing(namespace, "inet", ruleset.TABLE)
-    owner = _OWNER.search(standing or "")
+def _refuse_foreign(sandbox: str, namespace: Namespace, family: str, table: str) -> None:
+    owner = _OWNER.search(nft.listing(namespace, family, table) or "")
     if owner is not None and owner[1] != sandbox:
         raise FenceError(
-            f"the fence in {namespace} is that of sandbox {owner[1]}: remove that one first"
+            f"the table {table} in {namespace} is that of sandbox {owner[1]}: remove that one first"
+        )
+
+
+def _refuse_elsewhere(installed: Installed, namespace: Namespace) -> None:
+    """One record is one fence: it must not be lost sight of while it stands."""
+    if namespace.identity() == installed.identity:
+        return
+    if _is_there(installed, installed.namespace) and stands(installed.namespace):
+        raise FenceError(
+            f"the fence of sandbox {installed.spec.sandbox} stands in {installed.namespace}, "
+            f"not in {namespace}: remove that one first"
         )
 
 
@@ -181,21 +196,40 @@ def _is_there(installed: Installed, namespace: Namespace) -> bool:
         return False
 
 
-def _load(intended: Installed, rungs: tuple[LogTransport, ...]) -> Installed:
+def _replace(
+    before: Installed | None,
+    intended: Installed,
+    rungs: tuple[LogTransport, ...],
+    state: StateDirectory,
+) -> Installed:
+    state.write(intended)  # a disk that is full must show before anything is changed
+    try:
+        loaded = _load(intended, rungs, state)
+    except OcsfNftError:
+        if before is None:
+            state.forget(intended.spec.sandbox)
+        else:
+            state.write(before)
+        raise
+    if before is not None and before.spec.guard_device != loaded.spec.guard_device:
+        _remove_guard(before.spec)
+    state.write(loaded)
+    if loaded.transport != "kmsg" and loaded.all_netns_before is not None:
+        state.write(dataclasses.replace(loaded, all_netns_before=None))
+        _release_kernel_log(loaded, state)
+        loaded = dataclasses.replace(loaded, all_netns_before=None)
+    return loaded
+
+
+def _load(intended: Installed, rungs: tuple[LogTransport, ...], state: StateDirectory) -> Installed:
     failures: list[str] = []
     for rung in rungs:
-        switched_from = None
         try:
             if rung == "kmsg":
-                switched_from = kernel_log.enable(intended.namespace)
-            return dataclasses.replace(
-                _load_rung(intended, rung),
-                all_netns_before=switched_from,
-                degraded="; ".join(failures) if rung == "none" and failures else None,
-            )
+                intended = _open_kernel_log(intended, state)
+            degraded = "; ".join(failures) if rung == "none" and failures else None
+            return dataclasses.replace(_load_rung(intended, rung), degraded=degraded)
         except OcsfNftError as error:
-            if switched_from is not None:
-                kernel_log.restore(switched_from)
             # Only a log that can't be had leads a rung down; that a fence can't stand does not.
             if rung == rungs[-1] or not isinstance(error, UnsupportedError):
                 raise
@@ -203,9 +237,20 @@ def _load(intended: Installed, rungs: tuple[LogTransport, ...]) -> Installed:
     raise AssertionError("the ladder has a last rung")
 
 
+def _open_kernel_log(intended: Installed, state: StateDirectory) -> Installed:
+    value = kernel_log.blocked(intended.namespace)
+    if value is None:
+        return intended
+    # On record before it is switched, so that it is put back whatever happens in between.
+    intended = dataclasses.replace(intended, all_netns_before=intended.all_netns_before or value)
+    state.write(intended)
+    kernel_log.enable()
+    return intended
+
+
 def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
     spec, around, namespace = intended.spec, intended.around, intended.namespace
-    stood = nft.listing(namespace, "inet", ruleset.TABLE) is not None
+    stood = stands(namespace)
     nft.load(namespace, ruleset.sandbox(spec, around, rung))
     if spec.guard_device is not None:
         try:
@@ -215,12 +260,54 @@ def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
                 raise FenceError(
                     f"the fence inside was replaced, but the guard: {error}"
                 ) from error
-            nft.load(
-                namespace, ruleset.removal((family, ruleset.TABLE) for family in ruleset.FAMILIES)
-            )
+            nft.load(namespace, _REMOVAL)
             raise
     listings = _listings(spec, namespace)
+    expected = _expected(spec, around, rung)
+    if expected is not None and (lines := _difference(expected, listings)):
+        raise FenceError(
+            f"the fence in {namespace} was altered while it was installed: {' '.join(lines[3:6])}"
+        )
     return dataclasses.replace(intended, transport=rung, listings=listings)
+
+
+def _expected(spec: FenceSpec, around: Surroundings, rung: LogTransport) -> dict[str, str] | None:
+    """How nft lists the fence where nobody can have touched it: in a scratch namespace.
+
+    None where there can't be one: without CAP_SYS_ADMIN, or on a kernel that takes no chain for
+    a device that is not there (before 6.16).
+    """
+
+    def load_and_list() -> dict[str, str]:
+        nft.load(_HOST, ruleset.sandbox(spec, around, rung))
+        if spec.guard_device is not None:
+            nft.load(_HOST, ruleset.guard(spec, around, rung))
+        return _listings(spec, _HOST)
+
+    try:
+        return netns.in_scratch(load_and_list)
+    except OcsfNftError:
+        return None
+
+
+def _remove_guard(spec: FenceSpec) -> None:
+    if spec.guard_device is not None:
+        table = ruleset.guard_table(spec.guard_device)
+        _refuse_foreign(spec.sandbox, _HOST, "netdev", table)
+        nft.load(_HOST, ruleset.removal([("netdev", table)]))
+
+
+def _release_kernel_log(installed: Installed, state: StateDirectory) -> None:
+    """Put the sysctl back, or leave that to another record that still needs it."""
+    if installed.all_netns_before is None:
+        return
+    for sandbox in state.sandboxes():
+        other = _on_record(sandbox, state)
+        if other is not None and other.transport == "kmsg":
+            if other.all_netns_before is None:
+                state.write(dataclasses.replace(other, all_netns_before=installed.all_netns_before))
+            return
+    kernel_log.restore(installed.all_netns_before)
 
 
 def _listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
@@ -246,8 +333,3 @@ def _difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
             lineterm="",
         )
     return lines
-
-
-def _kernel_log_is_used(state: StateDirectory) -> bool:
-    records = (_on_record(sandbox, state) for sandbox in state.sandboxes())
-    return any(record is not None and record.transport == "kmsg" for record in records)

@@ -21,25 +21,29 @@ T = TypeVar("T")
 _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
-def enable(namespace: Namespace) -> str | None:
-    """Let a namespace's records reach the kernel log.
+def blocked(namespace: Namespace) -> str | None:
+    """The value that keeps a namespace's records out of the kernel log, None when nothing does.
 
-    Returns the value from before when it had to be switched on, None when nothing had to be done.
-    Needs to be root on the host; raises UnsupportedError otherwise.
+    Raises UnsupportedError when it can't be read from here.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None
     try:
-        before = _in_initial(lambda: _SYSCTL.read_text("ascii").strip())
-        if before == "1":
-            return None
+        value = _in_initial(lambda: _SYSCTL.read_text("ascii").strip())
+    except (OSError, OcsfNftError) as error:
+        raise _unsupported(error) from error
+    return None if value == "1" else value
+
+
+def enable() -> None:
+    """Let the records of all namespaces into the kernel log.
+
+    Needs to be root on the host; raises UnsupportedError otherwise.
+    """
+    try:
         _in_initial(lambda: _SYSCTL.write_text("1", "ascii"))
     except (OSError, OcsfNftError) as error:
-        raise UnsupportedError(
-            "the kernel log does not take records of this namespace: that needs "
-            f"net.netfilter.nf_log_all_netns=1, which can't be set from here ({error})"
-        ) from error
-    return before
+        raise _unsupported(error) from error
 
 
 def probe() -> None:
@@ -50,6 +54,13 @@ def probe() -> None:
 def restore(before: str) -> None:
     """Put the value from before back; raises UnsupportedError or OSError when that fails."""
     _in_initial(lambda: _SYSCTL.write_text(before, "ascii"))
+
+
+def _unsupported(error: Exception) -> UnsupportedError:
+    return UnsupportedError(
+        "the kernel log does not take records of this namespace: that needs "
+        f"net.netfilter.nf_log_all_netns=1, which can't be set from here ({error})"
+    )
 
 
 def _in_initial(work: Callable[[], T]) -> T:

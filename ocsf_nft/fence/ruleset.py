@@ -50,8 +50,8 @@ def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
 
 
 def guard_table(device: str) -> str:
-    """The name of a guard's table. nft's identifiers have fewer characters than device names."""
-    return f"{TABLE}_{re.sub(r'[^A-Za-z0-9._-]', '_', device)}"
+    """The name of a guard's table: one for each device, in the characters that nft allows."""
+    return f"{TABLE}_" + re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):02x}", device)
 
 
 def removal(tables: Iterable[tuple[str, str]]) -> str:

@@ -8,6 +8,7 @@ the old one or the new one, never a part.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Final
 
 import pydantic
 
-from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError
+from ocsf_nft.errors import DeliveryError, FenceError, OcsfNftError, SourceError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
 from ocsf_nft.netns import Namespace
@@ -33,8 +34,8 @@ class Installed:
     ``identity`` is that of the namespace (:meth:`Namespace.identity`): a path can come to mean
     another one. ``listings`` are nft's own words about each table, by ``family name``.
     ``degraded`` says why no better transport could be used, None when none was wanted.
-    ``all_netns_before`` is what ``net.netfilter.nf_log_all_netns`` was before it was switched on
-    for this fence, None when it was left alone.
+    ``all_netns_before`` is what ``net.netfilter.nf_log_all_netns`` is to be put back to when no
+    fence on record logs to the kernel log any more, None when another record has it.
     """
 
     spec: FenceSpec
@@ -70,6 +71,49 @@ class StateDirectory:
         except (pydantic.ValidationError, OcsfNftError) as error:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
 
+    @contextlib.contextmanager
+    def locked(self, name: str = "install") -> Iterator[None]:
+        """Keep other processes that ask for the same lock out, waiting for them first.
+
+        Raises DeliveryError when the disk won't have the lock's file.
+        """
+        descriptor = self._lock_file(name)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def watching(self, sandbox: str) -> Iterator[None]:
+        """Be the one run that watches a sandbox; raises SourceError when there is one already."""
+        descriptor = self._lock_file(f"run-{values.sandbox_name(sandbox)}")
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SourceError(
+                    f"another run watches sandbox {sandbox}: end that one first"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _lock_file(self, name: str) -> int:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return os.open(
+                self.path / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise self._unwritable(self.path, error) from error
+
+    @staticmethod
+    def _unwritable(path: Path, error: OSError) -> DeliveryError:
+        return DeliveryError(
+            f"{path} can't be written ({error.strerror}): make room or name another --state-dir"
+        )
+
     def sandboxes(self) -> Iterator[str]:
         """The names that are on record."""
         for file in sorted(self.path.glob(f"*/{_FILE}")):
@@ -89,10 +133,7 @@ class StateDirectory:
         except OSError as error:
             with contextlib.suppress(OSError):  # the error that counts is the one above
                 temporary.unlink(missing_ok=True)
-            raise DeliveryError(
-                f"{directory} can't be written ({error.strerror}): "
-                "make room or name another --state-dir"
-            ) from error
+            raise self._unwritable(directory, error) from error
 
     def forget(self, sandbox: str) -> None:
         """Take off the record; nothing happens when it isn't on it."""

@@ -1,4 +1,4 @@
-"""Notice when a namespace's links change."""
+"""Notice when a fence's surroundings may have changed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 #: more than some looks a second for whoever makes interfaces in a loop.
 _SETTLE_SECONDS: Final = 0.05
 _REST_SECONDS: Final = 0.2
+_LOOK_SECONDS: Final = 5.0
 _RECEIVE_BYTES: Final = 1 << 16
 
 
-class LinkWatch:
-    """Notifications of rtnetlink about links, from inside a namespace. Needs no privilege there."""
+class Watch:
+    """Notifications of rtnetlink about links and routes, from inside a namespace.
+
+    Needs no privilege there. A fence itself can be altered without any of these, so it is worth a
+    look every few seconds as well.
+    """
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
@@ -32,7 +37,7 @@ class LinkWatch:
 
     async def __aenter__(self) -> Self:
         """Listen; raises AbsentError or UnsupportedError when the namespace can't be entered."""
-        self._socket = self._namespace.call(rtnetlink.subscribe)
+        self._socket = self._namespace.call(lambda: rtnetlink.subscribe(routes=True))
         return self
 
     async def __aexit__(
@@ -46,14 +51,19 @@ class LinkWatch:
             self._socket.close()
 
     async def changes(self) -> AsyncIterator[None]:
-        """Once for each burst of changes; what happens while the consumer is busy is not lost."""
+        """Once for each burst of changes, and every five seconds.
+
+        What happens while the consumer is busy is not lost.
+        """
         if self._socket is None:
             raise RuntimeError("enter the watch first")
         loop = asyncio.get_running_loop()
         while True:
             try:
-                await loop.sock_recv(self._socket, _RECEIVE_BYTES)
-                await asyncio.sleep(_SETTLE_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await loop.sock_recv(self._socket, _RECEIVE_BYTES)
+                    await asyncio.sleep(_SETTLE_SECONDS)
                 with contextlib.suppress(BlockingIOError):
                     while True:
                         self._socket.recv(_RECEIVE_BYTES)

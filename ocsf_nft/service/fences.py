@@ -11,7 +11,7 @@ import structlog
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
 from ocsf_nft.fence import facts, installer
-from ocsf_nft.fence.watch import LinkWatch
+from ocsf_nft.fence.watch import Watch
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
 from ocsf_nft.ocsf.notices import FenceState, fence_state
@@ -49,7 +49,7 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
-        stood = installer.verify(sandbox.name, state, namespace).verdict != "absent"
+        stood = installer.stands(namespace)
         installed = installer.install(sandbox.spec(), namespace, state, wanted_transport(sandbox))
         return Fence(
             installed=installed,
@@ -78,9 +78,20 @@ def wanted_transport(sandbox: SandboxConfig) -> LogTransport | None:
     return sandbox.log_transport
 
 
-def take_away(fence: Fence, state: StateDirectory) -> None:
-    """Remove a fence that this run installed; raises what :func:`installer.remove` does."""
-    installer.remove(fence.installed.spec.sandbox, state, fence.installed.namespace)
+def take_away(fence: Fence, state: StateDirectory, host: Host) -> DeviceConfigStateChange:
+    """Remove a fence that this run installed, and tell of it; blocks for milliseconds.
+
+    Raises what :func:`installer.remove` does, but for a fence that is gone already: that is told.
+    """
+    spec = fence.installed.spec
+    try:
+        verdict = installer.verify(spec.sandbox, state, fence.installed.namespace).verdict
+        installer.remove(spec.sandbox, state, fence.installed.namespace)
+    except AbsentError as error:
+        gone = replace(fence, before=FenceState.ABSENT)
+        return state_event(gone, host, after=FenceState.ABSENT, reason=str(error))
+    before = FenceState.ABSENT if verdict == "absent" else fence.state
+    return state_event(replace(fence, before=before), host, after=FenceState.ABSENT)
 
 
 def context(installed: Installed, host: Host) -> Context:
@@ -126,29 +137,43 @@ def state_event(
     )
 
 
-async def watch_links(
+async def watch(
     sandbox: SandboxConfig, fence: Fence, state: StateDirectory, pipeline: Pipeline
 ) -> None:
-    """Cover interfaces that appear later, for as long as this runs.
+    """Keep a fence as it was installed, and cover interfaces that appear later.
 
-    With ``install`` the fence is replaced by one that covers them; without, it is reported that
-    it doesn't. A failure is reported, and the watch goes on.
+    With ``install`` it is renewed; without, it is reported that it is not as it was. A failure is
+    reported once, and the watch goes on.
     """
-    async with LinkWatch(fence.installed.namespace) as watch:
-        async for _ in watch.changes():
+    told: str | None = fence.reason
+    async with Watch(fence.installed.namespace) as surroundings:
+        async for _ in surroundings.changes():
             try:
                 now = await asyncio.to_thread(stand, sandbox, state)
             except OcsfNftError as error:
-                _log.error("fence not renewed", sandbox=sandbox.name, error=str(error))
-                await pipeline.emit(
-                    state_event(fence, pipeline.host, after=FenceState.DEGRADED, reason=str(error))
-                )
+                if told != str(error):
+                    told = str(error)
+                    absent = isinstance(error, AbsentError)
+                    await _tell(
+                        fence,
+                        pipeline,
+                        after=FenceState.ABSENT if absent else FenceState.DEGRADED,
+                        reason=told,
+                    )
                 continue
-            if now.installed == fence.installed and now.reason == fence.reason:
-                continue
-            links = ", ".join(now.installed.around.links)
-            reason = now.reason or f"its links changed; fenced are: {links}"
-            _log.warning("fence changed", sandbox=sandbox.name, reason=reason)
-            await pipeline.emit(state_event(now, pipeline.host, after=now.state, reason=reason))
-            pipeline.know(sandbox.name, context(now.installed, pipeline.host))
+            reason = now.reason
+            if now.installed.around != fence.installed.around:
+                reason = f"its links changed; fenced are: {', '.join(now.installed.around.links)}"
+            elif now.installed != fence.installed:
+                reason = "it was altered or gone, and has been put back"
+            if reason != told or now.installed != fence.installed:
+                told = now.reason
+                await _tell(now, pipeline, after=now.state, reason=now.reason or reason)
+                pipeline.know(sandbox.name, context(now.installed, pipeline.host))
             fence = now
+
+
+async def _tell(fence: Fence, pipeline: Pipeline, *, after: FenceState, reason: str | None) -> None:
+    name = fence.installed.spec.sandbox
+    _log.warning("fence changed", sandbox=name, state=after.value, reason=reason)
+    await pipeline.emit(state_event(fence, pipeline.host, after=after, reason=reason))

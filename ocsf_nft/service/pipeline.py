@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -12,13 +12,13 @@ import structlog
 from ocsf_nft.ocsf.context import Context, Host
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import gap
+from ocsf_nft.record import Batch, Gap, Reject
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ocsf_nft.delivery.sinks.base import Sink
     from ocsf_nft.ocsf.events import Event
-    from ocsf_nft.record import Batch, Reject
     from ocsf_nft.sources.base import Source
 
 _log = structlog.get_logger()
@@ -27,7 +27,8 @@ _log = structlog.get_logger()
 _SLICE: Final = 64
 #: A source is drained when it gave nothing for so long, and given up when it never ends.
 _QUIET_SECONDS: Final = 0.2
-_DRAIN_SECONDS: Final = 10.0
+_DRAIN_SECONDS: Final = 5.0
+_COUNT_SECONDS: Final = 4.0
 
 
 @dataclass(slots=True)
@@ -60,11 +61,16 @@ class Pipeline:
         await self._sink.deliver([event.to_json()])
         self.counts.events += 1
 
-    async def pump(self, source: Source, stop: asyncio.Event) -> None:
+    async def pump(
+        self, source: Source, stop: asyncio.Event, sandboxes: frozenset[str] | None = None
+    ) -> None:
         """Deliver what a source reads until it ends.
 
-        When ``stop`` is set, what is waiting by then is still delivered. Raises SourceError or
-        DeliveryError.
+        ``sandboxes`` are those whose records it can have: who may load rules there may name any
+        sandbox in a log prefix, and a record of another one is a forgery. None allows all.
+
+        When ``stop`` is set, what is waiting by then is still delivered; what can't be within some
+        seconds is counted, and told as lost. Raises SourceError or DeliveryError.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -84,15 +90,45 @@ class Pipeline:
                 batch, reading = reading.result(), None
                 if batch is None:
                     return
-                await self._deliver(batch)
+                await self._deliver(_genuine(batch, sandboxes))
                 if deadline is not None and time.monotonic() > deadline:
-                    _log.warning("stopped before the source was empty", seconds=_DRAIN_SECONDS)
+                    await self._give_up(batches)
                     return
         finally:
             stopping.cancel()
             if reading is not None:
                 reading.cancel()
                 await asyncio.wait({reading})
+
+    async def _give_up(self, batches: AsyncIterator[Batch]) -> None:
+        """Count what there is no time to deliver, and tell it as lost."""
+        since_ns = time.time_ns()
+        end = time.monotonic() + _COUNT_SECONDS
+        left: list[Batch] = []
+        is_all = False
+        while not is_all and time.monotonic() < end:
+            try:
+                async with asyncio.timeout(_QUIET_SECONDS):
+                    batch = await anext(batches, None)
+            except TimeoutError:
+                batch = None
+            is_all = batch is None
+            if batch is not None:
+                left.append(batch)
+        number = sum(len(batch.records) for batch in left)
+        gaps = [gap for batch in left for gap in batch.gaps]
+        transports = [record.origin.transport for batch in left for record in batch.records[:1]]
+        if transports:
+            gaps.append(
+                Gap(
+                    transport=transports[0],
+                    reason=f"stopped before {'' if is_all else 'at least '}{number} were delivered",
+                    lost=number if is_all else None,
+                    since_ns=since_ns,
+                    until_ns=time.time_ns(),
+                )
+            )
+        await self._deliver(Batch(gaps=tuple(gaps)))
 
     async def _deliver(self, batch: Batch) -> None:
         lines: list[bytes] = []
@@ -122,6 +158,25 @@ class Pipeline:
                 "line rejected", kind=reject.kind, number=number, reason=reject.reason,
                 line=reject.line[:200],
             )  # fmt: skip
+
+
+def _genuine(batch: Batch, sandboxes: frozenset[str] | None) -> Batch:
+    if sandboxes is None or all(record.sandbox in sandboxes for record in batch.records):
+        return batch
+    forged = tuple(
+        Reject(
+            kind="forged",
+            reason="it names a sandbox that is not there where it was logged",
+            line=record.origin.raw,
+        )
+        for record in batch.records
+        if record.sandbox not in sandboxes
+    )
+    return replace(
+        batch,
+        records=tuple(record for record in batch.records if record.sandbox in sandboxes),
+        rejects=batch.rejects + forged,
+    )
 
 
 async def _next(batches: AsyncIterator[Batch]) -> Batch | None:

@@ -54,6 +54,8 @@ async def run(
     """
     state = StateDirectory(config.state_dir)
     async with contextlib.AsyncExitStack() as stack:
+        for sandbox in config.sandbox:
+            stack.enter_context(state.watching(sandbox.name))
         early = _Early()
         for sandbox in config.sandbox:
             await early.open(sandbox, state, stack)
@@ -69,10 +71,13 @@ async def run(
         with _first_error():
             async with asyncio.TaskGroup() as group:
                 watches = [
-                    group.create_task(fences.watch_links(sandbox, fence, state, pipeline))
+                    group.create_task(fences.watch(sandbox, fence, state, pipeline))
                     for sandbox, fence in zip(config.sandbox, standing, strict=True)
                 ]
-                pumps = [group.create_task(pipeline.pump(source, stop)) for source in sources]
+                pumps = [
+                    group.create_task(pipeline.pump(source, stop, frozenset(sandboxes)))
+                    for source, sandboxes in sources.items()
+                ]
                 # A fence that can't log leaves nothing to read, and still has to be watched.
                 await stop.wait()
                 await asyncio.gather(*pumps)
@@ -80,8 +85,8 @@ async def run(
                     watch.cancel()
         for fence in standing:
             if fence.is_ours:
-                await asyncio.to_thread(fences.take_away, fence, state)
-                await pipeline.emit(fences.gone_event(fence, pipeline.host))
+                gone = await asyncio.to_thread(fences.take_away, fence, state, pipeline.host)
+                await pipeline.emit(gone)
         await pipeline.emit(
             lifecycle(Context(host=pipeline.host), activity="stop", time_ns=time.time_ns())
         )
@@ -156,8 +161,9 @@ async def _sources(
     standing: Sequence[tuple[SandboxConfig, Fence]],
     early: _Early,
     stack: contextlib.AsyncExitStack,
-) -> list[Source]:
-    found: dict[int, Source] = {}
+) -> dict[Source, set[str]]:
+    """The sources to read, and the sandboxes whose records each can have."""
+    found: dict[Source, set[str]] = {}
     in_kernel_log: dict[str, set[str]] = {"kmsg": set(), "journal": set()}
     for sandbox, fence in standing:
         installed = fence.installed
@@ -167,16 +173,14 @@ async def _sources(
                 places.append(_HOST)
             for place in places:
                 source = await early.take(place, installed.spec.group, stack)
-                found[id(source)] = source
+                found.setdefault(source, set()).add(sandbox.name)
         elif installed.transport == "kmsg":
             in_kernel_log["journal" if sandbox.source == "journal" else "kmsg"].add(sandbox.name)
-    if names := frozenset(in_kernel_log["kmsg"]):
-        kmsg = await stack.enter_async_context(Kmsg(names))
-        found[id(kmsg)] = kmsg
-    if names := frozenset(in_kernel_log["journal"]):
-        journal = await stack.enter_async_context(Journal(names))
-        found[id(journal)] = journal
-    return list(found.values())
+    if names := in_kernel_log["kmsg"]:
+        found[await stack.enter_async_context(Kmsg(frozenset(names)))] = names
+    if names := in_kernel_log["journal"]:
+        found[await stack.enter_async_context(Journal(frozenset(names)))] = names
+    return found
 
 
 async def _announce(sandbox: SandboxConfig, fence: Fence, pipeline: Pipeline) -> None:

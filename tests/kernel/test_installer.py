@@ -223,6 +223,78 @@ def test_the_fence_of_another_sandbox_is_left_alone(
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
+def test_a_sandbox_that_is_fenced_here_is_not_fenced_there(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    with pytest.raises(FenceError, match="stands in"):
+        installer.install(spec, fenced.gateway_namespace, state)
+    with pytest.raises(FenceError, match="stands in"):
+        installer.remove(spec.sandbox, state, fenced.gateway_namespace)
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+
+
+def test_the_guard_of_another_sandbox_is_left_alone_and_an_old_one_removed(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    def tables() -> str:
+        return conftest.nft(lab.gateway_namespace, "list", "tables", "netdev")
+
+    def install(spec: FenceSpec) -> None:
+        lab.gateway_namespace.call(
+            lambda: installer.install(spec, lab.sandbox_namespace, state, "nflog")
+        )
+
+    guarded = dataclasses.replace(spec, guard_device=lab.gateway_device)
+    install(guarded)
+    assert "ocsf_nft_gw0" in tables()
+    stranger = dataclasses.replace(guarded, sandbox="stranger")
+    with pytest.raises(FenceError, match=conftest.SANDBOX):
+        lab.gateway_namespace.call(
+            lambda: installer.install(stranger, lab.gateway_namespace, state, "nflog")
+        )
+    install(spec)
+    assert tables() == ""
+
+
+def test_the_sysctl_is_put_back_by_the_last_that_used_it(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, all_netns: Callable[[], str]
+) -> None:
+    other = dataclasses.replace(spec, sandbox="other")
+    installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    installer.install(other, lab.gateway_namespace, state, "kmsg")
+    installer.remove(spec.sandbox, state)
+    assert all_netns() == "1"
+    installer.install(other, lab.gateway_namespace, state, "nflog")
+    assert all_netns() == "0"
+
+
+def test_a_kernel_log_fence_whose_sysctl_is_off_is_not_as_installed(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, all_netns: Callable[[], str]
+) -> None:
+    installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    _ALL_NETNS.write_text("0")
+    found = installer.verify(spec.sandbox, state)
+    assert (found.verdict, "nf_log_all_netns" in found.difference) == ("differs", True)
+    installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    assert all_netns() == "1"
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+
+
+def test_what_is_altered_while_it_is_installed_is_not_taken_for_what_was_installed(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = nft.load
+
+    def tampered(namespace: Namespace, text: str) -> None:
+        load(namespace, text)
+        if namespace == lab.sandbox_namespace:
+            conftest.nft(namespace, "insert", "rule", "inet", "ocsf_nft", "output", "accept")
+
+    monkeypatch.setattr(nft, "load", tampered)
+    with pytest.raises(FenceError, match="altered while it was installed"):
+        installer.install(spec, lab.sandbox_namespace, state)
+
+
 def test_a_guard_for_an_interface_that_is_not_there_is_refused(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -15,7 +16,9 @@ import orjson
 import pytest
 
 from ocsf_nft.fence import installer
+from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
+from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import attempts, command, conftest
 from tests.kernel.journald import journald
 
@@ -266,15 +269,71 @@ def test_a_run_without_a_fence_does_not_begin(
     assert "no fence of sandbox lab stands" in done.sentence
 
 
-def test_a_group_that_somebody_else_reads_still_gets_its_fence(
+async def test_a_group_that_somebody_else_reads_still_gets_its_fence(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     options = _options(lab, state, tmp_path / "events.jsonl")
-    with command.running(*options, "--install"):
-        second = command.run("run", *options, "--install")
+    async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP):
+        second = await asyncio.to_thread(command.run, "run", *options, "--install")
+    assert second.code == 3
+    assert "4001" in second.sentence
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+
+
+def test_a_sandbox_has_one_run(lab: Lab, state: StateDirectory, tmp_path: Path) -> None:
+    options = _options(lab, state, tmp_path / "events.jsonl")
+    with command.running(*options, "--install") as running:
+        second = command.run("run", *options, "--install", "--group", "4002")
         assert second.code == 3
-        assert "4001" in second.sentence
-        assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+        assert "another run watches sandbox lab" in second.sentence
+        assert running.stop(signal.SIGTERM)[0] == 0
+
+
+def test_a_fence_that_is_flushed_under_a_run_is_put_back_and_told(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    with command.running(*_options(lab, state, output), "--install") as running:
+        conftest.nft(lab.sandbox_namespace, "flush", "ruleset")
+        deadline = time.monotonic() + 10
+        while installer.verify(conftest.SANDBOX, state).verdict != "as installed":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert running.stop(signal.SIGTERM)[0] == 0
+    details = [e.get("status_detail") or "" for e in _events(output) if e["class_uid"] == 5019]
+    assert any("put back" in detail for detail in details)
+
+
+def test_a_fence_that_somebody_removed_is_told_at_the_end(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    with command.running(*_options(lab, state, output), "--install") as running:
+        installer.remove(conftest.SANDBOX, state)
+        code, said = running.stop(signal.SIGTERM)
+    assert code == 0, said
+    *_, gone, stopped = _events(output)
+    assert (gone["class_uid"], gone["state_id"]) == (5019, 1)
+    assert "before: absent" in gone["message"]
+    assert (stopped["class_uid"], stopped["activity_name"]) == (6002, "Stop")
+
+
+def test_a_record_that_names_a_sandbox_of_another_namespace_is_a_forgery(
+    fenced: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    conftest.nft(
+        fenced.sandbox_namespace,
+        "add table inet mine; add chain inet mine o { type filter hook output priority -10; }; "
+        'add rule inet mine o log prefix "ocsf-nft:victim:egress:" group 4001',
+    )
+    with command.running(*_options(fenced, state, output)) as running:
+        attempts.attempt(fenced.sandbox_namespace, 0, 3, "udp4")
+        code, said = running.stop(signal.SIGTERM)
+    assert code == 0
+    assert "forged" in said
+    assert "victim" not in output.read_text()
+    assert len(_refused(_events(output))) == 3
 
 
 def test_replayed_text_gives_the_same_uids_each_time(tmp_path: Path) -> None:
