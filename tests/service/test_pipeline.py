@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import orjson
+import pytest
+
+from ocsf_nft.ocsf.context import Host
+from ocsf_nft.record import Batch, Record
+from ocsf_nft.service import pipeline as module
+from ocsf_nft.service.pipeline import Pipeline
+from tests.conformance.corpus import TCP, V4, record
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+
+@dataclass
+class Memory:
+    """A sink that keeps what it is given, as slowly as it is told to."""
+
+    seconds: float = 0.0
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def deliver(self, events: Sequence[bytes]) -> None:
+        await asyncio.sleep(self.seconds)
+        self.events += map(orjson.loads, events)
+
+
+@dataclass
+class Given:
+    """A live source that has so many batches of ten records, and then waits."""
+
+    batches_left: int
+    made: int = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        while self.batches_left:
+            self.batches_left -= 1
+            records = tuple(_record(self.made + number) for number in range(10))
+            self.made += 10
+            yield Batch(records=records)
+        await asyncio.Event().wait()
+
+
+def _record(number: int) -> Record:
+    made = record(**V4, **TCP)
+    return replace(made, origin=replace(made.origin, identity=f"test:{number}"))
+
+
+def _of_class(sink: Memory, uid: int) -> list[dict[str, Any]]:
+    return [event for event in sink.events if event["class_uid"] == uid]
+
+
+async def test_what_waits_when_the_stop_comes_is_delivered() -> None:
+    sink, source, stop = Memory(), Given(50), asyncio.Event()
+    stop.set()
+    pipeline = Pipeline(sink, Host(hostname="test"))
+    await pipeline.pump(source, stop)
+    assert len(_of_class(sink, 4001)) == source.made == 500
+    assert not _of_class(sink, 6002)
+
+
+async def test_what_can_not_be_delivered_in_time_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.1)
+    sink, source, stop = Memory(seconds=0.03), Given(50), asyncio.Event()
+    stop.set()
+    pipeline = Pipeline(sink, Host(hostname="test"))
+    await pipeline.pump(source, stop)
+    delivered = len(_of_class(sink, 4001))
+    (lost,) = _of_class(sink, 6002)
+    assert 0 < delivered < 500
+    assert delivered + lost["count"] == source.made == 500
+    assert pipeline.counts.lost == lost["count"]
+
+
+async def test_a_record_of_a_sandbox_that_is_not_there_is_counted_as_forged() -> None:
+    sink, source, stop = Memory(), Given(1), asyncio.Event()
+    stop.set()
+    pipeline = Pipeline(sink, Host(hostname="test"))
+    await pipeline.pump(source, stop, frozenset({"another"}))
+    assert not sink.events
+    assert pipeline.counts.rejects == {"forged": 10}
