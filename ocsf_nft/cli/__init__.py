@@ -6,11 +6,9 @@ is for people goes to standard error.
 
 from __future__ import annotations
 
-import os
-import sys
-
 import typer
 
+from ocsf_nft.cli import output
 from ocsf_nft.cli.check import check
 from ocsf_nft.cli.convert import convert
 from ocsf_nft.cli.demo import demo
@@ -41,14 +39,11 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 def main() -> None:
     """Run the command line; every expected failure is one sentence and its exit code."""
+    output.prepare()
     try:
         app()
     except OcsfNftError as error:
         typer.echo(f"ocsf-nft: {error}", err=True)
         raise SystemExit(error.exit_code) from None
-    except BrokenPipeError:
-        # The reader of our output has seen enough. What is still buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None

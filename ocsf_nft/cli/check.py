@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
+
+from ocsf_nft.cli import output
 
 
 def check(
@@ -34,7 +35,7 @@ def check(
     found = list(findings())
     if as_json:
         for finding in found:
-            sys.stdout.buffer.write(orjson.dumps(dataclasses.asdict(finding)) + b"\n")
+            output.write(orjson.dumps(dataclasses.asdict(finding)) + b"\n")
     else:
         table = Table("", "what", "meaning", "what to do")
         styles = {"ok": "green", "degraded": "yellow", "fatal": "red"}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ocsf_nft.cli import output
 from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def convert(
         for path in paths:
             file = _stdin() if path == "-" else stack.enter_context(_open(Path(path)))
             for batch in _batches(file, counts, boot_ns):
-                _write(b"".join(events(batch.records)))
+                output.write(b"".join(events(batch.records)))
                 for line in batch.rejects:
                     reject(line)
     rejected = "".join(f", {number} {kind}" for kind, number in sorted(counts.rejects.items()))
@@ -124,16 +125,6 @@ def _batches(file: BufferedReader, counts: Counts, boot_ns: int | None) -> Itera
     while chunk := file.read1(_CHUNK_BYTES):
         yield from reader.feed(chunk)
     yield from reader.finish()
-
-
-def _write(lines: bytes) -> None:
-    try:
-        sys.stdout.buffer.write(lines)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise DeliveryError(f"standard output can't be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager

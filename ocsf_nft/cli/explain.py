@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ocsf_nft.cli import output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ def explain(
     for record in records:
         _table(record)
         event = mapper.network_activity(record, processed_ns=time.time_ns())
-        sys.stdout.buffer.write(event.to_json() + b"\n")
+        output.write(event.to_json() + b"\n")
 
 
 def _table(record: Record) -> None:

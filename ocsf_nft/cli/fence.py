@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ocsf_nft.cli import options
+from ocsf_nft.cli import options, output
 
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import Event
@@ -56,7 +55,8 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     )
     if dry_run:
         rung = fences.wanted_transport(asked) or "nflog"
-        sys.stdout.write(installer.plan(asked.spec(), asked.namespace or Namespace(), rung))
+        plan = installer.plan(asked.spec(), asked.namespace or Namespace(), rung)
+        output.write(plan.encode())
         return
     fence = fences.stand(asked, StateDirectory(state_dir))
     _print(fences.state_event(fence, this_host(), after=fence.state))
@@ -124,4 +124,4 @@ def remove(
 
 
 def _print(event: Event) -> None:
-    sys.stdout.buffer.write(event.to_json() + b"\n")
+    output.write(event.to_json() + b"\n")

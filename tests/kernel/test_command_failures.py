@@ -236,3 +236,15 @@ def test_the_state_of_another_fence_survives_a_failed_replacement(
     refused = command.run(*_install(fenced, state, "--host-guard", "nowhere0"))
     assert refused.code == 2
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+
+
+@pytest.mark.parametrize("redirections", [">/dev/full", ">&-", "<&- >&- 2>&-"])
+def test_a_standard_output_that_takes_nothing_leaves_a_fence_that_stands(
+    lab: Lab, state: StateDirectory, redirections: str
+) -> None:
+    under = ("sh", "-c", f'exec "$@" {redirections}', "sh")
+    refused = command.run(*_install(lab, state), under=under)
+    assert refused.code == 3
+    if "2>" not in redirections:
+        assert "standard output can't be written" in refused.sentence
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"

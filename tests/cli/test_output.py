@@ -1,0 +1,100 @@
+"""Standard streams that are closed, full, or that nobody reads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LINE = (
+    "<4>[1.000000] ocsf-nft:sb:egress:IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 "
+    "PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 UID=0 GID=0 \n"
+)
+
+
+def in_shell(redirections: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'exec "$@" {redirections}',
+            "sh",
+            sys.executable,
+            "-m",
+            "ocsf_nft",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> str:
+    path = tmp_path / "kernel.log"
+    path.write_text(LINE * 2000)
+    return str(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", ["convert", "explain", "--help"])
+def test_a_full_standard_output_is_one_sentence(log: str, command: str) -> None:
+    arguments = {"convert": [log], "explain": [LINE], "--help": []}[command]
+    done = in_shell(">/dev/full", command, *arguments)
+    assert done.returncode == 3
+    sentence = done.stderr.splitlines()[-1]
+    assert sentence == "ocsf-nft: standard output can't be written: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("redirections", [">&-", "<&- >&-"])
+def test_a_closed_standard_output_is_one_sentence(log: str, redirections: str) -> None:
+    done = in_shell(redirections, "convert", log)
+    assert done.returncode == 3
+    assert done.stderr == "ocsf-nft: standard output can't be written: Bad file descriptor\n"
+
+
+def test_what_is_printed_goes_into_no_file_that_took_a_closed_ones_number(
+    log: str, tmp_path: Path
+) -> None:
+    rejects = tmp_path / "rejects"
+    done = in_shell("<&- >&- 2>&-", "convert", "--rejects", str(rejects), log)
+    assert done.returncode == 3
+    assert rejects.read_bytes() == b""
+
+
+def test_a_closed_standard_input_is_an_empty_one() -> None:
+    done = in_shell("<&-", "convert")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("redirections", ["2>&-", "2>/dev/full"])
+def test_a_standard_error_that_takes_nothing_changes_no_exit_code(
+    log: str, redirections: str
+) -> None:
+    done = in_shell(redirections, "convert", log)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 2000
+    assert in_shell(redirections, "convert", "--no-such-option").returncode == 2
+    assert in_shell(redirections, "convert", "/nowhere").returncode == 2
+    assert in_shell(redirections, "explain", "nothing").returncode == 1
+    assert in_shell(redirections, "explain", LINE).returncode == 0
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(log: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "convert", log],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=30,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
