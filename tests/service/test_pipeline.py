@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
-import pytest
 
 from ocsf_nft.ocsf.context import Host
 from ocsf_nft.record import Batch, Record
@@ -15,6 +14,8 @@ from tests.conformance.corpus import TCP, V4, record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+
+    import pytest
 
 
 @dataclass
