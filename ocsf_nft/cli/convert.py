@@ -78,7 +78,7 @@ def convert(
                 yield b"\n"
 
     with contextlib.ExitStack() as stack:
-        reject = stack.enter_context(_rejects_file(rejects))
+        reject = stack.enter_context(_rejects_file(rejects, paths))
         for path in paths:
             file = _stdin() if path == "-" else stack.enter_context(_open(Path(path)))
             for batch in _batches(file, counts, boot_ns):
@@ -127,13 +127,25 @@ def _batches(file: BufferedReader, counts: Counts, boot_ns: int | None) -> Itera
     yield from reader.finish()
 
 
+def _is_same_file(path: Path, name: str) -> bool:
+    try:
+        mine = path.stat()
+        other = os.fstat(sys.stdin.fileno()) if name == "-" else Path(name).stat()
+    except OSError:  # one of them is not there, and is told of when it is opened
+        return False
+    return stat.S_ISREG(mine.st_mode) and os.path.samestat(mine, other)
+
+
 @contextlib.contextmanager
-def _rejects_file(path: Path | None) -> Iterator[Callable[[Reject], None]]:
+def _rejects_file(path: Path | None, inputs: list[str]) -> Iterator[Callable[[Reject], None]]:
     if path is None:
         yield lambda _reject: None
         return
     import orjson
 
+    for name in inputs:
+        if _is_same_file(path, name):
+            raise UsageError(f"--rejects {path} would empty an input of that name: give another")
     try:
         file = path.open("wb", buffering=0)
     except OSError as error:

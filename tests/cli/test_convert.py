@@ -55,6 +55,27 @@ def test_stamps_count_from_the_boot_that_is_named(boot: str, time: int) -> None:
     assert json.loads(done.stdout)["time"] == time + 4_000_000_000_000
 
 
+def test_an_input_is_not_emptied_to_take_its_own_rejects(tmp_path: Path) -> None:
+    log, link, other = tmp_path / "a.log", tmp_path / "link", tmp_path / "other"
+    log.write_text("ocsf-nft:sb:egress:IN= torn")
+    link.symlink_to(log)
+    for rejects in (log, link):
+        done = convert("--rejects", str(rejects), str(log))
+        assert done.returncode == 2
+        assert "--rejects" in done.stderr
+        with log.open() as stdin:
+            piped = subprocess.run(
+                [sys.executable, "-m", "ocsf_nft", "convert", "--rejects", str(rejects)],
+                stdin=stdin,
+                capture_output=True,
+                check=False,
+            )
+        assert piped.returncode == 2
+    assert log.read_text() == "ocsf-nft:sb:egress:IN= torn"
+    assert convert("--rejects", str(other), str(log)).returncode == 0
+    assert len(other.read_text().splitlines()) == 1
+
+
 @pytest.mark.parametrize("boot", ["", "soon", "0001-01-01T00:00:00+23:59"])
 def test_a_boot_that_is_no_time_is_bad_usage(boot: str) -> None:
     done = convert("--boot", boot)
