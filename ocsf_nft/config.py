@@ -38,6 +38,17 @@ def _checked(check: Callable[[str], Any]) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+def _file_name(value: object) -> object:
+    if value == "":
+        raise ValueError("must not be empty: leave the key out for its default")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"must not hold a NUL character, which {value!r} does")
+    return value
+
+
+_FileName = BeforeValidator(_file_name)
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,7 +62,7 @@ class SandboxConfig(_Table):
     """
 
     name: Annotated[str, _checked(values.sandbox_name)]
-    netns: str | None = None
+    netns: Annotated[str, _FileName] | None = None
     pid: Annotated[int, Field(gt=0)] | None = None
     proxy: tuple[Annotated[Endpoint, _checked(values.endpoint)], ...] = ()
     allow: tuple[Annotated[Endpoint, _checked(values.exception)], ...] = ()
@@ -88,8 +99,8 @@ class Config(_Table):
     """All of it. ``output`` is a file's path, or ``-`` for standard output."""
 
     sandbox: Annotated[tuple[SandboxConfig, ...], Field(min_length=1)]
-    output: str = STDOUT
-    state_dir: Path = DEFAULT_DIRECTORY
+    output: Annotated[str, _FileName] = STDOUT
+    state_dir: Annotated[Path, _FileName] = DEFAULT_DIRECTORY
 
     @property
     def output_path(self) -> Path | None:
@@ -142,5 +153,7 @@ def _sentence(error: ValidationError) -> str:
         model = SandboxConfig if "sandbox" in table else Config
         near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.0)
         return f"there is no key {place}: did you mean {near[0]}?"
+    if fault["type"] == "tuple_type":
+        return f"{place}: must be a list: put it in [ ]"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{place}: {message[:1].lower()}{message[1:]}"
