@@ -43,9 +43,58 @@ async def test_what_a_crash_left_half_written_is_taken_back(
     assert path.read_bytes() == kept + b"{}\n"
 
 
-async def test_a_directory_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DeliveryError, match="No such file or directory"):
-        await Jsonl(tmp_path / "nowhere" / "events.jsonl").__aenter__()
+async def test_the_directory_of_the_file_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "events.jsonl"
+    async with Jsonl(path) as sink:
+        await sink.deliver([b"{}"])
+    assert path.read_bytes() == b"{}\n"
+    assert path.parent.stat().st_mode & 0o777 & ~0o750 == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "cause"),
+    [("file/events.jsonl", "Not a directory"), ("a/b/events.jsonl", "No such file or directory")],
+)
+async def test_a_directory_that_can_not_be_made_is_one_sentence(
+    tmp_path: Path, place: str, cause: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DeliveryError, match=cause):
+        await Jsonl(tmp_path / place).__aenter__()
+
+
+async def test_a_file_that_was_rotated_away_is_begun_anew(tmp_path: Path) -> None:
+    path, rotated = tmp_path / "new" / "events.jsonl", tmp_path / "events.jsonl.1"
+    async with Jsonl(path) as sink:
+        await sink.deliver([b'{"a":1}'])
+        path.rename(rotated)
+        await sink.deliver([b'{"b":2}'])
+        assert path.read_bytes() == b'{"b":2}\n'
+        path.unlink()
+        path.write_bytes(b'{"other":0}\n')
+        await sink.deliver([b'{"c":3}'])
+        assert path.read_bytes() == b'{"other":0}\n{"c":3}\n'
+        path.unlink()
+        path.parent.rmdir()
+        await sink.deliver([b'{"d":4}'])
+        path.unlink()
+        path.parent.rmdir()
+        path.parent.touch()
+        with pytest.raises(DeliveryError, match="Not a directory"):
+            await sink.deliver([b'{"e":5}'])
+        path.parent.unlink()
+        await sink.deliver([b'{"f":6}'])
+    assert path.read_bytes() == b'{"f":6}\n'
+    assert rotated.read_bytes() == b'{"a":1}\n'
+
+
+async def test_a_file_that_was_emptied_in_its_place_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    async with Jsonl(path) as sink:
+        await sink.deliver([b'{"a":1}'])
+        os.truncate(path, 0)
+        await sink.deliver([b'{"b":2}'])
+    assert path.read_bytes() == b'{"b":2}\n'
 
 
 async def test_a_reader_that_went_away_is_one_sentence(tmp_path: Path) -> None:

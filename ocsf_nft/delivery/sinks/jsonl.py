@@ -1,7 +1,8 @@
 """JSON Lines, to a file or to standard output.
 
 A file is appended to with whole lines only: what a full disk or a crash cut short is taken back,
-so that a forwarder that follows the file never reads half an event.
+so that a forwarder that follows the file never reads half an event. A file that was renamed
+or removed (logrotate) is left to whoever did so, and a new one of the name is begun.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 #: Events name who did what: for their owner and a group of forwarders, nobody else.
 _MODE: Final = 0o640
+_DIRECTORY_MODE: Final = 0o750
 _TAIL_BYTES: Final = 1 << 16
 
 
@@ -38,7 +40,7 @@ class Jsonl:
         return "standard output" if self._path is None else str(self._path)
 
     async def __aenter__(self) -> Self:
-        """Open the file; raises DeliveryError when it can't be written."""
+        """Open the file, and make its directory; raises DeliveryError when it can't be written."""
         await asyncio.to_thread(self._open)
         return self
 
@@ -66,19 +68,27 @@ class Jsonl:
             self._descriptor = sys.stdout.fileno()
             return
         try:
-            # Without O_NONBLOCK a named pipe that nobody reads would wait for ever.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-            self._descriptor = os.open(self._path, flags, _MODE)
-            os.set_blocking(self._descriptor, True)
+            self._descriptor = _opened(self._path)
             self._is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
-            if self._is_file:
-                os.ftruncate(self._descriptor, _whole_lines(self._path))
         except OSError as error:
             raise self._failure(error) from error
+
+    def _follow(self, path: Path) -> None:
+        """Leave a file that no longer has its name; raises OSError."""
+        try:
+            if os.path.samestat(path.stat(), os.fstat(self._descriptor)):
+                return
+        except FileNotFoundError:
+            pass  # begun anew below
+        left, self._descriptor = self._descriptor, _opened(path)
+        os.close(left)
+        self._is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
 
     def _write(self, lines: bytes) -> None:
         view = memoryview(lines)
         try:
+            if self._is_file and self._path is not None:
+                self._follow(self._path)
             size = os.fstat(self._descriptor).st_size
             try:
                 while view:
@@ -92,6 +102,26 @@ class Jsonl:
 
     def _failure(self, error: OSError) -> DeliveryError:
         return DeliveryError(f"{self._name} can't be written: {error.strerror}")
+
+
+def _opened(path: Path) -> int:
+    """A descriptor that appends whole lines; raises OSError."""
+    # Without O_NONBLOCK a named pipe that nobody reads would wait for ever.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, _MODE)
+    except FileNotFoundError:
+        # Its directory alone: one further up that is not there is rather a mistake in the path.
+        path.parent.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+        descriptor = os.open(path, flags, _MODE)
+    try:
+        os.set_blocking(descriptor, True)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.ftruncate(descriptor, _whole_lines(path))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _whole_lines(path: Path) -> int:
