@@ -22,7 +22,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     allow: options.Exceptions = [],  # noqa: B006 - typer copies it
     host_guard: options.HostGuard = None,
     transport: options.Transport = "auto",
-    group: options.Group = 4001,
+    group: options.Group = options.DEFAULT_GROUP,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the ruleset and change nothing.")

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from ocsf_nft.config import Config, SandboxConfig
 
+# The fence's own defaults again: importing those is slow. A test holds them equal.
+DEFAULT_GROUP: Final = 4001
 DEFAULT_STATE_DIR: Final = Path("/var/lib/ocsf-nft")
 
 Sandbox = Annotated[str, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")]

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import select
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
     from ocsf_nft.service import Counts
 
 _REPLAY: Final = "replay:"
+_STDERR: Final = 2
 
 
 def run(  # noqa: PLR0913, PLR0917 - each is an option
+    context: typer.Context,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -39,7 +43,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     allow: options.Exceptions = [],  # noqa: B006 - typer copies it
     host_guard: options.HostGuard = None,
     transport: options.Transport = "auto",
-    group: options.Group = 4001,
+    group: options.Group = options.DEFAULT_GROUP,
     source: Annotated[
         str,
         typer.Option(
@@ -59,8 +63,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Watch fenced sandboxes and write an event for each packet refused.
 
-    Ctrl-C and SIGTERM: what the kernel has logged by then is delivered, then exit 0. On a failure
-    the fence stays.
+    Ctrl-C, SIGTERM and SIGHUP: what the kernel has logged by then is delivered, then exit 0. A
+    second Ctrl-C or SIGTERM ends it at once, exit 3. On a failure the fence stays.
 
     Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), CAP_SYS_ADMIN to enter another one,
     CAP_SYS_PTRACE to find that of another user's process, CAP_SYSLOG for the kernel log; drops
@@ -74,6 +78,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft.delivery.sinks.jsonl import Jsonl
 
     to_stderr()
+    if config is not None:
+        _nothing_besides_config(context)
     if source.startswith(_REPLAY):
         sink = Jsonl(None if output == "-" else Path(output))
         path = Path(source.removeprefix(_REPLAY))
@@ -122,9 +128,52 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> Counts:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    return await work(stop)
+    asked = False
+
+    # Not asyncio's: those wait for a loop that may be waiting for a full pipe.
+    def end(number: int, _frame: object) -> None:
+        nonlocal asked
+        # SIGHUP is nobody's impatience: a closing terminal sends it twice, systemd after SIGTERM.
+        if number != signal.SIGHUP:
+            if asked:
+                _end_at_once()
+            asked = True
+        loop.call_soon_threadsafe(stop.set)
+
+    before = {number: signal.signal(number, end) for number in _ending_signals()}
+    try:
+        return await work(stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ending_signals() -> tuple[signal.Signals, ...]:
+    # Under nohup(1) SIGHUP is ignored, and stays so.
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
+
+
+def _end_at_once() -> NoReturn:
+    # Only when it can be said without waiting: standard error may be the same full pipe.
+    if select.select((), (_STDERR,), (), 0)[1]:
+        os.write(_STDERR, b"ocsf-nft: stopped at once: what was waiting is not delivered\n")
+    os._exit(3)  # a thread that waits for the full pipe lets no other exit end
+
+
+def _nothing_besides_config(context: typer.Context) -> None:
+    """Raises UsageError, since the file tells everything."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name != "config"
+        and (found := context.get_parameter_source(name)) is not None
+        and found.name != "DEFAULT"
+    ]
+    if given:
+        raise UsageError(
+            f"--config is in place of the other options: put {', '.join(given)} into the file"
+        )
 
 
 def _finish(counts: Counts) -> None:

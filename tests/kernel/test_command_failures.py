@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +15,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from tests.kernel import command, conftest
+from tests.kernel import attempts, command, conftest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -248,3 +251,68 @@ def test_a_standard_output_that_takes_nothing_leaves_a_fence_that_stands(
     if "2>" not in redirections:
         assert "standard output can't be written" in refused.sentence
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+
+
+def _watch(lab: Lab, state: StateDirectory) -> tuple[str, ...]:
+    place = ("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox)
+    return (*command.COMMAND, "run", *place, "--proxy", _PROXY, "--state-dir", str(state.path))
+
+
+@pytest.mark.parametrize("stderr_too", [False, True])
+def test_a_second_signal_ends_a_run_whose_output_nobody_reads(
+    lab: Lab, state: StateDirectory, stderr_too: bool
+) -> None:
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [*_watch(lab, state), "--install"],
+        stdout=writer,
+        stderr=writer if stderr_too else subprocess.PIPE,
+    )
+    os.close(writer)
+    try:
+        said = reader if process.stderr is None else process.stderr.fileno()
+        _read_until(said, b"ready: watching lab\n")
+        attempts.attempt(lab.sandbox_namespace, 0, 2000, "udp4")
+        process.send_signal(signal.SIGTERM)
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(2) == 3
+        if process.stderr is not None:
+            *_, last = process.stderr.read().splitlines()
+            assert last == b"ocsf-nft: stopped at once: what was waiting is not delivered"
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def _read_until(descriptor: int, end: bytes) -> None:
+    read = b""
+    while not read.endswith(end):
+        assert select.select([descriptor], [], [], 10)[0], read
+        chunk = os.read(descriptor, 4096)
+        assert chunk, read
+        read += chunk
+
+
+def test_a_hang_up_drains_as_a_stop_does_unless_nohup_runs_it(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    options = (*_watch(lab, state)[len(command.COMMAND) + 1 :], "--output", str(output))
+    with command.running(*options, "--install") as running:
+        attempts.attempt(lab.sandbox_namespace, 0, 100, "udp4")
+        code, said = running.stop(signal.SIGHUP)
+    assert code == 0, said
+    events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    assert sum(event["class_uid"] == 4001 and "actor" in event for event in events) == 100
+    with command.running(*options, "--install", under=("nohup",)) as running:
+        running.process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.process.wait(0.5)
+        assert running.stop(signal.SIGTERM)[0] == 0

@@ -1,0 +1,46 @@
+"""What may be given, and what stands when it is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.cli import options
+from ocsf_nft.fence import spec, state
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_command_lines_defaults_are_the_fences() -> None:
+    assert options.DEFAULT_GROUP == spec.DEFAULT_GROUP
+    assert options.DEFAULT_STATE_DIR == state.DEFAULT_DIRECTORY
+
+
+@pytest.mark.parametrize(
+    "besides",
+    [
+        ("--sandbox", "a"),
+        ("--proxy", "10.0.0.1:3128"),
+        ("--output", "-"),
+        ("--state-dir", "elsewhere"),
+        ("--group", "4001"),
+        ("--install",),
+        ("--source", "replay:kernel.log", "--netns", "b"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_a_file_would_overrule_is_refused(
+    tmp_path: Path, besides: tuple[str, ...]
+) -> None:
+    file = tmp_path / "ocsf-nft.toml"
+    file.write_text('[[sandbox]]\nname = "a"\nnetns = "/nowhere"\n')
+    command = (sys.executable, "-m", "ocsf_nft", "run", "--config", str(file))
+    done = subprocess.run([*command, *besides], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("ocsf-nft: --config is in place of")
+    assert all(option in sentence for option in besides if option.startswith("--"))
