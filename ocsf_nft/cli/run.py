@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import select
@@ -157,7 +158,8 @@ def _ending_signals() -> tuple[signal.Signals, ...]:
 def _end_at_once() -> NoReturn:
     # Only when it can be said without waiting: standard error may be the same full pipe.
     if select.select((), (_STDERR,), (), 0)[1]:
-        os.write(_STDERR, b"ocsf-nft: stopped at once: what was waiting is not delivered\n")
+        with contextlib.suppress(OSError):  # full or closed: the exit code tells it
+            os.write(_STDERR, b"ocsf-nft: stopped at once: what was waiting is not delivered\n")
     os._exit(3)  # a thread that waits for the full pipe lets no other exit end
 
 

@@ -291,6 +291,30 @@ def test_a_second_signal_ends_a_run_whose_output_nobody_reads(
             process.stderr.close()
 
 
+def test_a_second_signal_ends_a_run_that_can_not_say_so(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [*_watch(lab, state), "--install", "--output", str(pipe)], stderr=full
+        )
+    try:
+        _read_until(reader, b"}\n")
+        attempts.attempt(lab.sandbox_namespace, 0, 2000, "udp4")
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(2) == 3
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+
+
 def _read_until(descriptor: int, end: bytes) -> None:
     read = b""
     while not read.endswith(end):
