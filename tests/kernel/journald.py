@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from tests.kernel import kernel_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +46,10 @@ class Journald:
 
 @contextlib.contextmanager
 def journald(folder: Path, *, compress: str = "no") -> Iterator[Journald]:
-    """Run a journald whose files lie below ``folder``; it is gone when the context ends."""
+    """Run a journald whose files lie below ``folder``; it is gone when the context ends.
+
+    It has read all that the kernel log held, and said what it missed of it, before it is yielded.
+    """
     state, log = folder / "systemd", folder / "log"
     (state / "journald.conf.d").mkdir(parents=True)
     (log / "journal").mkdir(parents=True)
@@ -69,13 +75,21 @@ def journald(folder: Path, *, compress: str = "no") -> Iterator[Journald]:
 
 
 def _directory(process: subprocess.Popen[bytes], parent: Path) -> Path:
-    """The machine's folder, once journald has made its file there."""
+    """The machine's folder, once journald has made its file there and got as far as now."""
+    marker = f"journald is to reach {secrets.token_hex(8)}"
+    kernel_log.write(marker)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         found = list(parent.glob("*/system.journal"))
-        if found:
+        if found and _holds(found[0].parent, marker):
             return found[0].parent
         if process.poll() is not None:
             break
         time.sleep(0.02)
     raise RuntimeError(f"journald did not start (exit {process.poll()})")
+
+
+def _holds(directory: Path, message: str) -> bool:
+    command = ["journalctl", f"--directory={directory}", "--quiet", "--output=cat", "--merge"]
+    entry = subprocess.run([*command, f"MESSAGE={message}"], capture_output=True, check=False)
+    return message.encode() in entry.stdout

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
-    from ocsf_nft.record import Batch
 
 pytestmark = pytest.mark.kernel
 
@@ -169,13 +168,11 @@ async def test_the_end_of_journalctl_is_an_error(
 ) -> None:
     monkeypatch.setattr(journal_library, "available", lambda _directory: False)
     async with Journal(directory=directory) as source:
-        batches = source.batches()
-        await anext(batches)
         assert isinstance(source._reading, CommandReading)
         assert source._reading._process is not None
         os.kill(source._reading._process.pid, signal.SIGKILL)
-        with pytest.raises(SourceError, match="journalctl ended unexpectedly"):
-            await until(batches, lambda _: False)
+        with pytest.raises(SourceError, match="journalctl ended unexpectedly: it was killed"):
+            await until(source.batches(), lambda _: False)
 
 
 async def test_files_that_are_not_there_or_not_readable_are_named(tmp_path: Path) -> None:
@@ -183,34 +180,73 @@ async def test_files_that_are_not_there_or_not_readable_are_named(tmp_path: Path
         await Journal(directory=tmp_path / "none").__aenter__()
 
 
-def test_an_exported_journal_tells_how_many_were_missed(tmp_path: Path) -> None:
-    made = tmp_path / "made"
-    made.mkdir()
-    missed = b"MESSAGE_ID=e9bf28e6e834481bb6f48f548ad13606\nMESSAGE=Missed %d kernel messages"
-    entries = (
-        b"_TRANSPORT=kernel\nSYSLOG_FACILITY=0\nMESSAGE=first",
-        b"_TRANSPORT=driver\n" + missed % 1234,
-        b"_TRANSPORT=journal\n" + missed % 99,
-    )
+BOOT, NEXT_BOOT = "3" * 32, "4" * 32
+
+
+def append(directory: Path, *entries: tuple[str, bytes]) -> None:
+    """Write entries, each a boot and its fields, to the folder's journal."""
     export = b"".join(
         b"__REALTIME_TIMESTAMP=%d\n__MONOTONIC_TIMESTAMP=%d\n_BOOT_ID=%s\n%s\n\n"
-        % (1_700_000_000_000_000 + number, 1_000_000 + number, b"3" * 32, fields)
-        for number, fields in enumerate(entries)
+        % (1_700_000_000_000_000 + number, 1_000_000 + number, boot.encode(), fields)
+        for number, (boot, fields) in enumerate(entries)
     )
     subprocess.run(
-        ["/usr/lib/systemd/systemd-journal-remote", "-o", str(made / "system.journal"), "-"],
+        ["/usr/lib/systemd/systemd-journal-remote", "-o", str(directory / "system.journal"), "-"],
         input=export,
         env={"SYSTEMD_JOURNAL_COMPRESS": "0"},
         capture_output=True,
         check=True,
     )
 
-    async def read() -> Batch:
-        before = f"s={'1' * 32};i=0;b={'3' * 32};m=1;t=1;x=1"
-        async with Journal(cursor=before, directory=made) as source:
-            return await until_quiet(source.batches(), seconds=QUIET_S)
 
-    assert [gap.lost for gap in asyncio.run(read()).gaps] == [None, 1234]
+async def test_an_exported_journal_tells_how_many_were_missed(tmp_path: Path) -> None:
+    missed = b"MESSAGE_ID=e9bf28e6e834481bb6f48f548ad13606\nMESSAGE=Missed %d kernel messages"
+    append(
+        tmp_path,
+        (BOOT, b"_TRANSPORT=kernel\nSYSLOG_FACILITY=0\nMESSAGE=first"),
+        (BOOT, b"_TRANSPORT=driver\n" + missed % 1234),
+        (BOOT, b"_TRANSPORT=journal\n" + missed % 99),
+    )
+    before = f"s={'1' * 32};i=0;b={BOOT};m=1;t=1;x=1"
+    async with Journal(cursor=before, directory=tmp_path) as source:
+        read = await until_quiet(source.batches(), seconds=QUIET_S)
+    assert [gap.lost for gap in read.gaps] == [None, 1234]
+
+
+def kernel_entry(sandbox: str, port: int) -> bytes:
+    line = (
+        f"ocsf-nft:{sandbox}:egress:IN= OUT=sb0 SRC=10.0.0.1 DST=1.1.1.1 LEN=60 TOS=0x00 "
+        f"PREC=0x00 TTL=64 ID=1 DF PROTO=TCP SPT=40000 DPT={port} WINDOW=64240 RES=0x00 SYN URGP=0"
+    )
+    return f"_TRANSPORT=kernel\nSYSLOG_FACILITY=0\nMESSAGE={line}".encode()
+
+
+async def test_what_was_logged_before_a_reboot_is_read_after_it(
+    sandbox: str, tmp_path: Path, way: Way
+) -> None:
+    entries = [
+        (boot, kernel_entry(sandbox, port)) for port, boot in enumerate([BOOT, BOOT, NEXT_BOOT], 1)
+    ]
+    append(tmp_path, *entries)
+    start = f"s={'1' * 32};i=0;b={BOOT};m=1;t=1;x=1"
+    async with Journal(frozenset({sandbox}), start, tmp_path) as source:
+        read = await until(source.batches(), lambda batch: len(batch.records) >= 3)
+    assert way
+    assert [record.destination_port for record in read.records] == [1, 2, 3]
+
+
+async def test_a_journal_that_is_empty_yet_is_waited_for(
+    sandbox: str, tmp_path: Path, way: Way
+) -> None:
+    append(tmp_path)
+    async with Journal(frozenset({sandbox}), directory=tmp_path) as source:
+        batches = source.batches()
+        first = asyncio.ensure_future(until(batches, lambda batch: bool(batch.records)))
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(append, tmp_path, (BOOT, kernel_entry(sandbox, 443)))
+        read = await first
+    assert way
+    assert [record.destination_port for record in read.records] == [443]
 
 
 async def test_leaving_and_cancelling_leave_nothing_behind(directory: Path, way: Way) -> None:
@@ -218,7 +254,7 @@ async def test_leaving_and_cancelling_leave_nothing_behind(directory: Path, way:
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
         # asyncio keeps its pool's threads for the next call, and its child watchers end by
         # themselves, a moment after the child.
-        pool = ("asyncio_", "waitpid-")
+        pool = ("asyncio_", "asyncio-waitpid-")
         threads = [thread.name for thread in threading.enumerate()]
         return (
             len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - two calls fewer than Path's

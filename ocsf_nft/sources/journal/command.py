@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from typing import IO, TYPE_CHECKING, Final
+from pathlib import Path
+from typing import IO, Final
 
 import orjson
 
@@ -17,15 +18,9 @@ from ocsf_nft.errors import SourceError, UnsupportedError
 from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, wanted
 from ocsf_nft.sources.journal.reading import Chunk
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 #: Only where nobody but root puts programs.
 _TRUSTED_PATH: Final = "/usr/bin:/bin"
-_MATCHES: Final = (
-    *("_TRANSPORT=kernel", "+"),
-    *("_TRANSPORT=driver", f"MESSAGE_ID={MISSED_ID}"),
-)
+_MACHINE_ID: Final = Path("/etc/machine-id")
 _FIELDS: Final = "MESSAGE,_TRANSPORT,SYSLOG_FACILITY,_SOURCE_MONOTONIC_TIMESTAMP"
 _LINE_BYTES: Final = 1 << 20
 _CHUNK_ENTRIES: Final = 1024
@@ -117,19 +112,32 @@ class CommandReading:
                 "the journal can't be read: install systemd-python (the extra 'journal') "
                 "or journalctl"
             )
-        folder = [] if self._directory is None else [f"--directory={self._directory}"]
+        # --follow alone shows the last boot only, and ends when there is none (systemd 251 to 257,
+        # where --boot=all doesn't help); with --merge it shows all boots, and all machines'.
+        folder = () if self._directory is None else (f"--directory={self._directory}",)
+        machine = () if folder else (f"_MACHINE_ID={await asyncio.to_thread(_machine_id)}",)
         return await asyncio.create_subprocess_exec(
             binary,
             *("--output=json", "--all", "--quiet", "--no-pager", f"--output-fields={_FIELDS}"),
+            "--merge",
             *folder,
             *place,
-            *_MATCHES,
+            *(*machine, "_TRANSPORT=kernel"),
+            "+",
+            *(*machine, "_TRANSPORT=driver", f"MESSAGE_ID={MISSED_ID}"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
             limit=_LINE_BYTES,
             env={"LC_ALL": "C.UTF-8"},
         )
+
+
+def _machine_id() -> str:
+    try:
+        return _MACHINE_ID.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise SourceError(f"whose journal to read is not known: {error}") from error
 
 
 def _last_words(errors: IO[bytes] | None) -> str:
