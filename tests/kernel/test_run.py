@@ -336,9 +336,15 @@ def test_a_record_that_names_a_sandbox_of_another_namespace_is_a_forgery(
     assert len(_refused(_events(output))) == 3
 
 
+def _early(record: str) -> str:
+    """The corpus's record as one of the first minutes after boot, which this machine has passed."""
+    level, number, stamp_us, rest = record.split(",", 3)
+    return f"{level},{number},{int(stamp_us) - 5_050_000_000},{rest}"
+
+
 def test_replayed_text_gives_the_same_uids_each_time(tmp_path: Path) -> None:
     corpus = Path(__file__).parents[1] / "corpus" / "kernel_records.jsonl"
-    lines = [line for case in _events(corpus) for line in case["kmsg"]]
+    lines = [_early(line) for case in _events(corpus) for line in case["kmsg"]]
     log = tmp_path / "kmsg.txt"
     log.write_text("\n".join(lines) + "\n")
     runs = [command.run("run", "--source", f"replay:{log}") for _ in range(2)]
