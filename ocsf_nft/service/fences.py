@@ -149,7 +149,7 @@ async def watch(
     async with Watch(fence.installed.namespace) as surroundings:
         async for _ in surroundings.changes():
             try:
-                now = await asyncio.to_thread(stand, sandbox, state)
+                now = await _look(sandbox, state)
             except OcsfNftError as error:
                 if told != str(error):
                     told = str(error)
@@ -171,6 +171,20 @@ async def watch(
                 await _tell(now, pipeline, after=now.state, reason=now.reason or reason)
                 pipeline.know(sandbox.name, context(now.installed, pipeline.host))
             fence = now
+
+
+async def _look(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
+    """What :func:`stand` says; a look that has begun also ends.
+
+    A thread can't be cancelled, and this one may be putting a fence up that its run, told to stop,
+    is about to take away.
+    """
+    look = asyncio.ensure_future(asyncio.to_thread(stand, sandbox, state))
+    try:
+        return await asyncio.shield(look)
+    except asyncio.CancelledError:
+        await asyncio.gather(look, return_exceptions=True)
+        raise
 
 
 async def _tell(fence: Fence, pipeline: Pipeline, *, after: FenceState, reason: str | None) -> None:
