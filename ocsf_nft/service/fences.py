@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -17,11 +17,15 @@ from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
 from ocsf_nft.ocsf.notices import FenceState, fence_state
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.spec import LogTransport
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
     from ocsf_nft.service.pipeline import Pipeline
+
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 
@@ -145,45 +149,55 @@ async def watch(
     With ``install`` it is renewed; without, it is reported that it is not as it was. A failure is
     reported once, and the watch goes on.
     """
-    told: str | None = fence.reason
+    seen = _Seen(fence, told=fence.reason)
     async with Watch(fence.installed.namespace) as surroundings:
         async for _ in surroundings.changes():
-            try:
-                now = await _look(sandbox, state)
-            except OcsfNftError as error:
-                if told != str(error):
-                    told = str(error)
-                    absent = isinstance(error, AbsentError)
-                    await _tell(
-                        fence,
-                        pipeline,
-                        after=FenceState.ABSENT if absent else FenceState.DEGRADED,
-                        reason=told,
-                    )
-                continue
-            reason = now.reason
-            if now.installed.around != fence.installed.around:
-                reason = f"its links changed; fenced are: {', '.join(now.installed.around.links)}"
-            elif now.installed != fence.installed:
-                reason = "it was altered or gone, and has been put back"
-            if reason != told or now.installed != fence.installed:
-                told = now.reason
-                await _tell(now, pipeline, after=now.state, reason=now.reason or reason)
-                pipeline.know(sandbox.name, context(now.installed, pipeline.host))
-            fence = now
+            seen = await _to_its_end(_look(sandbox, seen, state, pipeline))
 
 
-async def _look(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
-    """What :func:`stand` says; a look that has begun also ends.
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """How a fence was at the last look, and what was told of it."""
 
-    A thread can't be cancelled, and this one may be putting a fence up that its run, told to stop,
-    is about to take away.
-    """
-    look = asyncio.ensure_future(asyncio.to_thread(stand, sandbox, state))
+    fence: Fence
+    told: str | None
+
+
+async def _look(
+    sandbox: SandboxConfig, seen: _Seen, state: StateDirectory, pipeline: Pipeline
+) -> _Seen:
+    """Look at a fence and tell what became of it since it was last seen."""
+    fence = seen.fence
     try:
-        return await asyncio.shield(look)
+        now = await asyncio.to_thread(stand, sandbox, state)
+    except OcsfNftError as error:
+        if seen.told != str(error):
+            after = FenceState.ABSENT if isinstance(error, AbsentError) else FenceState.DEGRADED
+            await _tell(fence, pipeline, after=after, reason=str(error))
+        return _Seen(fence, told=str(error))
+    reason = now.reason
+    if now.installed.around != fence.installed.around:
+        reason = f"its links changed; fenced are: {', '.join(now.installed.around.links)}"
+    elif now.installed != fence.installed:
+        reason = "it was altered or gone, and has been put back"
+    if reason != seen.told or now.installed != fence.installed:
+        await _tell(now, pipeline, after=now.state, reason=now.reason or reason)
+        pipeline.know(sandbox.name, context(now.installed, pipeline.host))
+        return _Seen(now, told=now.reason)
+    return _Seen(now, told=seen.told)
+
+
+async def _to_its_end(look: Coroutine[Any, Any, T]) -> T:
+    """Let a look that has begun end, and tell what it saw, before its watch is cancelled.
+
+    Its thread can't be cancelled, and may be putting a fence up that its run, told to stop, is
+    about to take away.
+    """
+    task = asyncio.ensure_future(look)
+    try:
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.gather(look, return_exceptions=True)
+        await asyncio.gather(task, return_exceptions=True)
         raise
 
 
