@@ -131,7 +131,6 @@ async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> C
     loop = asyncio.get_running_loop()
     asked = False
 
-    # Not asyncio's: those wait for a loop that may be waiting for a full pipe.
     def end(number: int, _frame: object) -> None:
         nonlocal asked
         # SIGHUP is nobody's impatience: a closing terminal sends it twice, systemd after SIGTERM.
@@ -139,13 +138,18 @@ async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> C
             if asked:
                 _end_at_once()
             asked = True
-        loop.call_soon_threadsafe(stop.set)
 
-    before = {number: signal.signal(number, end) for number in _ending_signals()}
+    before = {number: signal.getsignal(number) for number in _ending_signals()}
+    for number in before:
+        # asyncio's wakes a loop that is just about to sleep; ours doesn't wait for a loop that may
+        # be waiting for a full pipe.
+        loop.add_signal_handler(number, stop.set)
+        signal.signal(number, end)
     try:
         return await work(stop)
     finally:
         for number, handler in before.items():
+            loop.remove_signal_handler(number)
             signal.signal(number, handler)
 
 
