@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _CORPUS: Final = Path(__file__).parent.parent / "tests" / "corpus" / "kernel_records.jsonl"
+#: When the machine of the text was booted: this one may be up for less than the text is long.
+BOOT: Final = "2026-11-01T00:00:00Z"
 #: What a sandbox mostly tries.
 _USUAL_CASES: Final = ("tcp4 syn root", "mptcp6 syn", "udp4 uid 1000", "udp6 dns")
 _PREFIX: Final = re.compile(r"osb:h2-sb:[a-z0-9]+:(?=IN=)")

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Final
@@ -77,7 +78,7 @@ def run() -> Subject:
     missing = tuple(awk for awk in _AWKS if shutil.which(awk) is None)
     with tempfile.TemporaryFile() as file:
         _write(text, lines, file)
-        convert = [sys.executable, "-m", "ocsf_nft", "convert", "-"]
+        convert = [sys.executable, "-m", "ocsf_nft", "convert", "--boot", dmesg.BOOT, "-"]
         name = f"ocsf-nft {version('ocsf-nft')} convert, whole process"
         measured.append(_program(name, convert, file, lines))
         for awk in (awk for awk in _AWKS if awk not in missing):
@@ -97,7 +98,7 @@ def run() -> Subject:
 
 def _reading(what: str, text: bytes) -> tuple[_Measured, list[Record]]:
     """Read all of a text; also its first records."""
-    reader = Reader()
+    reader = Reader(boot_ns=int(datetime.fromisoformat(dmesg.BOOT).timestamp()) * 10**9)
     records: list[Record] = []
     wall, cpu = time.perf_counter(), time.process_time()
     for batch in reader.batches(_chunks(text)):
