@@ -1,21 +1,14 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
 
 import pytest
 
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
-from tests.conformance.corpus import CONTEXT, NOW_NS, OUT, RECORDS, TCP, V4, V6, record
-
-MAPPER = Mapper(CONTEXT)
-
-
-def event_of(name: str, mapper: Mapper = MAPPER) -> Any:
-    return json.loads(mapper.network_activity(RECORDS[name], processed_ns=NOW_NS).to_json())
+from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS
+from tests.ocsf.mapped import MAPPER, event_of
 
 
 def test_a_refused_connection_is_told_in_full() -> None:
@@ -164,150 +157,6 @@ def test_the_keys_come_in_one_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "direction", "code", "disposition", "severity"),
-    [
-        ("tcp4", "Outbound", "tcp-reset", "Blocked", "Medium"),
-        ("tcp6", "Outbound", "tcp-reset", "Blocked", "Medium"),
-        ("tcp reset", "Outbound", "dropped", "Dropped", "Medium"),
-        ("late fragment", "Outbound", "dropped", "Dropped", "Medium"),
-        ("udp dns", "Outbound", "icmpx-admin-prohibited", "Blocked", "Low"),
-        ("udp6 quic", "Outbound", "icmpx-admin-prohibited", "Blocked", "Medium"),
-        ("mdns", "Outbound", "dropped", "Dropped", "Low"),
-        ("icmp echo", "Outbound", "icmpx-admin-prohibited", "Blocked", "Medium"),
-        ("icmp error", "Outbound", "dropped", "Dropped", "Medium"),
-        ("icmpv6 error", "Outbound", "dropped", "Dropped", "Medium"),
-        ("icmpv6 echo", "Outbound", "icmpx-admin-prohibited", "Blocked", "Medium"),
-        ("tcp without a whole header", "Outbound", "dropped", "Dropped", "Medium"),
-        ("dns server", "Inbound", None, "Blocked", "Low"),
-        ("router solicitation", "Outbound", "dropped", "Dropped", "Informational"),
-        ("multicast listener report", "Outbound", "dropped", "Dropped", "Informational"),
-        ("igmp", "Outbound", "dropped", "Dropped", "Informational"),
-        ("gre", "Outbound", "icmpx-admin-prohibited", "Blocked", "Medium"),
-        ("broadcast", "Outbound", "dropped", "Dropped", "Medium"),
-        ("metadata4", "Outbound", "tcp-reset", "Blocked", "High"),
-        ("metadata6", "Outbound", "tcp-reset", "Blocked", "High"),
-        ("forward", "Outbound", "tcp-reset", "Blocked", "Medium"),
-        ("forward from outside", "Inbound", "dropped", "Dropped", "Medium"),
-        ("ingress", "Inbound", "dropped", "Dropped", "Medium"),
-        ("ingress dns reply", "Inbound", "dropped", "Dropped", "Low"),
-        ("link ip", "Outbound", "dropped", "Dropped", "Medium"),
-        ("link 88b5", "Outbound", "dropped", "Dropped", "Medium"),
-        ("guard", "Outbound", "dropped", "Dropped", "Medium"),
-        ("a later rule", "Unknown", None, "Blocked", "Medium"),
-        ("foreign", "Inbound", None, "Blocked", "Medium"),
-        ("foreign, passing", "Unknown", None, "Blocked", "Medium"),
-        ("foreign, no prefix", "Outbound", None, "Blocked", "Medium"),
-    ],
-)
-def test_each_kind_of_record_is_judged(
-    name: str, direction: str, code: str | None, disposition: str, severity: str
-) -> None:
-    event = event_of(name)
-    assert (
-        event["connection_info"]["direction"],
-        event.get("status_code"),
-        event["disposition"],
-        event["severity"],
-    ) == (direction, code, disposition, severity)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        (
-            "tcp6",
-            (
-                "uid 1000 in sandbox sb1 tried TCP to [2001:db8::7]:443 directly; "
-                "refused with a reset"
-            ),
-        ),
-        (
-            "tcp without a user",
-            ("sandbox sb1 tried TCP to 203.0.113.7:443 directly; refused with a reset"),
-        ),
-        (
-            "icmpv6 echo",
-            "sandbox sb1 tried ICMPv6 to 2001:db8::7 directly; refused with an ICMP error",
-        ),
-        ("icmp echo", "sandbox sb1 tried ICMP to 203.0.113.7 directly; refused with an ICMP error"),
-        (
-            "protocol 253",
-            (
-                "sandbox sb1 tried IP protocol 253 to 203.0.113.7 directly; "
-                "refused with an ICMP error"
-            ),
-        ),
-        (
-            "forward",
-            (
-                "10.200.0.2:41254, behind sandbox sb1, tried TCP to 203.0.113.7:443 directly; "
-                "refused with a reset"
-            ),
-        ),
-        (
-            "ingress",
-            (
-                "198.51.100.1:41254 sent sandbox sb1 TCP to 10.200.0.2:443; "
-                "dropped without an answer"
-            ),
-        ),
-        ("link arp", "sandbox sb1 sent an ARP frame; dropped without an answer"),
-        ("link 88b5", "sandbox sb1 sent a frame of type 0x88b5; dropped without an answer"),
-        ("foreign", 'TCP to 203.0.113.7:443 from 10.200.0.2:41254 met rule "[UFW BLOCK]"; refused'),
-        ("nothing but macs", 'a frame from 02:00:00:00:00:01 met rule "x"; refused'),
-        ("nothing but a prefix", 'a frame from an unknown sender met rule "x"; refused'),
-        (
-            "unprintable prefix",
-            ('TCP to 203.0.113.7:443 from 10.200.0.2:41254 met rule "\\x00\\x80\\ud800"; refused'),
-        ),
-    ],
-)
-def test_the_message_says_what_the_record_says(name: str, message: str) -> None:
-    assert event_of(name)["message"] == message
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("tcp4", "set HTTPS_PROXY=http://10.200.0.1:3128"),
-        ("tcp6", "set HTTPS_PROXY=http://[fd00:200::1]:3128"),
-        ("metadata4", "metadata service is not for this sandbox"),
-        ("udp dns", "let the proxy resolve them"),
-        ("icmp echo", "Only TCP to the proxy at http://10.200.0.1:3128 may leave"),
-        ("ingress", "Nothing may come in"),
-        ("link 88b5", "Only the sandbox's proxy may be reached"),
-    ],
-)
-def test_the_detail_tells_a_program_what_to_do(name: str, hint: str) -> None:
-    assert hint in event_of(name)["status_detail"]
-
-
-@pytest.mark.parametrize(
-    ("name", "technique"),
-    [
-        ("tcp4", "T1071.001"),
-        ("udp dns", "T1071.004"),
-        ("udp port 0", "T1571"),
-        ("icmp echo", "T1095"),
-        ("gre", "T1095"),
-        ("link 88b5", "T1095"),
-        ("metadata4", "T1552.005"),
-        ("ingress", None),
-        ("router solicitation", None),
-        ("foreign", None),
-        ("foreign, no prefix", None),
-    ],
-)
-def test_attack_names_the_attempt(name: str, technique: str | None) -> None:
-    attacks = event_of(name).get("attacks")
-    if attacks is None:
-        assert technique is None
-    else:
-        (attack,) = attacks
-        assert attack.get("sub_technique", attack["technique"])["uid"] == technique
-
-
-@pytest.mark.parametrize(
     ("name", "ends"),
     [
         ("tcp4", (("sb1", "sb0"), (None, None))),
@@ -324,35 +173,6 @@ def test_names_and_interfaces_go_to_the_end_that_is_theirs(name: str, ends: obje
         (event[end].get("name"), event[end].get("interface_name"))
         for end in ("src_endpoint", "dst_endpoint")
     )
-
-
-def test_without_known_uplinks_nobody_says_which_way_a_forwarded_packet_went() -> None:
-    forwarded = record(
-        "ocsf-nft:sb1:forward:", in_interface="eth0", out_interface="nest0", **V4, **TCP
-    )
-    event = json.loads(
-        Mapper(replace(CONTEXT, uplinks=frozenset()))
-        .network_activity(forwarded, processed_ns=NOW_NS)
-        .to_json()
-    )
-    assert event["connection_info"]["direction"] == "Unknown"
-    assert "status_code" not in event
-
-
-@pytest.mark.parametrize(
-    "details",
-    [{"arp": {"operation": 2}}, {"icmp_type": 3, "icmp_code": 13}],
-    ids=["arp reply", "own refusal"],
-)
-def test_what_a_kernel_answers_by_itself_is_no_alert(details: dict[str, Any]) -> None:
-    is_arp = "arp" in details
-    packet: dict[str, Any] = {"ethertype": 0x0806} if is_arp else {**V4, "protocol": 1}
-    prefix = "ocsf-nft:sb1:link:" if is_arp else "ocsf-nft:sb1:egress:"
-    for uid, severity in ((None, "Informational"), (1000, "Medium")):
-        said = record(prefix, out_interface="sb0", uid=uid, details=details, **packet)
-        event = json.loads(MAPPER.network_activity(said, processed_ns=NOW_NS).to_json())
-        assert event["severity"] == severity
-        assert ("attacks" in event) == (uid is not None)
 
 
 def test_the_only_proxy_serves_the_other_family_too() -> None:
@@ -414,62 +234,8 @@ def test_a_hostile_interface_name_is_a_name_and_nothing_else() -> None:
     assert shown == "\\x1b[2J\\xff\\u202e"
 
 
-@pytest.mark.parametrize(
-    ("facts", "known"),
-    [
-        ({"protocol": 6, "tcp_flags": 0x02}, True),
-        ({"protocol": 6, "tcp_flags": 0xC2}, True),
-        ({"protocol": 6, "tcp_flags": 0x12}, False),
-        ({"protocol": 6, "tcp_flags": 0x06}, False),
-        ({"protocol": 6}, False),
-        ({"protocol": 17}, False),
-        ({"protocol": 1, "details": {"icmp_type": 8}}, True),
-        ({"protocol": 1, "details": {"icmp_type": 0}}, False),
-        ({"protocol": 58, "details": {"icmp_type": 128}}, True),
-    ],
-)
-def test_the_initiator_is_known_when_the_packet_proves_it(
-    facts: dict[str, Any], known: bool
-) -> None:
-    said = record(**V4, **OUT, **facts)
-    event = MAPPER.network_activity(said, processed_ns=NOW_NS)
-    assert event.is_src_dst_assignment_known is known
-
-
-def test_housekeeping_that_would_leave_the_link_is_none() -> None:
-    said = record(**V6, **OUT, protocol=58, details={"icmp_type": 133, "icmp_code": 0})
-    assert MAPPER.network_activity(said, processed_ns=NOW_NS).severity == "Medium"
-
-
-def test_cloud_metadata_that_asks_us_is_not_an_attempt_to_reach_it() -> None:
-    facts = V4 | {"destination": "169.254.169.254"}
-    said = record("ocsf-nft:sb1:ingress:", **facts, **TCP, in_interface="sb0")
-    assert MAPPER.network_activity(said, processed_ns=NOW_NS).severity == "Medium"
-
-
 def test_a_record_of_netlink_says_so() -> None:
     said = RECORDS["tcp4"]
     said = replace(said, origin=replace(said.origin, raw="NFLOG group=4001 hook=3"))
     event = MAPPER.network_activity(said, processed_ns=NOW_NS)
     assert event.metadata.log_format == "nfnetlink_log"
-
-
-@pytest.mark.parametrize(
-    ("name", "protocol"),
-    [
-        ("udp dns", "udp"),
-        ("icmp echo", "icmp"),
-        ("icmpv6 echo", "ipv6-icmp"),
-        ("igmp", "igmp"),
-        ("sctp", "sctp"),
-        ("udplite", "udplite"),
-        ("gre", "gre"),
-        ("esp", "esp"),
-        ("6in4", "ipv6"),
-        ("no next header", "ipv6-nonxt"),
-        ("protocol 253", None),
-        ("link 88b5", None),
-    ],
-)
-def test_protocols_have_ianas_name_in_lower_case(name: str, protocol: str | None) -> None:
-    assert event_of(name)["connection_info"].get("protocol_name") == protocol

@@ -1,0 +1,15 @@
+"""The corpus's records as the events that they become, read as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from ocsf_nft.ocsf.mapper import Mapper
+from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS
+
+MAPPER: Final = Mapper(CONTEXT)
+
+
+def event_of(name: str, mapper: Mapper = MAPPER) -> Any:
+    return json.loads(mapper.network_activity(RECORDS[name], processed_ns=NOW_NS).to_json())
