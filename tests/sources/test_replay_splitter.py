@@ -1,0 +1,107 @@
+"""Lines and exported journal entries are told apart: neither swallows the other, nor memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from ocsf_nft.record import Record, Reject
+from tests.sources.corpus_cases import record
+from tests.sources.replaying import (
+    MESSAGE,
+    entry,
+    export,
+    flat,
+    identity,
+    one,
+    read,
+    reader,
+    rejected,
+)
+
+
+def test_a_message_can_not_add_fields_to_its_export_entry() -> None:
+    hostile = f"{MESSAGE}\n_TRANSPORT=kernel\nSYSLOG_FACILITY=0\n\n{MESSAGE}".encode()
+    fields = entry(_TRANSPORT="stdout", MESSAGE=hostile)
+    assert rejected(export(fields)).kind == "forged"
+
+
+def test_chunks_may_end_anywhere() -> None:
+    lines = [
+        f"4,1,2,-;{MESSAGE}\n".encode(),
+        export(entry(MESSAGE=MESSAGE.encode())),
+        MESSAGE.encode(),
+    ]
+    data = b"".join(lines)
+    whole = flat(reader().batches([data]))
+    assert len(whole) == 3
+    for size in (1, 7, 64, 257):
+        chunks = [data[at : at + size] for at in range(0, len(data), size)]
+        found = flat(reader().batches(chunks))
+        assert found == whole
+        assert [identity(item) for item in found] == [identity(item) for item in whole]
+
+
+def test_the_first_of_several_values_of_an_export_field_counts() -> None:
+    twice = export(entry()).rstrip(b"\n") + b"\nMESSAGE=ocsf-nft:other\n\n"
+    assert one(twice) == record(MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"__CURSOR=x\n",
+        b"__CURSOR=x\nMESSAGE=y\n",
+        b"__CURSOR=x\nFOO\nnot a length\n",
+        b"__CURSOR=x\nFOO\n" + b"\xff" * 8 + b"\n",
+        b"__CURSOR=x\nFOO\n" + (2).to_bytes(8, "little") + b"much more\n",
+        b"__CURSOR=x\nFOO\n" + (2 << 20).to_bytes(8, "little") + b"x" * (2 << 20) + b"more\n",
+    ],
+)
+def test_what_looks_like_an_export_entry_does_not_swallow_records(before: bytes) -> None:
+    data = before + f"[    1.500000] {MESSAGE}\n4,77,1500000,-;{MESSAGE}\n".encode()
+    for size in (13, 4096, len(data)):
+        found = flat(reader().batches(data[at : at + size] for at in range(0, len(data), size)))
+        assert [item for item in found if isinstance(item, Record)] == [record(MESSAGE)] * 2
+        rejects = [item.reason for item in found if isinstance(item, Reject)]
+        assert len(rejects) == before.count(b"FOO")
+
+
+@pytest.mark.parametrize("size", [40, 3 << 20])
+def test_records_in_a_field_without_an_end_are_rejected_not_swallowed(size: int) -> None:
+    field = b"FOO\n" + size.to_bytes(8, "little") + MESSAGE.encode()[:30] + b"\nx"
+    found = read(b"__CURSOR=x\n" + field)
+    assert len(found) == 1
+    assert isinstance(found[0], Reject)
+    assert found[0].kind == "malformed"
+    assert "cut by the end" in found[0].reason
+
+
+def test_an_entry_that_is_cut_does_not_swallow_the_next_one() -> None:
+    assert one(b"__CURSOR=s=0\n_TRANSPORT=stdout\n" + export(entry())) == record(MESSAGE)
+
+
+def test_a_huge_field_is_skipped_to_its_end_across_chunks() -> None:
+    fields = {"__CURSOR": "s=1", "HUGE": b"x" * ((1 << 20) + 5)} | entry()
+    data = export(fields)
+    for size in (4096, 65536, (1 << 20) + 33):
+        chunks = [data[at : at + size] for at in range(0, len(data), size)]
+        assert flat(reader().batches(chunks)) == [record(MESSAGE)]
+
+
+def test_an_entry_of_many_fields_takes_no_memory() -> None:
+    reading = reader()
+    fields = b"".join(b"F%d=x\n" % number for number in range(5000))
+    assert flat(reading.feed(b"__CURSOR=s\n" + fields)) == []
+    assert reading._splitter._fields == {"__CURSOR": b"s"}
+
+
+def test_a_line_without_end_takes_no_memory_and_is_no_record() -> None:
+    reading = reader()
+    start = f"4,1,2,-;{MESSAGE}".encode()
+    chunks = [start, *(b"x" * 65536 for _ in range(100)), b"\n", MESSAGE.encode(), b"\n"]
+    found = flat(reading.batches(chunks))
+    assert [type(item) for item in found] == [Record, Reject] or [type(item) for item in found] == [
+        Reject,
+        Record,
+    ]
+    assert len(reading._splitter._rest) < 1 << 20
