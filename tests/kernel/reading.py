@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from ocsf_nft.record import Batch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from ocsf_nft.record import Record
+    from ocsf_nft.sources.nflog import Nflog
+
+_QUIET_SECONDS = 0.15
 
 
 async def until(
@@ -48,3 +54,29 @@ def joined(one: Batch, other: Batch) -> Batch:
 
 def lost(batch: Batch) -> int:
     return sum(gap.lost or 0 for gap in batch.gaps)
+
+
+async def taken(source: Nflog, wanted: Callable[[Record], bool]) -> list[Record]:
+    """What the source gives until a wanted record came, or nothing came for a while."""
+    found: list[Record] = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_QUIET_SECONDS) as quiet:
+            async for record in _records_of(source):
+                found.append(record)
+                if wanted(record):
+                    break
+                quiet.reschedule(asyncio.get_running_loop().time() + _QUIET_SECONDS)
+    return found
+
+
+async def refused_at(source: Nflog, rule: str, protocol: int) -> bool:
+    """Whether a packet of the protocol was soon refused by the rule."""
+    found = await taken(source, lambda record: (record.rule, record.protocol) == (rule, protocol))
+    return any((record.rule, record.protocol) == (rule, protocol) for record in found)
+
+
+async def _records_of(source: Nflog) -> AsyncIterator[Record]:
+    async for batch in source.batches():
+        assert not batch.rejects
+        for record in batch.records:
+            yield record

@@ -1,0 +1,141 @@
+"""No flow but one that the sandbox opens to its proxy, whoever opened it and whenever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.spec import DEFAULT_GROUP
+from ocsf_nft.fence.values import endpoint
+from ocsf_nft.lab import GATEWAY4, PROXY_PORT, SANDBOX4, ip
+from ocsf_nft.sources.nflog import Nflog
+from tests.kernel import far_side
+from tests.kernel.reading import refused_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+
+@contextlib.contextmanager
+def established(
+    client: Namespace, server: Namespace, address: str
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A TCP connection between two namespaces: the client's and the server's socket."""
+    with (
+        server.call(lambda: socket.create_server((address, 9000))) as listener,
+        client.call(lambda: socket.create_connection((address, 9000), 2)) as near,
+        listener.accept()[0] as far,
+    ):
+        yield near, far
+
+
+async def test_a_connection_that_was_open_before_the_fence_is_cut(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    with (
+        established(lab.sandbox_namespace, lab.gateway_namespace, GATEWAY4) as (near, _far),
+        far_side.watch(lab) as far,
+    ):
+        near.sendall(b"before")
+        installer.install(spec, lab.sandbox_namespace, state)
+        async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
+            await asyncio.sleep(0.05)
+            far.strays()
+            near.sendall(b"after")
+            assert await refused_at(source, "egress", 6)
+        assert not far.strays()
+        with pytest.raises(ConnectionResetError):
+            near.recv(1)
+
+
+async def test_data_does_not_leave_over_a_connection_that_came_in(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    with (
+        established(lab.gateway_namespace, lab.sandbox_namespace, SANDBOX4) as (_near, inside),
+        far_side.watch(lab) as far,
+    ):
+        installer.install(spec, lab.sandbox_namespace, state)
+        async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
+            await asyncio.sleep(0.05)
+            far.strays()
+            inside.sendall(b"after")
+            assert await refused_at(source, "egress", 6)
+        assert not far.strays()
+
+
+async def test_a_datagram_from_outside_is_not_answered(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    def bound(address: str) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((address, 9001))
+        sock.settimeout(1)
+        return sock
+
+    with (
+        lab.sandbox_namespace.call(lambda: bound(SANDBOX4)) as inside,
+        lab.gateway_namespace.call(lambda: bound(GATEWAY4)) as outside,
+        far_side.watch(lab) as far,
+    ):
+        outside.sendto(b"question", (SANDBOX4, 9001))
+        _, asker = inside.recvfrom(100)
+        installer.install(spec, lab.sandbox_namespace, state)
+        far.strays()
+        async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
+            with contextlib.suppress(OSError):
+                inside.sendto(b"answer", asker)
+            assert await refused_at(source, "egress", 17)
+            outside.sendto(b"another question", (SANDBOX4, 9001))
+            assert await refused_at(source, "ingress", 17)
+        assert not far.strays()
+
+
+async def test_a_connection_from_outside_does_not_come_in(fenced: Lab) -> None:
+    with fenced.sandbox_namespace.call(lambda: socket.create_server((SANDBOX4, 9000))):
+        async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+            with pytest.raises(TimeoutError):
+                fenced.gateway_namespace.call(
+                    lambda: socket.create_connection((SANDBOX4, 9000), 0.3)
+                )
+            assert await refused_at(source, "ingress", 6)
+
+
+async def test_not_even_the_proxy_opens_a_connection_into_the_sandbox(fenced: Lab) -> None:
+    def connect() -> None:
+        socket.create_connection((SANDBOX4, 9000), 0.3, source_address=(GATEWAY4, PROXY_PORT))
+
+    with fenced.sandbox_namespace.call(lambda: socket.create_server((SANDBOX4, 9000))):
+        async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+            with pytest.raises(TimeoutError):
+                fenced.gateway_namespace.call(connect)
+            assert await refused_at(source, "ingress", 6)
+
+
+async def test_the_proxy_may_ask_for_the_sandbox_by_its_own_address(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    """Linux ARPs with the source of the packet it has to send: the proxy's, not the gateway's."""
+    ip("-n", lab.gateway, "address", "add", "10.99.0.1/32", "dev", "lo")
+    routed = type(spec)(sandbox=spec.sandbox, proxies=(endpoint("10.99.0.1:3128"),))
+    installer.install(routed, lab.sandbox_namespace, state)
+
+    def connect() -> None:
+        socket.create_connection(("10.99.0.1", PROXY_PORT), 2).close()
+
+    with lab.gateway_namespace.call(lambda: socket.create_server(("10.99.0.1", PROXY_PORT))):
+        lab.sandbox_namespace.call(connect)
+        ip("-n", lab.gateway, "neigh", "flush", "all")
+        lab.sandbox_namespace.call(connect)

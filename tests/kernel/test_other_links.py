@@ -1,0 +1,192 @@
+"""Links beside the one to the proxy: nested namespaces, children of the link, later ones."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.spec import DEFAULT_GROUP
+from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, PROXY_PORT, ip
+from ocsf_nft.netns import named
+from ocsf_nft.sources.nflog import Nflog
+from tests.kernel import far_side, packets
+from tests.kernel.reading import refused_at, taken
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def nested(fenced: Lab) -> Iterator[Namespace]:
+    """A namespace inside the sandbox that routes through it, made after the fence."""
+    name = f"{fenced.sandbox}-nested"
+    ip("netns", "add", name)
+    try:
+        ip("-n", fenced.sandbox, "link", "add", "n0", "type", "veth", "peer", "name", "n1",
+           "netns", name)  # fmt: skip
+        for namespace, device, address in ((fenced.sandbox, "n0", 1), (name, "n1", 2)):
+            ip("-n", namespace, "address", "add", f"10.201.0.{address}/24", "dev", device)
+            ip("-n", namespace, "link", "set", device, "up")
+        ip("-n", name, "route", "add", "default", "via", "10.201.0.1")
+        forward = "/proc/sys/net/ipv4/ip_forward"
+        fenced.sandbox_namespace.call(lambda: _write(forward, "1"))
+        yield named(name)
+    finally:
+        ip("netns", "del", name)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:  # noqa: PTH123 - procfs
+        file.write(text)
+
+
+async def test_a_nested_namespace_is_refused_at_once(fenced: Lab, nested: Namespace) -> None:
+    with far_side.watch(fenced) as far:
+        far.strays()
+        async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+            started = time.perf_counter()
+            with pytest.raises(ConnectionRefusedError):
+                nested.call(lambda: socket.create_connection((INTERNET4, 443), 2))
+            assert time.perf_counter() - started < 1
+            assert await refused_at(source, "forward", 6)
+        assert not far.strays()
+
+
+async def test_a_nested_namespace_that_the_fence_knows_is_refused_as_quickly(
+    fenced: Lab, nested: Namespace, spec: FenceSpec, state: StateDirectory
+) -> None:
+    installed = installer.install(spec, fenced.sandbox_namespace, state)
+    assert installed.around.links == ("sb0", "n0")
+    assert installed.around.uplinks == ("sb0",)
+    ip("-n", fenced.sandbox, "neigh", "flush", "all")
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        with pytest.raises(ConnectionRefusedError):
+            nested.call(lambda: socket.create_connection((INTERNET4, 443), 2))
+        assert await refused_at(source, "forward", 6)
+
+
+async def test_a_nested_namespace_with_a_forged_source_draws_no_answer(
+    fenced: Lab, nested: Namespace
+) -> None:
+    """An answer quotes the packet: it would carry data wherever the forger likes."""
+    ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "far0",
+       "netns", fenced.gateway)  # fmt: skip
+    ip("-n", fenced.sandbox, "address", "add", "10.77.0.2/24", "dev", "late0")
+    for namespace, device in ((fenced.sandbox, "late0"), (fenced.gateway, "far0")):
+        ip("-n", namespace, "link", "set", device, "up")
+    ip("-n", fenced.sandbox, "neigh", "add", "10.77.0.1", "lladdr", GATEWAY_MAC, "dev", "late0")
+    forged = packets.ip4("10.77.0.1", INTERNET4, 17, packets.udp(53, b"by quotation"))
+    to_itself = packets.ip4("10.77.0.1", "10.77.0.2", 17, packets.udp(53, b"by quotation"))
+
+    def send(packet: bytes, to: str) -> None:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock,
+            contextlib.suppress(OSError),
+        ):
+            sock.sendto(packet, (to, 0))
+
+    def open_socket() -> socket.socket:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        sock.bind(("far0", 3))
+        sock.settimeout(0.3)
+        return sock
+
+    with fenced.gateway_namespace.call(open_socket) as far:
+        nested.call(lambda: send(forged, INTERNET4))
+        fenced.sandbox_namespace.call(lambda: send(to_itself, "10.77.0.2"))
+        arrived = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                arrived.append(far.recv(2000))
+        assert not [frame for frame in arrived if b"by quotation" in frame]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "packet"),
+    [(6, packets.tcp(9000, 0x04)), (1, b"\x03\x01" + bytes(6) + packets.PAYLOAD)],
+    ids=["reset", "icmp error"],
+)
+async def test_what_looks_like_the_fences_own_answer_does_not_pass(
+    fenced: Lab, nested: Namespace, protocol: int, packet: bytes
+) -> None:
+    assert nested
+
+    def send() -> None:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol) as sock,
+            contextlib.suppress(OSError),
+        ):
+            sock.sendto(packet, ("10.201.0.2", 0))
+
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        fenced.sandbox_namespace.call(send)
+        assert await refused_at(source, "egress", protocol)
+
+
+async def test_a_socket_bound_to_another_link_does_not_reach_a_false_proxy(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    ip("-n", fenced.sandbox, "link", "add", "sb1", "type", "veth", "peer", "name", "far1",
+       "netns", fenced.gateway)  # fmt: skip
+    ip("-n", fenced.sandbox, "link", "set", "sb1", "up")
+    installer.install(spec, fenced.sandbox_namespace, state)
+
+    def connect() -> None:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"sb1")
+            sock.settimeout(0.3)
+            sock.connect((GATEWAY4, PROXY_PORT))
+
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        # The reset comes by loopback, which is not the socket's device: it waits.
+        with pytest.raises(TimeoutError):
+            fenced.sandbox_namespace.call(connect)
+        found = await taken(source, lambda record: record.destination_port == PROXY_PORT)
+        links = {each.out_interface for each in found if each.destination_port == PROXY_PORT}
+        assert links == {"sb1"}
+
+
+async def test_a_macvlan_child_of_the_link_is_refused_at_the_link(fenced: Lab) -> None:
+    ip("-n", fenced.sandbox, "link", "add", "link", "sb0", "name", "child", "type", "macvlan")
+    ip("-n", fenced.sandbox, "link", "set", "child", "up")
+    frame = packets.frame(
+        bytes.fromhex(GATEWAY_MAC.replace(":", "")), b"\x02\0\0\0\0\x09", 0x88B5, b"bypass"
+    )
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind(("child", 0))
+            with contextlib.suppress(OSError):
+                sock.send(frame)
+
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        with far_side.watch(fenced) as far:
+            fenced.sandbox_namespace.call(send)
+            found = await taken(source, lambda record: record.ethertype == 0x88B5)
+            assert any(record.rule == "link" and record.ethertype == 0x88B5 for record in found)
+            assert not [stray for stray in far.strays() if b"bypass" in stray]
+
+
+async def test_ip_traffic_on_an_interface_that_came_later_is_refused(fenced: Lab) -> None:
+    ip("-n", fenced.sandbox, "link", "add", "later", "type", "veth", "peer", "name", "far",
+       "netns", fenced.gateway)  # fmt: skip
+    ip("-n", fenced.sandbox, "address", "add", "10.202.0.2/24", "dev", "later")
+    ip("-n", fenced.sandbox, "link", "set", "later", "up")
+    ip("-n", fenced.gateway, "link", "set", "far", "up")
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        with pytest.raises(ConnectionRefusedError):
+            fenced.sandbox_namespace.call(lambda: socket.create_connection(("10.202.0.1", 80), 1))
+        found = await taken(source, lambda record: record.protocol == 6)
+        assert [record.out_interface for record in found if record.protocol == 6] == ["later"]
