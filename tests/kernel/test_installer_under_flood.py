@@ -1,0 +1,102 @@
+"""Loading and replacing a fence lets no packet out, however many are on their way."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.values import endpoint
+from ocsf_nft.lab import INTERNET4
+from tests.kernel import conftest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+_HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def far_counter(lab: Lab, counters: Callable[[Namespace], dict[str, int]]) -> Callable[[], int]:
+    """How many packets of the flood came out, counted by the far end's kernel: none is missed."""
+    conftest.nft(lab.gateway_namespace, 'add table netdev far; add counter netdev far out; '
+                 'add chain netdev far ingress '
+                 '{ type filter hook ingress device "gw0" priority 0; }; '
+                 "add rule netdev far ingress udp dport 9 counter name out")  # fmt: skip
+    return lambda: counters(lab.gateway_namespace)["out"]
+
+
+@pytest.fixture
+def flood(lab: Lab) -> Iterator[Callable[[float], subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(seconds: float) -> subprocess.Popen[str]:
+        process = lab.sandbox_namespace.call(
+            lambda: subprocess.Popen(
+                [sys.executable, str(_HERE / "flood.py"), INTERNET4, str(seconds)],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _sent(process: subprocess.Popen[str]) -> int:
+    output, _ = process.communicate(timeout=30)
+    return int(output)
+
+
+def test_replacing_the_fence_under_a_flood_lets_no_packet_out(
+    lab: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    far_counter: Callable[[], int],
+    flood: Callable[[float], subprocess.Popen[str]],
+) -> None:
+    other = dataclasses.replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    process = flood(2.5)
+    replaced = 0
+    while process.poll() is None:
+        wanted = other if replaced % 2 == 0 else spec
+        assert installer.install(wanted, lab.sandbox_namespace, state, "nflog").spec == wanted
+        replaced += 1
+    assert _sent(process) > 50_000
+    assert replaced > 10
+    assert far_counter() == 0
+
+
+def test_installing_under_a_flood_stops_it(
+    lab: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    far_counter: Callable[[], int],
+    flood: Callable[[float], subprocess.Popen[str]],
+) -> None:
+    process = flood(1.5)
+    while far_counter() == 0:
+        time.sleep(0.01)
+    installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    time.sleep(0.05)  # what is still in the veth's queue
+    before = far_counter()
+    assert _sent(process) > before
+    assert far_counter() == before > 0

@@ -1,0 +1,111 @@
+"""A fence logs by the best way that the kernel has, and never silently doesn't."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.errors import UnsupportedError
+from ocsf_nft.fence import installer, nft
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_HERE = Path(__file__).parent
+_ALL_NETNS = Path("/proc/sys/net/netfilter/nf_log_all_netns")
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("shim") / "without.so"
+    compiler = shutil.which("cc")
+    assert compiler is not None
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, _HERE / "without.c"], check=True)
+    return library
+
+
+@pytest.fixture
+def all_netns() -> Iterator[Callable[[], str]]:
+    """``nf_log_all_netns``, off at the start and put back at the end."""
+    before = _ALL_NETNS.read_text()
+    _ALL_NETNS.write_text("0")
+    yield lambda: _ALL_NETNS.read_text().strip()
+    _ALL_NETNS.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("without", "transport", "degraded"),
+    [(None, "nflog", False), ("nflog", "kmsg", False), ("log", "none", True)],
+)
+def test_the_ladder_ends_on_the_best_rung_that_the_kernel_has(
+    lab: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    shim: Path,
+    all_netns: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    without: str | None,
+    transport: LogTransport,
+    degraded: bool,
+) -> None:
+    if without is not None:
+        environment = {**nft._ENVIRONMENT, "LD_PRELOAD": str(shim), "WITHOUT": without}
+        monkeypatch.setattr(nft, "_ENVIRONMENT", environment)
+    installed = installer.install(spec, lab.sandbox_namespace, state)
+    assert installed.transport == transport
+    assert all_netns() == ("1" if transport == "kmsg" else "0")
+    assert (installed.degraded is not None) == degraded
+    if installed.degraded is not None:
+        assert "nft_log" in installed.degraded
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    installer.remove(spec.sandbox, state)
+    assert all_netns() == "0"
+
+
+def test_a_transport_that_is_asked_for_is_used_or_the_installation_fails(
+    lab: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    shim: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = {**nft._ENVIRONMENT, "LD_PRELOAD": str(shim), "WITHOUT": "nflog"}
+    monkeypatch.setattr(nft, "_ENVIRONMENT", environment)
+    with pytest.raises(UnsupportedError, match="nft_log"):
+        installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    assert installer.verify(spec.sandbox, state, lab.sandbox_namespace).verdict == "absent"
+
+
+def test_the_sysctl_is_put_back_by_the_last_that_used_it(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, all_netns: Callable[[], str]
+) -> None:
+    other = dataclasses.replace(spec, sandbox="other")
+    installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    installer.install(other, lab.gateway_namespace, state, "kmsg")
+    installer.remove(spec.sandbox, state)
+    assert all_netns() == "1"
+    installer.install(other, lab.gateway_namespace, state, "nflog")
+    assert all_netns() == "0"
+
+
+def test_a_kernel_log_fence_whose_sysctl_is_off_is_not_as_installed(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, all_netns: Callable[[], str]
+) -> None:
+    installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    _ALL_NETNS.write_text("0")
+    found = installer.verify(spec.sandbox, state)
+    assert (found.verdict, "nf_log_all_netns" in found.difference) == ("differs", True)
+    installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    assert all_netns() == "1"
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
