@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab
+from tests.kernel import attempts, kernel_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,6 +48,20 @@ def fenced(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Lab:
     """The lab with its sandbox fenced, NFLOG as the transport."""
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     return lab
+
+
+@pytest.fixture
+def sandbox() -> str:
+    """A name of its own: the kernel log is the whole machine's, and so are its records."""
+    return f"test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def namespace(lab: Lab, sandbox: str) -> Iterator[Namespace]:
+    """The lab's sandbox, its attempts refused and logged both by NFLOG and in the kernel log."""
+    with kernel_log.of_all_namespaces():
+        attempts.fence(lab.sandbox_namespace, sandbox, nflog=True, kmsg=True)
+        yield lab.sandbox_namespace
 
 
 @pytest.fixture

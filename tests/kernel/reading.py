@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import threading
 from typing import TYPE_CHECKING
+
+import pytest
 
 from ocsf_nft.record import Batch
 
@@ -12,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from ocsf_nft.record import Record
+    from ocsf_nft.sources.base import Source
     from ocsf_nft.sources.nflog import Nflog
 
 _QUIET_SECONDS = 0.15
@@ -41,6 +46,27 @@ async def until_quiet(batches: AsyncIterator[Batch], *, seconds: float = 0.3) ->
                         break
         except TimeoutError:
             return so_far
+
+
+async def must_leave_nothing_behind(source: Source) -> None:
+    """Once its reading is cancelled, as many descriptors and threads are open as before."""
+
+    def held() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208 - shorter
+
+    async def read() -> None:
+        async with source:
+            async for _ in source.batches():
+                pass
+
+    before = held()
+    task = asyncio.ensure_future(read())
+    await asyncio.sleep(0.05)
+    assert held() > before
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert held() == before
 
 
 def joined(one: Batch, other: Batch) -> Batch:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import subprocess
 import threading
@@ -19,14 +18,13 @@ from ocsf_nft.sources.journal.command import CommandReading
 from ocsf_nft.sources.journal.library import LibraryReading
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import kernel_log
-from tests.kernel.attempts import GROUP, UNPRIVILEGED, attempt, fence, refused
+from tests.kernel.attempts import GROUP, UNPRIVILEGED, attempt, refused
 from tests.kernel.journald import journald
 from tests.kernel.reading import lost, until, until_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
 
 pytestmark = pytest.mark.kernel
@@ -35,19 +33,6 @@ Way = Literal["library", "command"]
 TOLERANCE_NS = 200_000_000
 #: journalctl tells of an entry only when inotify does.
 QUIET_S = 1.0
-
-
-@pytest.fixture
-def sandbox() -> str:
-    # The kernel log is the whole machine's: a name of its own keeps a test's records apart.
-    return f"journal-{secrets.token_hex(4)}"
-
-
-@pytest.fixture
-def namespace(lab: Lab, sandbox: str) -> Iterator[Namespace]:
-    with kernel_log.of_all_namespaces():
-        fence(lab.sandbox_namespace, sandbox, nflog=True, kmsg=True)
-        yield lab.sandbox_namespace
 
 
 @pytest.fixture

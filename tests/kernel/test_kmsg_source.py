@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -15,32 +12,16 @@ from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.replay import Reader
 from tests.kernel import kernel_log
-from tests.kernel.attempts import GROUP, PRIVILEGED, UNPRIVILEGED, attempt, fence, refused
-from tests.kernel.reading import lost, until, until_quiet
+from tests.kernel.attempts import GROUP, PRIVILEGED, UNPRIVILEGED, attempt, refused
+from tests.kernel.reading import lost, must_leave_nothing_behind, until, until_quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
 
 pytestmark = pytest.mark.kernel
 
 #: Behind the kernel's tick, our own reading and what the clocks differ by.
 TOLERANCE_NS = 30_000_000
-
-
-@pytest.fixture
-def sandbox() -> str:
-    # The kernel log is the whole machine's: a name of its own keeps a test's records apart.
-    return f"kmsg-{secrets.token_hex(4)}"
-
-
-@pytest.fixture
-def namespace(lab: Lab, sandbox: str) -> Iterator[Namespace]:
-    with kernel_log.of_all_namespaces():
-        fence(lab.sandbox_namespace, sandbox, nflog=True, kmsg=True)
-        yield lab.sandbox_namespace
 
 
 async def test_text_and_netlink_give_equal_records_of_the_same_packets(
@@ -165,19 +146,4 @@ async def test_a_position_that_is_none_is_refused() -> None:
 
 
 async def test_leaving_and_cancelling_leave_nothing_behind() -> None:
-    def held() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208 - shorter
-
-    async def read() -> None:
-        async with Kmsg() as source:
-            async for _ in source.batches():
-                pass
-
-    before = held()
-    task = asyncio.ensure_future(read())
-    await asyncio.sleep(0.05)
-    assert held() > before
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert held() == before
+    await must_leave_nothing_behind(Kmsg())

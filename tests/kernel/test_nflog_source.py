@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 
@@ -30,7 +28,7 @@ from tests.kernel.attempts import (
     fence,
     refused,
 )
-from tests.kernel.reading import lost, until
+from tests.kernel.reading import lost, must_leave_nothing_behind, until
 
 pytestmark = pytest.mark.kernel
 
@@ -239,19 +237,4 @@ async def test_an_interface_has_the_name_that_it_has_now(lab: Lab, namespace: Na
 
 
 async def test_leaving_and_cancelling_leave_nothing_behind(namespace: Namespace) -> None:
-    def held() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208 - shorter
-
-    async def read() -> None:
-        async with Nflog(namespace, GROUP) as source:
-            async for _ in source.batches():
-                pass
-
-    before = held()
-    task = asyncio.ensure_future(read())
-    await asyncio.sleep(0.05)
-    assert held() > before
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert held() == before
+    await must_leave_nothing_behind(Nflog(namespace, GROUP))
