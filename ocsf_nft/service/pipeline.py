@@ -104,7 +104,9 @@ class Pipeline:
         """Count what there is no time to deliver, and tell it as lost."""
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
-        left: list[Batch] = []
+        # Only what is told is kept: there may be more records than memory for them.
+        number, transport = 0, None
+        gaps: list[Gap] = []
         is_all = False
         while not is_all and time.monotonic() < end:
             try:
@@ -114,14 +116,13 @@ class Pipeline:
                 batch = None
             is_all = batch is None
             if batch is not None:
-                left.append(batch)
-        number = sum(len(batch.records) for batch in left)
-        gaps = [gap for batch in left for gap in batch.gaps]
-        transports = [record.origin.transport for batch in left for record in batch.records[:1]]
-        if transports:
+                number += len(batch.records)
+                gaps += batch.gaps
+                transport = batch.records[0].origin.transport if batch.records else transport
+        if transport is not None:
             gaps.append(
                 Gap(
-                    transport=transports[0],
+                    transport=transport,
                     reason=f"stopped before {'' if is_all else 'at least '}{number} were delivered",
                     lost=number if is_all else None,
                     since_ns=since_ns,

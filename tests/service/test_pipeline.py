@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -58,6 +59,28 @@ class Given:
         await asyncio.Event().wait()
 
 
+class Watched(Batch):
+    """A batch that a weak reference can be held of, as of a dataclass with slots it can't."""
+
+
+@dataclass
+class Endless(Given):
+    """A source that has one batch after the other, and remembers how many are still held."""
+
+    given: list[weakref.ref[Batch]] = field(default_factory=list)
+    most_held: int = 0
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        while True:
+            batch = Watched(records=(_record(self.made),))
+            self.made += 1
+            self.given.append(weakref.ref(batch))
+            yield batch
+            del batch
+            self.most_held = max(self.most_held, sum(ref() is not None for ref in self.given))
+            await asyncio.sleep(0.001)
+
+
 def _record(number: int) -> Record:
     made = record(**V4, **TCP)
     return replace(made, origin=replace(made.origin, identity=f"test:{number}"))
@@ -89,6 +112,16 @@ async def test_what_can_not_be_delivered_in_time_is_counted(
     assert 0 < delivered < 500
     assert delivered + lost["count"] == source.made == 500
     assert pipeline.counts.lost == lost["count"]
+
+
+async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_COUNT_SECONDS", 0.1)
+    source, stop = Endless(0), asyncio.Event()
+    stop.set()
+    await Pipeline(Memory(), Host(hostname="test")).pump(source, stop)
+    assert source.made > 5
+    assert source.most_held <= 2
 
 
 async def test_a_record_of_a_sandbox_that_is_not_there_is_counted_as_forged() -> None:
