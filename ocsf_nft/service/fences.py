@@ -82,7 +82,7 @@ def wanted_transport(sandbox: SandboxConfig) -> LogTransport | None:
     return sandbox.log_transport
 
 
-def take_away(fence: Fence, state: StateDirectory, host: Host) -> DeviceConfigStateChange:
+def take_away(fence: Fence, state: StateDirectory, host: Host | None) -> DeviceConfigStateChange:
     """Remove a fence that this run installed, and tell of it; blocks for milliseconds.
 
     Raises what :func:`installer.remove` does, but for a fence that is gone already: that is told.
@@ -98,7 +98,7 @@ def take_away(fence: Fence, state: StateDirectory, host: Host) -> DeviceConfigSt
     return state_event(replace(fence, before=before), host, after=FenceState.ABSENT)
 
 
-def context(installed: Installed, host: Host) -> Context:
+def context(installed: Installed, host: Host | None) -> Context:
     """What a mapper knows about a sandbox."""
     return Context(
         host=host,
@@ -119,13 +119,13 @@ def context(installed: Installed, host: Host) -> Context:
     )
 
 
-def gone_event(fence: Fence, host: Host) -> DeviceConfigStateChange:
+def gone_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
     """The event of a fence that was removed, now."""
     return state_event(replace(fence, before=fence.state), host, after=FenceState.ABSENT)
 
 
 def state_event(
-    fence: Fence, host: Host, *, after: FenceState, reason: str | None = None
+    fence: Fence, host: Host | None, *, after: FenceState, reason: str | None = None
 ) -> DeviceConfigStateChange:
     """The event of what became of a fence, now."""
     installed = fence.installed

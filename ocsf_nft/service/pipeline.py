@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from ocsf_nft.ocsf import notices
 from ocsf_nft.ocsf.context import Context, Host
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import gap
 from ocsf_nft.record import Batch, Gap, Reject
 
 if TYPE_CHECKING:
@@ -43,11 +43,16 @@ class Counts:
 
 
 class Pipeline:
-    """Maps what sources read and hands it to one sink, in order for each source."""
+    """Maps what sources read and hands it to one sink, in order for each source.
 
-    def __init__(self, sink: Sink, host: Host) -> None:
+    ``host`` is the machine that the records are of; None when that is not known, as for a log of
+    another machine.
+    """
+
+    def __init__(self, sink: Sink, host: Host | None) -> None:
         self.host = host
         self.counts = Counts()
+        self._gaps_by_reason: dict[str, int] = {}
         self._sink = sink
         self._mappers: dict[str | None, Mapper] = {}
         self._unknown = Mapper(Context(host=host))
@@ -138,27 +143,42 @@ class Pipeline:
             lines.append(mapper.network_activity(record, processed_ns=time.time_ns()).to_json())
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
-        for lost in batch.gaps:
-            _log.warning("records lost", source=lost.transport, lost=lost.lost, reason=lost.reason)
-            event = gap(Context(host=self.host), lost, processed_ns=time.time_ns())
+        for gap in batch.gaps:
+            event = notices.gap(Context(host=self.host), gap, processed_ns=time.time_ns())
             lines.append(event.to_json())
-            self.counts.gaps += 1
-            self.counts.lost += lost.lost or 0
+            self._count_gap(gap)
         for reject in batch.rejects:
-            self._count(reject)
+            self._count_reject(reject)
         await self._sink.deliver(lines)
         self.counts.records += len(batch.records)
         self.counts.events += len(lines)
 
-    def _count(self, reject: Reject) -> None:
+    # Who writes forgeries, or makes records be lost, must not be able to flood our own log, nor to
+    # hold us up where nobody reads it: so both are logged at the first, second, fourth, eighth …
+
+    def _count_gap(self, gap: Gap) -> None:
+        self.counts.gaps += 1
+        self.counts.lost += gap.lost or 0
+        number = self._gaps_by_reason.get(gap.reason, 0) + 1
+        self._gaps_by_reason[gap.reason] = number
+        if _is_power_of_two(number):
+            _log.warning(
+                "records lost", source=gap.transport, lost=gap.lost, number=number,
+                reason=gap.reason,
+            )  # fmt: skip
+
+    def _count_reject(self, reject: Reject) -> None:
         number = self.counts.rejects.get(reject.kind, 0) + 1
         self.counts.rejects[reject.kind] = number
-        # Whoever writes forgeries must not be able to flood our own log: 1, 2, 4, 8 …
-        if number & (number - 1) == 0:
+        if _is_power_of_two(number):
             _log.warning(
                 "line rejected", kind=reject.kind, number=number, reason=reject.reason,
                 line=reject.line[:200],
             )  # fmt: skip
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
 
 
 def _genuine(batch: Batch, sandboxes: frozenset[str] | None) -> Batch:

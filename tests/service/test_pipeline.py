@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
+from structlog.testing import capture_logs
 
 from ocsf_nft.ocsf.context import Host
-from ocsf_nft.record import Batch, Record
+from ocsf_nft.record import Batch, Gap, Record
 from ocsf_nft.service import pipeline as module
 from ocsf_nft.service.pipeline import Pipeline
 from tests.conformance.corpus import TCP, V4, record
@@ -50,7 +51,11 @@ class Given:
     async def __aexit__(self, *_: object) -> None:
         pass
 
+    gaps: tuple[Gap, ...] = ()
+
     async def batches(self) -> AsyncIterator[Batch]:
+        for gap in self.gaps:
+            yield Batch(gaps=(gap,))
         while self.batches_left:
             self.batches_left -= 1
             records = tuple(_record(self.made + number) for number in range(10))
@@ -131,3 +136,27 @@ async def test_a_record_of_a_sandbox_that_is_not_there_is_counted_as_forged() ->
     await pipeline.pump(source, stop, frozenset({"another"}))
     assert not sink.events
     assert pipeline.counts.rejects == {"forged": 10}
+
+
+async def test_each_gap_is_an_event_but_few_are_logged() -> None:
+    full = Gap(transport="nflog", reason="its buffer was full", lost=3, since_ns=1, until_ns=2)
+    other = replace(full, reason="another", lost=None)
+    sink, source, stop = Memory(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
+    stop.set()
+    pipeline = Pipeline(sink, Host(hostname="test"))
+    with capture_logs() as logged:
+        await pipeline.pump(source, stop)
+    assert len(_of_class(sink, 6002)) == pipeline.counts.gaps == 101
+    assert pipeline.counts.lost == 300
+    told = [(line["reason"], line["number"]) for line in logged]
+    assert told == [(full.reason, 2**power) for power in range(7)] + [(other.reason, 1)]
+
+
+async def test_the_log_of_another_machine_has_no_device() -> None:
+    gap = Gap(transport="replay", reason="cut", lost=1, since_ns=1, until_ns=2)
+    for host, has_device in ((None, False), (Host(hostname="test"), True)):
+        sink, source, stop = Memory(), Given(1, gaps=(gap,)), asyncio.Event()
+        stop.set()
+        await Pipeline(sink, host).pump(source, stop)
+        assert len(sink.events) == 11
+        assert all(("device" in event) is has_device for event in sink.events)
