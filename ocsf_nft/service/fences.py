@@ -77,9 +77,9 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 
 def wanted_transport(sandbox: SandboxConfig) -> LogTransport | None:
     """How the fence must log so that the wanted source can read it; None for the best."""
-    if sandbox.source in {"kmsg", "journal"} and sandbox.log_transport is None:
-        return "kmsg"
-    return sandbox.log_transport
+    if sandbox.source == "auto" or sandbox.log_transport is not None:
+        return sandbox.log_transport
+    return "nflog" if sandbox.source == "nflog" else "kmsg"
 
 
 def take_away(fence: Fence, state: StateDirectory, host: Host | None) -> DeviceConfigStateChange:

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from ocsf_nft import config
 from ocsf_nft.service import fences
 
 
@@ -28,3 +29,22 @@ async def test_a_look_that_has_begun_ends_before_its_watch_does() -> None:
     with pytest.raises(asyncio.CancelledError):
         await watch
     assert told.is_set()
+
+
+@pytest.mark.parametrize(
+    ("source", "transport", "wanted"),
+    [
+        ("auto", "auto", None),
+        ("auto", "none", "none"),
+        ("nflog", "auto", "nflog"),
+        ("kmsg", "auto", "kmsg"),
+        ("journal", "auto", "kmsg"),
+        ("journal", "kmsg", "kmsg"),
+    ],
+)
+def test_a_fence_logs_so_that_the_source_asked_for_can_read_it(
+    source: str, transport: str, wanted: str | None
+) -> None:
+    sandbox = {"name": "a", "source": source, "transport": transport}
+    read = config.parse({"sandbox": [sandbox]}, where="test")
+    assert fences.wanted_transport(read.sandbox[0]) == wanted
