@@ -14,6 +14,7 @@ from ipaddress import (
 )
 from typing import Final, TypeAlias
 
+from ocsf_nft.ocsf.caching import CACHED
 from ocsf_nft.ocsf.enums import NetworkScope
 
 _Address: TypeAlias = IPv4Address | IPv6Address
@@ -54,7 +55,7 @@ class Place:
     is_cloud_metadata: bool
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=CACHED)
 def place(text: str | None) -> Place | None:
     """What ``text`` says, or None when it is no IP address (a scoped one is none on the wire)."""
     if text is None or "%" in text:

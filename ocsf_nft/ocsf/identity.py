@@ -11,6 +11,8 @@ from hashlib import sha1
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from ocsf_nft.ocsf.caching import CACHED
+
 if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
@@ -47,7 +49,7 @@ def attempt_uid(record: Record) -> str:
     )
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=CACHED)
 def _attempt_uid(*key: str | int | None) -> str:
     return stable_uid("attempt", *key)
 

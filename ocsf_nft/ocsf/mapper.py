@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.ocsf import attack, community_id, identity, protocols, verdict, wording
 from ocsf_nft.ocsf.addresses import Place, place
+from ocsf_nft.ocsf.caching import CACHED
 from ocsf_nft.ocsf.context import Context, Proxy, product
 from ocsf_nft.ocsf.enums import (
     Action,
@@ -247,7 +248,7 @@ def _endpoints(
     return src, dst
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=CACHED)
 def _endpoint(
     name: str | None, where: Place | None, port: int | None, mac: str | None, link: str | None
 ) -> NetworkEndpoint | None:
@@ -285,7 +286,7 @@ def _boundary(source: Place | None, destination: Place | None) -> Boundary | Non
     return Boundary.INTERNAL if scopes == {NetworkScope.INTERNAL} else None
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=CACHED)
 def _traffic(length: int | None) -> NetworkTraffic:
     return NetworkTraffic(packets=1, bytes=length).keep_json()
 
@@ -298,7 +299,7 @@ def _actor_of(record: Record, left_over: dict[str, Any]) -> Actor | None:
     return None
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=CACHED)
 def _actor(uid: int, gid: int | None) -> Actor:
     groups = None if gid is None else (Group(uid=str(gid)),)
     return Actor(user=User(uid=str(uid), groups=groups)).keep_json()
@@ -316,7 +317,7 @@ def _observables_of(end: str, endpoint: NetworkEndpoint | None) -> tuple[Observa
     return _endpoint_observables(end, endpoint.ip, port, endpoint.mac, endpoint.uid)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=CACHED)
 def _endpoint_observables(
     end: str, ip: str | None, port: int | None, mac: str | None, uid: str | None
 ) -> tuple[Observable, ...]:
@@ -337,7 +338,7 @@ def _user_observables(actor: Actor | None) -> tuple[Observable, ...]:
     return () if actor is None else _uid_observables(actor.user.uid)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=CACHED)
 def _uid_observables(uid: str) -> tuple[Observable, ...]:
     return (_observable("actor.user.uid", ObservableType.USER_UID, uid),)
 

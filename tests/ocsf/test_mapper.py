@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+import tracemalloc
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -7,7 +9,7 @@ import pytest
 
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
-from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS
+from tests.conformance.corpus import CONTEXT, NOW_NS, OUT, RECORDS, TCP, V4, record
 from tests.ocsf.mapped import MAPPER, event_of
 
 
@@ -239,3 +241,16 @@ def test_a_record_of_netlink_says_so() -> None:
     said = replace(said, origin=replace(said.origin, raw="NFLOG group=4001 hook=3"))
     event = MAPPER.network_activity(said, processed_ns=NOW_NS)
     assert event.metadata.log_format == "nfnetlink_log"
+
+
+def test_a_scan_of_many_destinations_takes_little_memory() -> None:
+    draw = random.Random(1)
+    tracemalloc.start()
+    try:
+        for _ in range(4000):
+            destination = ".".join(str(draw.randrange(1, 224)) for _ in range(4))
+            tried = {"destination": destination, "destination_port": draw.randrange(1 << 16)}
+            MAPPER.network_activity(record(**(V4 | TCP | OUT | tried)), processed_ns=NOW_NS)
+        assert tracemalloc.get_traced_memory()[0] < 6_000_000
+    finally:
+        tracemalloc.stop()
