@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SourceName: TypeAlias = Literal["auto", "nflog", "kmsg", "journal"]
+#: The transport that a fence must log by, for its records to be where a source reads.
+_WRITTEN_BY: Final[dict[SourceName, LogTransport]] = {
+    "nflog": "nflog",
+    "kmsg": "kmsg",
+    "journal": "kmsg",
+}
 #: Standard output, in place of a path.
 STDOUT: Final = "-"
 
@@ -141,6 +147,12 @@ def _check(sandbox: SandboxConfig) -> None:
         raise UsageError(f"sandbox {sandbox.name} has both netns and pid: give one")
     if sandbox.install:
         sandbox.spec()
+    written = _WRITTEN_BY.get(sandbox.source)
+    if written is not None and sandbox.log_transport not in {None, written}:
+        raise UsageError(
+            f"sandbox {sandbox.name} has source {sandbox.source}, where a fence with transport "
+            f"{sandbox.transport} logs nothing: give transport {written}, or leave it out"
+        )
 
 
 def _sentence(error: ValidationError) -> str:

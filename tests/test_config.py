@@ -30,6 +30,10 @@ source = "journal"
 """
 
 
+def _read_by(source: str, transport: str) -> dict[str, Any]:
+    return {"sandbox": [{"name": "a", "source": source, "transport": transport}]}
+
+
 def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
     path = tmp_path / "ocsf-nft.toml"
     path.write_text(FILE)
@@ -51,6 +55,15 @@ def test_the_least_is_one_sandbox_by_its_name() -> None:
     assert read.output_path is None
     assert read.sandbox[0].namespace is None
     assert Namespace() != of_process(1)
+
+
+@pytest.mark.parametrize(
+    ("source", "transport"),
+    [("auto", "none"), ("nflog", "nflog"), ("kmsg", "kmsg"), ("journal", "kmsg"), ("kmsg", "auto")],
+)
+def test_a_source_goes_with_the_transport_that_it_reads(source: str, transport: str) -> None:
+    (read,) = config.parse(_read_by(source, transport), where="test").sandbox
+    assert (read.source, read.transport) == (source, transport)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +90,11 @@ def test_the_least_is_one_sandbox_by_its_name() -> None:
         ({"sandbox": [{"name": "a", "transport": "smoke"}]}, "'auto', 'nflog'"),
         ({"sandbox": [{"name": "a", "netns": "a", "pid": 1}]}, "give one"),
         ({"sandbox": [{"name": "a"}, {"name": "a"}]}, "the same name"),
+        (_read_by("nflog", "kmsg"), "source nflog, where a fence with transport kmsg logs nothing"),
+        (_read_by("nflog", "none"), "give transport nflog, or leave it out"),
+        (_read_by("kmsg", "nflog"), "give transport kmsg, or leave it out"),
+        (_read_by("journal", "nflog"), "give transport kmsg, or leave it out"),
+        (_read_by("journal", "none"), "give transport kmsg, or leave it out"),
     ],
 )
 def test_a_fault_is_one_sentence_that_names_the_key(found: dict[str, Any], sentence: str) -> None:

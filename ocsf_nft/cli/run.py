@@ -80,8 +80,15 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 
     to_stderr()
     if config is not None:
-        _nothing_besides_config(context)
+        _nothing_besides(
+            context, {"config"}, "--config is in place of the other options: put {} into the file"
+        )
     if source.startswith(_REPLAY):
+        _nothing_besides(
+            context,
+            {"source", "output"},
+            f"--source {_REPLAY}PATH only reads a file, and has no fence: leave out {{}}",
+        )
         sink = Jsonl(None if output == "-" else Path(output))
         path = Path(source.removeprefix(_REPLAY))
         _finish(asyncio.run(_until_signal(lambda stop: service.replay([path], sink, stop))))
@@ -167,19 +174,17 @@ def _end_at_once() -> NoReturn:
     os._exit(3)  # a thread that waits for the full pipe lets no other exit end
 
 
-def _nothing_besides_config(context: typer.Context) -> None:
-    """Raises UsageError, since the file tells everything."""
+def _nothing_besides(context: typer.Context, allowed: set[str], sentence: str) -> None:
+    """Raises UsageError for options that would have no effect, as the sentence with them in it."""
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
-        if name != "config"
+        if name not in allowed
         and (found := context.get_parameter_source(name)) is not None
         and found.name != "DEFAULT"
     ]
     if given:
-        raise UsageError(
-            f"--config is in place of the other options: put {', '.join(given)} into the file"
-        )
+        raise UsageError(sentence.format(", ".join(given)))
 
 
 def _finish(counts: Counts) -> None:

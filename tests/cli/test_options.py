@@ -44,3 +44,30 @@ def test_an_option_that_a_file_would_overrule_is_refused(
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith("ocsf-nft: --config is in place of")
     assert all(option in sentence for option in besides if option.startswith("--"))
+
+
+@pytest.mark.parametrize(
+    "besides",
+    [
+        ("--install", "--proxy", "nonsense", "--sandbox", "a"),
+        ("--transport", "none"),
+        ("--state-dir", "elsewhere"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_means_nothing_to_a_replay_is_refused(
+    tmp_path: Path, besides: tuple[str, ...]
+) -> None:
+    log = tmp_path / "kernel.log"
+    log.touch()
+    command = (sys.executable, "-m", "ocsf_nft", "run", "--source", f"replay:{log}")
+    done = subprocess.run([*command, *besides], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("ocsf-nft: --source replay:PATH only reads a file")
+    assert all(option in sentence for option in besides if option.startswith("--"))
+    events = tmp_path / "events.jsonl"
+    done = subprocess.run(
+        [*command, "--output", str(events)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
