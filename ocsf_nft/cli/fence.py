@@ -59,7 +59,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         output.write(plan.encode())
         return
     fence = fences.stand(asked, StateDirectory(state_dir))
-    _print(fences.state_event(fence, this_host(), after=fence.state))
+    _print(fences.first_event(fence, this_host()))
     if fence.reason is not None:
         typer.echo(f"ocsf-nft: the fence stands, but does not log: {fence.reason}", err=True)
         raise typer.Exit(1)
@@ -111,15 +111,14 @@ def remove(
     from ocsf_nft.ocsf.context import this_host
     from ocsf_nft.ocsf.notices import FenceState
     from ocsf_nft.service import fences
-    from ocsf_nft.service.fences import Fence
 
     asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid)
     state = StateDirectory(state_dir)
     installed = state.read(asked.name)
     installer.remove(asked.name, state, asked.namespace)
     if installed is not None:
-        stood = Fence(installed=installed, before=FenceState.STANDING, is_ours=True)
-        _print(fences.gone_event(stood, this_host()))
+        before, after = FenceState.STANDING, FenceState.ABSENT
+        _print(fences.state_event(installed, this_host(), before=before, after=after))
     typer.echo(f"sandbox {sandbox} is no longer fenced", err=True)
 
 

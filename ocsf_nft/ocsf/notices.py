@@ -28,27 +28,38 @@ if TYPE_CHECKING:
 
 
 class FenceState(Enum):
-    """How a fence stands. ``DEGRADED``: it refuses, and not all of what it refuses is logged."""
+    """How a fence stands.
+
+    ``DEGRADED``: it refuses, and not all of what it refuses is logged. ``ALTERED``: nobody can say
+    what it refuses, because it is not what was installed, or may not be looked at.
+    """
 
     ABSENT = "Absent"
     STANDING = "Standing"
     DEGRADED = "Degraded"
+    ALTERED = "Altered"
 
 
 _CONFIG_STATES: Final = {
     FenceState.ABSENT: ConfigState.DISABLED,
     FenceState.STANDING: ConfigState.ENABLED,
     FenceState.DEGRADED: ConfigState.OTHER,
+    FenceState.ALTERED: ConfigState.OTHER,
 }
 _SEVERITIES: Final = {
     FenceState.ABSENT: Severity.MEDIUM,
     FenceState.STANDING: Severity.INFORMATIONAL,
     FenceState.DEGRADED: Severity.HIGH,
+    FenceState.ALTERED: Severity.HIGH,
 }
 _SENTENCES: Final = {
     FenceState.ABSENT: "The fence of sandbox {sandbox} is gone: nothing holds the sandbox back",
     FenceState.STANDING: "The fence of sandbox {sandbox} stands, and logs what it refuses",
     FenceState.DEGRADED: "The fence of sandbox {sandbox} stands, but does not log all it refuses",
+    FenceState.ALTERED: (
+        "The fence of sandbox {sandbox} is not as it was installed, or can't be looked at: "
+        "it may hold nothing back"
+    ),
 }
 
 
@@ -83,7 +94,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         activity_id=ConfigActivityId.LOG,
         time=time_ns // 1_000_000,
         severity_id=_SEVERITIES[after],
-        status_id=Status.FAILURE if after is FenceState.DEGRADED else Status.SUCCESS,
+        status_id=Status.FAILURE if state is ConfigState.OTHER else Status.SUCCESS,
         status_detail=None if reason is None else visible(reason),
         message=f"{sentence} (before: {before.value.lower()}).",
         state_id=state,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
@@ -29,20 +29,20 @@ T = TypeVar("T")
 
 _log = structlog.get_logger()
 
+_GONE_ALREADY: Final = "somebody else had removed it before this run did"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """A fence that stands. ``is_ours``: this run put it where none stood, and takes it away."""
+    """A fence, how it stands, and why it isn't ``STANDING`` where it isn't.
+
+    ``is_ours``: this run put it where none stood, and takes it away.
+    """
 
     installed: Installed
-    before: FenceState
+    state: FenceState
     is_ours: bool
     reason: str | None = None
-
-    @property
-    def state(self) -> FenceState:
-        """How it stands."""
-        return FenceState.STANDING if self.reason is None else FenceState.DEGRADED
 
 
 def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
@@ -57,7 +57,7 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
         installed = installer.install(sandbox.spec(), namespace, state, wanted_transport(sandbox))
         return Fence(
             installed=installed,
-            before=FenceState.STANDING if stood else FenceState.ABSENT,
+            state=_state(installed),
             is_ours=not stood,
             reason=installed.degraded,
         )
@@ -69,10 +69,19 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
         )
     if on_record is None:
         raise FenceError(f"{found.difference}: install it again, or name the right --state-dir")
-    reason = on_record.degraded
     if found.verdict == "differs":
-        reason = f"it is not as it was installed: {found.difference}"
-    return Fence(installed=on_record, before=FenceState.STANDING, is_ours=False, reason=reason)
+        return Fence(
+            installed=on_record,
+            state=FenceState.ALTERED,
+            is_ours=False,
+            reason=f"it is not as it was installed: {found.difference}",
+        )
+    return Fence(
+        installed=on_record,
+        state=_state(on_record),
+        is_ours=False,
+        reason=on_record.degraded,
+    )
 
 
 def wanted_transport(sandbox: SandboxConfig) -> LogTransport | None:
@@ -80,22 +89,6 @@ def wanted_transport(sandbox: SandboxConfig) -> LogTransport | None:
     if sandbox.source == "auto" or sandbox.log_transport is not None:
         return sandbox.log_transport
     return "nflog" if sandbox.source == "nflog" else "kmsg"
-
-
-def take_away(fence: Fence, state: StateDirectory, host: Host | None) -> DeviceConfigStateChange:
-    """Remove a fence that this run installed, and tell of it; blocks for milliseconds.
-
-    Raises what :func:`installer.remove` does, but for a fence that is gone already: that is told.
-    """
-    spec = fence.installed.spec
-    try:
-        verdict = installer.verify(spec.sandbox, state, fence.installed.namespace).verdict
-        installer.remove(spec.sandbox, state, fence.installed.namespace)
-    except AbsentError as error:
-        gone = replace(fence, before=FenceState.ABSENT)
-        return state_event(gone, host, after=FenceState.ABSENT, reason=str(error))
-    before = FenceState.ABSENT if verdict == "absent" else fence.state
-    return state_event(replace(fence, before=before), host, after=FenceState.ABSENT)
 
 
 def context(installed: Installed, host: Host | None) -> Context:
@@ -119,72 +112,131 @@ def context(installed: Installed, host: Host | None) -> Context:
     )
 
 
-def gone_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
-    """The event of a fence that was removed, now."""
-    return state_event(replace(fence, before=fence.state), host, after=FenceState.ABSENT)
-
-
 def state_event(
-    fence: Fence, host: Host | None, *, after: FenceState, reason: str | None = None
+    installed: Installed,
+    host: Host | None,
+    *,
+    before: FenceState,
+    after: FenceState,
+    reason: str | None = None,
 ) -> DeviceConfigStateChange:
-    """The event of what became of a fence, now."""
-    installed = fence.installed
+    """The event of what became of a fence, now. ``before`` is what was last told of it."""
     return fence_state(
         context(installed, host),
         sandbox=installed.spec.sandbox,
-        before=fence.before,
+        before=before,
         after=after,
         time_ns=time.time_ns(),
         tables=sorted(installed.listings),
         transport=installed.transport,
-        reason=reason or fence.reason,
+        reason=reason,
     )
 
 
-async def watch(
-    sandbox: SandboxConfig, fence: Fence, state: StateDirectory, pipeline: Pipeline
-) -> None:
-    """Keep a fence as it was installed, and cover interfaces that appear later.
-
-    With ``install`` it is renewed; without, it is reported that it is not as it was. A failure is
-    reported once, and the watch goes on.
-    """
-    seen = _Seen(fence, told=fence.reason)
-    async with Watch(fence.installed.namespace) as surroundings:
-        async for _ in surroundings.changes():
-            seen = await _to_its_end(_look(sandbox, seen, state, pipeline))
+def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
+    """The event of a fence that was put up, or found, now."""
+    return state_event(
+        fence.installed,
+        host,
+        before=FenceState.ABSENT if fence.is_ours else FenceState.STANDING,
+        after=fence.state,
+        reason=fence.reason,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """How a fence was at the last look, and what was told of it."""
+class Watched:
+    """A fence under watch, and what was last told of it: each event begins where one ended."""
 
-    fence: Fence
-    told: str | None
+    def __init__(
+        self, sandbox: SandboxConfig, fence: Fence, state: StateDirectory, pipeline: Pipeline
+    ) -> None:
+        self._sandbox = sandbox
+        self._fence = fence
+        self._state = state
+        self._pipeline = pipeline
+        self._installed = fence.installed
+        self._told = (fence.state, fence.reason)
+
+    async def announce(self) -> None:
+        """Tell of a fence that this run put up, or that is not as it should be."""
+        fence, name = self._fence, self._sandbox.name
+        self._pipeline.know(name, context(fence.installed, self._pipeline.host))
+        if fence.reason is not None:
+            _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
+        elif fence.installed.transport == "none":
+            _log.warning("fence without log rules, as asked for", sandbox=name)
+        if fence.is_ours or fence.reason is not None:
+            await self._pipeline.emit(first_event(fence, self._pipeline.host))
+
+    async def watch(self) -> None:
+        """Keep the fence as it was installed, and cover interfaces that appear later.
+
+        With ``install`` it is renewed; without, it is reported that it is not as it was. A failure
+        is reported once, and the watch goes on.
+        """
+        async with Watch(self._installed.namespace) as surroundings:
+            async for _ in surroundings.changes():
+                await _to_its_end(self._look())
+
+    async def take_away(self) -> None:
+        """Remove the fence if this run put it up, and tell of it.
+
+        Raises what :func:`installer.remove` does, but for a fence that is gone already: that is
+        told.
+        """
+        if self._fence.is_ours:
+            was_there = await asyncio.to_thread(_remove, self._installed, self._state)
+            await self._emit(FenceState.ABSENT, None if was_there else _GONE_ALREADY)
+
+    async def _look(self) -> None:
+        """Look at the fence, and tell what became of it since it was last told of."""
+        try:
+            now = await asyncio.to_thread(stand, self._sandbox, self._state)
+        except OcsfNftError as error:
+            after = FenceState.ABSENT if isinstance(error, AbsentError) else FenceState.ALTERED
+            if self._told != (after, str(error)):
+                await self._tell(after, str(error))
+                self._told = (after, str(error))
+            return
+        news = _news(self._installed, now.installed)
+        self._installed = now.installed
+        if news is not None or self._told != (now.state, now.reason):
+            self._pipeline.know(self._sandbox.name, context(now.installed, self._pipeline.host))
+            await self._tell(now.state, now.reason or news)
+            self._told = (now.state, now.reason)
+
+    async def _tell(self, after: FenceState, reason: str | None) -> None:
+        _log.warning("fence changed", sandbox=self._sandbox.name, state=after.value, reason=reason)
+        await self._emit(after, reason)
+
+    async def _emit(self, after: FenceState, reason: str | None) -> None:
+        before, _ = self._told
+        host = self._pipeline.host
+        await self._pipeline.emit(
+            state_event(self._installed, host, before=before, after=after, reason=reason)
+        )
 
 
-async def _look(
-    sandbox: SandboxConfig, seen: _Seen, state: StateDirectory, pipeline: Pipeline
-) -> _Seen:
-    """Look at a fence and tell what became of it since it was last seen."""
-    fence = seen.fence
+def _state(installed: Installed) -> FenceState:
+    return FenceState.STANDING if installed.degraded is None else FenceState.DEGRADED
+
+
+def _news(seen: Installed, now: Installed) -> str | None:
+    """What is to be told of a fence that was renewed; None when it was not."""
+    if now.around != seen.around:
+        return f"its links changed; fenced are: {', '.join(now.around.links)}"
+    return None if now == seen else "it was altered or gone, and has been put back"
+
+
+def _remove(installed: Installed, state: StateDirectory) -> bool:
+    """Remove a fence; whether there was one to remove."""
+    sandbox, namespace = installed.spec.sandbox, installed.namespace
     try:
-        now = await asyncio.to_thread(stand, sandbox, state)
-    except OcsfNftError as error:
-        if seen.told != str(error):
-            after = FenceState.ABSENT if isinstance(error, AbsentError) else FenceState.DEGRADED
-            await _tell(fence, pipeline, after=after, reason=str(error))
-        return _Seen(fence, told=str(error))
-    reason = now.reason
-    if now.installed.around != fence.installed.around:
-        reason = f"its links changed; fenced are: {', '.join(now.installed.around.links)}"
-    elif now.installed != fence.installed:
-        reason = "it was altered or gone, and has been put back"
-    if reason != seen.told or now.installed != fence.installed:
-        await _tell(now, pipeline, after=now.state, reason=now.reason or reason)
-        pipeline.know(sandbox.name, context(now.installed, pipeline.host))
-        return _Seen(now, told=now.reason)
-    return _Seen(now, told=seen.told)
+        verdict = installer.verify(sandbox, state, namespace).verdict
+        installer.remove(sandbox, state, namespace)
+    except AbsentError:
+        return False
+    return verdict != "absent"
 
 
 async def _to_its_end(look: Coroutine[Any, Any, T]) -> T:
@@ -199,9 +251,3 @@ async def _to_its_end(look: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.gather(task, return_exceptions=True)
         raise
-
-
-async def _tell(fence: Fence, pipeline: Pipeline, *, after: FenceState, reason: str | None) -> None:
-    name = fence.installed.spec.sandbox
-    _log.warning("fence changed", sandbox=name, state=after.value, reason=reason)
-    await pipeline.emit(state_event(fence, pipeline.host, after=after, reason=reason))

@@ -7,8 +7,6 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
-import structlog
-
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import Namespace
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
     from ocsf_nft.service.fences import Fence
     from ocsf_nft.sources.base import Source
-
-_log = structlog.get_logger()
 
 _HOST: Final = Namespace()
 
@@ -65,15 +61,16 @@ async def run(
         await pipeline.emit(
             lifecycle(Context(host=pipeline.host), activity="start", time_ns=time.time_ns())
         )
-        for sandbox, fence in zip(config.sandbox, standing, strict=True):
-            await _announce(sandbox, fence, pipeline)
+        watched = [
+            fences.Watched(sandbox, fence, state, pipeline)
+            for sandbox, fence in zip(config.sandbox, standing, strict=True)
+        ]
+        for each in watched:
+            await each.announce()
         ready()
         with _first_error():
             async with asyncio.TaskGroup() as group:
-                watches = [
-                    group.create_task(fences.watch(sandbox, fence, state, pipeline))
-                    for sandbox, fence in zip(config.sandbox, standing, strict=True)
-                ]
+                watches = [group.create_task(each.watch()) for each in watched]
                 pumps = [
                     group.create_task(pipeline.pump(source, stop, frozenset(sandboxes)))
                     for source, sandboxes in sources.items()
@@ -83,10 +80,8 @@ async def run(
                 await asyncio.gather(*pumps)
                 for watch in watches:
                     watch.cancel()
-        for fence in standing:
-            if fence.is_ours:
-                gone = await asyncio.to_thread(fences.take_away, fence, state, pipeline.host)
-                await pipeline.emit(gone)
+        for each in watched:
+            await each.take_away()
         await pipeline.emit(
             lifecycle(Context(host=pipeline.host), activity="stop", time_ns=time.time_ns())
         )
@@ -181,16 +176,6 @@ async def _sources(
     if names := in_kernel_log["journal"]:
         found[await stack.enter_async_context(Journal(frozenset(names)))] = names
     return found
-
-
-async def _announce(sandbox: SandboxConfig, fence: Fence, pipeline: Pipeline) -> None:
-    pipeline.know(sandbox.name, fences.context(fence.installed, pipeline.host))
-    if fence.reason is not None:
-        _log.error("fence degraded", sandbox=sandbox.name, reason=fence.reason)
-    elif fence.installed.transport == "none":
-        _log.warning("fence without log rules, as asked for", sandbox=sandbox.name)
-    if fence.is_ours or fence.reason is not None:
-        await pipeline.emit(fences.state_event(fence, pipeline.host, after=fence.state))
 
 
 @contextlib.contextmanager

@@ -304,6 +304,25 @@ def test_a_fence_that_is_flushed_under_a_run_is_put_back_and_told(
     assert any("put back" in detail for detail in details)
 
 
+def test_a_fence_that_somebody_opened_is_told_to_be_altered_and_not_to_stand(
+    fenced: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
+    with command.running(*named, "--output", str(output)) as running:
+        conftest.nft(fenced.sandbox_namespace, "insert rule inet ocsf_nft output accept")
+        ip("-n", fenced.sandbox, "link", "set", "lo", "mtu", "60000")  # look at it now
+        deadline = time.monotonic() + 10
+        while b"5019" not in output.read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert running.stop(signal.SIGTERM)[0] == 0
+    (altered,) = (event for event in _events(output) if event["class_uid"] == 5019)
+    assert (altered["state_id"], altered["state"], altered["severity"]) == (99, "Altered", "High")
+    assert "may hold nothing back (before: standing)" in altered["message"]
+    assert "accept" in altered["status_detail"]
+
+
 def test_a_fence_that_somebody_removed_is_told_at_the_end(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
@@ -314,9 +333,10 @@ def test_a_fence_that_somebody_removed_is_told_at_the_end(
     assert code == 0, said
     *before, gone, stopped = _events(output)
     assert (gone["class_uid"], gone["state_id"]) == (5019, 1)
+    assert "before: standing" in gone["message"]
     # A look at the fence may have come between, and put it back.
     put_back = any("put back" in (event.get("status_detail") or "") for event in before)
-    assert f"before: {'standing' if put_back else 'absent'}" in gone["message"]
+    assert ("somebody else" in gone.get("status_detail", "")) == (not put_back)
     assert (stopped["class_uid"], stopped["activity_name"]) == (6002, "Stop")
 
 

@@ -64,6 +64,18 @@ def test_a_fence_that_can_not_log_is_degraded() -> None:
     assert "transport" not in event.unmapped
 
 
+def test_a_fence_that_was_altered_may_hold_nothing_back() -> None:
+    event = became(FenceState.STANDING, FenceState.ALTERED, reason="nft was not found")
+    assert (event.state_id, event.state) == (99, "Altered")
+    assert event.severity == "High"
+    assert (event.prev_security_level, event.security_level) == ("Secure", "At Risk")
+    assert event.status == "Failure"
+    assert event.message == (
+        "The fence of sandbox sb1 is not as it was installed, or can't be looked at: "
+        "it may hold nothing back (before: standing)."
+    )
+
+
 def test_a_fence_that_is_gone_is_disabled() -> None:
     event = became(FenceState.STANDING, FenceState.ABSENT)
     assert event.state == "Disabled"
