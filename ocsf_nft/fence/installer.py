@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
 
 _HANDLE: Final = re.compile(r" # handle \d+$", re.MULTILINE)
+#: Who alters a fence may alter it by thousands of rules, or by one that fills a screen.
+_DIFFERENCE_LINES: Final = 20
+_LINE_CHARACTERS: Final = 200
 _OWNER: Final = re.compile(r'comment "(?:fence|guard) of sandbox ([^"]*)"')
 
 #: Where a guard stands: on the host's side, which is where the installer runs.
@@ -37,7 +40,7 @@ _REMOVAL: Final = ruleset.removal((family, ruleset.TABLE) for family in ruleset.
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Whether a fence stands as it was installed; ``difference`` is for people."""
+    """Whether a fence stands as it was installed; ``difference`` is for people, and short."""
 
     verdict: Literal["as installed", "differs", "absent"]
     difference: str = ""
@@ -120,15 +123,16 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
     found = _listings(installed.spec, where)
     if not found:
         return Verification(verdict="absent")
-    lines = _difference(installed.listings, found)
+    lines: list[str] = []
     if installed.transport == "kmsg":
         with contextlib.suppress(UnsupportedError):  # from here nobody can tell
             if kernel_log.blocked(where) is not None:
                 lines.append("net.netfilter.nf_log_all_netns is off: nothing refused is logged")
     if links_now := set(where.call(links.names)) - set(installed.around.links):
         lines.append(f"not fenced at the link layer: {', '.join(sorted(links_now))}")
+    lines += _difference(installed.listings, found)
     if lines:
-        return Verification(verdict="differs", difference="\n".join(lines))
+        return Verification(verdict="differs", difference=_shortened(lines))
     return Verification(verdict="as installed")
 
 
@@ -333,3 +337,14 @@ def _difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
             lineterm="",
         )
     return lines
+
+
+def _shortened(lines: list[str]) -> str:
+    """The first of the lines, as one text, and how many were left out."""
+    kept = [
+        line if len(line) <= _LINE_CHARACTERS else f"{line[: _LINE_CHARACTERS - 1]}…"
+        for line in lines[:_DIFFERENCE_LINES]
+    ]
+    if more := len(lines) - len(kept):
+        kept.append(f"… and {more} more line{'' if more == 1 else 's'}")
+    return "\n".join(kept)

@@ -161,12 +161,12 @@ class Watched:
         """Tell of a fence that this run put up, or that is not as it should be."""
         fence, name = self._fence, self._sandbox.name
         self._pipeline.know(name, context(fence.installed, self._pipeline.host))
+        if fence.is_ours or fence.reason is not None:
+            await self._pipeline.emit(first_event(fence, self._pipeline.host))
         if fence.reason is not None:
             _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
         elif fence.installed.transport == "none":
             _log.warning("fence without log rules, as asked for", sandbox=name)
-        if fence.is_ours or fence.reason is not None:
-            await self._pipeline.emit(first_event(fence, self._pipeline.host))
 
     async def watch(self) -> None:
         """Keep the fence as it was installed, and cover interfaces that appear later.
@@ -206,8 +206,9 @@ class Watched:
             self._told = (now.state, now.reason)
 
     async def _tell(self, after: FenceState, reason: str | None) -> None:
-        _log.warning("fence changed", sandbox=self._sandbox.name, state=after.value, reason=reason)
+        # The event first: standard error may be a pipe that nobody reads.
         await self._emit(after, reason)
+        _log.warning("fence changed", sandbox=self._sandbox.name, state=after.value, reason=reason)
 
     async def _emit(self, after: FenceState, reason: str | None) -> None:
         before, _ = self._told

@@ -91,6 +91,24 @@ def test_verify_names_an_interface_that_came_later(fenced: Lab, state: StateDire
     assert "late0" in found.difference
 
 
+def test_verify_tells_the_first_of_many_differences_and_their_number(
+    fenced: Lab, state: StateDirectory
+) -> None:
+    ports = ", ".join(map(str, range(1, 400, 2)))
+    rules = [f"tcp dport {{ {ports} }} accept", *(f"tcp dport {port} drop" for port in range(99))]
+    conftest.nft(
+        fenced.sandbox_namespace, ";".join(f"add rule inet ocsf_nft output {r}" for r in rules)
+    )
+    ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
+    found = installer.verify(conftest.SANDBOX, state)
+    lines = found.difference.splitlines()
+    assert "late0" in lines[0]
+    assert "tcp dport { 1, 3, 5, 7," in found.difference
+    assert max(map(len, lines)) == 200
+    # The links; the names of both sides, where, and one line before and after; a hundred rules.
+    assert (len(lines), lines[-1]) == (21, "… and 86 more lines")
+
+
 def test_verify_finds_a_flushed_or_never_fenced_namespace_absent(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:

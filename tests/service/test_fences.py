@@ -118,6 +118,33 @@ async def test_each_event_begins_with_the_state_that_the_one_before_told(
     ]
 
 
+async def test_a_change_is_delivered_before_it_is_logged(
+    sink: Collector, watched: Callable[[Fence], Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts a run may not read its standard error: the log can wait for ever."""
+
+    class Full:
+        def warning(self, *_: object, **__: object) -> None:
+            raise BlockingIOError
+
+        error = warning
+
+    def gone(*_: object) -> None:
+        raise AbsentError("no fence")
+
+    monkeypatch.setattr(fences, "_log", Full())
+    monkeypatch.setattr(fences, "stand", gone)
+    fence = watched(replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log"))
+    with pytest.raises(BlockingIOError):
+        await fence.announce()
+    with pytest.raises(BlockingIOError):
+        await fence._look()
+    assert _told(sink) == [
+        ("Absent", "Degraded", "no nft_log"),
+        ("Degraded", "Absent", "no fence"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("verdict", "error"), [("absent", None), ("as installed", AbsentError("no fence"))]
 )
