@@ -44,6 +44,7 @@ def convert(
             "--rejects",
             help="Write the lines that were not taken, and why, to this file.",
             metavar="PATH",
+            readable=False,  # it is written only
         ),
     ] = None,
     boot: Annotated[

@@ -60,7 +60,11 @@ Group = Annotated[int, typer.Option("--group", help="The NFLOG group, 1 to 65535
 StateDir = Annotated[
     Path,
     typer.Option(
-        "--state-dir", help="Where it is put on record what was installed.", metavar="DIR"
+        "--state-dir",
+        help="Where it is put on record what was installed.",
+        metavar="DIR",
+        # Who may not read the default one may still do what needs none, such as replay a file.
+        readable=False,
     ),
 ]
 

@@ -32,7 +32,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", help="A TOML file, in place of the other options.", metavar="FILE"
+            "--config",
+            help="A TOML file, in place of the other options.",
+            metavar="FILE",
+            readable=False,  # reading it tells, in our own sentence
         ),
     ] = None,
     sandbox: Annotated[

@@ -71,3 +71,32 @@ def test_an_option_that_means_nothing_to_a_replay_is_refused(
         [*command, "--output", str(events)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("remove", "--sandbox", "a", "--netns", "/nowhere", "--state-dir"),
+        ("run", "--config"),
+        ("convert", "--rejects"),
+    ],
+    ids=" ".join,
+)
+def test_a_path_is_not_refused_because_it_may_not_be_read(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """Else who may not read the default --state-dir could not even replay a file."""
+    path = tmp_path if "--state-dir" in arguments else tmp_path / "a file"
+    if path != tmp_path:
+        path.write_text("no TOML")
+    # Root may read everything: access(2), which the check would ask, has to be made to say no.
+    program = "import os; os.access = lambda *_, **__: False; from ocsf_nft.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments, str(path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "not readable" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
