@@ -10,6 +10,7 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import netlink
+from ocsf_nft.errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,13 +59,16 @@ def links() -> Iterator[Link]:
 def subscribe(*, routes: bool = False) -> socket.socket:
     """A non-blocking socket that is told when links of the calling thread's namespace change.
 
-    With ``routes`` it is told of routes too.
+    With ``routes`` it is told of routes too. Raises SourceError.
     """
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
     try:
-        sock.bind((0, _RTMGRP_LINK | (_RTMGRP_ROUTES if routes else 0)))
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)
+        try:
+            sock.bind((0, _RTMGRP_LINK | (_RTMGRP_ROUTES if routes else 0)))
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise SourceError(f"network interfaces can't be watched: {error.strerror}") from error
     return sock

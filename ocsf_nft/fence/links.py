@@ -6,6 +6,7 @@ privilege.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -13,10 +14,11 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.errors import FenceError
 from ocsf_nft.fence.spec import Surroundings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from ocsf_nft.fence.values import Address
     from ocsf_nft.netns import Namespace
@@ -49,15 +51,20 @@ class Route(NamedTuple):
 def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surroundings:
     """Look round a namespace: its links, and the ways to ``destinations``.
 
-    Raises AbsentError or UnsupportedError when it can't be entered, OSError when netlink fails.
+    Raises AbsentError or UnsupportedError when it can't be entered, FenceError when netlink fails.
     """
     wanted = tuple(destinations)
-    return namespace.call(lambda: _look(wanted))
+    with _answered():
+        return namespace.call(lambda: _look(wanted))
 
 
 def names() -> tuple[str, ...]:
-    """The interfaces of the calling thread's namespace except loopback, by index."""
-    return tuple(link.name for link in rtnetlink.links() if not link.is_loopback)
+    """The interfaces of the calling thread's namespace except loopback, by index.
+
+    Raises FenceError when netlink fails.
+    """
+    with _answered():
+        return tuple(link.name for link in rtnetlink.links() if not link.is_loopback)
 
 
 def route(destination: Address) -> Route:
@@ -81,6 +88,16 @@ def route(destination: Address) -> Route:
         neighbour = ipaddress.ip_address(bytes(found[_RTA_VIA][2:]))
     (ifindex,) = struct.unpack("=I", found[_RTA_OIF])
     return Route(neighbour, ifindex)
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # a timeout has no errno
+        raise FenceError(
+            f"the kernel doesn't tell what links and routes there are: {error.strerror or error}"
+        ) from error
 
 
 def _look(wanted: tuple[Address, ...]) -> Surroundings:

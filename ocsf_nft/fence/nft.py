@@ -6,6 +6,7 @@ with room. A memfd needs neither, and nobody else can get at it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft.errors import FenceError, UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ocsf_nft.netns import Namespace
 
 #: Not ``PATH``: whoever can set it would choose what runs with our privileges.
@@ -44,7 +47,8 @@ def load(namespace: Namespace, text: str) -> None:
     ruleset for any other reason. Nothing has changed then.
     """
     binary = find()
-    descriptor = os.memfd_create("ocsf-nft-ruleset")
+    with _resources():
+        descriptor = os.memfd_create("ocsf-nft-ruleset")
     try:
         with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as file:
             file.write(text)
@@ -104,12 +108,22 @@ def _run(
         )
 
     try:
-        return namespace.call(inside)
+        with _resources():
+            return namespace.call(inside)
     except subprocess.TimeoutExpired as error:
         raise FenceError(
             f"nft gave no answer in {_TIMEOUT_SECONDS} s, so the fence was not touched or its "
             "state is unknown: run `ocsf-nft verify`"
         ) from error
+
+
+@contextlib.contextmanager
+def _resources() -> Iterator[None]:
+    """What is short is files, processes or memory: nothing that nft said."""
+    try:
+        yield
+    except OSError as error:
+        raise FenceError(f"nft can't be run: {error.strerror}") from error
 
 
 def _explain(stderr: str, text: str) -> UnsupportedError | FenceError:

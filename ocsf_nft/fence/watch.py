@@ -8,6 +8,7 @@ import errno
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft import rtnetlink
+from ocsf_nft.errors import SourceError
 
 if TYPE_CHECKING:
     import socket
@@ -36,7 +37,7 @@ class Watch:
         self._socket: socket.socket | None = None
 
     async def __aenter__(self) -> Self:
-        """Listen; raises AbsentError or UnsupportedError when the namespace can't be entered."""
+        """Listen; raises SourceError, and what :meth:`Namespace.call` does."""
         self._socket = self._namespace.call(lambda: rtnetlink.subscribe(routes=True))
         return self
 
@@ -53,7 +54,7 @@ class Watch:
     async def changes(self) -> AsyncIterator[None]:
         """Once for each burst of changes, and every five seconds.
 
-        What happens while the consumer is busy is not lost.
+        What happens while the consumer is busy is not lost. Raises SourceError.
         """
         if self._socket is None:
             raise RuntimeError("enter the watch first")
@@ -69,6 +70,8 @@ class Watch:
                         self._socket.recv(_RECEIVE_BYTES)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:  # missed some: there were changes
-                    raise
+                    raise SourceError(
+                        f"the interfaces of {self._namespace} can't be watched: {error.strerror}"
+                    ) from error
             yield
             await asyncio.sleep(_REST_SECONDS)

@@ -1,22 +1,25 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import resource
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
-from ocsf_nft.fence import installer, nft, ruleset
+from ocsf_nft import rtnetlink
+from ocsf_nft.errors import AbsentError, FenceError, SourceError, UnsupportedError
+from ocsf_nft.fence import installer, links, nft, ruleset
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named, of_process
 from tests.kernel import conftest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.lab import Lab
@@ -250,6 +253,35 @@ def test_without_nft_nothing_is_installed(
     monkeypatch.setattr(nft, "TRUSTED", (tmp_path,))
     with pytest.raises(UnsupportedError, match="nftables package"):
         installer.install(spec, lab.sandbox_namespace, state)
+
+
+@contextlib.contextmanager
+def _without_files() -> Iterator[None]:
+    """The process may open nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("work", "kind"),
+    [
+        (lambda: links.survey(Namespace(), ()), FenceError),
+        (links.names, FenceError),
+        (lambda: nft.load(Namespace(), ""), FenceError),
+        (lambda: nft.listing(Namespace(), "inet", "none"), FenceError),
+        (rtnetlink.subscribe, SourceError),
+    ],
+    ids=["survey", "names", "load", "listing", "subscribe"],
+)
+def test_a_process_that_may_open_no_more_files_says_so_in_a_sentence(
+    work: Callable[[], object], kind: type[Exception]
+) -> None:
+    with _without_files(), pytest.raises(kind, match="Too many open files"):
+        work()
 
 
 def test_the_policy_files_load_as_they_stand() -> None:

@@ -43,12 +43,7 @@ class Links:
 
     def open(self) -> None:
         """Subscribe, and learn the interfaces that exist; raises SourceError."""
-        try:
-            self._socket = self._namespace.call(rtnetlink.subscribe)
-        except OSError as error:
-            raise SourceError(
-                f"the interfaces of {self._namespace} can't be watched: {error.strerror}"
-            ) from error
+        self._socket = self._namespace.call(rtnetlink.subscribe)
         self.refresh()
 
     def close(self) -> None:
