@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.sources.waiting import readable
+from ocsf_nft.sources.waiting import until_readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 async def test_what_can_be_read_ends_the_wait(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
-    waiting = asyncio.ensure_future(readable(ours.fileno()))
+    waiting = asyncio.ensure_future(until_readable(ours.fileno()))
     await asyncio.sleep(0.01)
     assert not waiting.done()
     theirs.send(b"x")
@@ -30,7 +31,15 @@ async def test_what_can_be_read_ends_the_wait(pair: tuple[socket.socket, socket.
 
 
 async def test_time_ends_the_wait(pair: tuple[socket.socket, socket.socket]) -> None:
-    assert not await readable(pair[0].fileno(), 0.01)
+    assert not await until_readable(pair[0].fileno(), 0.01)
+
+
+async def test_a_regular_file_is_not_waited_for_but_others_get_their_turn() -> None:
+    turn = asyncio.Event()
+    asyncio.get_running_loop().call_soon(turn.set)
+    with tempfile.TemporaryFile() as file:
+        assert await until_readable(file.fileno(), 10)
+    assert turn.is_set()
 
 
 @pytest.mark.parametrize("ending", ["read", "time", "cancel"])
@@ -40,7 +49,7 @@ async def test_nothing_is_watched_after_the_wait(
     ours, theirs = pair
     if ending == "read":
         theirs.send(b"x")
-    waiting = asyncio.ensure_future(readable(ours.fileno(), 0.02))
+    waiting = asyncio.ensure_future(until_readable(ours.fileno(), 0.02))
     await asyncio.sleep(0)
     if ending == "cancel":
         waiting.cancel()

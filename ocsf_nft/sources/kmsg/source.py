@@ -20,10 +20,10 @@ from ocsf_nft.record import Batch, Gap, Origin, Record, Reject
 from ocsf_nft.sources import text
 from ocsf_nft.sources.boot import boot_id
 from ocsf_nft.sources.clock import KMSG_SLACK_NS, KernelClock, wall_ns
-from ocsf_nft.sources.facts import readable as as_text
+from ocsf_nft.sources.facts import readable
 from ocsf_nft.sources.kmsg import line as kmsg_line
 from ocsf_nft.sources.line_starts import line_starts
-from ocsf_nft.sources.waiting import readable
+from ocsf_nft.sources.waiting import until_readable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -138,7 +138,7 @@ class Kmsg:
                 yield batch
             elif drained:
                 # Nothing was there: what comes now comes while this waits for it.
-                waited = await readable(descriptor, max(due_ns, 0) / 1e9 if moved else None)
+                waited = await until_readable(descriptor, max(due_ns, 0) / 1e9 if moved else None)
                 continue
             await asyncio.sleep(0)
 
@@ -183,10 +183,10 @@ class Kmsg:
     def _read_line(
         self, line: kmsg_line.KmsgLine, raw: bytes, time_ns: int, received_ns: int
     ) -> Record | Reject | None:
-        message = as_text(line.message)
+        message = readable(line.message)
         if not message.startswith(self._starts):
             return None
-        whole = raw.decode("utf-8", "backslashreplace").rstrip("\n")
+        whole = readable(raw).rstrip("\n")
         if line.facility != 0:
             return Reject(
                 kind="forged",
@@ -254,5 +254,5 @@ def _malformed(raw: bytes) -> Reject:
     return Reject(
         kind="malformed",
         reason=f"not in the form of {_DEVICE}",
-        line=raw.decode("utf-8", "backslashreplace")[:1024],
+        line=readable(raw)[:1024],
     )

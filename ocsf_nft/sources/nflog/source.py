@@ -23,7 +23,7 @@ from ocsf_nft.sources.nflog import message as nflog_message
 from ocsf_nft.sources.nflog.links import Links
 from ocsf_nft.sources.nflog.pace import Pace
 from ocsf_nft.sources.nflog.sequence import Sequence32
-from ocsf_nft.sources.waiting import readable
+from ocsf_nft.sources.waiting import until_readable
 
 if TYPE_CHECKING:
     import socket
@@ -100,7 +100,7 @@ class Nflog:
             raise SourceError("the NFLOG source is not open: enter its context first")
         while True:
             watching = self._overrun or self._pace.batching is nflog_group.FLOOD
-            came = bool(self._early) or await readable(
+            came = bool(self._early) or await until_readable(
                 sock.fileno(), _QUIET_S if watching else None
             )
             batch = self._drain(sock) if came else self._after_quiet()

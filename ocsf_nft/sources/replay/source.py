@@ -17,7 +17,6 @@ again. (Equal lines are counted over the last :data:`REMEMBERED` different ones.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import re
@@ -37,6 +36,7 @@ from ocsf_nft.sources.nflog import datagram as nflog_datagram
 from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.replay import stamps
 from ocsf_nft.sources.replay.splitter import Broken, Export, Overlong, Splitter
+from ocsf_nft.sources.waiting import until_readable
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -336,7 +336,7 @@ class Replay:
 async def _chunks(path: Path, descriptor: int) -> AsyncIterator[bytes]:
     """A file's bytes; waits for a pipe without holding up the loop."""
     while True:
-        await _readable(descriptor)
+        await until_readable(descriptor)
         try:
             chunk = os.read(descriptor, _CHUNK_BYTES)
         except BlockingIOError:
@@ -346,21 +346,6 @@ async def _chunks(path: Path, descriptor: int) -> AsyncIterator[bytes]:
         if not chunk:
             return
         yield chunk
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    try:
-        loop.add_reader(descriptor, ready.set)
-    except PermissionError:
-        # epoll(7) takes no regular file, which is always ready; others run all the same.
-        await asyncio.sleep(0)
-        return
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(descriptor)
 
 
 def _unreadable(path: Path, error: OSError) -> SourceError:
