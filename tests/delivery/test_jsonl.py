@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +14,7 @@ from ocsf_nft.delivery.sinks.jsonl import Jsonl
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -143,3 +146,96 @@ async def test_batches_of_several_tasks_do_not_mix(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines()
     assert len(lines) == 160
     assert all(len(line) == 5000 and len(set(line)) == 1 for line in lines)
+
+
+class SlowDisk:
+    """An os.write that takes five bytes, and then waits to be let go."""
+
+    def __init__(self, write: Callable[[int, memoryview], int]) -> None:
+        self._write = write
+        self._begun = threading.Event()
+        self.go_on = threading.Event()
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        written = self._write(descriptor, data[:5])
+        self._begun.set()
+        assert self.go_on.wait(10)
+        return written
+
+    async def begun(self) -> None:
+        assert await asyncio.to_thread(self._begun.wait, 10)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    disk = SlowDisk(os.write)
+    monkeypatch.setattr(os, "write", disk.write)
+    yield disk
+    disk.go_on.set()
+
+
+async def test_a_cancelled_delivery_is_not_waited_for_and_mixes_with_no_other(
+    tmp_path: Path, slow_disk: SlowDisk
+) -> None:
+    path = tmp_path / "events.jsonl"
+    async with Jsonl(path) as sink:
+        begun = asyncio.create_task(sink.deliver([b"A" * 10]))
+        await slow_disk.begun()
+        waiting = asyncio.create_task(sink.deliver([b"B" * 10]))
+        await asyncio.sleep(0)
+        for task in (begun, waiting):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 5)
+        other = asyncio.create_task(sink.deliver([b"C" * 10]))
+        await asyncio.sleep(0.1)
+        assert path.read_bytes() == b"A" * 5
+        slow_disk.go_on.set()
+        await other
+    assert path.read_bytes() == b"A" * 10 + b"\n" + b"C" * 10 + b"\n"
+
+
+async def test_a_file_is_closed_after_what_is_being_written_to_it(
+    tmp_path: Path, slow_disk: SlowDisk
+) -> None:
+    path, stranger = tmp_path / "events.jsonl", tmp_path / "stranger"
+    sink = Jsonl(path)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(sink)
+        delivery = asyncio.create_task(sink.deliver([b"A" * 10]))
+        await slow_disk.begun()
+        delivery.cancel()
+        closing = asyncio.create_task(stack.aclose())
+        await asyncio.sleep(0.1)
+        with stranger.open("wb"):  # its number is the lowest that is free
+            slow_disk.go_on.set()
+            await closing
+    assert path.read_bytes() == b"A" * 10 + b"\n"
+    assert stranger.read_bytes() == b""
+
+
+async def test_who_leaves_by_a_failure_does_not_wait_for_a_write(
+    tmp_path: Path, slow_disk: SlowDisk
+) -> None:
+    path, stranger = tmp_path / "events.jsonl", tmp_path / "stranger"
+    sink = Jsonl(path)
+    with pytest.raises(TimeoutError):
+        async with sink, asyncio.timeout(1):
+            await sink.deliver([b"A" * 10])
+    with stranger.open("wb"):
+        slow_disk.go_on.set()
+        await asyncio.to_thread(sink._writer.shutdown)
+    assert path.read_bytes() == b"A" * 10 + b"\n"
+    assert stranger.read_bytes() == b""
+
+
+async def test_a_delivery_waits_for_no_other_work(tmp_path: Path) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    done = threading.Event()
+    work = asyncio.create_task(asyncio.to_thread(done.wait, 10))
+    try:
+        async with asyncio.timeout(5), Jsonl(tmp_path / "events.jsonl") as sink:
+            await sink.deliver([b"{}"])
+    finally:
+        done.set()
+        await work

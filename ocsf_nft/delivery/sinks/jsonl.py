@@ -11,12 +11,13 @@ import asyncio
 import os
 import stat
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -27,13 +28,20 @@ _TAIL_BYTES: Final = 1 << 16
 
 
 class Jsonl:
-    """Appends events to a file, or writes them to standard output when ``path`` is None."""
+    """Appends events to a file, or writes them to standard output when ``path`` is None.
+
+    Can be entered once. What is left by a failure or a cancellation is not waited for, since a
+    pipe that nobody reads would never let go: a batch that is being written is still written to
+    its end, one that is waiting for it is not begun, and then the file is closed.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._descriptor = -1
         self._is_file = False
-        self._turn = asyncio.Lock()
+        # One thread of its own has the descriptor: nothing is written between the parts of a
+        # batch, nothing closes under a write, and no other slow work stands before it.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="jsonl")
 
     @property
     def _name(self) -> str:
@@ -41,7 +49,11 @@ class Jsonl:
 
     async def __aenter__(self) -> Self:
         """Open the file, and make its directory; raises DeliveryError when it can't be written."""
-        await asyncio.to_thread(self._open)
+        try:
+            await self._in_turn(self._open)
+        except BaseException:
+            self._leave()
+            raise
         return self
 
     async def __aexit__(
@@ -50,18 +62,28 @@ class Jsonl:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the file."""
-        if self._path is not None:
-            os.close(self._descriptor)
+        """Close the file; raises DeliveryError when the system says only now what it lost."""
+        try:
+            if kind is None:
+                await self._in_turn(self._close)
+        finally:
+            self._leave()
 
     async def deliver(self, events: Sequence[bytes]) -> None:
         """Append events, one line each."""
         if not events:
             return
         lines = b"\n".join(events) + b"\n"
-        async with self._turn:
-            # A disk or a pipe may be slow; a cancelled task still lets the write end.
-            await asyncio.shield(asyncio.to_thread(self._write, lines))
+        await self._in_turn(lambda: self._write(lines))
+
+    async def _in_turn(self, work: Callable[[], None]) -> None:
+        # Not shielded: a thread that has begun can't be stopped, and what has not must not be.
+        await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+    def _leave(self) -> None:
+        """Close once what is being written has been, without waiting for it."""
+        self._writer.submit(self._close)
+        self._writer.shutdown(wait=False)
 
     def _open(self) -> None:
         if self._path is None:
@@ -70,6 +92,15 @@ class Jsonl:
         try:
             self._descriptor = _opened(self._path)
             self._is_file = stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if self._path is None or descriptor < 0:
+            return
+        try:
+            os.close(descriptor)
         except OSError as error:
             raise self._failure(error) from error
 
