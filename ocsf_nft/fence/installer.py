@@ -85,7 +85,7 @@ def install(
                 and (before.transport == transport if transport else before.degraded is None)
                 and verify(spec.sandbox, state, namespace).verdict == "as installed"
             ):
-                return before
+                return _settled(before, state)
         intended = Installed(
             spec=spec,
             around=around,
@@ -155,8 +155,8 @@ def remove(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
         if installed is None:
             return
         _remove_guard(installed.spec)
-        state.forget(sandbox)
         _release_kernel_log(installed, state)
+        state.forget(sandbox)
 
 
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
@@ -210,19 +210,41 @@ def _replace(
     try:
         loaded = _load(intended, rungs, state)
     except OcsfNftError:
-        if before is None:
-            state.forget(intended.spec.sandbox)
-        else:
-            state.write(before)
+        _undo(before, intended.spec.sandbox, state)
         raise
     if before is not None and before.spec.guard_device != loaded.spec.guard_device:
         _remove_guard(before.spec)
     state.write(loaded)
-    if loaded.transport != "kmsg" and loaded.all_netns_before is not None:
-        state.write(dataclasses.replace(loaded, all_netns_before=None))
-        _release_kernel_log(loaded, state)
-        loaded = dataclasses.replace(loaded, all_netns_before=None)
-    return loaded
+    return _settled(loaded, state)
+
+
+def _undo(before: Installed | None, sandbox: str, state: StateDirectory) -> None:
+    """Put on record what stood before, and the sysctl back when it was switched for nothing."""
+    intended = _on_record(sandbox, state)
+    if before is None:
+        if intended is not None:
+            _release_kernel_log(intended, state)
+        state.forget(sandbox)
+        return
+    if intended is not None:
+        before = dataclasses.replace(before, all_netns_before=intended.all_netns_before)
+    state.write(before)
+    _settled(before, state)
+
+
+def _settled(installed: Installed, state: StateDirectory) -> Installed:
+    """A fence on record, with the sysctl put back that it does not need any more."""
+    if installed.transport == "kmsg" or installed.all_netns_before is None:
+        return installed
+    try:
+        _release_kernel_log(installed, state)
+    except UnsupportedError as error:
+        raise FenceError(
+            f"the fence of sandbox {installed.spec.sandbox} stands, but {error}"
+        ) from error
+    settled = dataclasses.replace(installed, all_netns_before=None)
+    state.write(settled)
+    return settled
 
 
 def _load(intended: Installed, rungs: tuple[LogTransport, ...], state: StateDirectory) -> Installed:
@@ -245,11 +267,15 @@ def _open_kernel_log(intended: Installed, state: StateDirectory) -> Installed:
     value = kernel_log.blocked(intended.namespace)
     if value is None:
         return intended
+    opened = dataclasses.replace(intended, all_netns_before=intended.all_netns_before or value)
     # On record before it is switched, so that it is put back whatever happens in between.
-    intended = dataclasses.replace(intended, all_netns_before=intended.all_netns_before or value)
-    state.write(intended)
-    kernel_log.enable()
-    return intended
+    state.write(opened)
+    try:
+        kernel_log.enable()
+    except UnsupportedError:
+        state.write(intended)
+        raise
+    return opened
 
 
 def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
@@ -302,12 +328,16 @@ def _remove_guard(spec: FenceSpec) -> None:
 
 
 def _release_kernel_log(installed: Installed, state: StateDirectory) -> None:
-    """Put the sysctl back, or leave that to another record that still needs it."""
+    """Put the sysctl back, or leave that to another record that still needs it.
+
+    Its value from before is in the record alone: this comes before that is changed or forgotten,
+    and may be done again when it failed.
+    """
     if installed.all_netns_before is None:
         return
     for sandbox in state.sandboxes():
         other = _on_record(sandbox, state)
-        if other is not None and other.transport == "kmsg":
+        if sandbox != installed.spec.sandbox and other is not None and other.transport == "kmsg":
             if other.all_netns_before is None:
                 state.write(dataclasses.replace(other, all_netns_before=installed.all_netns_before))
             return

@@ -28,10 +28,7 @@ def blocked(namespace: Namespace) -> str | None:
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None
-    try:
-        value = _in_initial(lambda: _SYSCTL.read_text("ascii").strip())
-    except (OSError, OcsfNftError) as error:
-        raise _unsupported(error) from error
+    value = _in_initial(lambda: _SYSCTL.read_text("ascii").strip())
     return None if value == "1" else value
 
 
@@ -40,29 +37,26 @@ def enable() -> None:
 
     Needs to be root on the host; raises UnsupportedError otherwise.
     """
-    try:
-        _in_initial(lambda: _SYSCTL.write_text("1", "ascii"))
-    except (OSError, OcsfNftError) as error:
-        raise _unsupported(error) from error
+    _in_initial(lambda: _SYSCTL.write_text("1", "ascii"))
 
 
 def probe() -> None:
-    """See whether :func:`enable` would succeed; raises UnsupportedError or OSError."""
+    """See whether :func:`enable` would succeed; raises UnsupportedError when not."""
     _in_initial(lambda: _SYSCTL.open("r+").close())
 
 
 def restore(before: str) -> None:
-    """Put the value from before back; raises UnsupportedError or OSError when that fails."""
+    """Put the value from before back; raises UnsupportedError when that fails."""
     _in_initial(lambda: _SYSCTL.write_text(before, "ascii"))
-
-
-def _unsupported(error: Exception) -> UnsupportedError:
-    return UnsupportedError(
-        "the kernel log does not take records of this namespace: that needs "
-        f"net.netfilter.nf_log_all_netns=1, which can't be set from here ({error})"
-    )
 
 
 def _in_initial(work: Callable[[], T]) -> T:
     own = Namespace()
-    return (own if own.call(_SYSCTL.exists) else of_process(1)).call(work)
+    try:
+        return (own if own.call(_SYSCTL.exists) else of_process(1)).call(work)
+    except (OSError, OcsfNftError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise UnsupportedError(
+            "net.netfilter.nf_log_all_netns, which lets records of other namespaces into the "
+            f"kernel log, can't be read or set from here: that takes root on the host ({cause})"
+        ) from error

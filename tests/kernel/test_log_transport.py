@@ -6,12 +6,14 @@ import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.errors import UnsupportedError
-from ocsf_nft.fence import installer, nft
+from ocsf_nft import check
+from ocsf_nft.errors import FenceError, UnsupportedError
+from ocsf_nft.fence import installer, kernel_log, nft
+from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,3 +111,120 @@ def test_a_kernel_log_fence_whose_sysctl_is_off_is_not_as_installed(
     installer.install(spec, lab.sandbox_namespace, state, "kmsg")
     assert all_netns() == "1"
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Nothing can be written to the sysctl until this is undone."""
+
+    def refuse(_before: str) -> None:
+        raise UnsupportedError("it can't be set from here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel_log, "restore", refuse)
+        yield patch
+
+
+def test_a_sysctl_that_cant_be_put_back_stays_on_record_until_a_second_removal(
+    lab: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    all_netns: Callable[[], str],
+    held: pytest.MonkeyPatch,
+) -> None:
+    installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    with pytest.raises(UnsupportedError, match="can't be set"):
+        installer.remove(spec.sandbox, state)
+    assert list(state.sandboxes()) == [spec.sandbox]
+    held.undo()
+    installer.remove(spec.sandbox, state)
+    assert all_netns() == "0"
+    assert not list(state.sandboxes())
+
+
+def test_a_sysctl_that_cant_be_put_back_stays_on_record_until_a_second_installation(
+    lab: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    all_netns: Callable[[], str],
+    held: pytest.MonkeyPatch,
+) -> None:
+    installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    with pytest.raises(FenceError, match="the fence of sandbox lab stands, but it can't be set"):
+        installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    held.undo()
+    installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    assert (all_netns(), installed.all_netns_before) == ("0", None)
+    assert state.read(spec.sandbox) == installed
+
+
+@pytest.mark.parametrize("before", [None, "nflog"])
+def test_a_sysctl_that_was_switched_for_a_fence_that_does_not_load_is_put_back(
+    lab: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    shim: Path,
+    all_netns: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    before: LogTransport | None,
+) -> None:
+    stood = before and installer.install(spec, lab.sandbox_namespace, state, before)
+    environment = {**nft._ENVIRONMENT, "LD_PRELOAD": str(shim), "WITHOUT": "log"}
+    monkeypatch.setattr(nft, "_ENVIRONMENT", environment)
+    with pytest.raises(UnsupportedError, match="nft_log"):
+        installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    assert all_netns() == "0"
+    assert state.read(spec.sandbox) == stood
+
+
+def test_a_sysctl_that_cant_be_switched_leads_a_rung_down(
+    lab: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    shim: Path,
+    all_netns: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_before: str) -> None:
+        raise UnsupportedError("it can't be set from here")
+
+    environment = {**nft._ENVIRONMENT, "LD_PRELOAD": str(shim), "WITHOUT": "nflog"}
+    monkeypatch.setattr(nft, "_ENVIRONMENT", environment)
+    monkeypatch.setattr(kernel_log, "enable", refuse)
+    monkeypatch.setattr(kernel_log, "restore", refuse)
+    installed = installer.install(spec, lab.sandbox_namespace, state)
+    assert (installed.transport, installed.all_netns_before) == ("none", None)
+    with pytest.raises(UnsupportedError, match="can't be set"):
+        installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    assert state.read(spec.sandbox) == installed
+    assert all_netns() == "0"
+
+
+#: Nobody may write it, root neither.
+_READ_ONLY = Path("/proc/sys/kernel/ostype")
+
+
+@pytest.mark.parametrize(
+    ("work", "sysctl", "cause"),
+    [
+        (lambda: kernel_log.blocked(Namespace()), Path("/nothing"), "No such file or directory"),
+        (kernel_log.enable, _READ_ONLY, "Permission denied"),
+        (kernel_log.probe, _READ_ONLY, "Permission denied"),
+        (lambda: kernel_log.restore("0"), _READ_ONLY, "Permission denied"),
+    ],
+    ids=["blocked", "enable", "probe", "restore"],
+)
+def test_a_sysctl_that_is_not_ours_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any], sysctl: Path, cause: str
+) -> None:
+    monkeypatch.setattr(kernel_log, "_SYSCTL", sysctl)
+    monkeypatch.setattr(kernel_log, "of_process", lambda _pid: Namespace())
+    with pytest.raises(UnsupportedError):
+        work()
+    found = check._tried("all-netns", "degraded", "", work)
+    assert found.meaning == (
+        "net.netfilter.nf_log_all_netns, which lets records of other namespaces into the kernel "
+        "log, can't be read or set from here"
+    )
+    assert found.remedy == f"that takes root on the host ({cause})"
