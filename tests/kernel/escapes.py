@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _SOL_PACKET = 263
 _PACKET_QDISC_BYPASS = 20
 _IPPROTO_UDPLITE = 136
+_PACKET_VNET_HDR = 15
+_IPV6_FREEBIND = 78  # include/uapi/linux/in6.h
 _IP6_HDRINCL = 36  # include/uapi/linux/in6.h: IPV6_HDRINCL
 
 #: Numbers of the TCP flags.
@@ -71,8 +73,21 @@ def _raw6(protocol: int, payload: bytes = PAYLOAD, to: str = INTERNET6) -> Calla
     return lambda: _send(socket.AF_INET6, socket.SOCK_RAW, protocol, payload, (to, 0))
 
 
-def _solicit(tail: bytes, *, hop_limit: int) -> Callable[[], None]:
-    message = struct.pack("!BBHI", 135, 0, 0, 0) + bytes(16) + tail
+def _connect_from(source: str, to: str) -> Callable[[], None]:
+    """Over IPv6 an address that is not this machine's can be bound to, and sent from."""
+
+    def attempt() -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock, _refused():
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            sock.bind((source, 0))
+            sock.settimeout(0.2)
+            sock.connect((to, PROXY_PORT))
+
+    return attempt
+
+
+def _solicit(tail: bytes, *, hop_limit: int = 255) -> Callable[[], None]:
+    message = packets.solicitation(tail)
 
     def attempt() -> None:
         with socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58) as sock:
@@ -150,12 +165,31 @@ def _frame(
     return attempt
 
 
+def _rewritten_by_the_device() -> None:
+    """The device writes a checksum over the first 16 bits of a link-local destination."""
+    gateway = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+    packet = packets.ip6(
+        SANDBOX6, "fe80:db8::7", 58, packets.solicitation(PAYLOAD.ljust(16)), hop_limit=255
+    )
+    # struct virtio_net_hdr: NEEDS_CSUM, no segmentation, checksum from byte 38 at offset 0
+    header = struct.pack("=BBHHHH", 1, 0, 0, 0, 38, 0)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind(("sb0", 0))
+        sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+        frame = packets.frame(gateway, sock.getsockname()[4], ETH_IP6, packet)
+        with _refused():
+            sock.sendto(header + frame, ("sb0", ETH_IP6))
+
+
 def _constant(payload: bytes) -> Callable[[bytes], bytes]:
     return lambda _own: payload
 
 
 _TO_PROXY4 = packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, _SYN) + PAYLOAD)
 _TO_PROXY6 = packets.ip6(SANDBOX6, GATEWAY6, 6, packets.tcp(PROXY_PORT, _SYN) + PAYLOAD)
+_SOLICITATION = packets.ip6(
+    SANDBOX6, "fe80::7", 58, packets.solicitation(PAYLOAD.ljust(16)), hop_limit=255
+)
 _LATE = 4  # a fragment's offset in units of 8 bytes
 _MORE = 0x2000
 
@@ -218,6 +252,9 @@ ESCAPES: tuple[Escape, ...] = (
     ),
     Escape("ping socket 4", "egress", 1, _ping(socket.AF_INET, 1, 8, INTERNET4)),
     Escape("ping socket 6", "egress", 58, _ping(socket.AF_INET6, 58, 128, INTERNET6)),
+    Escape(
+        "tcp6 to the proxy from a forged source", "egress", 6, _connect_from(INTERNET6, GATEWAY6)
+    ),
     Escape("igmp join", "egress", 2, _join4, is_owned=False),
     Escape("mld join", "egress", 58, _join6, is_owned=False),
     # With CAP_NET_RAW: any protocol.
@@ -296,10 +333,18 @@ ESCAPES: tuple[Escape, ...] = (
         ),
     ),
     Escape(
-        "neighbour solicitation with a long tail",
+        "tcp4 to the proxy from a forged source",
+        "egress",
+        6,
+        _whole4(packets.ip4(INTERNET4, GATEWAY4, 6, packets.tcp(PROXY_PORT, _SYN)), GATEWAY4),
+    ),
+    Escape("neighbour solicitation with data", "egress", 58, _solicit(PAYLOAD.ljust(16))),
+    Escape("neighbour solicitation with a long tail", "egress", 58, _solicit(bytes(64))),
+    Escape(
+        "neighbour solicitation longer than it says",
         "egress",
         58,
-        _solicit(bytes(64), hop_limit=255),
+        _whole6(_SOLICITATION + bytes(1000), "ff02::1"),
     ),
     Escape(
         "neighbour solicitation that could be routed",
@@ -374,6 +419,27 @@ ESCAPES: tuple[Escape, ...] = (
                 _constant(_vlan(0x8100, _vlan(ETH_IP, _TO_PROXY4))),
             ),
             (
+                "neighbour solicitation with data",
+                58,
+                ETH_IP6,
+                None,
+                _constant(_SOLICITATION),
+            ),
+            (
+                "neighbour solicitation longer than it says",
+                58,
+                ETH_IP6,
+                None,
+                _constant(_SOLICITATION + bytes(1000)),
+            ),
+            (
+                "arp with data in the place of its sender",
+                None,
+                ETH_ARP,
+                None,
+                lambda _own: packets.arp("1.2.3.4", GATEWAY4, PAYLOAD),
+            ),
+            (
                 "arp for a stranger",
                 None,
                 ETH_ARP,
@@ -388,5 +454,11 @@ ESCAPES: tuple[Escape, ...] = (
                 lambda own: packets.arp(SANDBOX4, GATEWAY4, own, bytes(64)),
             ),
         )
+    ),
+    Escape(
+        "frame: neighbour solicitation with another destination written by the device",
+        "link",
+        58,
+        _rewritten_by_the_device,
     ),
 )

@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ _SOL_PACKET = 263
 _PACKET_AUXDATA = 8
 _PACKET_OUTGOING = 4
 _TP_STATUS_VLAN_VALID = 1 << 4
+_GATEWAY_MAC = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+_GATEWAY_FROM_SANDBOX4 = b"".join(ipaddress.IPv4Address(end).packed for end in (SANDBOX4, GATEWAY4))
+_GATEWAY_FROM_SANDBOX6 = b"".join(ipaddress.IPv6Address(end).packed for end in (SANDBOX6, GATEWAY6))
 _AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
 
 
@@ -64,22 +67,57 @@ def _is_needed(frame: bytes) -> bool:
     (kind,) = struct.unpack_from("!H", frame, 12)
     body = frame[14:]
     if kind == ETH_ARP:
-        return len(frame) <= 60 and body[24:28] == ipaddress.IPv4Address(GATEWAY4).packed
+        return _is_arp_of_the_kernel(frame)
     if kind == ETH_IP:
         fragment, protocol = struct.unpack_from("!6xHxB", body)
         return (
-            body[16:20] == ipaddress.IPv4Address(GATEWAY4).packed
+            body[12:20] == _GATEWAY_FROM_SANDBOX4
             and not fragment & 0x3FFF
             and protocol == 6
             and body[(body[0] & 0xF) * 4 + 2 :][:2] == PROXY_PORT.to_bytes(2, "big")
         )
     if kind == ETH_IP6:
-        length, following, hop_limit = struct.unpack_from("!4xHBB", body)
+        following = body[6]
         if following == 58:
-            return hop_limit == 255 and body[40] in {135, 136} and length <= 40
+            return _is_neighbour_discovery_of_the_kernel(frame)
         return (
-            body[24:40] == ipaddress.IPv6Address(GATEWAY6).packed
+            body[8:40] == _GATEWAY_FROM_SANDBOX6
             and following == 6
             and body[42:44] == PROXY_PORT.to_bytes(2, "big")
         )
     return False
+
+
+def _is_arp_of_the_kernel(frame: bytes) -> bool:
+    """Nothing in it is of anybody's choice (RFC 826)."""
+    kind = frame[14:22]
+    hardware, sender, _target_mac, target, rest = struct.unpack(
+        f"6s4s6s4s{len(frame) - 42}s", frame[22:]
+    )
+    return (
+        frame[:6] in {b"\xff" * 6, _GATEWAY_MAC}
+        and kind in {struct.pack("!HHBBH", 1, ETH_IP, 6, 4, operation) for operation in (1, 2)}
+        and (hardware, sender) == (frame[6:12], ipaddress.IPv4Address(SANDBOX4).packed)
+        and target == ipaddress.IPv4Address(GATEWAY4).packed
+        and not any(rest)
+    )
+
+
+def _is_neighbour_discovery_of_the_kernel(frame: bytes) -> bool:
+    """Nothing in it but a target and the sandbox's link-layer address (RFC 4861)."""
+    body = frame[14:]
+    length, _following, hop_limit = struct.unpack_from("!4xHBB", body)
+    kind, code, _checksum, flags = struct.unpack_from("!BBHI", body, 40)
+    to, target, options = body[24:40], body[48:64], body[64:]
+    solicited_node = ipaddress.IPv6Address("ff02::1:ff00:0").packed[:13] + target[13:]
+    return (
+        (hop_limit, code, len(body)) == (255, 0, 40 + length)
+        and kind in {135, 136}
+        and (kind == 136 or (not flags and to in {target, solicited_node}))
+        # The link-layer address, or the nonce of a duplicate address's detection (RFC 7527).
+        and (
+            options in {b"", b"\1\1" + frame[6:12], b"\2\1" + frame[6:12]}
+            or options[:2] == b"\x0e\1"
+        )
+        and len(options) <= 8
+    )

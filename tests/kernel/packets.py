@@ -40,10 +40,12 @@ def ip4(
     return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + payload
 
 
-def ip6(source: str, destination: str, following: int, payload: bytes) -> bytes:
+def ip6(
+    source: str, destination: str, following: int, payload: bytes, *, hop_limit: int = 64
+) -> bytes:
     """An IPv6 packet."""
     return (
-        struct.pack("!IHBB", 6 << 28, len(payload), following, 64)
+        struct.pack("!IHBB", 6 << 28, len(payload), following, hop_limit)
         + ipaddress.IPv6Address(source).packed
         + ipaddress.IPv6Address(destination).packed
         + payload
@@ -64,6 +66,11 @@ def icmp_echo() -> bytes:
     """An ICMP echo request."""
     body = struct.pack("!BBHHH", 8, 0, 0, 7, 1) + PAYLOAD
     return body[:2] + struct.pack("!H", checksum(body)) + body[4:]
+
+
+def solicitation(options: bytes) -> bytes:
+    """An ICMPv6 neighbour solicitation for the unspecified address."""
+    return struct.pack("!BBHI", 135, 0, 0, 0) + bytes(16) + options
 
 
 def frame(destination: bytes, source: bytes, kind: int, payload: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.fence.values import endpoint
-from ocsf_nft.lab import GATEWAY4, PROXY_PORT, SANDBOX4, ip
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, ip
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import far_side
 from tests.kernel.reading import refused_at
@@ -122,6 +123,35 @@ async def test_not_even_the_proxy_opens_a_connection_into_the_sandbox(fenced: La
             with pytest.raises(TimeoutError):
                 fenced.gateway_namespace.call(connect)
             assert await refused_at(source, "ingress", 6)
+
+
+@pytest.mark.parametrize(
+    ("family", "proxy"), [(socket.AF_INET, GATEWAY4), (socket.AF_INET6, GATEWAY6)]
+)
+def test_the_proxy_is_found_on_the_link_and_reached(
+    fenced: Lab, family: socket.AddressFamily, proxy: str
+) -> None:
+    def exchange() -> bytes:
+        with socket.create_connection((proxy, PROXY_PORT), 3) as sock:
+            sock.sendall(b"hello")
+            return sock.recv(16)
+
+    with fenced.gateway_namespace.call(
+        lambda: socket.create_server((proxy, PROXY_PORT), family=family)
+    ) as listener:
+        for end in (fenced.sandbox, fenced.gateway):
+            ip("-n", end, "neigh", "flush", "all")
+        answer = threading.Thread(target=_echo, args=(listener,))
+        answer.start()
+        assert fenced.sandbox_namespace.call(exchange) == b"hello"
+        answer.join()
+
+
+def _echo(listener: socket.socket) -> None:
+    listener.settimeout(3)
+    with contextlib.suppress(TimeoutError), listener.accept()[0] as sock:
+        sock.settimeout(3)
+        sock.sendall(sock.recv(16))
 
 
 async def test_the_proxy_may_ask_for_the_sandbox_by_its_own_address(
