@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -24,7 +25,7 @@ class _Stdout(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
         """Write; raises DeliveryError, or SystemExit when the reader has seen enough."""
         try:
-            return super().write(data)
+            return self._write_some(data)
         except OSError as error:
             # What is still buffered has nowhere to go: the interpreter's flush at exit must not
             # fail on it again.
@@ -34,6 +35,12 @@ class _Stdout(io.FileIO):
             if isinstance(error, BrokenPipeError):
                 raise SystemExit(0) from None
             raise DeliveryError(f"standard output can't be written: {error.strerror}") from error
+
+    def _write_some(self, data: ReadableBuffer) -> int:
+        while (written := super().write(data)) is None:
+            # A full pipe that whoever gave us it made non-blocking, for themselves too.
+            select.select((), (self,), ())
+        return written
 
 
 class _Stderr(io.FileIO):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,29 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(log: str) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("way", ["convert {}", "run --source replay:{}"])
+def test_a_full_pipe_that_does_not_block_is_waited_for(log: str, way: str) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "ocsf_nft", *way.format(log).split()],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+        ) as process,
+        os.fdopen(reader, "rb") as written,
+    ):
+        while not _is_full(writer):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.close(writer)
+        lines = written.read().splitlines()
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert (process.returncode, len(lines)) == (0, 2000), said
+
+
+def _is_full(pipe: int) -> bool:
+    return not select.select((), (pipe,), (), 0)[1]

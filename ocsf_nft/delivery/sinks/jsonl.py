@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import stat
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -123,7 +124,7 @@ class Jsonl:
             size = os.fstat(self._descriptor).st_size
             try:
                 while view:
-                    view = view[os.write(self._descriptor, view) :]
+                    view = view[_write_some(self._descriptor, view) :]
             except OSError:
                 if self._is_file:
                     os.ftruncate(self._descriptor, size)
@@ -153,6 +154,16 @@ def _opened(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _write_some(descriptor: int, data: memoryview) -> int:
+    """The bytes that were written, one or more; raises OSError."""
+    while True:
+        try:
+            return os.write(descriptor, data)
+        except BlockingIOError:
+            # Standard output that whoever gave us it made non-blocking, for themselves too.
+            select.select((), (descriptor,), ())
 
 
 def _whole_lines(path: Path) -> int:
