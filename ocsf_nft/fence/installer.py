@@ -132,7 +132,7 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
         lines.append(f"not fenced at the link layer: {', '.join(sorted(links_now))}")
     lines += _difference(installed.listings, found)
     if lines:
-        return Verification(verdict="differs", difference=_shortened(lines))
+        return Verification(verdict="differs", difference="\n".join(_shortened(lines)))
     return Verification(verdict="as installed")
 
 
@@ -295,9 +295,9 @@ def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
     listings = _listings(spec, namespace)
     expected = _expected(spec, around, rung)
     if expected is not None and (lines := _difference(expected, listings)):
-        raise FenceError(
-            f"the fence in {namespace} was altered while it was installed: {' '.join(lines[3:6])}"
-        )
+        # The first three lines name both sides and the place; what differs comes after.
+        altered = " ".join(_shortened(lines[3:6]))
+        raise FenceError(f"the fence in {namespace} was altered while it was installed: {altered}")
     return dataclasses.replace(intended, transport=rung, listings=listings)
 
 
@@ -369,12 +369,12 @@ def _difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
     return lines
 
 
-def _shortened(lines: list[str]) -> str:
-    """The first of the lines, as one text, and how many were left out."""
+def _shortened(lines: list[str]) -> list[str]:
+    """The first of the lines, none too long, and how many were left out."""
     kept = [
         line if len(line) <= _LINE_CHARACTERS else f"{line[: _LINE_CHARACTERS - 1]}…"
         for line in lines[:_DIFFERENCE_LINES]
     ]
     if more := len(lines) - len(kept):
         kept.append(f"… and {more} more line{'' if more == 1 else 's'}")
-    return "\n".join(kept)
+    return kept

@@ -72,12 +72,12 @@ class StateDirectory:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
 
     @contextlib.contextmanager
-    def locked(self, name: str = "install") -> Iterator[None]:
-        """Keep other processes that ask for the same lock out, waiting for them first.
+    def locked(self) -> Iterator[None]:
+        """Keep out other processes that install or remove a fence, waiting for them first.
 
         Raises DeliveryError when the disk won't have the lock's file.
         """
-        descriptor = self._lock_file(name)
+        descriptor = self._lock_file("install")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
