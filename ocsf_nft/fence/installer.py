@@ -40,10 +40,14 @@ _REMOVAL: Final = ruleset.removal((family, ruleset.TABLE) for family in ruleset.
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Whether a fence stands as it was installed; ``difference`` is for people, and short."""
+    """Whether a fence stands as it was installed; ``difference`` is for people, and short.
+
+    ``installed`` is the record that it was compared with, None when there is none.
+    """
 
     verdict: Literal["as installed", "differs", "absent"]
     difference: str = ""
+    installed: Installed | None = None
 
 
 def plan(spec: FenceSpec, namespace: Namespace, transport: LogTransport) -> str:
@@ -119,10 +123,10 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
         )
     where = namespace or installed.namespace
     if not _is_there(installed, where):
-        return Verification(verdict="absent")
+        return Verification(verdict="absent", installed=installed)
     found = _listings(installed.spec, where)
     if not found:
-        return Verification(verdict="absent")
+        return Verification(verdict="absent", installed=installed)
     lines: list[str] = []
     if installed.transport == "kmsg":
         with contextlib.suppress(UnsupportedError):  # from here nobody can tell
@@ -132,8 +136,9 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
         lines.append(f"not fenced at the link layer: {', '.join(sorted(links_now))}")
     lines += _difference(installed.listings, found)
     if lines:
-        return Verification(verdict="differs", difference="\n".join(_shortened(lines)))
-    return Verification(verdict="as installed")
+        difference = "\n".join(_shortened(lines))
+        return Verification(verdict="differs", difference=difference, installed=installed)
+    return Verification(verdict="as installed", installed=installed)
 
 
 def remove(sandbox: str, state: StateDirectory, namespace: Namespace | None = None) -> None:

@@ -62,25 +62,24 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
             reason=installed.degraded,
         )
     found = installer.verify(sandbox.name, state, sandbox.namespace)
-    on_record = state.read(sandbox.name)
     if found.verdict == "absent":
         raise AbsentError(
             f"no fence of sandbox {sandbox.name} stands: `ocsf-nft install` one, or run --install"
         )
-    if on_record is None:
+    if found.installed is None:
         raise FenceError(f"{found.difference}: install it again, or name the right --state-dir")
     if found.verdict == "differs":
         return Fence(
-            installed=on_record,
+            installed=found.installed,
             state=FenceState.ALTERED,
             is_ours=False,
             reason=f"it is not as it was installed: {found.difference}",
         )
     return Fence(
-        installed=on_record,
-        state=_state(on_record),
+        installed=found.installed,
+        state=_state(found.installed),
         is_ours=False,
-        reason=on_record.degraded,
+        reason=found.installed.degraded,
     )
 
 

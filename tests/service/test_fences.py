@@ -60,7 +60,7 @@ def _verified(
         if error is not None:
             raise error
 
-    found = Verification(verdict=verdict, difference=difference)
+    found = Verification(verdict=verdict, difference=difference, installed=INSTALLED)
     monkeypatch.setattr(installer, "verify", lambda *_: found)
     monkeypatch.setattr(installer, "remove", remove)
 
@@ -174,8 +174,7 @@ async def test_a_fence_that_stood_before_is_neither_told_nor_taken_away(
 def test_a_fence_that_is_not_as_it_was_installed_is_altered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    state = StateDirectory(tmp_path)
-    state.write(INSTALLED)
+    state = StateDirectory(tmp_path)  # empty: what was compared with is not read again
     sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
     _verified(monkeypatch, "differs", "+accept")
     found = fences.stand(sandbox, state)
