@@ -120,9 +120,7 @@ def _boot_ns(text: str) -> int:
 def _batches(file: BufferedReader, counts: Counts, boot_ns: int | None) -> Iterator[Batch]:
     from ocsf_nft.sources.replay import Reader
 
-    status = os.fstat(file.fileno())
-    unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
-    reader = Reader(boot_ns=boot_ns, unstamped_ns=unstamped_ns, counts=counts)
+    reader = Reader.of_file(file.fileno(), boot_ns=boot_ns, counts=counts)
     while chunk := file.read1(_CHUNK_BYTES):
         yield from reader.feed(chunk)
     yield from reader.finish()

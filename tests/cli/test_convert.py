@@ -37,6 +37,15 @@ def test_a_line_without_a_stamp_is_as_old_as_its_file(tmp_path: Path) -> None:
     done = convert(str(log))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["time"] == 1_600_000_000_123
+    for command in (("convert",), ("run", "--source", "replay:-")):
+        with log.open() as stdin:
+            piped = subprocess.run(
+                [sys.executable, "-m", "ocsf_nft", *command],
+                stdin=stdin,
+                capture_output=True,
+                check=True,
+            )
+        assert json.loads(piped.stdout)["time"] == 1_600_000_000_123
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -192,6 +193,24 @@ async def test_a_pipe_is_read_without_holding_up_the_loop(monkeypatch: pytest.Mo
             assert len((await anext(batches)).records) == 1
             with pytest.raises(StopAsyncIteration):
                 await anext(batches)
+
+
+async def test_a_line_without_stamp_is_as_old_as_its_regular_file_and_as_new_as_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, pipe = tmp_path / "a.log", tmp_path / "pipe"
+    file.write_text(MESSAGE)
+    os.mkfifo(pipe)
+    for path in (file, pipe):
+        os.utime(path, ns=(0, 123_000_000_000))
+    with file.open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        (from_stdin,) = await collect(Replay([Path("-")], now_ns=lambda: 5))
+    writer = asyncio.to_thread(pipe.write_text, MESSAGE)
+    (from_pipe,), _ = await asyncio.gather(collect(Replay([pipe], now_ns=lambda: 5)), writer)
+    assert isinstance(from_stdin, Record)
+    assert isinstance(from_pipe, Record)
+    assert (from_stdin.time_ns, from_pipe.time_ns) == (123_000_000_000, 5)
 
 
 async def test_a_file_that_is_absent_or_no_file_is_said_to_be_so(tmp_path: Path) -> None:

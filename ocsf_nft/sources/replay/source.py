@@ -7,7 +7,8 @@ Each line is recognised for itself, so kinds may be mixed: records of /dev/kmsg,
 **Time.** A stamp with a date is taken as it is. A kernel stamp counts from boot: it becomes a time
 by ``boot_ns``, which is this machine's boot unless it is given, so for a log of another machine or
 an earlier boot it must be; a stamp that is later than now by this machine's boot is rejected. A
-line without a stamp gets the file's last modification, or for a stream the moment it was read.
+line without a stamp gets the last modification of a regular file, also when that is standard input,
+and of a stream the moment it was read.
 
 **Identity.** A kmsg record is its sequence number, stamp and text; a journal entry its cursor; an
 NFLOG line the identity that it names; any other line its text and how many equal lines stood before
@@ -20,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import sys
 import time
 from collections import OrderedDict
@@ -110,6 +112,23 @@ class Reader:
         self._seen: OrderedDict[bytes, int] = OrderedDict()
         self._splitter = Splitter(journal_entry.FIELDS)
         self._after_kmsg = False
+
+    @classmethod
+    def of_file(
+        cls,
+        descriptor: int,
+        *,
+        boot_ns: int | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
+        counts: Counts | None = None,
+    ) -> Self:
+        """The reader for an open file: a line without stamp is as old as that, or as its reading.
+
+        Only a regular file's last modification tells when its lines were written.
+        """
+        status = os.fstat(descriptor)
+        unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
+        return cls(boot_ns=boot_ns, unstamped_ns=unstamped_ns, now_ns=now_ns, counts=counts)
 
     def batches(self, chunks: Iterable[bytes]) -> Iterator[Batch]:
         """What the chunks of a file hold: at most one batch for each, and one for the end."""
@@ -303,8 +322,11 @@ class Replay:
     async def batches(self) -> AsyncIterator[Batch]:
         """The records, file by file."""
         for path in self._paths:
-            descriptor, reader = self._open(path)
+            descriptor = _opened(path)
             try:
+                reader = Reader.of_file(
+                    descriptor, boot_ns=self._boot_ns, now_ns=self._now_ns, counts=self.counts
+                )
                 async for chunk in _chunks(path, descriptor):
                     for batch in reader.feed(chunk):
                         yield batch
@@ -314,23 +336,15 @@ class Replay:
                 if str(path) != _STDIN:
                     os.close(descriptor)
 
-    def _open(self, path: Path) -> tuple[int, Reader]:
-        unstamped_ns = None
-        if str(path) == _STDIN:
-            descriptor = sys.stdin.fileno()
-        else:
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise _unreadable(path, error) from error
-            unstamped_ns = os.fstat(descriptor).st_mtime_ns
-        reader = Reader(
-            boot_ns=self._boot_ns,
-            unstamped_ns=unstamped_ns,
-            now_ns=self._now_ns,
-            counts=self.counts,
-        )
-        return descriptor, reader
+
+def _opened(path: Path) -> int:
+    """Raises SourceError; a pipe that nobody writes to yet is not waited for here."""
+    if str(path) == _STDIN:
+        return sys.stdin.fileno()
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 async def _chunks(path: Path, descriptor: int) -> AsyncIterator[bytes]:
