@@ -109,7 +109,9 @@ def is_housekeeping(record: Record, destination: Place | None) -> bool:
     An answer is an ARP reply to whoever asks for the sandbox's address, or the fence's own refusal
     on its way to a source address that was forged. No socket stands behind either.
     """
-    if record.uid is None and _is_answer(record):
+    if record.uid is not None:
+        return False
+    if _is_answer(record):
         return True
     if destination is None or not (destination.is_multicast or destination.is_link_local):
         return False

@@ -115,6 +115,13 @@ def test_housekeeping_that_would_leave_the_link_is_none() -> None:
     assert MAPPER.network_activity(said, processed_ns=NOW_NS).severity == "Medium"
 
 
+@pytest.mark.parametrize(("uid", "severity"), [(None, "Informational"), (0, "Medium")])
+def test_what_a_program_sends_is_no_housekeeping(uid: int | None, severity: str) -> None:
+    facts = V6 | {"destination": "ff02::16"}
+    said = record(**facts, **OUT, protocol=58, uid=uid, details={"icmp_type": 143, "icmp_code": 0})
+    assert MAPPER.network_activity(said, processed_ns=NOW_NS).severity == severity
+
+
 def test_cloud_metadata_that_asks_us_is_not_an_attempt_to_reach_it() -> None:
     facts = V4 | {"destination": "169.254.169.254"}
     said = record("ocsf-nft:sb1:ingress:", **facts, **TCP, in_interface="sb0")
