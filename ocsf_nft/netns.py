@@ -102,7 +102,10 @@ def _in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
             errors.append(error)
 
     thread = threading.Thread(target=inside, name="netns", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # the limit of processes is reached
+        raise UnsupportedError(f"a network namespace can't be entered: {error}") from error
     thread.join()
     if errors:
         raise errors[0]
