@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from ocsf_nft.sources.author import author_of_facility
 from ocsf_nft.sources.facts import readable
 
 if TYPE_CHECKING:
@@ -107,8 +108,7 @@ def _author(fields: Mapping[str, bytes]) -> str | None:
     transport = readable(fields.get(_TRANSPORT, b"an unknown transport"))
     if transport != "kernel":
         return readable(fields.get(_COMMAND, fields.get(_IDENTIFIER, transport.encode())))
-    facility = readable(fields.get(_FACILITY, b"unknown"))
-    return None if facility == "0" else f"a program of facility {facility}"
+    return author_of_facility(readable(fields.get(_FACILITY, b"unknown")), kernel="0")
 
 
 def _time_ns(fields: Mapping[str, bytes]) -> int | None:

@@ -6,13 +6,16 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.record import Gap, Origin, Record, Reject
+from ocsf_nft.record import Gap, Origin
 from ocsf_nft.sources import text
+from ocsf_nft.sources.author import author_of_facility, forged
 from ocsf_nft.sources.clock import JOURNAL_LAG_NS, JOURNAL_SLACK_NS, KernelClock
 from ocsf_nft.sources.facts import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ocsf_nft.record import Record, Reject
 
 #: journald's own notice that it lost kernel messages (SD_MESSAGE_JOURNAL_MISSED, sd-messages.h).
 MISSED_ID: Final = "e9bf28e6e834481bb6f48f548ad13606"
@@ -68,13 +71,9 @@ class KernelEntries:
         message = readable(entry.message)
         if entry.transport != b"kernel" or not message.startswith(self._starts):
             return None
-        if entry.facility != b"0":
-            facility = readable(entry.facility or b"none")
-            return Reject(
-                kind="forged",
-                reason=f"written by a program (facility {facility}), not by the kernel",
-                line=message,
-            )
+        author = author_of_facility(readable(entry.facility or b"unknown"), kernel="0")
+        if author is not None:
+            return forged(author, message)
         origin = Origin(
             transport="journal",
             identity=f"journal:{entry.cursor}",

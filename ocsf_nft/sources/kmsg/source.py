@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 from ocsf_nft.errors import SourceError, UnsupportedError
 from ocsf_nft.record import Batch, Gap, Origin, Record, Reject
 from ocsf_nft.sources import text
+from ocsf_nft.sources.author import author_of_facility, forged
 from ocsf_nft.sources.boot import boot_id
 from ocsf_nft.sources.clock import KMSG_SLACK_NS, KernelClock, wall_ns
 from ocsf_nft.sources.facts import readable
@@ -187,12 +188,9 @@ class Kmsg:
         if not message.startswith(self._starts):
             return None
         whole = readable(raw).rstrip("\n")
-        if line.facility != 0:
-            return Reject(
-                kind="forged",
-                reason=f"written by a program (facility {line.facility}), not by the kernel",
-                line=whole,
-            )
+        author = author_of_facility(line.facility, kernel=0)
+        if author is not None:
+            return forged(author, whole)
         origin = Origin(
             transport="kmsg",
             identity=kmsg_line.identity(line),

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Final, Self
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import PREFIX_ROOT, Batch, Origin, Record, Reject
 from ocsf_nft.sources import clock, text
+from ocsf_nft.sources.author import author_of_facility, forged
 from ocsf_nft.sources.facts import readable
 from ocsf_nft.sources.journal import entry as journal_entry
 from ocsf_nft.sources.kmsg import line as kmsg_line
@@ -219,7 +220,7 @@ class Reader:
             message=readable(record.message),
             raw=raw,
             log_source="kmsg",
-            author=_facility(record.facility),
+            author=author_of_facility(record.facility, kernel=0),
             time_ns=self._zero.since_boot(record.stamp_us),
             stamp=str(record.stamp_us),
             identity=kmsg_line.identity(record),
@@ -242,8 +243,7 @@ class Reader:
         if not text.claims(found.message):
             return None
         if found.author is not None:
-            reason = f"{found.author} wrote it, not the kernel"
-            return Reject(kind="forged", reason=reason, line=found.raw)
+            return forged(found.author, found.raw)
         unstamped_ns = received_ns if self._unstamped_ns is None else self._unstamped_ns
         origin = Origin(
             transport="replay",
@@ -377,10 +377,6 @@ def _malformed(reason: str, line: str) -> Reject:
 
 def _claims(line: str) -> bool:
     return PREFIX_ROOT in line or text.claims(line)
-
-
-def _facility(number: int) -> str | None:
-    return None if number == 0 else f"a program of facility {number}"
 
 
 def _digest(octets: bytes) -> bytes:

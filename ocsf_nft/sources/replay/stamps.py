@@ -16,6 +16,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.sources.author import author_of_facility
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -136,8 +138,7 @@ def take(line: str, zero: Zero) -> Stamped:
     author = None
     if priority is not None:
         line = line[priority.end() :]
-        facility = int(priority["priority"]) >> 3
-        author = None if facility == 0 else f"a program of facility {facility}"
+        author = author_of_facility(int(priority["priority"]) >> 3, kernel=0)
         structured = _RFC5424.match(line)
         if structured is not None:
             writer = structured["tag"]
@@ -151,8 +152,7 @@ def take(line: str, zero: Zero) -> Stamped:
     decoded = _DECODED.match(line)
     if decoded is not None:
         line = line[decoded.end() :]
-        if decoded["facility"] != "kern":
-            author = author or f"a program of facility {decoded['facility']}"
+        author = author or author_of_facility(decoded["facility"], kernel="kern")
     return (
         _dmesg(line, zero, author) or _syslog(line, zero, author) or Stamped(line, "dmesg", author)
     )
@@ -188,9 +188,8 @@ def _syslog(line: str, zero: Zero, author: str | None) -> Stamped | None:
     if tag is None:
         return Stamped(rest, "syslog", author or _NOBODY, time_ns, stamp)
     message = rest[tag.end() :]
-    if tag["facility"] not in {None, "kern"}:
-        author = author or f"a program of facility {tag['facility']}"
-    elif tag["tag"] != "kernel":
+    author = author or author_of_facility(tag["facility"] or "kern", kernel="kern")
+    if tag["tag"] != "kernel":
         author = author or tag["tag"]
     if author is not None:
         return Stamped(message, "syslog", author, time_ns, stamp)
