@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _STDOUT: Final = 1
 _STDERR: Final = 2
 
+#: What a pipe with room for anything takes whole (PIPE_BUF of Linux).
+AT_ONCE_BYTES: Final = 4096
+
 
 class _Stdout(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
@@ -78,6 +81,20 @@ def write(data: bytes) -> None:
     """
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+def write_stderr_at_once(data: bytes) -> bool:
+    """Write to standard error where that needs no waiting; tells whether it was written.
+
+    Of more than ``AT_ONCE_BYTES`` the end may have to wait.
+    """
+    if not select.select((), (_STDERR,), (), 0)[1]:
+        return False
+    try:
+        os.write(_STDERR, data)
+    except OSError:  # closed, or a full disk
+        return False
+    return True
 
 
 def _text(raw: io.FileIO, given: TextIO | None) -> io.TextIOWrapper:

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
-import select
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 
 from ocsf_nft.cli import options
+from ocsf_nft.cli.output import write_stderr_at_once
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from ocsf_nft.service import Counts
 
 _REPLAY: Final = "replay:"
-_STDERR: Final = 2
 
 
 def run(  # noqa: PLR0913, PLR0917 - each is an option
@@ -78,10 +76,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     """
     from ocsf_nft import config as configuration
     from ocsf_nft import privileges, service
-    from ocsf_nft.cli.logs import to_stderr
+    from ocsf_nft.cli.logs import to_stderr_at_once
     from ocsf_nft.delivery.sinks.jsonl import Jsonl
 
-    to_stderr()
+    to_stderr_at_once()
     if config is not None:
         _nothing_besides(
             context, {"config"}, "--config is in place of the other options: put {} into the file"
@@ -94,7 +92,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         )
         sink = Jsonl(None if output == "-" else Path(output))
         path = Path(source.removeprefix(_REPLAY))
-        _finish(asyncio.run(_until_signal(lambda stop: service.replay([path], sink, stop))))
+        counts = asyncio.run(_until_signal(lambda stop: service.replay([path], sink, stop)))
+        typer.echo(_summary(counts), err=True)
         return
     if config is not None:
         wanted = configuration.load(config)
@@ -127,13 +126,13 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         names = ", ".join(each.name for each in wanted.sandbox)
         typer.echo(f"ready: watching {names}", err=True)
 
-    _finish(
-        asyncio.run(
-            _until_signal(
-                lambda stop: service.run(wanted, Jsonl(wanted.output_path), stop, ready=ready)
-            )
+    counts = asyncio.run(
+        _until_signal(
+            lambda stop: service.run(wanted, Jsonl(wanted.output_path), stop, ready=ready)
         )
     )
+    # A reader that is not there must not keep a run that was told to stop from ending.
+    write_stderr_at_once(f"{_summary(counts)}\n".encode())
 
 
 async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> Counts:
@@ -171,9 +170,7 @@ def _ending_signals() -> tuple[signal.Signals, ...]:
 
 def _end_at_once() -> NoReturn:
     # Only when it can be said without waiting: standard error may be the same full pipe.
-    if select.select((), (_STDERR,), (), 0)[1]:
-        with contextlib.suppress(OSError):  # full or closed: the exit code tells it
-            os.write(_STDERR, b"ocsf-nft: stopped at once: what was waiting is not delivered\n")
+    write_stderr_at_once(b"ocsf-nft: stopped at once: what was waiting is not delivered\n")
     os._exit(3)  # a thread that waits for the full pipe lets no other exit end
 
 
@@ -190,10 +187,9 @@ def _nothing_besides(context: typer.Context, allowed: set[str], sentence: str) -
         raise UsageError(sentence.format(", ".join(given)))
 
 
-def _finish(counts: Counts) -> None:
+def _summary(counts: Counts) -> str:
     rejected = "".join(f", {number} {kind}" for kind, number in sorted(counts.rejects.items()))
-    typer.echo(
+    return (
         f"{counts.records} records, {counts.events} events, {counts.lost} lost in "
-        f"{counts.gaps} gaps{rejected}",
-        err=True,
+        f"{counts.gaps} gaps{rejected}"
     )

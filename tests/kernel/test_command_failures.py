@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ import orjson
 import pytest
 
 from ocsf_nft.fence import installer
-from ocsf_nft.lab import GATEWAY4, PROXY_PORT
+from ocsf_nft.lab import GATEWAY4, PROXY_PORT, ip
 from tests.kernel import attempts, command, conftest
 
 if TYPE_CHECKING:
@@ -313,6 +315,37 @@ def test_a_second_signal_ends_a_run_that_can_not_say_so(
         process.kill()
         process.wait()
         os.close(reader)
+
+
+def test_a_standard_error_that_nobody_reads_holds_up_neither_the_watch_nor_the_stop(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [*_watch(lab, state), "--install", "--output", str(output)], stderr=writer
+    )
+    try:
+        _read_until(reader, b"ready: watching lab\n")
+        os.set_blocking(writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(4096))
+        os.set_blocking(writer, True)
+        # Each change of the fence is an event, and logged: the second comes after an entry.
+        for number in (1, 2):
+            ip("-n", lab.sandbox, "link", "add", f"a{number}", "type", "veth", "peer", f"b{number}")
+            end = time.monotonic() + 10
+            while output.read_bytes().count(b"its links changed") < number:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+        os.close(writer)
 
 
 def _read_until(descriptor: int, end: bytes) -> None:
