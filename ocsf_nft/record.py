@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Transport: TypeAlias = Literal["nflog", "kmsg", "journal", "replay"]
+#: The kernel module whose form a record has.
+LogFormat: TypeAlias = Literal["nf_log_syslog", "nfnetlink_log"]
 
 #: A header field that has no home of its own in a :class:`Record`: numbers as numbers, flags as
 #: ``True``, the packet quoted inside an ICMP error as a nested mapping under ``"quoted"``.
@@ -28,13 +30,15 @@ class Origin:
 
     ``identity`` is unique per record and the same whenever the same record is read again
     (a kernel log sequence number with its boot id, a journal cursor, a place in a file):
-    event uids derive from it. ``raw`` is the record as the source gave it, as text;
+    event uids derive from it. ``raw`` is the record as the source gave it, as text, ``log_format``
+    its form, which the text alone doesn't tell: a log prefix may begin like any other form;
     ``original_time`` is the stamp as the source wrote it; ``sequence`` the source's own number.
     """
 
     transport: Transport
     identity: str
     log_source: str
+    log_format: LogFormat
     raw: str
     sequence: int | None = None
     original_time: str | None = None

@@ -54,6 +54,7 @@ ORIGINS = st.builds(
     transport=st.sampled_from(["nflog", "kmsg", "journal", "replay"]),
     identity=HOSTILE_TEXT,
     log_source=HOSTILE_TEXT,
+    log_format=st.sampled_from(["nf_log_syslog", "nfnetlink_log"]),
     raw=HOSTILE_TEXT,
     sequence=st.none() | st.integers(0, (1 << 63) - 1),
     original_time=st.none() | HOSTILE_TEXT,

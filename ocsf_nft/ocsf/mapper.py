@@ -352,8 +352,7 @@ def _metadata(record: Record, processed_ns: int) -> Metadata:
         log_name="netfilter",
         log_provider="netfilter",
         log_source=visible(origin.log_source),
-        # The kernel module whose form the raw data has.
-        log_format="nfnetlink_log" if origin.raw.startswith("NFLOG ") else "nf_log_syslog",
+        log_format=origin.log_format,
         original_time=None if origin.original_time is None else visible(origin.original_time),
         original_event_uid=visible(origin.identity),
         sequence=origin.sequence,

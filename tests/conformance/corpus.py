@@ -57,6 +57,7 @@ def record(prefix: str = "ocsf-nft:sb1:egress:", **facts: Any) -> Record:
             transport="kmsg",
             identity="kmsg:boot:5678",
             log_source="/dev/kmsg",
+            log_format="nf_log_syslog",
             raw=f"{prefix}IN= OUT=sb0",
             sequence=5678,
             original_time="[12345.678901]",

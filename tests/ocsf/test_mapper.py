@@ -238,7 +238,7 @@ def test_a_hostile_interface_name_is_a_name_and_nothing_else() -> None:
 
 def test_a_record_of_netlink_says_so() -> None:
     said = RECORDS["tcp4"]
-    said = replace(said, origin=replace(said.origin, raw="NFLOG group=4001 hook=3"))
+    said = replace(said, origin=replace(said.origin, log_format="nfnetlink_log"))
     event = MAPPER.network_activity(said, processed_ns=NOW_NS)
     assert event.metadata.log_format == "nfnetlink_log"
 

@@ -47,7 +47,9 @@ MESSAGES = [message for case in cases() for message in case.messages]
 
 
 def read(message: str) -> Record | Reject | None:
-    origin = Origin(transport="kmsg", identity="i", log_source="test", raw=message)
+    origin = Origin(
+        transport="kmsg", identity="i", log_source="test", log_format="nf_log_syslog", raw=message
+    )
     return text.read(message, origin=origin, time_ns=7, received_ns=8)
 
 

@@ -220,7 +220,9 @@ def test_a_line_that_was_changed_is_read_as_another_one_or_not_at_all(
 
 @given(DATAGRAMS)
 def test_any_datagram_makes_a_record(datagram: Datagram) -> None:
-    origin = Origin(transport="nflog", identity="i", log_source="test", raw="")
+    origin = Origin(
+        transport="nflog", identity="i", log_source="test", log_format="nfnetlink_log", raw=""
+    )
     assert isinstance(nflog_datagram.record(datagram, origin), Record)
 
 

@@ -16,7 +16,9 @@ from tests.sources.corpus_cases import MESSAGES, cases, nflog, record
 
 PREFIX = "ocsf-nft:sb:egress:"
 HEAD = f"{PREFIX}IN= OUT=eth0 "
-ORIGIN = Origin(transport="nflog", identity="i", log_source="test", raw="")
+ORIGIN = Origin(
+    transport="nflog", identity="i", log_source="test", log_format="nfnetlink_log", raw=""
+)
 
 
 def of_bytes(facts: fact.Facts) -> Record:

@@ -67,6 +67,14 @@ def test_our_own_nflog_lines_replay_as_the_records_they_were() -> None:
     assert rejected("NFLOG group=5 family=2 packet=00").kind == "malformed"
 
 
+def test_the_form_of_a_record_is_not_guessed_from_its_log_prefix() -> None:
+    foreign = one(MESSAGE.replace("ocsf-nft:sb:egress:", "NFLOG "))
+    assert (foreign.prefix, foreign.origin.log_format) == ("NFLOG ", "nf_log_syslog")
+    (payload, *_) = (payload for case in cases() for payload in case.payloads)
+    live = nflog(payload)
+    assert live.origin.log_format == one(live.origin.raw).origin.log_format == "nfnetlink_log"
+
+
 @pytest.mark.parametrize(
     "line",
     [

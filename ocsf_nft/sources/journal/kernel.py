@@ -78,6 +78,7 @@ class KernelEntries:
             transport="journal",
             identity=f"journal:{entry.cursor}",
             log_source="systemd-journald",
+            log_format="nf_log_syslog",
             raw=message,
             original_time=None if entry.source_us is None else readable(entry.source_us),
         )

@@ -195,6 +195,7 @@ class Kmsg:
             transport="kmsg",
             identity=kmsg_line.identity(line),
             log_source=_DEVICE,
+            log_format="nf_log_syslog",
             raw=whole,
             sequence=line.sequence,
             original_time=str(line.stamp_us),

@@ -85,6 +85,7 @@ def read(  # noqa: PLR0913 - what a socket knows about one message
         transport="nflog",
         identity=itself,
         log_source=log_source,
+        log_format="nfnetlink_log",
         raw=nflog_line.render(datagram, itself),
         sequence=datagram.sequence,
         original_time=nflog_line.stamp(datagram),
