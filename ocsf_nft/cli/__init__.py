@@ -6,6 +6,8 @@ is for people goes to standard error.
 
 from __future__ import annotations
 
+from typing import Final, NoReturn
+
 import typer
 
 from ocsf_nft.cli import output
@@ -34,7 +36,10 @@ app = typer.Typer(
 for command in (install, verify, remove, run, convert, explain, check, demo):
     app.command()(command)
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
+_SYSTEM_FAILED: Final = 3
+#: What is told in a sentence; anything else is a mistake in ocsf-nft.
+_TOLD: Final = (OcsfNftError, OSError)
 
 
 def main() -> None:
@@ -42,8 +47,30 @@ def main() -> None:
     output.prepare()
     try:
         app()
-    except OcsfNftError as error:
-        typer.echo(f"ocsf-nft: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
+    except _TOLD as error:
+        _fail(error)
+    except ExceptionGroup as group:  # of tasks that failed together
+        if group.split(_TOLD)[1] is not None:
+            raise
+        _fail(_first(group))
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
+
+
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.echo(f"ocsf-nft: {_sentence(error)}", err=True)
+    raise SystemExit(error.exit_code if isinstance(error, OcsfNftError) else _SYSTEM_FAILED)
+
+
+def _sentence(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    # The net below the places that know what it was for.
+    place = "" if error.filename is None else f" ({error.filename!r})"
+    return f"the system failed: {error.strerror or error}{place}"

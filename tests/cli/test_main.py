@@ -1,0 +1,79 @@
+"""How the command line ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ocsf_nft import cli
+from ocsf_nft.errors import SourceError, UsageError
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="this system has no /proc")
+def test_a_failure_of_the_system_that_nobody_foresaw_is_one_sentence() -> None:
+    # Opens as a file does, and has nothing to read at its beginning.
+    done = subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "convert", "/proc/self/mem"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("ocsf-nft: ")
+    assert "Input/output error" in sentence
+
+
+def _os_error(number: int, *names: str) -> OSError:
+    return OSError(number, os.strerror(number), *names)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence", "code"),
+    [
+        (UsageError("a mend"), "a mend", 2),
+        (_os_error(errno.EMFILE), "the system failed: Too many open files", 3),
+        (_os_error(errno.EACCES, "/a\nb"), r"the system failed: Permission denied ('/a\nb')", 3),
+        (OSError("no number"), "the system failed: no number", 3),
+        (
+            ExceptionGroup("", [ExceptionGroup("", [_os_error(errno.EIO)]), SourceError("x")]),
+            "the system failed: Input/output error",
+            3,
+        ),
+        (ExceptionGroup("", [UsageError("a mend"), _os_error(errno.EIO)]), "a mend", 2),
+    ],
+)
+def test_what_is_told_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    sentence: str,
+    code: int,
+) -> None:
+    _let_it_raise(monkeypatch, error)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"ocsf-nft: {sentence}\n"
+
+
+def test_a_mistake_of_ours_is_hidden_by_no_failure_of_the_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _let_it_raise(monkeypatch, ExceptionGroup("", [_os_error(errno.EIO), KeyError("a")]))
+    with pytest.raises(ExceptionGroup):
+        cli.main()
+
+
+def _let_it_raise(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def app() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(cli.output, "prepare", lambda: None)
