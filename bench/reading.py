@@ -105,10 +105,10 @@ def _reading(what: str, text: bytes) -> tuple[_Measured, list[Record]]:
         if len(records) < _SOME_LINES:
             records += batch.records
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    counts = reader.counts
-    if counts.records != counts.lines:
-        raise stage.BenchError(f"{counts.lines - counts.records} lines were not read as records")
-    return _Measured(what=what, lines=counts.lines, wall_s=wall, cpu_s=cpu), records
+    tally = reader.tally
+    if tally.records != tally.lines:
+        raise stage.BenchError(f"{tally.lines - tally.records} lines were not read as records")
+    return _Measured(what=what, lines=tally.lines, wall_s=wall, cpu_s=cpu), records
 
 
 def _mapping(records: Sequence[Record]) -> _Measured:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocsf_nft.cli import output
+from ocsf_nft.cli.summary import rejected
 from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from io import BufferedReader
 
     from ocsf_nft.record import Batch, Record, Reject
-    from ocsf_nft.sources.replay import Counts
+    from ocsf_nft.sources.replay import Tally
 
 _CHUNK_BYTES = 1 << 18
 
@@ -70,7 +71,7 @@ def convert(
 
     boot_ns = None if boot is None else _boot_ns(boot)
     mapper = Mapper(Context())
-    counts = replay.Counts()
+    tally = replay.Tally()
 
     def events(records: tuple[Record, ...]) -> Iterator[bytes]:
         for record in records:
@@ -82,13 +83,13 @@ def convert(
         reject = stack.enter_context(_rejects_file(rejects, paths))
         for path in paths:
             file = _stdin() if path == "-" else stack.enter_context(_open(Path(path)))
-            for batch in _batches(file, counts, boot_ns):
+            for batch in _batches(file, tally, boot_ns):
                 output.write(b"".join(events(batch.records)))
                 for line in batch.rejects:
                     reject(line)
-    rejected = "".join(f", {number} {kind}" for kind, number in sorted(counts.rejects.items()))
     typer.echo(
-        f"{counts.lines} lines: {counts.records} records, {counts.skipped} others{rejected}",
+        f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
+        f"{rejected(tally.rejects)}",
         err=True,
     )
 
@@ -117,10 +118,10 @@ def _boot_ns(text: str) -> int:
     return (moment - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1) * 1000
 
 
-def _batches(file: BufferedReader, counts: Counts, boot_ns: int | None) -> Iterator[Batch]:
+def _batches(file: BufferedReader, tally: Tally, boot_ns: int | None) -> Iterator[Batch]:
     from ocsf_nft.sources.replay import Reader
 
-    reader = Reader.of_file(file.fileno(), boot_ns=boot_ns, counts=counts)
+    reader = Reader.of_file(file.fileno(), boot_ns=boot_ns, tally=tally)
     while chunk := file.read1(_CHUNK_BYTES):
         yield from reader.feed(chunk)
     yield from reader.finish()

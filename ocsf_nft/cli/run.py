@@ -15,6 +15,7 @@ import typer
 
 from ocsf_nft.cli import options
 from ocsf_nft.cli.output import write_stderr_at_once
+from ocsf_nft.cli.summary import rejected
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -188,8 +189,7 @@ def _nothing_besides(context: typer.Context, allowed: set[str], sentence: str) -
 
 
 def _summary(counts: Counts) -> str:
-    rejected = "".join(f", {number} {kind}" for kind, number in sorted(counts.rejects.items()))
     return (
         f"{counts.records} records, {counts.events} events, {counts.lost} lost in "
-        f"{counts.gaps} gaps{rejected}"
+        f"{counts.gaps} gaps{rejected(counts.rejects)}"
     )

@@ -138,9 +138,9 @@ def test_what_became_of_each_line_is_counted() -> None:
     reading = reader()
     lines = ["x", MESSAGE, f"12,1,2,-;{MESSAGE}", "ocsf-nft:x", MESSAGE]
     flat(reading.batches(["\n".join(lines).encode()]))
-    counts = reading.counts
-    assert (counts.lines, counts.records, counts.skipped) == (5, 2, 1)
-    assert counts.rejects == {"forged": 1, "malformed": 1}
+    tally = reading.tally
+    assert (tally.lines, tally.records, tally.skipped) == (5, 2, 1)
+    assert tally.rejects == {"forged": 1, "malformed": 1}
 
 
 @settings(max_examples=200, deadline=None)
@@ -164,8 +164,8 @@ def test_what_became_of_each_line_is_counted() -> None:
 def test_any_bytes_are_read_without_an_exception(chunks: list[bytes]) -> None:
     reading = reader()
     flat(reading.batches(chunks))
-    counts = reading.counts
-    assert counts.lines == counts.records + counts.skipped + sum(counts.rejects.values())
+    tally = reading.tally
+    assert tally.lines == tally.records + tally.skipped + sum(tally.rejects.values())
 
 
 async def collect(source: Replay) -> list[Record | Reject]:
@@ -180,7 +180,7 @@ async def test_files_are_read_one_after_the_other(tmp_path: Path) -> None:
     os.utime(first, ns=(0, 123_000_000_000))
     source = Replay([first, second])
     found = await collect(source)
-    assert source.counts.records == 3
+    assert source.tally.records == 3
     assert isinstance(found[0], Record)
     assert found[0].time_ns == 123_000_000_000
     assert identity(found[0]) == identity(found[2]) != identity(found[1])

@@ -111,7 +111,7 @@ def test_what_userland_wrote_is_forged(line: str, author: str) -> None:
 def test_other_lines_are_skipped_and_counted(line: str) -> None:
     reading = reader()
     assert flat(reading.batches([line.encode() + b"\n"])) == []
-    assert (reading.counts.lines, reading.counts.skipped) == (1, 1)
+    assert (reading.tally.lines, reading.tally.skipped) == (1, 1)
 
 
 @pytest.mark.parametrize(

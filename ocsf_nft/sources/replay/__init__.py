@@ -1,5 +1,5 @@
 """Files of kernel log text, of any usual kind."""
 
-from ocsf_nft.sources.replay.source import Counts, Reader, Replay
+from ocsf_nft.sources.replay.source import Reader, Replay, Tally
 
-__all__ = ["Counts", "Reader", "Replay"]
+__all__ = ["Reader", "Replay", "Tally"]

@@ -62,7 +62,7 @@ _NFLOG: Final = nflog_line.START.encode()
 
 
 @dataclass(slots=True)
-class Counts:
+class Tally:
     """What became of the lines: each one is a record, a reject or skipped.
 
     A journal export entry counts as one line.
@@ -102,9 +102,9 @@ class Reader:
         unstamped_ns: int | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         zone: dt.tzinfo | None = None,
-        counts: Counts | None = None,
+        tally: Tally | None = None,
     ) -> None:
-        self.counts = Counts() if counts is None else counts
+        self.tally = Tally() if tally is None else tally
         self._now_ns = now_ns
         self._unstamped_ns = unstamped_ns
         self._zero = stamps.Zero(
@@ -121,7 +121,7 @@ class Reader:
         *,
         boot_ns: int | None = None,
         now_ns: Callable[[], int] = time.time_ns,
-        counts: Counts | None = None,
+        tally: Tally | None = None,
     ) -> Self:
         """The reader for an open file: a line without stamp is as old as that, or as its reading.
 
@@ -129,7 +129,7 @@ class Reader:
         """
         status = os.fstat(descriptor)
         unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
-        return cls(boot_ns=boot_ns, unstamped_ns=unstamped_ns, now_ns=now_ns, counts=counts)
+        return cls(boot_ns=boot_ns, unstamped_ns=unstamped_ns, now_ns=now_ns, tally=tally)
 
     def batches(self, chunks: Iterable[bytes]) -> Iterator[Batch]:
         """What the chunks of a file hold: at most one batch for each, and one for the end."""
@@ -149,17 +149,17 @@ class Reader:
         records: list[Record] = []
         rejects: list[Reject] = []
         received_ns = self._now_ns()
-        counts = self.counts
+        tally = self.tally
         for piece in pieces:
-            counts.lines += 1
+            tally.lines += 1
             read = self._read(piece, received_ns)
             if read is None:
-                counts.skipped += 1
+                tally.skipped += 1
             elif isinstance(read, Record):
-                counts.records += 1
+                tally.records += 1
                 records.append(read)
             else:
-                counts.rejects[read.kind] = counts.rejects.get(read.kind, 0) + 1
+                tally.rejects[read.kind] = tally.rejects.get(read.kind, 0) + 1
                 rejects.append(read)
         if records or rejects:
             yield Batch(records=tuple(records), rejects=tuple(rejects))
@@ -289,7 +289,7 @@ class Reader:
 class Replay:
     """Files as a source that ends.
 
-    ``paths`` are read one after the other, each as if alone; ``-`` is standard input. ``counts``
+    ``paths`` are read one after the other, each as if alone; ``-`` is standard input. ``tally``
     adds up over all of them. Entering raises AbsentError for a file that is not there; a file that
     can't be read raises SourceError when its turn comes.
     """
@@ -301,7 +301,7 @@ class Replay:
         boot_ns: int | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.counts = Counts()
+        self.tally = Tally()
         self._paths = paths
         self._boot_ns = boot_ns
         self._now_ns = now_ns
@@ -327,7 +327,7 @@ class Replay:
             descriptor = _opened(path)
             try:
                 reader = Reader.of_file(
-                    descriptor, boot_ns=self._boot_ns, now_ns=self._now_ns, counts=self.counts
+                    descriptor, boot_ns=self._boot_ns, now_ns=self._now_ns, tally=self.tally
                 )
                 async for chunk in _chunks(path, descriptor):
                     for batch in reader.feed(chunk):
