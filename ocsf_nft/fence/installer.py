@@ -52,11 +52,7 @@ class Verification:
 
 def plan(spec: FenceSpec, namespace: Namespace, transport: LogTransport) -> str:
     """The rulesets that ``install`` would load now, as text; nothing is changed."""
-    around = _survey(spec, namespace)
-    text = ruleset.sandbox(spec, around, transport)
-    if spec.guard_device is not None:
-        text += ruleset.guard(spec, around, transport)
-    return text
+    return ruleset.whole(spec, _survey(spec, namespace), transport)
 
 
 def install(
@@ -77,16 +73,19 @@ def install(
     around = _survey(spec, namespace)
     identity = namespace.identity()
     with state.locked():
-        _refuse_foreign(spec.sandbox, namespace, "inet", ruleset.TABLE)
+        before = _on_record(spec.sandbox, state)
+        if before is None or before.identity != identity:
+            # Where ours is on record, another's name on the table is a disguise.
+            _refuse_foreign(spec.sandbox, namespace, "inet", ruleset.TABLE)
         if spec.guard_device is not None:
             guard = ruleset.guard_table(spec.guard_device)
             _refuse_foreign(spec.sandbox, _HOST, "netdev", guard)
-        before = _on_record(spec.sandbox, state)
         if before is not None:
             _refuse_elsewhere(before, namespace)
             if (
                 (before.spec, before.around) == (spec, around)
                 and (before.transport == transport if transport else before.degraded is None)
+                and _is_of_this_version(before)
                 and verify(spec.sandbox, state, namespace).verdict == "as installed"
             ):
                 return _settled(before, state)
@@ -97,6 +96,7 @@ def install(
             identity=identity,
             transport=transport or LADDER[0],
             all_netns_before=before.all_netns_before if before else None,
+            policy="",
             listings={},
         )
         return _replace(before, intended, (transport,) if transport else LADDER, state)
@@ -132,6 +132,8 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
         with contextlib.suppress(UnsupportedError):  # from here nobody can tell
             if kernel_log.blocked(where) is not None:
                 lines.append("net.netfilter.nf_log_all_netns is off: nothing refused is logged")
+    if not _is_of_this_version(installed):
+        lines.append("its policy is that of another version of ocsf-nft: install it again")
     if links_now := set(where.call(links.names)) - set(installed.around.links):
         lines.append(f"not fenced at the link layer: {', '.join(sorted(links_now))}")
     lines += _difference(installed.listings, found)
@@ -170,6 +172,11 @@ def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
     if spec.guard_device is not None and spec.guard_device not in links.names():
         raise AbsentError(f"there is no interface {spec.guard_device} here to guard")
     return around
+
+
+def _is_of_this_version(installed: Installed) -> bool:
+    current = ruleset.digest(installed.spec, installed.around, installed.transport)
+    return installed.policy == current
 
 
 def _refuse_foreign(sandbox: str, namespace: Namespace, family: str, table: str) -> None:
@@ -303,7 +310,8 @@ def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
         # The first three lines name both sides and the place; what differs comes after.
         altered = " ".join(_shortened(lines[3:6]))
         raise FenceError(f"the fence in {namespace} was altered while it was installed: {altered}")
-    return dataclasses.replace(intended, transport=rung, listings=listings)
+    policy = ruleset.digest(spec, around, rung)
+    return dataclasses.replace(intended, transport=rung, policy=policy, listings=listings)
 
 
 def _expected(spec: FenceSpec, around: Surroundings, rung: LogTransport) -> dict[str, str] | None:

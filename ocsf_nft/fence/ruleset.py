@@ -7,6 +7,7 @@ values that :mod:`ocsf_nft.fence.values` has checked.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import re
 from typing import TYPE_CHECKING, Final
@@ -47,6 +48,17 @@ def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     table = guard_table(device)
     text = _render("guard.nft", spec, (device,), transport).replace(_GUARD_IN_FILE, table)
     return text + _elements("netdev", table, spec.allowed, around.neighbours, link_layer=True)
+
+
+def whole(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
+    """All that a specification asks for: the fence, and the guard if one is wanted."""
+    text = sandbox(spec, around, transport)
+    return text if spec.guard_device is None else text + guard(spec, around, transport)
+
+
+def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
+    """What tells this version's policy from another's: SHA-256 of its text, in hex."""
+    return hashlib.sha256(whole(spec, around, transport).encode()).hexdigest()
 
 
 def guard_table(device: str) -> str:

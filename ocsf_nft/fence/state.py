@@ -32,7 +32,9 @@ class Installed:
     """A fence as it was loaded.
 
     ``identity`` is that of the namespace (:meth:`Namespace.identity`): a path can come to mean
-    another one. ``listings`` are nft's own words about each table, by ``family name``.
+    another one. ``policy`` is a digest of the rulesets that were loaded, which another version of
+    this program may have other words for. ``listings`` are nft's own words about each table, by
+    ``family name``.
     ``degraded`` says why no better transport could be used, None when none was wanted.
     ``all_netns_before`` is what ``net.netfilter.nf_log_all_netns`` is to be put back to when no
     fence on record logs to the kernel log any more, None when another record has it.
@@ -45,6 +47,7 @@ class Installed:
     transport: LogTransport
     degraded: str | None = None
     all_netns_before: str | None = None
+    policy: str
     listings: Mapping[str, str]
 
 

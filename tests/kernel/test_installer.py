@@ -155,6 +155,30 @@ def test_a_namespace_by_its_process_is_fenced(
     assert installer.verify(spec.sandbox, state).verdict == "absent"
 
 
+def test_the_policy_of_another_version_is_told_and_replaced(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    installed = state.read(spec.sandbox)
+    assert installed is not None
+    state.write(dataclasses.replace(installed, policy="0" * 64))
+    found = installer.verify(spec.sandbox, state)
+    assert found.verdict == "differs"
+    assert "another version" in found.difference
+    before = conftest.nft(fenced.sandbox_namespace, "-a", "list", "tables")
+    installer.install(spec, fenced.sandbox_namespace, state)
+    assert conftest.nft(fenced.sandbox_namespace, "-a", "list", "tables") != before
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+
+
+def test_another_name_on_the_table_keeps_nobody_from_putting_the_fence_back(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    disguise = 'table inet ocsf_nft { comment "fence of sandbox other"; }'
+    conftest.nft(fenced.sandbox_namespace, f"flush ruleset; {disguise}")
+    installer.install(spec, fenced.sandbox_namespace, state)
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+
+
 def test_the_fence_of_another_sandbox_is_left_alone(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:

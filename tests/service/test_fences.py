@@ -31,6 +31,7 @@ INSTALLED = Installed(
     namespace=Namespace(),
     identity="4:1",
     transport="nflog",
+    policy="",
     listings={"inet ocsf_nft": ""},
 )
 STANDING = Fence(installed=INSTALLED, state=FenceState.STANDING, is_ours=True)
