@@ -7,6 +7,7 @@ Records. A fact that is a field of :class:`Record` goes there, every other one i
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -21,23 +22,8 @@ Facts: TypeAlias = "dict[str, Detail]"
 #: Ethernet's header: destination, source, type (IEEE 802.3).
 ETHERNET_BYTES: Final = 14
 
-_FIELDS: Final = (
-    "in_interface",
-    "out_interface",
-    "mac_source",
-    "mac_destination",
-    "ethertype",
-    "ip_version",
-    "source",
-    "destination",
-    "protocol",
-    "source_port",
-    "destination_port",
-    "tcp_flags",
-    "length",
-    "uid",
-    "gid",
-)
+#: Each fact that a Record has a field for can be missing, and nothing else can.
+_FIELDS: Final = tuple(field.name for field in fields(Record) if field.default is None)
 _CACHED: Final = 16384
 
 #: A prefix has at most 127 bytes (NF_LOG_PREFIXLEN in include/uapi/linux/netfilter/nf_log.h), a
@@ -53,7 +39,7 @@ _split = lru_cache(maxsize=1024)(split_prefix)
 
 def record(prefix: str, facts: Facts, *, time_ns: int, received_ns: int, origin: Origin) -> Record:
     """The Record of a packet's facts; ``facts`` is taken over, not copied."""
-    fields: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
+    known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
     sandbox, rule = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
     return Record(
         prefix=prefix,
@@ -63,7 +49,7 @@ def record(prefix: str, facts: Facts, *, time_ns: int, received_ns: int, origin:
         time_ns=time_ns,
         received_ns=received_ns,
         origin=origin,
-        **fields,
+        **known,
     )
 
 
