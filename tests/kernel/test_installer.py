@@ -164,9 +164,10 @@ def test_the_policy_of_another_version_is_told_and_replaced(
     found = installer.verify(spec.sandbox, state)
     assert found.verdict == "differs"
     assert "another version" in found.difference
-    before = conftest.nft(fenced.sandbox_namespace, "-a", "list", "tables")
+    before = conftest.nft(fenced.sandbox_namespace, "-a", "list", "table", "inet", "ocsf_nft")
     installer.install(spec, fenced.sandbox_namespace, state)
-    assert conftest.nft(fenced.sandbox_namespace, "-a", "list", "tables") != before
+    after = conftest.nft(fenced.sandbox_namespace, "-a", "list", "table", "inet", "ocsf_nft")
+    assert after.splitlines()[0] != before.splitlines()[0]
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
 
 
