@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, PROXY_PORT, SANDBOX4
 from ocsf_nft.sources.nflog import Nflog
@@ -21,8 +20,6 @@ from tests.kernel.reading import refused_at, taken
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.record import Record
 
@@ -118,30 +115,3 @@ def test_af_xdp_passes_every_hook_inside_as_the_readme_says(fenced: Lab) -> None
     with far_side.watch(fenced) as far:
         _xdp_frame(fenced)
         assert _eventually(lambda: any(b"by af_xdp" in stray for stray in far.strays()))
-
-
-async def test_the_guard_on_the_hosts_side_stops_af_xdp_and_not_the_proxy(
-    lab: Lab, spec: FenceSpec, state: StateDirectory
-) -> None:
-    guarded = _guarded(spec, lab.gateway_device)
-    # The guard stands where the installer runs: here, that is the gateway's namespace.
-    lab.gateway_namespace.call(
-        lambda: installer.install(guarded, lab.sandbox_namespace, state, "nflog")
-    )
-    async with Nflog(lab.gateway_namespace, DEFAULT_GROUP) as source:
-        _xdp_frame(lab)
-        found = await taken(source, lambda record: record.ethertype == 0x88B5)
-        assert [(record.rule, record.in_interface) for record in found] == [("guard", "gw0")]
-    with lab.gateway_namespace.call(lambda: socket.create_server((GATEWAY4, PROXY_PORT))):
-        lab.sandbox_namespace.call(
-            lambda: socket.create_connection((GATEWAY4, PROXY_PORT), 2)
-        ).close()
-    lab.gateway_namespace.call(lambda: installer.remove(spec.sandbox, state))
-    assert (
-        lab.gateway_namespace.call(lambda: installer.verify(spec.sandbox, state)).verdict
-        == "absent"
-    )
-
-
-def _guarded(spec: FenceSpec, device: str) -> FenceSpec:
-    return type(spec)(sandbox=spec.sandbox, proxies=spec.proxies, guard_device=device)
