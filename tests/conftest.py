@@ -6,12 +6,17 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: Elsewhere the pure parts are tested. On Linux nothing is left out, whatever is missing.
 collect_ignore = [] if sys.platform == "linux" else ["kernel"]
+
+# How fast an example runs is the machine's business: `make bench` measures ours.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
