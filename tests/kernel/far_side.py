@@ -39,12 +39,9 @@ class FarSide:
         with contextlib.suppress(BlockingIOError):
             while True:
                 frame, ancillary, _flags, address = self._sock.recvmsg(65535, 256)
-                tagged = any(
-                    _AUXDATA.unpack_from(data)[0] & _TP_STATUS_VLAN_VALID
-                    for _level, _kind, data in ancillary
-                )
-                if address[2] != _PACKET_OUTGOING and (tagged or not _is_needed(frame)):
-                    found.append(frame)
+                as_sent = _with_tag(frame, ancillary)
+                if address[2] != _PACKET_OUTGOING and not _is_needed(as_sent):
+                    found.append(as_sent)
         return found
 
 
@@ -61,6 +58,26 @@ def watch(lab: Lab) -> Iterator[FarSide]:
 
     with lab.gateway_namespace.call(open_socket) as sock:
         yield FarSide(sock)
+
+
+def protocols(frame: bytes) -> set[int]:
+    """What a frame is: its ethertype, its IP protocol, and what an IPv6 extension header says."""
+    (kind,) = struct.unpack_from("!H", frame, 12)
+    found = {kind}
+    if kind == ETH_IP:
+        found.add(frame[23])
+    elif kind == ETH_IP6:
+        found |= {frame[20], frame[54]}
+    return found
+
+
+def _with_tag(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
+    """The kernel takes an outer VLAN tag off the frame and tells of it apart (packet(7))."""
+    for _level, _kind, data in ancillary:
+        status, *_, tag, kind = _AUXDATA.unpack_from(data)
+        if status & _TP_STATUS_VLAN_VALID:
+            return frame[:12] + struct.pack("!HH", kind, tag) + frame[12:]
+    return frame
 
 
 def _is_needed(frame: bytes) -> bool:
@@ -91,13 +108,15 @@ def _is_needed(frame: bytes) -> bool:
 def _is_arp_of_the_kernel(frame: bytes) -> bool:
     """Nothing in it is of anybody's choice (RFC 826)."""
     kind = frame[14:22]
-    hardware, sender, _target_mac, target, rest = struct.unpack(
+    hardware, sender, target_mac, target, rest = struct.unpack(
         f"6s4s6s4s{len(frame) - 42}s", frame[22:]
     )
     return (
-        frame[:6] in {b"\xff" * 6, _GATEWAY_MAC}
+        len(frame) <= 60
+        and frame[:6] in {b"\xff" * 6, _GATEWAY_MAC}
         and kind in {struct.pack("!HHBBH", 1, ETH_IP, 6, 4, operation) for operation in (1, 2)}
         and (hardware, sender) == (frame[6:12], ipaddress.IPv4Address(SANDBOX4).packed)
+        and target_mac in {bytes(6), _GATEWAY_MAC}
         and target == ipaddress.IPv4Address(GATEWAY4).packed
         and not any(rest)
     )

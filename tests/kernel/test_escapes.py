@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,11 +50,16 @@ async def test_every_way_round_the_usual_ruleset_is_refused_and_logged(fenced: L
 def test_without_a_fence_every_one_of_these_ways_leads_out(lab: Lab) -> None:
     held: list[str] = []
     with far_side.watch(lab) as far:
+
+        def is_out(escape: Escape) -> bool:
+            # A kernel sends frames of its own as well: those are not this way's.
+            return any(escape.protocol in far_side.protocols(stray) for stray in far.strays())
+
         for escape in ESCAPES:
             time.sleep(0.002)
             far.strays()
             lab.sandbox_namespace.call(escape.attempt)
-            if not _eventually(far.strays):
+            if not _eventually(partial(is_out, escape)):
                 held.append(escape.name)
     assert not held
 
