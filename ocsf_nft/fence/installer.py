@@ -95,7 +95,6 @@ def install(
             namespace=namespace,
             identity=identity,
             transport=transport or LADDER[0],
-            all_netns_before=before.all_netns_before if before else None,
             policy="",
             listings={},
         )
@@ -162,7 +161,7 @@ def remove(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
         if installed is None:
             return
         _remove_guard(installed.spec)
-        _release_kernel_log(installed, state)
+        _release_kernel_log(sandbox, state)
         state.forget(sandbox)
 
 
@@ -232,31 +231,23 @@ def _replace(
 
 def _undo(before: Installed | None, sandbox: str, state: StateDirectory) -> None:
     """Put on record what stood before, and the sysctl back when it was switched for nothing."""
-    intended = _on_record(sandbox, state)
     if before is None:
-        if intended is not None:
-            _release_kernel_log(intended, state)
+        _release_kernel_log(sandbox, state)
         state.forget(sandbox)
-        return
-    if intended is not None:
-        before = dataclasses.replace(before, all_netns_before=intended.all_netns_before)
-    state.write(before)
-    _settled(before, state)
+    else:
+        state.write(before)
+        _settled(before, state)
 
 
 def _settled(installed: Installed, state: StateDirectory) -> Installed:
     """A fence on record, with the sysctl put back that it does not need any more."""
-    if installed.transport == "kmsg" or installed.all_netns_before is None:
-        return installed
-    try:
-        _release_kernel_log(installed, state)
-    except UnsupportedError as error:
-        raise FenceError(
-            f"the fence of sandbox {installed.spec.sandbox} stands, but {error}"
-        ) from error
-    settled = dataclasses.replace(installed, all_netns_before=None)
-    state.write(settled)
-    return settled
+    if installed.transport != "kmsg":
+        sandbox = installed.spec.sandbox
+        try:
+            _release_kernel_log(sandbox, state)
+        except UnsupportedError as error:
+            raise FenceError(f"the fence of sandbox {sandbox} stands, but {error}") from error
+    return installed
 
 
 def _load(intended: Installed, rungs: tuple[LogTransport, ...], state: StateDirectory) -> Installed:
@@ -264,7 +255,7 @@ def _load(intended: Installed, rungs: tuple[LogTransport, ...], state: StateDire
     for rung in rungs:
         try:
             if rung == "kmsg":
-                intended = _open_kernel_log(intended, state)
+                _open_kernel_log(intended.namespace, state)
             degraded = "; ".join(failures) if rung == "none" and failures else None
             return dataclasses.replace(_load_rung(intended, rung), degraded=degraded)
         except OcsfNftError as error:
@@ -275,19 +266,19 @@ def _load(intended: Installed, rungs: tuple[LogTransport, ...], state: StateDire
     raise AssertionError("the ladder has a last rung")
 
 
-def _open_kernel_log(intended: Installed, state: StateDirectory) -> Installed:
-    value = kernel_log.blocked(intended.namespace)
+def _open_kernel_log(namespace: Namespace, state: StateDirectory) -> None:
+    value = kernel_log.blocked(namespace)
     if value is None:
-        return intended
-    opened = dataclasses.replace(intended, all_netns_before=intended.all_netns_before or value)
-    # On record before it is switched, so that it is put back whatever happens in between.
-    state.write(opened)
+        return
+    is_first = state.all_netns_before() is None
+    if is_first:  # written before it is switched, so that it is put back whatever happens between
+        state.keep_all_netns_before(value)
     try:
         kernel_log.enable()
     except UnsupportedError:
-        state.write(intended)
+        if is_first:
+            state.forget_all_netns_before()
         raise
-    return opened
 
 
 def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
@@ -340,21 +331,18 @@ def _remove_guard(spec: FenceSpec) -> None:
         nft.load(_HOST, ruleset.removal([("netdev", table)]))
 
 
-def _release_kernel_log(installed: Installed, state: StateDirectory) -> None:
-    """Put the sysctl back, or leave that to another record that still needs it.
-
-    Its value from before is in the record alone: this comes before that is changed or forgotten,
-    and may be done again when it failed.
-    """
-    if installed.all_netns_before is None:
+def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
+    """Put the sysctl back, unless another fence on record needs it, or may (a damaged record)."""
+    before = state.all_netns_before()
+    if before is None:
         return
-    for sandbox in state.sandboxes():
-        other = _on_record(sandbox, state)
-        if sandbox != installed.spec.sandbox and other is not None and other.transport == "kmsg":
-            if other.all_netns_before is None:
-                state.write(dataclasses.replace(other, all_netns_before=installed.all_netns_before))
-            return
-    kernel_log.restore(installed.all_netns_before)
+    for other in state.sandboxes():
+        if other != sandbox:
+            found = _on_record(other, state)
+            if found is None or found.transport == "kmsg":
+                return
+    kernel_log.restore(before)
+    state.forget_all_netns_before()
 
 
 def _listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:

@@ -36,8 +36,6 @@ class Installed:
     this program may have other words for. ``listings`` are nft's own words about each table, by
     ``family name``.
     ``degraded`` says why no better transport could be used, None when none was wanted.
-    ``all_netns_before`` is what ``net.netfilter.nf_log_all_netns`` is to be put back to when no
-    fence on record logs to the kernel log any more, None when another record has it.
     """
 
     spec: FenceSpec
@@ -46,7 +44,6 @@ class Installed:
     identity: str
     transport: LogTransport
     degraded: str | None = None
-    all_netns_before: str | None = None
     policy: str
     listings: Mapping[str, str]
 
@@ -59,6 +56,7 @@ class StateDirectory:
 
     def __init__(self, path: Path = DEFAULT_DIRECTORY) -> None:
         self.path = path
+        self._all_netns = path / "nf_log_all_netns.before"
 
     def read(self, sandbox: str) -> Installed | None:
         """What is on record for a sandbox; raises FenceError when the file is damaged."""
@@ -125,18 +123,21 @@ class StateDirectory:
     def write(self, installed: Installed) -> None:
         """Put on record, durably; raises DeliveryError when the disk won't have it."""
         directory = self.path / installed.spec.sandbox
-        temporary = directory / f".{_FILE}.{os.getpid()}"
+        self._write(directory / _FILE, _FORM.dump_json(installed, indent=2))
+
+    def _write(self, path: Path, content: bytes) -> None:
+        temporary = path.parent / f".{path.name}.{os.getpid()}"
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                file.write(_FORM.dump_json(installed, indent=2))
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(directory / _FILE)
+            temporary.replace(path)
         except OSError as error:
             with contextlib.suppress(OSError):  # the error that counts is the one above
                 temporary.unlink(missing_ok=True)
-            raise self._unwritable(directory, error) from error
+            raise self._unwritable(path.parent, error) from error
 
     def forget(self, sandbox: str) -> None:
         """Take off the record; nothing happens when it isn't on it."""
@@ -144,3 +145,24 @@ class StateDirectory:
         (directory / _FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other things of the sandbox may live there
             directory.rmdir()
+
+    def all_netns_before(self) -> str | None:
+        """What ``net.netfilter.nf_log_all_netns`` was before a fence switched it on.
+
+        None when none did. Apart from the records, so that a damaged one doesn't lose it.
+        """
+        try:
+            value = self._all_netns.read_text("ascii")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise FenceError(f"{self._all_netns} can't be read: {error}") from error
+        return value.strip()
+
+    def keep_all_netns_before(self, value: str) -> None:
+        """Keep it, durably; raises DeliveryError when the disk won't have it."""
+        self._write(self._all_netns, value.encode("ascii"))
+
+    def forget_all_netns_before(self) -> None:
+        """Forget it, since it has been put back."""
+        self._all_netns.unlink(missing_ok=True)

@@ -101,6 +101,20 @@ def test_the_sysctl_is_put_back_by_the_last_that_used_it(
     assert all_netns() == "0"
 
 
+def test_a_damaged_record_neither_loses_the_sysctl_nor_gives_it_up(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, all_netns: Callable[[], str]
+) -> None:
+    other = dataclasses.replace(spec, sandbox="other")
+    installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    installer.install(other, lab.gateway_namespace, state, "kmsg")
+    (state.path / spec.sandbox / "fence.json").write_text("{")
+    installer.remove(other.sandbox, state)
+    assert all_netns() == "1"  # the damaged one may need it
+    installer.install(spec, lab.sandbox_namespace, state, "kmsg")
+    installer.remove(spec.sandbox, state)
+    assert all_netns() == "0"
+
+
 def test_a_kernel_log_fence_whose_sysctl_is_off_is_not_as_installed(
     lab: Lab, spec: FenceSpec, state: StateDirectory, all_netns: Callable[[], str]
 ) -> None:
@@ -155,7 +169,7 @@ def test_a_sysctl_that_cant_be_put_back_stays_on_record_until_a_second_installat
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
     held.undo()
     installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
-    assert (all_netns(), installed.all_netns_before) == ("0", None)
+    assert (all_netns(), state.all_netns_before()) == ("0", None)
     assert state.read(spec.sandbox) == installed
 
 
@@ -194,7 +208,7 @@ def test_a_sysctl_that_cant_be_switched_leads_a_rung_down(
     monkeypatch.setattr(kernel_log, "enable", refuse)
     monkeypatch.setattr(kernel_log, "restore", refuse)
     installed = installer.install(spec, lab.sandbox_namespace, state)
-    assert (installed.transport, installed.all_netns_before) == ("none", None)
+    assert (installed.transport, state.all_netns_before()) == ("none", None)
     with pytest.raises(UnsupportedError, match="can't be set"):
         installer.install(spec, lab.sandbox_namespace, state, "kmsg")
     assert state.read(spec.sandbox) == installed
