@@ -3,51 +3,163 @@
 from __future__ import annotations
 
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
-from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, PROXY_PORT
+from ocsf_nft.lab import (
+    GATEWAY4,
+    GATEWAY6,
+    GATEWAY_MAC,
+    INTERNET4,
+    INTERNET6,
+    PROXY_PORT,
+    SANDBOX4,
+    SANDBOX6,
+)
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import packets, xdp
+from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6
 from tests.kernel.reading import taken
 
 if TYPE_CHECKING:
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
+    from ocsf_nft.record import Record
 
 pytestmark = pytest.mark.kernel
 
-_STRANGE = packets.frame(
-    bytes.fromhex(GATEWAY_MAC.replace(":", "")), b"\x02\0\0\0\0\x02", 0x88B5, b"by af_xdp"
-)
+_TO_PROXY4 = packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, 2))
+_TO_PROXY6 = packets.ip6(SANDBOX6, GATEWAY6, 6, packets.tcp(PROXY_PORT, 2))
+_MAC = b"\x02\0\0\0\0\x02"
+
+
+def _option4(packet: bytes) -> bytes:
+    """The packet with four bytes of IPv4 options, all of them no operation."""
+    length = struct.pack("!H", len(packet) + 4)
+    return b"\x46" + packet[1:2] + length + packet[4:20] + b"\1\1\1\0" + packet[20:]
+
+
+def _vlan(inner: int, payload: bytes) -> bytes:
+    return struct.pack("!HH", 5, inner) + payload
+
+
+def _solicit(tail: bytes = b"", to: str = "ff02::1", hop_limit: int = 255) -> bytes:
+    return packets.ip6(SANDBOX6, to, 58, packets.solicitation(tail), hop_limit=hop_limit)
+
+
+#: What AF_XDP sends round the fence inside: ethertype and payload.
+_FRAMES = {
+    "ethertype 88b5": (0x88B5, b"by af_xdp"),
+    "ip to the internet": (
+        ETH_IP,
+        packets.ip4(SANDBOX4, INTERNET4, 6, packets.tcp(PROXY_PORT, 2)),
+    ),
+    "ip6 to the internet": (
+        ETH_IP6,
+        packets.ip6(SANDBOX6, INTERNET6, 6, packets.tcp(PROXY_PORT, 2)),
+    ),
+    "another port of the proxy": (
+        ETH_IP,
+        packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(443, 2)),
+    ),
+    "udp to the proxy": (ETH_IP, packets.ip4(SANDBOX4, GATEWAY4, 17, packets.udp(PROXY_PORT))),
+    "vlan to the proxy": (0x8100, _vlan(ETH_IP, _TO_PROXY4)),
+    "vlan to the proxy over ip6": (0x8100, _vlan(ETH_IP6, _TO_PROXY6)),
+    "802.1ad to the proxy": (0x88A8, _vlan(ETH_IP, _TO_PROXY4)),
+    "qinq to the proxy": (0x88A8, _vlan(0x8100, _vlan(ETH_IP, _TO_PROXY4))),
+    "vlan in a vlan to the proxy": (0x8100, _vlan(0x8100, _vlan(ETH_IP, _TO_PROXY4))),
+    "vlan with arp for the proxy": (0x8100, _vlan(ETH_ARP, packets.arp(SANDBOX4, GATEWAY4, _MAC))),
+    "late fragment that looks like the proxy's port": (
+        ETH_IP,
+        packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, 16), fragment=4),
+    ),
+    "first fragment to the proxy": (
+        ETH_IP,
+        packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, 2), fragment=0x2000),
+    ),
+    "ip options to the proxy": (ETH_IP, _option4(_TO_PROXY4)),
+    "ip6 destination options to the proxy": (
+        ETH_IP6,
+        packets.ip6(SANDBOX6, GATEWAY6, 60, b"\6\0\1\4\0\0\0\0" + _TO_PROXY6[40:]),
+    ),
+    "neighbour solicitation with a long tail": (ETH_IP6, _solicit(bytes(64))),
+    "neighbour solicitation longer than it says": (ETH_IP6, _solicit() + bytes(1000)),
+    "neighbour solicitation shorter than it says": (ETH_IP6, _solicit(bytes(64))[:80]),
+    "neighbour solicitation that could be routed": (ETH_IP6, _solicit(hop_limit=64)),
+    "neighbour solicitation with a code": (ETH_IP6, _solicit()[:41] + b"\1" + _solicit()[42:]),
+    "neighbour solicitation to the internet": (ETH_IP6, _solicit(to=INTERNET6)),
+    "arp for a stranger": (ETH_ARP, packets.arp(SANDBOX4, "10.200.0.77", _MAC)),
+    "arp with a long tail": (ETH_ARP, packets.arp(SANDBOX4, GATEWAY4, _MAC, bytes(64))),
+}
+
+
+@pytest.fixture
+def guarded(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Lab:
+    """The lab with its sandbox fenced, and its device in the gateway's namespace guarded.
+
+    The guard stands where the installer runs: here, that is the gateway's namespace.
+    """
+    wanted = type(spec)(sandbox=spec.sandbox, proxies=spec.proxies, guard_device=lab.gateway_device)
+    lab.gateway_namespace.call(
+        lambda: installer.install(wanted, lab.sandbox_namespace, state, "nflog")
+    )
+    return lab
+
+
+def _send(lab: Lab, kind: int, payload: bytes, source: bytes = _MAC) -> None:
+    frame = packets.frame(bytes.fromhex(GATEWAY_MAC.replace(":", "")), source, kind, payload)
+    lab.sandbox_namespace.call(lambda: xdp.send(lab.sandbox_device, frame))
+
+
+async def test_what_goes_round_the_fence_is_refused_and_logged_by_the_guard(guarded: Lab) -> None:
+    missed: list[str] = []
+    async with Nflog(guarded.gateway_namespace, DEFAULT_GROUP) as source:
+        for number, (name, (kind, payload)) in enumerate(_FRAMES.items()):
+            # A source of its own tells the record of this frame from every other one.
+            mac = b"\x02\0\0\0\1" + bytes([number])
+
+            def wanted(record: Record, mac: bytes = mac) -> bool:
+                return (record.rule, record.mac_source) == ("guard", mac.hex(":"))
+
+            _send(guarded, kind, payload, mac)
+            if not any(map(wanted, await taken(source, wanted))):
+                missed.append(name)
+    assert not missed
+
+
+async def test_what_the_proxy_needs_passes_the_guard(guarded: Lab) -> None:
+    """So the frames above are refused for what is wrong with them, and not for the rest."""
+    async with Nflog(guarded.gateway_namespace, DEFAULT_GROUP) as source:
+        for kind, payload in (
+            (ETH_IP, _TO_PROXY4),
+            (ETH_IP6, _TO_PROXY6),
+            (ETH_IP6, _solicit()),
+            (ETH_ARP, packets.arp(SANDBOX4, GATEWAY4, _MAC)),
+            (0x88B5, b"by af_xdp"),
+        ):
+            _send(guarded, kind, payload)
+        found = await taken(source, lambda record: record.ethertype == 0x88B5)
+        assert [record.ethertype for record in found] == [0x88B5]
 
 
 async def test_the_guard_on_the_hosts_side_stops_af_xdp_and_not_the_proxy(
-    lab: Lab, spec: FenceSpec, state: StateDirectory
+    guarded: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
-    guarded = _guarded(spec, lab.gateway_device)
-    # The guard stands where the installer runs: here, that is the gateway's namespace.
-    lab.gateway_namespace.call(
-        lambda: installer.install(guarded, lab.sandbox_namespace, state, "nflog")
-    )
-    async with Nflog(lab.gateway_namespace, DEFAULT_GROUP) as source:
-        lab.sandbox_namespace.call(lambda: xdp.send("sb0", _STRANGE))
+    async with Nflog(guarded.gateway_namespace, DEFAULT_GROUP) as source:
+        _send(guarded, 0x88B5, b"by af_xdp")
         found = await taken(source, lambda record: record.ethertype == 0x88B5)
         assert [(record.rule, record.in_interface) for record in found] == [("guard", "gw0")]
-    with lab.gateway_namespace.call(lambda: socket.create_server((GATEWAY4, PROXY_PORT))):
-        lab.sandbox_namespace.call(
+    with guarded.gateway_namespace.call(lambda: socket.create_server((GATEWAY4, PROXY_PORT))):
+        guarded.sandbox_namespace.call(
             lambda: socket.create_connection((GATEWAY4, PROXY_PORT), 2)
         ).close()
-    lab.gateway_namespace.call(lambda: installer.remove(spec.sandbox, state))
+    guarded.gateway_namespace.call(lambda: installer.remove(spec.sandbox, state))
     assert (
-        lab.gateway_namespace.call(lambda: installer.verify(spec.sandbox, state)).verdict
+        guarded.gateway_namespace.call(lambda: installer.verify(spec.sandbox, state)).verdict
         == "absent"
     )
-
-
-def _guarded(spec: FenceSpec, device: str) -> FenceSpec:
-    return type(spec)(sandbox=spec.sandbox, proxies=spec.proxies, guard_device=device)

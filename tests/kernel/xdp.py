@@ -6,6 +6,7 @@ Copy mode, a UMEM of four frames, one descriptor. Layouts: ``include/uapi/linux/
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import socket
 import struct
@@ -59,6 +60,10 @@ def send(device: str, frame: bytes) -> None:
 
 def _bind(sock: socket.socket, address: _Address) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.bind(sock.fileno(), ctypes.byref(address), ctypes.sizeof(address)) != 0:
+    end = time.monotonic() + 2
+    while libc.bind(sock.fileno(), ctypes.byref(address), ctypes.sizeof(address)) != 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"bind: errno {code}")
+        # A worker of the kernel takes the queue from a socket some time after it was closed.
+        if code != errno.EBUSY or time.monotonic() > end:
+            raise OSError(code, f"bind: errno {code}")
+        time.sleep(0.002)
