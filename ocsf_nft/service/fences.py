@@ -249,5 +249,6 @@ async def _to_its_end(look: Coroutine[Any, Any, T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.wait([task])
+        task.result()  # what it failed with is told before the cancellation
         raise

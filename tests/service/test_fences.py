@@ -9,7 +9,7 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.demo.collector import Collector
-from ocsf_nft.errors import AbsentError, OcsfNftError, UnsupportedError
+from ocsf_nft.errors import AbsentError, DeliveryError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.installer import Verification
 from ocsf_nft.fence.spec import FenceSpec, Surroundings
@@ -205,6 +205,21 @@ async def test_a_look_that_has_begun_ends_before_its_watch_does() -> None:
     with pytest.raises(asyncio.CancelledError):
         await watch
     assert told.is_set()
+
+
+async def test_a_look_that_fails_while_its_watch_is_cancelled_is_told() -> None:
+    begun = asyncio.Event()
+
+    async def look() -> None:
+        begun.set()
+        await asyncio.sleep(0.05)
+        raise DeliveryError("it can't be told")
+
+    watch = asyncio.ensure_future(fences._to_its_end(look()))
+    await begun.wait()
+    watch.cancel()
+    with pytest.raises(DeliveryError, match="can't be told"):
+        await watch
 
 
 @pytest.mark.parametrize(
