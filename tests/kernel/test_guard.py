@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
 from ocsf_nft.fence import installer
@@ -21,11 +24,13 @@ from ocsf_nft.lab import (
     SANDBOX6,
 )
 from ocsf_nft.sources.nflog import Nflog
-from tests.kernel import packets, xdp
+from tests.kernel import command, conftest, packets, xdp
 from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6
 from tests.kernel.reading import taken
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
@@ -163,3 +168,29 @@ async def test_the_guard_on_the_hosts_side_stops_af_xdp_and_not_the_proxy(
         guarded.gateway_namespace.call(lambda: installer.verify(spec.sandbox, state)).verdict
         == "absent"
     )
+
+
+def test_run_writes_what_the_guard_refuses_as_well(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    arguments = [
+        *("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox),
+        *("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--state-dir", str(state.path)),
+        *("--output", str(output), "--transport", "nflog", "--install"),
+        *("--host-guard", lab.gateway_device),
+    ]
+    with command.running(*arguments, under=("ip", "netns", "exec", lab.gateway)) as running:
+        _send(lab, 0x88B5, b"by af_xdp", _MAC)
+        end = time.monotonic() + 5
+        while b'"guard"' not in output.read_bytes() and time.monotonic() < end:
+            time.sleep(0.02)
+        code, said = running.stop(signal.SIGTERM)
+    assert code == 0, said
+    events = map(orjson.loads, output.read_bytes().splitlines())
+    by_guard = [
+        event["firewall_rule"]["name"]
+        for event in events
+        if event["class_uid"] == 4001 and event["src_endpoint"].get("mac") == _MAC.hex(":")
+    ]
+    assert by_guard == ["guard"]
