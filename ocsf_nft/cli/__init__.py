@@ -64,7 +64,7 @@ def _first(error: Exception) -> Exception:
 
 
 def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"ocsf-nft: {_sentence(error)}", err=True)
+    output.say(f"ocsf-nft: {_sentence(error)}")
     raise SystemExit(error.exit_code if isinstance(error, OcsfNftError) else _SYSTEM_FAILED)
 
 

@@ -87,10 +87,9 @@ def convert(
                 output.write(b"".join(events(batch.records)))
                 for line in batch.rejects:
                     reject(line)
-    typer.echo(
+    output.say(
         f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
-        f"{rejected(tally.rejects)}",
-        err=True,
+        f"{rejected(tally.rejects)}"
     )
 
 

@@ -32,10 +32,10 @@ def explain(
 
     batches = list(Reader().batches([line.encode("utf-8", "surrogateescape")]))
     for reject in (reject for batch in batches for reject in batch.rejects):
-        typer.echo(f"{reject.kind}: {reject.reason}", err=True)
+        output.say(f"{reject.kind}: {reject.reason}")
     records = [record for batch in batches for record in batch.records]
     if not records:
-        typer.echo("this line is not a record of a refused packet", err=True)
+        output.say("this line is not a record of a refused packet")
         raise typer.Exit(1)
     mapper = Mapper(Context())
     for record in records:

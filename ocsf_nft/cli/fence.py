@@ -61,12 +61,9 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     fence = fences.stand(asked, StateDirectory(state_dir))
     _print(fences.first_event(fence, this_host()))
     if fence.reason is not None:
-        typer.echo(f"ocsf-nft: the fence stands, but does not log: {fence.reason}", err=True)
+        output.say(f"ocsf-nft: the fence stands, but does not log: {fence.reason}")
         raise typer.Exit(1)
-    typer.echo(
-        f"sandbox {sandbox} is fenced; what it refuses goes to {fence.installed.transport}",
-        err=True,
-    )
+    output.say(f"sandbox {sandbox} is fenced; what it refuses goes to {fence.installed.transport}")
 
 
 def verify(
@@ -88,9 +85,9 @@ def verify(
 
     asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid)
     found = installer.verify(asked.name, StateDirectory(state_dir), asked.namespace)
-    typer.echo(f"the fence of sandbox {sandbox}: {found.verdict}", err=True)
+    output.say(f"the fence of sandbox {sandbox}: {found.verdict}")
     if found.difference:
-        typer.echo(found.difference, err=True)
+        output.say(found.difference)
     raise typer.Exit({"as installed": 0, "differs": 1, "absent": 2}[found.verdict])
 
 
@@ -119,7 +116,7 @@ def remove(
     if installed is not None:
         before, after = FenceState.STANDING, FenceState.ABSENT
         _print(fences.state_event(installed, this_host(), before=before, after=after))
-    typer.echo(f"sandbox {sandbox} is no longer fenced", err=True)
+    output.say(f"sandbox {sandbox} is no longer fenced")
 
 
 def _print(event: Event) -> None:

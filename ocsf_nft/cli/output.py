@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import sys
 from typing import TYPE_CHECKING, Final, TextIO
 
 from ocsf_nft.errors import DeliveryError
+from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -81,6 +83,12 @@ def write(data: bytes) -> None:
     """
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+def say(text: str) -> None:
+    """Tell people, on standard error; what a name or a line holds can't steer their terminal."""
+    shown = re.sub(r"[^\n\t]+", lambda part: visible(part[0]), text)
+    print(shown, file=sys.stderr)  # noqa: T201 - here, and nowhere else
 
 
 def write_stderr_at_once(data: bytes) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 
 from ocsf_nft.cli import options
-from ocsf_nft.cli.output import write_stderr_at_once
+from ocsf_nft.cli.output import say, write_stderr_at_once
 from ocsf_nft.cli.summary import rejected
 from ocsf_nft.errors import UsageError
 
@@ -94,7 +94,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         sink = Jsonl(None if output == "-" else Path(output))
         path = Path(source.removeprefix(_REPLAY))
         counts = asyncio.run(_until_signal(lambda stop: service.replay([path], sink, stop)))
-        typer.echo(_summary(counts), err=True)
+        say(_summary(counts))
         return
     if config is not None:
         wanted = configuration.load(config)
@@ -125,7 +125,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         gc.collect()
         gc.freeze()
         names = ", ".join(each.name for each in wanted.sandbox)
-        typer.echo(f"ready: watching {names}", err=True)
+        say(f"ready: watching {names}")
 
     counts = asyncio.run(
         _until_signal(

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ocsf_nft.cli import output
+
 LINE = (
     "<4>[1.000000] ocsf-nft:sb:egress:IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 "
     "PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 UID=0 GID=0 \n"
@@ -126,3 +128,10 @@ def test_a_full_pipe_that_does_not_block_is_waited_for(log: str, way: str) -> No
 
 def _is_full(pipe: int) -> bool:
     return not select.select((), (pipe,), (), 0)[1]
+
+
+def test_what_is_said_cant_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.say("not fenced: \x1b]0;x\x07, \u202epz\n\tcounter \x9b2J")
+    assert capsys.readouterr().err == r"not fenced: \x1b]0;x\x07, \u202epz" + "\n\t" + (
+        r"counter \x9b2J" + "\n"
+    )
