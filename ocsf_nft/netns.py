@@ -9,6 +9,7 @@ namespace and the one that owns the target); the current namespace needs nothing
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 import threading
@@ -42,12 +43,12 @@ class Namespace:
     def identity(self) -> str:
         """Device and inode of the namespace, as text: differs when it was made anew.
 
-        Raises AbsentError when it is not there.
+        Raises AbsentError when it is not there, UnsupportedError when it can't be looked at.
         """
         try:
             status = (self.path or _OWN).stat()
         except OSError as error:
-            raise _absent(self, error) from error
+            raise _unreachable(self, error) from error
         return f"{status.st_dev}:{status.st_ino}"
 
     def call(self, work: Callable[[], T]) -> T:
@@ -121,19 +122,21 @@ def _unshare() -> None:
         )
 
 
-def _absent(namespace: Namespace, error: OSError) -> AbsentError:
+def _unreachable(namespace: Namespace, error: OSError) -> AbsentError | UnsupportedError:
+    if isinstance(error, PermissionError):
+        return UnsupportedError(
+            f"opening {namespace} is not permitted: run as root or with CAP_SYS_PTRACE"
+        )
+    if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:  # says nothing about it
+        return UnsupportedError(f"opening {namespace} failed: {error.strerror}")
     return AbsentError(f"there is no network namespace at {namespace}: {error.strerror}")
 
 
 def _enter(namespace: Namespace, path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise UnsupportedError(
-            f"opening {path} is not permitted: run as root or with CAP_SYS_PTRACE"
-        ) from error
     except OSError as error:
-        raise _absent(namespace, error) from error
+        raise _unreachable(namespace, error) from error
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.setns(descriptor, CLONE_NEWNET) != 0:

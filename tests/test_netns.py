@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
+import os
 import threading
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from ocsf_nft import netns
-from ocsf_nft.errors import UnsupportedError
+from ocsf_nft.errors import AbsentError, OcsfNftError, UnsupportedError
 
 pytestmark = pytest.mark.kernel
 
@@ -20,3 +23,26 @@ def test_a_machine_that_takes_no_more_threads_is_told_in_a_sentence(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(UnsupportedError, match="can't be entered: can't start new thread"):
         netns.in_scratch(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "sentence"),
+    [
+        (errno.ENOENT, AbsentError, "there is no network namespace at /run/netns/x"),
+        (errno.EACCES, UnsupportedError, "opening /run/netns/x is not permitted"),
+        (errno.EMFILE, UnsupportedError, "opening /run/netns/x failed: Too many open files"),
+    ],
+)
+def test_a_namespace_that_cant_be_opened_is_absent_only_when_it_is(
+    monkeypatch: pytest.MonkeyPatch, code: int, kind: type[OcsfNftError], sentence: str
+) -> None:
+    def refuse(*_arguments: object) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(kind, match=sentence):
+            netns.named("x").call(lambda: None)
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(kind, match=sentence):
+        netns.named("x").identity()
