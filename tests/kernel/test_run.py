@@ -50,6 +50,13 @@ def _refused(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event["class_uid"] == 4001 and "actor" in event]
 
 
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def _make_attempts(lab: Lab) -> Counter[tuple[object, ...]]:
     """Make them, and tell how many events of each kind must come of it."""
     namespace = lab.sandbox_namespace
@@ -129,23 +136,30 @@ def _run(
     return expected, (started, ended)
 
 
-def test_sigterm_right_after_the_attempts_loses_none(
-    lab: Lab, state: StateDirectory, tmp_path: Path
+@pytest.mark.parametrize("burst", [2_000, 20_000])
+def test_sigterm_right_after_the_attempts_loses_none_untold(
+    lab: Lab, state: StateDirectory, tmp_path: Path, burst: int
 ) -> None:
     output = tmp_path / "events.jsonl"
+    no_ipv6 = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")  # its housekeeping may be lost too
+    lab.sandbox_namespace.call(lambda: no_ipv6.write_text("1", encoding="ascii"))
     with command.running(*_options(lab, state, output), "--install") as running:
-        attempts.attempt(lab.sandbox_namespace, 0, 20_000, "flood")
-        code, _said = running.stop(signal.SIGTERM)
-    assert code == 0
-    floods = [e for e in _events(output) if e.get("dst_endpoint", {}).get("port") == attempts.PORT]
-    assert len(floods) == 20_000
+        attempts.attempt(lab.sandbox_namespace, 0, burst, "flood")
+        code, said = running.stop(signal.SIGTERM)
+    events = _events(output)
+    floods = sum(e.get("dst_endpoint", {}).get("port") == attempts.PORT for e in events)
+    lost = [e.get("count") for e in events if e.get("activity_name") == "Records Lost"]
+    counted = sum(filter(None, lost))
+    assert (code, f" {counted} lost in " in said) == (0, True), said
+    # What a machine is too busy to count in time is told all the same, without a number.
+    assert floods + counted == burst or (None in lost and floods + counted < burst)
+    assert burst > 2_000 or not lost
 
 
 def test_a_fence_that_stood_before_is_left_standing(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    options = _options(fenced, state, tmp_path / "events.jsonl")
-    with command.running(*options, "--install") as running:
+    with command.running(*_options(fenced, state, tmp_path / "o"), "--install") as running:
         assert running.stop(signal.SIGINT)[0] == 0
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
@@ -170,10 +184,7 @@ def test_an_interface_that_appears_later_is_fenced_too(
     output = tmp_path / "events.jsonl"
     with command.running(*_options(lab, state, output), "--install") as running:
         ip("-n", lab.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
-        deadline = time.monotonic() + 5
-        while installer.verify(conftest.SANDBOX, state).verdict != "as installed":
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        _until(lambda: installer.verify(conftest.SANDBOX, state).verdict == "as installed")
         assert "late0" in conftest.nft(lab.sandbox_namespace, "list", "table", "netdev", "ocsf_nft")
         assert running.stop(signal.SIGTERM)[0] == 0
     details = [e.get("status_detail") or "" for e in _events(output) if e["class_uid"] == 5019]
@@ -295,10 +306,7 @@ def test_a_fence_that_is_flushed_under_a_run_is_put_back_and_told(
     output = tmp_path / "events.jsonl"
     with command.running(*_options(lab, state, output), "--install") as running:
         conftest.nft(lab.sandbox_namespace, "flush", "ruleset")
-        deadline = time.monotonic() + 10
-        while installer.verify(conftest.SANDBOX, state).verdict != "as installed":
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        _until(lambda: installer.verify(conftest.SANDBOX, state).verdict == "as installed")
         assert running.stop(signal.SIGTERM)[0] == 0
     details = [e.get("status_detail") or "" for e in _events(output) if e["class_uid"] == 5019]
     assert any("put back" in detail for detail in details)
@@ -312,10 +320,7 @@ def test_a_fence_that_somebody_opened_is_told_to_be_altered_and_not_to_stand(
     with command.running(*named, "--output", str(output)) as running:
         conftest.nft(fenced.sandbox_namespace, "insert rule inet ocsf_nft output accept")
         ip("-n", fenced.sandbox, "link", "set", "lo", "mtu", "60000")  # look at it now
-        deadline = time.monotonic() + 10
-        while b"5019" not in output.read_bytes():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        _until(lambda: b"5019" in output.read_bytes())
         assert running.stop(signal.SIGTERM)[0] == 0
     (altered,) = (event for event in _events(output) if event["class_uid"] == 5019)
     assert (altered["state_id"], altered["state"], altered["severity"]) == (99, "Altered", "High")
