@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.fence.spec import DEFAULT_GROUP
-from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, PROXY_PORT, SANDBOX4
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, INTERNET4, PROXY_PORT, SANDBOX4, SANDBOX6
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import far_side, packets, xdp
 from tests.kernel.escapes import ESCAPES, Escape
+from tests.kernel.packets import ETH_IP, ETH_IP6
 from tests.kernel.reading import refused_at, taken
 
 if TYPE_CHECKING:
@@ -90,20 +91,31 @@ async def test_a_source_route_over_the_proxy_is_refused(fenced: Lab) -> None:
 
 
 @pytest.mark.parametrize("checksum", [False, True], ids=["plain", "checksum over the destination"])
-async def test_a_raw_frame_to_the_proxy_is_refused(fenced: Lab, checksum: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "packet", "destination"),
+    [
+        (ETH_IP, packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, 2)), 30),
+        (ETH_IP6, packets.ip6(SANDBOX6, GATEWAY6, 6, packets.tcp(PROXY_PORT, 2)), 38),
+    ],
+    ids=["ip4", "ip6"],
+)
+async def test_a_raw_frame_to_the_proxy_is_refused(
+    fenced: Lab, kind: int, packet: bytes, destination: int, checksum: bool
+) -> None:
     """With PACKET_VNET_HDR a device may write a checksum over the destination, after every hook."""
-    packet = packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, 2))
     gateway = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
-    # struct virtio_net_hdr: NEEDS_CSUM, no segmentation, checksum from byte 30 at offset 0
-    header = struct.pack("=BBHHHH", 1 if checksum else 0, 0, 0, 0, 30 if checksum else 0, 0)
+    # struct virtio_net_hdr: NEEDS_CSUM, no segmentation, checksum from the destination on
+    header = struct.pack(
+        "=BBHHHH", 1 if checksum else 0, 0, 0, 0, destination if checksum else 0, 0
+    )
 
     def send() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
             sock.bind(("sb0", 0))
             sock.setsockopt(263, 15, 1)  # SOL_PACKET, PACKET_VNET_HDR
-            frame = packets.frame(gateway, sock.getsockname()[4], packets.ETH_IP, packet)
+            frame = packets.frame(gateway, sock.getsockname()[4], kind, packet)
             with contextlib.suppress(OSError):
-                sock.sendto(header + frame, ("sb0", packets.ETH_IP))
+                sock.sendto(header + frame, ("sb0", kind))
 
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         fenced.sandbox_namespace.call(send)
