@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,10 @@ import pytest
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.fence.values import endpoint
-from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, ip
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, SANDBOX4, ip
 from ocsf_nft.sources.nflog import Nflog
-from tests.kernel import far_side
-from tests.kernel.reading import refused_at
+from tests.kernel import far_side, packets
+from tests.kernel.reading import refused_at, taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
+    from ocsf_nft.record import Record
 
 pytestmark = pytest.mark.kernel
 
@@ -169,3 +171,65 @@ async def test_the_proxy_may_ask_for_the_sandbox_by_its_own_address(
         lab.sandbox_namespace.call(connect)
         ip("-n", lab.gateway, "neigh", "flush", "all")
         lab.sandbox_namespace.call(connect)
+
+
+def _with_checksum(segment: bytes, source: str, destination: str) -> bytes:
+    """The TCP segment with its checksum: the kernel resets no connection without."""
+    ends = socket.inet_aton(source) + socket.inet_aton(destination)
+    total = packets.checksum(ends + struct.pack("!HH", 6, len(segment)) + segment)
+    return segment[:16] + struct.pack("!H", total) + segment[18:]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "payload", "answer"),
+    [(6, _with_checksum(packets.tcp(443, 2), INTERNET4, GATEWAY4), 6), (17, packets.udp(53), 1)],
+    ids=["reset", "icmp error"],
+)
+async def test_a_refusal_is_not_sent_outside_to_a_forged_source(
+    fenced: Lab, protocol: int, payload: bytes, answer: int
+) -> None:
+    """It holds bytes of the forger's choice: the sequence number, or the packet quoted."""
+    forged = packets.ip4(INTERNET4, GATEWAY4, protocol, payload)
+
+    def send() -> None:
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock,
+            contextlib.suppress(OSError),
+        ):
+            sock.sendto(forged, (GATEWAY4, 0))
+
+    def wanted(record: Record) -> bool:
+        said = record.rule, record.protocol, record.destination, record.out_interface, record.uid
+        return said == ("egress", answer, INTERNET4, fenced.sandbox_device, None)
+
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        with far_side.watch(fenced) as far:
+            far.strays()
+            fenced.sandbox_namespace.call(send)
+            assert any(map(wanted, await taken(source, wanted)))
+            assert not far.strays()
+
+
+async def test_a_stranger_on_the_link_who_asks_for_the_sandbox_gets_no_answer(fenced: Lab) -> None:
+    """The kernel would answer ARP by itself, whoever asks."""
+    question = packets.frame(
+        b"\xff" * 6,
+        stranger := b"\2\0\0\0\0\x77",
+        packets.ETH_ARP,
+        packets.arp("10.200.0.77", SANDBOX4, stranger),
+    )
+
+    def ask() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind((fenced.gateway_device, 0))
+            sock.send(question)
+
+    def wanted(record: Record) -> bool:
+        return (record.rule, record.ethertype) == ("link", packets.ETH_ARP)
+
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        with far_side.watch(fenced) as far:
+            far.strays()
+            fenced.gateway_namespace.call(ask)
+            assert any(map(wanted, await taken(source, wanted)))
+            assert not far.strays()
