@@ -11,7 +11,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
-from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, PROXY_PORT, ip
+from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from ocsf_nft.netns import named
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import far_side, packets
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
+    from ocsf_nft.record import Record
 
 pytestmark = pytest.mark.kernel
 
@@ -113,6 +114,47 @@ async def test_a_nested_namespace_with_a_forged_source_draws_no_answer(
         assert not [frame for frame in arrived if b"by quotation" in frame]
 
 
+async def test_what_is_to_be_forwarded_from_outside_draws_no_answer(
+    fenced: Lab, nested: Namespace
+) -> None:
+    """The answer would be stopped on its way out, but be on record as tried by the sandbox."""
+    assert nested
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"question", ("10.201.0.2", 53))
+
+    ip("-n", fenced.gateway, "route", "add", "10.201.0.0/24", "via", SANDBOX4)
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        fenced.gateway_namespace.call(send)
+        found = await taken(source, lambda record: record.protocol == 1)
+        about_it = [record.rule for record in found if record.protocol in {1, 17}]
+        assert about_it == ["forward"]
+
+
+async def test_a_forged_source_on_loopback_draws_no_answer(fenced: Lab, nested: Namespace) -> None:
+    """Not even where a route over loopback, made to swallow a network, leads to the source."""
+    assert nested
+    ip("-n", fenced.sandbox, "route", "add", "10.77.0.0/24", "dev", "lo")
+    forged = packets.ip4("10.77.0.1", INTERNET4, 17, packets.udp(53, b"by quotation"))
+
+    def open_socket() -> socket.socket:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        sock.bind(("lo", 3))
+        sock.settimeout(0.3)
+        return sock
+
+    with fenced.sandbox_namespace.call(open_socket) as loopback:
+        async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+            loopback.send(packets.frame(bytes(6), bytes(6), packets.ETH_IP, forged))
+            assert await refused_at(source, "forward", 17)
+        protocols = set()
+        with contextlib.suppress(TimeoutError):
+            while True:
+                protocols.add(loopback.recv(2000)[23])
+        assert protocols == {17}
+
+
 @pytest.mark.parametrize(
     ("protocol", "packet"),
     [(6, packets.tcp(9000, 0x04)), (1, b"\x03\x01" + bytes(6) + packets.PAYLOAD)],
@@ -177,6 +219,33 @@ async def test_a_macvlan_child_of_the_link_is_refused_at_the_link(fenced: Lab) -
             found = await taken(source, lambda record: record.ethertype == 0x88B5)
             assert any(record.rule == "link" and record.ethertype == 0x88B5 for record in found)
             assert not [stray for stray in far.strays() if b"bypass" in stray]
+
+
+async def test_a_macvlan_child_in_a_nested_namespace_sends_no_raw_neighbour_discovery(
+    fenced: Lab, nested: Namespace
+) -> None:
+    """Its socket is another namespace's: here the frame has no owner, as the kernel's own."""
+    ip("-n", fenced.sandbox, "link", "add", "link", "sb0", "name", "child", "type", "macvlan")
+    ip("-n", fenced.sandbox, "link", "set", "child", "netns", f"{fenced.sandbox}-nested")
+    ip("-n", f"{fenced.sandbox}-nested", "link", "set", "child", "up")
+    message = packets.solicitation(b"")[:8] + packets.PAYLOAD.ljust(16)
+    packet = packets.ip6(SANDBOX6, "ff02::1", 58, message, hop_limit=255)
+    gateway = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind(("child", 0))
+            with contextlib.suppress(OSError):
+                sock.send(packets.frame(gateway, b"\2\0\0\0\0\x09", packets.ETH_IP6, packet))
+
+    def wanted(record: Record) -> bool:
+        return (record.rule, record.protocol, record.destination) == ("link", 58, "ff02::1")
+
+    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
+        with far_side.watch(fenced) as far:
+            nested.call(send)
+            assert any(map(wanted, await taken(source, wanted)))
+            assert not [stray for stray in far.strays() if packets.PAYLOAD in stray]
 
 
 async def test_ip_traffic_on_an_interface_that_came_later_is_refused(fenced: Lab) -> None:
