@@ -64,6 +64,20 @@ def test_stamps_count_from_the_boot_that_is_named(boot: str, time: int) -> None:
     assert json.loads(done.stdout)["time"] == time + 4_000_000_000_000
 
 
+def test_of_two_prefixes_only_the_records_of_the_one_that_is_named_become_events() -> None:
+    stamp, packet = "[    1.500000] ", MESSAGE.removeprefix("ocsf-nft:sb:egress:")
+    log = f"{stamp}{MESSAGE}\n{stamp}[UFW BLOCK] {packet}\n"
+    rules = {
+        prefix: [
+            json.loads(line)["firewall_rule"]["name"]
+            for line in convert("--prefix", prefix, stdin=log).stdout.splitlines()
+        ]
+        for prefix in ("ocsf-nft:", "[UFW", "UFW", "")
+    }
+    ours, theirs = "egress", "[UFW BLOCK]"
+    assert rules == {"ocsf-nft:": [ours], "[UFW": [theirs], "UFW": [], "": [ours, theirs]}
+
+
 def test_an_input_is_not_emptied_to_take_its_own_rejects(tmp_path: Path) -> None:
     log, link, other = tmp_path / "a.log", tmp_path / "link", tmp_path / "other"
     log.write_text("ocsf-nft:sb:egress:IN= torn")
