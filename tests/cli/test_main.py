@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from ocsf_nft import cli
+from ocsf_nft import check, cli
 from ocsf_nft.errors import SourceError, UsageError
 
 
@@ -61,6 +63,24 @@ def test_what_is_told_and_its_exit_code(
         cli.main()
     assert ended.value.code == code
     assert capsys.readouterr().err == f"ocsf-nft: {sentence}\n"
+
+
+@pytest.mark.parametrize("place", ["a command", "around it"])
+def test_ctrl_c_ends_it_quietly_as_shells_report_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    def interrupted() -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["ocsf-nft", "check"])
+    monkeypatch.setattr(check, "findings", interrupted)
+    monkeypatch.setattr(cli.output, "prepare", lambda: None)
+    if place == "around it":
+        monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 128 + signal.SIGINT
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_mistake_of_ours_is_hidden_by_no_failure_of_the_system(
