@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -16,7 +15,7 @@ from ocsf_nft import check, cli
 from ocsf_nft.errors import SourceError, UsageError
 
 
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="this system has no /proc")
+@pytest.mark.kernel  # for /proc/self/mem
 def test_a_failure_of_the_system_that_nobody_foresaw_is_one_sentence() -> None:
     # Opens as a file does, and has nothing to read at its beginning.
     done = subprocess.run(

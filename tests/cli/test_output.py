@@ -7,11 +7,14 @@ import select
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ocsf_nft.cli import output
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LINE = (
     "<4>[1.000000] ocsf-nft:sb:egress:IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 "
@@ -45,7 +48,7 @@ def log(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.kernel  # for /dev/full
 @pytest.mark.parametrize("command", ["convert", "explain", "--help"])
 def test_a_full_standard_output_is_one_sentence(log: str, command: str) -> None:
     arguments = {"convert": [log], "explain": [LINE], "--help": []}[command]
@@ -77,7 +80,9 @@ def test_a_closed_standard_input_is_an_empty_one() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("redirections", ["2>&-", "2>/dev/full"])
+@pytest.mark.parametrize(
+    "redirections", ["2>&-", pytest.param("2>/dev/full", marks=pytest.mark.kernel)]
+)
 def test_a_standard_error_that_takes_nothing_changes_no_exit_code(
     log: str, redirections: str
 ) -> None:
