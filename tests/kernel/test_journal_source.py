@@ -73,8 +73,9 @@ async def test_each_attempt_is_one_record_equal_to_netlinks(
     assert len({record.origin.identity for record in text.records}) == total
 
 
+@pytest.mark.usefixtures("way")
 async def test_resuming_neither_loses_nor_doubles(
-    namespace: Namespace, sandbox: str, directory: Path, way: Way
+    namespace: Namespace, sandbox: str, directory: Path
 ) -> None:
     names = frozenset({sandbox})
     async with Journal(names, directory=directory) as source:
@@ -86,7 +87,6 @@ async def test_resuming_neither_loses_nor_doubles(
         second = await until_quiet(source.batches(), seconds=QUIET_S)
     async with Journal(names, second.cursor, directory) as source:
         third = await until_quiet(source.batches(), seconds=QUIET_S)
-    assert way
     assert [record.protocol for record in second.records] == [17] * 5 + [6] * 3
     assert not third.records
     identities = [record.origin.identity for record in first.records + second.records]
@@ -95,14 +95,14 @@ async def test_resuming_neither_loses_nor_doubles(
     assert not second.gaps + third.gaps
 
 
+@pytest.mark.usefixtures("way")
 async def test_what_a_program_writes_is_a_forgery(
-    namespace: Namespace, sandbox: str, directory: Path, way: Way
+    namespace: Namespace, sandbox: str, directory: Path
 ) -> None:
     async with Journal(frozenset({sandbox}), directory=directory) as source:
         kernel_log.write(f"<4>ocsf-nft:{sandbox}:egress:IN= OUT=sb0 SRC=10.0.0.1 DST=1.1.1.1")
         attempt(namespace, 0, 1, "udp4")
         read = await until(source.batches(), lambda batch: bool(batch.records))
-    assert way
     assert len(read.records) == 1
     assert [reject.kind for reject in read.rejects] == ["forged"]
 
@@ -131,20 +131,20 @@ async def test_a_compressed_journal_is_read_whether_libsystemd_can_open_it_or_no
 
 
 @pytest.mark.parametrize("cursor", ["garbage", "kmsg:1:2", ""])
-async def test_a_position_that_is_none_is_refused(directory: Path, way: Way, cursor: str) -> None:
+@pytest.mark.usefixtures("way")
+async def test_a_position_that_is_none_is_refused(directory: Path, cursor: str) -> None:
     with pytest.raises(SourceError, match=r"is no position|journalctl"):
         await read_for_ever(cursor, directory)
-    assert way
 
 
+@pytest.mark.usefixtures("way")
 async def test_a_position_that_is_gone_is_a_gap(
-    namespace: Namespace, sandbox: str, directory: Path, way: Way
+    namespace: Namespace, sandbox: str, directory: Path
 ) -> None:
     gone = f"s={'1' * 32};i=1;b={'2' * 32};m=1;t=1;x=1"
     async with Journal(frozenset({sandbox}), gone, directory) as source:
         attempt(namespace, 0, 1, "udp4")
         read = await until(source.batches(), lambda batch: bool(batch.records))
-    assert way
     assert read.gaps[0].lost is None
 
 
@@ -206,8 +206,9 @@ def kernel_entry(sandbox: str, port: int) -> bytes:
     return f"_TRANSPORT=kernel\nSYSLOG_FACILITY=0\nMESSAGE={line}".encode()
 
 
+@pytest.mark.usefixtures("way")
 async def test_what_was_logged_before_a_reboot_is_read_after_it(
-    sandbox: str, tmp_path: Path, way: Way
+    sandbox: str, tmp_path: Path
 ) -> None:
     entries = [
         (boot, kernel_entry(sandbox, port)) for port, boot in enumerate([BOOT, BOOT, NEXT_BOOT], 1)
@@ -216,13 +217,11 @@ async def test_what_was_logged_before_a_reboot_is_read_after_it(
     start = f"s={'1' * 32};i=0;b={BOOT};m=1;t=1;x=1"
     async with Journal(frozenset({sandbox}), start, tmp_path) as source:
         read = await until(source.batches(), lambda batch: len(batch.records) >= 3)
-    assert way
     assert [record.destination_port for record in read.records] == [1, 2, 3]
 
 
-async def test_a_journal_that_is_empty_yet_is_waited_for(
-    sandbox: str, tmp_path: Path, way: Way
-) -> None:
+@pytest.mark.usefixtures("way")
+async def test_a_journal_that_is_empty_yet_is_waited_for(sandbox: str, tmp_path: Path) -> None:
     append(tmp_path)
     async with Journal(frozenset({sandbox}), directory=tmp_path) as source:
         batches = source.batches()
@@ -230,11 +229,11 @@ async def test_a_journal_that_is_empty_yet_is_waited_for(
         await asyncio.sleep(0.2)
         await asyncio.to_thread(append, tmp_path, (BOOT, kernel_entry(sandbox, 443)))
         read = await first
-    assert way
     assert [record.destination_port for record in read.records] == [443]
 
 
-async def test_leaving_and_cancelling_leave_nothing_behind(directory: Path, way: Way) -> None:
+@pytest.mark.usefixtures("way")
+async def test_leaving_and_cancelling_leave_nothing_behind(directory: Path) -> None:
     def held() -> tuple[int, list[str], list[str]]:
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
         # asyncio keeps its pool's threads for the next call, and its child watchers end by
@@ -255,7 +254,6 @@ async def test_leaving_and_cancelling_leave_nothing_behind(directory: Path, way:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert held() == before
-    assert way
 
 
 async def read_for_ever(cursor: str | None, directory: Path) -> None:
