@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -105,3 +106,11 @@ def test_help_is_there_at_once_and_shows_an_example_for_each_command() -> None:
             check=True,
         ).stdout
         assert "Example: ocsf-nft " in text or "Example: dmesg | ocsf-nft" in text, command
+
+
+@pytest.mark.kernel  # for the packets, which Linux's sockets send
+def test_the_readme_counts_the_ways_that_are_tried() -> None:
+    from tests.kernel.escapes import ESCAPES  # noqa: PLC0415 - imports on Linux alone
+
+    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"(\d+) ways past the usual ruleset", readme) == [str(len(ESCAPES))]
