@@ -81,8 +81,13 @@ def write(data: bytes) -> None:
 
     Ends the program with exit code 0 when the reader of a pipe has gone.
     """
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    sys.stdout.flush()
+    # Not through the buffer: an interrupt after the write and before the buffer knows of it would
+    # have the flush at exit write the same again.
+    stream = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[stream.write(rest) :]
 
 
 def say(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.cli import output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,3 +144,33 @@ def test_what_is_said_cant_steer_a_terminal(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == r"not fenced: \x1b]0;x\x07, \u202epz" + "\n\t" + (
         r"counter \x9b2J" + "\n"
     )
+
+
+@pytest.fixture
+def one_cpu() -> Iterator[None]:
+    """All on one CPU: the reader runs before the writer has come back from its write."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.kernel
+@pytest.mark.usefixtures("one_cpu")
+def test_an_interrupt_right_after_an_event_writes_it_once() -> None:
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ocsf_nft", "convert"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(LINE.encode())
+        process.stdin.flush()
+        event = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        rest, _errors = process.communicate(timeout=10)
+        assert event.startswith(b"{")
+        assert (rest, process.returncode) == (b"", 130)
