@@ -6,6 +6,7 @@ is for people goes to standard error.
 
 from __future__ import annotations
 
+import signal
 from typing import Final, NoReturn
 
 import typer
@@ -55,6 +56,11 @@ def main() -> None:
         _fail(_first(group))
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
+    finally:
+        # Only Python's own shutdown is left, which would answer an impatient Ctrl-C with a
+        # traceback: from here it ends the program without a word.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _first(error: Exception) -> Exception:

@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from ocsf_nft import check, cli
 from ocsf_nft.errors import SourceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.mark.kernel  # for /proc/self/mem
@@ -29,6 +32,25 @@ def test_a_failure_of_the_system_that_nobody_foresaw_is_one_sentence() -> None:
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith("ocsf-nft: ")
     assert "Input/output error" in sentence
+
+
+@pytest.fixture(autouse=True)
+def own_handler() -> Iterator[None]:
+    """``main`` gives up the handling of Ctrl-C when it ends, and the tests go on."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_impatient_interrupt_of_the_end_shows_no_traceback() -> None:
+    program = (
+        "import atexit, os, signal, sys; from ocsf_nft.cli import main; "
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.argv[1:] = ['--help']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def _os_error(number: int, *names: str) -> OSError:
