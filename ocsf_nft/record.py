@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Transport: TypeAlias = Literal["nflog", "kmsg", "journal", "replay"]
+#: ``counters``: what was read is a counter of the fence, not a log.
+Transport: TypeAlias = Literal["nflog", "kmsg", "journal", "replay", "counters"]
 #: The kernel module whose form a record has.
-LogFormat: TypeAlias = Literal["nf_log_syslog", "nfnetlink_log"]
+LogFormat: TypeAlias = Literal["nf_log_syslog", "nfnetlink_log", "nf_tables"]
 
 #: A header field that has no home of its own in a :class:`Record`: numbers as numbers, flags as
 #: ``True``, the packet quoted inside an ICMP error as a nested mapping under ``"quoted"``.

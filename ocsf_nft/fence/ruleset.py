@@ -1,8 +1,8 @@
 """The text of a ruleset, from the policy files in ``rules/`` and checked values. Runs on any OS.
 
-A policy file loads as it stands; here its ``define`` lines get their values, its log statements
-their form, its sets their elements. All text that nft reads comes from the two files or from
-values that :mod:`ocsf_nft.fence.values` has checked.
+Here a policy file's ``define`` lines get their values, its rules their accounting, its log
+statements their form, its sets their elements. All text that nft reads comes from the three files
+or from values that :mod:`ocsf_nft.fence.values` has checked.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ LOOPBACK: Final = "lo"
 
 _GUARD_IN_FILE: Final = "ocsf_nft_guard"
 _LOG_TAIL: Final = " group 4001 snaplen 128"
+#: Where the accounting of a rule goes: the family of its table, and the rule's name.
+_ACCOUNTING: Final = re.compile(r"^# accounting\.nft: (\w+) (\w+)\n", re.MULTILINE)
 #: ``flags all``: uid, TCP sequence and options, IP options, link addresses. Level info, because a
 #: warning reaches the console. The kernel log holds some hundreds of records and is everybody's,
-#: so here there is a budget; NFLOG needs none.
+#: so here there is one more budget, for all flows; what it keeps out is counted all the same.
 _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info flags all")
 
 
@@ -74,11 +76,32 @@ def removal(tables: Iterable[tuple[str, str]]) -> str:
 
 
 def _render(file: str, spec: FenceSpec, links: tuple[str, ...], transport: LogTransport) -> str:
-    text = (importlib.resources.files("ocsf_nft.rules") / file).read_text("utf-8")
-    text = _define(text, "sandbox", f'"{spec.sandbox}"')
-    text = _define(text, "links", _names(links))
+    text = _define(_policy(file), "links", _names(links))
+    text = _with_accounting(text, spec.sandbox)
     text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
     return _with_log(text, spec.group, transport)
+
+
+def _policy(file: str) -> str:
+    return (importlib.resources.files("ocsf_nft.rules") / file).read_text("utf-8")
+
+
+def _with_accounting(text: str, name: str) -> str:
+    policy = _define(_policy("accounting.nft"), "sandbox", f'"{name}"')
+    opening = f"table inet {TABLE} {{\n"
+    defines, _, body = policy.partition(opening)
+    table = _GUARD_IN_FILE if f"table netdev {_GUARD_IN_FILE}" in text else TABLE
+
+    def of_rule(place: re.Match[str]) -> str:
+        family, rule = place.groups()
+        renamed = re.sub(r"_egress\b", f"_{rule}", body).replace(":egress:", f":{rule}:")
+        return f"table {family} {table} {{\n{renamed}\n"
+
+    first = _ACCOUNTING.search(text)
+    if first is None:
+        raise AssertionError("the policy file must say where its rules are accounted for")
+    before, after = text[: first.start()], text[first.start() :]
+    return before + defines + _ACCOUNTING.sub(of_rule, after)
 
 
 def _names(links: tuple[str, ...]) -> str:

@@ -1,0 +1,76 @@
+"""What the records and the counters come to: attempts, and who makes too many of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from ocsf_nft.flow import Flow
+    from ocsf_nft.record import Record
+
+#: Why packets of several flows are told together. ``many``: one user has more flows than are told
+#: one by one. ``unplaced``: they found no place in the kernel's sets of flows. ``forgotten``: the
+#: kernel forgot the flows before anybody had read their counts.
+Merger: TypeAlias = Literal["many", "unplaced", "forgotten"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """Several flows told as one: why, how many there are (None: nobody knows), and some of them."""
+
+    why: Merger
+    flows: int | None = None
+    sample: tuple[Flow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What somebody tried, in one window: each packet is in one attempt and in no other.
+
+    ``record`` stands for it: what the kernel logged of its first packet or, where it logged none,
+    what its counter says; ``packets`` and ``bytes`` are exact, ``bytes`` None where nobody counted
+    them. No packet is from before ``start_ns`` or from after ``end_ns`` (since the epoch, UTC).
+    """
+
+    record: Record
+    packets: int
+    bytes: int | None
+    start_ns: int
+    end_ns: int
+    merged: Merged | None = None
+
+    @staticmethod
+    def of(record: Record) -> Attempt:
+        """The attempt that one record is."""
+        return Attempt(
+            record=record,
+            packets=1,
+            bytes=record.length,
+            start_ns=record.time_ns,
+            end_ns=record.time_ns,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FanOut:
+    """One user tries many destinations or ports within a short time.
+
+    ``identity`` is the same for all that is told of it, from ``begun`` to ``ended``. The numbers
+    are what it came to so far, and at least so many: ``flows`` distinct flows, to ``destinations``
+    addresses and ``ports`` ports, by ``packets``. ``sample`` are some of them. Times as in
+    :class:`Attempt`.
+    """
+
+    identity: str
+    stage: Literal["begun", "goes on", "ended"]
+    sandbox: str
+    rule: str
+    uid: int | None
+    flows: int
+    destinations: int
+    ports: int
+    packets: int
+    sample: tuple[Flow, ...]
+    start_ns: int
+    end_ns: int

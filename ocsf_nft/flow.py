@@ -1,0 +1,151 @@
+"""What the kernel counts refused packets by, and what it has counted.
+
+A rule of a fence has three sets of counters (``rules/accounting.nft``). Their keys are the bytes
+that nftables has: each field padded to four bytes; user and group ids in the machine's byte order,
+the rest as in the packet. They are dictionary keys here as they are, because there may be tens of
+thousands of them a second; :func:`flow` says in words what one means.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ocsf_nft.record import Record
+
+#: The sets of a rule: flows over IPv4, flows over IPv6, and what is neither or found no place.
+Kind: TypeAlias = Literal["flows4", "flows6", "others"]
+KINDS: Final[tuple[Kind, ...]] = ("flows4", "flows6", "others")
+
+#: The user of a packet that no socket has sent.
+_NOBODY: Final = 0xFFFFFFFF
+_FLOW4: Final = struct.Struct("=IB3x4s2s2x")
+_FLOW6: Final = struct.Struct("=IB3x16s2s2x")
+_OTHER: Final = struct.Struct("=I2s2xB3x")
+#: tcp, udp, dccp, sctp, udplite: whose first bytes are ports, as in accounting.nft.
+_WITH_PORTS: Final = frozenset({6, 17, 33, 132, 136})
+_ETHERTYPES: Final = {4: 0x0800, 6: 0x86DD}
+_FRAGMENT: Final = frozenset({"fragment_offset", "more_fragments"})
+
+
+class Key(NamedTuple):
+    """One element: its set, and its key there."""
+
+    kind: Kind
+    data: bytes
+
+
+class Count(NamedTuple):
+    """Packets, and their bytes as the kernel counts them: of the IP packet, or of the frame."""
+
+    packets: int = 0
+    bytes: int = 0
+
+
+class Element(NamedTuple):
+    """An element of a set: its key, its count since it is there, and how long ago the last was."""
+
+    data: bytes
+    packets: int
+    bytes: int
+    idle_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleReading:
+    """The counters of one rule.
+
+    ``refused`` is all that the rule refused; ``refused_before`` the same counter as it was before
+    the elements were read, so that what they hold lies between the two. ``overflow`` is what found
+    no place in any set.
+    """
+
+    refused_before: Count
+    refused: Count
+    overflow: Count
+    elements: Mapping[Kind, Sequence[Element]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The counters of a fence, read from ``began_ns`` to ``ended_ns`` (since the epoch, UTC).
+
+    ``epochs`` tells for each rule which counters these are: another value means that they have
+    begun anew.
+    """
+
+    epochs: Mapping[str, str]
+    began_ns: int
+    ended_ns: int
+    rules: Mapping[str, RuleReading]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    """What an element counts: who sent what, where to.
+
+    ``destination`` is None where the key has none; ``port`` where the protocol has none, or the
+    packet is a fragment. ``ethertype`` is known for ``others`` alone.
+    """
+
+    uid: int | None
+    protocol: int | None
+    destination: str | None = None
+    port: int | None = None
+    ethertype: int | None = None
+
+
+def flow(key: Key) -> Flow:
+    """What a key says, in words; raises ``struct.error`` when it has the wrong length."""
+    if key.kind == "others":
+        uid, ethertype, protocol = _OTHER.unpack(key.data)
+        return Flow(
+            uid=_owner(uid),
+            protocol=protocol or None,
+            ethertype=int.from_bytes(ethertype, "big"),
+        )
+    layout = _FLOW4 if key.kind == "flows4" else _FLOW6
+    uid, protocol, address, port = layout.unpack(key.data)
+    return Flow(
+        uid=_owner(uid),
+        protocol=protocol,
+        destination=str(ipaddress.ip_address(address)),
+        port=int.from_bytes(port, "big") if protocol in _WITH_PORTS else None,
+    )
+
+
+def keys(record: Record) -> tuple[Key, ...]:
+    """Where the kernel may have counted the packet of a record, the likeliest first.
+
+    The last ones are where a rule counts what finds no place in its flows.
+    """
+    uid = _NOBODY if record.uid is None else record.uid
+    found: list[Key] = []
+    if record.destination is not None and record.protocol is not None:
+        address = ipaddress.ip_address(record.destination).packed
+        layout = _FLOW4 if len(address) == 4 else _FLOW6
+        kind: Kind = "flows4" if len(address) == 4 else "flows6"
+        if (
+            record.protocol in _WITH_PORTS
+            and record.destination_port is not None
+            and not record.details.keys() & _FRAGMENT
+        ):
+            port = record.destination_port.to_bytes(2, "big")
+            found.append(Key(kind, layout.pack(uid, record.protocol, address, port)))
+        found.append(Key(kind, layout.pack(uid, record.protocol, address, b"\0\0")))
+    ethertype = record.ethertype or _ETHERTYPES.get(record.ip_version or 0, 0)
+    protocols = (0,) if record.protocol is None else (record.protocol, 0)
+    found += (
+        Key("others", _OTHER.pack(uid, ethertype.to_bytes(2, "big"), protocol))
+        for protocol in protocols
+    )
+    return tuple(dict.fromkeys(found))
+
+
+def _owner(uid: int) -> int | None:
+    return None if uid == _NOBODY else uid
