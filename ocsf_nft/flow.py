@@ -30,6 +30,7 @@ _OTHER: Final = struct.Struct("=I2s2xB3x")
 #: tcp, udp, dccp, sctp, udplite: whose first bytes are ports, as in accounting.nft.
 _WITH_PORTS: Final = frozenset({6, 17, 33, 132, 136})
 _ETHERTYPES: Final = {4: 0x0800, 6: 0x86DD}
+#: The names that sources give these fields in ``Record.details``.
 _FRAGMENT: Final = frozenset({"fragment_offset", "more_fragments"})
 
 
@@ -120,31 +121,39 @@ def flow(key: Key) -> Flow:
 
 
 def keys(record: Record) -> tuple[Key, ...]:
-    """Where the kernel may have counted the packet of a record, the likeliest first.
-
-    The last ones are where a rule counts what finds no place in its flows.
-    """
+    """Where the kernel may have counted the packet of a record, the likeliest first."""
     uid = _NOBODY if record.uid is None else record.uid
-    found: list[Key] = []
     if record.destination is not None and record.protocol is not None:
         address = ipaddress.ip_address(record.destination).packed
-        layout = _FLOW4 if len(address) == 4 else _FLOW6
-        kind: Kind = "flows4" if len(address) == 4 else "flows6"
-        if (
+        has_port = (
             record.protocol in _WITH_PORTS
             and record.destination_port is not None
             and not record.details.keys() & _FRAGMENT
-        ):
-            port = record.destination_port.to_bytes(2, "big")
-            found.append(Key(kind, layout.pack(uid, record.protocol, address, port)))
-        found.append(Key(kind, layout.pack(uid, record.protocol, address, b"\0\0")))
-    ethertype = record.ethertype or _ETHERTYPES.get(record.ip_version or 0, 0)
-    protocols = (0,) if record.protocol is None else (record.protocol, 0)
-    found += (
-        Key("others", _OTHER.pack(uid, ethertype.to_bytes(2, "big"), protocol))
-        for protocol in protocols
-    )
-    return tuple(dict.fromkeys(found))
+        )
+        port = (record.destination_port or 0) if has_port else 0
+        exact = (
+            Key("flows4", _FLOW4.pack(uid, record.protocol, address, port.to_bytes(2, "big")))
+            if len(address) == 4
+            else Key("flows6", _FLOW6.pack(uid, record.protocol, address, port.to_bytes(2, "big")))
+        )
+    else:
+        ethertype = record.ethertype or _ETHERTYPES.get(record.ip_version or 0, 0)
+        exact = Key("others", _OTHER.pack(uid, ethertype.to_bytes(2, "big"), record.protocol or 0))
+    return exact, *coarser(exact)
+
+
+def coarser(key: Key) -> tuple[Key, ...]:
+    """Where a rule counts what would have this key and finds no place there, in this order."""
+    if key.kind == "others":
+        uid, ethertype, protocol = _OTHER.unpack(key.data)
+        return (Key("others", _OTHER.pack(uid, ethertype, 0)),) if protocol else ()
+    layout = _FLOW4 if key.kind == "flows4" else _FLOW6
+    uid, protocol, address, port = layout.unpack(key.data)
+    ethertype = _ETHERTYPES[4 if key.kind == "flows4" else 6].to_bytes(2, "big")
+    without_port = Key(key.kind, layout.pack(uid, protocol, address, b"\0\0"))
+    other = Key("others", _OTHER.pack(uid, ethertype, protocol))
+    found = (without_port,) if port != b"\0\0" else ()
+    return *found, other, *coarser(other)
 
 
 def _owner(uid: int) -> int | None:
