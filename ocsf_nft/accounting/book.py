@@ -1,0 +1,261 @@
+"""What is kept of an account while nobody runs: SQLite, one file for each sandbox.
+
+Written in one transaction: what has been told, and the events that tell it. So whoever is killed
+between the two tells them once more, word for word, when it is started again: nothing is missing,
+and what comes twice has the same uid. The kernel's counters don't outlive the machine, so a
+transaction need not either: it is written, and not forced to the disk.
+
+Everything here blocks: call it from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from ocsf_nft.accounting.counted import Counted
+from ocsf_nft.accounting.rule import RuleAccount
+from ocsf_nft.accounting.telling import Pot
+from ocsf_nft.errors import DeliveryError, SourceError
+from ocsf_nft.flow import KINDS, Count, Key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from ocsf_nft.accounting.ledger import Ledger
+
+#: Another version of the program that keeps other things gives its file another name.
+FILE: Final = "accounts-1.sqlite3"
+
+_BUSY_SECONDS: Final = 5.0
+_SCHEMA: Final = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = OFF;
+CREATE TABLE IF NOT EXISTS rule (name TEXT PRIMARY KEY, epoch TEXT, state TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counted (
+    rule TEXT, kind TEXT, data BLOB, since_ns INTEGER, last_ns INTEGER,
+    seen_packets INTEGER, seen_bytes INTEGER, owed_packets INTEGER, owed_bytes INTEGER,
+    PRIMARY KEY (rule, kind, data)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, event BLOB);
+CREATE TABLE IF NOT EXISTS lost (source TEXT, reason TEXT, records INTEGER, gaps INTEGER,
+    PRIMARY KEY (source, reason)) WITHOUT ROWID;
+"""
+
+_Row = tuple[str, str, bytes, int, int, int, int, int, int]
+
+
+class Changes(NamedTuple):
+    """What has changed in a ledger: rules, counters, and counters that are no more."""
+
+    rules: tuple[tuple[str, str, str], ...]
+    counted: tuple[_Row, ...]
+    gone: tuple[tuple[str, str, bytes], ...]
+    renewed: tuple[str, ...]
+
+
+def changes(ledger: Ledger) -> Changes:
+    """Take out what has changed since the last time."""
+    rows: list[_Row] = []
+    gone: list[tuple[str, str, bytes]] = []
+    renewed = []
+    for name, account in ledger.rules.items():
+        if not account.is_kept:
+            renewed.append(name)
+            account.is_kept = True
+        for key in account.touched:
+            counted = account.entries[key.kind].get(key.data)
+            if counted is None:
+                gone.append((name, *key))
+            else:
+                rows.append((name, *key, *_columns(counted)))
+        account.touched.clear()
+    rules = tuple(
+        (name, account.epoch, json.dumps(_state(account))) for name, account in ledger.rules.items()
+    )
+    return Changes(rules, tuple(rows), tuple(gone), tuple(renewed))
+
+
+class Book:
+    """The file of one sandbox."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection: sqlite3.Connection | None = None
+        self._sent = 0
+
+    def open(self, *, read_only: bool = False) -> Self:
+        """Open the file, making it where it is missing; one that is damaged is set aside.
+
+        Raises DeliveryError when the disk won't have it; SourceError when it is only to be read
+        and can't be.
+        """
+        if read_only:
+            self._connection = self._read_only()
+            return self
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._connection = self._opened()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise self._failure(error) from error
+            self.path.replace(self.path.with_suffix(".damaged"))
+            self._connection = self._opened()
+        except OSError as error:
+            raise self._failure(error) from error
+        return self
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def load(self, ledger: Ledger) -> None:
+        """Take up an account where it was left."""
+        with self._at_work() as connection:
+            for name, epoch, state in connection.execute("SELECT * FROM rule"):
+                ledger.rules[name] = _account(ledger, name, epoch, json.loads(state))
+            for name, kind, data, *columns in connection.execute("SELECT * FROM counted"):
+                if name in ledger.rules and kind in KINDS:
+                    counted = _counted(columns)
+                    ledger.rules[name].restore(Key(kind, data), counted)
+
+    def commit(self, changed: Changes, events: Sequence[bytes]) -> None:
+        """Keep what has changed and the events that tell it; the events before were delivered."""
+        with self._at_work() as connection:
+            connection.executemany(
+                "DELETE FROM counted WHERE rule = ?", [(name,) for name in changed.renewed]
+            )
+            connection.executemany("REPLACE INTO rule VALUES (?, ?, ?)", changed.rules)
+            connection.executemany(
+                "REPLACE INTO counted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changed.counted
+            )
+            connection.executemany(
+                "DELETE FROM counted WHERE rule = ? AND kind = ? AND data = ?", changed.gone
+            )
+            connection.execute("DELETE FROM outbox")
+            connection.executemany(
+                "INSERT INTO outbox (event) VALUES (?)", [(event,) for event in events]
+            )
+
+    def undelivered(self) -> tuple[bytes, ...]:
+        """The events that may not have been delivered: the last that were kept."""
+        with self._at_work() as connection:
+            return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
+
+    def lose(self, source: str, reason: str, records: int) -> None:
+        """Count a gap, and the records that it lost."""
+        with self._at_work() as connection:
+            connection.execute(
+                "INSERT INTO lost VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET "
+                "records = records + excluded.records, gaps = gaps + 1",
+                (source, reason, records),
+            )
+
+    def lost(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """By source and reason: the records that were lost, and in how many gaps."""
+        with self._at_work() as connection:
+            return {
+                (source, reason): (records, gaps)
+                for source, reason, records, gaps in connection.execute("SELECT * FROM lost")
+            }
+
+    def _opened(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.executescript(_SCHEMA)
+        except sqlite3.DatabaseError:
+            connection.close()
+            raise
+        return connection
+
+    def _read_only(self) -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS,
+                isolation_level=None,
+            )  # fmt: skip
+        except sqlite3.DatabaseError as error:
+            raise SourceError(f"{self.path} can't be read: {error}") from error
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connection
+        if connection is None:
+            raise RuntimeError("open the book first")
+        try:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> DeliveryError:
+        return DeliveryError(
+            f"{self.path} can't be written ({error}): make room or name another --state-dir"
+        )
+
+
+def _columns(counted: Counted) -> tuple[int, int, int, int, int, int]:
+    return (
+        counted.since_ns,
+        counted.last_ns,
+        counted.seen_packets,
+        counted.seen_bytes,
+        counted.owed_packets,
+        counted.owed_bytes,
+    )
+
+
+def _counted(columns: Sequence[int]) -> Counted:
+    since_ns, last_ns, seen_packets, seen_bytes, owed_packets, owed_bytes = columns
+    return Counted(
+        since_ns=since_ns,
+        last_ns=last_ns,
+        seen_packets=seen_packets,
+        seen_bytes=seen_bytes,
+        owed_packets=owed_packets,
+        owed_bytes=owed_bytes,
+    )
+
+
+def _state(account: RuleAccount) -> dict[str, Any]:
+    return {
+        "refused": account.refused,
+        "placed": account.placed,
+        "reported": account.reported,
+        "merged": account.merged,
+        "read_ns": account.read_ns,
+        "overflow": _columns(account.overflow.counted),
+        "forgotten": _columns(account.forgotten.counted),
+        "many": [
+            (uid, pot.flows, _columns(pot.counted))
+            for uid, pot in account.many.items()
+            if pot.counted.owed_packets
+        ],
+    }
+
+
+def _account(ledger: Ledger, name: str, epoch: str, state: Mapping[str, Any]) -> RuleAccount:
+    account = RuleAccount(
+        ledger.sandbox, name, epoch, begun_ns=state["read_ns"], always=ledger.always
+    )
+    account.refused, account.placed = Count(*state["refused"]), Count(*state["placed"])
+    account.reported, account.merged = state["reported"], state["merged"]
+    account.overflow = Pot(_counted(state["overflow"]))
+    account.forgotten = Pot(_counted(state["forgotten"]))
+    for uid, flows, columns in state["many"]:
+        account.many[uid] = Pot(_counted(columns))
+        account.many[uid].flows = flows
+    account.is_kept = True
+    return account

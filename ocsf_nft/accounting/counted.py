@@ -1,0 +1,85 @@
+"""What one counter of the kernel has counted, and how much of that is still to be told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ocsf_nft.flow import Count, Element
+
+#: How long the kernel keeps an element after its last packet (``timeout`` in accounting.nft).
+KEPT_MS: Final = 600_000
+
+
+class Counted:
+    """A counter that only grows, or begins anew: what it said when it was last read, and the rest.
+
+    ``owed_packets`` and ``owed_bytes`` are what it has counted and nobody has told. They are
+    negative for as long as something was told that has not been read yet: a record comes before
+    the counter that has counted its packet is read. Bytes may be told on the word of the packet,
+    which may lie about its length; what was too much then is taken off what is told next.
+
+    ``last_ns`` is the latest moment (since the epoch, UTC) that its last packet can be from,
+    ``since_ns`` the earliest that the first packet which is not told can be from.
+    """
+
+    __slots__ = (
+        "expires_ns", "last_ns", "missed", "owed_bytes", "owed_packets", "seen_bytes",
+        "seen_packets", "since_ns",
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0913 - what is kept of it between two runs
+        self,
+        *,
+        since_ns: int,
+        seen_packets: int = 0,
+        seen_bytes: int = 0,
+        owed_packets: int = 0,
+        owed_bytes: int = 0,
+        last_ns: int = 0,
+    ) -> None:
+        self.since_ns = since_ns
+        self.seen_packets = seen_packets
+        self.seen_bytes = seen_bytes
+        self.owed_packets = owed_packets
+        self.owed_bytes = owed_bytes
+        self.last_ns = last_ns or since_ns
+        self.expires_ns = self.last_ns + KEPT_MS * 1_000_000
+        #: Readings in a row that had no such element, though it can't have been forgotten yet.
+        self.missed = 0
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether it is known from records alone, and no reading has had it."""
+        return self.seen_packets == 0
+
+    def take(self, element: Element, read_ns: int) -> int:
+        """Take in what the counter says at ``read_ns``; the packets that are new."""
+        last_ns = read_ns - element.idle_ms * 1_000_000
+        fresh = self.grow(element.packets, element.bytes)
+        if fresh:
+            self.last_ns = last_ns
+        self.expires_ns = last_ns + KEPT_MS * 1_000_000
+        self.missed = 0
+        return fresh
+
+    def grow(self, packets: int, octets: int) -> int:
+        """Take in a counter's value; one that is smaller than before has begun anew."""
+        if packets < self.seen_packets:
+            self.seen_packets = self.seen_bytes = 0
+        fresh = packets - self.seen_packets
+        self.owed_packets += fresh
+        self.owed_bytes += octets - self.seen_bytes
+        self.seen_packets, self.seen_bytes = packets, octets
+        return fresh
+
+    def grow_by(self, more: Count, last_ns: int) -> None:
+        """Owe more, of which no counter of its own says anything."""
+        self.owed_packets += more.packets
+        self.owed_bytes += more.bytes
+        self.last_ns = max(self.last_ns, last_ns)
+
+    def told(self, packets: int, octets: int) -> None:
+        """Take off what has been told."""
+        self.owed_packets -= packets
+        self.owed_bytes -= octets

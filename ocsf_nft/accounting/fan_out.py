@@ -1,0 +1,112 @@
+"""One user who tries many destinations or ports: noticed, counted and told as one finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from ocsf_nft.accounting.schedule import Schedule
+from ocsf_nft.attempt import FanOut
+from ocsf_nft.flow import flow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.flow import Key
+
+_Stage: TypeAlias = Literal["begun", "goes on", "ended"]
+
+#: So many distinct flows within so short a time are no single program's errand.
+FLOWS: Final = 20
+WITHIN_NS: Final = 60 * 1_000_000_000
+_SAMPLE: Final = 10
+#: Distinct destinations and ports are counted so far: beyond, "at least" is said of them.
+_DISTINCT: Final = 4096
+
+
+class _Watched:
+    """What one user has tried since ``since_ns``."""
+
+    __slots__ = (
+        "destinations", "flows", "identity", "is_told", "last_ns", "packets", "ports", "sample",
+        "schedule", "since_ns",
+    )  # fmt: skip
+
+    def __init__(self, identity: str, now_ns: int) -> None:
+        self.identity = identity
+        self.since_ns = self.last_ns = now_ns
+        self.flows = self.packets = 0
+        self.destinations: set[str] = set()
+        self.ports: set[int] = set()
+        self.sample: list[Key] = []
+        self.schedule: Schedule | None = None
+        self.is_told = True
+
+
+class FanOuts:
+    """The fan-outs of one rule, by user."""
+
+    def __init__(self, sandbox: str, rule: str, epoch: str) -> None:
+        self._sandbox = sandbox
+        self._rule = rule
+        self._epoch = epoch
+        self._watched: dict[int | None, _Watched] = {}
+
+    def saw(self, key: Key, now_ns: int) -> None:
+        """Take in a flow that was not there before."""
+        what = flow(key)
+        found = self._watched.get(what.uid)
+        is_stale = (
+            found is not None and found.schedule is None and now_ns - found.since_ns > WITHIN_NS
+        )
+        if found is None or is_stale:
+            found = _Watched(f"{self._epoch}/{self._rule}/{what.uid}/{now_ns}", now_ns)
+            self._watched[what.uid] = found
+        found.flows += 1
+        found.last_ns = now_ns
+        found.is_told = False
+        if what.destination is not None and len(found.destinations) < _DISTINCT:
+            found.destinations.add(what.destination)
+        if what.port is not None and len(found.ports) < _DISTINCT:
+            found.ports.add(what.port)
+        if len(found.sample) < _SAMPLE:
+            found.sample.append(key)
+
+    def count(self, uid: int | None, packets: int) -> None:
+        """Take in packets of a user's flows."""
+        if found := self._watched.get(uid):
+            found.packets += packets
+
+    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
+        """What is to be told now; all that has begun, and its end, when ``closing``."""
+        for uid, found in list(self._watched.items()):
+            is_over = closing or now_ns - found.last_ns >= WITHIN_NS
+            if found.schedule is None:
+                if found.flows >= FLOWS:
+                    found.schedule = Schedule(now_ns)
+                    yield self._told(uid, found, "begun")
+                elif is_over:
+                    del self._watched[uid]
+                    continue
+            elif not found.is_told and not is_over and now_ns >= found.schedule.due_ns:
+                found.schedule.told(now_ns)
+                yield self._told(uid, found, "goes on")
+            if is_over and found.schedule is not None:
+                del self._watched[uid]
+                yield self._told(uid, found, "ended")
+
+    def _told(self, uid: int | None, found: _Watched, stage: _Stage) -> FanOut:
+        found.is_told = True
+        return FanOut(
+            identity=found.identity,
+            stage=stage,
+            sandbox=self._sandbox,
+            rule=self._rule,
+            uid=uid,
+            flows=found.flows,
+            destinations=len(found.destinations),
+            ports=len(found.ports),
+            packets=max(found.packets, found.flows),
+            sample=tuple(flow(key) for key in found.sample),
+            start_ns=found.since_ns,
+            end_ns=found.last_ns,
+        )

@@ -1,0 +1,87 @@
+"""The account of a sandbox: that of each of its rules, and what of it has to be kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ocsf_nft.accounting.balance import Balance
+from ocsf_nft.accounting.rule import RuleAccount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.attempt import Attempt, FanOut
+    from ocsf_nft.flow import Reading
+    from ocsf_nft.record import Record
+
+
+class Ledger:
+    """Takes in what sources and counters say of a sandbox, and gives out attempts."""
+
+    def __init__(
+        self, sandbox: str, *, begun_ns: int, always: frozenset[str] = frozenset()
+    ) -> None:
+        """No packet is from before ``begun_ns``; ``always`` as in :class:`RuleAccount`."""
+        self.sandbox = sandbox
+        self.rules: dict[str, RuleAccount] = {}
+        self.always = always
+        self._begun_ns = begun_ns
+        #: Accounts whose counters are no more: all that they owe is to be told.
+        self._ended: list[RuleAccount] = []
+
+    def record(self, record: Record, now_ns: int) -> Attempt | None:
+        """Take in what the kernel logged; the attempt if it is the first of one.
+
+        A record of a rule that has no counters is none of ours.
+        """
+        account = self.rules.get(record.rule)
+        return None if account is None else account.record(record, now_ns)
+
+    def observe(self, reading: Reading) -> Iterator[None]:
+        """Take in a reading; yields now and then, so that other work is not held up."""
+        for rule, epoch in reading.epochs.items():
+            account = self.rules.get(rule)
+            if account is None or account.epoch != epoch:
+                begun_ns = self._begun_ns
+                if account is not None:
+                    self._ended.append(account)
+                    begun_ns = account.read_ns
+                self.rules[rule] = account = RuleAccount(
+                    self.sandbox, rule, epoch, begun_ns=begun_ns, always=self.always
+                )
+            yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
+
+    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut]:
+        """What is to be told now; all that is owed, when ``closing``."""
+        while self._ended:
+            yield from self._ended.pop().due(now_ns, closing=True)
+        for account in list(self.rules.values()):
+            yield from account.due(now_ns, closing=closing)
+
+    def unread_since(self, reading: Reading) -> int:
+        """How many packets were refused between the last reading and this one."""
+        return sum(
+            of_rule.refused.packets - (account.refused.packets if is_same else 0)
+            for rule, of_rule in reading.rules.items()
+            if (account := self.rules.get(rule)) is not None
+            for is_same in (account.epoch == reading.epochs[rule],)
+        )
+
+    @property
+    def read_ns(self) -> int:
+        """When the last reading began; ``begun_ns`` when there was none."""
+        return min((account.read_ns for account in self.rules.values()), default=self._begun_ns)
+
+    def balances(self) -> tuple[Balance, ...]:
+        """How each rule stands, as of the last reading."""
+        return tuple(
+            Balance(
+                sandbox=self.sandbox,
+                rule=rule,
+                refused=account.refused.packets,
+                reported=account.reported,
+                overflowed=account.merged,
+                in_flight=account.in_flight(),
+            )
+            for rule, account in sorted(self.rules.items())
+        )

@@ -1,0 +1,304 @@
+"""The account of one rule: what the kernel refused by it, and what has been told of that."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.accounting.counted import Counted
+from ocsf_nft.accounting.fan_out import FanOuts
+from ocsf_nft.accounting.quota import Quota
+from ocsf_nft.accounting.telling import Place, Pot, Telling
+from ocsf_nft.attempt import Attempt, Merged
+from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.attempt import FanOut, Merger
+    from ocsf_nft.flow import Element, Kind, RuleReading
+    from ocsf_nft.record import Record
+
+#: Elements taken in before other tasks get a turn: about a millisecond of work.
+_SLICE: Final = 500
+#: Attempts that have events of their own at the same time: a record is kept of each.
+_TELLINGS: Final = 4000
+#: Users whose flows are told together by user; those of all others are told as nobody's.
+_POTS: Final = 256
+_IP: Final = frozenset({0x0800, 0x86DD})
+#: The rules whose packets come from a user of the sandbox.
+_OUTBOUND: Final = frozenset({"egress", "forward", "link", "guard"})
+
+
+class RuleAccount:
+    """Takes in records and readings, and gives out attempts: each packet in one, none in two.
+
+    All that it is asked must be asked in one thread. ``now_ns`` and the times of readings are of
+    the clock of the records (since the epoch, UTC).
+    """
+
+    def __init__(
+        self, sandbox: str, rule: str, epoch: str, *, begun_ns: int, always: frozenset[str]
+    ) -> None:
+        """No packet is from before ``begun_ns``; ``always`` are told by themselves in any case."""
+        self.epoch = epoch
+        self.entries: dict[Kind, dict[bytes, Counted]] = {kind: {} for kind in KINDS}
+        #: The kernel's own total when it was last read, and what was found in elements of it.
+        self.refused = Count()
+        self.placed = Count()
+        self.reported = 0
+        #: Of ``reported``, what was told without saying which flow it was of.
+        self.merged = 0
+        #: When the last reading began: what it hadn't came later.
+        self.read_ns = begun_ns
+        self.overflow = Pot(Counted(since_ns=begun_ns))
+        self.forgotten = Pot(Counted(since_ns=begun_ns))
+        self.many: dict[int | None, Pot] = {}
+        #: What has changed since it was last kept.
+        self.touched: set[Key] = set()
+        #: Whether what is kept under the rule's name is of these counters.
+        self.is_kept = False
+        self._owing: set[Key] = set()
+        self._place = Place(sandbox=sandbox, rule=rule, epoch=epoch)
+        self._always = always
+        self._quota = Quota()
+        self._tellings: dict[Key, Telling] = {}
+        self._folded: set[Key] = set()
+        self._remainder = Count()
+        self._fan_outs = FanOuts(sandbox, rule, epoch) if rule in _OUTBOUND else None
+
+    def record(self, record: Record, now_ns: int) -> Attempt | None:
+        """Take in what the kernel logged; the attempt if it is the first of one."""
+        key = keys(record)[0]
+        telling = self._tellings.get(key)
+        if telling is not None:
+            telling.logged(record)
+            return None
+        counted = self._entry(key)
+        is_new = counted is None
+        if not self._may_tell(key, record.uid, record.destination, now_ns):
+            return None
+        telling = self._tellings[key] = Telling(now_ns, record)
+        if counted is not None and counted.owed_packets < 1:
+            # Whether a reading has had its packet, the next one shows.
+            return None
+        if counted is None:
+            counted = self.entries[key.kind][key.data] = Counted(since_ns=record.time_ns)
+        counted.last_ns = max(counted.last_ns, record.time_ns)
+        if is_new and self._fan_outs is not None:
+            self._fan_outs.saw(key, now_ns)
+        return self._of_record(key, counted, telling, record, now_ns)
+
+    def restore(self, key: Key, counted: Counted) -> None:
+        """Take up a counter where it was left."""
+        self.entries[key.kind][key.data] = counted
+        if counted.owed_packets > 0:
+            self._owing.add(key)
+
+    def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
+        """Take in the counters; yields now and then, so that other work is not held up."""
+        for kind in KINDS:
+            elements = iter(reading.elements.get(kind, ()))
+            there: set[bytes] = set()
+            while some := tuple(islice(elements, _SLICE)):
+                for element in some:
+                    there.add(element.data)
+                    self._take(Key(kind, element.data), element, ended_ns)
+                yield
+            missing = iter([data for data in self.entries[kind] if data not in there])
+            while some_missing := tuple(islice(missing, _SLICE)):
+                for data in some_missing:
+                    self._miss(Key(kind, data), began_ns)
+                yield
+        self._balance(reading, began_ns)
+        self.refused = reading.refused
+        self.read_ns = began_ns
+
+    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut]:
+        """What is to be told now; all that is owed, when ``closing``."""
+        for key in sorted(self._owing):
+            yield from self._due(key, now_ns, closing=closing)
+        for pot, uid, why in self._pots():
+            if pot.counted.owed_packets > 0 and (
+                closing or pot.telling.is_due(now_ns, pot.counted.last_ns)
+            ):
+                who = Flow(uid=uid, protocol=None)
+                yield self._tell(pot.counted, None, who, pot.telling, now_ns, pot.merged(why))
+            elif why == "many" and pot.telling.is_over(now_ns, pot.counted.last_ns):
+                del self.many[uid]
+        if self._fan_outs is not None:
+            yield from self._fan_outs.due(now_ns, closing=closing)
+        self._forget_the_past(now_ns)
+
+    def in_flight(self) -> int:
+        """Packets that the kernel is known to have counted, and that have not been told."""
+        counters = [each for kind in self.entries.values() for each in kind.values()]
+        counters += [pot.counted for pot, _, _ in self._pots()]
+        # What was told and not read yet is no debt of the others.
+        return sum(max(each.owed_packets, 0) for each in counters)
+
+    def _pots(self) -> tuple[tuple[Pot, int | None, Merger], ...]:
+        """What is told together: of whom, and why."""
+        return (
+            (self.overflow, None, "unplaced"),
+            (self.forgotten, None, "forgotten"),
+            *((pot, uid, "many") for uid, pot in self.many.items()),
+        )
+
+    def _entry(self, key: Key) -> Counted | None:
+        return self.entries[key.kind].get(key.data)
+
+    def _take(self, key: Key, element: Element, ended_ns: int) -> None:
+        counted = self._entry(key)
+        if counted is None:
+            counted = self.entries[key.kind][key.data] = Counted(since_ns=self.read_ns)
+            if self._fan_outs is not None and not _is_unplaced(key):
+                self._fan_outs.saw(key, ended_ns)
+        before = counted.owed_bytes
+        fresh = counted.take(element, ended_ns)
+        if fresh:
+            self.placed = Count(
+                self.placed.packets + fresh, self.placed.bytes + counted.owed_bytes - before
+            )
+            self._owing.add(key)
+            self.touched.add(key)
+            if self._fan_outs is not None:
+                self._fan_outs.count(flow(key).uid, fresh)
+
+    def _miss(self, key: Key, began_ns: int) -> None:
+        """Take in that a reading had no such element."""
+        counted = self.entries[key.kind][key.data]
+        if counted.is_unread:
+            # Its packet came before the reading, so it was counted elsewhere. Twice, because the
+            # kernel may leave out an element while it makes its table larger.
+            counted.missed += counted.last_ns < began_ns
+            if counted.missed > 1:
+                self._move(key, counted)
+        elif began_ns > counted.expires_ns and counted.owed_packets == 0:
+            self._drop(key)
+
+    def _move(self, key: Key, counted: Counted) -> None:
+        there = (self._entry(each) for each in coarser(key))
+        other = next((each for each in there if each is not None), self.overflow.counted)
+        other.grow_by(Count(counted.owed_packets, counted.owed_bytes), other.last_ns)
+        self.touched.update(each for each in coarser(key) if self._entry(each) is other)
+        self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        del self.entries[key.kind][key.data]
+        self.touched.add(key)
+        self._folded.discard(key)
+
+    def _balance(self, reading: RuleReading, began_ns: int) -> None:
+        """Take in what found no place, and what nobody had read before it was forgotten."""
+        if self.overflow.counted.grow(*reading.overflow):
+            self.overflow.counted.last_ns = began_ns
+        overflow = reading.overflow
+        remainder = Count(
+            reading.refused_before.packets - self.placed.packets - overflow.packets,
+            reading.refused_before.bytes - self.placed.bytes - overflow.bytes,
+        )
+        # What two readings lack is not merely on its way, nor left out of one by the kernel.
+        sure = min(remainder, self._remainder)
+        self._remainder = remainder
+        if sure.packets > self.forgotten.counted.seen_packets:
+            self.forgotten.counted.grow(sure.packets, max(sure.bytes, 0))
+            self.forgotten.counted.last_ns = began_ns
+
+    def _due(self, key: Key, now_ns: int, *, closing: bool) -> Iterator[Attempt]:
+        counted = self._entry(key)
+        if counted is None or counted.owed_packets < 1:
+            self._owing.discard(key)
+            return
+        what = flow(key)
+        telling = self._tellings.get(key)
+        if telling is None and (
+            _is_unplaced(key) or self._may_tell(key, what.uid, what.destination, now_ns)
+        ):
+            telling = self._tellings[key] = Telling(now_ns)
+        if telling is None:
+            self._fold(key, what, counted)
+        elif closing or telling.is_due(now_ns, counted.last_ns):
+            self._owing.discard(key)
+            record = telling.record
+            if telling.is_new and record is not None and counted.owed_packets == 1:
+                yield self._of_record(key, counted, telling, record, now_ns)
+            else:
+                merged = Merged(why="unplaced") if _is_unplaced(key) else None
+                yield self._tell(counted, key, what, telling, now_ns, merged)
+
+    def _of_record(
+        self, key: Key, counted: Counted, telling: Telling, record: Record, now_ns: int
+    ) -> Attempt:
+        attempt = Attempt.of(record)
+        counted.told(1, attempt.bytes or 0)
+        counted.since_ns = record.time_ns
+        telling.told(now_ns)
+        self.reported += 1
+        self.touched.add(key)
+        return attempt
+
+    def _tell(  # noqa: PLR0913, PLR0917 - what is told, how, and in whose words
+        self,
+        counted: Counted,
+        key: Key | None,
+        what: Flow,
+        telling: Telling,
+        now_ns: int,
+        merged: Merged | None,
+    ) -> Attempt:
+        attempt = self._place.attempt(
+            counted,
+            key,
+            what,
+            number=self.reported,
+            now_ns=now_ns,
+            specimen=telling.record,
+            merged=merged,
+        )
+        telling.told(now_ns)
+        self.reported += attempt.packets
+        if merged is not None:
+            self.merged += attempt.packets
+        if key is not None:
+            self.touched.add(key)
+        return attempt
+
+    def _fold(self, key: Key, what: Flow, counted: Counted) -> None:
+        """Owe it together with the other flows of a user that has too many."""
+        uid = what.uid if what.uid in self.many or len(self.many) < _POTS else None
+        pot = self.many.get(uid)
+        if pot is None:
+            pot = self.many[uid] = Pot(Counted(since_ns=counted.since_ns))
+        owed = Count(counted.owed_packets, counted.owed_bytes)
+        pot.counted.grow_by(owed, counted.last_ns)
+        counted.told(*owed)
+        counted.since_ns = counted.last_ns
+        if key not in self._folded:
+            self._folded.add(key)
+            pot.add(what)
+        self._owing.discard(key)
+        self.touched.add(key)
+
+    def _may_tell(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
+        """Whether a flow is told by itself, and not with a user's others."""
+        if destination in self._always:
+            return True
+        if key in self._folded or len(self._tellings) >= _TELLINGS:
+            return False
+        return self._quota.grants(uid, now_ns)
+
+    def _forget_the_past(self, now_ns: int) -> None:
+        over = [
+            key
+            for key, telling in self._tellings.items()
+            if key not in self._owing
+            and telling.is_over(now_ns, 0 if (entry := self._entry(key)) is None else entry.last_ns)
+        ]
+        for key in over:
+            del self._tellings[key]
+
+
+def _is_unplaced(key: Key) -> bool:
+    """Whether an element holds the packets of flows that found no place of their own."""
+    return key.kind == "others" and flow(key).ethertype in _IP
