@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from bench import dmesg, stage
 from bench.subject import Subject
+from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.sources.replay import Reader
@@ -115,7 +116,7 @@ def _mapping(records: Sequence[Record]) -> _Measured:
     mapper = Mapper(Context())
     wall, cpu = time.perf_counter(), time.process_time()
     for record in records:
-        mapper.network_activity(record, processed_ns=time.time_ns()).to_json()
+        mapper.network_activity(Attempt.of(record), processed_ns=time.time_ns()).to_json()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return _Measured(what="record to event", lines=len(records), wall_s=wall, cpu_s=cpu)
 

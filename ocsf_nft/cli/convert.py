@@ -65,6 +65,7 @@ def convert(
 
     Example: dmesg | ocsf-nft convert > events.jsonl
     """
+    from ocsf_nft.attempt import Attempt
     from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.sources import replay
@@ -76,7 +77,9 @@ def convert(
     def events(records: tuple[Record, ...]) -> Iterator[bytes]:
         for record in records:
             if prefix is None or record.prefix.startswith(prefix):
-                yield mapper.network_activity(record, processed_ns=time.time_ns()).to_json()
+                yield mapper.network_activity(
+                    Attempt.of(record), processed_ns=time.time_ns()
+                ).to_json()
                 yield b"\n"
 
     with contextlib.ExitStack() as stack:

@@ -26,6 +26,7 @@ def explain(
 
     Example: ocsf-nft explain "$(dmesg | grep -m1 ocsf-nft:)"
     """
+    from ocsf_nft.attempt import Attempt
     from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.sources.replay import Reader
@@ -40,7 +41,7 @@ def explain(
     mapper = Mapper(Context())
     for record in records:
         _table(record)
-        event = mapper.network_activity(record, processed_ns=time.time_ns())
+        event = mapper.network_activity(Attempt.of(record), processed_ns=time.time_ns())
         output.write(event.to_json() + b"\n")
 
 

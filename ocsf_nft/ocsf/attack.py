@@ -1,8 +1,9 @@
 """MITRE ATT&CK: what an attempt to get round the proxy is called.
 
 Names and ids are those of one version of the matrix, stated here and nowhere else. A refused
-packet is Command and Control at most, or a grab for a cloud machine's credentials; it is none of
-the techniques that *use* a proxy or a tunnel, or that disable a firewall.
+packet is Command and Control at most, or a grab for a cloud machine's credentials; packets to very
+many destinations are a look around. They are none of the techniques that *use* a proxy or a
+tunnel, or that disable a firewall.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _VERSION: Final = "18.0"
 _COMMAND_AND_CONTROL: Final = Tactic(uid="TA0011", name="Command and Control")
 _CREDENTIAL_ACCESS: Final = Tactic(uid="TA0006", name="Credential Access")
+_DISCOVERY: Final = Tactic(uid="TA0007", name="Discovery")
 
 
 def _attacks(
@@ -50,6 +52,9 @@ _METADATA_API: Final = _attacks(
     ("T1552", "Unsecured Credentials"),
     ("T1552.005", "Cloud Instance Metadata API"),
 )
+
+#: What many flows of one user are, whatever each of them would be.
+SCAN: Final = _attacks(_DISCOVERY, ("T1046", "Network Service Discovery"))
 
 #: Well-known ports; a port that is not here is an odd one.
 _BY_PORT: Final = (

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ocsf_nft.ocsf.enums import DeviceType, OsType
+from ocsf_nft.ocsf.enums import DeviceType, ObservableType, OsType
 from ocsf_nft.ocsf.events import SCHEMA_VERSION
-from ocsf_nft.ocsf.objects import Device, Metadata, Os, Product
+from ocsf_nft.ocsf.objects import Device, Metadata, Observable, Os, Product
 from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
@@ -93,6 +93,17 @@ class Context:
     rules: Mapping[str, RuleFacts] = field(default_factory=lambda: MappingProxyType({}))
 
 
+def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
+    """The host as the event's attribute ``device``, if it is known, and what to look up of it."""
+    if context.host is None:
+        return None, ()
+    device = context.host.device()
+    hostname = Observable(
+        name="device.hostname", type_id=ObservableType.HOSTNAME, value=str(device.hostname)
+    )
+    return device.keep_json(), (hostname.keep_json(),)
+
+
 @lru_cache(maxsize=1)
 def product() -> Product:
     """This program, as OCSF's product."""
@@ -100,7 +111,7 @@ def product() -> Product:
 
 
 def own_metadata(uid: str, now_ns: int) -> Metadata:
-    """Metadata of an event about ourselves: nothing was read, so there is no log to name."""
+    """Metadata of an event that no record became: nothing was read, so there is no log to name."""
     return Metadata(
         version=SCHEMA_VERSION, uid=uid, product=product(), processed_time=now_ns // 1_000_000
     )

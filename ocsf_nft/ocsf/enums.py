@@ -35,6 +35,15 @@ class NetworkActivityId(Captioned):
 
 
 @unique
+class FindingActivityId(Captioned):
+    """``activity_id`` of Detection Finding (2004)."""
+
+    CREATE = 1, "Create"
+    UPDATE = 2, "Update"
+    CLOSE = 3, "Close"
+
+
+@unique
 class ConfigActivityId(Captioned):
     """``activity_id`` of Device Config State Change (5019)."""
 
@@ -69,6 +78,15 @@ class Status(Captioned):
 
 
 @unique
+class FindingStatus(Captioned):
+    """``status_id`` of a finding."""
+
+    NEW = 1, "New"
+    IN_PROGRESS = 2, "In Progress"
+    RESOLVED = 4, "Resolved"
+
+
+@unique
 class Action(Captioned):
     """``action_id`` of the profile security_control."""
 
@@ -85,9 +103,16 @@ class Disposition(Captioned):
 
 @unique
 class Confidence(Captioned):
-    """``confidence_id`` of the profile security_control."""
+    """``confidence_id`` of the profile security_control, and of a finding."""
 
     HIGH = 3, "High"
+
+
+@unique
+class AnalyticType(Captioned):
+    """``analytic.type_id``."""
+
+    RULE = 1, "Rule"
 
 
 @unique

@@ -17,6 +17,8 @@ from ocsf_nft.ocsf.enums import (
     ConfigActivityId,
     ConfigState,
     Disposition,
+    FindingActivityId,
+    FindingStatus,
     LifecycleActivityId,
     NetworkActivityId,
     ObservationPoint,
@@ -29,6 +31,8 @@ from ocsf_nft.ocsf.objects import (
     Actor,
     Attack,
     Device,
+    Evidences,
+    FindingInfo,
     FirewallRule,
     Metadata,
     NetworkConnectionInfo,
@@ -37,11 +41,14 @@ from ocsf_nft.ocsf.objects import (
     NetworkTraffic,
     Observable,
     Product,
+    Remediation,
+    ResourceDetails,
 )
 
 SCHEMA_VERSION: Final = "1.8.0"
 
-#: The attributes that the profile security_control brings, in every class.
+#: The attributes that the profile security_control brings, in every class but findings, which
+#: have the last two by themselves.
 _SECURITY_CONTROL: Final = (
     "action_id",
     "disposition_id",
@@ -107,7 +114,7 @@ class Event(Model):
 
 
 class NetworkActivity(Event):
-    """Class 4001: one refused packet."""
+    """Class 4001: refused packets of one attempt, which no other event counts."""
 
     brought_by: ClassVar = {
         "host": ("device", "actor"),
@@ -126,6 +133,7 @@ class NetworkActivity(Event):
     time: Long
     start_time: Long
     end_time: Long
+    duration: Long | None = None
     timezone_offset: Literal[0] = 0
     count: Long
     severity_id: Severity
@@ -167,6 +175,55 @@ class NetworkActivity(Event):
         return self
 
 
+class DetectionFinding(Event):
+    """Class 2004: what many attempts come to; ``count`` is of packets that their events count."""
+
+    # This class has device, is_alert and confidence of its own: they bring no profile.
+    brought_by: ClassVar = {
+        "host": ("actor",),
+        "security_control": ("action_id", "disposition_id", "firewall_rule", "attacks"),
+    }
+
+    class_uid: Literal[2004] = 2004
+    class_name: Literal["Detection Finding"] = "Detection Finding"
+    category_uid: Literal[2] = 2
+    category_name: Literal["Findings"] = "Findings"
+    activity_id: FindingActivityId
+    activity_name: Caption = caption_of("activity_id")
+    type_uid: TypeUid = derived(_type_uid)
+    type_name: TypeName = derived(_type_name)
+    time: Long
+    start_time: Long
+    end_time: Long
+    duration: Long | None = None
+    timezone_offset: Literal[0] = 0
+    count: Long
+    severity_id: Severity
+    severity: Caption = caption_of("severity_id")
+    status_id: FindingStatus
+    status: Caption = caption_of("status_id")
+    status_detail: str
+    message: str
+    action_id: Action
+    action: Caption = caption_of("action_id")
+    disposition_id: Disposition
+    disposition: Caption = caption_of("disposition_id")
+    is_alert: bool
+    confidence_id: Confidence
+    confidence: Caption = caption_of("confidence_id")
+    finding_info: FindingInfo
+    remediation: Remediation
+    firewall_rule: FirewallRule | None = None
+    attacks: tuple[Attack, ...]
+    evidences: tuple[Evidences, ...]
+    resources: tuple[ResourceDetails, ...]
+    actor: Actor | None = None
+    device: Device | None = None
+    observables: tuple[Observable, ...] | None = None
+    unmapped: dict[str, Any]
+    metadata: Metadata
+
+
 class DeviceConfigStateChange(Event):
     """Class 5019: what became of a fence."""
 
@@ -202,7 +259,7 @@ class DeviceConfigStateChange(Event):
 
 
 class ApplicationLifecycle(Event):
-    """Class 6002: ocsf-nft started, stopped, or lost records."""
+    """Class 6002: ocsf-nft started, stopped, lost records, or did not read."""
 
     brought_by: ClassVar = {"host": ("device",), "security_control": _SECURITY_CONTROL}
 

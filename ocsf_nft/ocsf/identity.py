@@ -14,6 +14,7 @@ from uuid import UUID
 from ocsf_nft.ocsf.caching import CACHED
 
 if TYPE_CHECKING:
+    from ocsf_nft.attempt import Merger
     from ocsf_nft.record import Record
 
 #: Never to be changed: event uids of all versions derive from it.
@@ -34,10 +35,7 @@ def event_uid(class_uid: int, identity: str) -> str:
 
 
 def attempt_uid(record: Record) -> str:
-    """What all records of one attempt share.
-
-    An attempt is one sandbox, rule, uid, protocol, destination and port.
-    """
+    """What all attempts of one flow share: sandbox, rule, uid, protocol, destination and port."""
     return _attempt_uid(
         record.prefix if record.sandbox is None else record.sandbox,
         record.sandbox is None,
@@ -47,6 +45,11 @@ def attempt_uid(record: Record) -> str:
         record.destination,
         record.destination_port,
     )
+
+
+def merged_uid(sandbox: str | None, rule: str, uid: int | None, why: Merger) -> str:
+    """What all attempts that are several flows of one user share, where the reason is the same."""
+    return stable_uid("merged", sandbox, rule, uid, why)
 
 
 @lru_cache(maxsize=CACHED)

@@ -5,25 +5,26 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ocsf_nft.ocsf.context import Context, own_metadata, product
+from ocsf_nft.ocsf import wording
+from ocsf_nft.ocsf.context import device_of, own_metadata, product
 from ocsf_nft.ocsf.enums import (
     ConfigActivityId,
     ConfigState,
     DeviceType,
     LifecycleActivityId,
-    ObservableType,
     SecurityLevel,
     Severity,
     Status,
 )
 from ocsf_nft.ocsf.events import ApplicationLifecycle, DeviceConfigStateChange
 from ocsf_nft.ocsf.identity import stable_uid
-from ocsf_nft.ocsf.objects import Device, Observable
+from ocsf_nft.ocsf.objects import Device
 from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ocsf_nft.ocsf.context import Context
     from ocsf_nft.record import Gap
 
 
@@ -89,7 +90,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     }
     if transport is not None:
         more["transport"] = visible(transport)
-    device, observables = _device(context)
+    device, observables = device_of(context)
     return DeviceConfigStateChange(
         activity_id=ConfigActivityId.LOG,
         time=time_ns // 1_000_000,
@@ -102,7 +103,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         security_level_id=_security_level(after),
         prev_security_level_id=_security_level(before),
         device=device or Device(name="unknown", type_id=DeviceType.UNKNOWN),
-        observables=observables,
+        observables=observables or None,
         unmapped=more,
         metadata=own_metadata(
             stable_uid("fence", sandbox, before.value, after.value, time_ns, reason), time_ns
@@ -115,7 +116,7 @@ def lifecycle(
 ) -> ApplicationLifecycle:
     """ocsf-nft started or stopped at ``time_ns`` (ns since the epoch, UTC), and why."""
     started = activity == "start"
-    device, observables = _device(context)
+    device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.START if started else LifecycleActivityId.STOP,
         time=time_ns // 1_000_000,
@@ -125,7 +126,7 @@ def lifecycle(
         message=f"ocsf-nft {product().version} {'started' if started else 'stopped'}.",
         app=product(),
         device=device,
-        observables=observables,
+        observables=observables or None,
         metadata=own_metadata(stable_uid("lifecycle", activity, time_ns), time_ns),
     )
 
@@ -138,8 +139,8 @@ def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecyc
     if lost.lost is None:
         what = "Records were lost, nobody knows how many"
     else:
-        what = f"{lost.lost} record{'' if lost.lost == 1 else 's'} {_were(lost.lost)} lost"
-    device, observables = _device(context)
+        what = f"{wording.counted(lost.lost, 'record')} {_were(lost.lost)} lost"
+    device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
         activity_name="Records Lost",
@@ -153,11 +154,59 @@ def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecyc
         message=f"{what} on the way from the kernel ({lost.transport}): {visible(lost.reason)}.",
         app=product(),
         device=device,
-        observables=observables,
+        observables=observables or None,
         unmapped={"transport": lost.transport},
         metadata=own_metadata(
             stable_uid("gap", lost.transport, lost.reason, lost.lost, lost.since_ns, lost.until_ns),
             processed_ns,
+        ),
+    )
+
+
+def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
+    context: Context,
+    *,
+    sandbox: str,
+    packets: int,
+    since_ns: int,
+    until_ns: int,
+    reason: str,
+    processed_ns: int,
+) -> ApplicationLifecycle:
+    """Nobody read a fence's counters and log between two moments: stopped, or late.
+
+    ``packets`` were refused meanwhile; events that follow count all of them, so this one's
+    ``count`` is not to be added to theirs. Times are in ns since the epoch, UTC, ``processed_ns``
+    is now. The moments may be of two runs, between which the clock was set back: the time then
+    has no length. The same arguments give the same event uid.
+    """
+    time_away = wording.elapsed(since_ns, until_ns)
+    if packets:
+        refused = f"{wording.counted(packets, 'packet')} {_were(packets)} refused meanwhile"
+        meanwhile = f"{refused}, and {'is' if packets == 1 else 'are'} counted"
+    else:
+        meanwhile = "nothing was refused meanwhile"
+    device, observables = device_of(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.OTHER,
+        activity_name="Not Reading",
+        time=until_ns // 1_000_000,
+        start_time=min(since_ns, until_ns) // 1_000_000,
+        end_time=until_ns // 1_000_000,
+        count=packets,
+        severity_id=Severity.HIGH if packets else Severity.LOW,
+        status_id=Status.FAILURE,
+        status_detail=visible(reason),
+        message=(
+            f"ocsf-nft did not read the fence of sandbox {visible(sandbox)} for {time_away}; "
+            f"{meanwhile}."
+        ),
+        app=product(),
+        device=device,
+        observables=observables or None,
+        unmapped={"sandbox": visible(sandbox)},
+        metadata=own_metadata(
+            stable_uid("unread", sandbox, packets, since_ns, until_ns, reason), processed_ns
         ),
     )
 
@@ -168,13 +217,3 @@ def _were(number: int) -> str:
 
 def _security_level(state: FenceState) -> SecurityLevel:
     return SecurityLevel.SECURE if state is FenceState.STANDING else SecurityLevel.AT_RISK
-
-
-def _device(context: Context) -> tuple[Device | None, tuple[Observable, ...] | None]:
-    if context.host is None:
-        return None, None
-    device = context.host.device()
-    hostname = Observable(
-        name="device.hostname", type_id=ObservableType.HOSTNAME, value=str(device.hostname)
-    )
-    return device, (hostname,)

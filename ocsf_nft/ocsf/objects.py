@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from ocsf_nft.ocsf.enums import (
+    AnalyticType,
     Boundary,
     DeviceType,
     Direction,
@@ -80,6 +81,41 @@ class Attack(Model):
     sub_technique: Technique | None = None
 
 
+class Analytic(Model):
+    """``analytic``: what found a finding."""
+
+    uid: str
+    name: str
+    type_id: AnalyticType
+    type: Caption = caption_of("type_id")
+
+
+class FindingInfo(Model):
+    """``finding_info``: what was found; ``uid`` is the same for all that is told of it."""
+
+    uid: str
+    title: str
+    desc: str
+    types: tuple[str, ...]
+    analytic: Analytic
+    attacks: tuple[Attack, ...]
+    first_seen_time: Long
+    last_seen_time: Long
+
+
+class Remediation(Model):
+    """``remediation``: what to do about a finding."""
+
+    desc: str
+
+
+class ResourceDetails(Model):
+    """``resource_details``: what a finding is about."""
+
+    name: str
+    type: str
+
+
 class NetworkEndpoint(Model):
     """``network_endpoint``. A MAC address alone does not make one: the schema wants a name too."""
 
@@ -145,6 +181,15 @@ class Actor(Model):
     """``actor``: who did it, as far as the kernel's record says."""
 
     user: User
+
+
+class Evidences(Model):
+    """``evidences``: one thing that was seen."""
+
+    actor: Actor | None = None
+    src_endpoint: NetworkEndpoint | None = None
+    dst_endpoint: NetworkEndpoint | None = None
+    connection_info: NetworkConnectionInfo
 
 
 class Os(Model):

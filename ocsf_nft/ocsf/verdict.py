@@ -1,4 +1,4 @@
-"""What one record means: which way it went, what the kernel answered, how much it matters."""
+"""What a record or a rule means: which way it went, what the answer was, how much it matters."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ FORWARD: Final = "forward"
 INGRESS: Final = "ingress"
 LINK: Final = "link"
 GUARD: Final = "guard"
+
+#: The rules whose packets go one way.
+_WAYS: Final = {
+    EGRESS: Direction.OUTBOUND,
+    LINK: Direction.OUTBOUND,
+    GUARD: Direction.OUTBOUND,
+    INGRESS: Direction.INBOUND,
+}
 
 _RST: Final = 0x04
 _SYN: Final = 0x02
@@ -56,19 +64,31 @@ def direction(record: Record, uplinks: frozenset[str]) -> Direction:
     """Which way the packet went, seen from the sandbox; for a foreign rule, from the host."""
     if record.sandbox is not None:
         if record.rule == FORWARD:
-            if not uplinks:
+            if not uplinks or record.in_interface is None:
                 return Direction.UNKNOWN
             inbound = record.in_interface in uplinks
             return Direction.INBOUND if inbound else Direction.OUTBOUND
-        if record.rule == INGRESS:
-            return Direction.INBOUND
-        if record.rule in {EGRESS, LINK, GUARD}:
-            return Direction.OUTBOUND
+        if record.rule in _WAYS:
+            return _WAYS[record.rule]
     if record.in_interface is None and record.out_interface is not None:
         return Direction.OUTBOUND
     if record.in_interface is not None and record.out_interface is None:
         return Direction.INBOUND
     return Direction.UNKNOWN
+
+
+def direction_of_rule(rule: str) -> Direction:
+    """Which way all packets go that a rule of a fence refuses, seen from the sandbox."""
+    return _WAYS.get(rule, Direction.UNKNOWN)
+
+
+def answer_to_all(rule: str, way: Direction) -> Answer | None:
+    """What the kernel answered to every packet that a rule of a fence refused.
+
+    None where that depends on the packet.
+    """
+    is_silent = rule in {INGRESS, LINK, GUARD} or way is Direction.INBOUND
+    return Answer.NOTHING if is_silent else None
 
 
 def answer(record: Record, way: Direction, destination: Place | None) -> Answer | None:
@@ -80,7 +100,7 @@ def answer(record: Record, way: Direction, destination: Place | None) -> Answer 
     """
     if record.sandbox is None:
         return None
-    if record.rule in {INGRESS, LINK, GUARD} or way is Direction.INBOUND:
+    if answer_to_all(record.rule, way) is Answer.NOTHING:
         return Answer.NOTHING
     if record.rule not in {EGRESS, FORWARD} or way is Direction.UNKNOWN:
         return None

@@ -1,6 +1,7 @@
 """The sentences of an event: what happened, for a person, and what to do, for the program.
 
-They say what the record says and no more. Names come from outside and are made visible first.
+They say what the records and the counters say and no more. Names come from outside and are made
+visible first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from ocsf_nft.ocsf.text import visible
 from ocsf_nft.ocsf.verdict import Answer
 
 if TYPE_CHECKING:
+    from ocsf_nft.attempt import Attempt, Merged
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.record import Record
@@ -30,37 +32,100 @@ _TELLS: Final = {
 }
 _ARP: Final = 0x0806
 _ETHERTYPES: Final = {_ARP: "an ARP frame"}
+#: The same for packets that are told together.
+_KINDS: Final = {_ARP: "ARP", 0x0800: "IPv4", 0x86DD: "IPv6"}
+_WHYS: Final = {
+    "many": "one user has more flows here than are told one by one",
+    "unplaced": "they found no place in the kernel's bounded sets of flows",
+    "forgotten": (
+        "the kernel forgot which flows they were before anybody had read the counts, "
+        "so nobody knows who sent them"
+    ),
+}
 #: Protocols that people call by another name than IANA's.
 _CALLED: Final = {4: "IP in IP", protocols.ICMPV6: "ICMPv6", 41: "IPv6 in IP"}
 _FRAGMENTED: Final = frozenset({"fragment_offset", "more_fragments"})
 _WEB_PORTS: Final = {80: "HTTP_PROXY", 443: "HTTPS_PROXY"}
 
 
-def message(record: Record, way: Direction, answered: Answer | None) -> str:
-    """What happened, in one sentence."""
-    outcome = _ANSWERED[answered]
+def message(attempt: Attempt, way: Direction, answered: Answer | None) -> str:
+    """What happened, and how often, in one sentence."""
+    if attempt.merged is None:
+        times = "" if attempt.packets == 1 else f", {attempt.packets} times"
+        deed = f"{_deed(attempt.record, way)}{times}"
+    else:
+        deed = _deeds(attempt.record, way, counted(attempt.packets, "packet"), attempt.merged)
+    return f"{deed}; {_ANSWERED[answered]}"
+
+
+def who(sandbox: str, uid: int | None) -> str:
+    """Who sent something from inside a sandbox, by all that is known."""
+    name = f"sandbox {visible(sandbox)}"
+    return name if uid is None else f"uid {uid} in {name}"
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something that has a regular plural."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def elapsed(since_ns: int, until_ns: int) -> str:
+    """The time between two moments in ns; none when a clock was set back."""
+    milliseconds = max(0, until_ns - since_ns) // 1_000_000
+    return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def _deed(record: Record, way: Direction) -> str:
+    packet = _packet(record)
     if record.sandbox is None:
         rule = f'rule "{visible(record.rule)}"' if record.rule else "a rule without a name"
-        return f"{_packet(record)} from {_source(record)} met {rule}; {outcome}"
-    sandbox = f"sandbox {visible(record.sandbox)}"
+        return f"{packet} from {_source(record)} met {rule}"
     if way is Direction.INBOUND:
-        return f"{_source(record)} sent {sandbox} {_packet(record)}; {outcome}"
-    who = sandbox if record.uid is None else f"uid {record.uid} in {sandbox}"
+        return f"{_source(record)} sent {who(record.sandbox, None)} {packet}"
+    sender = who(record.sandbox, record.uid)
     if record.rule == verdict.FORWARD:
-        who = f"{_source(record)}, behind {sandbox},"
+        if record.source is record.mac_source is None:
+            return f"somebody tried to pass {packet} through {who(record.sandbox, None)}"
+        sender = f"{_source(record)}, behind {who(record.sandbox, None)},"
     if record.destination is None:
-        return f"{who} sent {_packet(record)}; {outcome}"
-    return f"{who} tried {_packet(record)} directly; {outcome}"
+        return f"{sender} sent {packet}"
+    return f"{sender} tried {packet} directly"
+
+
+def _deeds(record: Record, way: Direction, packets: str, merged: Merged) -> str:
+    sandbox = who(record.sandbox or "", None)
+    if (kind := _kind(record)) is not None:
+        packets = f"{packets} ({kind})"
+    if merged.flows is None:
+        flows = "in flows that nobody knows"
+    else:
+        flows = f"in at least {counted(merged.flows, 'other flow')}"
+    if way is Direction.INBOUND:
+        return f"somebody sent {sandbox} {packets} {flows}"
+    if record.rule == verdict.FORWARD:
+        return f"somebody tried to pass {packets} through {sandbox} {flows}"
+    return f"{who(record.sandbox or '', record.uid)} sent {packets} {flows}"
+
+
+def _kind(record: Record) -> str | None:
+    if record.protocol is not None:
+        return _protocol(record.protocol)
+    if record.ethertype is None:
+        return None
+    return _KINDS.get(record.ethertype, f"frames of type {record.ethertype:#06x}")
 
 
 def detail(
-    record: Record,
+    attempt: Attempt,
     way: Direction,
     answered: Answer | None,
     proxy: Proxy | None,
     destination: Place | None,
 ) -> str | None:
     """What the sender is to make of it, and what to do instead; None for a foreign rule."""
+    if attempt.merged is not None:
+        return _detail_of_many(attempt.merged, way, answered, proxy)
+    record = attempt.record
     if answered is None:
         return None
     tells = _TELLS[answered]
@@ -82,6 +147,21 @@ def detail(
         )
     if record.protocol == protocols.TCP:
         return f"{tells} Go through the proxy at {proxy.url} (HTTP CONNECT)."
+    return f"{tells} Only TCP to the proxy at {proxy.url} may leave."
+
+
+def _detail_of_many(
+    merged: Merged, way: Direction, answered: Answer | None, proxy: Proxy | None
+) -> str:
+    done = "dropped" if answered is Answer.NOTHING else "refused"
+    tells = (
+        f"These packets are told together because {_WHYS[merged.why]}. "
+        f"They were {done} by the sandbox's fence, not lost in the network."
+    )
+    if way is Direction.INBOUND:
+        return f"{tells} Nothing may come in but what a proxy answers."
+    if proxy is None:
+        return f"{tells} Only the sandbox's proxy may be reached: use it."
     return f"{tells} Only TCP to the proxy at {proxy.url} may leave."
 
 

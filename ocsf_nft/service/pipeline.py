@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import notices
 from ocsf_nft.ocsf.context import Context, Host
 from ocsf_nft.ocsf.mapper import Mapper
@@ -140,7 +141,9 @@ class Pipeline:
         lines: list[bytes] = []
         for number, record in enumerate(batch.records, 1):
             mapper = self._mappers.get(record.sandbox, self._unknown)
-            lines.append(mapper.network_activity(record, processed_ns=time.time_ns()).to_json())
+            lines.append(
+                mapper.network_activity(Attempt.of(record), processed_ns=time.time_ns()).to_json()
+            )
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
         for gap in batch.gaps:

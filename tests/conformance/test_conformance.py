@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 
+from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.context import Context, this_host
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle
@@ -39,7 +40,7 @@ def as_json(event: Event) -> Any:
 def test_the_event_of_each_kind_of_record_has_no_fault(
     judge: Judge, name: str, mapper: str
 ) -> None:
-    event = MAPPERS[mapper].network_activity(RECORDS[name], processed_ns=NOW_NS)
+    event = MAPPERS[mapper].network_activity(Attempt.of(RECORDS[name]), processed_ns=NOW_NS)
     assert judge(as_json(event)) == []
 
 
@@ -49,7 +50,7 @@ def test_any_record_becomes_an_event_without_fault(
     judge: Judge, record: Record, now_ns: int
 ) -> None:
     for mapper in (MAPPERS["knowing"], MAPPERS["knowing nothing"]):
-        line = mapper.network_activity(record, processed_ns=now_ns).to_json()
+        line = mapper.network_activity(Attempt.of(record), processed_ns=now_ns).to_json()
         assert judge(json.loads(line)) == []
         assert b"\n" not in line
 
@@ -57,8 +58,8 @@ def test_any_record_becomes_an_event_without_fault(
 @settings(max_examples=60, deadline=None)
 @given(record=records(), now_ns=MOMENTS)
 def test_the_same_record_has_the_same_uid_in_any_run(record: Record, now_ns: int) -> None:
-    first = MAPPERS["knowing"].network_activity(record, processed_ns=now_ns)
-    again = Mapper(Context()).network_activity(record, processed_ns=NOW_NS)
+    first = MAPPERS["knowing"].network_activity(Attempt.of(record), processed_ns=now_ns)
+    again = Mapper(Context()).network_activity(Attempt.of(record), processed_ns=NOW_NS)
     assert first.metadata.uid == again.metadata.uid
     assert first.metadata.correlation_uid == again.metadata.correlation_uid
 

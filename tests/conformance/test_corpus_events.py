@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from tests.conformance.corpus import CONTEXT, NOW_NS
@@ -27,7 +28,7 @@ def test_every_real_record_is_an_event_without_fault(
 ) -> None:
     faults: dict[str, list[str]] = {}
     for record in _RECORDS:
-        event = mapper.network_activity(record, processed_ns=NOW_NS)
+        event = mapper.network_activity(Attempt.of(record), processed_ns=NOW_NS)
         if found := judge(orjson.loads(event.to_json())):
             faults[record.origin.raw] = found
     assert not faults

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import enums
 from ocsf_nft.ocsf.mapper import Mapper
 from tests.conformance import judge as judge_module
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     Judge = Callable[[Any], list[str]]
 
 DELETE = object()
-GOOD = json.loads(Mapper(CONTEXT).network_activity(RECORDS["tcp4"], processed_ns=NOW_NS).to_json())
+GOOD = json.loads(
+    Mapper(CONTEXT).network_activity(Attempt.of(RECORDS["tcp4"]), processed_ns=NOW_NS).to_json()
+)
 
 #: What is spoilt, where, and with what.
 MUTATIONS: dict[str, tuple[str, Any]] = {
@@ -166,6 +169,9 @@ def test_what_the_schema_recommends_and_we_know_is_there() -> None:
 #: Our enumeration, the schema's object or class, and its attribute.
 ENUMERATIONS = [
     (enums.NetworkActivityId, "classes", "network_activity", "activity_id"),
+    (enums.FindingActivityId, "classes", "detection_finding", "activity_id"),
+    (enums.FindingStatus, "classes", "detection_finding", "status_id"),
+    (enums.AnalyticType, "objects", "analytic", "type_id"),
     (enums.ConfigActivityId, "classes", "device_config_state_change", "activity_id"),
     (enums.LifecycleActivityId, "classes", "application_lifecycle", "activity_id"),
     (enums.Severity, "classes", "network_activity", "severity_id"),

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
+from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from tests.conformance.corpus import CONTEXT, NOW_NS, OUT, RECORDS, TCP, V4, record
@@ -153,9 +154,14 @@ def test_a_refused_connection_is_told_in_full() -> None:
 
 
 def test_the_keys_come_in_one_order() -> None:
-    line = MAPPER.network_activity(RECORDS["tcp4"], processed_ns=NOW_NS).to_json()
+    line = MAPPER.network_activity(Attempt.of(RECORDS["tcp4"]), processed_ns=NOW_NS).to_json()
     assert line.startswith(b'{"class_uid":4001,"class_name":"Network Activity","category_uid":4,')
-    assert line == Mapper(CONTEXT).network_activity(RECORDS["tcp4"], processed_ns=NOW_NS).to_json()
+    assert (
+        line
+        == Mapper(CONTEXT)
+        .network_activity(Attempt.of(RECORDS["tcp4"]), processed_ns=NOW_NS)
+        .to_json()
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,7 +245,7 @@ def test_a_hostile_interface_name_is_a_name_and_nothing_else() -> None:
 def test_a_record_of_netlink_says_so() -> None:
     said = RECORDS["tcp4"]
     said = replace(said, origin=replace(said.origin, log_format="nfnetlink_log"))
-    event = MAPPER.network_activity(said, processed_ns=NOW_NS)
+    event = MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS)
     assert event.metadata.log_format == "nfnetlink_log"
 
 
@@ -250,7 +256,9 @@ def test_a_scan_of_many_destinations_takes_little_memory() -> None:
         for _ in range(4000):
             destination = ".".join(str(draw.randrange(1, 224)) for _ in range(4))
             tried = {"destination": destination, "destination_port": draw.randrange(1 << 16)}
-            MAPPER.network_activity(record(**(V4 | TCP | OUT | tried)), processed_ns=NOW_NS)
+            MAPPER.network_activity(
+                Attempt.of(record(**(V4 | TCP | OUT | tried))), processed_ns=NOW_NS
+            )
         assert tracemalloc.get_traced_memory()[0] < 6_000_000
     finally:
         tracemalloc.stop()

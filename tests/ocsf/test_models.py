@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from pydantic import ValidationError
 
+from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import enums
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.events import NetworkActivity
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
 MAPPER = Mapper(CONTEXT)
-EVENT = MAPPER.network_activity(RECORDS["tcp4"], processed_ns=NOW_NS)
+EVENT = MAPPER.network_activity(Attempt.of(RECORDS["tcp4"]), processed_ns=NOW_NS)
 
 
 def changed(**changes: Any) -> NetworkActivity:
@@ -116,7 +117,7 @@ def test_an_endpoint_and_a_device_are_somebody() -> None:
 @settings(max_examples=60, deadline=None)
 @given(record=records())
 def test_json_says_what_the_model_says_in_its_order(record: Record) -> None:
-    event = Mapper(Context()).network_activity(record, processed_ns=NOW_NS)
+    event = Mapper(Context()).network_activity(Attempt.of(record), processed_ns=NOW_NS)
     told = json.loads(event.to_json())
     assert json.dumps(told) == json.dumps(event.model_dump(mode="json", exclude_none=True))
 

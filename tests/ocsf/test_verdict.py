@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.mapper import Mapper
 from tests.conformance.corpus import CONTEXT, NOW_NS, OUT, TCP, V4, V6, record
 from tests.ocsf.mapped import MAPPER, event_of
@@ -65,7 +66,7 @@ def test_without_known_uplinks_nobody_says_which_way_a_forwarded_packet_went() -
     )
     event = json.loads(
         Mapper(replace(CONTEXT, uplinks=frozenset()))
-        .network_activity(forwarded, processed_ns=NOW_NS)
+        .network_activity(Attempt.of(forwarded), processed_ns=NOW_NS)
         .to_json()
     )
     assert event["connection_info"]["direction"] == "Unknown"
@@ -83,7 +84,7 @@ def test_what_a_kernel_answers_by_itself_is_no_alert(details: dict[str, Any]) ->
     prefix = "ocsf-nft:sb1:link:" if is_arp else "ocsf-nft:sb1:egress:"
     for uid, severity in ((None, "Informational"), (1000, "Medium")):
         said = record(prefix, out_interface="sb0", uid=uid, details=details, **packet)
-        event = json.loads(MAPPER.network_activity(said, processed_ns=NOW_NS).to_json())
+        event = json.loads(MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS).to_json())
         assert event["severity"] == severity
         assert ("attacks" in event) == (uid is not None)
 
@@ -106,23 +107,23 @@ def test_the_initiator_is_known_when_the_packet_proves_it(
     facts: dict[str, Any], known: bool
 ) -> None:
     said = record(**V4, **OUT, **facts)
-    event = MAPPER.network_activity(said, processed_ns=NOW_NS)
+    event = MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS)
     assert event.is_src_dst_assignment_known is known
 
 
 def test_housekeeping_that_would_leave_the_link_is_none() -> None:
     said = record(**V6, **OUT, protocol=58, details={"icmp_type": 133, "icmp_code": 0})
-    assert MAPPER.network_activity(said, processed_ns=NOW_NS).severity == "Medium"
+    assert MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS).severity == "Medium"
 
 
 @pytest.mark.parametrize(("uid", "severity"), [(None, "Informational"), (0, "Medium")])
 def test_what_a_program_sends_is_no_housekeeping(uid: int | None, severity: str) -> None:
     facts = V6 | {"destination": "ff02::16"}
     said = record(**facts, **OUT, protocol=58, uid=uid, details={"icmp_type": 143, "icmp_code": 0})
-    assert MAPPER.network_activity(said, processed_ns=NOW_NS).severity == severity
+    assert MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS).severity == severity
 
 
 def test_cloud_metadata_that_asks_us_is_not_an_attempt_to_reach_it() -> None:
     facts = V4 | {"destination": "169.254.169.254"}
     said = record("ocsf-nft:sb1:ingress:", **facts, **TCP, in_interface="sb0")
-    assert MAPPER.network_activity(said, processed_ns=NOW_NS).severity == "Medium"
+    assert MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS).severity == "Medium"

@@ -1,0 +1,49 @@
+"""The rule that refused, as OCSF's ``firewall_rule``."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.ocsf import verdict
+from ocsf_nft.ocsf.objects import FirewallRule
+from ocsf_nft.ocsf.text import visible
+
+if TYPE_CHECKING:
+    from ocsf_nft.ocsf.context import Context
+
+_DESCRIPTIONS: Final = {
+    verdict.EGRESS: "what the sandbox sends goes to its proxy, or nowhere",
+    verdict.FORWARD: "nothing is forwarded into the sandbox, out of it or through it",
+    verdict.INGRESS: "nothing comes into the sandbox but what a proxy answers",
+    verdict.LINK: "no frame that did not come from the IP stack leaves the sandbox",
+    verdict.GUARD: "the host's end of the link takes nothing but traffic to the proxy",
+}
+
+
+def firewall_rule(context: Context, sandbox: str | None, rule: str) -> FirewallRule | None:
+    """The rule of that name; without a sandbox it is a foreign one, of which we know no more."""
+    if not rule:
+        return None
+    if sandbox is None:
+        return _foreign_rule(rule)
+    facts = context.rules.get(rule)
+    if facts is None:
+        return _own_rule(rule, None, None)
+    return _own_rule(rule, facts.uid, facts.condition)
+
+
+@lru_cache(maxsize=256)
+def _foreign_rule(name: str) -> FirewallRule:
+    return FirewallRule(name=visible(name)).keep_json()
+
+
+@lru_cache(maxsize=256)
+def _own_rule(name: str, uid: str | None, condition: str | None) -> FirewallRule:
+    return FirewallRule(
+        name=visible(name),
+        uid=uid,
+        type="nftables",
+        desc=_DESCRIPTIONS.get(name),
+        condition=condition,
+    ).keep_json()
