@@ -68,9 +68,9 @@ class Ledger:
         )
 
     @property
-    def read_ns(self) -> int:
-        """When the last reading began; ``begun_ns`` when there was none."""
-        return min((account.read_ns for account in self.rules.values()), default=self._begun_ns)
+    def read_ns(self) -> int | None:
+        """When the last reading began; None when there was none."""
+        return min((account.read_ns for account in self.rules.values()), default=None)
 
     def balances(self) -> tuple[Balance, ...]:
         """How each rule stands, as of the last reading."""

@@ -72,6 +72,17 @@ class StateDirectory:
         except (pydantic.ValidationError, OcsfNftError) as error:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
 
+    def directory(self, sandbox: str) -> Path:
+        """Where other things of a sandbox may be kept as well."""
+        return self.path / values.sandbox_name(sandbox)
+
+    def written_ns(self, sandbox: str) -> int | None:
+        """When a sandbox was last put on record (ns since the epoch, UTC); None when it isn't."""
+        try:
+            return (self.directory(sandbox) / _FILE).stat().st_mtime_ns
+        except OSError:
+            return None
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep out other processes that install or remove a fence, waiting for them first.

@@ -38,7 +38,7 @@ _NOWHERE: Final = _networks("0.0.0.0/8", "240.0.0.0/4", "::/128")
 #: IPv6 addresses whose last 32 bits are the IPv4 address meant (RFC 4291, RFC 6052).
 _CARRIES_IPV4: Final = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
 #: Where clouds serve a machine's credentials.
-_METADATA: Final = frozenset({ip_address("169.254.169.254"), ip_address("fd00:ec2::254")})
+METADATA: Final = frozenset({ip_address("169.254.169.254"), ip_address("fd00:ec2::254")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def place(text: str | None) -> Place | None:
         is_link_local=meant.is_link_local,
         is_multicast=meant.is_multicast,
         is_broadcast=meant == IPv4Address("255.255.255.255"),
-        is_cloud_metadata=meant in _METADATA,
+        is_cloud_metadata=meant in METADATA,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -15,17 +15,14 @@ from ocsf_nft.fence.watch import Watch
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
 from ocsf_nft.ocsf.notices import FenceState, fence_state
+from ocsf_nft.service.to_its_end import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.spec import LogTransport
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
-    from ocsf_nft.service.pipeline import Pipeline
-
-T = TypeVar("T")
+    from ocsf_nft.service.reporter import Reporter
 
 _log = structlog.get_logger()
 
@@ -147,21 +144,21 @@ class Watched:
     """A fence under watch, and what was last told of it: each event begins where one ended."""
 
     def __init__(
-        self, sandbox: SandboxConfig, fence: Fence, state: StateDirectory, pipeline: Pipeline
+        self, sandbox: SandboxConfig, fence: Fence, state: StateDirectory, reporter: Reporter
     ) -> None:
         self._sandbox = sandbox
         self._fence = fence
         self._state = state
-        self._pipeline = pipeline
+        self._reporter = reporter
         self._installed = fence.installed
         self._told = (fence.state, fence.reason)
 
     async def announce(self) -> None:
         """Tell of a fence that this run put up, or that is not as it should be."""
         fence, name = self._fence, self._sandbox.name
-        self._pipeline.know(name, context(fence.installed, self._pipeline.host))
+        self._reporter.know(name, context(fence.installed, self._reporter.host))
         if fence.is_ours or fence.reason is not None:
-            await self._pipeline.emit(first_event(fence, self._pipeline.host))
+            await self._reporter.emit(first_event(fence, self._reporter.host))
         if fence.reason is not None:
             _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
         elif fence.installed.transport == "none":
@@ -175,7 +172,7 @@ class Watched:
         """
         async with Watch(self._installed.namespace) as surroundings:
             async for _ in surroundings.changes():
-                await _to_its_end(self._look())
+                await to_its_end(self._look())
 
     async def take_away(self) -> None:
         """Remove the fence if this run put it up, and tell of it.
@@ -200,7 +197,7 @@ class Watched:
         news = _news(self._installed, now.installed)
         self._installed = now.installed
         if news is not None or self._told != (now.state, now.reason):
-            self._pipeline.know(self._sandbox.name, context(now.installed, self._pipeline.host))
+            self._reporter.know(self._sandbox.name, context(now.installed, self._reporter.host))
             await self._tell(now.state, now.reason or news)
             self._told = (now.state, now.reason)
 
@@ -211,8 +208,8 @@ class Watched:
 
     async def _emit(self, after: FenceState, reason: str | None) -> None:
         before, _ = self._told
-        host = self._pipeline.host
-        await self._pipeline.emit(
+        host = self._reporter.host
+        await self._reporter.emit(
             state_event(self._installed, host, before=before, after=after, reason=reason)
         )
 
@@ -237,18 +234,3 @@ def _remove(installed: Installed, state: StateDirectory) -> bool:
     except AbsentError:
         return False
     return verdict != "absent"
-
-
-async def _to_its_end(look: Coroutine[Any, Any, T]) -> T:
-    """Let a look that has begun end, and tell what it saw, before its watch is cancelled.
-
-    Its thread can't be cancelled, and may be putting a fence up that its run, told to stop, is
-    about to take away.
-    """
-    task = asyncio.ensure_future(look)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        task.result()  # what it failed with is told before the cancellation
-        raise

@@ -1,31 +1,29 @@
-"""From a source's batches to a sink's lines, counting what goes through."""
+"""From a source's batches to the accounts of their sandboxes, counting what goes through."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import notices
-from ocsf_nft.ocsf.context import Context, Host
-from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.record import Batch, Gap, Reject
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
-    from ocsf_nft.delivery.sinks.base import Sink
-    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.service.accounts import Account
+    from ocsf_nft.service.reporter import Reporter
     from ocsf_nft.sources.base import Source
 
 _log = structlog.get_logger()
 
-#: Records mapped before other tasks get a turn: about 2 ms of work.
-_SLICE: Final = 64
 #: A source is drained when it gave nothing for so long, and given up when it never ends.
 _QUIET_SECONDS: Final = 0.2
 _DRAIN_SECONDS: Final = 5.0
@@ -44,28 +42,16 @@ class Counts:
 
 
 class Pipeline:
-    """Maps what sources read and hands it to one sink, in order for each source.
+    """Hands what sources read to the accounts of their sandboxes, in order for each source.
 
-    ``host`` is the machine that the records are of; None when that is not known, as for a log of
-    another machine.
+    Records of a sandbox that has no account (what is replayed) are told one by one.
     """
 
-    def __init__(self, sink: Sink, host: Host | None) -> None:
-        self.host = host
+    def __init__(self, reporter: Reporter, accounts: Mapping[str, Account]) -> None:
         self.counts = Counts()
         self._gaps_by_reason: dict[str, int] = {}
-        self._sink = sink
-        self._mappers: dict[str | None, Mapper] = {}
-        self._unknown = Mapper(Context(host=host))
-
-    def know(self, sandbox: str, context: Context) -> None:
-        """Map the records of a sandbox with what is known about it from now on."""
-        self._mappers[sandbox] = Mapper(context)
-
-    async def emit(self, event: Event) -> None:
-        """Deliver an event about ourselves; raises DeliveryError."""
-        await self._sink.deliver([event.to_json()])
-        self.counts.events += 1
+        self._reporter = reporter
+        self._accounts = accounts
 
     async def pump(
         self, source: Source, stop: asyncio.Event, sandboxes: frozenset[str] | None = None
@@ -96,9 +82,9 @@ class Pipeline:
                 batch, reading = reading.result(), None
                 if batch is None:
                     return
-                await self._deliver(_genuine(batch, sandboxes))
+                await self._deliver(_genuine(batch, sandboxes), sandboxes or ())
                 if deadline is not None and time.monotonic() > deadline:
-                    await self._give_up(batches)
+                    await self._give_up(batches, sandboxes or ())
                     return
         finally:
             stopping.cancel()
@@ -106,7 +92,7 @@ class Pipeline:
                 reading.cancel()
                 await asyncio.wait({reading})
 
-    async def _give_up(self, batches: AsyncIterator[Batch]) -> None:
+    async def _give_up(self, batches: AsyncIterator[Batch], sandboxes: Iterable[str]) -> None:
         """Count what there is no time to deliver, and tell it as lost."""
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
@@ -135,26 +121,24 @@ class Pipeline:
                     until_ns=time.time_ns(),
                 )
             )
-        await self._deliver(Batch(gaps=tuple(gaps)))
+        await self._deliver(Batch(gaps=tuple(gaps)), sandboxes)
 
-    async def _deliver(self, batch: Batch) -> None:
-        lines: list[bytes] = []
-        for number, record in enumerate(batch.records, 1):
-            mapper = self._mappers.get(record.sandbox, self._unknown)
-            lines.append(
-                mapper.network_activity(Attempt.of(record), processed_ns=time.time_ns()).to_json()
-            )
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)
+    async def _deliver(self, batch: Batch, sandboxes: Iterable[str] = ()) -> None:
+        for sandbox, records in groupby(batch.records, key=attrgetter("sandbox")):
+            account = None if sandbox is None else self._accounts.get(sandbox)
+            if account is not None:
+                await account.take(records)
+            else:
+                await self._reporter.deliver(await self._reporter.lines(map(Attempt.of, records)))
+        self.counts.records += len(batch.records)
         for gap in batch.gaps:
-            event = notices.gap(Context(host=self.host), gap, processed_ns=time.time_ns())
-            lines.append(event.to_json())
+            event = notices.gap(self._reporter.context(), gap, processed_ns=time.time_ns())
+            await self._reporter.emit(event)
             self._count_gap(gap)
+            for account in (self._accounts[name] for name in sandboxes if name in self._accounts):
+                await account.lose(gap)
         for reject in batch.rejects:
             self._count_reject(reject)
-        await self._sink.deliver(lines)
-        self.counts.records += len(batch.records)
-        self.counts.events += len(lines)
 
     # Who writes forgeries, or makes records be lost, must not be able to flood our own log, nor to
     # hold us up where nobody reads it: so both are logged at the first, second, fourth, eighth …

@@ -7,14 +7,18 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.accounting.book import FILE
 from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import Namespace
-from ocsf_nft.ocsf.context import Context, this_host
+from ocsf_nft.ocsf.context import this_host
 from ocsf_nft.ocsf.notices import lifecycle
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import fences
+from ocsf_nft.service.accounts import Account
 from ocsf_nft.service.pipeline import Counts, Pipeline
+from ocsf_nft.service.reporter import Reporter
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.nflog import Nflog
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.delivery.sinks.base import Sink
+    from ocsf_nft.fence.state import Installed
     from ocsf_nft.service.fences import Fence
     from ocsf_nft.sources.base import Source
 
@@ -56,21 +61,27 @@ async def run(
         for sandbox in config.sandbox:
             await early.open(sandbox, state, stack)
         standing = [await asyncio.to_thread(fences.stand, each, state) for each in config.sandbox]
-        pipeline = Pipeline(await stack.enter_async_context(sink), this_host())
+        reporter = Reporter(await stack.enter_async_context(sink), this_host())
         sources = await _sources(list(zip(config.sandbox, standing, strict=True)), early, stack)
-        await pipeline.emit(
-            lifecycle(Context(host=pipeline.host), activity="start", time_ns=time.time_ns())
-        )
+        await reporter.emit(lifecycle(reporter.context(), activity="start", time_ns=time.time_ns()))
         watched = [
-            fences.Watched(sandbox, fence, state, pipeline)
+            fences.Watched(sandbox, fence, state, reporter)
             for sandbox, fence in zip(config.sandbox, standing, strict=True)
         ]
         for each in watched:
             await each.announce()
+        accounts = {
+            fence.installed.spec.sandbox: await stack.enter_async_context(
+                _account(fence.installed, state, reporter)
+            )
+            for fence in standing
+        }
+        pipeline = Pipeline(reporter, accounts)
         ready()
         with _first_error():
             async with asyncio.TaskGroup() as group:
                 watches = [group.create_task(each.watch()) for each in watched]
+                watches += [group.create_task(each.keep()) for each in accounts.values()]
                 pumps = [
                     group.create_task(pipeline.pump(source, stop, frozenset(sandboxes)))
                     for source, sandboxes in sources.items()
@@ -80,11 +91,12 @@ async def run(
                 await asyncio.gather(*pumps)
                 for watch in watches:
                     watch.cancel()
+        for account in accounts.values():
+            await account.close()
         for each in watched:
             await each.take_away()
-        await pipeline.emit(
-            lifecycle(Context(host=pipeline.host), activity="stop", time_ns=time.time_ns())
-        )
+        await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
+        pipeline.counts.events = reporter.events
         return pipeline.counts
 
 
@@ -107,9 +119,22 @@ async def replay(paths: Sequence[Path], sink: Sink, stop: asyncio.Event) -> Coun
     Nobody knows which machine wrote them, so the events name no device.
     """
     async with sink as opened, Replay(paths) as source:
-        pipeline = Pipeline(opened, host=None)
+        reporter = Reporter(opened, host=None)
+        pipeline = Pipeline(reporter, {})
         await pipeline.pump(source, stop)
+        pipeline.counts.events = reporter.events
         return pipeline.counts
+
+
+def _account(installed: Installed, state: StateDirectory, reporter: Reporter) -> Account:
+    sandbox = installed.spec.sandbox
+    return Account(
+        sandbox,
+        Counters(installed),
+        state.directory(sandbox) / FILE,
+        reporter,
+        begun_ns=state.written_ns(sandbox) or time.time_ns(),
+    )
 
 
 class _Early:

@@ -1,0 +1,179 @@
+"""The account of a sandbox while it is watched: read, kept, and told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Self, TypeVar
+
+import structlog
+
+from ocsf_nft.accounting import book
+from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.ocsf import notices
+from ocsf_nft.ocsf.addresses import METADATA
+from ocsf_nft.service.to_its_end import to_its_end
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from ocsf_nft.accounting.balance import Balance
+    from ocsf_nft.attempt import Attempt, FanOut
+    from ocsf_nft.fence.counters import Counters
+    from ocsf_nft.flow import Reading
+    from ocsf_nft.record import Gap, Record
+    from ocsf_nft.service.reporter import Reporter
+
+T = TypeVar("T")
+
+_log = structlog.get_logger()
+
+#: What is too grave to be told together with others.
+_ALWAYS: Final = frozenset(map(str, METADATA))
+_READ_SECONDS: Final = 0.5
+#: A reading may take a tenth of the time: with many flows it is done less often.
+_PART: Final = 10
+#: Records of what a reading has found may still be on their way to us.
+_GRACE_SECONDS: Final = 0.1
+#: Nobody waits so long for the next reading, unless held up.
+_LATE_NS: Final = 5 * 1_000_000_000
+#: Attempts in one transaction and one delivery.
+_BATCH: Final = 256
+
+
+class Account:
+    """Takes in the records and counters of one sandbox, and tells what they come to.
+
+    Events are kept together with what they tell, before they are delivered: who is killed in
+    between tells them again, word for word.
+    """
+
+    def __init__(
+        self,
+        sandbox: str,
+        counters: Counters,
+        path: Path,
+        reporter: Reporter,
+        *,
+        begun_ns: int,
+    ) -> None:
+        self.sandbox = sandbox
+        self._counters = counters
+        self._book = book.Book(path)
+        self._reporter = reporter
+        self._ledger = Ledger(sandbox, begun_ns=begun_ns, always=_ALWAYS)
+        self._wait_seconds = _READ_SECONDS
+        # One thread: neither the sockets nor the file are asked two things at a time.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
+        self._telling = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        """Take up the account where it was left, and read the counters.
+
+        What may not have been delivered is delivered again. Raises an OcsfNftError when the
+        counters can't be read, or the file not be written.
+        """
+        try:
+            await self._work(self._counters.open)
+            await self._work(self._book.open)
+            await self._work(lambda: self._book.load(self._ledger))
+            if again := await self._work(self._book.undelivered):
+                await self._reporter.deliver(again)
+            await self._observe()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the sockets and the file."""
+        self._worker.submit(self._counters.close)
+        self._worker.submit(self._book.close)
+        self._worker.shutdown(wait=False)
+
+    async def take(self, records: Iterable[Record]) -> None:
+        """Take in records, and tell what begins with one."""
+        async with self._telling:
+            now_ns = time.time_ns()
+            found = [
+                attempt
+                for record in records
+                if (attempt := self._ledger.record(record, now_ns)) is not None
+            ]
+            await self._tell(found)
+
+    async def lose(self, gap: Gap) -> None:
+        """Keep count of the records that a source lost."""
+        await self._work(lambda: self._book.lose(gap.transport, gap.reason, gap.lost or 0))
+
+    async def keep(self) -> None:
+        """Read the counters again and again, and tell what is due."""
+        while True:
+            await asyncio.sleep(self._wait_seconds)
+            await to_its_end(self._read_and_tell())
+
+    async def close(self) -> tuple[Balance, ...]:
+        """Read once more and tell all that is owed; how the account stands then."""
+        await self._observe()
+        await self._tell_what_is_due(closing=True)
+        return self._ledger.balances()
+
+    async def _read_and_tell(self) -> None:
+        await self._observe()
+        await asyncio.sleep(_GRACE_SECONDS)
+        await self._tell_what_is_due()
+
+    async def _observe(self) -> None:
+        began = time.monotonic()
+        reading = await self._work(self._counters.read)
+        await self._tell_of_a_pause(reading)
+        for _ in self._ledger.observe(reading):
+            await asyncio.sleep(0)
+        self._wait_seconds = max(_READ_SECONDS, _PART * (time.monotonic() - began))
+
+    async def _tell_of_a_pause(self, reading: Reading) -> None:
+        since_ns = self._ledger.read_ns
+        late_ns = max(_LATE_NS, int(3e9 * self._wait_seconds))
+        if since_ns is None or reading.began_ns - since_ns < late_ns:
+            return
+        packets = self._ledger.unread_since(reading)
+        event = notices.unread(
+            self._reporter.context(self.sandbox),
+            sandbox=self.sandbox,
+            packets=packets,
+            since_ns=since_ns,
+            until_ns=reading.began_ns,
+            reason="ocsf-nft was not running, or was held up",
+            processed_ns=time.time_ns(),
+        )
+        await self._reporter.emit(event)
+        _log.warning("the counters were not read in time", sandbox=self.sandbox, refused=packets)
+
+    async def _tell_what_is_due(self, *, closing: bool = False) -> None:
+        async with self._telling:
+            due = self._ledger.due(time.time_ns(), closing=closing)
+            while found := list(islice(due, _BATCH)):
+                await self._tell(found)
+            await self._keep([])
+
+    async def _tell(self, found: Sequence[Attempt | FanOut]) -> None:
+        if found:
+            lines = await self._reporter.lines(found)
+            await self._keep(lines)
+            await self._reporter.deliver(lines)
+
+    async def _keep(self, lines: Sequence[bytes]) -> None:
+        changed = book.changes(self._ledger)
+        await self._work(lambda: self._book.commit(changed, lines))
+
+    async def _work(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
