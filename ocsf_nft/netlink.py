@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ NETLINK_NETFILTER: Final = 12
 
 NLM_F_REQUEST: Final = 0x1
 NLM_F_ACK: Final = 0x4
+NLM_F_DUMP_INTR: Final = 0x10
 NLM_F_DUMP: Final = 0x300
 
 NLMSG_ERROR: Final = 2
@@ -61,6 +62,26 @@ def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
         if length < _HEADER.size or offset + length > end:
             return
         yield kind, datagram[offset + _HEADER.size : offset + length]
+        offset += length + (-length % 4)
+
+
+class Message(NamedTuple):
+    """A message with what its header says: whose answer it is, and how good."""
+
+    kind: int
+    flags: int
+    sequence: int
+    payload: memoryview
+
+
+def headed(datagram: memoryview) -> Iterator[Message]:
+    """The messages in a datagram as :func:`messages` finds them, with flags and sequence."""
+    offset, end = 0, len(datagram)
+    while offset + _HEADER.size <= end:
+        length, kind, flags, sequence, _port = _HEADER.unpack_from(datagram, offset)
+        if length < _HEADER.size or offset + length > end:
+            return
+        yield Message(kind, flags, sequence, datagram[offset + _HEADER.size : offset + length])
         offset += length + (-length % 4)
 
 

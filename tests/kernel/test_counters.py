@@ -1,0 +1,429 @@
+"""What the kernel has counted is read to the packet, whatever goes on meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft import netlink, nfnetlink, privileges
+from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
+from ocsf_nft.fence import installer, ruleset
+from ocsf_nft.fence.counters import Counters
+from ocsf_nft.fence.elements import Elements
+from ocsf_nft.fence.nft import load
+from ocsf_nft.flow import KINDS, Count, Flow, Key, flow
+from ocsf_nft.lab import GATEWAY_MAC, INTERNET4, INTERNET6, SANDBOX4
+from ocsf_nft.nfnetlink import Nftables
+from ocsf_nft.privileges import Capability
+from tests.kernel import attempts, packets
+from tests.kernel.conftest import SANDBOX, nft
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.flow import Element, Reading, RuleReading
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_UID = 4242
+_FLOOD = Path(__file__).with_name("flood.py")
+_MANY_FLOWS = """
+import contextlib, socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in range(12_000):
+    with contextlib.suppress(OSError):
+        sock.sendto(b"flood", (f"203.0.{number // 250}.{number % 250 + 1}", 9))
+"""
+
+
+@pytest.fixture
+def installed(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Installed:
+    return installer.install(spec, lab.sandbox_namespace, state, "nflog")
+
+
+@pytest.fixture
+def reader(installed: Installed) -> Iterator[Counters]:
+    with Counters(installed) as opened:
+        yield opened
+
+
+def told(rule: RuleReading) -> dict[Flow, Count]:
+    """Each flow in words, and its count."""
+    found = {
+        flow(Key(kind, element.data)): Count(element.packets, element.bytes)
+        for kind in KINDS
+        for element in rule.elements[kind]
+    }
+    assert len(found) == sum(len(elements) for elements in rule.elements.values())
+    return found
+
+
+def accounted(rule: RuleReading) -> int:
+    return sum(count.packets for count in told(rule).values()) + rule.overflow.packets
+
+
+def test_each_flow_is_read_with_its_own_count(lab: Lab, reader: Counters) -> None:
+    namespace = lab.sandbox_namespace
+    namespace.call(attempts._allow_ping)
+    attempts.attempt(namespace, _UID, 3, *(kind for kind, *_ in attempts.UNPRIVILEGED))
+    attempts.attempt(namespace, 0, 2, "raw4", "raw6", "udp4")
+    reading = reader.read()
+    assert reading.rules.keys() == {"egress", "forward", "ingress", "link"}
+    egress = reading.rules["egress"]
+    found = {
+        one: count
+        for one, count in told(egress).items()
+        if one.destination in {INTERNET4, INTERNET6}
+    }
+    assert {one: count.packets for one, count in found.items()} == {
+        Flow(uid=uid, protocol=protocol, destination=destination, port=port): packets_sent
+        for uid, protocol, destination, port, packets_sent in (
+            (_UID, 6, INTERNET4, 443, 3),
+            (_UID, 6, INTERNET6, 443, 3),
+            (_UID, 17, INTERNET4, 443, 3),
+            (_UID, 17, INTERNET6, 443, 3),
+            (_UID, 1, INTERNET4, None, 3),
+            (_UID, 58, INTERNET6, None, 3),
+            (0, attempts.EXPERIMENT, INTERNET4, None, 2),
+            (0, attempts.EXPERIMENT, INTERNET6, None, 2),
+            (0, 17, INTERNET4, 443, 2),
+        )
+    }
+    udp = Flow(uid=_UID, protocol=17, destination=INTERNET4, port=443)
+    assert found[udp].bytes == 3 * (20 + 8 + len("bypass"))
+    for rule in reading.rules.values():
+        assert accounted(rule) == rule.refused.packets
+        assert rule.overflow == Count()
+
+
+def test_frames_and_what_comes_in_are_counted_in_their_own_rules(
+    lab: Lab, reader: Counters
+) -> None:
+    def send_frames() -> None:
+        gateway = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind((lab.sandbox_device, 0))
+            own = sock.getsockname()[4]
+            packet = packets.ip4(SANDBOX4, INTERNET4, 17, packets.udp(53))
+            for kind, payload in ((packets.ETH_IP, packet), (0x88B5, b"by af_packet")):
+                with contextlib.suppress(OSError):
+                    sock.sendto(
+                        packets.frame(gateway, own, kind, payload), (lab.sandbox_device, kind)
+                    )
+
+    def send_in() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"in", (SANDBOX4, 9001))
+
+    lab.sandbox_namespace.call(send_frames)
+    lab.gateway_namespace.call(send_in)
+    rules = reader.read().rules
+    link = told(rules["link"])
+    assert link[Flow(uid=0, protocol=17, destination=INTERNET4, port=53)].packets == 1
+    assert link[Flow(uid=0, protocol=None, ethertype=0x88B5)].packets == 1
+    arrived = told(rules["ingress"])
+    assert arrived[Flow(uid=None, protocol=17, destination=SANDBOX4, port=9001)] == Count(1, 30)
+    assert rules["forward"].refused == Count()
+
+
+def test_a_guard_is_read_where_it_stands(lab: Lab, spec: FenceSpec, state: StateDirectory) -> None:
+    guarded = dataclasses.replace(spec, guard_device=lab.gateway_device)
+
+    def here() -> Reading:
+        installed = installer.install(guarded, lab.sandbox_namespace, state, "nflog")
+        try:
+            with Counters(installed) as reader:
+                nft(lab.sandbox_namespace, "flush ruleset")
+                attempts.attempt(lab.sandbox_namespace, 0, 4, "raw4")
+                return reader.read()
+        finally:
+            installer.remove(SANDBOX, state)
+
+    reading = lab.gateway_namespace.call(here)
+    assert reading.rules.keys() == reading.epochs.keys() == {"guard"}
+    one = Flow(uid=None, protocol=attempts.EXPERIMENT, destination=INTERNET4)
+    assert told(reading.rules["guard"])[one].packets == 4
+
+
+def test_a_flood_is_accounted_for_at_every_moment(lab: Lab, reader: Counters) -> None:
+    # The flow is there before the first reading: nothing is on its way then.
+    attempts.attempt(lab.sandbox_namespace, 0, 1, "flood")
+    senders = [
+        lab.sandbox_namespace.call(
+            lambda: subprocess.Popen(
+                [sys.executable, str(_FLOOD), INTERNET4, "1"], stdout=subprocess.DEVNULL
+            )
+        )
+        for _ in range(2)
+    ]
+    readings = 0
+    while any(sender.poll() is None for sender in senders):
+        egress = reader.read().rules["egress"]
+        counted = accounted(egress)
+        # A packet that a processor is at is in the total and not yet in its flow.
+        assert egress.refused_before.packets - len(senders) <= counted <= egress.refused.packets
+        readings += 1
+    egress = reader.read().rules["egress"]
+    assert readings > 10
+    assert accounted(egress) == egress.refused.packets == egress.refused_before.packets
+
+
+def test_flows_that_come_meanwhile_are_read_once_and_none_is_missed(
+    lab: Lab, reader: Counters
+) -> None:
+    sender = lab.sandbox_namespace.call(
+        lambda: subprocess.Popen([sys.executable, "-c", _MANY_FLOWS])
+    )
+    known: set[Flow] = set()
+    while sender.poll() is None:
+        egress = reader.read().rules["egress"]
+        flows = told(egress)
+        assert known <= flows.keys()
+        assert accounted(egress) <= egress.refused.packets
+        known |= flows.keys()
+    egress = reader.read().rules["egress"]
+    assert len(told(egress)) >= 12_000
+    assert accounted(egress) == egress.refused.packets
+
+
+def test_elements_as_this_kernel_tells_them_are_taken_apart_at_once(
+    lab: Lab, reader: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.sandbox_namespace.call(attempts._allow_ping)
+    kinds = [kind for kind, *_ in (*attempts.UNPRIVILEGED, *attempts.PRIVILEGED)]
+    attempts.attempt(lab.sandbox_namespace, 0, 1, *kinds)
+    wanted = reader.read().rules["egress"].elements
+
+    def one_by_one(_elements: Elements, payload: memoryview) -> list[Element]:
+        assert not payload, "an element does not look like the one before"
+        return []
+
+    monkeypatch.setattr(Elements, "parse_each", one_by_one)
+    found = reader.read().rules["egress"].elements
+    assert {kind: len(found[kind]) for kind in KINDS} == {kind: len(wanted[kind]) for kind in KINDS}
+    assert len(found["flows4"]) >= 4
+    assert len(found["flows6"]) >= 4
+
+
+def test_what_was_last_seen_some_time_ago_says_so(lab: Lab, reader: Counters) -> None:
+    nft(
+        lab.sandbox_namespace,
+        f"add element inet ocsf_nft flows4_egress {{ 1 . 17 . {INTERNET4} . 1 expires 9m }}",
+    )
+    nft(
+        lab.sandbox_namespace,
+        f"add element inet ocsf_nft flows4_egress {{ 2 . 17 . {INTERNET4} . 1 timeout 2h }}",
+    )
+    attempts.attempt(lab.sandbox_namespace, 3, 1, "udp4")
+    idle = {
+        flow(Key("flows4", element.data)).uid: element.idle_ms
+        for element in reader.read().rules["egress"].elements["flows4"]
+    }
+    assert 60_000 <= idle[1] < 90_000
+    assert idle[2] < 30_000
+    assert idle[3] < 30_000
+
+
+def test_a_table_that_is_gone_has_no_rules(lab: Lab, reader: Counters) -> None:
+    nft(lab.sandbox_namespace, "delete table inet ocsf_nft")
+    assert reader.read().rules.keys() == reader.read().epochs.keys() == {"link"}
+    nft(lab.sandbox_namespace, "delete table netdev ocsf_nft")
+    assert not reader.read().rules
+
+
+def test_chains_that_are_made_anew_leave_the_counters_what_they_are(
+    lab: Lab, reader: Counters
+) -> None:
+    before = reader.read()
+    nft(lab.sandbox_namespace, "flush chain inet ocsf_nft forward; "
+        "delete chain inet ocsf_nft forward; "
+        "add chain inet ocsf_nft forward { type filter hook forward priority 0; policy drop; }; "
+        "add rule inet ocsf_nft forward jump account_forward")  # fmt: skip
+    assert reader.read().epochs == before.epochs
+
+
+def test_a_table_that_is_made_anew_has_other_counters(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, reader: Counters
+) -> None:
+    before = reader.read().epochs
+    installer.remove(SANDBOX, state)
+    installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    after = reader.read().epochs
+    assert before.keys() == after.keys()
+    assert not set(before.values()) & set(after.values())
+
+
+@pytest.mark.parametrize(
+    "anew",
+    [
+        "set inet ocsf_nft others_forward",
+        "counter inet ocsf_nft refused_forward",
+    ],
+    ids=["set", "counter"],
+)
+def test_a_part_that_is_made_anew_makes_other_counters_of_its_rule_alone(
+    lab: Lab, reader: Counters, anew: str
+) -> None:
+    before = reader.read().epochs
+    form = "{ typeof meta skuid . meta protocol . meta l4proto; flags dynamic; }"
+    nft(lab.sandbox_namespace, "flush table inet ocsf_nft")
+    nft(lab.sandbox_namespace, f"delete {anew}; add {anew} {form if 'set' in anew else ''}")
+    after = reader.read().epochs
+    assert {rule for rule in before if before[rule] != after[rule]} == {"forward"}
+
+
+def test_counters_of_two_namespaces_are_never_the_same(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, reader: Counters, tmp_path: Path
+) -> None:
+    other = type(state)(tmp_path / "other")
+    twin = installer.install(spec, lab.gateway_namespace, other, "nflog")
+    with Counters(twin) as second:
+        assert not set(reader.read().epochs.values()) & set(second.read().epochs.values())
+
+
+def test_a_namespace_that_is_another_one_now_is_not_read(installed: Installed) -> None:
+    moved = dataclasses.replace(installed, identity="0:0")
+    with pytest.raises(AbsentError, match="not the namespace any more"):
+        Counters(moved).open()
+
+
+def test_without_the_privilege_nothing_is_opened_or_read(
+    lab: Lab, installed: Installed, reader: Counters
+) -> None:
+    def without() -> None:
+        privileges.keep_only({Capability.SYS_ADMIN})
+        with pytest.raises(UnsupportedError, match="with CAP_NET_ADMIN over it"):
+            Counters(installed).open()
+        with pytest.raises(UnsupportedError, match="with CAP_NET_ADMIN over it"):
+            reader.read()
+
+    lab.sandbox_namespace.call(without)
+    assert reader.read().rules.keys() == {"egress", "forward", "ingress", "link"}
+
+
+class TestHostileNamespace:
+    """Whoever has CAP_NET_ADMIN in the sandbox's namespace puts something in the fence's place."""
+
+    def test_nobody_but_the_kernel_can_send_to_the_socket(self, lab: Lab) -> None:
+        def send(port: int) -> None:
+            with socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER
+            ) as stranger:
+                stranger.sendto(netlink.message(2, 0, bytes(20), 1), (port, 0))
+
+        with lab.sandbox_namespace.call(Nftables) as nftables:
+            port = nftables._socket.getsockname()[0]
+            with pytest.raises(ConnectionRefusedError):
+                lab.sandbox_namespace.call(lambda: send(port))
+
+    def test_other_sets_by_the_same_names_are_read_as_far_as_they_are_ours(
+        self, lab: Lab, reader: Counters
+    ) -> None:
+        nft(lab.sandbox_namespace, "delete table inet ocsf_nft; add table inet ocsf_nft")
+        nft(
+            lab.sandbox_namespace,
+            "add set inet ocsf_nft flows4_egress { type ipv4_addr; counter; elements = "
+            "{ 192.0.2.1, 192.0.2.2 } }; "
+            "add set inet ocsf_nft flows6_egress { type ipv4_addr; flags interval; "
+            "elements = { 192.0.2.0/24 } }; "
+            "add set inet ocsf_nft others_egress { "
+            "typeof meta skuid . meta protocol . meta l4proto; elements = { 1 . ip . 1 } }; "
+            "add counter inet ocsf_nft refused_egress { packets 5 bytes 6 }; "
+            "add counter inet ocsf_nft overflow_egress; "
+            "add quota inet ocsf_nft refused_forward { 5 bytes }",
+        )
+        reading = reader.read()
+        assert reading.rules.keys() == {"egress", "link"}
+        assert reading.rules["egress"].refused == Count(5, 6)
+        assert not any(reading.rules["egress"].elements.values())
+
+    def test_a_set_that_is_too_large_is_a_fault_and_the_next_reading_is_right(
+        self, lab: Lab, spec: FenceSpec, state: StateDirectory, reader: Counters
+    ) -> None:
+        _swap(lab, 35_000)
+        with pytest.raises(FenceError, match="flows4_egress has more than 32768 elements"):
+            reader.read()
+        nft(lab.sandbox_namespace, "delete table inet ocsf_nft")
+        installer.install(spec, lab.sandbox_namespace, state, "nflog")
+        assert reader.read().rules.keys() == {"egress", "forward", "ingress", "link"}
+
+    def test_a_set_that_goes_away_while_it_is_read_ends_the_list(self, lab: Lab) -> None:
+        _swap(lab, 5_000)
+        with lab.sandbox_namespace.call(Nftables) as nftables:
+            named = netlink.attribute(1, b"ocsf_nft\0") + netlink.attribute(2, b"flows4_egress\0")
+            told = nftables.dump(13, nfnetlink.NFPROTO_INET, named)
+            next(told)
+            nft(lab.sandbox_namespace, "delete table inet ocsf_nft")
+            with pytest.raises(FileNotFoundError):
+                list(told)
+            # and what comes after is an answer to what is asked after
+            with pytest.raises(FileNotFoundError):
+                nftables.ask(1, nfnetlink.NFPROTO_INET, netlink.attribute(1, b"ocsf_nft\0"))
+
+    def test_a_list_without_an_end_ends_with_the_deadline(self, lab: Lab) -> None:
+        _swap(lab, 5_000)
+        with lab.sandbox_namespace.call(Nftables) as nftables:
+            named = netlink.attribute(1, b"ocsf_nft\0") + netlink.attribute(2, b"flows4_egress\0")
+            told = nftables.dump(13, nfnetlink.NFPROTO_INET, named)
+            next(told)
+            nftables.deadline = 0
+            with pytest.raises(TimeoutError):
+                next(told)
+
+    def test_tables_that_are_replaced_all_the_time_are_read_or_a_fault(
+        self, lab: Lab, installed: Installed, reader: Counters
+    ) -> None:
+        stop = threading.Event()
+        fence = ruleset.removal([("inet", "ocsf_nft"), ("netdev", "ocsf_nft")])
+        fence += ruleset.sandbox(installed.spec, installed.around, installed.transport)
+
+        def replace() -> None:
+            while not stop.is_set():
+                load(lab.sandbox_namespace, fence)
+
+        thread = threading.Thread(target=replace)
+        thread.start()
+        try:
+            epochs = set()
+            for _ in range(200):
+                with contextlib.suppress(FenceError):
+                    epochs.add(reader.read().epochs["egress"])
+        finally:
+            stop.set()
+            thread.join()
+        assert len(epochs) > 1
+        assert reader.read().rules.keys() == {"egress", "forward", "ingress", "link"}
+
+
+def _swap(lab: Lab, elements: int) -> None:
+    """Put a table with one large set in the place of the fence's."""
+    rows = ", ".join(
+        f"{number} . 17 . 192.0.2.1 . 1 counter packets 1 bytes 1" for number in range(elements)
+    )
+    text = f"""
+        table inet ocsf_nft
+        delete table inet ocsf_nft
+        table inet ocsf_nft {{
+            set flows4_egress {{
+                typeof meta skuid . meta l4proto . ip daddr . th dport
+                counter
+                elements = {{ {rows} }}
+            }}
+            set flows6_egress {{ typeof meta skuid . meta l4proto . ip6 daddr . th dport; }}
+            set others_egress {{ typeof meta skuid . meta protocol . meta l4proto; }}
+            counter refused_egress {{ }}
+            counter overflow_egress {{ }}
+        }}
+    """
+    load(lab.sandbox_namespace, text)
