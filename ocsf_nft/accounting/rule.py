@@ -64,6 +64,8 @@ class RuleAccount:
         self._quota = Quota()
         self._tellings: dict[Key, Telling] = {}
         self._folded: set[Key] = set()
+        #: Told on the word of a record; no reading has shown yet where it was counted.
+        self._unread: set[Key] = set()
         self._remainder = Count()
         self._fan_outs = FanOuts(sandbox, rule, epoch) if rule in _OUTBOUND else None
 
@@ -84,6 +86,7 @@ class RuleAccount:
             return None
         if counted is None:
             counted = self.entries[key.kind][key.data] = Counted(since_ns=record.time_ns)
+            self._unread.add(key)
         counted.last_ns = max(counted.last_ns, record.time_ns)
         if is_new and self._fan_outs is not None:
             self._fan_outs.saw(key, now_ns)
@@ -119,7 +122,7 @@ class RuleAccount:
         for key in sorted(self._owing):
             yield from self._due(key, now_ns, closing=closing)
         for pot, uid, why in self._pots():
-            if pot.counted.owed_packets > 0 and (
+            if pot.counted.owed_packets > self._held(why) and (
                 closing or pot.telling.is_due(now_ns, pot.counted.last_ns)
             ):
                 who = Flow(uid=uid, protocol=None)
@@ -154,6 +157,7 @@ class RuleAccount:
             counted = self.entries[key.kind][key.data] = Counted(since_ns=self.read_ns)
             if self._fan_outs is not None and not _is_unplaced(key):
                 self._fan_outs.saw(key, ended_ns)
+        self._unread.discard(key)
         before = counted.owed_bytes
         fresh = counted.take(element, ended_ns)
         if fresh:
@@ -188,6 +192,7 @@ class RuleAccount:
         del self.entries[key.kind][key.data]
         self.touched.add(key)
         self._folded.discard(key)
+        self._unread.discard(key)
 
     def _balance(self, reading: RuleReading, began_ns: int) -> None:
         """Take in what found no place, and what nobody had read before it was forgotten."""
@@ -209,6 +214,8 @@ class RuleAccount:
         counted = self._entry(key)
         if counted is None or counted.owed_packets < 1:
             self._owing.discard(key)
+            return
+        if _is_unplaced(key) and counted.owed_packets <= self._held("unplaced"):
             return
         what = flow(key)
         telling = self._tellings.get(key)
@@ -247,10 +254,12 @@ class RuleAccount:
         now_ns: int,
         merged: Merged | None,
     ) -> Attempt:
+        held = 0 if merged is None else self._held(merged.why)
         attempt = self._place.attempt(
             counted,
             key,
             what,
+            packets=counted.owed_packets - held,
             number=self.reported,
             now_ns=now_ns,
             specimen=telling.record,
@@ -260,9 +269,15 @@ class RuleAccount:
         self.reported += attempt.packets
         if merged is not None:
             self.merged += attempt.packets
+        if key is not None and held:
+            self._owing.add(key)
         if key is not None:
             self.touched.add(key)
         return attempt
+
+    def _held(self, why: Merger) -> int:
+        """Packets that may have been told already, and are not to be told with others before."""
+        return len(self._unread) if why == "unplaced" else 0
 
     def _fold(self, key: Key, what: Flow, counted: Counted) -> None:
         """Owe it together with the other flows of a user that has too many."""

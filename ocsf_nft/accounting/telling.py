@@ -93,16 +93,18 @@ class Place:
         key: Key | None,
         flow: Flow,
         *,
+        packets: int,
         number: int,
         now_ns: int,
         specimen: Record | None = None,
         merged: Merged | None = None,
     ) -> Attempt:
-        """All that a counter owes, as one attempt, taken off it.
+        """What a counter owes, as one attempt, taken off it.
 
-        ``number`` is how many packets of the rule were told before: no two attempts have the same.
+        ``packets`` is how many; ``number`` how many of the rule were told before, which is another
+        one for each attempt.
         """
-        packets, octets = counted.owed_packets, max(counted.owed_bytes, 0)
+        octets = max(counted.owed_bytes, 0)
         start_ns, end_ns = min(counted.since_ns, counted.last_ns), counted.last_ns
         counted.told(packets, octets)
         counted.since_ns = end_ns
