@@ -354,6 +354,7 @@ class TestHostileNamespace:
         _swap(lab, 35_000)
         with pytest.raises(FenceError, match="flows4_egress has more than 32768 elements"):
             reader.read()
+        assert reader._places[0].nftables is None, "the rest of the list is still on its way"
         nft(lab.sandbox_namespace, "delete table inet ocsf_nft")
         installer.install(spec, lab.sandbox_namespace, state, "nflog")
         assert reader.read().rules.keys() == {"egress", "forward", "ingress", "link"}
@@ -370,6 +371,16 @@ class TestHostileNamespace:
             # and what comes after is an answer to what is asked after
             with pytest.raises(FileNotFoundError):
                 nftables.ask(1, nfnetlink.NFPROTO_INET, netlink.attribute(1, b"ocsf_nft\0"))
+
+    def test_the_rest_of_a_list_is_no_answer_to_the_next_question(self, lab: Lab) -> None:
+        _swap(lab, 5_000)
+        with lab.sandbox_namespace.call(Nftables) as nftables:
+            table = netlink.attribute(1, b"ocsf_nft\0")
+            named = table + netlink.attribute(2, b"flows4_egress\0")
+            next(nftables.dump(13, nfnetlink.NFPROTO_INET, named))
+            answer = nftables.ask(1, nfnetlink.NFPROTO_INET, table)
+            assert answer[1] == b"ocsf_nft\0"
+            assert len(answer[4]) == 8, "a table has a handle"
 
     def test_a_list_without_an_end_ends_with_the_deadline(self, lab: Lab) -> None:
         _swap(lab, 5_000)
