@@ -10,32 +10,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import re
 from typing import TYPE_CHECKING, Final, Literal
 
 from ocsf_nft import netns
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
-from ocsf_nft.fence import kernel_log, links, nft, ruleset
+from ocsf_nft.fence import comparison, keeping, kernel_log, links, nft, ruleset, standing
+from ocsf_nft.fence.keeping import Place
 from ocsf_nft.fence.spec import LADDER
 from ocsf_nft.fence.state import Installed
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
 
-_HANDLE: Final = re.compile(r" # handle \d+$", re.MULTILINE)
-#: Who alters a fence may alter it by thousands of rules, or by one that fills a screen.
-_DIFFERENCE_LINES: Final = 20
-_LINE_CHARACTERS: Final = 200
-_OWNER: Final = re.compile(r'comment "(?:fence|guard) of sandbox ([^"]*)"')
+_OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
 
 #: Where a guard stands: on the host's side, which is where the installer runs.
 _HOST: Final = Namespace()
-_REMOVAL: Final = ruleset.removal((family, ruleset.TABLE) for family in ruleset.FAMILIES)
+_FENCE: Final = tuple(Place(family, ruleset.TABLE) for family in ruleset.FAMILIES)
+_REMOVAL: Final = ruleset.removal(_FENCE)
+#: In a look, more elements than were allowed and so many are counted no further.
+_ELEMENTS: Final = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +73,9 @@ def install(
         before = _on_record(spec.sandbox, state)
         if before is None or before.identity != identity:
             # Where ours is on record, another's name on the table is a disguise.
-            _refuse_foreign(spec.sandbox, namespace, "inet", ruleset.TABLE)
-        if spec.guard_device is not None:
-            guard = ruleset.guard_table(spec.guard_device)
-            _refuse_foreign(spec.sandbox, _HOST, "netdev", guard)
+            _refuse_foreign(spec.sandbox, namespace, _FENCE[0])
+        for guard in _guard(spec):
+            _refuse_foreign(spec.sandbox, _HOST, guard)
         if before is not None:
             _refuse_elsewhere(before, namespace)
             if (
@@ -103,7 +99,7 @@ def install(
 
 def stands(namespace: Namespace) -> bool:
     """Whether any fence of ours stands in a namespace; raises UnsupportedError, FenceError."""
-    return nft.listing(namespace, "inet", ruleset.TABLE) is not None
+    return standing.comment(namespace, *_FENCE[0]) is not None
 
 
 def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = None) -> Verification:
@@ -135,9 +131,9 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
         lines.append("its policy is that of another version of ocsf-nft: install it again")
     if links_now := set(where.call(links.names)) - set(installed.around.links):
         lines.append(f"not fenced at the link layer: {', '.join(sorted(links_now))}")
-    lines += _difference(installed.listings, found)
+    lines += comparison.difference(installed.listings, found)
     if lines:
-        difference = "\n".join(_shortened(lines))
+        difference = "\n".join(comparison.shortened(lines))
         return Verification(verdict="differs", difference=difference, installed=installed)
     return Verification(verdict="as installed", installed=installed)
 
@@ -154,7 +150,7 @@ def remove(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
         if installed is not None:
             _refuse_elsewhere(installed, where)
         if installed is None or _is_there(installed, where):
-            _refuse_foreign(sandbox, where, "inet", ruleset.TABLE)
+            _refuse_foreign(sandbox, where, _FENCE[0])
             if installed is None and not stands(where):
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
             nft.load(where, _REMOVAL)
@@ -178,11 +174,12 @@ def _is_of_this_version(installed: Installed) -> bool:
     return installed.policy == current
 
 
-def _refuse_foreign(sandbox: str, namespace: Namespace, family: str, table: str) -> None:
-    owner = _OWNER.search(nft.listing(namespace, family, table) or "")
+def _refuse_foreign(sandbox: str, namespace: Namespace, place: Place) -> None:
+    owner = _OWNER.fullmatch(standing.comment(namespace, *place) or "")
     if owner is not None and owner[1] != sandbox:
         raise FenceError(
-            f"the table {table} in {namespace} is that of sandbox {owner[1]}: remove that one first"
+            f"the table {place.table} in {namespace} is that of sandbox {owner[1]}: "
+            "remove that one first"
         )
 
 
@@ -282,27 +279,58 @@ def _open_kernel_log(namespace: Namespace, state: StateDirectory) -> None:
 
 
 def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
-    spec, around, namespace = intended.spec, intended.around, intended.namespace
-    stood = stands(namespace)
-    nft.load(namespace, ruleset.sandbox(spec, around, rung))
-    if spec.guard_device is not None:
-        try:
-            nft.load(_HOST, ruleset.guard(spec, around, rung))
-        except OcsfNftError as error:
-            if stood:
-                raise FenceError(
-                    f"the fence inside was replaced, but the guard: {error}"
-                ) from error
-            nft.load(namespace, _REMOVAL)
-            raise
-    listings = _listings(spec, namespace)
+    spec, around = intended.spec, intended.around
+    kept = _load_all(intended, rung, keep=True)
+    listings = _listings(spec, intended.namespace)
     expected = _expected(spec, around, rung)
-    if expected is not None and (lines := _difference(expected, listings)):
-        # The first three lines name both sides and the place; what differs comes after.
-        altered = " ".join(_shortened(lines[3:6]))
-        raise FenceError(f"the fence in {namespace} was altered while it was installed: {altered}")
+    if expected is not None:
+        lines = comparison.difference(expected, listings)
+        if lines and kept:  # something of what stood is still there: then without keeping any of it
+            _load_all(intended, rung, keep=False)
+            listings = _listings(spec, intended.namespace)
+            lines = comparison.difference(expected, listings)
+        if lines:
+            # The first three lines name both sides and the place; what differs comes after.
+            altered = " ".join(comparison.shortened(lines[3:6]))
+            raise FenceError(
+                f"the fence in {intended.namespace} was altered while it was installed: {altered}"
+            )
     policy = ruleset.digest(spec, around, rung)
     return dataclasses.replace(intended, transport=rung, policy=policy, listings=listings)
+
+
+def _load_all(intended: Installed, rung: LogTransport, *, keep: bool) -> bool:
+    """Load fence and guard; whether something of what stood was kept."""
+    spec, around, namespace = intended.spec, intended.around, intended.namespace
+    stood = stands(namespace)
+    kept = _load_tables(namespace, _FENCE, ruleset.sandbox(spec, around, rung), keep=keep)
+    if spec.guard_device is None:
+        return kept
+    try:
+        guard = ruleset.guard(spec, around, rung)
+        return _load_tables(_HOST, _guard(spec), guard, keep=keep) or kept
+    except OcsfNftError as error:
+        if stood:
+            raise FenceError(f"the fence inside was replaced, but the guard: {error}") from error
+        nft.load(namespace, _REMOVAL)
+        raise
+
+
+def _load_tables(
+    namespace: Namespace, places: tuple[Place, ...], definition: str, *, keep: bool
+) -> bool:
+    """Load a definition; whether what the tables had counted was kept."""
+    if keep:
+        listings = {place: nft.listing(namespace, *place) for place in places}
+        stood = {place: text for place, text in listings.items() if text is not None}
+        text = keeping.text(definition, stood) if stood else None
+        if text is not None:
+            # What is wrong with the definition itself is said when it is loaded without keeping.
+            with contextlib.suppress(FenceError, UnsupportedError):
+                nft.load(namespace, text)
+                return True
+    nft.load(namespace, definition)
+    return False
 
 
 def _expected(spec: FenceSpec, around: Surroundings, rung: LogTransport) -> dict[str, str] | None:
@@ -324,11 +352,16 @@ def _expected(spec: FenceSpec, around: Surroundings, rung: LogTransport) -> dict
         return None
 
 
+def _guard(spec: FenceSpec) -> tuple[Place, ...]:
+    """The table of the guard, if one is wanted."""
+    device = spec.guard_device
+    return () if device is None else (Place("netdev", ruleset.guard_table(device)),)
+
+
 def _remove_guard(spec: FenceSpec) -> None:
-    if spec.guard_device is not None:
-        table = ruleset.guard_table(spec.guard_device)
-        _refuse_foreign(spec.sandbox, _HOST, "netdev", table)
-        nft.load(_HOST, ruleset.removal([("netdev", table)]))
+    for guard in _guard(spec):
+        _refuse_foreign(spec.sandbox, _HOST, guard)
+        nft.load(_HOST, ruleset.removal([guard]))
 
 
 def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
@@ -346,36 +379,13 @@ def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
 
 
 def _listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
-    places = [(namespace, family, ruleset.TABLE) for family in ruleset.FAMILIES]
-    if spec.guard_device is not None:
-        places.append((_HOST, "netdev", ruleset.guard_table(spec.guard_device)))
-    found = (
-        (f"{family} {table}", nft.listing(where, family, table)) for where, family, table in places
-    )
-    return {name: text for name, text in found if text is not None}
-
-
-def _difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    lines: list[str] = []
-    for name in sorted({*expected, *found}):
-        wanted, there = (_HANDLE.sub("", side.get(name, "")) for side in (expected, found))
-        lines += difflib.unified_diff(
-            wanted.splitlines(),
-            there.splitlines(),
-            f"{name}, as installed",
-            f"{name}, now",
-            n=1,
-            lineterm="",
-        )
-    return lines
-
-
-def _shortened(lines: list[str]) -> list[str]:
-    """The first of the lines, none too long, and how many were left out."""
-    kept = [
-        line if len(line) <= _LINE_CHARACTERS else f"{line[: _LINE_CHARACTERS - 1]}…"
-        for line in lines[:_DIFFERENCE_LINES]
-    ]
-    if more := len(lines) - len(kept):
-        kept.append(f"… and {more} more line{'' if more == 1 else 's'}")
-    return kept
+    """What stands, by ``family name``: each table as nft lists it, and who is let through."""
+    most = len(spec.allowed) + _ELEMENTS
+    places = [(namespace, place) for place in _FENCE] + [(_HOST, place) for place in _guard(spec)]
+    found = {}
+    for where, place in places:
+        listing = nft.listing(where, *place)
+        if listing is not None:
+            elements = standing.elements(where, *place, ruleset.STATIC_SETS, most)
+            found[" ".join(place)] = listing + "".join(f"{line}\n" for line in elements)
+    return found

@@ -60,16 +60,25 @@ def load(namespace: Namespace, text: str) -> None:
 
 
 def listing(namespace: Namespace, family: str, table: str) -> str | None:
-    """A table as nft lists it, with handles and without counter values; None when it is absent.
+    """A table as nft lists it, with handles and without what its counters and sets hold.
 
+    None when it is absent. Whatever a set holds costs nft neither time nor memory then.
     Raises UnsupportedError when nft is missing or may not look, FenceError when it fails.
     """
-    done = _run(namespace, [str(find()), "-a", "-s", "list", "table", family, table])
+    done = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
     if done.returncode == 0:
         return done.stdout
     if "No such file or directory" in done.stderr:
         return None
     raise _explain(done.stderr, "")
+
+
+def not_permitted() -> UnsupportedError:
+    """What to raise where the kernel says so."""
+    return UnsupportedError(
+        "the kernel does not let us change nftables here: "
+        "run as root, or with CAP_NET_ADMIN over this network namespace"
+    )
 
 
 def find() -> Path:
@@ -128,10 +137,7 @@ def _resources() -> Iterator[None]:
 
 def _explain(stderr: str, text: str) -> UnsupportedError | FenceError:
     if "Operation not permitted" in stderr or "Unable to initialize Netlink socket" in stderr:
-        return UnsupportedError(
-            "the kernel does not let us change nftables here: "
-            "run as root, or with CAP_NET_ADMIN over this network namespace"
-        )
+        return not_permitted()
     found = _ERROR.search(stderr)
     if found is None:
         return FenceError(f"nft failed: {' '.join(stderr.split()) or 'without a word'}")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 TABLE: Final = "ocsf_nft"
 FAMILIES: Final = ("inet", "netdev")
 LOOPBACK: Final = "lo"
+#: The sets that the installer fills, in whichever table they are. All others fill themselves.
+STATIC_SETS: Final = ("allowed4", "allowed6", "neighbours4", "neighbours6")
 
 _GUARD_IN_FILE: Final = "ocsf_nft_guard"
 _LOG_TAIL: Final = " group 4001 snaplen 128"
