@@ -69,7 +69,7 @@ def counters() -> Callable[[Namespace], dict[str, int]]:
     """Packets in the named nftables counters of a namespace."""
 
     def read(namespace: Namespace) -> dict[str, int]:
-        listed = nft(namespace, "-j", "list", "counters")
+        listed = nft(namespace, "-j", "-t", "list", "counters")
         return {
             entry["counter"]["name"]: entry["counter"]["packets"]
             for entry in json.loads(listed)["nftables"]

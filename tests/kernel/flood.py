@@ -1,8 +1,12 @@
-"""Run inside a sandbox: send UDP to one address for some seconds, print how many were sent."""
+"""Run inside a sandbox: send UDP to one address, print how many were sent.
+
+For some seconds, or until SIGTERM.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import sys
 import time
@@ -11,7 +15,9 @@ address, seconds = sys.argv[1], float(sys.argv[2])
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 sent = 0
 end = time.monotonic() + seconds
-while time.monotonic() < end:
+stopped: list[int] = []
+signal.signal(signal.SIGTERM, lambda number, _frame: stopped.append(number))
+while not stopped and time.monotonic() < end:
     for _ in range(500):
         with contextlib.suppress(OSError):
             sock.sendto(b"flood", (address, 9))

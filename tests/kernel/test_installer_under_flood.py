@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.values import endpoint
-from ocsf_nft.lab import INTERNET4
+from ocsf_nft.lab import INTERNET4, ip
 from tests.kernel import conftest
 
 if TYPE_CHECKING:
@@ -65,24 +67,52 @@ def _sent(process: subprocess.Popen[str]) -> int:
     return int(output)
 
 
-def test_replacing_the_fence_under_a_flood_lets_no_packet_out(
+def test_replacing_the_fence_under_a_flood_lets_no_packet_out_and_loses_no_count(
     lab: Lab,
     spec: FenceSpec,
     state: StateDirectory,
+    counters: Callable[[Namespace], dict[str, int]],
     far_counter: Callable[[], int],
     flood: Callable[[float], subprocess.Popen[str]],
 ) -> None:
+    """Another policy and other links by turns, and once more when it was tampered with."""
     other = dataclasses.replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
-    process = flood(2.5)
-    replaced = 0
-    while process.poll() is None:
+    process = flood(60)
+    seen = [0]
+    for replaced in range(24):
         wanted = other if replaced % 2 == 0 else spec
+        if replaced % 5 == 4:
+            conftest.nft(lab.sandbox_namespace, "add chain inet ocsf_nft foreign { "
+                         "type filter hook output priority -5; }; "
+                         "add rule inet ocsf_nft foreign accept")  # fmt: skip
+        if replaced % 4 == 2:
+            ip("-n", lab.sandbox, "link", "add", "late0", "type", "veth", "peer", "late1")
+        elif replaced % 4 == 0 and replaced:
+            ip("-n", lab.sandbox, "link", "del", "late0")
         assert installer.install(wanted, lab.sandbox_namespace, state, "nflog").spec == wanted
-        replaced += 1
-    assert _sent(process) > 50_000
-    assert replaced > 10
+        seen.append(counters(lab.sandbox_namespace)["refused_egress"])
+    process.terminate()
+    sent = _sent(process)
+    assert sent > 50_000
     assert far_counter() == 0
+    assert seen == sorted(seen)
+    # The kernel's own multicast reports are refused as well, for nothing else is sent.
+    counted = _counted(lab.sandbox_namespace)
+    assert counted.pop(INTERNET4) == sent
+    refused = counters(lab.sandbox_namespace)["refused_egress"]
+    assert refused - sent == sum(counted.values()) < 100
+
+
+def _counted(namespace: Namespace) -> Counter[str]:
+    """The packets in the elements of the rule `egress`, by destination."""
+    found: Counter[str] = Counter()
+    for name in ("flows4_egress", "flows6_egress"):
+        listed = json.loads(conftest.nft(namespace, "-j", "list", "set", "inet", "ocsf_nft", name))
+        for element in listed["nftables"][1]["set"].get("elem", ()):
+            _uid, _protocol, address, _port = element["elem"]["val"]["concat"]
+            found[address] += element["elem"]["counter"]["packets"]
+    return found
 
 
 def test_installing_under_a_flood_stops_it(
