@@ -41,11 +41,19 @@ CREATE TABLE IF NOT EXISTS counted (
     PRIMARY KEY (rule, kind, data)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, event BLOB);
-CREATE TABLE IF NOT EXISTS lost (source TEXT, reason TEXT, records INTEGER, gaps INTEGER,
-    PRIMARY KEY (source, reason)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lost (source TEXT PRIMARY KEY, gaps INTEGER, records INTEGER)
+    WITHOUT ROWID;
 """
 
 _Row = tuple[str, str, bytes, int, int, int, int, int, int]
+
+
+class Lost(NamedTuple):
+    """Records that a source could not read: in how many gaps, and how many at least."""
+
+    source: str
+    gaps: int
+    records: int
 
 
 class Changes(NamedTuple):
@@ -147,22 +155,19 @@ class Book:
         with self._at_work() as connection:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
-    def lose(self, source: str, reason: str, records: int) -> None:
-        """Count a gap, and the records that it lost."""
+    def lose(self, source: str, records: int) -> None:
+        """Count a gap of a source, and the records that it lost."""
         with self._at_work() as connection:
             connection.execute(
-                "INSERT INTO lost VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET "
-                "records = records + excluded.records, gaps = gaps + 1",
-                (source, reason, records),
+                "INSERT INTO lost VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
+                "gaps = gaps + 1, records = records + excluded.records",
+                (source, records),
             )
 
-    def lost(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """By source and reason: the records that were lost, and in how many gaps."""
+    def lost(self) -> tuple[Lost, ...]:
+        """What each source has lost since the account was begun."""
         with self._at_work() as connection:
-            return {
-                (source, reason): (records, gaps)
-                for source, reason, records, gaps in connection.execute("SELECT * FROM lost")
-            }
+            return tuple(Lost(*row) for row in connection.execute("SELECT * FROM lost"))
 
     def _opened(self) -> sqlite3.Connection:
         connection = sqlite3.connect(

@@ -67,6 +67,8 @@ class RuleAccount:
         #: Told on the word of a record; no reading has shown yet where it was counted.
         self._unread: set[Key] = set()
         self._remainder = Count()
+        #: Packets that came during the last reading.
+        self._passing = 0
         self._fan_outs = FanOuts(sandbox, rule, epoch) if rule in _OUTBOUND else None
 
     def record(self, record: Record, now_ns: int) -> Attempt | None:
@@ -115,6 +117,7 @@ class RuleAccount:
                 yield
         self._balance(reading, began_ns)
         self.refused = reading.refused
+        self._passing = reading.refused.packets - reading.refused_before.packets
         self.read_ns = began_ns
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut]:
@@ -134,11 +137,15 @@ class RuleAccount:
         self._forget_the_past(now_ns)
 
     def in_flight(self) -> int:
-        """Packets that the kernel is known to have counted, and that have not been told."""
+        """Packets that the kernel has counted, in a counter or just now, and nobody has told."""
         counters = [each for kind in self.entries.values() for each in kind.values()]
         counters += [pot.counted for pot, _, _ in self._pots()]
+        seen = self.placed.packets + self.overflow.counted.seen_packets
+        unseen = self.refused.packets - seen - self.forgotten.counted.seen_packets
         # What was told and not read yet is no debt of the others.
-        return sum(max(each.owed_packets, 0) for each in counters)
+        return sum(max(each.owed_packets, 0) for each in counters) + max(
+            0, min(unseen, self._passing)
+        )
 
     def _pots(self) -> tuple[tuple[Pot, int | None, Merger], ...]:
         """What is told together: of whom, and why."""

@@ -18,6 +18,7 @@ from ocsf_nft.cli.demo import demo
 from ocsf_nft.cli.explain import explain
 from ocsf_nft.cli.fence import install, remove, verify
 from ocsf_nft.cli.run import run
+from ocsf_nft.cli.status import status
 from ocsf_nft.errors import OcsfNftError
 
 app = typer.Typer(
@@ -34,7 +35,7 @@ app = typer.Typer(
     ),
     epilog="Try it: ocsf-nft demo (as root; leaves nothing behind).",
 )
-for command in (install, verify, remove, run, convert, explain, check, demo):
+for command in (install, verify, remove, run, status, convert, explain, check, demo):
     app.command()(command)
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it

@@ -111,12 +111,27 @@ class StateDirectory:
         finally:
             os.close(descriptor)
 
+    def is_watched(self, sandbox: str) -> bool:
+        """Whether a run watches a sandbox now."""
+        try:
+            descriptor = os.open(self._lock_path(f"run-{sandbox}"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # nobody ever did
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def _lock_path(self, name: str) -> Path:
+        return self.path / f".{name}.lock"
+
     def _lock_file(self, name: str) -> int:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return os.open(
-                self.path / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
+            return os.open(self._lock_path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise self._unwritable(self.path, error) from error
 

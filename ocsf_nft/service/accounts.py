@@ -113,7 +113,7 @@ class Account:
 
     async def lose(self, gap: Gap) -> None:
         """Keep count of the records that a source lost."""
-        await self._work(lambda: self._book.lose(gap.transport, gap.reason, gap.lost or 0))
+        await self._work(lambda: self._book.lose(gap.transport, gap.lost or 0))
 
     async def keep(self) -> None:
         """Read the counters again and again, and tell what is due."""
