@@ -128,7 +128,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
 
 def _message(found: FanOut, way: Direction, *, is_silent: bool) -> str:
     sandbox = wording.who(found.sandbox, None)
-    what = wording.counted(found.destinations, "destination")
+    what = f"at least {wording.counted(found.destinations, 'destination')}"
     if found.ports:
         what = f"{what} on {wording.counted(found.ports, 'port')}"
     if way is Direction.OUTBOUND:

@@ -173,7 +173,8 @@ def _attacks(
         return None
     if attempt.merged is not None:
         # That a set was full, or was not read in time, may be others' doing.
-        return attack.SCAN if attempt.merged.why == "many" else None
+        is_of_one_user = attempt.merged.why == "many" and record.uid is not None
+        return attack.SCAN if is_of_one_user else None
     return attack.attacks(
         record, is_cloud_metadata=destination is not None and destination.is_cloud_metadata
     )

@@ -32,10 +32,8 @@ _TELLS: Final = {
 }
 _ARP: Final = 0x0806
 _ETHERTYPES: Final = {_ARP: "an ARP frame"}
-#: The same for packets that are told together.
-_KINDS: Final = {_ARP: "ARP", 0x0800: "IPv4", 0x86DD: "IPv6"}
 _WHYS: Final = {
-    "many": "one user has more flows here than are told one by one",
+    "many": "{who} has more flows than are told one by one",
     "unplaced": "they found no place in the kernel's bounded sets of flows",
     "forgotten": (
         "the kernel forgot which flows they were before anybody had read the counts, "
@@ -93,26 +91,28 @@ def _deed(record: Record, way: Direction) -> str:
 
 
 def _deeds(record: Record, way: Direction, packets: str, merged: Merged) -> str:
-    sandbox = who(record.sandbox or "", None)
+    name = record.prefix if record.sandbox is None else record.sandbox
     if (kind := _kind(record)) is not None:
         packets = f"{packets} ({kind})"
-    if merged.flows is None:
-        flows = "in flows that nobody knows"
-    else:
+    if merged.flows is not None:
         flows = f"in at least {counted(merged.flows, 'other flow')}"
+    else:
+        flows = "in other flows" if merged.why == "many" else "in flows that nobody knows"
     if way is Direction.INBOUND:
-        return f"somebody sent {sandbox} {packets} {flows}"
+        return f"somebody sent {who(name, None)} {packets} {flows}"
     if record.rule == verdict.FORWARD:
-        return f"somebody tried to pass {packets} through {sandbox} {flows}"
-    return f"{who(record.sandbox or '', record.uid)} sent {packets} {flows}"
+        return f"somebody tried to pass {packets} through {who(name, None)} {flows}"
+    return f"{who(name, record.uid)} sent {packets} {flows}"
 
 
 def _kind(record: Record) -> str | None:
     if record.protocol is not None:
         return _protocol(record.protocol)
+    if record.ip_version is not None:
+        return f"IPv{record.ip_version}"
     if record.ethertype is None:
         return None
-    return _KINDS.get(record.ethertype, f"frames of type {record.ethertype:#06x}")
+    return "ARP" if record.ethertype == _ARP else f"frames of type {record.ethertype:#06x}"
 
 
 def detail(
@@ -124,7 +124,7 @@ def detail(
 ) -> str | None:
     """What the sender is to make of it, and what to do instead; None for a foreign rule."""
     if attempt.merged is not None:
-        return _detail_of_many(attempt.merged, way, answered, proxy)
+        return _detail_of_many(attempt.record, attempt.merged, way, answered, proxy)
     record = attempt.record
     if answered is None:
         return None
@@ -151,11 +151,13 @@ def detail(
 
 
 def _detail_of_many(
-    merged: Merged, way: Direction, answered: Answer | None, proxy: Proxy | None
+    record: Record, merged: Merged, way: Direction, answered: Answer | None, proxy: Proxy | None
 ) -> str:
+    # Where there are more users than bounds of their own, one bound is for the rest of them.
+    who_has = "somebody" if record.uid is None else f"uid {record.uid}"
     done = "dropped" if answered is Answer.NOTHING else "refused"
     tells = (
-        f"These packets are told together because {_WHYS[merged.why]}. "
+        f"These packets are told together because {_WHYS[merged.why].format(who=who_has)}. "
         f"They were {done} by the sandbox's fence, not lost in the network."
     )
     if way is Direction.INBOUND:

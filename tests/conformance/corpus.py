@@ -1,10 +1,12 @@
-"""Records of every kind, made by hand, and the mapper that tests map them with."""
+"""Records, attempts and fan-outs of every kind, made by hand, and what a mapper knows of them."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address
 from typing import Any, Final
 
+from ocsf_nft.attempt import Attempt, FanOut, Merged
+from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
 from ocsf_nft.record import Origin, Record, split_prefix
 
@@ -204,4 +206,112 @@ RECORDS: Final = {
     "numbers past 64 bits": record(
         **V4, **TCP, details={"big": 1 << 70, "bigger": {"x": -(1 << 90)}}
     ),
+}
+
+
+def counter(rule: str = "egress", **facts: Any) -> Record:
+    """A record as accounting makes it of a counter: of no packet in particular."""
+    origin = Origin(
+        transport="counters",
+        identity=f"1f0c/{rule}/17",
+        log_source=f"nftables flows4_{rule}",
+        log_format="nf_tables",
+        raw=f"flows4_{rule} {{ 1000 . 6 . 203.0.113.7 . 443 counter packets 999 bytes 59940 }}",
+    )
+    return _of_rule(rule, **({"time_ns": TIME_NS + 5_000_000_000, "origin": origin} | facts))
+
+
+def window(record: Record, packets: int = 999, **facts: Any) -> Attempt:
+    """An attempt of five seconds."""
+    defaults: dict[str, Any] = {
+        "bytes": packets * 60,
+        "start_ns": TIME_NS,
+        "end_ns": TIME_NS + 5_000_000_000,
+    }
+    return Attempt(record=record, packets=packets, **(defaults | facts))
+
+
+TO4: Final[dict[str, Any]] = {"ip_version": 4, "destination": "203.0.113.7"}
+TO6: Final[dict[str, Any]] = {"ip_version": 6, "destination": "2001:db8::7"}
+HTTPS: Final[dict[str, Any]] = {"protocol": 6, "destination_port": 443}
+
+SAMPLE: Final = (
+    *(
+        Flow(uid=1000, protocol=6, destination=f"198.51.100.{number}", port=443)
+        for number in range(12)
+    ),
+    Flow(uid=1000, protocol=17, destination="2001:db8::7", port=0),
+    Flow(uid=None, protocol=1, destination="203.0.113.7"),
+    Flow(uid=0xFFFF_FFFE, protocol=None, ethertype=0x88B5),
+)
+
+ATTEMPTS: Final = {
+    "logged, many": window(RECORDS["tcp4"]),
+    "logged, forwarded": window(RECORDS["forward"], 2),
+    "logged, foreign": window(RECORDS["foreign"], 3),
+    "no bytes": window(RECORDS["tcp4"], bytes=None),
+    "within a millisecond": window(RECORDS["tcp4"], end_ns=TIME_NS + 999_999),
+    "as many as a counter holds": window(RECORDS["tcp4"], (1 << 63) - 1, bytes=(1 << 63) - 1),
+    "counted tcp4": window(counter(**TO4, **HTTPS, uid=1000)),
+    "counted tcp6": window(counter(**TO6, **HTTPS, uid=1000)),
+    "counted once": window(counter(**TO4, **HTTPS, uid=1000), 1),
+    "counted without a port": window(counter(**TO4, protocol=1)),
+    "counted port 0": window(counter(**TO4, protocol=17, destination_port=0)),
+    "counted metadata": window(
+        counter(**(TO4 | {"destination": "169.254.169.254"}), protocol=6, destination_port=80)
+    ),
+    "counted arp": window(counter("link", ethertype=0x0806), 12),
+    "counted 88b5": window(counter("link", ethertype=0x88B5, uid=0), 12),
+    "counted ingress": window(counter("ingress", **TO4, **HTTPS)),
+    "counted forward": window(counter("forward", **TO4, **HTTPS)),
+    "counted forward of nothing": window(counter("forward", ip_version=4)),
+    "counted guard": window(counter("guard", **TO6, protocol=58)),
+    **{
+        f"{why} of {rule}, {name}": window(
+            counter(rule, **facts), 934_465, merged=Merged(why=why, flows=flows, sample=sample)
+        )
+        for why in ("many", "unplaced", "forgotten")
+        for rule in ("egress", "forward", "ingress", "link", "guard")
+        for name, facts, flows, sample in (
+            ("in full", {"uid": 1000, "protocol": 6, "ip_version": 4}, 65_000, SAMPLE),
+            ("a frame", {"ethertype": 0x88B5}, 1, SAMPLE[-1:]),
+            ("nothing", {}, None, ()),
+        )
+    },
+}
+
+
+def fan_out_of(**facts: Any) -> FanOut:
+    """A scan of one port."""
+    defaults: dict[str, Any] = {
+        "identity": "1f0c/egress/1000/1767225600000000000",
+        "stage": "begun",
+        "sandbox": "sb1",
+        "rule": "egress",
+        "uid": 1000,
+        "flows": 4711,
+        "destinations": 4711,
+        "ports": 1,
+        "packets": 25_000,
+        "sample": SAMPLE,
+        "start_ns": TIME_NS,
+        "end_ns": TIME_NS + 3_200_000_000,
+    }
+    return FanOut(**(defaults | facts))
+
+
+_OF_A_FAN_OUT: Final[dict[str, dict[str, Any]]] = {
+    "in full": {},
+    "by nobody": {"uid": None},
+    "without a sample": {"uid": None, "sample": ()},
+    "of no port": {"ports": 0},
+    "of one address": {"destinations": 1, "ports": 4096},
+    "at once": {"end_ns": TIME_NS},
+    "of any name": {"sandbox": "\x1b\udc80\u202e", "identity": "\udc80"},
+}
+FAN_OUTS: Final = {
+    f"{stage}, {rule}, {name}": fan_out_of(stage=stage, rule=rule, **facts)
+    for stage in ("begun", "goes on", "ended")
+    for rule in ("egress", "forward", "ingress", "link", "guard", "vm-forward")
+    for name, facts in _OF_A_FAN_OUT.items()
 }

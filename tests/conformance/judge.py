@@ -174,6 +174,11 @@ def _event_faults(event: Mapping[str, Any], class_name: str, version: str) -> It
     start, end = event.get("start_time"), event.get("end_time")
     if isinstance(start, int) and isinstance(end, int) and start > end:
         yield "start_time: is after end_time"
+    duration = event.get("duration")
+    if duration is not None and not (
+        isinstance(start, int) and isinstance(end, int) and duration == end - start
+    ):
+        yield "duration: is not the time from start_time to end_time"
 
 
 def _profile_faults(

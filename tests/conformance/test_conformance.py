@@ -10,10 +10,11 @@ from hypothesis import given, settings
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.context import Context, this_host
+from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle
+from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle, unread
 from ocsf_nft.record import Gap
-from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
+from tests.conformance.corpus import ATTEMPTS, CONTEXT, FAN_OUTS, NOW_NS, RECORDS, TIME_NS
 from tests.strategies import HOSTILE_TEXT, MOMENTS, records
 
 if TYPE_CHECKING:
@@ -53,6 +54,24 @@ def test_any_record_becomes_an_event_without_fault(
         line = mapper.network_activity(Attempt.of(record), processed_ns=now_ns).to_json()
         assert judge(json.loads(line)) == []
         assert b"\n" not in line
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+@pytest.mark.parametrize("mapper", MAPPERS)
+def test_the_event_of_each_kind_of_attempt_has_no_fault(
+    judge: Judge, name: str, mapper: str
+) -> None:
+    event = as_json(MAPPERS[mapper].network_activity(ATTEMPTS[name], processed_ns=NOW_NS))
+    assert judge(event) == []
+    assert event["count"] == event["traffic"]["packets"] == ATTEMPTS[name].packets
+
+
+@pytest.mark.parametrize("name", FAN_OUTS)
+@pytest.mark.parametrize("context", [CONTEXT, Context()], ids=["host", "no host"])
+def test_the_finding_of_each_fan_out_has_no_fault(
+    judge: Judge, name: str, context: Context
+) -> None:
+    assert judge(as_json(fan_out(context, FAN_OUTS[name], processed_ns=NOW_NS))) == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -98,7 +117,16 @@ def test_notices_hold_any_text(judge: Judge, text: str, now_ns: int) -> None:
         reason=text,
     )
     stopped = lifecycle(CONTEXT, activity="stop", time_ns=now_ns, reason=text)
-    for event in (gap(CONTEXT, lost, processed_ns=now_ns), degraded, stopped):
+    late = unread(
+        CONTEXT,
+        sandbox=text,
+        packets=3,
+        since_ns=TIME_NS,
+        until_ns=now_ns,
+        reason=text,
+        processed_ns=now_ns,
+    )
+    for event in (gap(CONTEXT, lost, processed_ns=now_ns), degraded, stopped, late):
         assert judge(as_json(event)) == []
 
 
@@ -117,3 +145,20 @@ def test_lost_records_are_told_without_fault(
 def test_starting_and_stopping_has_no_fault(judge: Judge, context: Context) -> None:
     assert judge(as_json(lifecycle(context, activity="start", time_ns=TIME_NS))) == []
     assert judge(as_json(lifecycle(context, activity="stop", time_ns=TIME_NS))) == []
+
+
+@pytest.mark.parametrize("packets", [0, 1, 2_034_112])
+@pytest.mark.parametrize("context", [CONTEXT, Context()], ids=["host", "no host"])
+def test_what_was_not_read_is_told_without_fault(
+    judge: Judge, packets: int, context: Context
+) -> None:
+    event = unread(
+        context,
+        sandbox="sb1",
+        packets=packets,
+        since_ns=TIME_NS,
+        until_ns=NOW_NS,
+        reason="the service was stopped",
+        processed_ns=NOW_NS,
+    )
+    assert judge(as_json(event)) == []

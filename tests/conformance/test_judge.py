@@ -10,9 +10,10 @@ import pytest
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import enums
+from ocsf_nft.ocsf.findings import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from tests.conformance import judge as judge_module
-from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS
+from tests.conformance.corpus import ATTEMPTS, CONTEXT, NOW_NS, RECORDS, fan_out_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,14 +94,45 @@ MUTATIONS: dict[str, tuple[str, Any]] = {
     "observable of another type": ("observables.0.type_id", 3),
     "end before start": ("end_time", 1),
 }
+SCAN = json.loads(fan_out(CONTEXT, fan_out_of(), processed_ns=NOW_NS).to_json())
+#: The same for a finding.
+MUTATIONS_OF_A_FINDING: dict[str, tuple[str, Any]] = {
+    "nothing found": ("finding_info", DELETE),
+    "finding without a uid": ("finding_info.uid", DELETE),
+    "status of another class": ("status", "Success"),
+    "status of a network activity": ("status_id", 2),
+    "activity of another class": ("activity_name", "Refuse"),
+    "type_uid of another activity": ("type_uid", 200402),
+    "category of another class": ("category_name", "Network Activity"),
+    "analytic without a type": ("finding_info.analytic.type_id", DELETE),
+    "analytic without a caption": ("finding_info.analytic.type", DELETE),
+    "analytic of another type": ("finding_info.analytic.type", "Behavioral"),
+    "seen as text": ("finding_info.first_seen_time", "2026-01-01"),
+    "one type": ("finding_info.types", "Fan-out"),
+    "evidence of nothing": ("evidences.0", {}),
+    "evidence as text": ("evidences.0", "203.0.113.7"),
+    "evidence of an unknown kind": ("evidences.0.destination", "203.0.113.7"),
+    "evidence without a direction": ("evidences.0.connection_info.direction_id", DELETE),
+    "evidence that points nowhere": ("evidences.0.dst_endpoint", {"port": 443}),
+    "observable of another evidence": ("observables.1.name", "evidences[0].dst_endpoint.ip"),
+    "observable of no evidence": ("observables.1.name", "evidences[99].dst_endpoint.ip"),
+    "remediation without a word": ("remediation", {}),
+    "resource that is nothing": ("resources.0", {"type": "sandbox"}),
+    "source at the top": ("src_endpoint", {"name": "sb1"}),
+    "profile not listed": ("metadata.profiles", ["security_control"]),
+    "profile that its attributes don't need": ("actor", DELETE),
+    "duration of another time": ("duration", 1),
+    "duration without a start": ("start_time", DELETE),
+}
 
 
-def spoilt(path: str, value: Any) -> Any:
-    event = deepcopy(GOOD)
-    *parents, key = path.split(".")
+def spoilt(path: str, value: Any, good: Any = GOOD) -> Any:
+    event = deepcopy(good)
+    *parents, last = path.split(".")
     where = event
     for parent in parents:
         where = where[int(parent) if isinstance(where, list) else parent]
+    key = int(last) if isinstance(where, list) else last
     if value is DELETE:
         del where[key]
     else:
@@ -108,13 +140,36 @@ def spoilt(path: str, value: Any) -> Any:
     return event
 
 
-def test_the_event_that_is_spoilt_below_has_no_fault(judge: Judge) -> None:
+def test_the_events_that_are_spoilt_below_have_no_fault(judge: Judge) -> None:
     assert judge(GOOD) == []
+    assert judge(SCAN) == []
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_spoilt_event_is_caught(judge: Judge, mutation: str) -> None:
     assert judge(spoilt(*MUTATIONS[mutation])) != []
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS_OF_A_FINDING)
+def test_a_spoilt_finding_is_caught(judge: Judge, mutation: str) -> None:
+    assert judge(spoilt(*MUTATIONS_OF_A_FINDING[mutation], SCAN)) != []
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        ("duration", 4999),
+        ("src_endpoint", DELETE),
+        ("unmapped.merged.flows", 1 << 63),
+        ("unmapped.merged.sample.0.uid", None),
+        ("unmapped.merged.sample.0.destination", "\ud800"),
+    ],
+)
+def test_a_spoilt_event_of_several_flows_is_caught(judge: Judge, mutation: tuple[str, Any]) -> None:
+    attempt = ATTEMPTS["many of egress, in full"]
+    good = json.loads(Mapper(CONTEXT).network_activity(attempt, processed_ns=NOW_NS).to_json())
+    assert judge(good) == []
+    assert judge(spoilt(*mutation, good)) != []
 
 
 @pytest.mark.parametrize("event", [None, [], "event", 1])

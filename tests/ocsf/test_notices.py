@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.ocsf.context import Context
-from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle
+from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle, unread
 from ocsf_nft.record import Gap
 from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
 
 if TYPE_CHECKING:
-    from ocsf_nft.ocsf.events import DeviceConfigStateChange
+    from ocsf_nft.ocsf.events import ApplicationLifecycle, DeviceConfigStateChange
 
 LOST = Gap(
     transport="kmsg",
@@ -134,3 +134,64 @@ def test_starting_and_stopping_is_told(activity: Any, name: str) -> None:
     assert event.app.name == "ocsf-nft"
     assert event.status_detail == "SIGTERM"
     assert event.metadata.profiles == ("host",)
+
+
+def not_read(**facts: Any) -> ApplicationLifecycle:
+    defaults: dict[str, Any] = {
+        "sandbox": "web",
+        "packets": 2_034_112,
+        "since_ns": TIME_NS,
+        "until_ns": TIME_NS + 10_240_000_000,
+        "reason": "the service was stopped",
+        "processed_ns": NOW_NS,
+    }
+    return unread(CONTEXT, **(defaults | facts))
+
+
+def test_what_nobody_read_is_told_with_how_long_and_how_many() -> None:
+    event = json.loads(not_read().to_json())
+    assert event["type_uid"] == 600299
+    assert event["activity_name"] == "Not Reading"
+    assert event["severity"] == "High"
+    assert event["status_detail"] == "the service was stopped"
+    assert event["count"] == 2_034_112
+    assert event["time"] == event["end_time"] == event["start_time"] + 10_240
+    assert event["unmapped"] == {"sandbox": "web"}
+    assert event["message"] == (
+        "ocsf-nft did not read the fence of sandbox web for 10.2 s; "
+        "2034112 packets were refused meanwhile, and are counted."
+    )
+
+
+@pytest.mark.parametrize(
+    ("packets", "severity", "meanwhile"),
+    [
+        (0, "Low", "nothing was refused meanwhile."),
+        (1, "High", "1 packet was refused meanwhile, and is counted."),
+    ],
+)
+def test_it_matters_whether_something_was_refused_meanwhile(
+    packets: int, severity: str, meanwhile: str
+) -> None:
+    event = not_read(packets=packets)
+    assert event.severity == severity
+    assert event.message.endswith(f"for 10.2 s; {meanwhile}")
+
+
+def test_a_clock_that_was_set_back_makes_no_event_that_ends_before_it_starts() -> None:
+    event = not_read(until_ns=TIME_NS - 5_000_000_000)
+    assert event.start_time == event.end_time == event.time == 1767225595000
+    assert "for 0 ms;" in event.message
+
+
+def test_what_nobody_read_has_a_uid_of_its_own() -> None:
+    others = [
+        not_read(),
+        not_read(sandbox="db"),
+        not_read(packets=1),
+        not_read(since_ns=1),
+        not_read(until_ns=TIME_NS + 1),
+        not_read(reason="late"),
+    ]
+    assert len({event.metadata.uid for event in others}) == len(others)
+    assert not_read(processed_ns=1).metadata.uid == not_read().metadata.uid

@@ -1,0 +1,283 @@
+"""An attempt of several packets, one that only a counter tells of, several flows told as one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ocsf_nft.attempt import Attempt, Merged
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.mapper import Mapper
+from tests.conformance.corpus import (
+    ATTEMPTS,
+    CONTEXT,
+    HTTPS,
+    NOW_NS,
+    RECORDS,
+    SAMPLE,
+    TIME_NS,
+    TO4,
+    counter,
+    window,
+)
+from tests.ocsf.mapped import MAPPER
+
+
+def told(attempt: Attempt, mapper: Mapper = MAPPER) -> Any:
+    return json.loads(mapper.network_activity(attempt, processed_ns=NOW_NS).to_json())
+
+
+def test_a_window_counts_its_packets_between_two_moments() -> None:
+    event = told(ATTEMPTS["logged, many"])
+    assert event["count"] == 999
+    assert event["traffic"] == {"packets": 999, "bytes": 59_940}
+    assert (event["start_time"], event["end_time"]) == (1767225600000, 1767225605000)
+    assert event["duration"] == 5000
+    assert event["time"] == event["end_time"]
+    assert event["src_endpoint"]["port"] == 41254
+    assert event["connection_info"]["tcp_flags"] == 2
+
+
+def test_a_window_differs_from_its_first_packet_in_nothing_else() -> None:
+    attempt = ATTEMPTS["logged, many"]
+    one, many = told(Attempt.of(attempt.record)), told(attempt)
+    differs = {name for name in one | many if one.get(name) != many.get(name)}
+    assert differs == {"time", "end_time", "duration", "count", "traffic", "message"}
+
+
+def test_one_packet_of_a_longer_window_has_its_own_time() -> None:
+    logged = window(RECORDS["tcp4"], 1, start_ns=TIME_NS - 2_000_000_000)
+    event = told(logged)
+    assert event["time"] == 1767225600000
+    assert (event["start_time"], event["end_time"]) == (1767225598000, 1767225605000)
+
+
+def test_a_window_without_length_has_no_duration() -> None:
+    assert "duration" not in told(ATTEMPTS["within a millisecond"])
+    assert "duration" not in told(Attempt.of(RECORDS["tcp4"]))
+
+
+def test_bytes_that_nobody_counted_are_left_out() -> None:
+    assert told(ATTEMPTS["no bytes"])["traffic"] == {"packets": 999}
+
+
+def test_each_window_has_a_uid_of_its_own_and_they_share_one() -> None:
+    record = counter(**TO4, **HTTPS, uid=1000)
+    later = replace(record, origin=replace(record.origin, identity="1f0c/egress/1016"))
+    first, second = (told(window(each))["metadata"] for each in (record, later))
+    assert first["uid"] != second["uid"]
+    assert first["correlation_uid"] == second["correlation_uid"]
+    logged = told(Attempt.of(RECORDS["tcp4"]))["metadata"]
+    assert logged["correlation_uid"] == first["correlation_uid"]
+
+
+def test_what_a_counter_does_not_say_is_left_out() -> None:
+    event = told(ATTEMPTS["counted tcp4"])
+    assert event["src_endpoint"] == {"name": "sb1"}
+    assert event["connection_info"] == {
+        "direction_id": 2,
+        "direction": "Outbound",
+        "protocol_num": 6,
+        "protocol_name": "tcp",
+        "protocol_ver_id": 4,
+        "protocol_ver": "Internet Protocol version 4 (IPv4)",
+    }
+    assert event["dst_endpoint"]["port"] == 443
+    assert event["proxy_endpoint"] == {"ip": "10.200.0.1", "port": 3128}
+    assert event["metadata"]["log_format"] == "nf_tables"
+    assert event["unmapped"] == {"prefix": "ocsf-nft:sb1:egress:"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "counted tcp4",
+            (
+                "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 directly, 999 times; "
+                "refused with a reset"
+            ),
+        ),
+        (
+            "counted once",
+            "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 directly; refused with a reset",
+        ),
+        (
+            "counted without a port",
+            "sandbox sb1 tried ICMP to 203.0.113.7 directly, 999 times; refused with an ICMP error",
+        ),
+        ("counted arp", "sandbox sb1 sent an ARP frame, 12 times; dropped without an answer"),
+        (
+            "counted 88b5",
+            "uid 0 in sandbox sb1 sent a frame of type 0x88b5, 12 times; dropped without an answer",
+        ),
+        (
+            "counted ingress",
+            (
+                "an unknown sender sent sandbox sb1 TCP to 203.0.113.7:443, 999 times; "
+                "dropped without an answer"
+            ),
+        ),
+        (
+            "counted forward",
+            "somebody tried to pass TCP to 203.0.113.7:443 through sandbox sb1, 999 times; refused",
+        ),
+        (
+            "logged, forwarded",
+            (
+                "10.200.0.2:41254, behind sandbox sb1, tried TCP to 203.0.113.7:443 directly, "
+                "2 times; refused with a reset"
+            ),
+        ),
+        (
+            "logged, foreign",
+            'TCP to 203.0.113.7:443 from 10.200.0.2:41254 met rule "[UFW BLOCK]", 3 times; refused',
+        ),
+        (
+            "many of egress, in full",
+            (
+                "uid 1000 in sandbox sb1 sent 934465 packets (TCP) in at least 65000 other flows; "
+                "refused"
+            ),
+        ),
+        ("many of egress, nothing", "sandbox sb1 sent 934465 packets in other flows; refused"),
+        (
+            "unplaced of egress, nothing",
+            "sandbox sb1 sent 934465 packets in flows that nobody knows; refused",
+        ),
+        (
+            "unplaced of link, a frame",
+            (
+                "sandbox sb1 sent 934465 packets (frames of type 0x88b5) in at least 1 other flow; "
+                "dropped without an answer"
+            ),
+        ),
+        (
+            "forgotten of ingress, nothing",
+            (
+                "somebody sent sandbox sb1 934465 packets in flows that nobody knows; "
+                "dropped without an answer"
+            ),
+        ),
+        (
+            "many of forward, in full",
+            (
+                "somebody tried to pass 934465 packets (TCP) through sandbox sb1 "
+                "in at least 65000 other flows; refused"
+            ),
+        ),
+    ],
+)
+def test_the_message_says_how_many(name: str, message: str) -> None:
+    assert told(ATTEMPTS[name])["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        ({"protocol": 17, "ip_version": 4}, " (UDP)"),
+        ({"ip_version": 6}, " (IPv6)"),
+        ({"ethertype": 0x0806}, " (ARP)"),
+        ({}, ""),
+    ],
+)
+def test_one_packet_that_is_told_with_others_is_told_by_its_kind(
+    facts: dict[str, Any], kind: str
+) -> None:
+    event = told(window(counter(**facts), 1, merged=Merged(why="unplaced")))
+    assert event["message"] == (
+        f"sandbox sb1 sent 1 packet{kind} in flows that nobody knows; refused"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("many of egress, in full", "because uid 1000 has more flows than are told one by one."),
+        ("many of egress, nothing", "because somebody has more flows than are told one by one."),
+        (
+            "unplaced of link, a frame",
+            "no place in the kernel's bounded sets of flows. They were d",
+        ),
+        ("forgotten of egress, nothing", "the kernel forgot which flows they were before anybody"),
+        ("many of egress, in full", "Only TCP to the proxy at http://10.200.0.1:3128 may leave."),
+        ("many of ingress, nothing", "Nothing may come in but what a proxy answers."),
+    ],
+)
+def test_the_detail_says_why_packets_are_told_together(name: str, says: str) -> None:
+    assert says in told(ATTEMPTS[name])["status_detail"]
+
+
+def test_without_a_proxy_the_detail_names_none() -> None:
+    event = told(ATTEMPTS["many of egress, in full"], Mapper(Context()))
+    assert event["status_detail"].endswith("Only the sandbox's proxy may be reached: use it.")
+    assert "proxy_endpoint" not in event
+
+
+def test_several_flows_have_no_single_destination() -> None:
+    event = told(ATTEMPTS["many of egress, in full"])
+    assert event["src_endpoint"] == {"name": "sb1"}
+    assert "dst_endpoint" not in event
+    assert "status_code" not in event
+    assert event["severity"] == "Medium"
+    assert event["is_alert"] is True
+    assert [one["technique"]["uid"] for one in event["attacks"]] == ["T1046"]
+
+
+def test_several_flows_are_named_by_a_sample() -> None:
+    merged = told(ATTEMPTS["many of egress, in full"])["unmapped"]["merged"]
+    assert (merged["why"], merged["flows"], len(merged["sample"])) == ("many", 65_000, len(SAMPLE))
+    assert merged["sample"][0] == {
+        "uid": 1000,
+        "protocol": 6,
+        "destination": "198.51.100.0",
+        "port": 443,
+    }
+    assert merged["sample"][-3:] == [
+        {"uid": 1000, "protocol": 17, "destination": "2001:db8::7", "port": 0},
+        {"protocol": 1, "destination": "203.0.113.7"},
+        {"uid": 0xFFFF_FFFE, "ethertype": 0x88B5},
+    ]
+    assert told(ATTEMPTS["forgotten of egress, nothing"])["unmapped"]["merged"] == {
+        "why": "forgotten"
+    }
+
+
+@pytest.mark.parametrize("name", ["unplaced of egress, in full", "many of egress, nothing"])
+def test_what_may_be_the_doing_of_several_users_is_called_no_scan(name: str) -> None:
+    assert "attacks" not in told(ATTEMPTS[name])
+
+
+def test_what_is_told_together_is_never_less_than_medium() -> None:
+    """A question for a name is noise; a thousand of them, of which nobody knows more, are not."""
+    names = counter(ip_version=4, protocol=17, destination_port=53)
+    assert told(window(names))["severity"] == "Low"
+    assert told(window(names, merged=Merged(why="unplaced")))["severity"] == "Medium"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ATTEMPTS["unplaced of egress, in full"],
+        ATTEMPTS["many of link, in full"],
+        window(counter(uid=1001), merged=Merged(why="many")),
+        window(counter(uid=1000)),
+        Attempt.of(RECORDS["tcp4"]),
+    ],
+)
+def test_what_one_user_has_too_many_of_shares_a_uid(other: Attempt) -> None:
+    one = told(ATTEMPTS["many of egress, in full"])["metadata"]["correlation_uid"]
+    same = window(counter(uid=1000), 5, merged=Merged(why="many", flows=3))
+    assert told(same)["metadata"]["correlation_uid"] == one
+    assert told(other)["metadata"]["correlation_uid"] != one
+
+
+def test_nobody_guesses_which_way_a_counter_went_that_names_no_interface() -> None:
+    event = told(ATTEMPTS["counted forward"], Mapper(CONTEXT))
+    assert event["connection_info"]["direction"] == "Unknown"
+    assert event["dst_endpoint"]["ip"] == "203.0.113.7"
+    assert "src_endpoint" not in event
+    assert told(ATTEMPTS["counted forward of nothing"])["src_endpoint"] == {"name": "sb1"}
