@@ -63,12 +63,14 @@ class RuleReading:
 
     ``refused`` is all that the rule refused; ``refused_before`` the same counter as it was before
     the elements were read, so that what they hold lies between the two. ``overflow`` is what found
-    no place in any set.
+    no place in any set. ``logged`` is of how many packets a record was written by then, whether or
+    not anybody has read it.
     """
 
     refused_before: Count
     refused: Count
     overflow: Count
+    logged: int = 0
     elements: Mapping[Kind, Sequence[Element]]
 
 

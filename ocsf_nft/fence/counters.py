@@ -96,6 +96,7 @@ class _Marks(NamedTuple):
 
     handles: tuple[int, ...]
     timeouts_ms: Mapping[Kind, int]
+    logged: Count
     overflow: Count
     refused: Count
 
@@ -252,6 +253,7 @@ class _Rule:
             refused_before=before.refused,
             refused=after.refused,
             overflow=after.overflow,
+            logged=before.logged.packets,
             elements=elements,
         )
         numbers = (self._nftables.cookie, *before.handles)
@@ -262,13 +264,13 @@ class _Rule:
             table = self._ask(_NFT_MSG_GETTABLE, _name(_NFTA_TABLE_NAME, self._table))
             sets = {kind: self._ask(_NFT_MSG_GETSET, self._named(kind)) for kind in KINDS}
             # The overflow first: what it holds is in `refused` by then.
-            overflow, refused = (
+            logged, overflow, refused = (
                 self._ask(
                     _NFT_MSG_GETOBJ,
                     self._named(counter)
                     + netlink.attribute(_NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER)),
                 )
-                for counter in ("overflow", "refused")
+                for counter in ("logged", "overflow", "refused")
             )
         except FileNotFoundError:
             return None
@@ -280,6 +282,7 @@ class _Rule:
                 _number(refused, _NFTA_OBJ_HANDLE),
             ),
             timeouts_ms={kind: _number(found, _NFTA_SET_TIMEOUT) for kind, found in sets.items()},
+            logged=_count(logged),
             overflow=_count(overflow),
             refused=_count(refused),
         )

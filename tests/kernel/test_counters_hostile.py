@@ -66,6 +66,7 @@ def test_other_sets_by_the_same_names_are_read_as_far_as_they_are_ours(
         "typeof meta skuid . meta protocol . meta l4proto; elements = { 1 . ip . 1 } }; "
         "add counter inet ocsf_nft refused_egress { packets 5 bytes 6 }; "
         "add counter inet ocsf_nft overflow_egress; "
+        "add counter inet ocsf_nft logged_egress; "
         "add quota inet ocsf_nft refused_forward { 5 bytes }",
     )
     reading = reader.read()
@@ -165,6 +166,7 @@ def _swap(lab: Lab, elements: int) -> None:
             set others_egress {{ typeof meta skuid . meta protocol . meta l4proto; }}
             counter refused_egress {{ }}
             counter overflow_egress {{ }}
+            counter logged_egress {{ }}
         }}
     """
     load(lab.sandbox_namespace, text)
