@@ -122,6 +122,14 @@ class Book:
             self._connection.close()
             self._connection = None
 
+    def remove(self) -> None:
+        """Close the file and remove it."""
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other things of the sandbox may live there
+            self.path.parent.rmdir()
+
     def load(self, ledger: Ledger) -> None:
         """Take up an account where it was left."""
         with self._at_work() as connection:

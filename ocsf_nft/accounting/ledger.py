@@ -51,6 +51,14 @@ class Ledger:
                 )
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
+    def renewed(self, reading: Reading) -> tuple[str, ...]:
+        """The rules whose counters are others than those of the last reading."""
+        return tuple(
+            rule
+            for rule, epoch in reading.epochs.items()
+            if rule in self.rules and self.rules[rule].epoch != epoch
+        )
+
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut]:
         """What is to be told now; all that is owed, when ``closing``."""
         while self._ended:

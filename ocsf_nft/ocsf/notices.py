@@ -136,7 +136,9 @@ def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecyc
 
     ``processed_ns`` is now, in ns since the epoch, UTC.
     """
-    if lost.lost is None:
+    if lost.transport == "counters":
+        what = "Counts may be lost, nobody knows of how many packets,"
+    elif lost.lost is None:
         what = "Records were lost, nobody knows how many"
     else:
         what = f"{wording.counted(lost.lost, 'record')} {_were(lost.lost)} lost"

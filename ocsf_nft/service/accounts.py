@@ -12,8 +12,10 @@ import structlog
 
 from ocsf_nft.accounting import book
 from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.ocsf import notices
 from ocsf_nft.ocsf.addresses import METADATA
+from ocsf_nft.record import Gap
 from ocsf_nft.service.to_its_end import to_its_end
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt, FanOut
     from ocsf_nft.fence.counters import Counters
     from ocsf_nft.flow import Reading
-    from ocsf_nft.record import Gap, Record
+    from ocsf_nft.record import Record
     from ocsf_nft.service.reporter import Reporter
 
 T = TypeVar("T")
@@ -67,6 +69,7 @@ class Account:
         self._reporter = reporter
         self._ledger = Ledger(sandbox, begun_ns=begun_ns, always=_ALWAYS)
         self._wait_seconds = _READ_SECONDS
+        self._fault: str | None = None
         # One thread: neither the sockets nor the file are asked two things at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
         self._telling = asyncio.Lock()
@@ -129,6 +132,10 @@ class Account:
         await self._tell_what_is_due(closing=True)
         return self._ledger.balances()
 
+    async def forget(self) -> None:
+        """Keep nothing: the counters are gone, and all they said has been told."""
+        await self._work(self._book.remove)
+
     async def _read_and_tell(self) -> None:
         await self._observe()
         await asyncio.sleep(_GRACE_SECONDS)
@@ -136,8 +143,16 @@ class Account:
 
     async def _observe(self) -> None:
         began = time.monotonic()
-        reading = await self._work(self._counters.read)
+        try:
+            reading = await self._work(self._counters.read)
+        except OcsfNftError as error:
+            # Who has the namespace may have made it so; what else there is to tell goes on.
+            await self._tell_of_a_fault(str(error))
+            return
+        self._fault = None
         await self._tell_of_a_pause(reading)
+        for rule in self._ledger.renewed(reading):
+            await self._tell_of_a_gap(f"the counters of the rule {rule} were made anew")
         for _ in self._ledger.observe(reading):
             await asyncio.sleep(0)
         self._wait_seconds = max(_READ_SECONDS, _PART * (time.monotonic() - began))
@@ -159,6 +174,26 @@ class Account:
         )
         await self._reporter.emit(event)
         _log.warning("the counters were not read in time", sandbox=self.sandbox, refused=packets)
+
+    async def _tell_of_a_fault(self, fault: str) -> None:
+        if fault != self._fault:
+            self._fault = fault
+            await self._tell_of_a_gap(fault)
+
+    async def _tell_of_a_gap(self, reason: str) -> None:
+        """What was refused since the last reading may never be known."""
+        now_ns = time.time_ns()
+        gap = Gap(
+            transport="counters",
+            reason=reason,
+            lost=None,
+            since_ns=min(self._ledger.read_ns or now_ns, now_ns),
+            until_ns=now_ns,
+        )
+        context = self._reporter.context(self.sandbox)
+        await self._reporter.emit(notices.gap(context, gap, processed_ns=now_ns))
+        await self.lose(gap)
+        _log.warning("counters lost", sandbox=self.sandbox, reason=reason)
 
     async def _tell_what_is_due(self, *, closing: bool = False) -> None:
         async with self._telling:

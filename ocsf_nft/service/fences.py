@@ -174,8 +174,8 @@ class Watched:
             async for _ in surroundings.changes():
                 await to_its_end(self._look())
 
-    async def take_away(self) -> None:
-        """Remove the fence if this run put it up, and tell of it.
+    async def take_away(self) -> bool:
+        """Remove the fence if this run put it up, and tell of it; whether it did.
 
         Raises what :func:`installer.remove` does, but for a fence that is gone already: that is
         told.
@@ -183,6 +183,7 @@ class Watched:
         if self._fence.is_ours:
             was_there = await asyncio.to_thread(_remove, self._installed, self._state)
             await self._emit(FenceState.ABSENT, None if was_there else _GONE_ALREADY)
+        return self._fence.is_ours
 
     async def _look(self) -> None:
         """Look at the fence, and tell what became of it since it was last told of."""

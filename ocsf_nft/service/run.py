@@ -93,8 +93,9 @@ async def run(
                     watch.cancel()
         for account in accounts.values():
             await account.close()
-        for each in watched:
-            await each.take_away()
+        for each, account in zip(watched, accounts.values(), strict=True):
+            if await each.take_away():
+                await account.forget()
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
         pipeline.counts.events = reporter.events
         return pipeline.counts

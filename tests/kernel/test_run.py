@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 import subprocess
@@ -48,6 +49,10 @@ def _events(path: Path) -> list[dict[str, Any]]:
 def _refused(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What somebody tried, less the kernel's own housekeeping, which no user stands behind."""
     return [event for event in events if event["class_uid"] == 4001 and "actor" in event]
+
+
+def _packets(events: list[dict[str, Any]]) -> int:
+    return sum(event["count"] for event in events)
 
 
 def _until(holds: Callable[[], bool]) -> None:
@@ -115,7 +120,10 @@ def test_each_attempt_is_one_true_event_whatever_the_transport(
     faults = {event["message"]: judge(event) for event in events}
     assert not any(faults.values()), faults
     refused = _refused(events)
-    assert Counter(map(_seen, refused)) == expected
+    seen: Counter[tuple[object, ...]] = Counter()
+    for event in refused:
+        seen[_seen(event)] += event["count"]
+    assert seen == expected
     assert len({event["metadata"]["uid"] for event in events}) == len(events)
     started, ended = span
     assert all(started - 20 <= event["time"] <= ended + 20 for event in refused)
@@ -137,23 +145,18 @@ def _run(
 
 
 @pytest.mark.parametrize("burst", [2_000, 20_000])
-def test_sigterm_right_after_the_attempts_loses_none_untold(
+def test_sigterm_right_after_the_attempts_leaves_none_untold(
     lab: Lab, state: StateDirectory, tmp_path: Path, burst: int
 ) -> None:
     output = tmp_path / "events.jsonl"
-    no_ipv6 = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")  # its housekeeping may be lost too
-    lab.sandbox_namespace.call(lambda: no_ipv6.write_text("1", encoding="ascii"))
     with command.running(*_options(lab, state, output), "--install") as running:
         attempts.attempt(lab.sandbox_namespace, 0, burst, "flood")
         code, said = running.stop(signal.SIGTERM)
     events = _events(output)
-    floods = sum(e.get("dst_endpoint", {}).get("port") == attempts.PORT for e in events)
-    lost = [e.get("count") for e in events if e.get("activity_name") == "Records Lost"]
-    counted = sum(filter(None, lost))
-    assert (code, f" {counted} lost in " in said) == (0, True), said
-    # What a machine is too busy to count in time is told all the same, without a number.
-    assert floods + counted == burst or (None in lost and floods + counted < burst)
-    assert burst > 2_000 or not lost
+    assert code == 0, said
+    assert burst == _packets(
+        [e for e in events if e.get("dst_endpoint", {}).get("port") == attempts.PORT]
+    )
 
 
 def test_a_fence_that_stood_before_is_left_standing(
@@ -173,9 +176,9 @@ def test_a_sandbox_is_watched_again_by_its_name_alone(
         attempts.attempt(fenced.sandbox_namespace, 0, 3, "udp4")
         assert running.stop(signal.SIGTERM)[0] == 0
     refused = _refused(_events(output))
-    assert len(refused) == 3
+    assert _packets(refused) == 3
     assert refused[0]["proxy_endpoint"] == {"ip": GATEWAY4, "port": PROXY_PORT}
-    assert refused[0]["firewall_rule"]["uid"].startswith("inet/ocsf_nft/refuse_egress/")
+    assert refused[0]["firewall_rule"]["uid"].startswith("inet/ocsf_nft/log_egress/")
 
 
 def test_an_interface_that_appears_later_is_fenced_too(
@@ -191,12 +194,12 @@ def test_an_interface_that_appears_later_is_fenced_too(
     assert any("late0" in detail for detail in details)
 
 
-def _send_datagram() -> None:
+def _send_datagram(port: int = 9) -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
         contextlib.suppress(OSError),
     ):
-        sock.sendto(b"bypass", ("10.200.0.77", 9))
+        sock.sendto(b"bypass", ("10.200.0.77", port))
 
 
 def test_two_sandboxes_of_one_file_are_watched_at_once(
@@ -261,7 +264,8 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_leaves_the_fence(
     try:
         options = _options(lab, state, disk / "events.jsonl")
         with command.running(*options, "--install") as running:
-            attempts.attempt(lab.sandbox_namespace, 0, 200, "udp4")
+            for port in range(200):
+                lab.sandbox_namespace.call(functools.partial(_send_datagram, port))
             _, said = running.process.communicate(timeout=20)
         assert running.process.returncode == 3
         assert "No space left on device" in said.splitlines()[-1]
@@ -379,7 +383,7 @@ def test_a_record_that_names_a_sandbox_of_another_namespace_is_a_forgery(
     assert code == 0
     assert "forged" in said
     assert "victim" not in output.read_text()
-    assert len(_refused(_events(output))) == 3
+    assert _packets(_refused(_events(output))) == 3
 
 
 def _early(record: str) -> str:
