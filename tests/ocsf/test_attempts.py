@@ -211,6 +211,13 @@ def test_the_detail_says_why_packets_are_told_together(name: str, says: str) -> 
     assert says in told(ATTEMPTS[name])["status_detail"]
 
 
+def test_the_proxy_is_named_where_nobody_knows_which_family_it_was() -> None:
+    event = told(ATTEMPTS["forgotten of egress, nothing"])
+    assert event["proxy_endpoint"] == {"ip": "10.200.0.1", "port": 3128}
+    assert "http://10.200.0.1:3128" in event["status_detail"]
+    assert "proxy_endpoint" not in told(ATTEMPTS["many of ingress, nothing"])
+
+
 def test_without_a_proxy_the_detail_names_none() -> None:
     event = told(ATTEMPTS["many of egress, in full"], Mapper(Context()))
     assert event["status_detail"].endswith("Only the sandbox's proxy may be reached: use it.")
