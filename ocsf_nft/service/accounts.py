@@ -151,8 +151,8 @@ class Account:
             return
         self._fault = None
         await self._tell_of_a_pause(reading)
-        for rule in self._ledger.renewed(reading):
-            await self._tell_of_a_gap(f"the counters of the rule {rule} were made anew")
+        if rules := self._ledger.renewed(reading):
+            await self._tell_of_a_gap(f"the counters were made anew: {', '.join(rules)}")
         for _ in self._ledger.observe(reading):
             await asyncio.sleep(0)
         self._wait_seconds = max(_READ_SECONDS, _PART * (time.monotonic() - began))

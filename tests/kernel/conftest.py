@@ -85,3 +85,8 @@ def nft(namespace: Namespace, *arguments: str) -> str:
         lambda: subprocess.run(["nft", *arguments], capture_output=True, text=True, check=True)
     )
     return done.stdout
+
+
+def load(namespace: Namespace, ruleset: str) -> None:
+    """Load a ruleset that is too long for a command line."""
+    namespace.call(lambda: subprocess.run(["nft", "-f", "-"], input=ruleset, text=True, check=True))

@@ -1,0 +1,125 @@
+"""Programs that run inside a sandbox: two that flood, and one that tries what is rare.
+
+``same ADDRESS TIMES``: as many datagrams to one address. ``distinct OCTET TIMES``: as many
+datagrams, no two to the same address and port. ``rare SECONDS``: attempts at random moments, each
+of which is one of a kind; prints them as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Final, TypedDict
+
+import orjson
+
+if TYPE_CHECKING:
+    from ocsf_nft.netns import Namespace
+
+FLOODED: Final = ("203.0.113.1", "203.0.113.2")
+PORT: Final = 9
+
+
+class Rare(TypedDict):
+    """An attempt that nothing else looks like: when it was made (ms since the epoch), and what."""
+
+    time: int
+    uid: int
+    protocol: int
+    destination: str
+    port: int | None
+
+
+def flood_one(address: str, times: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        send, target = sock.sendto, (address, PORT)
+        for _ in range(times):
+            with contextlib.suppress(OSError):
+                send(b"flood", target)
+
+
+def flood_all(octet: int, times: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        send = sock.sendto
+        for number in range(times):
+            address = f"{octet}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+            with contextlib.suppress(OSError):
+                send(b"flood", (address, 1 + number % 60_000))
+
+
+def try_rare(seconds: float) -> list[Rare]:
+    made: list[Rare] = []
+    end = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < end:
+        time.sleep(random.uniform(0, 0.1))
+        number += 1
+        uid, protocol, port = 0, socket.IPPROTO_UDP, PORT
+        address = FLOODED[0]
+        match random.choice(("uid", "destination", "port", "protocol", "tcp")):
+            case "uid":
+                uid = 1000 + number
+            case "destination":
+                address = f"198.51.100.{1 + number % 250}"
+                port = 1000 + number
+            case "port":
+                port = 1000 + number
+            case "protocol":
+                protocol = 143 + number % 110  # IANA gives these to nobody
+                address = f"203.0.113.{3 + number % 250}"
+            case _:
+                protocol, port = socket.IPPROTO_TCP, 1000 + number
+        has_port = protocol in {socket.IPPROTO_UDP, socket.IPPROTO_TCP}
+        made.append(
+            Rare(
+                time=time.time_ns() // 1_000_000,
+                uid=uid,
+                protocol=protocol,
+                destination=address,
+                port=port if has_port else None,
+            )
+        )
+        _make(made[-1])
+    return made
+
+
+def _make(rare: Rare) -> None:
+    kinds = {socket.IPPROTO_TCP: socket.SOCK_STREAM, socket.IPPROTO_UDP: socket.SOCK_DGRAM}
+    kind = kinds.get(rare["protocol"], socket.SOCK_RAW)
+    os.seteuid(rare["uid"])  # whose the socket is, as nftables sees it
+    with socket.socket(socket.AF_INET, kind, rare["protocol"]) as sock:
+        os.seteuid(0)
+        with contextlib.suppress(OSError):
+            if kind == socket.SOCK_STREAM:
+                sock.connect((rare["destination"], rare["port"]))
+            else:
+                sock.sendto(b"rare", (rare["destination"], rare["port"] or 0))
+
+
+def start(namespace: Namespace, *arguments: str) -> subprocess.Popen[bytes]:
+    """Run one of these inside; whoever calls it waits for it."""
+    command = [sys.executable, __file__, *arguments]
+    output = subprocess.PIPE if arguments[0] == "rare" else subprocess.DEVNULL
+    return namespace.call(lambda: subprocess.Popen(command, stdout=output))
+
+
+def made(program: subprocess.Popen[bytes]) -> list[Rare]:
+    """What a program of rare attempts has tried, at its end."""
+    said, _ = program.communicate(timeout=60)
+    rare: list[Rare] = orjson.loads(said)
+    return rare
+
+
+if __name__ == "__main__":
+    what, argument, *more = sys.argv[1:]
+    if what == "same":
+        flood_one(argument, int(more[0]))
+    elif what == "distinct":
+        flood_all(int(argument), int(more[0]))
+    else:
+        sys.stdout.buffer.write(orjson.dumps(try_rare(float(argument))))
