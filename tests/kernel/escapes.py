@@ -142,8 +142,9 @@ ESCAPES: tuple[Escape, ...] = (
     Escape("ipip", "egress", 4, means.raw4(4, _TO_PROXY4)),
     Escape("6in4", "egress", 41, means.raw4(41, _TO_PROXY6)),
     Escape("ipv6 no next header", "egress", 59, means.raw6(59)),
+    # Each to a port of its own: a flow's log budget is four packets.
     *(
-        Escape(f"tcp probe {name}", "egress", 6, means.raw4(6, packets.tcp(443, flags)))
+        Escape(f"tcp probe {name}", "egress", 6, means.raw4(6, packets.tcp(4000 + flags, flags)))
         for name, flags in (
             ("ack", _ACK),
             ("null", 0),

@@ -83,13 +83,17 @@ def lost(batch: Batch) -> int:
 
 
 async def taken(source: Nflog, wanted: Callable[[Record], bool]) -> list[Record]:
-    """What the source gives until a wanted record came, or nothing came for a while."""
+    """What the source gives until a wanted record came, or nothing came for a while.
+
+    All that comes with the wanted one is in it.
+    """
     found: list[Record] = []
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_QUIET_SECONDS) as quiet:
-            async for record in _records_of(source):
-                found.append(record)
-                if wanted(record):
+            async for batch in source.batches():
+                assert not batch.rejects
+                found += batch.records
+                if any(map(wanted, batch.records)):
                     break
                 quiet.reschedule(asyncio.get_running_loop().time() + _QUIET_SECONDS)
     return found
@@ -99,10 +103,3 @@ async def refused_at(source: Nflog, rule: str, protocol: int) -> bool:
     """Whether a packet of the protocol was soon refused by the rule."""
     found = await taken(source, lambda record: (record.rule, record.protocol) == (rule, protocol))
     return any((record.rule, record.protocol) == (rule, protocol) for record in found)
-
-
-async def _records_of(source: Nflog) -> AsyncIterator[Record]:
-    async for batch in source.batches():
-        assert not batch.rejects
-        for record in batch.records:
-            yield record

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import struct
 import time
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.spec import DEFAULT_GROUP
+from ocsf_nft.flow import KINDS, Key, keys
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, INTERNET4, PROXY_PORT, SANDBOX4, SANDBOX6
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import far_side, packets, xdp
@@ -20,19 +25,27 @@ from tests.kernel.packets import ETH_IP, ETH_IP6
 from tests.kernel.reading import refused_at, taken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.flow import Reading
     from ocsf_nft.lab import Lab
     from ocsf_nft.record import Record
 
 pytestmark = pytest.mark.kernel
 
 
-async def test_every_way_round_the_usual_ruleset_is_refused_and_logged(fenced: Lab) -> None:
+async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_once(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
     missed: dict[str, str] = {}
-    async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
-        with far_side.watch(fenced) as far:
+    records: list[Record] = []
+    async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
+        with Counters(installed) as counters, far_side.watch(lab) as far:
             far.strays()
+            began = counters.read()
             for escape in ESCAPES:
 
                 def wanted(record: Record, escape: Escape = escape) -> bool:
@@ -40,12 +53,56 @@ async def test_every_way_round_the_usual_ruleset_is_refused_and_logged(fenced: L
                     wanted = escape.rule, escape.protocol, escape.is_owned
                     return (record.rule, said, record.uid is not None) == wanted
 
-                fenced.sandbox_namespace.call(escape.attempt)
-                if not any(map(wanted, await taken(source, wanted))):
+                lab.sandbox_namespace.call(escape.attempt)
+                found = await taken(source, wanted)
+                records += found
+                if not any(map(wanted, found)):
                     missed[escape.name] = "not logged"
                 if far.strays():
                     missed[escape.name] = "got out"
+            records += await taken(source, lambda _record: False)
+            ended = counters.read()
     assert not missed
+    for rule, reading in ended.rules.items():
+        elements = [element for kind in KINDS for element in reading.elements[kind]]
+        assert reading.overflow.packets == 0
+        assert sum(element.packets for element in elements) == reading.refused.packets, rule
+    counted = _counted(ended)
+    counted.subtract(_counted(began))
+    # The first of a record's keys that there is, is the element that counted its packet.
+    logged = Counter((record.rule, _element(record, counted)) for record in records)
+    # More of a flow than its log budget are counted, and not all of them logged.
+    assert {key: min(packets, 4) for key, packets in (+counted).items()} == {
+        key: min(packets, 4) for key, packets in logged.items()
+    }
+
+
+def _element(record: Record, counted: Mapping[tuple[str, Key], int]) -> Key | None:
+    """The first of a record's keys that was counted, but for what a record doesn't tell."""
+    if record.protocol in {33, 132} and record.destination_port is None:
+        # Cut short after the ports: nf_tables reads them, who logs the packet doesn't.
+        port = int.from_bytes(packets.PAYLOAD[2:4], "big")
+        record = dataclasses.replace(record, destination_port=port)
+    if record.rule == "link" and record.protocol is None:
+        # nf_tables takes a frame for what its socket says that it is.
+        announced = int(record.origin.raw.partition(" protocol=")[2][:4], 16)
+        if (record.ethertype, announced) == (0x88B5, ETH_IP):
+            record = dataclasses.replace(
+                record, protocol=6, destination=GATEWAY4, destination_port=PROXY_PORT
+            )
+        record = dataclasses.replace(record, ethertype=announced)
+    return next((key for key in keys(record) if (record.rule, key) in counted), None)
+
+
+def _counted(reading: Reading) -> Counter[tuple[str, Key]]:
+    return Counter(
+        {
+            (rule, Key(kind, element.data)): element.packets
+            for rule, of_rule in reading.rules.items()
+            for kind in KINDS
+            for element in of_rule.elements[kind]
+        }
+    )
 
 
 def test_without_a_fence_every_one_of_these_ways_leads_out(lab: Lab) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import resource
 import subprocess
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from ocsf_nft import rtnetlink
 from ocsf_nft.errors import AbsentError, FenceError, SourceError, UnsupportedError
-from ocsf_nft.fence import installer, links, nft, ruleset
+from ocsf_nft.fence import installer, links, nft, ruleset, standing
+from ocsf_nft.fence.spec import LADDER, Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named, of_process
@@ -21,7 +23,7 @@ from tests.kernel import conftest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -48,21 +50,26 @@ def test_installing_what_stands_already_changes_nothing(
     counters: Callable[[Namespace], dict[str, int]],
 ) -> None:
     conftest.nft(fenced.sandbox_namespace, "add rule inet ocsf_nft forward counter")
-    handle = conftest.nft(fenced.sandbox_namespace, "-a", "list", "table", "inet", "ocsf_nft")
+    handle = conftest.nft(
+        fenced.sandbox_namespace, "-a", "-s", "-t", "list", "table", "inet", "ocsf_nft"
+    )
     # Tampered with: the same installation mends it.
     installer.install(spec, fenced.sandbox_namespace, state)
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
-    mended = conftest.nft(fenced.sandbox_namespace, "-a", "list", "table", "inet", "ocsf_nft")
+    mended = conftest.nft(
+        fenced.sandbox_namespace, "-a", "-s", "-t", "list", "table", "inet", "ocsf_nft"
+    )
     assert mended != handle
-    # As installed: the same tables (by their handles) and their counters stay.
+    # As installed: the same rules (by their handles) stay.
     installer.install(spec, fenced.sandbox_namespace, state)
-    again = conftest.nft(fenced.sandbox_namespace, "-a", "list", "table", "inet", "ocsf_nft")
-    assert again.splitlines()[0] == mended.splitlines()[0]
+    again = conftest.nft(
+        fenced.sandbox_namespace, "-a", "-s", "-t", "list", "table", "inet", "ocsf_nft"
+    )
+    assert again == mended
     assert set(counters(fenced.sandbox_namespace)) == {
-        "refused_egress",
-        "refused_forward",
-        "refused_ingress",
-        "refused_link",
+        f"{counter}_{rule}"
+        for counter in ("refused", "overflow")
+        for rule in ("egress", "forward", "ingress", "link")
     }
 
 
@@ -164,11 +171,19 @@ def test_the_policy_of_another_version_is_told_and_replaced(
     found = installer.verify(spec.sandbox, state)
     assert found.verdict == "differs"
     assert "another version" in found.difference
-    before = conftest.nft(fenced.sandbox_namespace, "-a", "list", "table", "inet", "ocsf_nft")
+    before = conftest.nft(
+        fenced.sandbox_namespace, "-a", "-s", "-t", "list", "table", "inet", "ocsf_nft"
+    )
     installer.install(spec, fenced.sandbox_namespace, state)
-    after = conftest.nft(fenced.sandbox_namespace, "-a", "list", "table", "inet", "ocsf_nft")
-    assert after.splitlines()[0] != before.splitlines()[0]
+    after = conftest.nft(
+        fenced.sandbox_namespace, "-a", "-s", "-t", "list", "table", "inet", "ocsf_nft"
+    )
+    assert _rule_handles(after).isdisjoint(_rule_handles(before))
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
+
+
+def _rule_handles(listing: str) -> set[str]:
+    return set(re.findall(r"^\t\t\S.* # handle (\d+)$", listing, re.MULTILINE))
 
 
 def test_another_name_on_the_table_keeps_nobody_from_putting_the_fence_back(
@@ -298,9 +313,10 @@ def _without_files() -> Iterator[None]:
         (links.names, FenceError),
         (lambda: nft.load(Namespace(), ""), FenceError),
         (lambda: nft.listing(Namespace(), "inet", "none"), FenceError),
+        (lambda: standing.comment(Namespace(), "inet", "none"), FenceError),
         (rtnetlink.subscribe, SourceError),
     ],
-    ids=["survey", "names", "load", "listing", "subscribe"],
+    ids=["survey", "names", "load", "listing", "comment", "subscribe"],
 )
 def test_a_process_that_may_open_no_more_files_says_so_in_a_sentence(
     work: Callable[[], object], kind: type[Exception]
@@ -309,7 +325,17 @@ def test_a_process_that_may_open_no_more_files_says_so_in_a_sentence(
         work()
 
 
-def test_the_policy_files_load_as_they_stand() -> None:
-    for file in ("sandbox.nft", "guard.nft"):
-        path = _HERE.parents[1] / "rules" / file
-        subprocess.run(["unshare", "-n", "nft", "-c", "-f", path], check=True)
+def test_the_accounting_of_the_policy_loads_as_it_stands() -> None:
+    path = _HERE.parents[1] / "rules" / "accounting.nft"
+    subprocess.run(["unshare", "-n", "nft", "-c", "-f", path], check=True)
+
+
+@pytest.mark.parametrize("transport", LADDER)
+def test_the_whole_policy_loads_with_every_transport(
+    lab: Lab, spec: FenceSpec, transport: LogTransport, tmp_path: Path
+) -> None:
+    guarded = dataclasses.replace(spec, guard_device=lab.gateway_device)
+    path = tmp_path / "composed.nft"
+    for compose in (ruleset.sandbox, ruleset.guard):
+        path.write_text(compose(guarded, Surroundings(), transport))
+        lab.gateway_namespace.call(lambda: subprocess.run(["nft", "-c", "-f", path], check=True))
