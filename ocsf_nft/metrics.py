@@ -4,12 +4,11 @@ Names and labels are a contract with dashboards. The labels are few: a sandbox, 
 kinds of source.
 """
 
+# ruff: noqa: PLC0415 - prometheus_client brings an HTTP client and server: only who asks needs it
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,18 +18,27 @@ if TYPE_CHECKING:
     from ocsf_nft.service.status import Status
 
 _COUNTERS: Final = {
-    "refused": "Packets that the rule refused, as the kernel counts them.",
-    "reported": "Packets that events have told: the sum of their counts.",
-    "overflowed": "Packets that events have told without saying which flow they were of.",
+    "refused_packets": "Packets that the rule refused, as the kernel counts them.",
+    "reported_packets": "Packets that events have told: the sum of their counts.",
+    "overflowed_packets": "Packets that events have told without saying which flow they were of.",
 }
 _GAUGES: Final = {
-    "in_flight": "Packets that the kernel has counted and no event has told yet.",
-    "imbalance": "Packets that are missing, or were told twice (negative): 0 when all is well.",
+    "in_flight_packets": "Packets that the kernel has counted and no event has told yet.",
+    "imbalance_packets": (
+        "Packets that are missing, or were told twice (negative): 0 when all is well."
+    ),
 }
+_LOST_RECORDS: Final = (
+    "Log records that a source could not read; their packets are counted all the same."
+)
+_GAPS: Final = "Times that a source lost records, or the counters could not be read."
+_WATCHED: Final = "Whether a run watches the sandbox now."
 
 
 def exposition(found: Sequence[Status]) -> bytes:
     """The metrics of some sandboxes in Prometheus' text format."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
     registry = CollectorRegistry()
     registry.register(_Collector(found))
     return generate_latest(registry)
@@ -42,39 +50,23 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         """The families, each with its samples."""
-        balances = [balance for status in self._found for balance in status.balances]
-        for name, text in _COUNTERS.items():
-            counter = CounterMetricFamily(
-                f"ocsf_nft_{name}_packets", text, labels=("sandbox", "rule")
-            )
-            for each in balances:
-                counter.add_metric((each.sandbox, each.rule), getattr(each, name))
-            yield counter
-        for name, text in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"ocsf_nft_{name}_packets", text, labels=("sandbox", "rule"))
-            for each in balances:
-                gauge.add_metric((each.sandbox, each.rule), getattr(each, name))
-            yield gauge
-        yield from self._of_sources()
-        watched = GaugeMetricFamily(
-            "ocsf_nft_watched", "Whether a run watches the sandbox now.", labels=("sandbox",)
-        )
-        for status in self._found:
-            watched.add_metric((status.sandbox,), status.is_watched)
-        yield watched
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    def _of_sources(self) -> Iterator[Metric]:
-        records = CounterMetricFamily(
-            "ocsf_nft_lost_records",
-            "Log records that a source could not read; their packets are counted all the same.",
-            labels=("sandbox", "source"),
-        )
-        gaps = CounterMetricFamily(
-            "ocsf_nft_gaps", "Times that a source lost records.", labels=("sandbox", "source")
-        )
+        by_rule, by_source = ("sandbox", "rule"), ("sandbox", "source")
+        balances = [balance for status in self._found for balance in status.balances]
+        for family, names in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
+            for name, text in names.items():
+                metric = family(f"ocsf_nft_{name}", text, labels=by_rule)
+                for each in balances:
+                    value = getattr(each, name.removesuffix("_packets"))
+                    metric.add_metric((each.sandbox, each.rule), value)
+                yield metric
+        records = CounterMetricFamily("ocsf_nft_lost_records", _LOST_RECORDS, labels=by_source)
+        gaps = CounterMetricFamily("ocsf_nft_gaps", _GAPS, labels=by_source)
+        watched = GaugeMetricFamily("ocsf_nft_watched", _WATCHED, labels=("sandbox",))
         for status in self._found:
             for lost in status.lost:
                 records.add_metric((status.sandbox, lost.source), lost.records)
                 gaps.add_metric((status.sandbox, lost.source), lost.gaps)
-        yield records
-        yield gaps
+            watched.add_metric((status.sandbox,), status.is_watched)
+        yield from (records, gaps, watched)
