@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import secrets
 import subprocess
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -90,3 +91,14 @@ def nft(namespace: Namespace, *arguments: str) -> str:
 def load(namespace: Namespace, ruleset: str) -> None:
     """Load a ruleset that is too long for a command line."""
     namespace.call(lambda: subprocess.run(["nft", "-f", "-"], input=ruleset, text=True, check=True))
+
+
+def counted(namespace: Namespace) -> Counter[str]:
+    """The packets in the elements of the rule `egress`, by destination."""
+    found: Counter[str] = Counter()
+    for name in ("flows4_egress", "flows6_egress"):
+        listed = json.loads(nft(namespace, "-j", "list", "set", "inet", "ocsf_nft", name))
+        for element in listed["nftables"][1]["set"].get("elem", ()):
+            _uid, _protocol, address, _port = element["elem"]["val"]["concat"]
+            found[address] += element["elem"]["counter"]["packets"]
+    return found

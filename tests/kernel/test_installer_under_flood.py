@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,21 +96,10 @@ def test_replacing_the_fence_under_a_flood_lets_no_packet_out_and_loses_no_count
     assert far_counter() == 0
     assert seen == sorted(seen)
     # The kernel's own multicast reports are refused as well, for nothing else is sent.
-    counted = _counted(lab.sandbox_namespace)
+    counted = conftest.counted(lab.sandbox_namespace)
     assert counted.pop(INTERNET4) == sent
     refused = counters(lab.sandbox_namespace)["refused_egress"]
     assert refused - sent == sum(counted.values()) < 100
-
-
-def _counted(namespace: Namespace) -> Counter[str]:
-    """The packets in the elements of the rule `egress`, by destination."""
-    found: Counter[str] = Counter()
-    for name in ("flows4_egress", "flows6_egress"):
-        listed = json.loads(conftest.nft(namespace, "-j", "list", "set", "inet", "ocsf_nft", name))
-        for element in listed["nftables"][1]["set"].get("elem", ()):
-            _uid, _protocol, address, _port = element["elem"]["val"]["concat"]
-            found[address] += element["elem"]["counter"]["packets"]
-    return found
 
 
 def test_installing_under_a_flood_stops_it(

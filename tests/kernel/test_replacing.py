@@ -1,0 +1,232 @@
+"""A fence that is replaced counts on; a look at one costs the same whatever its sets hold."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft import netlink
+from ocsf_nft.errors import FenceError
+from ocsf_nft.fence import installer, nft, standing
+from ocsf_nft.fence.values import endpoint
+from ocsf_nft.lab import INTERNET4, ip
+from tests.kernel import conftest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+
+def _attempt(lab: Lab) -> None:
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for _ in range(7):
+                with contextlib.suppress(OSError):
+                    sock.sendto(b"attempt", (INTERNET4, 53))
+
+    lab.sandbox_namespace.call(send)
+
+
+def _flow(lab: Lab) -> int:
+    """How many of the attempts' packets their element has."""
+    return conftest.counted(lab.sandbox_namespace)[INTERNET4]
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "",
+        "flush table inet ocsf_nft",
+        "insert rule inet ocsf_nft output accept",
+        "add chain inet ocsf_nft foreign { type filter hook output priority -500; policy drop; }",
+        "add chain inet ocsf_nft output { policy accept; }",
+        "add element inet ocsf_nft allowed4 { 203.0.113.7 . tcp . 443 }",
+        """add map inet ocsf_nft m { type ipv4_addr : verdict; }; add chain inet ocsf_nft foreign;
+        add element inet ocsf_nft m { 1.2.3.4 : jump foreign }""",
+        "delete table netdev ocsf_nft",
+    ],
+)
+def test_what_was_counted_is_kept_and_nothing_foreign_is(
+    fenced: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    counters: Callable[[Namespace], dict[str, int]],
+    tampering: str,
+) -> None:
+    _attempt(fenced)
+    before = counters(fenced.sandbox_namespace)["refused_egress"]
+    if tampering:
+        conftest.nft(fenced.sandbox_namespace, tampering)
+    other = dataclasses.replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert counters(fenced.sandbox_namespace)["refused_egress"] >= before >= 7
+    assert _flow(fenced) == 7
+    assert "foreign" not in conftest.nft(fenced.sandbox_namespace, "-t", "list", "ruleset")
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        'delete table inet ocsf_nft; add table inet ocsf_nft { comment "fence of sandbox x"; }',
+        "add table inet ocsf_nft { flags dormant; }",
+    ],
+)
+def test_what_is_not_understood_is_replaced_whole(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, tampering: str
+) -> None:
+    _attempt(fenced)
+    conftest.nft(fenced.sandbox_namespace, tampering)
+    installer.install(spec, fenced.sandbox_namespace, state, "nflog")
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert _flow(fenced) == 0
+
+
+def test_a_set_of_ours_with_another_form_is_replaced(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    ns = fenced.sandbox_namespace
+    conftest.nft(ns, "flush table inet ocsf_nft; delete set inet ocsf_nft flows4_egress; "
+                 "add set inet ocsf_nft flows4_egress { typeof meta skuid . meta l4proto . ip daddr"
+                 " . th dport; size 4; flags dynamic; }")  # fmt: skip
+    installer.install(spec, ns, state, "nflog")
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+
+
+def test_a_load_that_the_kernel_refuses_to_keep_is_made_whole(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _attempt(fenced)
+    listing = nft.listing
+
+    def shown(namespace: Namespace, family: str, table: str) -> str | None:
+        """As if a chain had been there that was gone by the time of the load."""
+        text = listing(namespace, family, table)
+        gone = "\n\tchain gone { # handle 999\n\t}\n}\n"
+        return text and text[:-2] + gone if namespace == fenced.sandbox_namespace else text
+
+    monkeypatch.setattr(nft, "listing", shown)
+    other = dataclasses.replace(spec, group=77)
+    with contextlib.suppress(FenceError):  # told: it isn't as it should be
+        installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    monkeypatch.undo()
+    assert "group 77" in conftest.nft(fenced.sandbox_namespace, "-t", "list", "ruleset")
+    assert _flow(fenced) == 0
+
+
+def test_links_that_come_and_go_cost_no_count(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    _attempt(fenced)
+    hook = "type filter hook egress"
+    for add in (True, False):
+        if add:
+            ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "late1")
+        else:
+            ip("-n", fenced.sandbox, "link", "del", "late0")
+        installer.install(spec, fenced.sandbox_namespace, state, "nflog")
+        assert installer.verify(spec.sandbox, state).verdict == "as installed"
+        listed = conftest.nft(fenced.sandbox_namespace, "-t", "list", "table netdev ocsf_nft")
+        (egress,) = [line for line in listed.splitlines() if hook in line]
+        assert ("late0" in egress, "late1" in egress) == (add, add)
+    assert _flow(fenced) == 7
+
+
+def test_what_the_sets_of_counters_hold_is_no_difference(
+    fenced: Lab, state: StateDirectory
+) -> None:
+    _attempt(fenced)
+    assert _flow(fenced) == 7
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+
+
+@pytest.mark.parametrize("name", ["allowed4", "foreign"])
+def test_a_set_with_very_many_elements_is_looked_at_no_further(
+    fenced: Lab, state: StateDirectory, spec: FenceSpec, tmp_path: Path, name: str
+) -> None:
+    ns = fenced.sandbox_namespace
+    path = tmp_path / "many.nft"
+    made = f"add set inet ocsf_nft {name} {{ typeof ip daddr . ip protocol . th dport; }}\n"
+    for one in range(80):
+        places = ", ".join(f"10.9.{one}.{two} . tcp . 1" for two in range(250))
+        made += f"add element inet ocsf_nft {name} {{ {places} }}\n"
+    path.write_text(made)
+    conftest.nft(ns, "-f", str(path))
+    found = installer.verify(conftest.SANDBOX, state)
+    assert found.verdict == "differs"
+    assert found.installed is not None
+    told = installer._listings(found.installed.spec, ns)["inet ocsf_nft"]
+    assert "10.9.7.7" not in told
+    assert ("more than 1002 elements" in told) == (name == "allowed4")
+    installer.install(spec, ns, state, "nflog")
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+
+
+def test_elements_are_told_as_a_person_reads_them(lab: Lab) -> None:
+    ns = lab.sandbox_namespace
+    conftest.nft(
+        ns,
+        "add table inet t; "
+        "add set inet t four { typeof ip daddr . ip protocol . th dport; }; "
+        "add element inet t four { 10.0.0.2 . udp . 53, 10.0.0.1 . 136 . 80 }; "
+        "add set inet t any { typeof ip daddr; flags interval; }; add element inet t any { * }; "
+        "add set inet t six { typeof ip6 daddr; }; add element inet t six { fd00::1 }; "
+        "add set inet t marks { typeof meta mark . meta mark; }; add element inet t marks { 1 . 2 }",
+    )
+    names = ("four", "any", "six", "marks", "none")
+    assert standing.elements(ns, "inet", "t", names, 10) == (
+        "four: 10.0.0.1 . 136 . 80",
+        "four: 10.0.0.2 . udp . 53",
+        "any: *",
+        "six: fd00::1",
+        "marks: " + struct.pack("=II", 1, 2).hex(),
+    )
+
+
+_NAMES = [
+    b"x { # handle 9\n\t}\n\n\tchain y",
+    b"output { # handle 9\n\t\taccept # handle 10\n\t}\n\n\tset z",
+    b'\xff\xfe"; flush ruleset',
+    b"\n}\ntable inet ocsf_nft {",
+    b"*" * 200,
+]
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_a_chain_with_a_name_that_nft_prints_oddly_is_told_and_goes(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, name: bytes
+) -> None:
+    fenced.sandbox_namespace.call(lambda: _make_chain(name))
+    assert installer.verify(spec.sandbox, state).verdict == "differs"
+    installer.install(spec, fenced.sandbox_namespace, state, "nflog")
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+
+
+def _make_chain(name: bytes) -> None:
+    """What nft's grammar keeps its users from, the kernel takes."""
+    ours, batch = struct.pack("!BBH", 1, 0, 0), struct.pack("!BBH", 0, 0, 10)
+    chain = netlink.attribute(1, b"ocsf_nft\0") + netlink.attribute(3, name + b"\0")
+    create = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK | 0x400  # NLM_F_CREATE
+    transaction = (
+        netlink.message(16, netlink.NLM_F_REQUEST, batch)
+        + netlink.message(10 << 8 | 3, create, ours + chain)
+        + netlink.message(17, netlink.NLM_F_REQUEST, batch)
+    )
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER) as sock:
+        sock.settimeout(5)
+        sock.sendto(transaction, (0, 0))
+        for kind, body in netlink.messages(memoryview(sock.recv(65536))):
+            assert kind == netlink.NLMSG_ERROR
+            netlink.raise_for_error(body)
