@@ -131,10 +131,18 @@ def _flood(times: int) -> None:
                 sock.sendto(b"flood", (INTERNET4, PORT))
 
 
+def _sweep(times: int) -> None:
+    """Each to another port: as many flows."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for port in range(1, times + 1):
+            with contextlib.suppress(OSError):
+                sock.sendto(b"sweep", (INTERNET4, port))
+
+
 if __name__ == "__main__":
     for wanted in sys.argv[2:]:
-        if wanted == "flood":
-            _flood(int(sys.argv[1]))
+        if many := {"flood": _flood, "sweep": _sweep}.get(wanted):
+            many(int(sys.argv[1]))
             continue
         for _ in range(int(sys.argv[1])):
             _make(wanted)

@@ -276,7 +276,7 @@ def test_a_second_signal_ends_a_run_whose_output_nobody_reads(
     try:
         said = reader if process.stderr is None else process.stderr.fileno()
         _read_until(said, b"ready: watching lab\n")
-        attempts.attempt(lab.sandbox_namespace, 0, 2000, "udp4")
+        attempts.attempt(lab.sandbox_namespace, 0, 2000, "sweep")
         process.send_signal(signal.SIGTERM)
         for _ in range(2):
             process.send_signal(signal.SIGHUP)
@@ -307,7 +307,7 @@ def test_a_second_signal_ends_a_run_that_can_not_say_so(
         )
     try:
         _read_until(reader, b"}\n")
-        attempts.attempt(lab.sandbox_namespace, 0, 2000, "udp4")
+        attempts.attempt(lab.sandbox_namespace, 0, 2000, "sweep")
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
@@ -369,7 +369,7 @@ def test_a_hang_up_drains_as_a_stop_does_unless_nohup_runs_it(
         code, said = running.stop(signal.SIGHUP)
     assert code == 0, said
     events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
-    assert sum(event["class_uid"] == 4001 and "actor" in event for event in events) == 100
+    assert sum(e["count"] for e in events if e["class_uid"] == 4001 and "actor" in e) == 100
     with command.running(*options, "--install", under=("nohup",)) as running:
         running.process.send_signal(signal.SIGHUP)
         with pytest.raises(subprocess.TimeoutExpired):
