@@ -1,7 +1,8 @@
-"""Kernel log text to records, and to events."""
+"""Kernel log text to records, records to attempts, and to events."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import resource
 import shutil
@@ -17,7 +18,9 @@ from typing import IO, TYPE_CHECKING, Final
 
 from bench import dmesg, stage
 from bench.subject import Subject
+from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.attempt import Attempt
+from ocsf_nft.flow import Count, Reading, RuleReading
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.sources.replay import Reader
@@ -32,6 +35,20 @@ LINES: Final = 200_000
 _SOME_LINES: Final = 25_000
 #: Whole programs read as many lines as take about so long, so that starting them weighs little.
 _PROGRAM_S: Final = 3.0
+#: As many as have events of their own at the same time, and a user may have at once.
+_FLOWS: Final = 4_000
+_FLOWS_OF_A_USER: Final = 1_000
+_LEDGERS: Final = 10
+_RULE: Final = "egress"
+#: The counters of a fence that has refused nothing.
+_NOTHING: Final = Reading(
+    epochs={_RULE: "bench"},
+    began_ns=0,
+    ended_ns=0,
+    rules={
+        _RULE: RuleReading(refused_before=Count(), refused=Count(), overflow=Count(), elements={})
+    },
+)
 _CHUNK_BYTES: Final = 1 << 18
 _AWKS: Final = ("mawk", "gawk")
 #: The same six fields, by name and without a second thought: the last one of a name wins.
@@ -74,7 +91,7 @@ def run() -> Subject:
     reading, records = _reading("text to record", text)
     odd, _ = _reading("text to record, every odd form", dmesg.every_form(_SOME_LINES))
     mapping = _mapping(records)
-    measured = [reading, odd, mapping]
+    measured = [reading, odd, mapping, *_accounting(records[0])]
     lines = int(_PROGRAM_S / (reading.wall_s / reading.lines + mapping.wall_s / mapping.lines))
     missing = tuple(awk for awk in _AWKS if shutil.which(awk) is None)
     with tempfile.TemporaryFile() as file:
@@ -119,6 +136,39 @@ def _mapping(records: Sequence[Record]) -> _Measured:
         mapper.network_activity(Attempt.of(record), processed_ns=time.time_ns()).to_json()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return _Measured(what="record to event", lines=len(records), wall_s=wall, cpu_s=cpu)
+
+
+def _accounting(record: Record) -> tuple[_Measured, _Measured]:
+    """Records of flows that are told one by one, then more records of the same flows."""
+    users = range(_FLOWS // _FLOWS_OF_A_USER)
+    records = [
+        dataclasses.replace(record, rule=_RULE, uid=uid, destination_port=port)
+        for uid in users
+        for port in range(1, _FLOWS_OF_A_USER + 1)
+    ]
+    begin = record.time_ns
+    spent = [[0.0, 0.0], [0.0, 0.0]]
+    for _ in range(_LEDGERS):
+        ledger = Ledger(stage.SANDBOX, begun_ns=begin)
+        for _ in ledger.observe(_NOTHING):
+            pass
+        for time_of, told in zip(spent, (len(records), 0), strict=True):
+            wall, cpu = time.perf_counter(), time.process_time()
+            found = [ledger.record(each, begin) for each in records]
+            time_of[0] += time.perf_counter() - wall
+            time_of[1] += time.process_time() - cpu
+            if sum(attempt is not None for attempt in found) != told:
+                raise stage.BenchError(f"not {told} attempts were told of {len(records)} records")
+    lines = _LEDGERS * len(records)
+    new, more = (
+        _Measured(what=what, lines=lines, wall_s=wall, cpu_s=cpu)
+        for what, (wall, cpu) in zip(
+            ("record to attempt, of a new flow", "record into an attempt's account"),
+            spent,
+            strict=True,
+        )
+    )
+    return new, more
 
 
 def _write(text: bytes, lines: int, file: IO[bytes]) -> None:

@@ -3,7 +3,9 @@
 It needs nothing but the standard library, so that it starts at once.
 
 ``connect ADDRESS PORT TIMES``: blocking TCP connects; the nanoseconds that each refused one took.
-``flood ADDRESS PORT SECONDS``: UDP as fast as it goes; how many were sent.
+``flood ADDRESS PORT SECONDS``: UDP as fast as it goes, all of one flow; how many were sent.
+``scatter ADDRESS PORT SECONDS``: the same, no two of one flow: each to the next port, and from the
+highest on to the first of the next address.
 ``paced ADDRESS PORT RATE TIMES``: UDP at so many a second, each to the next port; the moment before
 each one left, CLOCK_MONOTONIC in nanoseconds.
 """
@@ -12,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import ipaddress
 import json
 import socket
 import sys
 import time
 
 _FLOOD_STEP = 500
+_LAST_PORT = 65_535
 
 
 def connect(address: str, port: int, times: int) -> list[int]:
@@ -39,12 +43,31 @@ def connect(address: str, port: int, times: int) -> list[int]:
 def flood(address: str, port: int, seconds: float) -> int:
     """Send until the time is over."""
     sent = 0
+    place, refusal = (address, port), contextlib.suppress(OSError)
     end = time.monotonic() + seconds
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         while time.monotonic() < end:
             for _ in range(_FLOOD_STEP):
-                with contextlib.suppress(OSError):
+                with refusal:
+                    sock.sendto(b"flood", place)
+            sent += _FLOOD_STEP
+    return sent
+
+
+def scatter(address: str, port: int, seconds: float) -> int:
+    """Send until the time is over, never twice to the same place."""
+    sent = 0
+    end = time.monotonic() + seconds
+    network, refusal = int(ipaddress.ip_address(address)), contextlib.suppress(OSError)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        while time.monotonic() < end:
+            for _ in range(_FLOOD_STEP):
+                with refusal:
                     sock.sendto(b"flood", (address, port))
+                port += 1
+                if port > _LAST_PORT:
+                    network, port = network + 1, 1
+                    address = str(ipaddress.ip_address(network))
             sent += _FLOOD_STEP
     return sent
 
@@ -70,6 +93,8 @@ def main(work: str, address: str, port: str, *more: str) -> None:
         done = connect(address, int(port), int(more[0]))
     elif work == "flood":
         done = flood(address, int(port), float(more[0]))
+    elif work == "scatter":
+        done = scatter(address, int(port), float(more[0]))
     else:
         done = paced(address, int(port), int(more[0]), int(more[1]))
     json.dump(done, sys.stdout)

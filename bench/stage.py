@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import lab
 from ocsf_nft.errors import OcsfNftError
-from ocsf_nft.fence import installer
+from ocsf_nft.fence import installer, nft
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint
@@ -66,19 +66,6 @@ class Fenced:
         with output.with_suffix(".stderr").open("wb") as stderr:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
 
-    def refused(self) -> int:
-        """Packets in the kernel's counters of the fence."""
-        listed = self.namespace.call(
-            lambda: subprocess.run(
-                ["nft", "-j", "list", "counters"], capture_output=True, check=True
-            )
-        )
-        return sum(
-            entry["counter"]["packets"]
-            for entry in json.loads(listed.stdout)["nftables"]
-            if "counter" in entry
-        )
-
 
 @contextlib.contextmanager
 def fenced(transport: LogTransport, *, ipv6: bool = True) -> Iterator[Fenced]:
@@ -90,7 +77,7 @@ def fenced(transport: LogTransport, *, ipv6: bool = True) -> Iterator[Fenced]:
     """
     with lab.throwaway() as made, tempfile.TemporaryDirectory(prefix="ocsf-nft-") as folder:
         if not ipv6:
-            made.sandbox_namespace.call(lambda: _without_ipv6(made.sandbox_device))
+            _without_ipv6(made)
         stage = Fenced(lab=made, folder=Path(folder))
         proxies = (f"{lab.GATEWAY4}:{lab.PROXY_PORT}", f"[{lab.GATEWAY6}]:{lab.PROXY_PORT}")
         spec = FenceSpec(sandbox=SANDBOX, proxies=tuple(map(endpoint, proxies)), group=GROUP)
@@ -102,11 +89,43 @@ def fenced(transport: LogTransport, *, ipv6: bool = True) -> Iterator[Fenced]:
             installer.remove(SANDBOX, state)
 
 
-def _without_ipv6(device: str) -> None:
-    # Leaving its groups the kernel says so twice, the second time after this many milliseconds.
-    (_IPV6 / device / "mldv2_unsolicited_report_interval").write_text("1", "ascii")
-    (_IPV6 / "all" / "disable_ipv6").write_text("1", "ascii")
+@contextlib.contextmanager
+def unfenced(text: str) -> Iterator[tuple[Namespace, Path]]:
+    """Make a lab without IPv6, load a ruleset in its sandbox; the namespace, and a folder.
+
+    Both are gone at the end. Raises an OcsfNftError when the system doesn't let us.
+    """
+    with lab.throwaway() as made, tempfile.TemporaryDirectory(prefix="ocsf-nft-") as folder:
+        _without_ipv6(made)
+        nft.load(made.sandbox_namespace, text)
+        yield made.sandbox_namespace, Path(folder)
+
+
+def _without_ipv6(made: Lab) -> None:
+    """Leave a sandbox no IPv6, and so the kernel nothing of its own to say there."""
+
+    def leave() -> None:
+        # Leaving its groups it says so twice, the second time after this many milliseconds.
+        interval = _IPV6 / made.sandbox_device / "mldv2_unsolicited_report_interval"
+        interval.write_text("1", "ascii")
+        (_IPV6 / "all" / "disable_ipv6").write_text("1", "ascii")
+
+    made.sandbox_namespace.call(leave)
     time.sleep(0.05)
+
+
+def counted(namespace: Namespace, name: str = "refused") -> int:
+    """Packets in the named counters of a namespace whose names begin with this one."""
+    listed = namespace.call(
+        lambda: subprocess.run(
+            [str(nft.find()), "-j", "list", "counters"], capture_output=True, check=True
+        )
+    )
+    return sum(
+        entry["counter"]["packets"]
+        for entry in json.loads(listed.stdout)["nftables"]
+        if "counter" in entry and entry["counter"]["name"].startswith(name)
+    )
 
 
 def send(namespace: Namespace, *arguments: object) -> subprocess.Popen[bytes]:
@@ -164,6 +183,15 @@ def cpu_seconds(child: subprocess.Popen[bytes]) -> float:
     """CPU time that a running child has used so far (proc_pid_stat(5), fields 14 and 15)."""
     fields = Path(f"/proc/{child.pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def peak_bytes(child: subprocess.Popen[bytes]) -> int:
+    """The most memory that a running child has had so far (proc_pid_status(5), VmHWM)."""
+    for line in Path(f"/proc/{child.pid}/status").read_text("ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "VmHWM":
+            return int(value.split()[0]) * 1024
+    raise BenchError(f"process {child.pid} has ended")
 
 
 def group_is_held(namespace: Namespace) -> bool:

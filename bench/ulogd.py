@@ -1,4 +1,4 @@
-"""The peer of the live benchmark: ulogd2 (netfilter.org), NFLOG to a file of JSON lines."""
+"""The peer in a flood: ulogd2 (netfilter.org), NFLOG to a file of JSON lines."""
 
 from __future__ import annotations
 
