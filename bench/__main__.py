@@ -1,6 +1,6 @@
 """``python -m bench``: all of it, one table per subject.
 
-Run as root; takes about two minutes. Exit 1 when a check fails: a TCP connect() refused in 1 ms
+Run as root; takes a minute and a half. Exit 1 when a check fails: a TCP connect() refused in 1 ms
 or more at the 99th percentile, more or less than one packet of an attempt, a flood on one flow that
 takes the program 3% of a core or more, a refused packet that no event tells of or that two do, an
 event that is missing, a flow that is not read. Exit 3 when the system can't.
