@@ -68,7 +68,7 @@ def test_installing_what_stands_already_changes_nothing(
     assert again == mended
     assert set(counters(fenced.sandbox_namespace)) == {
         f"{counter}_{rule}"
-        for counter in ("refused", "overflow")
+        for counter in ("refused", "overflow", "logged")
         for rule in ("egress", "forward", "ingress", "link")
     }
 

@@ -12,13 +12,13 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, nft, standing
+from ocsf_nft.fence import installer, keeping, nft, standing
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import INTERNET4, ip
 from tests.kernel import conftest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from ocsf_nft.fence.spec import FenceSpec
@@ -126,6 +126,25 @@ def test_a_load_that_the_kernel_refuses_to_keep_is_made_whole(
     assert _flow(fenced) == 0
 
 
+def test_what_a_listing_hid_goes_with_all_that_was_kept(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _attempt(fenced)
+    conftest.nft(fenced.sandbox_namespace, "add chain inet ocsf_nft foreign { "
+                 "type filter hook output priority -500; policy drop; }")  # fmt: skip
+    keep = keeping.text
+
+    def unaware(definition: str, listings: Mapping[keeping.Place, str]) -> str | None:
+        text = keep(definition, listings)
+        return text and text.replace("delete chain inet ocsf_nft foreign\n", "")
+
+    monkeypatch.setattr(keeping, "text", unaware)
+    installer.install(spec, fenced.sandbox_namespace, state, "nflog")
+    assert installer.verify(spec.sandbox, state).verdict == "as installed"
+    assert "foreign" not in conftest.nft(fenced.sandbox_namespace, "-t", "list", "ruleset")
+    assert _flow(fenced) == 0
+
+
 def test_links_that_come_and_go_cost_no_count(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
@@ -183,7 +202,8 @@ def test_elements_are_told_as_a_person_reads_them(lab: Lab) -> None:
         "add element inet t four { 10.0.0.2 . udp . 53, 10.0.0.1 . 136 . 80 }; "
         "add set inet t any { typeof ip daddr; flags interval; }; add element inet t any { * }; "
         "add set inet t six { typeof ip6 daddr; }; add element inet t six { fd00::1 }; "
-        "add set inet t marks { typeof meta mark . meta mark; }; add element inet t marks { 1 . 2 }",
+        "add set inet t marks { typeof meta mark . meta mark; }; "
+        "add element inet t marks { 1 . 2 }",
     )
     names = ("four", "any", "six", "marks", "none")
     assert standing.elements(ns, "inet", "t", names, 10) == (
