@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ocsf_nft.record import Record
 
@@ -26,6 +26,7 @@ KINDS: Final[tuple[Kind, ...]] = ("flows4", "flows6", "others")
 _NOBODY: Final = 0xFFFFFFFF
 _FLOW4: Final = struct.Struct("=IB3x4s2s2x")
 _FLOW6: Final = struct.Struct("=IB3x16s2s2x")
+_UID: Final = struct.Struct("=I")
 _OTHER: Final = struct.Struct("=I2s2xB3x")
 #: tcp, udp, dccp, sctp, udplite: whose first bytes are ports, as in accounting.nft.
 _WITH_PORTS: Final = frozenset({6, 17, 33, 132, 136})
@@ -120,6 +121,32 @@ def flow(key: Key) -> Flow:
         destination=str(ipaddress.ip_address(address)),
         port=int.from_bytes(port, "big") if protocol in _WITH_PORTS else None,
     )
+
+
+def renumbered(reading: RuleReading, here: Callable[[int], int]) -> RuleReading:
+    """A reading with its users' numbers as they are ``here``."""
+    return replace(
+        reading,
+        elements={kind: _renumbered(found, here) for kind, found in reading.elements.items()},
+    )
+
+
+def _renumbered(elements: Iterable[Element], here: Callable[[int], int]) -> tuple[Element, ...]:
+    found: dict[bytes, Element] = {}
+    for element in elements:
+        (uid,) = _UID.unpack_from(element.data)
+        data = element.data
+        if uid != _NOBODY:
+            data = _UID.pack(here(uid)) + data[_UID.size :]
+        other = found.get(data, Element(data, 0, 0, element.idle_ms))
+        # Users without a number of their own share one.
+        found[data] = Element(
+            data,
+            element.packets + other.packets,
+            element.bytes + other.bytes,
+            min(element.idle_ms, other.idle_ms),
+        )
+    return tuple(found.values())
 
 
 def keys(record: Record) -> tuple[Key, ...]:

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from ocsf_nft import netlink, nfnetlink
+from ocsf_nft import netlink, nfnetlink, userns
 from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
 from ocsf_nft.fence import ruleset
 from ocsf_nft.fence.elements import Elements
-from ocsf_nft.flow import KINDS, Count, Element, Kind, Reading, RuleReading
+from ocsf_nft.flow import KINDS, Count, Element, Kind, Reading, RuleReading, renumbered
 from ocsf_nft.netns import Namespace
 from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ocsf_nft.fence.state import Installed
+    from ocsf_nft.userns import Users
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _FAMILIES: Final = {"inet": nfnetlink.NFPROTO_INET, "netdev": nfnetlink.NFPROTO_NETDEV}
@@ -78,13 +79,15 @@ _DATA: Final = operator.attrgetter("data")
 class _Place:
     """A namespace that tables of a fence are in, and their rules by family and table.
 
-    ``identity`` is that of the namespace, where it has to be a certain one.
+    ``identity`` is that of the namespace, where it has to be a certain one; ``users`` how its users
+    are numbered here, None when as they are there.
     """
 
     namespace: Namespace
     identity: str | None = None
     tables: tuple[tuple[str, str, tuple[str, ...]], ...]
     nftables: Nftables | None = field(default=None)
+    users: Users | None = field(default=None)
 
 
 class _Marks(NamedTuple):
@@ -194,7 +197,7 @@ class Counters:
                 nftables = self._open(place)
                 nftables.deadline = deadline
                 found = _Rule(nftables, family, table, rule).read()
-                return None if found is None else (f"{self._boot}:{found[0]}", found[1])
+                return None if found is None else self._of_here(place, *found)
             except _ReplacedError:
                 continue
             except OSError as error:
@@ -207,6 +210,12 @@ class Counters:
         raise FenceError(
             f"the counters of rule {rule} in {place.namespace} are replaced again and again"
         )
+
+    def _of_here(self, place: _Place, epoch: str, reading: RuleReading) -> tuple[str, RuleReading]:
+        """The epoch of whatever boot, and a reading with users as they are numbered here."""
+        if place.users is not None:
+            reading = renumbered(reading, place.users.here)
+        return f"{self._boot}:{epoch}", reading
 
     def _open(self, place: _Place) -> Nftables:
         """The socket in a place, a new one where there is none."""
@@ -224,6 +233,7 @@ class Counters:
                 f"{place.namespace} is not the namespace any more in which the fence of sandbox "
                 f"{self._sandbox} was installed"
             )
+        place.users = userns.users()
         return Nftables()
 
 
