@@ -13,13 +13,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+import struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
 
 from ocsf_nft.accounting.counted import Counted
 from ocsf_nft.accounting.rule import RuleAccount
 from ocsf_nft.accounting.telling import Pot
 from ocsf_nft.errors import DeliveryError, SourceError
-from ocsf_nft.flow import KINDS, Count, Key
+from ocsf_nft.flow import Count, Key, flow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,14 @@ CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, event BLOB);
 CREATE TABLE IF NOT EXISTS lost (source TEXT PRIMARY KEY, gaps INTEGER, records INTEGER)
     WITHOUT ROWID;
 """
+
+#: Beside its file SQLite has these.
+_COMPANIONS: Final = ("-wal", "-shm")
+#: What a file raises whose pages are broken, or whose rows are not those of an account.
+_DAMAGE: Final = (
+    sqlite3.DatabaseError, KeyError, TypeError, ValueError, AttributeError, RecursionError,
+    struct.error,
+)  # fmt: skip
 
 _Row = tuple[str, str, bytes, int, int, int, int, int, int]
 
@@ -93,7 +102,7 @@ class Book:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection: sqlite3.Connection | None = None
-        self._sent = 0
+        self._is_read_only = False
 
     def open(self, *, read_only: bool = False) -> Self:
         """Open the file, making it where it is missing; one that is damaged is set aside.
@@ -102,6 +111,7 @@ class Book:
         and can't be.
         """
         if read_only:
+            self._is_read_only = True
             self._connection = self._read_only()
             return self
         try:
@@ -110,8 +120,7 @@ class Book:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise self._failure(error) from error
-            self.path.replace(self.path.with_suffix(".damaged"))
-            self._connection = self._opened()
+            self._set_aside()
         except OSError as error:
             raise self._failure(error) from error
         return self
@@ -125,20 +134,33 @@ class Book:
     def remove(self) -> None:
         """Close the file and remove it."""
         self.close()
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", *_COMPANIONS):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # other things of the sandbox may live there
             self.path.parent.rmdir()
 
     def load(self, ledger: Ledger) -> None:
-        """Take up an account where it was left."""
-        with self._at_work() as connection:
+        """Take up an account where it was left.
+
+        One that is damaged, or makes no sense, is set aside, and the account begins anew. Raises
+        DeliveryError, or SourceError where the file is only to be read.
+        """
+        try:
+            self._load(ledger)
+        except _DAMAGE as error:
+            if isinstance(error, sqlite3.OperationalError) or self._is_read_only:
+                raise self._failure(error) from error
+            ledger.rules.clear()
+            self._set_aside()
+
+    def _load(self, ledger: Ledger) -> None:
+        with self._reading() as connection:
             for name, epoch, state in connection.execute("SELECT * FROM rule"):
                 ledger.rules[name] = _account(ledger, name, epoch, json.loads(state))
             for name, kind, data, *columns in connection.execute("SELECT * FROM counted"):
-                if name in ledger.rules and kind in KINDS:
-                    counted = _counted(columns)
-                    ledger.rules[name].restore(Key(kind, data), counted)
+                key = Key(kind, data)
+                flow(key)
+                ledger.rules[name].restore(key, _counted(columns))
 
     def commit(self, changed: Changes, events: Sequence[bytes]) -> None:
         """Keep what has changed and the events that tell it; the events before were delivered."""
@@ -177,6 +199,18 @@ class Book:
         with self._at_work() as connection:
             return tuple(Lost(*row) for row in connection.execute("SELECT * FROM lost"))
 
+    def _set_aside(self) -> None:
+        """Begin a new file in the place of one that is damaged."""
+        self.close()
+        try:
+            self.path.replace(self.path.with_suffix(".damaged"))
+            # What these hold would be taken for the new file's.
+            for suffix in _COMPANIONS:
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            self._connection = self._opened()
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise self._failure(error) from error
+
     def _opened(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -195,25 +229,34 @@ class Book:
                 isolation_level=None,
             )  # fmt: skip
         except sqlite3.DatabaseError as error:
-            raise SourceError(f"{self.path} can't be read: {error}") from error
+            raise self._failure(error) from error
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[sqlite3.Connection]:
-        connection = self._connection
-        if connection is None:
-            raise RuntimeError("open the book first")
         try:
-            connection.execute("BEGIN")
-            try:
+            with self._reading() as connection:
                 yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: Exception) -> DeliveryError:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connection
+        if connection is None:
+            raise RuntimeError("open the book first")
+        connection.execute("BEGIN")
+        try:
+            yield connection
+        except BaseException:
+            # After some errors SQLite has done so by itself.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def _failure(self, error: Exception) -> DeliveryError | SourceError:
+        if self._is_read_only:
+            return SourceError(f"{self.path} can't be read: {error}")
         return DeliveryError(
             f"{self.path} can't be written ({error}): make room or name another --state-dir"
         )
@@ -230,8 +273,15 @@ def _columns(counted: Counted) -> tuple[int, int, int, int, int, int]:
     )
 
 
+def _whole(numbers: Sequence[object]) -> tuple[int, ...]:
+    """Numbers as they were kept; raises TypeError when they are not."""
+    if not all(type(number) is int for number in numbers):
+        raise TypeError("not a whole number")
+    return cast("tuple[int, ...]", tuple(numbers))
+
+
 def _counted(columns: Sequence[int]) -> Counted:
-    since_ns, last_ns, seen_packets, seen_bytes, owed_packets, owed_bytes = columns
+    since_ns, last_ns, seen_packets, seen_bytes, owed_packets, owed_bytes = _whole(columns)
     return Counted(
         since_ns=since_ns,
         last_ns=last_ns,
@@ -261,14 +311,15 @@ def _state(account: RuleAccount) -> dict[str, Any]:
 
 def _account(ledger: Ledger, name: str, epoch: str, state: Mapping[str, Any]) -> RuleAccount:
     account = RuleAccount(
-        ledger.sandbox, name, epoch, begun_ns=state["read_ns"], always=ledger.always
+        ledger.sandbox, name, epoch, begun_ns=_whole([state["read_ns"]])[0], always=ledger.always
     )
-    account.refused, account.placed = Count(*state["refused"]), Count(*state["placed"])
-    account.reported, account.merged = state["reported"], state["merged"]
+    account.refused = Count(*_whole(state["refused"]))
+    account.placed = Count(*_whole(state["placed"]))
+    account.reported, account.merged = _whole((state["reported"], state["merged"]))
     account.overflow = Pot(_counted(state["overflow"]))
     account.forgotten = Pot(_counted(state["forgotten"]))
     for uid, flows, columns in state["many"]:
         account.many[uid] = Pot(_counted(columns))
-        account.many[uid].flows = flows
+        (account.many[uid].flows,) = _whole([flows])
     account.is_kept = True
     return account

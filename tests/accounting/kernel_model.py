@@ -1,0 +1,175 @@
+"""The kernel as accounting.nft makes it count and log, small enough that everything overflows."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.flow import KINDS, Count, Element, Key, Kind, Reading, RuleReading, keys
+from ocsf_nft.record import Origin, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+RULE: Final = "egress"
+START_NS: Final = 1_767_225_600_000_000_000
+KEPT_MS: Final = 600_000
+SIZES: Final[Mapping[Kind, int]] = {"flows4": 4, "flows6": 2, "others": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """What is refused; ``port`` None for a fragment, ``destination`` None for a frame."""
+
+    uid: int | None
+    protocol: int | None
+    destination: str | None
+    port: int | None
+    ethertype: int | None = None
+    bytes: int = 60
+
+    def record(self, number: int, time_ns: int) -> Record:
+        """What the kernel logs of it."""
+        is_ip = self.destination is not None
+        return Record(
+            prefix=f"ocsf-nft:sb:{RULE}:",
+            sandbox="sb",
+            rule=RULE,
+            destination=self.destination,
+            ip_version=(6 if ":" in str(self.destination) else 4) if is_ip else None,
+            ethertype=self.ethertype,
+            protocol=self.protocol,
+            destination_port=self.port,
+            length=self.bytes if is_ip else None,
+            uid=self.uid,
+            time_ns=time_ns,
+            received_ns=time_ns,
+            origin=Origin(
+                transport="nflog",
+                identity=f"record/{number}",
+                log_source="nflog",
+                log_format="nfnetlink_log",
+                raw="",
+            ),
+        )
+
+
+@dataclass(slots=True)
+class _Counter:
+    packets: int = 0
+    bytes: int = 0
+    last_ms: int = 0
+
+
+@dataclass
+class Kernel:
+    """Counts, forgets and logs; time passes when it is told to."""
+
+    now_ms: int = 0
+    epoch: int = 1
+    refused: Count = field(default_factory=Count)
+    overflow: Count = field(default_factory=Count)
+    sets: dict[Kind, dict[bytes, _Counter]] = field(default_factory=lambda: {k: {} for k in KINDS})
+    log: deque[Record] = field(default_factory=deque)
+    packets: list[Packet] = field(default_factory=list)
+    _logged: int = 0
+
+    @property
+    def now_ns(self) -> int:
+        """The clock of the records."""
+        return START_NS + self.now_ms * 1_000_000
+
+    def refuse(self, packet: Packet, *, is_logged: bool) -> None:
+        """Count a packet where there is a place for it."""
+        self.now_ms += 1
+        self.packets.append(packet)
+        self.refused = _plus(self.refused, packet)
+        if is_logged:
+            self._logged += 1
+            self.log.append(packet.record(self._logged, self.now_ns))
+        for key in keys(packet.record(0, 0)):
+            if (counter := self._place(key)) is not None:
+                counter.packets += 1
+                counter.bytes += packet.bytes
+                counter.last_ms = self.now_ms
+                return
+        self.overflow = _plus(self.overflow, packet)
+
+    def read(
+        self,
+        between: Callable[[], None] = lambda: None,
+        left_out: Collection[Key] = (),
+        *,
+        is_told_twice: bool = False,
+    ) -> Reading:
+        """Read as fence.counters does, while ``between`` each two steps something may come in."""
+        self.now_ms += 1
+        began_ns = self.now_ns
+        refused_before = self.refused
+        elements: dict[Kind, tuple[Element, ...]] = {}
+        for kind in KINDS:
+            between()
+            told = [*self._elements(kind)]
+            if is_told_twice:
+                between()
+                told += self._elements(kind)
+            elements[kind] = tuple(each for each in told if Key(kind, each.data) not in left_out)
+        between()
+        overflow = self.overflow
+        between()
+        refused = self.refused
+        self.now_ms += 1
+        return Reading(
+            epochs={RULE: f"boot:{self.epoch}"},
+            began_ns=began_ns,
+            ended_ns=self.now_ns,
+            rules={
+                RULE: RuleReading(
+                    refused_before=refused_before,
+                    refused=refused,
+                    overflow=overflow,
+                    elements=elements,
+                )
+            },
+        )
+
+    def there(self) -> list[Key]:
+        """The elements that have not been forgotten."""
+        return [Key(kind, each.data) for kind in KINDS for each in self._elements(kind)]
+
+    def begin_anew(self) -> None:
+        """Replace all counters."""
+        self.epoch += 1
+        self.refused = self.overflow = Count()
+        self.sets = {kind: {} for kind in KINDS}
+
+    def _elements(self, kind: Kind) -> list[Element]:
+        self._forget(kind)
+        return [
+            Element(data, each.packets, each.bytes, self.now_ms - each.last_ms)
+            for data, each in self.sets[kind].items()
+        ]
+
+    def _place(self, key: Key) -> _Counter | None:
+        self._forget(key.kind)
+        there = self.sets[key.kind]
+        if key.data not in there and len(there) < SIZES[key.kind]:
+            there[key.data] = _Counter()
+        return there.get(key.data)
+
+    def _forget(self, kind: Kind) -> None:
+        self.sets[kind] = {
+            data: each
+            for data, each in self.sets[kind].items()
+            if self.now_ms - each.last_ms < KEPT_MS
+        }
+
+
+def stamped(record: Record, time_ns: int) -> Record:
+    """A record as a source gives it that knows no other time than when it came."""
+    return replace(record, time_ns=time_ns, received_ns=time_ns)
+
+
+def _plus(count: Count, packet: Packet) -> Count:
+    return Count(count.packets + 1, count.bytes + packet.bytes)

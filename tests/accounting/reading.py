@@ -1,0 +1,75 @@
+"""Readings and records made by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.flow import KINDS, Count, Element, Key, Reading, RuleReading, keys
+from tests.accounting.kernel_model import RULE, START_NS, Packet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from ocsf_nft.accounting.ledger import Ledger
+    from ocsf_nft.attempt import FanOut
+    from ocsf_nft.record import Record
+
+SECOND: Final = 1_000_000_000
+NOW: Final = START_NS
+
+
+def tcp(port: int = 80, destination: str = "192.0.2.1", uid: int | None = 1000) -> Packet:
+    return Packet(uid=uid, protocol=6, destination=destination, port=port)
+
+
+def key(packet: Packet) -> Key:
+    return keys(packet.record(0, 0))[0]
+
+
+def record(packet: Packet, number: int = 1, at_ns: int = NOW) -> Record:
+    return packet.record(number, at_ns)
+
+
+def reading(
+    counts: Mapping[Key, int],
+    at_ns: int = NOW,
+    *,
+    refused: int | None = None,
+    overflow: int = 0,
+    idle_ms: int = 0,
+    epoch: str = "boot:1",
+    octets: int = 60,
+) -> Reading:
+    """What is counted in elements, and all that is refused where that is more."""
+    total = sum(counts.values()) + overflow if refused is None else refused
+    return Reading(
+        epochs={RULE: epoch},
+        began_ns=at_ns,
+        ended_ns=at_ns,
+        rules={
+            RULE: RuleReading(
+                refused_before=Count(total, total * octets),
+                refused=Count(total, total * octets),
+                overflow=Count(overflow, overflow * octets),
+                elements={
+                    kind: tuple(
+                        Element(each.data, packets, packets * octets, idle_ms)
+                        for each, packets in counts.items()
+                        if each.kind == kind
+                    )
+                    for kind in KINDS
+                },
+            )
+        },
+    )
+
+
+def observe(ledger: Ledger, *readings: Reading) -> None:
+    for each in readings:
+        for _ in ledger.observe(each):
+            pass
+
+
+def attempts(found: Iterable[Attempt | FanOut]) -> list[Attempt]:
+    return [each for each in found if isinstance(each, Attempt)]
