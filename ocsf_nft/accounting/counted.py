@@ -9,6 +9,10 @@ if TYPE_CHECKING:
 
 #: How long the kernel keeps an element after its last packet (``timeout`` in accounting.nft).
 KEPT_MS: Final = 600_000
+#: An element that was idle for so much longer has got a packet since, or is another one.
+_RENEWED_MS: Final = KEPT_MS // 2
+#: Whoever has the sandbox's namespace can write any number into a counter: more can't be kept.
+_MOST: Final = 1 << 62
 
 
 class Counted:
@@ -24,7 +28,7 @@ class Counted:
     """
 
     __slots__ = (
-        "expires_ns", "last_ns", "missed", "owed_bytes", "owed_packets", "seen_bytes",
+        "expires_ns", "idle_ms", "last_ns", "missed", "owed_bytes", "owed_packets", "seen_bytes",
         "seen_packets", "since_ns",
     )  # fmt: skip
 
@@ -47,6 +51,8 @@ class Counted:
         self.expires_ns = self.last_ns + KEPT_MS * 1_000_000
         #: Readings in a row that had no such element, though it can't have been forgotten yet.
         self.missed = 0
+        #: How long its last packet was past when it was read.
+        self.idle_ms = 0
 
     @property
     def is_unread(self) -> bool:
@@ -55,7 +61,13 @@ class Counted:
 
     def take(self, element: Element, read_ns: int) -> int:
         """Take in what the counter says at ``read_ns``; the packets that are new."""
-        last_ns = read_ns - element.idle_ms * 1_000_000
+        idle_ms = min(element.idle_ms, KEPT_MS)
+        last_ns = read_ns - idle_ms * 1_000_000
+        # As many packets and yet a later one: forgotten, and begun anew by a job of every ten
+        # minutes. By the kernel's own measure of time: the clock may be set.
+        if element.packets == self.seen_packets and self.idle_ms - idle_ms > _RENEWED_MS:
+            self.seen_packets = self.seen_bytes = 0
+        self.idle_ms = idle_ms
         fresh = self.grow(element.packets, element.bytes)
         if fresh:
             self.last_ns = last_ns
@@ -65,21 +77,24 @@ class Counted:
 
     def grow(self, packets: int, octets: int) -> int:
         """Take in a counter's value; one that is smaller than before has begun anew."""
+        packets, octets = min(packets, _MOST), min(octets, _MOST)
         if packets < self.seen_packets:
             self.seen_packets = self.seen_bytes = 0
         fresh = packets - self.seen_packets
-        self.owed_packets += fresh
-        self.owed_bytes += octets - self.seen_bytes
+        self._owe(fresh, octets - self.seen_bytes)
         self.seen_packets, self.seen_bytes = packets, octets
         return fresh
 
     def grow_by(self, more: Count, last_ns: int) -> None:
         """Owe more, of which no counter of its own says anything."""
-        self.owed_packets += more.packets
-        self.owed_bytes += more.bytes
+        self._owe(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)
 
     def told(self, packets: int, octets: int) -> None:
         """Take off what has been told."""
         self.owed_packets -= packets
         self.owed_bytes -= octets
+
+    def _owe(self, packets: int, octets: int) -> None:
+        self.owed_packets = min(self.owed_packets + packets, _MOST)
+        self.owed_bytes = max(-_MOST, min(self.owed_bytes + octets, _MOST))

@@ -21,19 +21,24 @@ WITHIN_NS: Final = 60 * 1_000_000_000
 _SAMPLE: Final = 10
 #: Distinct destinations and ports are counted so far: beyond, "at least" is said of them.
 _DISTINCT: Final = 4096
+#: Users that are watched at once: whoever has a namespace may have thousands.
+_USERS: Final = 1024
 
 
 class _Watched:
     """What one user has tried since ``since_ns``."""
 
     __slots__ = (
-        "destinations", "flows", "identity", "is_told", "last_ns", "packets", "ports", "sample",
-        "schedule", "since_ns",
+        "begun_ns", "destinations", "flows", "grew_ns", "identity", "is_told", "last_ns", "packets",
+        "ports", "sample", "schedule", "since_ns",
     )  # fmt: skip
 
-    def __init__(self, identity: str, now_ns: int) -> None:
+    def __init__(self, identity: str, time_ns: int) -> None:
         self.identity = identity
-        self.since_ns = self.last_ns = now_ns
+        self.since_ns = self.last_ns = time_ns
+        #: The first and the last flow by the clock of ``due``, as soon as that has seen them.
+        self.begun_ns: int | None = None
+        self.grew_ns: int | None = None
         self.flows = self.packets = 0
         self.destinations: set[str] = set()
         self.ports: set[int] = set()
@@ -51,18 +56,18 @@ class FanOuts:
         self._epoch = epoch
         self._watched: dict[int | None, _Watched] = {}
 
-    def saw(self, key: Key, now_ns: int) -> None:
-        """Take in a flow that was not there before."""
+    def saw(self, key: Key, time_ns: int) -> None:
+        """Take in a flow that was not there before; ``time_ns`` is since the epoch, UTC."""
         what = flow(key)
         found = self._watched.get(what.uid)
-        is_stale = (
-            found is not None and found.schedule is None and now_ns - found.since_ns > WITHIN_NS
-        )
-        if found is None or is_stale:
-            found = _Watched(f"{self._epoch}/{self._rule}/{what.uid}/{now_ns}", now_ns)
+        if found is None:
+            if len(self._watched) >= _USERS and not self._forget_one():
+                return
+            found = _Watched(f"{self._epoch}/{self._rule}/{what.uid}/{time_ns}", time_ns)
             self._watched[what.uid] = found
         found.flows += 1
-        found.last_ns = now_ns
+        found.last_ns = max(time_ns, found.since_ns)
+        found.grew_ns = None
         found.is_told = False
         if what.destination is not None and len(found.destinations) < _DISTINCT:
             found.destinations.add(what.destination)
@@ -77,14 +82,19 @@ class FanOuts:
             found.packets += packets
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
-        """What is to be told now; all that has begun, and its end, when ``closing``."""
+        """What is to be told now; all that has begun, and its end, when ``closing``.
+
+        ``now_ns`` is of any clock that is not set.
+        """
         for uid, found in list(self._watched.items()):
-            is_over = closing or now_ns - found.last_ns >= WITHIN_NS
+            found.begun_ns = now_ns if found.begun_ns is None else found.begun_ns
+            found.grew_ns = now_ns if found.grew_ns is None else found.grew_ns
+            is_over = closing or now_ns - found.grew_ns >= WITHIN_NS
             if found.schedule is None:
                 if found.flows >= FLOWS:
                     found.schedule = Schedule(now_ns)
                     yield self._told(uid, found, "begun")
-                elif is_over:
+                elif is_over or now_ns - found.begun_ns > WITHIN_NS:
                     del self._watched[uid]
                     continue
             elif not found.is_told and not is_over and now_ns >= found.schedule.due_ns:
@@ -93,6 +103,14 @@ class FanOuts:
             if is_over and found.schedule is not None:
                 del self._watched[uid]
                 yield self._told(uid, found, "ended")
+
+    def _forget_one(self) -> bool:
+        """Make room for another user, at the cost of the one watched longest without result."""
+        for uid, found in self._watched.items():
+            if found.flows < FLOWS:
+                del self._watched[uid]
+                return True
+        return False
 
     def _told(self, uid: int | None, found: _Watched, stage: _Stage) -> FanOut:
         found.is_told = True

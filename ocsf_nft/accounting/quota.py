@@ -23,7 +23,8 @@ class Quota:
             self._forget_the_rested(now_ns)
             if len(self._earned_ns) >= _USERS:
                 return False
-        earned_ns = max(self._earned_ns.get(uid, 0), now_ns - _BURST * _NS_EACH)
+        full = now_ns - _BURST * _NS_EACH
+        earned_ns = max(self._earned_ns.get(uid, full), full)
         if earned_ns + _NS_EACH > now_ns:
             return False
         self._earned_ns[uid] = earned_ns + _NS_EACH

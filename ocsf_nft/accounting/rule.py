@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.accounting.counted import Counted
 from ocsf_nft.accounting.fan_out import FanOuts
 from ocsf_nft.accounting.quota import Quota
-from ocsf_nft.accounting.telling import Place, Pot, Telling
+from ocsf_nft.accounting.telling import Place, Pot, Telling, is_unplaced
 from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys
 
@@ -25,7 +26,12 @@ _SLICE: Final = 500
 _TELLINGS: Final = 4000
 #: Users whose flows are told together by user; those of all others are told as nobody's.
 _POTS: Final = 256
-_IP: Final = frozenset({0x0800, 0x86DD})
+#: A record comes this soon after its packet, or is lost.
+_LATE_NS: Final = 60 * 1_000_000_000
+#: Readings that lack the same packets before they are taken for forgotten: one may leave out some
+#: elements, and the next one others. At the end, when nothing is refused any more, two.
+_READINGS: Final = 8
+_LAST_READINGS: Final = 2
 #: The rules whose packets come from a user of the sandbox.
 _OUTBOUND: Final = frozenset({"egress", "forward", "link", "guard"})
 
@@ -33,8 +39,8 @@ _OUTBOUND: Final = frozenset({"egress", "forward", "link", "guard"})
 class RuleAccount:
     """Takes in records and readings, and gives out attempts: each packet in one, none in two.
 
-    All that it is asked must be asked in one thread. ``now_ns`` and the times of readings are of
-    the clock of the records (since the epoch, UTC).
+    All that it is asked must be asked in one thread. ``now_ns`` says when to tell, by any clock
+    that is not set: never is it told. The times of records and readings are since the epoch, UTC.
     """
 
     def __init__(
@@ -50,7 +56,7 @@ class RuleAccount:
         #: Of ``reported``, what was told without saying which flow it was of.
         self.merged = 0
         #: When the last reading began: what it hadn't came later.
-        self.read_ns = begun_ns
+        self.read_ns = self._ended_ns = begun_ns
         self.overflow = Pot(Counted(since_ns=begun_ns))
         self.forgotten = Pot(Counted(since_ns=begun_ns))
         self.many: dict[int | None, Pot] = {}
@@ -66,7 +72,12 @@ class RuleAccount:
         self._folded: set[Key] = set()
         #: Told on the word of a record; no reading has shown yet where it was counted.
         self._unread: set[Key] = set()
-        self._remainder = Count()
+        #: What a record is of that may have been told with others, and the readings until then.
+        self._waiting: dict[Key, int] = {}
+        #: Until then a record may come of what was told with others.
+        self._named_from_ns = 0
+        self._readings = 0
+        self._remainders: deque[Count] = deque(maxlen=_READINGS)
         #: Packets that came during the last reading.
         self._passing = 0
         self._fan_outs = FanOuts(sandbox, rule, epoch) if rule in _OUTBOUND else None
@@ -86,12 +97,16 @@ class RuleAccount:
         if counted is not None and counted.owed_packets < 1:
             # Whether a reading has had its packet, the next one shows.
             return None
+        if counted is None and now_ns < self._named_from_ns:
+            # So it does where its packet may have been told without its name.
+            self._waiting[key] = self._readings
+            return None
         if counted is None:
             counted = self.entries[key.kind][key.data] = Counted(since_ns=record.time_ns)
             self._unread.add(key)
         counted.last_ns = max(counted.last_ns, record.time_ns)
         if is_new and self._fan_outs is not None:
-            self._fan_outs.saw(key, now_ns)
+            self._fan_outs.saw(key, record.received_ns)
         return self._of_record(key, counted, telling, record, now_ns)
 
     def restore(self, key: Key, counted: Counted) -> None:
@@ -99,6 +114,8 @@ class RuleAccount:
         self.entries[key.kind][key.data] = counted
         if counted.owed_packets > 0:
             self._owing.add(key)
+        elif counted.is_unread:
+            self._unread.add(key)
 
     def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
         """Take in the counters; yields now and then, so that other work is not held up."""
@@ -118,19 +135,23 @@ class RuleAccount:
         self._balance(reading, began_ns)
         self.refused = reading.refused
         self._passing = reading.refused.packets - reading.refused_before.packets
-        self.read_ns = began_ns
+        self.read_ns, self._ended_ns = began_ns, ended_ns
+        self._readings += 1
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut]:
         """What is to be told now; all that is owed, when ``closing``."""
+        self._find_what_was_forgotten(closing=closing)
+        self._move(closing=closing)
+        yield from self._due_of_waiting(now_ns)
         for key in sorted(self._owing):
             yield from self._due(key, now_ns, closing=closing)
         for pot, uid, why in self._pots():
             if pot.counted.owed_packets > self._held(why) and (
-                closing or pot.telling.is_due(now_ns, pot.counted.last_ns)
+                closing or pot.telling.is_due(now_ns)
             ):
                 who = Flow(uid=uid, protocol=None)
                 yield self._tell(pot.counted, None, who, pot.telling, now_ns, pot.merged(why))
-            elif why == "many" and pot.telling.is_over(now_ns, pot.counted.last_ns):
+            elif why == "many" and pot.telling.is_over(now_ns):
                 del self.many[uid]
         if self._fan_outs is not None:
             yield from self._fan_outs.due(now_ns, closing=closing)
@@ -143,8 +164,9 @@ class RuleAccount:
         seen = self.placed.packets + self.overflow.counted.seen_packets
         unseen = self.refused.packets - seen - self.forgotten.counted.seen_packets
         # What was told and not read yet is no debt of the others.
+        forgotten = self._surely_forgotten(_LAST_READINGS).packets
         return sum(max(each.owed_packets, 0) for each in counters) + max(
-            0, min(unseen, self._passing)
+            0, min(unseen, self._passing + forgotten)
         )
 
     def _pots(self) -> tuple[tuple[Pot, int | None, Merger], ...]:
@@ -162,7 +184,7 @@ class RuleAccount:
         counted = self._entry(key)
         if counted is None:
             counted = self.entries[key.kind][key.data] = Counted(since_ns=self.read_ns)
-            if self._fan_outs is not None and not _is_unplaced(key):
+            if self._fan_outs is not None and not is_unplaced(key):
                 self._fan_outs.saw(key, ended_ns)
         self._unread.discard(key)
         before = counted.owed_bytes
@@ -173,6 +195,8 @@ class RuleAccount:
             )
             self._owing.add(key)
             self.touched.add(key)
+            if telling := self._tellings.get(key):
+                telling.grew()
             if self._fan_outs is not None:
                 self._fan_outs.count(flow(key).uid, fresh)
 
@@ -183,17 +207,35 @@ class RuleAccount:
             # Its packet came before the reading, so it was counted elsewhere. Twice, because the
             # kernel may leave out an element while it makes its table larger.
             counted.missed += counted.last_ns < began_ns
-            if counted.missed > 1:
-                self._move(key, counted)
-        elif began_ns > counted.expires_ns and counted.owed_packets == 0:
-            self._drop(key)
+        elif began_ns > counted.expires_ns and counted.owed_packets < 1:
+            counted.missed += 1
+            if counted.missed > 1 and counted.owed_packets:
+                self._unread.add(key)
+            elif counted.missed > 1:
+                self._drop(key)
 
-    def _move(self, key: Key, counted: Counted) -> None:
-        there = (self._entry(each) for each in coarser(key))
-        other = next((each for each in there if each is not None), self.overflow.counted)
-        other.grow_by(Count(counted.owed_packets, counted.owed_bytes), other.last_ns)
-        self.touched.update(each for each in coarser(key) if self._entry(each) is other)
-        self._drop(key)
+    def _move(self, *, closing: bool) -> None:
+        """Take what was told on a record's word off where its packet was counted instead."""
+        for key in list(self._unread):
+            counted = self._entry(key)
+            if counted is None or counted.missed < _LAST_READINGS:
+                continue
+            there = self._elsewhere(key)
+            enough = (each for each in there if each[1].owed_packets >= -counted.owed_packets)
+            is_last = closing or counted.missed > _READINGS
+            where, other = next(enough, there[0] if is_last else (None, None))
+            if other is not None:
+                owed = Count(counted.owed_packets, counted.owed_bytes)
+                other.grow_by(owed, other.last_ns)
+                self.touched.update(() if where is None else (where,))
+                self._drop(key)
+
+    def _elsewhere(self, key: Key) -> list[tuple[Key | None, Counted]]:
+        """The counters, and their keys, that may have counted what has no element of its own."""
+        found: list[tuple[Key | None, Counted]] = [
+            (each, there) for each in coarser(key) if (there := self._entry(each)) is not None
+        ]
+        return [*found, (None, self.overflow.counted), (None, self.forgotten.counted)]
 
     def _drop(self, key: Key) -> None:
         del self.entries[key.kind][key.data]
@@ -202,54 +244,87 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _balance(self, reading: RuleReading, began_ns: int) -> None:
-        """Take in what found no place, and what nobody had read before it was forgotten."""
+        """Take in what found no place, and what is in none of the counters that were read."""
         if self.overflow.counted.grow(*reading.overflow):
             self.overflow.counted.last_ns = began_ns
+            self.overflow.telling.grew()
         overflow = reading.overflow
         remainder = Count(
             reading.refused_before.packets - self.placed.packets - overflow.packets,
             reading.refused_before.bytes - self.placed.bytes - overflow.bytes,
         )
-        # What two readings lack is not merely on its way, nor left out of one by the kernel.
-        sure = min(remainder, self._remainder)
-        self._remainder = remainder
-        if sure.packets > self.forgotten.counted.seen_packets:
-            self.forgotten.counted.grow(sure.packets, max(sure.bytes, 0))
-            self.forgotten.counted.last_ns = began_ns
+        self._remainders.append(remainder)
+
+    def _find_what_was_forgotten(self, *, closing: bool) -> None:
+        """Owe what nobody had read before the kernel forgot it."""
+        sure = self._surely_forgotten(_LAST_READINGS if closing else _READINGS)
+        if sure.packets > 0:
+            counted = self.forgotten.counted
+            counted.grow(
+                counted.seen_packets + sure.packets, max(counted.seen_bytes + sure.bytes, 0)
+            )
+            counted.last_ns = self.read_ns
+            self.forgotten.telling.grew()
+
+    def _surely_forgotten(self, readings: int) -> Count:
+        """What so many readings lack, and is not known to be forgotten."""
+        if len(self._remainders) < readings:
+            return Count()
+        least, known = min(list(self._remainders)[-readings:]), self.forgotten.counted
+        packets = max(0, least.packets - known.seen_packets)
+        return Count(packets, least.bytes - known.seen_bytes)
+
+    def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
+        """Tell by itself what a record is of, where its packet has not been told yet."""
+        for key, readings in list(self._waiting.items()):
+            telling = self._tellings.get(key)
+            record = None if telling is None else telling.record
+            if telling is None or record is None or self._entry(key) is not None:
+                del self._waiting[key]
+                continue
+            for where, counted in self._elsewhere(key):
+                if counted.owed_packets > len(self._unread):
+                    del self._waiting[key]
+                    yield self._of_record(where, counted, telling, record, now_ns)
+                    break
+            else:
+                if self._readings - readings >= _LAST_READINGS:
+                    del self._waiting[key], self._tellings[key]
 
     def _due(self, key: Key, now_ns: int, *, closing: bool) -> Iterator[Attempt]:
         counted = self._entry(key)
         if counted is None or counted.owed_packets < 1:
             self._owing.discard(key)
             return
-        if _is_unplaced(key) and counted.owed_packets <= self._held("unplaced"):
+        if is_unplaced(key) and counted.owed_packets <= self._held("unplaced"):
             return
         what = flow(key)
         telling = self._tellings.get(key)
         if telling is None and (
-            _is_unplaced(key) or self._may_tell(key, what.uid, what.destination, now_ns)
+            is_unplaced(key) or self._may_tell(key, what.uid, what.destination, now_ns)
         ):
             telling = self._tellings[key] = Telling(now_ns)
         if telling is None:
             self._fold(key, what, counted)
-        elif closing or telling.is_due(now_ns, counted.last_ns):
+        elif closing or telling.is_due(now_ns):
             self._owing.discard(key)
             record = telling.record
             if telling.is_new and record is not None and counted.owed_packets == 1:
                 yield self._of_record(key, counted, telling, record, now_ns)
             else:
-                merged = Merged(why="unplaced") if _is_unplaced(key) else None
+                merged = Merged(why="unplaced") if is_unplaced(key) else None
                 yield self._tell(counted, key, what, telling, now_ns, merged)
 
     def _of_record(
-        self, key: Key, counted: Counted, telling: Telling, record: Record, now_ns: int
+        self, key: Key | None, counted: Counted, telling: Telling, record: Record, now_ns: int
     ) -> Attempt:
         attempt = Attempt.of(record)
         counted.told(1, attempt.bytes or 0)
         counted.since_ns = record.time_ns
         telling.told(now_ns)
         self.reported += 1
-        self.touched.add(key)
+        if key is not None:
+            self.touched.add(key)
         return attempt
 
     def _tell(  # noqa: PLR0913, PLR0917 - what is told, how, and in whose words
@@ -268,7 +343,7 @@ class RuleAccount:
             what,
             packets=counted.owed_packets - held,
             number=self.reported,
-            now_ns=now_ns,
+            read_ns=self._ended_ns,
             specimen=telling.record,
             merged=merged,
         )
@@ -276,6 +351,8 @@ class RuleAccount:
         self.reported += attempt.packets
         if merged is not None:
             self.merged += attempt.packets
+            if merged.why != "many":
+                self._named_from_ns = now_ns + _LATE_NS
         if key is not None and held:
             self._owing.add(key)
         if key is not None:
@@ -284,7 +361,7 @@ class RuleAccount:
 
     def _held(self, why: Merger) -> int:
         """Packets that may have been told already, and are not to be told with others before."""
-        return len(self._unread) if why == "unplaced" else 0
+        return 0 if why == "many" else len(self._unread)
 
     def _fold(self, key: Key, what: Flow, counted: Counted) -> None:
         """Owe it together with the other flows of a user that has too many."""
@@ -294,6 +371,7 @@ class RuleAccount:
             pot = self.many[uid] = Pot(Counted(since_ns=counted.since_ns))
         owed = Count(counted.owed_packets, counted.owed_bytes)
         pot.counted.grow_by(owed, counted.last_ns)
+        pot.telling.grew()
         counted.told(*owed)
         counted.since_ns = counted.last_ns
         if key not in self._folded:
@@ -314,13 +392,7 @@ class RuleAccount:
         over = [
             key
             for key, telling in self._tellings.items()
-            if key not in self._owing
-            and telling.is_over(now_ns, 0 if (entry := self._entry(key)) is None else entry.last_ns)
+            if key not in self._owing and telling.is_over(now_ns)
         ]
         for key in over:
             del self._tellings[key]
-
-
-def _is_unplaced(key: Key) -> bool:
-    """Whether an element holds the packets of flows that found no place of their own."""
-    return key.kind == "others" and flow(key).ethertype in _IP

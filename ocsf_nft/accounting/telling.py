@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from ocsf_nft.accounting.schedule import OVER_NS, Schedule
 from ocsf_nft.attempt import Attempt, Merged
+from ocsf_nft.flow import flow
 from ocsf_nft.record import PREFIX_ROOT, Origin, Record
 
 if TYPE_CHECKING:
@@ -15,16 +16,23 @@ if TYPE_CHECKING:
     from ocsf_nft.flow import Flow, Key
 
 _SAMPLE: Final = 10
+#: A reading takes no longer (``fence.counters``), or hardly.
+_READ_NS: Final = 12 * 1_000_000_000
 _IP: Final[dict[int | None, Literal[4, 6]]] = {0x0800: 4, 0x86DD: 6}
 
 
 class Telling:
-    """What is being told: when the next time is due, and the record that stands for it."""
+    """What is being told: when the next time is due, and the record that stands for it.
 
-    __slots__ = ("begun_ns", "is_new", "record", "schedule")
+    Its moments are of a clock of their own: who sets the machine's can't keep it from being told.
+    """
 
-    def __init__(self, begun_ns: int, record: Record | None = None) -> None:
-        self.begun_ns = begun_ns
+    __slots__ = ("_grew_ns", "_is_growing", "is_new", "record", "schedule")
+
+    def __init__(self, begun_ns: int | None = None, record: Record | None = None) -> None:
+        #: When there was last more of it; known when it is next asked for.
+        self._grew_ns = begun_ns
+        self._is_growing = False
         self.record = record
         #: Whether the record has not been told yet.
         self.is_new = record is not None
@@ -34,15 +42,21 @@ class Telling:
         """Let a later record stand for it."""
         self.record = record
         self.is_new = True
+        self.grew()
 
-    def is_due(self, now_ns: int, last_ns: int) -> bool:
-        """Whether to tell what is owed, the last of which is from ``last_ns``."""
-        return self.schedule is None or self.schedule.is_due(now_ns, last_ns)
+    def grew(self) -> None:
+        """There is more of it."""
+        self._is_growing = True
 
-    def is_over(self, now_ns: int, last_ns: int) -> bool:
+    def is_due(self, now_ns: int) -> bool:
+        """Whether to tell what is owed."""
+        return self.schedule is None or self.schedule.is_due(now_ns, self._last_ns(now_ns))
+
+    def is_over(self, now_ns: int) -> bool:
         """Whether nothing came for so long that the next packet begins a new attempt."""
+        last_ns = self._last_ns(now_ns)
         if self.schedule is None:
-            return now_ns - max(last_ns, self.begun_ns) >= OVER_NS
+            return now_ns - last_ns >= OVER_NS
         return self.schedule.is_over(now_ns, last_ns)
 
     def told(self, now_ns: int) -> None:
@@ -52,6 +66,11 @@ class Telling:
             self.schedule = Schedule(now_ns)
         else:
             self.schedule.told(now_ns)
+
+    def _last_ns(self, now_ns: int) -> int:
+        if self._is_growing or self._grew_ns is None:
+            self._grew_ns, self._is_growing = now_ns, False
+        return self._grew_ns
 
 
 class Pot:
@@ -63,7 +82,7 @@ class Pot:
         self.counted = counted
         self.flows = 0
         self.sample: list[Flow] = []
-        self.telling = Telling(counted.since_ns)
+        self.telling = Telling()
 
     def add(self, flow: Flow) -> None:
         """One more flow is told with the others."""
@@ -95,17 +114,17 @@ class Place:
         *,
         packets: int,
         number: int,
-        now_ns: int,
+        read_ns: int,
         specimen: Record | None = None,
         merged: Merged | None = None,
     ) -> Attempt:
         """What a counter owes, as one attempt, taken off it.
 
         ``packets`` is how many; ``number`` how many of the rule were told before, which is another
-        one for each attempt.
+        one for each attempt; ``read_ns`` when it was read.
         """
         octets = max(counted.owed_bytes, 0)
-        start_ns, end_ns = min(counted.since_ns, counted.last_ns), counted.last_ns
+        start_ns, end_ns = _window(counted)
         counted.told(packets, octets)
         counted.since_ns = end_ns
         where = self.rule if key is None else f"{key.kind}_{self.rule}"
@@ -123,7 +142,7 @@ class Place:
             protocol=flow.protocol,
             uid=flow.uid,
             time_ns=end_ns,
-            received_ns=now_ns,
+            received_ns=read_ns,
             origin=Origin(
                 transport="counters",
                 identity=f"{self.epoch}/{self.rule}/{number}",
@@ -140,6 +159,20 @@ class Place:
             end_ns=end_ns,
             merged=merged,
         )
+
+
+def is_unplaced(key: Key) -> bool:
+    """Whether an element holds the packets of flows that found no place of their own."""
+    return key.kind == "others" and flow(key).ethertype in _IP
+
+
+def _window(counted: Counted) -> tuple[int, int]:
+    """From when to when the packets are that it owes: not before those that were told."""
+    since_ns, last_ns = counted.since_ns, counted.last_ns
+    if last_ns >= since_ns:
+        return since_ns, last_ns
+    # Both are the latest moments that can be, to some seconds; else the clock was set back.
+    return (since_ns, since_ns) if since_ns - last_ns < _READ_NS else (last_ns, last_ns)
 
 
 def _version(key: Key | None, flow: Flow) -> Literal[4, 6] | None:

@@ -1,0 +1,162 @@
+"""The schedule, the quota, one counter and the fan-outs, each by itself."""
+
+from __future__ import annotations
+
+from ocsf_nft.accounting.counted import KEPT_MS, Counted
+from ocsf_nft.accounting.fan_out import FLOWS, WITHIN_NS, FanOuts
+from ocsf_nft.accounting.quota import Quota
+from ocsf_nft.accounting.schedule import OVER_NS, Schedule
+from ocsf_nft.accounting.telling import Telling
+from ocsf_nft.flow import Element
+from tests.accounting.reading import NOW, SECOND, key, tcp
+
+
+def _told_at(steps: int) -> list[int]:
+    schedule, now = Schedule(0), 0
+    told = []
+    for _ in range(steps):
+        while not schedule.is_due(now, now):
+            now += SECOND // 2
+        schedule.told(now)
+        told.append(now // SECOND)
+    return told
+
+
+def test_intervals_grow_to_a_minute() -> None:
+    assert _told_at(9) == [1, 3, 7, 15, 31, 63, 123, 183, 243]
+
+
+def test_what_has_ended_is_told_without_waiting_for_the_interval() -> None:
+    schedule = Schedule(0)
+    for _ in range(6):
+        schedule.told(100 * SECOND)
+    assert not schedule.is_due(101 * SECOND, 100 * SECOND)
+    assert schedule.is_due(100 * SECOND + OVER_NS, 100 * SECOND)
+
+
+def test_nothing_is_over_that_was_told_just_now() -> None:
+    schedule = Schedule(100 * SECOND)
+    assert not schedule.is_over(100 * SECOND + OVER_NS - 1, 0)
+    assert schedule.is_over(100 * SECOND + OVER_NS, 0)
+
+
+def test_what_goes_on_is_not_over_though_nobody_has_told_of_it() -> None:
+    telling = Telling(0)
+    telling.grew()
+    assert not telling.is_over(OVER_NS)
+    assert telling.is_over(2 * OVER_NS)
+
+
+def test_a_user_is_granted_a_thousand_flows_and_ten_a_second_after() -> None:
+    for start in (0, 3 * SECOND, NOW):  # however short the machine has been up
+        quota = Quota()
+        assert sum(quota.grants(1, start) for _ in range(2000)) == 1000
+        later = range(start, start + 10 * SECOND + 1, SECOND // 20)
+        assert sum(quota.grants(1, now) for now in later) == 100
+
+
+def test_a_user_who_spends_all_takes_nothing_from_another() -> None:
+    quota = Quota()
+    assert sum(quota.grants(1, NOW) for _ in range(2000)) == 1000
+    assert quota.grants(2, NOW)
+    assert quota.grants(None, NOW)
+
+
+def test_users_beyond_the_bound_wait_until_others_have_rested() -> None:
+    quota = Quota()
+    assert all(quota.grants(uid, NOW) for uid in range(256))
+    assert not quota.grants(9999, NOW)
+    assert quota.grants(9999, NOW + SECOND)
+
+
+def test_a_counter_owes_what_is_new() -> None:
+    counted = Counted(since_ns=NOW)
+    assert counted.take(Element(b"", 3, 180, 0), NOW) == 3
+    counted.told(3, 180)
+    assert counted.take(Element(b"", 5, 300, 200), NOW + SECOND) == 2
+    assert (counted.owed_packets, counted.owed_bytes) == (2, 120)
+    assert counted.last_ns == NOW + SECOND - 200_000_000
+
+
+def test_a_smaller_counter_has_begun_anew() -> None:
+    counted = Counted(since_ns=NOW)
+    counted.take(Element(b"", 3, 180, 0), NOW)
+    assert counted.take(Element(b"", 2, 100, 0), NOW) == 2
+    assert (counted.owed_packets, counted.owed_bytes) == (5, 280)
+
+
+def test_a_job_of_every_ten_minutes_is_counted_each_time() -> None:
+    """Its element is forgotten and made anew between two readings, and says 1 again."""
+    counted = Counted(since_ns=NOW)
+    assert counted.take(Element(b"", 1, 60, 0), NOW) == 1
+    assert counted.take(Element(b"", 1, 60, KEPT_MS - 100), NOW + 599 * SECOND) == 0
+    assert counted.take(Element(b"", 1, 60, 50), NOW + 601 * SECOND) == 1
+    assert counted.owed_packets == 2
+
+
+def test_a_clock_that_is_set_forward_counts_nothing_twice() -> None:
+    counted = Counted(since_ns=NOW)
+    counted.take(Element(b"", 1, 60, 0), NOW)
+    assert counted.take(Element(b"", 1, 60, 500), NOW + 3600 * SECOND) == 0
+
+
+def test_numbers_that_somebody_wrote_into_a_counter_can_be_kept() -> None:
+    counted, most = Counted(since_ns=NOW), (1 << 64) - 1
+    for packets in (most, 0, most, 0, most, 0, most):
+        counted.take(Element(b"", packets, packets, most), NOW)
+    numbers = (counted.seen_packets, counted.seen_bytes, counted.owed_packets, counted.owed_bytes)
+    assert all(abs(number) < 1 << 63 for number in numbers)
+    assert NOW - counted.last_ns <= KEPT_MS * 1_000_000
+
+
+def _fan_outs(flows: int, uid: int = 1000) -> FanOuts:
+    fan_outs = FanOuts("sb", "egress", "boot:1")
+    for port in range(1, flows + 1):
+        fan_outs.saw(key(tcp(port, f"192.0.2.{port % 4}", uid)), NOW)
+        fan_outs.count(uid, 2)
+    return fan_outs
+
+
+def test_few_flows_are_no_fan_out() -> None:
+    assert list(_fan_outs(FLOWS - 1).due(0, closing=True)) == []
+
+
+def test_a_fan_out_is_told_once_it_has_enough_flows_with_its_numbers() -> None:
+    (found,) = _fan_outs(FLOWS).due(0)
+    assert (found.stage, found.uid, found.flows, found.packets) == ("begun", 1000, FLOWS, 2 * FLOWS)
+    assert (found.destinations, found.ports, len(found.sample)) == (4, FLOWS, 10)
+
+
+def test_flows_that_come_slowly_are_no_fan_out() -> None:
+    fan_outs = FanOuts("sb", "egress", "boot:1")
+    for half in range(400):
+        if half % 7 == 0:  # 18 a minute
+            fan_outs.saw(key(tcp(half + 1)), NOW)
+        assert list(fan_outs.due(half * SECOND // 2)) == []
+
+
+def test_a_fan_out_goes_on_at_growing_intervals_and_ends() -> None:
+    fan_outs = _fan_outs(FLOWS)
+    stages = [found.stage for found in fan_outs.due(0)]
+    for tenths in range(1, 100):
+        fan_outs.saw(key(tcp(1000 + tenths)), NOW)
+        stages += [found.stage for found in fan_outs.due(tenths * SECOND // 10)]
+    assert stages == ["begun", "goes on", "goes on", "goes on"]  # after 1, 3 and 7 seconds
+    last = 99 * SECOND // 10
+    (end,) = fan_outs.due(last + WITHIN_NS)
+    assert (end.stage, end.flows) == ("ended", FLOWS + 99)
+    assert list(fan_outs.due(last + 3 * WITHIN_NS, closing=True)) == []
+
+
+def test_a_fan_out_is_ended_at_the_close() -> None:
+    found = list(_fan_outs(FLOWS).due(0, closing=True))
+    assert [each.stage for each in found] == ["begun", "ended"]
+    assert len({each.identity for each in found}) == 1
+
+
+def test_thousands_of_users_hide_no_fan_out_that_has_begun_nor_fill_the_memory() -> None:
+    fan_outs = _fan_outs(FLOWS, uid=5)
+    for uid in range(10_000, 15_000):
+        fan_outs.saw(key(tcp(1, uid=uid)), NOW)
+    assert len(fan_outs._watched) <= 1024
+    assert [found.uid for found in fan_outs.due(0)] == [5]
