@@ -19,7 +19,8 @@ from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.notices import FenceState
 from ocsf_nft.service import fences
 from ocsf_nft.service.fences import Fence, Watched
-from ocsf_nft.service.pipeline import Pipeline
+from ocsf_nft.service.reporter import Reporter
+from ocsf_nft.service.to_its_end import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,7 @@ def sink() -> Collector:
 def watched(sink: Collector, tmp_path: Path) -> Callable[[Fence], Watched]:
     sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
     state = StateDirectory(tmp_path)
-    return lambda fence: Watched(sandbox, fence, state, Pipeline(sink, None))
+    return lambda fence: Watched(sandbox, fence, state, Reporter(sink, None))
 
 
 def _verified(
@@ -196,7 +197,7 @@ async def test_a_look_that_has_begun_ends_before_its_watch_does() -> None:
         await asyncio.to_thread(stand)
         told.set()
 
-    watch = asyncio.ensure_future(fences._to_its_end(look()))
+    watch = asyncio.ensure_future(to_its_end(look()))
     await asyncio.to_thread(begun.wait, 10)
     watch.cancel()
     await asyncio.sleep(0.05)
@@ -215,7 +216,7 @@ async def test_a_look_that_fails_while_its_watch_is_cancelled_is_told() -> None:
         await asyncio.sleep(0.05)
         raise DeliveryError("it can't be told")
 
-    watch = asyncio.ensure_future(fences._to_its_end(look()))
+    watch = asyncio.ensure_future(to_its_end(look()))
     await begun.wait()
     watch.cancel()
     with pytest.raises(DeliveryError, match="can't be told"):

@@ -12,6 +12,7 @@ from ocsf_nft.ocsf.context import Host
 from ocsf_nft.record import Batch, Gap, Record
 from ocsf_nft.service import pipeline as module
 from ocsf_nft.service.pipeline import Pipeline
+from ocsf_nft.service.reporter import Reporter
 from tests.conformance.corpus import TCP, V4, record
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _of_class(sink: Memory, uid: int) -> list[dict[str, Any]]:
 async def test_what_waits_when_the_stop_comes_is_delivered() -> None:
     sink, source, stop = Memory(), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(sink, Host(hostname="test"))
+    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
     assert len(_of_class(sink, 4001)) == source.made == 500
     assert not _of_class(sink, 6002)
@@ -110,7 +111,7 @@ async def test_what_can_not_be_delivered_in_time_is_counted(
     monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.1)
     sink, source, stop = Memory(seconds=0.03), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(sink, Host(hostname="test"))
+    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
     delivered = len(_of_class(sink, 4001))
     (lost,) = _of_class(sink, 6002)
@@ -124,7 +125,7 @@ async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "_COUNT_SECONDS", 0.1)
     source, stop = Endless(0), asyncio.Event()
     stop.set()
-    await Pipeline(Memory(), Host(hostname="test")).pump(source, stop)
+    await Pipeline(Reporter(Memory(), Host(hostname="test")), {}).pump(source, stop)
     assert source.made > 5
     assert source.most_held <= 2
 
@@ -132,7 +133,7 @@ async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch)
 async def test_a_record_of_a_sandbox_that_is_not_there_is_counted_as_forged() -> None:
     sink, source, stop = Memory(), Given(1), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(sink, Host(hostname="test"))
+    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
     await pipeline.pump(source, stop, frozenset({"another"}))
     assert not sink.events
     assert pipeline.counts.rejects == {"forged": 10}
@@ -143,7 +144,7 @@ async def test_each_gap_is_an_event_but_few_are_logged() -> None:
     other = replace(full, reason="another", lost=None)
     sink, source, stop = Memory(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(sink, Host(hostname="test"))
+    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
     with capture_logs() as logged:
         await pipeline.pump(source, stop)
     assert len(_of_class(sink, 6002)) == pipeline.counts.gaps == 101
@@ -157,6 +158,6 @@ async def test_the_log_of_another_machine_has_no_device() -> None:
     for host, has_device in ((None, False), (Host(hostname="test"), True)):
         sink, source, stop = Memory(), Given(1, gaps=(gap,)), asyncio.Event()
         stop.set()
-        await Pipeline(sink, host).pump(source, stop)
+        await Pipeline(Reporter(sink, host), {}).pump(source, stop)
         assert len(sink.events) == 11
         assert all(("device" in event) is has_device for event in sink.events)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.accounting import book
+from ocsf_nft.demo.collector import Collector
+from ocsf_nft.errors import DeliveryError, FenceError
+from ocsf_nft.service.accounts import Account
+from ocsf_nft.service.reporter import Reporter
+from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ocsf_nft.flow import Key, Reading
+
+
+@dataclass
+class Given:
+    """Counters that say what they are told to, half a second after the other at each reading."""
+
+    counts: dict[Key, int] = field(default_factory=dict)
+    at_ns: int = NOW
+    error: FenceError | None = None
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def read(self) -> Reading:
+        if self.error is not None:
+            raise self.error
+        self.at_ns += SECOND // 2
+        return reading(self.counts, self.at_ns)
+
+
+class Failing(Collector):
+    async def deliver(self, events: Sequence[bytes]) -> None:  # noqa: ARG002 - a sink's
+        raise DeliveryError("the disk is full")
+
+
+def _account(counters: Given, path: Path, sink: Collector) -> Account:
+    return Account(
+        "sb",
+        counters,  # type: ignore[arg-type]
+        path / book.FILE,
+        Reporter(sink, None),
+        begun_ns=NOW,
+    )
+
+
+def _of_class(sink: Collector, uid: int) -> list[dict[str, Any]]:
+    return [event for event in sink.events if event["class_uid"] == uid]
+
+
+async def test_a_record_is_told_at_once_and_its_flow_to_the_packet(tmp_path: Path) -> None:
+    counters, sink = Given(), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        await account.take([record(tcp())])
+        assert [event["count"] for event in _of_class(sink, 4001)] == [1]
+        counters.counts = {key(tcp()): 9}
+        (balance,) = await account.close()
+    assert sum(event["count"] for event in _of_class(sink, 4001)) == balance.refused == 9
+    assert (balance.in_flight, balance.imbalance) == (0, 0)
+
+
+async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    counters, sink = Given(), Collector()
+    with pytest.raises(DeliveryError):
+        async with _account(counters, tmp_path, Failing()) as account:
+            await account.take([record(tcp())])
+    counters.counts = {key(tcp()): 1}
+    for _ in range(2):
+        async with _account(counters, tmp_path, sink) as account:
+            await account.close()
+    told = _of_class(sink, 4001)
+    assert {event["metadata"]["uid"] for event in told} == {told[0]["metadata"]["uid"]}
+    assert told[0]["count"] == 1
+
+
+async def test_a_pause_is_told_with_what_was_refused_meanwhile(tmp_path: Path) -> None:
+    counters, sink = Given({key(tcp()): 1}), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        await account.close()
+    assert not _of_class(sink, 6002)
+    counters.at_ns += 60 * SECOND
+    counters.counts = {key(tcp()): 8}
+    async with _account(counters, tmp_path, sink) as account:
+        (pause,) = _of_class(sink, 6002)
+        assert pause["count"] == 7
+        await account.close()
+    assert sum(event["count"] for event in _of_class(sink, 4001)) == 8
+
+
+async def test_records_are_told_while_the_counters_can_not_be_read(tmp_path: Path) -> None:
+    counters, sink = Given(), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        counters.error = FenceError("gone")
+        await account._observe()
+        await account._observe()
+        assert len(_of_class(sink, 6002)) == 1
+        await account.take([record(tcp())])
+        assert len(_of_class(sink, 4001)) == 1
+
+
+async def test_a_telling_that_has_begun_is_not_left_half_done(tmp_path: Path) -> None:
+    """What is kept as told is to be told, though its task is cancelled."""
+    counters, sink = Given(), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        counters.counts = {key(tcp(port)): 1 for port in range(1, 600)}
+        keeping = asyncio.ensure_future(account.keep())
+        assert await sink.find(lambda event: event["class_uid"] == 4001, 10)
+        keeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await keeping
+        await account.close()
+    assert sum(event["count"] for event in _of_class(sink, 4001)) == 599
