@@ -3,8 +3,8 @@
 A ruleset of ours (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines it, and with it
 the counts. Where one of ours stands, it is emptied instead, in the same one transaction: all rules
 go, and everything that has no place in the new definition; the counters, the sets with counters and
-the log budgets stay. A base chain stays registered as well: where it was made anew, packets would
-meet the old one without rules for a moment, and its policy drops without counting.
+the log budgets stay. A base chain stays registered as well, so that no count depends on when the
+kernel takes an old hook away; links that are gone are taken off it by name.
 
 What stands is whatever somebody with CAP_NET_ADMIN over the namespace put there, and its listing
 may be made to read like anything. So a name is taken for a name only when it is an identifier; what
