@@ -37,11 +37,12 @@ _log = structlog.get_logger()
 #: What is too grave to be told together with others.
 _ALWAYS: Final = frozenset(map(str, METADATA))
 _READ_SECONDS: Final = 0.5
-#: A reading may take a tenth of the time: with many flows it is done less often.
+#: A reading may take a tenth of the time: with many flows it is done less often, up to a bound.
 _PART: Final = 10
+_LONGEST_SECONDS: Final = 2.0
 #: Records of what a reading has found may still be on their way to us.
 _GRACE_SECONDS: Final = 0.1
-#: Nobody waits so long for the next reading, unless held up.
+#: Nobody waits so long from one reading to the next, unless held up.
 _LATE_NS: Final = 5 * 1_000_000_000
 #: Attempts in one transaction and one delivery.
 _BATCH: Final = 256
@@ -155,12 +156,12 @@ class Account:
             await self._tell_of_a_gap(f"the counters were made anew: {', '.join(rules)}")
         for _ in self._ledger.observe(reading):
             await asyncio.sleep(0)
-        self._wait_seconds = max(_READ_SECONDS, _PART * (time.monotonic() - began))
+        took = time.monotonic() - began
+        self._wait_seconds = min(max(_READ_SECONDS, _PART * took), _LONGEST_SECONDS)
 
     async def _tell_of_a_pause(self, reading: Reading) -> None:
         since_ns = self._ledger.read_ns
-        late_ns = max(_LATE_NS, int(3e9 * self._wait_seconds))
-        if since_ns is None or reading.began_ns - since_ns < late_ns:
+        if since_ns is None or reading.began_ns - since_ns < _LATE_NS:
             return
         packets = self._ledger.unread_since(reading)
         event = notices.unread(
