@@ -59,6 +59,11 @@ class Ledger:
             if rule in self.rules and self.rules[rule].epoch != epoch
         )
 
+    def fold(self, now_ns: int) -> Iterator[None]:
+        """Before :meth:`due`: its long work, yielding now and then."""
+        for account in list(self.rules.values()):
+            yield from account.fold(now_ns)
+
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut]:
         """What is to be told now; all that is owed, when ``closing``."""
         while self._ended:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.accounting.counted import Counted
 from ocsf_nft.accounting.fan_out import FanOuts
+from ocsf_nft.accounting.folded import Folded
 from ocsf_nft.accounting.quota import Quota
+from ocsf_nft.accounting.remainder import LAST_READINGS, READINGS, Remainder
 from ocsf_nft.accounting.telling import Place, Pot, Telling, is_unplaced
 from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys
@@ -24,14 +25,8 @@ if TYPE_CHECKING:
 _SLICE: Final = 500
 #: Attempts that have events of their own at the same time: a record is kept of each.
 _TELLINGS: Final = 4000
-#: Users whose flows are told together by user; those of all others are told as nobody's.
-_POTS: Final = 256
 #: A record comes this soon after its packet, or is lost.
 _LATE_NS: Final = 60 * 1_000_000_000
-#: Readings that lack the same packets before they are taken for forgotten: one may leave out some
-#: elements, and the next one others. At the end, when nothing is refused any more, two.
-_READINGS: Final = 8
-_LAST_READINGS: Final = 2
 #: The rules whose packets come from a user of the sandbox.
 _OUTBOUND: Final = frozenset({"egress", "forward", "link", "guard"})
 
@@ -69,7 +64,7 @@ class RuleAccount:
         self._always = always
         self._quota = Quota()
         self._tellings: dict[Key, Telling] = {}
-        self._folded: set[Key] = set()
+        self._folded = Folded(self.many)
         #: Told on the word of a record; no reading has shown yet where it was counted.
         self._unread: set[Key] = set()
         #: What a record is of that may have been told with others, and the readings until then.
@@ -77,7 +72,7 @@ class RuleAccount:
         #: Until then a record may come of what was told with others.
         self._named_from_ns = 0
         self._readings = 0
-        self._remainders: deque[Count] = deque(maxlen=_READINGS)
+        self._remainder = Remainder()
         #: Packets that came during the last reading.
         self._passing = 0
         self._fan_outs = FanOuts(sandbox, rule, epoch) if rule in _OUTBOUND else None
@@ -138,6 +133,19 @@ class RuleAccount:
         self.read_ns, self._ended_ns = began_ns, ended_ns
         self._readings += 1
 
+    def fold(self, now_ns: int) -> Iterator[None]:
+        """Put together what is to be told together; yields now and then, as :meth:`observe` does.
+
+        :meth:`due` does it too for what is left: tens of thousands of flows take long.
+        """
+        owing = iter(list(self._owing))
+        while some := tuple(islice(owing, _SLICE)):
+            for key in some:
+                counted = self._entry(key)
+                if counted is not None and counted.owed_packets > 0 and not is_unplaced(key):
+                    self._telling(key, counted, now_ns)
+            yield
+
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut]:
         """What is to be told now; all that is owed, when ``closing``."""
         self._find_what_was_forgotten(closing=closing)
@@ -164,7 +172,7 @@ class RuleAccount:
         seen = self.placed.packets + self.overflow.counted.seen_packets
         unseen = self.refused.packets - seen - self.forgotten.counted.seen_packets
         # What was told and not read yet is no debt of the others.
-        forgotten = self._surely_forgotten(_LAST_READINGS).packets
+        forgotten = self._surely_forgotten(LAST_READINGS).packets
         return sum(max(each.owed_packets, 0) for each in counters) + max(
             0, min(unseen, self._passing + forgotten)
         )
@@ -218,11 +226,11 @@ class RuleAccount:
         """Take what was told on a record's word off where its packet was counted instead."""
         for key in list(self._unread):
             counted = self._entry(key)
-            if counted is None or counted.missed < _LAST_READINGS:
+            if counted is None or counted.missed < LAST_READINGS:
                 continue
             there = self._elsewhere(key)
             enough = (each for each in there if each[1].owed_packets >= -counted.owed_packets)
-            is_last = closing or counted.missed > _READINGS
+            is_last = closing or counted.missed > READINGS
             where, other = next(enough, there[0] if is_last else (None, None))
             if other is not None:
                 owed = Count(counted.owed_packets, counted.owed_bytes)
@@ -240,7 +248,7 @@ class RuleAccount:
     def _drop(self, key: Key) -> None:
         del self.entries[key.kind][key.data]
         self.touched.add(key)
-        self._folded.discard(key)
+        self._folded.forget(key)
         self._unread.discard(key)
 
     def _balance(self, reading: RuleReading, began_ns: int) -> None:
@@ -253,11 +261,11 @@ class RuleAccount:
             reading.refused_before.packets - self.placed.packets - overflow.packets,
             reading.refused_before.bytes - self.placed.bytes - overflow.bytes,
         )
-        self._remainders.append(remainder)
+        self._remainder.add(remainder)
 
     def _find_what_was_forgotten(self, *, closing: bool) -> None:
         """Owe what nobody had read before the kernel forgot it."""
-        sure = self._surely_forgotten(_LAST_READINGS if closing else _READINGS)
+        sure = self._surely_forgotten(LAST_READINGS if closing else READINGS)
         if sure.packets > 0:
             counted = self.forgotten.counted
             counted.grow(
@@ -267,12 +275,8 @@ class RuleAccount:
             self.forgotten.telling.grew()
 
     def _surely_forgotten(self, readings: int) -> Count:
-        """What so many readings lack, and is not known to be forgotten."""
-        if len(self._remainders) < readings:
-            return Count()
-        least, known = min(list(self._remainders)[-readings:]), self.forgotten.counted
-        packets = max(0, least.packets - known.seen_packets)
-        return Count(packets, least.bytes - known.seen_bytes)
+        known = self.forgotten.counted
+        return self._remainder.beyond(known.seen_packets, known.seen_bytes, readings)
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
         """Tell by itself what a record is of, where its packet has not been told yet."""
@@ -288,7 +292,7 @@ class RuleAccount:
                     yield self._of_record(where, counted, telling, record, now_ns)
                     break
             else:
-                if self._readings - readings >= _LAST_READINGS:
+                if self._readings - readings >= LAST_READINGS:
                     del self._waiting[key], self._tellings[key]
 
     def _due(self, key: Key, now_ns: int, *, closing: bool) -> Iterator[Attempt]:
@@ -298,15 +302,9 @@ class RuleAccount:
             return
         if is_unplaced(key) and counted.owed_packets <= self._held("unplaced"):
             return
-        what = flow(key)
-        telling = self._tellings.get(key)
-        if telling is None and (
-            is_unplaced(key) or self._may_tell(key, what.uid, what.destination, now_ns)
-        ):
-            telling = self._tellings[key] = Telling(now_ns)
-        if telling is None:
-            self._fold(key, what, counted)
-        elif closing or telling.is_due(now_ns):
+        telling = self._telling(key, counted, now_ns)
+        if telling is not None and (closing or telling.is_due(now_ns)):
+            what = flow(key)
             self._owing.discard(key)
             record = telling.record
             if telling.is_new and record is not None and counted.owed_packets == 1:
@@ -314,6 +312,19 @@ class RuleAccount:
             else:
                 merged = Merged(why="unplaced") if is_unplaced(key) else None
                 yield self._tell(counted, key, what, telling, now_ns, merged)
+
+    def _telling(self, key: Key, counted: Counted, now_ns: int) -> Telling | None:
+        """How a flow is told; None when it is told with others, by now."""
+        telling = self._tellings.get(key)
+        if telling is None and key not in self._folded:
+            what = flow(key)
+            if is_unplaced(key) or self._may_tell(key, what.uid, what.destination, now_ns):
+                telling = self._tellings[key] = Telling(now_ns)
+        if telling is None:
+            self._folded.add(key, counted)
+            self._owing.discard(key)
+            self.touched.add(key)
+        return telling
 
     def _of_record(
         self, key: Key | None, counted: Counted, telling: Telling, record: Record, now_ns: int
@@ -362,23 +373,6 @@ class RuleAccount:
     def _held(self, why: Merger) -> int:
         """Packets that may have been told already, and are not to be told with others before."""
         return 0 if why == "many" else len(self._unread)
-
-    def _fold(self, key: Key, what: Flow, counted: Counted) -> None:
-        """Owe it together with the other flows of a user that has too many."""
-        uid = what.uid if what.uid in self.many or len(self.many) < _POTS else None
-        pot = self.many.get(uid)
-        if pot is None:
-            pot = self.many[uid] = Pot(Counted(since_ns=counted.since_ns))
-        owed = Count(counted.owed_packets, counted.owed_bytes)
-        pot.counted.grow_by(owed, counted.last_ns)
-        pot.telling.grew()
-        counted.told(*owed)
-        counted.since_ns = counted.last_ns
-        if key not in self._folded:
-            self._folded.add(key)
-            pot.add(what)
-        self._owing.discard(key)
-        self.touched.add(key)
 
     def _may_tell(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
         """Whether a flow is told by itself, and not with a user's others."""

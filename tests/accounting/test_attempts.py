@@ -191,3 +191,14 @@ def test_new_counters_are_told_from_their_beginning_and_the_old_to_their_end(
 
 def test_a_record_of_a_rule_without_counters_is_none_of_ours() -> None:
     assert Ledger("sb", begun_ns=NOW).record(record(tcp()), 0) is None
+
+
+def test_long_work_is_done_in_parts_before_what_is_due_is_told(ledger: Ledger) -> None:
+    flood = {key(tcp(port)): 1 for port in range(1, 5001)}
+    for second in (1, 2):
+        counts = dict.fromkeys(flood, 2 * second)
+        observe(ledger, reading(counts, NOW + second * SECOND))
+        assert sum(1 for _ in ledger.fold((1000 + second) * SECOND)) == 10
+        told = _due(ledger, second, closing=True)
+        assert sum(each.packets for each in told) == 10_000
+        assert len(told) == 1001

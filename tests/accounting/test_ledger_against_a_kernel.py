@@ -111,6 +111,11 @@ class Reported(RuleBasedStateMachine):
         self._observe(reading)
 
     @rule()
+    def fold(self) -> None:
+        for _ in self.ledger.fold(self.kernel.now_ns):
+            pass
+
+    @rule()
     def tell(self) -> None:
         self._tell(list(self.ledger.due(self.kernel.now_ns)))
 
