@@ -171,6 +171,12 @@ def keys(record: Record) -> tuple[Key, ...]:
     return exact, *coarser(exact)
 
 
+def user_of(key: Key) -> int:
+    """The user that a key is of; 4294967295 for nobody."""
+    (uid,) = _UID.unpack_from(key.data)
+    return int(uid)
+
+
 def coarser(key: Key) -> tuple[Key, ...]:
     """Where a rule counts what would have this key and finds no place there, in this order."""
     if key.kind == "others":

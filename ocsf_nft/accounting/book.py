@@ -14,6 +14,7 @@ import contextlib
 import json
 import sqlite3
 import struct
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
 
 from ocsf_nft.accounting.counted import Counted
@@ -54,6 +55,9 @@ _DAMAGE: Final = (
     struct.error,
 )  # fmt: skip
 
+#: Counters taken down before other tasks get a turn.
+_SLICE: Final = 1000
+
 _Row = tuple[str, str, bytes, int, int, int, int, int, int]
 
 
@@ -65,35 +69,37 @@ class Lost(NamedTuple):
     records: int
 
 
-class Changes(NamedTuple):
+class Changes:
     """What has changed in a ledger: rules, counters, and counters that are no more."""
 
-    rules: tuple[tuple[str, str, str], ...]
-    counted: tuple[_Row, ...]
-    gone: tuple[tuple[str, str, bytes], ...]
-    renewed: tuple[str, ...]
+    def __init__(self) -> None:
+        self.rules: list[tuple[str, str, str]] = []
+        self.counted: list[_Row] = []
+        self.gone: list[tuple[str, str, bytes]] = []
+        self.renewed: list[tuple[str]] = []
 
+    def gather(self, ledger: Ledger) -> Iterator[None]:
+        """Take out what has changed since the last time; yields now and then.
 
-def changes(ledger: Ledger) -> Changes:
-    """Take out what has changed since the last time."""
-    rows: list[_Row] = []
-    gone: list[tuple[str, str, bytes]] = []
-    renewed = []
-    for name, account in ledger.rules.items():
-        if not account.is_kept:
-            renewed.append(name)
-            account.is_kept = True
-        for key in account.touched:
-            counted = account.entries[key.kind].get(key.data)
-            if counted is None:
-                gone.append((name, *key))
-            else:
-                rows.append((name, *key, *_columns(counted)))
-        account.touched.clear()
-    rules = tuple(
-        (name, account.epoch, json.dumps(_state(account))) for name, account in ledger.rules.items()
-    )
-    return Changes(rules, tuple(rows), tuple(gone), tuple(renewed))
+        Nothing else may be done with the ledger until it is through.
+        """
+        for name, account in ledger.rules.items():
+            if account.kept is None:
+                self.renewed.append((name,))
+            touched = iter(account.touched)
+            while some := tuple(islice(touched, _SLICE)):
+                for key in some:
+                    counted = account.entries[key.kind].get(key.data)
+                    if counted is None:
+                        self.gone.append((name, *key))
+                    else:
+                        self.counted.append((name, *key, *_columns(counted)))
+                yield
+            account.touched.clear()
+            state = json.dumps(_state(account))
+            if state != account.kept:
+                account.kept = state
+                self.rules.append((name, account.epoch, state))
 
 
 class Book:
@@ -165,9 +171,7 @@ class Book:
     def commit(self, changed: Changes, events: Sequence[bytes]) -> None:
         """Keep what has changed and the events that tell it; the events before were delivered."""
         with self._at_work() as connection:
-            connection.executemany(
-                "DELETE FROM counted WHERE rule = ?", [(name,) for name in changed.renewed]
-            )
+            connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed)
             connection.executemany("REPLACE INTO rule VALUES (?, ?, ?)", changed.rules)
             connection.executemany(
                 "REPLACE INTO counted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changed.counted
@@ -298,6 +302,7 @@ def _state(account: RuleAccount) -> dict[str, Any]:
         "placed": account.placed,
         "reported": account.reported,
         "merged": account.merged,
+        "received": account.received,
         "read_ns": account.read_ns,
         "overflow": _columns(account.overflow.counted),
         "forgotten": _columns(account.forgotten.counted),
@@ -315,11 +320,12 @@ def _account(ledger: Ledger, name: str, epoch: str, state: Mapping[str, Any]) ->
     )
     account.refused = Count(*_whole(state["refused"]))
     account.placed = Count(*_whole(state["placed"]))
-    account.reported, account.merged = _whole((state["reported"], state["merged"]))
+    told = (state["reported"], state["merged"], state["received"])
+    account.reported, account.merged, account.received = _whole(told)
     account.overflow = Pot(_counted(state["overflow"]))
     account.forgotten = Pot(_counted(state["forgotten"]))
     for uid, flows, columns in state["many"]:
         account.many[uid] = Pot(_counted(columns))
         (account.many[uid].flows,) = _whole([flows])
-    account.is_kept = True
+    account.kept = json.dumps(state)
     return account

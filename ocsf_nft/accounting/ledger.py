@@ -40,15 +40,16 @@ class Ledger:
     def observe(self, reading: Reading) -> Iterator[None]:
         """Take in a reading; yields now and then, so that other work is not held up."""
         for rule, epoch in reading.epochs.items():
-            account = self.rules.get(rule)
+            before = self.rules.get(rule)
+            account = before
             if account is None or account.epoch != epoch:
-                begun_ns = self._begun_ns
-                if account is not None:
-                    self._ended.append(account)
-                    begun_ns = account.read_ns
+                begun_ns = self._begun_ns if before is None else before.read_ns
                 self.rules[rule] = account = RuleAccount(
                     self.sandbox, rule, epoch, begun_ns=begun_ns, always=self.always
                 )
+                if before is not None:
+                    account.take_over(before)
+                    self._ended.append(before)
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
     def renewed(self, reading: Reading) -> tuple[str, ...]:
@@ -95,6 +96,7 @@ class Ledger:
                 reported=account.reported,
                 overflowed=account.merged,
                 in_flight=account.in_flight(),
+                lost=max(0, account.logged - account.received),
             )
             for rule, account in sorted(self.rules.items())
         )

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft.accounting.counted import Counted
 from ocsf_nft.accounting.fan_out import FanOuts
 from ocsf_nft.accounting.folded import Folded
-from ocsf_nft.accounting.quota import Quota
 from ocsf_nft.accounting.remainder import LAST_READINGS, READINGS, Remainder
-from ocsf_nft.accounting.telling import Place, Pot, Telling, is_unplaced
+from ocsf_nft.accounting.telling import Place, Pot, Telling, Tellings, is_unplaced
 from ocsf_nft.attempt import Attempt, Merged
-from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys
+from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys, user_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 #: Elements taken in before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 500
-#: Attempts that have events of their own at the same time: a record is kept of each.
-_TELLINGS: Final = 4000
 #: A record comes this soon after its packet, or is lost.
 _LATE_NS: Final = 60 * 1_000_000_000
 #: The rules whose packets come from a user of the sandbox.
@@ -57,13 +54,13 @@ class RuleAccount:
         self.many: dict[int | None, Pot] = {}
         #: What has changed since it was last kept.
         self.touched: set[Key] = set()
-        #: Whether what is kept under the rule's name is of these counters.
-        self.is_kept = False
+        #: What is kept under the rule's name; None when it is not of these counters.
+        self.kept: str | None = None
+        #: Records that were written, by the last reading, and those of them that were received.
+        self.logged = self.received = 0
         self._owing: set[Key] = set()
         self._place = Place(sandbox=sandbox, rule=rule, epoch=epoch)
-        self._always = always
-        self._quota = Quota()
-        self._tellings: dict[Key, Telling] = {}
+        self._tellings = Tellings(always)
         self._folded = Folded(self.many)
         #: Told on the word of a record; no reading has shown yet where it was counted.
         self._unread: set[Key] = set()
@@ -79,6 +76,7 @@ class RuleAccount:
 
     def record(self, record: Record, now_ns: int) -> Attempt | None:
         """Take in what the kernel logged; the attempt if it is the first of one."""
+        self.received += 1
         key = keys(record)[0]
         telling = self._tellings.get(key)
         if telling is not None:
@@ -86,7 +84,7 @@ class RuleAccount:
             return None
         counted = self._entry(key)
         is_new = counted is None
-        if not self._may_tell(key, record.uid, record.destination, now_ns):
+        if key in self._folded or not self._tellings.take(record.uid, record.destination, now_ns):
             return None
         telling = self._tellings[key] = Telling(now_ns, record)
         if counted is not None and counted.owed_packets < 1:
@@ -103,6 +101,17 @@ class RuleAccount:
         if is_new and self._fan_outs is not None:
             self._fan_outs.saw(key, record.received_ns)
         return self._of_record(key, counted, telling, record, now_ns)
+
+    def take_over(self, before: RuleAccount) -> None:
+        """Take on what was told on the word of records that no counter of before showed."""
+        for key in list(before._unread):
+            counted = before.entries[key.kind][key.data]
+            self.entries[key.kind][key.data] = counted
+            self._unread.add(key)
+            self.touched.add(key)
+            self.reported -= counted.owed_packets
+            before.reported += counted.owed_packets
+            before._drop(key)
 
     def restore(self, key: Key, counted: Counted) -> None:
         """Take up a counter where it was left."""
@@ -128,7 +137,7 @@ class RuleAccount:
                     self._miss(Key(kind, data), began_ns)
                 yield
         self._balance(reading, began_ns)
-        self.refused = reading.refused
+        self.refused, self.logged = reading.refused, reading.logged
         self._passing = reading.refused.packets - reading.refused_before.packets
         self.read_ns, self._ended_ns = began_ns, ended_ns
         self._readings += 1
@@ -163,7 +172,7 @@ class RuleAccount:
                 del self.many[uid]
         if self._fan_outs is not None:
             yield from self._fan_outs.due(now_ns, closing=closing)
-        self._forget_the_past(now_ns)
+        self._tellings.forget_what_is_over(self._owing, now_ns)
 
     def in_flight(self) -> int:
         """Packets that the kernel has counted, in a counter or just now, and nobody has told."""
@@ -228,7 +237,7 @@ class RuleAccount:
             counted = self._entry(key)
             if counted is None or counted.missed < LAST_READINGS:
                 continue
-            there = self._elsewhere(key)
+            there = [*self._elsewhere(key), *self._of_the_same_user(key)]
             enough = (each for each in there if each[1].owed_packets >= -counted.owed_packets)
             is_last = closing or counted.missed > READINGS
             where, other = next(enough, there[0] if is_last else (None, None))
@@ -244,6 +253,16 @@ class RuleAccount:
             (each, there) for each in coarser(key) if (there := self._entry(each)) is not None
         ]
         return [*found, (None, self.overflow.counted), (None, self.forgotten.counted)]
+
+    def _of_the_same_user(self, key: Key) -> Iterator[tuple[Key | None, Counted]]:
+        """Counters of a user of which nothing has been told."""
+        # A record leads elsewhere than to its counter where a header is cut short, or its sender
+        # says of a frame what it is not.
+        for each in self._owing:
+            telling, found = self._tellings.get(each), self._entry(each)
+            is_unheard = telling is None or telling.is_unheard
+            if is_unheard and found is not None and user_of(each) == user_of(key):
+                yield each, found
 
     def _drop(self, key: Key) -> None:
         del self.entries[key.kind][key.data]
@@ -303,7 +322,11 @@ class RuleAccount:
         if is_unplaced(key) and counted.owed_packets <= self._held("unplaced"):
             return
         telling = self._telling(key, counted, now_ns)
-        if telling is not None and (closing or telling.is_due(now_ns)):
+        if telling is None:
+            return
+        # It may be what a record was told of that leads elsewhere: two readings show.
+        is_waiting = bool(self._unread) and telling.is_young(now_ns)
+        if closing or (telling.is_due(now_ns) and not is_waiting):
             what = flow(key)
             self._owing.discard(key)
             record = telling.record
@@ -318,7 +341,7 @@ class RuleAccount:
         telling = self._tellings.get(key)
         if telling is None and key not in self._folded:
             what = flow(key)
-            if is_unplaced(key) or self._may_tell(key, what.uid, what.destination, now_ns):
+            if is_unplaced(key) or self._tellings.take(what.uid, what.destination, now_ns):
                 telling = self._tellings[key] = Telling(now_ns)
         if telling is None:
             self._folded.add(key, counted)
@@ -373,20 +396,3 @@ class RuleAccount:
     def _held(self, why: Merger) -> int:
         """Packets that may have been told already, and are not to be told with others before."""
         return 0 if why == "many" else len(self._unread)
-
-    def _may_tell(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
-        """Whether a flow is told by itself, and not with a user's others."""
-        if destination in self._always:
-            return True
-        if key in self._folded or len(self._tellings) >= _TELLINGS:
-            return False
-        return self._quota.grants(uid, now_ns)
-
-    def _forget_the_past(self, now_ns: int) -> None:
-        over = [
-            key
-            for key, telling in self._tellings.items()
-            if key not in self._owing and telling.is_over(now_ns)
-        ]
-        for key in over:
-            del self._tellings[key]

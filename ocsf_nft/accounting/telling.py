@@ -5,17 +5,26 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Final, Literal
 
+from ocsf_nft.accounting.quota import Quota
 from ocsf_nft.accounting.schedule import OVER_NS, Schedule
 from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import flow
 from ocsf_nft.record import PREFIX_ROOT, Origin, Record
 
 if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
     from ocsf_nft.accounting.counted import Counted
     from ocsf_nft.attempt import Merger
     from ocsf_nft.flow import Flow, Key
+    from ocsf_nft.record import Detail
 
 _SAMPLE: Final = 10
+#: Attempts that have events of their own at the same time.
+_TELLINGS: Final = 4000
+_KINDS: Final = ("icmp_type", "icmp_code", "arp", "fragment_offset", "more_fragments")
+#: Two readings and more, when they are not hard to make.
+_YOUNG_NS: Final = 2 * 1_000_000_000
 #: A reading takes no longer (``fence.counters``), or hardly.
 _READ_NS: Final = 12 * 1_000_000_000
 _IP: Final[dict[int | None, Literal[4, 6]]] = {0x0800: 4, 0x86DD: 6}
@@ -37,6 +46,16 @@ class Telling:
         #: Whether the record has not been told yet.
         self.is_new = record is not None
         self.schedule: Schedule | None = None
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether no record came of it, and nothing has been told."""
+        return self.record is None and self.schedule is None
+
+    def is_young(self, now_ns: int) -> bool:
+        """Whether a record that was told may still turn out to be of it."""
+        begun_ns = self._grew_ns
+        return self.is_unheard and begun_ns is not None and now_ns - begun_ns < _YOUNG_NS
 
     def logged(self, record: Record) -> None:
         """Let a later record stand for it."""
@@ -71,6 +90,27 @@ class Telling:
         if self._is_growing or self._grew_ns is None:
             self._grew_ns, self._is_growing = now_ns, False
         return self._grew_ns
+
+
+class Tellings(dict["Key", Telling]):
+    """What is told by itself, and who may have more of that: a record is kept of each."""
+
+    def __init__(self, always: frozenset[str]) -> None:
+        """``always`` are destinations that are told by themselves however many there are."""
+        super().__init__()
+        self._always = always
+        self._quota = Quota()
+
+    def take(self, uid: int | None, destination: str | None, now_ns: int) -> bool:
+        """Whether one more flow of a user is told by itself, and not with its others."""
+        if destination in self._always:
+            return True
+        return len(self) < _TELLINGS and self._quota.grants(uid, now_ns)
+
+    def forget_what_is_over(self, owing: AbstractSet[Key], now_ns: int) -> None:
+        """The next packet of what is over begins something new."""
+        for key in [key for key, each in self.items() if key not in owing and each.is_over(now_ns)]:
+            del self[key]
 
 
 class Pot:
@@ -141,6 +181,8 @@ class Place:
             destination_port=flow.port,
             protocol=flow.protocol,
             uid=flow.uid,
+            tcp_flags=None if specimen is None else specimen.tcp_flags,
+            details={} if specimen is None else _told_of_all(specimen),
             time_ns=end_ns,
             received_ns=read_ns,
             origin=Origin(
@@ -173,6 +215,11 @@ def _window(counted: Counted) -> tuple[int, int]:
         return since_ns, last_ns
     # Both are the latest moments that can be, to some seconds; else the clock was set back.
     return (since_ns, since_ns) if since_ns - last_ns < _READ_NS else (last_ns, last_ns)
+
+
+def _told_of_all(specimen: Record) -> dict[str, Detail]:
+    """What decides of a packet what it is, and what became of it: the key doesn't tell."""
+    return {name: specimen.details[name] for name in _KINDS if name in specimen.details}
 
 
 def _version(key: Key | None, flow: Flow) -> Literal[4, 6] | None:

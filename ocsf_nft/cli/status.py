@@ -34,7 +34,7 @@ def status(
 
     refused = reported + in flight, for each rule: what the kernel counted is told in events, or
     waits in a counter for the next one. Of what is reported, "overflowed" was told without saying
-    which flow it was of. "Lost" are log records that could not be read; their packets are counted.
+    which flow it was of. "Lost" are log records that nobody has read; their packets are counted.
 
     Exit 0: the account closes. 1: it doesn't. 2: no fence is on record, or it doesn't stand.
 
@@ -86,7 +86,7 @@ def _show(found: Sequence[Status]) -> None:
     from rich.text import Text
 
     table = Table("sandbox", "rule")
-    for name in ("refused", "reported", "overflowed", "in flight", "imbalance"):
+    for name in ("refused", "reported", "overflowed", "in flight", "lost", "imbalance"):
         table.add_column(name, justify="right")
     for status in found:
         for balance in status.balances:
@@ -101,6 +101,7 @@ def _show(found: Sequence[Status]) -> None:
                         balance.reported,
                         balance.overflowed,
                         balance.in_flight,
+                        balance.lost,
                     )
                 ),
                 Text(f"{balance.imbalance:,}", style),
@@ -111,8 +112,3 @@ def _show(found: Sequence[Status]) -> None:
             output.say(f"sandbox {status.sandbox} has no fence: install it again")
         elif not status.is_watched:
             output.say(f"sandbox {status.sandbox}: no run watches it now, `ocsf-nft run` does")
-        for lost in status.lost:
-            output.say(
-                f"sandbox {status.sandbox}: {lost.records:,} log records of {lost.source} lost "
-                f"in {lost.gaps:,} gaps; their packets are counted"
-            )

@@ -107,7 +107,7 @@ class Account:
     async def take(self, records: Iterable[Record]) -> None:
         """Take in records, and tell what begins with one."""
         async with self._telling:
-            now_ns = time.time_ns()
+            now_ns = time.monotonic_ns()
             found = [
                 attempt
                 for record in records
@@ -154,8 +154,9 @@ class Account:
         await self._tell_of_a_pause(reading)
         if rules := self._ledger.renewed(reading):
             await self._tell_of_a_gap(f"the counters were made anew: {', '.join(rules)}")
-        for _ in self._ledger.observe(reading):
-            await asyncio.sleep(0)
+        async with self._telling:
+            for _ in self._ledger.observe(reading):
+                await asyncio.sleep(0)
         took = time.monotonic() - began
         self._wait_seconds = min(max(_READ_SECONDS, _PART * took), _LONGEST_SECONDS)
 
@@ -198,7 +199,10 @@ class Account:
 
     async def _tell_what_is_due(self, *, closing: bool = False) -> None:
         async with self._telling:
-            due = self._ledger.due(time.time_ns(), closing=closing)
+            now_ns = time.monotonic_ns()
+            for _ in self._ledger.fold(now_ns):
+                await asyncio.sleep(0)
+            due = self._ledger.due(now_ns, closing=closing)
             while found := list(islice(due, _BATCH)):
                 await self._tell(found)
             await self._keep([])
@@ -210,7 +214,9 @@ class Account:
             await self._reporter.deliver(lines)
 
     async def _keep(self, lines: Sequence[bytes]) -> None:
-        changed = book.changes(self._ledger)
+        changed = book.Changes()
+        for _ in changed.gather(self._ledger):
+            await asyncio.sleep(0)
         await self._work(lambda: self._book.commit(changed, lines))
 
     async def _work(self, work: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.accounting.book import Changes
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.flow import KINDS, Count, Element, Key, Reading, RuleReading, keys
 from tests.accounting.kernel_model import RULE, START_NS, Packet
@@ -73,3 +74,11 @@ def observe(ledger: Ledger, *readings: Reading) -> None:
 
 def attempts(found: Iterable[Attempt | FanOut]) -> list[Attempt]:
     return [each for each in found if isinstance(each, Attempt)]
+
+
+def changes(ledger: Ledger) -> Changes:
+    """What has changed in a ledger since the last time."""
+    found = Changes()
+    for _ in found.gather(ledger):
+        pass
+    return found

@@ -18,7 +18,17 @@ from ocsf_nft.accounting import book
 from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.errors import SourceError
 from tests.accounting.kernel_model import RULE
-from tests.accounting.reading import NOW, SECOND, attempts, key, observe, reading, record, tcp
+from tests.accounting.reading import (
+    NOW,
+    SECOND,
+    attempts,
+    changes,
+    key,
+    observe,
+    reading,
+    record,
+    tcp,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +74,7 @@ def _kept(path: Path) -> Ledger:
     assert attempts(ledger.due(SECOND))
     observe(ledger, reading(dict.fromkeys(with_many, 7), NOW + 2 * SECOND, overflow=9))
     kept = book.Book(path).open()
-    kept.commit(book.changes(ledger), [b"one", b"two"])
+    kept.commit(changes(ledger), [b"one", b"two"])
     kept.close()
     return ledger
 
@@ -95,7 +105,7 @@ def test_only_what_changed_is_written_and_that_is_enough(
         observe(ledger, reading({key(tcp(port)): number for port, number in counts.items()}, at_ns))
         if second % 2:
             _due(ledger, second)
-        kept.commit(book.changes(ledger), [])
+        kept.commit(changes(ledger), [])
         taken = _ledger()
         kept.load(taken)
         assert _state(taken) == _state(ledger)
@@ -106,7 +116,7 @@ def test_what_was_kept_and_not_delivered_is_told_again_word_for_word(path: Path)
     _kept(path)
     kept = book.Book(path).open()
     assert kept.undelivered() == (b"one", b"two")
-    kept.commit(book.changes(_ledger()), [b"three"])
+    kept.commit(changes(_ledger()), [b"three"])
     assert kept.undelivered() == (b"three",)
     kept.close()
 
@@ -115,7 +125,7 @@ def test_what_was_told_is_not_told_again_after_a_restart(path: Path) -> None:
     kept, ledger = book.Book(path).open(), _ledger()
     observe(ledger, reading({}))
     assert ledger.record(record(tcp()), 0) is not None
-    kept.commit(book.changes(ledger), [b"told"])
+    kept.commit(changes(ledger), [b"told"])
     taken = _ledger()
     kept.load(taken)
     kept.close()
@@ -129,7 +139,7 @@ def test_new_counters_replace_what_was_kept_of_the_old(path: Path) -> None:
     ledger, taken = _kept(path), _ledger()
     observe(ledger, reading({key(tcp()): 1}, NOW + 5 * SECOND, epoch="boot:2"))
     kept = book.Book(path).open()
-    kept.commit(book.changes(ledger), [])
+    kept.commit(changes(ledger), [])
     kept.load(taken)
     kept.close()
     assert _state(taken) == _state(ledger)
@@ -183,7 +193,7 @@ def test_a_damaged_file_is_set_aside_and_the_account_begins_anew(path: Path, dam
     assert ledger.rules == {}
     assert path.with_suffix(".damaged").exists()
     observe(ledger, reading({key(tcp()): 1}))
-    kept.commit(book.changes(ledger), [b"one"])
+    kept.commit(changes(ledger), [b"one"])
     assert kept.undelivered() == (b"one",)
     kept.close()
     again = book.Book(path).open()
@@ -227,7 +237,7 @@ def test_who_reads_sees_one_state_while_another_writes(path: Path) -> None:
     for number in range(8, 40):
         counts = {key(tcp(port)): number for port in range(1, 1100)}
         observe(ledger, reading(counts, NOW + number * SECOND, overflow=9))
-        writer.commit(book.changes(ledger), [])
+        writer.commit(changes(ledger), [])
     stop.set()
     assert reading_on.result(30)
     pool.shutdown()
@@ -249,7 +259,7 @@ import sys
 from pathlib import Path
 from ocsf_nft.accounting import book
 from ocsf_nft.accounting.ledger import Ledger
-from tests.accounting.reading import NOW, SECOND, attempts, key, observe, reading, tcp
+from tests.accounting.reading import NOW, SECOND, attempts, changes, key, observe, reading, tcp
 
 ledger = Ledger("sb", begun_ns=NOW - SECOND)
 kept = book.Book(Path(sys.argv[1])).open()
@@ -260,7 +270,7 @@ while True:
     counts = {key(tcp(port)): number for port in range(1, 200)}
     observe(ledger, reading(counts, NOW + number * SECOND))
     told = sum(each.packets for each in attempts(ledger.due(number * SECOND, closing=True)))
-    kept.commit(book.changes(ledger), [str(number).encode()])
+    kept.commit(changes(ledger), [str(number).encode()])
     print(number, flush=True)
 """
 

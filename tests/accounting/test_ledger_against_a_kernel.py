@@ -15,6 +15,7 @@ from ocsf_nft.accounting import book
 from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.attempt import Attempt
 from tests.accounting.kernel_model import START_NS, Kernel, Packet, stamped
+from tests.accounting.reading import changes
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import FanOut
@@ -222,7 +223,7 @@ class Reported(RuleBasedStateMachine):
             self.ends[flow] = attempt.end_ns
 
     def _keep(self, event: bytes) -> None:
-        self.book.commit(book.changes(self.ledger), [event])
+        self.book.commit(changes(self.ledger), [event])
 
     def _refused(self) -> int:
         return self.refused_earlier + self.kernel.refused.packets

@@ -4,6 +4,7 @@ import json
 import secrets
 import subprocess
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,14 +12,13 @@ import pytest
 from ocsf_nft import lab as laboratory
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import FenceSpec
-from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.state import Installed, StateDirectory
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab
 from tests.kernel import attempts, kernel_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from ocsf_nft.netns import Namespace
 
@@ -49,6 +49,21 @@ def fenced(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Lab:
     """The lab with its sandbox fenced, NFLOG as the transport."""
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     return lab
+
+
+@pytest.fixture
+def installed(fenced: Lab, state: StateDirectory) -> Installed:
+    """The fence of the lab, where nothing but what a test does is refused, over IPv4 alone."""
+    fenced.sandbox_namespace.call(without_ipv6)
+    found = state.read(SANDBOX)
+    assert found is not None
+    return found
+
+
+def without_ipv6() -> None:
+    """Keep the calling thread's namespace from looking for routers and groups by itself."""
+    for scope in ("all", "default"):
+        Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6").write_text("1", encoding="ascii")
 
 
 @pytest.fixture

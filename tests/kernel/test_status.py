@@ -1,0 +1,133 @@
+"""Whether an account closes, and what is said where somebody sees to it that it doesn't."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel import accounts, attempts, command, conftest
+from tests.kernel.escapes import ESCAPES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+
+def test_counters_that_somebody_replaced_are_told_as_a_gap(
+    fenced: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    proxies = ("--proxy", "10.200.0.1:3128", "--proxy", "[fd00:200::1]:3128")
+    options = (*accounts.options(state, output), "--netns", fenced.sandbox, *proxies, "--install")
+    attempts.attempt(fenced.sandbox_namespace, 1000, 9, "udp4")
+    with command.running(*options) as running:
+        conftest.nft(fenced.sandbox_namespace, "flush", "ruleset")
+        accounts.until(lambda: b"made anew" in output.read_bytes())
+        attempts.attempt(fenced.sandbox_namespace, 1000, 5, "udp4")
+        assert running.stop(signal.SIGTERM)[0] == 0
+    events = accounts.events_of(output)
+    assert accounts.told(e for e in events if "actor" in e)["egress"] == 9 + 5
+    (gap,) = (e for e in events if "made anew" in e.get("status_detail", ""))
+    assert (gap["activity_name"], gap["severity"]) == ("Records Lost", "High")
+    assert gap["start_time"] <= gap["end_time"]
+
+
+def test_a_namespace_with_sets_that_cannot_be_read_does_not_end_the_run(
+    fenced: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    """Who has CAP_NET_ADMIN in the sandbox may put others in the place of ours."""
+    output = tmp_path / "events.jsonl"
+    many = ", ".join(f"10.{number >> 8}.{number & 255}.1" for number in range(40_000))
+    with command.running(*accounts.options(state, output)) as running:
+        conftest.nft(fenced.sandbox_namespace, "flush", "ruleset")
+        conftest.load(
+            fenced.sandbox_namespace,
+            "table inet ocsf_nft {\n counter refused_egress { }\n counter overflow_egress { }\n"
+            " counter logged_egress { }\n"
+            + "".join(f" set {kind}_egress {{ type ipv4_addr; elements = {{ {many} }}\n }}\n"
+                      for kind in ("flows4", "flows6", "others"))
+            + "}\n",
+        )  # fmt: skip
+        accounts.until(lambda: b"has more than" in output.read_bytes())
+        assert running.process.poll() is None
+        assert running.stop(signal.SIGTERM)[0] == 0
+    assert sum(b"has more than" in line for line in output.read_bytes().splitlines()) == 1
+
+
+def test_each_of_the_ways_round_the_usual_ruleset_is_told_once(
+    fenced: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    """Some of their records lead elsewhere than to the counter that has their packet."""
+    output = tmp_path / "events.jsonl"
+    with command.running(*accounts.options(state, output)) as running:
+        for escape in ESCAPES:
+            fenced.sandbox_namespace.call(escape.attempt)
+        time.sleep(2.5)
+        assert accounts.status(state).code == 0
+        assert running.stop(signal.SIGTERM)[0] == 0
+    told = accounts.told(accounts.events_of(output))
+    installed = state.read(conftest.SANDBOX)
+    assert installed is not None
+    refused = accounts.refused_by(installed)
+    assert accounts.status(state).code == 0
+    # The kernel's own search for routers goes on after the stop.
+    assert refused - told <= Counter(egress=5)
+    assert not told - refused
+
+
+def test_a_record_that_the_kernel_never_counted_shows_as_an_imbalance(
+    fenced: Lab, installed: Installed, state: StateDirectory, tmp_path: Path
+) -> None:
+    """Who may load rules in the namespace may log under our prefix as well."""
+    output = tmp_path / "events.jsonl"
+    conftest.nft(
+        fenced.sandbox_namespace,
+        "add table inet mine; add chain inet mine o { type filter hook output priority -10; }; "
+        'add rule inet mine o ip daddr 10.200.0.1 log prefix "ocsf-nft:lab:egress:" group 4001',
+    )
+    with command.running(*accounts.options(state, output)) as running:
+        fenced.sandbox_namespace.call(_connect_to_the_proxy)
+        accounts.until(lambda: b'"10.200.0.1"' in output.read_bytes())
+        time.sleep(2)
+        assert running.stop(signal.SIGTERM)[0] == 0
+    assert (
+        accounts.told(accounts.events_of(output))["egress"]
+        > accounts.refused_by(installed)["egress"]
+    )
+    assert accounts.status(state).code == 1
+
+
+def test_status_says_how_each_rule_stands_for_people_and_for_prometheus(
+    fenced: Lab, state: StateDirectory
+) -> None:
+    attempts.attempt(fenced.sandbox_namespace, 1000, 11, "udp4")
+    where = ("--state-dir", str(state.path))
+    shown = command.run("status", *where)
+    assert (shown.code, shown.stdout) == (0, "")
+    (line,) = (line for line in shown.stderr.splitlines() if "egress" in line)
+    refused, reported, *_, imbalance = re.findall(r"[\d,]+", line)
+    assert int(refused) >= 11
+    assert (reported, imbalance) == ("0", "0")
+    assert "no run watches it now" in shown.stderr
+    metrics = command.run("status", *where, "--metrics").stdout
+    (in_flight,) = re.findall(r'in_flight_packets{rule="egress",sandbox="lab"} (\d+)', metrics)
+    assert int(in_flight) >= int(refused)
+    assert 'ocsf_nft_watched{sandbox="lab"} 0.0' in metrics
+    assert command.run("status", *where, "--sandbox", "nobody").code == 2
+    assert command.run("status", "--state-dir", str(state.path / "none")).code == 2
+
+
+def _connect_to_the_proxy() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        sock.connect_ex(("10.200.0.1", 3128))
