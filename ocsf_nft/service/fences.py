@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError
 from ocsf_nft.fence import facts, installer
 from ocsf_nft.fence.watch import Watch
 from ocsf_nft.netns import Namespace
@@ -168,7 +168,8 @@ class Watched:
         """Keep the fence as it was installed, and cover interfaces that appear later.
 
         With ``install`` it is renewed; without, it is reported that it is not as it was. A failure
-        is reported once, and the watch goes on.
+        is reported once, and the watch goes on. Raises SourceError when the fence stands in another
+        namespace by the same name now.
         """
         async with Watch(self._installed.namespace) as surroundings:
             async for _ in surroundings.changes():
@@ -196,11 +197,17 @@ class Watched:
                 self._told = (after, str(error))
             return
         news = _news(self._installed, now.installed)
+        is_elsewhere = now.installed.identity != self._installed.identity
         self._installed = now.installed
         if news is not None or self._told != (now.state, now.reason):
             self._reporter.know(self._sandbox.name, context(now.installed, self._reporter.host))
             await self._tell(now.state, now.reason or news)
             self._told = (now.state, now.reason)
+        if is_elsewhere:
+            raise SourceError(
+                f"the namespace of sandbox {self._sandbox.name} was made anew, and what is logged "
+                "and counted there is not read by this run: start it again"
+            )
 
     async def _tell(self, after: FenceState, reason: str | None) -> None:
         # The event first: standard error may be a pipe that nobody reads.

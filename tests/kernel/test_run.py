@@ -382,3 +382,17 @@ def test_a_record_that_names_a_sandbox_of_another_namespace_is_a_forgery(
     assert "forged" in said
     assert "victim" not in output.read_text()
     assert _packets(_refused(_events(output))) == 3
+
+
+def test_a_namespace_that_was_made_anew_ends_the_run_with_its_fence_standing(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    options = _options(lab, state, tmp_path / "events.jsonl")
+    with command.running(*options, "--install") as running:
+        time.sleep(0.5)  # it watches by now
+        ip("netns", "del", lab.sandbox)
+        ip("netns", "add", lab.sandbox)
+        _, said = running.process.communicate(timeout=20)
+    assert running.process.returncode == 3
+    assert "was made anew" in said.splitlines()[-1]
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
