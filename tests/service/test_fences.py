@@ -83,7 +83,7 @@ def _told(sink: Collector) -> list[tuple[str, str, str | None]]:
 async def test_each_event_begins_with_the_state_that_the_one_before_told(
     sink: Collector, watched: Callable[[Fence], Watched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    renewed = replace(STANDING, installed=replace(INSTALLED, identity="4:2"))
+    renewed = replace(STANDING, installed=replace(INSTALLED, policy="newer"))
     seen: list[Fence | OcsfNftError] = [
         STANDING,
         replace(STANDING, state=FenceState.ALTERED, reason="a rule came"),
