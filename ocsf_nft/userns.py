@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple
 
 _NS_GET_USERNS: Final = 0xB701  # include/uapi/linux/nsfs.h
+_PROC: Final = Path("/proc")
 _NET: Final = Path("/proc/thread-self/ns/net")
 _USER: Final = Path("/proc/self/ns/user")
-#: Not ``PATH``: whoever can set it would choose what runs with our privileges.
-_TRUSTED_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 _UNMAPPED: Final = 65534  # kernel.overflowuid
 
 
@@ -38,19 +35,29 @@ class Users(NamedTuple):
 def users() -> Users | None:
     """The users of the user namespace that owns the calling thread's network namespace.
 
-    None when it is the process's own, or can't be looked into: that takes CAP_SYS_ADMIN, and
-    nsenter of util-linux.
+    None when it is the process's own, or further up than it can see. Where no process lives there
+    that can be looked at (which takes CAP_SYS_PTRACE), nobody there has a number here: better than
+    a number that is another user's.
     """
     try:
         owner = _owner()
     except OSError:  # an older kernel, or an owner further up than we can see
         return None
     try:
-        if os.path.samestat(os.fstat(owner), _USER.stat()):
-            return None
-        return _look(owner)
+        there = os.fstat(owner)
     finally:
         os.close(owner)
+    if os.path.samestat(there, _USER.stat()):
+        return None
+    # The kernel shows the numbers of a namespace in its processes alone. We send none of ours
+    # there: root there could take it over, and it would have our user id.
+    for process in _PROC.iterdir():
+        if process.name.isdecimal():
+            text = _map_of(process, there)
+            if text:
+                lines = [tuple(map(int, line.split())) for line in text.splitlines()]
+                return Users(tuple((there, here, count) for there, here, count in lines))
+    return Users(())
 
 
 def _owner() -> int:
@@ -61,32 +68,23 @@ def _owner() -> int:
         os.close(net)
 
 
-def _look(owner: int) -> Users | None:
-    """Have a child live there for a moment: how the kernel numbers it depends on who asks."""
-    nsenter = shutil.which("nsenter", path=_TRUSTED_PATH)
-    cat = shutil.which("cat", path=_TRUSTED_PATH)
-    if nsenter is None or cat is None:
+def _map_of(process: Path, namespace: os.stat_result) -> str | None:
+    """The user ids of a process that lives in a namespace; None when it doesn't, or is gone."""
+    try:
+        # All three through one descriptor: its number may be given to another process.
+        directory = os.open(process, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
         return None
-    command = [nsenter, f"--user=/proc/self/fd/{owner}", "--preserve-credentials", cat]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(owner,),
-        env={},
-        bufsize=0,
-    ) as child:
-        if child.stdin is None or child.stdout is None:
-            raise RuntimeError("the pipes were asked for")
-        try:
-            child.stdin.write(b"\n")
-            if not child.stdout.read(1):  # it echoes once it is there
-                return None
-            text = Path(f"/proc/{child.pid}/uid_map").read_text("ascii")
-        except OSError:  # it is gone
+    try:
+        # Before and after: it may move on to a namespace of its own making, and not back.
+        if not os.path.samestat(os.stat("ns/user", dir_fd=directory), namespace):
             return None
-        finally:
-            child.stdin.close()
-    lines = [tuple(map(int, line.split())) for line in text.splitlines()]
-    return Users(tuple((there, here, count) for there, here, count in lines))
+        opened = os.open("uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        with os.fdopen(opened, encoding="ascii") as file:
+            text = file.read()
+        is_still_there = os.path.samestat(os.stat("ns/user", dir_fd=directory), namespace)
+    except OSError:
+        return None
+    finally:
+        os.close(directory)
+    return text if is_still_there else None

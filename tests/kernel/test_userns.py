@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import signal
 import subprocess
 import sys
@@ -88,11 +88,25 @@ def test_users_of_our_own_are_not_renumbered(rootless: int) -> None:
     assert of_process(rootless).call(userns.users) == Users(((0, _FIRST, 65536),))
 
 
-def test_without_nsenter_users_keep_their_numbers(
+def test_no_process_of_ours_enters_where_root_of_the_sandbox_could_take_it_over(
     rootless: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    assert of_process(rootless).call(userns.users) is None
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(os, "fork", refuse)
+    assert of_process(rootless).call(userns.users) == Users(((0, _FIRST, 65536),))
+
+
+def test_users_of_a_namespace_that_nobody_lives_in_have_no_number_here(
+    rootless: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(userns, "_PROC", tmp_path)
+    (tmp_path / "1").mkdir()
+    found = of_process(rootless).call(userns.users)
+    assert found is not None
+    assert found.here(_USER) == 65534
 
 
 def test_users_without_a_number_here_share_one_and_nobody_stays_nobody() -> None:
