@@ -24,12 +24,13 @@ _COUNTERS: Final = {
 }
 _GAUGES: Final = {
     "in_flight_packets": "Packets that the kernel has counted and no event has told yet.",
+    "unread_records": "Log records that nobody has read; their packets are counted all the same.",
     "imbalance_packets": (
         "Packets that are missing, or were told twice (negative): 0 when all is well."
     ),
 }
 _LOST_RECORDS: Final = (
-    "Log records that a source could not read; their packets are counted all the same."
+    "Log records that a source says it has lost; their packets are counted all the same."
 )
 _GAPS: Final = "Times that a source lost records, or the counters could not be read."
 _WATCHED: Final = "Whether a run watches the sandbox now."
@@ -58,7 +59,7 @@ class _Collector:
             for name, text in names.items():
                 metric = family(f"ocsf_nft_{name}", text, labels=by_rule)
                 for each in balances:
-                    value = getattr(each, name.removesuffix("_packets"))
+                    value = getattr(each, name.rpartition("_")[0])
                     metric.add_metric((each.sandbox, each.rule), value)
                 yield metric
         records = CounterMetricFamily("ocsf_nft_lost_records", _LOST_RECORDS, labels=by_source)

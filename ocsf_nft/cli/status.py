@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ocsf_nft.service.status import Status
+
+_HEADINGS: Final = (
+    "rule", "refused", "reported", "overflowed", "in flight", "unread", "imbalance",
+)  # fmt: skip
 
 
 def status(
@@ -34,9 +38,10 @@ def status(
 
     refused = reported + in flight, for each rule: what the kernel counted is told in events, or
     waits in a counter for the next one. Of what is reported, "overflowed" was told without saying
-    which flow it was of. "Lost" are log records that nobody has read; their packets are counted.
+    which flow it was of. "Unread" are log records that nobody has read; their packets are counted.
 
-    Exit 0: the account closes. 1: it doesn't. 2: no fence is on record, or it doesn't stand.
+    Exit 0: the account closes. 1: it doesn't. 2: no fence is on record, or it has no counters.
+    3: it can't be read.
 
     Needs CAP_NET_ADMIN over the namespaces; CAP_SYS_ADMIN to enter another one.
 
@@ -50,7 +55,7 @@ def status(
         raise UsageError("--json and --metrics are two forms of the same: give one")
     if sandbox is not None:
         options.one_sandbox(name=sandbox)
-    found = tuple(statuses(StateDirectory(state_dir), sandbox))
+    found, faults = statuses(StateDirectory(state_dir), sandbox)
     if as_metrics:
         from ocsf_nft.metrics import exposition
 
@@ -59,10 +64,15 @@ def status(
         _write_json(found)
     else:
         _show(found)
-    balances = [balance for each in found for balance in each.balances]
-    if not all(each.balances for each in found):
+    for each in found:
+        _explain(each)
+    for fault in faults[1:]:
+        output.say(f"ocsf-nft: {fault}")
+    if faults:
+        raise faults[0]
+    if any(each.absent for each in found):
         raise typer.Exit(2)
-    if any(balance.imbalance for balance in balances):
+    if any(balance.imbalance for each in found for balance in each.balances):
         raise typer.Exit(1)
 
 
@@ -81,34 +91,56 @@ def _write_json(found: Sequence[Status]) -> None:
 
 
 def _show(found: Sequence[Status]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    # No library's table: in a narrow terminal that cuts names and numbers.
+    rows = [
+        (
+            balance.rule,
+            *(
+                f"{number:,}"
+                for number in (
+                    balance.refused,
+                    balance.reported,
+                    balance.overflowed,
+                    balance.in_flight,
+                    balance.unread,
+                    balance.imbalance,
+                )
+            ),
+        )
+        for status in found
+        for balance in status.balances
+    ]
+    widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
+    lines = iter(_line(row, widths) for row in rows)
+    for status in found:
+        watched = "a run watches it" if status.is_watched else "no run watches it now"
+        output.say(f"sandbox {status.sandbox}: {watched}")
+        if status.balances:
+            output.say(_line(_HEADINGS, widths))
+        for _ in status.balances:
+            output.say(next(lines))
 
-    table = Table("sandbox", "rule")
-    for name in ("refused", "reported", "overflowed", "in flight", "lost", "imbalance"):
-        table.add_column(name, justify="right")
-    for status in found:
-        for balance in status.balances:
-            style = "red" if balance.imbalance else "green"
-            table.add_row(
-                balance.sandbox,
-                balance.rule,
-                *(
-                    f"{number:,}"
-                    for number in (
-                        balance.refused,
-                        balance.reported,
-                        balance.overflowed,
-                        balance.in_flight,
-                        balance.lost,
-                    )
-                ),
-                Text(f"{balance.imbalance:,}", style),
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    rule, *numbers = (
+        cell.rjust(width) if place else cell.ljust(width)
+        for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    return "  ".join(("", rule, *numbers))
+
+
+def _explain(status: Status) -> None:
+    """Say what is not as it should be, and what to do."""
+    name = status.sandbox
+    if status.absent:
+        output.say(
+            f"sandbox {name}: the fence has no counters for {', '.join(status.absent)}, "
+            "so it is gone, altered or an older one: `ocsf-nft verify` tells, install it again"
+        )
+    for balance in status.balances:
+        if balance.imbalance:
+            what = "are missing" if balance.imbalance > 0 else "too many were told"
+            output.say(
+                f"sandbox {name}, rule {balance.rule}: {abs(balance.imbalance):,} packets {what}; "
+                "unless it goes on changing, somebody else counts or logs in the fence's name"
             )
-    Console(stderr=True).print(table)
-    for status in found:
-        if not status.balances:
-            output.say(f"sandbox {status.sandbox} has no fence: install it again")
-        elif not status.is_watched:
-            output.say(f"sandbox {status.sandbox}: no run watches it now, `ocsf-nft run` does")

@@ -169,6 +169,13 @@ class Counters:
         for place in self._places:
             _close(place)
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The rules of the fence, each of which has counters while it stands."""
+        return tuple(
+            rule for place in self._places for _, _, names in place.tables for rule in names
+        )
+
     def read(self) -> Reading:
         """Read all counters; takes some 10 s at most, whatever is in the place of the fence.
 

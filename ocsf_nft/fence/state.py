@@ -142,9 +142,17 @@ class StateDirectory:
         )
 
     def sandboxes(self) -> Iterator[str]:
-        """The names that are on record."""
-        for file in sorted(self.path.glob(f"*/{_FILE}")):
-            yield file.parent.name
+        """The names that are on record; raises FenceError when the directory can't be read."""
+        # Not by Path.glob: to that, what may not be read is empty.
+        try:
+            names = sorted(each.name for each in self.path.iterdir())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise FenceError(f"{self.path} can't be read: {error.strerror}") from error
+        for name in names:
+            if os.access(self.path / name / _FILE, os.F_OK):
+                yield name
 
     def write(self, installed: Installed) -> None:
         """Put on record, durably; raises DeliveryError when the disk won't have it."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import signal
 import socket
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft.netns import Namespace
 from tests.kernel import accounts, attempts, command, conftest
 from tests.kernel.escapes import ESCAPES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.lab import Lab
 
@@ -105,6 +106,8 @@ def test_a_record_that_the_kernel_never_counted_shows_as_an_imbalance(
         > accounts.refused_by(installed)["egress"]
     )
     assert accounts.status(state).code == 1
+    shown = command.run("status", "--state-dir", str(state.path))
+    assert (shown.code, "too many were told" in shown.stderr) == (1, True)
 
 
 def test_status_says_how_each_rule_stands_for_people_and_for_prometheus(
@@ -119,12 +122,44 @@ def test_status_says_how_each_rule_stands_for_people_and_for_prometheus(
     assert int(refused) >= 11
     assert (reported, imbalance) == ("0", "0")
     assert "no run watches it now" in shown.stderr
+    assert max(map(len, shown.stderr.splitlines())) < 80
     metrics = command.run("status", *where, "--metrics").stdout
     (in_flight,) = re.findall(r'in_flight_packets{rule="egress",sandbox="lab"} (\d+)', metrics)
     assert int(in_flight) >= int(refused)
+    (unread,) = re.findall(r'unread_records{rule="egress",sandbox="lab"} (\d+)', metrics)
+    assert int(unread) >= 1
     assert 'ocsf_nft_watched{sandbox="lab"} 0.0' in metrics
     assert command.run("status", *where, "--sandbox", "nobody").code == 2
     assert command.run("status", "--state-dir", str(state.path / "none")).code == 2
+
+
+@pytest.mark.parametrize("form", [(), ("--json",), ("--metrics",)])
+def test_a_fence_that_is_gone_does_not_look_well(
+    fenced: Lab, state: StateDirectory, form: tuple[str, ...]
+) -> None:
+    conftest.nft(fenced.sandbox_namespace, "delete", "table", "inet", "ocsf_nft")
+    shown = command.run("status", "--state-dir", str(state.path), *form)
+    assert shown.code == 2
+    assert "no counters for egress, forward, ingress" in shown.stderr
+
+
+def test_a_sandbox_that_can_not_be_read_hides_no_other(
+    fenced: Lab, installed: Installed, state: StateDirectory
+) -> None:
+    attempts.attempt(fenced.sandbox_namespace, 1000, 3, "udp4")
+    gone = dataclasses.replace(installed.spec, sandbox="gone")
+    nowhere = Namespace(Path("/run/netns/ocsf-nft-is-not-there"))
+    state.write(dataclasses.replace(installed, spec=gone, namespace=nowhere))
+    shown = accounts.status(state)
+    assert shown.code == 2
+    assert '"sandbox":"lab","rule":"egress"' in shown.stdout
+    assert "no network namespace at /run/netns/ocsf-nft-is-not-there" in shown.stderr
+
+
+def test_records_that_can_not_be_read_are_not_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    shown = command.run("status", "--state-dir", str(tmp_path / "file"))
+    assert (shown.code, "can't be read: Not a directory" in shown.stderr) == (3, True)
 
 
 def _connect_to_the_proxy() -> None:

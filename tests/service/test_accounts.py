@@ -4,11 +4,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
 from ocsf_nft.accounting import book
 from ocsf_nft.demo.collector import Collector
 from ocsf_nft.errors import DeliveryError, FenceError
+from ocsf_nft.flow import keys
 from ocsf_nft.service.accounts import Account
 from ocsf_nft.service.reporter import Reporter
 from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
@@ -42,7 +44,10 @@ class Given:
 
 
 class Failing(Collector):
-    async def deliver(self, events: Sequence[bytes]) -> None:  # noqa: ARG002 - a sink's
+    tried: Sequence[bytes] = ()
+
+    async def deliver(self, events: Sequence[bytes]) -> None:
+        self.tried = events
         raise DeliveryError("the disk is full")
 
 
@@ -74,15 +79,16 @@ async def test_a_record_is_told_at_once_and_its_flow_to_the_packet(tmp_path: Pat
 async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_restart(
     tmp_path: Path,
 ) -> None:
-    counters, sink = Given(), Collector()
+    counters, sink, failing = Given(), Collector(), Failing()
     with pytest.raises(DeliveryError):
-        async with _account(counters, tmp_path, Failing()) as account:
+        async with _account(counters, tmp_path, failing) as account:
             await account.take([record(tcp())])
     counters.counts = {key(tcp()): 1}
     for _ in range(2):
         async with _account(counters, tmp_path, sink) as account:
             await account.close()
     told = _of_class(sink, 4001)
+    assert [orjson.loads(line) for line in failing.tried] == told[:1]
     assert {event["metadata"]["uid"] for event in told} == {told[0]["metadata"]["uid"]}
     assert told[0]["count"] == 1
 
@@ -110,6 +116,42 @@ async def test_records_are_told_while_the_counters_can_not_be_read(tmp_path: Pat
         assert len(_of_class(sink, 6002)) == 1
         await account.take([record(tcp())])
         assert len(_of_class(sink, 4001)) == 1
+        counters.error = None
+        await account._observe()
+        counters.error = FenceError("gone")
+        await account._observe()
+        assert len(_of_class(sink, 6002)) == 2
+    kept = book.Book(tmp_path / book.FILE).open(read_only=True)
+    assert kept.lost() == (book.Lost("counters", 2, 0),)
+    kept.close()
+
+
+async def test_a_record_whose_packet_was_counted_elsewhere_just_before_the_end_is_told_once(
+    tmp_path: Path,
+) -> None:
+    counters, sink = Given(), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        await account.take([record(tcp())])
+        counters.counts = {keys(record(tcp()))[-1]: 1}
+        (balance,) = await account.close()
+    assert [event["count"] for event in _of_class(sink, 4001)] == [1]
+    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+
+
+async def test_records_that_come_while_a_long_reading_is_taken_in_wait_for_it(
+    tmp_path: Path,
+) -> None:
+    counters, sink = Given(), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        counters.counts = {key(tcp(port)): 1 for port in range(1, 8001)}
+        reading_on = asyncio.ensure_future(account._observe())
+        number = 0
+        while not reading_on.done():
+            number += 1
+            await account.take([record(tcp(uid=number), number)])
+        await reading_on
+        await account.close()
+    assert sum(event["count"] for event in _of_class(sink, 4001)) >= 8000
 
 
 async def test_a_telling_that_has_begun_is_not_left_half_done(tmp_path: Path) -> None:
