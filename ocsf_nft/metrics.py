@@ -24,15 +24,16 @@ _COUNTERS: Final = {
 }
 _GAUGES: Final = {
     "in_flight_packets": "Packets that the kernel has counted and no event has told yet.",
-    "unread_records": "Log records that nobody has read; their packets are counted all the same.",
+    "lost_records": "Log records that nobody has read; their packets are counted all the same.",
     "imbalance_packets": (
         "Packets that are missing, or were told twice (negative): 0 when all is well."
     ),
 }
-_LOST_RECORDS: Final = (
-    "Log records that a source says it has lost; their packets are counted all the same."
+_GAP_RECORDS: Final = "Log records that were lost in gaps, as far as a source knows how many."
+_GAPS: Final = (
+    "Times that a source lost records, that the counters could not be read (source counters), or "
+    "that nobody read them for some seconds (source reader)."
 )
-_GAPS: Final = "Times that a source lost records, or the counters could not be read."
 _WATCHED: Final = "Whether a run watches the sandbox now."
 
 
@@ -62,7 +63,7 @@ class _Collector:
                     value = getattr(each, name.rpartition("_")[0])
                     metric.add_metric((each.sandbox, each.rule), value)
                 yield metric
-        records = CounterMetricFamily("ocsf_nft_lost_records", _LOST_RECORDS, labels=by_source)
+        records = CounterMetricFamily("ocsf_nft_gap_records", _GAP_RECORDS, labels=by_source)
         gaps = CounterMetricFamily("ocsf_nft_gaps", _GAPS, labels=by_source)
         watched = GaugeMetricFamily("ocsf_nft_watched", _WATCHED, labels=("sandbox",))
         for status in self._found:

@@ -16,7 +16,7 @@ def _status(sandbox: str, *, refused: int = 100, is_watched: bool = True) -> Sta
         reported=80,
         overflowed=30,
         in_flight=15,
-        unread=7,
+        lost=7,
     )
     return Status(
         sandbox=sandbox,
@@ -36,9 +36,9 @@ def test_each_number_of_each_rule_and_source_has_its_metric() -> None:
         f"ocsf_nft_reported_packets_total{of_rule} 80.0",
         f"ocsf_nft_overflowed_packets_total{of_rule} 30.0",
         f"ocsf_nft_in_flight_packets{of_rule} 15.0",
-        f"ocsf_nft_unread_records{of_rule} 7.0",
+        f"ocsf_nft_lost_records{of_rule} 7.0",
         f"ocsf_nft_imbalance_packets{of_rule} 5.0",
-        f"ocsf_nft_lost_records_total{of_source} 9.0",
+        f"ocsf_nft_gap_records_total{of_source} 9.0",
         f"ocsf_nft_gaps_total{of_source} 2.0",
         'ocsf_nft_watched{sandbox="one"} 1.0',
     }

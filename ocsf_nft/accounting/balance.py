@@ -11,7 +11,7 @@ class Balance:
 
     ``refused`` is the kernel's own total, ``reported`` the sum of ``count`` over all events, and
     ``overflowed`` how many of those were told without saying which flow they were of.
-    ``unread`` are the log records that nobody has read; what they are of is counted all the same.
+    ``lost`` are the log records that nobody has read; what they are of is counted all the same.
     ``in_flight`` is what the kernel's counters hold and no event has told yet.
     """
 
@@ -21,7 +21,7 @@ class Balance:
     reported: int
     overflowed: int
     in_flight: int
-    unread: int
+    lost: int
 
     @property
     def imbalance(self) -> int:

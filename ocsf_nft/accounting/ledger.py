@@ -96,7 +96,7 @@ class Ledger:
                 reported=account.reported,
                 overflowed=account.merged,
                 in_flight=account.in_flight(),
-                unread=max(0, account.logged - account.received),
+                lost=max(0, account.logged - account.received),
             )
             for rule, account in sorted(self.rules.items())
         )

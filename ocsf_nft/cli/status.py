@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ocsf_nft.service.status import Status
 
 _HEADINGS: Final = (
-    "rule", "refused", "reported", "overflowed", "in flight", "unread", "imbalance",
+    "rule", "refused", "reported", "overflowed", "in flight", "lost", "imbalance",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def status(
 
     refused = reported + in flight, for each rule: what the kernel counted is told in events, or
     waits in a counter for the next one. Of what is reported, "overflowed" was told without saying
-    which flow it was of. "Unread" are log records that nobody has read; their packets are counted.
+    which flow it was of. "Lost" are log records that nobody has read; their packets are counted.
 
     Exit 0: the account closes. 1: it doesn't. 2: no fence is on record, or it has no counters.
     3: it can't be read.
@@ -102,7 +102,7 @@ def _show(found: Sequence[Status]) -> None:
                     balance.reported,
                     balance.overflowed,
                     balance.in_flight,
-                    balance.unread,
+                    balance.lost,
                     balance.imbalance,
                 )
             ),

@@ -98,7 +98,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
             desc=(
                 "One user tried many destinations or ports within a short time, past the "
                 "sandbox's proxy. That is what a scan looks like. The fence let nothing through. "
-                "The numbers are at least what it came to."
+                "It came to at least these numbers."
             ),
             types=("Fan-out",),
             analytic=_ANALYTIC,

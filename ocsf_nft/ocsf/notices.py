@@ -137,11 +137,12 @@ def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecyc
     ``processed_ns`` is now, in ns since the epoch, UTC.
     """
     if lost.transport == "counters":
-        what = "Counts may be lost, nobody knows of how many packets,"
-    elif lost.lost is None:
-        what = "Records were lost, nobody knows how many"
+        what = "Counts may be lost, nobody knows of how many packets"
     else:
-        what = f"{wording.counted(lost.lost, 'record')} {_were(lost.lost)} lost"
+        what = "Records were lost, nobody knows how many"
+        if lost.lost is not None:
+            what = f"{wording.counted(lost.lost, 'record')} {_were(lost.lost)} lost"
+        what = f"{what} on the way from the kernel ({lost.transport})"
     device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
@@ -153,7 +154,7 @@ def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecyc
         severity_id=Severity.HIGH,
         status_id=Status.FAILURE,
         status_detail=visible(lost.reason),
-        message=f"{what} on the way from the kernel ({lost.transport}): {visible(lost.reason)}.",
+        message=f"{what}: {visible(lost.reason)}.",
         app=product(),
         device=device,
         observables=observables or None,

@@ -73,7 +73,7 @@ class Account:
         self._fault: str | None = None
         # One thread: neither the sockets nor the file are asked two things at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
-        self._telling = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         """Take up the account where it was left, and read the counters.
@@ -106,7 +106,7 @@ class Account:
 
     async def take(self, records: Iterable[Record]) -> None:
         """Take in records, and tell what begins with one."""
-        async with self._telling:
+        async with self._turn:
             now_ns = time.monotonic_ns()
             found = [
                 attempt
@@ -153,8 +153,8 @@ class Account:
         self._fault = None
         await self._tell_of_a_pause(reading)
         if rules := self._ledger.renewed(reading):
-            await self._tell_of_a_gap(f"the counters were made anew: {', '.join(rules)}")
-        async with self._telling:
+            await self._tell_of_a_gap(f"the counters of {', '.join(rules)} were made anew")
+        async with self._turn:
             for _ in self._ledger.observe(reading):
                 await asyncio.sleep(0)
         took = time.monotonic() - began
@@ -187,7 +187,7 @@ class Account:
         now_ns = time.time_ns()
         gap = Gap(
             transport="counters",
-            reason=reason,
+            reason=f"sandbox {self.sandbox}: {reason}",
             lost=None,
             since_ns=min(self._ledger.read_ns or now_ns, now_ns),
             until_ns=now_ns,
@@ -198,7 +198,7 @@ class Account:
         _log.warning("counters lost", sandbox=self.sandbox, reason=reason)
 
     async def _tell_what_is_due(self, *, closing: bool = False) -> None:
-        async with self._telling:
+        async with self._turn:
             now_ns = time.monotonic_ns()
             for _ in self._ledger.fold(now_ns):
                 await asyncio.sleep(0)

@@ -126,8 +126,8 @@ def test_status_says_how_each_rule_stands_for_people_and_for_prometheus(
     metrics = command.run("status", *where, "--metrics").stdout
     (in_flight,) = re.findall(r'in_flight_packets{rule="egress",sandbox="lab"} (\d+)', metrics)
     assert int(in_flight) >= int(refused)
-    (unread,) = re.findall(r'unread_records{rule="egress",sandbox="lab"} (\d+)', metrics)
-    assert int(unread) >= 1
+    (lost,) = re.findall(r'lost_records{rule="egress",sandbox="lab"} (\d+)', metrics)
+    assert int(lost) >= 1
     assert 'ocsf_nft_watched{sandbox="lab"} 0.0' in metrics
     assert command.run("status", *where, "--sandbox", "nobody").code == 2
     assert command.run("status", "--state-dir", str(state.path / "none")).code == 2

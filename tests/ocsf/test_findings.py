@@ -62,7 +62,7 @@ def test_a_fan_out_is_told_in_full() -> None:
             "title": "Fan-out to many destinations or ports was refused",
             "desc": "One user tried many destinations or ports within a short time, past the "
             "sandbox's proxy. That is what a scan looks like. The fence let nothing through. "
-            "The numbers are at least what it came to.",
+            "It came to at least these numbers.",
             "types": ["Fan-out"],
             "analytic": {
                 "uid": "ocsf-nft/fan-out",
