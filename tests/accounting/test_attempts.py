@@ -8,6 +8,7 @@ import pytest
 
 from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.flow import Key, keys
+from tests.accounting.kernel_model import RULE
 from tests.accounting.reading import NOW, SECOND, attempts, key, observe, reading, record, tcp
 
 if TYPE_CHECKING:
@@ -169,6 +170,16 @@ def test_a_user_with_too_many_flows_is_told_as_one_but_not_the_others(ledger: Le
     assert 7 in {each.uid for each in single}
 
 
+def test_who_had_too_many_flows_is_forgotten_when_it_is_over(ledger: Ledger) -> None:
+    """So there is room for the next one who has."""
+    flood = {key(tcp(port)): 1 for port in range(1, 1501)}
+    observe(ledger, reading(flood, NOW + SECOND))
+    assert _due(ledger)
+    assert ledger.rules[RULE].many
+    assert _due(ledger, 20) == []
+    assert not ledger.rules[RULE].many
+
+
 def test_windows_of_a_flow_do_not_overlap_though_readings_take_time(ledger: Ledger) -> None:
     observe(ledger, reading({key(tcp()): 1}, NOW + 5 * SECOND))
     (first,) = _due(ledger)
@@ -202,3 +213,55 @@ def test_long_work_is_done_in_parts_before_what_is_due_is_told(ledger: Ledger) -
         told = _due(ledger, second, closing=True)
         assert sum(each.packets for each in told) == 10_000
         assert len(told) == 1001
+
+
+def test_a_set_that_is_emptied_again_and_again_fills_no_memory(ledger: Ledger) -> None:
+    told, refused, places = 0, 0, 16_384
+    for number in range(8):
+        counts = {
+            key(tcp(1 + place % 60_000, f"10.{number}.{place // 60_000}.1")): 1
+            for place in range(places)
+        }
+        refused += places
+        observe(ledger, reading(counts, NOW + number * 2 * SECOND, refused=refused))
+        told += sum(each.packets for each in _due(ledger, number * 2))
+    # The newest come on top, and what is missed once may have been left out.
+    assert sum(map(len, ledger.rules["egress"].entries.values())) <= 4 * places + 2 * places
+    told += sum(each.packets for each in _due(ledger, 20, closing=True))
+    assert told == refused
+    assert ledger.balances()[0].imbalance == 0
+
+
+def test_what_may_be_of_a_record_that_leads_elsewhere_waits_for_two_readings(
+    ledger: Ledger,
+) -> None:
+    """A record may name another flow of its user than the counter that has its packet."""
+    assert _record(ledger, tcp(1)) is not None
+    for second in (1, 2):
+        observe(ledger, reading({key(tcp(2)): 1}, NOW + second * SECOND))
+        assert _due(ledger, second) == []
+    (balance,) = ledger.balances()
+    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+
+
+def test_what_was_held_back_for_a_record_is_told_when_that_is_found_elsewhere(
+    ledger: Ledger,
+) -> None:
+    assert _record(ledger, tcp()) is not None
+    observe(ledger, reading({_others(tcp()): 3}, NOW + SECOND))
+    assert _due(ledger) == []
+    assert [each.packets for each in _due(ledger, 3)] == [2]
+    observe(ledger, reading({_others(tcp()): 3, key(tcp()): 1}, NOW + 2 * SECOND))
+    assert [each.packets for each in _due(ledger, 4, closing=True)] == [1]
+    (balance,) = ledger.balances()
+    assert (balance.reported, balance.in_flight, balance.imbalance) == (4, 0, 0)
+
+
+def test_what_a_record_told_before_counters_were_made_anew_is_of_the_new_ones(
+    ledger: Ledger,
+) -> None:
+    assert _record(ledger, tcp(), at_ns=NOW + SECOND) is not None
+    observe(ledger, reading({key(tcp()): 1}, NOW + 2 * SECOND, epoch="boot:2"))
+    assert _due(ledger, 1, closing=True) == []
+    (balance,) = ledger.balances()
+    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)

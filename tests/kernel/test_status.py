@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft.accounting import book
 from ocsf_nft.netns import Namespace
 from tests.kernel import accounts, attempts, command, conftest
 from tests.kernel.escapes import ESCAPES
@@ -131,6 +132,22 @@ def test_status_says_how_each_rule_stands_for_people_and_for_prometheus(
     assert 'ocsf_nft_watched{sandbox="lab"} 0.0' in metrics
     assert command.run("status", *where, "--sandbox", "nobody").code == 2
     assert command.run("status", "--state-dir", str(state.path / "none")).code == 2
+
+
+def test_an_account_is_kept_as_long_as_its_fence(
+    fenced: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    file = state.directory(conftest.SANDBOX) / book.FILE
+    options = accounts.options(state, tmp_path / "events.jsonl")
+    with command.running(*options) as running:
+        assert running.stop(signal.SIGTERM)[0] == 0
+    assert file.exists()
+    assert command.run("remove", *options[:4]).code == 0
+    proxy = ("--proxy", "10.200.0.1:3128")
+    with command.running(*options, "--netns", fenced.sandbox, *proxy, "--install") as running:
+        assert file.exists()
+        assert running.stop(signal.SIGTERM)[0] == 0
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--metrics",)])

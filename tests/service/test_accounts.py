@@ -107,6 +107,17 @@ async def test_a_pause_is_told_with_what_was_refused_meanwhile(tmp_path: Path) -
     assert sum(event["count"] for event in _of_class(sink, 4001)) == 8
 
 
+async def test_a_pause_is_told_though_the_counter_was_set_back(tmp_path: Path) -> None:
+    counters, sink = Given({key(tcp()): 9}), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        await account.close()
+    counters.at_ns += 60 * SECOND
+    counters.counts = {key(tcp()): 2}
+    async with _account(counters, tmp_path, sink):
+        (pause,) = _of_class(sink, 6002)
+        assert pause["count"] == 0
+
+
 async def test_records_are_told_while_the_counters_can_not_be_read(tmp_path: Path) -> None:
     counters, sink = Given(), Collector()
     async with _account(counters, tmp_path, sink) as account:
@@ -166,3 +177,33 @@ async def test_a_telling_that_has_begun_is_not_left_half_done(tmp_path: Path) ->
             await keeping
         await account.close()
     assert sum(event["count"] for event in _of_class(sink, 4001)) == 599
+
+
+async def test_the_clouds_metadata_service_is_told_by_itself_however_much_else_there_is(
+    tmp_path: Path,
+) -> None:
+    metadata = "169.254.169.254"
+    counters, sink = Given(), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        counters.counts = {key(tcp(port)): 1 for port in range(1, 1501)}
+        counters.counts |= {key(tcp(port, metadata)): 1 for port in range(2000, 2100)}
+        await account.close()
+    told = [event.get("dst_endpoint", {}).get("ip") for event in _of_class(sink, 4001)]
+    assert told.count(metadata) == 100
+
+
+async def test_a_record_that_comes_just_after_a_reading_stands_for_what_it_read(
+    tmp_path: Path,
+) -> None:
+    counters, sink = Given(), Collector()
+
+    async def record_after_reading() -> None:
+        await asyncio.sleep(0.03)
+        await account.take([record(tcp())])
+
+    async with _account(counters, tmp_path, sink) as account:
+        counters.counts = {key(tcp()): 1}
+        await asyncio.gather(account._read_and_tell(), record_after_reading())
+        await account.close()
+    (told,) = _of_class(sink, 4001)
+    assert told["metadata"]["log_format"] != "nf_tables"
