@@ -12,7 +12,7 @@ KEPT_MS: Final = 600_000
 #: An element that was idle for so much longer has got a packet since, or is another one.
 _RENEWED_MS: Final = KEPT_MS // 2
 #: Whoever has the sandbox's namespace can write any number into a counter: more can't be kept.
-_MOST: Final = 1 << 62
+MOST: Final = 1 << 62
 
 
 class Counted:
@@ -77,7 +77,7 @@ class Counted:
 
     def grow(self, packets: int, octets: int) -> int:
         """Take in a counter's value; one that is smaller than before has begun anew."""
-        packets, octets = min(packets, _MOST), min(octets, _MOST)
+        packets, octets = min(packets, MOST), min(octets, MOST)
         if packets < self.seen_packets:
             self.seen_packets = self.seen_bytes = 0
         fresh = packets - self.seen_packets
@@ -96,5 +96,5 @@ class Counted:
         self.owed_bytes -= octets
 
     def _owe(self, packets: int, octets: int) -> None:
-        self.owed_packets = min(self.owed_packets + packets, _MOST)
-        self.owed_bytes = max(-_MOST, min(self.owed_bytes + octets, _MOST))
+        self.owed_packets = min(self.owed_packets + packets, MOST)
+        self.owed_bytes = max(-MOST, min(self.owed_bytes + octets, MOST))

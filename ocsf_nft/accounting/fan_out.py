@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from ocsf_nft.accounting.counted import MOST
 from ocsf_nft.accounting.schedule import Schedule
 from ocsf_nft.attempt import FanOut
 from ocsf_nft.flow import flow
@@ -79,7 +80,7 @@ class FanOuts:
     def count(self, uid: int | None, packets: int) -> None:
         """Take in packets of a user's flows."""
         if found := self._watched.get(uid):
-            found.packets += packets
+            found.packets = min(found.packets + packets, MOST)
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
         """What is to be told now; all that has begun, and its end, when ``closing``.

@@ -78,8 +78,7 @@ def status(
 
 def _write_json(found: Sequence[Status]) -> None:
     import dataclasses
-
-    import orjson
+    import json
 
     for status in found:
         for balance in status.balances:
@@ -87,7 +86,8 @@ def _write_json(found: Sequence[Status]) -> None:
                 "imbalance": balance.imbalance,
                 "is_watched": status.is_watched,
             }
-            output.write(orjson.dumps(line) + b"\n")
+            # Whoever has the namespace can write numbers into it that orjson does not take.
+            output.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
 
 def _show(found: Sequence[Status]) -> None:

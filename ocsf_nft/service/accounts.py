@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 import structlog
 
 from ocsf_nft.accounting import book
+from ocsf_nft.accounting.counted import MOST
 from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.ocsf import notices
@@ -164,7 +165,8 @@ class Account:
         since_ns = self._ledger.read_ns
         if since_ns is None or reading.began_ns - since_ns < _LATE_NS:
             return
-        packets = self._ledger.unread_since(reading)
+        # Who has the namespace can write any number into the counters, and set them back.
+        packets = max(0, min(self._ledger.unread_since(reading), MOST))
         event = notices.unread(
             self._reporter.context(self.sandbox),
             sandbox=self.sandbox,
@@ -175,6 +177,7 @@ class Account:
             processed_ns=time.time_ns(),
         )
         await self._reporter.emit(event)
+        await self._work(lambda: self._book.lose("reader", 0))
         _log.warning("the counters were not read in time", sandbox=self.sandbox, refused=packets)
 
     async def _tell_of_a_fault(self, fault: str) -> None:

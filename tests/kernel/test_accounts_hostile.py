@@ -1,0 +1,57 @@
+"""Whoever has CAP_NET_ADMIN in the sandbox's namespace writes what he likes into the counters."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.fence import ruleset
+from tests.kernel import accounts, command, conftest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ocsf_nft.fence.state import Installed, StateDirectory
+
+pytestmark = pytest.mark.kernel
+
+_MOST = (1 << 64) - 1
+
+
+def _write_counts(flows: int) -> str:
+    rows = ", ".join(
+        f"7 . tcp . 192.0.2.{number} . 443 counter packets {_MOST} bytes {_MOST}"
+        for number in range(1, flows + 1)
+    )
+    return f"add element inet ocsf_nft flows4_egress {{ {rows} }}"
+
+
+def _write_totals(installed: Installed) -> str:
+    """The fence as it stands, with other totals."""
+    text = ruleset.sandbox(installed.spec, installed.around, installed.transport)
+    for rule in ("egress", "forward", "ingress", "link"):
+        empty = f"counter refused_{rule} {{ }}"
+        assert text.count(empty) == 1
+        text = text.replace(empty, f"counter refused_{rule} {{ packets {_MOST} bytes {_MOST} }}")
+    return text
+
+
+def test_counts_that_no_event_can_hold_end_no_run(
+    installed: Installed, state: StateDirectory, tmp_path: Path
+) -> None:
+    options = accounts.options(state, tmp_path / "events.jsonl")
+    with command.running(*options) as running:
+        conftest.load(installed.namespace, _write_counts(30))
+        time.sleep(3)
+        assert running.stop(signal.SIGTERM)[0] == 0
+    (egress,) = (each for each in accounts.status(state).events if each["rule"] == "egress")
+    assert egress["reported"] == 30 << 62
+    assert egress["imbalance"] < 0
+    # Nobody reads for a while; then the totals are higher than an event can say, all of them.
+    conftest.load(installed.namespace, _write_totals(installed))
+    time.sleep(5)
+    with command.running(*options) as running:
+        assert running.stop(signal.SIGTERM)[0] == 0
