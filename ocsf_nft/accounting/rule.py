@@ -10,6 +10,7 @@ from ocsf_nft.accounting.fan_out import FanOuts
 from ocsf_nft.accounting.folded import Folded
 from ocsf_nft.accounting.remainder import LAST_READINGS, READINGS, Remainder
 from ocsf_nft.accounting.telling import Place, Pot, Telling, Tellings, is_unplaced
+from ocsf_nft.accounting.unheard import Unheard
 from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys, user_of
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _SLICE: Final = 500
 #: A record comes this soon after its packet, or is lost.
 _LATE_NS: Final = 60 * 1_000_000_000
+#: Far more than a set has room for (accounting.nft): somebody empties it again and again.
+_CROWDED: Final = 1 << 16
 #: The rules whose packets come from a user of the sandbox.
 _OUTBOUND: Final = frozenset({"egress", "forward", "link", "guard"})
 
@@ -224,7 +227,9 @@ class RuleAccount:
             # Its packet came before the reading, so it was counted elsewhere. Twice, because the
             # kernel may leave out an element while it makes its table larger.
             counted.missed += counted.last_ns < began_ns
-        elif began_ns > counted.expires_ns and counted.owed_packets < 1:
+        elif counted.owed_packets < 1 and (
+            began_ns > counted.expires_ns or len(self.entries[key.kind]) > _CROWDED
+        ):
             counted.missed += 1
             if counted.missed > 1 and counted.owed_packets:
                 self._unread.add(key)
@@ -233,12 +238,15 @@ class RuleAccount:
 
     def _move(self, *, closing: bool) -> None:
         """Take what was told on a record's word off where its packet was counted instead."""
+        unheard: Unheard | None = None
         for key in list(self._unread):
             counted = self._entry(key)
             if counted is None or counted.missed < LAST_READINGS:
                 continue
-            there = [*self._elsewhere(key), *self._of_the_same_user(key)]
-            enough = (each for each in there if each[1].owed_packets >= -counted.owed_packets)
+            unheard = unheard or Unheard(self._unheard())
+            packets = -counted.owed_packets
+            there = [*self._elsewhere(key), *unheard.owing(packets, user_of(key))]
+            enough = (each for each in there if each[1].owed_packets >= packets)
             is_last = closing or counted.missed > READINGS
             where, other = next(enough, there[0] if is_last else (None, None))
             if other is not None:
@@ -249,20 +257,14 @@ class RuleAccount:
 
     def _elsewhere(self, key: Key) -> list[tuple[Key | None, Counted]]:
         """The counters, and their keys, that may have counted what has no element of its own."""
-        found: list[tuple[Key | None, Counted]] = [
-            (each, there) for each in coarser(key) if (there := self._entry(each)) is not None
-        ]
+        found = [(each, there) for each in coarser(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counted), (None, self.forgotten.counted)]
 
-    def _of_the_same_user(self, key: Key) -> Iterator[tuple[Key | None, Counted]]:
-        """Counters of a user of which nothing has been told."""
-        # A record leads elsewhere than to its counter where a header is cut short, or its sender
-        # says of a frame what it is not.
-        for each in self._owing:
-            telling, found = self._tellings.get(each), self._entry(each)
-            is_unheard = telling is None or telling.is_unheard
-            if is_unheard and found is not None and user_of(each) == user_of(key):
-                yield each, found
+    def _unheard(self) -> Iterator[tuple[Key, Counted]]:
+        for key in self._owing:
+            telling, counted = self._tellings.get(key), self._entry(key)
+            if counted is not None and (telling is None or telling.is_unheard):
+                yield key, counted
 
     def _drop(self, key: Key) -> None:
         del self.entries[key.kind][key.data]

@@ -7,6 +7,7 @@ from ocsf_nft.accounting.fan_out import FLOWS, WITHIN_NS, FanOuts
 from ocsf_nft.accounting.quota import Quota
 from ocsf_nft.accounting.schedule import OVER_NS, Schedule
 from ocsf_nft.accounting.telling import Telling
+from ocsf_nft.accounting.unheard import Unheard
 from ocsf_nft.flow import Element
 from tests.accounting.reading import NOW, SECOND, key, tcp
 
@@ -117,6 +118,14 @@ def _fan_outs(flows: int, uid: int = 1000) -> FanOuts:
     return fan_outs
 
 
+def test_a_fan_out_of_numbers_that_somebody_wrote_can_be_told() -> None:
+    fan_outs = _fan_outs(FLOWS)
+    for _ in range(FLOWS):
+        fan_outs.count(1000, 1 << 62)
+    (found,) = fan_outs.due(0)
+    assert found.packets == 1 << 62
+
+
 def test_few_flows_are_no_fan_out() -> None:
     assert list(_fan_outs(FLOWS - 1).due(0, closing=True)) == []
 
@@ -160,3 +169,24 @@ def test_thousands_of_users_hide_no_fan_out_that_has_begun_nor_fill_the_memory()
         fan_outs.saw(key(tcp(1, uid=uid)), NOW)
     assert len(fan_outs._watched) <= 1024
     assert [found.uid for found in fan_outs.due(0)] == [5]
+
+
+def test_counters_are_looked_at_once_however_many_records_lead_elsewhere() -> None:
+    class Looked(Counted):
+        looks = 0
+
+        def __getattribute__(self, name: str) -> object:
+            Looked.looks += name == "owed_packets"
+            return super().__getattribute__(name)
+
+    many = 1000
+    counters = [(key(tcp(port)), Looked(since_ns=NOW, owed_packets=1)) for port in range(many)]
+    unheard = Unheard(counters)
+    assert [each[1] for each in unheard.owing(1, 1000)] == [counters[-1][1]]
+    assert unheard.owing(1, 2000) == []
+    for _, counted in counters:
+        counted.told(1, 60)
+    Looked.looks = 0
+    for _ in range(many):
+        assert unheard.owing(1, 1000) == []
+    assert many == Looked.looks
