@@ -203,6 +203,22 @@ def test_a_reader_that_is_killed_in_a_flood_tells_the_gap_and_the_account_closes
     assert accounts.status(state).code == 0
 
 
+@pytest.mark.parametrize("kind", ["tcp4", "tcp6", "udp4", "udp6", "raw4", "raw6"])
+def test_each_flow_has_a_log_budget_of_its_own_and_no_more(
+    fenced: Lab, state: StateDirectory, kind: str
+) -> None:
+    """Four records at once, and one a second after that."""
+    installed = state.read(conftest.SANDBOX)
+    assert installed is not None
+    with Counters(installed) as counters:
+        before, began = counters.read().rules["egress"], time.monotonic()
+        attempts.attempt(fenced.sandbox_namespace, 0, 200, kind)
+        after, took = counters.read().rules["egress"], time.monotonic() - began
+    assert after.refused.packets - before.refused.packets >= 200
+    # IPv6 asks for routers meanwhile.
+    assert 4 <= after.logged - before.logged <= 4 + took + 8
+
+
 def test_what_is_refused_while_nobody_runs_is_told_by_the_next_run(
     fenced: Lab, installed: Installed, state: StateDirectory, tmp_path: Path
 ) -> None:
