@@ -107,8 +107,8 @@ def capabilities(config: Config) -> frozenset[Capability]:
     for sandbox in config.sandbox:
         if sandbox.netns is not None or sandbox.pid is not None or not sandbox.install:
             needed.add(Capability.SYS_ADMIN)  # setns(2) into another namespace
-        if sandbox.pid is not None or not sandbox.install:
-            needed.add(Capability.SYS_PTRACE)  # /proc/PID/ns of another user's process
+            # /proc/PID/ns of another user's process: where it is, and how its users are numbered
+            needed.add(Capability.SYS_PTRACE)
         if fences.wanted_transport(sandbox) != "nflog":
             needed.add(Capability.SYSLOG)  # /dev/kmsg where dmesg_restrict=1
     return frozenset(needed)

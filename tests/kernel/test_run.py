@@ -249,7 +249,7 @@ def test_a_run_keeps_only_the_capabilities_that_it_needs(
                     if line.startswith(("CapPrm", "CapEff", "CapBnd", "NoNewPrivs"))
                 )
         assert running.stop(signal.SIGTERM)[0] == 0
-    needed = f"{1 << 12 | 1 << 21:016x}"  # CAP_NET_ADMIN, CAP_SYS_ADMIN
+    needed = f"{1 << 12 | 1 << 19 | 1 << 21:016x}"  # CAP_NET_ADMIN, _SYS_PTRACE, _SYS_ADMIN
     assert held == {*(f"{name}:\t{needed}" for name in ("CapPrm", "CapEff", "CapBnd")),
                     "NoNewPrivs:\t1"}  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -44,16 +45,8 @@ route add default via 10.9.0.1
 def rootless() -> Iterator[int]:
     """A process in namespaces of its own, where users count from 100,000 of ours."""
     mapped = (f"--map-users=0:{_FIRST}:65536", f"--map-groups=0:{_FIRST}:65536")
-    command_line = ["unshare", "-U", "-n", *mapped, "cat"]
-    with subprocess.Popen(
-        command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"ready")
-        assert process.stdout.read(5) == b"ready"
-        yield process.pid
-        process.stdin.close()
+    with _living(["unshare", "-U", "-n", *mapped, "cat"]) as pid:
+        yield pid
 
 
 def test_users_of_a_rootless_sandbox_are_told_by_our_numbers_and_each_packet_once(
@@ -127,3 +120,55 @@ def test_users_without_a_number_here_share_one_and_nobody_stays_nobody() -> None
     assert renumbered(reading, users.here).elements == {
         "flows4": (element(65534, 3, 40), element(nobody, 4, 30))
     }
+
+
+def test_a_run_on_the_name_of_a_namespace_may_look_how_another_users_users_are_numbered(
+    state: StateDirectory, tmp_path: Path
+) -> None:
+    name, output = tmp_path / "netns", tmp_path / "events.jsonl"
+    name.touch()
+    owner = ["setpriv", f"--reuid={_FIRST}", f"--regid={_FIRST}", "--clear-groups"]
+    with (
+        _living([*owner, "unshare", "-U", "-r", "-n", "cat"]) as pid,
+        _bound(name, pid),
+        Path(attempts.__file__).open("rb") as program,
+        command.running(
+            *("--sandbox", "named", "--netns", str(name), "--proxy", "10.9.0.1:3128"),
+            *("--install", "--state-dir", str(state.path), "--output", str(output)),
+        ) as running,
+    ):
+        inside = ["nsenter", "-t", str(pid), "-U", "-n", "-S", "0", "-G", "0"]
+        flood = [*inside, "/usr/bin/python3", "-I", "-", "100", "flood"]
+        subprocess.run(flood, stdin=program, check=True)
+        assert running.stop(signal.SIGTERM)[0] == 0
+    events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    by_user = [event for event in events if "actor" in event and event["class_uid"] == 4001]
+    assert {event["actor"]["user"]["uid"] for event in by_user} == {str(_FIRST)}
+    assert sum(event["count"] for event in by_user) == 100
+
+
+@contextlib.contextmanager
+def _living(command_line: list[str]) -> Iterator[int]:
+    """A process that ends in ``cat``, once it does."""
+    with subprocess.Popen(
+        command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"ready")
+        assert process.stdout.read(5) == b"ready"
+        yield process.pid
+        process.stdin.close()
+
+
+@contextlib.contextmanager
+def _bound(name: Path, pid: int) -> Iterator[None]:
+    """A process's network namespace, with a link, under a name."""
+    subprocess.run(["mount", "--bind", f"/proc/{pid}/ns/net", name], check=True)
+    try:
+        of_process(pid).call(
+            lambda: subprocess.run(["ip", "-batch", "-"], input=_LINK, text=True, check=True)
+        )
+        yield
+    finally:
+        subprocess.run(["umount", name], check=True)
