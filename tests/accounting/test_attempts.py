@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -265,3 +266,14 @@ def test_what_a_record_told_before_counters_were_made_anew_is_of_the_new_ones(
     assert _due(ledger, 1, closing=True) == []
     (balance,) = ledger.balances()
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+
+
+def test_attempts_of_two_rules_are_two_however_alike(ledger: Ledger) -> None:
+    one = reading({_others(tcp()): 1}, NOW + SECOND)
+    rules = dict.fromkeys((RULE, "another"), one.rules[RULE])
+    epochs = dict.fromkeys(rules, one.epochs[RULE])
+    observe(ledger, dataclasses.replace(one, rules=rules, epochs=epochs))
+    told = _due(ledger)
+    assert len({each.record.origin.identity for each in told}) == len(told) == 2
+    # What IP version it was says it all.
+    assert {(each.record.ip_version, each.record.ethertype) for each in told} == {(4, None)}

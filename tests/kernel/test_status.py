@@ -134,6 +134,18 @@ def test_status_says_how_each_rule_stands_for_people_and_for_prometheus(
     assert command.run("status", "--state-dir", str(state.path / "none")).code == 2
 
 
+def test_what_was_forgotten_before_anybody_read_it_is_on_its_way(
+    installed: Installed, state: StateDirectory
+) -> None:
+    attempts.attempt(installed.namespace, 1000, 5, "udp4")
+    conftest.nft(installed.namespace, "flush", "set", "inet", "ocsf_nft", "flows4_egress")
+    shown = accounts.status(state)
+    assert shown.code == 0, shown.stdout
+    (egress,) = (each for each in shown.events if each["rule"] == "egress")
+    assert egress["in_flight"] == egress["refused"] >= 5
+    assert egress["imbalance"] == 0
+
+
 def test_an_account_is_kept_as_long_as_its_fence(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
