@@ -36,8 +36,8 @@ _WHYS: Final = {
     "many": "{who} has more flows than are told one by one",
     "unplaced": "they found no place in the kernel's bounded sets of flows",
     "forgotten": (
-        "the kernel forgot which flows they were before anybody had read the counts, "
-        "so nobody knows who sent them"
+        "the kernel forgot which flows they were, or somebody made it forget, before anybody had "
+        "read the counts, so nobody knows who sent them"
     ),
 }
 #: Protocols that people call by another name than IANA's.
