@@ -277,3 +277,12 @@ def test_attempts_of_two_rules_are_two_however_alike(ledger: Ledger) -> None:
     assert len({each.record.origin.identity for each in told}) == len(told) == 2
     # What IP version it was says it all.
     assert {(each.record.ip_version, each.record.ethertype) for each in told} == {(4, None)}
+
+
+@pytest.mark.parametrize(("epoch", "refused"), [("boot:1", 3), ("boot:2", 8)])
+def test_a_pause_is_told_with_all_that_new_counters_say(
+    ledger: Ledger, epoch: str, refused: int
+) -> None:
+    observe(ledger, reading({key(tcp()): 5}, NOW + SECOND))
+    late = reading({key(tcp()): 8}, NOW + 60 * SECOND, epoch=epoch)
+    assert ledger.unread_since(late) == refused

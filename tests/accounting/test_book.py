@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sqlite3
 import subprocess
@@ -92,6 +93,21 @@ def test_an_account_is_taken_up_as_it_was_left(path: Path) -> None:
         observe(ledger, last, last)
         both.append(sum(each.packets for each in _due(ledger, 3)))
     assert both[0] == both[1] > 0
+
+
+def test_records_that_were_read_before_a_restart_are_not_lost_by_it(path: Path) -> None:
+    left, taken = _ledger(), _ledger()
+    one = reading({key(tcp()): 2})
+    two_logged = {RULE: dataclasses.replace(one.rules[RULE], logged=2)}
+    one = dataclasses.replace(one, rules=two_logged)
+    observe(left, reading({}))
+    left.record(record(tcp()), 0)
+    kept = book.Book(path).open()
+    kept.commit(changes(left), [])
+    kept.load(taken)
+    kept.close()
+    observe(taken, one)
+    assert [balance.lost for balance in taken.balances()] == [1]
 
 
 @given(steps=st.lists(st.dictionaries(st.integers(1, 6), st.integers(1, 9), max_size=6)))
