@@ -9,7 +9,8 @@ from ocsf_nft.accounting.counted import Counted
 from ocsf_nft.accounting.fan_out import FanOuts
 from ocsf_nft.accounting.folded import Folded
 from ocsf_nft.accounting.remainder import LAST_READINGS, READINGS, Remainder
-from ocsf_nft.accounting.telling import Place, Pot, Telling, Tellings, is_unplaced
+from ocsf_nft.accounting.statements import Statements
+from ocsf_nft.accounting.telling import Pot, Telling, Tellings, is_unplaced
 from ocsf_nft.accounting.unheard import Unheard
 from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys, user_of
@@ -62,7 +63,7 @@ class RuleAccount:
         #: Records that were written, by the last reading, and those of them that were received.
         self.logged = self.received = 0
         self._owing: set[Key] = set()
-        self._place = Place(sandbox=sandbox, rule=rule, epoch=epoch)
+        self._statements = Statements(sandbox=sandbox, rule=rule, epoch=epoch)
         self._tellings = Tellings(always)
         self._folded = Folded(self.many)
         #: Told on the word of a record; no reading has shown yet where it was counted.
@@ -329,14 +330,13 @@ class RuleAccount:
         # It may be what a record was told of that leads elsewhere: two readings show.
         is_waiting = bool(self._unread) and telling.is_young(now_ns)
         if closing or (telling.is_due(now_ns) and not is_waiting):
-            what = flow(key)
             self._owing.discard(key)
             record = telling.record
             if telling.is_new and record is not None and counted.owed_packets == 1:
                 yield self._of_record(key, counted, telling, record, now_ns)
             else:
                 merged = Merged(why="unplaced") if is_unplaced(key) else None
-                yield self._tell(counted, key, what, telling, now_ns, merged)
+                yield self._tell(counted, key, flow(key), telling, now_ns, merged)
 
     def _telling(self, key: Key, counted: Counted, now_ns: int) -> Telling | None:
         """How a flow is told; None when it is told with others, by now."""
@@ -373,7 +373,7 @@ class RuleAccount:
         merged: Merged | None,
     ) -> Attempt:
         held = 0 if merged is None else self._held(merged.why)
-        attempt = self._place.attempt(
+        attempt = self._statements.attempt(
             counted,
             key,
             what,
