@@ -202,7 +202,7 @@ def test_one_packet_that_is_told_with_others_is_told_by_its_kind(
             "unplaced of link, a frame",
             "no place in the kernel's bounded sets of flows. They were d",
         ),
-        ("forgotten of egress, nothing", "the kernel forgot which flows they were, or somebody made it forget"),
+        ("forgotten of egress, nothing", "they were, or somebody made it forget"),
         ("many of egress, in full", "Only TCP to the proxy at http://10.200.0.1:3128 may leave."),
         ("many of ingress, nothing", "Nothing may come in but what a proxy answers."),
     ],
