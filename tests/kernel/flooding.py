@@ -1,8 +1,9 @@
 """Programs that run inside a sandbox: two that flood, and one that tries what is rare.
 
 ``same ADDRESS TIMES``: as many datagrams to one address. ``distinct OCTET TIMES``: as many
-datagrams, no two to the same address and port. ``rare SECONDS``: attempts at random moments, each
-of which is one of a kind; prints them as JSON.
+datagrams, no two to the same address and port. ``users FIRST TIMES``: one datagram as each of so
+many users. ``rare SECONDS``: attempts at random moments, each of which is one of a kind; prints
+them as JSON.
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ def flood_all(octet: int, times: int) -> None:
             address = f"{octet}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
             with contextlib.suppress(OSError):
                 send(b"flood", (address, 1 + number % 60_000))
+
+
+def flood_as_users(first: int, number: int) -> None:
+    """One datagram as each of so many users."""
+    for uid in range(first, first + number):
+        os.seteuid(uid)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            os.seteuid(0)
+            with contextlib.suppress(OSError):
+                sock.sendto(b"flood", (FLOODED[0], PORT))
 
 
 def try_rare(seconds: float) -> list[Rare]:
@@ -121,5 +132,7 @@ if __name__ == "__main__":
         flood_one(argument, int(more[0]))
     elif what == "distinct":
         flood_all(int(argument), int(more[0]))
+    elif what == "users":
+        flood_as_users(int(argument), int(more[0]))
     else:
         sys.stdout.buffer.write(orjson.dumps(try_rare(float(argument))))

@@ -7,6 +7,7 @@ import dataclasses
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,8 @@ from ocsf_nft.fence.elements import Elements
 from ocsf_nft.flow import KINDS, Count, Flow, Key, flow
 from ocsf_nft.lab import GATEWAY_MAC, INTERNET4, INTERNET6, SANDBOX4
 from ocsf_nft.privileges import Capability
-from tests.kernel import attempts, packets
-from tests.kernel.conftest import SANDBOX, nft
+from tests.kernel import attempts, flooding, packets
+from tests.kernel.conftest import SANDBOX, nft, without_ipv6
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -307,3 +308,24 @@ def test_without_the_privilege_nothing_is_opened_or_read(
 
     lab.sandbox_namespace.call(without)
     assert reader.read().rules.keys() == {"egress", "forward", "ingress", "link"}
+
+
+def test_what_finds_no_place_at_all_is_counted_and_has_one_log_budget(
+    fenced: Lab, installed: Installed
+) -> None:
+    """16,384 flows and 1,024 users fill the sets of a rule."""
+    fenced.sandbox_namespace.call(without_ipv6)
+    with Counters(installed) as counters:
+        for arguments in (("distinct", "20", "16500"), ("users", "2000", "1100")):
+            assert flooding.start(fenced.sandbox_namespace, *arguments).wait(60) == 0
+        began = counters.read().rules["egress"]
+        before = time.monotonic()
+        assert flooding.start(fenced.sandbox_namespace, "users", "5000", "1000").wait(60) == 0
+        took = time.monotonic() - before
+        ended = counters.read().rules["egress"]
+    assert ended.overflow.packets - began.overflow.packets == 1000
+    assert ended.refused.packets - began.refused.packets == 1000
+    # 200 at once and 100 a second, less what those before have used.
+    assert 0 < ended.logged - began.logged <= 200 + 100 * took + 1
+    placed = sum(element.packets for found in ended.elements.values() for element in found)
+    assert placed + ended.overflow.packets == ended.refused.packets
