@@ -301,7 +301,7 @@ def _state(account: RuleAccount) -> dict[str, Any]:
         "refused": account.refused,
         "placed": account.placed,
         "reported": account.reported,
-        "merged": account.merged,
+        "overflowed": account.overflowed,
         "received": account.received,
         "read_ns": account.read_ns,
         "overflow": _columns(account.overflow.counted),
@@ -320,8 +320,8 @@ def _account(ledger: Ledger, name: str, epoch: str, state: Mapping[str, Any]) ->
     )
     account.refused = Count(*_whole(state["refused"]))
     account.placed = Count(*_whole(state["placed"]))
-    told = (state["reported"], state["merged"], state["received"])
-    account.reported, account.merged, account.received = _whole(told)
+    told = (state["reported"], state["overflowed"], state["received"])
+    account.reported, account.overflowed, account.received = _whole(told)
     account.overflow = Pot(_counted(state["overflow"]))
     account.forgotten = Pot(_counted(state["forgotten"]))
     for uid, flows, columns in state["many"]:

@@ -94,7 +94,7 @@ class Ledger:
                 rule=rule,
                 refused=account.refused.packets,
                 reported=account.reported,
-                overflowed=account.merged,
+                overflowed=account.overflowed,
                 in_flight=account.in_flight(),
                 lost=max(0, account.logged - account.received),
             )

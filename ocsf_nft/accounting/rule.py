@@ -50,7 +50,7 @@ class RuleAccount:
         self.placed = Count()
         self.reported = 0
         #: Of ``reported``, what was told without saying which flow it was of.
-        self.merged = 0
+        self.overflowed = 0
         #: When the last reading began: what it hadn't came later.
         self.read_ns = self._ended_ns = begun_ns
         self.overflow = Pot(Counted(since_ns=begun_ns))
@@ -386,7 +386,7 @@ class RuleAccount:
         telling.told(now_ns)
         self.reported += attempt.packets
         if merged is not None:
-            self.merged += attempt.packets
+            self.overflowed += attempt.packets
             if merged.why != "many":
                 self._named_from_ns = now_ns + _LATE_NS
         if key is not None and held:
