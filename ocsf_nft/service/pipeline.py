@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-#: A source is drained when it gave nothing for so long, and given up when it never ends.
-_QUIET_SECONDS: Final = 0.2
+#: A source is drained when it gave nothing for so long (journalctl may need more for one record),
+#: and given up when it never ends.
+QUIET_SECONDS: Final = 0.2
+JOURNAL_QUIET_SECONDS: Final = 0.6
 _DRAIN_SECONDS: Final = 5.0
 _COUNT_SECONDS: Final = 4.0
 
@@ -54,15 +56,21 @@ class Pipeline:
         self._accounts = accounts
 
     async def pump(
-        self, source: Source, stop: asyncio.Event, sandboxes: frozenset[str] | None = None
+        self,
+        source: Source,
+        stop: asyncio.Event,
+        sandboxes: frozenset[str] | None = None,
+        *,
+        quiet_seconds: float = QUIET_SECONDS,
     ) -> None:
         """Deliver what a source reads until it ends.
 
         ``sandboxes`` are those whose records it can have: who may load rules there may name any
         sandbox in a log prefix, and a record of another one is a forgery. None allows all.
 
-        When ``stop`` is set, what is waiting by then is still delivered; what can't be within some
-        seconds is counted, and told as lost. Raises SourceError or DeliveryError.
+        When ``stop`` is set, what is waiting by then is still delivered, until nothing came for
+        ``quiet_seconds``; what can't be within some seconds is counted, and told as lost. Raises
+        SourceError or DeliveryError.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -76,7 +84,7 @@ class Pipeline:
                     if stop.is_set():
                         deadline = time.monotonic() + _DRAIN_SECONDS
                 if not reading.done():
-                    await asyncio.wait({reading}, timeout=_QUIET_SECONDS)
+                    await asyncio.wait({reading}, timeout=quiet_seconds)
                     if not reading.done():
                         return
                 batch, reading = reading.result(), None
@@ -102,7 +110,7 @@ class Pipeline:
         is_all = False
         while not is_all and time.monotonic() < end:
             try:
-                async with asyncio.timeout(_QUIET_SECONDS):
+                async with asyncio.timeout(QUIET_SECONDS):
                     batch = await anext(batches, None)
             except TimeoutError:
                 batch = None

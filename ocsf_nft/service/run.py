@@ -17,7 +17,7 @@ from ocsf_nft.ocsf.notices import lifecycle
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import fences
 from ocsf_nft.service.accounts import Account
-from ocsf_nft.service.pipeline import Counts, Pipeline
+from ocsf_nft.service.pipeline import JOURNAL_QUIET_SECONDS, QUIET_SECONDS, Counts, Pipeline
 from ocsf_nft.service.reporter import Reporter
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.kmsg import Kmsg
@@ -72,9 +72,9 @@ async def run(
             await each.announce()
         accounts = {
             fence.installed.spec.sandbox: await stack.enter_async_context(
-                _account(fence.installed, state, reporter)
+                _account(fence.installed, state, reporter, is_journal=sandbox.source == "journal")
             )
-            for fence in standing
+            for sandbox, fence in zip(config.sandbox, standing, strict=True)
         }
         pipeline = Pipeline(reporter, accounts)
         ready()
@@ -83,7 +83,11 @@ async def run(
                 watches = [group.create_task(each.watch()) for each in watched]
                 watches += [group.create_task(each.keep()) for each in accounts.values()]
                 pumps = [
-                    group.create_task(pipeline.pump(source, stop, frozenset(sandboxes)))
+                    group.create_task(
+                        pipeline.pump(
+                            source, stop, frozenset(sandboxes), quiet_seconds=_quiet_seconds(source)
+                        )
+                    )
                     for source, sandboxes in sources.items()
                 ]
                 # A fence that can't log leaves nothing to read, and still has to be watched.
@@ -127,7 +131,13 @@ async def replay(paths: Sequence[Path], sink: Sink, stop: asyncio.Event) -> Coun
         return pipeline.counts
 
 
-def _account(installed: Installed, state: StateDirectory, reporter: Reporter) -> Account:
+def _quiet_seconds(source: Source) -> float:
+    return JOURNAL_QUIET_SECONDS if isinstance(source, Journal) else QUIET_SECONDS
+
+
+def _account(
+    installed: Installed, state: StateDirectory, reporter: Reporter, *, is_journal: bool
+) -> Account:
     sandbox = installed.spec.sandbox
     return Account(
         sandbox,
@@ -135,6 +145,7 @@ def _account(installed: Installed, state: StateDirectory, reporter: Reporter) ->
         state.directory(sandbox) / FILE,
         reporter,
         begun_ns=state.written_ns(sandbox) or time.time_ns(),
+        is_journal=is_journal,
     )
 
 
