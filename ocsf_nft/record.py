@@ -17,6 +17,10 @@ Transport: TypeAlias = Literal["nflog", "kmsg", "journal", "replay", "counters"]
 #: The kernel module whose form a record has.
 LogFormat: TypeAlias = Literal["nf_log_syslog", "nfnetlink_log", "nf_tables"]
 
+#: What the firewall did with a packet that it logged. ``reject``: refused with an answer, ``drop``:
+#: without one; ``accept``: let pass; ``log``: logged, and nobody says what became of it.
+Verdict: TypeAlias = Literal["reject", "drop", "accept", "log"]
+
 #: A header field that has no home of its own in a :class:`Record`: numbers as numbers, flags as
 #: ``True``, the packet quoted inside an ICMP error as a nested mapping under ``"quoted"``.
 Detail: TypeAlias = "int | str | bool | Mapping[str, Detail]"
@@ -53,6 +57,8 @@ class Record:
     are as in the headers, absent facts are ``None``: nothing is invented. ``length`` is the IP
     packet's total length in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168
     (FIN=1, SYN=2, RST=4, PSH=8, ACK=16, URG=32, ECE=64, CWR=128, AE=256).
+    ``verdict`` is told of a foreign rule, as far as its prefix says it; None for one of ours, whose
+    answers are known.
     Times are nanoseconds since the epoch, UTC; they and the origin do not take part in equality,
     because two transports see the same packet at slightly different moments.
     """
@@ -60,6 +66,7 @@ class Record:
     prefix: str
     sandbox: str | None
     rule: str
+    verdict: Verdict | None = None
     in_interface: str | None = None
     out_interface: str | None = None
     mac_source: str | None = None

@@ -11,6 +11,7 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from ocsf_nft.prefixes import PREFIX_CHARACTERS
 from ocsf_nft.record import Record, split_prefix
 
 if TYPE_CHECKING:
@@ -26,10 +27,8 @@ ETHERNET_BYTES: Final = 14
 _FIELDS: Final = tuple(field.name for field in fields(Record) if field.default is None)
 _CACHED: Final = 16384
 
-#: A prefix has at most 127 bytes (NF_LOG_PREFIXLEN in include/uapi/linux/netfilter/nf_log.h), a
-#: device's name 15 (IFNAMSIZ in include/uapi/linux/if.h); ``readable`` makes four characters of
-#: each byte that is not UTF-8.
-PREFIX_CHARACTERS: Final = 4 * 127
+#: A device's name has at most 15 bytes (IFNAMSIZ in include/uapi/linux/if.h); ``readable`` makes
+#: four characters of each byte that is not UTF-8.
 DEVICE_CHARACTERS: Final = 4 * 15
 #: INET6_ADDRSTRLEN in include/linux/inet.h, without the final zero.
 _ADDRESS_CHARACTERS: Final = 45

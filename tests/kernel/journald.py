@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from tests.kernel import kernel_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 BINARY: Final = "/usr/lib/systemd/systemd-journald"
@@ -72,6 +72,15 @@ def journald(folder: Path, *, compress: str = "no") -> Iterator[Journald]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def in_journal(folder: Path) -> Sequence[str]:
+    """What runs a command where the machine's journal is that of a journald whose folder it is."""
+    script = (
+        "mount -t tmpfs none /var/log && mkdir /var/log/journal && "
+        'mount --bind "$1" /var/log/journal && shift && exec "$@"'
+    )
+    return ("unshare", "-m", "sh", "-c", script, "sh", str(folder / "log" / "journal"))
 
 
 def _directory(process: subprocess.Popen[bytes], parent: Path) -> Path:

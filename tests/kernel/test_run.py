@@ -20,7 +20,7 @@ from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import attempts, command, conftest
-from tests.kernel.journald import journald
+from tests.kernel.journald import in_journal, journald
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,15 +91,6 @@ def _seen(event: dict[str, Any]) -> tuple[object, ...]:
     )
 
 
-def _in_journal(folder: Path) -> Sequence[str]:
-    """Run where the machine's journal is that of a journald of the test's own."""
-    script = (
-        "mount -t tmpfs none /var/log && mkdir /var/log/journal && "
-        'mount --bind "$1" /var/log/journal && shift && exec "$@"'
-    )
-    return ("unshare", "-m", "sh", "-c", script, "sh", str(folder / "log" / "journal"))
-
-
 @pytest.mark.parametrize("source", ["nflog", "kmsg", "journal"])
 def test_each_attempt_is_one_true_event_whatever_the_transport(
     lab: Lab,
@@ -112,7 +103,7 @@ def test_each_attempt_is_one_true_event_whatever_the_transport(
     arguments = [*_options(lab, state, output), "--install", "--source", source]
     if source == "journal":
         with journald(tmp_path / "journald"):
-            expected, span = _run(lab, arguments, _in_journal(tmp_path / "journald"))
+            expected, span = _run(lab, arguments, in_journal(tmp_path / "journald"))
     else:
         expected, span = _run(lab, arguments, ())
     events = _events(output)

@@ -8,6 +8,7 @@ from ocsf_nft.record import Reject
 from ocsf_nft.sources.journal.kernel import KernelEntries, KernelEntry
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.kmsg import line as kmsg_line
+from ocsf_nft.sources.wanted import Wanted
 from tests.sources.replaying import MESSAGE, entry, rejected
 
 RAW = f"9,1,2,-;{MESSAGE}"
@@ -28,7 +29,7 @@ def _live() -> list[object]:
     )
     return [
         Kmsg()._read_line(line, RAW.encode(), 0, 0),
-        KernelEntries(("ocsf-nft:",)).read(in_journal, 0),
+        KernelEntries(Wanted()).read(in_journal, 0),
     ]
 
 

@@ -10,12 +10,12 @@ from ocsf_nft.errors import AbsentError
 from ocsf_nft.record import Gap, Record, Reject
 from ocsf_nft.sources.journal import files as journal_files
 from ocsf_nft.sources.journal.command import _entry as entry_of_json
-from ocsf_nft.sources.journal.kernel import KernelEntries, KernelEntry, wanted
+from ocsf_nft.sources.journal.kernel import KernelEntries, KernelEntry, worth_reading
 from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.line_starts import line_starts
 from ocsf_nft.sources.nflog.group import CALM, FLOOD
 from ocsf_nft.sources.nflog.pace import Pace
 from ocsf_nft.sources.nflog.sequence import Sequence32
+from ocsf_nft.sources.wanted import Wanted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,14 +107,14 @@ def test_escaping_is_undone_exactly(message: bytes) -> None:
 
 
 def test_a_sandbox_does_not_claim_the_lines_of_one_with_a_longer_name() -> None:
-    starts = line_starts({"sb", "a"})
-    assert "ocsf-nft:sb:egress:IN=".startswith(starts)
-    assert not "ocsf-nft:sb1:egress:IN=".startswith(starts)
-    assert "ocsf-nft:sb1:egress:IN=".startswith(line_starts(None))
+    wanted = Wanted({"sb", "a"})
+    assert wanted.claims("ocsf-nft:sb:egress:IN=")
+    assert not wanted.claims("ocsf-nft:sb1:egress:IN=")
+    assert Wanted().claims("ocsf-nft:sb1:egress:IN=")
 
 
 def test_a_journal_entry_is_as_old_as_the_kernel_says() -> None:
-    found = KernelEntries(line_starts(None)).read(entry(), received_ns=1)
+    found = KernelEntries(Wanted()).read(entry(), received_ns=1)
     assert isinstance(found, Record)
     assert found.time_ns == 1_700_000_000_000_000_000 - 10 * MILLISECOND
     assert found.origin.identity == "journal:s=1;i=1"
@@ -122,26 +122,26 @@ def test_a_journal_entry_is_as_old_as_the_kernel_says() -> None:
 
 @pytest.mark.parametrize("stamp", [None, b"", b"soon", b"-1", "\u0665".encode()])
 def test_a_journal_entry_without_a_stamp_is_as_old_as_journald_says(stamp: bytes | None) -> None:
-    found = KernelEntries(line_starts(None)).read(entry(source_us=stamp), received_ns=1)
+    found = KernelEntries(Wanted()).read(entry(source_us=stamp), received_ns=1)
     assert isinstance(found, Record)
     assert found.time_ns == 1_700_000_000_000_000_000
 
 
 @pytest.mark.parametrize("facility", [b"1", b"", None, b"00", b"0 "])
 def test_a_journal_entry_of_another_facility_is_a_forgery(facility: bytes | None) -> None:
-    found = KernelEntries(line_starts(None)).read(entry(facility=facility), received_ns=1)
+    found = KernelEntries(Wanted()).read(entry(facility=facility), received_ns=1)
     assert isinstance(found, Reject)
     assert found.kind == "forged"
 
 
 def test_only_journald_itself_says_what_it_missed() -> None:
-    entries = KernelEntries(line_starts(None))
+    entries = KernelEntries(Wanted())
     message = b"Missed 12 kernel messages"
     said = entries.read(entry(transport=b"driver", message=message), received_ns=1)
     assert isinstance(said, Gap)
     assert said.lost == 12
     assert entries.read(entry(message=message), received_ns=1) is None
-    assert wanted(line_starts(None))(message)
+    assert worth_reading(Wanted())(message)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,16 @@ import contextlib
 import shutil
 import tempfile
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 import orjson
 
 from ocsf_nft.errors import SourceError, UnsupportedError
-from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, wanted
+from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, worth_reading
 from ocsf_nft.sources.journal.reading import Chunk
+
+if TYPE_CHECKING:
+    from ocsf_nft.sources.wanted import Wanted
 
 #: Only where nobody but root puts programs.
 _TRUSTED_PATH: Final = "/usr/bin:/bin"
@@ -30,9 +33,9 @@ _STDERR_BYTES: Final = 300
 class CommandReading:
     """A journal through ``journalctl --follow``."""
 
-    def __init__(self, directory: Path | None, starts: tuple[str, ...]) -> None:
+    def __init__(self, directory: Path | None, wanted: Wanted) -> None:
         self._directory = directory
-        self._wanted = wanted(starts)
+        self._is_worth_it = worth_reading(wanted)
         self._process: asyncio.subprocess.Process | None = None
         self._errors: IO[bytes] | None = None
         self._resume: str | None = None
@@ -74,7 +77,7 @@ class CommandReading:
                 self._resume = None
                 if not lost:
                     continue
-            if self._wanted(entry.message):
+            if self._is_worth_it(entry.message):
                 entries.append(entry)
         return Chunk(tuple(entries), cursor, lost=lost)
 

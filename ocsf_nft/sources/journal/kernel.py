@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocsf_nft.record import Record, Reject
+    from ocsf_nft.sources.wanted import Wanted
 
 #: journald's own notice that it lost kernel messages (SD_MESSAGE_JOURNAL_MISSED, sd-messages.h).
 MISSED_ID: Final = "e9bf28e6e834481bb6f48f548ad13606"
@@ -42,10 +43,9 @@ class KernelEntry:
     source_us: bytes | None
 
 
-def wanted(starts: tuple[str, ...]) -> Callable[[bytes], bool]:
+def worth_reading(wanted: Wanted) -> Callable[[bytes], bool]:
     """Whether an entry with this MESSAGE is worth reading whole."""
-    worth = (_MISSED_START, *(start.encode("utf-8", "surrogateescape") for start in starts))
-    return lambda message: message.startswith(worth)
+    return lambda message: message.startswith(_MISSED_START) or wanted.claims(readable(message))
 
 
 class KernelEntries:
@@ -55,21 +55,21 @@ class KernelEntries:
     record took to reach it, which is known from printk's stamp (see ``clock``).
     """
 
-    def __init__(self, starts: tuple[str, ...]) -> None:
-        self._starts = starts
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
         self._boot = ""
         self._clock = KernelClock(JOURNAL_SLACK_NS, JOURNAL_LAG_NS)
         self._seen_ns: int | None = None
 
     def read(self, entry: KernelEntry, received_ns: int) -> Record | Reject | Gap | None:
-        """What the entry says; None when it is nothing of ours."""
+        """What the entry says; None when it is nothing that is wanted."""
         realtime_ns = entry.realtime_us * 1000
         since_ns = realtime_ns if self._seen_ns is None else min(self._seen_ns, realtime_ns)
         self._seen_ns = realtime_ns
         if entry.transport == b"driver":
             return _missed(entry, since_ns)
         message = readable(entry.message)
-        if entry.transport != b"kernel" or not message.startswith(self._starts):
+        if entry.transport != b"kernel" or not self._wanted.claims(message):
             return None
         author = author_of_facility(readable(entry.facility or b"unknown"), kernel="0")
         if author is not None:
@@ -83,7 +83,8 @@ class KernelEntries:
             original_time=None if entry.source_us is None else readable(entry.source_us),
         )
         time_ns = self._time_ns(entry)
-        return text.read(message, origin=origin, time_ns=time_ns, received_ns=received_ns)
+        found = text.read(message, origin=origin, time_ns=time_ns, received_ns=received_ns)
+        return self._wanted.taken(found)
 
     def _time_ns(self, entry: KernelEntry) -> int:
         realtime_ns = entry.realtime_us * 1000

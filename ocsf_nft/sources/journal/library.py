@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.errors import SourceError
 from ocsf_nft.sources.journal import files as journal_files
-from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, wanted
+from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, worth_reading
 from ocsf_nft.sources.journal.reading import Chunk
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ocsf_nft.sources.wanted import Wanted
 
 _TICK_S: Final = 0.01
 _FILES_S: Final = 0.25
@@ -46,9 +48,9 @@ def available(directory: Path | None) -> bool:
 class LibraryReading:
     """A journal through systemd-python's Reader."""
 
-    def __init__(self, directory: Path | None, starts: tuple[str, ...]) -> None:
+    def __init__(self, directory: Path | None, wanted: Wanted) -> None:
         self._directory = directory
-        self._wanted = wanted(starts)
+        self._is_worth_it = worth_reading(wanted)
         self._reader: Any = None
         self._resume: str | None = None
         self._files_due = 0.0
@@ -108,7 +110,7 @@ class LibraryReading:
                 if not lost:
                     continue
             message = _field(reader, "MESSAGE")
-            if message is not None and self._wanted(message):
+            if message is not None and self._is_worth_it(message):
                 entries.append(_entry(reader, message))
             if time.monotonic_ns() > end_ns:
                 break

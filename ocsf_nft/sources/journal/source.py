@@ -17,13 +17,14 @@ from ocsf_nft.sources.journal import library as journal_library
 from ocsf_nft.sources.journal.command import CommandReading
 from ocsf_nft.sources.journal.kernel import KernelEntries
 from ocsf_nft.sources.journal.library import LibraryReading
-from ocsf_nft.sources.line_starts import line_starts
+from ocsf_nft.sources.wanted import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
     from types import TracebackType
 
+    from ocsf_nft.prefixes import Prefixes
     from ocsf_nft.sources.journal.reading import Chunk, Reading
 
 #: How often a position without records is worth a batch.
@@ -33,6 +34,7 @@ _CURSOR_INTERVAL_S: Final = 1.0
 class Journal:
     """Reads the records of the named sandboxes, or of all, from the journal.
 
+    With ``foreign`` those of other firewalls too, whose prefix is known there.
     ``directory`` is a folder of journal files, None for the machine's own journal. Without a
     cursor it begins with what is logged after entering, with one behind it. The first batch comes
     at once, so that there is a cursor from the start.
@@ -43,12 +45,14 @@ class Journal:
         sandboxes: frozenset[str] | None = None,
         cursor: str | None = None,
         directory: Path | None = None,
+        *,
+        foreign: Prefixes | None = None,
     ) -> None:
-        self._starts = line_starts(sandboxes)
+        self._wanted = Wanted(sandboxes, foreign)
         self._cursor = cursor
         self._directory = directory
         self._reading: Reading | None = None
-        self._entries = KernelEntries(self._starts)
+        self._entries = KernelEntries(self._wanted)
 
     async def __aenter__(self) -> Self:
         """Open the journal.
@@ -58,7 +62,7 @@ class Journal:
         """
         library = await asyncio.to_thread(journal_library.available, self._directory)
         kind = LibraryReading if library else CommandReading
-        reading: Reading = kind(self._directory, self._starts)
+        reading: Reading = kind(self._directory, self._wanted)
         try:
             self._cursor = await reading.open(self._cursor)
         except BaseException:

@@ -23,12 +23,14 @@ from ocsf_nft.sources.boot import boot_id
 from ocsf_nft.sources.clock import KMSG_SLACK_NS, KernelClock, wall_ns
 from ocsf_nft.sources.facts import readable
 from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.line_starts import line_starts
 from ocsf_nft.sources.waiting import until_readable
+from ocsf_nft.sources.wanted import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
+
+    from ocsf_nft.prefixes import Prefixes
 
 _DEVICE: Final = "/dev/kmsg"
 #: The longest record there can be (CONSOLE_EXT_LOG_MAX, PRINTK_MESSAGE_MAX) fits twice.
@@ -47,13 +49,20 @@ _CURSOR: Final = re.compile(r"kmsg:([0-9a-f]{32}):([0-9]{1,19})", re.ASCII)
 class Kmsg:
     """Reads the records of the named sandboxes, or of all, from the kernel log.
 
+    With ``foreign`` those of other firewalls too, whose prefix is known there.
     Without a cursor it begins with what is logged after entering. With one it begins behind it; a
     cursor of an earlier boot means everything that this boot has logged. The first batch comes at
     once, so that there is a cursor from the start.
     """
 
-    def __init__(self, sandboxes: frozenset[str] | None = None, cursor: str | None = None) -> None:
-        self._starts = line_starts(sandboxes)
+    def __init__(
+        self,
+        sandboxes: frozenset[str] | None = None,
+        cursor: str | None = None,
+        *,
+        foreign: Prefixes | None = None,
+    ) -> None:
+        self._wanted = Wanted(sandboxes, foreign)
         self._resume = cursor
         self._descriptor: int | None = None
         self._boot = ""
@@ -185,7 +194,7 @@ class Kmsg:
         self, line: kmsg_line.KmsgLine, raw: bytes, time_ns: int, received_ns: int
     ) -> Record | Reject | None:
         message = readable(line.message)
-        if not message.startswith(self._starts):
+        if not self._wanted.claims(message):
             return None
         whole = readable(raw).rstrip("\n")
         author = author_of_facility(line.facility, kernel=0)
@@ -200,7 +209,8 @@ class Kmsg:
             sequence=line.sequence,
             original_time=str(line.stamp_us),
         )
-        return text.read(message, origin=origin, time_ns=time_ns, received_ns=received_ns)
+        found = text.read(message, origin=origin, time_ns=time_ns, received_ns=received_ns)
+        return self._wanted.taken(found)
 
     def _gap(self, lost: int, now_ns: int) -> Gap:
         return Gap(

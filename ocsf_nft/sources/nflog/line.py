@@ -18,7 +18,8 @@ import re
 from json.encoder import encode_basestring_ascii as json_string
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.sources.facts import DEVICE_CHARACTERS, PREFIX_CHARACTERS
+from ocsf_nft.prefixes import PREFIX_CHARACTERS
+from ocsf_nft.sources.facts import DEVICE_CHARACTERS
 from ocsf_nft.sources.nflog.datagram import Datagram, Interface
 
 if TYPE_CHECKING:

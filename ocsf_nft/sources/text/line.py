@@ -66,6 +66,11 @@ def claims(message: str) -> bool:
     return message.startswith(PREFIX_ROOT) or _CLAIM_ANYWHERE.search(message) is not None
 
 
+def possible_prefixes(message: str) -> list[str]:
+    """What may be the prefix of a message: all that stands before a place where a record begins."""
+    return [message[:start] for start in _starts(message)]
+
+
 def read(message: str, *, origin: Origin, time_ns: int, received_ns: int) -> Record | Reject | None:
     """The Record of one kernel message: prefix and packet, without stamp and level.
 
