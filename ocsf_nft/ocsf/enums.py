@@ -31,7 +31,9 @@ class Captioned(IntEnum):
 class NetworkActivityId(Captioned):
     """``activity_id`` of Network Activity (4001)."""
 
+    OPEN = 1, "Open"
     REFUSE = 5, "Refuse"
+    TRAFFIC = 6, "Traffic"
 
 
 @unique
@@ -67,12 +69,14 @@ class Severity(Captioned):
     LOW = 2, "Low"
     MEDIUM = 3, "Medium"
     HIGH = 4, "High"
+    CRITICAL = 5, "Critical"
 
 
 @unique
 class Status(Captioned):
     """``status_id`` of every class but the findings."""
 
+    UNKNOWN = 0, "Unknown"
     SUCCESS = 1, "Success"
     FAILURE = 2, "Failure"
 
@@ -90,15 +94,20 @@ class FindingStatus(Captioned):
 class Action(Captioned):
     """``action_id`` of the profile security_control."""
 
+    UNKNOWN = 0, "Unknown"
+    ALLOWED = 1, "Allowed"
     DENIED = 2, "Denied"
+    OBSERVED = 3, "Observed"
 
 
 @unique
 class Disposition(Captioned):
     """``disposition_id`` of the profile security_control."""
 
+    ALLOWED = 1, "Allowed"
     BLOCKED = 2, "Blocked"
     DROPPED = 6, "Dropped"
+    LOGGED = 17, "Logged"
 
 
 @unique
@@ -190,12 +199,23 @@ class OsType(Captioned):
 
 
 @unique
+class FileType(Captioned):
+    """``file.type_id``."""
+
+    REGULAR_FILE = 1, "Regular File"
+
+
+@unique
 class ObservableType(Captioned):
     """``observables[].type_id``."""
 
     HOSTNAME = 1, "Hostname"
     IP_ADDRESS = 2, "IP Address"
     MAC_ADDRESS = 3, "MAC Address"
+    PROCESS_NAME = 9, "Process Name"
     PORT = 11, "Port"
+    COMMAND_LINE = 13, "Command Line"
+    PROCESS_ID = 15, "Process ID"
     USER_UID = 31, "User Object: uid"
+    FILE_PATH = 45, "File Path"
     ENDPOINT_UID = 48, "Network Endpoint Object: uid"

@@ -2,13 +2,13 @@
 
 Of an event's fields, those that say the same thing twice are derived: class and type names,
 ``type_uid``, every caption, and ``metadata.profiles``, which follows from the attributes that are
-there.
+there. Older versions are told of the same body: :mod:`ocsf_nft.ocsf.versions`.
 """
 
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
 
 import orjson
-from pydantic import AfterValidator, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from ocsf_nft.ocsf.enums import (
     Action,
@@ -26,7 +26,7 @@ from ocsf_nft.ocsf.enums import (
     Severity,
     Status,
 )
-from ocsf_nft.ocsf.model import Caption, Long, Model, caption_of, derived
+from ocsf_nft.ocsf.model import Caption, Long, Model, caption_of, derived, known
 from ocsf_nft.ocsf.objects import (
     Actor,
     Attack,
@@ -49,7 +49,7 @@ SCHEMA_VERSION: Final = "1.8.0"
 
 #: The attributes that the profile security_control brings, in every class but findings, which
 #: have the last two by themselves.
-_SECURITY_CONTROL: Final = (
+SECURITY_CONTROL: Final = (
     "action_id",
     "disposition_id",
     "firewall_rule",
@@ -80,6 +80,8 @@ def _is_type_name(value: str, info: ValidationInfo) -> str:
     return value
 
 
+_TYPE_UID: Final = "class_uid * 100 + activity_id"
+_TYPE_NAME: Final = "the class's name and the activity's"
 TypeUid: TypeAlias = Annotated[int, AfterValidator(_is_type_uid)]
 TypeName: TypeAlias = Annotated[str, AfterValidator(_is_type_name)]
 
@@ -87,19 +89,10 @@ TypeName: TypeAlias = Annotated[str, AfterValidator(_is_type_name)]
 class Event(Model):
     """What the event classes share: how profiles are derived, and how it is serialised."""
 
-    #: Profile to the attributes that it brings to this class; profiles in alphabetical order.
-    brought_by: ClassVar[dict[str, tuple[str, ...]]]
-
     @model_validator(mode="before")
     @classmethod
     def _derive_profiles(cls, data: dict[str, Any]) -> dict[str, Any]:
-        found = []
-        for profile, names in cls.brought_by.items():
-            for name in names:
-                if data.get(name) is not None:
-                    found.append(profile)
-                    break
-        profiles = tuple(found) or None
+        profiles = tuple(sorted(set(cls.profiles_of(data)))) or None
         metadata = data.get("metadata")
         if isinstance(metadata, Metadata):
             return {**data, "metadata": metadata.model_copy(update={"profiles": profiles})}
@@ -114,59 +107,77 @@ class Event(Model):
 
 
 class NetworkActivity(Event):
-    """Class 4001: refused packets of one attempt, which no other event counts."""
+    """Class 4001: packets of one attempt, which no other event counts."""
 
     brought_by: ClassVar = {
         "host": ("device", "actor"),
         "network_proxy": ("proxy_endpoint",),
-        "security_control": _SECURITY_CONTROL,
+        "security_control": SECURITY_CONTROL,
     }
 
     class_uid: Literal[4001] = 4001
     class_name: Literal["Network Activity"] = "Network Activity"
     category_uid: Literal[4] = 4
     category_name: Literal["Network Activity"] = "Network Activity"
-    activity_id: NetworkActivityId
+    activity_id: NetworkActivityId = Field(
+        description="5 where it was refused; of another firewall's log, 1 where it was let pass, 6 "
+        "where only that is known that it was logged"
+    )
     activity_name: Caption = caption_of("activity_id")
-    type_uid: TypeUid = derived(_type_uid)
-    type_name: TypeName = derived(_type_name)
-    time: Long
-    start_time: Long
-    end_time: Long
-    duration: Long | None = None
+    type_uid: TypeUid = derived(_type_uid, _TYPE_UID)
+    type_name: TypeName = derived(_type_name, _TYPE_NAME)
+    time: Long = Field(description="the packet's own time; of several packets, the window's end")
+    start_time: Long = Field(description="no packet is from before")
+    end_time: Long = Field(description="no packet is from after")
+    duration: Long | None = known("end_time less start_time")
     timezone_offset: Literal[0] = 0
-    count: Long
-    severity_id: Severity
+    count: Long = Field(description="packets, exactly, and none that another event counts")
+    severity_id: Severity = Field(
+        description="by rule and destination: 4 for cloud metadata, 2 for name resolution, 1 for "
+        "what kernels send by themselves, else 3; your configuration may say otherwise"
+    )
     severity: Caption = caption_of("severity_id")
-    status_id: Status
+    status_id: Status = Field(description="2 where it was refused, 1 where it was let pass, else 0")
     status: Caption = caption_of("status_id")
-    status_code: str | None = None
-    status_detail: str | None = None
-    message: str
-    action_id: Action
+    status_code: str | None = known("tcp-reset, icmpx-admin-prohibited or dropped")
+    status_detail: str | None = known("what the program, or who wrote it, is to do instead")
+    message: str = Field(description="what happened, in a sentence")
+    action_id: Action = Field(
+        description="2 where it was refused, 1 where it was let pass, 3 where it was only logged"
+    )
     action: Caption = caption_of("action_id")
-    disposition_id: Disposition
+    disposition_id: Disposition = Field(
+        description="2 where it was refused, 6 where that was without an answer; 1 where it was "
+        "let pass, 17 where it was only logged"
+    )
     disposition: Caption = caption_of("disposition_id")
-    is_alert: bool
-    confidence_id: Confidence | None = None
+    is_alert: bool = Field(description="whether severity_id is 3 or more")
+    confidence_id: Confidence | None = known("3, where the rule is ours")
     confidence: Caption | None = caption_of("confidence_id")
-    firewall_rule: FirewallRule | None = None
-    attacks: tuple[Attack, ...] | None = None
-    is_src_dst_assignment_known: bool
-    observation_point_id: ObservationPoint | None = None
+    firewall_rule: FirewallRule | None = known("the rule that logged it")
+    attacks: tuple[Attack, ...] | None = known("ATT&CK, by protocol and port")
+    is_src_dst_assignment_known: bool = Field(
+        description="whether the packet proves that its sender began"
+    )
+    observation_point_id: ObservationPoint | None = known("1 on the way out, 2 on the way in")
     observation_point: Caption | None = caption_of("observation_point_id")
-    src_endpoint: NetworkEndpoint | None = None
-    dst_endpoint: NetworkEndpoint | None = None
-    proxy_endpoint: NetworkProxy | None = None
-    connection_info: NetworkConnectionInfo
-    traffic: NetworkTraffic
-    actor: Actor | None = None
-    device: Device | None = None
-    observables: tuple[Observable, ...] | None = None
-    raw_data: str
-    raw_data_size: Long
-    unmapped: dict[str, Any] | None = None
-    metadata: Metadata
+    src_endpoint: NetworkEndpoint | None = known("where it was from")
+    dst_endpoint: NetworkEndpoint | None = known("where it was to")
+    proxy_endpoint: NetworkProxy | None = known("the proxy that should have been used")
+    connection_info: NetworkConnectionInfo = Field(description="how: direction, protocol, flags")
+    traffic: NetworkTraffic = Field(description="how much: packets and bytes")
+    actor: Actor | None = known("who did it")
+    device: Device | None = known("the machine whose kernel refused")
+    observables: tuple[Observable, ...] | None = known("what is worth looking up")
+    raw_data: str = Field(
+        description="the record as the kernel gave it: a line, or netlink's parts"
+    )
+    raw_data_size: Long = Field(description="its bytes")
+    unmapped: dict[str, Any] | None = known(
+        "what the kernel said and OCSF has no home for: prefix, ttl, ip_id, window, mark, …; "
+        "merged, where several flows are told together"
+    )
+    metadata: Metadata = Field(description="about the event itself")
 
     @model_validator(mode="after")
     def _has_an_endpoint(self) -> Self:
@@ -176,7 +187,7 @@ class NetworkActivity(Event):
 
 
 class DetectionFinding(Event):
-    """Class 2004: what many attempts come to; ``count`` is of packets that their events count."""
+    """Class 2004: what attempts come to; ``count`` is of packets that their events count."""
 
     # This class has device, is_alert and confidence of its own: they bring no profile.
     brought_by: ClassVar = {
@@ -188,102 +199,131 @@ class DetectionFinding(Event):
     class_name: Literal["Detection Finding"] = "Detection Finding"
     category_uid: Literal[2] = 2
     category_name: Literal["Findings"] = "Findings"
-    activity_id: FindingActivityId
+    activity_id: FindingActivityId = Field(
+        description="1 when it is found, 2 as its count grows, 3 when it is over"
+    )
     activity_name: Caption = caption_of("activity_id")
-    type_uid: TypeUid = derived(_type_uid)
-    type_name: TypeName = derived(_type_name)
-    time: Long
-    start_time: Long
-    end_time: Long
-    duration: Long | None = None
+    type_uid: TypeUid = derived(_type_uid, _TYPE_UID)
+    type_name: TypeName = derived(_type_name, _TYPE_NAME)
+    time: Long = Field(description="of the last packet so far")
+    start_time: Long = Field(description="of the first packet")
+    end_time: Long = Field(description="of the last packet so far")
+    duration: Long | None = known("end_time less start_time")
     timezone_offset: Literal[0] = 0
-    count: Long
-    severity_id: Severity
+    count: Long = Field(
+        description="packets so far: a running total of what Network Activity events count"
+    )
+    severity_id: Severity = Field(description="of the attempt; 4 for a fan-out")
     severity: Caption = caption_of("severity_id")
-    status_id: FindingStatus
+    status_id: FindingStatus = Field(description="1, then 2, then 4")
     status: Caption = caption_of("status_id")
-    status_detail: str
-    message: str
-    action_id: Action
+    status_detail: str = Field(description="the same in words")
+    message: str = Field(description="what was found, in a sentence")
+    action_id: Action = Field(description="2")
     action: Caption = caption_of("action_id")
-    disposition_id: Disposition
+    disposition_id: Disposition = Field(description="2 after an answer, 6 without one")
     disposition: Caption = caption_of("disposition_id")
-    is_alert: bool
-    confidence_id: Confidence
+    is_alert: bool = Field(description="true until it is over")
+    confidence_id: Confidence = Field(description="3")
     confidence: Caption = caption_of("confidence_id")
-    finding_info: FindingInfo
-    remediation: Remediation
-    firewall_rule: FirewallRule | None = None
-    attacks: tuple[Attack, ...]
-    evidences: tuple[Evidences, ...]
-    resources: tuple[ResourceDetails, ...]
-    actor: Actor | None = None
-    device: Device | None = None
-    observables: tuple[Observable, ...] | None = None
-    unmapped: dict[str, Any]
-    metadata: Metadata
+    finding_info: FindingInfo = Field(description="what was found")
+    remediation: Remediation = Field(description="what to do about it")
+    firewall_rule: FirewallRule | None = known("the rule that refused it")
+    attacks: tuple[Attack, ...] | None = known("ATT&CK")
+    evidences: tuple[Evidences, ...] = Field(description="what was seen")
+    resources: tuple[ResourceDetails, ...] = Field(description="the sandbox")
+    actor: Actor | None = known("who did it")
+    device: Device | None = known("the machine whose kernel refused")
+    observables: tuple[Observable, ...] | None = known("what is worth looking up")
+    raw_data: str | None = known("of an attempt: the latest record")
+    unmapped: dict[str, Any] = Field(
+        description="sandbox; of a fan-out, its flows, destinations and ports, at least"
+    )
+    metadata: Metadata = Field(description="about the event itself")
 
 
 class DeviceConfigStateChange(Event):
     """Class 5019: what became of a fence."""
 
     # This class has actor and device of its own: they bring no profile.
-    brought_by: ClassVar = {"security_control": _SECURITY_CONTROL}
+    brought_by: ClassVar = {"security_control": SECURITY_CONTROL}
 
     class_uid: Literal[5019] = 5019
     class_name: Literal["Device Config State Change"] = "Device Config State Change"
     category_uid: Literal[5] = 5
     category_name: Literal["Discovery"] = "Discovery"
-    activity_id: ConfigActivityId
+    activity_id: ConfigActivityId = Field(description="1")
     activity_name: Caption = caption_of("activity_id")
-    type_uid: TypeUid = derived(_type_uid)
-    type_name: TypeName = derived(_type_name)
-    time: Long
+    type_uid: TypeUid = derived(_type_uid, _TYPE_UID)
+    type_name: TypeName = derived(_type_name, _TYPE_NAME)
+    time: Long = Field(description="when it was seen")
     timezone_offset: Literal[0] = 0
-    severity_id: Severity
+    severity_id: Severity = Field(
+        description="1 where it stands, 3 where it is gone, 4 where it is degraded or altered"
+    )
     severity: Caption = caption_of("severity_id")
-    status_id: Status
+    status_id: Status = Field(description="2 where it is degraded or altered, else 1")
     status: Caption = caption_of("status_id")
-    status_detail: str | None = None
-    message: str
-    state_id: ConfigState
+    status_detail: str | None = known("why it is not, or what changed")
+    message: str = Field(description="what became of the fence, in a sentence")
+    state_id: ConfigState = Field(
+        description="1 gone, 2 standing, 99 where the caption says Degraded or Altered"
+    )
     state: Caption = caption_of("state_id")
-    security_level_id: SecurityLevel
+    security_level_id: SecurityLevel = Field(description="1 where it stands and logs, else 2")
     security_level: Caption = caption_of("security_level_id")
-    prev_security_level_id: SecurityLevel
+    prev_security_level_id: SecurityLevel = Field(description="the same before")
     prev_security_level: Caption = caption_of("prev_security_level_id")
-    device: Device
-    observables: tuple[Observable, ...] | None = None
-    unmapped: dict[str, Any]
-    metadata: Metadata
+    device: Device = Field(description="the machine whose kernel holds the fence")
+    observables: tuple[Observable, ...] | None = known("what is worth looking up")
+    unmapped: dict[str, Any] = Field(
+        description="sandbox, previous_state, tables and transport of the fence"
+    )
+    metadata: Metadata = Field(description="about the event itself")
 
 
 class ApplicationLifecycle(Event):
     """Class 6002: ocsf-nft started, stopped, lost records, or did not read."""
 
-    brought_by: ClassVar = {"host": ("device",), "security_control": _SECURITY_CONTROL}
+    brought_by: ClassVar = {"host": ("device",), "security_control": SECURITY_CONTROL}
 
     class_uid: Literal[6002] = 6002
     class_name: Literal["Application Lifecycle"] = "Application Lifecycle"
     category_uid: Literal[6] = 6
     category_name: Literal["Application Activity"] = "Application Activity"
-    activity_id: LifecycleActivityId
+    activity_id: LifecycleActivityId = Field(
+        description="3 start, 4 stop, 99 where the caption says Records Lost or Not Reading"
+    )
     activity_name: Caption = caption_of("activity_id")
-    type_uid: TypeUid = derived(_type_uid)
-    type_name: TypeName = derived(_type_name)
-    time: Long
-    start_time: Long | None = None
-    end_time: Long | None = None
+    type_uid: TypeUid = derived(_type_uid, _TYPE_UID)
+    type_name: TypeName = derived(_type_name, _TYPE_NAME)
+    time: Long = Field(description="when it happened, or ended")
+    start_time: Long | None = known("when a gap began")
+    end_time: Long | None = known("when a gap ended")
     timezone_offset: Literal[0] = 0
-    count: Long | None = None
-    severity_id: Severity
+    count: Long | None = known(
+        "of Records Lost, how many; of Not Reading, the packets refused meanwhile, which other "
+        "events count too"
+    )
+    severity_id: Severity = Field(
+        description="4 for a gap, 2 for one in which nothing was refused; 1 for a start and a stop"
+    )
     severity: Caption = caption_of("severity_id")
-    status_id: Status
+    status_id: Status = Field(description="2 for a gap, else 1")
     status: Caption = caption_of("status_id")
-    status_detail: str | None = None
-    message: str
-    app: Product
-    device: Device | None = None
-    observables: tuple[Observable, ...] | None = None
-    unmapped: dict[str, Any] | None = None
-    metadata: Metadata
+    status_detail: str | None = known("why")
+    message: str = Field(description="what happened, in a sentence")
+    app: Product = Field(description="ocsf-nft")
+    device: Device | None = known("the machine that it runs on")
+    observables: tuple[Observable, ...] | None = known("what is worth looking up")
+    unmapped: dict[str, Any] | None = known("of Records Lost, transport; of Not Reading, sandbox")
+    metadata: Metadata = Field(description="about the event itself")
+
+
+#: The classes, by ``class_uid``.
+CLASSES: Final[dict[int, type[Event]]] = {
+    4001: NetworkActivity,
+    2004: DetectionFinding,
+    5019: DeviceConfigStateChange,
+    6002: ApplicationLifecycle,
+}

@@ -1,10 +1,11 @@
-"""The OCSF 1.8.0 objects that our events hold, with exactly the attributes that we fill.
+"""The OCSF objects that our events hold, with exactly the attributes that we fill.
 
-Names, order of meaning and requirements are the schema's; ``None`` is "not known" and is not
-serialised.
+Names, order of meaning and requirements are those of OCSF 1.8.0; ``None`` is "not known" and is
+not serialised. Each field's description says where its value is from: the field guide is made of
+them. What an older version does not have is in :mod:`ocsf_nft.ocsf.versions`.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -13,120 +14,168 @@ from ocsf_nft.ocsf.enums import (
     Boundary,
     DeviceType,
     Direction,
+    FileType,
     NetworkScope,
     ObservableType,
     OsType,
     ProtocolVersion,
 )
-from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of
+from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of, known
 
 
 class Product(Model):
     """``product``: what made the event."""
 
-    name: str
-    vendor_name: str
-    version: str
+    name: str = Field(description="ocsf-nft")
+    vendor_name: str = Field(description="ocsf-nft")
+    version: str = Field(description="the version that is installed")
 
 
 class Metadata(Model):
     """``metadata``. An event fills in ``profiles`` itself, from what it holds."""
 
-    version: str
-    uid: str
-    product: Product
-    profiles: tuple[str, ...] | None = None
-    log_name: str | None = None
-    log_provider: str | None = None
-    log_source: str | None = None
-    log_format: str | None = None
-    original_time: str | None = None
-    original_event_uid: str | None = None
-    sequence: Long | None = None
-    correlation_uid: str | None = None
-    logged_time: Long | None = None
-    processed_time: Long | None = None
+    version: str = Field(description="the OCSF version that the event is told in")
+    uid: str = Field(
+        description="derived from the kernel's record, or from what is told: the same whenever "
+        "that is told again, in every version"
+    )
+    product: Product = Field(description="what made the event")
+    profiles: tuple[str, ...] | None = known("derived from the attributes that are there")
+    log_name: str | None = known("netfilter")
+    log_provider: str | None = known("netfilter")
+    log_source: str | None = known("what was read: the NFLOG group, /dev/kmsg, the journal, a file")
+    log_format: str | None = known("the kernel module whose form the record has")
+    original_time: str | None = known("the record's stamp, as the source wrote it")
+    original_event_uid: str | None = known("what tells the record from all others at its source")
+    sequence: Long | None = known("the source's own number of the record")
+    correlation_uid: str | None = known(
+        "the same in all events of a flow (sandbox, rule, user, protocol, destination, port), and "
+        "in their findings; of a fan-out, the same as where its flows are told together"
+    )
+    logged_time: Long | None = known("when the record was read")
+    processed_time: Long | None = known("when the event was made")
 
 
 class FirewallRule(Model):
-    """``firewall_rule``: the rule that refused."""
+    """``firewall_rule``: the rule that logged."""
 
-    name: str
-    uid: str | None = None
-    type: str | None = None
-    desc: str | None = None
-    condition: str | None = None
+    name: str = Field(
+        description="the rule in the log prefix: egress, forward, ingress, link, guard"
+    )
+    uid: str | None = known("family/table/chain/handle in the kernel")
+    type: str | None = known("nftables, where the rule is ours")
+    desc: str | None = known("what the rule is for")
+    condition: str | None = known("the rule's text, as the kernel lists it")
 
 
 class Tactic(Model):
     """``tactic`` of ATT&CK."""
 
-    uid: str
-    name: str
+    uid: str = Field(description="the tactic's id")
+    name: str = Field(description="the tactic's name")
 
 
 class Technique(Model):
     """``technique`` or ``sub_technique`` of ATT&CK."""
 
-    uid: str
-    name: str
+    uid: str = Field(description="the technique's id")
+    name: str = Field(description="the technique's name")
 
 
 class Attack(Model):
     """``attack``: one technique under one tactic."""
 
-    version: str
-    tactic: Tactic
-    technique: Technique
-    sub_technique: Technique | None = None
+    version: str = Field(description="the version of ATT&CK")
+    tactic: Tactic = Field(description="what it would be for")
+    technique: Technique = Field(description="what it would be, by protocol and port")
+    sub_technique: Technique | None = known("the same, finer")
 
 
 class Analytic(Model):
     """``analytic``: what found a finding."""
 
-    uid: str
-    name: str
-    type_id: AnalyticType
+    uid: str = Field(description="ocsf-nft/attempt, or ocsf-nft/fan-out")
+    name: str = Field(description="the same for people")
+    type_id: AnalyticType = Field(description="1")
     type: Caption = caption_of("type_id")
+
+
+class RelatedEvent(Model):
+    """``related_event``: an event that a finding is about."""
+
+    uid: str = Field(description="its metadata.uid")
+    type_uid: Long = Field(description="its type_uid")
+    type_name: str = Field(description="its type_name")
 
 
 class FindingInfo(Model):
     """``finding_info``: what was found; ``uid`` is the same for all that is told of it."""
 
-    uid: str
-    title: str
-    desc: str
-    types: tuple[str, ...]
-    analytic: Analytic
-    attacks: tuple[Attack, ...]
-    first_seen_time: Long
-    last_seen_time: Long
+    uid: str = Field(description="the same from Create to Close")
+    title: str = Field(description="what was found, in a few words")
+    desc: str = Field(description="the same in sentences")
+    types: tuple[str, ...] = Field(description="Policy Violation, or Fan-out")
+    analytic: Analytic = Field(description="what found it")
+    data_sources: tuple[str, ...] | None = known("what the records were read from")
+    attacks: tuple[Attack, ...] | None = known("ATT&CK, as at the top level")
+    first_seen_time: Long = Field(description="of the first packet")
+    last_seen_time: Long = Field(description="of the last packet so far")
+    related_events: tuple[RelatedEvent, ...] | None = known(
+        "the latest Network Activity events of the attempt, ten at most"
+    )
+    related_events_count: Long | None = known("how many there are in all, so far")
 
 
 class Remediation(Model):
     """``remediation``: what to do about a finding."""
 
-    desc: str
+    desc: str = Field(description="what to do, for whoever runs the sandbox")
 
 
 class ResourceDetails(Model):
     """``resource_details``: what a finding is about."""
 
-    name: str
-    type: str
+    name: str = Field(description="the sandbox's name")
+    type: str = Field(description="sandbox")
+
+
+class Image(Model):
+    """``image`` of a container."""
+
+    uid: str = Field(description="the image's id, from the configuration")
+    name: str | None = known("the image's name, from the configuration")
+
+
+class Container(Model):
+    """``container`` that the sandbox is, or that a process runs in."""
+
+    uid: str | None = known("the container's id")
+    name: str | None = known("the container's name")
+    runtime: str | None = known("what runs it")
+    image: Image | None = known("what it was made from")
+
+    @model_validator(mode="after")
+    def _is_something(self) -> Self:
+        if self.uid is self.name is None:
+            raise ValueError("a container needs a uid or a name")
+        return self
 
 
 class NetworkEndpoint(Model):
     """``network_endpoint``. A MAC address alone does not make one: the schema wants a name too."""
 
-    name: str | None = None
-    uid: str | None = None
-    ip: str | None = None
-    port: Port | None = None
-    mac: str | None = None
-    interface_name: str | None = None
-    network_scope_id: NetworkScope | None = None
+    brought_by: ClassVar = {"container": ("container",)}
+
+    name: str | None = known("the sandbox, at the end that it is")
+    uid: str | None = known("the MAC address, where nothing else is known of an end")
+    ip: str | None = known("the address in the packet")
+    port: Port | None = known("the port in the packet")
+    svc_name: str | None = known("the service that the destination's port is known for (IANA)")
+    mac: str | None = known("the MAC address in the frame")
+    interface_name: str | None = known("the interface at that end, as the kernel calls it")
+    network_scope_id: NetworkScope | None = known("derived from the address")
     network_scope: Caption | None = caption_of("network_scope_id")
+    container: Container | None = known("the container that the sandbox is")
 
     @model_validator(mode="after")
     def _is_someone(self) -> Self:
@@ -138,79 +187,135 @@ class NetworkEndpoint(Model):
 class NetworkProxy(Model):
     """``network_proxy``: where the traffic should have gone."""
 
-    ip: str
-    port: Port
+    ip: str = Field(description="the proxy's address, of the packet's family where there is one")
+    port: Port = Field(description="the proxy's port")
 
 
 class NetworkConnectionInfo(Model):
     """``network_connection_info``."""
 
-    direction_id: Direction
+    direction_id: Direction = Field(description="seen from the sandbox, by the rule that refused")
     direction: Caption = caption_of("direction_id")
-    protocol_num: Annotated[int, Field(ge=0, le=255)] | None = None
-    protocol_name: str | None = None
-    protocol_ver_id: ProtocolVersion | None = None
+    protocol_num: Annotated[int, Field(ge=0, le=255)] | None = known("the protocol in the packet")
+    protocol_name: str | None = known("its name at IANA, in lower case")
+    protocol_ver_id: ProtocolVersion | None = known("the packet's IP version")
     protocol_ver: Caption | None = caption_of("protocol_ver_id")
-    tcp_flags: int | None = None
-    boundary_id: Boundary | None = None
+    tcp_flags: int | None = known("the nine flags of the TCP header")
+    boundary_id: Boundary | None = known("derived from both addresses")
     boundary: Caption | None = caption_of("boundary_id")
-    community_uid: str | None = None
+    community_uid: str | None = known("Community ID, version 1")
 
 
 class NetworkTraffic(Model):
     """``network_traffic``: what this event counts, and no other event does."""
 
-    packets: Long
-    bytes: Long | None = None
+    packets: Long = Field(description="the same as count")
+    bytes: Long | None = known("of the kernel's counter, or of the packet")
 
 
 class Group(Model):
     """``group``."""
 
-    uid: str
+    uid: str | None = known("the group's id")
+    name: str | None = known("the group's name")
 
 
 class User(Model):
     """``user``."""
 
-    uid: str
-    groups: tuple[Group, ...] | None = None
+    name: str | None = known("the user's name")
+    uid: str = Field(description="the user's id, as this host numbers users")
+    groups: tuple[Group, ...] | None = known("the group that the packet's socket has")
+
+
+class File(Model):
+    """``file``: a process's program."""
+
+    name: str = Field(description="the last part of the path")
+    path: str = Field(description="the program that the process runs")
+    type_id: FileType = Field(description="1")
+    type: Caption = caption_of("type_id")
+    is_deleted: bool | None = known("whether the program was deleted while it runs")
+
+
+class ProcessEntity(Model):
+    """``process_entity``: an ancestor of a process."""
+
+    name: str | None = known("the ancestor's name")
+    pid: int = Field(description="the ancestor's id, as this host numbers processes")
+    path: str | None = known("the ancestor's program")
+
+
+class ParentProcess(Model):
+    """``process``: the parent of one."""
+
+    name: str | None = known("the parent's name")
+    pid: int = Field(description="the parent's id, as this host numbers processes")
+    path: str | None = known("the parent's program")
+    file: File | None = known("the parent's program")
+
+
+class Process(Model):
+    """``process``: who did it."""
+
+    brought_by: ClassVar = {"container": ("container", "namespace_pid")}
+
+    name: str | None = known("the program's name or, where that is not known, the process's own")
+    pid: int = Field(description="the process's id, as this host numbers processes")
+    path: str | None = known("the program that it runs")
+    cmd_line: str | None = known("its arguments")
+    working_directory: str | None = known("its working directory")
+    created_time: Long | None = known("when it was started")
+    file: File | None = known("the program that it runs")
+    user: User | None = known("who it runs as")
+    parent_process: ParentProcess | None = known("what started it")
+    ancestry: tuple[ProcessEntity, ...] | None = known("its ancestors, the parent first")
+    namespace_pid: int | None = known("its id inside the sandbox")
+    container: Container | None = known("the container that it runs in")
 
 
 class Actor(Model):
-    """``actor``: who did it, as far as the kernel's record says."""
+    """``actor``: who did it, as far as the kernel's record, and who looked, can say."""
 
-    user: User
+    process: Process | None = known("the process, where it is known and never where it is guessed")
+    user: User | None = known("the user of the packet's socket")
+
+    @model_validator(mode="after")
+    def _is_someone(self) -> Self:
+        if self.process is None and self.user is None:
+            raise ValueError("an actor needs a process or a user")
+        return self
 
 
 class Evidences(Model):
     """``evidences``: one thing that was seen."""
 
-    actor: Actor | None = None
-    src_endpoint: NetworkEndpoint | None = None
-    dst_endpoint: NetworkEndpoint | None = None
-    connection_info: NetworkConnectionInfo
+    actor: Actor | None = known("who did it")
+    process: Process | None = known("the process, as in actor")
+    src_endpoint: NetworkEndpoint | None = known("where it was from")
+    dst_endpoint: NetworkEndpoint | None = known("where it was to")
+    connection_info: NetworkConnectionInfo = Field(description="how: direction, protocol, flags")
 
 
 class Os(Model):
     """``os``."""
 
-    name: str
-    type_id: OsType
+    name: str = Field(description="Linux")
+    type_id: OsType = Field(description="200")
     type: Caption = caption_of("type_id")
-    kernel_release: str | None = None
+    kernel_release: str | None = known("the kernel's release")
 
 
 class Device(Model):
     """``device``: the machine whose kernel refused."""
 
-    name: str | None = None
-    hostname: str | None = None
-    type_id: DeviceType
+    name: str | None = known("unknown, where the host is not and the class wants one")
+    hostname: str | None = known("the host's name")
+    type_id: DeviceType = Field(description="6 on a virtual machine, else 0")
     type: Caption = caption_of("type_id")
-    os: Os | None = None
-    boot_uid: str | None = None
-    boot_time: Long | None = None
+    os: Os | None = known("the host's system")
+    boot_uid: str | None = known("the kernel's id of this boot")
+    boot_time: Long | None = known("when the host was booted")
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:
@@ -222,7 +327,7 @@ class Device(Model):
 class Observable(Model):
     """``observable``: ``name`` is the path of an attribute, ``value`` what it holds, as text."""
 
-    name: str
-    type_id: ObservableType
+    name: str = Field(description="the path of an attribute of the event")
+    type_id: ObservableType = Field(description="what the attribute is, by the schema")
     type: Caption = caption_of("type_id")
-    value: str
+    value: str = Field(description="what the attribute holds, as text")

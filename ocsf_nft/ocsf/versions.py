@@ -1,0 +1,224 @@
+"""One body, told in each version of OCSF.
+
+An event is made in the newest version. For an older one, what that does not have is taken away or
+said as it says it, all by the tables here; what an event is about, its uid among it, stays. A
+newer version of OCSF is a row in ``VERSIONS`` and what it renames.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import orjson
+
+from ocsf_nft.errors import UsageError
+from ocsf_nft.ocsf.enums import Action, NetworkActivityId, ObservableType
+from ocsf_nft.ocsf.events import (
+    CLASSES,
+    SCHEMA_VERSION,
+    DetectionFinding,
+    DeviceConfigStateChange,
+    NetworkActivity,
+)
+from ocsf_nft.ocsf.model import children
+from ocsf_nft.ocsf.objects import (
+    Device,
+    File,
+    FindingInfo,
+    Metadata,
+    NetworkConnectionInfo,
+    NetworkEndpoint,
+    Os,
+    ParentProcess,
+    Process,
+    RelatedEvent,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.model import Model
+
+VERSIONS: Final = ("1.1.0", "1.3.0", "1.4.0", "1.5.0", "1.6.0", "1.7.0", "1.8.0")
+LATEST: Final = SCHEMA_VERSION
+
+#: From which version on there is an attribute. All others that we fill are in the oldest.
+SINCE: Final[Mapping[type[Model], Mapping[str, str]]] = {
+    NetworkActivity: {
+        "is_alert": "1.4.0",
+        "confidence_id": "1.4.0",
+        "confidence": "1.4.0",
+        "raw_data_size": "1.5.0",
+        "is_src_dst_assignment_known": "1.6.0",
+        "observation_point_id": "1.7.0",
+        "observation_point": "1.7.0",
+    },
+    DetectionFinding: {"is_alert": "1.4.0"},
+    DeviceConfigStateChange: {"state_id": "1.3.0", "state": "1.3.0"},
+    Metadata: {"log_source": "1.7.0", "log_format": "1.7.0", "original_event_uid": "1.7.0"},
+    NetworkEndpoint: {"network_scope_id": "1.7.0", "network_scope": "1.7.0"},
+    NetworkConnectionInfo: {"community_uid": "1.4.0"},
+    Process: {"path": "1.4.0", "working_directory": "1.4.0", "ancestry": "1.4.0"},
+    ParentProcess: {"path": "1.4.0"},
+    File: {"is_deleted": "1.4.0"},
+    FindingInfo: {"related_events_count": "1.4.0"},
+    RelatedEvent: {"type_name": "1.3.0"},
+    Device: {"boot_time": "1.3.0", "boot_uid": "1.5.0"},
+    Os: {"kernel_release": "1.4.0"},
+}
+
+#: From which version on an observable has a type of its own.
+OBSERVABLES_SINCE: Final[Mapping[ObservableType, str]] = {
+    ObservableType.PORT: "1.3.0",
+    ObservableType.COMMAND_LINE: "1.3.0",
+    ObservableType.PROCESS_ID: "1.3.0",
+    ObservableType.USER_UID: "1.4.0",
+    ObservableType.FILE_PATH: "1.5.0",
+    ObservableType.ENDPOINT_UID: "1.7.0",
+}
+
+_NETWORK_ACTIVITY: Final = 4001
+#: What an end is called that a version wants and nobody knows.
+_UNKNOWN: Final = "unknown"
+
+
+def named(text: str) -> str:
+    """The version that is meant, maybe in short, as 1.1; raises UsageError."""
+    for version in (text, f"{text}.0"):
+        if version in VERSIONS:
+            return version
+    raise UsageError(f"{text!r} is no version of OCSF: give one of {', '.join(VERSIONS)}")
+
+
+def is_before(version: str, other: str) -> bool:
+    """Whether a version is older than another one; both are of ``VERSIONS``."""
+    return VERSIONS.index(version) < VERSIONS.index(other)
+
+
+def line_at(line: bytes, version: str) -> bytes:
+    """An event's line of JSON, as it is told in ``version``."""
+    if version == LATEST:
+        return line
+    return orjson.dumps(at_version(orjson.loads(line), version))
+
+
+def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
+    """An event of ours in the newest version, as it is told in ``version`` of ``VERSIONS``.
+
+    ``event`` is JSON's; it is taken over, not copied.
+    """
+    if version == LATEST:
+        return event
+    model = CLASSES[event["class_uid"]]
+    for since, say in _SAID_OTHERWISE:
+        if is_before(version, since):
+            say(event)
+    _cut(event, _cuts(model, version))
+    _keep_what_can_be_observed(event, version)
+    metadata = event["metadata"]
+    metadata["version"] = version
+    metadata.pop("profiles", None)
+    if profiles := _profiles(event, model, version):
+        metadata["profiles"] = profiles
+    return event
+
+
+class _Cuts(NamedTuple):
+    """What to take away of an object, and of those that it holds."""
+
+    names: tuple[str, ...]
+    below: Mapping[str, _Cuts]
+
+
+@cache
+def _cuts(model: type[Model], version: str) -> _Cuts:
+    below = {name: _cuts(kind, version) for name, kind in children(model).items()}
+    return _Cuts(
+        tuple(name for name, since in SINCE.get(model, {}).items() if is_before(version, since)),
+        {name: cuts for name, cuts in below.items() if cuts.names or cuts.below},
+    )
+
+
+def _cut(values: dict[str, Any], cuts: _Cuts) -> None:
+    for name in cuts.names:
+        values.pop(name, None)
+    for name, below in cuts.below.items():
+        for each in _each(values.get(name)):
+            _cut(each, below)
+
+
+def _each(value: Any) -> Iterable[Any]:
+    """The objects that an attribute holds: several, one or none."""
+    if value is None:
+        return ()
+    return value if isinstance(value, list) else (value,)
+
+
+def _keep_what_can_be_observed(event: dict[str, Any], version: str) -> None:
+    observables = [
+        each
+        for each in event.pop("observables", ())
+        if not is_before(version, OBSERVABLES_SINCE.get(each["type_id"], VERSIONS[0]))
+    ]
+    if observables:
+        event["observables"] = observables
+
+
+def _profiles(event: dict[str, Any], model: type[Event], version: str) -> list[str]:
+    found = set(model.profiles_of(event))
+    if model is DetectionFinding and "device" in event and is_before(version, "1.4.0"):
+        found.add("host")
+    return sorted(found)
+
+
+# What an older version says in other words; each of these changes the event.
+
+
+def _name_both_ends(event: dict[str, Any]) -> None:
+    if event["class_uid"] == _NETWORK_ACTIVITY:
+        event.setdefault("src_endpoint", {"name": _UNKNOWN})
+
+
+def _name_the_destination(event: dict[str, Any]) -> None:
+    if event["class_uid"] == _NETWORK_ACTIVITY:
+        event.setdefault("dst_endpoint", {"name": _UNKNOWN})
+
+
+def _say_what_was_observed(event: dict[str, Any]) -> None:
+    """What a firewall let pass was allowed; of what it only logged, nobody knows."""
+    if event.get("action_id") == Action.OBSERVED:
+        opened = event["activity_id"] == NetworkActivityId.OPEN
+        action = Action.ALLOWED if opened else Action.UNKNOWN
+        event["action_id"], event["action"] = int(action), action.caption
+
+
+def _list_the_lineage(event: dict[str, Any]) -> None:
+    """A process's ancestors were paths, the oldest first."""
+    for process in _processes(event):
+        paths = [each["path"] for each in process.get("ancestry", ()) if "path" in each]
+        if paths:
+            process["lineage"] = paths[::-1]
+
+
+def _processes(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for holder in (event, *event.get("evidences", ())):
+        if process := holder.get("actor", {}).get("process"):
+            yield process
+        if process := holder.get("process"):
+            yield process
+
+
+def _type_related_events(event: dict[str, Any]) -> None:
+    for each in event.get("finding_info", {}).get("related_events", ()):
+        each["type"] = each["type_name"]
+
+
+_SAID_OTHERWISE: Final[tuple[tuple[str, Callable[[dict[str, Any]], None]], ...]] = (
+    ("1.3.0", _name_both_ends),
+    ("1.3.0", _type_related_events),
+    ("1.4.0", _name_the_destination),
+    ("1.4.0", _say_what_was_observed),
+    ("1.4.0", _list_the_lineage),
+)

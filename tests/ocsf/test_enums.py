@@ -1,0 +1,91 @@
+"""Our ids and captions are the schema's, in each version that has them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ocsf_nft.ocsf import enums
+from ocsf_nft.ocsf.versions import VERSIONS
+from ocsf_nft.validation import schema
+
+if TYPE_CHECKING:
+    from ocsf_nft.validation.schema import Attribute
+
+#: Our enumeration, the class or object whose attribute it is, and that attribute.
+ENUMERATIONS: Final[list[tuple[type[enums.Captioned], int | str, str]]] = [
+    (enums.NetworkActivityId, 4001, "activity_id"),
+    (enums.FindingActivityId, 2004, "activity_id"),
+    (enums.ConfigActivityId, 5019, "activity_id"),
+    (enums.LifecycleActivityId, 6002, "activity_id"),
+    *((enums.Severity, uid, "severity_id") for uid in (4001, 2004, 5019, 6002)),
+    *((enums.Status, uid, "status_id") for uid in (4001, 5019, 6002)),
+    (enums.FindingStatus, 2004, "status_id"),
+    *((enums.Action, uid, "action_id") for uid in (4001, 2004)),
+    *((enums.Disposition, uid, "disposition_id") for uid in (4001, 2004)),
+    *((enums.Confidence, uid, "confidence_id") for uid in (4001, 2004)),
+    (enums.ObservationPoint, 4001, "observation_point_id"),
+    (enums.ConfigState, 5019, "state_id"),
+    (enums.SecurityLevel, 5019, "security_level_id"),
+    (enums.AnalyticType, "analytic", "type_id"),
+    (enums.Direction, "network_connection_info", "direction_id"),
+    (enums.Boundary, "network_connection_info", "boundary_id"),
+    (enums.ProtocolVersion, "network_connection_info", "protocol_ver_id"),
+    (enums.NetworkScope, "network_endpoint", "network_scope_id"),
+    (enums.DeviceType, "device", "type_id"),
+    (enums.OsType, "os", "type_id"),
+    (enums.FileType, "file", "type_id"),
+    (enums.ObservableType, "observable", "type_id"),
+]
+
+#: The version that brought a value, where its attribute is older.
+SINCE: Final[dict[type[enums.Captioned], dict[str, str]]] = {
+    enums.Action: {"OBSERVED": "1.4.0"},
+    enums.ObservableType: {
+        "PORT": "1.3.0",
+        "COMMAND_LINE": "1.3.0",
+        "PROCESS_ID": "1.3.0",
+        "USER_UID": "1.4.0",
+        "FILE_PATH": "1.5.0",
+        "ENDPOINT_UID": "1.7.0",
+    },
+}
+
+
+def published(version: str, place: int | str, attribute: str) -> Attribute | None:
+    one = schema.load(version)
+    table = one.class_of(place) if isinstance(place, int) else one.object_of(place)
+    assert table is not None
+    return table.attributes.get(attribute)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("ours", "place", "attribute"), ENUMERATIONS)
+def test_our_values_are_spelled_as_each_version_that_has_them_spells_them(
+    ours: type[enums.Captioned], place: int | str, attribute: str, version: str
+) -> None:
+    theirs = published(version, place, attribute)
+    if theirs is None:
+        return
+    since = SINCE.get(ours, {})
+    expected = {
+        one.name: one.caption
+        for one in ours
+        if one.name not in since or VERSIONS.index(since[one.name]) <= VERSIONS.index(version)
+    }
+    found = {one.name: theirs.captions.get(int(one)) for one in ours}
+    assert {name: caption for name, caption in found.items() if caption is not None} == expected
+
+
+@pytest.mark.parametrize(("ours", "place", "attribute"), ENUMERATIONS)
+def test_the_newest_version_has_all_of_them(
+    ours: type[enums.Captioned], place: int | str, attribute: str
+) -> None:
+    theirs = published(VERSIONS[-1], place, attribute)
+    assert theirs is not None, ours
+    assert theirs.sibling is not None
+
+
+def test_every_enumeration_is_compared_with_the_schema() -> None:
+    assert {ours for ours, _, _ in ENUMERATIONS} == set(enums.Captioned.__subclasses__())

@@ -1,0 +1,195 @@
+"""The gating table says what the published schemas say, and takes nothing else away."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ocsf_json_schema import get_ocsf_schema
+
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.ocsf import enums, versions
+from ocsf_nft.ocsf.events import CLASSES
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.model import children
+from ocsf_nft.ocsf.versions import LATEST, SINCE, VERSIONS, at_version, line_at
+from tests.conformance.corpus import (
+    ATTRIBUTED,
+    CONTAINED,
+    CONTEXT,
+    GOING_ON,
+    NOW_NS,
+    PROCESSES,
+    RECORDS,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.model import Model
+
+MAPPER = Mapper(CONTAINED)
+
+
+def published(version: str) -> Any:
+    return get_ocsf_schema(version)
+
+
+def tables() -> Iterator[tuple[type[Model], str, str]]:
+    """Each model with the kind and name of the schema's table that it is of."""
+    latest = published(LATEST)
+    names = {one["uid"]: name for name, one in latest["classes"].items()}
+    waiting: list[tuple[type[Model], str, str]] = [
+        (model, "classes", names[uid]) for uid, model in CLASSES.items()
+    ]
+    seen: set[type[Model]] = set()
+    while waiting:
+        model, kind, name = waiting.pop()
+        if model not in seen:
+            seen.add(model)
+            yield model, kind, name
+            attributes = latest[kind][name]["attributes"]
+            waiting += [
+                (child, "objects", attributes[field]["object_type"])
+                for field, child in children(model).items()
+            ]
+
+
+TABLES = list(tables())
+
+
+def as_json(event: Event) -> Any:
+    return json.loads(event.to_json())
+
+
+def told(event: Event, version: str) -> Any:
+    return at_version(as_json(event), version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(("model", "kind", "name"), TABLES, ids=str)
+def test_an_attribute_is_gated_from_where_the_schema_has_it(
+    model: type[Model], kind: str, name: str, version: str
+) -> None:
+    there = published(version)[kind].get(name, {"attributes": {}})["attributes"]
+    since = SINCE.get(model, {})
+    ours = {
+        field
+        for field in model.model_fields
+        if not versions.is_before(version, since.get(field, VERSIONS[0]))
+    }
+    if model.__name__ == "ProcessEntity" and not there:
+        return  # an object of attributes that are gated themselves
+    assert ours == set(model.model_fields) & set(there)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_observable_is_gated_from_where_the_schema_has_its_type(version: str) -> None:
+    there = published(version)["objects"]["observable"]["attributes"]["type_id"]["enum"]
+    assert {str(int(kind)) for kind in enums.ObservableType} & set(there) == {
+        str(int(kind))
+        for kind in enums.ObservableType
+        if not versions.is_before(version, versions.OBSERVABLES_SINCE.get(kind, VERSIONS[0]))
+    }
+
+
+def test_the_newest_version_is_the_body_itself() -> None:
+    event = MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
+    assert told(event, LATEST) == as_json(event)
+    assert line_at(event.to_json(), LATEST) == event.to_json()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_record_has_one_uid_and_one_count_in_every_version(version: str) -> None:
+    for attempt in (*map(Attempt.of, RECORDS.values()), *GOING_ON.values()):
+        event = MAPPER.network_activity(attempt, processed_ns=NOW_NS)
+        event_then = told(event, version)
+        assert event_then["metadata"]["uid"] == event.metadata.uid
+        assert event_then["metadata"]["correlation_uid"] == event.metadata.correlation_uid
+        assert event_then["metadata"]["version"] == version
+        assert event_then["count"] == event.count
+
+
+def test_a_line_is_told_as_its_event_is() -> None:
+    event = MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
+    for version in VERSIONS:
+        assert json.loads(line_at(event.to_json(), version)) == told(event, version)
+
+
+def test_the_oldest_version_wants_both_ends() -> None:
+    event = Mapper(CONTEXT).network_activity(
+        Attempt.of(RECORDS["nothing but a prefix"]), processed_ns=NOW_NS
+    )
+    assert "dst_endpoint" not in told(event, "1.4.0")
+    assert told(event, "1.3.0")["dst_endpoint"] == {"name": "unknown"}
+    no_source = MAPPER.network_activity(
+        Attempt.of(RECORDS["nothing but macs"]), processed_ns=NOW_NS
+    ).model_copy(update={"src_endpoint": None})
+    assert told(no_source, "1.1.0")["src_endpoint"] == {"name": "unknown"}
+    assert "src_endpoint" not in told(no_source, "1.3.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "action"),
+    [
+        ("foreign, logged", "1.4.0", (3, "Observed")),
+        ("foreign, logged", "1.3.0", (0, "Unknown")),
+        ("foreign, let pass", "1.1.0", (1, "Allowed")),
+        ("tcp4", "1.1.0", (2, "Denied")),
+    ],
+)
+def test_what_was_observed_is_unknown_before_there_was_a_word(
+    name: str, version: str, action: tuple[int, str]
+) -> None:
+    event = told(MAPPER.network_activity(Attempt.of(RECORDS[name]), processed_ns=NOW_NS), version)
+    assert (event["action_id"], event["action"]) == action
+
+
+def test_what_a_permissive_fence_let_pass_was_allowed() -> None:
+    event = MAPPER.network_activity(Attempt.of(RECORDS["foreign, logged"]), processed_ns=NOW_NS)
+    opened = event.model_copy(
+        update={"activity_id": enums.NetworkActivityId.OPEN, "activity_name": "Open"}
+    )
+    assert told(opened, "1.3.0")["action"] == "Allowed"
+
+
+def test_ancestors_were_a_lineage_of_paths_the_oldest_first() -> None:
+    event = MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
+    assert "lineage" not in told(event, "1.4.0")["actor"]["process"]
+    then = told(event, "1.3.0")["actor"]["process"]
+    assert then["lineage"] == ["/opt/agent/bin/agent", "/usr/bin/bash"]
+    assert "ancestry" not in then
+    assert then["file"]["path"] == "/usr/bin/curl"
+    finding = MAPPER.finding(
+        replace(GOING_ON["tcp4, first"], process=PROCESSES["all of it"]), processed_ns=NOW_NS
+    )
+    assert finding is not None
+    (evidence,) = told(finding, "1.1.0")["evidences"]
+    assert evidence["process"]["lineage"] == evidence["actor"]["process"]["lineage"]
+
+
+def test_a_related_event_had_a_type() -> None:
+    finding = MAPPER.finding(GOING_ON["tcp4, later"], processed_ns=NOW_NS)
+    assert finding is not None
+    for each in told(finding, "1.1.0")["finding_info"]["related_events"]:
+        assert each.keys() == {"uid", "type_uid", "type"}
+        assert each["type"] == "Network Activity: Refuse"
+    assert all(
+        each.keys() == {"uid", "type_uid", "type_name"}
+        for each in told(finding, "1.3.0")["finding_info"]["related_events"]
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_is_observed_is_there(version: str) -> None:
+    event = told(
+        MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS), version
+    )
+    for observable in event["observables"]:
+        found: Any = event
+        for step in observable["name"].split("."):
+            found = found[step]
+        assert str(found) == observable["value"]
