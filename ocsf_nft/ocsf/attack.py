@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import protocols
 from ocsf_nft.ocsf.objects import Attack, Tactic, Technique
+from ocsf_nft.ocsf.services import Kind, service
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Record
@@ -56,14 +57,14 @@ _METADATA_API: Final = _attacks(
 #: What many flows of one user are, whatever each of them would be.
 SCAN: Final = _attacks(_DISCOVERY, ("T1046", "Network Service Discovery"))
 
-#: Well-known ports; a port that is not here is an odd one.
-_BY_PORT: Final = (
-    dict.fromkeys((80, 443), _WEB)
-    | dict.fromkeys((20, 21, 69, 445, 989, 990), _FILES)
-    | dict.fromkeys((25, 110, 143, 465, 587, 993, 995), _MAIL)
-    | dict.fromkeys((53, 853), _DNS)
-    | dict.fromkeys((22, 23, 123, 161, 389, 636, 3306, 3389, 5432, 6379), _APPLICATION)
-)
+#: What a service of a kind would be used for; a port that is known for none is an odd one.
+_BY_KIND: Final = {
+    Kind.WEB: _WEB,
+    Kind.QUIC: _WEB,
+    Kind.NAMES: _DNS,
+    Kind.FILES: _FILES,
+    Kind.MAIL: _MAIL,
+}
 
 
 def attacks(record: Record, *, is_cloud_metadata: bool) -> tuple[Attack, ...]:
@@ -72,4 +73,5 @@ def attacks(record: Record, *, is_cloud_metadata: bool) -> tuple[Attack, ...]:
         return _METADATA_API
     if record.protocol not in {protocols.TCP, protocols.UDP} or record.destination_port is None:
         return _RAW
-    return _BY_PORT.get(record.destination_port, _ODD_PORT)
+    known = service(record.protocol, record.destination_port)
+    return _ODD_PORT if known is None else _BY_KIND.get(known.kind, _APPLICATION)

@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from ocsf_nft.ocsf.enums import DeviceType, ObservableType, OsType
 from ocsf_nft.ocsf.events import SCHEMA_VERSION
 from ocsf_nft.ocsf.objects import Device, Metadata, Observable, Os, Product
+from ocsf_nft.ocsf.severity import Threshold
 from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from ocsf_nft.ocsf.severity import SeverityRule
+    from ocsf_nft.process import Container
 
 _NAME: Final = "ocsf-nft"
 _PROC: Final = Path("/proc")
@@ -55,10 +59,15 @@ class Proxy:
     port: int
 
     @property
+    def end(self) -> str:
+        """Its address and port."""
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
+    @property
     def url(self) -> str:
         """The proxy as programs take it in ``HTTPS_PROXY``."""
-        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"http://{host}:{self.port}"
+        return f"http://{self.end}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +93,17 @@ class Context:
     ``host`` is None when the records come from another machine. ``proxies`` are the sandbox's, in
     order of preference. ``uplinks`` are the interfaces that lead out of the sandbox, empty when
     nobody knows. ``rules`` maps a record's rule name to the rule in the kernel, where that is
-    known.
+    known. ``container`` is what the sandbox is. The first of ``severities`` that is about an
+    attempt says how much it matters; ``threshold`` when it is a finding.
     """
 
     host: Host | None = None
     proxies: tuple[Proxy, ...] = ()
     uplinks: frozenset[str] = frozenset()
     rules: Mapping[str, RuleFacts] = field(default_factory=lambda: MappingProxyType({}))
+    container: Container | None = None
+    severities: tuple[SeverityRule, ...] = ()
+    threshold: Threshold = field(default_factory=Threshold)
 
 
 def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:

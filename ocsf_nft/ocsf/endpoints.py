@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any, Final
 from ocsf_nft.ocsf.caching import CACHED
 from ocsf_nft.ocsf.enums import Boundary, Direction, NetworkScope, ObservableType
 from ocsf_nft.ocsf.objects import NetworkEndpoint, Observable
+from ocsf_nft.ocsf.services import service
 from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.objects import Container
     from ocsf_nft.record import Record
 
 _MAC: Final = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
 _UNKNOWN_ENDPOINT: Final = NetworkEndpoint(name="unknown")
 
 
-def endpoints(
+def endpoints(  # noqa: PLR0913, PLR0917 - what is known of two ends
     record: Record,
     way: Direction,
     source: Place | None,
     destination: Place | None,
+    container: Container | None,
     left_over: dict[str, Any],
 ) -> tuple[NetworkEndpoint | None, NetworkEndpoint | None]:
     """Both ends; what fits neither goes to ``left_over``.
@@ -40,17 +43,23 @@ def endpoints(
         source_link, destination_link = None, source_link
     src = endpoint(
         record.sandbox if way is Direction.OUTBOUND else None,
+        record.source,
         source,
         record.source_port,
         _mac(record.mac_source, "mac_source", left_over),
         source_link,
+        container=container if way is Direction.OUTBOUND else None,
     )
+    known = service(record.protocol, record.destination_port)
     dst = endpoint(
         record.sandbox if way is Direction.INBOUND else None,
+        record.destination,
         destination,
         record.destination_port,
         _mac(record.mac_destination, "mac_destination", left_over),
         destination_link,
+        svc_name=None if known is None else known.name,
+        container=container if way is Direction.INBOUND else None,
     )
     if source is None and record.source is not None:
         left_over["source"] = visible(record.source)
@@ -63,15 +72,26 @@ def endpoints(
     if dst is not None:
         dst.keep_json()
     elif src is None:
-        src = endpoint(record.sandbox, None, None, None, None) or _UNKNOWN_ENDPOINT
+        src = endpoint(record.sandbox, container=container) or _UNKNOWN_ENDPOINT
     return src, dst
 
 
 @lru_cache(maxsize=CACHED)
-def endpoint(
-    name: str | None, where: Place | None, port: int | None, mac: str | None, link: str | None
+def endpoint(  # noqa: PLR0913, PLR0917 - what is known of one end
+    name: str | None,
+    address: str | None = None,
+    where: Place | None = None,
+    port: int | None = None,
+    mac: str | None = None,
+    link: str | None = None,
+    *,
+    svc_name: str | None = None,
+    container: Container | None = None,
 ) -> NetworkEndpoint | None:
-    """One end, by what is known of it; None when nothing is known that makes it somebody."""
+    """One end, by what is known of it; None when nothing is known that makes it somebody.
+
+    ``where`` is the place of ``address``.
+    """
     is_anonymous = name is None and where is None and link is None
     if is_anonymous and mac is None:
         return None
@@ -80,11 +100,13 @@ def endpoint(
         # The schema takes no endpoint that has nothing but a MAC address; it is one's name on
         # the link.
         uid=mac if is_anonymous else None,
-        ip=None if where is None else where.text,
+        ip=None if where is None else address,
         port=port,
+        svc_name=svc_name,
         mac=mac,
         interface_name=None if link is None else visible(link),
         network_scope_id=None if where is None else where.scope,
+        container=container,
     )
 
 

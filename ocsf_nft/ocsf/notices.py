@@ -94,7 +94,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     return DeviceConfigStateChange(
         activity_id=ConfigActivityId.LOG,
         time=time_ns // 1_000_000,
-        severity_id=_SEVERITIES[after],
+        severity_id=_severity(after, reason),
         status_id=Status.FAILURE if state is ConfigState.OTHER else Status.SUCCESS,
         status_detail=None if reason is None else visible(reason),
         message=f"{sentence} (before: {before.value.lower()}).",
@@ -216,6 +216,12 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
 
 def _were(number: int) -> str:
     return "was" if number == 1 else "were"
+
+
+def _severity(state: FenceState, reason: str | None) -> Severity:
+    """A fence that is gone for a reason is not one that was taken away as asked."""
+    gone = state is FenceState.ABSENT and reason is not None
+    return Severity.HIGH if gone else _SEVERITIES[state]
 
 
 def _security_level(state: FenceState) -> SecurityLevel:

@@ -21,11 +21,11 @@ _DESCRIPTIONS: Final = {
 }
 
 
-def firewall_rule(context: Context, sandbox: str | None, rule: str) -> FirewallRule | None:
-    """The rule of that name; without a sandbox it is a foreign one, of which we know no more."""
+def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule | None:
+    """The rule of that name; of a foreign one we know no more."""
     if not rule:
         return None
-    if sandbox is None:
+    if not is_ours:
         return _foreign_rule(rule)
     facts = context.rules.get(rule)
     if facts is None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.ocsf import protocols
-from ocsf_nft.ocsf.enums import Direction, Severity
+from ocsf_nft.ocsf.enums import (
+    Action,
+    Direction,
+    Disposition,
+    NetworkActivityId,
+    Severity,
+    Status,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from ocsf_nft.ocsf.addresses import Place
-    from ocsf_nft.record import Record
+    from ocsf_nft.record import Record, Verdict
 
 #: The rules of a fence, as they stand in a record's prefix. ``link`` is the last hook before the
 #: wire, ``guard`` the host's end of the sandbox's link.
@@ -31,11 +38,14 @@ _WAYS: Final = {
     INGRESS: Direction.INBOUND,
 }
 
+#: Details that a fragment's record has.
+FRAGMENTED: Final = frozenset({"fragment_offset", "more_fragments"})
+
 _RST: Final = 0x04
 _SYN: Final = 0x02
 _ACK: Final = 0x10
 #: DNS, DNS over TLS, NetBIOS names, multicast DNS, LLMNR.
-_NAME_PORTS: Final = frozenset({53, 137, 853, 5353, 5355})
+NAME_PORTS: Final = frozenset({53, 137, 853, 5353, 5355})
 #: Router solicitation and multicast listener messages (RFC 4861, RFC 2710, RFC 3810).
 _HOUSEKEEPING: Final = frozenset({130, 131, 132, 133, 143})
 #: Errors about another packet (RFC 1122; RFC 4443: every type below 128).
@@ -60,9 +70,54 @@ class Answer(Enum):
     NOTHING = "dropped"
 
 
+class Outcome(NamedTuple):
+    """What became of a packet, in the schema's words."""
+
+    activity: NetworkActivityId
+    status: Status
+    action: Action
+    disposition: Disposition
+
+
+_BLOCKED: Final = Outcome(
+    NetworkActivityId.REFUSE, Status.FAILURE, Action.DENIED, Disposition.BLOCKED
+)
+_DROPPED: Final = _BLOCKED._replace(disposition=Disposition.DROPPED)
+#: A foreign rule says in its prefix what it does, or nothing: then it was logged, and that is all.
+_OUTCOMES: Final[dict[Verdict, Outcome]] = {
+    "reject": _BLOCKED,
+    "drop": _DROPPED,
+    "accept": Outcome(NetworkActivityId.OPEN, Status.SUCCESS, Action.ALLOWED, Disposition.ALLOWED),
+    "log": Outcome(NetworkActivityId.TRAFFIC, Status.UNKNOWN, Action.OBSERVED, Disposition.LOGGED),
+}
+
+
+def is_ours(record: Record) -> bool:
+    """Whether a rule of a fence logged it."""
+    return record.sandbox is not None and record.verdict is None
+
+
+def foreign_verdict(record: Record) -> Verdict | None:
+    """What a foreign rule did with the packet; None for one of ours."""
+    return None if is_ours(record) else record.verdict or "log"
+
+
+def was_refused(record: Record) -> bool:
+    """Whether the packet got no further."""
+    return foreign_verdict(record) not in {"accept", "log"}
+
+
+def outcome(record: Record, answered: Answer | None) -> Outcome:
+    """What became of the packet; ``answered`` is what the fence answered."""
+    verdict = foreign_verdict(record)
+    if verdict is not None:
+        return _OUTCOMES[verdict]
+    return _DROPPED if answered is Answer.NOTHING else _BLOCKED
+
+
 def direction(record: Record, uplinks: frozenset[str]) -> Direction:
     """Which way the packet went, seen from the sandbox; for a foreign rule, from the host."""
-    if record.sandbox is not None:
+    if is_ours(record):
         if record.rule == FORWARD:
             if not uplinks or record.in_interface is None:
                 return Direction.UNKNOWN
@@ -98,7 +153,7 @@ def answer(record: Record, way: Direction, destination: Place | None) -> Answer 
     went to many, is a late fragment or has no whole header (nf_reject_ipv4.c, nf_reject_ipv6.c and
     both icmp.c of the kernel).
     """
-    if record.sandbox is None:
+    if not is_ours(record):
         return None
     if answer_to_all(record.rule, way) is Answer.NOTHING:
         return Answer.NOTHING
@@ -119,8 +174,8 @@ def is_name_resolution(record: Record, way: Direction) -> bool:
     """Whether it is a question for a name (or, refused on its way in, an answer)."""
     if record.protocol not in {protocols.TCP, protocols.UDP}:
         return False
-    is_answer = way is not Direction.OUTBOUND and record.source_port in _NAME_PORTS
-    return is_answer or record.destination_port in _NAME_PORTS
+    is_answer = way is not Direction.OUTBOUND and record.source_port in NAME_PORTS
+    return is_answer or record.destination_port in NAME_PORTS
 
 
 def is_housekeeping(record: Record, destination: Place | None) -> bool:
@@ -150,6 +205,8 @@ def _is_answer(record: Record) -> bool:
 
 def severity(record: Record, way: Direction, destination: Place | None) -> Severity:
     """How much it matters."""
+    if not was_refused(record):
+        return Severity.INFORMATIONAL
     if way is Direction.OUTBOUND and destination is not None and destination.is_cloud_metadata:
         return Severity.HIGH
     if is_housekeeping(record, destination):

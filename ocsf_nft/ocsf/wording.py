@@ -1,4 +1,4 @@
-"""The sentences of an event: what happened, for a person, and what to do, for the program.
+"""The sentences of an event: what happened, for a person, and what the program is to make of it.
 
 They say what the records and the counters say and no more. Names come from outside and are made
 visible first.
@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import protocols, verdict
+from ocsf_nft.ocsf.actors import name_of
+from ocsf_nft.ocsf.advice import INBOUND, NO_PROXY, ONLY_TCP, advice
 from ocsf_nft.ocsf.enums import Direction
+from ocsf_nft.ocsf.services import service
 from ocsf_nft.ocsf.text import visible
 from ocsf_nft.ocsf.verdict import Answer
 
@@ -17,13 +20,20 @@ if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt, Merged
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.context import Proxy
-    from ocsf_nft.record import Record
+    from ocsf_nft.process import Process
+    from ocsf_nft.record import Record, Verdict
 
 _ANSWERED: Final = {
     Answer.RESET: "refused with a reset",
     Answer.PROHIBITED: "refused with an ICMP error",
     Answer.NOTHING: "dropped without an answer",
     None: "refused",
+}
+_DONE: Final[dict[Verdict, str]] = {
+    "reject": "refused",
+    "drop": "dropped",
+    "accept": "let pass",
+    "log": "logged, and no more is known",
 }
 _TELLS: Final = {
     Answer.RESET: "The connection was reset by the sandbox's fence, not by the network.",
@@ -42,24 +52,35 @@ _WHYS: Final = {
 }
 #: Protocols that people call by another name than IANA's.
 _CALLED: Final = {4: "IP in IP", protocols.ICMPV6: "ICMPv6", 41: "IPv6 in IP"}
-_FRAGMENTED: Final = frozenset({"fragment_offset", "more_fragments"})
-_WEB_PORTS: Final = {80: "HTTP_PROXY", 443: "HTTPS_PROXY"}
+#: More of a name than this does not help a sentence.
+_NAME_CHARACTERS: Final = 64
 
 
 def message(attempt: Attempt, way: Direction, answered: Answer | None) -> str:
     """What happened, and how often, in one sentence."""
     if attempt.merged is None:
         times = "" if attempt.packets == 1 else f", {attempt.packets} times"
-        deed = f"{_deed(attempt.record, way)}{times}"
+        deed = f"{deed_of(attempt.record, way, attempt.process)}{times}"
     else:
         deed = _deeds(attempt.record, way, counted(attempt.packets, "packet"), attempt.merged)
-    return f"{deed}; {_ANSWERED[answered]}"
+    foreign = verdict.foreign_verdict(attempt.record)
+    return f"{deed}; {_ANSWERED[answered] if foreign is None else _DONE[foreign]}"
 
 
-def who(sandbox: str, uid: int | None) -> str:
+def who(sandbox: str, uid: int | None, process: Process | None = None) -> str:
     """Who sent something from inside a sandbox, by all that is known."""
     name = f"sandbox {visible(sandbox)}"
+    if process is not None:
+        user = "" if uid is None else f" (uid {uid})"
+        return f"{_called(process)}{user} in {name}"
     return name if uid is None else f"uid {uid} in {name}"
+
+
+def _called(process: Process) -> str:
+    name = name_of(process) or "process "
+    if len(name) > _NAME_CHARACTERS:
+        name = f"{name[: _NAME_CHARACTERS - 1]}…"
+    return f"{name}[{process.pid}]"
 
 
 def counted(number: int, what: str) -> str:
@@ -73,14 +94,15 @@ def elapsed(since_ns: int, until_ns: int) -> str:
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
-def _deed(record: Record, way: Direction) -> str:
+def deed_of(record: Record, way: Direction, process: Process | None) -> str:
+    """Who did what."""
     packet = _packet(record)
-    if record.sandbox is None:
+    if record.sandbox is None or not verdict.was_refused(record):
         rule = f'rule "{visible(record.rule)}"' if record.rule else "a rule without a name"
         return f"{packet} from {_source(record)} met {rule}"
     if way is Direction.INBOUND:
         return f"{_source(record)} sent {who(record.sandbox, None)} {packet}"
-    sender = who(record.sandbox, record.uid)
+    sender = who(record.sandbox, record.uid, process)
     if record.rule == verdict.FORWARD:
         if record.source is record.mac_source is None:
             return f"somebody tried to pass {packet} through {who(record.sandbox, None)}"
@@ -128,26 +150,7 @@ def detail(
     record = attempt.record
     if answered is None:
         return None
-    tells = _TELLS[answered]
-    if way is Direction.INBOUND:
-        return f"{tells} Nothing may come in but what a proxy answers."
-    if destination is not None and destination.is_cloud_metadata:
-        return f"{tells} The cloud's metadata service is not for this sandbox."
-    if record.details.keys() & _FRAGMENTED:
-        return f"{tells} Fragments never pass, not even to the proxy: send whole packets."
-    if proxy is None:
-        return f"{tells} Only the sandbox's proxy may be reached: use it."
-    if record.protocol == protocols.TCP and record.destination_port in _WEB_PORTS:
-        variable = _WEB_PORTS[record.destination_port]
-        return f"{tells} Use the proxy: set {variable}={proxy.url} and try again."
-    if verdict.is_name_resolution(record, way):
-        return (
-            f"{tells} Don't resolve names here: set HTTPS_PROXY={proxy.url} "
-            "and let the proxy resolve them."
-        )
-    if record.protocol == protocols.TCP:
-        return f"{tells} Go through the proxy at {proxy.url} (HTTP CONNECT)."
-    return f"{tells} Only TCP to the proxy at {proxy.url} may leave."
+    return f"{_TELLS[answered]} {advice(record, way, proxy, destination)}"
 
 
 def _detail_of_many(
@@ -161,10 +164,8 @@ def _detail_of_many(
         f"They were {done} by the sandbox's fence, not lost in the network."
     )
     if way is Direction.INBOUND:
-        return f"{tells} Nothing may come in but what a proxy answers."
-    if proxy is None:
-        return f"{tells} Only the sandbox's proxy may be reached: use it."
-    return f"{tells} Only TCP to the proxy at {proxy.url} may leave."
+        return f"{tells} {INBOUND}"
+    return f"{tells} {NO_PROXY if proxy is None else ONLY_TCP.format(url=proxy.url)}"
 
 
 def _packet(record: Record) -> str:
@@ -172,7 +173,9 @@ def _packet(record: Record) -> str:
         return _ETHERTYPES.get(record.ethertype or 0) or (
             "a frame" if record.ethertype is None else f"a frame of type {record.ethertype:#06x}"
         )
-    return f"{_protocol(record.protocol)} to {_end(record.destination, record.destination_port)}"
+    end = _end(record.destination, record.destination_port)
+    known = service(record.protocol, record.destination_port)
+    return f"{_protocol(record.protocol)} to {end}{'' if known is None else f' ({known.name})'}"
 
 
 def _protocol(number: int | None) -> str:

@@ -1,13 +1,15 @@
-"""Records, attempts and fan-outs of every kind, made by hand, and what a mapper knows of them."""
+"""Records, attempts and findings of every kind, made by hand, and what a mapper knows of them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final
 
-from ocsf_nft.attempt import Attempt, FanOut, Merged
+from ocsf_nft.attempt import Attempt, Ended, FanOut, Merged, Streak
 from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
+from ocsf_nft.process import Container, Process
 from ocsf_nft.record import Origin, Record, split_prefix
 
 NOW_NS: Final = 1_767_225_600_150_000_000
@@ -37,6 +39,16 @@ CONTEXT: Final = Context(
         )
     },
 )
+
+CONTAINER: Final = Container(
+    uid="3f4e0c2c9d1a",
+    name="sandbox-sb1",
+    runtime="containerd",
+    image_uid="sha256:77af4d6b9913",
+    image_name="registry.example/sandbox:1.2",
+)
+#: The same sandbox, which is a container.
+CONTAINED: Final = replace(CONTEXT, container=CONTAINER)
 
 V4: Final[dict[str, Any]] = {"ip_version": 4, "source": "10.200.0.2", "destination": "203.0.113.7"}
 V6: Final[dict[str, Any]] = {"ip_version": 6, "source": "fd00:200::2", "destination": "2001:db8::7"}
@@ -97,7 +109,7 @@ RECORDS: Final = {
     ),
     "icmpv6 error": record(**V6, **OUT, protocol=58, details={"icmp_type": 2, "icmp_code": 0}),
     "tcp without a whole header": record(**V4, **OUT, protocol=6, details={"incomplete_bytes": 8}),
-    "dns server": record("IN: ", **V4, **UDP, in_interface="eth0"),
+    "dns server": record("IN: ", verdict="reject", **V4, **UDP, in_interface="eth0"),
     "icmpv6 echo": record(**V6, **OUT, protocol=58, details={"icmp_type": 128, "icmp_code": 0}),
     "router solicitation": record(
         **(V6 | {"destination": "ff02::2"}),
@@ -189,9 +201,23 @@ RECORDS: Final = {
     ),
     "guard frame": _of_rule("guard", in_interface="gw0", ethertype=0x88B5),
     "a later rule": _of_rule("vm-forward", **V4, **TCP, in_interface="tap0", out_interface="eth0"),
-    "foreign": record("[UFW BLOCK] ", **V4, **TCP, in_interface="eth0"),
-    "foreign, passing": record("DROP: ", **V4, **TCP, in_interface="eth0", out_interface="eth1"),
-    "foreign, no prefix": record("", **V4, **TCP, out_interface="eth0"),
+    "foreign": record("[UFW BLOCK] ", verdict="reject", **V4, **TCP, in_interface="eth0"),
+    "foreign, passing": record(
+        "DROP: ", verdict="drop", **V4, **TCP, in_interface="eth0", out_interface="eth1"
+    ),
+    "foreign, let pass": record("[UFW ALLOW] ", verdict="accept", **V4, **TCP, in_interface="eth0"),
+    "foreign, logged": record("[UFW AUDIT] ", verdict="log", **V6, **TCP, out_interface="eth0"),
+    "foreign, no prefix": record("", verdict="reject", **V4, **TCP, out_interface="eth0"),
+    "foreign, of a sandbox": replace(
+        record("openshell:bypass:sb9:", verdict="reject", **V4, **TCP, **OUT, **USER),
+        sandbox="sb9",
+        rule="bypass",
+    ),
+    "foreign, of a sandbox, let pass": replace(
+        record("openshell:bypass:sb9:", verdict="accept", **V4, **TCP, **OUT, **USER),
+        sandbox="sb9",
+        rule="egress",
+    ),
     "nothing but a prefix": record("x"),
     "nothing but macs": record(
         "x", mac_source="02:00:00:00:00:01", mac_destination="02:00:00:00:00:02"
@@ -230,6 +256,46 @@ def window(record: Record, packets: int = 999, **facts: Any) -> Attempt:
     }
     return Attempt(record=record, packets=packets, **(defaults | facts))
 
+
+#: What no name should do to a line, a terminal or a frame.
+HOSTILE: Final = '\x1b]0;x\x07\x1b[2J\r\n"},\\{"\u202e\u2028\x85\ud800\udc80\x00'
+
+_AGENT: Final = Process(pid=4100, name="agent", path="/opt/agent/bin/agent")
+PROCESSES: Final = {
+    "a pid": Process(pid=4242),
+    "a name": Process(pid=4242, name="curl", uid=1000),
+    "all of it": Process(
+        pid=4242,
+        name="curl",
+        path="/usr/bin/curl",
+        is_deleted=False,
+        cmd_line="curl https://example.com/",
+        working_directory="/home/agent",
+        created_ns=1_767_225_599_000_000_000,
+        namespace_pid=42,
+        uid=1000,
+        user_name="agent",
+        container=CONTAINER,
+        ancestors=(Process(pid=4200, name="bash", path="/usr/bin/bash", is_deleted=False), _AGENT),
+    ),
+    "another user": Process(pid=4242, path="/usr/bin/sudo", uid=0, user_name="root"),
+    "a deleted program": Process(pid=4242, path="/run/x", is_deleted=True, ancestors=(_AGENT,)),
+    "a directory for a program": Process(pid=4242, name="x", path="/"),
+    "a container without a name": Process(pid=4242, container=Container(runtime="runc")),
+    "a container with a name": Process(pid=4242, container=Container(name="c", image_name="i")),
+    "hostile": Process(
+        pid=4242,
+        name=HOSTILE,
+        path=f"/run/{HOSTILE}",
+        cmd_line=HOSTILE,
+        working_directory=HOSTILE,
+        user_name=HOSTILE,
+        uid=1000,
+        container=Container(uid=HOSTILE, name=HOSTILE, runtime=HOSTILE, image_uid=HOSTILE),
+        ancestors=(Process(pid=1, name=HOSTILE, path=f"{HOSTILE}/x"),),
+    ),
+    "long": Process(pid=4242, name="x" * 4096, path="/" + "y" * 4095, cmd_line="z" * 4096),
+}
 
 TO4: Final[dict[str, Any]] = {"ip_version": 4, "destination": "203.0.113.7"}
 TO6: Final[dict[str, Any]] = {"ip_version": 6, "destination": "2001:db8::7"}
@@ -278,6 +344,61 @@ ATTEMPTS: Final = {
             ("nothing", {}, None, ()),
         )
     },
+}
+
+
+ATTRIBUTED: Final = {
+    f"{name}, {way}": replace(Attempt.of(RECORDS[way]), process=process)
+    for name, process in PROCESSES.items()
+    for way in ("tcp4", "tcp without a user", "udp6 quic", "forward", "link 88b5", "ingress")
+}
+
+
+def streak(windows: int = 1, packets: int = 12, packets_before: int = 0) -> Streak:
+    """A streak as accounting counts it."""
+    return Streak(
+        identity="1f0c/egress/0a/kmsg:boot:5678",
+        windows=windows,
+        packets=packets,
+        packets_before=packets_before,
+        start_ns=TIME_NS,
+        latest=tuple(f"kmsg:boot:{5678 + number}" for number in range(min(windows, 10))),
+    )
+
+
+_STREAKS: Final = {
+    "first": streak(),
+    "one packet": streak(packets=1),
+    "later": streak(3, 40, 12),
+    "much later": streak(17, 4000, 400),
+}
+_OF_STREAKS: Final = {
+    name: RECORDS[name]
+    for name in (
+        "tcp4", "tcp6", "udp dns", "udp6 quic", "icmp echo", "sctp", "gre", "metadata4",
+        "metadata6", "forward", "forward from outside", "ingress", "link ip", "link arp",
+        "link 88b5", "guard", "guard frame", "a later rule",
+    )
+}  # fmt: skip
+#: What goes on with others of its flow, and what that comes to.
+GOING_ON: Final = {
+    f"{record}, {name}": replace(
+        Attempt.of(_OF_STREAKS[record]),
+        streak=each,
+        process=PROCESSES["all of it"] if record.startswith("tcp") else None,
+    )
+    for record in _OF_STREAKS
+    for name, each in _STREAKS.items()
+}
+ENDED: Final = {
+    name: Ended(
+        record=each.record,
+        streak=each.streak,
+        end_ns=TIME_NS + 7_000_000_000,
+        process=each.process,
+    )
+    for name, each in GOING_ON.items()
+    if each.streak is not None
 }
 
 

@@ -97,13 +97,16 @@ def test_what_a_counter_does_not_say_is_left_out() -> None:
         (
             "counted tcp4",
             (
-                "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 directly, 999 times; "
+                "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly, 999 times; "
                 "refused with a reset"
             ),
         ),
         (
             "counted once",
-            "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 directly; refused with a reset",
+            (
+                "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) "
+                "directly; refused with a reset"
+            ),
         ),
         (
             "counted without a port",
@@ -117,24 +120,31 @@ def test_what_a_counter_does_not_say_is_left_out() -> None:
         (
             "counted ingress",
             (
-                "an unknown sender sent sandbox sb1 TCP to 203.0.113.7:443, 999 times; "
+                "an unknown sender sent sandbox sb1 TCP to 203.0.113.7:443 (https), 999 times; "
                 "dropped without an answer"
             ),
         ),
         (
             "counted forward",
-            "somebody tried to pass TCP to 203.0.113.7:443 through sandbox sb1, 999 times; refused",
+            (
+                "somebody tried to pass TCP to 203.0.113.7:443 (https) through sandbox "
+                "sb1, 999 times; refused"
+            ),
         ),
         (
             "logged, forwarded",
             (
-                "10.200.0.2:41254, behind sandbox sb1, tried TCP to 203.0.113.7:443 directly, "
+                "10.200.0.2:41254, behind sandbox sb1, tried TCP to 203.0.113.7:443 "
+                "(https) directly, "
                 "2 times; refused with a reset"
             ),
         ),
         (
             "logged, foreign",
-            'TCP to 203.0.113.7:443 from 10.200.0.2:41254 met rule "[UFW BLOCK]", 3 times; refused',
+            (
+                'TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 met rule "[UFW '
+                'BLOCK]", 3 times; refused'
+            ),
         ),
         (
             "many of egress, in full",

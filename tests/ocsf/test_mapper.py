@@ -36,7 +36,7 @@ def test_a_refused_connection_is_told_in_full() -> None:
         "status_code": "tcp-reset",
         "status_detail": "The connection was reset by the sandbox's fence, not by the network. "
         "Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.",
-        "message": "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 directly; "
+        "message": "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly; "
         "refused with a reset",
         "action_id": 2,
         "action": "Denied",
@@ -74,6 +74,7 @@ def test_a_refused_connection_is_told_in_full() -> None:
         "dst_endpoint": {
             "ip": "203.0.113.7",
             "port": 443,
+            "svc_name": "https",
             "network_scope_id": 2,
             "network_scope": "External",
         },

@@ -44,7 +44,12 @@ from tests.ocsf.mapped import MAPPER, event_of
         ("guard", "Outbound", "dropped", "Dropped", "Medium"),
         ("a later rule", "Unknown", None, "Blocked", "Medium"),
         ("foreign", "Inbound", None, "Blocked", "Medium"),
-        ("foreign, passing", "Unknown", None, "Blocked", "Medium"),
+        ("foreign, passing", "Unknown", None, "Dropped", "Medium"),
+        ("foreign, let pass", "Inbound", None, "Allowed", "Informational"),
+        ("foreign, logged", "Outbound", None, "Logged", "Informational"),
+        ("foreign, of a sandbox", "Outbound", None, "Blocked", "Medium"),
+        ("foreign, of a sandbox, let pass", "Outbound", None, "Allowed", "Informational"),
+        ("nothing but a prefix", "Unknown", None, "Logged", "Informational"),
         ("foreign, no prefix", "Outbound", None, "Blocked", "Medium"),
     ],
 )
@@ -58,6 +63,27 @@ def test_each_kind_of_record_is_judged(
         event["disposition"],
         event["severity"],
     ) == (direction, code, disposition, severity)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tcp4", ("Refuse", "Failure", "Denied", "Blocked", True)),
+        ("tcp reset", ("Refuse", "Failure", "Denied", "Dropped", True)),
+        ("foreign", ("Refuse", "Failure", "Denied", "Blocked", True)),
+        ("foreign, passing", ("Refuse", "Failure", "Denied", "Dropped", True)),
+        ("foreign, let pass", ("Open", "Success", "Allowed", "Allowed", False)),
+        ("foreign, logged", ("Traffic", "Unknown", "Observed", "Logged", False)),
+        ("nothing but a prefix", ("Traffic", "Unknown", "Observed", "Logged", False)),
+    ],
+)
+def test_an_event_claims_no_more_than_the_rule_did(name: str, told: tuple[Any, ...]) -> None:
+    event = event_of(name)
+    names = ("activity_name", "status", "action", "disposition", "is_alert")
+    assert tuple(event[each] for each in names) == told
+    assert ("attacks" in event) == (
+        told[0] == "Refuse" and "src_endpoint" in event and name.startswith("tcp")
+    )
 
 
 def test_without_known_uplinks_nobody_says_which_way_a_forwarded_packet_went() -> None:

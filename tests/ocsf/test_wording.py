@@ -11,13 +11,13 @@ from tests.ocsf.mapped import event_of
         (
             "tcp6",
             (
-                "uid 1000 in sandbox sb1 tried TCP to [2001:db8::7]:443 directly; "
+                "uid 1000 in sandbox sb1 tried TCP to [2001:db8::7]:443 (https) directly; "
                 "refused with a reset"
             ),
         ),
         (
             "tcp without a user",
-            ("sandbox sb1 tried TCP to 203.0.113.7:443 directly; refused with a reset"),
+            ("sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly; refused with a reset"),
         ),
         (
             "icmpv6 echo",
@@ -34,25 +34,39 @@ from tests.ocsf.mapped import event_of
         (
             "forward",
             (
-                "10.200.0.2:41254, behind sandbox sb1, tried TCP to 203.0.113.7:443 directly; "
+                "10.200.0.2:41254, behind sandbox sb1, tried TCP to 203.0.113.7:443 "
+                "(https) directly; "
                 "refused with a reset"
             ),
         ),
         (
             "ingress",
             (
-                "198.51.100.1:41254 sent sandbox sb1 TCP to 10.200.0.2:443; "
+                "198.51.100.1:41254 sent sandbox sb1 TCP to 10.200.0.2:443 (https); "
                 "dropped without an answer"
             ),
         ),
         ("link arp", "sandbox sb1 sent an ARP frame; dropped without an answer"),
         ("link 88b5", "sandbox sb1 sent a frame of type 0x88b5; dropped without an answer"),
-        ("foreign", 'TCP to 203.0.113.7:443 from 10.200.0.2:41254 met rule "[UFW BLOCK]"; refused'),
-        ("nothing but macs", 'a frame from 02:00:00:00:00:01 met rule "x"; refused'),
-        ("nothing but a prefix", 'a frame from an unknown sender met rule "x"; refused'),
+        (
+            "foreign",
+            'TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 met rule "[UFW BLOCK]"; refused',
+        ),
+        (
+            "nothing but macs",
+            'a frame from 02:00:00:00:00:01 met rule "x"; logged, and no more is known',
+        ),
+        (
+            "nothing but a prefix",
+            'a frame from an unknown sender met rule "x"; logged, and no more is known',
+        ),
         (
             "unprintable prefix",
-            ('TCP to 203.0.113.7:443 from 10.200.0.2:41254 met rule "\\x00\\x80\\ud800"; refused'),
+            (
+                "TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 met rule "
+                '"\\x00\\x80\\ud800"; '
+                "logged, and no more is known"
+            ),
         ),
     ],
 )
@@ -67,7 +81,7 @@ def test_the_message_says_what_the_record_says(name: str, message: str) -> None:
         ("tcp6", "set HTTPS_PROXY=http://[fd00:200::1]:3128"),
         ("metadata4", "metadata service is not for this sandbox"),
         ("udp dns", "let the proxy resolve them"),
-        ("icmp echo", "Only TCP to the proxy at http://10.200.0.1:3128 may leave"),
+        ("gre", "Only TCP to the proxy at http://10.200.0.1:3128 may leave"),
         ("ingress", "Nothing may come in"),
         ("link 88b5", "Only the sandbox's proxy may be reached"),
     ],

@@ -1,0 +1,116 @@
+"""What to do instead: for the program in the sandbox, and for who wrote it.
+
+An agent reads it and goes on; so it says what to set or to call, and nothing that only whoever
+runs the sandbox can do, but where there is no other way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.ocsf import protocols, verdict
+from ocsf_nft.ocsf.enums import Direction
+from ocsf_nft.ocsf.services import Kind, service
+from ocsf_nft.ocsf.text import visible
+
+if TYPE_CHECKING:
+    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.context import Proxy
+    from ocsf_nft.record import Record
+
+INBOUND: Final = "Nothing may come in but what a proxy answers."
+NO_PROXY: Final = "Only the sandbox's proxy may be reached: use it."
+ONLY_TCP: Final = "Only TCP to the proxy at {url} may leave."
+
+_METADATA: Final = (
+    "The cloud's metadata service is not for this sandbox: credentials have to be given to it."
+)
+_FRAGMENT: Final = "Fragments never pass, not even to the proxy: send whole packets."
+_BY_ITSELF: Final = "A kernel sends such packets by itself: there is nothing to do."
+_MULTICAST: Final = "Nobody is found by multicast or broadcast from here: turn discovery off."
+_PING: Final = (
+    "Ping and traceroute don't work in this sandbox: ask whether a host answers through the proxy, "
+    "with curl --proxy {url}."
+)
+_CONNECT: Final = "Go through the proxy at {url} (HTTP CONNECT)."
+_ASK: Final = (
+    "Whoever runs the sandbox can allow it (--allow {end}); else it takes a client that goes "
+    "through the proxy at {url} (HTTP CONNECT)."
+)
+_BY_KIND: Final = {
+    Kind.WEB: "Use the proxy: set {variable}={url} and try again.",
+    Kind.QUIC: (
+        "HTTP/3 does not go through the proxy: set HTTPS_PROXY={url}, and turn HTTP/3 (QUIC) off."
+    ),
+    Kind.NAMES: ("Don't resolve names here: set HTTPS_PROXY={url} and let the proxy resolve them."),
+    Kind.SSH: (
+        "SSH goes through the proxy with ssh -o ProxyCommand='nc -X connect -x {proxy} %h %p'; "
+        "Git takes https:// remotes and HTTPS_PROXY={url}."
+    ),
+    Kind.GIT: (
+        "git:// does not go through the proxy: use https:// remotes and set HTTPS_PROXY={url}."
+    ),
+    Kind.REGISTRY: (
+        "Packages and images come through the proxy: set HTTP_PROXY={url} and HTTPS_PROXY={url}, "
+        "which pip, npm, cargo and apt read."
+    ),
+    Kind.FILES: (
+        "File servers are not reached from here: fetch over https:// with HTTPS_PROXY={url}."
+    ),
+    Kind.MAIL: (
+        "Mail is neither sent nor read from here: use a service that has an HTTPS API, "
+        "with HTTPS_PROXY={url}."
+    ),
+    Kind.DATABASE: f"This is a database's port. {_ASK}",
+    Kind.DIRECTORY: f"This is a directory service's port. {_ASK}",
+    Kind.TIME: "The sandbox has the clock of its host: turn the NTP client off.",
+    Kind.REMOTE: f"Remote logins don't leave this sandbox by themselves. {_ASK}",
+    Kind.DISCOVERY: (
+        "The sandbox is given its addresses and finds nobody by itself: turn DHCP and discovery "
+        "off."
+    ),
+    Kind.PROXY: "The only proxy of this sandbox is {url}: use that one.",
+    Kind.MANAGEMENT: f"Telemetry and control don't leave this sandbox by themselves. {_ASK}",
+}
+_HTTP: Final = 80
+
+
+def advice(record: Record, way: Direction, proxy: Proxy | None, destination: Place | None) -> str:
+    """What to do instead of sending a packet that one of our fences refused."""
+    if way is Direction.INBOUND:
+        return INBOUND
+    if destination is not None and destination.is_cloud_metadata:
+        return _METADATA
+    if record.details.keys() & verdict.FRAGMENTED:
+        return _FRAGMENT
+    if verdict.is_housekeeping(record, destination):
+        return _BY_ITSELF
+    if destination is not None and (destination.is_multicast or destination.is_broadcast):
+        return _MULTICAST
+    if proxy is None:
+        return NO_PROXY
+    return _with_a_proxy(record, proxy)
+
+
+def _with_a_proxy(record: Record, proxy: Proxy) -> str:
+    known = service(record.protocol, record.destination_port)
+    if known is not None:
+        return _BY_KIND[known.kind].format(
+            variable="HTTP_PROXY" if record.destination_port == _HTTP else "HTTPS_PROXY",
+            url=proxy.url,
+            proxy=proxy.end,
+            end=_end(record),
+        )
+    if record.protocol == protocols.TCP:
+        return _CONNECT.format(url=proxy.url)
+    if record.protocol in {protocols.ICMP, protocols.ICMPV6}:
+        return _PING.format(url=proxy.url)
+    return ONLY_TCP.format(url=proxy.url)
+
+
+def _end(record: Record) -> str:
+    """The destination as ``--allow`` takes it."""
+    name = protocols.NAMES.get(record.protocol or 0, "")
+    address = visible(record.destination or "")
+    host = f"[{address}]" if ":" in address else address
+    return f"{name}:{host}:{record.destination_port}"

@@ -1,0 +1,94 @@
+"""Well-known ports: what a service is called, and what kind of thing it is.
+
+Names are IANA's (service names and port numbers registry) or, where nobody asked IANA, the
+product's. A port says what was meant, not what was sent.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, unique
+from typing import Final, NamedTuple
+
+from ocsf_nft.ocsf import protocols
+
+
+@unique
+class Kind(Enum):
+    """What a service is for."""
+
+    WEB = "web"
+    QUIC = "quic"
+    NAMES = "names"
+    SSH = "ssh"
+    GIT = "git"
+    REGISTRY = "registry"
+    FILES = "files"
+    MAIL = "mail"
+    DATABASE = "database"
+    TIME = "time"
+    DIRECTORY = "directory"
+    REMOTE = "remote"
+    DISCOVERY = "discovery"
+    PROXY = "proxy"
+    MANAGEMENT = "management"
+
+
+class Service(NamedTuple):
+    """A service that is known by its port."""
+
+    name: str
+    kind: Kind
+
+
+_TCP: Final = protocols.TCP
+_UDP: Final = protocols.UDP
+_BOTH: Final = (_TCP, _UDP)
+
+
+def _at(
+    kind: Kind, protocol: int | tuple[int, ...], names: dict[int, str]
+) -> dict[tuple[int, int], Service]:
+    both = (protocol,) if isinstance(protocol, int) else protocol
+    return {(each, port): Service(name, kind) for each in both for port, name in names.items()}
+
+
+_SERVICES: Final = (
+    _at(Kind.WEB, _TCP, {80: "http", 443: "https", 8000: "http-alt", 8080: "http-alt",
+                         8443: "https-alt", 8888: "http-alt"})
+    | _at(Kind.QUIC, _UDP, {80: "http3", 443: "https"})
+    | _at(Kind.NAMES, _BOTH, {53: "domain", 853: "domain-s", 137: "netbios-ns", 5353: "mdns",
+                              5355: "llmnr"})
+    | _at(Kind.SSH, _TCP, {22: "ssh", 2222: "ssh-alt"})
+    | _at(Kind.GIT, _TCP, {9418: "git"})
+    | _at(Kind.REGISTRY, _TCP, {3141: "devpi", 4873: "verdaccio", 5000: "docker-registry",
+                                8081: "nexus", 8082: "artifactory"})
+    | _at(Kind.FILES, _TCP, {20: "ftp-data", 21: "ftp", 139: "netbios-ssn", 445: "microsoft-ds",
+                             873: "rsync", 989: "ftps-data", 990: "ftps", 2049: "nfs"})
+    | _at(Kind.FILES, _UDP, {69: "tftp", 2049: "nfs"})
+    | _at(Kind.MAIL, _TCP, {25: "smtp", 110: "pop3", 143: "imap", 465: "submissions",
+                            587: "submission", 993: "imaps", 995: "pop3s"})
+    | _at(Kind.DATABASE, _TCP, {1433: "ms-sql-s", 1521: "oracle", 2379: "etcd-client",
+                                3306: "mysql", 5432: "postgresql", 5672: "amqp", 6379: "redis",
+                                9042: "cassandra", 9092: "kafka", 9200: "elasticsearch",
+                                11211: "memcache", 27017: "mongodb"})
+    | _at(Kind.TIME, _UDP, {123: "ntp"})
+    | _at(Kind.DIRECTORY, _BOTH, {88: "kerberos", 389: "ldap"})
+    | _at(Kind.DIRECTORY, _TCP, {636: "ldaps", 3268: "msft-gc"})
+    | _at(Kind.REMOTE, _TCP, {23: "telnet", 3389: "ms-wbt-server", 5900: "rfb", 5985: "wsman",
+                              5986: "wsmans"})
+    | _at(Kind.DISCOVERY, _UDP, {67: "bootps", 68: "bootpc", 546: "dhcpv6-client",
+                                 547: "dhcpv6-server", 1900: "ssdp", 3702: "ws-discovery"})
+    | _at(Kind.PROXY, _TCP, {1080: "socks", 3128: "ndl-aas", 9050: "tor-socks"})
+    | _at(Kind.MANAGEMENT, _UDP, {161: "snmp", 162: "snmptrap", 514: "syslog"})
+    | _at(Kind.MANAGEMENT, _TCP, {2375: "docker", 2376: "docker-s", 4317: "otlp", 4318: "otlp-http",
+                                  6443: "kubernetes", 6514: "syslog-tls", 10250: "kubelet"})
+)  # fmt: skip
+#: All ports that are known for a service, whichever protocol it speaks.
+PORTS: Final = frozenset(port for _, port in _SERVICES)
+
+
+def service(protocol: int | None, port: int | None) -> Service | None:
+    """The service that a port is known for; None when it is known for none."""
+    if protocol is None or port is None:
+        return None
+    return _SERVICES.get((protocol, port))

@@ -1,0 +1,98 @@
+"""How much it matters: what we think, unless who runs it says otherwise."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.ocsf import protocols, verdict
+from ocsf_nft.ocsf.enums import Severity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.enums import Direction
+    from ocsf_nft.record import Record
+
+
+#: What a kernel speaks by itself, where no user stands behind it.
+_OF_KERNELS: Final = frozenset({protocols.ICMP, protocols.IGMP, protocols.ICMPV6})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeverityRule:
+    """What matters how much: all that is given has to be so, None is anything."""
+
+    severity: Severity
+    sandbox: str | None = None
+    rule: str | None = None
+    protocol: int | None = None
+    destination: IPv4Network | IPv6Network | None = None
+    port: int | None = None
+    uid: int | None = None
+
+    def matches(self, record: Record) -> bool:
+        """Whether it is about such a record."""
+        return (
+            (self.sandbox is None or self.sandbox == record.sandbox)
+            and (self.rule is None or self.rule == record.rule)
+            and (self.protocol is None or self.protocol == record.protocol)
+            and (self.port is None or self.port == record.destination_port)
+            and (self.uid is None or self.uid == record.uid)
+            and (self.destination is None or _is_in(record.destination, self.destination))
+        )
+
+
+def _is_in(address: str | None, network: IPv4Network | IPv6Network) -> bool:
+    if address is None:
+        return False
+    try:
+        return ipaddress.ip_address(address) in network
+    except ValueError:  # a foreign line may hold anything
+        return False
+
+
+def configured(record: Record, rules: Iterable[SeverityRule]) -> Severity | None:
+    """The severity that the first rule that is about it gives; None when none is."""
+    for rule in rules:
+        if rule.matches(record):
+            return rule.severity
+    return None
+
+
+def of_record(
+    record: Record, way: Direction, destination: Place | None, rules: Iterable[SeverityRule]
+) -> Severity:
+    """The severity that the configuration gives; else our own."""
+    matters = configured(record, rules)
+    return verdict.severity(record, way, destination) if matters is None else matters
+
+
+def of_flow(
+    record: Record, way: Direction, destination: Place | None, rules: Iterable[SeverityRule]
+) -> Severity:
+    """The same of all packets of a record's flow: it depends on nothing else of the record."""
+    of_kernel = record.protocol in _OF_KERNELS or record.destination is None
+    if record.uid is None and of_kernel and record.rule != verdict.FORWARD:
+        return configured(record, rules) or Severity.INFORMATIONAL
+    return of_record(replace(record, details={}, source_port=None), way, destination, rules)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """When an attempt is a finding.
+
+    At once from the severity ``at_once`` on; from Medium on when it comes to ``repeats`` packets.
+    """
+
+    at_once: Severity = Severity.HIGH
+    repeats: int = 10
+
+    def is_reached(self, severity: Severity, packets: int) -> bool:
+        """Whether an attempt of so many packets is one; none is one of none."""
+        if packets < 1:
+            return False
+        return severity >= self.at_once or (severity >= Severity.MEDIUM and packets >= self.repeats)
