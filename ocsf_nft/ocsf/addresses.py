@@ -1,30 +1,40 @@
-"""What an address says about where it is."""
+"""What an address says about where it is.
+
+Each family's addresses are cut where anything changes that is said of them: so where one is, is
+looked up in a table, which is made once of the networks below.
+"""
 
 from __future__ import annotations
 
+import socket
+from bisect import bisect_right
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    ip_address,
-    ip_network,
-)
-from typing import Final, TypeAlias
+from ipaddress import ip_address, ip_network
+from typing import Final, Literal, NamedTuple, TypeAlias
 
-from ocsf_nft.ocsf.caching import CACHED
 from ocsf_nft.ocsf.enums import NetworkScope
 
-_Address: TypeAlias = IPv4Address | IPv6Address
-_Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
+_Version: TypeAlias = Literal[4, 6]
 
 
-def _networks(*names: str) -> _Networks:
-    return tuple(ip_network(name) for name in names)
+class _Network(NamedTuple):
+    """Its first address and its last one, as numbers."""
+
+    version: _Version
+    first: int
+    last: int
 
 
+def _networks(*names: str) -> tuple[_Network, ...]:
+    return tuple(
+        _Network(network.version, int(network[0]), int(network[-1]))
+        for network in map(ip_network, names)
+    )
+
+
+#: Where clouds serve a machine's credentials.
+METADATA: Final = frozenset({ip_address("169.254.169.254"), ip_address("fd00:ec2::254")})
+_METADATA: Final = _networks(*map(str, METADATA))
 #: Addresses that a site gives out itself, or that never leave a link or a host (IANA's
 #: special-purpose registries; multicast by its scope: RFC 2365, RFC 4291).
 _INTERNAL: Final = _networks(
@@ -35,18 +45,23 @@ _INTERNAL: Final = _networks(
 )  # fmt: skip
 #: Addresses that are nowhere: unspecified, and never assigned.
 _NOWHERE: Final = _networks("0.0.0.0/8", "240.0.0.0/4", "::/128")
+_LOOPBACK: Final = _networks("127.0.0.0/8", "::1/128")
+_LINK_LOCAL: Final = _networks("169.254.0.0/16", "fe80::/10")
+_MULTICAST: Final = _networks("224.0.0.0/4", "ff00::/8")
+_BROADCAST: Final = _networks("255.255.255.255/32")
 #: IPv6 addresses whose last 32 bits are the IPv4 address meant (RFC 4291, RFC 6052).
-_CARRIES_IPV4: Final = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
-#: Where clouds serve a machine's credentials.
-METADATA: Final = frozenset({ip_address("169.254.169.254"), ip_address("fd00:ec2::254")})
+_CARRY_IPV4: Final = _networks("::ffff:0:0/96", "64:ff9b::/96")
+_IPV4_BITS: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """One address: its text and network bytes, and where that is."""
+    """Where an address is, and the family in which it is written.
 
-    text: str
-    packed: bytes
+    Addresses of which the same is said share one.
+    """
+
+    version: _Version
     scope: NetworkScope | None
     is_loopback: bool
     is_link_local: bool
@@ -55,37 +70,64 @@ class Place:
     is_cloud_metadata: bool
 
 
-@lru_cache(maxsize=CACHED)
-def place(text: str | None) -> Place | None:
-    """What ``text`` says, or None when it is no IP address (a scoped one is none on the wire)."""
+def packed(text: str | None) -> bytes | None:
+    """An address in network bytes; None for what is none (a scoped one is none on the wire)."""
     if text is None or "%" in text:
         return None
     try:
-        address = ip_address(text)
-    except ValueError:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):  # a ValueError where it has a NUL or a lone surrogate
         return None
-    meant = _meant(address)
-    return Place(
-        text=text,
-        packed=address.packed,
-        scope=_scope(meant),
-        is_loopback=meant.is_loopback,
-        is_link_local=meant.is_link_local,
-        is_multicast=meant.is_multicast,
-        is_broadcast=meant == IPv4Address("255.255.255.255"),
-        is_cloud_metadata=meant in METADATA,
-    )
 
 
-def _meant(address: _Address) -> _Address:
-    if isinstance(address, IPv6Address) and any(address in net for net in _CARRIES_IPV4):
-        return IPv4Address(address.packed[-4:])
-    return address
+def place_of(address: bytes) -> Place:
+    """Where an address in network bytes is."""
+    starts, places = _TABLES[len(address)]
+    return places[bisect_right(starts, address) - 1]
 
 
-def _scope(address: _Address) -> NetworkScope | None:
-    if any(address in network for network in _INTERNAL):
-        return NetworkScope.INTERNAL
-    if any(address in network for network in _NOWHERE):
-        return None
-    return NetworkScope.EXTERNAL
+def place(text: str | None) -> Place | None:
+    """Where the address is that ``text`` says, or None when it is no IP address."""
+    address = packed(text)
+    return None if address is None else place_of(address)
+
+
+def _table(version: _Version, size: int) -> tuple[list[bytes], list[Place]]:
+    """Where each part of a family's addresses begins, in network bytes, and where that is."""
+    said = (*_INTERNAL, *_NOWHERE, *_LOOPBACK, *_LINK_LOCAL, *_MULTICAST, *_BROADCAST, *_METADATA)
+    starts = {0, *_changes(said, version)}
+    if version == 6:
+        starts |= _changes(_CARRY_IPV4, version)
+        starts |= {carrier.first + start for carrier in _CARRY_IPV4 for start in _changes(said, 4)}
+    found: dict[tuple[NetworkScope | None, tuple[bool, ...]], Place] = {}
+    begins, places = [], []
+    for start in sorted(starts):
+        if start < 1 << 8 * size:
+            scope, flags = key = _said(version, start)
+            begins.append(start.to_bytes(size))
+            places.append(found.setdefault(key, Place(version, scope, *flags)))
+    return begins, places
+
+
+def _changes(networks: tuple[_Network, ...], version: _Version) -> set[int]:
+    ours = [network for network in networks if network.version == version]
+    return {network.first for network in ours} | {network.last + 1 for network in ours}
+
+
+def _said(version: _Version, address: int) -> tuple[NetworkScope | None, tuple[bool, ...]]:
+    """Its scope, and what else :class:`Place` has of it."""
+    if _is_in(_CARRY_IPV4, version, address):
+        return _said(4, address % (1 << _IPV4_BITS))
+    kinds = (_LOOPBACK, _LINK_LOCAL, _MULTICAST, _BROADCAST, _METADATA)
+    flags = tuple(_is_in(networks, version, address) for networks in kinds)
+    if _is_in(_INTERNAL, version, address):
+        return NetworkScope.INTERNAL, flags
+    return None if _is_in(_NOWHERE, version, address) else NetworkScope.EXTERNAL, flags
+
+
+def _is_in(networks: tuple[_Network, ...], version: _Version, address: int) -> bool:
+    return any(each.version == version and each.first <= address <= each.last for each in networks)
+
+
+#: By the number of bytes of an address.
+_TABLES: Final = {4: _table(4, 4), 16: _table(6, 16)}

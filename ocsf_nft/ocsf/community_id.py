@@ -6,14 +6,13 @@ https://github.com/corelight/community-id-spec. The seed is 0, as everywhere by 
 from __future__ import annotations
 
 import struct
-from base64 import b64encode
+from binascii import b2a_base64
 from hashlib import sha1
 from typing import TYPE_CHECKING, Final, TypeGuard
 
 from ocsf_nft.ocsf import protocols
 
 if TYPE_CHECKING:
-    from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.record import Detail, Record
 
 _SEED: Final = b"\0\0"
@@ -27,6 +26,10 @@ _ICMPV6_PAIRS: Final = {
     135: 136, 136: 135, 139: 140, 140: 139, 144: 145, 145: 144,
 }  # fmt: skip
 
+#: The protocols whose flows are told apart by their ports.
+_WITH_PORTS: Final = frozenset({protocols.TCP, protocols.UDP, protocols.SCTP})
+_ICMP: Final = frozenset({protocols.ICMP, protocols.ICMPV6})
+
 
 def community_id(
     protocol: int,
@@ -37,34 +40,44 @@ def community_id(
     one_way: bool = False,
 ) -> str:
     """The Community ID of a flow between two addresses in network bytes."""
-    if not one_way and (source, ports or (0, 0)) > (destination, (ports or (0, 0))[::-1]):
+    if not one_way and _is_backwards(source, destination, ports):
         source, destination = destination, source
         ports = None if ports is None else (ports[1], ports[0])
     packed = _SEED + source + destination + bytes((protocol, 0))
     if ports is not None:
         packed += _PORTS.pack(*ports)
-    return "1:" + b64encode(sha1(packed, usedforsecurity=False).digest()).decode()
+    digest = sha1(packed, usedforsecurity=False).digest()
+    return f"1:{b2a_base64(digest, newline=False).decode()}"
 
 
-def of_record(record: Record, source: Place | None, destination: Place | None) -> str | None:
-    """The Community ID of a record; None when the record doesn't say enough for one."""
+def _is_backwards(source: bytes, destination: bytes, ports: tuple[int, int] | None) -> bool:
+    if source == destination:
+        return ports is not None and ports[0] > ports[1]
+    return source > destination
+
+
+def of_record(record: Record, source: bytes | None, destination: bytes | None) -> str | None:
+    """The Community ID of a record; None when the record doesn't say enough for one.
+
+    ``source`` and ``destination`` are its addresses in network bytes.
+    """
     protocol = record.protocol
     if protocol is None or source is None or destination is None:
         return None
     one_way = False
     ports: tuple[int, int] | None = None
-    if protocol in {protocols.ICMP, protocols.ICMPV6}:
+    if protocol in _ICMP:
         kind, code = record.details.get("icmp_type"), record.details.get("icmp_code")
         if not _is_octet(kind) or not _is_octet(code):
             return None
         pairs = _ICMP_PAIRS if protocol == protocols.ICMP else _ICMPV6_PAIRS
         one_way = kind not in pairs
         ports = (kind, pairs.get(kind, code))
-    elif protocol in {protocols.TCP, protocols.UDP, protocols.SCTP}:
+    elif protocol in _WITH_PORTS:
         if record.source_port is None or record.destination_port is None:
             return None
         ports = (record.source_port, record.destination_port)
-    return community_id(protocol, source.packed, destination.packed, ports, one_way=one_way)
+    return community_id(protocol, source, destination, ports, one_way=one_way)
 
 
 def _is_octet(value: Detail | None) -> TypeGuard[int]:

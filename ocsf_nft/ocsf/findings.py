@@ -1,204 +1,177 @@
-"""What attempts come to, taken together: OCSF Detection Findings (class 2004)."""
+"""An attempt that matters becomes a Detection Finding (class 2004), and goes on and ends as one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.ocsf import attack, protocols, verdict, wording
-from ocsf_nft.ocsf.addresses import place
-from ocsf_nft.ocsf.context import device_of, own_metadata
-from ocsf_nft.ocsf.endpoints import endpoint, observable
+from ocsf_nft.ocsf import wording
+from ocsf_nft.ocsf.advice import advice
+from ocsf_nft.ocsf.context import own_metadata
+from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import (
-    Action,
     AnalyticType,
     Confidence,
     Direction,
-    Disposition,
     FindingActivityId,
     FindingStatus,
-    ObservableType,
-    ProtocolVersion,
-    Severity,
 )
 from ocsf_nft.ocsf.events import DetectionFinding
-from ocsf_nft.ocsf.identity import merged_uid, stable_uid
+from ocsf_nft.ocsf.identity import NETWORK_ACTIVITY, event_uid, stable_uid
 from ocsf_nft.ocsf.objects import (
-    Actor,
     Analytic,
     Evidences,
     FindingInfo,
-    NetworkConnectionInfo,
-    NetworkEndpoint,
+    RelatedEvent,
     Remediation,
     ResourceDetails,
-    User,
 )
-from ocsf_nft.ocsf.rules import firewall_rule
 from ocsf_nft.ocsf.text import visible
-from ocsf_nft.ocsf.verdict import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
-    from ocsf_nft.attempt import FanOut
-    from ocsf_nft.flow import Flow
-    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.attempt import Attempt, Ended
+    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.context import Proxy
+    from ocsf_nft.ocsf.enums import Severity
+    from ocsf_nft.ocsf.events import NetworkActivity
     from ocsf_nft.ocsf.objects import Observable
+    from ocsf_nft.record import Record
 
-_STAGES: Final = {
-    "begun": (FindingActivityId.CREATE, FindingStatus.NEW, "It has begun."),
-    "goes on": (FindingActivityId.UPDATE, FindingStatus.IN_PROGRESS, "It goes on."),
-    "ended": (FindingActivityId.CLOSE, FindingStatus.RESOLVED, "It has ended."),
+
+class Stage(NamedTuple):
+    """How far a finding has come, in the schema's words and in ours."""
+
+    activity: FindingActivityId
+    status: FindingStatus
+    words: str
+
+
+#: By the names of :class:`ocsf_nft.attempt.FanOut`.
+STAGES: Final = {
+    "begun": Stage(FindingActivityId.CREATE, FindingStatus.NEW, "It has begun."),
+    "goes on": Stage(FindingActivityId.UPDATE, FindingStatus.IN_PROGRESS, "It goes on."),
+    "ended": Stage(FindingActivityId.CLOSE, FindingStatus.RESOLVED, "It has ended."),
 }
 _ANALYTIC: Final = Analytic(
-    uid="ocsf-nft/fan-out", name="Fan-out", type_id=AnalyticType.RULE
+    uid="ocsf-nft/attempt", name="Attempt", type_id=AnalyticType.RULE
 ).keep_json()
-#: Addresses that are put among the observables; the sample is among the evidences anyway.
-_OBSERVED: Final = 10
-_VERSIONS: Final = {4: ProtocolVersion.IPV4, 16: ProtocolVersion.IPV6}
+_TITLES: Final = {
+    Direction.OUTBOUND: "Attempt to bypass the egress proxy was refused",
+    Direction.INBOUND: "Attempt to get into the sandbox was refused",
+    Direction.UNKNOWN: "Attempt to pass through the sandbox was refused",
+}
+_METADATA: Final = "Attempt to reach the cloud's metadata service was refused"
+_DESCS: Final = {
+    Direction.OUTBOUND: (
+        "Something in the sandbox tried to reach a destination without the sandbox's proxy. "
+        "The fence let nothing through."
+    ),
+    Direction.INBOUND: "Somebody sent the sandbox what it has not asked for. The fence let "
+    "nothing through.",
+    Direction.UNKNOWN: "Somebody tried to send packets on through the sandbox. The fence let "
+    "nothing through.",
+}
 
 
-def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
-    """One user tries many destinations or ports.
+def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the call
+    found: Attempt | Ended,
+    event: NetworkActivity,
+    stage: Stage,
+    *,
+    severity: Severity,
+    destination: Place | None,
+    proxy: Proxy | None,
+    processed_ns: int,
+) -> DetectionFinding | None:
+    """The finding of an attempt; ``event`` would be its Network Activity event, told as one.
 
-    ``processed_ns`` is now, in ns since the epoch, UTC. All that is told of one fan-out has the
-    same ``finding_info.uid``; its numbers are running totals, of packets that Network Activity
-    events count. The same FanOut gives the same event, apart from ``metadata.processed_time``.
-    What is told together because of it has the same ``correlation_uid``.
+    None for what has no streak, or is of no sandbox. Its numbers are running totals. The same
+    attempt gives the same event, apart from ``metadata.processed_time``.
     """
-    activity, status, state = _STAGES[found.stage]
-    way = verdict.direction_of_rule(found.rule)
-    is_silent = verdict.answer_to_all(found.rule, way) is Answer.NOTHING
-    start, end = found.start_ns // 1_000_000, found.end_ns // 1_000_000
-    actor = None if found.uid is None else Actor(user=User(uid=str(found.uid))).keep_json()
-    evidences = _evidences(found, way, actor)
-    device, observables = device_of(context)
+    record, streak = found.record, found.streak
+    if streak is None or record.sandbox is None:
+        return None
+    way = event.connection_info.direction_id
+    start, end = streak.start_ns // 1_000_000, max(streak.start_ns, found.end_ns) // 1_000_000
     metadata = own_metadata(
-        stable_uid("fan-out", found.identity, found.stage, found.packets, found.flows),
-        processed_ns,
-    )
+        stable_uid("attempt", streak.identity, stage.words, streak.packets), processed_ns
+    ).model_copy(update={"correlation_uid": event.metadata.correlation_uid})
+    sandbox = visible(record.sandbox)
     return DetectionFinding(
-        activity_id=activity,
+        activity_id=stage.activity,
         time=end,
         start_time=start,
         end_time=end,
         duration=None if start == end else end - start,
-        count=found.packets,
-        severity_id=Severity.HIGH,
-        status_id=status,
-        status_detail=state,
-        message=_message(found, way, is_silent=is_silent),
-        action_id=Action.DENIED,
-        disposition_id=Disposition.DROPPED if is_silent else Disposition.BLOCKED,
-        is_alert=found.stage != "ended",
+        count=streak.packets,
+        severity_id=severity,
+        status_id=stage.status,
+        status_detail=stage.words,
+        message=event.message,
+        action_id=event.action_id,
+        disposition_id=event.disposition_id,
+        is_alert=stage.activity is not FindingActivityId.CLOSE,
         confidence_id=Confidence.HIGH,
         finding_info=FindingInfo(
-            uid=stable_uid("fan-out", found.identity),
-            title="Fan-out to many destinations or ports was refused",
-            desc=(
-                "One user tried many destinations or ports within a short time, past the "
-                "sandbox's proxy. That is what a scan looks like. The fence let nothing through. "
-                "It came to at least these numbers."
-            ),
-            types=("Fan-out",),
+            uid=stable_uid("attempt", streak.identity),
+            title=_title(way, destination),
+            desc=_DESCS[way],
+            types=("Policy Violation",),
             analytic=_ANALYTIC,
-            attacks=attack.SCAN,
+            data_sources=(visible(record.origin.log_source),),
+            attacks=event.attacks,
             first_seen_time=start,
             last_seen_time=end,
+            related_events=tuple(
+                RelatedEvent(
+                    uid=event_uid(NETWORK_ACTIVITY, identity),
+                    type_uid=event.type_uid,
+                    type_name=event.type_name,
+                )
+                for identity in streak.latest
+            ),
+            related_events_count=streak.windows,
         ),
-        remediation=Remediation(desc=_remedy(context, found, way)),
-        firewall_rule=firewall_rule(context, found.sandbox, found.rule),
-        attacks=attack.SCAN,
-        evidences=evidences,
-        resources=(ResourceDetails(name=visible(found.sandbox), type="sandbox"),),
-        actor=actor,
-        device=device,
-        observables=(*_observables(evidences, found.uid), *observables) or None,
-        unmapped={
-            "sandbox": visible(found.sandbox),
-            "flows": found.flows,
-            "destinations": found.destinations,
-            "ports": found.ports,
-        },
-        metadata=metadata.model_copy(
-            update={"correlation_uid": merged_uid(found.sandbox, found.rule, found.uid, "many")}
+        remediation=Remediation(desc=_remedy(record, way, destination, proxy)),
+        firewall_rule=event.firewall_rule,
+        attacks=event.attacks,
+        evidences=(
+            Evidences(
+                actor=event.actor,
+                process=None if event.actor is None else event.actor.process,
+                src_endpoint=event.src_endpoint,
+                dst_endpoint=event.dst_endpoint,
+                connection_info=event.connection_info,
+            ),
         ),
+        resources=(ResourceDetails(name=sandbox, type="sandbox"),),
+        actor=event.actor,
+        device=event.device,
+        observables=tuple(_as_evidence(event.observables or ())) or None,
+        raw_data=event.raw_data,
+        unmapped={"sandbox": sandbox},
+        metadata=metadata,
     )
 
 
-def _message(found: FanOut, way: Direction, *, is_silent: bool) -> str:
-    sandbox = wording.who(found.sandbox, None)
-    what = f"at least {wording.counted(found.destinations, 'destination')}"
-    if found.ports:
-        what = f"{what} on {wording.counted(found.ports, 'port')}"
-    if way is Direction.OUTBOUND:
-        deed = f"{wording.who(found.sandbox, found.uid)} tried {what}"
-    elif way is Direction.INBOUND:
-        deed = f"somebody outside {sandbox} tried {what} in it"
-    else:
-        deed = f"somebody tried {what} through {sandbox}"
-    took = wording.elapsed(found.start_ns, found.end_ns)
-    packets = wording.counted(found.packets, "packet")
-    flows = wording.counted(found.flows, "flow")
-    done = "dropped" if is_silent else "refused"
-    return f"{deed} within {took}: {packets} in {flows}, all {done}"
+def _title(way: Direction, destination: Place | None) -> str:
+    if way is Direction.OUTBOUND and destination is not None and destination.is_cloud_metadata:
+        return _METADATA
+    return _TITLES[way]
 
 
-def _remedy(context: Context, found: FanOut, way: Direction) -> str:
-    if way is Direction.INBOUND:
-        return "Find out who sends this. Nothing may come in but what a proxy answers."
-    where, proxies = wording.who(found.sandbox, found.uid), context.proxies
-    proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
-    return (
-        f"Find out what {where} runs, and stop it unless somebody wants it to do this. "
-        f"What has a reason to go out goes through {proxy}."
-    )
+def _remedy(record: Record, way: Direction, destination: Place | None, proxy: Proxy | None) -> str:
+    if way is not Direction.OUTBOUND:
+        return "Find out who sends this, and why."
+    where = wording.who(record.sandbox or "", record.uid)
+    instead = advice(record, way, proxy, destination)
+    return f"Find out what {where} runs, and stop it unless somebody wants it to do this. {instead}"
 
 
-def _evidences(found: FanOut, way: Direction, actor: Actor | None) -> tuple[Evidences, ...]:
-    """Each flow of the sample; without one, what is known of all flows."""
-    source = None if way is Direction.INBOUND else endpoint(found.sandbox, None, None, None, None)
-    flows: Iterable[Flow | None] = found.sample or (None,)
-    return tuple(
-        Evidences(
-            actor=actor,
-            src_endpoint=source,
-            dst_endpoint=_destination(found, way, flow),
-            connection_info=_connection(way, flow),
-        )
-        for flow in flows
-    )
-
-
-def _destination(found: FanOut, way: Direction, flow: Flow | None) -> NetworkEndpoint | None:
-    return endpoint(
-        found.sandbox if way is Direction.INBOUND else None,
-        None if flow is None else place(flow.destination),
-        None if flow is None else flow.port,
-        None,
-        None,
-    )
-
-
-def _connection(way: Direction, flow: Flow | None) -> NetworkConnectionInfo:
-    if flow is None:
-        return NetworkConnectionInfo(direction_id=way)
-    destination = place(flow.destination)
-    return NetworkConnectionInfo(
-        direction_id=way,
-        protocol_num=flow.protocol,
-        protocol_name=None if flow.protocol is None else protocols.NAMES.get(flow.protocol),
-        protocol_ver_id=None if destination is None else _VERSIONS[len(destination.packed)],
-    )
-
-
-def _observables(evidences: Iterable[Evidences], uid: int | None) -> Iterable[Observable]:
-    addresses: dict[str, str] = {}
-    for number, evidence in enumerate(evidences):
-        ip = None if evidence.dst_endpoint is None else evidence.dst_endpoint.ip
-        if ip is not None:
-            addresses.setdefault(ip, f"evidences[{number}].dst_endpoint.ip")
-    for ip, name in list(addresses.items())[:_OBSERVED]:
-        yield observable(name, ObservableType.IP_ADDRESS, ip)
-    if uid is not None:
-        yield observable("actor.user.uid", ObservableType.USER_UID, str(uid))
+def _as_evidence(observables: tuple[Observable, ...]) -> Iterator[Observable]:
+    """What was at the top of the attempt's event is in the finding's only evidence."""
+    for each in observables:
+        is_below = each.name.startswith(("src_endpoint.", "dst_endpoint."))
+        name = f"evidences[0].{each.name}" if is_below else each.name
+        yield observable(name, each.type_id, each.value)

@@ -6,12 +6,11 @@ They are UUIDs of version 5 (RFC 9562): a hash of what is identified, under a na
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from hashlib import sha1
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from ocsf_nft.ocsf.caching import CACHED
+import orjson
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import Merger
@@ -19,6 +18,11 @@ if TYPE_CHECKING:
 
 #: Never to be changed: event uids of all versions derive from it.
 _NAMESPACE: Final = UUID("6f1d2c5e-8a44-5f0b-9a35-0c5f7e0d4b61").bytes
+#: Of a digit in the place of the variant, the last two bits stay (RFC 9562, 4.1).
+_VARIANTS: Final = {f"{digit:x}": f"{digit & 0b11 | 0b1000:x}" for digit in range(16)}
+
+#: The class whose events are each of one record.
+NETWORK_ACTIVITY: Final = 4001
 
 
 def stable_uid(*parts: str | int | None) -> str:
@@ -26,17 +30,31 @@ def stable_uid(*parts: str | int | None) -> str:
 
     Any text will do, lone surrogates included.
     """
-    return _uuid5(json.dumps(parts, separators=(",", ":")))
+    return _uuid5(_json(parts))
+
+
+def _json(parts: tuple[str | int | None, ...]) -> bytes:
+    """As :mod:`json` writes it without spaces: all but printable ASCII as an escape."""
+    try:
+        told = orjson.dumps(parts)
+    except TypeError:  # a lone surrogate, or a number past 64 bits
+        return _escaped(parts)
+    return told if told.isascii() and b"\x7f" not in told else _escaped(parts)
+
+
+def _escaped(parts: tuple[str | int | None, ...]) -> bytes:
+    return json.dumps(parts, separators=(",", ":")).encode()
 
 
 def event_uid(class_uid: int, identity: str) -> str:
     """The uid of the event of one class that one record becomes."""
-    return _uuid5(f"{class_uid}:{identity}")
+    return _uuid5(f"{class_uid}:{identity}".encode("utf-8", "surrogatepass"))
 
 
 def attempt_uid(record: Record) -> str:
     """What all attempts of one flow share: sandbox, rule, uid, protocol, destination and port."""
-    return _attempt_uid(
+    return stable_uid(
+        "attempt",
         record.prefix if record.sandbox is None else record.sandbox,
         record.sandbox is None,
         record.rule,
@@ -52,16 +70,7 @@ def merged_uid(sandbox: str | None, rule: str, uid: int | None, why: Merger) -> 
     return stable_uid("merged", sandbox, rule, uid, why)
 
 
-@lru_cache(maxsize=CACHED)
-def _attempt_uid(*key: str | int | None) -> str:
-    return stable_uid("attempt", *key)
-
-
-def _uuid5(name: str) -> str:
-    digest = bytearray(
-        sha1(_NAMESPACE + name.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
-    )
-    digest[6] = digest[6] & 0x0F | 0x50
-    digest[8] = digest[8] & 0x3F | 0x80
-    text = digest.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:32]}"
+def _uuid5(name: bytes) -> str:
+    digest = sha1(_NAMESPACE + name, usedforsecurity=False).hexdigest()
+    variant = _VARIANTS[digest[16]]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from ocsf_nft.ocsf import community_id
-from ocsf_nft.ocsf.addresses import place
+from ocsf_nft.ocsf.addresses import packed
 from tests.conformance.corpus import V4, record
 from tests.strategies import PORTS
 
@@ -79,7 +79,7 @@ def test_the_published_test_vectors_hold(
         said = record(**facts, protocol=protocol, details={"icmp_type": first, "icmp_code": second})
     else:
         said = record(**facts, protocol=protocol, source_port=first, destination_port=second)
-    assert community_id.of_record(said, place(source), place(destination)) == wanted
+    assert community_id.of_record(said, packed(source), packed(destination)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_published_test_vectors_hold(
 )
 def test_a_record_that_says_too_little_has_none(facts: dict[str, Any]) -> None:
     said = record(**(V4 | facts))
-    assert community_id.of_record(said, place(said.source), place(said.destination)) is None
+    assert community_id.of_record(said, packed(said.source), packed(said.destination)) is None
 
 
 @given(port=PORTS)

@@ -1,245 +1,191 @@
+"""An attempt that matters is a finding: created, updated as its count grows, closed at its end."""
+
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ocsf_nft.attempt import FanOut, Merged
-from ocsf_nft.flow import Flow
+from ocsf_nft.attempt import Attempt, Ended, Merged, Streak
 from ocsf_nft.ocsf.context import Context
-from ocsf_nft.ocsf.findings import fan_out
-from tests.conformance.corpus import CONTEXT, NOW_NS, SAMPLE, counter, fan_out_of, window
-from tests.ocsf.mapped import MAPPER
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.severity import SeverityRule, Threshold
+from tests.conformance.corpus import (
+    CONTEXT,
+    GOING_ON,
+    NOW_NS,
+    PROCESSES,
+    RECORDS,
+    TIME_NS,
+    streak,
+)
+from tests.strategies import records
+
+if TYPE_CHECKING:
+    from ocsf_nft.record import Record
+
+MAPPER = Mapper(CONTEXT)
 
 
-def told(found: FanOut, context: Context = CONTEXT) -> Any:
-    return json.loads(fan_out(context, found, processed_ns=NOW_NS).to_json())
+def told(found: Attempt | Ended, mapper: Mapper = MAPPER) -> Any:
+    event = mapper.finding(found, processed_ns=NOW_NS)
+    return None if event is None else json.loads(event.to_json())
 
 
-def test_a_fan_out_is_told_in_full() -> None:
-    attacks = [
-        {
-            "version": "18.0",
-            "tactic": {"uid": "TA0007", "name": "Discovery"},
-            "technique": {"uid": "T1046", "name": "Network Service Discovery"},
-        }
-    ]
-    event = told(fan_out_of(sample=SAMPLE[:1]))
-    assert event.pop("device")["hostname"] == "host-1"
-    assert event.pop("metadata")["profiles"] == ["host", "security_control"]
-    assert event == {
-        "class_uid": 2004,
-        "class_name": "Detection Finding",
-        "category_uid": 2,
-        "category_name": "Findings",
-        "activity_id": 1,
-        "activity_name": "Create",
-        "type_uid": 200401,
-        "type_name": "Detection Finding: Create",
-        "time": 1767225603200,
-        "start_time": 1767225600000,
-        "end_time": 1767225603200,
-        "duration": 3200,
-        "timezone_offset": 0,
-        "count": 25_000,
-        "severity_id": 4,
-        "severity": "High",
-        "status_id": 1,
-        "status": "New",
-        "status_detail": "It has begun.",
-        "message": "uid 1000 in sandbox sb1 tried at least 4711 destinations on 1 port within "
-        "3.2 s: 25000 packets in 4711 flows, all refused",
-        "action_id": 2,
-        "action": "Denied",
-        "disposition_id": 2,
-        "disposition": "Blocked",
-        "is_alert": True,
-        "confidence_id": 3,
-        "confidence": "High",
-        "finding_info": {
-            "uid": "346319a8-ab72-5bac-b6a6-5500b2eac5fe",
-            "title": "Fan-out to many destinations or ports was refused",
-            "desc": "One user tried many destinations or ports within a short time, past the "
-            "sandbox's proxy. That is what a scan looks like. The fence let nothing through. "
-            "It came to at least these numbers.",
-            "types": ["Fan-out"],
-            "analytic": {
-                "uid": "ocsf-nft/fan-out",
-                "name": "Fan-out",
-                "type_id": 1,
-                "type": "Rule",
-            },
-            "attacks": attacks,
-            "first_seen_time": 1767225600000,
-            "last_seen_time": 1767225603200,
-        },
-        "remediation": {
-            "desc": "Find out what uid 1000 in sandbox sb1 runs, and stop it unless somebody "
-            "wants it to do this. What has a reason to go out goes through the proxy at "
-            "http://10.200.0.1:3128."
-        },
-        "firewall_rule": {
-            "name": "egress",
-            "uid": "inet/ocsf_nft/refuse_egress/14",
-            "type": "nftables",
-            "desc": "what the sandbox sends goes to its proxy, or nowhere",
-            "condition": 'log prefix "ocsf-nft:sb1:egress:" group 4001',
-        },
-        "attacks": attacks,
-        "evidences": [
-            {
-                "actor": {"user": {"uid": "1000"}},
-                "src_endpoint": {"name": "sb1"},
-                "dst_endpoint": {
-                    "ip": "198.51.100.0",
-                    "port": 443,
-                    "network_scope_id": 2,
-                    "network_scope": "External",
-                },
-                "connection_info": {
-                    "direction_id": 2,
-                    "direction": "Outbound",
-                    "protocol_num": 6,
-                    "protocol_name": "tcp",
-                    "protocol_ver_id": 4,
-                    "protocol_ver": "Internet Protocol version 4 (IPv4)",
-                },
-            }
-        ],
-        "resources": [{"name": "sb1", "type": "sandbox"}],
-        "actor": {"user": {"uid": "1000"}},
-        "observables": [
-            {
-                "name": "evidences[0].dst_endpoint.ip",
-                "type_id": 2,
-                "type": "IP Address",
-                "value": "198.51.100.0",
-            },
-            {
-                "name": "actor.user.uid",
-                "type_id": 31,
-                "type": "User Object: uid",
-                "value": "1000",
-            },
-            {"name": "device.hostname", "type_id": 1, "type": "Hostname", "value": "host-1"},
-        ],
-        "unmapped": {"sandbox": "sb1", "flows": 4711, "destinations": 4711, "ports": 1},
-    }
+def of(name: str, each: Streak) -> Attempt:
+    return replace(Attempt.of(RECORDS[name]), streak=each)
+
+
+def end_of(name: str, each: Streak) -> Ended:
+    return Ended(record=RECORDS[name], streak=each, end_ns=TIME_NS + 5_000_000_000)
 
 
 @pytest.mark.parametrize(
-    ("stage", "activity", "status", "is_alert"),
+    ("name", "each", "stage"),
     [
-        ("begun", "Create", "New", True),
-        ("goes on", "Update", "In Progress", True),
-        ("ended", "Close", "Resolved", False),
+        ("tcp4", streak(1, 1), None),
+        ("tcp4", streak(2, 9, 1), None),
+        ("tcp4", streak(3, 10, 9), ("Create", "New")),
+        ("tcp4", streak(1, 500), ("Create", "New")),
+        ("tcp4", streak(4, 11, 10), ("Update", "In Progress")),
+        ("metadata4", streak(1, 1), ("Create", "New")),
+        ("metadata4", streak(2, 2, 1), ("Update", "In Progress")),
+        ("udp dns", streak(9, 5000, 4000), None),
+        ("igmp", streak(9, 5000, 4000), None),
+        ("link arp", streak(9, 5000, 4000), None),
+        ("ingress", streak(1, 10), ("Create", "New")),
+        ("foreign", streak(1, 10), None),
+        ("foreign, of a sandbox", streak(1, 10), None),
     ],
 )
-def test_a_fan_out_is_one_finding_from_beginning_to_end(
-    stage: Any, activity: str, status: str, *, is_alert: bool
+def test_what_matters_is_a_finding(name: str, each: Streak, stage: tuple[str, str] | None) -> None:
+    event = told(of(name, each))
+    assert stage == (None if event is None else (event["activity_name"], event["status"]))
+
+
+@pytest.mark.parametrize(("each", "is_told"), [(streak(3, 9, 2), False), (streak(3, 10, 2), True)])
+def test_what_was_a_finding_is_closed_and_nothing_else(each: Streak, is_told: bool) -> None:
+    event = told(end_of("tcp4", each))
+    assert (event is not None) == is_told
+    if event is not None:
+        assert (event["activity_name"], event["status"]) == ("Close", "Resolved")
+        assert event["is_alert"] is False
+        assert event["count"] == each.packets
+
+
+@given(record=records(), windows=st.lists(st.integers(1, 30), min_size=1, max_size=8))
+def test_every_finding_begins_once_goes_on_and_ends_once(
+    record: Record, windows: list[int]
 ) -> None:
-    begun, event = told(fan_out_of()), told(fan_out_of(stage=stage))
-    assert (event["activity_name"], event["status"]) == (activity, status)
-    assert event["is_alert"] is is_alert
-    assert event["finding_info"]["uid"] == begun["finding_info"]["uid"]
+    """Whatever the records of a flow look like: some have no details, none, or others."""
+    stages: list[str] = []
+    packets = 0
+    for number, fresh in enumerate(windows, 1):
+        shown = record if number % 2 else replace(record, details={}, source_port=None)
+        each = replace(streak(number, packets + fresh, packets), start_ns=record.time_ns)
+        packets += fresh
+        found = replace(Attempt.of(shown), packets=fresh, streak=each)
+        event = told(found)
+        stages += [] if event is None else [event["activity_name"]]
+    ended = told(Ended(record=record, streak=each, end_ns=record.time_ns))
+    stages += [] if ended is None else [ended["activity_name"]]
+    assert stages == [] or stages == ["Create", *["Update"] * (len(stages) - 2), "Close"]
 
 
-def test_another_fan_out_is_another_finding() -> None:
-    one, other = told(fan_out_of()), told(fan_out_of(identity="1f0c/egress/1000/2"))
-    assert one["finding_info"]["uid"] != other["finding_info"]["uid"]
-    assert one["metadata"]["uid"] != other["metadata"]["uid"]
-
-
-def test_all_that_is_told_of_a_fan_out_has_a_uid_of_its_own() -> None:
-    events = [
-        fan_out_of(),
-        fan_out_of(stage="goes on"),
-        fan_out_of(stage="goes on", packets=25_001),
-        fan_out_of(stage="goes on", flows=4712),
-        fan_out_of(stage="ended"),
+def test_the_attempt_and_its_finding_find_each_other() -> None:
+    identities = [f"kmsg:boot:{number}" for number in (1, 2, 3)]
+    events = []
+    for number, identity in enumerate(identities, 1):
+        said = replace(RECORDS["tcp4"], origin=replace(RECORDS["tcp4"].origin, identity=identity))
+        each = replace(
+            streak(number, 20 * number, 20 * number - 20), latest=tuple(identities[:number])
+        )
+        attempt = replace(Attempt.of(said), packets=20, streak=each)
+        events.append(json.loads(MAPPER.network_activity(attempt, processed_ns=NOW_NS).to_json()))
+    finding = told(attempt)
+    info = finding["finding_info"]
+    assert [one["uid"] for one in info["related_events"]] == [
+        event["metadata"]["uid"] for event in events
     ]
-    uids = [told(event)["metadata"]["uid"] for event in events]
-    assert len(set(uids)) == len(uids)
-    assert [told(event, Context())["metadata"]["uid"] for event in events] == uids
+    assert {one["type_uid"] for one in info["related_events"]} == {400105}
+    assert info["related_events_count"] == 3
+    assert finding["count"] == sum(event["count"] for event in events)
+    assert {event["metadata"]["correlation_uid"] for event in events} == {
+        finding["metadata"]["correlation_uid"]
+    }
+    assert finding["metadata"]["uid"] not in {event["metadata"]["uid"] for event in events}
 
 
-def test_a_fan_out_goes_with_what_is_told_together_because_of_it() -> None:
-    merged = window(counter(uid=1000), merged=Merged(why="many"))
-    event = MAPPER.network_activity(merged, processed_ns=NOW_NS)
-    finding = fan_out(CONTEXT, fan_out_of(), processed_ns=NOW_NS)
-    assert finding.metadata.correlation_uid == event.metadata.correlation_uid
-    other = fan_out(CONTEXT, fan_out_of(uid=1001), processed_ns=NOW_NS)
-    assert other.metadata.correlation_uid != event.metadata.correlation_uid
-
-
-@pytest.mark.parametrize(
-    ("facts", "message"),
-    [
-        (
-            {"uid": None, "ports": 0, "packets": 1, "flows": 1, "destinations": 1},
-            (
-                "sandbox sb1 tried at least 1 destination within 3.2 s: 1 packet in 1 flow, "
-                "all refused"
-            ),
-        ),
-        (
-            {"rule": "ingress", "uid": None, "destinations": 1, "ports": 300},
-            (
-                "somebody outside sandbox sb1 tried at least 1 destination on 300 ports in it "
-                "within 3.2 s: 25000 packets in 4711 flows, all dropped"
-            ),
-        ),
-        (
-            {"rule": "forward", "uid": None, "end_ns": fan_out_of().start_ns + 20_000_000},
-            (
-                "somebody tried at least 4711 destinations on 1 port through sandbox sb1 within "
-                "20 ms: 25000 packets in 4711 flows, all refused"
-            ),
-        ),
-    ],
-)
-def test_the_message_says_who_tried_how_much(facts: dict[str, Any], message: str) -> None:
-    assert told(fan_out_of(**facts))["message"] == message
-
-
-def test_what_comes_from_outside_is_evidence_without_a_source() -> None:
-    event = told(fan_out_of(rule="ingress", uid=None, sample=SAMPLE[:1]))
-    (evidence,) = event["evidences"]
-    assert evidence.keys() == {"dst_endpoint", "connection_info"}
-    assert (evidence["dst_endpoint"]["name"], evidence["dst_endpoint"]["port"]) == ("sb1", 443)
-    assert event["disposition"] == "Dropped"
-    assert event["remediation"]["desc"] == (
-        "Find out who sends this. Nothing may come in but what a proxy answers."
+def test_all_that_is_told_of_one_finding_has_its_uid_and_events_of_their_own() -> None:
+    stages = (
+        of("tcp4", streak(1, 12)),
+        of("tcp4", streak(2, 40, 12)),
+        end_of("tcp4", streak(2, 40, 12)),
     )
+    findings = [told(found) for found in stages]
+    assert len({finding["finding_info"]["uid"] for finding in findings}) == 1
+    assert len({finding["metadata"]["uid"] for finding in findings}) == 3
+    another = told(of("tcp4", replace(streak(1, 12), identity="another")))
+    assert another["finding_info"]["uid"] != findings[0]["finding_info"]["uid"]
+    assert told(stages[0])["metadata"]["uid"] == findings[0]["metadata"]["uid"]
 
 
-def test_without_a_sample_the_sandbox_is_the_evidence() -> None:
-    event = told(fan_out_of(sample=(), uid=None), Context())
-    assert event["evidences"] == [
-        {
-            "src_endpoint": {"name": "sb1"},
-            "connection_info": {"direction_id": 2, "direction": "Outbound"},
-        }
-    ]
-    assert event["remediation"]["desc"].endswith("goes through the sandbox's proxy.")
-    assert {"observables", "actor", "device", "duration"} & event.keys() == {"duration"}
-
-
-def test_ten_addresses_are_observables_and_each_once() -> None:
-    sample = tuple(
-        Flow(uid=1000, protocol=6, destination=f"203.0.113.{number // 2}", port=number)
-        for number in range(30)
+def test_a_finding_says_who_did_what_and_what_to_do() -> None:
+    found = replace(of("tcp4", streak(3, 40, 12)), process=PROCESSES["all of it"])
+    finding = told(found)
+    assert finding["message"] == (
+        "curl[4242] (uid 1000) in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly, "
+        "40 times; refused with a reset"
     )
-    event = told(fan_out_of(sample=sample))
-    addresses = [one for one in event["observables"] if one["type_id"] == 2]
-    assert [one["value"] for one in addresses] == [f"203.0.113.{n}" for n in range(10)]
-    assert [one["name"] for one in addresses][:2] == [
+    assert finding["remediation"]["desc"] == (
+        "Find out what uid 1000 in sandbox sb1 runs, and stop it unless somebody wants it to do "
+        "this. Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again."
+    )
+    (evidence,) = finding["evidences"]
+    assert evidence["process"]["pid"] == evidence["actor"]["process"]["pid"] == 4242
+    assert evidence["dst_endpoint"]["ip"] == "203.0.113.7"
+    assert finding["attacks"] == finding["finding_info"]["attacks"]
+    assert finding["resources"] == [{"name": "sb1", "type": "sandbox"}]
+    assert [each["name"] for each in finding["observables"]][:2] == [
         "evidences[0].dst_endpoint.ip",
-        "evidences[2].dst_endpoint.ip",
+        "evidences[0].dst_endpoint.port",
     ]
-    assert len(event["evidences"]) == 30
 
 
-def test_a_fan_out_without_length_has_no_duration() -> None:
-    assert "duration" not in told(fan_out_of(end_ns=fan_out_of().start_ns))
+def test_credentials_are_called_by_their_name() -> None:
+    finding = told(of("metadata4", streak(1, 1)))
+    assert finding["finding_info"]["title"].startswith("Attempt to reach the cloud's metadata")
+    assert finding["severity"] == "High"
+
+
+@pytest.mark.parametrize("name", ["forward from outside", "ingress"])
+def test_who_comes_from_outside_is_to_be_found(name: str) -> None:
+    finding = told(of(name, streak(1, 10)))
+    assert finding["finding_info"]["title"] == "Attempt to get into the sandbox was refused"
+    assert finding["remediation"]["desc"] == "Find out who sends this, and why."
+
+
+def test_when_it_is_a_finding_can_be_set() -> None:
+    threshold = Threshold(at_once=Severity.MEDIUM, repeats=2)
+    mapper = Mapper(replace(CONTEXT, threshold=threshold))
+    assert told(of("tcp4", streak(1, 1)), mapper)["activity_name"] == "Create"
+    assert told(of("udp dns", streak(1, 100)), mapper) is None
+    names = SeverityRule(severity=Severity.HIGH, port=53)
+    mapper = Mapper(replace(CONTEXT, severities=(names,)))
+    assert told(of("udp dns", streak(1, 1)), mapper)["severity"] == "High"
+
+
+def test_what_has_no_streak_is_none() -> None:
+    assert told(Attempt.of(RECORDS["metadata4"])) is None
+    merged = replace(Attempt.of(RECORDS["metadata4"]), merged=Merged(why="many"))
+    assert told(merged) is None
+
+
+def test_a_finding_is_told_without_a_host() -> None:
+    finding = told(GOING_ON["metadata4, first"], Mapper(Context()))
+    assert "device" not in finding

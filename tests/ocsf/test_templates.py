@@ -1,0 +1,349 @@
+"""A line that a template tells is the line of the model's event, byte for byte."""
+
+from __future__ import annotations
+
+import random
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from ipaddress import ip_network
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.ocsf import templates
+from ocsf_nft.ocsf.activity import derived
+from ocsf_nft.ocsf.addresses import place
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.services import service
+from ocsf_nft.ocsf.severity import SeverityRule
+from ocsf_nft.ocsf.templates import KEPT, SIGHTINGS
+from ocsf_nft.ocsf.verdict import NAME_PORTS
+from ocsf_nft.ocsf.versions import LATEST, VERSIONS, line_at
+from tests.conformance.corpus import (
+    ATTEMPTS,
+    ATTRIBUTED,
+    CONTAINED,
+    CONTEXT,
+    GOING_ON,
+    NOW_NS,
+    OUT,
+    RECORDS,
+    TCP,
+    V4,
+    record,
+)
+from tests.strategies import (
+    ADDRESSES4,
+    ADDRESSES6,
+    DETAILS,
+    HOSTILE_TEXT,
+    MOMENTS,
+    PORTS,
+    UINT16,
+    UINT32,
+    records,
+)
+
+if TYPE_CHECKING:
+    from ocsf_nft.record import Record
+
+#: Each kind of rule, and one after another.
+_SEVERITIES: Final = (
+    SeverityRule(severity=Severity.CRITICAL, port=443, uid=1000),
+    SeverityRule(severity=Severity.LOW, destination=ip_network("203.0.113.0/24"), protocol=6),
+    SeverityRule(severity=Severity.LOW, destination=ip_network("2000::/3")),
+    SeverityRule(severity=Severity.HIGH, uid=0),
+    SeverityRule(severity=Severity.INFORMATIONAL, port=40_000),
+    SeverityRule(severity=Severity.HIGH, sandbox="sb1", rule="link"),
+)
+CONTEXTS: Final = {
+    "a host": CONTEXT,
+    "a container": CONTAINED,
+    "nothing": Context(),
+    "severities": replace(CONTEXT, severities=_SEVERITIES),
+}
+_EVERY_ATTEMPT: Final = {
+    **{name: Attempt.of(each) for name, each in RECORDS.items()},
+    **ATTEMPTS,
+    **ATTRIBUTED,
+    **GOING_ON,
+}
+#: What a template might take for a place where a value is to stand.
+_IMITATIONS: Final = (
+    "%", "%%", "%d", "%b", "%(name)s", "%c%n", "11111", "22222", "33333", "44444", "1", "3",
+    "1111111111", "333331111", '11111"', "{}", '{"x":true,', '"prefix":', "\\", '\\"', "\x7f", "ü",
+)  # fmt: skip
+#: It takes eleven bytes in JSON.
+HOSTILE_CHARACTER: Final = "\U000e0041"
+
+
+def line_of_model(mapper: Mapper, attempt: Attempt, version: str, now_ns: int = NOW_NS) -> bytes:
+    return line_at(mapper.network_activity(attempt, processed_ns=now_ns).to_json(), version)
+
+
+def has_template(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool:
+    of_it = derived(attempt, mapper._context.severities)
+    return templates._shape(attempt, of_it, version) in mapper._templates._kept
+
+
+def assert_told(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool:
+    """So often that there is a template if there ever is one; whether there is."""
+    told = {
+        mapper.line(attempt, processed_ns=NOW_NS, version=version) for _ in range(SIGHTINGS + 1)
+    }
+    assert told == {line_of_model(mapper, attempt, version)}
+    return has_template(mapper, attempt, version)
+
+
+@st.composite
+def attempts(draw: st.DrawFn, said: Record) -> Attempt:
+    """The attempt that a record is, or one that it stands for."""
+    if draw(st.booleans()):
+        return Attempt.of(said)
+    start = draw(MOMENTS)
+    return Attempt(
+        record=said,
+        packets=draw(st.sampled_from([0, 1, 2]) | st.integers(1, (1 << 63) - 1)),
+        bytes=draw(st.none() | st.integers(0, (1 << 63) - 1)),
+        start_ns=start,
+        end_ns=draw(st.sampled_from([start, start + 999_999]) | MOMENTS),
+    )
+
+
+@st.composite
+def others(draw: st.DrawFn, of: Attempt) -> Attempt:
+    """Another attempt of the same shape."""
+    said, origin = of.record, of.record.origin
+
+    def other(value: Any, values: st.SearchStrategy[Any]) -> Any:
+        return None if value is None else draw(values)
+
+    def port(value: int | None) -> int | None:
+        free = UINT16.filter(lambda port: port not in templates._PORTS)
+        return draw(free) if value not in templates._PORTS else value
+
+    def address(text: str | None) -> str | None:
+        drawn = draw(ADDRESSES4 | ADDRESSES6)
+        return drawn if place(drawn) is place(text) else text
+
+    start_ms = draw(st.integers(0, 7_258_118_400_000))
+    is_moment = of.start_ns // 1_000_000 == of.end_ns // 1_000_000
+    end_ms = start_ms if is_moment else start_ms + draw(st.integers(1, 1 << 40))
+    special = {name: value for name, value in said.details.items() if name in templates._DECISIVE}
+    copied = {
+        name: value
+        for name, value in draw(DETAILS).items()
+        if name not in templates._NOT_JUST_COPIED
+    }
+    return replace(
+        of,
+        packets=of.packets if of.packets < 2 else draw(st.integers(2, (1 << 63) - 1)),
+        bytes=other(of.bytes, st.integers(0, (1 << 63) - 1)),
+        start_ns=start_ms * 1_000_000 + draw(st.integers(0, 999_999)),
+        end_ns=end_ms * 1_000_000 + draw(st.integers(0, 999_999)),
+        record=replace(
+            said,
+            prefix=draw(HOSTILE_TEXT),
+            source=address(said.source),
+            destination=address(said.destination),
+            source_port=port(said.source_port),
+            destination_port=port(said.destination_port),
+            uid=other(said.uid, UINT32),
+            gid=other(said.gid, UINT32),
+            details=copied | special if draw(st.booleans()) else special | copied,
+            time_ns=draw(MOMENTS),
+            received_ns=draw(MOMENTS),
+            origin=replace(
+                origin,
+                identity=draw(HOSTILE_TEXT),
+                raw=draw(HOSTILE_TEXT | st.sampled_from(_IMITATIONS)),
+                sequence=other(origin.sequence, st.integers(0, (1 << 63) - 1)),
+                original_time=other(origin.original_time, HOSTILE_TEXT),
+            ),
+        ),
+    )
+
+
+_FRESH: Final = st.sampled_from(list(CONTEXTS.values())).map(Mapper)
+
+
+@given(data=st.data(), mapper=_FRESH, said=records(), version=st.sampled_from(VERSIONS))
+def test_a_template_tells_any_record_as_the_model_does(
+    data: st.DataObject, mapper: Mapper, said: Record, version: str
+) -> None:
+    assert_told(mapper, data.draw(attempts(said)), version)
+
+
+@given(data=st.data(), mapper=_FRESH, said=records(), version=st.sampled_from(VERSIONS))
+def test_a_template_of_one_attempt_tells_all_of_its_shape(
+    data: st.DataObject, mapper: Mapper, said: Record, version: str
+) -> None:
+    attempt = data.draw(attempts(said))
+    has_one = assert_told(mapper, attempt, version)
+    for another in data.draw(st.lists(others(attempt), min_size=1, max_size=4)):
+        now_ns = data.draw(MOMENTS)
+        told = mapper.line(another, processed_ns=now_ns, version=version)
+        assert told == line_of_model(mapper, another, version, now_ns)
+        if mapper._context.severities:  # one that has another severity is of another shape
+            continue
+        assert has_template(mapper, another, version) is has_one
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_every_attempt_that_we_know_is_told_as_the_model_does(context: str, version: str) -> None:
+    mapper = Mapper(CONTEXTS[context])
+    without = {
+        name for name, each in _EVERY_ATTEMPT.items() if not assert_told(mapper, each, version)
+    }
+    assert without == {
+        *ATTRIBUTED,
+        *(name for name, each in ATTEMPTS.items() if each.merged is not None),
+        *(name for name, each in GOING_ON.items() if each.process is not None),
+        "no address",
+        *(name for name in _EVERY_ATTEMPT if name.startswith("link arp")),
+    }
+
+
+@given(
+    said=st.sampled_from(list(RECORDS.values())),
+    texts=st.lists(st.sampled_from(_IMITATIONS) | HOSTILE_TEXT, min_size=9, max_size=9),
+    ports=st.tuples(*(st.sampled_from([1, 11, 11111, 22222, 33333, 44444]) | PORTS,) * 2),
+    version=st.sampled_from(VERSIONS),
+)
+def test_no_text_passes_for_the_place_of_a_value(
+    said: Record, texts: list[str], ports: tuple[int, int], version: str
+) -> None:
+    said = replace(
+        said,
+        sandbox=None if said.sandbox is None else texts[0],
+        rule=texts[1],
+        prefix=texts[2],
+        in_interface=None if said.in_interface is None else texts[3],
+        out_interface=None if said.out_interface is None else texts[4],
+        mac_source=None if said.mac_source is None else texts[5],
+        source_port=ports[0],
+        destination_port=ports[1],
+        details={**said.details, texts[6]: texts[7]},
+        origin=replace(said.origin, raw=texts[8], log_source=texts[8], identity=texts[6]),
+    )
+    mapper = Mapper(CONTEXT)
+    for each in (said, replace(said, source_port=ports[1], destination_port=ports[0])):
+        assert_told(mapper, Attempt.of(each), version)
+
+
+def test_the_marks_of_ports_are_ports_that_mean_nothing() -> None:
+    marks = [mark for both in templates._PORT_MARKS for mark in both]
+    assert NAME_PORTS.isdisjoint(marks)
+    assert not any(service(protocol, mark) for protocol in range(256) for mark in marks)
+    for here, there in templates._PORT_MARKS:
+        assert len(str(here)) == len(str(there))
+        assert all(one != other for one, other in zip(str(here), str(there), strict=True))
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {},
+        {
+            "x": (1 << 53) - 1,
+            "y": 1 << 53,
+            "z": (1 << 63) - 1,
+            "over": 1 << 63,
+            "under": -(1 << 63),
+        },
+        {"text": "a\x7fb", "\x7f": 1},
+        {"text": '\\ " { } \n ü \udcff'},
+        {"flag": True, "no flag": False},
+        {"quoted": {"source": "192.0.2.1", "quoted": {"ttl": 1 << 70}}},
+        {"quoted": MappingProxyType({"ttl": 1})},
+        {"prefix": "x", "ethertype": 1, "a": 1},
+        {"gid": 5, "source": "x", "destination_port": 7, "merged": "x", "mac_source": 0},
+        {"icmp_type": "8", "icmp_code": 0},
+        {"icmp_type": True, "icmp_code": False},
+        {"icmp_type": 1 << 70, "icmp_code": -1},
+        {"arp": {"operation": 2}},
+        {"fragment_offset": 0, "more_fragments": False, "incomplete_bytes": 0},
+        {"more_fragments": True, "z": 1, "fragment_offset": 185},
+    ],
+)
+def test_any_details_are_told_as_the_model_does(details: dict[str, Any]) -> None:
+    mapper = Mapper(CONTEXT)
+    for held in (details, MappingProxyType(details)):
+        for protocol in (1, 6, 58):
+            facts = {**V4, **OUT, "protocol": protocol, "gid": 9, "ethertype": 0x0800}
+            assert_told(mapper, Attempt.of(record(**facts, details=held)))
+            assert_told(mapper, Attempt.of(record(**facts, uid=1000, details=held)))
+
+
+def shapes(number: int) -> list[Attempt]:
+    return [Attempt.of(record(**V4, **TCP, out_interface=f"veth{each}")) for each in range(number)]
+
+
+def test_a_shape_that_does_not_come_again_has_no_template() -> None:
+    mapper = Mapper(CONTEXT)
+    for each in shapes(3 * KEPT):
+        mapper.line(each, processed_ns=NOW_NS)
+    assert not mapper._templates._kept
+    assert len(mapper._templates._seen) <= KEPT
+
+
+def test_so_many_templates_are_kept_and_no_more() -> None:
+    mapper = Mapper(CONTEXT)
+    every = shapes(KEPT + 10)
+    for each in every:
+        assert_told(mapper, each)
+    assert len(mapper._templates._kept) == KEPT
+    assert [has_template(mapper, each) for each in every] == [False] * 10 + [True] * KEPT
+    assert assert_told(mapper, every[0])
+
+
+@pytest.mark.parametrize(("characters", "most"), [(0, 2_500_000), (400, 6_000_000)])
+def test_all_templates_together_take_little_memory(characters: int, most: int) -> None:
+    mapper, some = Mapper(CONTEXT), KEPT // 8
+    tracemalloc.start()
+    try:
+        for number in range(some):
+            name = f"veth{number}{HOSTILE_CHARACTER * characters}"
+            each = Attempt.of(record(**V4, **TCP, out_interface=name))
+            for _ in range(SIGHTINGS):
+                mapper.line(each, processed_ns=NOW_NS)
+        assert len(mapper._templates._kept) == some
+        before = tracemalloc.get_traced_memory()[0]
+        del each
+        mapper._templates._kept.clear()
+        assert (before - tracemalloc.get_traced_memory()[0]) * 8 < most
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_shape_with_very_much_text_has_no_template() -> None:
+    said = record("x" * 10_000, **V4, **TCP)
+    assert not assert_told(Mapper(CONTEXT), Attempt.of(said))
+
+
+def test_many_threads_may_share_a_mapper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "KEPT", 3)
+    mapper, every = Mapper(CONTEXT), shapes(6)
+    wanted = [line_of_model(mapper, each, LATEST) for each in every]
+    start = threading.Barrier(4)
+
+    def told(seed: int) -> bool:
+        order = random.Random(seed)
+        start.wait()
+        return all(
+            mapper.line(every[number], processed_ns=NOW_NS) == wanted[number]
+            for number in order.choices(range(len(every)), k=300)
+        )
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(told, range(4)))
+    assert len(mapper._templates._kept) <= 3
