@@ -1,7 +1,8 @@
 """The command line: thin, and a contract that scripts depend on.
 
-Standard output carries JSON Lines (``install --dry-run``: the ruleset) and nothing else; all that
-is for people goes to standard error.
+Standard output carries what was asked for and nothing else: events as JSON Lines (``tail``, and
+``convert --format``: as lines to read, or in syslog's form), ``install --dry-run``: the ruleset.
+All else that is for people goes to standard error.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ocsf_nft.cli.explain import explain
 from ocsf_nft.cli.fence import install, remove, verify
 from ocsf_nft.cli.run import run
 from ocsf_nft.cli.status import status
+from ocsf_nft.cli.tail import tail
+from ocsf_nft.cli.validate import validate
 from ocsf_nft.errors import OcsfNftError
 
 app = typer.Typer(
@@ -35,7 +38,19 @@ app = typer.Typer(
     ),
     epilog="Try it: ocsf-nft demo (as root; leaves nothing behind).",
 )
-for command in (install, verify, remove, run, status, convert, explain, check, demo):
+for command in (
+    install,
+    verify,
+    remove,
+    run,
+    status,
+    tail,
+    convert,
+    validate,
+    explain,
+    check,
+    demo,
+):
     app.command()(command)
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it

@@ -14,21 +14,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ocsf_nft.cli import output
+from ocsf_nft.cli import options, output
 from ocsf_nft.cli.summary import rejected
 from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from io import BufferedReader
 
+    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.ocsf.mapper import Mapper
+    from ocsf_nft.prefixes import Prefixes
     from ocsf_nft.record import Batch, Record, Reject
     from ocsf_nft.sources.replay import Tally
 
 _CHUNK_BYTES = 1 << 18
 
 
-def convert(
+def convert(  # noqa: PLR0913, PLR0917 - each is an option
     paths: Annotated[
         list[str],
         typer.Argument(
@@ -56,8 +59,26 @@ def convert(
             metavar="TIME",
         ),
     ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="What is written for an event: its JSON, a line to read, or an RFC 5424 message.",
+            metavar="jsonl|shorthand|syslog",
+        ),
+    ] = "jsonl",
+    ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="A TOML file that tells what prefixes mean, and what matters.",
+            metavar="FILE",
+            readable=False,  # reading it tells, in our own sentence
+        ),
+    ] = None,
 ) -> None:
-    """Convert kernel log text to OCSF events, one JSON object a line.
+    """Convert kernel log text to OCSF events, one on a line.
 
     Reads dmesg, /dev/kmsg, syslog, journalctl (short, -o json, -o export) and our own NFLOG lines.
     Stamps that count from boot are taken as this boot's unless --boot is given; lines without a
@@ -65,29 +86,22 @@ def convert(
 
     Example: dmesg | ocsf-nft convert > events.jsonl
     """
-    from ocsf_nft.attempt import Attempt
-    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.cli.formats import writer
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.sources import replay
 
+    written, version = writer(form), options.ocsf_version(ocsf_version)
     boot_ns = None if boot is None else _boot_ns(boot)
-    mapper = Mapper(Context())
+    prefixes, context = _told(config)
+    mapper = Mapper(context)
     tally = replay.Tally()
-
-    def events(records: tuple[Record, ...]) -> Iterator[bytes]:
-        for record in records:
-            if prefix is None or record.prefix.startswith(prefix):
-                yield mapper.network_activity(
-                    Attempt.of(record), processed_ns=time.time_ns()
-                ).to_json()
-                yield b"\n"
-
     with contextlib.ExitStack() as stack:
         reject = stack.enter_context(_rejects_file(rejects, paths))
         for path in paths:
             file = _stdin() if path == "-" else stack.enter_context(_open(Path(path)))
             for batch in _batches(file, tally, boot_ns):
-                output.write(b"".join(events(batch.records)))
+                records = map(prefixes.named, _of_prefix(batch.records, prefix))
+                output.write(b"".join(written(_events(records, mapper, version))))
                 for line in batch.rejects:
                     reject(line)
     output.say(
@@ -127,6 +141,31 @@ def _batches(file: BufferedReader, tally: Tally, boot_ns: int | None) -> Iterato
     while chunk := file.read1(_CHUNK_BYTES):
         yield from reader.feed(chunk)
     yield from reader.finish()
+
+
+def _told(config: Path | None) -> tuple[Prefixes, Context]:
+    """What foreign prefixes mean, and what matters; raises AbsentError or UsageError."""
+    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.prefixes import Prefixes
+
+    if config is None:
+        return Prefixes(), Context()
+    from ocsf_nft.config import read
+
+    found = read(config)
+    return found.prefixes, Context(severities=found.severities)
+
+
+def _of_prefix(records: Iterable[Record], prefix: str | None) -> Iterator[Record]:
+    return (record for record in records if prefix is None or record.prefix.startswith(prefix))
+
+
+def _events(records: Iterable[Record], mapper: Mapper, version: str) -> Iterator[bytes]:
+    from ocsf_nft.attempt import Attempt
+
+    for record in records:
+        attempt = Attempt.of(record)
+        yield mapper.line(attempt, processed_ns=time.time_ns(), version=version)
 
 
 def _is_same_file(path: Path, name: str) -> bool:

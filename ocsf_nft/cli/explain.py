@@ -5,58 +5,97 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ocsf_nft.cli import output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ocsf_nft.record import Record
 
 
 def explain(
-    line: Annotated[str, typer.Argument(help="A line of a kernel log, quoted.", metavar="LINE")],
+    line: Annotated[
+        str,
+        typer.Argument(help="A line of a kernel log, or an event as JSON, quoted.", metavar="LINE"),
+    ],
 ) -> None:
-    """Read one line, field by field, and print the event that it becomes.
+    """Take one line apart, field by field, and tell where each value is from.
 
-    Exit 1: the line is not a record, and why. Needs no privilege.
+    A line of a kernel log is shown as it was read, and as the event that it becomes, which is
+    printed on standard output. An event is shown as it is.
+
+    Exit 1: the line is neither, and why. Needs no privilege.
 
     Example: ocsf-nft explain "$(dmesg | grep -m1 ocsf-nft:)"
     """
+    event = _event(line)
+    if event is not None:
+        _show_event(event)
+        return
     from ocsf_nft.attempt import Attempt
     from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.mapper import Mapper
-    from ocsf_nft.sources.replay import Reader
 
-    batches = list(Reader().batches([line.encode("utf-8", "surrogateescape")]))
-    for reject in (reject for batch in batches for reject in batch.rejects):
-        output.say(f"{reject.kind}: {reject.reason}")
-    records = [record for batch in batches for record in batch.records]
+    records = list(_records(line))
     if not records:
-        output.say("this line is not a record of a refused packet")
+        output.say("this line is neither a record of a packet nor an event")
         raise typer.Exit(1)
     mapper = Mapper(Context())
     for record in records:
-        _table(record)
-        event = mapper.network_activity(Attempt.of(record), processed_ns=time.time_ns())
-        output.write(event.to_json() + b"\n")
+        _table("What the line says", ("field", "value"), _facts(record))
+        made = mapper.network_activity(Attempt.of(record), processed_ns=time.time_ns()).to_json()
+        found = _event(made.decode())
+        if found is not None:
+            _show_event(found)
+        output.write(made + b"\n")
 
 
-def _table(record: Record) -> None:
+def _event(text: str) -> dict[str, Any] | None:
+    """The event that a text is; None when it is none."""
+    import orjson
+
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:  # lone surrogates among it: what was no UTF-8
+        return None
+    return found if isinstance(found, dict) and "class_uid" in found else None
+
+
+def _records(line: str) -> Iterator[Record]:
+    from ocsf_nft.prefixes import Prefixes
+    from ocsf_nft.sources.replay import Reader
+
+    prefixes = Prefixes()
+    for batch in Reader().batches([line.encode("utf-8", "surrogateescape")]):
+        for reject in batch.rejects:
+            output.say(f"{reject.kind}: {reject.reason}")
+        yield from map(prefixes.named, batch.records)
+
+
+def _show_event(event: Mapping[str, Any]) -> None:
+    from ocsf_nft.ocsf.fields import fields
+
+    _table("What the event says", ("field", "value", "where it is from"), fields(event))
+
+
+def _table(title: str, heads: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("field", "value", title="What the line says")
-    for name, value in _fields(record):
-        table.add_row(name, Text(value))  # Text: a hostile name is no markup
+    table = Table(title=title)
+    for head in heads:
+        table.add_column(head, overflow="fold")  # never cut: what is cut can't be searched for
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text: a hostile name is no markup
     Console(stderr=True).print(table)
 
 
-def _fields(record: Record) -> Iterator[tuple[str, str]]:
+def _facts(record: Record) -> Iterator[tuple[str, str]]:
     import dataclasses
 
     for field in dataclasses.fields(record):

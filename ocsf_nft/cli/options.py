@@ -10,9 +10,10 @@ import typer
 if TYPE_CHECKING:
     from ocsf_nft.config import Config, SandboxConfig
 
-# The fence's own defaults again: importing those is slow. A test holds them equal.
+# The others' own defaults again: importing those is slow. A test holds them equal.
 DEFAULT_GROUP: Final = 4001
 DEFAULT_STATE_DIR: Final = Path("/var/lib/ocsf-nft")
+DEFAULT_OCSF_VERSION: Final = "1.8.0"
 
 Sandbox = Annotated[str, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")]
 Netns = Annotated[
@@ -67,6 +68,19 @@ StateDir = Annotated[
         readable=False,
     ),
 ]
+OcsfVersion = Annotated[
+    str,
+    typer.Option(
+        "--ocsf-version", help="The version of OCSF that events are told in.", metavar="V"
+    ),
+]
+
+
+def ocsf_version(text: str) -> str:
+    """The version of OCSF that somebody named, maybe in short, as 1.1; raises UsageError."""
+    from ocsf_nft.ocsf.versions import named  # noqa: PLC0415 - the same
+
+    return named(text)
 
 
 def one_sandbox(**values: Any) -> SandboxConfig:

@@ -58,6 +58,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     output: Annotated[
         str, typer.Option("--output", help="Where events go: a file, or - for stdout.")
     ] = "-",
+    ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
     install: Annotated[
         bool,
         typer.Option("--install", help="Fence first; remove at exit what was not there before."),
@@ -65,6 +66,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
 ) -> None:
     """Watch fenced sandboxes and write an event for each packet refused.
+
+    A file may name a host_log as well: what this host's other firewalls log becomes events too.
 
     Ctrl-C, SIGTERM and SIGHUP: what the kernel has logged by then is delivered, then exit 0. A
     second Ctrl-C or SIGTERM ends it at once, exit 3. On a failure the fence stays.
@@ -78,7 +81,6 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft import config as configuration
     from ocsf_nft import privileges, service
     from ocsf_nft.cli.logs import to_stderr_at_once
-    from ocsf_nft.delivery.sinks.jsonl import Jsonl
 
     to_stderr_at_once()
     if config is not None:
@@ -88,10 +90,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     if source.startswith(_REPLAY):
         _nothing_besides(
             context,
-            {"source", "output"},
+            {"source", "output", "ocsf_version"},
             f"--source {_REPLAY}PATH only reads a file, and has no fence: leave out {{}}",
         )
-        sink = Jsonl(None if output == "-" else Path(output))
+        sink = service.Outlets.of(configuration.sinks(output, ocsf_version))
         path = Path(source.removeprefix(_REPLAY))
         counts = asyncio.run(_until_signal(lambda stop: service.replay([path], sink, stop)))
         say(_summary(counts))
@@ -113,6 +115,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
                 "install": install,
             },
             output=output,
+            ocsf_version=ocsf_version,
             state_dir=state_dir,
         )
     else:
@@ -124,12 +127,14 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         # What exists by now stays: a collection that looks at it again is latency for nothing.
         gc.collect()
         gc.freeze()
-        names = ", ".join(each.name for each in wanted.sandbox)
-        say(f"ready: watching {names}")
+        watched = [each.name for each in wanted.sandbox]
+        if wanted.host_log is not None:
+            watched.append(f"what other firewalls log ({wanted.host_log})")
+        say(f"ready: watching {', '.join(watched)}")
 
     counts = asyncio.run(
         _until_signal(
-            lambda stop: service.run(wanted, Jsonl(wanted.output_path), stop, ready=ready)
+            lambda stop: service.run(wanted, service.Outlets.of(wanted.sinks), stop, ready=ready)
         )
     )
     # A reader that is not there must not keep a run that was told to stop from ending.

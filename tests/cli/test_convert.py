@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MESSAGE = (
@@ -74,8 +76,48 @@ def test_of_two_prefixes_only_the_records_of_the_one_that_is_named_become_events
         ]
         for prefix in ("ocsf-nft:", "[UFW", "UFW", "")
     }
-    ours, theirs = "egress", "[UFW BLOCK]"
+    ours, theirs = "egress", "UFW BLOCK"
     assert rules == {"ocsf-nft:": [ours], "[UFW": [theirs], "UFW": [], "": [ours, theirs]}
+
+
+def test_a_foreign_prefix_means_what_is_built_in_or_what_the_configuration_says(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "ocsf-nft.toml"
+    config.write_text(
+        '[[prefix]]\nbegins = "MYFW"\nrule = "mine"\nsandbox = "vm-1"\nverdict = "accept"\n'
+    )
+    packet = MESSAGE.removeprefix("ocsf-nft:sb:egress:")
+    prefixes = ("[UFW BLOCK] ", "rpfilter_DROP: ", "openshell:bypass:pod-1:", "MYFW: ", "huh ")
+    log = "".join(f"[    1.500000] {prefix}{packet}\n" for prefix in prefixes)
+    built_in, configured = (
+        [
+            (
+                event["firewall_rule"]["name"],
+                event["src_endpoint"].get("name"),
+                event["disposition"],
+            )
+            for event in map(json.loads, convert(*options, stdin=log).stdout.splitlines())
+        ]
+        for options in ((), ("--config", str(config)))
+    )
+    assert built_in == [
+        ("UFW BLOCK", None, "Blocked"),
+        ("rpfilter_DROP", None, "Dropped"),
+        ("bypass", "pod-1", "Blocked"),
+        ("MYFW:", None, "Logged"),
+        ("huh", None, "Logged"),
+    ]
+    assert configured == [*built_in[:3], ("mine", "vm-1", "Allowed"), built_in[4]]
+
+
+def test_a_configuration_that_is_wrong_or_not_there_is_one_sentence(tmp_path: Path) -> None:
+    config = tmp_path / "ocsf-nft.toml"
+    absent = convert("--config", str(config))
+    config.write_text('[[prefix]]\nbegins = "ocsf-nft:"\nverdict = "drop"\n')
+    for done in (absent, convert("--config", str(config))):
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert str(config) in done.stderr
 
 
 def test_an_input_is_not_emptied_to_take_its_own_rejects(tmp_path: Path) -> None:
@@ -105,3 +147,91 @@ def test_a_boot_that_is_no_time_is_bad_usage(boot: str) -> None:
     assert done.returncode == 2
     assert "--boot" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("named", "version"), [("1.1", "1.1.0"), ("1.8.0", "1.8.0")])
+@pytest.mark.parametrize("form", ["jsonl", "syslog"])
+def test_events_are_told_in_the_version_that_is_named(
+    judge: Callable[..., list[str]], form: str, named: str, version: str
+) -> None:
+    done = convert("--format", form, "--ocsf-version", named, stdin=f"{MESSAGE}\n{MESSAGE}")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        event = json.loads(line[line.index("{") :])
+        assert event["metadata"]["version"] == version
+        assert judge(event, version) == []
+
+
+def test_an_event_is_shown_as_a_line_to_read(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text(MESSAGE)
+    os.utime(log, ns=(0, 1_600_000_000_123_000_000))
+    assert convert("--format", "shorthand", str(log)).stdout == (
+        "2020-09-13T12:26:40.123Z  LOW     sb  uid 0  UDP 203.0.113.7:53 domain  refused  "
+        "[egress]  Only the sandbox's proxy may be reached: use it.\n"
+    )
+
+
+def test_shorthand_is_in_colour_on_a_terminal(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text(MESSAGE)
+    ours, theirs = pty.openpty()
+    subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "convert", "--format", "shorthand", str(log)],
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        env={key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+        | {"TERM": "xterm"},
+    )
+    shown = os.read(ours, 4096)
+    os.close(theirs)
+    os.close(ours)
+    assert b"\x1b[36mLOW   \x1b[0m" in shown
+
+
+def test_an_event_is_a_syslog_message(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text(MESSAGE)
+    os.utime(log, ns=(0, 1_600_000_000_123_000_000))
+    head, _, event = convert("--format", "syslog", str(log)).stdout.partition(" - {")
+    assert head == "<133>1 2020-09-13T12:26:40.123Z - ocsf-nft - 400105"
+    assert json.loads("{" + event)["dst_endpoint"]["ip"] == "203.0.113.7"
+
+
+def test_hostile_text_is_one_line_in_each_form() -> None:
+    names = "\x1b]0;x\x07", "\u202e\u2028\x85\x9b\x7f", "\udcff\udc80", 'a"  [egress]  b'
+    stamp, (_, packet) = "[    1.500000] ", MESSAGE.split("IN= OUT=e0", 1)
+    log = "".join(f"{stamp}{name} IN= OUT={name.replace(' ', '_')}{packet}\n" for name in names)
+    for form in ("jsonl", "shorthand", "syslog"):
+        done = subprocess.run(
+            [sys.executable, "-m", "ocsf_nft", "convert", "--format", form],
+            input=log.encode("utf-8", "surrogateescape"),
+            capture_output=True,
+            check=True,
+        )
+        lines = done.stdout.decode().split("\n")
+        assert len(lines) == len(names) + 1, done.stderr
+        if form != "jsonl":
+            assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "known"),
+    [
+        ("--format", "xml", "jsonl, shorthand, syslog"),
+        ("--format", "", "jsonl, shorthand, syslog"),
+        ("--ocsf-version", "1.2", "1.1.0, 1.3.0"),
+    ],
+)
+def test_a_form_or_version_that_is_not_known_is_answered_with_those_that_are(
+    option: str, value: str, known: str
+) -> None:
+    done = convert(option, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("ocsf-nft: ")
+    assert repr(value) in sentence
+    assert known in sentence

@@ -6,6 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+_GOLDEN = Path(__file__).parents[1] / "golden" / "events"
 
 
 def test_a_hostile_prefix_is_shown_as_it_is_and_is_no_markup() -> None:
@@ -25,6 +30,83 @@ def test_a_hostile_prefix_is_shown_as_it_is_and_is_no_markup() -> None:
     shown = dict(_cells(row) for row in done.stderr.splitlines() if row.count("│") == 3)
     assert (shown["prefix"], shown["out_interface"]) == (repr(prefix), "'[b]e0'")
     assert json.loads(done.stdout)["src_endpoint"]["interface_name"] == "[b]e0"
+
+
+def test_a_foreign_record_is_explained_by_what_its_prefix_means() -> None:
+    line = (
+        "[    1.500000] openshell:bypass:pod-1:IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 "
+        "TOS=0x00 PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 "
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "explain", line],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "140", "PYTHONUTF8": "1"},
+    )
+    shown = dict(_cells(row) for row in done.stderr.splitlines() if row.count("│") == 3)
+    told = tuple(shown[name] for name in ("sandbox", "rule", "verdict"))
+    assert told == ("'pod-1'", "'bypass'", "'reject'")
+
+
+def _explained(line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "explain", line],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "200", "PYTHONUTF8": "1"},
+    )
+
+
+def _fields(stderr: str) -> dict[str, tuple[str, str]]:
+    """Each field of an event with its value and its source, as the table shows them."""
+    _, _, table = stderr.partition("What the event says")
+    rows = [row.split("│")[1:4] for row in table.splitlines() if row.count("│") == 4]
+    return {field.strip(): (value.strip(), source.strip()) for field, value, source in rows}
+
+
+def test_a_line_is_shown_as_the_event_that_it_becomes_with_where_each_value_is_from() -> None:
+    line = (
+        "[    1.500000] ocsf-nft:sb1:egress:IN= OUT=sb0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 "
+        "TOS=0x00 PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 UID=1000 GID=1000 "
+    )
+    done = _explained(line)
+    assert done.returncode == 0
+    event = json.loads(done.stdout)
+    shown = _fields(done.stderr)
+    assert shown["dst_endpoint.ip"] == ("203.0.113.7", "the address in the packet")
+    assert shown["actor.user.uid"] == ("1000", "the user's id, as this host numbers users")
+    assert shown["class_uid"] == ("4001", "always so")
+    assert shown["unmapped.ttl"][0] == "64"
+    assert shown["observables[0].value"][0] == event["observables"][0]["value"]
+
+
+def test_an_event_is_explained_field_by_field_and_not_written_again() -> None:
+    event = json.loads((_GOLDEN / "ssh-again-and-again-1.1.0.json").read_text())
+    done = _explained(json.dumps(event))
+    assert (done.returncode, done.stdout) == (0, "")
+    shown = _fields(done.stderr)
+    assert shown["metadata.version"] == ("1.1.0", "the OCSF version that the event is told in")
+    assert shown["finding_info.uid"] == (
+        event["finding_info"]["uid"], "the same from Create to Close",
+    )  # fmt: skip
+    assert "What the line says" not in done.stderr
+
+
+def test_what_is_not_ours_is_said_to_be_unknown() -> None:
+    done = _explained('{"class_uid": 3002, "user": {"name": "[red]x[/red]\\u001b[2J"}}')
+    assert done.returncode == 0
+    assert _fields(done.stderr)["user.name"] == (
+        "[red]x[/red]\\x1b[2J", "not known to ocsf-nft",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["hello", "{}", '{"MESSAGE": "hello"}', "[1]", '{"class_uid": '])
+def test_what_is_neither_is_one_sentence_and_exit_1(line: str) -> None:
+    done = _explained(line)
+    assert done.returncode == 1
+    assert done.stderr == "this line is neither a record of a packet nor an event\n"
 
 
 def _cells(row: str) -> tuple[str, str]:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.cli import options
+from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import spec, state
+from ocsf_nft.ocsf import versions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +20,22 @@ if TYPE_CHECKING:
 def test_the_command_lines_defaults_are_the_fences() -> None:
     assert options.DEFAULT_GROUP == spec.DEFAULT_GROUP
     assert options.DEFAULT_STATE_DIR == state.DEFAULT_DIRECTORY
+
+
+def test_the_command_lines_default_version_is_the_mappers() -> None:
+    assert options.DEFAULT_OCSF_VERSION == versions.LATEST
+
+
+@pytest.mark.parametrize("version", versions.VERSIONS)
+def test_a_version_may_be_named_in_short(version: str) -> None:
+    assert options.ocsf_version(version) == version
+    assert options.ocsf_version(version.removesuffix(".0")) == version
+
+
+@pytest.mark.parametrize("text", ["", "1", "1.2", "1.2.0", "1.8.1", "v1.8", "1.8.0.0", "1.8\n"])
+def test_a_version_that_is_none_is_answered_with_those_that_are(text: str) -> None:
+    with pytest.raises(UsageError, match=r"1\.1\.0, .*, 1\.8\.0$"):
+        options.ocsf_version(text)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""The forms in which events are written to standard output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import orjson
+
+from ocsf_nft.cli.painting import painter
+from ocsf_nft.delivery import rfc5424
+from ocsf_nft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+#: Events as JSON to what is written for them.
+Writer: TypeAlias = "Callable[[Iterable[bytes]], Iterator[bytes]]"
+
+
+def writer(name: str) -> Writer:
+    """The writer of a format; raises UsageError for an unknown one."""
+    if name not in _WRITERS:
+        raise UsageError(f"--format {name!r} is not known: give one of {', '.join(_WRITERS)}")
+    return _WRITERS[name]
+
+
+def _as_they_are(events: Iterable[bytes]) -> Iterator[bytes]:
+    for event in events:
+        yield event
+        yield b"\n"
+
+
+def _shorthand(events: Iterable[bytes]) -> Iterator[bytes]:
+    paint = painter()
+    return (paint(orjson.loads(event)) for event in events)
+
+
+def _syslog(events: Iterable[bytes]) -> Iterator[bytes]:
+    return (rfc5424.frame(orjson.loads(event), event) + b"\n" for event in events)
+
+
+_WRITERS: Final[dict[str, Writer]] = {
+    "jsonl": _as_they_are,
+    "shorthand": _shorthand,
+    "syslog": _syslog,
+}

@@ -1,0 +1,151 @@
+"""``tail``."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import stat
+import sys
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from ocsf_nft.cli import output
+from ocsf_nft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+_PAUSE_MS: Final = 200
+_STDOUT: Final = 1
+
+
+def tail(
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A file of events, or a pipe; - is standard input.", metavar="PATH | -"
+        ),
+    ] = "-",
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", help="Show the last so many lines.", min=0, metavar="N")
+    ] = 20,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Go on as the file grows, over its rotation."),
+    ] = False,
+) -> None:
+    """Show the last events of a JSON Lines file, one line to read for each, on standard output.
+
+    With --follow, Ctrl-C or SIGTERM ends it, exit 0; of a pipe, all events are shown as they come,
+    until its end. In colour on a terminal, unless NO_COLOR is set. Needs no privilege.
+
+    Example: ocsf-nft tail -f /var/log/ocsf-nft/events.jsonl
+    """
+    if path == "-" and sys.stdin.isatty():
+        raise UsageError("name a file of events, or pipe events into it: ocsf-nft tail PATH")
+    from ocsf_nft.cli.painting import painter
+
+    screen = _Screen(painter())
+    if not follow:
+        _show_last(path, lines, screen)
+    else:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):  # that is how it ends
+            _follow(path, lines, screen)
+    screen.tell_others()
+
+
+class _Screen:
+    """Standard output, and the count of the lines that are no events."""
+
+    def __init__(self, paint: Callable[[Mapping[str, Any]], bytes]) -> None:
+        self._paint = paint
+        self._others = 0
+
+    def show(self, lines: Iterable[bytes]) -> None:
+        """Show the events among the lines, now."""
+        self.write(self.read(line) for line in lines)
+
+    def read(self, line: bytes) -> bytes | None:
+        """What is shown for a line, None for one that is no event."""
+        import orjson
+
+        try:
+            event = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return None
+        is_event = isinstance(event, dict) and "class_uid" in event
+        return self._paint(event) if is_event else None
+
+    def write(self, read: Iterable[bytes | None]) -> None:
+        """Show what was read of lines."""
+        found = list(read)
+        shown = [line for line in found if line is not None]
+        self._others += len(found) - len(shown)
+        if shown:
+            output.write(b"".join(shown))
+
+    def tell_others(self) -> None:
+        """Say how many lines were no events."""
+        if self._others:
+            were = "1 line was" if self._others == 1 else f"{self._others} lines were"
+            output.say(f"{were} no OCSF event and not shown")
+
+
+def _descriptor_of(path: str) -> int:
+    from ocsf_nft.cli.growing import opened
+
+    return sys.stdin.fileno() if path == "-" else opened(Path(path))
+
+
+def _is_pipe(descriptor: int) -> bool:
+    """Whether it can be read but once; so can a terminal or a socket."""
+    return not stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def _show_last(path: str, number: int, screen: _Screen) -> None:
+    from ocsf_nft.cli.growing import GrowingFile, lines_of_pipe
+
+    descriptor = _descriptor_of(path)
+    if not _is_pipe(descriptor):
+        for lines in GrowingFile(descriptor, None).last_lines(number, growing=False):
+            screen.show(lines)
+        return
+    # As they are shown, which is short, whatever a line is.
+    last: deque[bytes | None] = deque(maxlen=number)
+    for lines in lines_of_pipe(descriptor):
+        last.extend(map(screen.read, lines))
+    screen.write(last)
+
+
+def _follow(path: str, number: int, screen: _Screen) -> None:
+    from ocsf_nft.cli.growing import GrowingFile, lines_of_pipe
+
+    descriptor = _descriptor_of(path)
+    if _is_pipe(descriptor):
+        for lines in lines_of_pipe(descriptor):
+            screen.show(lines)
+        return
+    file = GrowingFile(descriptor, None if path == "-" else Path(path))
+    for lines in file.last_lines(number, growing=True):
+        screen.show(lines)
+    reader = _reader()
+    while not reader.poll(_PAUSE_MS):
+        for lines in file.new_lines():
+            screen.show(lines)
+    raise typer.Exit
+
+
+def _reader() -> select.poll:
+    """Tells when who reads standard output has gone, which no write would find out for long."""
+    reader = select.poll()
+    if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):
+        reader.register(_STDOUT, 0)
+    return reader

@@ -1,0 +1,146 @@
+"""Events with whatever somebody may write into a process's name, a log prefix or an event file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.ocsf.fan_outs import fan_out
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.notices import FenceState, fence_state, gap
+from ocsf_nft.record import Gap
+from tests.conformance.corpus import ATTEMPTS, CONTEXT, FAN_OUTS, NOW_NS, RECORDS, TIME_NS
+from tests.strategies import HOSTILE_TEXT, records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.ocsf.events import Event
+
+#: Text that steers a terminal, forges a line or a field, is no UTF-8, or never ends.
+NAMES = HOSTILE_TEXT | st.sampled_from(
+    [
+        "\x1b]0;owned\x07",
+        "\x9b2J",
+        "\x7f",
+        "a\nb\r\n\u2028\u2029\x85c",
+        "\u202e\u2066\u200f",
+        "\ufeff",
+        "\"quoted\" 'name' \\x1b",
+        "curl[1]  TCP 203.0.113.7:443 https  refused  [egress]",
+        "<165>1 - - - - - -",
+        "\udcff\udc80",
+        "\ud83d",
+        "x" * 4096,
+        "\x1b" * 4096,
+        "\u05d0\u0661\u0300",
+    ]
+)
+
+PROCESS: dict[str, Any] = {
+    "name": "curl",
+    "pid": 4242,
+    "path": "/usr/bin/curl",
+    "file": {"name": "curl", "path": "/usr/bin/curl", "type_id": 1, "type": "Regular File"},
+    "cmd_line": "curl https://203.0.113.7",
+}
+
+
+def _read(event: Event) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(event.to_json())
+    return read
+
+
+def whole_events() -> list[dict[str, Any]]:
+    """An event of each class and kind, as JSON reads it."""
+    mapper = Mapper(CONTEXT)
+    attempts = (Attempt.of(RECORDS["tcp4"]), *ATTEMPTS.values())
+    mapped = [_read(mapper.network_activity(each, processed_ns=NOW_NS)) for each in attempts]
+    mapped[0]["actor"]["process"] = PROCESS
+    lost = Gap(transport="kmsg", reason="overrun", lost=3, since_ns=TIME_NS, until_ns=TIME_NS)
+    return [
+        *mapped,
+        *(_read(fan_out(CONTEXT, each, processed_ns=NOW_NS)) for each in FAN_OUTS.values()),
+        _read(
+            fence_state(
+                CONTEXT,
+                sandbox="sb1",
+                before=FenceState.STANDING,
+                after=FenceState.ALTERED,
+                time_ns=TIME_NS,
+                tables=["inet ocsf_nft"],
+                reason="the table is not as it was installed",
+            )
+        ),
+        _read(gap(CONTEXT, lost, processed_ns=NOW_NS)),
+    ]
+
+
+_WHOLE = st.deferred(lambda: st.sampled_from(whole_events()))
+_JUNK: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([-1, 1 << 63, 10**400, 99])
+    | st.floats()
+    | NAMES,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each place of JSON, as what holds it and its key or number there."""
+    keys = value if isinstance(value, dict) else range(len(value))
+    for key in list(keys):
+        yield value, key
+        if isinstance(value[key], dict | list):
+            yield from _places(value[key])
+
+
+@st.composite
+def broken_events(draw: st.DrawFn) -> dict[str, Any]:
+    """An event in which some attributes are gone, or something else altogether."""
+    event: dict[str, Any] = json.loads(json.dumps(draw(_WHOLE)))
+    for _ in range(draw(st.integers(0, 4))):
+        places = list(_places(event))
+        if places:
+            holder, key = draw(st.sampled_from(places))
+            if draw(st.booleans()):
+                holder[key] = draw(_JUNK)
+            else:
+                del holder[key]
+    return event
+
+
+@st.composite
+def _with_names(draw: st.DrawFn) -> dict[str, Any]:
+    """A whole event in which each name that comes from outside is any text."""
+    event: dict[str, Any] = json.loads(json.dumps(draw(_WHOLE)))
+    actor = {
+        "user": {"uid": "1000", "name": draw(NAMES)},
+        "process": {"pid": 4242, "name": draw(NAMES), "path": draw(NAMES), "cmd_line": draw(NAMES)},
+    }
+    return event | {
+        "actor": actor,
+        "device": {"hostname": draw(NAMES), "type_id": 0},
+        "firewall_rule": {"name": draw(NAMES)},
+        "status_detail": draw(NAMES),
+        "message": draw(NAMES),
+        "src_endpoint": {"name": draw(NAMES), "interface_name": draw(NAMES)},
+        "dst_endpoint": {"hostname": draw(NAMES), "port": 443},
+        "unmapped": {"prefix": draw(NAMES), "sandbox": draw(NAMES)},
+    }
+
+
+@st.composite
+def _mapped(draw: st.DrawFn) -> dict[str, Any]:
+    attempt = Attempt.of(draw(records()))
+    return _read(Mapper(CONTEXT).network_activity(attempt, processed_ns=NOW_NS))
+
+
+#: Events of ours with hostile names, and events of anybody.
+EVENTS = _with_names() | _mapped() | broken_events()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft.ocsf.fields import fields
+from tests.golden.situations import situations
+from tests.strategies import HOSTILE_TEXT
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | HOSTILE_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HOSTILE_TEXT, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("name", situations())
+def test_each_value_of_our_events_has_a_source(name: str) -> None:
+    event = situations()[name]
+    found = list(fields(event))
+    unknown = {field.path for field in found if field.source == "not known to ocsf-nft"}
+    # What older versions say in words of their own is no field of a model.
+    assert all(path.endswith((".type",)) or ".lineage[" in path for path in unknown), unknown
+    assert len({field.path for field in found}) == len(found)
+    assert [field.value for field in found if field.path == "metadata.uid"] == [
+        event["metadata"]["uid"]
+    ]
+
+
+@given(
+    event=st.dictionaries(
+        st.sampled_from(["class_uid", "metadata", "src_endpoint", "observables", "unmapped"])
+        | HOSTILE_TEXT,
+        st.sampled_from([4001, 2004, 5019, 6002, 99]) | JSON,
+    )
+)
+def test_any_event_is_taken_apart_into_what_a_terminal_can_show(event: dict[str, Any]) -> None:
+    for field in fields(event):
+        assert all(part.isprintable() for part in field)
+
+
+def test_what_is_nested_too_deep_is_one_value() -> None:
+    deep: Any = "end"
+    for _ in range(60):
+        deep = {"x": [deep]}
+    _, field = fields({"class_uid": 4001, "unmapped": deep})
+    assert field.path.count(".") < 20
+    assert "end" in field.value
