@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from ocsf_nft.flow import Flow
+    from ocsf_nft.process import Process
     from ocsf_nft.record import Record
 
 #: Why packets of several flows are told together. ``many``: one user has more flows than are told
@@ -25,12 +26,31 @@ class Merged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Streak:
+    """The attempts of one flow that followed one another without a pause, up to one of them.
+
+    ``identity`` is the same for all of them. They are ``windows`` attempts of ``packets`` packets
+    since ``start_ns`` (since the epoch, UTC), ``packets_before`` without the last of them;
+    ``latest`` are the identities of the records of the latest ones, that of the last one last.
+    """
+
+    identity: str
+    windows: int
+    packets: int
+    packets_before: int
+    start_ns: int
+    latest: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """What somebody tried, in one window: each packet is in one attempt and in no other.
 
     ``record`` stands for it: what the kernel logged of its first packet or, where it logged none,
     what its counter says; ``packets`` and ``bytes`` are exact, ``bytes`` None where nobody counted
     them. No packet is from before ``start_ns`` or from after ``end_ns`` (since the epoch, UTC).
+    ``streak`` is what it goes on with; None where nobody keeps count of that. ``process`` is who
+    did it; None where nobody knows.
     """
 
     record: Record
@@ -39,6 +59,8 @@ class Attempt:
     start_ns: int
     end_ns: int
     merged: Merged | None = None
+    streak: Streak | None = None
+    process: Process | None = None
 
     @staticmethod
     def of(record: Record) -> Attempt:
@@ -50,6 +72,19 @@ class Attempt:
             start_ns=record.time_ns,
             end_ns=record.time_ns,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A streak is over: nothing came of its flow for a while, or nobody reads any more.
+
+    ``record`` and ``process`` are as in :class:`Attempt`; ``end_ns`` is the end of its last one.
+    """
+
+    record: Record
+    streak: Streak
+    end_ns: int
+    process: Process | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

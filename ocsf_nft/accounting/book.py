@@ -17,9 +17,10 @@ import struct
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
 
+from ocsf_nft.accounting import open_state
 from ocsf_nft.accounting.counted import Counted
-from ocsf_nft.accounting.rule import RuleAccount
 from ocsf_nft.accounting.telling import Pot
+from ocsf_nft.accounting.whose import Whose
 from ocsf_nft.errors import DeliveryError, SourceError
 from ocsf_nft.flow import Count, Key, flow
 
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.accounting.ledger import Ledger
+    from ocsf_nft.accounting.rule import RuleAccount
 
-#: Another version of the program that keeps other things gives its file another name.
+#: Another version of the program that keeps its things otherwise gives its file another name.
 FILE: Final = "accounts-1.sqlite3"
 
 _BUSY_SECONDS: Final = 5.0
@@ -42,6 +44,7 @@ CREATE TABLE IF NOT EXISTS counted (
     seen_packets INTEGER, seen_bytes INTEGER, owed_packets INTEGER, owed_bytes INTEGER,
     PRIMARY KEY (rule, kind, data)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS opened (identity TEXT PRIMARY KEY, rule TEXT, epoch TEXT, state TEXT);
 CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, event BLOB);
 CREATE TABLE IF NOT EXISTS lost (source TEXT PRIMARY KEY, gaps INTEGER, records INTEGER)
     WITHOUT ROWID;
@@ -57,6 +60,8 @@ _DAMAGE: Final = (
 
 #: Counters taken down before other tasks get a turn.
 _SLICE: Final = 1000
+#: The same for what is open, of which there is more to write.
+_FEW: Final = 100
 
 _Row = tuple[str, str, bytes, int, int, int, int, int, int]
 
@@ -70,13 +75,15 @@ class Lost(NamedTuple):
 
 
 class Changes:
-    """What has changed in a ledger: rules, counters, and counters that are no more."""
+    """What has changed in a ledger: rules, counters, what is open, and what of it is no more."""
 
     def __init__(self) -> None:
         self.rules: list[tuple[str, str, str]] = []
         self.counted: list[_Row] = []
         self.gone: list[tuple[str, str, bytes]] = []
         self.renewed: list[tuple[str]] = []
+        self.opened: list[tuple[str, str, str, str]] = []
+        self.ended: list[tuple[str]] = []
 
     def gather(self, ledger: Ledger) -> Iterator[None]:
         """Take out what has changed since the last time; yields now and then.
@@ -100,6 +107,17 @@ class Changes:
             if state != account.kept:
                 account.kept = state
                 self.rules.append((name, account.epoch, state))
+        changed = iter(ledger.opened.changed.items())
+        while some_open := tuple(islice(changed, _FEW)):
+            for identity, each in some_open:
+                if each is None:
+                    self.ended.append((identity,))
+                else:
+                    self.opened.append(
+                        (identity, each.whose.rule, each.whose.epoch, open_state.write(each))
+                    )
+            yield
+        ledger.opened.changed.clear()
 
 
 class Book:
@@ -157,6 +175,7 @@ class Book:
             if isinstance(error, sqlite3.OperationalError) or self._is_read_only:
                 raise self._failure(error) from error
             ledger.rules.clear()
+            ledger.opened.clear()
             self._set_aside()
 
     def _load(self, ledger: Ledger) -> None:
@@ -167,6 +186,10 @@ class Book:
                 key = Key(kind, data)
                 flow(key)
                 ledger.rules[name].restore(key, _counted(columns))
+            # Who only reads tells nothing, and may read what an earlier version keeps.
+            if not self._is_read_only:
+                for columns in connection.execute("SELECT * FROM opened"):
+                    _reopen(ledger, *columns)
 
     def commit(self, changed: Changes, events: Sequence[bytes]) -> None:
         """Keep what has changed and the events that tell it; the events before were delivered."""
@@ -179,6 +202,8 @@ class Book:
             connection.executemany(
                 "DELETE FROM counted WHERE rule = ? AND kind = ? AND data = ?", changed.gone
             )
+            connection.executemany("DELETE FROM opened WHERE identity = ?", changed.ended)
+            connection.executemany("REPLACE INTO opened VALUES (?, ?, ?, ?)", changed.opened)
             connection.execute("DELETE FROM outbox")
             connection.executemany(
                 "INSERT INTO outbox (event) VALUES (?)", [(event,) for event in events]
@@ -315,9 +340,7 @@ def _state(account: RuleAccount) -> dict[str, Any]:
 
 
 def _account(ledger: Ledger, name: str, epoch: str, state: Mapping[str, Any]) -> RuleAccount:
-    account = RuleAccount(
-        ledger.sandbox, name, epoch, begun_ns=_whole([state["read_ns"]])[0], always=ledger.always
-    )
+    account = ledger.account(name, epoch, begun_ns=_whole([state["read_ns"]])[0])
     account.refused = Count(*_whole(state["refused"]))
     account.placed = Count(*_whole(state["placed"]))
     told = (state["reported"], state["overflowed"], state["received"])
@@ -329,3 +352,16 @@ def _account(ledger: Ledger, name: str, epoch: str, state: Mapping[str, Any]) ->
         (account.many[uid].flows,) = _whole([flows])
     account.kept = json.dumps(state)
     return account
+
+
+def _reopen(ledger: Ledger, identity: str, rule: str, epoch: str, state: str) -> None:
+    """Go on with what was open, if its counters are still those of its rule."""
+    whose = Whose(sandbox=ledger.sandbox, rule=rule, epoch=epoch)
+    found = open_state.read(whose, state)
+    if found.identity != identity:
+        raise ValueError("kept under the name of another")
+    account = ledger.rules[rule]
+    if account.epoch != epoch:
+        ledger.opened.leave(found)
+    else:
+        account.resume(found)

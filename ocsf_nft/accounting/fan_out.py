@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft.accounting.counted import MOST
+from ocsf_nft.accounting.opened import OpenFanOut
 from ocsf_nft.accounting.schedule import Schedule
 from ocsf_nft.attempt import FanOut
 from ocsf_nft.flow import flow
@@ -12,7 +13,9 @@ from ocsf_nft.flow import flow
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.flow import Key
+    from ocsf_nft.accounting.opened import Opened
+    from ocsf_nft.accounting.whose import Whose
+    from ocsf_nft.flow import Flow, Key
 
 _Stage: TypeAlias = Literal["begun", "goes on", "ended"]
 
@@ -30,8 +33,8 @@ class _Watched:
     """What one user has tried since ``since_ns``."""
 
     __slots__ = (
-        "begun_ns", "destinations", "flows", "grew_ns", "identity", "is_told", "last_ns", "packets",
-        "ports", "sample", "schedule", "since_ns",
+        "before", "begun_ns", "destinations", "flows", "grew_ns", "identity", "is_told", "kept",
+        "last_ns", "packets", "ports", "sample", "schedule", "since_ns",
     )  # fmt: skip
 
     def __init__(self, identity: str, time_ns: int) -> None:
@@ -43,18 +46,21 @@ class _Watched:
         self.flows = self.packets = 0
         self.destinations: set[str] = set()
         self.ports: set[int] = set()
-        self.sample: list[Key] = []
+        self.sample: list[Flow] = []
         self.schedule: Schedule | None = None
         self.is_told = True
+        #: What was told before a restart: the addresses and ports themselves are not kept.
+        self.before: FanOut | None = None
+        #: Flows and packets as they were last kept.
+        self.kept = (0, 0)
 
 
 class FanOuts:
     """The fan-outs of one rule, by user."""
 
-    def __init__(self, sandbox: str, rule: str, epoch: str) -> None:
-        self._sandbox = sandbox
-        self._rule = rule
-        self._epoch = epoch
+    def __init__(self, whose: Whose, opened: Opened) -> None:
+        self._whose = whose
+        self._opened = opened
         self._watched: dict[int | None, _Watched] = {}
 
     def saw(self, key: Key, time_ns: int) -> None:
@@ -64,7 +70,8 @@ class FanOuts:
         if found is None:
             if len(self._watched) >= _USERS and not self._forget_one():
                 return
-            found = _Watched(f"{self._epoch}/{self._rule}/{what.uid}/{time_ns}", time_ns)
+            whose = self._whose
+            found = _Watched(f"{whose.epoch}/{whose.rule}/{what.uid}/{time_ns}", time_ns)
             self._watched[what.uid] = found
         found.flows += 1
         found.last_ns = max(time_ns, found.since_ns)
@@ -75,7 +82,16 @@ class FanOuts:
         if what.port is not None and len(found.ports) < _DISTINCT:
             found.ports.add(what.port)
         if len(found.sample) < _SAMPLE:
-            found.sample.append(key)
+            found.sample.append(what)
+
+    def resume(self, opened: OpenFanOut) -> None:
+        """Go on with one that was told of before a restart."""
+        before = opened.end
+        found = self._watched[before.uid] = _Watched(before.identity, before.start_ns)
+        found.last_ns = before.end_ns
+        found.flows, found.packets = found.kept = before.flows, before.packets
+        found.sample = list(before.sample)
+        found.before = before
 
     def count(self, uid: int | None, packets: int) -> None:
         """Take in packets of a user's flows."""
@@ -91,19 +107,22 @@ class FanOuts:
             found.begun_ns = now_ns if found.begun_ns is None else found.begun_ns
             found.grew_ns = now_ns if found.grew_ns is None else found.grew_ns
             is_over = closing or now_ns - found.grew_ns >= WITHIN_NS
+            stage = _stage(found, now_ns, is_over=is_over)
             if found.schedule is None:
-                if found.flows >= FLOWS:
-                    found.schedule = Schedule(now_ns)
-                    yield self._told(uid, found, "begun")
-                elif is_over or now_ns - found.begun_ns > WITHIN_NS:
+                if is_over or now_ns - found.begun_ns > WITHIN_NS:
                     del self._watched[uid]
-                    continue
-            elif not found.is_told and not is_over and now_ns >= found.schedule.due_ns:
-                found.schedule.told(now_ns)
-                yield self._told(uid, found, "goes on")
-            if is_over and found.schedule is not None:
+                continue
+            if found.kept != (found.flows, found.packets):
+                found.kept = (found.flows, found.packets)
+                end = self._of(uid, found, "ended")
+                self._opened.goes_on(OpenFanOut(self._whose, end))
+            if stage is not None:
+                found.is_told = True
+                yield self._of(uid, found, stage)
+            if is_over:
                 del self._watched[uid]
-                yield self._told(uid, found, "ended")
+                self._opened.ends(found.identity)
+                yield self._of(uid, found, "ended")
 
     def _forget_one(self) -> bool:
         """Make room for another user, at the cost of the one watched longest without result."""
@@ -113,19 +132,32 @@ class FanOuts:
                 return True
         return False
 
-    def _told(self, uid: int | None, found: _Watched, stage: _Stage) -> FanOut:
-        found.is_told = True
+    def _of(self, uid: int | None, found: _Watched, stage: _Stage) -> FanOut:
+        before = found.before
         return FanOut(
             identity=found.identity,
             stage=stage,
-            sandbox=self._sandbox,
-            rule=self._rule,
+            sandbox=self._whose.sandbox,
+            rule=self._whose.rule,
             uid=uid,
             flows=found.flows,
-            destinations=len(found.destinations),
-            ports=len(found.ports),
+            destinations=max(len(found.destinations), 0 if before is None else before.destinations),
+            ports=max(len(found.ports), 0 if before is None else before.ports),
             packets=max(found.packets, found.flows),
-            sample=tuple(flow(key) for key in found.sample),
+            sample=tuple(found.sample),
             start_ns=found.since_ns,
             end_ns=found.last_ns,
         )
+
+
+def _stage(found: _Watched, now_ns: int, *, is_over: bool) -> _Stage | None:
+    """What is to be told of one now, but for its end."""
+    if found.schedule is None:
+        if found.before is None and found.flows < FLOWS:
+            return None
+        found.schedule = Schedule(now_ns)
+        return "begun" if found.before is None else None
+    if found.is_told or is_over or now_ns < found.schedule.due_ns:
+        return None
+    found.schedule.told(now_ns)
+    return "goes on"

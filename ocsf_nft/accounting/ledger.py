@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ocsf_nft.accounting.balance import Balance
+from ocsf_nft.accounting.opened import Opened
 from ocsf_nft.accounting.rule import RuleAccount
+from ocsf_nft.accounting.whose import Whose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attempt import Attempt, FanOut
+    from ocsf_nft.attempt import Attempt, Ended, FanOut
     from ocsf_nft.flow import Reading
     from ocsf_nft.record import Record
 
@@ -24,10 +26,16 @@ class Ledger:
         """No packet is from before ``begun_ns``; ``always`` as in :class:`RuleAccount`."""
         self.sandbox = sandbox
         self.rules: dict[str, RuleAccount] = {}
-        self.always = always
+        self.opened = Opened()
+        self._always = always
         self._begun_ns = begun_ns
         #: Accounts whose counters are no more: all that they owe is to be told.
         self._ended: list[RuleAccount] = []
+
+    def account(self, rule: str, epoch: str, *, begun_ns: int) -> RuleAccount:
+        """An account of one rule that nothing has been taken in by yet."""
+        whose = Whose(sandbox=self.sandbox, rule=rule, epoch=epoch)
+        return RuleAccount(whose, self.opened, begun_ns=begun_ns, always=self._always)
 
     def record(self, record: Record, now_ns: int) -> Attempt | None:
         """Take in what the kernel logged; the attempt if it is the first of one.
@@ -44,9 +52,7 @@ class Ledger:
             account = before
             if account is None or account.epoch != epoch:
                 begun_ns = self._begun_ns if before is None else before.read_ns
-                self.rules[rule] = account = RuleAccount(
-                    self.sandbox, rule, epoch, begun_ns=begun_ns, always=self.always
-                )
+                self.rules[rule] = account = self.account(rule, epoch, begun_ns=begun_ns)
                 if before is not None:
                     account.take_over(before)
                     self._ended.append(before)
@@ -65,8 +71,9 @@ class Ledger:
         for account in list(self.rules.values()):
             yield from account.fold(now_ns)
 
-    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut]:
-        """What is to be told now; all that is owed, when ``closing``."""
+    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut | Ended]:
+        """What is to be told now; all that is owed, and the end of all, when ``closing``."""
+        yield from self.opened.due()
         while self._ended:
             yield from self._ended.pop().due(now_ns, closing=True)
         for account in list(self.rules.values()):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.flow import Count
+
+if TYPE_CHECKING:
+    from ocsf_nft.accounting.counted import Counted
 
 #: Readings that lack the same packets before they are taken for forgotten: one may leave out some
 #: elements, and the next one others. At the end, when nothing is refused any more, two.
@@ -19,13 +22,14 @@ class Remainder:
     def __init__(self) -> None:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
-    def add(self, lacked: Count) -> None:
-        """Take in what one more reading lacked."""
-        self._lacked.append(lacked)
+    def add(self, refused: Count, *found: Count) -> None:
+        """Take in one more reading: what was refused by then, and what was found of that."""
+        packets = refused.packets - sum(each.packets for each in found)
+        self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
-    def beyond(self, packets: int, octets: int, readings: int) -> Count:
+    def beyond(self, known: Counted, readings: int) -> Count:
         """What so many readings lacked, beyond what is known to be forgotten."""
         if len(self._lacked) < readings:
             return Count()
         least = min(list(self._lacked)[-readings:])
-        return Count(max(0, least.packets - packets), least.bytes - octets)
+        return Count(max(0, least.packets - known.seen_packets), least.bytes - known.seen_bytes)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.accounting import statements
 from ocsf_nft.accounting.counted import Counted
 from ocsf_nft.accounting.fan_out import FanOuts
 from ocsf_nft.accounting.folded import Folded
+from ocsf_nft.accounting.opened import OpenStreak
 from ocsf_nft.accounting.remainder import LAST_READINGS, READINGS, Remainder
-from ocsf_nft.accounting.statements import Statements
-from ocsf_nft.accounting.telling import Pot, Telling, Tellings, is_unplaced
+from ocsf_nft.accounting.telling import Pot, Tellings, is_unplaced
 from ocsf_nft.accounting.unheard import Unheard
 from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys, user_of
@@ -18,7 +19,10 @@ from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys, user_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attempt import FanOut, Merger
+    from ocsf_nft.accounting.opened import Open, Opened
+    from ocsf_nft.accounting.telling import Telling
+    from ocsf_nft.accounting.whose import Whose
+    from ocsf_nft.attempt import Ended, FanOut, Merger
     from ocsf_nft.flow import Element, Kind, RuleReading
     from ocsf_nft.record import Record
 
@@ -40,10 +44,10 @@ class RuleAccount:
     """
 
     def __init__(
-        self, sandbox: str, rule: str, epoch: str, *, begun_ns: int, always: frozenset[str]
+        self, whose: Whose, opened: Opened, *, begun_ns: int, always: frozenset[str]
     ) -> None:
         """No packet is from before ``begun_ns``; ``always`` are told by themselves in any case."""
-        self.epoch = epoch
+        self.epoch = whose.epoch
         self.entries: dict[Kind, dict[bytes, Counted]] = {kind: {} for kind in KINDS}
         #: The kernel's own total when it was last read, and what was found in elements of it.
         self.refused = Count()
@@ -63,8 +67,8 @@ class RuleAccount:
         #: Records that were written, by the last reading, and those of them that were received.
         self.logged = self.received = 0
         self._owing: set[Key] = set()
-        self._statements = Statements(sandbox=sandbox, rule=rule, epoch=epoch)
-        self._tellings = Tellings(always)
+        self._whose = whose
+        self._tellings = Tellings(whose, opened, always)
         self._folded = Folded(self.many)
         #: Told on the word of a record; no reading has shown yet where it was counted.
         self._unread: set[Key] = set()
@@ -76,7 +80,8 @@ class RuleAccount:
         self._remainder = Remainder()
         #: Packets that came during the last reading.
         self._passing = 0
-        self._fan_outs = FanOuts(sandbox, rule, epoch) if rule in _OUTBOUND else None
+        self._is_outbound = whose.rule in _OUTBOUND
+        self._fan_outs = FanOuts(whose, opened)
 
     def record(self, record: Record, now_ns: int) -> Attempt | None:
         """Take in what the kernel logged; the attempt if it is the first of one."""
@@ -87,10 +92,9 @@ class RuleAccount:
             telling.logged(record)
             return None
         counted = self._entry(key)
-        is_new = counted is None
         if key in self._folded or not self._tellings.take(record.uid, record.destination, now_ns):
             return None
-        telling = self._tellings[key] = Telling(now_ns, record)
+        telling = self._tellings.begin(key, now_ns, record)
         if counted is not None and counted.owed_packets < 1:
             # Whether a reading has had its packet, the next one shows.
             return None
@@ -101,9 +105,9 @@ class RuleAccount:
         if counted is None:
             counted = self.entries[key.kind][key.data] = Counted(since_ns=record.time_ns)
             self._unread.add(key)
+            if self._is_outbound:
+                self._fan_outs.saw(key, record.received_ns)
         counted.last_ns = max(counted.last_ns, record.time_ns)
-        if is_new and self._fan_outs is not None:
-            self._fan_outs.saw(key, record.received_ns)
         return self._of_record(key, counted, telling, record, now_ns)
 
     def take_over(self, before: RuleAccount) -> None:
@@ -114,7 +118,6 @@ class RuleAccount:
             self._unread.add(key)
             self.touched.add(key)
             self.reported -= counted.owed_packets
-            before.reported += counted.owed_packets
             before._drop(key)
 
     def restore(self, key: Key, counted: Counted) -> None:
@@ -124,6 +127,13 @@ class RuleAccount:
             self._owing.add(key)
         elif counted.is_unread:
             self._unread.add(key)
+
+    def resume(self, opened: Open) -> None:
+        """Go on with a streak or a fan-out that was open before a restart."""
+        if isinstance(opened, OpenStreak):
+            self._tellings.resume(opened)
+        else:
+            self._fan_outs.resume(opened)
 
     def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
         """Take in the counters; yields now and then, so that other work is not held up."""
@@ -159,7 +169,7 @@ class RuleAccount:
                     self._telling(key, counted, now_ns)
             yield
 
-    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut]:
+    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut | Ended]:
         """What is to be told now; all that is owed, when ``closing``."""
         self._find_what_was_forgotten(closing=closing)
         self._move(closing=closing)
@@ -174,9 +184,8 @@ class RuleAccount:
                 yield self._tell(pot.counted, None, who, pot.telling, now_ns, pot.merged(why))
             elif why == "many" and pot.telling.is_over(now_ns):
                 del self.many[uid]
-        if self._fan_outs is not None:
-            yield from self._fan_outs.due(now_ns, closing=closing)
-        self._tellings.forget_what_is_over(self._owing, now_ns)
+        yield from self._tellings.ended(self._owing, now_ns, closing=closing)
+        yield from self._fan_outs.due(now_ns, closing=closing)
 
     def in_flight(self) -> int:
         """Packets that the kernel has counted, in a counter or just now, and nobody has told."""
@@ -185,7 +194,7 @@ class RuleAccount:
         seen = self.placed.packets + self.overflow.counted.seen_packets
         unseen = self.refused.packets - seen - self.forgotten.counted.seen_packets
         # What was told and not read yet is no debt of the others.
-        forgotten = self._surely_forgotten(LAST_READINGS).packets
+        forgotten = self._remainder.beyond(self.forgotten.counted, LAST_READINGS).packets
         return sum(max(each.owed_packets, 0) for each in counters) + max(
             0, min(unseen, self._passing + forgotten)
         )
@@ -205,7 +214,7 @@ class RuleAccount:
         counted = self._entry(key)
         if counted is None:
             counted = self.entries[key.kind][key.data] = Counted(since_ns=self.read_ns)
-            if self._fan_outs is not None and not is_unplaced(key):
+            if self._is_outbound and not is_unplaced(key):
                 self._fan_outs.saw(key, ended_ns)
         self._unread.discard(key)
         before = counted.owed_bytes
@@ -218,7 +227,7 @@ class RuleAccount:
             self.touched.add(key)
             if telling := self._tellings.get(key):
                 telling.grew()
-            if self._fan_outs is not None:
+            if self._is_outbound:
                 self._fan_outs.count(flow(key).uid, fresh)
 
     def _miss(self, key: Key, began_ns: int) -> None:
@@ -278,27 +287,18 @@ class RuleAccount:
         if self.overflow.counted.grow(*reading.overflow):
             self.overflow.counted.last_ns = began_ns
             self.overflow.telling.grew()
-        overflow = reading.overflow
-        remainder = Count(
-            reading.refused_before.packets - self.placed.packets - overflow.packets,
-            reading.refused_before.bytes - self.placed.bytes - overflow.bytes,
-        )
-        self._remainder.add(remainder)
+        self._remainder.add(reading.refused_before, self.placed, reading.overflow)
 
     def _find_what_was_forgotten(self, *, closing: bool) -> None:
         """Owe what nobody had read before the kernel forgot it."""
-        sure = self._surely_forgotten(LAST_READINGS if closing else READINGS)
+        sure = self._remainder.beyond(
+            self.forgotten.counted, LAST_READINGS if closing else READINGS
+        )
         if sure.packets > 0:
-            counted = self.forgotten.counted
-            counted.grow(
-                counted.seen_packets + sure.packets, max(counted.seen_bytes + sure.bytes, 0)
-            )
-            counted.last_ns = self.read_ns
+            known = self.forgotten.counted
+            known.grow(known.seen_packets + sure.packets, max(known.seen_bytes + sure.bytes, 0))
+            known.last_ns = self.read_ns
             self.forgotten.telling.grew()
-
-    def _surely_forgotten(self, readings: int) -> Count:
-        known = self.forgotten.counted
-        return self._remainder.beyond(known.seen_packets, known.seen_bytes, readings)
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
         """Tell by itself what a record is of, where its packet has not been told yet."""
@@ -344,7 +344,7 @@ class RuleAccount:
         if telling is None and key not in self._folded:
             what = flow(key)
             if is_unplaced(key) or self._tellings.take(what.uid, what.destination, now_ns):
-                telling = self._tellings[key] = Telling(now_ns)
+                telling = self._tellings.begin(key, now_ns)
         if telling is None:
             self._folded.add(key, counted)
             self._owing.discard(key)
@@ -357,11 +357,7 @@ class RuleAccount:
         attempt = Attempt.of(record)
         counted.told(1, attempt.bytes or 0)
         counted.since_ns = record.time_ns
-        telling.told(now_ns)
-        self.reported += 1
-        if key is not None:
-            self.touched.add(key)
-        return attempt
+        return self._told(key, telling, attempt, now_ns)
 
     def _tell(  # noqa: PLR0913, PLR0917 - what is told, how, and in whose words
         self,
@@ -373,7 +369,8 @@ class RuleAccount:
         merged: Merged | None,
     ) -> Attempt:
         held = 0 if merged is None else self._held(merged.why)
-        attempt = self._statements.attempt(
+        attempt = statements.attempt(
+            self._whose,
             counted,
             key,
             what,
@@ -383,17 +380,19 @@ class RuleAccount:
             specimen=telling.record,
             merged=merged,
         )
-        telling.told(now_ns)
-        self.reported += attempt.packets
         if merged is not None:
             self.overflowed += attempt.packets
             if merged.why != "many":
                 self._named_from_ns = now_ns + _LATE_NS
         if key is not None and held:
             self._owing.add(key)
+        return self._told(key, telling, attempt, now_ns)
+
+    def _told(self, key: Key | None, telling: Telling, attempt: Attempt, now_ns: int) -> Attempt:
+        self.reported += attempt.packets
         if key is not None:
             self.touched.add(key)
-        return attempt
+        return self._tellings.told(telling, attempt, now_ns)
 
     def _held(self, why: Merger) -> int:
         """Packets that may have been told already, and are not to be told with others before."""

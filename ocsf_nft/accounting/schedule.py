@@ -7,17 +7,22 @@ from typing import Final
 _SECOND: Final = 1_000_000_000
 _FIRST_STEP_NS: Final = 1 * _SECOND
 _LONGEST_STEP_NS: Final = 60 * _SECOND
+#: After so many the longest is reached.
+_DOUBLINGS: Final = 6
 #: What was not tried again for so long is over.
 OVER_NS: Final = 10 * _SECOND
 
 
 class Schedule:
-    """When the next thing is to be told of something that has been told of at ``now_ns``."""
+    """When the next thing is to be told of something that has been told of at ``now_ns``.
+
+    ``times`` is how often it has been told of by then.
+    """
 
     __slots__ = ("_step_ns", "due_ns", "told_ns")
 
-    def __init__(self, now_ns: int) -> None:
-        self._step_ns = _FIRST_STEP_NS
+    def __init__(self, now_ns: int, times: int = 1) -> None:
+        self._step_ns = min(_FIRST_STEP_NS << min(times - 1, _DOUBLINGS), _LONGEST_STEP_NS)
         self.told_ns = now_ns
         self.due_ns = now_ns + self._step_ns
 

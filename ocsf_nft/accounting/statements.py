@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Final, Literal
 
 from ocsf_nft.attempt import Attempt
@@ -10,6 +9,7 @@ from ocsf_nft.record import PREFIX_ROOT, Origin, Record
 
 if TYPE_CHECKING:
     from ocsf_nft.accounting.counted import Counted
+    from ocsf_nft.accounting.whose import Whose
     from ocsf_nft.attempt import Merged
     from ocsf_nft.flow import Flow, Key
     from ocsf_nft.record import Detail
@@ -20,69 +20,61 @@ _KINDS: Final = ("icmp_type", "icmp_code", "arp", "fragment_offset", "more_fragm
 _READ_NS: Final = 12 * 1_000_000_000
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Statements:
-    """What the counters of one rule come to: whose rule it is, and which counters these are."""
+def attempt(  # noqa: PLR0913 - what is told, and in whose words
+    whose: Whose,
+    counted: Counted,
+    key: Key | None,
+    flow: Flow,
+    *,
+    packets: int,
+    number: int,
+    read_ns: int,
+    specimen: Record | None = None,
+    merged: Merged | None = None,
+) -> Attempt:
+    """What a counter owes, as one attempt, taken off it.
 
-    sandbox: str
-    rule: str
-    epoch: str
-
-    def attempt(  # noqa: PLR0913 - what is told, and in whose words
-        self,
-        counted: Counted,
-        key: Key | None,
-        flow: Flow,
-        *,
-        packets: int,
-        number: int,
-        read_ns: int,
-        specimen: Record | None = None,
-        merged: Merged | None = None,
-    ) -> Attempt:
-        """What a counter owes, as one attempt, taken off it.
-
-        ``packets`` is how many; ``number`` how many of the rule were told before, which is another
-        one for each attempt; ``read_ns`` when it was read.
-        """
-        octets = max(counted.owed_bytes, 0)
-        start_ns, end_ns = _window(counted)
-        counted.told(packets, octets)
-        counted.since_ns = end_ns
-        where = self.rule if key is None else f"{key.kind}_{self.rule}"
-        record = Record(
-            prefix=f"{PREFIX_ROOT}{self.sandbox}:{self.rule}:",
-            sandbox=self.sandbox,
-            rule=self.rule,
-            in_interface=None if specimen is None else specimen.in_interface,
-            out_interface=None if specimen is None else specimen.out_interface,
-            source=None if specimen is None else specimen.source,
-            ethertype=flow.ethertype if flow.ethertype not in _IP else None,
-            ip_version=_version(key, flow),
-            destination=flow.destination,
-            destination_port=flow.port,
-            protocol=flow.protocol,
-            uid=flow.uid,
-            tcp_flags=None if specimen is None else specimen.tcp_flags,
-            details={} if specimen is None else _told_of_all(specimen),
-            time_ns=end_ns,
-            received_ns=read_ns,
-            origin=Origin(
-                transport="counters",
-                identity=f"{self.epoch}/{self.rule}/{number}",
-                log_source=f"nftables {where}",
-                log_format="nf_tables",
-                raw=f"{where} {{ {_words(flow)} counter packets {packets} bytes {octets} }}",
-            ),
-        )
-        return Attempt(
-            record=record,
-            packets=packets,
-            bytes=octets,
-            start_ns=start_ns,
-            end_ns=end_ns,
-            merged=merged,
-        )
+    ``packets`` is how many; ``number`` how many of the rule were told before, which is another
+    one for each attempt; ``read_ns`` when it was read.
+    """
+    octets = max(counted.owed_bytes, 0)
+    start_ns, end_ns = _window(counted)
+    counted.told(packets, octets)
+    counted.since_ns = end_ns
+    where = whose.rule if key is None else f"{key.kind}_{whose.rule}"
+    record = Record(
+        prefix=f"{PREFIX_ROOT}{whose.sandbox}:{whose.rule}:",
+        sandbox=whose.sandbox,
+        rule=whose.rule,
+        in_interface=None if specimen is None else specimen.in_interface,
+        out_interface=None if specimen is None else specimen.out_interface,
+        source=None if specimen is None else specimen.source,
+        ethertype=flow.ethertype if flow.ethertype not in _IP else None,
+        ip_version=_version(key, flow),
+        destination=flow.destination,
+        destination_port=flow.port,
+        protocol=flow.protocol,
+        uid=flow.uid,
+        tcp_flags=None if specimen is None else specimen.tcp_flags,
+        details={} if specimen is None else _told_of_all(specimen),
+        time_ns=end_ns,
+        received_ns=read_ns,
+        origin=Origin(
+            transport="counters",
+            identity=f"{whose.epoch}/{whose.rule}/{number}",
+            log_source=f"nftables {where}",
+            log_format="nf_tables",
+            raw=f"{where} {{ {_words(flow)} counter packets {packets} bytes {octets} }}",
+        ),
+    )
+    return Attempt(
+        record=record,
+        packets=packets,
+        bytes=octets,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        merged=merged,
+    )
 
 
 def _window(counted: Counted) -> tuple[int, int]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Final
 
+from ocsf_nft.accounting import streaks
+from ocsf_nft.accounting.opened import OpenStreak
 from ocsf_nft.accounting.quota import Quota
 from ocsf_nft.accounting.schedule import OVER_NS, Schedule
 from ocsf_nft.attempt import Merged
 from ocsf_nft.flow import flow
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
 
     from ocsf_nft.accounting.counted import Counted
-    from ocsf_nft.attempt import Merger
+    from ocsf_nft.accounting.opened import Opened
+    from ocsf_nft.accounting.whose import Whose
+    from ocsf_nft.attempt import Attempt, Ended, Merger
     from ocsf_nft.flow import Flow, Key
     from ocsf_nft.record import Record
 
@@ -31,9 +37,13 @@ class Telling:
     Its moments are of a clock of their own: who sets the machine's can't keep it from being told.
     """
 
-    __slots__ = ("_grew_ns", "_is_growing", "is_new", "record", "schedule")
+    __slots__ = ("_grew_ns", "_is_growing", "end", "is_new", "key", "record", "schedule")
 
-    def __init__(self, begun_ns: int | None = None, record: Record | None = None) -> None:
+    def __init__(
+        self, key: Key | None = None, begun_ns: int | None = None, record: Record | None = None
+    ) -> None:
+        #: What it is of; None for what is told together.
+        self.key = key
         #: When there was last more of it; known when it is next asked for.
         self._grew_ns = begun_ns
         self._is_growing = False
@@ -41,6 +51,8 @@ class Telling:
         #: Whether the record has not been told yet.
         self.is_new = record is not None
         self.schedule: Schedule | None = None
+        #: What its streak comes to so far; None when nothing of one has been told.
+        self.end: Ended | None = None
 
     @property
     def is_unheard(self) -> bool:
@@ -77,7 +89,9 @@ class Telling:
         """It has been told of."""
         self.is_new = False
         if self.schedule is None:
-            self.schedule = Schedule(now_ns)
+            # It may have been told of before a restart.
+            before = 0 if self.end is None else self.end.streak.windows
+            self.schedule = Schedule(now_ns, before + 1)
         else:
             self.schedule.told(now_ns)
 
@@ -90,9 +104,11 @@ class Telling:
 class Tellings(dict["Key", Telling]):
     """What is told by itself, and who may have more of that: a record is kept of each."""
 
-    def __init__(self, always: frozenset[str]) -> None:
+    def __init__(self, whose: Whose, opened: Opened, always: frozenset[str]) -> None:
         """``always`` are destinations that are told by themselves however many there are."""
         super().__init__()
+        self._whose = whose
+        self._opened = opened
         self._always = always
         self._quota = Quota()
 
@@ -102,10 +118,41 @@ class Tellings(dict["Key", Telling]):
             return True
         return len(self) < _TELLINGS and self._quota.grants(uid, now_ns)
 
-    def forget_what_is_over(self, owing: AbstractSet[Key], now_ns: int) -> None:
-        """The next packet of what is over begins something new."""
-        for key in [key for key, each in self.items() if key not in owing and each.is_over(now_ns)]:
-            del self[key]
+    def begin(self, key: Key, now_ns: int, record: Record | None = None) -> Telling:
+        """Tell of a flow by itself from now on."""
+        telling = self[key] = Telling(key, now_ns, record)
+        return telling
+
+    def resume(self, opened: OpenStreak) -> None:
+        """Go on with a streak that was told of before a restart: more of it is told at once."""
+        telling = self[opened.key] = Telling(opened.key, record=opened.end.record)
+        telling.is_new = False
+        telling.end = opened.end
+
+    def told(self, telling: Telling, attempt: Attempt, now_ns: int) -> Attempt:
+        """Take down what is told; the same, with the streak that it goes on with."""
+        telling.told(now_ns)
+        key = telling.key
+        if key is None or attempt.merged is not None:
+            return attempt
+        telling.end = end = streaks.grown(telling.end, key, attempt)
+        self._opened.goes_on(OpenStreak(self._whose, key, end))
+        return dataclasses.replace(attempt, streak=end.streak)
+
+    def ended(self, owing: AbstractSet[Key], now_ns: int, *, closing: bool) -> Iterator[Ended]:
+        """The streaks that are over, and all of them when ``closing``.
+
+        What is over is forgotten: the next packet of it begins something new.
+        """
+        for key, telling in list(self.items()):
+            is_over = key not in owing and telling.is_over(now_ns)
+            if is_over:
+                del self[key]
+            end = telling.end
+            if end is not None and (is_over or closing):
+                telling.end = None
+                self._opened.ends(end.streak.identity)
+                yield end
 
 
 class Pot:

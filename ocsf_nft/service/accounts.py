@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ocsf_nft.accounting.balance import Balance
-    from ocsf_nft.attempt import Attempt, FanOut
+    from ocsf_nft.attempt import Attempt, Ended, FanOut
     from ocsf_nft.fence.counters import Counters
     from ocsf_nft.flow import Reading
     from ocsf_nft.record import Record
@@ -215,7 +215,7 @@ class Account:
                 await self._tell(found)
             await self._keep([])
 
-    async def _tell(self, found: Sequence[Attempt | FanOut]) -> None:
+    async def _tell(self, found: Sequence[Attempt | FanOut | Ended]) -> None:
         if found:
             lines = await self._reporter.lines(found)
             await self._keep(lines)

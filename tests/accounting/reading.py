@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.accounting.book import Changes
-from ocsf_nft.attempt import Attempt
+from ocsf_nft.attempt import Attempt, Ended
 from ocsf_nft.flow import KINDS, Count, Element, Key, Reading, RuleReading, keys
 from tests.accounting.kernel_model import RULE, START_NS, Packet
 
@@ -72,8 +72,12 @@ def observe(ledger: Ledger, *readings: Reading) -> None:
             pass
 
 
-def attempts(found: Iterable[Attempt | FanOut]) -> list[Attempt]:
+def attempts(found: Iterable[Attempt | FanOut | Ended]) -> list[Attempt]:
     return [each for each in found if isinstance(each, Attempt)]
+
+
+def ended(found: Iterable[Attempt | FanOut | Ended]) -> list[Ended]:
+    return [each for each in found if isinstance(each, Ended)]
 
 
 def changes(ledger: Ledger) -> Changes:

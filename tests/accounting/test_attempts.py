@@ -268,6 +268,19 @@ def test_what_a_record_told_before_counters_were_made_anew_is_of_the_new_ones(
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
 
 
+def test_what_old_counters_owe_is_an_attempt_of_its_own_whatever_the_new_ones_take_over(
+    ledger: Ledger,
+) -> None:
+    assert _record(ledger, tcp(1)) is not None
+    observe(ledger, reading({key(tcp(2)): 1}, NOW + SECOND))
+    told = [*_due(ledger, 3), *_due(ledger, 6)]
+    observe(ledger, reading({key(tcp(2)): 1, key(tcp(3)): 1}, NOW + 2 * SECOND))
+    observe(ledger, reading({key(tcp(1)): 1}, NOW + 3 * SECOND, epoch="boot:2"))
+    told += _due(ledger, 7)
+    assert [each.packets for each in told] == [1, 1]
+    assert len({each.record.origin.identity for each in told}) == 2
+
+
 def test_attempts_of_two_rules_are_two_however_alike(ledger: Ledger) -> None:
     one = reading({_others(tcp()): 1}, NOW + SECOND)
     rules = dict.fromkeys((RULE, "another"), one.rules[RULE])

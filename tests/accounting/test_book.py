@@ -197,6 +197,25 @@ DAMAGE = {
     "unknown rule": _run("UPDATE counted SET rule = 'x'"),
     "text for a number": _run("UPDATE counted SET owed_packets = 'many'"),
     "other columns": _run("ALTER TABLE rule ADD COLUMN more"),
+    "open without JSON": _run("UPDATE opened SET state = '{'"),
+    "open without state": _run("UPDATE opened SET state = NULL"),
+    "open in another JSON": _run("UPDATE opened SET state = '[]'"),
+    "open of an unknown rule": _run("UPDATE opened SET rule = 'x'"),
+    "open under another name": _run("UPDATE opened SET identity = identity || 'x'"),
+    "open in an unknown set": _run("UPDATE opened SET state = replace(state, 'flows4', 'flows5')"),
+    "open of another length": _run(
+        "UPDATE opened SET state = replace(state, '\"03000000', '\"0300')"
+    ),
+    "open without numbers": _run("UPDATE opened SET state = replace(state, ':6,', ':\"6\",')"),
+    "open with no such number": _run("UPDATE opened SET state = replace(state, ':6,', ':666,')"),
+    "open with no such word": _run(
+        "UPDATE opened SET state = replace(state, 'nfnetlink_log', 'x')"
+    ),
+    "open without a record": _run("UPDATE opened SET state = replace(state, 'record\"', 'x\"')"),
+    "open without texts": _run("UPDATE opened SET state = replace(state, '\"egress\"', '{}')"),
+    "open without a list": _run(
+        "UPDATE opened SET state = replace(state, '[\"record/1\"]', '\"x\"')"
+    ),
 }
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
 from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ocsf_nft.accounting import book
+from ocsf_nft.accounting import book, fan_out
 from ocsf_nft.accounting.ledger import Ledger
-from ocsf_nft.attempt import Attempt
-from tests.accounting.kernel_model import START_NS, Kernel, Packet, stamped
+from ocsf_nft.attempt import Attempt, Ended
+from tests.accounting.kernel_model import RULE, START_NS, Kernel, Packet, stamped
 from tests.accounting.reading import changes
 
 if TYPE_CHECKING:
-    from ocsf_nft.attempt import FanOut
+    from ocsf_nft.attempt import FanOut, Streak
     from ocsf_nft.flow import Key, Reading
     from ocsf_nft.record import Record
 
@@ -58,19 +61,28 @@ class Reported(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
+        # Few flows make a fan-out: there are not many.
+        self.few = mock.patch.object(fan_out, "FLOWS", 3)
+        self.few.start()
         self.kernel = Kernel()
         self.book = book.Book(Path(self.folder.name) / book.FILE).open()
         self.ledger = self._new_ledger()
+        self.read_ns = START_NS
         self.told = 0
         self.refused_earlier = 0
         self.identities: set[str] = set()
         self.ends: dict[tuple[object, ...], int] = defaultdict(int)
         self.left_out: set[Key] = set()
         self.sent: set[tuple[object, ...]] = set()
+        #: What is open, as it was last told, by identity; and what was.
+        self.open: dict[str, tuple[Streak, int]] = {}
+        self.ended: set[str] = set()
+        self.fan_outs: dict[str, FanOut] = {}
 
     def teardown(self) -> None:
         self.book.close()
         self.folder.cleanup()
+        self.few.stop()
 
     @initialize()
     def begin(self) -> None:
@@ -123,10 +135,12 @@ class Reported(RuleBasedStateMachine):
     @rule(milliseconds=SHORT_MS)
     def wait(self, milliseconds: int) -> None:
         self.kernel.now_ms += milliseconds
+        self._lose_what_is_late()
 
     @rule()
     def wait_until_all_is_forgotten(self) -> None:
         self.kernel.now_ms += 660_000
+        self._lose_what_is_late()
 
     @rule()
     def wait_until_some_are_forgotten_and_read(self) -> None:
@@ -146,6 +160,22 @@ class Reported(RuleBasedStateMachine):
         self.book.open()
         self.ledger = self._new_ledger()
         self.book.load(self.ledger)
+
+    @rule(number=st.integers(1, 4))
+    def be_killed_while_telling(self, number: int) -> None:
+        self._tell(list(islice(self.ledger.due(self.kernel.now_ns), number)))
+        self.restart()
+
+    @rule(is_killed=st.booleans())
+    def replace_the_counters_of_what_goes_on(self, is_killed: bool) -> None:
+        is_all_read = not self.kernel.log and not self.ledger.rules[RULE]._unread
+        if not is_all_read or self.told != self._refused():
+            self._settle()
+        self.kernel.begin_anew()
+        self.refused_earlier = self.told
+        self._observe(self.kernel.read())
+        if is_killed:
+            self.restart()
 
     @rule()
     def replace_the_counters(self) -> None:
@@ -172,6 +202,11 @@ class Reported(RuleBasedStateMachine):
 
     def _deliver_nothing_more(self) -> None:
         assert list(self.ledger.due(self.kernel.now_ns, closing=True)) == []
+        assert self.open == {}
+        assert {each.stage for each in self.fan_outs.values()} <= {"ended"}
+        with sqlite3.connect(self.book.path) as connection:
+            assert connection.execute("SELECT count(*) FROM opened").fetchone() == (0,)
+        connection.close()
 
     def _settle(self) -> None:
         """All records come in, then two readings, as when a run ends."""
@@ -194,14 +229,25 @@ class Reported(RuleBasedStateMachine):
         for _ in self.ledger.observe(reading):
             pass
         self._keep(b"")
-        # A record that comes later than a minute after its packet, and after a reading, is lost.
-        while self.kernel.log and self.kernel.now_ns - self.kernel.log[0].time_ns > 55 * 10**9:
+        self.read_ns = reading.ended_ns
+        self._lose_what_is_late()
+
+    def _lose_what_is_late(self) -> None:
+        """A record is lost that comes a minute after its packet, or later, and after a reading."""
+        late_ns = min(self.kernel.now_ns - 55 * 10**9, self.read_ns)
+        while self.kernel.log and self.kernel.log[0].time_ns < late_ns:
             self.kernel.log.popleft()
 
-    def _tell(self, found: list[Attempt | FanOut]) -> None:
+    def _tell(self, found: list[Attempt | FanOut | Ended]) -> None:
         for each in found:
             if isinstance(each, Attempt):
                 self._check(each)
+                self._check_streak(each)
+            elif isinstance(each, Ended):
+                assert (each.streak, each.end_ns) == self.open.pop(each.streak.identity)
+                self.ended.add(each.streak.identity)
+            else:
+                self._check_fan_out(each)
         self._keep(b"told")
 
     def _check(self, attempt: Attempt) -> None:
@@ -222,6 +268,32 @@ class Reported(RuleBasedStateMachine):
             assert attempt.start_ns >= self.ends[flow]
             self.ends[flow] = attempt.end_ns
 
+    def _check_streak(self, attempt: Attempt) -> None:
+        streak = attempt.streak
+        assert (streak is None) is (attempt.merged is not None)
+        if streak is None:
+            return
+        assert streak.identity not in self.ended
+        before, _ = self.open.get(streak.identity, (None, 0))
+        latest = () if before is None else before.latest
+        assert streak.windows == 1 + (0 if before is None else before.windows)
+        assert streak.packets_before == (0 if before is None else before.packets)
+        assert streak.packets_before + attempt.packets == streak.packets
+        assert streak.latest == (*latest, attempt.record.origin.identity)[-10:]
+        assert streak.start_ns <= attempt.start_ns
+        assert before is None or streak.start_ns <= before.start_ns
+        self.open[streak.identity] = (streak, attempt.end_ns)
+
+    def _check_fan_out(self, found: FanOut) -> None:
+        before = self.fan_outs.get(found.identity)
+        assert (found.stage == "begun") is (before is None)
+        if before is not None:
+            assert before.stage != "ended"
+            numbers = zip(_numbers(before), _numbers(found), strict=True)
+            assert all(earlier <= later for earlier, later in numbers)
+            assert before.sample == found.sample[: len(before.sample)]
+        self.fan_outs[found.identity] = found
+
     def _keep(self, event: bytes) -> None:
         self.book.commit(changes(self.ledger), [event])
 
@@ -230,6 +302,10 @@ class Reported(RuleBasedStateMachine):
 
     def _new_ledger(self) -> Ledger:
         return Ledger("sb", begun_ns=START_NS, always=frozenset({"169.254.169.254"}))
+
+
+def _numbers(found: FanOut) -> tuple[int, ...]:
+    return found.flows, found.destinations, found.ports, found.packets
 
 
 TestReported = Reported.TestCase

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from ocsf_nft.accounting.counted import KEPT_MS, Counted
 from ocsf_nft.accounting.fan_out import FLOWS, WITHIN_NS, FanOuts
+from ocsf_nft.accounting.opened import Opened
 from ocsf_nft.accounting.quota import Quota
 from ocsf_nft.accounting.schedule import OVER_NS, Schedule
 from ocsf_nft.accounting.telling import Telling
 from ocsf_nft.accounting.unheard import Unheard
+from ocsf_nft.accounting.whose import Whose
 from ocsf_nft.flow import Element
 from tests.accounting.reading import NOW, SECOND, key, tcp
+
+WHOSE = Whose(sandbox="sb", rule="egress", epoch="boot:1")
 
 
 def _told_at(steps: int) -> list[int]:
@@ -42,7 +46,7 @@ def test_nothing_is_over_that_was_told_just_now() -> None:
 
 
 def test_what_goes_on_is_not_over_though_nobody_has_told_of_it() -> None:
-    telling = Telling(0)
+    telling = Telling(begun_ns=0)
     telling.grew()
     assert not telling.is_over(OVER_NS)
     assert telling.is_over(2 * OVER_NS)
@@ -111,7 +115,7 @@ def test_numbers_that_somebody_wrote_into_a_counter_can_be_kept() -> None:
 
 
 def _fan_outs(flows: int, uid: int = 1000) -> FanOuts:
-    fan_outs = FanOuts("sb", "egress", "boot:1")
+    fan_outs = FanOuts(WHOSE, Opened())
     for port in range(1, flows + 1):
         fan_outs.saw(key(tcp(port, f"192.0.2.{port % 4}", uid)), NOW)
         fan_outs.count(uid, 2)
@@ -137,7 +141,7 @@ def test_a_fan_out_is_told_once_it_has_enough_flows_with_its_numbers() -> None:
 
 
 def test_flows_that_come_slowly_are_no_fan_out() -> None:
-    fan_outs = FanOuts("sb", "egress", "boot:1")
+    fan_outs = FanOuts(WHOSE, Opened())
     for half in range(400):
         if half % 7 == 0:  # 18 a minute
             fan_outs.saw(key(tcp(half + 1)), NOW)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -207,3 +209,61 @@ async def test_a_record_that_comes_just_after_a_reading_stands_for_what_it_read(
         await account.close()
     (told,) = _of_class(sink, 4001)
     assert told["metadata"]["log_format"] != "nf_tables"
+
+
+def _findings(sink: Collector) -> list[tuple[int, str, int]]:
+    """What is told of findings: the activity, the finding and its packets."""
+    return [
+        (event["activity_id"], event["finding_info"]["uid"], event["count"])
+        for event in _of_class(sink, 2004)
+    ]
+
+
+async def test_a_finding_that_a_killed_run_left_open_goes_on_and_is_closed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tcp(80, "169.254.169.254")  # a finding from its first packet on
+    counters, sink = Given({key(metadata): 2}), Collector()
+    async with contextlib.AsyncExitStack() as killed:
+        account = await killed.enter_async_context(_account(counters, tmp_path, sink))
+        await account._tell_what_is_due()
+        ((created, finding, packets),) = _findings(sink)
+        assert (created, packets) == (1, 2)
+        # The next run opens the file that this one has not closed.
+        counters.counts = {key(metadata): 5}
+        again = await killed.enter_async_context(_account(counters, tmp_path, sink))
+        await again._tell_what_is_due()
+        later_ns = time.monotonic_ns() + 11 * SECOND
+        monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
+        await again._read_and_tell()
+        assert set(_findings(sink)) == {(1, finding, 2), (2, finding, 5), (3, finding, 5)}
+        told = len(sink.events)
+        await again.close()
+        assert len(sink.events) == told
+    async with _account(counters, tmp_path, sink) as last:
+        await last.close()
+    assert [uid for uid, _, _ in _findings(sink)].count(3) == 1
+
+
+async def test_a_fan_out_that_a_killed_run_left_open_is_ended(tmp_path: Path) -> None:
+    counters, sink = Given({key(tcp(port)): 1 for port in range(1, 41)}), Collector()
+    async with contextlib.AsyncExitStack() as killed:
+        account = await killed.enter_async_context(_account(counters, tmp_path, sink))
+        await account._tell_what_is_due()
+        ((begun, fan_out, _),) = _findings(sink)
+        async with _account(counters, tmp_path, sink) as again:
+            await again.close()
+        assert begun == 1
+        assert _findings(sink)[-1] == (3, fan_out, 40)
+        assert [stage for stage, _, _ in _findings(sink)].count(3) == 1
+
+
+async def test_all_findings_are_closed_when_a_run_stops(tmp_path: Path) -> None:
+    counters, sink = Given(), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        counters.counts = {key(tcp(port)): 20 for port in range(1, 601)}
+        await account.close()
+    told = _findings(sink)
+    begun = [finding for stage, finding, _ in told if stage == 1]
+    assert len(begun) == len(set(begun)) > 500
+    assert sorted(begun) == sorted(finding for stage, finding, _ in told if stage == 3)

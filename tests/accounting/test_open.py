@@ -1,0 +1,311 @@
+"""What is open when a run is killed: the next one goes on with it, and ends it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft.accounting import book, open_state
+from ocsf_nft.accounting.fan_out import FLOWS, WITHIN_NS
+from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.opened import OpenStreak
+from ocsf_nft.accounting.whose import Whose
+from ocsf_nft.attempt import Attempt, Ended, FanOut, Streak
+from ocsf_nft.flow import Flow
+from ocsf_nft.process import Container, Process
+from ocsf_nft.record import Origin, Record
+from tests.accounting.kernel_model import RULE
+from tests.accounting.reading import NOW, SECOND, changes, ended, key, observe, reading, tcp
+from tests.strategies import HOSTILE_TEXT, records
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from ocsf_nft.flow import Key
+
+Found = Attempt | FanOut | Ended
+
+
+class Run:
+    """A ledger and its file, as a run has them; a later one on the same file may be another."""
+
+    def __init__(self, path: Path) -> None:
+        self.book = book.Book(path).open()
+        self.ledger = Ledger("sb", begun_ns=NOW - SECOND)
+        self.book.load(self.ledger)
+
+    def step(
+        self,
+        counts: Mapping[Key, int],
+        second: int,
+        *,
+        epoch: str = "boot:1",
+        closing: bool = False,
+    ) -> list[Found]:
+        observe(self.ledger, reading(counts, NOW + second * SECOND, epoch=epoch))
+        found = list(self.ledger.due(second * SECOND, closing=closing))
+        self.keep()
+        return found
+
+    def keep(self) -> int:
+        changed = changes(self.ledger)
+        self.book.commit(changed, [])
+        return len(changed.opened)
+
+    def kill(self) -> None:
+        self.book.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / book.FILE
+
+
+def _streak(found: list[Found]) -> Streak:
+    (streak,) = [each.streak for each in found if isinstance(each, Attempt)]
+    assert streak is not None
+    return streak
+
+
+def _fan_out(found: list[Found]) -> FanOut:
+    (fan_out,) = [each for each in found if isinstance(each, FanOut)]
+    return fan_out
+
+
+def _kept(path: Path) -> int:
+    with sqlite3.connect(path) as connection:
+        (number,) = connection.execute("SELECT count(*) FROM opened").fetchone()
+    connection.close()
+    return int(number)
+
+
+def test_a_streak_goes_on_after_a_kill_and_ends_once(path: Path) -> None:
+    run = Run(path)
+    first = _streak(run.step({key(tcp()): 2}, 1))
+    for second in (100, 200):  # by whatever clock
+        run.kill()
+        run = Run(path)
+        before, first = first, _streak(run.step({key(tcp()): second}, second))
+        assert first.identity == before.identity
+        assert (first.windows, first.packets) == (before.windows + 1, second)
+        assert first.packets_before == before.packets
+        assert first.latest[:-1] == before.latest
+        assert first.start_ns == before.start_ns
+    assert run.step({key(tcp()): 200}, 209) == []
+    (end,) = ended(run.step({key(tcp()): 200}, 210))
+    assert end.streak == first
+    run.kill()
+    run = Run(path)
+    assert run.step({key(tcp()): 200}, 300, closing=True) == []
+    assert _kept(path) == 0
+    run.kill()
+
+
+def test_a_streak_that_nothing_more_comes_of_ends_after_the_usual_quiet(path: Path) -> None:
+    run = Run(path)
+    counts = {key(tcp()): 1}
+    (told,) = run.step(counts, 1)
+    run.kill()
+    run = Run(path)
+    assert run.step(counts, 5000) == run.step(counts, 5009) == []
+    (end,) = run.step(counts, 5010)
+    assert isinstance(end, Ended)
+    assert isinstance(told, Attempt)
+    assert (end.record, end.streak, end.end_ns) == (told.record, told.streak, told.end_ns)
+    assert end.record.origin == told.record.origin
+    assert run.step(counts, 5030, closing=True) == []
+    run.kill()
+
+
+def test_what_was_told_often_is_told_as_rarely_after_a_kill(path: Path) -> None:
+    run = Run(path)
+    for second in range(1, 20):
+        run.step({key(tcp()): second}, second)
+    run.kill()
+    run = Run(path)
+    told = [second for second in range(20, 90) if run.step({key(tcp()): second}, second)]
+    assert told == [20, 52]  # the sixth time at once, the next one after 32 seconds
+    run.kill()
+
+
+def test_what_is_open_when_nobody_reads_any_more_is_not_open_for_the_next_run(path: Path) -> None:
+    run = Run(path)
+    flows = {key(tcp(port)): 1 for port in range(1, FLOWS + 1)}
+    assert len(run.step(flows, 1)) == FLOWS + 1
+    assert _kept(path) == FLOWS + 1
+    assert len(run.step(flows, 2, closing=True)) == FLOWS + 1
+    assert _kept(path) == 0
+    run.kill()
+
+
+def test_what_old_counters_left_open_ends_though_the_run_was_killed_before_it_told_so(
+    path: Path,
+) -> None:
+    run = Run(path)
+    flows = {key(tcp(port)): 1 for port in range(1, FLOWS + 1)}
+    run.step(flows, 1)
+    observe(run.ledger, reading({}, NOW + 2 * SECOND, epoch="boot:2"))
+    run.keep()
+    run.kill()
+    run = Run(path)
+    found = run.step({}, 3, epoch="boot:2")
+    assert len(ended(found)) == FLOWS
+    assert _fan_out(found).stage == "ended"
+    assert len(found) == FLOWS + 1
+    assert _kept(path) == 0
+    run.kill()
+
+
+def test_what_counters_left_open_that_were_made_anew_meanwhile_ends(path: Path) -> None:
+    run = Run(path)
+    old = _streak(run.step({key(tcp()): 1}, 1))
+    run.kill()
+    run = Run(path)
+    found = run.step({key(tcp()): 2}, 2, epoch="boot:2")
+    assert [each.streak for each in ended(found)] == [old]
+    assert _streak(found).identity != old.identity
+    assert _kept(path) == 1
+    run.kill()
+
+
+def test_a_fan_out_goes_on_after_a_kill_and_its_numbers_never_decrease(path: Path) -> None:
+    flows = {key(tcp(port, f"192.0.2.{port}")): 2 for port in range(1, FLOWS + 1)}
+    more = flows | {key(tcp(port, "192.0.2.1")): 1 for port in range(1000, 1005)}
+    run = Run(path)
+    begun = _fan_out(run.step(flows, 1))
+    assert begun.stage == "begun"
+    found = run.step(more, 1)  # not told yet, and known to the next run as no news
+    assert not any(isinstance(each, FanOut) for each in found)
+    run.kill()
+    run = Run(path)
+    quiet = run.step(more, 60)
+    assert not any(isinstance(each, FanOut) for each in quiet)
+    last = more | {key(tcp(2000)): 1}
+    goes_on = _fan_out(run.step(last, 62))
+    assert (goes_on.stage, goes_on.identity) == ("goes on", begun.identity)
+    assert (goes_on.flows, goes_on.packets) == (FLOWS + 6, 2 * FLOWS + 6)
+    assert (goes_on.destinations, goes_on.ports) == (FLOWS, FLOWS + 5)
+    assert (goes_on.sample, goes_on.start_ns) == (begun.sample, begun.start_ns)
+    run.kill()
+    run = Run(path)
+    over_ns = WITHIN_NS // SECOND
+    assert not any(isinstance(each, FanOut) for each in run.step(last, 100))
+    end = _fan_out(run.step(last, 100 + over_ns))
+    assert end == dataclasses.replace(goes_on, stage="ended")
+    assert run.step(last, 300, closing=True) == []
+    assert _kept(path) == 0
+    run.kill()
+
+
+def test_only_what_changed_is_written(path: Path) -> None:
+    run = Run(path)
+    flows = {key(tcp(port)): 1 for port in range(1, FLOWS + 1)}
+    observe(run.ledger, reading(flows, NOW + SECOND))
+    assert len(list(run.ledger.due(SECOND))) == FLOWS + 1
+    assert run.keep() == FLOWS + 1
+    assert run.keep() == 0
+    more = flows | {key(tcp(1)): 2}
+    observe(run.ledger, reading(more, NOW + 2 * SECOND))
+    assert len(list(run.ledger.due(2 * SECOND))) == 1
+    assert run.keep() == 2  # the streak, and the fan-out with one more packet
+    run.kill()
+
+
+def test_a_file_of_an_earlier_version_goes_on_working(path: Path) -> None:
+    run = Run(path)
+    run.step({key(tcp()): 2}, 1)
+    run.book.commit(changes(run.ledger), [b"told"])
+    run.kill()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE opened")
+    connection.close()
+    reader, ledger = book.Book(path).open(read_only=True), Ledger("sb", begun_ns=NOW)
+    reader.load(ledger)
+    reader.close()
+    assert [balance.reported for balance in ledger.balances()] == [2]
+    run = Run(path)
+    assert run.book.undelivered() == (b"told",)
+    assert _streak(run.step({key(tcp()): 3}, 2)).packets == 1
+    assert _kept(path) == 1
+    run.kill()
+
+
+def test_of_a_damaged_file_nothing_is_taken_for_open(path: Path) -> None:
+    run = Run(path)
+    run.step({key(tcp(1)): 1, key(tcp(2)): 1}, 1)
+    run.kill()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE opened SET epoch = 'boot:0' WHERE rowid = 1")
+        connection.execute("UPDATE opened SET state = 'x' WHERE rowid = 2")
+    connection.close()
+    run = Run(path)
+    assert path.with_suffix(".damaged").exists()
+    assert run.step({}, 2, closing=True) == []
+    run.kill()
+
+
+WHOSE = Whose(sandbox="sb", rule=RULE, epoch="boot:1")
+_TEXTS = st.none() | HOSTILE_TEXT
+_CONTAINERS = st.builds(Container, uid=_TEXTS, name=_TEXTS)
+_PARENTS = st.builds(
+    Process, pid=st.integers(0, 1 << 22), name=_TEXTS, created_ns=st.none() | st.integers(0, NOW)
+)
+_PROCESSES = st.builds(
+    Process,
+    pid=st.integers(0, 1 << 22),
+    path=_TEXTS,
+    is_deleted=st.none() | st.booleans(),
+    container=st.none() | _CONTAINERS,
+    ancestors=st.lists(_PARENTS, max_size=2).map(tuple),
+)
+
+
+def _has_surrogates(text: str) -> bool:
+    """Two halves that were apart are one character when they come out of JSON."""
+    return re.search(r"\\ud[89ab]", text) is not None
+
+
+@given(record=records(), process=st.none() | _PROCESSES, latest=st.lists(HOSTILE_TEXT, max_size=10))
+def test_whatever_is_told_can_be_kept(
+    record: Record, process: Process | None, latest: list[str]
+) -> None:
+    streak = Streak(
+        identity=record.origin.identity,
+        windows=3,
+        packets=9,
+        packets_before=1,
+        start_ns=record.time_ns,
+        latest=tuple(latest),
+    )
+    end = Ended(record=record, streak=streak, end_ns=record.received_ns, process=process)
+    text = open_state.write(OpenStreak(WHOSE, key(tcp()), end))
+    assert text.isascii()  # whatever text is in it, the file takes it
+    taken = open_state.read(WHOSE, text)
+    assert open_state.write(taken) == text
+    assert taken.end == end or _has_surrogates(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "readers"),
+    [
+        (Record, open_state._RECORD),
+        (Origin, open_state._ORIGIN),
+        (Streak, open_state._STREAK),
+        (Ended, open_state._ENDED),
+        (Process, open_state._PROCESS),
+        (Container, open_state._CONTAINER),
+        (Flow, open_state._FLOW),
+        (FanOut, open_state._FAN_OUT),
+    ],
+)
+def test_all_that_there_is_to_a_thing_is_kept(
+    kind: type[Any], readers: Mapping[str, object]
+) -> None:
+    assert [each.name for each in dataclasses.fields(kind)] == list(readers)
