@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import LogTransport
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
+    from ocsf_nft.process import Container
     from ocsf_nft.service.reporter import Reporter
 
 _log = structlog.get_logger()
@@ -87,10 +88,11 @@ def wanted_transport(sandbox: SandboxConfig) -> LogTransport | None:
     return "nflog" if sandbox.source == "nflog" else "kmsg"
 
 
-def context(installed: Installed, host: Host | None) -> Context:
-    """What a mapper knows about a sandbox."""
+def context(installed: Installed, host: Host | None, container: Container | None = None) -> Context:
+    """What a mapper knows about a sandbox; ``container`` is what it is, if it is one."""
     return Context(
         host=host,
+        container=container,
         proxies=tuple(
             Proxy(address=proxy.address, port=proxy.port) for proxy in installed.spec.proxies
         ),
@@ -156,7 +158,7 @@ class Watched:
     async def announce(self) -> None:
         """Tell of a fence that this run put up, or that is not as it should be."""
         fence, name = self._fence, self._sandbox.name
-        self._reporter.know(name, context(fence.installed, self._reporter.host))
+        self._know(fence.installed)
         if fence.is_ours or fence.reason is not None:
             await self._reporter.emit(first_event(fence, self._reporter.host))
         if fence.reason is not None:
@@ -200,7 +202,7 @@ class Watched:
         is_elsewhere = now.installed.identity != self._installed.identity
         self._installed = now.installed
         if news is not None or self._told != (now.state, now.reason):
-            self._reporter.know(self._sandbox.name, context(now.installed, self._reporter.host))
+            self._know(now.installed)
             await self._tell(now.state, now.reason or news)
             self._told = (now.state, now.reason)
         if is_elsewhere:
@@ -208,6 +210,10 @@ class Watched:
                 f"the namespace of sandbox {self._sandbox.name} was made anew, and what is logged "
                 "and counted there is not read by this run: start it again"
             )
+
+    def _know(self, installed: Installed) -> None:
+        known = context(installed, self._reporter.host, self._sandbox.is_container)
+        self._reporter.know(self._sandbox.name, known)
 
     async def _tell(self, after: FenceState, reason: str | None) -> None:
         # The event first: standard error may be a pipe that nobody reads.

@@ -13,6 +13,7 @@ import structlog
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import notices
+from ocsf_nft.prefixes import Prefixes
 from ocsf_nft.record import Batch, Gap, Reject
 
 if TYPE_CHECKING:
@@ -46,27 +47,35 @@ class Counts:
 class Pipeline:
     """Hands what sources read to the accounts of their sandboxes, in order for each source.
 
-    Records of a sandbox that has no account (what is replayed) are told one by one.
+    Records of a sandbox that has no account (what is replayed), and those of other firewalls, are
+    told one by one. ``prefixes`` tells what foreign prefixes mean, by default what is built in.
     """
 
-    def __init__(self, reporter: Reporter, accounts: Mapping[str, Account]) -> None:
+    def __init__(
+        self,
+        reporter: Reporter,
+        accounts: Mapping[str, Account],
+        prefixes: Prefixes | None = None,
+    ) -> None:
         self.counts = Counts()
         self._gaps_by_reason: dict[str, int] = {}
         self._reporter = reporter
         self._accounts = accounts
+        self._prefixes = Prefixes() if prefixes is None else prefixes
 
     async def pump(
         self,
         source: Source,
         stop: asyncio.Event,
-        sandboxes: frozenset[str] | None = None,
+        sandboxes: frozenset[str | None] | None = None,
         *,
         quiet_seconds: float = QUIET_SECONDS,
     ) -> None:
         """Deliver what a source reads until it ends.
 
         ``sandboxes`` are those whose records it can have: who may load rules there may name any
-        sandbox in a log prefix, and a record of another one is a forgery. None allows all.
+        sandbox in a log prefix, and a record of another one is a forgery. None among them stands
+        for the records of other firewalls; None for them all allows all.
 
         When ``stop`` is set, what is waiting by then is still delivered, until nothing came for
         ``quiet_seconds``; what can't be within some seconds is counted, and told as lost. Raises
@@ -100,7 +109,9 @@ class Pipeline:
                 reading.cancel()
                 await asyncio.wait({reading})
 
-    async def _give_up(self, batches: AsyncIterator[Batch], sandboxes: Iterable[str]) -> None:
+    async def _give_up(
+        self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
+    ) -> None:
         """Count what there is no time to deliver, and tell it as lost."""
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
@@ -131,20 +142,24 @@ class Pipeline:
             )
         await self._deliver(Batch(gaps=tuple(gaps)), sandboxes)
 
-    async def _deliver(self, batch: Batch, sandboxes: Iterable[str] = ()) -> None:
+    async def _deliver(self, batch: Batch, sandboxes: Iterable[str | None] = ()) -> None:
+        # A foreign record's own sandbox, if it tells one, comes after the way to the accounts: a
+        # prefix that anybody may write is not to lead there.
         for sandbox, records in groupby(batch.records, key=attrgetter("sandbox")):
             account = None if sandbox is None else self._accounts.get(sandbox)
             if account is not None:
                 await account.take(records)
             else:
-                await self._reporter.deliver(await self._reporter.lines(map(Attempt.of, records)))
+                found = map(Attempt.of, map(self._prefixes.named, records))
+                await self._reporter.deliver(await self._reporter.lines(found))
         self.counts.records += len(batch.records)
         for gap in batch.gaps:
             event = notices.gap(self._reporter.context(), gap, processed_ns=time.time_ns())
             await self._reporter.emit(event)
             self._count_gap(gap)
-            for account in (self._accounts[name] for name in sandboxes if name in self._accounts):
-                await account.lose(gap)
+            for name in sandboxes:
+                if name is not None and name in self._accounts:
+                    await self._accounts[name].lose(gap)
         for reject in batch.rejects:
             self._count_reject(reject)
 
@@ -176,7 +191,7 @@ def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _genuine(batch: Batch, sandboxes: frozenset[str] | None) -> Batch:
+def _genuine(batch: Batch, sandboxes: frozenset[str | None] | None) -> Batch:
     if sandboxes is None or all(record.sandbox in sandboxes for record in batch.records):
         return batch
     forged = tuple(

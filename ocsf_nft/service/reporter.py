@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf import findings
+from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.ocsf import fan_outs
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.severity import Threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ocsf_nft.attempt import FanOut
     from ocsf_nft.delivery.sinks.base import Sink
     from ocsf_nft.ocsf.context import Host
     from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.severity import SeverityRule
 
-#: Events made before other tasks get a turn: about 2 ms of work.
+#: Events made before other tasks get a turn: 2 ms of work at most.
 _SLICE: Final = 16
 
 
@@ -27,32 +30,46 @@ class Reporter:
     """Maps with what is known of each sandbox, and delivers to one sink.
 
     ``host`` is the machine that is told of; None when that is not known, as for a log of another
-    machine.
+    machine. ``severities`` and ``threshold`` are as in :class:`Context`, for all sandboxes.
     """
 
-    def __init__(self, sink: Sink, host: Host | None) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        host: Host | None,
+        *,
+        severities: tuple[SeverityRule, ...] = (),
+        threshold: Threshold | None = None,
+    ) -> None:
         self.host = host
         self.events = 0
         self._sink = sink
         self._mappers: dict[str | None, Mapper] = {}
         self._contexts: dict[str, Context] = {}
-        self._nothing = Context(host=host)
+        self._nothing = Context(
+            host=host, severities=severities, threshold=threshold or Threshold()
+        )
         self._unknown = Mapper(self._nothing)
 
     def know(self, sandbox: str, context: Context) -> None:
         """Tell of a sandbox with what is known about it from now on."""
-        self._contexts[sandbox] = context
-        self._mappers[sandbox] = Mapper(context)
+        told = replace(
+            context,
+            severities=self._nothing.severities,
+            threshold=self._nothing.threshold,
+        )
+        self._contexts[sandbox] = told
+        self._mappers[sandbox] = Mapper(told)
 
     def context(self, sandbox: str | None = None) -> Context:
         """What is known of a sandbox, or of the host alone."""
         return self._nothing if sandbox is None else self._contexts.get(sandbox, self._nothing)
 
-    async def lines(self, found: Iterable[Attempt | FanOut]) -> list[bytes]:
+    async def lines(self, found: Iterable[Attempt | FanOut | Ended]) -> list[bytes]:
         """The events of what was found, as JSON; other tasks get their turns meanwhile."""
         lines: list[bytes] = []
         for number, each in enumerate(found, 1):
-            lines.append(self._event(each).to_json())
+            lines.extend(self._events(each))
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
         return lines
@@ -66,9 +83,17 @@ class Reporter:
         """Deliver one event about ourselves; raises DeliveryError."""
         await self.deliver([event.to_json()])
 
-    def _event(self, found: Attempt | FanOut) -> Event:
+    def _events(self, found: Attempt | FanOut | Ended) -> Iterator[bytes]:
         now_ns = time.time_ns()
+        if not isinstance(found, Attempt | Ended):
+            context = self.context(found.sandbox)
+            yield fan_outs.fan_out(context, found, processed_ns=now_ns).to_json()
+            return
+        # What another firewall calls its sandbox is none that is known here.
+        name = found.record.sandbox if found.record.verdict is None else None
+        mapper = self._mappers.get(name, self._unknown)
         if isinstance(found, Attempt):
-            mapper = self._mappers.get(found.record.sandbox, self._unknown)
-            return mapper.network_activity(found, processed_ns=now_ns)
-        return findings.fan_out(self.context(found.sandbox), found, processed_ns=now_ns)
+            yield mapper.line(found, processed_ns=now_ns)
+        finding = mapper.finding(found, processed_ns=now_ns)
+        if finding is not None:
+            yield finding.to_json()

@@ -61,8 +61,13 @@ async def run(
         for sandbox in config.sandbox:
             await early.open(sandbox, state, stack)
         standing = [await asyncio.to_thread(fences.stand, each, state) for each in config.sandbox]
-        reporter = Reporter(await stack.enter_async_context(sink), this_host())
-        sources = await _sources(list(zip(config.sandbox, standing, strict=True)), early, stack)
+        reporter = Reporter(
+            await stack.enter_async_context(sink),
+            this_host(),
+            severities=config.severities,
+            threshold=config.finding.as_threshold(),
+        )
+        sources = await _sources(config, standing, early, stack)
         await reporter.emit(lifecycle(reporter.context(), activity="start", time_ns=time.time_ns()))
         watched = [
             fences.Watched(sandbox, fence, state, reporter)
@@ -76,7 +81,7 @@ async def run(
             )
             for sandbox, fence in zip(config.sandbox, standing, strict=True)
         }
-        pipeline = Pipeline(reporter, accounts)
+        pipeline = Pipeline(reporter, accounts, config.prefixes)
         ready()
         with _first_error():
             async with asyncio.TaskGroup() as group:
@@ -107,14 +112,17 @@ async def run(
 
 def capabilities(config: Config) -> frozenset[Capability]:
     """What :func:`run` needs for as long as it runs."""
-    needed = {Capability.NET_ADMIN}  # binding NFLOG, listing and renewing the fence
+    needed: set[Capability] = set()
+    if config.host_log == "kmsg":
+        needed.add(Capability.SYSLOG)  # /dev/kmsg where dmesg_restrict=1
     for sandbox in config.sandbox:
+        needed.add(Capability.NET_ADMIN)  # binding NFLOG, listing and renewing the fence
         if sandbox.netns is not None or sandbox.pid is not None or not sandbox.install:
             needed.add(Capability.SYS_ADMIN)  # setns(2) into another namespace
             # /proc/PID/ns of another user's process: where it is, and how its users are numbered
             needed.add(Capability.SYS_PTRACE)
         if fences.wanted_transport(sandbox) != "nflog":
-            needed.add(Capability.SYSLOG)  # /dev/kmsg where dmesg_restrict=1
+            needed.add(Capability.SYSLOG)
     return frozenset(needed)
 
 
@@ -193,14 +201,17 @@ class _Early:
 
 
 async def _sources(
-    standing: Sequence[tuple[SandboxConfig, Fence]],
+    config: Config,
+    standing: Sequence[Fence],
     early: _Early,
     stack: contextlib.AsyncExitStack,
-) -> dict[Source, set[str]]:
-    """The sources to read, and the sandboxes whose records each can have."""
-    found: dict[Source, set[str]] = {}
-    in_kernel_log: dict[str, set[str]] = {"kmsg": set(), "journal": set()}
-    for sandbox, fence in standing:
+) -> dict[Source, set[str | None]]:
+    """The sources to read, and the sandboxes whose records each can have (None: no sandbox's)."""
+    found: dict[Source, set[str | None]] = {}
+    in_kernel_log: dict[str, set[str | None]] = {"kmsg": set(), "journal": set()}
+    if config.host_log is not None:
+        in_kernel_log[config.host_log].add(None)
+    for sandbox, fence in zip(config.sandbox, standing, strict=True):
         installed = fence.installed
         if installed.transport == "nflog":
             places = [installed.namespace]
@@ -211,10 +222,12 @@ async def _sources(
                 found.setdefault(source, set()).add(sandbox.name)
         elif installed.transport == "kmsg":
             in_kernel_log["journal" if sandbox.source == "journal" else "kmsg"].add(sandbox.name)
-    if names := in_kernel_log["kmsg"]:
-        found[await stack.enter_async_context(Kmsg(frozenset(names)))] = names
-    if names := in_kernel_log["journal"]:
-        found[await stack.enter_async_context(Journal(frozenset(names)))] = names
+    for log, names in in_kernel_log.items():
+        if names:
+            sandboxes = frozenset(name for name in names if name is not None)
+            foreign = config.prefixes if None in names else None
+            reader = (Journal if log == "journal" else Kmsg)(sandboxes, foreign=foreign)
+            found[await stack.enter_async_context(reader)] = names
     return found
 
 

@@ -3,12 +3,15 @@ from __future__ import annotations
 import asyncio
 import weakref
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import orjson
 from structlog.testing import capture_logs
 
-from ocsf_nft.ocsf.context import Host
+from ocsf_nft.ocsf.context import Context, Host, Proxy
+from ocsf_nft.prefixes import Configured, Prefixes
+from ocsf_nft.process import Container
 from ocsf_nft.record import Batch, Gap, Record
 from ocsf_nft.service import pipeline as module
 from ocsf_nft.service.pipeline import Pipeline
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     import pytest
+
+    from ocsf_nft.service.accounts import Account
 
 
 @dataclass
@@ -37,6 +42,29 @@ class Memory:
     async def deliver(self, events: Sequence[bytes]) -> None:
         await asyncio.sleep(self.seconds)
         self.events += map(orjson.loads, events)
+
+
+class Untouched:
+    """An account that nothing may come to."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was called for")
+
+
+@dataclass
+class Fixed:
+    """A source that has one batch, and ends."""
+
+    batch: Batch
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        yield self.batch
 
 
 @dataclass
@@ -137,6 +165,55 @@ async def test_a_record_of_a_sandbox_that_is_not_there_is_counted_as_forged() ->
     await pipeline.pump(source, stop, frozenset({"another"}))
     assert not sink.events
     assert pipeline.counts.rejects == {"forged": 10}
+
+
+FOREIGN = [
+    ("[UFW BLOCK] ", "UFW BLOCK", None, "Blocked"),
+    ("Shorewall:net-fw:DROP:", "Shorewall:net-fw:DROP", None, "Dropped"),
+    ("[UFW ALLOW] ", "UFW ALLOW", None, "Allowed"),
+    ("MYFW: ", "MYFW:", "fenced", "Dropped"),
+    ("openshell:bypass:fenced:", "bypass", "fenced", "Blocked"),
+]
+
+
+async def test_a_foreign_record_is_told_by_its_prefix_and_goes_to_nobodys_account() -> None:
+    sink, stop = Memory(), asyncio.Event()
+    reporter = Reporter(sink, Host(hostname="test"))
+    proxy = Proxy(address=ip_address("10.0.0.1"), port=3128)
+    reporter.know("fenced", Context(proxies=(proxy,), container=Container(name="fenced")))
+    table = Prefixes([Configured(begins="MYFW", verdict="drop", sandbox="fenced")])
+    pipeline = Pipeline(reporter, {"fenced": cast("Account", Untouched())}, table)
+    records = tuple(record(prefix, **V4, **TCP, out_interface="eth0") for prefix, *_ in FOREIGN)
+    await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced", None}))
+    assert not pipeline.counts.rejects
+    assert [
+        (
+            event["firewall_rule"]["name"],
+            event["src_endpoint"].get("name"),
+            event["disposition"],
+            # What is known of the sandbox of that name that we fenced is nothing of theirs.
+            "proxy_endpoint" in event or "container" in event["src_endpoint"],
+        )
+        for event in _of_class(sink, 4001)
+    ] == [(rule, sandbox, disposition, False) for _, rule, sandbox, disposition in FOREIGN]
+
+
+async def test_where_nobody_asked_for_foreign_records_they_are_forgeries() -> None:
+    sink, stop = Memory(), asyncio.Event()
+    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
+    records = tuple(record(prefix, **V4, **TCP) for prefix, *_ in FOREIGN)
+    await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced"}))
+    assert not sink.events
+    assert pipeline.counts.rejects == {"forged": len(FOREIGN)}
+
+
+async def test_ours_of_a_sandbox_that_is_not_there_is_a_forgery_next_to_foreign_ones() -> None:
+    sink, stop = Memory(), asyncio.Event()
+    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
+    records = (record(**V4, **TCP), record("[UFW BLOCK] ", **V4, **TCP))
+    await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({None}))
+    assert [event["firewall_rule"]["name"] for event in sink.events] == ["UFW BLOCK"]
+    assert pipeline.counts.rejects == {"forged": 1}
 
 
 async def test_each_gap_is_an_event_but_few_are_logged() -> None:

@@ -7,6 +7,9 @@ import pytest
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, UsageError
 from ocsf_nft.netns import Namespace, named, of_process
+from ocsf_nft.prefixes import Meaning
+from ocsf_nft.privileges import Capability
+from ocsf_nft.service import capabilities
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +33,23 @@ source = "journal"
 """
 
 
+PREFIXES = """
+[[prefix]]
+begins = "MYFW-DROP "
+verdict = "drop"
+
+[[prefix]]
+begins = "[UFW"
+sandbox = "vm-1"
+rule = "ufw"
+verdict = "log"
+"""
+
+
+def _prefixes(*rows: dict[str, Any]) -> dict[str, Any]:
+    return {"sandbox": [{"name": "a"}], "prefix": rows}
+
+
 def _read_by(source: str, transport: str) -> dict[str, Any]:
     return {"sandbox": [{"name": "a", "source": source, "transport": transport}]}
 
@@ -38,7 +58,7 @@ def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
     path = tmp_path / "ocsf-nft.toml"
     path.write_text(FILE)
     read = config.load(path)
-    assert read.output_path is not None
+    assert [sink.path for sink in read.sinks] == ["/var/log/ocsf-nft/events.jsonl"]
     first, second = read.sandbox
     assert first.namespace == named("agent-1")
     assert [str(place) for place in first.spec().allowed] == [
@@ -52,9 +72,38 @@ def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
 
 def test_the_least_is_one_sandbox_by_its_name() -> None:
     read = config.parse({"sandbox": [{"name": "a"}]}, where="test")
-    assert read.output_path is None
+    assert [sink.path for sink in read.sinks] == ["-"]
     assert read.sandbox[0].namespace is None
     assert Namespace() != of_process(1)
+
+
+def test_a_host_log_needs_no_sandbox_and_no_privilege_but_that_to_read_it() -> None:
+    read = config.parse({"host_log": "kmsg"}, where="test")
+    assert not read.sandbox
+    assert capabilities(read) == {Capability.SYSLOG}
+    assert not capabilities(config.parse({"host_log": "journal"}, where="test"))
+    both = config.parse({"host_log": "kmsg", "sandbox": [_FENCED_HERE]}, where="test")
+    assert capabilities(both) == {Capability.NET_ADMIN, Capability.SYSLOG}
+
+
+_FENCED_HERE = {"name": "a", "proxy": ["1.2.3.4:5"], "install": True, "transport": "nflog"}
+
+
+def test_prefixes_are_read_next_to_what_is_watched_or_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ocsf-nft.toml"
+    for content in (f"{PREFIXES}[[sandbox]]\nname = 'a'", PREFIXES):
+        path.write_text(content)
+        table = config.read(path).prefixes
+        assert table.of("MYFW-DROP in: ") == Meaning(None, "MYFW-DROP in:", "drop")
+        assert table.of("[UFW BLOCK] ") == Meaning("vm-1", "ufw", "log")
+        assert table.of("REJECT ") == Meaning(None, "REJECT", "reject")
+    with pytest.raises(UsageError, match=r"there is nothing to watch: give a \[\[sandbox\]\]"):
+        config.load(path)
+
+
+def test_without_prefixes_what_is_built_in_counts() -> None:
+    table = config.parse({"sandbox": [{"name": "a"}]}, where="test").prefixes
+    assert table.of("[UFW BLOCK] ") == Meaning(None, "UFW BLOCK", "reject")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +119,22 @@ def test_a_source_goes_with_the_transport_that_it_reads(source: str, transport: 
     ("found", "sentence"),
     [
         ({}, "sandbox"),
-        ({"sandbox": []}, "at least 1"),
+        ({"sandbox": []}, "there is nothing to watch: give a [[sandbox]], or host_log"),
+        ({"host_log": "syslog"}, "host_log: input should be 'kmsg' or 'journal'"),
+        ({"host_lg": "kmsg"}, "there is no key host_lg: did you mean host_log?"),
+        (_prefixes({"verdict": "drop"}), "prefix.0.begins: field required"),
+        (_prefixes({"begins": "x"}), "prefix.0.verdict: field required"),
+        (_prefixes({"begins": "x", "verdict": "deny"}), "'reject', 'drop', 'accept' or 'log'"),
+        (_prefixes({"begins": "", "verdict": "drop"}), "prefix.0.begins: '' is no log prefix"),
+        (_prefixes({"begins": "x" * 128, "verdict": "drop"}), "has 1 to 127 bytes"),
+        (_prefixes({"begins": "a\0", "verdict": "drop"}), "none holds a NUL"),
+        (_prefixes({"begins": 3, "verdict": "drop"}), "prefix.0.begins: must be text"),
+        (_prefixes({"begins": "ocsf-nft:a:", "verdict": "drop"}), "a prefix of our own"),
+        (_prefixes({"begins": "x", "verdict": "drop", "sandbox": "a/b"}), "no sandbox name"),
+        (_prefixes({"begins": "x", "verdict": "drop", "rule": ""}), "prefix.0.rule: "),
+        (_prefixes({"begns": "x", "verdict": "drop"}), "prefix.0.begns: did you mean begins?"),
+        (_prefixes(*2 * [{"begins": "x", "verdict": "drop"}]), "two prefixes begin with 'x'"),
+        ({"prefix": {"begins": "x"}}, "prefix: must be a list"),
         ({"sandbx": [{"name": "a"}]}, "there is no key sandbx: did you mean sandbox?"),
         ({"sandbox": [{"name": "a", "prxy": []}]}, "sandbox.0.prxy: did you mean proxy?"),
         ({"sandbox": [{"name": "a/b"}]}, "no sandbox name"),

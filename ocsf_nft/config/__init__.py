@@ -1,0 +1,159 @@
+"""What to run, from a TOML file or quick-start options; checked whole before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from ocsf_nft.config.events import (
+    FindingConfig,
+    PrefixConfig,
+    SeverityConfig,
+    SinkConfig,
+    Version,
+)
+from ocsf_nft.config.sandbox import SandboxConfig
+from ocsf_nft.config.tables import FileName, Table
+from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
+from ocsf_nft.fence.state import DEFAULT_DIRECTORY
+from ocsf_nft.prefixes import Configured, Prefixes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ocsf_nft.ocsf.severity import SeverityRule
+
+__all__ = ["STDOUT", "Config", "SandboxConfig", "SinkConfig", "load", "parse", "read", "sinks"]
+
+#: Standard output, in place of a path.
+STDOUT: Final = "-"
+
+
+class Config(Table):
+    """All of it.
+
+    ``output``, a file's path or ``-`` for standard output, and ``ocsf_version`` are in place of a
+    single ``[[sink]]``. ``host_log`` is where to read what other firewalls of this host log, None
+    for not at all. The first ``[[severity]]`` that is about an attempt says how much it matters.
+    """
+
+    sandbox: tuple[SandboxConfig, ...] = ()
+    host_log: Literal["kmsg", "journal"] | None = None
+    output: Annotated[str, FileName] | None = None
+    ocsf_version: Version | None = None
+    sink: tuple[SinkConfig, ...] = ()
+    severity: tuple[SeverityConfig, ...] = ()
+    finding: FindingConfig = FindingConfig()
+    prefix: tuple[PrefixConfig, ...] = ()
+    state_dir: Annotated[Path, FileName] = DEFAULT_DIRECTORY
+
+    @property
+    def sinks(self) -> tuple[SinkConfig, ...]:
+        """Where events go."""
+        if self.sink:
+            return self.sink
+        given = {} if self.ocsf_version is None else {"ocsf_version": self.ocsf_version}
+        return (SinkConfig(path=self.output or STDOUT, **given),)
+
+    @property
+    def severities(self) -> tuple[SeverityRule, ...]:
+        """How much attempts matter, where it is said."""
+        return tuple(each.as_rule() for each in self.severity)
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """What foreign prefixes mean."""
+        return Prefixes([Configured(**row.model_dump()) for row in self.prefix])
+
+
+def sinks(output: str, ocsf_version: str) -> tuple[SinkConfig, ...]:
+    """Where events go that are of no sandbox here; raises UsageError."""
+    return _parsed({"output": output, "ocsf_version": ocsf_version}, where="options").sinks
+
+
+def load(path: Path) -> Config:
+    """Read a configuration file; raises AbsentError or UsageError with one sentence."""
+    return _watching(read(path), where=str(path))
+
+
+def read(path: Path) -> Config:
+    """Read a configuration file that may name nothing to watch; raises as :func:`load` does."""
+    try:
+        with path.open("rb") as file:
+            found = tomllib.load(file)
+    except OSError as error:
+        raise AbsentError(f"{path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    return _parsed(found, where=str(path))
+
+
+def parse(found: dict[str, Any], *, where: str) -> Config:
+    """Check a configuration; raises UsageError that names ``where``, the key and the fault."""
+    return _watching(_parsed(found, where=where), where=where)
+
+
+def _watching(config: Config, *, where: str) -> Config:
+    if not config.sandbox and config.host_log is None:
+        raise UsageError(f"{where}: there is nothing to watch: give a [[sandbox]], or host_log")
+    return config
+
+
+def _parsed(found: dict[str, Any], *, where: str) -> Config:
+    try:
+        config = Config.model_validate(found)
+        for sandbox in config.sandbox:
+            sandbox.check()
+        _ = config.prefixes  # raises when two rows begin the same
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_sentence(error)}") from error
+    except OcsfNftError as error:
+        raise UsageError(f"{where}: {error}") from error
+    if config.sink and (config.output, config.ocsf_version) != (None, None):
+        raise UsageError(
+            f"{where}: output and ocsf_version are in place of a single [[sink]]: "
+            "put them into the sinks"
+        )
+    _unlike([sandbox.name for sandbox in config.sandbox], where, "two sandboxes have the same name")
+    _unlike([sink.path for sink in config.sinks], where, "two sinks have the same path")
+    return config
+
+
+def _unlike(values: Sequence[str], where: str, sentence: str) -> None:
+    if len(set(values)) != len(values):
+        raise UsageError(f"{where}: {sentence}")
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first fault, as a person would say it."""
+    # An unknown key first: it is often the misspelt name of one that is missing.
+    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    *table, key = fault["loc"] or ("",)
+    place = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        model = _model_at(Config, table)
+        near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.0)
+        return f"there is no key {place}: did you mean {near[0]}?"
+    if fault["type"] == "tuple_type":
+        return f"{place}: must be a list: put it in [ ]"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{place}: {message[:1].lower()}{message[1:]}"
+
+
+def _model_at(model: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel]:
+    """The table at a place of the file, which is given by keys and numbers in lists."""
+    for step in place:
+        if isinstance(step, str) and step in model.model_fields:
+            model = next(_models(model.model_fields[step].annotation), model)
+    return model
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -1,0 +1,115 @@
+"""What a file says of events: where they go, how much they matter, what foreign prefixes mean."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Final, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field
+
+from ocsf_nft.config.tables import FileName, Table, checked
+from ocsf_nft.errors import UsageError
+from ocsf_nft.fence import values
+from ocsf_nft.ocsf import protocols
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.events import CLASSES
+from ocsf_nft.ocsf.severity import SeverityRule, Threshold
+from ocsf_nft.ocsf.versions import LATEST, named
+from ocsf_nft.prefixes import begins
+from ocsf_nft.record import Verdict
+
+ClassName: TypeAlias = Literal[
+    "network_activity", "detection_finding", "device_config_state_change", "application_lifecycle"
+]
+SeverityName: TypeAlias = Literal["informational", "low", "medium", "high", "critical"]
+_CLASS_UIDS: Final[dict[str, int]] = {
+    model.model_fields["class_name"].default.lower().replace(" ", "_"): uid
+    for uid, model in CLASSES.items()
+}
+_PROTOCOLS: Final = {name: number for number, name in protocols.NAMES.items()} | {
+    "icmpv6": protocols.ICMPV6
+}
+Version = Annotated[str, checked(named)]
+Classes = Annotated[tuple[ClassName, ...], Field(min_length=1)]
+
+
+class SinkConfig(Table):
+    """A place that events go to, ``[[sink]]``: a file, or ``-`` for standard output."""
+
+    path: Annotated[str, FileName]
+    ocsf_version: Version = LATEST
+    classes: Classes = ("network_activity", "detection_finding", "device_config_state_change",
+                        "application_lifecycle")  # fmt: skip
+
+    @property
+    def class_uids(self) -> frozenset[int]:
+        """The ``class_uid`` of what it wants."""
+        return frozenset(_CLASS_UIDS[name] for name in self.classes)
+
+
+def _protocol(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value.lower() not in _PROTOCOLS:
+        raise ValueError(
+            f"{value!r} is no IP protocol: give its name at IANA, as tcp or ipv6-icmp, or a number"
+        )
+    return _PROTOCOLS[value.lower()]
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{text!r} is no address and no network: write 203.0.113.0/24 or 2001:db8::/32"
+        ) from error
+
+
+class SeverityConfig(Table):
+    """How much an attempt matters, ``[[severity]]``: of one that has all that is named here."""
+
+    severity: SeverityName
+    sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
+    rule: Annotated[str, Field(min_length=1)] | None = None
+    protocol: Annotated[int, BeforeValidator(_protocol), Field(ge=0, le=255)] | None = None
+    destination: (
+        Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, checked(_network)] | None
+    ) = None
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    uid: Annotated[int, Field(ge=0, le=0xFFFF_FFFE)] | None = None
+
+    def as_rule(self) -> SeverityRule:
+        """The same for a mapper."""
+        return SeverityRule(
+            severity=Severity[self.severity.upper()],
+            sandbox=self.sandbox,
+            rule=self.rule,
+            protocol=self.protocol,
+            destination=self.destination,
+            port=self.port,
+            uid=self.uid,
+        )
+
+
+class FindingConfig(Table):
+    """When an attempt is a finding, ``[finding]``: as :class:`Threshold` says it."""
+
+    at_once: SeverityName = "high"
+    repeats: Annotated[int, Field(ge=1)] = Threshold().repeats
+
+    def as_threshold(self) -> Threshold:
+        """The same for a mapper."""
+        return Threshold(at_once=Severity[self.at_once.upper()], repeats=self.repeats)
+
+
+class PrefixConfig(Table):
+    """What a foreign log prefix means, ``[[prefix]]`` in the file.
+
+    It is of each prefix that ``begins`` so; without a ``rule`` that has the prefix's text.
+    """
+
+    begins: Annotated[str, checked(begins)]
+    verdict: Verdict
+    sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
+    rule: Annotated[str, Field(min_length=1)] | None = None

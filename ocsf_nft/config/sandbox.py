@@ -1,0 +1,103 @@
+"""What a file says of a sandbox."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from ocsf_nft.config.tables import FileName, Table, checked
+from ocsf_nft.errors import UsageError
+from ocsf_nft.fence import values
+from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec, LogTransport
+from ocsf_nft.fence.values import Endpoint
+from ocsf_nft.netns import Namespace, named, of_process
+from ocsf_nft.process import Container
+
+SourceName: TypeAlias = Literal["auto", "nflog", "kmsg", "journal"]
+#: The transport that a fence must log by, for its records to be where a source reads.
+_WRITTEN_BY: Final[dict[SourceName, LogTransport]] = {
+    "nflog": "nflog",
+    "kmsg": "kmsg",
+    "journal": "kmsg",
+}
+_Text = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class ContainerConfig(Table):
+    """The container that a sandbox is, ``[sandbox.container]``: as its runtime calls it."""
+
+    uid: _Text | None = None
+    name: _Text | None = None
+    runtime: _Text | None = None
+    image_uid: _Text | None = None
+    image_name: _Text | None = None
+
+    @model_validator(mode="after")
+    def _has_a_name(self) -> Self:
+        if self.uid is None and self.name is None:
+            raise ValueError("must have a uid or a name")
+        if self.image_name is not None and self.image_uid is None:
+            raise ValueError("has an image_name without an image_uid: give both")
+        return self
+
+
+class SandboxConfig(Table):
+    """One sandbox to watch, ``[[sandbox]]`` in the file.
+
+    ``netns`` is a name of ``ip netns`` or a path, ``pid`` a process that lives in the namespace;
+    with neither it is the one that this process lives in. ``transport`` is how the fence logs,
+    ``source`` where its records are read from; ``auto`` takes the best that there is.
+    """
+
+    name: Annotated[str, checked(values.sandbox_name)]
+    netns: Annotated[str, FileName] | None = None
+    pid: Annotated[int, Field(gt=0)] | None = None
+    proxy: tuple[Annotated[Endpoint, checked(values.endpoint)], ...] = ()
+    allow: tuple[Annotated[Endpoint, checked(values.exception)], ...] = ()
+    host_guard: Annotated[str, checked(values.device_name)] | None = None
+    group: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_GROUP
+    transport: Literal["auto", "nflog", "kmsg", "none"] = "auto"
+    source: SourceName = "auto"
+    install: bool = False
+    container: ContainerConfig | None = None
+
+    @property
+    def namespace(self) -> Namespace | None:
+        """The namespace that is named, None when none is."""
+        if self.netns is not None:
+            return named(self.netns)
+        return None if self.pid is None else of_process(self.pid)
+
+    @property
+    def log_transport(self) -> LogTransport | None:
+        """The transport that is asked for, None for the best."""
+        return None if self.transport == "auto" else self.transport
+
+    @property
+    def is_container(self) -> Container | None:
+        """The container that it is, None when nobody says so."""
+        return None if self.container is None else Container(**self.container.model_dump())
+
+    def spec(self) -> FenceSpec:
+        """The fence that is asked for; raises UsageError when no proxy is named."""
+        return FenceSpec(
+            sandbox=self.name,
+            proxies=self.proxy,
+            exceptions=self.allow,
+            group=self.group,
+            guard_device=self.host_guard,
+        )
+
+    def check(self) -> None:
+        """Raises an OcsfNftError where what is asked for contradicts itself."""
+        if self.netns is not None and self.pid is not None:
+            raise UsageError(f"sandbox {self.name} has both netns and pid: give one")
+        if self.install:
+            self.spec()
+        written = _WRITTEN_BY.get(self.source)
+        if written is not None and self.log_transport not in {None, written}:
+            raise UsageError(
+                f"sandbox {self.name} has source {self.source}, where a fence with transport "
+                f"{self.transport} logs nothing: give transport {written}, or leave it out"
+            )

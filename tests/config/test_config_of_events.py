@@ -1,0 +1,171 @@
+"""What a file says of events: sinks, severities, findings, and the container that a sandbox is."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft import config
+from ocsf_nft.errors import UsageError
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.events import CLASSES
+from ocsf_nft.ocsf.severity import SeverityRule, Threshold
+from ocsf_nft.process import Container
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = """
+[[sandbox]]
+name = "agent-1"
+
+[sandbox.container]
+uid = "3f4e0c2c9d1a"
+name = "agent"
+runtime = "containerd"
+image_uid = "sha256:77af"
+image_name = "registry.example/agent:1"
+
+[[sandbox]]
+name = "agent-2"
+
+[[sink]]
+path = "/var/log/ocsf-nft/siem.jsonl"
+
+[[sink]]
+path = "/var/log/ocsf-nft/lake.jsonl"
+ocsf_version = "1.1"
+classes = ["network_activity", "detection_finding"]
+
+[[severity]]
+severity = "low"
+protocol = "udp"
+port = 123
+
+[[severity]]
+severity = "critical"
+sandbox = "agent-1"
+rule = "egress"
+protocol = 132
+destination = "203.0.113.0/24"
+uid = 0
+
+[finding]
+at_once = "critical"
+repeats = 3
+"""
+WATCHED: dict[str, Any] = {"sandbox": [{"name": "a"}]}
+
+
+def read_from(folder: Path, text: str) -> config.Config:
+    path = folder / "ocsf-nft.toml"
+    path.write_text(text)
+    return config.load(path)
+
+
+def test_each_sink_has_its_version_and_classes(tmp_path: Path) -> None:
+    siem, lake = read_from(tmp_path, FILE).sinks
+    assert (siem.ocsf_version, siem.class_uids) == ("1.8.0", frozenset(CLASSES))
+    assert (lake.ocsf_version, lake.class_uids) == ("1.1.0", frozenset({4001, 2004}))
+
+
+def test_severities_are_told_in_their_order(tmp_path: Path) -> None:
+    assert read_from(tmp_path, FILE).severities == (
+        SeverityRule(severity=Severity.LOW, protocol=17, port=123),
+        SeverityRule(
+            severity=Severity.CRITICAL,
+            sandbox="agent-1",
+            rule="egress",
+            protocol=132,
+            destination=ip_network("203.0.113.0/24"),
+            uid=0,
+        ),
+    )
+
+
+def test_what_a_finding_is_can_be_told_and_need_not_be(tmp_path: Path) -> None:
+    told = read_from(tmp_path, FILE).finding.as_threshold()
+    assert told == Threshold(at_once=Severity.CRITICAL, repeats=3)
+    assert config.parse(WATCHED, where="test").finding.as_threshold() == Threshold()
+
+
+def test_a_sandbox_may_be_a_container(tmp_path: Path) -> None:
+    first, second = read_from(tmp_path, FILE).sandbox
+    assert first.is_container == Container(
+        uid="3f4e0c2c9d1a",
+        name="agent",
+        runtime="containerd",
+        image_uid="sha256:77af",
+        image_name="registry.example/agent:1",
+    )
+    assert second.is_container is None
+
+
+def test_one_sink_needs_no_table() -> None:
+    (sink,) = config.parse(WATCHED | {"output": "x", "ocsf_version": "1.5"}, where="test").sinks
+    assert (sink.path, sink.ocsf_version) == ("x", "1.5.0")
+    (sink,) = config.sinks("-", "1.3.0")
+    assert (sink.path, sink.ocsf_version) == ("-", "1.3.0")
+
+
+@pytest.mark.parametrize("protocol", ["TCP", "icmp", "icmpv6", "ipv6-icmp", "sctp", 0, 255])
+def test_a_protocol_has_a_name_or_a_number(protocol: str | int) -> None:
+    found = WATCHED | {"severity": [{"severity": "low", "protocol": protocol}]}
+    (rule,) = config.parse(found, where="test").severities
+    numbers = {"TCP": 6, "icmp": 1, "icmpv6": 58, "ipv6-icmp": 58, "sctp": 132}
+    assert rule.protocol == (protocol if isinstance(protocol, int) else numbers[protocol])
+
+
+def _severity(**facts: Any) -> dict[str, Any]:
+    return {"severity": [{"severity": "low"} | facts]}
+
+
+def _sink(**facts: Any) -> dict[str, Any]:
+    return {"sink": [{"path": "x"} | facts]}
+
+
+def _container(**facts: Any) -> dict[str, Any]:
+    return {"sandbox": [{"name": "a", "container": facts}]}
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (_sink(ocsf_version="2.0"), "'2.0' is no version of OCSF: give one of 1.1.0, 1.3.0"),
+        (_sink(ocsf_version=1.1), "sink.0.ocsf_version: must be text, not 1.1"),
+        (_sink(classes=[]), "sink.0.classes"),
+        (_sink(classes=["firewall"]), "'network_activity', 'detection_finding'"),
+        (_sink(path=""), "sink.0.path: must not be empty"),
+        (_sink(version="1.1"), "sink.0.version: did you mean ocsf_version?"),
+        (_sink() | {"output": "y"}, "in place of a single [[sink]]"),
+        (_sink() | {"ocsf_version": "1.1"}, "in place of a single [[sink]]"),
+        ({"sink": [{"path": "x"}, {"path": "x"}]}, "two sinks have the same path"),
+        ({"ocsf_version": "1.9"}, "ocsf_version: '1.9' is no version of OCSF"),
+        (_severity(severity="grave"), "'informational', 'low', 'medium', 'high' or 'critical'"),
+        (_severity(protocol="carrier pigeon"), "'carrier pigeon' is no IP protocol"),
+        (_severity(protocol=256), "severity.0.protocol"),
+        (_severity(destination="203.0.113.7/24"), "no address and no network"),
+        (_severity(destination="example.com"), "'example.com' is no address and no network"),
+        (_severity(destination="\x1b[2J"), "no address and no network"),
+        (_severity(port=65536), "severity.0.port"),
+        (_severity(uid=-1), "severity.0.uid"),
+        (_severity(sandbox="a/b"), "no sandbox name"),
+        (_severity(rul="egress"), "severity.0.rul: did you mean rule?"),
+        ({"finding": {"at_once": "now"}}, "finding.at_once"),
+        ({"finding": {"repeats": 0}}, "finding.repeats"),
+        ({"finding": {"repeat": 1}}, "finding.repeat: did you mean repeats?"),
+        (_container(), "must have a uid or a name"),
+        (_container(uid="x", image_name="y"), "has an image_name without an image_uid"),
+        (_container(uid=""), "sandbox.0.container.uid"),
+        (_container(id="x"), "sandbox.0.container.id: did you mean uid?"),
+    ],
+)
+def test_a_fault_is_one_sentence_that_names_the_key(found: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        config.parse(WATCHED | found, where="ocsf-nft.toml")
+    message = str(refused.value)
+    assert sentence in message
+    assert message.startswith("ocsf-nft.toml: ")
+    assert "\n" not in message

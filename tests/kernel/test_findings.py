@@ -1,0 +1,164 @@
+"""An attempt that matters is a finding, from its first packet to its end, whoever is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from ocsf_nft.lab import GATEWAY4, PROXY_PORT
+from tests.kernel import attempts, command, conftest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.lab import Lab
+
+    Judge = Callable[[Any, str], list[str]]
+
+pytestmark = pytest.mark.kernel
+
+METADATA = "169.254.169.254"
+STAGES = {1: "Create", 2: "Update", 3: "Close"}
+
+
+def _ask_for_credentials() -> None:
+    for _ in range(3):
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.connect((METADATA, 80))
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def _findings(events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The findings of attempts by their uid, each told once."""
+    found = defaultdict(list)
+    told: set[str] = set()
+    for event in events:
+        uid = event["metadata"]["uid"]
+        is_of_attempt = event.get("finding_info", {}).get("types") == ["Policy Violation"]
+        if is_of_attempt and uid not in told:
+            told.add(uid)
+            found[event["finding_info"]["uid"]].append(event)
+    return found
+
+
+def _hold_together(events: list[dict[str, Any]]) -> None:
+    """Each finding begins once, grows, ends once, and leads to its events and back."""
+    of_uid = {event["metadata"]["uid"]: event for event in events if event["class_uid"] == 4001}
+    for told in _findings(events).values():
+        stages = [event["activity_name"] for event in told]
+        assert stages == ["Create", *["Update"] * (len(told) - 2), "Close"]
+        counts = [event["count"] for event in told]
+        assert counts == sorted(counts)
+        correlation = told[0]["metadata"]["correlation_uid"]
+        attempted = [
+            event for event in of_uid.values()
+            if event["metadata"]["correlation_uid"] == correlation
+        ]  # fmt: skip
+        assert counts[-1] == sum(event["count"] for event in attempted)
+        assert told[-1]["finding_info"]["related_events_count"] == len(attempted)
+        for event in told:
+            assert event["metadata"]["correlation_uid"] == correlation
+            for related in event["finding_info"]["related_events"]:
+                assert of_uid[related["uid"]]["metadata"]["correlation_uid"] == correlation
+
+
+def _wait_for(path: Path, holds: Callable[[list[dict[str, Any]]], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists() or not holds(_events(path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_matters_is_found_and_each_sink_is_told_in_its_version(
+    lab: Lab, state: StateDirectory, tmp_path: Path, judge: Judge
+) -> None:
+    siem, lake = tmp_path / "siem.jsonl", tmp_path / "lake.jsonl"
+    config = tmp_path / "ocsf-nft.toml"
+    config.write_text(
+        f"""
+        state_dir = "{state.path}"
+        [[sandbox]]
+        name = "{conftest.SANDBOX}"
+        netns = "{lab.sandbox}"
+        proxy = ["{GATEWAY4}:{PROXY_PORT}"]
+        install = true
+        [sandbox.container]
+        uid = "3f4e0c2c9d1a"
+        [[sink]]
+        path = "{siem}"
+        [[sink]]
+        path = "{lake}"
+        ocsf_version = "1.1"
+        classes = ["network_activity", "detection_finding"]
+        [[severity]]
+        severity = "critical"
+        protocol = 253
+        """
+    )
+    with command.running("--config", str(config)) as running:
+        lab.sandbox_namespace.call(_ask_for_credentials)
+        attempts.attempt(lab.sandbox_namespace, 1000, 20, "udp4")
+        attempts.attempt(lab.sandbox_namespace, 1000, 2, "udp6")
+        attempts.attempt(lab.sandbox_namespace, 0, 1, "raw4")
+        assert running.stop(signal.SIGTERM)[0] == 0
+    events = _events(siem)
+    assert [fault for event in events for fault in judge(event, "1.8.0")] == []
+    _hold_together(events)
+    assert {told[-1]["dst_endpoint"]["ip"] for told in _evidences(events)} == {
+        METADATA,
+        attempts.INTERNET4,
+    }
+    severities = {told[-1]["severity"] for told in _findings(events).values()}
+    assert severities == {"High", "Medium", "Critical"}
+    assert all(
+        event["src_endpoint"]["container"] == {"uid": "3f4e0c2c9d1a"}
+        for event in events
+        if event["class_uid"] == 4001 and "actor" in event
+    )
+    then = _events(lake)
+    assert [fault for event in then for fault in judge(event, "1.1.0")] == []
+    wanted = [event for event in events if event["class_uid"] in {4001, 2004}]
+    assert [e["metadata"]["uid"] for e in then] == [e["metadata"]["uid"] for e in wanted]
+
+
+def _evidences(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    return [told[-1]["evidences"] for told in _findings(events).values()]
+
+
+def test_a_finding_goes_on_and_ends_though_the_run_that_began_it_was_killed(
+    installed: Installed, lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    options = (
+        "--sandbox", conftest.SANDBOX, "--state-dir", str(state.path), "--output", str(output),
+    )  # fmt: skip
+    assert installed.transport == "nflog"
+    with command.running(*options) as running:
+        lab.sandbox_namespace.call(_ask_for_credentials)
+        _wait_for(output, lambda events: bool(_findings(events)))
+        running.process.send_signal(signal.SIGKILL)
+        running.process.wait()
+    lab.sandbox_namespace.call(_ask_for_credentials)
+    with command.running(*options) as running:
+        _wait_for(
+            output,
+            lambda events: any(told[-1]["count"] == 6 for told in _findings(events).values()),
+        )
+        assert running.stop(signal.SIGTERM)[0] == 0
+    events = _events(output)
+    (told,) = _findings(events).values()
+    assert told[-1]["activity_name"] == "Close"
+    assert told[-1]["count"] == 6
+    _hold_together(events)
