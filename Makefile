@@ -6,14 +6,14 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
 
 # What the program uses (nft, journalctl), what systemd-python builds with, and what the tests and
-# the demo drive: namespaces, ping, curl, a journald of their own, a compiler for one shim.
-PACKAGES := nftables iproute2 iputils-ping curl systemd systemd-journal-remote \
+# the demo drive: namespaces, ping, curl, a journald of their own, jq, a compiler for one shim.
+PACKAGES := nftables iproute2 iputils-ping curl jq systemd systemd-journal-remote \
             gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv
 
 # What `make bench` measures beside.
 PEERS := mawk ulogd2 ulogd2-json
 
-.PHONY: help demo test lint bench clean system
+.PHONY: help demo test lint bench events clean system
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-7s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ bench: PACKAGES += $(PEERS)
 bench: system .venv/ready  ## Measure, beside the peers, in the same run.
 	$(SUDO) $(BIN)/python -m bench
 
+events: .venv/ready  ## Write the field guide in EVENTS.md anew.
+	$(BIN)/python -m ocsf_nft.ocsf.guide EVENTS.md
+
 clean:  ## Remove what the other targets made.
 	$(SUDO) rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
 	    .hypothesis .import_linter_cache
@@ -43,7 +46,7 @@ clean:  ## Remove what the other targets made.
 	@echo "setting up .venv"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[journal]' \
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[journal,validate]' \
 	    --group test --group lint
 	@touch $@
 

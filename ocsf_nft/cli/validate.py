@@ -1,0 +1,110 @@
+"""``validate``."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ocsf_nft.cli import output
+from ocsf_nft.errors import AbsentError
+from ocsf_nft.ocsf.text import visible
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from ocsf_nft.validation import Fault
+
+
+def validate(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files of events, one JSON object a line, or JSON documents over several lines; "
+            "- is standard input.",
+            metavar="[PATH… | -]",
+        ),
+    ] = ["-"],  # noqa: B006 - typer copies it
+    ocsf_version: Annotated[
+        str | None,
+        typer.Option(
+            "--ocsf-version",
+            help="The version to hold events to; default: each event's own metadata.version.",
+            metavar="V",
+        ),
+    ] = None,
+    recommended: Annotated[
+        bool,
+        typer.Option("--recommended", help="Warn of attributes that are recommended and missing."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a fault, on standard output.")
+    ] = False,
+) -> None:
+    """Hold events to the OCSF schema, whoever made them: what is wrong, where, and how bad.
+
+    A line for each fault, on standard error: PATH:LINE: error: dst_endpoint.port: 70000 is more
+    than 65535. Errors are what the schema forbids; warnings (deprecated attributes, profiles
+    listed in vain) don't count against an event.
+
+    Exit 0: no errors. 1: errors, or a file that holds no events, which proves nothing. 2: a file
+    can't be read, or the version isn't known. 3: the extra is missing (pip install
+    'ocsf-nft[validate]'). Needs no privilege.
+
+    Example: ocsf-nft validate --ocsf-version 1.8.0 events.jsonl
+    """
+    from ocsf_nft.validation import Judge, judged
+
+    judge = Judge(ocsf_version, recommended=recommended)
+    tell = _tell_machines if as_json else _tell_people
+    numbers: Counter[str] = Counter()
+    is_empty = False
+    for path in paths:
+        events = 0
+        with _opened(path) as file:
+            for event in judged(file, judge):
+                events += 1
+                for fault in event.faults:
+                    numbers[fault.severity] += 1
+                    tell(visible(path), event.line, fault)
+        numbers["event"] += events
+        if not events:
+            is_empty = True
+            output.say(f"{visible(path)}: no events")
+    output.say(
+        f"{_counted(numbers, 'event')}: {_counted(numbers, 'error')}, "
+        f"{_counted(numbers, 'warning')}"
+    )
+    if numbers["error"] or is_empty:
+        raise typer.Exit(1)
+
+
+def _opened(path: str) -> BinaryIO:
+    if path == "-":
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise AbsentError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _counted(numbers: Counter[str], what: str) -> str:
+    return f"{numbers[what]} {what}{'' if numbers[what] == 1 else 's'}"
+
+
+def _tell_people(path: str, line: int, fault: Fault) -> None:
+    output.say(f"{path}:{line}: {fault}")
+
+
+def _tell_machines(path: str, line: int, fault: Fault) -> None:
+    import dataclasses
+
+    import orjson
+
+    told = {"file": path, "line": line} | dataclasses.asdict(fault)
+    output.write(orjson.dumps(told) + b"\n")

@@ -1,0 +1,126 @@
+"""The schema's data types: which values each takes."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+
+from ocsf_nft.validation.fault import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Primitive: TypeAlias = Literal["boolean_t", "float_t", "integer_t", "json_t", "long_t", "string_t"]
+
+NOT_FINITE: Final = "is a number that JSON doesn't have"
+NOT_64_BITS: Final = "doesn't fit 64 bits"
+NOT_UTF8: Final = "is no UTF-8: it holds a broken character"
+IS_NULL: Final = "is null; what isn't known is left out"
+
+_INT64: Final = range(-(1 << 63), 1 << 63)
+_NOUNS: Final = {
+    "boolean_t": "boolean",
+    "float_t": "number",
+    "integer_t": "integer",
+    "long_t": "integer",
+    "string_t": "string",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataType:
+    """One type, such as ``port_t``: the primitive that it is made of, and what limits it."""
+
+    name: str
+    primitive: Primitive
+    minimum: int | None = None
+    maximum: int | None = None
+    max_length: int | None = None
+    pattern: re.Pattern[str] | None = None
+    observable: int | None = None
+
+    def fault(self, value: Any) -> str | None:
+        """What is wrong with a value that is no null; nothing when the type takes it."""
+        if self.primitive == "string_t" and isinstance(value, str):
+            return self._text(value)
+        if self.primitive == "json_t":
+            return unwritable(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if self.primitive in {"integer_t", "long_t"} and is_number:
+            return self._integer(value)
+        if self.primitive == "float_t" and is_number:
+            return unwritable(value)
+        if self.primitive == "boolean_t" and isinstance(value, bool):
+            return None
+        return f"{shown(value)} is no {self._noun}"
+
+    @property
+    def _noun(self) -> str:
+        noun = _NOUNS[self.primitive]
+        return noun if self.name == self.primitive else f"{noun} ({self.name})"
+
+    def _text(self, value: str) -> str | None:
+        # The length before the pattern: some take a time that grows as its square.
+        if self.max_length is not None and len(value) > self.max_length:
+            return f"has {len(value)} characters, more than {self.max_length} ({self.name})"
+        if not is_text(value):
+            return NOT_UTF8
+        if self.pattern is not None and self.pattern.search(value) is None:
+            return f"{shown(value)} is no {self.name}"
+        return None
+
+    def _integer(self, value: Any) -> str | None:
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return NOT_FINITE
+            how = "an integer written as a fraction" if value.is_integer() else f"no {self._noun}"
+            return f"{shown(value)} is {how}"
+        if value not in _INT64:
+            return NOT_64_BITS
+        if self.maximum is not None and value > self.maximum:
+            return f"{value} is more than {self.maximum}"
+        if self.minimum is not None and value < self.minimum:
+            return f"{value} is less than {self.minimum}"
+        return None
+
+
+def of(name: str, published: Mapping[str, Any]) -> DataType:
+    """The type of a name in the schema's table of types."""
+    own = published[name]
+    base = published.get(own.get("type"), own)
+    minimum, maximum = own.get("range") or base.get("range") or (None, None)
+    regex = own.get("regex") or base.get("regex")
+    return DataType(
+        name=name,
+        primitive=cast("Primitive", own.get("type", name)),
+        minimum=minimum,
+        maximum=maximum,
+        max_length=own.get("max_len") or base.get("max_len"),
+        # ASCII, as the patterns are meant: no digits of other scripts.
+        pattern=None if regex is None else re.compile(regex, re.ASCII),
+        observable=own.get("observable"),
+    )
+
+
+def unwritable(value: Any) -> str | None:
+    """Why JSON can't hold a scalar, or its readers can't read it; nothing when they can."""
+    if isinstance(value, str):
+        return None if is_text(value) else NOT_UTF8
+    if isinstance(value, float):
+        return None if math.isfinite(value) else NOT_FINITE
+    if isinstance(value, int):
+        return None if value in _INT64 else NOT_64_BITS
+    return None if value is None else f"{shown(value)} is nothing that JSON has"
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold a text."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,186 @@
+"""Events on one side, what is wrong with them on the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conformance.spoiling import GOOD
+from tests.validation.events import good
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BAD = good(dst_endpoint={"ip": "203.0.113.7", "port": 70000}, observables=[])
+
+
+def validate(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "validate", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def lines(*events: Any) -> str:
+    return "".join(json.dumps(event) + "\n" for event in events)
+
+
+def test_events_that_conform_are_counted_and_exit_0(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(lines(*GOOD.values()))
+    done = validate(path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "8 events: 0 errors, 0 warnings\n"
+
+
+def test_a_fault_is_a_line_that_says_where_and_what_and_exit_is_1(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(lines(good(), BAD, {"class_uid": 4001} | good(proxy={"ip": "10.0.0.1"})))
+    done = validate(path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[0] == (
+        f"{path}:2: error: dst_endpoint.port: 70000 is more than 65535"
+    )
+    assert done.stderr.splitlines()[1].startswith(f"{path}:3: warning: proxy: is deprecated: ")
+    assert done.stderr.splitlines()[2:] == ["3 events: 1 error, 1 warning"]
+
+
+def test_warnings_alone_do_not_count_against_an_event() -> None:
+    done = validate(stdin=lines(good(proxy={"ip": "10.0.0.1"})))
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1] == "1 event: 0 errors, 1 warning"
+
+
+def test_standard_input_is_read_where_no_file_is_named_and_for_a_dash(tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(lines(good()))
+    for arguments, number in (((), "1 event"), (("-",), "1 event"), ((other, "-"), "2 events")):
+        done = validate(*arguments, stdin=lines(BAD))
+        assert done.stderr.splitlines() == [
+            "-:1: error: dst_endpoint.port: 70000 is more than 65535",
+            f"{number}: 1 error, 0 warnings",
+        ]
+
+
+def test_json_is_one_object_a_fault_on_standard_output(tmp_path: Path) -> None:
+    path = tmp_path / "events.json"
+    text = json.dumps([good(), BAD], indent=2)
+    path.write_text(text)
+    done = validate("--json", path)
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {
+        "file": str(path),
+        "line": text.count("\n", 0, text.rindex("\n  {")) + 2,
+        "severity": "error",
+        "path": "dst_endpoint.port",
+        "message": "70000 is more than 65535",
+    }
+    assert done.stderr == "2 events: 1 error, 0 warnings\n"
+
+
+def test_a_version_that_is_asked_for_may_be_short() -> None:
+    event = GOOD[4001, "1.1.0"]
+    assert validate("--ocsf-version", "1.1", stdin=lines(event)).returncode == 0
+    done = validate("--ocsf-version", "1.8.0", stdin=lines(event))
+    assert done.returncode == 1
+    assert '-:1: error: metadata.version: "1.1.0" is not 1.8.0\n' in done.stderr
+
+
+def test_a_version_that_is_not_known_is_bad_usage_and_the_known_ones_are_named() -> None:
+    done = validate("--ocsf-version", "2.0", stdin=lines(good()))
+    assert done.returncode == 2
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("ocsf-nft: '2.0' is no version")
+    assert "1.1.0, " in sentence
+
+
+def test_what_is_recommended_and_missing_is_told_when_that_is_asked_for() -> None:
+    assert "recommended" not in validate(stdin=lines(good())).stderr
+    done = validate("--recommended", stdin=lines(good()))
+    assert done.returncode == 0
+    assert "-:1: warning: src_endpoint.hostname: is recommended and missing\n" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "[]"])
+def test_a_file_that_holds_no_events_proves_nothing(tmp_path: Path, text: str) -> None:
+    full, empty = tmp_path / "full", tmp_path / "empty"
+    full.write_text(lines(good()))
+    empty.write_text(text)
+    done = validate(full, empty)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [f"{empty}: no events", "1 event: 0 errors, 0 warnings"]
+
+
+def test_a_file_that_can_not_be_read_is_one_sentence(tmp_path: Path) -> None:
+    for path, why in ((tmp_path, "Is a directory"), (tmp_path / "x", "No such file")):
+        done = validate(path)
+        assert (done.returncode, done.stdout) == (2, "")
+        (sentence,) = done.stderr.splitlines()
+        assert sentence.startswith(f"ocsf-nft: {path} can't be read: {why}")
+
+
+def test_neither_events_nor_names_forge_what_is_told(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"a\n\xff\x1b[2J")
+    path.write_text(lines(good(**{"x\n-:1: error: y\x1b[2J\u202e": 1})))
+    told = validate(path)
+    assert told.returncode == 1
+    assert len(told.stderr.splitlines()) == 2
+    assert told.stderr.replace("\n", "").isprintable()
+    as_json = json.loads(validate("--json", path).stdout)
+    assert as_json["file"] == str(tmp_path / r"a\x0a\xff\x1b[2J")
+    assert as_json["path"] == r'"x\n-:1: error: y\u001b[2J\u202e"'
+
+
+def test_faults_are_told_as_they_are_found() -> None:
+    """Of a pipe that goes on, the first is there before the last is written."""
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "ocsf_nft", "validate", "--json"],
+        stdin=reading,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as command:
+        os.close(reading)
+        os.write(writing, lines(BAD).encode())
+        assert command.stdout is not None
+        assert json.loads(command.stdout.readline())["path"] == "dst_endpoint.port"
+        os.close(writing)
+    assert command.returncode == 1
+
+
+def test_without_the_extra_the_sentence_says_how_to_install_it() -> None:
+    program = (
+        "import sys; sys.modules['ocsf_json_schema'] = None; sys.argv[1:] = ['validate'];"
+        "from ocsf_nft.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input="", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    (sentence,) = done.stderr.splitlines()
+    assert "pip install 'ocsf-nft[validate]'" in sentence
+
+
+def test_what_convert_makes_is_valid() -> None:
+    line = (
+        "[1.5] ocsf-nft:sb:egress:IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 "
+        "PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 UID=0 GID=0 \n"
+    )
+    made = subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "convert"],
+        input=line,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    done = validate(stdin=made.stdout)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "1 event: 0 errors, 0 warnings\n"

@@ -1,0 +1,65 @@
+"""How a fault is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ocsf_nft.validation.fault import LIMIT, Fault, Findings, TooManyError, below, shown
+
+
+def test_a_fault_is_one_line() -> None:
+    fault = Fault("error", "dst_endpoint.port", "70000 is more than 65535")
+    assert str(fault) == "error: dst_endpoint.port: 70000 is more than 65535"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (-7, "-7"),
+        (1 << 64, "an integer past 64 bits"),
+        (0.5, "0.5"),
+        (float("nan"), "NaN"),
+        ("a", '"a"'),
+        ("x" * 60, f'"{"x" * 60}"'),
+        ("x" * 61, f'"{"x" * 60}"…'),
+        ("\n\x1b[2J\ud800\u202e", r'"\n\u001b[2J\ud800\u202e"'),
+        ({"a": 1}, "an object"),
+        ([1], "an array"),
+        (b"a", "a bytes"),
+    ],
+)
+def test_a_value_is_shown_as_json_has_it_in_ascii_and_cut(value: Any, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_an_integer_that_python_does_not_write_is_shown() -> None:
+    assert shown(-(10**5000)) == "an integer past 64 bits"
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "text"),
+    [
+        ("", "time", "time"),
+        ("metadata", "uid", "metadata.uid"),
+        ("unmapped", "a.b", 'unmapped."a.b"'),
+        ("unmapped", "", 'unmapped.""'),
+        ("unmapped", "\n\ud800", r'unmapped."\n\ud800"'),
+        ("", "x" * 61, f'"{"x" * 60}"…'),
+        ("unmapped", 7, "unmapped.7"),
+    ],
+)
+def test_a_name_that_is_no_plain_word_is_quoted_in_a_path(path: str, key: Any, text: str) -> None:
+    assert below(path, key) == text
+
+
+def test_of_one_event_only_so_many_faults_are_kept() -> None:
+    findings = Findings()
+    for _ in range(LIMIT):
+        findings.warning("a", "b")
+    with pytest.raises(TooManyError):
+        findings.error("a", "b")
+    assert len(findings.faults) == LIMIT
