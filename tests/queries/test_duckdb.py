@@ -1,0 +1,195 @@
+"""The SQL of EVENTS.md answers what its purpose says, on events of every kind."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+import duckdb
+import pytest
+
+from tests.queries import expected, told
+from tests.queries.expected import at, grouped, host, packets, refused, sandbox
+from tests.queries.page import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.queries.expected import Event
+
+QUERIES: Final = queries("sql")
+ONCE: Final = told.once()
+_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - as DuckDB gives moments: UTC, unsaid
+
+
+def _moment(milliseconds: int) -> dt.datetime:
+    return _EPOCH + dt.timedelta(milliseconds=milliseconds)
+
+
+@pytest.fixture(scope="module", params=told.VERSIONS)
+def database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> duckdb.DuckDBPyConnection:
+    folder: Path = tmp_path_factory.mktemp("duckdb")
+    told.write(folder, ONCE, request.param)
+    connection = duckdb.connect()
+    connection.execute(f"SET file_search_path = '{folder}'")
+    connection.execute(QUERIES["Views"])
+    return connection
+
+
+def _answer(database: duckdb.DuckDBPyConnection, title: str) -> list[tuple[Any, ...]]:
+    return database.execute(QUERIES[title]).fetchall()
+
+
+def _where_to(event: Event) -> tuple[Any, ...]:
+    return (
+        sandbox(event),
+        at(event, "dst_endpoint.ip"),
+        at(event, "dst_endpoint.port"),
+        at(event, "connection_info.protocol_name"),
+    )
+
+
+def _who(event: Event) -> tuple[Any, ...]:
+    path = at(event, "actor.process.file.path") or at(event, "actor.process.name")
+    user = at(event, "actor.user.name") or at(event, "actor.user.uid")
+    return path or "not known", user or "not known"
+
+
+def _attempts() -> list[tuple[Any, ...]]:
+    return [
+        (
+            *where,
+            packets(events),
+            len(events),
+            _moment(min(event["start_time"] for event in events)),
+            _moment(max(event["end_time"] for event in events)),
+        )
+        for where, events in grouped(refused(ONCE), _where_to).items()
+    ]
+
+
+def _programs() -> list[tuple[Any, ...]]:
+    return [
+        (
+            *who,
+            packets(events),
+            len({at(event, "dst_endpoint.ip") for event in events} - {None}),
+        )
+        for who, events in grouped(refused(ONCE), _who).items()
+    ]
+
+
+def _hours() -> list[tuple[Any, ...]]:
+    hours = grouped(refused(ONCE), lambda event: (event["time"] // 3_600_000, sandbox(event)))
+    return [(_moment(hour * 3_600_000), name, packets(e)) for (hour, name), e in hours.items()]
+
+
+def _reaches() -> list[tuple[Any, ...]]:
+    events = filter(expected.reached_for_metadata, expected.of_class(ONCE, 4001))
+    found = []
+    for (where, name), theirs in grouped(events, lambda one: (host(one), sandbox(one))).items():
+        first = min(theirs, key=lambda one: (one["start_time"], one["metadata"]["uid"]))
+        moment = _moment(first["start_time"])
+        found.append((where, name, moment, first["message"], first["metadata"]["uid"]))
+    return found
+
+
+def _open() -> list[tuple[Any, ...]]:
+    return [
+        (
+            host(one),
+            sandbox(one),
+            one["finding_info"]["title"],
+            one["message"],
+            one["severity_id"],
+            one["count"],
+            _moment(one["start_time"]),
+            one["finding_info"]["uid"],
+        )
+        for one in expected.open_findings(ONCE)
+    ]
+
+
+def _gaps() -> list[tuple[Any, ...]]:
+    return [
+        (
+            one["activity_name"],
+            one["unmapped"].get("sandbox") or one["unmapped"]["transport"],
+            _moment(one["start_time"]),
+            _moment(one["end_time"]),
+            one.get("count"),
+            one["status_detail"],
+        )
+        for one in expected.gaps(ONCE)
+    ]
+
+
+#: What each query is to answer, and by what its rows are in order.
+ANSWERS: Final[dict[str, tuple[Callable[[], list[tuple[Any, ...]]], Callable[[Any], Any]]]] = {
+    "Attempts by sandbox and destination": (_attempts, lambda row: -row[4]),
+    "Programs and users": (_programs, lambda row: -row[2]),
+    "Packets by hour": (_hours, lambda row: (row[0], row[1] is None, row[1])),
+    "First reach for a cloud's metadata service": (_reaches, lambda row: row[2]),
+    "Open findings": (_open, lambda row: (-row[4], -row[5])),
+    "Anything lost": (_gaps, lambda row: row[3]),
+}
+#: Those of which a test of its own tells more.
+_OTHERS: Final = {
+    "Views",
+    "Findings with their attempts",
+    "Fences that don't stand",
+    "Events that came twice",
+}
+
+
+def test_each_query_is_tried() -> None:
+    assert QUERIES.keys() == ANSWERS.keys() | _OTHERS
+
+
+@pytest.mark.parametrize("title", ANSWERS)
+def test_a_query_answers_what_it_says(database: duckdb.DuckDBPyConnection, title: str) -> None:
+    expect, order = ANSWERS[title]
+    answer = _answer(database, title)
+    assert Counter(answer) == Counter(expect())
+    assert len(answer) > 2
+    assert answer == sorted(answer, key=order)
+
+
+def test_a_finding_counts_what_its_attempts_count(database: duckdb.DuckDBPyConnection) -> None:
+    answer = _answer(database, "Findings with their attempts")
+    findings = {
+        one["finding_info"]["uid"]: one
+        for one in expected.findings(ONCE)
+        if one["finding_info"]["analytic"]["name"] == "Attempt"
+    }
+    assert {row[0] for row in answer} == findings.keys()
+    events = {one["metadata"]["uid"]: one for one in ONCE}
+    for uid, count, count_of_events, uids in answer:
+        info = findings[uid]["finding_info"]
+        assert count == count_of_events == packets(events[each] for each in uids)
+        assert count == findings[uid]["count"]
+        assert len(uids) == info.get("related_events_count")
+        assert uids[-10:] == [each["uid"] for each in info["related_events"]]
+
+
+def test_a_fence_stands_or_is_told(database: duckdb.DuckDBPyConnection) -> None:
+    answer = _answer(database, "Fences that don't stand")
+    fallen = list(expected.fallen_fences(ONCE))
+    assert Counter((name, box, moment) for name, box, moment, *_ in answer) == Counter(
+        (host(one), sandbox(one), _moment(one["time"])) for one in fallen
+    )
+    # Of two that were told within a millisecond, either will do that says it does not stand.
+    messages = {one["message"] for one in ONCE if one.get("state") not in {None, "Enabled"}}
+    assert {message for *_, message, _ in answer} <= messages
+    fences = {(host(one), sandbox(one)) for one in expected.of_class(ONCE, 5019)}
+    assert 0 < len(answer) < len(fences)
+
+
+def test_what_came_twice_is_found(database: duckdb.DuckDBPyConnection) -> None:
+    answer = _answer(database, "Events that came twice")
+    assert len(answer) == len(ONCE[::3])
+    assert Counter(answer) == Counter((one["metadata"]["uid"], 2) for one in ONCE[::3])

@@ -1,0 +1,105 @@
+"""The query bodies of EVENTS.md name attributes that we have, and ask for values that they take."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from tests.queries import told
+from tests.queries.page import queries
+from tests.queries.paths import fields, values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BODIES: Final = {title: json.loads(text) for title, text in queries("json").items()}
+ONCE: Final = told.once()
+_KEYWORD: Final = ".keyword"
+
+
+def _conditions(query: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each value that a query compares a field with."""
+    ((clause, body),) = query.items()
+    if clause == "bool":
+        ((part, clauses),) = body.items()
+        assert part == "filter"
+        for each in clauses:
+            yield from _conditions(each)
+        return
+    ((field, wanted),) = body.items()
+    for value in {"term": [wanted], "terms": wanted}[clause]:
+        yield field, value
+
+
+def _aggregations(body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Each aggregation's kind and body, with those beside it."""
+    beside = body.get("aggs", {})
+    for aggregation in beside.values():
+        ((kind, inner),) = ((name, each) for name, each in aggregation.items() if name != "aggs")
+        yield kind, inner, beside
+        yield from _aggregations(aggregation)
+
+
+def _looked_up(body: dict[str, Any]) -> Iterator[str]:
+    """The fields that a query compares, adds up, or sorts by."""
+    if "query" in body:
+        yield from (field for field, _ in _conditions(body["query"]))
+    for each in body.get("sort", ()):
+        yield from each
+    for kind, inner, _ in _aggregations(body):
+        if kind == "top_hits":
+            yield from _looked_up(inner)
+        elif kind != "bucket_selector":
+            yield inner["field"]
+
+
+def _shown(body: dict[str, Any]) -> Iterator[str]:
+    """The fields that hits are shown with."""
+    yield from body.get("_source", ())
+    for _, inner, _ in _aggregations(body):
+        yield from inner.get("_source", ())
+
+
+def _path(field: str) -> str:
+    return field.removesuffix(_KEYWORD)
+
+
+def _is_text(field: str) -> bool:
+    held = values(ONCE, _path(field))
+    assert held
+    return all(isinstance(value, str) for value in held)
+
+
+@pytest.mark.parametrize("title", BODIES)
+def test_each_field_is_an_attribute_of_ours(title: str) -> None:
+    body = BODIES[title]
+    assert body.keys() <= {"size", "query", "aggs", "sort", "_source"}
+    named = [*_looked_up(body), *_shown(body)]
+    assert len(named) > 1
+    assert [field for field in named if not fields(_path(field))] == []
+
+
+@pytest.mark.parametrize("title", BODIES)
+def test_a_text_is_looked_up_by_its_keyword_and_a_number_by_itself(title: str) -> None:
+    looked_up = _looked_up(BODIES[title])
+    assert [field for field in looked_up if field.endswith(_KEYWORD) != _is_text(field)] == []
+    assert not any(field.endswith(_KEYWORD) for field in _shown(BODIES[title]))
+
+
+@pytest.mark.parametrize("title", BODIES)
+def test_each_value_is_one_that_events_have(title: str) -> None:
+    for field, value in _conditions(BODIES[title]["query"]):
+        assert value in values(ONCE, _path(field)), field
+
+
+@pytest.mark.parametrize("title", BODIES)
+def test_an_aggregation_refers_to_those_that_are_there(title: str) -> None:
+    body = BODIES[title]
+    for kind, inner, beside in _aggregations(body):
+        if kind == "bucket_selector":
+            assert set(inner["buckets_path"].values()) <= beside.keys()
+        for order in inner.get("order", ()):
+            below = [each["aggs"] for each in beside.values() if inner in each.values()]
+            assert any(order in names for names in below)

@@ -1,0 +1,178 @@
+"""Events of every kind, as a SIEM has them: of several hosts, some told twice, in no order."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from ocsf_nft.accounting.streaks import grown
+from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.flow import Key
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.fan_outs import fan_out
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.versions import at_version
+from ocsf_nft.record import Gap
+from tests.conformance.corpus import (
+    ATTEMPTS,
+    ATTRIBUTED,
+    CONTAINED,
+    CONTEXT,
+    FAN_OUTS,
+    HOST,
+    NOW_NS,
+    PROCESSES,
+    RECORDS,
+    TIME_NS,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.record import Record, Transport
+
+#: The versions whose events the queries are tried on: whatever they use is in both.
+VERSIONS: Final = ("1.8.0", "1.1.0")
+#: jq counts in doubles.
+EXACT: Final = 1 << 53
+
+_SECOND: Final = 1_000_000_000
+_CONTEXTS: Final = (
+    CONTAINED,
+    replace(CONTEXT, host=replace(HOST, hostname="host-2")),
+    Context(),
+)
+_MAPPERS: Final = tuple(map(Mapper, _CONTEXTS))
+_TRANSPORTS: Final[tuple[Transport, ...]] = ("nflog", "kmsg", "counters")
+
+
+def _alone() -> Iterator[Event]:
+    """Attempts that nothing else is about, seven minutes apart."""
+    attempts = (
+        *map(Attempt.of, RECORDS.values()),
+        *ATTEMPTS.values(),
+        *ATTRIBUTED.values(),
+    )
+    mappers = itertools.cycle(_MAPPERS)
+    for number, (attempt, mapper) in enumerate(zip(attempts, mappers, strict=False)):
+        later_ns = number * 420 * _SECOND
+        yield mapper.network_activity(
+            replace(
+                attempt,
+                record=_another(attempt.record, f"alone/{number}", later_ns),
+                start_ns=attempt.start_ns + later_ns,
+                end_ns=attempt.end_ns + later_ns,
+            ),
+            processed_ns=NOW_NS,
+        )
+
+
+def _another(record: Record, identity: str, later_ns: int) -> Record:
+    return replace(
+        record,
+        time_ns=record.time_ns + later_ns,
+        origin=replace(record.origin, identity=identity),
+    )
+
+
+def _streak(name: str, mapper: Mapper, since_s: int, packets: tuple[int, ...]) -> Iterator[Event]:
+    """Attempts of one flow, a minute apart, and what is found of them; zero is the end."""
+    going_on: Ended | None = None
+    for number, each in enumerate(packets):
+        if each == 0 and going_on is not None:
+            found: Attempt | Ended = going_on
+        else:
+            later_ns = (since_s + number * 60) * _SECOND
+            identity = f"{name}/{since_s}/{number}/{_MAPPERS.index(mapper)}"
+            attempt = Attempt(
+                record=_another(RECORDS[name], identity, later_ns),
+                packets=each,
+                bytes=None,
+                start_ns=TIME_NS + later_ns,
+                end_ns=TIME_NS + later_ns + 59 * _SECOND,
+                process=PROCESSES["all of it"],
+            )
+            going_on = grown(going_on, Key("flows4", b"\x01"), attempt)
+            found = attempt = replace(attempt, streak=going_on.streak)
+            yield mapper.network_activity(attempt, processed_ns=NOW_NS)
+        finding = mapper.finding(found, processed_ns=NOW_NS)
+        if finding is not None:
+            yield finding
+
+
+def _streaks() -> Iterator[Event]:
+    for name in ("tcp4", "tcp6", "metadata4", "udp dns", "forward", "gre", "ingress"):
+        for mapper in _MAPPERS:
+            yield from _streak(name, mapper, 7200, (4, 40, 400, 0))
+            yield from _streak(name, mapper, 86_400, (1, 8, 1, *range(1, 15)))
+
+
+def _fan_outs() -> Iterator[Event]:
+    for number, (name, found) in enumerate(FAN_OUTS.items()):
+        stage, _, what = name.partition(", ")
+        if stage == "ended" and number % 2:
+            continue
+        packets = {"begun": 0, "goes on": 10, "ended": 10}[stage] + found.packets
+        yield fan_out(CONTEXT, replace(found, identity=what, packets=packets), processed_ns=NOW_NS)
+
+
+def _notices() -> Iterator[Event]:
+    pairs = list(itertools.product(FenceState, FenceState))
+    for number, (context, sandbox) in enumerate(itertools.product(_CONTEXTS, ("sb1", "sb2", "x"))):
+        for later, (before, after) in enumerate(pairs[: len(pairs) - number]):
+            yield fence_state(
+                context,
+                sandbox=sandbox,
+                before=before,
+                after=after,
+                # Two within one millisecond; no two hosts within one nanosecond.
+                time_ns=TIME_NS + (later + 1) // 2 * _SECOND + number,
+                tables=["inet ocsf_nft"],
+                reason=None if after is FenceState.STANDING else "why",
+            )
+    for number, context in enumerate(_CONTEXTS):
+        yield lifecycle(context, activity="start", time_ns=TIME_NS + number)
+        yield lifecycle(context, activity="stop", time_ns=NOW_NS + number)
+    for lost, transport in itertools.product((None, 0, 1000), _TRANSPORTS):
+        missing = Gap(
+            transport=transport, reason="overrun", lost=lost, since_ns=TIME_NS, until_ns=NOW_NS
+        )
+        yield gap(CONTEXT, missing, processed_ns=NOW_NS)
+    for packets in (0, 1, 2_034_112):
+        yield unread(
+            CONTEXT,
+            sandbox="sb1",
+            packets=packets,
+            since_ns=TIME_NS,
+            until_ns=NOW_NS,
+            reason="the service was stopped",
+            processed_ns=NOW_NS,
+        )
+
+
+def once() -> list[dict[str, Any]]:
+    """The events, each once, in the newest version."""
+    events = (*_alone(), *_streaks(), *_fan_outs(), *_notices())
+    told = [json.loads(event.to_json()) for event in events]
+    assert len({event["metadata"]["uid"] for event in told}) == len(told)
+    return told
+
+
+def write(folder: Path, events: list[dict[str, Any]], version: str) -> None:
+    """Write ``events.jsonl``: the events as they are told in a version, every third one twice."""
+    lines = [at_version(copy.deepcopy(event), version) for event in events]
+    for event in lines[::3]:
+        again = copy.deepcopy(event)
+        again["metadata"]["processed_time"] += 60_000
+        lines.append(again)
+    random.Random(7).shuffle(lines)
+    (folder / "events.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
