@@ -66,19 +66,26 @@ class Derived(NamedTuple):
 
 def derived(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
     """What follows from an attempt's values; ``severities`` are the configuration's."""
-    record, merged = attempt.record, attempt.merged
+    record = attempt.record
     source, destination = packed(record.source), packed(record.destination)
     return Derived(
         None if source is None else place_of(source),
         None if destination is None else place_of(destination),
         severity.configured(record, severities),
         identity.event_uid(NETWORK_ACTIVITY, record.origin.identity),
-        identity.attempt_uid(record)
-        if merged is None
-        else identity.merged_uid(record.sandbox, record.rule, record.uid, merged.why),
+        _correlation_uid(attempt),
         community_id.of_record(record, source, destination),
         byte_size(record.origin.raw),
     )
+
+
+def _correlation_uid(attempt: Attempt) -> str:
+    record, merged = attempt.record, attempt.merged
+    if merged is not None:
+        return identity.merged_uid(record.sandbox, record.rule, record.uid, merged.why)
+    if attempt.streak is not None:
+        return identity.streak_uid(attempt.streak.identity)
+    return identity.attempt_uid(record)
 
 
 class Activities:

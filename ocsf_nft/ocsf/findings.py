@@ -16,7 +16,7 @@ from ocsf_nft.ocsf.enums import (
     FindingStatus,
 )
 from ocsf_nft.ocsf.events import DetectionFinding
-from ocsf_nft.ocsf.identity import NETWORK_ACTIVITY, event_uid, stable_uid
+from ocsf_nft.ocsf.identity import NETWORK_ACTIVITY, event_uid, stable_uid, streak_uid
 from ocsf_nft.ocsf.objects import (
     Analytic,
     Evidences,
@@ -114,7 +114,7 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
         is_alert=stage.activity is not FindingActivityId.CLOSE,
         confidence_id=Confidence.HIGH,
         finding_info=FindingInfo(
-            uid=stable_uid("attempt", streak.identity),
+            uid=streak_uid(streak.identity),
             title=_title(way, destination),
             desc=_DESCS[way],
             types=("Policy Violation",),

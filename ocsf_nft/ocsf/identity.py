@@ -51,8 +51,16 @@ def event_uid(class_uid: int, identity: str) -> str:
     return _uuid5(f"{class_uid}:{identity}".encode("utf-8", "surrogatepass"))
 
 
+def streak_uid(identity: str) -> str:
+    """What the attempts of one streak share with what is found of them."""
+    return stable_uid("streak", identity)
+
+
 def attempt_uid(record: Record) -> str:
-    """What all attempts of one flow share: sandbox, rule, uid, protocol, destination and port."""
+    """What attempts of one flow share of which nobody knows whether one follows the other.
+
+    The flow is of sandbox, rule, user, protocol, destination and port.
+    """
     return stable_uid(
         "attempt",
         record.prefix if record.sandbox is None else record.sandbox,

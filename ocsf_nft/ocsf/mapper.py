@@ -79,6 +79,7 @@ class Mapper:
             bytes=None,
             start_ns=streak.start_ns,
             end_ns=found.end_ns,
+            streak=streak,
             process=found.process,
         )
         return findings.of_attempt(

@@ -49,8 +49,9 @@ class Metadata(Model):
     original_event_uid: str | None = known("what tells the record from all others at its source")
     sequence: Long | None = known("the source's own number of the record")
     correlation_uid: str | None = known(
-        "the same in all events of a flow (sandbox, rule, user, protocol, destination, port), and "
-        "in their findings; of a fan-out, the same as where its flows are told together"
+        "the same in all events of an attempt and in its finding, where it is finding_info.uid; "
+        "of flows that are told together, and of the fan-out that they are, by sandbox, rule and "
+        "user; of a converted record by its flow"
     )
     logged_time: Long | None = known("when the record was read")
     processed_time: Long | None = known("when the event was made")

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import ipaddress
+import itertools
+from ipaddress import IPv4Address, IPv6Address
+
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from ocsf_nft.ocsf.addresses import place
+from ocsf_nft.ocsf import addresses
+from ocsf_nft.ocsf.addresses import packed, place
 from ocsf_nft.ocsf.enums import NetworkScope
 from tests.strategies import ADDRESSES4, ADDRESSES6, HOSTILE_TEXT
 
@@ -51,7 +57,77 @@ def test_what_is_no_address_has_no_place(text: str | None) -> None:
     assert place(text) is None
 
 
-@given(text=ADDRESSES4 | ADDRESSES6 | HOSTILE_TEXT)
-def test_no_text_is_too_odd(text: str) -> None:
+#: Texts that are nearly an address, or one after all.
+NEARLY = st.text(st.sampled_from("0123456789abcdefF:.%/ \0"), max_size=24) | st.builds(
+    lambda address, at, put: f"{address[:at]}{put}{address[at + 1 :]}",
+    ADDRESSES4 | ADDRESSES6 | st.sampled_from(["::ffff:1.2.3.4", "1:2:3:4:5:6:7:8", "1::8"]),
+    st.integers(0, 40),
+    st.sampled_from(["", "0", "00", "1", "f", ":", "::", ".", "%", "\0", "\u0661"]),
+)
+
+
+def address_of(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return None if "%" in text else ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+@given(text=ADDRESSES4 | ADDRESSES6 | NEARLY | HOSTILE_TEXT)
+def test_an_address_is_what_python_takes_for_one(text: str) -> None:
+    address = address_of(text)
+    assert packed(text) == (None if address is None else address.packed)
     where = place(text)
-    assert where is None or where.text == text
+    assert (None if where is None else where.version) == (address and address.version)
+
+
+CARRIERS = ["::ffff:0:0/96", "64:ff9b::/96"]
+KINDS = [addresses._INTERNAL, addresses._NOWHERE, addresses._MULTICAST, addresses._METADATA]
+#: The ends of what something is said of, and their neighbours.
+EDGES4 = {
+    (end + step) % (1 << 32)
+    for network in itertools.chain(*KINDS)
+    for end in (network.first, network.last)
+    for step in (-1, 0, 1)
+    if network.version == 4
+}
+EDGES6 = {
+    (end + step) % (1 << 128)
+    for network in (*itertools.chain(*KINDS), *addresses._networks(*CARRIERS))
+    for end in (network.first, network.last)
+    for step in (-1, 0, 1)
+    if network.version == 6
+}
+CARRIED = {int(ipaddress.ip_network(carrier)[0]) + edge for carrier in CARRIERS for edge in EDGES4}
+EDGES = sorted(
+    [*(edge.to_bytes(4) for edge in EDGES4), *(edge.to_bytes(16) for edge in EDGES6 | CARRIED)]
+)
+
+
+@given(
+    raw=st.sampled_from(EDGES)
+    | st.binary(min_size=4, max_size=4)
+    | st.binary(min_size=16, max_size=16)
+)
+def test_the_table_says_what_the_networks_say(raw: bytes) -> None:
+    where = addresses.place_of(raw)
+    scope, flags = addresses._said(where.version, int.from_bytes(raw))
+    assert where.version == (4 if len(raw) == 4 else 6)
+    assert (where.scope, where.is_loopback, where.is_link_local) == (scope, *flags[:2])
+    assert (where.is_multicast, where.is_broadcast, where.is_cloud_metadata) == flags[2:]
+
+
+def test_an_address_is_of_a_kind_where_python_says_so() -> None:
+    for raw in EDGES:
+        address, where = ipaddress.ip_address(raw), addresses.place_of(raw)
+        if any(address in ipaddress.ip_network(carrier) for carrier in CARRIERS):
+            address = IPv4Address(raw[-4:])
+        assert where.is_loopback == address.is_loopback
+        assert where.is_link_local == address.is_link_local
+        assert where.is_multicast == address.is_multicast
+
+
+def test_addresses_of_which_the_same_is_said_share_one_place() -> None:
+    assert place("8.8.8.8") is place("203.0.113.7")
+    assert place("8.8.8.8") is not place("2001:db8::7")
+    assert place("8.8.8.8") is not place("::ffff:8.8.8.8")

@@ -118,6 +118,7 @@ def test_the_attempt_and_its_finding_find_each_other() -> None:
     assert {event["metadata"]["correlation_uid"] for event in events} == {
         finding["metadata"]["correlation_uid"]
     }
+    assert finding["metadata"]["correlation_uid"] == info["uid"]
     assert finding["metadata"]["uid"] not in {event["metadata"]["uid"] for event in events}
 
 

@@ -62,7 +62,7 @@ def test_every_attribute_is_in_the_guide_with_where_it_is_from(model: type[Model
         assert kind
         assert source, name
         assert since == versions.SINCE.get(model, {}).get(name, "")
-        is_optional = "None" in str(model.model_fields[name].annotation)
+        is_optional = re.search(r"None|Optional", str(model.model_fields[name].annotation))
         assert there == ("when known" if is_optional else "always")
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid5
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from ocsf_nft.ocsf.identity import attempt_uid, event_uid, stable_uid
 from tests.conformance.corpus import OUT, TCP, USER, V4, record
@@ -22,6 +24,16 @@ def test_it_is_the_uuid_of_the_standard() -> None:
 def test_uids_never_change_between_versions() -> None:
     assert event_uid(4001, "kmsg:boot:1") == "b34fa881-4170-572a-b168-d36cd8588703"
     assert attempt_uid(SAID) == "621aa0d8-9abb-5b74-800a-c055b5395d44"
+
+
+@given(
+    parts=st.lists(
+        HOSTILE_TEXT | st.text('\x7f\x1f\t"\\/ab') | st.none() | st.integers(-(1 << 65), 1 << 65)
+    )
+)
+def test_it_is_of_the_parts_as_python_writes_them_in_json(parts: list[Any]) -> None:
+    written = json.dumps(parts, separators=(",", ":"))
+    assert stable_uid(*parts) == str(uuid5(UUID("6f1d2c5e-8a44-5f0b-9a35-0c5f7e0d4b61"), written))
 
 
 @given(one=HOSTILE_TEXT, other=HOSTILE_TEXT)

@@ -46,6 +46,10 @@ VERSIONS: Final = ("1.8.0", "1.1.0")
 EXACT: Final = 1 << 53
 
 _SECOND: Final = 1_000_000_000
+#: Another firewall's log of what came into its sandbox.
+_FOREIGN_INBOUND: Final = replace(
+    RECORDS["foreign, of a sandbox"], in_interface="sb0", out_interface=None
+)
 _CONTEXTS: Final = (
     CONTAINED,
     replace(CONTEXT, host=replace(HOST, hostname="host-2")),
@@ -58,7 +62,7 @@ _TRANSPORTS: Final[tuple[Transport, ...]] = ("nflog", "kmsg", "counters")
 def _alone() -> Iterator[Event]:
     """Attempts that nothing else is about, seven minutes apart."""
     attempts = (
-        *map(Attempt.of, RECORDS.values()),
+        *map(Attempt.of, (*RECORDS.values(), _FOREIGN_INBOUND)),
         *ATTEMPTS.values(),
         *ATTRIBUTED.values(),
     )
