@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, get_args
 
+import orjson
+
 from ocsf_nft.accounting.counted import MOST
 from ocsf_nft.accounting.opened import OpenFanOut, OpenStreak
 from ocsf_nft.attempt import Ended, FanOut, Streak
@@ -29,9 +31,15 @@ _T = TypeVar("_T")
 def write(opened: Open) -> str:
     """The text of a streak or a fan-out."""
     if isinstance(opened, OpenFanOut):
-        return _encode({"fan_out": opened.end})
-    kind, data = opened.key
-    return _encode({"key": (kind, data.hex()), "streak": opened.end})
+        state: dict[str, Any] = {"fan_out": opened.end}
+    else:
+        kind, data = opened.key
+        state = {"key": (kind, data.hex()), "streak": opened.end}
+    try:
+        return orjson.dumps(state).decode()
+    except orjson.JSONEncodeError:
+        # It knows neither halves of surrogate pairs nor numbers of more than 64 bits.
+        return json.dumps(state, default=_fields)
 
 
 def read(whose: Whose, text: str) -> Open:
@@ -47,9 +55,6 @@ def read(whose: Whose, text: str) -> Open:
 
 def _fields(found: Any) -> dict[str, Any]:
     return {name: getattr(found, name) for name in found.__slots__}
-
-
-_encode: Final = json.JSONEncoder(default=_fields, separators=(",", ":")).encode
 
 
 def _made(kind: Callable[..., _T], readers: Mapping[str, _Reader], state: Any) -> _T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sqlite3
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,17 @@ from ocsf_nft.flow import Flow
 from ocsf_nft.process import Container, Process
 from ocsf_nft.record import Origin, Record
 from tests.accounting.kernel_model import RULE
-from tests.accounting.reading import NOW, SECOND, changes, ended, key, observe, reading, tcp
+from tests.accounting.reading import (
+    NOW,
+    SECOND,
+    attempts,
+    changes,
+    ended,
+    key,
+    observe,
+    reading,
+    tcp,
+)
 from tests.strategies import HOSTILE_TEXT, records
 
 if TYPE_CHECKING:
@@ -68,9 +79,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / book.FILE
 
 
+def _told(found: list[Found]) -> list[Streak]:
+    return [each.streak for each in attempts(found) if each.streak is not None]
+
+
 def _streak(found: list[Found]) -> Streak:
-    (streak,) = [each.streak for each in found if isinstance(each, Attempt)]
-    assert streak is not None
+    (streak,) = _told(found)
     return streak
 
 
@@ -145,6 +159,22 @@ def test_what_is_open_when_nobody_reads_any_more_is_not_open_for_the_next_run(pa
     run.kill()
 
 
+def test_who_is_killed_while_it_tells_what_has_ended_leaves_the_rest_to_the_next_run(
+    path: Path,
+) -> None:
+    run = Run(path)
+    flows = {key(tcp(port)): 1 for port in range(1, FLOWS)}
+    identities = {each.identity for each in _told(run.step(flows, 1))}
+    assert len(identities) == FLOWS - 1
+    told = ended(islice(run.ledger.due(100 * SECOND, closing=True), 5))
+    run.keep()
+    run.kill()
+    run = Run(path)
+    told += ended(run.step(flows, 101, closing=True))
+    assert sorted(each.streak.identity for each in told) == sorted(identities)
+    run.kill()
+
+
 def test_what_old_counters_left_open_ends_though_the_run_was_killed_before_it_told_so(
     path: Path,
 ) -> None:
@@ -216,6 +246,10 @@ def test_only_what_changed_is_written(path: Path) -> None:
     assert len(list(run.ledger.due(2 * SECOND))) == 1
     assert run.keep() == 2  # the streak, and the fan-out with one more packet
     run.kill()
+    run = Run(path)
+    assert list(run.ledger.due(3 * SECOND)) == []
+    assert run.keep() == 0
+    run.kill()
 
 
 def test_a_file_of_an_earlier_version_goes_on_working(path: Path) -> None:
@@ -286,7 +320,7 @@ def test_whatever_is_told_can_be_kept(
     )
     end = Ended(record=record, streak=streak, end_ns=record.received_ns, process=process)
     text = open_state.write(OpenStreak(WHOSE, key(tcp()), end))
-    assert text.isascii()  # whatever text is in it, the file takes it
+    assert text.encode()  # whatever text is in it, the file takes it
     taken = open_state.read(WHOSE, text)
     assert open_state.write(taken) == text
     assert taken.end == end or _has_surrogates(text)

@@ -149,6 +149,7 @@ def test_counters_that_are_made_anew_end_what_the_old_ones_told(ledger: Ledger) 
 def test_a_clock_that_is_set_back_leaves_no_streak_that_ends_before_it_begins(
     ledger: Ledger,
 ) -> None:
+    observe(ledger, reading({}, NOW + 7199 * SECOND))
     _step(ledger, 1, 7200)
     observe(ledger, reading({key(tcp()): 2}, NOW))
     (end,) = ended(_due(ledger, 7202, closing=True))
