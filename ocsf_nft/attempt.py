@@ -30,14 +30,15 @@ class Streak:
     """The attempts of one flow that followed one another without a pause, up to one of them.
 
     ``identity`` is the same for all of them. They are ``windows`` attempts of ``packets`` packets
-    since ``start_ns`` (since the epoch, UTC), ``packets_before`` without the last of them;
-    ``latest`` are the identities of the records of the latest ones, that of the last one last.
+    since ``start_ns`` (since the epoch, UTC). With the ``found_at``-th of them they came to
+    something that is a finding; None as long as they do not. ``latest`` are the identities of the
+    records of the latest ones, that of the last one last.
     """
 
     identity: str
     windows: int
     packets: int
-    packets_before: int
+    found_at: int | None
     start_ns: int
     latest: tuple[str, ...]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ocsf_nft.accounting.balance import Balance
+from ocsf_nft.accounting.gravity import Gravity
 from ocsf_nft.accounting.opened import Opened
 from ocsf_nft.accounting.rule import RuleAccount
 from ocsf_nft.accounting.whose import Whose
@@ -20,14 +21,12 @@ if TYPE_CHECKING:
 class Ledger:
     """Takes in what sources and counters say of a sandbox, and gives out attempts."""
 
-    def __init__(
-        self, sandbox: str, *, begun_ns: int, always: frozenset[str] = frozenset()
-    ) -> None:
-        """No packet is from before ``begun_ns``; ``always`` as in :class:`RuleAccount`."""
+    def __init__(self, sandbox: str, *, begun_ns: int, gravity: Gravity | None = None) -> None:
+        """No packet is from before ``begun_ns``; without ``gravity`` nothing is graver."""
         self.sandbox = sandbox
         self.rules: dict[str, RuleAccount] = {}
         self.opened = Opened()
-        self._always = always
+        self._gravity = gravity or Gravity()
         self._begun_ns = begun_ns
         #: Accounts whose counters are no more: all that they owe is to be told.
         self._ended: list[RuleAccount] = []
@@ -35,7 +34,7 @@ class Ledger:
     def account(self, rule: str, epoch: str, *, begun_ns: int) -> RuleAccount:
         """An account of one rule that nothing has been taken in by yet."""
         whose = Whose(sandbox=self.sandbox, rule=rule, epoch=epoch)
-        return RuleAccount(whose, self.opened, begun_ns=begun_ns, always=self._always)
+        return RuleAccount(whose, self.opened, begun_ns=begun_ns, gravity=self._gravity)
 
     def record(self, record: Record, now_ns: int) -> Attempt | None:
         """Take in what the kernel logged; the attempt if it is the first of one.

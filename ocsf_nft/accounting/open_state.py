@@ -163,7 +163,7 @@ _STREAK: Final[Mapping[str, _Reader]] = {
     "identity": _text,
     "windows": _up_to(MOST, 1),
     "packets": _PACKETS,
-    "packets_before": _PACKETS,
+    "found_at": _maybe(_up_to(MOST, 1)),
     "start_ns": _LONG,
     "latest": _each(_text),
 }

@@ -19,6 +19,7 @@ from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys, user_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocsf_nft.accounting.gravity import Gravity
     from ocsf_nft.accounting.opened import Open, Opened
     from ocsf_nft.accounting.telling import Telling
     from ocsf_nft.accounting.whose import Whose
@@ -43,10 +44,8 @@ class RuleAccount:
     that is not set: never is it told. The times of records and readings are since the epoch, UTC.
     """
 
-    def __init__(
-        self, whose: Whose, opened: Opened, *, begun_ns: int, always: frozenset[str]
-    ) -> None:
-        """No packet is from before ``begun_ns``; ``always`` are told by themselves in any case."""
+    def __init__(self, whose: Whose, opened: Opened, *, begun_ns: int, gravity: Gravity) -> None:
+        """No packet is from before ``begun_ns``."""
         self.epoch = whose.epoch
         self.entries: dict[Kind, dict[bytes, Counted]] = {kind: {} for kind in KINDS}
         #: The kernel's own total when it was last read, and what was found in elements of it.
@@ -68,7 +67,7 @@ class RuleAccount:
         self.logged = self.received = 0
         self._owing: set[Key] = set()
         self._whose = whose
-        self._tellings = Tellings(whose, opened, always)
+        self._tellings = Tellings(whose, opened, gravity)
         self._folded = Folded(self.many)
         #: Told on the word of a record; no reading has shown yet where it was counted.
         self._unread: set[Key] = set()
@@ -92,7 +91,9 @@ class RuleAccount:
             telling.logged(record)
             return None
         counted = self._entry(key)
-        if key in self._folded or not self._tellings.take(record.uid, record.destination, now_ns):
+        if key in self._folded or not self._tellings.take(
+            key, record.uid, record.destination, now_ns
+        ):
             return None
         telling = self._tellings.begin(key, now_ns, record)
         if counted is not None and counted.owed_packets < 1:
@@ -343,7 +344,7 @@ class RuleAccount:
         telling = self._tellings.get(key)
         if telling is None and key not in self._folded:
             what = flow(key)
-            if is_unplaced(key) or self._tellings.take(what.uid, what.destination, now_ns):
+            if is_unplaced(key) or self._tellings.take(key, what.uid, what.destination, now_ns):
                 telling = self._tellings.begin(key, now_ns)
         if telling is None:
             self._folded.add(key, counted)

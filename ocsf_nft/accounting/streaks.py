@@ -8,6 +8,7 @@ from ocsf_nft.accounting.counted import MOST
 from ocsf_nft.attempt import Ended, Streak
 
 if TYPE_CHECKING:
+    from ocsf_nft.accounting.gravity import IsFinding
     from ocsf_nft.attempt import Attempt
     from ocsf_nft.flow import Key
 
@@ -15,19 +16,26 @@ if TYPE_CHECKING:
 LATEST: Final = 10
 
 
-def grown(before: Ended | None, key: Key, attempt: Attempt) -> Ended:
-    """A streak with one more attempt, as it ends if that is the last; the first one where None."""
+def grown(before: Ended | None, key: Key, attempt: Attempt, is_finding: IsFinding) -> Ended:
+    """A streak with one more attempt, as it ends if that is the last; the first one where None.
+
+    What has been a finding once remains one, whatever its later records look like.
+    """
     identity = attempt.record.origin.identity
     streak = (
         before.streak if before is not None else _begun(f"{identity}/{key.data.hex()}", attempt)
     )
+    packets = min(streak.packets + attempt.packets, MOST)
+    found_at = streak.found_at
+    if found_at is None and is_finding(attempt.record, packets):
+        found_at = streak.windows + 1
     return Ended(
         record=attempt.record,
         streak=Streak(
             identity=streak.identity,
             windows=streak.windows + 1,
-            packets=min(streak.packets + attempt.packets, MOST),
-            packets_before=streak.packets,
+            packets=packets,
+            found_at=found_at,
             # The clock may be set back.
             start_ns=min(streak.start_ns, attempt.start_ns),
             latest=(*streak.latest, identity)[-LATEST:],
@@ -42,7 +50,7 @@ def _begun(identity: str, attempt: Attempt) -> Streak:
         identity=identity,
         windows=0,
         packets=0,
-        packets_before=0,
+        found_at=None,
         start_ns=attempt.start_ns,
         latest=(),
     )

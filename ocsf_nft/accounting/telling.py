@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from ocsf_nft.accounting.counted import Counted
+    from ocsf_nft.accounting.gravity import Gravity
     from ocsf_nft.accounting.opened import Opened
     from ocsf_nft.accounting.whose import Whose
     from ocsf_nft.attempt import Attempt, Ended, Merger
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 _SAMPLE: Final = 10
 #: Attempts that have events of their own at the same time.
 _TELLINGS: Final = 4000
+#: Those beside that go to a destination that is too grave to be told with others.
+_RIGHTS: Final = 256
+_RIGHTS_OF_A_USER: Final = 16
 #: Two readings and more, when they are not hard to make.
 _YOUNG_NS: Final = 2 * 1_000_000_000
 _IP: Final = frozenset({0x0800, 0x86DD})
@@ -104,19 +108,31 @@ class Telling:
 class Tellings(dict["Key", Telling]):
     """What is told by itself, and who may have more of that: a record is kept of each."""
 
-    def __init__(self, whose: Whose, opened: Opened, always: frozenset[str]) -> None:
-        """``always`` are destinations that are told by themselves however many there are."""
+    def __init__(self, whose: Whose, opened: Opened, gravity: Gravity) -> None:
+        """How ``gravity`` weighs is said there."""
         super().__init__()
         self._whose = whose
         self._opened = opened
-        self._always = always
+        self._gravity = gravity
         self._quota = Quota()
+        #: What is told by itself because of its destination alone, and by whom.
+        self._by_right: dict[Key, int | None] = {}
 
-    def take(self, uid: int | None, destination: str | None, now_ns: int) -> bool:
+    def take(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
         """Whether one more flow of a user is told by itself, and not with its others."""
-        if destination in self._always:
+        if len(self) - len(self._by_right) < _TELLINGS and self._quota.grants(uid, now_ns):
             return True
-        return len(self) < _TELLINGS and self._quota.grants(uid, now_ns)
+        if destination not in self._gravity.destinations or len(self._by_right) >= _RIGHTS:
+            return False
+        if sum(other == uid for other in self._by_right.values()) >= _RIGHTS_OF_A_USER:
+            return False
+        self._by_right[key] = uid
+        return True
+
+    def __delitem__(self, key: Key) -> None:
+        """Tell no more of a flow."""
+        super().__delitem__(key)
+        self._by_right.pop(key, None)
 
     def begin(self, key: Key, now_ns: int, record: Record | None = None) -> Telling:
         """Tell of a flow by itself from now on."""
@@ -135,7 +151,7 @@ class Tellings(dict["Key", Telling]):
         key = telling.key
         if key is None or attempt.merged is not None:
             return attempt
-        telling.end = end = streaks.grown(telling.end, key, attempt)
+        telling.end = end = streaks.grown(telling.end, key, attempt, self._gravity.is_finding)
         self._opened.goes_on(OpenStreak(self._whose, key, end))
         return dataclasses.replace(attempt, streak=end.streak)
 

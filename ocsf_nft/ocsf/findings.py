@@ -30,7 +30,7 @@ from ocsf_nft.ocsf.text import visible
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attempt import Attempt, Ended
+    from ocsf_nft.attempt import Attempt, Ended, Streak
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.ocsf.enums import Severity
@@ -76,6 +76,7 @@ _DESCS: Final = {
 
 def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the call
     found: Attempt | Ended,
+    streak: Streak,
     event: NetworkActivity,
     stage: Stage,
     *,
@@ -83,21 +84,19 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
     destination: Place | None,
     proxy: Proxy | None,
     processed_ns: int,
-) -> DetectionFinding | None:
+) -> DetectionFinding:
     """The finding of an attempt; ``event`` would be its Network Activity event, told as one.
 
-    None for what has no streak, or is of no sandbox. Its numbers are running totals. The same
-    attempt gives the same event, apart from ``metadata.processed_time``.
+    Its numbers are running totals, of ``streak``. The same attempt gives the same event, apart
+    from ``metadata.processed_time``.
     """
-    record, streak = found.record, found.streak
-    if streak is None or record.sandbox is None:
-        return None
+    record = found.record
     way = event.connection_info.direction_id
     start, end = streak.start_ns // 1_000_000, max(streak.start_ns, found.end_ns) // 1_000_000
     metadata = own_metadata(
-        stable_uid("attempt", streak.identity, stage.words, streak.packets), processed_ns
+        stable_uid("attempt", streak.identity, stage.words, streak.windows), processed_ns
     ).model_copy(update={"correlation_uid": event.metadata.correlation_uid})
-    sandbox = visible(record.sandbox)
+    sandbox = visible(record.sandbox or "")
     return DetectionFinding(
         activity_id=stage.activity,
         time=end,

@@ -13,7 +13,9 @@ from ocsf_nft.ocsf.versions import LATEST, line_at
 
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.ocsf.enums import Severity
     from ocsf_nft.ocsf.events import DetectionFinding, NetworkActivity
+    from ocsf_nft.record import Record
 
 
 class Mapper:
@@ -53,26 +55,23 @@ class Mapper:
             line = line_at(event.to_json(), version)
         return line
 
+    def is_finding(self, record: Record, packets: int) -> bool:
+        """Whether attempts that a record stands for, and that came to so many packets, are one."""
+        return self._context.threshold.is_reached(self._matters(record), packets)
+
     def finding(self, found: Attempt | Ended, *, processed_ns: int) -> DetectionFinding | None:
         """The finding that an attempt is, goes on with, or was the last of; None for most.
 
-        Whether it is one depends on its flow and on what its streak comes to, and on nothing
-        that somebody would have to remember: what was begun is ended, whoever tells of it.
         ``processed_ns`` is now, in ns since the epoch, UTC.
         """
         record, streak = found.record, found.streak
-        if streak is None or not verdict.is_ours(record):
+        if streak is None or streak.found_at is None:
             return None
         way = verdict.direction(record, self._context.uplinks)
-        destination = place(record.destination)
-        matters = severity.of_flow(record, way, destination, self._context.severities)
-        reached = self._context.threshold.is_reached
-        if not reached(matters, streak.packets):
-            return None
         if isinstance(found, Ended):
             stage = "ended"
         else:
-            stage = "goes on" if reached(matters, streak.packets_before) else "begun"
+            stage = "begun" if streak.found_at == streak.windows else "goes on"
         whole = Attempt(
             record=record,
             packets=streak.packets,
@@ -84,10 +83,15 @@ class Mapper:
         )
         return findings.of_attempt(
             found,
+            streak,
             self.network_activity(whole, processed_ns=processed_ns),
             findings.STAGES[stage],
-            severity=matters,
-            destination=destination,
+            severity=self._matters(record),
+            destination=place(record.destination),
             proxy=self._activities.proxy(whole, way)[0],
             processed_ns=processed_ns,
         )
+
+    def _matters(self, record: Record) -> Severity:
+        way = verdict.direction(record, self._context.uplinks)
+        return severity.of_flow(record, way, place(record.destination), self._context.severities)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Final
 
@@ -74,11 +74,11 @@ def of_record(
 def of_flow(
     record: Record, way: Direction, destination: Place | None, rules: Iterable[SeverityRule]
 ) -> Severity:
-    """The same of all packets of a record's flow: it depends on nothing else of the record."""
+    """The same of what goes on like that: what kernels say by themselves, they say again."""
     of_kernel = record.protocol in _OF_KERNELS or record.destination is None
     if record.uid is None and of_kernel and record.rule != verdict.FORWARD:
         return configured(record, rules) or Severity.INFORMATIONAL
-    return of_record(replace(record, details={}, source_port=None), way, destination, rules)
+    return of_record(record, way, destination, rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,5 @@ class Threshold:
     repeats: int = 10
 
     def is_reached(self, severity: Severity, packets: int) -> bool:
-        """Whether an attempt of so many packets is one; none is one of none."""
-        if packets < 1:
-            return False
+        """Whether an attempt of so many packets is one."""
         return severity >= self.at_once or (severity >= Severity.MEDIUM and packets >= self.repeats)

@@ -12,6 +12,7 @@ import structlog
 
 from ocsf_nft.accounting import book
 from ocsf_nft.accounting.counted import MOST
+from ocsf_nft.accounting.gravity import Gravity
 from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.ocsf import notices
@@ -36,7 +37,7 @@ T = TypeVar("T")
 _log = structlog.get_logger()
 
 #: What is too grave to be told together with others.
-_ALWAYS: Final = frozenset(map(str, METADATA))
+_GRAVE: Final = frozenset(map(str, METADATA))
 _READ_SECONDS: Final = 0.5
 #: A reading may take a tenth of the time: with many flows it is done less often, up to a bound.
 _PART: Final = 10
@@ -73,7 +74,8 @@ class Account:
         self._counters = counters
         self._book = book.Book(path)
         self._reporter = reporter
-        self._ledger = Ledger(sandbox, begun_ns=begun_ns, always=_ALWAYS)
+        gravity = Gravity(destinations=_GRAVE, is_finding=reporter.is_finding)
+        self._ledger = Ledger(sandbox, begun_ns=begun_ns, gravity=gravity)
         self._wait_seconds = _READ_SECONDS
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if is_journal else _GRACE_SECONDS
         self._fault: str | None = None

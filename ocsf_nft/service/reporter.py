@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.context import Host
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.ocsf.severity import SeverityRule
+    from ocsf_nft.record import Record
 
 #: Events made before other tasks get a turn: 2 ms of work at most.
 _SLICE: Final = 16
@@ -83,15 +84,22 @@ class Reporter:
         """Deliver one event about ourselves; raises DeliveryError."""
         await self.deliver([event.to_json()])
 
+    def is_finding(self, record: Record, packets: int) -> bool:
+        """Whether attempts that a record stands for, and that came to so many packets, are one."""
+        return self._mapper(record).is_finding(record, packets)
+
+    def _mapper(self, record: Record) -> Mapper:
+        # What another firewall calls its sandbox is none that is known here.
+        name = record.sandbox if record.verdict is None else None
+        return self._mappers.get(name, self._unknown)
+
     def _events(self, found: Attempt | FanOut | Ended) -> Iterator[bytes]:
         now_ns = time.time_ns()
         if not isinstance(found, Attempt | Ended):
             context = self.context(found.sandbox)
             yield fan_outs.fan_out(context, found, processed_ns=now_ns).to_json()
             return
-        # What another firewall calls its sandbox is none that is known here.
-        name = found.record.sandbox if found.record.verdict is None else None
-        mapper = self._mappers.get(name, self._unknown)
+        mapper = self._mapper(found.record)
         if isinstance(found, Attempt):
             yield mapper.line(found, processed_ns=now_ns)
         finding = mapper.finding(found, processed_ns=now_ns)

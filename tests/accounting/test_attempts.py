@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft.accounting.gravity import Gravity
 from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.flow import Key, keys
 from tests.accounting.kernel_model import RULE
@@ -21,7 +22,7 @@ METADATA = "169.254.169.254"
 
 @pytest.fixture
 def ledger() -> Ledger:
-    begun = Ledger("sb", begun_ns=NOW - SECOND, always=frozenset({METADATA}))
+    begun = Ledger("sb", begun_ns=NOW - SECOND, gravity=Gravity(destinations=frozenset({METADATA})))
     observe(begun, reading({}))
     return begun
 
@@ -163,12 +164,30 @@ def test_a_user_with_too_many_flows_is_told_as_one_but_not_the_others(ledger: Le
     told = _due(ledger)
     (many,) = [each for each in told if each.merged is not None]
     assert many.merged is not None
-    assert (many.packets, many.merged.why, many.merged.flows) == (500, "many", 500)
+    assert (many.packets, many.merged.why, many.merged.flows) == (501, "many", 501)
     assert (many.record.uid, len(many.merged.sample)) == (1000, 10)
     single = [each.record for each in told if each.merged is None]
-    assert len(single) == 1002
+    assert len(single) == 1001
     assert {METADATA} < {each.destination for each in single}
     assert 7 in {each.uid for each in single}
+
+
+def test_what_is_grave_has_a_few_places_when_a_user_has_no_more(ledger: Ledger) -> None:
+    observe(ledger, reading({key(tcp(port)): 1 for port in range(1, 1501)}, NOW + SECOND))
+    _due(ledger)
+    grave = {key(tcp(port, METADATA)): 1 for port in range(1, 41)}
+    more = {key(tcp(port, "198.51.100.9")): 1 for port in range(1, 41)}
+    flood = {key(tcp(port)): 1 for port in range(1, 1501)}
+    observe(ledger, reading(flood | grave | more, NOW + 2 * SECOND))
+    single = [each.record.destination for each in _due(ledger) if each.merged is None]
+    assert single == [METADATA] * 16
+
+
+def test_who_goes_to_what_is_grave_ever_again_takes_no_place_of_others(ledger: Ledger) -> None:
+    grave = {key(tcp(port, METADATA, uid=uid)): 1 for uid in range(20) for port in range(1, 1101)}
+    observe(ledger, reading(grave, NOW + SECOND))
+    told = [each for each in _due(ledger) if each.merged is None]
+    assert len(told) == 4000 + 256
 
 
 def test_who_had_too_many_flows_is_forgotten_when_it_is_over(ledger: Ledger) -> None:

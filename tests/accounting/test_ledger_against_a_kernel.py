@@ -15,10 +15,14 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ocsf_nft.accounting import book, fan_out
+from ocsf_nft.accounting.gravity import Gravity
 from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.attempt import Attempt, Ended
 from tests.accounting.kernel_model import RULE, START_NS, Kernel, Packet, stamped
 from tests.accounting.reading import changes
+
+#: Packets that make a streak a finding here.
+FINDING = 3
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import FanOut, Streak
@@ -277,8 +281,12 @@ class Reported(RuleBasedStateMachine):
         before, _ = self.open.get(streak.identity, (None, 0))
         latest = () if before is None else before.latest
         assert streak.windows == 1 + (0 if before is None else before.windows)
-        assert streak.packets_before == (0 if before is None else before.packets)
-        assert streak.packets_before + attempt.packets == streak.packets
+        packets_before = 0 if before is None else before.packets
+        assert packets_before + attempt.packets == streak.packets
+        found_at = None if before is None else before.found_at
+        if found_at is None and streak.packets >= FINDING:
+            found_at = streak.windows
+        assert streak.found_at == found_at
         assert streak.latest == (*latest, attempt.record.origin.identity)[-10:]
         assert streak.start_ns <= attempt.start_ns
         assert before is None or streak.start_ns <= before.start_ns
@@ -301,7 +309,14 @@ class Reported(RuleBasedStateMachine):
         return self.refused_earlier + self.kernel.refused.packets
 
     def _new_ledger(self) -> Ledger:
-        return Ledger("sb", begun_ns=START_NS, always=frozenset({"169.254.169.254"}))
+        return Ledger(
+            "sb",
+            begun_ns=START_NS,
+            gravity=Gravity(
+                destinations=frozenset({"169.254.169.254"}),
+                is_finding=lambda _, packets: packets >= FINDING,
+            ),
+        )
 
 
 def _numbers(found: FanOut) -> tuple[int, ...]:

@@ -109,7 +109,6 @@ def test_a_streak_goes_on_after_a_kill_and_ends_once(path: Path) -> None:
         before, first = first, _streak(run.step({key(tcp()): second}, second))
         assert first.identity == before.identity
         assert (first.windows, first.packets) == (before.windows + 1, second)
-        assert first.packets_before == before.packets
         assert first.latest[:-1] == before.latest
         assert first.start_ns == before.start_ns
     assert run.step({key(tcp()): 200}, 209) == []
@@ -314,7 +313,7 @@ def test_whatever_is_told_can_be_kept(
         identity=record.origin.identity,
         windows=3,
         packets=9,
-        packets_before=1,
+        found_at=2,
         start_ns=record.time_ns,
         latest=tuple(latest),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ocsf_nft.accounting.ledger import Ledger
-from ocsf_nft.flow import keys
+from ocsf_nft.accounting.streaks import grown
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.flow import Key, keys
 from tests.accounting.reading import (
     NOW,
     SECOND,
@@ -21,7 +24,8 @@ from tests.accounting.reading import (
 )
 
 if TYPE_CHECKING:
-    from ocsf_nft.attempt import Attempt, Ended, FanOut, Streak
+    from ocsf_nft.attempt import Ended, FanOut, Streak
+    from ocsf_nft.record import Record
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ def test_each_attempt_of_a_flow_says_what_it_goes_on_with(ledger: Ledger) -> Non
     assert len({each.identity for each in streaks}) == 1
     assert [each.windows for each in streaks] == [1, 2, 3, 4, 5, 6]
     assert [each.packets for each in streaks] == [1, 11, 31, 71, 151, 311]
-    assert [each.packets_before for each in streaks] == [0, 1, 11, 31, 71, 151]
+    assert {each.found_at for each in streaks} == {None}
     assert {each.start_ns for each in streaks} == {NOW}
     assert streaks[-1].latest == tuple(each.record.origin.identity for each in told)
 
@@ -83,7 +87,7 @@ def test_what_comes_after_the_end_is_another_streak(ledger: Ledger) -> None:
     (told,) = attempts(_step(ledger, 3, 20))
     assert told.streak is not None
     assert told.streak.identity != end.streak.identity
-    assert (told.streak.windows, told.streak.packets, told.streak.packets_before) == (1, 2, 0)
+    assert (told.streak.windows, told.streak.packets) == (1, 2)
 
 
 def test_all_that_is_open_ends_when_nobody_reads_any_more(ledger: Ledger) -> None:
@@ -162,3 +166,21 @@ def test_numbers_that_somebody_wrote_into_a_counter_can_be_told(ledger: Ledger) 
     for second, packets in ((1, most), (2, 0), (4, most)):
         found = _streaks(_step(ledger, packets, second))
     assert [each.packets for each in found] == [1 << 62]
+
+
+def test_what_has_been_a_finding_remains_one_whatever_its_records_look_like() -> None:
+    asked: list[tuple[Record, int]] = []
+
+    def is_finding(record: Record, packets: int) -> bool:
+        asked.append((record, packets))
+        return record.destination_port == 443 and packets >= 10
+
+    end: Ended | None = None
+    found = []
+    for packets, port in ((4, 443), (4, 53), (4, 443), (1, 53), (1, 443)):
+        said = replace(record(tcp()), destination_port=port)
+        attempt = replace(Attempt.of(said), packets=packets)
+        end = grown(end, Key("flows4", b"\0"), attempt, is_finding)
+        found.append(end.streak.found_at)
+    assert found == [None, None, 3, 3, 3]
+    assert [packets for _, packets in asked] == [4, 8, 12]

@@ -354,13 +354,13 @@ ATTRIBUTED: Final = {
 }
 
 
-def streak(windows: int = 1, packets: int = 12, packets_before: int = 0) -> Streak:
-    """A streak as accounting counts it."""
+def streak(windows: int = 1, packets: int = 12, found_at: int | None = 1) -> Streak:
+    """A streak as accounting counts it; by default a finding from its first attempt on."""
     return Streak(
         identity="1f0c/egress/0a/kmsg:boot:5678",
         windows=windows,
         packets=packets,
-        packets_before=packets_before,
+        found_at=found_at,
         start_ns=TIME_NS,
         latest=tuple(f"kmsg:boot:{5678 + number}" for number in range(min(windows, 10))),
     )
@@ -368,9 +368,9 @@ def streak(windows: int = 1, packets: int = 12, packets_before: int = 0) -> Stre
 
 _STREAKS: Final = {
     "first": streak(),
-    "one packet": streak(packets=1),
-    "later": streak(3, 40, 12),
-    "much later": streak(17, 4000, 400),
+    "none": streak(packets=1, found_at=None),
+    "later": streak(3, 40, 3),
+    "much later": streak(17, 4000, 3),
 }
 _OF_STREAKS: Final = {
     name: RECORDS[name]

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocsf_nft.accounting.streaks import grown
 from ocsf_nft.attempt import Attempt, Ended, Merged, Streak
+from ocsf_nft.flow import Key
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
@@ -46,55 +48,89 @@ def end_of(name: str, each: Streak) -> Ended:
 
 
 @pytest.mark.parametrize(
-    ("name", "each", "stage"),
+    ("name", "packets", "is_found"),
     [
-        ("tcp4", streak(1, 1), None),
-        ("tcp4", streak(2, 9, 1), None),
-        ("tcp4", streak(3, 10, 9), ("Create", "New")),
-        ("tcp4", streak(1, 500), ("Create", "New")),
-        ("tcp4", streak(4, 11, 10), ("Update", "In Progress")),
-        ("metadata4", streak(1, 1), ("Create", "New")),
-        ("metadata4", streak(2, 2, 1), ("Update", "In Progress")),
-        ("udp dns", streak(9, 5000, 4000), None),
-        ("igmp", streak(9, 5000, 4000), None),
-        ("link arp", streak(9, 5000, 4000), None),
-        ("ingress", streak(1, 10), ("Create", "New")),
-        ("foreign", streak(1, 10), None),
-        ("foreign, of a sandbox", streak(1, 10), None),
+        ("tcp4", 9, False),
+        ("tcp4", 10, True),
+        ("metadata4", 1, True),
+        ("udp dns", 5000, False),
+        ("igmp", 5000, False),
+        ("link arp", 5000, False),
+        ("router solicitation", 5000, False),
+        ("ingress", 10, True),
+        ("forward", 10, True),
     ],
 )
-def test_what_matters_is_a_finding(name: str, each: Streak, stage: tuple[str, str] | None) -> None:
-    event = told(of(name, each))
+def test_what_matters_is_a_finding(name: str, packets: int, is_found: bool) -> None:
+    assert MAPPER.is_finding(RECORDS[name], packets) == is_found
+
+
+@pytest.mark.parametrize("name", ["router solicitation", "igmp", "icmp error"])
+def test_what_a_kernel_says_by_itself_is_none_though_only_a_counter_tells_of_it(name: str) -> None:
+    counted = replace(RECORDS[name], details={}, source=None, out_interface=None)
+    assert not MAPPER.is_finding(counted, 1_000_000)
+    assert MAPPER.is_finding(replace(counted, uid=1000), 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("each", "stage"),
+    [
+        (streak(1, 12, None), None),
+        (streak(1, 12, 1), ("Create", "New")),
+        (streak(3, 12, 3), ("Create", "New")),
+        (streak(4, 40, 3), ("Update", "In Progress")),
+    ],
+)
+def test_a_finding_is_created_once_and_then_updated(
+    each: Streak, stage: tuple[str, str] | None
+) -> None:
+    event = told(of("tcp4", each))
     assert stage == (None if event is None else (event["activity_name"], event["status"]))
 
 
-@pytest.mark.parametrize(("each", "is_told"), [(streak(3, 9, 2), False), (streak(3, 10, 2), True)])
-def test_what_was_a_finding_is_closed_and_nothing_else(each: Streak, is_told: bool) -> None:
-    event = told(end_of("tcp4", each))
-    assert (event is not None) == is_told
-    if event is not None:
-        assert (event["activity_name"], event["status"]) == ("Close", "Resolved")
-        assert event["is_alert"] is False
-        assert event["count"] == each.packets
+def test_what_was_a_finding_is_closed_and_nothing_else() -> None:
+    assert told(end_of("tcp4", streak(3, 900, None))) is None
+    event = told(end_of("tcp4", streak(3, 40, 2)))
+    assert (event["activity_name"], event["status"]) == ("Close", "Resolved")
+    assert event["is_alert"] is False
+    assert event["count"] == 40
 
 
-@given(record=records(), windows=st.lists(st.integers(1, 30), min_size=1, max_size=8))
+@given(
+    shown=st.lists(st.tuples(records(), st.integers(1, 30)), min_size=1, max_size=6),
+    mappers=st.lists(
+        st.sampled_from(
+            [
+                MAPPER,
+                Mapper(replace(CONTEXT, threshold=Threshold(at_once=Severity.LOW, repeats=1))),
+                Mapper(replace(CONTEXT, threshold=Threshold(repeats=10**9))),
+            ]
+        ),
+        min_size=7,
+        max_size=7,
+    ),
+)
 def test_every_finding_begins_once_goes_on_and_ends_once(
-    record: Record, windows: list[int]
+    shown: list[tuple[Record, int]], mappers: list[Mapper]
 ) -> None:
-    """Whatever the records of a flow look like: some have no details, none, or others."""
+    """Whatever the records of a flow look like, and though the configuration changes meanwhile."""
     stages: list[str] = []
-    packets = 0
-    for number, fresh in enumerate(windows, 1):
-        shown = record if number % 2 else replace(record, details={}, source_port=None)
-        each = replace(streak(number, packets + fresh, packets), start_ns=record.time_ns)
-        packets += fresh
-        found = replace(Attempt.of(shown), packets=fresh, streak=each)
-        event = told(found)
+    end: Ended | None = None
+    for (record, packets), mapper in zip(shown, mappers, strict=False):
+        attempt = replace(Attempt.of(record), packets=packets)
+        end = grown(end, Key("flows4", b"\0"), attempt, mapper.is_finding)
+        event = told(replace(attempt, streak=end.streak), mapper)
         stages += [] if event is None else [event["activity_name"]]
-    ended = told(Ended(record=record, streak=each, end_ns=record.time_ns))
+    assert end is not None
+    ended = told(end, mappers[-1])
     stages += [] if ended is None else [ended["activity_name"]]
     assert stages == [] or stages == ["Create", *["Update"] * (len(stages) - 2), "Close"]
+
+
+def test_two_events_of_a_finding_that_counts_no_further_are_two() -> None:
+    most = 1 << 62
+    first, second = (told(of("tcp4", streak(number, most, 1))) for number in (5, 6))
+    assert first["metadata"]["uid"] != second["metadata"]["uid"]
 
 
 def test_the_attempt_and_its_finding_find_each_other() -> None:
@@ -102,9 +138,7 @@ def test_the_attempt_and_its_finding_find_each_other() -> None:
     events = []
     for number, identity in enumerate(identities, 1):
         said = replace(RECORDS["tcp4"], origin=replace(RECORDS["tcp4"].origin, identity=identity))
-        each = replace(
-            streak(number, 20 * number, 20 * number - 20), latest=tuple(identities[:number])
-        )
+        each = replace(streak(number, 20 * number, 1), latest=tuple(identities[:number]))
         attempt = replace(Attempt.of(said), packets=20, streak=each)
         events.append(json.loads(MAPPER.network_activity(attempt, processed_ns=NOW_NS).to_json()))
     finding = told(attempt)
@@ -125,8 +159,8 @@ def test_the_attempt_and_its_finding_find_each_other() -> None:
 def test_all_that_is_told_of_one_finding_has_its_uid_and_events_of_their_own() -> None:
     stages = (
         of("tcp4", streak(1, 12)),
-        of("tcp4", streak(2, 40, 12)),
-        end_of("tcp4", streak(2, 40, 12)),
+        of("tcp4", streak(2, 40, 1)),
+        end_of("tcp4", streak(2, 40, 1)),
     )
     findings = [told(found) for found in stages]
     assert len({finding["finding_info"]["uid"] for finding in findings}) == 1
@@ -137,7 +171,7 @@ def test_all_that_is_told_of_one_finding_has_its_uid_and_events_of_their_own() -
 
 
 def test_a_finding_says_who_did_what_and_what_to_do() -> None:
-    found = replace(of("tcp4", streak(3, 40, 12)), process=PROCESSES["all of it"])
+    found = replace(of("tcp4", streak(3, 40, 2)), process=PROCESSES["all of it"])
     finding = told(found)
     assert finding["message"] == (
         "curl[4242] (uid 1000) in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly, "
@@ -172,12 +206,12 @@ def test_who_comes_from_outside_is_to_be_found(name: str) -> None:
 
 
 def test_when_it_is_a_finding_can_be_set() -> None:
-    threshold = Threshold(at_once=Severity.MEDIUM, repeats=2)
-    mapper = Mapper(replace(CONTEXT, threshold=threshold))
-    assert told(of("tcp4", streak(1, 1)), mapper)["activity_name"] == "Create"
-    assert told(of("udp dns", streak(1, 100)), mapper) is None
+    mapper = Mapper(replace(CONTEXT, threshold=Threshold(at_once=Severity.MEDIUM, repeats=2)))
+    assert mapper.is_finding(RECORDS["tcp4"], 1)
+    assert not mapper.is_finding(RECORDS["udp dns"], 100)
     names = SeverityRule(severity=Severity.HIGH, port=53)
     mapper = Mapper(replace(CONTEXT, severities=(names,)))
+    assert mapper.is_finding(RECORDS["udp dns"], 1)
     assert told(of("udp dns", streak(1, 1)), mapper)["severity"] == "High"
 
 

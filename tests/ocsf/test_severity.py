@@ -70,7 +70,6 @@ def test_an_alert_is_what_matters_as_much_as_that() -> None:
     [
         (Severity.HIGH, 1, True),
         (Severity.CRITICAL, 1, True),
-        (Severity.HIGH, 0, False),
         (Severity.MEDIUM, 9, False),
         (Severity.MEDIUM, 10, True),
         (Severity.LOW, 1_000_000, False),

@@ -105,7 +105,7 @@ def _streak(name: str, mapper: Mapper, since_s: int, packets: tuple[int, ...]) -
                 end_ns=TIME_NS + later_ns + 59 * _SECOND,
                 process=PROCESSES["all of it"],
             )
-            going_on = grown(going_on, Key("flows4", b"\x01"), attempt)
+            going_on = grown(going_on, Key("flows4", b"\x01"), attempt, mapper.is_finding)
             found = attempt = replace(attempt, streak=going_on.streak)
             yield mapper.network_activity(attempt, processed_ns=NOW_NS)
         finding = mapper.finding(found, processed_ns=NOW_NS)
