@@ -72,7 +72,7 @@ class Place:
 
 def packed(text: str | None) -> bytes | None:
     """An address in network bytes; None for what is none (a scoped one is none on the wire)."""
-    if text is None or "%" in text:
+    if text is None:
         return None
     try:
         return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
@@ -97,7 +97,6 @@ def _table(version: _Version, size: int) -> tuple[list[bytes], list[Place]]:
     said = (*_INTERNAL, *_NOWHERE, *_LOOPBACK, *_LINK_LOCAL, *_MULTICAST, *_BROADCAST, *_METADATA)
     starts = {0, *_changes(said, version)}
     if version == 6:
-        starts |= _changes(_CARRY_IPV4, version)
         starts |= {carrier.first + start for carrier in _CARRY_IPV4 for start in _changes(said, 4)}
     found: dict[tuple[NetworkScope | None, tuple[bool, ...]], Place] = {}
     begins, places = [], []

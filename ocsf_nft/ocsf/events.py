@@ -44,6 +44,7 @@ from ocsf_nft.ocsf.objects import (
     Remediation,
     ResourceDetails,
 )
+from ocsf_nft.ocsf.text import printable
 
 SCHEMA_VERSION: Final = "1.8.0"
 
@@ -99,10 +100,12 @@ class Event(Model):
         return data
 
     def to_json(self) -> bytes:
-        """One line of JSON without the line end: keys in the order of the fields, no nulls."""
-        return orjson.dumps(
-            {name: value for name, value in self.__dict__.items() if value is not None},
-            default=Model.fragment,
+        """One line of JSON without the line end: all of it prints, keys in order, no nulls."""
+        return printable(
+            orjson.dumps(
+                {name: value for name, value in self.__dict__.items() if value is not None},
+                default=Model.fragment,
+            )
         )
 
 

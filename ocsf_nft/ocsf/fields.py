@@ -62,4 +62,10 @@ def _value(
         for number, each in enumerate(value):
             yield from _value(each, model, f"{path}[{number}]", source, depth + 1)
     else:
-        yield Field(path, visible(value if isinstance(value, str) else str(value)), source)
+        yield Field(path, _text(value), source)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | Mapping) and value:
+        return f"{len(value)} values, nested too deep to be shown"
+    return visible(value if isinstance(value, str) else str(value))

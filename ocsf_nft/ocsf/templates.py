@@ -9,7 +9,6 @@ looks like is said in :mod:`ocsf_nft.ocsf.activity` and in the models, and nowhe
 
 from __future__ import annotations
 
-import re
 import secrets
 import threading
 from collections import Counter
@@ -22,7 +21,7 @@ import orjson
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import services, verdict
 from ocsf_nft.ocsf.activity import Derived
-from ocsf_nft.ocsf.text import encodable, plain, visible
+from ocsf_nft.ocsf.text import encodable, plain, printable, visible
 from ocsf_nft.ocsf.versions import line_at
 from ocsf_nft.record import Origin, Record
 
@@ -50,8 +49,8 @@ _DECISIVE: Final = (
 )  # fmt: skip
 #: Details that decide it and are no numbers, and names that other facts have in ``unmapped``.
 _SPECIAL: Final = frozenset({
-    "arp", "prefix", "mac_source", "mac_destination", "source", "destination", "source_port",
-    "destination_port", "gid", "ethertype", "merged",
+    "arp", "prefix", "mac_source", "mac_destination", "source_port", "destination_port", "gid",
+    "ethertype",
 })  # fmt: skip
 _NOT_JUST_COPIED: Final = _SPECIAL.union(_DECISIVE)
 
@@ -225,7 +224,7 @@ def _values(attempt: Attempt, of_it: Derived, processed_ns: int) -> _Values:
         of_it.correlation_uid.encode(),
         None if of_it.community_uid is None else of_it.community_uid.encode(),
         of_it.raw_bytes,
-        orjson.dumps(encodable(origin.raw)),
+        printable(orjson.dumps(encodable(origin.raw))),
         _members(record.details),
         orjson.dumps(visible(record.prefix)),
         None if original is None else orjson.dumps(visible(original)),
@@ -254,14 +253,15 @@ def _template(activities: Activities, shape: Shape) -> _Template:
         for each in (_with_ports(attempt, 0), _with_ports(attempt, 1))
     )
     values = _values(attempt, of_it, processed_ns)
-    form, end = b"", 0
     holes = sorted([*_holes_of_ports(one, other), *_holes(one, values)])
-    for hole in holes:
-        place = b"%d" if isinstance(values[hole.number], int) else b"%b"
-        form += one[end : hole.start].replace(b"%", b"%%") + place
-        end = hole.end
-    form += one[end:].replace(b"%", b"%%")
-    return _Template(form, itemgetter(*(hole.number for hole in holes)))
+    numbers = [hole.number for hole in holes]
+    places = [b"%d" if isinstance(values[number], int) else b"%b" for number in numbers] + [b""]
+    starts, ends = [0, *(hole.end for hole in holes)], [*(hole.start for hole in holes), len(one)]
+    literals = [
+        one[start:end].replace(b"%", b"%%") for start, end in zip(starts, ends, strict=True)
+    ]
+    form = b"".join(literal + place for literal, place in zip(literals, places, strict=True))
+    return _Template(form, itemgetter(*numbers))
 
 
 def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
@@ -357,10 +357,10 @@ class _Hole(NamedTuple):
 
 def _holes_of_ports(one: bytes, other: bytes) -> Iterator[_Hole]:
     for number, (here, there) in enumerate(_PORT_MARKS):
-        for found in re.finditer(b"(?=(%d))" % here, one):
-            start, end = found.span(1)
-            if other[start:end] == b"%d" % there:
-                yield _Hole(start, end, number)
+        mark, other_mark = b"%d" % here, b"%d" % there
+        for start in _places(mark, one):
+            if other.startswith(other_mark, start):
+                yield _Hole(start, start + len(mark), number)
 
 
 def _holes(line: bytes, values: _Values) -> Iterator[_Hole]:
@@ -369,5 +369,13 @@ def _holes(line: bytes, values: _Values) -> Iterator[_Hole]:
         text = b"%d" % value if isinstance(value, int) else value or b""
         if len(text) >= _MARK_CHARACTERS:
             marks[text] = number
-    for found in re.finditer(b"|".join(map(re.escape, marks)), line):
-        yield _Hole(*found.span(), marks[found[0]])
+    for mark, number in marks.items():
+        for start in _places(mark, line):
+            yield _Hole(start, start + len(mark), number)
+
+
+def _places(mark: bytes, line: bytes) -> Iterator[int]:
+    place = line.find(mark)
+    while place >= 0:
+        yield place
+        place = line.find(mark, place + 1)

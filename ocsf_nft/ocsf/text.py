@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Detail
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+#: What Unicode calls printable, and nobody sees: fillers, joiners, variation selectors, an empty
+#: pattern of dots.
+_UNSEEN: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+_DELETE: Final = b"\x7f"
 _INT64_MAX: Final = (1 << 63) - 1
 #: Nesting that is kept as objects; a record quotes a packet in a packet at most.
 _DEPTH: Final = 8
@@ -31,9 +37,27 @@ def visible(text: str) -> str:
     Control bytes, bytes that were no UTF-8, lone surrogates, direction marks and other invisible
     characters become ``\x1b``, ``\u202e`` and the like, as the kernel writes them in its log.
     """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else _escape(c) for c in text)
+    return text if text.isascii() else _UNSEEN.sub(lambda match: _escape(match[0]), text)
+
+
+def printable(json: bytes) -> bytes:
+    r"""The same JSON, with what doesn't print as an escape of JSON's own: it says the same.
+
+    So no line of it steers a terminal, or is two to who splits lines at U+2028 or U+0085.
+    """
+    if json.isascii() and _DELETE not in json:
+        return json
+    text = json.decode()
     if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
+        return json
+    return "".join(c if c.isprintable() else _json_escape(c) for c in text).encode()
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 def encodable(text: str) -> str:

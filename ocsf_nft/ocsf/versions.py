@@ -34,6 +34,7 @@ from ocsf_nft.ocsf.objects import (
     Process,
     RelatedEvent,
 )
+from ocsf_nft.ocsf.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -101,7 +102,7 @@ def line_at(line: bytes, version: str) -> bytes:
     """An event's line of JSON, as it is told in ``version``."""
     if version == LATEST:
         return line
-    return orjson.dumps(at_version(orjson.loads(line), version))
+    return printable(orjson.dumps(at_version(orjson.loads(line), version)))
 
 
 def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import orjson
 
 from ocsf_nft.config import STDOUT
 from ocsf_nft.delivery.sinks.jsonl import Jsonl
+from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf.events import CLASSES
-from ocsf_nft.ocsf.versions import LATEST, at_version
+from ocsf_nft.ocsf.versions import LATEST, line_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
 
     from ocsf_nft.config import SinkConfig
@@ -44,10 +47,8 @@ class Outlet:
     async def _wanted(self, events: Sequence[bytes]) -> list[bytes]:
         wanted: list[bytes] = []
         for number, line in enumerate(events, 1):
-            event: dict[str, Any] = orjson.loads(line)
-            if event["class_uid"] in self.classes:
-                told = line if self.version == LATEST else at_version(event, self.version)
-                wanted.append(told if isinstance(told, bytes) else orjson.dumps(told))
+            if orjson.loads(line)["class_uid"] in self.classes:
+                wanted.append(line_at(line, self.version))
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
         return wanted
@@ -61,8 +62,9 @@ class Outlets:
         self._open = contextlib.AsyncExitStack()
 
     @classmethod
-    def of(cls, sinks: Iterable[SinkConfig]) -> Self:
-        """Those of a configuration."""
+    def of(cls, sinks: Sequence[SinkConfig]) -> Self:
+        """Those of a configuration; raises UsageError where two of them are one file."""
+        _hold_apart([each.path for each in sinks])
         return cls(
             [
                 Outlet(
@@ -92,10 +94,33 @@ class Outlets:
         await self._open.__aexit__(kind, error, traceback)
 
     async def deliver(self, events: Sequence[bytes]) -> None:
-        """Deliver to all at once; raises DeliveryError when one can't be delivered to."""
-        results = await asyncio.gather(
-            *(outlet.deliver(events) for outlet in self._outlets), return_exceptions=True
-        )
-        for result in results:
-            if result is not None:
-                raise result
+        """Deliver to all at once; raises DeliveryError as soon as one can't be delivered to.
+
+        What another one is writing then is still written to its end.
+        """
+        work = [asyncio.ensure_future(each.deliver(events)) for each in self._outlets]
+        try:
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for each in work:
+                each.cancel()
+        for each in done:
+            each.result()
+
+
+def _hold_apart(paths: Sequence[str]) -> None:
+    """Two sinks that write to one file would cut each other's lines."""
+    named: dict[object, str] = {}
+    for path in paths:
+        other = named.setdefault(_file(path), path)
+        if other is not path:
+            raise UsageError(f"the sinks {other} and {path} are one file: give each its own")
+
+
+def _file(path: str) -> object:
+    """What tells a file from all others, whatever it is called."""
+    try:
+        found = os.fstat(sys.stdout.fileno()) if path == STDOUT else Path(path).stat()
+    except (OSError, ValueError):  # not there yet, or a standard output that is none
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino

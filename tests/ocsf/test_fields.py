@@ -48,4 +48,4 @@ def test_what_is_nested_too_deep_is_one_value() -> None:
         deep = {"x": [deep]}
     _, field = fields({"class_uid": 4001, "unmapped": deep})
     assert field.path.count(".") < 20
-    assert "end" in field.value
+    assert field.value == "1 values, nested too deep to be shown"

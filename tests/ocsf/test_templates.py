@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
 import threading
 import tracemalloc
@@ -81,6 +83,14 @@ _IMITATIONS: Final = (
     "%", "%%", "%d", "%b", "%(name)s", "%c%n", "11111", "22222", "33333", "44444", "1", "3",
     "1111111111", "333331111", '11111"', "{}", '{"x":true,', '"prefix":', "\\", '\\"', "\x7f", "ü",
 )  # fmt: skip
+_OF_FRAGMENTS: Final = ("fragment_offset", "more_fragments", "incomplete_bytes")
+_NAMES_OF_OTHER_FACTS: Final = (
+    "arp", "prefix", "mac_source", "mac_destination", "source", "destination", "source_port",
+    "destination_port", "gid", "ethertype", "merged",
+)  # fmt: skip
+DEEP: Final[dict[str, Any]] = functools.reduce(
+    lambda inner, _: {"quoted": inner}, range(12), {"ttl": 1}
+)
 #: It takes eleven bytes in JSON.
 HOSTILE_CHARACTER: Final = "\U000e0041"
 
@@ -265,23 +275,40 @@ def test_the_marks_of_ports_are_ports_that_mean_nothing() -> None:
         {"flag": True, "no flag": False},
         {"quoted": {"source": "192.0.2.1", "quoted": {"ttl": 1 << 70}}},
         {"quoted": MappingProxyType({"ttl": 1})},
-        {"prefix": "x", "ethertype": 1, "a": 1},
-        {"gid": 5, "source": "x", "destination_port": 7, "merged": "x", "mac_source": 0},
+        *({name: 5, "a": 1} for name in _NAMES_OF_OTHER_FACTS),
         {"icmp_type": "8", "icmp_code": 0},
         {"icmp_type": True, "icmp_code": False},
         {"icmp_type": 1 << 70, "icmp_code": -1},
         {"arp": {"operation": 2}},
+        {"icmp_type": 3, "icmp_code": 13},
+        {"icmp_type": 1, "icmp_code": 1},
         {"fragment_offset": 0, "more_fragments": False, "incomplete_bytes": 0},
         {"more_fragments": True, "z": 1, "fragment_offset": 185},
+        *({name: value} for name in _OF_FRAGMENTS for value in (0, True, "x", {"x": 1})),
+        DEEP,
     ],
 )
 def test_any_details_are_told_as_the_model_does(details: dict[str, Any]) -> None:
     mapper = Mapper(CONTEXT)
+    ends = (
+        {**V4, **OUT},
+        {"prefix": "x", "source_port": 1, "destination_port": 2, "mac_source": "80:00"},
+    )
+    others = ({"gid": 9, "ethertype": 0x0800, "mac_destination": "80:00"}, {"uid": 1000})
     for held in (details, MappingProxyType(details)):
-        for protocol in (1, 6, 58):
-            facts = {**V4, **OUT, "protocol": protocol, "gid": 9, "ethertype": 0x0800}
-            assert_told(mapper, Attempt.of(record(**facts, details=held)))
-            assert_told(mapper, Attempt.of(record(**facts, uid=1000, details=held)))
+        for end, other, protocol in itertools.product(ends, others, (1, 6, 58)):
+            said = record(**end, **other, protocol=protocol, details=held)
+            assert_told(mapper, Attempt.of(said))
+
+
+@pytest.mark.parametrize("end", ["source", "destination"])
+def test_an_end_that_is_no_address_is_told_as_the_model_does(end: str) -> None:
+    assert not assert_told(Mapper(CONTEXT), Attempt.of(record(**V4 | {end: "nowhere"}, **TCP)))
+
+
+def test_a_port_is_found_where_the_same_digit_stands_before_it() -> None:
+    (hole,) = templates._holes_of_ports(b"x111111y", b"x122222y")
+    assert (hole.start, hole.end, hole.number) == (2, 7, 0)
 
 
 def shapes(number: int) -> list[Attempt]:
