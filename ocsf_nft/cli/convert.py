@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from io import BufferedReader
 
-    from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.mapper import Mapper
-    from ocsf_nft.prefixes import Prefixes
     from ocsf_nft.record import Batch, Record, Reject
     from ocsf_nft.sources.replay import Tally
 
@@ -68,15 +66,7 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
         ),
     ] = "jsonl",
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            help="A TOML file that tells what prefixes mean, and what matters.",
-            metavar="FILE",
-            readable=False,  # reading it tells, in our own sentence
-        ),
-    ] = None,
+    config: options.TellingConfig = None,
 ) -> None:
     """Convert kernel log text to OCSF events, one on a line.
 
@@ -92,7 +82,7 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
 
     written, version = writer(form), options.ocsf_version(ocsf_version)
     boot_ns = None if boot is None else _boot_ns(boot)
-    prefixes, context = _told(config)
+    prefixes, context = options.told(config)
     mapper = Mapper(context)
     tally = replay.Tally()
     with contextlib.ExitStack() as stack:
@@ -141,19 +131,6 @@ def _batches(file: BufferedReader, tally: Tally, boot_ns: int | None) -> Iterato
     while chunk := file.read1(_CHUNK_BYTES):
         yield from reader.feed(chunk)
     yield from reader.finish()
-
-
-def _told(config: Path | None) -> tuple[Prefixes, Context]:
-    """What foreign prefixes mean, and what matters; raises AbsentError or UsageError."""
-    from ocsf_nft.ocsf.context import Context
-    from ocsf_nft.prefixes import Prefixes
-
-    if config is None:
-        return Prefixes(), Context()
-    from ocsf_nft.config import read
-
-    found = read(config)
-    return found.prefixes, Context(severities=found.severities)
 
 
 def _of_prefix(records: Iterable[Record], prefix: str | None) -> Iterator[Record]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ocsf_nft.cli import output
+from ocsf_nft.cli import options, output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from ocsf_nft.prefixes import Prefixes
     from ocsf_nft.record import Record
 
 
@@ -22,6 +23,7 @@ def explain(
         str,
         typer.Argument(help="A line of a kernel log, or an event as JSON, quoted.", metavar="LINE"),
     ],
+    config: options.TellingConfig = None,
 ) -> None:
     """Take one line apart, field by field, and tell where each value is from.
 
@@ -37,17 +39,17 @@ def explain(
         _show_event(event)
         return
     from ocsf_nft.attempt import Attempt
-    from ocsf_nft.ocsf.context import Context
     from ocsf_nft.ocsf.mapper import Mapper
 
-    records = list(_records(line))
+    prefixes, context = options.told(config)
+    records = list(_records(line, prefixes))
     if not records:
         output.say("this line is neither a record of a packet nor an event")
         raise typer.Exit(1)
-    mapper = Mapper(Context())
+    mapper = Mapper(context)
     for record in records:
         _table("What the line says", ("field", "value"), _facts(record))
-        made = mapper.network_activity(Attempt.of(record), processed_ns=time.time_ns()).to_json()
+        made = mapper.line(Attempt.of(record), processed_ns=time.time_ns())
         found = _event(made.decode())
         if found is not None:
             _show_event(found)
@@ -65,11 +67,9 @@ def _event(text: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "class_uid" in found else None
 
 
-def _records(line: str) -> Iterator[Record]:
-    from ocsf_nft.prefixes import Prefixes
+def _records(line: str, prefixes: Prefixes) -> Iterator[Record]:
     from ocsf_nft.sources.replay import Reader
 
-    prefixes = Prefixes()
     for batch in Reader().batches([line.encode("utf-8", "surrogateescape")]):
         for reject in batch.rejects:
             output.say(f"{reject.kind}: {reject.reason}")

@@ -9,6 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from ocsf_nft.config import Config, SandboxConfig
+    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.prefixes import Prefixes
 
 # The others' own defaults again: importing those is slow. A test holds them equal.
 DEFAULT_GROUP: Final = 4001
@@ -76,11 +78,37 @@ OcsfVersion = Annotated[
 ]
 
 
+TellingConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="A TOML file whose [[prefix]] tables tell what prefixes mean, and whose [[severity]] "
+        "tables what matters; the rest of it is not used here.",
+        metavar="FILE",
+        readable=False,  # reading it tells, in our own sentence
+    ),
+]
+
+
 def ocsf_version(text: str) -> str:
     """The version of OCSF that somebody named, maybe in short, as 1.1; raises UsageError."""
     from ocsf_nft.ocsf.versions import named  # noqa: PLC0415 - the same
 
     return named(text)
+
+
+def told(config: Path | None) -> tuple[Prefixes, Context]:
+    """What foreign prefixes mean, and what matters; raises AbsentError or UsageError."""
+    # Slow to import, as above.
+    from ocsf_nft.ocsf.context import Context  # noqa: PLC0415
+    from ocsf_nft.prefixes import Prefixes  # noqa: PLC0415
+
+    if config is None:
+        return Prefixes(), Context()
+    from ocsf_nft.config import read  # noqa: PLC0415
+
+    found = read(config)
+    return found.prefixes, Context(severities=found.severities)
 
 
 def one_sandbox(**values: Any) -> SandboxConfig:

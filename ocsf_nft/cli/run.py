@@ -83,10 +83,6 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft.cli.logs import to_stderr_at_once
 
     to_stderr_at_once()
-    if config is not None:
-        _nothing_besides(
-            context, {"config"}, "--config is in place of the other options: put {} into the file"
-        )
     if source.startswith(_REPLAY):
         _nothing_besides(
             context,
@@ -99,6 +95,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         say(_summary(counts))
         return
     if config is not None:
+        _nothing_besides(
+            context, {"config"}, "--config is in place of the other options: put {} into the file"
+        )
         wanted = configuration.load(config)
     elif sandbox is not None:
         wanted = options.one(

@@ -34,7 +34,10 @@ def tail(
         ),
     ] = "-",
     lines: Annotated[
-        int, typer.Option("--lines", "-n", help="Show the last so many lines.", min=0, metavar="N")
+        int,
+        typer.Option(
+            "--lines", "-n", help="Show the last so many lines.", min=0, max=1_000_000, metavar="N"
+        ),
     ] = 20,
     follow: Annotated[
         bool,

@@ -72,12 +72,14 @@ class SeverityConfig(Table):
     severity: SeverityName
     sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
     rule: Annotated[str, Field(min_length=1)] | None = None
-    protocol: Annotated[int, BeforeValidator(_protocol), Field(ge=0, le=255)] | None = None
+    protocol: (
+        Annotated[int, BeforeValidator(_protocol), Field(ge=0, le=255, strict=True)] | None
+    ) = None
     destination: (
         Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, checked(_network)] | None
     ) = None
-    port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    uid: Annotated[int, Field(ge=0, le=0xFFFF_FFFE)] | None = None
+    port: Annotated[int, Field(ge=0, le=65535, strict=True)] | None = None
+    uid: Annotated[int, Field(ge=0, le=0xFFFF_FFFE, strict=True)] | None = None
 
     def as_rule(self) -> SeverityRule:
         """The same for a mapper."""
@@ -96,7 +98,7 @@ class FindingConfig(Table):
     """When an attempt is a finding, ``[finding]``: as :class:`Threshold` says it."""
 
     at_once: SeverityName = "high"
-    repeats: Annotated[int, Field(ge=1)] = Threshold().repeats
+    repeats: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().repeats
 
     def as_threshold(self) -> Threshold:
         """The same for a mapper."""

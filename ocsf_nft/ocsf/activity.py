@@ -114,11 +114,14 @@ class Activities:
             answered = verdict.answer(record, way, destination)
         else:
             answered = verdict.answer_to_all(record.rule, way)
-            matters = max(matters, Severity.MEDIUM)
+            if of_it.severity is None:
+                matters = max(matters, Severity.MEDIUM)
         outcome = verdict.outcome(record, answered)
         proxy, proxy_endpoint = self.proxy(attempt, way)
         left_over = plain(record.details)
         left_over["prefix"] = visible(record.prefix)
+        if record.sandbox is not None:
+            left_over["sandbox"] = visible(record.sandbox)
         src_endpoint, dst_endpoint = endpoints(
             record, way, source, destination, self._container, left_over
         )

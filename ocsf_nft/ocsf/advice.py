@@ -18,48 +18,55 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.record import Record
 
-INBOUND: Final = "Nothing may come in but what a proxy answers."
+INBOUND: Final = "Only replies of the sandbox's proxy may come in."
 NO_PROXY: Final = "Only the sandbox's proxy may be reached: use it."
 ONLY_TCP: Final = "Only TCP to the proxy at {url} may leave."
 
 _METADATA: Final = (
-    "The cloud's metadata service is not for this sandbox: credentials have to be given to it."
+    "The cloud's metadata service is not for this sandbox: whoever runs it has to give it "
+    "credentials in another way."
 )
+_BEHIND: Final = (
+    "Nothing behind the sandbox may go out, not even to the proxy: run the program in the sandbox "
+    "itself."
+)
+_FRAME: Final = "Only frames of the IP stack may leave: use a socket of TCP to the proxy."
 _FRAGMENT: Final = "Fragments never pass, not even to the proxy: send whole packets."
 _BY_ITSELF: Final = "A kernel sends such packets by itself: there is nothing to do."
 _MULTICAST: Final = "Nobody is found by multicast or broadcast from here: turn discovery off."
 _PING: Final = (
-    "Ping and traceroute don't work in this sandbox: ask whether a host answers through the proxy, "
-    "with curl --proxy {url}."
+    "Ping and traceroute don't work in this sandbox: to see whether a web server answers, use "
+    "curl -sI --proxy '{url}' https://HOST/"
 )
 _CONNECT: Final = "Go through the proxy at {url} (HTTP CONNECT)."
 _ASK: Final = (
     "Whoever runs the sandbox can allow it (--allow {end}); else it takes a client that goes "
-    "through the proxy at {url} (HTTP CONNECT)."
+    "through the proxy at {url} by HTTP CONNECT."
 )
 _BY_KIND: Final = {
     Kind.WEB: "Use the proxy: set {variable}={url} and try again.",
     Kind.QUIC: (
-        "HTTP/3 does not go through the proxy: set HTTPS_PROXY={url}, and turn HTTP/3 (QUIC) off."
+        "If this is HTTP/3 (QUIC), it does not go through the proxy: set HTTPS_PROXY={url} and "
+        "turn HTTP/3 off."
     ),
     Kind.NAMES: ("Don't resolve names here: set HTTPS_PROXY={url} and let the proxy resolve them."),
     Kind.SSH: (
-        "SSH goes through the proxy with ssh -o ProxyCommand='nc -X connect -x {proxy} %h %p'; "
-        "Git takes https:// remotes and HTTPS_PROXY={url}."
+        "For Git, set HTTPS_PROXY={url} and use https:// remotes. SSH itself goes through a proxy "
+        "that allows CONNECT to its port: ssh -o ProxyCommand='nc -X connect -x {proxy} %h %p'"
     ),
     Kind.GIT: (
-        "git:// does not go through the proxy: use https:// remotes and set HTTPS_PROXY={url}."
+        "git:// does not go through the proxy: set HTTPS_PROXY={url} and use https:// remotes."
     ),
     Kind.REGISTRY: (
-        "Packages and images come through the proxy: set HTTP_PROXY={url} and HTTPS_PROXY={url}, "
-        "which pip, npm, cargo and apt read."
+        "Packages and images come through the proxy: set HTTPS_PROXY={url} and http_proxy={url} "
+        "for pip, npm, cargo and apt."
     ),
     Kind.FILES: (
-        "File servers are not reached from here: fetch over https:// with HTTPS_PROXY={url}."
+        "File servers are not reached from here: set HTTPS_PROXY={url} and fetch over https://."
     ),
     Kind.MAIL: (
-        "Mail is neither sent nor read from here: use a service that has an HTTPS API, "
-        "with HTTPS_PROXY={url}."
+        "Mail is neither sent nor read from here: set HTTPS_PROXY={url} and use a service that has "
+        "an HTTPS API."
     ),
     Kind.DATABASE: f"This is a database's port. {_ASK}",
     Kind.DIRECTORY: f"This is a directory service's port. {_ASK}",
@@ -87,6 +94,10 @@ def advice(record: Record, way: Direction, proxy: Proxy | None, destination: Pla
         return _BY_ITSELF
     if destination is not None and (destination.is_multicast or destination.is_broadcast):
         return _MULTICAST
+    if record.rule == verdict.FORWARD:
+        return _BEHIND
+    if record.destination is None:
+        return _FRAME
     if proxy is None:
         return NO_PROXY
     return _with_a_proxy(record, proxy)
@@ -96,7 +107,7 @@ def _with_a_proxy(record: Record, proxy: Proxy) -> str:
     known = service(record.protocol, record.destination_port)
     if known is not None:
         return _BY_KIND[known.kind].format(
-            variable="HTTP_PROXY" if record.destination_port == _HTTP else "HTTPS_PROXY",
+            variable="http_proxy" if record.destination_port == _HTTP else "HTTPS_PROXY",
             url=proxy.url,
             proxy=proxy.end,
             end=_end(record),

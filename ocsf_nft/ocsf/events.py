@@ -177,8 +177,8 @@ class NetworkActivity(Event):
     )
     raw_data_size: Long = Field(description="its bytes")
     unmapped: dict[str, Any] | None = known(
-        "what the kernel said and OCSF has no home for: prefix, ttl, ip_id, window, mark, …; "
-        "merged, where several flows are told together"
+        "sandbox, and what the kernel said and OCSF has no home for: prefix, ttl, ip_id, window, "
+        "mark, …; merged, where several flows are told together"
     )
     metadata: Metadata = Field(description="about the event itself")
 
@@ -303,6 +303,7 @@ class ApplicationLifecycle(Event):
     time: Long = Field(description="when it happened, or ended")
     start_time: Long | None = known("when a gap began")
     end_time: Long | None = known("when a gap ended")
+    duration: Long | None = known("end_time less start_time")
     timezone_offset: Literal[0] = 0
     count: Long | None = known(
         "of Records Lost, how many; of Not Reading, the packets refused meanwhile, which other "

@@ -49,9 +49,13 @@ class Stage(NamedTuple):
 
 #: By the names of :class:`ocsf_nft.attempt.FanOut`.
 STAGES: Final = {
-    "begun": Stage(FindingActivityId.CREATE, FindingStatus.NEW, "It has begun."),
+    "begun": Stage(FindingActivityId.CREATE, FindingStatus.NEW, "First seen now."),
     "goes on": Stage(FindingActivityId.UPDATE, FindingStatus.IN_PROGRESS, "It goes on."),
-    "ended": Stage(FindingActivityId.CLOSE, FindingStatus.RESOLVED, "It has ended."),
+    "ended": Stage(
+        FindingActivityId.CLOSE,
+        FindingStatus.RESOLVED,
+        "Nothing more for a while, or nobody reads any more; nobody has looked into it.",
+    ),
 }
 _ANALYTIC: Final = Analytic(
     uid="ocsf-nft/attempt", name="Attempt", type_id=AnalyticType.RULE
@@ -62,6 +66,10 @@ _TITLES: Final = {
     Direction.UNKNOWN: "Attempt to pass through the sandbox was refused",
 }
 _METADATA: Final = "Attempt to reach the cloud's metadata service was refused"
+_METADATA_DESC: Final = (
+    "Something in the sandbox asked the service that hands out the machine's own credentials. The "
+    "fence let nothing through."
+)
 _DESCS: Final = {
     Direction.OUTBOUND: (
         "Something in the sandbox tried to reach a destination without the sandbox's proxy. "
@@ -97,6 +105,7 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
         stable_uid("attempt", streak.identity, stage.words, streak.windows), processed_ns
     ).model_copy(update={"correlation_uid": event.metadata.correlation_uid})
     sandbox = visible(record.sandbox or "")
+    title = _title(way, destination)
     return DetectionFinding(
         activity_id=stage.activity,
         time=end,
@@ -114,8 +123,8 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
         confidence_id=Confidence.HIGH,
         finding_info=FindingInfo(
             uid=streak_uid(streak.identity),
-            title=_title(way, destination),
-            desc=_DESCS[way],
+            title=title,
+            desc=_METADATA_DESC if title == _METADATA else _DESCS[way],
             types=("Policy Violation",),
             analytic=_ANALYTIC,
             data_sources=(visible(record.origin.log_source),),

@@ -95,7 +95,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         activity_id=ConfigActivityId.LOG,
         time=time_ns // 1_000_000,
         severity_id=_severity(after, reason),
-        status_id=Status.FAILURE if state is ConfigState.OTHER else Status.SUCCESS,
+        status_id=_status(after, reason),
         status_detail=None if reason is None else visible(reason),
         message=f"{sentence} (before: {before.value.lower()}).",
         state_id=state,
@@ -150,6 +150,7 @@ def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecyc
         time=lost.until_ns // 1_000_000,
         start_time=lost.since_ns // 1_000_000,
         end_time=lost.until_ns // 1_000_000,
+        duration=_duration(lost.since_ns, lost.until_ns),
         count=lost.lost,
         severity_id=Severity.HIGH,
         status_id=Status.FAILURE,
@@ -196,6 +197,7 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
         time=until_ns // 1_000_000,
         start_time=min(since_ns, until_ns) // 1_000_000,
         end_time=until_ns // 1_000_000,
+        duration=_duration(min(since_ns, until_ns), until_ns),
         count=packets,
         severity_id=Severity.HIGH if packets else Severity.LOW,
         status_id=Status.FAILURE,
@@ -214,14 +216,24 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
     )
 
 
+def _duration(since_ns: int, until_ns: int) -> int | None:
+    milliseconds = until_ns // 1_000_000 - since_ns // 1_000_000
+    return milliseconds or None
+
+
 def _were(number: int) -> str:
     return "was" if number == 1 else "were"
+
+
+def _status(state: FenceState, reason: str | None) -> Status:
+    is_well = state is FenceState.STANDING or (state is FenceState.ABSENT and reason is None)
+    return Status.SUCCESS if is_well else Status.FAILURE
 
 
 def _severity(state: FenceState, reason: str | None) -> Severity:
     """A fence that is gone for a reason is not one that was taken away as asked."""
     gone = state is FenceState.ABSENT and reason is not None
-    return Severity.HIGH if gone else _SEVERITIES[state]
+    return Severity.CRITICAL if gone else _SEVERITIES[state]
 
 
 def _security_level(state: FenceState) -> SecurityLevel:

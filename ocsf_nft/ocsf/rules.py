@@ -16,7 +16,7 @@ _DESCRIPTIONS: Final = {
     verdict.EGRESS: "what the sandbox sends goes to its proxy, or nowhere",
     verdict.FORWARD: "nothing is forwarded into the sandbox, out of it or through it",
     verdict.INGRESS: "nothing comes into the sandbox but what a proxy answers",
-    verdict.LINK: "no frame that did not come from the IP stack leaves the sandbox",
+    verdict.LINK: "only frames of the IP stack leave the sandbox",
     verdict.GUARD: "the host's end of the link takes nothing but traffic to the proxy",
 }
 

@@ -295,7 +295,8 @@ def _word(value: Any) -> str:
 
 
 def _sentence(value: Any) -> str:
-    return _cut(_text(value), _SENTENCE)
+    # Of two spaces the second would be taken for the end of a part of the line.
+    return " ".join(_cut(_text(value), _SENTENCE).split())
 
 
 def _cut(text: str, width: int) -> str:

@@ -49,8 +49,8 @@ _DECISIVE: Final = (
 )  # fmt: skip
 #: Details that decide it and are no numbers, and names that other facts have in ``unmapped``.
 _SPECIAL: Final = frozenset({
-    "arp", "prefix", "mac_source", "mac_destination", "source_port", "destination_port", "gid",
-    "ethertype",
+    "arp", "prefix", "sandbox", "mac_source", "mac_destination", "source_port",
+    "destination_port", "gid", "ethertype",
 })  # fmt: skip
 _NOT_JUST_COPIED: Final = _SPECIAL.union(_DECISIVE)
 

@@ -211,7 +211,7 @@ def severity(record: Record, way: Direction, destination: Place | None) -> Sever
         return Severity.HIGH
     if is_housekeeping(record, destination):
         return Severity.INFORMATIONAL
-    if is_name_resolution(record, way):
+    if is_name_resolution(record, way) or record.sandbox is None:
         return Severity.LOW
     return Severity.MEDIUM
 
@@ -220,4 +220,9 @@ def is_initiator_known(record: Record) -> bool:
     """Whether the packet itself proves that its sender began the conversation."""
     if record.protocol == protocols.TCP and record.tcp_flags is not None:
         return record.tcp_flags & (_SYN | _ACK | _RST) == _SYN
+    return is_echo_request(record)
+
+
+def is_echo_request(record: Record) -> bool:
+    """Whether it is what ping sends."""
     return (record.protocol, record.details.get("icmp_type")) in _ECHO_REQUESTS

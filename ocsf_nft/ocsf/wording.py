@@ -36,7 +36,7 @@ _DONE: Final[dict[Verdict, str]] = {
     "log": "logged, and no more is known",
 }
 _TELLS: Final = {
-    Answer.RESET: "The connection was reset by the sandbox's fence, not by the network.",
+    Answer.RESET: "The connection was refused by the sandbox's fence, not by the network.",
     Answer.PROHIBITED: "The packet was refused by the sandbox's fence, not lost in the network.",
     Answer.NOTHING: "The packet was dropped by the sandbox's fence, not lost in the network.",
 }
@@ -99,7 +99,7 @@ def deed_of(record: Record, way: Direction, process: Process | None) -> str:
     packet = _packet(record)
     if record.sandbox is None or not verdict.was_refused(record):
         rule = f'rule "{visible(record.rule)}"' if record.rule else "a rule without a name"
-        return f"{packet} from {_source(record)} met {rule}"
+        return f"{packet} from {_source(record)} matched {rule}"
     if way is Direction.INBOUND:
         return f"{_source(record)} sent {who(record.sandbox, None)} {packet}"
     sender = who(record.sandbox, record.uid, process)
@@ -175,7 +175,8 @@ def _packet(record: Record) -> str:
         )
     end = _end(record.destination, record.destination_port)
     known = service(record.protocol, record.destination_port)
-    return f"{_protocol(record.protocol)} to {end}{'' if known is None else f' ({known.name})'}"
+    name = "ping" if verdict.is_echo_request(record) else None if known is None else known.name
+    return f"{_protocol(record.protocol)} to {end}{'' if name is None else f' ({name})'}"
 
 
 def _protocol(number: int | None) -> str:

@@ -47,7 +47,6 @@ def test_a_version_that_is_none_is_answered_with_those_that_are(text: str) -> No
         ("--state-dir", "elsewhere"),
         ("--group", "4001"),
         ("--install",),
-        ("--source", "replay:kernel.log", "--netns", "b"),
     ],
     ids=" ".join,
 )

@@ -10,25 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.attempt import Attempt, Ended, Streak
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle, unread
 from ocsf_nft.ocsf.versions import at_version
-from ocsf_nft.record import Gap
+from ocsf_nft.prefixes import Prefixes
+from ocsf_nft.record import Gap, Origin, Record
+from ocsf_nft.sources import text as text_source
 from tests.conformance.corpus import (
     ATTEMPTS,
     CONTAINED,
     CONTEXT,
-    NOW_NS,
+    HOST,
     PROCESSES,
     RECORDS,
+    SAMPLE,
     TIME_NS,
-    V4,
     fan_out_of,
-    record,
-    streak,
 )
 
 if TYPE_CHECKING:
@@ -39,28 +39,80 @@ if TYPE_CHECKING:
 FOLDER: Final = Path(__file__).with_name("events")
 
 _MAPPER: Final = Mapper(CONTEXT)
-_SSH: Final = record(
-    **V4,
-    protocol=6,
-    source_port=51000,
-    destination_port=22,
-    tcp_flags=2,
-    out_interface="sb0",
-    uid=1000,
-    gid=1000,
-    length=60,
-    details={"ttl": 64, "window": 64240, "dont_fragment": True},
+_SECOND: Final = 1_000_000_000
+#: A line of each kind of packet, as the kernel writes it.
+_LINES: Final = {
+    "https": "egress:IN= OUT=sb0 SRC=10.200.0.2 DST=203.0.113.7 LEN=60 TOS=0x00 PREC=0x00 TTL=64 "
+    "ID=1429 DF PROTO=TCP SPT=41254 DPT=443 WINDOW=64240 RES=0x00 SYN URGP=0 UID=1000 GID=1000 ",
+    "ssh": "egress:IN= OUT=sb0 SRC=10.200.0.2 DST=198.51.100.22 LEN=60 TOS=0x00 PREC=0x00 TTL=64 "
+    "ID=7731 DF PROTO=TCP SPT=51000 DPT=22 WINDOW=64240 RES=0x00 SYN URGP=0 UID=1000 GID=1000 ",
+    "credentials": "egress:IN= OUT=sb0 SRC=10.200.0.2 DST=169.254.169.254 LEN=60 TOS=0x00 "
+    "PREC=0x00 TTL=64 ID=9 DF PROTO=TCP SPT=40112 DPT=80 WINDOW=64240 RES=0x00 SYN URGP=0 "
+    "UID=1000 GID=1000 ",
+    "dns": "egress:IN= OUT=sb0 SRC=10.200.0.2 DST=8.8.8.8 LEN=67 TOS=0x00 PREC=0x00 TTL=64 ID=3 "
+    "DF PROTO=UDP SPT=50000 DPT=53 LEN=47 UID=1000 GID=1000 ",
+    "quic": "egress:IN= OUT=sb0 SRC=fd00:0200:0000:0000:0000:0000:0000:0002 "
+    "DST=2001:0db8:0000:0000:0000:0000:0000:0007 LEN=1280 TC=0 HOPLIMIT=64 FLOWLBL=0 PROTO=UDP "
+    "SPT=50001 DPT=443 LEN=1240 UID=1000 GID=1000 ",
+    "ping": "egress:IN= OUT=sb0 SRC=fd00:0200:0000:0000:0000:0000:0000:0002 "
+    "DST=2001:0db8:0000:0000:0000:0000:0000:0007 LEN=104 TC=0 HOPLIMIT=64 FLOWLBL=0 PROTO=ICMPv6 "
+    "TYPE=128 CODE=0 ID=5 SEQ=1 UID=1000 GID=1000 ",
+    "nested": "forward:IN=nested0 OUT=sb0 SRC=10.201.0.9 DST=203.0.113.7 LEN=60 TOS=0x00 "
+    "PREC=0x00 TTL=63 ID=11 DF PROTO=TCP SPT=41254 DPT=443 WINDOW=64240 RES=0x00 SYN URGP=0 ",
+    "outside": "ingress:IN=sb0 OUT= MAC=02:00:00:00:00:02:02:00:00:00:00:01:08:00 "
+    "SRC=198.51.100.1 DST=10.200.0.2 LEN=60 TOS=0x00 PREC=0x00 TTL=52 ID=77 DF PROTO=TCP "
+    "SPT=41254 DPT=443 WINDOW=64240 RES=0x00 SYN URGP=0 ",
+}
+_UFW: Final = (
+    "[UFW BLOCK] IN=eth0 OUT= MAC=02:00:00:00:00:02:02:00:00:00:00:01:08:00 SRC=198.51.100.1 "
+    "DST=192.0.2.10 LEN=44 TOS=0x00 PREC=0x00 TTL=241 ID=54321 PROTO=TCP SPT=44444 DPT=3389 "
+    "WINDOW=1024 RES=0x00 SYN URGP=0 "
 )
 
 
-def _attempt(name: str, mapper: Mapper = _MAPPER) -> Event:
-    return mapper.network_activity(Attempt.of(RECORDS[name]), processed_ns=NOW_NS)
+def _read(message: str, number: int) -> Record:
+    """What the kernel logged, as the so-many-th record since it was booted."""
+    origin = Origin(
+        transport="kmsg",
+        identity=f"kmsg:{HOST.boot_uid}:{number}",
+        log_source="/dev/kmsg",
+        log_format="nf_log_syslog",
+        raw=message,
+        sequence=number,
+        original_time="225600.000000",
+    )
+    found = text_source.read(
+        message, origin=origin, time_ns=TIME_NS, received_ns=TIME_NS + 2_000_000
+    )
+    assert isinstance(found, Record)
+    return Prefixes().named(found)
 
 
-def _finding(found: Attempt | Ended, mapper: Mapper = _MAPPER) -> Event:
-    event = mapper.finding(found, processed_ns=NOW_NS)
+def _record(name: str) -> Record:
+    return _read(f"ocsf-nft:sb1:{_LINES[name]}", 5000 + list(_LINES).index(name))
+
+
+def _activity(attempt: Attempt, mapper: Mapper = _MAPPER) -> Event:
+    return mapper.network_activity(attempt, processed_ns=attempt.end_ns + 3_000_000)
+
+
+def _finding(found: Attempt | Ended) -> Event:
+    event = _MAPPER.finding(found, processed_ns=found.end_ns + 3_000_000)
     assert event is not None
     return event
+
+
+def _streak(name: str, windows: int, packets: int, found_at: int) -> Streak:
+    identity = _record(name).origin.identity
+    latest = (identity, *(f"{identity}/{number}" for number in range(1, windows)))
+    return Streak(
+        identity=identity,
+        windows=windows,
+        packets=packets,
+        found_at=found_at,
+        start_ns=TIME_NS,
+        latest=latest,
+    )
 
 
 def _fence(before: FenceState, after: FenceState, reason: str | None) -> Event:
@@ -77,36 +129,42 @@ def _fence(before: FenceState, after: FenceState, reason: str | None) -> Event:
 
 
 def _situations() -> Iterator[tuple[str, Event]]:
-    yield "a-program-that-ignores-the-proxy", _attempt("tcp4")
-    yield (
-        "the-same-999-times",
-        _MAPPER.network_activity(ATTEMPTS["counted tcp4"], processed_ns=NOW_NS),
+    for name, line in (
+        ("a-program-that-ignores-the-proxy", "https"),
+        ("a-name-lookup", "dns"),
+        ("http3", "quic"),
+        ("a-ping", "ping"),
+        ("somebody-from-outside", "outside"),
+        ("a-nested-sandbox", "nested"),
+    ):
+        yield name, _activity(Attempt.of(_record(line)))
+    yield "a-raw-frame", _activity(Attempt.of(RECORDS["link 88b5"]))
+    yield "the-same-999-times", _activity(ATTEMPTS["counted tcp4"])
+    known = replace(Attempt.of(_record("https")), process=PROCESSES["all of it"])
+    yield "a-program-that-is-known", _activity(known, Mapper(CONTAINED))
+    yield "a-scan-told-together", _activity(ATTEMPTS["many of egress, in full"])
+    scan = fan_out_of(sample=SAMPLE[:10])
+    yield "a-scan-is-found", fan_out(CONTEXT, scan, processed_ns=scan.end_ns + 3_000_000)
+    asked = replace(
+        Attempt.of(_record("credentials")), streak=_streak("credentials", 1, 1, found_at=1)
     )
-    yield (
-        "a-program-that-is-known",
-        Mapper(CONTAINED).network_activity(
-            replace(Attempt.of(RECORDS["tcp4"]), process=PROCESSES["all of it"]),
-            processed_ns=NOW_NS,
-        ),
+    yield "cloud-credentials-are-asked-for", _finding(asked)
+    again = Attempt(
+        record=_record("ssh"),
+        packets=28,
+        bytes=28 * 60,
+        start_ns=TIME_NS + 3 * _SECOND,
+        end_ns=TIME_NS + 7 * _SECOND,
+        streak=_streak("ssh", 4, 40, found_at=3),
     )
-    yield "a-name-lookup", _attempt("udp dns")
-    yield "http3", _attempt("udp6 quic")
-    yield "a-ping", _attempt("icmpv6 echo")
-    yield "a-raw-frame", _attempt("link 88b5")
-    yield "somebody-from-outside", _attempt("ingress")
-    yield "a-nested-sandbox", _attempt("forward")
-    yield (
-        "a-scan-told-together",
-        _MAPPER.network_activity(ATTEMPTS["many of egress, in full"], processed_ns=NOW_NS),
-    )
-    yield "a-scan-is-found", fan_out(CONTEXT, fan_out_of(), processed_ns=NOW_NS)
-    metadata = replace(Attempt.of(RECORDS["metadata4"]), streak=streak(packets=1))
-    yield "cloud-credentials-are-asked-for", _finding(metadata)
-    again = replace(Attempt.of(_SSH), streak=streak(4, 40, 2))
     yield "ssh-again-and-again", _finding(again)
-    ended = Ended(record=_SSH, streak=streak(5, 52, 2), end_ns=TIME_NS + 90_000_000_000)
+    ended = Ended(
+        record=_record("ssh"),
+        streak=_streak("ssh", 5, 52, found_at=3),
+        end_ns=TIME_NS + 15 * _SECOND,
+    )
     yield "ssh-has-ended", _finding(ended)
-    yield "another-firewall", _attempt("foreign", Mapper(Context()))
+    yield "another-firewall", _activity(Attempt.of(_read(_UFW, 6000)), Mapper(Context()))
     yield "the-fence-stands", _fence(FenceState.ABSENT, FenceState.STANDING, None)
     yield (
         "the-fence-cannot-log",
@@ -130,7 +188,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
         since_ns=TIME_NS,
         until_ns=TIME_NS + 4_000_000_000,
     )
-    yield "records-are-lost", gap(CONTEXT, lost, processed_ns=NOW_NS)
+    yield "records-are-lost", gap(CONTEXT, lost, processed_ns=lost.until_ns + 3_000_000)
     yield (
         "nobody-read-for-a-while",
         unread(
@@ -140,7 +198,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
             since_ns=TIME_NS - 10_000_000_000,
             until_ns=TIME_NS,
             reason="ocsf-nft was not running, or was held up",
-            processed_ns=NOW_NS,
+            processed_ns=TIME_NS + 3_000_000,
         ),
     )
 

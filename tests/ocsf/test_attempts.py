@@ -88,7 +88,7 @@ def test_what_a_counter_does_not_say_is_left_out() -> None:
     assert event["dst_endpoint"]["port"] == 443
     assert event["proxy_endpoint"] == {"ip": "10.200.0.1", "port": 3128}
     assert event["metadata"]["log_format"] == "nf_tables"
-    assert event["unmapped"] == {"prefix": "ocsf-nft:sb1:egress:"}
+    assert event["unmapped"] == {"prefix": "ocsf-nft:sb1:egress:", "sandbox": "sb1"}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_what_a_counter_does_not_say_is_left_out() -> None:
         (
             "logged, foreign",
             (
-                'TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 met rule "[UFW '
+                'TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 matched rule "[UFW '
                 'BLOCK]", 3 times; refused'
             ),
         ),
@@ -214,7 +214,7 @@ def test_one_packet_that_is_told_with_others_is_told_by_its_kind(
         ),
         ("forgotten of egress, nothing", "they were, or somebody made it forget"),
         ("many of egress, in full", "Only TCP to the proxy at http://10.200.0.1:3128 may leave."),
-        ("many of ingress, nothing", "Nothing may come in but what a proxy answers."),
+        ("many of ingress, nothing", "Only replies of the sandbox's proxy may come in."),
     ],
 )
 def test_the_detail_says_why_packets_are_told_together(name: str, says: str) -> None:

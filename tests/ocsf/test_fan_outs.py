@@ -47,7 +47,7 @@ def test_a_fan_out_is_told_in_full() -> None:
         "severity": "High",
         "status_id": 1,
         "status": "New",
-        "status_detail": "It has begun.",
+        "status_detail": "First seen now.",
         "message": "uid 1000 in sandbox sb1 tried at least 4711 destinations on 1 port within "
         "3.2 s: 25000 packets in 4711 flows, all refused",
         "action_id": 2,

@@ -34,7 +34,7 @@ def test_a_refused_connection_is_told_in_full() -> None:
         "status_id": 2,
         "status": "Failure",
         "status_code": "tcp-reset",
-        "status_detail": "The connection was reset by the sandbox's fence, not by the network. "
+        "status_detail": "The connection was refused by the sandbox's fence, not by the network. "
         "Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.",
         "message": "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly; "
         "refused with a reset",
@@ -130,7 +130,12 @@ def test_a_refused_connection_is_told_in_full() -> None:
         ],
         "raw_data": "ocsf-nft:sb1:egress:IN= OUT=sb0",
         "raw_data_size": 31,
-        "unmapped": {"ttl": 64, "ip_id": 1429, "prefix": "ocsf-nft:sb1:egress:"},
+        "unmapped": {
+            "ttl": 64,
+            "ip_id": 1429,
+            "prefix": "ocsf-nft:sb1:egress:",
+            "sandbox": "sb1",
+        },
         "metadata": {
             "version": "1.8.0",
             "uid": "59027dc4-d65a-5c45-9cb1-ded745140cf6",
@@ -220,6 +225,7 @@ def test_a_frame_is_told_by_its_hardware_addresses() -> None:
     assert event_of("link arp")["unmapped"] == {
         "arp": {"operation": 1, "target_ip": "10.200.0.77"},
         "prefix": "ocsf-nft:sb1:link:",
+        "sandbox": "sb1",
         "ethertype": 0x0806,
     }
 
@@ -227,6 +233,7 @@ def test_a_frame_is_told_by_its_hardware_addresses() -> None:
 def test_what_has_no_home_is_kept_beside() -> None:
     assert event_of("no address")["unmapped"] | {"prefix": ""} == {
         "prefix": "",
+        "sandbox": "sb1",
         "source": "not an address",
         "destination": "fe80::1%eth0",
         "destination_port": 443,

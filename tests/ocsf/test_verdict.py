@@ -43,14 +43,14 @@ from tests.ocsf.mapped import MAPPER, event_of
         ("link 88b5", "Outbound", "dropped", "Dropped", "Medium"),
         ("guard", "Outbound", "dropped", "Dropped", "Medium"),
         ("a later rule", "Unknown", None, "Blocked", "Medium"),
-        ("foreign", "Inbound", None, "Blocked", "Medium"),
-        ("foreign, passing", "Unknown", None, "Dropped", "Medium"),
+        ("foreign", "Inbound", None, "Blocked", "Low"),
+        ("foreign, passing", "Unknown", None, "Dropped", "Low"),
         ("foreign, let pass", "Inbound", None, "Allowed", "Informational"),
         ("foreign, logged", "Outbound", None, "Logged", "Informational"),
         ("foreign, of a sandbox", "Outbound", None, "Blocked", "Medium"),
         ("foreign, of a sandbox, let pass", "Outbound", None, "Allowed", "Informational"),
         ("nothing but a prefix", "Unknown", None, "Logged", "Informational"),
-        ("foreign, no prefix", "Outbound", None, "Blocked", "Medium"),
+        ("foreign, no prefix", "Outbound", None, "Blocked", "Low"),
     ],
 )
 def test_each_kind_of_record_is_judged(
@@ -70,8 +70,8 @@ def test_each_kind_of_record_is_judged(
     [
         ("tcp4", ("Refuse", "Failure", "Denied", "Blocked", True)),
         ("tcp reset", ("Refuse", "Failure", "Denied", "Dropped", True)),
-        ("foreign", ("Refuse", "Failure", "Denied", "Blocked", True)),
-        ("foreign, passing", ("Refuse", "Failure", "Denied", "Dropped", True)),
+        ("foreign", ("Refuse", "Failure", "Denied", "Blocked", False)),
+        ("foreign, passing", ("Refuse", "Failure", "Denied", "Dropped", False)),
         ("foreign, let pass", ("Open", "Success", "Allowed", "Allowed", False)),
         ("foreign, logged", ("Traffic", "Unknown", "Observed", "Logged", False)),
         ("nothing but a prefix", ("Traffic", "Unknown", "Observed", "Logged", False)),

@@ -21,9 +21,12 @@ from tests.ocsf.mapped import event_of
         ),
         (
             "icmpv6 echo",
-            "sandbox sb1 tried ICMPv6 to 2001:db8::7 directly; refused with an ICMP error",
+            "sandbox sb1 tried ICMPv6 to 2001:db8::7 (ping) directly; refused with an ICMP error",
         ),
-        ("icmp echo", "sandbox sb1 tried ICMP to 203.0.113.7 directly; refused with an ICMP error"),
+        (
+            "icmp echo",
+            "sandbox sb1 tried ICMP to 203.0.113.7 (ping) directly; refused with an ICMP error",
+        ),
         (
             "protocol 253",
             (
@@ -50,20 +53,23 @@ from tests.ocsf.mapped import event_of
         ("link 88b5", "sandbox sb1 sent a frame of type 0x88b5; dropped without an answer"),
         (
             "foreign",
-            'TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 met rule "[UFW BLOCK]"; refused',
+            (
+                "TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 matched rule "
+                '"[UFW BLOCK]"; refused'
+            ),
         ),
         (
             "nothing but macs",
-            'a frame from 02:00:00:00:00:01 met rule "x"; logged, and no more is known',
+            'a frame from 02:00:00:00:00:01 matched rule "x"; logged, and no more is known',
         ),
         (
             "nothing but a prefix",
-            'a frame from an unknown sender met rule "x"; logged, and no more is known',
+            'a frame from an unknown sender matched rule "x"; logged, and no more is known',
         ),
         (
             "unprintable prefix",
             (
-                "TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 met rule "
+                "TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 matched rule "
                 '"\\x00\\x80\\ud800"; '
                 "logged, and no more is known"
             ),
@@ -82,8 +88,8 @@ def test_the_message_says_what_the_record_says(name: str, message: str) -> None:
         ("metadata4", "metadata service is not for this sandbox"),
         ("udp dns", "let the proxy resolve them"),
         ("gre", "Only TCP to the proxy at http://10.200.0.1:3128 may leave"),
-        ("ingress", "Nothing may come in"),
-        ("link 88b5", "Only the sandbox's proxy may be reached"),
+        ("ingress", "Only replies of the sandbox's proxy"),
+        ("link 88b5", "Only frames of the IP stack may leave"),
     ],
 )
 def test_the_detail_tells_a_program_what_to_do(name: str, hint: str) -> None:
