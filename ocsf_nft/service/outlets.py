@@ -112,9 +112,10 @@ def _hold_apart(paths: Sequence[str]) -> None:
     """Two sinks that write to one file would cut each other's lines."""
     named: dict[object, str] = {}
     for path in paths:
-        other = named.setdefault(_file(path), path)
-        if other is not path:
-            raise UsageError(f"the sinks {other} and {path} are one file: give each its own")
+        file = _file(path)
+        if file in named:
+            raise UsageError(f"the sinks {named[file]} and {path} are one file: give each its own")
+        named[file] = path
 
 
 def _file(path: str) -> object:

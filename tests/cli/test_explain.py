@@ -49,9 +49,9 @@ def test_a_foreign_record_is_explained_by_what_its_prefix_means() -> None:
     assert told == ("'pod-1'", "'bypass'", "'reject'")
 
 
-def _explained(line: str) -> subprocess.CompletedProcess[str]:
+def _explained(line: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "ocsf_nft", "explain", line],
+        [sys.executable, "-m", "ocsf_nft", "explain", line, *options],
         capture_output=True,
         text=True,
         check=False,
@@ -100,6 +100,24 @@ def test_what_is_not_ours_is_said_to_be_unknown() -> None:
     assert _fields(done.stderr)["user.name"] == (
         "[red]x[/red]\\x1b[2J", "not known to ocsf-nft",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", [20, 900, 1000])
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"x":', "}")])
+def test_what_is_nested_without_end_is_no_traceback(depth: int, begin: str, end: str) -> None:
+    done = _explained(f'{{"class_uid": 4001, "unmapped": {begin * depth}1{end * depth}}}')
+    assert "Traceback" not in done.stderr
+    assert done.returncode in {0, 1}
+
+
+def test_a_configuration_says_what_a_prefix_means(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[[prefix]]\nbegins = "EDGE "\nverdict = "drop"\n')
+    line = (
+        "[    1.500000] EDGE IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 PREC=0x00 "
+        "TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 "
+    )
+    done = _explained(line, "--config", str(tmp_path / "c.toml"))
+    assert json.loads(done.stdout)["disposition"] == "Dropped"
 
 
 @pytest.mark.parametrize("line", ["hello", "{}", '{"MESSAGE": "hello"}', "[1]", '{"class_uid": '])

@@ -195,3 +195,24 @@ def test_what_nobody_read_has_a_uid_of_its_own() -> None:
     ]
     assert len({event.metadata.uid for event in others}) == len(others)
     assert not_read(processed_ns=1).metadata.uid == not_read().metadata.uid
+
+
+@pytest.mark.parametrize(
+    ("after", "reason", "told"),
+    [
+        (FenceState.STANDING, None, ("Success", "Informational")),
+        (FenceState.STANDING, "it was put back", ("Success", "Informational")),
+        (FenceState.ABSENT, None, ("Success", "Medium")),
+        (FenceState.ABSENT, "somebody removed it", ("Failure", "Critical")),
+        (FenceState.ALTERED, "it differs", ("Failure", "High")),
+        (FenceState.DEGRADED, "no nft_log", ("Failure", "High")),
+    ],
+)
+def test_a_fence_that_is_gone_for_a_reason_is_graver_than_one_that_was_taken_away(
+    after: FenceState, reason: str | None, told: tuple[str, str]
+) -> None:
+    event = fence_state(
+        CONTEXT, sandbox="sb1", before=FenceState.STANDING, after=after, time_ns=TIME_NS,
+        tables=[], reason=reason,
+    )  # fmt: skip
+    assert (event.status, event.severity) == told

@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.ocsf.text import byte_size, encodable, plain, visible
+from ocsf_nft.ocsf.text import byte_size, encodable, plain, printable, visible
 from tests.strategies import DETAILS, HOSTILE_TEXT
 
 
@@ -23,6 +24,9 @@ from tests.strategies import DETAILS, HOSTILE_TEXT
         ("a\u202eb", "a\\u202eb"),
         ("\U000e0041", "\\U000e0041"),
         ("DST=9.9.9.9", "DST=9.9.9.9"),
+        ("\u3164", "\\u3164"),
+        ("a\u2800b\ufe0f\x1b", "a\\u2800b\\ufe0f\\x1b"),
+        ("\U000e0101", "\\U000e0101"),
     ],
 )
 def test_what_does_not_print_is_written_as_an_escape(text: str, seen: str) -> None:
@@ -70,3 +74,20 @@ def test_nesting_has_an_end() -> None:
     for _ in range(500):
         deep = {"quoted": deep}
     json.dumps(plain(deep))
+
+
+@given(
+    value=st.dictionaries(
+        HOSTILE_TEXT.map(encodable),
+        HOSTILE_TEXT.map(encodable) | st.sampled_from(["\x7f", "\x85", "\u2028", "\U000e0041"]),
+    )
+)
+def test_json_of_any_text_prints_and_says_the_same(value: dict[str, str]) -> None:
+    told = printable(orjson.dumps(value))
+    assert json.loads(told) == value
+    assert told.decode().isprintable()
+
+
+@pytest.mark.parametrize("line", [b"{}", b'{"a":"b\\u0000c"}', '{"a":"büro"}'.encode()])
+def test_json_that_prints_stays_as_it_is(line: bytes) -> None:
+    assert printable(line) is line

@@ -10,7 +10,7 @@ from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
-from tests.conformance.corpus import CONTEXT, RECORDS
+from tests.conformance.corpus import ATTEMPTS, CONTEXT, RECORDS
 from tests.ocsf.mapped import event_of
 
 
@@ -80,6 +80,14 @@ def test_the_threshold_is_reached_by_weight_or_by_number(
     severity: Severity, packets: int, is_reached: bool
 ) -> None:
     assert Threshold().is_reached(severity, packets) == is_reached
+
+
+def test_what_is_told_together_is_as_grave_as_it_is_said_to_be() -> None:
+    many = ATTEMPTS["many of egress, in full"]
+    low = SeverityRule(severity=Severity.LOW, uid=1000)
+    for rules, severity in (((), Severity.MEDIUM), ((low,), Severity.LOW)):
+        event = Mapper(replace(CONTEXT, severities=rules)).network_activity(many, processed_ns=0)
+        assert event.severity_id is severity
 
 
 def test_one_record_is_an_attempt_without_a_rule() -> None:

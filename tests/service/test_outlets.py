@@ -11,7 +11,7 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.errors import DeliveryError
+from ocsf_nft.errors import DeliveryError, UsageError
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import lifecycle
 from ocsf_nft.service.outlets import Outlet, Outlets
@@ -32,9 +32,10 @@ MANY = [
 
 @dataclass
 class Kept:
-    """A sink that keeps what it is given, or fails."""
+    """A sink that keeps what it is given, or fails, or never gets it."""
 
     fails: bool = False
+    is_stuck: bool = False
     is_open: bool = False
     lines: list[bytes] = field(default_factory=list)
     calls: int = 0
@@ -49,6 +50,8 @@ class Kept:
     async def deliver(self, events: Sequence[bytes]) -> None:
         self.calls += 1
         await asyncio.sleep(0)
+        if self.is_stuck:
+            await asyncio.Event().wait()
         if self.fails:
             raise DeliveryError("the sink is gone")
         self.lines += events
@@ -93,14 +96,47 @@ async def test_a_sink_gets_the_classes_that_it_wants_and_is_not_called_for_none(
     assert all_of_it.lines == [REFUSED, REFUSED, STARTED, REFUSED]
 
 
-async def test_a_sink_that_fails_fails_the_delivery_after_the_others_have_it() -> None:
-    gone, kept = Kept(fails=True), Kept()
-    async with Outlets([Outlet(sink=gone), Outlet(sink=kept)]) as opened:
+@pytest.mark.parametrize("is_stuck", [False, True])
+async def test_a_sink_that_fails_fails_the_delivery_whatever_the_others_do(is_stuck: bool) -> None:
+    gone, other = Kept(fails=True), Kept(is_stuck=is_stuck)
+    async with Outlets([Outlet(sink=other), Outlet(sink=gone)]) as opened:
         with pytest.raises(DeliveryError, match="the sink is gone"):
-            await opened.deliver([REFUSED])
-    assert kept.lines == [REFUSED]
+            await asyncio.wait_for(opened.deliver([REFUSED]), 5)
+    assert other.lines == ([] if is_stuck else [REFUSED])
     assert not gone.is_open
-    assert not kept.is_open
+    assert not other.is_open
+
+
+async def test_a_delivery_that_is_cancelled_cancels_all_of_it() -> None:
+    async with Outlets([Outlet(sink=Kept(is_stuck=True)), Outlet(sink=Kept())]) as opened:
+        delivery = asyncio.create_task(opened.deliver([REFUSED]))
+        await asyncio.sleep(0.01)
+        delivery.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await delivery
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("again", ["same", "dotted", "link", "hard link"])
+def test_two_names_of_one_file_are_one_sink_too_many(tmp_path: Path, again: str) -> None:
+    first = tmp_path / "events.jsonl"
+    first.touch()
+    (tmp_path / "link").symlink_to(first)
+    (tmp_path / "hard link").hardlink_to(first)
+    names = {"same": str(first), "dotted": f"{tmp_path}/./events.jsonl"}
+    other = names.get(again, str(tmp_path / again))
+    sinks = [config.SinkConfig(path=str(first)), config.SinkConfig(path=other)]
+    with pytest.raises(UsageError, match="are one file: give each its own"):
+        Outlets.of(sinks)
+
+
+def test_two_names_of_a_file_that_is_not_there_yet_are_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "events.jsonl")
+    sinks = [config.SinkConfig(path=str(tmp_path / name)) for name in ("events.jsonl", "link")]
+    with pytest.raises(UsageError, match="are one file"):
+        Outlets.of(sinks)
+    apart = [config.SinkConfig(path=str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl")]
+    assert len(Outlets.of(apart)._outlets) == 2
 
 
 async def test_what_was_opened_is_closed_when_the_next_one_can_not_be(tmp_path: Path) -> None:
