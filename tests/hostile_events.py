@@ -12,7 +12,8 @@ from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import FenceState, fence_state, gap
 from ocsf_nft.record import Gap
-from tests.conformance.corpus import ATTEMPTS, CONTEXT, FAN_OUTS, NOW_NS, RECORDS, TIME_NS
+from tests.conformance.corpus import ATTEMPTS, CONTEXT, NOW_NS, RECORDS, TIME_NS
+from tests.conformance.streaks import FAN_OUTS
 from tests.strategies import HOSTILE_TEXT, records
 
 if TYPE_CHECKING:

@@ -27,14 +27,11 @@ from tests.conformance.corpus import (
     ATTRIBUTED,
     CONTAINED,
     CONTEXT,
-    ENDED,
-    FAN_OUTS,
-    GOING_ON,
     NOW_NS,
     RECORDS,
     TIME_NS,
-    fan_out_of,
 )
+from tests.conformance.streaks import ENDED, FAN_OUTS, GOING_ON, fan_out_of
 from tests.sources import corpus_cases
 from tests.strategies import HOSTILE_TEXT, MOMENTS, records
 

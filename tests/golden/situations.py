@@ -28,8 +28,8 @@ from tests.conformance.corpus import (
     RECORDS,
     SAMPLE,
     TIME_NS,
-    fan_out_of,
 )
+from tests.conformance.streaks import fan_out_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

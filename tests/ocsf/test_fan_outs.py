@@ -9,7 +9,8 @@ from ocsf_nft.attempt import FanOut, Merged
 from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fan_outs import fan_out
-from tests.conformance.corpus import CONTEXT, NOW_NS, SAMPLE, counter, fan_out_of, window
+from tests.conformance.corpus import CONTEXT, NOW_NS, SAMPLE, counter, window
+from tests.conformance.streaks import fan_out_of
 from tests.ocsf.mapped import MAPPER
 
 

@@ -17,15 +17,8 @@ from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
-from tests.conformance.corpus import (
-    CONTEXT,
-    GOING_ON,
-    NOW_NS,
-    PROCESSES,
-    RECORDS,
-    TIME_NS,
-    streak,
-)
+from tests.conformance.corpus import CONTEXT, NOW_NS, PROCESSES, RECORDS, TIME_NS
+from tests.conformance.streaks import GOING_ON, streak
 from tests.strategies import records
 
 if TYPE_CHECKING:

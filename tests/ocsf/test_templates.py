@@ -34,7 +34,6 @@ from tests.conformance.corpus import (
     ATTRIBUTED,
     CONTAINED,
     CONTEXT,
-    GOING_ON,
     NOW_NS,
     OUT,
     RECORDS,
@@ -42,6 +41,7 @@ from tests.conformance.corpus import (
     V4,
     record,
 )
+from tests.conformance.streaks import GOING_ON
 from tests.strategies import (
     ADDRESSES4,
     ADDRESSES6,

@@ -15,15 +15,8 @@ from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.model import children
 from ocsf_nft.ocsf.versions import LATEST, SINCE, VERSIONS, at_version, line_at
-from tests.conformance.corpus import (
-    ATTRIBUTED,
-    CONTAINED,
-    CONTEXT,
-    GOING_ON,
-    NOW_NS,
-    PROCESSES,
-    RECORDS,
-)
+from tests.conformance.corpus import ATTRIBUTED, CONTAINED, CONTEXT, NOW_NS, PROCESSES, RECORDS
+from tests.conformance.streaks import GOING_ON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,13 +25,13 @@ from tests.conformance.corpus import (
     ATTRIBUTED,
     CONTAINED,
     CONTEXT,
-    FAN_OUTS,
     HOST,
     NOW_NS,
     PROCESSES,
     RECORDS,
     TIME_NS,
 )
+from tests.conformance.streaks import FAN_OUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,93 @@
+"""What goes on, what that comes to, and fan-outs of every kind: what findings are of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from ocsf_nft.attempt import Attempt, Ended, FanOut, Streak
+from tests.conformance.corpus import PROCESSES, RECORDS, SAMPLE, TIME_NS
+
+
+def streak(windows: int = 1, packets: int = 12, found_at: int | None = 1) -> Streak:
+    """A streak as accounting counts it; by default a finding from its first attempt on."""
+    return Streak(
+        identity="1f0c/egress/0a/kmsg:boot:5678",
+        windows=windows,
+        packets=packets,
+        found_at=found_at,
+        start_ns=TIME_NS,
+        latest=tuple(f"kmsg:boot:{5678 + number}" for number in range(min(windows, 10))),
+    )
+
+
+_STREAKS: Final = {
+    "first": streak(),
+    "none": streak(packets=1, found_at=None),
+    "later": streak(3, 40, 3),
+    "much later": streak(17, 4000, 3),
+}
+_OF_STREAKS: Final = {
+    name: RECORDS[name]
+    for name in (
+        "tcp4", "tcp6", "udp dns", "udp6 quic", "icmp echo", "sctp", "gre", "metadata4",
+        "metadata6", "forward", "forward from outside", "ingress", "link ip", "link arp",
+        "link 88b5", "guard", "guard frame", "a later rule",
+    )
+}  # fmt: skip
+#: What goes on with others of its flow, and what that comes to.
+GOING_ON: Final = {
+    f"{record}, {name}": replace(
+        Attempt.of(_OF_STREAKS[record]),
+        streak=each,
+        process=PROCESSES["all of it"] if record.startswith("tcp") else None,
+    )
+    for record in _OF_STREAKS
+    for name, each in _STREAKS.items()
+}
+ENDED: Final = {
+    name: Ended(
+        record=each.record,
+        streak=each.streak,
+        end_ns=TIME_NS + 7_000_000_000,
+        process=each.process,
+    )
+    for name, each in GOING_ON.items()
+    if each.streak is not None
+}
+
+
+def fan_out_of(**facts: Any) -> FanOut:
+    """A scan of one port."""
+    defaults: dict[str, Any] = {
+        "identity": "1f0c/egress/1000/1767225600000000000",
+        "stage": "begun",
+        "sandbox": "sb1",
+        "rule": "egress",
+        "uid": 1000,
+        "flows": 4711,
+        "destinations": 4711,
+        "ports": 1,
+        "packets": 25_000,
+        "sample": SAMPLE,
+        "start_ns": TIME_NS,
+        "end_ns": TIME_NS + 3_200_000_000,
+    }
+    return FanOut(**(defaults | facts))
+
+
+_OF_A_FAN_OUT: Final[dict[str, dict[str, Any]]] = {
+    "in full": {},
+    "by nobody": {"uid": None},
+    "without a sample": {"uid": None, "sample": ()},
+    "of no port": {"ports": 0},
+    "of one address": {"destinations": 1, "ports": 4096},
+    "at once": {"end_ns": TIME_NS},
+    "of any name": {"sandbox": "\x1b\udc80\u202e", "identity": "\udc80"},
+}
+FAN_OUTS: Final = {
+    f"{stage}, {rule}, {name}": fan_out_of(stage=stage, rule=rule, **facts)
+    for stage in ("begun", "goes on", "ended")
+    for rule in ("egress", "forward", "ingress", "link", "guard", "vm-forward")
+    for name, facts in _OF_A_FAN_OUT.items()
+}
