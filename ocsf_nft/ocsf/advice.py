@@ -39,6 +39,7 @@ _PING: Final = (
     "curl -sI --proxy '{url}' https://HOST/"
 )
 _CONNECT: Final = "Go through the proxy at {url} (HTTP CONNECT)."
+_ASK_FOR_UDP: Final = "Whoever runs the sandbox can allow it: --allow {end}"
 _ASK: Final = (
     "Whoever runs the sandbox can allow it (--allow {end}); else it takes a client that goes "
     "through the proxy at {url} by HTTP CONNECT."
@@ -106,7 +107,10 @@ def advice(record: Record, way: Direction, proxy: Proxy | None, destination: Pla
 def _with_a_proxy(record: Record, proxy: Proxy) -> str:
     known = service(record.protocol, record.destination_port)
     if known is not None:
-        return _BY_KIND[known.kind].format(
+        advised = _BY_KIND[known.kind]
+        if record.protocol != protocols.TCP:  # which alone goes through a proxy
+            advised = advised.replace(_ASK, _ASK_FOR_UDP)
+        return advised.format(
             variable="http_proxy" if record.destination_port == _HTTP else "HTTPS_PROXY",
             url=proxy.url,
             proxy=proxy.end,

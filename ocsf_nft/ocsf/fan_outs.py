@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import attack, protocols, verdict, wording
 from ocsf_nft.ocsf.addresses import place
+from ocsf_nft.ocsf.advice import INBOUND
 from ocsf_nft.ocsf.context import device_of, own_metadata
 from ocsf_nft.ocsf.endpoints import endpoint, observable
 from ocsf_nft.ocsf.enums import (
@@ -140,7 +141,7 @@ def _message(found: FanOut, way: Direction, *, is_silent: bool) -> str:
 
 def _remedy(context: Context, found: FanOut, way: Direction) -> str:
     if way is Direction.INBOUND:
-        return "Find out who sends this. Nothing may come in but what a proxy answers."
+        return f"Find out who sends this. {INBOUND}"
     where, proxies = wording.who(found.sandbox, found.uid), context.proxies
     proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
     return (

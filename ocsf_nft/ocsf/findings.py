@@ -102,7 +102,7 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
     way = event.connection_info.direction_id
     start, end = streak.start_ns // 1_000_000, max(streak.start_ns, found.end_ns) // 1_000_000
     metadata = own_metadata(
-        stable_uid("attempt", streak.identity, stage.words, streak.windows), processed_ns
+        stable_uid("attempt", streak.identity, int(stage.activity), streak.windows), processed_ns
     ).model_copy(update={"correlation_uid": event.metadata.correlation_uid})
     sandbox = visible(record.sandbox or "")
     title = _title(way, destination)

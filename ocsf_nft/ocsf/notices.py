@@ -148,7 +148,7 @@ def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecyc
         activity_id=LifecycleActivityId.OTHER,
         activity_name="Records Lost",
         time=lost.until_ns // 1_000_000,
-        start_time=lost.since_ns // 1_000_000,
+        start_time=min(lost.since_ns, lost.until_ns) // 1_000_000,
         end_time=lost.until_ns // 1_000_000,
         duration=_duration(lost.since_ns, lost.until_ns),
         count=lost.lost,
@@ -197,7 +197,7 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
         time=until_ns // 1_000_000,
         start_time=min(since_ns, until_ns) // 1_000_000,
         end_time=until_ns // 1_000_000,
-        duration=_duration(min(since_ns, until_ns), until_ns),
+        duration=_duration(since_ns, until_ns),
         count=packets,
         severity_id=Severity.HIGH if packets else Severity.LOW,
         status_id=Status.FAILURE,
@@ -217,8 +217,9 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
 
 
 def _duration(since_ns: int, until_ns: int) -> int | None:
+    """None where there is none, and where a clock was set back."""
     milliseconds = until_ns // 1_000_000 - since_ns // 1_000_000
-    return milliseconds or None
+    return milliseconds if milliseconds > 0 else None
 
 
 def _were(number: int) -> str:

@@ -14,7 +14,7 @@ from ocsf_nft.accounting import book
 from ocsf_nft.accounting.counted import MOST
 from ocsf_nft.accounting.gravity import Gravity
 from ocsf_nft.accounting.ledger import Ledger
-from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.errors import DeliveryError, OcsfNftError
 from ocsf_nft.ocsf import notices
 from ocsf_nft.ocsf.addresses import METADATA
 from ocsf_nft.record import Gap
@@ -79,6 +79,8 @@ class Account:
         self._wait_seconds = _READ_SECONDS
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if is_journal else _GRACE_SECONDS
         self._fault: str | None = None
+        #: Whether events are kept that have not been delivered.
+        self._is_owing = False
         # One thread: neither the sockets nor the file are asked two things at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
         self._turn = asyncio.Lock()
@@ -222,11 +224,17 @@ class Account:
             lines = await self._reporter.lines(found)
             await self._keep(lines)
             await self._reporter.deliver(lines)
+            self._is_owing = False
 
     async def _keep(self, lines: Sequence[bytes]) -> None:
+        """Keep what is told, in place of what was delivered; raises DeliveryError if it was not."""
+        if self._is_owing:
+            # Whoever goes on must not make the file forget it: the next run delivers it.
+            raise DeliveryError(f"events of sandbox {self.sandbox} are not delivered yet")
         changed = book.Changes()
         for _ in changed.gather(self._ledger):
             await asyncio.sleep(0)
+        self._is_owing = bool(lines)
         await self._work(lambda: self._book.commit(changed, lines))
 
     async def _work(self, work: Callable[[], T]) -> T:

@@ -211,7 +211,7 @@ def test_what_comes_from_outside_is_evidence_without_a_source() -> None:
     assert (evidence["dst_endpoint"]["name"], evidence["dst_endpoint"]["port"]) == ("sb1", 443)
     assert event["disposition"] == "Dropped"
     assert event["remediation"]["desc"] == (
-        "Find out who sends this. Nothing may come in but what a proxy answers."
+        "Find out who sends this. Only replies of the sandbox's proxy may come in."
     )
 
 

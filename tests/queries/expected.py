@@ -28,7 +28,11 @@ def of_class(events: Iterable[Event], class_uid: int) -> list[Event]:
 
 
 def refused(events: Iterable[Event]) -> list[Event]:
-    return [event for event in of_class(events, 4001) if event["activity_name"] == "Refuse"]
+    return [
+        event
+        for event in of_class(events, 4001)
+        if event["activity_name"] == "Refuse" and at(event, "firewall_rule.type") == "nftables"
+    ]
 
 
 def grouped(events: Iterable[Event], key: Callable[[Event], Any]) -> dict[Any, list[Event]]:

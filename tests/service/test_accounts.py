@@ -95,6 +95,21 @@ async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_resta
     assert told[0]["count"] == 1
 
 
+async def test_what_was_not_delivered_is_kept_though_the_reading_goes_on(tmp_path: Path) -> None:
+    """A run that ends lets a reading that has begun go on to its end."""
+    counters, sink, failing = Given(), Collector(), Failing()
+    async with _account(counters, tmp_path, failing) as account:
+        with pytest.raises(DeliveryError, match="the disk is full"):
+            await account.take([record(tcp())])
+        counters.counts = {key(tcp()): 1, key(tcp(81)): 1}
+        with pytest.raises(DeliveryError, match="events of sandbox sb are not delivered yet"):
+            await account._read_and_tell()
+    async with _account(counters, tmp_path, sink) as account:
+        (balance,) = await account.close()
+    assert balance.imbalance == 0
+    assert {event["dst_endpoint"]["port"] for event in _of_class(sink, 4001)} == {80, 81}
+
+
 async def test_a_pause_is_told_with_what_was_refused_meanwhile(tmp_path: Path) -> None:
     counters, sink = Given({key(tcp()): 1}), Collector()
     async with _account(counters, tmp_path, sink) as account:
