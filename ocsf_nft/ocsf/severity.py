@@ -63,22 +63,17 @@ def configured(record: Record, rules: Iterable[SeverityRule]) -> Severity | None
     return None
 
 
-def of_record(
-    record: Record, way: Direction, destination: Place | None, rules: Iterable[SeverityRule]
-) -> Severity:
-    """The severity that the configuration gives; else our own."""
-    matters = configured(record, rules)
-    return verdict.severity(record, way, destination) if matters is None else matters
-
-
 def of_flow(
     record: Record, way: Direction, destination: Place | None, rules: Iterable[SeverityRule]
 ) -> Severity:
-    """The same of what goes on like that: what kernels say by themselves, they say again."""
+    """How much it matters if it goes on: what kernels say by themselves, they say again."""
+    matters = configured(record, rules)
+    if matters is not None:
+        return matters
     of_kernel = record.protocol in _OF_KERNELS or record.destination is None
     if record.uid is None and of_kernel and record.rule != verdict.FORWARD:
-        return configured(record, rules) or Severity.INFORMATIONAL
-    return of_record(record, way, destination, rules)
+        return Severity.INFORMATIONAL
+    return verdict.severity(record, way, destination)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
