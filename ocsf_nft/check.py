@@ -109,7 +109,7 @@ def _scratch() -> None:
 
 
 def _loads(transport: LogTransport) -> None:
-    text = ruleset.sandbox(_PROBE, Surroundings(), transport)
+    text = ruleset.fence(_PROBE, Surroundings(), transport)
     netns.in_scratch(lambda: nft.load(netns.Namespace(), text))
 
 

@@ -16,11 +16,18 @@ if TYPE_CHECKING:
 
 def install(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: options.Sandbox,
-    proxy: options.Proxies,
+    profile: options.Profile = "sandbox",
+    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
     netns: options.Netns = None,
     pid: options.Pid = None,
-    allow: options.Exceptions = [],  # noqa: B006 - typer copies it
+    allow: options.Exceptions = [],  # noqa: B006 - the same
     host_guard: options.HostGuard = None,
+    proxy_uid: options.ProxyUids = [],  # noqa: B006 - the same
+    device: options.Device = None,
+    subnet: options.Subnets = [],  # noqa: B006 - the same
+    gateway_port: options.GatewayPort = None,
+    mac: options.Mac = None,
+    permissive: options.Permissive = False,
     transport: options.Transport = "auto",
     group: options.Group = options.DEFAULT_GROUP,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
@@ -44,11 +51,18 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
 
     asked = options.one_sandbox(
         name=sandbox,
+        profile=profile,
         netns=netns,
         pid=pid,
         proxy=proxy,
         allow=allow,
         host_guard=host_guard,
+        proxy_uid=proxy_uid,
+        device=device,
+        subnet=subnet,
+        gateway_port=gateway_port,
+        mac=mac,
+        permissive=permissive,
         transport=transport,
         group=group,
         install=True,
@@ -70,6 +84,7 @@ def verify(
     sandbox: options.Sandbox,
     netns: options.Netns = None,
     pid: options.Pid = None,
+    device: options.Device = None,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
 ) -> None:
     """Compare a sandbox's fence with what was installed.
@@ -83,8 +98,9 @@ def verify(
     from ocsf_nft.fence import installer
     from ocsf_nft.fence.state import StateDirectory
 
-    asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid)
-    found = installer.verify(asked.name, StateDirectory(state_dir), asked.namespace)
+    asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
+    state = StateDirectory(state_dir)
+    found = installer.verify(asked.name, state, asked.namespace, asked.device)
     output.say(f"the fence of sandbox {sandbox}: {found.verdict}")
     if found.difference:
         output.say(found.difference)
@@ -95,6 +111,7 @@ def remove(
     sandbox: options.Sandbox,
     netns: options.Netns = None,
     pid: options.Pid = None,
+    device: options.Device = None,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
 ) -> None:
     """Take a sandbox's fence away, its guard on the host too. Prints the event of it.
@@ -109,10 +126,10 @@ def remove(
     from ocsf_nft.ocsf.notices import FenceState
     from ocsf_nft.service import fences
 
-    asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid)
+    asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
     state = StateDirectory(state_dir)
     installed = state.read(asked.name)
-    installer.remove(asked.name, state, asked.namespace)
+    installer.remove(asked.name, state, asked.namespace, asked.device)
     if installed is not None:
         before, after = FenceState.STANDING, FenceState.ABSENT
         _print(fences.state_event(installed, this_host(), before=before, after=after))

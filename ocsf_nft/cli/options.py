@@ -51,6 +51,46 @@ HostGuard = Annotated[
         metavar="DEV",
     ),
 ]
+Profile = Annotated[
+    str,
+    typer.Option(
+        "--profile",
+        help="What is fenced: a namespace; one that the proxy lives in too; a VM, on its host.",
+        metavar="sandbox|sidecar|tap",
+    ),
+]
+ProxyUids = Annotated[
+    list[int],
+    typer.Option(
+        "--proxy-uid", help="sidecar: a user that gets out, the proxy's; repeatable.", metavar="UID"
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="tap: the VM's TAP device.", metavar="DEV")
+]
+Subnets = Annotated[
+    list[str],
+    typer.Option(
+        "--subnet",
+        help="tap: the gateway's address in the VM's subnet; repeatable, IPv4 and IPv6.",
+        metavar="CIDR",
+    ),
+]
+GatewayPort = Annotated[
+    int | None,
+    typer.Option(
+        "--gateway-port", help="tap: the proxy's port on the gateway's address.", metavar="PORT"
+    ),
+]
+Mac = Annotated[
+    str | None,
+    typer.Option(
+        "--mac", help="tap: the VM's link address. Default: the first it sends from.", metavar="MAC"
+    ),
+]
+Permissive = Annotated[
+    bool, typer.Option("--permissive", help="Report what would be refused, and let it pass.")
+]
 Transport = Annotated[
     str,
     typer.Option(

@@ -40,11 +40,18 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: Annotated[
         str | None, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")
     ] = None,
+    profile: options.Profile = "sandbox",
     proxy: options.Proxies = [],  # noqa: B006 - typer copies it
     netns: options.Netns = None,
     pid: options.Pid = None,
-    allow: options.Exceptions = [],  # noqa: B006 - typer copies it
+    allow: options.Exceptions = [],  # noqa: B006 - the same
     host_guard: options.HostGuard = None,
+    proxy_uid: options.ProxyUids = [],  # noqa: B006 - the same
+    device: options.Device = None,
+    subnet: options.Subnets = [],  # noqa: B006 - the same
+    gateway_port: options.GatewayPort = None,
+    mac: options.Mac = None,
+    permissive: options.Permissive = False,
     transport: options.Transport = "auto",
     group: options.Group = options.DEFAULT_GROUP,
     source: Annotated[
@@ -103,11 +110,18 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         wanted = options.one(
             {
                 "name": sandbox,
+                "profile": profile,
                 "netns": netns,
                 "pid": pid,
                 "proxy": proxy,
                 "allow": allow,
                 "host_guard": host_guard,
+                "proxy_uid": proxy_uid,
+                "device": device,
+                "subnet": subnet,
+                "gateway_port": gateway_port,
+                "mac": mac,
+                "permissive": permissive,
                 "transport": transport,
                 "group": group,
                 "source": source,

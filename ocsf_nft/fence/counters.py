@@ -77,7 +77,7 @@ _DATA: Final = operator.attrgetter("data")
 
 @dataclass(slots=True, kw_only=True)
 class _Place:
-    """A namespace that tables of a fence are in, and their rules by family and table.
+    """A namespace that tables of a fence are in, and these.
 
     ``identity`` is that of the namespace, where it has to be a certain one; ``users`` how its users
     are numbered here, None when as they are there.
@@ -85,7 +85,7 @@ class _Place:
 
     namespace: Namespace
     identity: str | None = None
-    tables: tuple[tuple[str, str, tuple[str, ...]], ...]
+    tables: tuple[ruleset.Table, ...]
     nftables: Nftables | None = field(default=None)
     users: Users | None = field(default=None)
 
@@ -119,19 +119,16 @@ class Counters:
     def __init__(self, installed: Installed) -> None:
         self._sandbox = installed.spec.sandbox
         self._boot = ""
-        inside = _Place(
-            namespace=installed.namespace,
-            identity=installed.identity,
-            tables=(
-                ("inet", ruleset.TABLE, ("egress", "forward", "ingress")),
-                ("netdev", ruleset.TABLE, ("link",)),
-            ),
-        )
-        self._places = [inside]
-        device = installed.spec.guard_device
-        if device is not None:
-            tables = (("netdev", ruleset.guard_table(device), ("guard",)),)
-            self._places.append(_Place(namespace=Namespace(), tables=tables))
+        spec = installed.spec
+        self._places = [
+            _Place(
+                namespace=installed.namespace,
+                identity=installed.identity,
+                tables=ruleset.tables(spec),
+            )
+        ]
+        if guarded := ruleset.guard_tables(spec):
+            self._places.append(_Place(namespace=Namespace(), tables=guarded))
 
     def __enter__(self) -> Self:
         """Open; raises what :meth:`open` does."""

@@ -13,26 +13,18 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Final, Literal
 
-from ocsf_nft import netns
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
-from ocsf_nft.fence import comparison, keeping, kernel_log, links, nft, ruleset, standing
+from ocsf_nft.fence import comparison, kernel_log, links, loading, nft, ruleset, standing
 from ocsf_nft.fence.keeping import Place
 from ocsf_nft.fence.spec import LADDER
 from ocsf_nft.fence.state import Installed
-from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.netns import Namespace
 
 _OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
-
-#: Where a guard stands: on the host's side, which is where the installer runs.
-_HOST: Final = Namespace()
-_FENCE: Final = tuple(Place(family, ruleset.TABLE) for family in ruleset.FAMILIES)
-_REMOVAL: Final = ruleset.removal(_FENCE)
-#: In a look, more elements than were allowed and so many are counted no further.
-_ELEMENTS: Final = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +65,9 @@ def install(
         before = _on_record(spec.sandbox, state)
         if before is None or before.identity != identity:
             # Where ours is on record, another's name on the table is a disguise.
-            _refuse_foreign(spec.sandbox, namespace, _FENCE[0])
-        for guard in _guard(spec):
-            _refuse_foreign(spec.sandbox, _HOST, guard)
+            _refuse_foreign(spec.sandbox, namespace, loading.fence_places(spec)[0])
+        for guard in loading.guard_places(spec):
+            _refuse_foreign(spec.sandbox, loading.HOST, guard)
         if before is not None:
             _refuse_elsewhere(before, namespace)
             if (
@@ -97,20 +89,29 @@ def install(
         return _replace(before, intended, (transport,) if transport else LADDER, state)
 
 
-def stands(namespace: Namespace) -> bool:
-    """Whether any fence of ours stands in a namespace; raises UnsupportedError, FenceError."""
-    return standing.comment(namespace, *_FENCE[0]) is not None
+def stands(namespace: Namespace, device: str | None = None) -> bool:
+    """Whether any fence of ours stands in a namespace, or round the VM on a TAP device there.
+
+    Raises UnsupportedError, FenceError.
+    """
+    return standing.comment(namespace, *_places(device)[0]) is not None
 
 
-def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = None) -> Verification:
+def verify(
+    sandbox: str,
+    state: StateDirectory,
+    namespace: Namespace | None = None,
+    device: str | None = None,
+) -> Verification:
     """Compare what stands with what was installed, rule by rule, and the links with those fenced.
 
-    Raises UnsupportedError when it may not look, FenceError when the record is damaged.
+    ``device`` is a VM's TAP device, for a fence that is not on record. Raises UnsupportedError when
+    it may not look, FenceError when the record is damaged.
     """
     installed = state.read(sandbox)
     if installed is None:
-        where = namespace or _HOST
-        if not stands(where):
+        where = namespace or loading.HOST
+        if not stands(where, device):
             return Verification(verdict="absent")
         return Verification(
             verdict="differs",
@@ -119,7 +120,7 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
     where = namespace or installed.namespace
     if not _is_there(installed, where):
         return Verification(verdict="absent", installed=installed)
-    found = _listings(installed.spec, where)
+    found = loading.listings(installed.spec, where)
     if not found:
         return Verification(verdict="absent", installed=installed)
     lines: list[str] = []
@@ -129,8 +130,7 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
                 lines.append("net.netfilter.nf_log_all_netns is off: nothing refused is logged")
     if not _is_of_this_version(installed):
         lines.append("its policy is that of another version of ocsf-nft: install it again")
-    if links_now := set(where.call(links.names)) - set(installed.around.links):
-        lines.append(f"not fenced at the link layer: {', '.join(sorted(links_now))}")
+    lines += _unfenced(installed, where)
     lines += comparison.difference(installed.listings, found)
     if lines:
         difference = "\n".join(comparison.shortened(lines))
@@ -138,22 +138,29 @@ def verify(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
     return Verification(verdict="as installed", installed=installed)
 
 
-def remove(sandbox: str, state: StateDirectory, namespace: Namespace | None = None) -> None:
+def remove(
+    sandbox: str,
+    state: StateDirectory,
+    namespace: Namespace | None = None,
+    device: str | None = None,
+) -> None:
     """Take a fence away, guard and record too.
 
-    Raises AbsentError when there is none, FenceError when the one that stands there is another
-    sandbox's, UnsupportedError when it is not permitted.
+    ``device`` is a VM's TAP device, for a fence not on record. Raises AbsentError when there
+    is none, FenceError when the one that stands there is another sandbox's, UnsupportedError when
+    it is not permitted.
     """
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
-        where = namespace or (installed.namespace if installed else _HOST)
+        where = namespace or (installed.namespace if installed else loading.HOST)
         if installed is not None:
             _refuse_elsewhere(installed, where)
         if installed is None or _is_there(installed, where):
-            _refuse_foreign(sandbox, where, _FENCE[0])
-            if installed is None and not stands(where):
+            places = _places(device) if installed is None else loading.fence_places(installed.spec)
+            _refuse_foreign(sandbox, where, places[0])
+            if installed is None and not stands(where, device):
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
-            nft.load(where, _REMOVAL)
+            nft.load(where, ruleset.removal(places))
         if installed is None:
             return
         _remove_guard(installed.spec)
@@ -162,11 +169,28 @@ def remove(sandbox: str, state: StateDirectory, namespace: Namespace | None = No
 
 
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
+    if spec.tap is not None:
+        return links.survey_device(namespace, spec.tap.device)
     around = links.survey(namespace, (place.address for place in spec.allowed))
     # nft loads a chain on a device that is not there without a word, and it guards nothing.
     if spec.guard_device is not None and spec.guard_device not in links.names():
         raise AbsentError(f"there is no interface {spec.guard_device} here to guard")
     return around
+
+
+def _unfenced(installed: Installed, where: Namespace) -> list[str]:
+    """What is said of links that are there and not fenced, or of a VM's that is another one now."""
+    tap = installed.spec.tap
+    if tap is None:
+        more = set(where.call(links.names)) - set(installed.around.links)
+        return [f"not fenced at the link layer: {', '.join(sorted(more))}"] if more else []
+    try:
+        around = links.survey_device(where, tap.device)
+    except AbsentError as error:
+        return [str(error)]
+    if around == installed.around:
+        return []
+    return [f"the TAP device {tap.device} was made anew since: install the fence again"]
 
 
 def _is_of_this_version(installed: Installed) -> bool:
@@ -187,7 +211,8 @@ def _refuse_elsewhere(installed: Installed, namespace: Namespace) -> None:
     """One record is one fence: it must not be lost sight of while it stands."""
     if namespace.identity() == installed.identity:
         return
-    if _is_there(installed, installed.namespace) and stands(installed.namespace):
+    device = None if installed.spec.tap is None else installed.spec.tap.device
+    if _is_there(installed, installed.namespace) and stands(installed.namespace, device):
         raise FenceError(
             f"the fence of sandbox {installed.spec.sandbox} stands in {installed.namespace}, "
             f"not in {namespace}: remove that one first"
@@ -216,7 +241,7 @@ def _replace(
 ) -> Installed:
     state.write(intended)  # a disk that is full must show before anything is changed
     try:
-        loaded = _load(intended, rungs, state)
+        loaded = loading.load(intended, rungs, state)
     except OcsfNftError:
         _undo(before, intended.spec.sandbox, state)
         raise
@@ -247,121 +272,16 @@ def _settled(installed: Installed, state: StateDirectory) -> Installed:
     return installed
 
 
-def _load(intended: Installed, rungs: tuple[LogTransport, ...], state: StateDirectory) -> Installed:
-    failures: list[str] = []
-    for rung in rungs:
-        try:
-            if rung == "kmsg":
-                _open_kernel_log(intended.namespace, state)
-            degraded = "; ".join(failures) if rung == "none" and failures else None
-            return dataclasses.replace(_load_rung(intended, rung), degraded=degraded)
-        except OcsfNftError as error:
-            # Only a log that can't be had leads a rung down; that a fence can't stand does not.
-            if rung == rungs[-1] or not isinstance(error, UnsupportedError):
-                raise
-            failures.append(f"{rung}: {error}")
-    raise AssertionError("the ladder has a last rung")
-
-
-def _open_kernel_log(namespace: Namespace, state: StateDirectory) -> None:
-    value = kernel_log.blocked(namespace)
-    if value is None:
-        return
-    is_first = state.all_netns_before() is None
-    if is_first:  # written before it is switched, so that it is put back whatever happens between
-        state.keep_all_netns_before(value)
-    try:
-        kernel_log.enable()
-    except UnsupportedError:
-        if is_first:
-            state.forget_all_netns_before()
-        raise
-
-
-def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
-    spec, around = intended.spec, intended.around
-    kept = _load_all(intended, rung, keep=True)
-    listings = _listings(spec, intended.namespace)
-    expected = _expected(spec, around, rung)
-    if expected is not None:
-        lines = comparison.difference(expected, listings)
-        if lines and kept:  # something of what stood is still there: then without keeping any of it
-            _load_all(intended, rung, keep=False)
-            listings = _listings(spec, intended.namespace)
-            lines = comparison.difference(expected, listings)
-        if lines:
-            # The first three lines name both sides and the place; what differs comes after.
-            altered = " ".join(comparison.shortened(lines[3:6]))
-            raise FenceError(
-                f"the fence in {intended.namespace} was altered while it was installed: {altered}"
-            )
-    policy = ruleset.digest(spec, around, rung)
-    return dataclasses.replace(intended, transport=rung, policy=policy, listings=listings)
-
-
-def _load_all(intended: Installed, rung: LogTransport, *, keep: bool) -> bool:
-    """Load fence and guard; whether something of what stood was kept."""
-    spec, around, namespace = intended.spec, intended.around, intended.namespace
-    stood = stands(namespace)
-    kept = _load_tables(namespace, _FENCE, ruleset.sandbox(spec, around, rung), keep=keep)
-    if spec.guard_device is None:
-        return kept
-    try:
-        guard = ruleset.guard(spec, around, rung)
-        return _load_tables(_HOST, _guard(spec), guard, keep=keep) or kept
-    except OcsfNftError as error:
-        if stood:
-            raise FenceError(f"the fence inside was replaced, but the guard: {error}") from error
-        nft.load(namespace, _REMOVAL)
-        raise
-
-
-def _load_tables(
-    namespace: Namespace, places: tuple[Place, ...], definition: str, *, keep: bool
-) -> bool:
-    """Load a definition; whether what the tables had counted was kept."""
-    if keep:
-        listings = {place: nft.listing(namespace, *place) for place in places}
-        stood = {place: text for place, text in listings.items() if text is not None}
-        text = keeping.text(definition, stood) if stood else None
-        if text is not None:
-            # What is wrong with the definition itself is said when it is loaded without keeping.
-            with contextlib.suppress(FenceError, UnsupportedError):
-                nft.load(namespace, text)
-                return True
-    nft.load(namespace, definition)
-    return False
-
-
-def _expected(spec: FenceSpec, around: Surroundings, rung: LogTransport) -> dict[str, str] | None:
-    """How nft lists the fence where nobody can have touched it: in a scratch namespace.
-
-    None where there can't be one: without CAP_SYS_ADMIN, or on a kernel that takes no chain for
-    a device that is not there (before 6.16).
-    """
-
-    def load_and_list() -> dict[str, str]:
-        nft.load(_HOST, ruleset.sandbox(spec, around, rung))
-        if spec.guard_device is not None:
-            nft.load(_HOST, ruleset.guard(spec, around, rung))
-        return _listings(spec, _HOST)
-
-    try:
-        return netns.in_scratch(load_and_list)
-    except OcsfNftError:
-        return None
-
-
-def _guard(spec: FenceSpec) -> tuple[Place, ...]:
-    """The table of the guard, if one is wanted."""
-    device = spec.guard_device
-    return () if device is None else (Place("netdev", ruleset.guard_table(device)),)
+def _places(device: str | None) -> tuple[Place, ...]:
+    """The tables of a fence that nothing more is known of."""
+    tables = ruleset.tables_of("sandbox" if device is None else "tap", device)
+    return tuple(Place(table.family, table.name) for table in tables)
 
 
 def _remove_guard(spec: FenceSpec) -> None:
-    for guard in _guard(spec):
-        _refuse_foreign(spec.sandbox, _HOST, guard)
-        nft.load(_HOST, ruleset.removal([guard]))
+    for guard in loading.guard_places(spec):
+        _refuse_foreign(spec.sandbox, loading.HOST, guard)
+        nft.load(loading.HOST, ruleset.removal([guard]))
 
 
 def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
@@ -376,16 +296,3 @@ def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
                 return
     kernel_log.restore(before)
     state.forget_all_netns_before()
-
-
-def _listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
-    """What stands, by ``family name``: each table as nft lists it, and who is let through."""
-    most = len(spec.allowed) + _ELEMENTS
-    places = [(namespace, place) for place in _FENCE] + [(_HOST, place) for place in _guard(spec)]
-    found = {}
-    for where, place in places:
-        listing = nft.listing(where, *place)
-        if listing is not None:
-            elements = standing.elements(where, *place, ruleset.STATIC_SETS, most)
-            found[" ".join(place)] = listing + "".join(f"{line}\n" for line in elements)
-    return found

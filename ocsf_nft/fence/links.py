@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import netlink, rtnetlink
-from ocsf_nft.errors import FenceError
+from ocsf_nft.errors import AbsentError, FenceError
 from ocsf_nft.fence.spec import Surroundings
 
 if TYPE_CHECKING:
@@ -56,6 +56,20 @@ def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surrounding
     wanted = tuple(destinations)
     with _answered():
         return namespace.call(lambda: _look(wanted))
+
+
+def survey_device(namespace: Namespace, device: str) -> Surroundings:
+    """One link of a namespace alone: a VM's TAP device.
+
+    Raises AbsentError when there is no such device, and what :func:`survey` does.
+    """
+    with _answered():
+        indexes = namespace.call(
+            lambda: [link.ifindex for link in rtnetlink.links() if link.name == device]
+        )
+    if not indexes:
+        raise AbsentError(f"there is no interface {device} in {namespace}: make the TAP first")
+    return Surroundings(links=(device,), ifindex=indexes[0])
 
 
 def names() -> tuple[str, ...]:

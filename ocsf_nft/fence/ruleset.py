@@ -1,8 +1,8 @@
 """The text of a ruleset, from the policy files in ``rules/`` and checked values. Runs on any OS.
 
 Here a policy file's ``define`` lines get their values, its rules their accounting, its log
-statements their form, its sets their elements. All text that nft reads comes from the three files
-or from values that :mod:`ocsf_nft.fence.values` has checked.
+statements their form, its sets their elements. All text that nft reads comes from these files or
+from values that :mod:`ocsf_nft.fence.values` has checked.
 """
 
 from __future__ import annotations
@@ -10,53 +10,95 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
-    from ocsf_nft.fence.values import Address, Endpoint
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport, Profile, Surroundings
 
 TABLE: Final = "ocsf_nft"
-FAMILIES: Final = ("inet", "netdev")
 LOOPBACK: Final = "lo"
 #: The sets that the installer fills, in whichever table they are. All others fill themselves.
 STATIC_SETS: Final = ("allowed4", "allowed6", "neighbours4", "neighbours6")
 
-_GUARD_IN_FILE: Final = "ocsf_nft_guard"
+_FILES: Final[Mapping[Profile, str]] = {
+    "sandbox": "sandbox.nft",
+    "sidecar": "sidecar.nft",
+    "tap": "tap.nft",
+}
+#: The families of a profile's tables, and the rules that count in each.
+_INSIDE: Final = (("inet", ("egress", "forward", "ingress")), ("netdev", ("link",)))
+_RULES: Final[Mapping[Profile, tuple[tuple[str, tuple[str, ...]], ...]]] = {
+    "sandbox": _INSIDE,
+    "sidecar": _INSIDE,
+    "tap": (("inet", ("vm-forward", "vm-input", "vm-ingress")), ("netdev", ("vm-link",))),
+}
 _LOG_TAIL: Final = " group 4001 snaplen 128"
+#: How a policy file names its tables: where a table is named for a device, by what stands for it.
+_OPENING: Final = re.compile(
+    r"^(?P<before>(?:delete )?table (?P<family>\w+) )(?P<table>ocsf_nft[\w.-]*)(?P<after> \{)?$",
+    re.MULTILINE,
+)
+_SET: Final = re.compile(r"^\tset (\w+) \{$")
 #: Where the accounting of a rule goes: the family of its table, and the rule's name.
-_ACCOUNTING: Final = re.compile(r"^# accounting\.nft: (\w+) (\w+)\n", re.MULTILINE)
+_ACCOUNTING: Final = re.compile(r"^# accounting\.nft: (\w+) ([\w-]+)\n", re.MULTILINE)
 #: ``flags all``: uid, TCP sequence and options, IP options, link addresses. Level info, because a
 #: warning reaches the console. The kernel log holds some hundreds of records and is everybody's,
 #: so here there is one more budget, for all flows; what it keeps out is counted all the same.
 _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info flags all")
 
 
-def sandbox(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """The fence inside the sandbox, ready for ``nft -f``."""
+class Table(NamedTuple):
+    """A table of a fence, and the rules that count in it."""
+
+    family: str
+    name: str
+    rules: tuple[str, ...]
+
+
+def tables(spec: FenceSpec) -> tuple[Table, ...]:
+    """The tables in the namespace that is fenced; a VM's fence is in its host's."""
+    return tables_of(spec.profile, None if spec.tap is None else spec.tap.device)
+
+
+def tables_of(profile: Profile, device: str | None) -> tuple[Table, ...]:
+    """The same, of a fence that nothing more is known of."""
+    name = TABLE if device is None else device_table(device)
+    return tuple(Table(family, name, rules) for family, rules in _RULES[profile])
+
+
+def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
+    """The tables on the host's side of a sandbox's link, none where no guard is wanted."""
+    if spec.guard_device is None:
+        return ()
+    return (Table("netdev", device_table(spec.guard_device), ("guard",)),)
+
+
+def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
+    """The fence itself, ready for ``nft -f``."""
     links = around.links or (LOOPBACK,)
-    text = _render("sandbox.nft", spec, links, transport)
-    text = _define(text, "uplinks", _names(around.uplinks or links))
-    return (
-        text
-        + _elements("inet", TABLE, spec.allowed, around.neighbours, link_layer=False)
-        + (_elements("netdev", TABLE, spec.allowed, around.neighbours, link_layer=True))
-    )
+    defines = {"links": _names(links)}
+    if spec.profile == "sandbox":
+        defines["uplinks"] = _names(around.uplinks or links)
+    if spec.profile == "sidecar":
+        defines["proxy_uids"] = _braced(map(str, spec.proxy_uids))
+    (name,) = {table.name for table in tables(spec)}
+    text = _render(_FILES[spec.profile], spec, defines, name, transport)
+    return text + _elements(text, _static(spec, around))
 
 
 def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
     """The guard on the host's side, ready for ``nft -f``; ``spec.guard_device`` names the link."""
     device = spec.guard_device or LOOPBACK
-    table = guard_table(device)
-    text = _render("guard.nft", spec, (device,), transport).replace(_GUARD_IN_FILE, table)
-    return text + _elements("netdev", table, spec.allowed, around.neighbours, link_layer=True)
+    defines = {"links": _names((device,))}
+    text = _render("guard.nft", spec, defines, device_table(device), transport)
+    return text + _elements(text, _static(spec, around))
 
 
 def whole(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
     """All that a specification asks for: the fence, and the guard if one is wanted."""
-    text = sandbox(spec, around, transport)
+    text = fence(spec, around, transport)
     return text if spec.guard_device is None else text + guard(spec, around, transport)
 
 
@@ -65,8 +107,8 @@ def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> st
     return hashlib.sha256(whole(spec, around, transport).encode()).hexdigest()
 
 
-def guard_table(device: str) -> str:
-    """The name of a guard's table: one for each device, in the characters that nft allows."""
+def device_table(device: str) -> str:
+    """The name of a table that is one device's, in the characters that nft allows."""
     return f"{TABLE}_" + re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):02x}", device)
 
 
@@ -77,10 +119,18 @@ def removal(tables: Iterable[tuple[str, str]]) -> str:
     )
 
 
-def _render(file: str, spec: FenceSpec, links: tuple[str, ...], transport: LogTransport) -> str:
-    text = _define(_policy(file), "links", _names(links))
-    text = _with_accounting(text, spec.sandbox)
+def _render(
+    file: str, spec: FenceSpec, defines: Mapping[str, str], table: str, transport: LogTransport
+) -> str:
+    text = _policy(file)
+    for name, value in defines.items():
+        text = _define(text, name, value)
+    opened = _OPENING.search(text)
+    if opened is None:
+        raise AssertionError("the policy file must open a table of ours")
+    text = _with_accounting(text, opened["table"], spec.sandbox)
     text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
+    text = _OPENING.sub(lambda at: at["before"] + table + (at["after"] or ""), text)
     return _with_log(text, spec.group, transport)
 
 
@@ -88,11 +138,9 @@ def _policy(file: str) -> str:
     return (importlib.resources.files("ocsf_nft.rules") / file).read_text("utf-8")
 
 
-def _with_accounting(text: str, name: str) -> str:
-    policy = _define(_policy("accounting.nft"), "sandbox", f'"{name}"')
-    opening = f"table inet {TABLE} {{\n"
-    defines, _, body = policy.partition(opening)
-    table = _GUARD_IN_FILE if f"table netdev {_GUARD_IN_FILE}" in text else TABLE
+def _with_accounting(text: str, table: str, sandbox: str) -> str:
+    policy = _define(_policy("accounting.nft"), "sandbox", f'"{sandbox}"')
+    defines, _, body = policy.partition(f"table inet {TABLE} {{\n")
 
     def of_rule(place: re.Match[str]) -> str:
         family, rule = place.groups()
@@ -107,7 +155,11 @@ def _with_accounting(text: str, name: str) -> str:
 
 
 def _names(links: tuple[str, ...]) -> str:
-    return "{ " + ", ".join(f'"{link}"' for link in links) + " }"
+    return _braced(f'"{link}"' for link in links)
+
+
+def _braced(values: Iterable[str]) -> str:
+    return "{ " + ", ".join(values) + " }"
 
 
 def _define(text: str, name: str, value: str) -> str:
@@ -131,28 +183,28 @@ def _with_log(text: str, group: int, transport: LogTransport) -> str:
     return "".join(lines)
 
 
-def _elements(
-    family: str,
-    table: str,
-    allowed: tuple[Endpoint, ...],
-    neighbours: tuple[Address, ...],
-    *,
-    link_layer: bool,
-) -> str:
-    sets = {
-        f"allowed{version}": [
+def _static(spec: FenceSpec, around: Surroundings) -> dict[str, list[str]]:
+    """What is in the sets that fill themselves in no table."""
+    found: dict[str, list[str]] = {}
+    for version in (4, 6):
+        found[f"allowed{version}"] = [
             f"{place.address} . {place.protocol} . {place.port}"
-            for place in allowed
+            for place in spec.allowed
             if place.address.version == version
         ]
-        for version in (4, 6)
-    }
-    for version in (4, 6) if link_layer else (6,):
-        sets[f"neighbours{version}"] = [
-            str(address) for address in neighbours if address.version == version
+        found[f"neighbours{version}"] = [
+            str(address) for address in around.neighbours if address.version == version
         ]
-    return "".join(
-        f"add element {family} {table} {name} {{ {', '.join(elements)} }}\n"
-        for name, elements in sets.items()
-        if elements
-    )
+    return found
+
+
+def _elements(text: str, contents: Mapping[str, list[str]]) -> str:
+    """Fill the sets of a ruleset, in whichever table they are."""
+    lines = []
+    where = ""
+    for line in text.splitlines():
+        if opened := _OPENING.fullmatch(line):
+            where = f"{opened['family']} {opened['table']}"
+        elif (found := _SET.fullmatch(line)) and contents.get(found[1]):
+            lines.append(f"add element {where} {found[1]} {_braced(contents[found[1]])}\n")
+    return "".join(lines)

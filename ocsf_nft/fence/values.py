@@ -10,15 +10,20 @@ from typing import Final, Literal, TypeAlias, cast
 from ocsf_nft.errors import UsageError
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+#: A gateway's address, and the network that it is on.
+Subnet: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Protocol: TypeAlias = Literal["tcp", "udp"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 #: IFNAMSIZ is 16 with the final NUL; dev_valid_name() in net/core/dev.c forbids blanks, `/` and
 #: `:`. Of the rest, nft's quoted strings can't hold `"`, and give `*`, `\\` and `$` a meaning.
 _DEVICE: Final = re.compile(r"(?:(?![\"/:*\\$])[!-~]){1,15}")
+_MAC: Final = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII)
 _LAST_PORT: Final = 65535
 _LAST_GROUP: Final = 65535
+#: The highest number is no user's: the kernel says "nobody" with it.
+_LAST_UID: Final = 0xFFFFFFFE
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,6 +61,48 @@ def nflog_group(number: int) -> int:
     if not 1 <= number <= _LAST_GROUP:
         raise UsageError(f"NFLOG group {number} is out of range: use 1 to {_LAST_GROUP}")
     return number
+
+
+def uid(number: int) -> int:
+    """A user's number; raises UsageError when it is out of range."""
+    if not 0 <= number <= _LAST_UID:
+        raise UsageError(f"user {number} is out of range: use 0 to {_LAST_UID}")
+    return number
+
+
+def mac(text: str) -> str:
+    """The link address of one machine, in lower case; raises UsageError."""
+    found = text.lower()
+    if not _MAC.fullmatch(found) or int(found[:2], 16) & 1 or not int(found.replace(":", ""), 16):
+        raise UsageError(f"{text!r} is no link address of one machine: write 02:00:00:00:00:02")
+    return found
+
+
+def subnet(text: str) -> Subnet:
+    """``ADDR/LENGTH``; raises UsageError.
+
+    The address is the gateway's, that of the network means its first one.
+    """
+    try:
+        found = ipaddress.ip_interface(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{text!r} is no subnet: write 172.16.0.0/30, or the gateway's own address in it"
+        ) from error
+    if "/" not in text or found.network.num_addresses < 2:
+        raise UsageError(f"{text!r} has no room for a gateway and a VM: write 172.16.0.0/30")
+    if isinstance(found, ipaddress.IPv6Interface) and found.scope_id is not None:
+        raise UsageError(f"{text!r} has a zone: a fence can't match an address by its zone")
+    if found.ip == found.network.network_address and found.network.num_addresses > 2:
+        found = ipaddress.ip_interface(f"{found.ip + 1}/{found.network.prefixlen}")
+    is_of_nobody = found.is_multicast or found.is_unspecified or found.is_loopback
+    if found.version == 6:
+        is_of_nobody |= found.is_link_local
+    elif found.network.num_addresses > 2:
+        is_of_nobody |= found.ip == found.network.broadcast_address
+    if is_of_nobody:
+        raise UsageError(f"{text!r} is no subnet of a VM: use a private one, as 172.16.0.0/30")
+    return found
 
 
 def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:

@@ -51,7 +51,7 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
-        stood = installer.stands(namespace)
+        stood = installer.stands(namespace, sandbox.device)
         installed = installer.install(sandbox.spec(), namespace, state, wanted_transport(sandbox))
         return Fence(
             installed=installed,
@@ -59,7 +59,7 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
             is_ours=not stood,
             reason=installed.degraded,
         )
-    found = installer.verify(sandbox.name, state, sandbox.namespace)
+    found = installer.verify(sandbox.name, state, sandbox.namespace, sandbox.device)
     if found.verdict == "absent":
         raise AbsentError(
             f"no fence of sandbox {sandbox.name} stands: `ocsf-nft install` one, or run --install"

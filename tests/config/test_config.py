@@ -139,7 +139,7 @@ def test_a_source_goes_with_the_transport_that_it_reads(source: str, transport: 
         ({"sandbox": [{"name": "a", "prxy": []}]}, "sandbox.0.prxy: did you mean proxy?"),
         ({"sandbox": [{"name": "a/b"}]}, "no sandbox name"),
         ({"sandbox": [{"name": 3}]}, "must be text"),
-        ({"sandbox": [{"name": "a", "install": True}]}, "at least one --proxy"),
+        ({"sandbox": [{"name": "a", "install": True}]}, "needs --proxy"),
         ({"sandbox": [{"name": "a", "proxy": ["1.2.3.4"]}]}, "no ADDR:PORT"),
         ({"sandbox": [{"name": "a", "proxy": [3]}]}, "must be text"),
         ({"sandbox": [{"name": "a", "proxy": "1.2.3.4:5"}]}, "sandbox.0.proxy: must be a list"),

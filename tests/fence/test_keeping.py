@@ -12,8 +12,8 @@ from ocsf_nft.fence.spec import FenceSpec, Surroundings
 from ocsf_nft.fence.values import endpoint
 
 SPEC = FenceSpec(sandbox="lab", proxies=(endpoint("10.0.0.1:3128"),), guard_device="veth7")
-DEFINITION = ruleset.sandbox(SPEC, Surroundings(links=("eth0", "eth1")), "nflog")
-INET, NETDEV = (Place(family, ruleset.TABLE) for family in ruleset.FAMILIES)
+DEFINITION = ruleset.fence(SPEC, Surroundings(links=("eth0", "eth1")), "nflog")
+INET, NETDEV = (Place(family, ruleset.TABLE) for family in ("inet", "netdev"))
 FLOWS = """\tset flows4_egress { # handle 7
 \t\ttypeof meta skuid . meta l4proto . ip daddr . th dport
 \t\tsize 16384
@@ -141,7 +141,7 @@ def test_what_is_not_plainly_ours_is_not_kept(listing: str) -> None:
 
 
 def test_a_guard_is_kept_as_well() -> None:
-    place = Place("netdev", ruleset.guard_table("veth7"))
+    place = Place("netdev", ruleset.device_table("veth7"))
     definition = ruleset.guard(SPEC, Surroundings(), "nflog")
     found = (
         "table netdev ocsf_nft_veth7 { # handle 1\n"

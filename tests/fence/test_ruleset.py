@@ -30,7 +30,7 @@ def rules(text: str) -> list[str]:
 
 
 def test_every_rule_of_the_policy_is_logged_with_its_own_prefix() -> None:
-    text = ruleset.sandbox(SPEC, AROUND, "nflog")
+    text = ruleset.fence(SPEC, AROUND, "nflog")
     assert re.findall(r'log prefix "ocsf-nft:\$sandbox:(\w+):" group 77 snaplen 128', text) == [
         "egress",
         "forward",
@@ -43,7 +43,7 @@ def test_every_rule_of_the_policy_is_logged_with_its_own_prefix() -> None:
 
 
 def test_the_kernel_log_form_has_a_budget_and_no_group() -> None:
-    logs = [line for line in rules(ruleset.sandbox(SPEC, AROUND, "kmsg")) if "log prefix" in line]
+    logs = [line for line in rules(ruleset.fence(SPEC, AROUND, "kmsg")) if "log prefix" in line]
     assert len(logs) == 4
     for line in logs:
         assert "group" not in line
@@ -52,13 +52,13 @@ def test_the_kernel_log_form_has_a_budget_and_no_group() -> None:
 
 
 def test_without_log_support_only_the_log_rules_are_left_out() -> None:
-    logged = rules(ruleset.sandbox(SPEC, AROUND, "nflog"))
-    unlogged = rules(ruleset.sandbox(SPEC, AROUND, "none"))
+    logged = rules(ruleset.fence(SPEC, AROUND, "nflog"))
+    unlogged = rules(ruleset.fence(SPEC, AROUND, "none"))
     assert unlogged == [line for line in logged if not line.startswith("log prefix")]
 
 
 def test_the_sets_of_both_tables_get_their_elements() -> None:
-    text = ruleset.sandbox(SPEC, AROUND, "nflog")
+    text = ruleset.fence(SPEC, AROUND, "nflog")
     for family in ("inet", "netdev"):
         elements = f"add element {family} ocsf_nft"
         assert f"{elements} allowed4 {{ 10.0.0.1 . tcp . 3128, 10.0.0.53 . udp . 53 }}" in text
@@ -69,7 +69,7 @@ def test_the_sets_of_both_tables_get_their_elements() -> None:
 
 def test_a_set_without_elements_gets_no_line_that_nft_would_refuse() -> None:
     only4 = FenceSpec(sandbox="a", proxies=(endpoint("10.0.0.1:3128"),))
-    text = ruleset.sandbox(only4, Surroundings(), "nflog")
+    text = ruleset.fence(only4, Surroundings(), "nflog")
     assert "allowed6 {  }" not in text
     assert 'define links = { "lo" }' in text
 
@@ -84,10 +84,10 @@ def test_the_guard_is_a_table_of_its_own_device() -> None:
 
 @pytest.mark.parametrize("device", ["a{b}", "a;b", "0@x", "-"])
 def test_a_guards_table_name_is_an_identifier_whatever_the_device_is_called(device: str) -> None:
-    assert re.fullmatch(r"ocsf_nft_[A-Za-z0-9._-]+", ruleset.guard_table(device))
+    assert re.fullmatch(r"ocsf_nft_[A-Za-z0-9._-]+", ruleset.device_table(device))
 
 
-_RULES_OF_SPEC = frozenset(rules(ruleset.sandbox(SPEC, Surroundings(), "nflog")))
+_RULES_OF_SPEC = frozenset(rules(ruleset.fence(SPEC, Surroundings(), "nflog")))
 _NAMES = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True).filter(
     lambda name: name not in {".", ".."}
 )
@@ -102,7 +102,7 @@ _PLACES = st.builds(
 @given(name=_NAMES, places=st.lists(_PLACES, min_size=1, max_size=5), group=st.integers(1, 65535))
 def test_values_change_no_rule_but_their_own(name: str, places: list[Endpoint], group: int) -> None:
     spec = FenceSpec(sandbox=name, proxies=tuple(places), group=group)
-    text = ruleset.sandbox(spec, Surroundings(), "nflog")
+    text = ruleset.fence(spec, Surroundings(), "nflog")
     changed = [line for line in rules(text) if line not in _RULES_OF_SPEC]
     assert all(
         line.startswith(("define ", "comment ", "log prefix ", "add element ")) for line in changed

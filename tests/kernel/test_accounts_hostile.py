@@ -31,7 +31,7 @@ def _write_counts(flows: int) -> str:
 
 def _write_totals(installed: Installed) -> str:
     """The fence as it stands, with other totals."""
-    text = ruleset.sandbox(installed.spec, installed.around, installed.transport)
+    text = ruleset.fence(installed.spec, installed.around, installed.transport)
     for rule in ("egress", "forward", "ingress", "link"):
         empty = f"counter refused_{rule} {{ }}"
         assert text.count(empty) == 1

@@ -35,7 +35,7 @@ def test_a_ruleset_with_an_error_leaves_the_fence_untouched(
     fenced: Lab, state: StateDirectory, spec: FenceSpec
 ) -> None:
     around = installer._survey(spec, fenced.sandbox_namespace)
-    text = ruleset.sandbox(spec, around, "nflog") + "add rule inet ocsf_nft nowhere accept\n"
+    text = ruleset.fence(spec, around, "nflog") + "add rule inet ocsf_nft nowhere accept\n"
     with pytest.raises((FenceError, UnsupportedError)) as refused:
         nft.load(fenced.sandbox_namespace, text)
     assert "add rule inet ocsf_nft nowhere accept" in str(refused.value)
@@ -336,6 +336,6 @@ def test_the_whole_policy_loads_with_every_transport(
 ) -> None:
     guarded = dataclasses.replace(spec, guard_device=lab.gateway_device)
     path = tmp_path / "composed.nft"
-    for compose in (ruleset.sandbox, ruleset.guard):
+    for compose in (ruleset.fence, ruleset.guard):
         path.write_text(compose(guarded, Surroundings(), transport))
         lab.gateway_namespace.call(lambda: subprocess.run(["nft", "-c", "-f", path], check=True))

@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, keeping, nft, standing
+from ocsf_nft.fence import installer, keeping, loading, nft, standing
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import INTERNET4, ip
 from tests.kernel import conftest
@@ -186,7 +186,7 @@ def test_a_set_with_very_many_elements_is_looked_at_no_further(
     found = installer.verify(conftest.SANDBOX, state)
     assert found.verdict == "differs"
     assert found.installed is not None
-    told = installer._listings(found.installed.spec, ns)["inet ocsf_nft"]
+    told = loading.listings(found.installed.spec, ns)["inet ocsf_nft"]
     assert "10.9.7.7" not in told
     assert ("more than 1002 elements" in told) == (name == "allowed4")
     installer.install(spec, ns, state, "nflog")
