@@ -95,7 +95,8 @@ def subnet(text: str) -> Subnet:
         raise UsageError(f"{text!r} has a zone: a fence can't match an address by its zone")
     if found.ip == found.network.network_address and found.network.num_addresses > 2:
         found = ipaddress.ip_interface(f"{found.ip + 1}/{found.network.prefixlen}")
-    is_of_nobody = found.is_multicast or found.is_unspecified or found.is_loopback
+    is_of_nobody = found.is_multicast or found.is_loopback
+    is_of_nobody |= found.network.network_address.is_unspecified
     if found.version == 6:
         is_of_nobody |= found.is_link_local
     elif found.network.num_addresses > 2:

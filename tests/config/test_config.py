@@ -46,6 +46,13 @@ verdict = "log"
 """
 
 
+def _of_profile(profile: str, **given: object) -> dict[str, Any]:
+    return {"sandbox": [{"name": "a", "profile": profile, "install": True, **given}]}
+
+
+_VM = {"device": "vmtap-0", "subnet": ["172.16.0.0/30", "fd00:7::/64"], "gateway_port": 3128}
+
+
 def _prefixes(*rows: dict[str, Any]) -> dict[str, Any]:
     return {"sandbox": [{"name": "a"}], "prefix": rows}
 
@@ -106,6 +113,19 @@ def test_without_prefixes_what_is_built_in_counts() -> None:
     assert table.of("[UFW BLOCK] ") == Meaning(None, "UFW BLOCK", "reject")
 
 
+def test_a_vms_proxy_is_its_gateway() -> None:
+    (vm,) = config.parse(_of_profile("tap", **_VM), where="test").sandbox
+    spec = vm.spec()
+    assert [str(place) for place in spec.proxies] == ["172.16.0.1:3128", "[fd00:7::1]:3128"]
+    assert spec.tap is not None
+    assert (spec.tap.device, spec.tap.mac) == ("vmtap-0", None)
+
+
+def test_a_sidecars_proxy_is_known_by_its_user() -> None:
+    (pod,) = config.parse(_of_profile("sidecar", proxy_uid=[3128, 0]), where="test").sandbox
+    assert pod.spec().proxy_uids == (3128, 0)
+
+
 @pytest.mark.parametrize(
     ("source", "transport"),
     [("auto", "none"), ("nflog", "nflog"), ("kmsg", "kmsg"), ("journal", "kmsg"), ("kmsg", "auto")],
@@ -154,6 +174,17 @@ def test_a_source_goes_with_the_transport_that_it_reads(source: str, transport: 
         ({"sandbox": [{"name": "a", "transport": "smoke"}]}, "'auto', 'nflog'"),
         ({"sandbox": [{"name": "a", "netns": "a", "pid": 1}]}, "give one"),
         ({"sandbox": [{"name": "a"}, {"name": "a"}]}, "the same name"),
+        (_of_profile("vm"), "'sandbox', 'sidecar' or 'tap'"),
+        (_of_profile("sidecar"), "profile sidecar needs --proxy-uid"),
+        (_of_profile("sidecar", proxy_uid=[-1]), "sandbox.0.proxy_uid.0"),
+        (_of_profile("sidecar", proxy_uid=[1], host_guard="v"), "--host-guard is nothing for"),
+        (_of_profile("sandbox", proxy=["1.2.3.4:5"], mac="02:00:00:00:00:01"), "--mac is nothing"),
+        (_of_profile("tap"), "profile tap needs --device"),
+        (_of_profile("tap", device="vmtap-0"), "profile tap needs --subnet CIDR"),
+        (_of_profile("tap", **_VM, proxy=["1.2.3.4:5"]), "--proxy is nothing for"),
+        (_of_profile("tap", **{**_VM, "subnet": ["172.16.0.1"]}), "no room for a gateway"),
+        (_of_profile("tap", **{**_VM, "gateway_port": 0}), "sandbox.0.gateway_port"),
+        (_of_profile("tap", **_VM, mac="x"), "is no link address"),
         (_read_by("nflog", "kmsg"), "source nflog, where a fence with transport kmsg logs nothing"),
         (_read_by("nflog", "none"), "give transport nflog, or leave it out"),
         (_read_by("kmsg", "nflog"), "give transport kmsg, or leave it out"),

@@ -93,3 +93,67 @@ def test_no_device_name_can_end_a_quoted_string_or_reach_over_a_line(name: str) 
 def test_an_nflog_group_fits_16_bits(number: int) -> None:
     with pytest.raises(UsageError):
         values.nflog_group(number)
+
+
+@pytest.mark.parametrize(
+    ("text", "gateway"),
+    [
+        ("172.16.0.0/30", "172.16.0.1/30"),
+        ("172.16.0.2/30", "172.16.0.2/30"),
+        ("172.16.0.0/31", "172.16.0.0/31"),
+        ("169.254.0.21/30", "169.254.0.21/30"),
+        ("fd00:7::/64", "fd00:7::1/64"),
+        ("FD00:7:0::5/64", "fd00:7::5/64"),
+    ],
+)
+def test_a_subnet_is_known_by_its_gateways_address(text: str, gateway: str) -> None:
+    assert str(values.subnet(text)) == gateway
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "172.16.0.1",
+        "172.16.0.1/32",
+        "172.16.0.3/30",
+        "172.16.0.0/33",
+        "172.16.0.0/30 accept",
+        "172.16.0.0/255.255.255.252\n",
+        "0.0.0.0/0",
+        "127.0.0.1/8",
+        "224.0.0.1/24",
+        "fe80::1/64",
+        "fd00::1%tap0/64",
+        "fd00::1/128",
+        "tap0",
+    ],
+)
+def test_what_is_no_subnet_of_a_vm_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        values.subnet(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_link_address_is_that_of_one_machine() -> None:
+    assert values.mac("02:00:00:00:00:0A") == "02:00:00:00:00:0a"
+    for text in (
+        "",
+        "02:00:00:00:00",
+        "02-00-00-00-00-0a",
+        "ff:ff:ff:ff:ff:ff",
+        "01:00:5e:00:00:01",
+        "00:00:00:00:00:00",
+        "02:00:00:00:00:0a\n",
+        "02:00:00:00:00:\u0660a",
+    ):
+        with pytest.raises(UsageError):
+            values.mac(text)
+
+
+def test_a_users_number_fits_32_bits_and_is_not_nobodys() -> None:
+    assert values.uid(0) == 0
+    assert values.uid(0xFFFFFFFE) == 0xFFFFFFFE
+    for number in (-1, 0xFFFFFFFF):
+        with pytest.raises(UsageError):
+            values.uid(number)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ocsf_nft.errors import UsageError
+from ocsf_nft.fence import ruleset
+from ocsf_nft.fence.spec import FenceSpec, Tap
+from ocsf_nft.fence.values import endpoint, subnet
+
+PROXY = endpoint("10.0.0.1:3128")
+TAP = Tap(device="vmtap-0", subnets=(subnet("172.16.0.1/30"), subnet("fd00:7::1/64")))
+
+
+@pytest.mark.parametrize(
+    ("asked", "profile", "tables"),
+    [
+        ({"proxies": (PROXY,)}, "sandbox", {"inet ocsf_nft", "netdev ocsf_nft"}),
+        ({"proxy_uids": (3128,)}, "sidecar", {"inet ocsf_nft", "netdev ocsf_nft"}),
+        (
+            {"proxies": (PROXY,), "tap": TAP},
+            "tap",
+            {"inet ocsf_nft_vmtap-0", "netdev ocsf_nft_vmtap-0"},
+        ),
+    ],
+)
+def test_what_is_fenced_says_the_profile_and_its_tables(
+    asked: dict[str, Any], profile: str, tables: set[str]
+) -> None:
+    spec = FenceSpec(sandbox="a", **asked)
+    assert spec.profile == profile
+    assert {f"{table.family} {table.name}" for table in ruleset.tables(spec)} == tables
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"tap": TAP},
+        {"proxies": (PROXY,), "tap": TAP, "proxy_uids": (1,)},
+        {"proxies": (PROXY,), "tap": TAP, "guard_device": "veth0"},
+        {"proxy_uids": (-1,)},
+        {"proxy_uids": (0xFFFFFFFF,)},
+        {"proxies": (PROXY,), "group": 0},
+        {"proxies": (PROXY,), "guard_device": "a b"},
+    ],
+)
+def test_what_makes_no_fence_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        FenceSpec(sandbox="a", **asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"device": "vmtap-0", "subnets": ()},
+        {"device": "vmtap-0", "subnets": (subnet("10.0.0.1/30"), subnet("10.0.1.1/30"))},
+        {"device": "vm tap", "subnets": TAP.subnets},
+        {"device": "vmtap-0", "subnets": TAP.subnets, "mac": "ff:ff:ff:ff:ff:ff"},
+    ],
+)
+def test_what_is_no_vms_link_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Tap(**asked)
