@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import ipaddress
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
+from ocsf_nft.fence.values import Endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from ocsf_nft.netns import named
 from ocsf_nft.sources.nflog import Nflog
@@ -198,6 +201,28 @@ async def test_a_socket_bound_to_another_link_does_not_reach_a_false_proxy(
         found = await taken(source, lambda record: record.destination_port == PROXY_PORT)
         links = {each.out_interface for each in found if each.destination_port == PROXY_PORT}
         assert links == {"sb1"}
+
+
+@pytest.mark.parametrize("inside", ["127.0.0.1", "::1", SANDBOX4, SANDBOX6])
+def test_a_proxy_inside_is_nothing_to_send_out_on_a_link(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, inside: str
+) -> None:
+    """A socket that is bound to a link sends even what is for 127.0.0.1 out on it."""
+    family = socket.AF_INET6 if ":" in inside else socket.AF_INET
+    proxy = Endpoint("tcp", ipaddress.ip_address(inside), PROXY_PORT)
+    installer.install(dataclasses.replace(spec, proxies=(proxy,)), lab.sandbox_namespace, state)
+
+    def connect() -> None:
+        with socket.socket(family) as sock, contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"sb0")
+            sock.settimeout(0.2)
+            sock.connect((inside, PROXY_PORT))
+
+    with far_side.watch(lab, has_proxy=False) as far:
+        far.strays()
+        lab.sandbox_namespace.call(connect)
+        time.sleep(0.05)
+        assert not far.strays()
 
 
 async def test_a_macvlan_child_of_the_link_is_refused_at_the_link(fenced: Lab) -> None:
