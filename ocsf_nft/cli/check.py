@@ -4,47 +4,182 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ocsf_nft.cli import output
+from ocsf_nft.cli import options, output
+from ocsf_nft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.check import Finding, Question
+    from ocsf_nft.netns import Namespace
+
+#: How VMs' TAP devices are usually named.
+_DEVICES: Final = "vmtap-*"
+_STYLES: Final = {
+    "ok": "green",
+    "info": "cyan",
+    "degraded": "yellow",
+    "blocked": "red",
+    "fatal": "bold red",
+}
 
 
-def check(
+def check(  # noqa: PLR0913, PLR0917 - each is an option
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a finding, on standard output.")
     ] = False,
+    netns: options.Netns = None,
+    pid: options.Pid = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            help="Judge the rules for a VM on this TAP device, or on those of a pattern. "
+            f"Default: {_DEVICES}, where no --proxy is given.",
+            metavar="DEV",
+        ),
+    ] = None,
+    subnets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--subnet",
+            help="The VM's subnet, as the gateway's address in it; repeatable, IPv4 and IPv6.",
+            metavar="CIDR",
+        ),
+    ] = None,
+    gateway_port: Annotated[
+        int,
+        typer.Option("--gateway-port", help="The host's port that the VM uses.", metavar="PORT"),
+    ] = 3128,
+    proxies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--proxy",
+            help="Judge the rules for a sandbox with this proxy; repeatable.",
+            metavar="ADDR:PORT",
+        ),
+    ] = None,
+    remove_leftovers: Annotated[
+        bool,
+        typer.Option(
+            "--remove-leftovers",
+            help="Remove what it calls leftovers of an older iptables set-up, and do nothing else.",
+        ),
+    ] = False,
 ) -> None:
-    """Try what this host can do, and tell what to do about what it can't.
+    """Try what this host can do, read its rules, and tell what is in a fence's way.
 
-    Exit 0: a fence stands here and its records are read. 1: it stands, but can't report. 3: none
-    stands. Changes nothing; what can't be tried for want of a privilege counts as missing.
+    Exit 0: a fence stands here, its records are read, and no rule of others drops what it accepts.
+    1: it stands, but can't report, or something drops what it accepts, or may. 3: none stands.
+    Changes nothing; what can't be tried for want of a privilege counts as missing.
 
-    Example: ocsf-nft check
+    Example: ocsf-nft check --device vmtap-1 --subnet 172.16.0.1/30 --gateway-port 3128
     """
+    from ocsf_nft.check import findings, verdict
+
+    asked = _asked(
+        _namespace(netns, pid), device, subnets or [], port=gateway_port, proxies=proxies or []
+    )
+    if remove_leftovers:
+        raise typer.Exit(_remove(asked, as_json=as_json))
+    found = []
+    for finding in findings(asked):
+        found.append(finding)
+        if as_json:
+            _write(finding)
+    if not as_json:
+        _show(found)
+    raise typer.Exit(verdict(found))
+
+
+def _namespace(netns: str | None, pid: int | None) -> Namespace:
+    from ocsf_nft.netns import Namespace, named, of_process
+
+    if netns is not None and pid is not None:
+        raise UsageError("a namespace is named once: give --netns or --pid")
+    if pid is not None:
+        return of_process(pid)
+    return Namespace() if netns is None else named(netns)
+
+
+def _asked(
+    namespace: Namespace,
+    device: str | None,
+    subnets: list[str],
+    *,
+    port: int,
+    proxies: list[str],
+) -> Question:
+    from ocsf_nft import check
+    from ocsf_nft.fence import values
+
+    if not 1 <= port <= 65535:
+        raise UsageError(f"port {port} is out of range: use 1 to 65535")
+    if device is None and (subnets or not proxies):
+        device = _DEVICES
+    if device is not None:
+        values.device_name(device.removesuffix("*"))
+    return check.question(
+        namespace,
+        device=device,
+        subnets=tuple(map(values.subnet, subnets)),
+        port=port,
+        proxies=tuple(map(values.endpoint, proxies)),
+    )
+
+
+def _write(finding: Finding) -> None:
     import dataclasses
 
     import orjson
+
+    output.write(orjson.dumps(dataclasses.asdict(finding)) + b"\n")
+
+
+def _show(found: Iterable[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from ocsf_nft.check import findings, verdict
+    from ocsf_nft.ocsf.text import visible
 
-    found = list(findings())
-    if as_json:
-        for finding in found:
-            output.write(orjson.dumps(dataclasses.asdict(finding)) + b"\n")
-    else:
-        table = Table("", "what", "meaning", "what to do")
-        styles = {"ok": "green", "degraded": "yellow", "fatal": "red"}
-        for finding in found:
-            table.add_row(
-                Text(finding.severity, styles[finding.severity]),
-                finding.name,
-                Text(finding.meaning),
-                Text(finding.remedy or ""),
-            )
-        Console(stderr=True).print(table)
-    raise typer.Exit(verdict(found))
+    console = Console(stderr=True)
+    table = Table("", "what", "meaning", "what to do")
+    commands: list[str] = []
+    for finding in found:
+        remedy = finding.remedy or ""
+        if finding.commands:
+            remedy += " (commands below)"
+            commands += [each for each in finding.commands if each not in commands]
+        table.add_row(
+            Text(finding.severity, _STYLES[finding.severity]),
+            finding.name,
+            Text(visible(finding.meaning)),
+            Text(visible(remedy.strip())),
+        )
+    console.print(table)
+    # As they stand, in no box: they are there to be copied.
+    for command in commands:
+        output.say(f"    {command}")
+
+
+def _remove(asked: Question, *, as_json: bool) -> int:
+    import orjson
+
+    from ocsf_nft import check
+
+    code = 0
+    for leftover, reason in check.remove_leftovers(asked):
+        if reason is not None:
+            code = 1
+        if as_json:
+            told = {"leftover": leftover.text, "is_removed": reason is None, "reason": reason}
+            output.write(orjson.dumps(told) + b"\n")
+        else:
+            how = "removed" if reason is None else f"not removed ({reason})"
+            output.say(f"{how}: {leftover.text}")
+    return code

@@ -90,7 +90,7 @@ def test_what_is_told_and_its_exit_code(
 def test_ctrl_c_ends_it_quietly_as_shells_report_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
-    def interrupted() -> NoReturn:
+    def interrupted(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "argv", ["ocsf-nft", "check"])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft import check
+from ocsf_nft.check import kernel
 from ocsf_nft.errors import FenceError, UnsupportedError
 from ocsf_nft.fence import installer, kernel_log, nft
 from ocsf_nft.netns import Namespace
@@ -26,15 +24,6 @@ pytestmark = pytest.mark.kernel
 
 _HERE = Path(__file__).parent
 _ALL_NETNS = Path("/proc/sys/net/netfilter/nf_log_all_netns")
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("shim") / "without.so"
-    compiler = shutil.which("cc")
-    assert compiler is not None
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, _HERE / "without.c"], check=True)
-    return library
 
 
 @pytest.fixture
@@ -236,7 +225,7 @@ def test_a_sysctl_that_is_not_ours_is_told_with_what_to_do(
     monkeypatch.setattr(kernel_log, "of_process", lambda _pid: Namespace())
     with pytest.raises(UnsupportedError):
         work()
-    found = check._tried("all-netns", "degraded", "", work)
+    found = kernel._tried("all-netns", "degraded", "", work)
     assert found.meaning == (
         "net.netfilter.nf_log_all_netns, which lets records of other namespaces into the kernel "
         "log, can't be read or set from here"

@@ -9,7 +9,7 @@ from ocsf_nft.check import Finding, Severity, verdict
 _FATAL = ("nft", "fence")
 _OTHERS = (
     *("namespaces", "nflog", "nflog-reader", "kernel-log", "all-netns"),
-    *("kmsg-reader", "journal-reader", "guard"),
+    *("kmsg-reader", "journal-reader", "guard", "nat"),
 )
 
 
@@ -21,6 +21,8 @@ def _found(missing: str) -> list[Finding]:
     return [
         *(finding(name, "fatal") for name in _FATAL),
         *(finding(name, "degraded") for name in _OTHERS),
+        finding("forwarding", "info"),
+        finding("drops", "blocked"),
     ]
 
 
@@ -29,6 +31,8 @@ def _found(missing: str) -> list[Finding]:
     [
         ("", 0),
         ("guard namespaces", 0),
+        ("forwarding", 0),
+        ("nat", 0),
         ("kernel-log all-netns kmsg-reader journal-reader", 0),
         ("nflog", 0),
         ("nflog-reader", 0),
@@ -40,10 +44,15 @@ def _found(missing: str) -> list[Finding]:
         ("nflog-reader kernel-log", 1),
         ("nflog-reader all-netns", 1),
         ("nflog-reader kmsg-reader journal-reader", 1),
+        ("drops", 1),
+        ("drops nflog kernel-log", 1),
         ("nft", 3),
         ("fence", 3),
         ("fence nflog kernel-log", 3),
+        ("fence drops", 3),
     ],
 )
-def test_one_way_to_log_and_to_read_what_is_logged_is_enough(missing: str, code: int) -> None:
+def test_one_way_to_log_and_read_is_enough_and_nothing_may_drop_what_is_accepted(
+    missing: str, code: int
+) -> None:
     assert verdict(_found(missing)) == code

@@ -1,0 +1,123 @@
+"""What rtnetlink tells of an interface: what it is part of, and what sees its packets first.
+
+Layouts and numbers: ``include/uapi/linux/if_link.h``, ``rtnetlink.h`` and ``pkt_sched.h``.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence import links
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocsf_nft.fence.values import Address
+    from ocsf_nft.netns import Namespace
+
+_IFLA_IFNAME: Final = 3
+_IFLA_LINK: Final = 5
+_IFLA_MASTER: Final = 10
+_IFLA_LINKINFO: Final = 18
+_IFLA_INFO_KIND: Final = 1
+_IFLA_LINK_NETNSID: Final = 37
+_IFLA_XDP: Final = 43
+_IFLA_XDP_ATTACHED: Final = 2
+_RTM_GETQDISC: Final = 38
+_TCA_KIND: Final = 1
+_IFINFOMSG: Final = struct.Struct("=BxHiII")
+_TCMSG: Final = struct.Struct("=BxxxiIII")
+#: Queues that hold programs and filters, and pass packets to them before or after all rules.
+_FILTERING: Final = frozenset({"clsact", "ingress"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """An interface. ``lower`` is the index of the one that it is on, here or elsewhere."""
+
+    ifindex: int
+    name: str
+    kind: str
+    master: int | None
+    lower: int | None
+    is_lower_elsewhere: bool
+    has_xdp: bool
+    has_filters: bool
+
+
+def survey(namespace: Namespace) -> Mapping[str, Device]:
+    """All interfaces of a namespace by name; raises OSError, or what entering it raises."""
+    return namespace.call(_look)
+
+
+def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
+    """The interfaces that lead to each of these, where a route leads there at all."""
+
+    def look() -> dict[int, str]:
+        names = {link.ifindex: link.name for link in rtnetlink.links()}
+        found = {}
+        for key, address in addresses.items():
+            index = links.route(address).ifindex
+            if index in names:
+                found[key] = names[index]
+        return found
+
+    try:
+        return namespace.call(look)
+    except (OSError, OcsfNftError):  # what leads where isn't known then
+        return {}
+
+
+def _look() -> dict[str, Device]:
+    filtered = _with_filters()
+    found = {}
+    for reply in netlink.request(
+        netlink.NETLINK_ROUTE, rtnetlink.RTM_GETLINK, rtnetlink.ALL_LINKS, dump=True
+    ):
+        body = memoryview(reply)
+        if len(body) < _IFINFOMSG.size:
+            continue
+        _family, _type, index, _flags, _change = _IFINFOMSG.unpack_from(body)
+        values = dict(netlink.attributes(body[_IFINFOMSG.size :]))
+        name = _text(values.get(_IFLA_IFNAME))
+        found[name] = Device(
+            ifindex=index,
+            name=name,
+            kind=_text(_inner(values, _IFLA_LINKINFO).get(_IFLA_INFO_KIND)),
+            master=_number(values.get(_IFLA_MASTER)),
+            lower=_number(values.get(_IFLA_LINK)),
+            is_lower_elsewhere=_IFLA_LINK_NETNSID in values,
+            has_xdp=bool(_number(_inner(values, _IFLA_XDP).get(_IFLA_XDP_ATTACHED))),
+            has_filters=index in filtered,
+        )
+    return found
+
+
+def _with_filters() -> set[int]:
+    question = _TCMSG.pack(0, 0, 0, 0, 0)
+    found = set()
+    for reply in netlink.request(netlink.NETLINK_ROUTE, _RTM_GETQDISC, question, dump=True):
+        body = memoryview(reply)
+        if len(body) < _TCMSG.size:
+            continue
+        values = dict(netlink.attributes(body[_TCMSG.size :]))
+        if _text(values.get(_TCA_KIND)) in _FILTERING:
+            found.add(_TCMSG.unpack_from(body)[1])
+    return found
+
+
+def _inner(values: Mapping[int, memoryview], kind: int) -> dict[int, memoryview]:
+    return dict(netlink.attributes(values[kind])) if kind in values else {}
+
+
+def _text(value: memoryview | None) -> str:
+    raw = b"" if value is None else bytes(value)
+    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _number(value: memoryview | None) -> int | None:
+    return None if value is None else int.from_bytes(value, "little")

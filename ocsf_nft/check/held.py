@@ -1,0 +1,47 @@
+"""Which capabilities this process holds, and which command needs which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.check.finding import Finding
+from ocsf_nft.privileges import Capability
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_STATUS: Final = Path("/proc/thread-self/status")
+_EFFECTIVE: Final = "CapEff:"
+
+#: What each command can't do without, and what it is for.
+_NEEDS: Final = (
+    (Capability.NET_ADMIN, "install, verify, remove and run", "change and list nftables"),
+    (Capability.SYS_ADMIN, "--netns and --pid of every command", "enter another namespace"),
+    (Capability.SYS_PTRACE, "--pid, and users of other user namespaces", "look at processes"),
+    (Capability.SYSLOG, "run --source kmsg", "read the kernel log"),
+)
+
+
+def privileges() -> Iterator[Finding]:
+    """One finding: what is lacking, and for what."""
+    effective = _effective()
+    lacking = [need for need in _NEEDS if not effective >> need[0] & 1]
+    if not lacking:
+        names = ", ".join(f"CAP_{need[0].name}" for need in _NEEDS)
+        yield Finding(name="privileges", severity="ok", meaning=f"held: {names}")
+        return
+    yield Finding(
+        name="privileges",
+        severity="info" if lacking == [_NEEDS[-1]] else "degraded",
+        meaning="not held: "
+        + "; ".join(f"CAP_{what.name} ({where}: to {why})" for what, where, why in lacking),
+        remedy="run as root, or give it these where they are needed",
+    )
+
+
+def _effective() -> int:
+    for line in _STATUS.read_text("ascii", "replace").splitlines():
+        if line.startswith(_EFFECTIVE):
+            return int(line.removeprefix(_EFFECTIVE), 16)
+    return 0

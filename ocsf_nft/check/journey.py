@@ -1,0 +1,129 @@
+"""Take a flow through every hook on its way, and tell where it ends."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.check import effects
+from ocsf_nft.check.truth import Truth, any_of
+from ocsf_nft.check.walk import Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocsf_nft.check.flows import Flow, Step
+    from ocsf_nft.check.packet import Packet
+    from ocsf_nft.check.ruleset import Chain, Rule, Ruleset
+    from ocsf_nft.check.truth import Name
+    from ocsf_nft.check.walk import Walker
+
+#: Where connection tracking is among the chains of a hook (NF_IP_PRI_CONNTRACK, and the same for
+#: IPv6).
+_TRACKING: Final = -200
+_TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
+_DEVICE_HOOKS: Final = frozenset({"ingress", "egress"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """Where a flow is stopped, or may be: ``is_certain`` is whether it surely is.
+
+    ``base`` is the chain by which it came there; ``undecided`` are the rules that decide it and
+    can't be told of.
+    """
+
+    flow: Flow
+    stop: Stop
+    base: Chain
+    is_certain: bool
+    undecided: tuple[Rule, ...]
+
+
+def by_hook(ruleset: Ruleset) -> Mapping[str, tuple[Chain, ...]]:
+    """The base chains of a ruleset by their hook, in the order that packets pass them."""
+    found: dict[str, list[Chain]] = defaultdict(list)
+    for chain in ruleset.chains.values():
+        if chain.base is not None:
+            found[chain.base.hook].append(chain)
+    # Which of two chains of one priority comes first isn't told; as both are passed, it seldom
+    # matters.
+    return {
+        hook: tuple(sorted(chains, key=lambda chain: chain.base.priority if chain.base else 0))
+        for hook, chains in found.items()
+    }
+
+
+def endings(flow: Flow, hooks: Mapping[str, tuple[Chain, ...]], walker: Walker) -> list[Ending]:
+    """Where the flow may be stopped, the last one for sure if its ``is_certain`` says so.
+
+    None when it gets through. Raises TooLargeError.
+    """
+    found: list[Ending] = []
+    packet = flow.packet
+    for step in flow.steps:
+        packet = replace(packet, **step.changes)
+        for chain in hooks.get(step.hook, ()):
+            reach = _passes(chain, step, packet)
+            if reach is Truth.NO:
+                continue
+            packet = _as_seen_at(chain, step, packet)
+            here, packet = _through(chain, flow, packet, reach, walker)
+            found.extend(here)
+            if here and here[-1].is_certain:
+                return found
+        if step.hook in _TRACKING_HOOKS:
+            packet = effects.tracked(packet)
+    return found
+
+
+def _through(
+    chain: Chain, flow: Flow, packet: Packet, reach: Truth, walker: Walker
+) -> tuple[list[Ending], Packet]:
+    walked = walker.walk(chain, packet)
+    stops = list(walked.stops)
+    drops_at_end = chain.base is not None and chain.base.policy == "drop"
+    may_pass = walked.may_be_accepted
+    if walked.goes_on is not Truth.NO:
+        if drops_at_end:
+            stops.append(Stop(chain=chain, rule=None, verb="drops"))
+        else:
+            may_pass = True
+    is_certain = bool(stops) and not may_pass and reach is Truth.YES
+    if is_certain:
+        stops = stops[-1:]
+    found = [
+        Ending(flow=flow, stop=stop, base=chain, is_certain=is_certain, undecided=walked.undecided)
+        for stop in stops
+    ]
+    return found, walked.packet
+
+
+def _passes(chain: Chain, step: Step, packet: Packet) -> Truth:
+    """Whether a packet passes a base chain at all."""
+    base, family = chain.base, chain.key.family
+    if base is None:
+        return Truth.NO
+    if step.hook in _DEVICE_HOOKS:
+        if family not in {"netdev", "inet"} or step.device is None:
+            return Truth.NO
+        device = step.device
+        return any_of(_answers_to(device, name) for name in base.devices)
+    if family not in {"inet", "ip" if packet.version == 4 else "ip6"}:
+        return Truth.NO
+    # Only the first packet of a connection passes a chain of NAT (nf_nat_core.c).
+    return Truth.NO if base.kind == "nat" and packet.direction == "reply" else Truth.YES
+
+
+def _answers_to(device: Name, name: str) -> Truth:
+    return device.starts_with(name[:-1]) if name.endswith("*") else device.equals(name)
+
+
+def _as_seen_at(chain: Chain, step: Step, packet: Packet) -> Packet:
+    """What connection tracking has said of a packet by the time it gets to a chain."""
+    if step.hook not in _TRACKING_HOOKS or chain.base is None:
+        return packet
+    if chain.base.priority == _TRACKING:
+        return packet.joined(effects.tracked(packet))
+    return effects.tracked(packet) if chain.base.priority > _TRACKING else packet

@@ -1,0 +1,293 @@
+"""What a rule looks at, and whether a packet has one of the values that the rule names.
+
+The left side of a match becomes an operand: a test of one value of the right side. Where the
+packet has no such field (the IPv4 source of an IPv6 packet), the rule doesn't match, whichever way
+it compares: nft puts the test for that before it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from ocsf_nft.check.packet import TCP, UDP, Packet
+from ocsf_nft.check.truth import Bits, Name, Span, Truth, bits, exactly
+
+#: Tests one value of the right side: a number, a name, a prefix, a range.
+Operand: TypeAlias = Callable[[Any], Truth]
+#: A number, a name, flags; None where it is not known at all.
+Value: TypeAlias = Span | Name | Bits | Operand | None
+
+
+class Absent:
+    """What a field is that the packet doesn't have."""
+
+
+_ABSENT: Final = Absent()
+
+#: Where IPv4 says that a packet is a fragment, which none is here; it may forbid making it one.
+_FRAGMENT: Final = {"payload": {"protocol": "ip", "field": "frag-off"}}
+_DF: Final = 0x4000
+_PROTOCOLS: Final = {"tcp": TCP, "udp": UDP}
+_FAMILIES: Final = {4: ("ipv4", 2), 6: ("ipv6", 10)}
+_ETHER: Final = {4: ("ip", "0x0800", 0x0800), 6: ("ip6", "0x86dd", 0x86DD)}
+#: Header fields that only packets of other protocols have.
+_OTHER_HEADERS: Final = frozenset(
+    {"icmp", "icmpv6", "igmp", "ah", "esp", "comp", "udplite", "dccp", "sctp", "arp", "vlan", "gre"}
+)
+_EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag", "dst", "mh"})
+
+
+def value(left: Any, packet: Packet) -> Value | Absent:
+    """What an expression is for a packet."""
+    if not isinstance(left, dict) or len(left) != 1:
+        return None
+    ((kind, body),) = left.items()
+    if kind in {"&", "|", "^"}:
+        return _masked(kind, body, packet)
+    if not isinstance(body, dict):
+        return None
+    reader = _READERS.get(kind)
+    return None if reader is None else reader(body, packet)
+
+
+def operand(left: Any, packet: Packet) -> Operand | Absent:
+    """The test that an expression's values are put to."""
+    found = value(left, packet)
+    if isinstance(found, Span):
+        number = found
+        return lambda item: _number_is(number, item)
+    if isinstance(found, Name):
+        name = found
+        return lambda item: _name_is(name, item)
+    if isinstance(found, Bits):
+        flags = found
+        return lambda item: _flags_are(flags, item)
+    if found is None:
+        return lambda _: Truth.MAYBE
+    return found
+
+
+def _meta(body: dict[str, Any], packet: Packet) -> Value | Absent:
+    match body.get("key"):
+        case "iifname" | "iif":
+            return packet.came_by
+        case "oifname" | "oif":
+            return packet.leaves_by
+        case "mark":
+            return packet.mark
+        case "l4proto":
+            return _protocol(packet)
+        case "pkttype":
+            return _one_of(("host", "unicast", 0))
+        case "nfproto":
+            return _one_of(_FAMILIES[packet.version])
+        case "protocol":
+            return _one_of(_ETHER[packet.version])
+        case _:
+            return None
+
+
+def _payload(body: dict[str, Any], packet: Packet) -> Value | Absent:
+    protocol, name = body.get("protocol"), body.get("field")
+    if protocol == f"ip{'' if packet.version == 4 else 6}":
+        return _network(name, packet)
+    if protocol in {"ip", "ip6"} or protocol in _OTHER_HEADERS:
+        return _ABSENT
+    if protocol in _PROTOCOLS and _PROTOCOLS[protocol] != packet.protocol:
+        return _ABSENT
+    if protocol in {"tcp", "udp", "th"} and name in {"sport", "dport"}:
+        return packet.source_port if name == "sport" else packet.destination_port
+    if protocol == "tcp" and name == "flags" and packet.direction == "original":
+        return bits("syn") if packet.protocol == TCP else _ABSENT
+    return None
+
+
+def _network(name: Any, packet: Packet) -> Value:
+    match name:
+        case "saddr":
+            return packet.source
+        case "daddr":
+            return packet.destination
+        case "protocol" | "nexthdr":
+            return _protocol(packet)
+        case "version":
+            return exactly(packet.version)
+        case "hdrlength":
+            return exactly(5)
+        case _:
+            return None
+
+
+def _conntrack(body: dict[str, Any], packet: Packet) -> Value | Absent:
+    if "dir" in body:
+        return None
+    match body.get("key"):
+        case "state":
+            return packet.state
+        case "direction":
+            return _one_of((packet.direction,))
+        case "status" if packet.state == bits("new"):
+            return bits("")  # neither confirmed nor, by then, given another address
+        case _:
+            return None
+
+
+def _fib(body: dict[str, Any], packet: Packet) -> Value | Absent:
+    flags = body.get("flags")
+    wanted = frozenset(flags if isinstance(flags, list) else [flags]) - {"mark"}
+    if body.get("result") == "type":
+        if "saddr" in wanted:
+            return _kind_of_address(packet.comes_from_here, bool(wanted - {"saddr"}))
+        return _kind_of_address(packet.is_local, bool(wanted - {"daddr"}))
+    if body.get("result") in {"oif", "oifname"} and wanted == {"saddr", "iif"}:
+        return lambda item: _is_there(packet.has_way_back, item)
+    return None
+
+
+def _kind_of_address(is_local: Truth, is_narrowed: bool) -> Operand:
+    def test(item: Any) -> Truth:
+        if item == "local":
+            return is_local
+        if item == "unicast":
+            # Narrowed to one interface, no route may lead there.
+            return min(is_local.inverted(), Truth.MAYBE if is_narrowed else Truth.YES)
+        if item in {"broadcast", "multicast", "anycast"}:
+            return Truth.NO
+        return Truth.MAYBE
+
+    return test
+
+
+def _is_there(known: Truth, item: Any) -> Truth:
+    if item is True:
+        return known
+    return known.inverted() if item in {False, "0"} else Truth.MAYBE
+
+
+def _extension(body: dict[str, Any], _: Packet) -> Value | Absent:
+    if body.get("name") not in _EXTENSION_HEADERS:
+        return None
+    if "field" in body:
+        return _ABSENT
+
+    def test(item: Any) -> Truth:
+        return Truth.YES if item is False else Truth.NO if item is True else Truth.MAYBE
+
+    return test
+
+
+_READERS: Final[dict[str, Callable[[dict[str, Any], Packet], Value | Absent]]] = {
+    "meta": _meta,
+    "payload": _payload,
+    "ct": _conntrack,
+    "fib": _fib,
+    "exthdr": _extension,
+}
+
+
+def _masked(operator: str, body: Any, packet: Packet) -> Value | Absent:
+    if not isinstance(body, list) or len(body) != 2:
+        return None
+    left = value(body[0], packet)
+    if isinstance(left, Absent):
+        return left
+    if operator == "&" and body[0] == _FRAGMENT and is_number(body[1]) and not body[1] & _DF:
+        return exactly(0)
+    if isinstance(left, Bits) and operator == "&":
+        return left.masked(flags_of(body[1]))
+    mask = body[1]
+    if isinstance(left, Span) and left.single is not None and is_number(mask):
+        known = left.single
+        return exactly(
+            known & mask if operator == "&" else known | mask if operator == "|" else known ^ mask
+        )
+    return None
+
+
+def flags_of(item: Any) -> frozenset[str]:
+    """The names in a flag, a list of them, or nft's ``|`` of several."""
+    if isinstance(item, dict) and len(item) == 1 and "|" in item:
+        item = item["|"]
+    parts = item if isinstance(item, list) else [item]
+    found: set[str] = set()
+    for part in parts:
+        if isinstance(part, dict) and "|" in part:
+            found |= flags_of(part)
+        elif part not in {0, "0"} or isinstance(part, bool):
+            found.add(str(part))
+    return frozenset(found)
+
+
+def is_number(item: Any) -> bool:
+    """Whether JSON has a number there, which ``true`` is none of."""
+    return isinstance(item, int) and not isinstance(item, bool)
+
+
+def _one_of(names: tuple[Any, ...]) -> Operand:
+    return lambda item: Truth.YES if item in names else Truth.NO
+
+
+def _flags_are(flags: Bits, item: Any) -> Truth:
+    return flags.equal(flags_of(item))
+
+
+def _name_is(name: Name, item: Any) -> Truth:
+    if not isinstance(item, str):
+        return Truth.MAYBE
+    if item.endswith("\\*"):  # as nft writes a name that ends so
+        return name.equals(f"{item[:-2]}*")
+    if item.endswith("*"):
+        return name.starts_with(item[:-1])
+    # An index, where no interface has it; or an interface that is named so.
+    return max(name.equals(item), Truth.MAYBE if item.isdecimal() and name.is_start else Truth.NO)
+
+
+def _protocol(packet: Packet) -> Operand:
+    def test(item: Any) -> Truth:
+        if isinstance(item, str) and not item.isdecimal():
+            return Truth.YES if _PROTOCOLS.get(item) == packet.protocol else Truth.NO
+        return _number_is(exactly(packet.protocol), item)
+
+    return test
+
+
+def _number_is(number: Span, item: Any) -> Truth:
+    found = span(item)
+    return Truth.MAYBE if found is None else number.within(found)
+
+
+def span(item: Any) -> Span | None:
+    """The numbers that a value stands for; None when it isn't understood."""
+    if is_number(item):
+        return exactly(item)
+    if isinstance(item, str):
+        return _spelled(item)
+    if isinstance(item, dict) and len(item) == 1:
+        ((kind, body),) = item.items()
+        if kind == "prefix" and isinstance(body, dict):
+            return _prefix(body.get("addr"), body.get("len"))
+        if kind == "range" and isinstance(body, list) and len(body) == 2:
+            low, high = span(body[0]), span(body[1])
+            return None if low is None or high is None else Span(low.low, high.high)
+    return None
+
+
+def _spelled(text: str) -> Span | None:
+    if text.isascii() and text.isdecimal():
+        return exactly(int(text[:40]))
+    try:
+        return exactly(int(ipaddress.ip_address(text)))
+    except ValueError:
+        return None
+
+
+def _prefix(address: Any, length: Any) -> Span | None:
+    if is_number(address) and is_number(length) and 0 <= length <= 32:  # of a mark, or a port
+        return None
+    try:
+        network = ipaddress.ip_network(f"{address}/{length}", strict=False)
+    except ValueError:
+        return None
+    return Span(int(network.network_address), int(network.broadcast_address))

@@ -1,0 +1,344 @@
+"""iptables' rules, as iptables-save writes them, in the form that nft's have.
+
+The text is the programs' own decoding of what the kernel holds; an option that isn't known here
+makes a match that can't be told.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from ocsf_nft.check.ruleset import Base, Chain, Key, Rule
+from ocsf_nft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from ocsf_nft.check.ruleset import Backend
+
+#: One argument: quoted, with a backslash before a quote or a backslash (xtables_save_string).
+_ARGUMENT: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
+_COUNTERS: Final = re.compile(r"\[\d+:\d+\]\s+")
+#: Where the chains of the kernel's own tables hook in (linux/netfilter_ipv4.h).
+_PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
+_NAT_PRIORITIES: Final = {"PREROUTING": -100, "OUTPUT": -100, "INPUT": 100, "POSTROUTING": 100}
+_HOOKS: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+_MASK: Final = 0xFFFFFFFF
+
+
+class Line(NamedTuple):
+    """A rule of iptables-save: where, and its arguments taken apart (without ``-A CHAIN``)."""
+
+    table: str
+    chain: str
+    arguments: tuple[str, ...]
+    text: str
+
+
+class Saved(NamedTuple):
+    """What iptables-save wrote: the chains (table, name, policy or None), and the rules."""
+
+    chains: tuple[tuple[str, str, str | None], ...]
+    lines: tuple[Line, ...]
+
+
+def read(text: str) -> Saved:
+    """Take apart what iptables-save wrote; raises UsageError where a line isn't of its kind."""
+    table = ""
+    chains: list[tuple[str, str, str | None]] = []
+    lines: list[Line] = []
+    for raw in text.splitlines():
+        line = _COUNTERS.sub("", raw, count=1) if raw.startswith("[") else raw
+        if line.startswith("*"):
+            table = line[1:].strip()
+        elif line.startswith(":"):
+            chains.append((table, *_chain(line)))
+        elif line.startswith("-A "):
+            _append, chain, *arguments = [*split(line), ""]
+            lines.append(Line(table, chain, tuple(arguments[:-1]), line))
+        elif line and not line.startswith("#") and line != "COMMIT":
+            raise _no_line(line)
+    return Saved(tuple(chains), tuple(lines))
+
+
+def _chain(line: str) -> tuple[str, str | None]:
+    words = line[1:].split()
+    # A name with a blank in it, which iptables doesn't make, could pose as another chain.
+    if len(words) != 3 or not words[2].startswith("["):
+        raise _no_line(line)
+    name, policy, _counters = words
+    return name, None if policy == "-" else policy.lower()
+
+
+def _no_line(line: str) -> UsageError:
+    return UsageError(f"this is no line of iptables-save: {line[:80]!r}")
+
+
+def split(line: str) -> list[str]:
+    """The arguments of a line."""
+    return [
+        found[2] if found[1] is None else re.sub(r"\\(.)", r"\1", found[1])
+        for found in _ARGUMENT.finditer(line)
+    ]
+
+
+def chains(saved: Saved, family: str, backend: Backend) -> dict[Key, Chain]:
+    """The chains of tables that nft doesn't list."""
+    rules: dict[Key, list[Rule]] = {}
+    names = {(table, name) for table, name, _ in saved.chains}
+    for line in saved.lines:
+        key = Key(backend, family, line.table, line.chain)
+        rules.setdefault(key, []).append(rule(line, key, names))
+    found = {}
+    for table, name, policy in saved.chains:
+        key = Key(backend, family, table, name)
+        found[key] = Chain(
+            key=key, base=_base(table, name, policy), rules=tuple(rules.get(key, ()))
+        )
+    return found
+
+
+def rule(line: Line, key: Key, names: set[tuple[str, str]], handle: int | None = None) -> Rule:
+    """A rule of a line; ``names`` are the chains that there are, by table."""
+    statements, comment = _Statements(line, key.family, names).taken()
+    return Rule(chain=key, statements=statements, handle=handle, text=line.text, comment=comment)
+
+
+def _base(table: str, name: str, policy: str | None) -> Base | None:
+    if policy is None or name not in _HOOKS:
+        return None
+    is_nat = table == "nat"
+    priority = _NAT_PRIORITIES.get(name, 0) if is_nat else _PRIORITIES.get(table, 0)
+    return Base(
+        kind="nat" if is_nat else "filter", hook=name.lower(), priority=priority, policy=policy
+    )
+
+
+def _match(left: Any, right: Any, *, inverted: bool) -> tuple[str, Any]:
+    return "match", {"op": "!=" if inverted else "==", "left": left, "right": right}
+
+
+def _any_bit(left: Any, right: Any, *, inverted: bool) -> tuple[str, Any]:
+    return "match", {"op": "!" if inverted else "in", "left": left, "right": right}
+
+
+_UNKNOWN: Final = ("xt", {"type": "match", "name": None})
+#: Targets that nft has as statements of its own.
+_TARGETS: Final[Mapping[str, tuple[str, Any]]] = {
+    "ACCEPT": ("accept", None),
+    "DROP": ("drop", None),
+    "RETURN": ("return", None),
+    "REJECT": ("reject", None),
+    "MASQUERADE": ("masquerade", None),
+    "SNAT": ("snat", None),
+    "DNAT": ("dnat", None),
+    "REDIRECT": ("redirect", None),
+    "NOTRACK": ("notrack", None),
+    "NFQUEUE": ("queue", None),
+    "QUEUE": ("queue", None),
+    "TPROXY": ("tproxy", None),
+}
+#: Modules for headers that no packet has which a fence accepts.
+_OTHER_PACKETS: Final = frozenset(
+    {"icmp", "icmp6", "rt", "frag", "hbh", "dst", "mh", "ah", "esp", "sctp", "dccp"}
+)
+_NEVER: Final = _match({"exthdr": {"name": "rt", "field": "type"}}, 0, inverted=False)
+
+
+class _Statements:
+    """Takes the arguments of one rule from the left to the right."""
+
+    def __init__(self, line: Line, family: str, names: set[tuple[str, str]]) -> None:
+        self._line = line
+        self._protocol = "th"
+        self._header = family
+        self._names = names
+        self._found: list[tuple[str, Any]] = []
+        self._comment: str | None = None
+
+    def taken(self) -> tuple[tuple[tuple[str, Any], ...], str | None]:
+        arguments = self._line.arguments
+        cut = next(
+            (
+                at
+                for at, argument in enumerate(arguments[:-1])
+                if argument == "-m" and arguments[at + 1] not in _MODULES
+            ),
+            None,
+        )
+        if cut is None:
+            self._take_all(iter(arguments))
+        else:
+            # Which of a module's words are options is the module's business: only the target,
+            # which is written last, is looked for behind it.
+            self._take_all(iter(arguments[:cut]))
+            is_other = arguments[cut + 1] in _OTHER_PACKETS
+            self._found.append(_NEVER if is_other else _UNKNOWN)
+            targets = [at for at in range(cut, len(arguments)) if arguments[at] in {"-j", "-g"}]
+            if targets:
+                self._take_all(iter(arguments[targets[-1] :]))
+        return tuple(self._found), self._comment
+
+    def _take_all(self, arguments: Iterator[str]) -> None:
+        inverted = False
+        for argument in arguments:
+            if argument == "!":
+                inverted = True
+                continue
+            self._take(argument, arguments, inverted=inverted)
+            inverted = False
+
+    def _take(self, option: str, rest: Iterator[str], *, inverted: bool) -> None:
+        if option in {"-j", "-g"}:
+            self._found.extend(self._target(option, next(rest, ""), list(rest)))
+        elif option in {"-m", "--limit-burst"}:
+            next(rest, "")
+        elif option == "--comment":
+            self._comment = next(rest, "")
+        elif option in _READERS:
+            method, argument = _READERS[option]
+            self._found.append(method(self, argument, next(rest, ""), inverted))
+        elif option == "--tcp-flags":
+            self._found.append(_tcp_flags(next(rest, ""), next(rest, ""), inverted=inverted))
+        elif option.startswith("-"):
+            self._found.append(_UNKNOWN)
+
+    def _target(self, option: str, name: str, rest: list[str]) -> Iterator[tuple[str, Any]]:
+        if (self._line.table, name) in self._names:
+            yield ("goto" if option == "-g" else "jump"), {"target": name}
+            return
+        if name in _TARGETS:
+            yield _TARGETS[name]
+        elif name == "CT":
+            yield ("notrack" if "--notrack" in rest else "ct helper"), None
+        elif name == "MARK":
+            yield _set_mark(rest)
+        else:
+            yield "xt", {"type": "target", "name": name}
+
+    def by_interface(self, key: str, text: str, inverted: bool) -> tuple[str, Any]:
+        name = f"{text[:-1]}*" if text.endswith("+") else _literal(text)
+        return _match({"meta": {"key": key}}, name, inverted=inverted)
+
+    def by_address(self, field: str, text: str, inverted: bool) -> tuple[str, Any]:
+        left = {"payload": {"protocol": self._header, "field": field}}
+        address, _, mask = text.partition("/")
+        try:
+            network = ipaddress.ip_network(f"{address}/{mask}" if mask else address)
+        except ValueError:
+            return _UNKNOWN
+        right = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+        return _match(left, right, inverted=inverted)
+
+    def by_address_range(self, field: str, text: str, inverted: bool) -> tuple[str, Any]:
+        left = {"payload": {"protocol": self._header, "field": field}}
+        return _match(left, {"range": text.split("-")}, inverted=inverted)
+
+    def by_protocol(self, _: str, text: str, inverted: bool) -> tuple[str, Any]:
+        if not inverted and text in {"tcp", "udp"}:
+            self._protocol = text
+        return _match({"meta": {"key": "l4proto"}}, text, inverted=inverted)
+
+    def by_port(self, field: str, text: str, inverted: bool) -> tuple[str, Any]:
+        left = {"payload": {"protocol": self._protocol, "field": field}}
+        right = {"set": [_port(part) for part in text.split(",")]}
+        return _match(left, right, inverted=inverted)
+
+    def by_state(self, _: str, text: str, inverted: bool) -> tuple[str, Any]:
+        states = [state.lower() for state in text.split(",")]
+        if {"snat", "dnat"} & set(states):
+            return _UNKNOWN
+        return _any_bit({"ct": {"key": "state"}}, states, inverted=inverted)
+
+    def by_kind_of_address(self, flag: str, text: str, inverted: bool) -> tuple[str, Any]:
+        left = {"fib": {"result": "type", "flags": [flag]}}
+        right = {"set": [kind.lower() for kind in text.split(",")]}
+        return _match(left, right, inverted=inverted)
+
+    def by_mark(self, _: str, text: str, inverted: bool) -> tuple[str, Any]:
+        return _masked({"meta": {"key": "mark"}}, text, inverted=inverted)
+
+    def sometimes(self, _: str, text: str, inverted: bool) -> tuple[str, Any]:
+        del text, inverted
+        return "limit", None
+
+
+def _literal(name: str) -> str:
+    return f"{name[:-1]}\\*" if name.endswith("*") else name
+
+
+def _port(text: str) -> Any:
+    low, colon, high = text.partition(":")
+    if colon:
+        return {"range": [_number(low or "0"), _number(high or "65535")]}
+    return _number(text)
+
+
+def _number(text: str) -> int | str:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return text
+
+
+def _masked(left: Any, text: str, *, inverted: bool) -> tuple[str, Any]:
+    number, slash, mask = text.partition("/")
+    wanted = _number(number)
+    if slash:
+        left = {"&": [left, _number(mask)]}
+    return _match(left, wanted, inverted=inverted)
+
+
+def _set_mark(arguments: list[str]) -> tuple[str, Any]:
+    key = {"meta": {"key": "mark"}}
+    if len(arguments) == 2 and arguments[0] == "--set-xmark":
+        number, _, mask = arguments[1].partition("/")
+        wanted, bits = _number(number), _number(mask or "0xffffffff")
+        if isinstance(wanted, int) and isinstance(bits, int):
+            kept = {"&": [key, _MASK & ~bits]}
+            return "mangle", {"key": key, "value": {"^": [kept, wanted]}}
+    return "xt", {"type": "target", "name": "MARK"}
+
+
+def _tcp_flags(mask: str, wanted: str, *, inverted: bool) -> tuple[str, Any]:
+    left = {"payload": {"protocol": "tcp", "field": "flags"}}
+    masked = {"&": [left, {"|": _flag_names(mask)}]}
+    return _match(masked, {"|": _flag_names(wanted)}, inverted=inverted)
+
+
+def _flag_names(text: str) -> list[str]:
+    if text == "NONE":
+        return []
+    names = "FIN,SYN,RST,PSH,ACK,URG" if text == "ALL" else text
+    return names.lower().split(",")
+
+
+_Reader: TypeAlias = "Callable[[_Statements, str, str, bool], tuple[str, Any]]"
+
+#: Options with one value each, and the match that they make.
+_READERS: Final[Mapping[str, tuple[_Reader, str]]] = {
+    "-i": (_Statements.by_interface, "iifname"),
+    "-o": (_Statements.by_interface, "oifname"),
+    "-s": (_Statements.by_address, "saddr"),
+    "-d": (_Statements.by_address, "daddr"),
+    "--src-range": (_Statements.by_address_range, "saddr"),
+    "--dst-range": (_Statements.by_address_range, "daddr"),
+    "-p": (_Statements.by_protocol, ""),
+    "--sport": (_Statements.by_port, "sport"),
+    "--dport": (_Statements.by_port, "dport"),
+    "--sports": (_Statements.by_port, "sport"),
+    "--dports": (_Statements.by_port, "dport"),
+    "--ctstate": (_Statements.by_state, ""),
+    "--state": (_Statements.by_state, ""),
+    "--src-type": (_Statements.by_kind_of_address, "saddr"),
+    "--dst-type": (_Statements.by_kind_of_address, "daddr"),
+    "--mark": (_Statements.by_mark, ""),
+    "--limit": (_Statements.sometimes, ""),
+}
+#: Modules whose options are all read here, or make a match that can't be told.
+_MODULES: Final = frozenset(
+    {"tcp", "udp", "multiport", "conntrack", "state", "addrtype", "mark", "comment", "limit"}
+    | {"iprange"}
+)

@@ -1,0 +1,75 @@
+"""Which services would undo a fence, by the files that say so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.check.undoing import services
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ocsf_nft.check import Finding
+
+_FLUSHING = "#!/usr/sbin/nft -f\n\nflush ruleset\n\ntable inet filter {\n}\n"
+
+
+def _enable(root: Path, unit: str, target: str = "multi-user.target") -> None:
+    wants = root / "etc/systemd/system" / f"{target}.wants"
+    wants.mkdir(parents=True, exist_ok=True)
+    (wants / unit).symlink_to(f"/usr/lib/systemd/system/{unit}")  # which isn't there
+
+
+def _write(root: Path, path: str, text: str) -> None:
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def _named(root: Path) -> dict[str, Finding]:
+    return {finding.name: finding for finding in services(root)}
+
+
+def test_an_empty_machine_has_none(tmp_path: Path) -> None:
+    assert _named(tmp_path) == {}
+
+
+@pytest.mark.parametrize("is_enabled", [False, True])
+def test_a_flush_ruleset_that_is_loaded_at_each_start_is_worse_than_one_that_is_not(
+    tmp_path: Path, is_enabled: bool
+) -> None:
+    _write(tmp_path, "etc/nftables.conf", _FLUSHING)
+    if is_enabled:
+        _enable(tmp_path, "nftables.service", "sysinit.target")
+    found = _named(tmp_path)["flush-ruleset"]
+    assert found.severity == ("degraded" if is_enabled else "info")
+    assert "/etc/nftables.conf says `flush ruleset`" in found.meaning
+
+
+def test_one_that_is_included_counts_and_one_in_a_comment_does_not(tmp_path: Path) -> None:
+    _enable(tmp_path, "nftables.service")
+    _write(tmp_path, "etc/nftables.conf", '# flush ruleset\ninclude "/etc/nftables.d/*.nft"\n')
+    assert _named(tmp_path) == {}
+    _write(tmp_path, "etc/nftables.d/10-site.nft", _FLUSHING)
+    found = _named(tmp_path)["flush-ruleset"]
+    assert "/etc/nftables.d/10-site.nft says" in found.meaning
+
+
+@pytest.mark.parametrize("pattern", ["/", "../../**", "**/*", "/etc/../../*", "[", "\0"])
+def test_an_odd_include_is_not_followed(tmp_path: Path, pattern: str) -> None:
+    _write(tmp_path, "etc/nftables.conf", f'include "{pattern}"\n')
+    _write(tmp_path, "secret", _FLUSHING)
+    assert _named(tmp_path / "etc" / "..") == {}
+
+
+def test_what_each_firewall_does_is_told_where_it_is_enabled(tmp_path: Path) -> None:
+    for unit in ("firewalld", "ufw", "docker", "netfilter-persistent", "ssh"):
+        _enable(tmp_path, f"{unit}.service")
+    found = _named(tmp_path)
+    assert set(found) == {"firewalld", "ufw", "docker", "netfilter-persistent"}
+    assert {finding.severity for finding in found.values()} == {"info"}
+    assert "MANAGE_BUILTINS" not in found["ufw"].meaning
+    _write(tmp_path, "etc/default/ufw", 'IPV6=yes\nMANAGE_BUILTINS="yes"\n')
+    assert "MANAGE_BUILTINS=yes" in _named(tmp_path)["ufw"].meaning

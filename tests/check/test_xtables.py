@@ -1,0 +1,131 @@
+"""iptables-save's lines in nft's form; that the kernel sees them so is tried in tests/kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft.check import xtables
+from ocsf_nft.check.ruleset import Key
+from ocsf_nft.errors import UsageError
+
+_KEY = Key("legacy", "ip", "filter", "FORWARD")
+_UNKNOWN = ("xt", {"type": "match", "name": None})
+
+
+def _statements(line: str) -> list[tuple[str, Any]]:
+    saved = xtables.read(f"*filter\n:FORWARD ACCEPT [0:0]\n:mine - [0:0]\n{line}\nCOMMIT\n")
+    chain = xtables.chains(saved, "ip", "legacy")[_KEY]
+    (rule,) = chain.rules
+    assert rule.text == line
+    return list(rule.statements)
+
+
+def _match(left: Any, right: Any, operator: str = "==") -> tuple[str, Any]:
+    return "match", {"op": operator, "left": left, "right": right}
+
+
+def _meta(key: str) -> Any:
+    return {"meta": {"key": key}}
+
+
+@pytest.mark.parametrize(
+    ("line", "statements"),
+    [
+        ("-j ACCEPT", [("accept", None)]),
+        ("-i vmtap-+ -j DROP", [_match(_meta("iifname"), "vmtap-*"), ("drop", None)]),
+        ("! -o a* -j DROP", [_match(_meta("oifname"), "a\\*", "!="), ("drop", None)]),
+        (
+            "-p tcp -m tcp --dport 80:90 -g mine",
+            [
+                _match(_meta("l4proto"), "tcp"),
+                _match(
+                    {"payload": {"protocol": "tcp", "field": "dport"}},
+                    {"set": [{"range": [80, 90]}]},
+                ),
+                ("goto", {"target": "mine"}),
+            ],
+        ),
+        (
+            "-m conntrack ! --ctstate NEW,UNTRACKED -j RETURN",
+            [_match({"ct": {"key": "state"}}, ["new", "untracked"], "!"), ("return", None)],
+        ),
+        ("-m conntrack --ctstate DNAT -j ACCEPT", [_UNKNOWN, ("accept", None)]),
+        (
+            "-m mark --mark 0x1/0xff -j mine",
+            [_match({"&": [_meta("mark"), 255]}, 1), ("jump", {"target": "mine"})],
+        ),
+        (
+            "-j MARK --set-xmark 0x4/0x4",
+            [
+                (
+                    "mangle",
+                    {
+                        "key": _meta("mark"),
+                        "value": {"^": [{"&": [_meta("mark"), 0xFFFFFFFB]}, 4]},
+                    },
+                )
+            ],
+        ),
+        ('-m comment --comment "a -j DROP \\"b" -j ACCEPT', [("accept", None)]),
+        # The words of a module that isn't known may look like options.
+        ("-m string --string -j --algo bm -j ACCEPT", [_UNKNOWN, ("accept", None)]),
+        ("-m string --string -s --algo bm -j DROP", [_UNKNOWN, ("drop", None)]),
+        ("-p udp -m recent --rcheck", [_match(_meta("l4proto"), "udp"), _UNKNOWN]),
+        ("-m conntrack --ctorigdst 10.0.0.1 -j DROP", [_UNKNOWN, ("drop", None)]),
+        ("-s 10.0.0.0/255.0.255.0 -j DROP", [_UNKNOWN, ("drop", None)]),
+        ("-j NFQUEUE --queue-num 1", [("queue", None)]),
+        ("-j SOMETHING --new", [("xt", {"type": "target", "name": "SOMETHING"})]),
+        ("-j CT --notrack", [("notrack", None)]),
+        ("-j CT --helper ftp", [("ct helper", None)]),
+    ],
+)
+def test_a_line_becomes_statements(line: str, statements: list[tuple[str, Any]]) -> None:
+    assert _statements(f"-A FORWARD {line}") == statements
+
+
+def test_the_comment_is_kept() -> None:
+    saved = xtables.read('*filter\n:a - [0:0]\n-A a -m comment --comment "it\\\'s" -j DROP\n')
+    (rule,) = xtables.chains(saved, "ip", "nft")[Key("nft", "ip", "filter", "a")].rules
+    assert rule.comment == "it's"
+
+
+@pytest.mark.parametrize(
+    ("table", "chain", "priority", "kind"),
+    [
+        ("raw", "PREROUTING", -300, "filter"),
+        ("mangle", "POSTROUTING", -150, "filter"),
+        ("nat", "PREROUTING", -100, "nat"),
+        ("nat", "POSTROUTING", 100, "nat"),
+        ("filter", "FORWARD", 0, "filter"),
+        ("security", "INPUT", 50, "filter"),
+    ],
+)
+def test_the_kernels_own_chains_are_where_the_kernel_has_them(
+    table: str, chain: str, priority: int, kind: str
+) -> None:
+    saved = xtables.read(f"*{table}\n:{chain} DROP [1:2]\nCOMMIT\n")
+    base = xtables.chains(saved, "ip", "legacy")[Key("legacy", "ip", table, chain)].base
+    assert base is not None
+    assert (base.hook, base.priority, base.kind, base.policy) == (
+        chain.lower(), priority, kind, "drop",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", ["*filter\n:FORWARD ACCEPT - [0:0]\n", ":FORWARD\n", "iptables: bad\n"]
+)
+def test_what_is_no_line_of_it_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no line of iptables-save"):
+        xtables.read(text)
+
+
+@given(
+    st.text(alphabet=st.characters(exclude_characters="\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"))
+)
+def test_no_line_is_a_crash(text: str) -> None:
+    saved = xtables.read(f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {text}\n")
+    xtables.chains(saved, "ip6", "legacy")

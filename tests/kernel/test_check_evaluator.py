@@ -1,0 +1,263 @@
+"""What `check` says of a ruleset is what the kernel does with packets: on random rulesets."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from hypothesis import HealthCheck, given, note, reject, settings
+from hypothesis import strategies as st
+
+from ocsf_nft import check
+from ocsf_nft.check import journey, reading
+from ocsf_nft.check.flows import Direction
+from ocsf_nft.check.walk import Walker
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.fence import nft
+from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.check.diagnosis import Question
+
+pytestmark = pytest.mark.kernel
+
+_EXAMPLES: Final = int(os.environ.get("OCSF_NFT_EXAMPLES", "60"))
+_SETS: Final = """
+	set hosts { type ipv4_addr; flags interval; elements = { 172.16.0.0/30, 9.9.9.9 }; }
+	set ends {
+		type ipv4_addr . inet_service
+		elements = { 93.184.215.14 . 443, 172.16.0.1 . 3128 }
+	}
+	set links { type ifname; elements = { "vmtap-1", "lo" }; }
+	map ways {
+		type inet_service : verdict
+		elements = { 53 : accept, 443 : drop, 3128 : jump one }
+	}
+"""
+_MATCHES: Final = (
+    'iifname "vmtap-1"', 'iifname "vmtap-*"', 'iifname != "vmtap-*"', 'iifname { "lo", "up0" }',
+    'iifname != { "lo", "up0" }', "iifname @links", 'iif "up0"', 'iif != "lo"', 'oifname "up0"',
+    'oifname != "up0"', 'oifname "vmtap-1"', 'oifname "u*"', 'oif "vmtap-1"',
+    "ip saddr 172.16.0.0/30", "ip saddr != 172.16.0.0/16", "ip saddr 93.0.0.0-94.0.0.0",
+    "ip daddr { 1.2.3.4, 93.184.0.0/16 }", "ip daddr != { 1.2.3.4, 93.184.0.0/16 }",
+    "ip saddr @hosts", "ip saddr != @hosts", "ip daddr . tcp dport @ends", "ip daddr 172.16.0.1",
+    "ip daddr . th dport != { 93.184.215.14 . 0-100, 172.16.0.0/24 . 0-65535 }",
+    "ip6 saddr fd00:16::/64", "ip6 daddr 2000::/3", "ip6 daddr != 2000::/3", "ip6 nexthdr tcp",
+    "ip frag-off & 0x3fff != 0", "ip hdrlength 5", "ip protocol udp", "ip protocol != tcp",
+    "ip version 4", "ip ttl > 100",
+    "meta nfproto ipv4", "meta nfproto != ipv4", "meta protocol ip6", "meta l4proto tcp",
+    "meta l4proto { udp, icmp }", "meta l4proto != udp", "meta l4proto 6",
+    "tcp dport 443", "tcp dport != 443", "udp dport { 53, 123 }", "udp dport != { 53, 123 }",
+    "tcp dport 1024-65535", "tcp dport < 1024", "tcp dport >= 3128", "th sport 443",
+    "tcp sport { 443, 3128 }", "udp sport < 1024", "icmp type echo-request", "sctp dport 443",
+    "ct state new", "ct state established,related", "ct state { new, untracked }",
+    "ct state invalid", "ct state != new", "ct state != { established, new }",
+    "ct state ! new", "ct direction original", "ct direction != original", "ct status dnat",
+    "meta mark 0x1", "meta mark & 0x3 == 0x1", "meta mark != 0x0", "meta mark 0x0-0x2",
+    "fib daddr type local", "fib daddr type != local", "fib daddr type { unicast, broadcast }",
+    "fib saddr . iif oif missing", "fib saddr . iif oif exists", "fib saddr type local",
+    "tcp flags & (syn | ack) == syn", "tcp flags syn", "tcp flags ! syn", "tcp flags { syn, ack }",
+    "meta pkttype host", "meta pkttype != { broadcast, multicast }", "exthdr rt exists",
+    "exthdr frag missing", "meta length < 500", "limit rate 100/second", "limit rate over 1/hour",
+    'meta iifname . ip saddr { "vmtap-1" . 172.16.0.2, "up*" . 93.184.215.14 }',
+    "numgen inc mod 2 0", "ct mark 0x0", "meta skuid 0",
+)  # fmt: skip
+_ENDS: Final = (
+    "accept", "accept", "drop", "drop", "return", "jump one", "jump two", "goto one", "goto two",
+    "continue", "counter", "counter drop", "meta mark set 0x1", "meta mark set meta mark | 0x2",
+    "meta mark set ct mark", "ct mark set 0x5", 'log prefix "x" accept', "limit rate 1/hour accept",
+    "meta mark set 0x1 accept", "tcp dport vmap { 443 : accept, 22-100 : drop, 3128 : jump two }",
+    "ct state vmap { new : jump one, established : accept, invalid : drop }",
+    'iifname vmap { "vmtap-1" : goto two, "up*" : continue, "lo" : drop }',
+    "meta l4proto vmap { tcp : return, udp : jump one }", "th dport vmap @ways",
+    "ip saddr . ip daddr vmap { 172.16.0.0/24 . 93.0.0.0/8 : accept, 0.0.0.0/0 . 9.9.9.9 : drop }",
+)  # fmt: skip
+_TO_THE_GATEWAY: Final = (Direction.GATEWAY, Direction.ANSWER)
+_HOOKS: Final = ("prerouting", "forward", "postrouting", "input", "output")
+
+
+@st.composite
+def _rules(draw: st.DrawFn, ends: tuple[str, ...]) -> str:
+    lines = draw(
+        st.lists(
+            st.tuples(st.lists(st.sampled_from(_MATCHES), max_size=2), st.sampled_from(ends)),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    return "\n".join(f"\t\t{' '.join([*matches, end])}" for matches, end in lines)
+
+
+@st.composite
+def _base(draw: st.DrawFn, number: int) -> str:
+    hook = draw(st.sampled_from(_HOOKS))
+    # The rules for refusing are taken in these hooks alone.
+    more = () if hook in {"prerouting", "postrouting"} else ("reject", "meta l4proto tcp reject")
+    early = ("notrack",) if hook in {"prerouting", "output"} else ()
+    priority = draw(st.sampled_from((-300, -150, -1, 0, 0, 10, 150)))
+    policy = draw(st.sampled_from(("accept", "accept", "drop")))
+    rules = draw(_rules((*_ENDS, *more, *early)))
+    start = f"type filter hook {hook} priority {priority}; policy {policy};"
+    return f"\tchain base{number} {{\n\t\t{start}\n{rules}\n\t}}\n"
+
+
+@st.composite
+def _rulesets(draw: st.DrawFn) -> str:
+    # Chain one leads nowhere, chain two at most to one: the kernel takes no loops.
+    nowhere = tuple(end for end in _ENDS if not any(word in end for word in ("jump", "goto", "@")))
+    to_one = tuple(end for end in _ENDS if "two" not in end)
+    parts = [
+        f"\tchain one {{\n{draw(_rules(nowhere))}\n\t}}\n",
+        f"\tchain two {{\n{draw(_rules(to_one))}\n\t}}\n",
+    ]
+    parts += [draw(_base(number)) for number in range(draw(st.integers(2, 5)))]
+    return f"table inet trial {{\n{_SETS}\n{''.join(parts)}}}\n"
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[VmHost]:
+    with vm_host() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def question(host: VmHost) -> Question:
+    return check.question(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
+
+
+def _told(question: Question) -> dict[Any, str]:
+    ruleset = reading.read(question.namespace)
+    hooks, walker = journey.by_hook(ruleset), Walker(ruleset)
+    found = {}
+    for flow in question.flows():
+        endings = journey.endings(flow, hooks, walker)
+        is_certain = any(ending.is_certain for ending in endings)
+        verdict = "drops" if is_certain else "may drop" if endings else "passes"
+        found[flow.direction, flow.label, flow.packet.version] = verdict
+    return found
+
+
+def _agrees(verdict: str, arrives: bool) -> bool:
+    return verdict == "may drop" or (verdict == "passes") == arrives
+
+
+@settings(
+    max_examples=_EXAMPLES,
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+)
+@given(text=_rulesets(), data=st.data())
+def test_what_is_told_of_a_ruleset_is_what_the_kernel_does(
+    host: VmHost, question: Question, text: str, data: st.DataObject
+) -> None:
+    try:
+        nft.load(host.namespace, f"flush ruleset\n{text}")
+    except OcsfNftError:  # what the kernel takes in one hook it doesn't in another
+        reject()
+    note(text)
+    told = _told(question)
+    flows = [
+        flow for flow in question.flows() if flow.direction in {Direction.OUT, Direction.GATEWAY}
+    ]
+    for flow in data.draw(st.lists(st.sampled_from(flows), min_size=2, max_size=4, unique=True)):
+        version, label = flow.packet.version, flow.label
+        if flow.direction is Direction.GATEWAY:
+            out = _both(*(told[each, label, version] for each in _TO_THE_GATEWAY))
+            back = "may drop"  # the answer is what is looked for
+        else:
+            out, back = (told[each, label, version] for each in (Direction.OUT, Direction.REPLY))
+        # A flow that isn't tracked has no replies, by any name.
+        if "notrack" in text:
+            back = "may drop"
+        arrives, reply = host.gets_through(
+            flow, is_expected=out == "passes", is_reply_expected=back == "passes"
+        )
+        assert _agrees(out, arrives), (flow.direction, label, version, out, arrives)
+        assert reply is None or _agrees(back, reply), (label, version, back, reply)
+
+
+def _both(*verdicts: str) -> str:
+    """What becomes of what has to get through twice."""
+    return next((each for each in ("drops", "may drop") if each in verdicts), "passes")
+
+
+def _chain_at(hook: str, priority: int, *rules: str, policy: str = "accept") -> str:
+    lines = "".join(f"\t\t{rule}\n" for rule in rules)
+    start = f"type filter hook {hook} priority {priority}; policy {policy};"
+    return f"\tchain at_{hook}{priority + 500} {{\n\t\t{start}\n{lines}\t}}\n"
+
+
+def _chain(name: str, *rules: str) -> str:
+    lines = "".join(f"\t\t{rule}\n" for rule in rules)
+    return f"\tchain {name} {{\n{lines}\t}}\n"
+
+
+#: Rules, and what becomes of the VM's TCP to port 443 of the internet.
+_CASES: Final = {
+    "nobody has tracked it so early": (
+        _chain_at("prerouting", -300, "ct state invalid drop"), "drops"),
+    "it is new once it is tracked": (
+        _chain_at("prerouting", -150, "ct state invalid,untracked drop", "ct state new mark set 1")
+        + _chain_at("forward", 0, "meta mark 1 accept", policy="drop"), "passes"),
+    "it isn't tracked": (
+        _chain_at("prerouting", -300, "notrack")
+        + _chain_at("forward", 0, "ct state untracked drop"), "drops"),
+    "it is tracked by then": (
+        _chain_at("prerouting", -150, "notrack")
+        + _chain_at("forward", 0, "ct state untracked drop"), "passes"),
+    "an accept is one chain's": (
+        _chain_at("forward", -10, "accept") + _chain_at("forward", 10, "drop"), "drops"),
+    "a drop ends it": (
+        _chain_at("forward", -10, "drop") + _chain_at("forward", 10, "accept"), "drops"),
+    "a return leads to the policy": (
+        _chain_at("forward", 0, "return", "accept", policy="drop"), "drops"),
+    "a jump comes back": (
+        _chain("one", "return") + _chain_at("forward", 0, "jump one", "drop"), "drops"),
+    "a goto doesn't": (
+        _chain("one", "return") + _chain_at("forward", 0, "goto one", "drop"), "passes"),
+    "a goto in a jump comes back to the jump": (
+        _chain("one", "counter") + _chain("two", "goto one", "accept")
+        + _chain_at("forward", 0, "jump two", "drop"), "drops"),
+    "what isn't there yet has no name": (
+        _chain_at("prerouting", 0, 'oifname != "up0" drop'), "drops"),
+    "what isn't there yet has no start of a name": (
+        _chain_at("prerouting", 0, 'oifname "u*" drop'), "passes"),
+    "the other family's field matches neither way": (
+        _chain_at("forward", 0, "ip6 saddr != fd00::/8 drop"), "passes"),
+    "the other protocol's field matches neither way": (
+        _chain_at("forward", 0, "udp dport != 53 drop"), "passes"),
+    "an asterisk is any end of a name": (
+        _chain_at("forward", 0, 'iifname "vmtap-*" oifname "up*" drop'), "drops"),
+    "a map says where to": (
+        _chain("one", "drop")
+        + _chain_at("forward", 0, "tcp dport vmap { 80-442 : drop, 443 : accept }", "drop"),
+        "passes"),
+    "a map that says nothing is passed": (
+        _chain_at("forward", 0, "tcp dport vmap { 80 : accept }", "drop"), "drops"),
+    "a mark is kept from hook to hook": (
+        _chain_at("prerouting", 0, "meta mark set 0x6")
+        + _chain_at("postrouting", 0, "meta mark & 0x3 == 0x2 drop"), "drops"),
+    "what can't be told is not told": (
+        _chain_at("forward", 0, "numgen inc mod 2 0 accept", policy="drop"), "may drop"),
+    "either way it is dropped": (
+        _chain_at("forward", 0, "numgen inc mod 2 0 drop", policy="drop"), "drops"),
+    "where it leaves it is still known where it came in": (
+        _chain_at("postrouting", 0, 'iifname "vmtap-1" drop'), "drops"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", _CASES)
+def test_each_rule_of_the_game_is_the_kernels(host: VmHost, question: Question, case: str) -> None:
+    text, verdict = _CASES[case]
+    nft.load(host.namespace, f"flush ruleset\ntable inet trial {{\n{text}}}\n")
+    (flow,) = (
+        each
+        for each in question.flows()
+        if (each.direction, each.label, each.packet.version) == (Direction.OUT, "tcp 443", 4)
+    )
+    assert _told(question)[Direction.OUT, "tcp 443", 4] == verdict
+    arrives, _ = host.gets_through(flow, is_expected=verdict == "passes")
+    assert _agrees(verdict, arrives)

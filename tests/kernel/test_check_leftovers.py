@@ -1,0 +1,156 @@
+"""Leftovers of an older iptables set-up: named, removed one by one, and nothing else is."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ocsf_nft import check
+from ocsf_nft.check import devices, leftovers, reading
+from tests.kernel import command
+from tests.kernel.vm_host import DEVICE, SUBNETS, VmHost, vm_host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.check.diagnosis import Question
+    from ocsf_nft.check.leftovers import Leftover
+
+pytestmark = pytest.mark.kernel
+
+_FILE = Path(__file__).parents[1] / "check" / "hosts" / "older-set-up.rules4"
+_PLACE: Final = ("--device", DEVICE, "--subnet", "172.16.0.1/30")
+_KEPT: Final = {
+    "-A INPUT -i lo -j ACCEPT",
+    "-A FORWARD -j DOCKER-USER",
+    "-A FORWARD -i vmtap-1 -m comment --comment ocsf-nft -j ACCEPT",
+    "-A FORWARD -i vmtap-+ -j ACCEPT",
+    "-A FORWARD -i eth0 -o eth1 -j ACCEPT",
+    "-A ufw-user-forward -i vmtap-old -j ACCEPT",
+    "-A POSTROUTING -s 10.1.0.0/16 -o eth0 -j MASQUERADE",
+}
+_GONE: Final = {
+    "-A INPUT -i vmtap-old -j vmtap-old-in",
+    (
+        "-A INPUT -i vmtap-1 -p tcp -m tcp --dport 3128 -m comment "
+        r"""--comment "the proxy\'s \"door\"" -j ACCEPT"""
+    ),
+    "-A FORWARD -i vmtap-old -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT",
+    "-A DOCKER-USER -o vmtap-old -j ACCEPT",
+    "-A POSTROUTING -s 172.16.0.0/30 ! -o vmtap-1 -j MASQUERADE",
+}
+
+
+@pytest.fixture
+def host() -> Iterator[VmHost]:
+    with vm_host() as made:
+        yield made
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def backend(host: VmHost, request: pytest.FixtureRequest) -> str:
+    """The kind of iptables that the older set-up used."""
+    found: str = request.param
+    _iptables(host, found, "-restore", text=_FILE.read_text())
+    return found
+
+
+def _iptables(host: VmHost, backend: str, suffix: str, *more: str, text: str | None = None) -> str:
+    done = host.namespace.call(
+        lambda: subprocess.run(
+            [f"iptables-{backend}{suffix}", *more],
+            input=text, text=True, check=True, capture_output=True,
+        )
+    )  # fmt: skip
+    return done.stdout
+
+
+def _rules(host: VmHost, backend: str) -> set[str]:
+    saved = _iptables(host, backend, "-save")
+    return {line for line in saved.splitlines() if line.startswith("-A ")}
+
+
+def _run(host: VmHost, *more: str) -> command.Outcome:
+    place = ("--netns", str(host.namespace.path), *_PLACE)
+    return command.run("check", "--json", *place, *more)
+
+
+def _found(host: VmHost) -> tuple[Question, list[Leftover]]:
+    asked = check.question(host.namespace, device=DEVICE, subnets=SUBNETS[:1], port=3128)
+    ruleset = reading.read(host.namespace)
+    present = devices.survey(host.namespace).keys()
+    return asked, leftovers.leftovers(ruleset, present, asked)
+
+
+def test_they_are_named_and_removed_and_nothing_else_is(host: VmHost, backend: str) -> None:
+    told = [each for each in _run(host).events if each["name"] == "leftover"]
+    assert {each["place"]["rule"] for each in told} == {*_GONE, None}
+    assert {each["place"]["chain"] for each in told if each["place"]["rule"] is None} == {
+        "vmtap-old-in"
+    }
+    assert {each["place"]["backend"] for each in told} == {backend}
+    assert "vmtap-old, which isn't there" in str(told)
+
+    removed = _run(host, "--remove-leftovers")
+    assert removed.code == 0, removed.stdout
+    assert len(removed.events) == len(told)
+    assert all(each["is_removed"] for each in removed.events)
+    assert _rules(host, backend) == _KEPT
+    assert ":vmtap-old-in" not in _iptables(host, backend, "-save")
+    assert not [each for each in _run(host).events if each["name"] == "leftover"]
+    again = _run(host, "--remove-leftovers")
+    assert (again.code, again.events) == (0, ())
+
+
+def test_what_it_removes_is_said_to_people_on_standard_error(host: VmHost, backend: str) -> None:
+    place = ("--netns", str(host.namespace.path), *_PLACE)
+    removed = command.run("check", *place, "--remove-leftovers")
+    assert removed.stdout == ""
+    assert removed.stderr.count("removed: ") == len(_GONE) + 1
+    assert _rules(host, backend) == _KEPT
+
+
+def test_one_that_has_changed_meanwhile_is_not_touched(host: VmHost, backend: str) -> None:
+    asked, found = _found(host)
+    _iptables(host, backend, "", "-I", "vmtap-old-in", "-p", "udp", "-j", "ACCEPT")
+    _iptables(host, backend, "", "-D", "FORWARD", "-i", "vmtap-old",
+              "-m", "conntrack", "--ctstate", "NEW,ESTABLISHED", "-j", "ACCEPT")  # fmt: skip
+    kept = {one.text: why for one, why in leftovers.remove(found, asked.namespace) if why}
+    assert len(kept) == 2
+    assert set(kept.values()) == {"it has changed meanwhile"}
+    assert "-A vmtap-old-in -p udp -j ACCEPT" in _rules(host, backend)
+
+
+def test_a_chain_that_others_still_lead_to_is_left_whole(host: VmHost, backend: str) -> None:
+    _iptables(host, backend, "", "-A", "ufw-user-forward", "-j", "vmtap-old-in")
+    removed = _run(host, "--remove-leftovers")
+    assert removed.code == 1
+    (kept,) = (each for each in removed.events if not each["is_removed"])
+    assert kept["reason"] == "other rules lead to it"
+    assert "-A vmtap-old-in -j DROP" in _rules(host, backend)
+
+
+def test_without_a_device_only_what_is_for_devices_that_are_gone(
+    host: VmHost, backend: str
+) -> None:
+    place = ("--netns", str(host.namespace.path))
+    told = command.run("check", "--json", *place).events
+    rules = {each["place"]["rule"] for each in told if each["name"] == "leftover"}
+    assert rules == {None, *(rule for rule in _GONE if "vmtap-old" in rule)}
+    assert backend
+
+
+def test_one_that_was_made_anew_is_another_one(host: VmHost) -> None:
+    rule = ("FORWARD", "-i", "vmtap-old", "-j", "ACCEPT")
+    _iptables(host, "nft", "", "-A", *rule)
+    asked, found = _found(host)
+    assert len(found) == 1
+    _iptables(host, "nft", "", "-D", *rule)
+    _iptables(host, "nft", "", "-A", *rule)
+    assert [why for _, why in leftovers.remove(found, asked.namespace)] == [
+        "it has changed meanwhile"
+    ]
+    assert "-A FORWARD -i vmtap-old -j ACCEPT" in _rules(host, "nft")
