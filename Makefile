@@ -6,29 +6,35 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
 
 # What the program uses (nft, journalctl), what systemd-python builds with, and what the tests and
-# the demo drive: namespaces, ping, curl, a journald of their own, jq, a compiler for one shim.
-PACKAGES := nftables iproute2 iputils-ping curl jq systemd systemd-journal-remote \
-            gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv
+# the demo drive: namespaces, ping, curl, a journald of their own, jq, a compiler for one shim,
+# Kubernetes manifests and the proxy that is in them, virtual machines and what is put into them.
+PACKAGES := nftables iptables iproute2 iputils-ping curl jq systemd systemd-journal-remote \
+            gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv \
+            kustomize tinyproxy-bin qemu-system-x86 busybox-static shellcheck
 
 # What `make bench` measures beside.
 PEERS := mawk ulogd2 ulogd2-json
 
-.PHONY: help demo test lint bench events clean system
+.PHONY: help demo test test-guest lint bench events clean system
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/ready  ## Fence a throw-away sandbox and watch programs fail to get out of it.
 	$(SUDO) $(BIN)/ocsf-nft demo
 
-test: .venv/ready  ## Run all tests, on the real kernel, in namespaces of their own.
+test: .venv/ready  ## Run all tests but the slow ones, on the real kernel, in namespaces of their own.
 	$(SUDO) $(BIN)/pytest -q
+
+test-guest: .venv/ready  ## Run the slow tests: whole systems that boot in a virtual machine.
+	$(SUDO) $(BIN)/pytest -q -m slow
 
 lint: .venv/ready  ## Check style, types and the direction of imports.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint deploy/container/Dockerfile deploy/kubernetes/example/proxy/Dockerfile
 
 bench: PACKAGES += $(PEERS)
 bench: system .venv/ready  ## Measure, beside the peers, in the same run.
@@ -39,7 +45,7 @@ events: .venv/ready  ## Write the field guide in EVENTS.md anew.
 
 clean:  ## Remove what the other targets made.
 	$(SUDO) rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
-	    .hypothesis .import_linter_cache
+	    .hypothesis .import_linter_cache .guest
 	$(SUDO) find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/ready: pyproject.toml constraints.txt | system

@@ -60,10 +60,12 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*arguments: str, under: Sequence[str] = ()) -> Iterator[Running]:
+def running(
+    *arguments: str, under: Sequence[str] = (), stdout: IO[bytes] | None = None
+) -> Iterator[Running]:
     """A ``run`` that says it is ready; killed at the end when it still runs."""
     process = subprocess.Popen(
-        [*under, *COMMAND, "run", *arguments], stderr=subprocess.PIPE, text=True
+        [*under, *COMMAND, "run", *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True
     )
     try:
         assert process.stderr is not None

@@ -1,0 +1,286 @@
+"""The manifests, held to the API's own schemas and to what they promise."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from kubernetes_validate.utils import all_versions
+from typer.main import get_command
+
+from ocsf_nft.cli import app
+from tests.deploy.manifests import (
+    EXAMPLE,
+    KUBERNETES,
+    PROXY_UID,
+    Container,
+    Object,
+    Pod,
+    example_pod,
+    pod_of,
+    rendered,
+    with_components,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: The first with native sidecars switched on, and all since.
+_VERSIONS = sorted({tuple(map(int, each.split(".")[:2])) for each in all_versions()})
+_WITH_SIDECARS = [f"{major}.{minor}" for major, minor in _VERSIONS if (major, minor) >= (1, 29)]
+
+_GROUPS = {"Job": "batch/v1"}
+_KINDS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job")
+_FENCE = ("fence-install", "fence")
+
+
+def _somebodys(kind: str) -> str:
+    """An object with an init container and a volume of its own, on the node's network."""
+    spec: Object = {
+        "template": {
+            "metadata": {"labels": {"app": "own"}},
+            "spec": {
+                "hostNetwork": True,
+                "restartPolicy": "Never" if kind == "Job" else "Always",
+                "initContainers": [{"name": "own-init", "image": "own:1"}],
+                "containers": [{"name": "own", "image": "own:1"}],
+                "volumes": [{"name": "own", "emptyDir": {}}],
+            },
+        }
+    }
+    if kind != "Job":
+        spec["selector"] = {"matchLabels": {"app": "own"}}
+    if kind == "StatefulSet":
+        spec["serviceName"] = "own"
+    found = {
+        "apiVersion": _GROUPS.get(kind, "apps/v1"),
+        "kind": kind,
+        "metadata": {"name": "own"},
+        "spec": spec,
+    }
+    return yaml.safe_dump(found)
+
+
+@pytest.fixture(scope="module")
+def example() -> list[Object]:
+    return rendered(EXAMPLE)
+
+
+@pytest.fixture(scope="module")
+def pod() -> Pod:
+    return example_pod()
+
+
+def test_schemas_of_every_version_since_native_sidecars_are_here() -> None:
+    assert _WITH_SIDECARS[0] == "1.29"
+    assert len(_WITH_SIDECARS) >= 7
+
+
+@pytest.mark.parametrize("version", _WITH_SIDECARS)
+def test_each_object_of_the_example_is_what_the_api_takes(
+    example: list[Object], version: str
+) -> None:
+    assert {found["kind"] for found in example} == {"Namespace", "ConfigMap", "Deployment"}
+    for found in example:
+        assert kubernetes_validate.validate(found, version, strict=True) == version
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_each_kind_with_the_fence_is_what_the_api_takes(tmp_path: Path, kind: str) -> None:
+    (found,) = with_components(tmp_path, _somebodys(kind), "base", "userns")
+    for version in (_WITH_SIDECARS[0], _WITH_SIDECARS[-1]):
+        kubernetes_validate.validate(found, version, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "key"),
+    [
+        ("containers", "securityContex"),
+        ("initContainers", "restartpolicy"),
+    ],
+)
+def test_a_key_that_the_api_does_not_know_would_be_found(
+    example: list[Object], place: str, key: str
+) -> None:
+    spoilt = copy.deepcopy(next(found for found in example if found["kind"] == "Deployment"))
+    pod_of(spoilt).spec[place][0][key] = "x"
+    with pytest.raises(kubernetes_validate.ValidationError, match=key):
+        kubernetes_validate.validate(spoilt, _WITH_SIDECARS[-1], strict=True)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_the_fence_stands_and_is_watched_before_anything_of_the_pods_own_starts(
+    tmp_path: Path, kind: str
+) -> None:
+    (found,) = with_components(tmp_path, _somebodys(kind), "base")
+    pod = pod_of(found)
+    assert [each.name for each in pod.starting] == [*_FENCE, "own-init"]
+    # One that ends, and whose failure ends the start; then one that stays, and is waited for.
+    assert [each.is_sidecar for each in pod.starting] == [False, True, False]
+    assert "startupProbe" in pod["fence"].spec
+    assert {"name": "own", "emptyDir": {}} in pod.spec["volumes"]
+
+
+def test_the_examples_proxy_listens_before_its_workload_starts(pod: Pod) -> None:
+    assert [each.name for each in pod.starting] == [*_FENCE, "proxy"]
+    assert pod["proxy"].is_sidecar
+    assert "startupProbe" in pod["proxy"].spec
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_the_node_itself_is_never_fenced(tmp_path: Path, kind: str) -> None:
+    (found,) = with_components(tmp_path, _somebodys(kind), "base")
+    assert pod_of(found).spec["hostNetwork"] is False
+
+
+def test_a_pod_has_users_of_its_own_where_that_is_asked_for(tmp_path: Path, pod: Pod) -> None:
+    (found,) = with_components(tmp_path, _somebodys("Deployment"), "base", "userns")
+    assert pod_of(found).spec["hostUsers"] is False
+    assert "hostUsers" not in pod.spec
+
+
+def test_nobody_in_the_example_has_anything_of_the_node(pod: Pod) -> None:
+    for name in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
+        assert not pod.spec.get(name)
+    assert pod.spec["automountServiceAccountToken"] is False
+    for volume in pod.spec["volumes"]:
+        assert set(volume) <= {"name", "emptyDir", "configMap"}
+    for container in pod.containers:
+        assert "ports" not in container.spec
+        assert "volumeDevices" not in container.spec
+        assert not container.security.get("privileged")
+
+
+def test_the_fence_has_one_capability_and_the_others_none(pod: Pod) -> None:
+    for container in pod.containers:
+        capabilities = container.security["capabilities"]
+        assert capabilities["drop"] == ["ALL"]
+        wanted = ["NET_ADMIN"] if container.name in _FENCE else []
+        assert capabilities.get("add", []) == wanted
+
+
+def test_nobody_gains_anything_writes_his_root_or_calls_what_the_runtime_refuses(pod: Pod) -> None:
+    for container in pod.containers:
+        assert container.security["allowPrivilegeEscalation"] is False
+        assert container.security["readOnlyRootFilesystem"] is True
+        assert container.security["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+def test_the_proxys_user_is_the_one_that_the_fence_lets_out_and_nobody_elses(pod: Pod) -> None:
+    let_out = int(pod["fence-install"].environment[PROXY_UID])
+    users = {each.name: each.security["runAsUser"] for each in pod.containers}
+    assert [name for name, uid in users.items() if uid == let_out] == ["proxy"]
+    assert {name for name, uid in users.items() if uid == 0} == set(_FENCE)
+    assert f"--proxy-uid={let_out}" in pod["fence-install"].arguments
+    for container in pod.containers:
+        assert container.security["runAsNonRoot"] is (container.name not in _FENCE)
+
+
+def test_a_workload_that_is_root_does_not_start_unless_it_says_so_itself(tmp_path: Path) -> None:
+    (found,) = with_components(tmp_path, _somebodys("Deployment"), "base")
+    pod = pod_of(found)
+    assert pod.spec["securityContext"] == {"runAsNonRoot": True}
+    assert {name for name in _FENCE if pod[name].security["runAsNonRoot"] is False} == {*_FENCE}
+
+
+def test_every_container_says_what_it_uses_at_most(pod: Pod) -> None:
+    for container in pod.containers:
+        resources = container.spec["resources"]
+        assert set(resources["requests"]) == set(resources["limits"]) == {"cpu", "memory"}
+
+
+def test_who_installs_and_who_watches_share_a_directory_that_nobody_else_has(pod: Pod) -> None:
+    mounts = {each.name: each.mounts() for each in pod.containers}
+    assert mounts["fence-install"] == mounts["fence"] == {"/var/lib/ocsf-nft": "ocsf-nft"}
+    assert "ocsf-nft" not in {*mounts["proxy"].values(), *mounts["agent"].values()}
+    (volume,) = (each for each in pod.spec["volumes"] if each["name"] == "ocsf-nft")
+    assert volume["emptyDir"]["medium"] == "Memory"
+    assert volume["emptyDir"]["sizeLimit"]
+
+
+def test_no_probe_comes_from_outside(pod: Pod) -> None:
+    kinds = ("startupProbe", "readinessProbe", "livenessProbe")
+    probes = [each.spec[kind] for each in pod.containers for kind in kinds if kind in each.spec]
+    assert len(probes) >= 4
+    for probe in probes:
+        assert "exec" in probe
+    for container in pod.containers:
+        if container.name not in _FENCE[:1]:
+            assert {"startupProbe", "livenessProbe"} & set(container.spec)
+
+
+def _commands(container: Container) -> list[list[str]]:
+    probes = ("startupProbe", "readinessProbe")
+    return [
+        ["ocsf-nft", *container.arguments],
+        *(container.probe(kind) for kind in probes if kind in container.spec),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("fence-install", ["install"]), ("fence", ["run", "verify", "verify"])],
+)
+def test_the_command_line_takes_each_command(pod: Pod, name: str, expected: list[str]) -> None:
+    found = []
+    for program, command, *arguments in _commands(pod[name]):
+        assert program == "ocsf-nft"
+        assert not any("$(" in word for word in arguments)
+        parsed = _parsed(command, arguments)
+        assert parsed["sandbox"] == "example-agent"
+        # Where the volume is mounted.
+        assert str(parsed["state_dir"]) in pod[name].mounts()
+        found.append(command)
+    assert found == expected
+
+
+def test_an_option_that_the_command_line_does_not_have_would_be_found() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        _parsed("verify", ["--sandbx=a"])
+
+
+def test_the_watch_never_takes_the_fence_away_and_tells_on_standard_output(pod: Pod) -> None:
+    parsed = _parsed("run", pod["fence"].arguments[1:])
+    assert parsed["install"] is False
+    assert parsed["output"] == "-"
+
+
+def test_a_kernel_without_nflog_is_a_failure(pod: Pod) -> None:
+    parsed = _parsed("install", pod["fence-install"].arguments[1:])
+    assert parsed["transport"] == "nflog"
+    assert not parsed["permissive"]
+
+
+def test_the_workload_is_told_where_the_proxy_is(pod: Pod) -> None:
+    told = pod["fence-install"].environment["PROXY"]
+    environment = pod["agent"].environment
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy"):
+        assert environment[name] == f"http://{told}"
+
+
+def test_what_the_guide_says_is_set_is_set(tmp_path: Path) -> None:
+    guide = (KUBERNETES / "README.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)]
+    patches = [patch for block in blocks for patch in block.get("patches", ())]
+    assert len(patches) == 2
+    resources = _somebodys("Deployment").replace("name: own\nspec", "name: scraper\nspec")
+    (found,) = with_components(tmp_path, resources, "base", patches=patches)
+    pod = pod_of(found)
+    parsed = _parsed("install", pod["fence-install"].arguments[1:])
+    assert parsed["sandbox"] == "scraper"
+    assert parsed["proxy_uid"] == [1337]
+    assert parsed["proxy"] == ["127.0.0.1:15001"]
+    assert parsed["permissive"] is True
+    for arguments in (pod["fence"].arguments[1:], pod["fence"].probe("readinessProbe")[2:]):
+        assert "--sandbox=scraper" in arguments
+
+
+def _parsed(command: str, arguments: list[str]) -> dict[str, Any]:
+    """The parameters that a command would be called with; raises when it doesn't take them."""
+    commands = getattr(get_command(app), "commands")  # noqa: B009 - typer's group has no public type
+    parsed: dict[str, Any] = commands[command].make_context(command, list(arguments)).params
+    return parsed

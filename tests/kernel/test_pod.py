@@ -1,0 +1,373 @@
+"""The pod of the example, played on the real kernel from the manifests as they are rendered."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+import pytest
+
+from ocsf_nft.lab import INTERNET4, INTERNET6, SANDBOX4
+from tests.deploy.manifests import EXAMPLE, Object, Pod, example_pod, rendered
+from tests.kernel import command
+from tests.kernel.pod import Played, World, played
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+T = TypeVar("T")
+
+_ACTIVITY = 4001
+_STATE_CHANGE = 5019
+_PATIENCE = 20
+#: Tries each way out, and tells what came of it: "out", or the name of the error.
+_TRIES = """
+import errno, json, socket, sys
+told = {}
+for where in sys.argv[1:]:
+    kind, address, port = where.split(",")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sort = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(family, sort) as sock:
+        sock.settimeout(5)
+        try:
+            sock.connect((address, int(port)))
+            sock.send(b"bypass")
+            told[where] = "out"
+        except OSError as error:
+            told[where] = errno.errorcode.get(error.errno, "timeout")
+print(json.dumps(told))
+"""
+_WAYS = [
+    (kind, address, port)
+    for kind in ("tcp", "udp")
+    for address in (INTERNET4, INTERNET6)
+    for port in (53, 443)
+]
+_REFUSALS = {"tcp": "ECONNREFUSED", "udp": "EPERM"}
+
+
+@pytest.fixture(scope="module")
+def objects() -> list[Object]:
+    return rendered(EXAMPLE)
+
+
+#: Root in the pod is root of the node, or, with the component ``userns``, nobody outside.
+_WITH_BOTH = pytest.mark.parametrize(
+    "spec", [True, False], indirect=True, ids=["users of the node", "users of its own"]
+)
+
+
+@pytest.fixture
+def spec(request: pytest.FixtureRequest) -> Pod:
+    """The example's pod; its users are its own where a test doesn't say which."""
+    spec = copy.deepcopy(example_pod().spec)
+    return Pod(spec | {"hostUsers": getattr(request, "param", False)})
+
+
+@pytest.fixture
+def world(lab: Lab) -> Iterator[World]:
+    with World(lab) as beyond:
+        yield beyond
+
+
+@pytest.fixture
+def pod(spec: Pod, objects: list[Object], lab: Lab, tmp_path: Path) -> Iterator[Played]:
+    with played(spec, objects, lab, tmp_path) as made:
+        yield made
+
+
+@_WITH_BOTH
+def test_the_example_does_what_it_is_for(
+    pod: Played, world: World, tmp_path: Path, judge: Callable[[Any], list[str]]
+) -> None:
+    output = tmp_path / "events.jsonl"
+    assert _probe(pod, "fence").code == 2
+    installed = _start_init_container(pod)
+    assert [event["class_uid"] for event in installed.events] == [_STATE_CHANGE]
+    with _watched(pod, output):
+        assert _probe(pod, "fence").code == 0
+        assert not _answers(pod, "proxy")
+        with _container(pod, "proxy"):
+            _until(lambda: _answers(pod, "proxy"))
+            world.reached()
+            with _container(pod, "agent"):
+                # Through the proxy it gets there; the direct way, tried next, it doesn't.
+                assert world.reached(_PATIENCE) == [("tcp4", 443)]
+                (event,) = _until(lambda: _of_programs(output))
+    assert event["dst_endpoint"]["ip"] == "192.0.2.7"
+    assert event["actor"]["user"]["uid"] == "10001"
+    assert event["status_code"] == "tcp-reset"
+    assert event["count"] == 1
+    assert "HTTPS_PROXY=http://127.0.0.1:3128" in event["status_detail"]
+    assert not world.reached()
+    for each in (*installed.events, *_events(output)):
+        assert not judge(each)
+
+
+@_WITH_BOTH
+def test_the_proxys_user_gets_out_and_nobody_else_and_each_try_is_told(
+    pod: Played, world: World, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    _start_init_container(pod)
+    with _watched(pod, output) as watching:
+        assert set(_try(pod, "proxy").values()) == {"out"}
+        assert len(world.reached(_PATIENCE)) == len(_WAYS)
+        for name in ("agent", "fence"):
+            for (kind, _, _), outcome in _try(pod, name).items():
+                assert outcome == _REFUSALS[kind]
+        assert watching.stop(signal.SIGTERM)[0] == 0
+    assert not world.reached()
+    users = {"agent": "10001", "fence": "0"}
+    assert _told(output) == Counter(
+        {(user, kind, address, port): 1 for user in users.values() for kind, address, port in _WAYS}
+    )
+    assert _status(pod).code == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "number"), [(False, signal.SIGKILL), (True, signal.SIGTERM)], indirect=["spec"]
+)
+def test_the_fence_outlives_who_watches_it_and_nothing_of_what_it_refuses_is_lost(
+    pod: Played, world: World, tmp_path: Path, number: signal.Signals
+) -> None:
+    output = tmp_path / "events.jsonl"
+    _start_init_container(pod)
+    for _ in range(2):
+        with _watched(pod, output) as watching:
+            assert _probe(pod, "fence").code == 0
+            _try(pod, "agent")
+            code, _said = watching.stop(number)
+        assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+        assert _probe(pod, "fence").code == 0
+        assert "out" not in _try(pod, "agent").values()
+    with _watched(pod, output) as watching:
+        assert watching.stop(signal.SIGTERM)[0] == 0
+    assert not world.reached()
+    # Twice watched and twice not: a killed watch may tell again what it told, with the same uid.
+    assert _told(output) == Counter({("10001", *way): 4 for way in _WAYS})
+    assert _status(pod).code == 0
+
+
+def test_nobody_gets_in_from_outside_and_the_try_is_told(
+    pod: Played, lab: Lab, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    _start_init_container(pod)
+    listening = pod.namespace.call(lambda: socket.create_server(("", 8080)))
+
+    def knock() -> None:
+        with socket.socket() as sock:
+            sock.settimeout(0.5)
+            sock.connect((SANDBOX4, 8080))
+
+    with listening, _watched(pod, output) as watching:
+        with pytest.raises(TimeoutError):
+            lab.gateway_namespace.call(knock)
+        assert watching.stop(signal.SIGTERM)[0] == 0
+    # The kernel itself may have looked for routers meanwhile, and been refused.
+    knocks = [event for event in _activities(output) if event["dst_endpoint"].get("port") == 8080]
+    assert {event["firewall_rule"]["name"] for event in knocks} == {"ingress"}
+
+
+def test_a_network_namespace_that_is_made_anew_is_fenced_before_anything_else_starts(
+    spec: Pod, objects: list[Object], lab: Lab, world: World, tmp_path: Path
+) -> None:
+    """A node's runtime may lose a pod's namespace; the pod's emptyDir stays, with our record."""
+    for _ in range(2):
+        with played(spec, objects, lab, tmp_path) as pod:
+            assert _probe(pod, "fence").code == 2
+            _start_init_container(pod)
+            with _watched(pod, tmp_path / "events.jsonl"):
+                assert _probe(pod, "fence").code == 0
+                assert "out" not in _try(pod, "agent").values()
+    assert not world.reached()
+
+
+def test_installing_again_changes_nothing(pod: Played) -> None:
+    """A kubelet may run a pod's init containers again."""
+    _start_init_container(pod)
+    _start_init_container(pod)
+    assert _probe(pod, "fence").code == 0
+
+
+@_WITH_BOTH
+def test_a_pod_that_is_not_given_the_capability_does_not_start(pod: Played) -> None:
+    container = pod.spec["fence-install"]
+    under = pod.inside(container, without=frozenset({"NET_ADMIN"}))
+    failed = command.run(*container.arguments, under=under)
+    assert failed.code == 3
+    assert "CAP_NET_ADMIN" in failed.sentence
+    assert _probe(pod, "fence").code == 2
+
+
+def test_a_fence_that_is_flushed_is_put_back_and_told_of(
+    pod: Played, world: World, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    _start_init_container(pod)
+    with _watched(pod, output) as watching:
+        fence = pod.inside(pod.spec["fence"])
+        subprocess.run([*fence, "nft", "flush", "ruleset"], check=True)
+        _until(lambda: _probe(pod, "fence", "readinessProbe").code == 0)
+        assert "out" not in _try(pod, "agent").values()
+        assert watching.stop(signal.SIGTERM)[0] == 0
+    assert not world.reached()
+    (told,) = (event for event in _events(output) if event["class_uid"] == _STATE_CHANGE)
+    assert told["severity"] == "High"
+    assert "put back" in told["message"]
+    assert _probe(pod, "fence").code == 0
+
+
+def test_a_pod_whose_fence_was_altered_is_not_ready(pod: Played) -> None:
+    _start_init_container(pod)
+    fence = pod.inside(pod.spec["fence"])
+    subprocess.run([*fence, "nft", "delete", "table", "netdev", "ocsf_nft"], check=True)
+    assert _probe(pod, "fence", "readinessProbe").code == 1
+    subprocess.run([*fence, "nft", "flush", "ruleset"], check=True)
+    assert _probe(pod, "fence", "readinessProbe").code == 2
+
+
+def test_the_workload_can_neither_alter_the_fence_nor_become_who_may(
+    pod: Played, world: World
+) -> None:
+    _start_init_container(pod)
+    agent = pod.inside(pod.spec["agent"])
+    for attempt in (
+        ["nft", "flush", "ruleset"],
+        ["setpriv", "--reuid=63128", "true"],
+        ["unshare", "--net", "true"],
+        ["ip", "link", "set", "sb0", "down"],
+    ):
+        assert subprocess.run([*agent, *attempt], capture_output=True, check=False).returncode != 0
+    # In a user namespace of its own it is whoever it likes, and to the fence still who it was.
+    nested = [*agent, "unshare", "--user", "--map-user=63128", "--"]
+    assert "out" not in _try_under(nested).values()
+    assert not world.reached()
+    assert _probe(pod, "fence").code == 0
+
+
+def _start_init_container(pod: Played) -> command.Outcome:
+    container = pod.spec["fence-install"]
+    outcome = command.run(*container.arguments, under=pod.inside(container))
+    assert outcome.code == 0, outcome.stderr
+    return outcome
+
+
+@contextlib.contextmanager
+def _watched(pod: Played, output: Path) -> Iterator[command.Running]:
+    container = pod.spec["fence"]
+    what, *arguments = container.arguments
+    assert what == "run"
+    with (
+        output.open("ab") as stdout,
+        command.running(*arguments, under=pod.inside(container), stdout=stdout) as running,
+    ):
+        yield running
+
+
+def _probe(pod: Played, name: str, kind: str = "startupProbe") -> command.Outcome:
+    program, *arguments = pod.spec[name].probe(kind)
+    assert program == "ocsf-nft"
+    return command.run(*arguments, under=pod.inside(pod.spec[name]))
+
+
+def _status(pod: Played) -> command.Outcome:
+    return command.run("status", under=pod.inside(pod.spec["fence"]))
+
+
+def _answers(pod: Played, name: str) -> bool:
+    container = pod.spec[name]
+    probe = [*pod.inside(container), *container.probe("startupProbe")]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def _container(pod: Played, name: str) -> Iterator[None]:
+    """A container that runs until the end; the proxy's image names its program."""
+    container = pod.spec[name]
+    entry = _entrypoint() if name == "proxy" else []
+    environment = {"PATH": os.environ["PATH"], **container.environment}
+    with subprocess.Popen(
+        [*pod.inside(container), *entry, *container.arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _entrypoint() -> list[str]:
+    lines = (EXAMPLE / "proxy/Dockerfile").read_text(encoding="utf-8").splitlines()
+    (said,) = (line for line in lines if line.startswith("ENTRYPOINT"))
+    found: list[str] = json.loads(said.removeprefix("ENTRYPOINT"))
+    return found
+
+
+def _try(pod: Played, name: str) -> dict[tuple[str, str, int], str]:
+    return _try_under(pod.inside(pod.spec[name]))
+
+
+def _try_under(under: list[str]) -> dict[tuple[str, str, int], str]:
+    ways = {f"{kind},{address},{port}": (kind, address, port) for kind, address, port in _WAYS}
+    done = subprocess.run(
+        [*under, "/usr/bin/python3", "-I", "-c", _TRIES, *ways],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return {ways[where]: outcome for where, outcome in json.loads(done.stdout).items()}
+
+
+def _events(output: Path) -> list[dict[str, Any]]:
+    """Each event once: what a reader that is killed may tell twice has the same uid."""
+    events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    return list({event["metadata"]["uid"]: event for event in events}.values())
+
+
+def _activities(output: Path) -> list[dict[str, Any]]:
+    return [event for event in _events(output) if event["class_uid"] == _ACTIVITY]
+
+
+def _of_programs(output: Path) -> list[dict[str, Any]]:
+    """Not of the kernel, which looks for routers and tells of groups by itself."""
+    return [event for event in _activities(output) if "user" in event.get("actor", {})]
+
+
+def _told(output: Path) -> Counter[tuple[str, str, str, int]]:
+    """What programs were refused, by user, protocol, destination and port."""
+    told: Counter[tuple[str, str, str, int]] = Counter()
+    for event in _of_programs(output):
+        to = event["dst_endpoint"]
+        protocol = event["connection_info"]["protocol_name"]
+        user = event["actor"]["user"]["uid"]
+        told[user, protocol, to["ip"], to["port"]] += event["count"]
+    return told
+
+
+def _until(found: Callable[[], T]) -> T:
+    end = time.monotonic() + _PATIENCE
+    while not (value := found()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value
