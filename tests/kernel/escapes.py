@@ -21,15 +21,23 @@ from ocsf_nft.lab import (
     SANDBOX6,
 )
 from tests.kernel import means, packets
-from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6, PAYLOAD
+from tests.kernel.packets import (
+    ACK,
+    ETH_ARP,
+    ETH_IP,
+    ETH_IP6,
+    FIN,
+    PAYLOAD,
+    PSH,
+    RST,
+    SYN,
+    URG,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _IPPROTO_UDPLITE = 136
-
-#: Numbers of the TCP flags.
-_FIN, _SYN, _RST, _PSH, _ACK, _URG = 1, 2, 4, 8, 16, 32
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,8 @@ class Escape:
     is_owned: bool = True
 
 
-_TO_PROXY4 = packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, _SYN) + PAYLOAD)
-_TO_PROXY6 = packets.ip6(SANDBOX6, GATEWAY6, 6, packets.tcp(PROXY_PORT, _SYN) + PAYLOAD)
+_TO_PROXY4 = packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, SYN) + PAYLOAD)
+_TO_PROXY6 = packets.ip6(SANDBOX6, GATEWAY6, 6, packets.tcp(PROXY_PORT, SYN) + PAYLOAD)
 _SOLICITATION = packets.ip6(
     SANDBOX6, "fe80::7", 58, packets.solicitation(PAYLOAD.ljust(16)), hop_limit=255
 )
@@ -146,12 +154,12 @@ ESCAPES: tuple[Escape, ...] = (
     *(
         Escape(f"tcp probe {name}", "egress", 6, means.raw4(6, packets.tcp(4000 + flags, flags)))
         for name, flags in (
-            ("ack", _ACK),
+            ("ack", ACK),
             ("null", 0),
-            ("fin", _FIN),
-            ("rst", _RST),
-            ("rst ack", _RST | _ACK),
-            ("xmas", _FIN | _PSH | _URG),
+            ("fin", FIN),
+            ("rst", RST),
+            ("rst ack", RST | ACK),
+            ("xmas", FIN | PSH | URG),
         )
     ),
     Escape(
@@ -159,7 +167,7 @@ ESCAPES: tuple[Escape, ...] = (
         "egress",
         6,
         means.whole4(
-            packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, _ACK), fragment=_LATE),
+            packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, ACK), fragment=_LATE),
             GATEWAY4,
         ),
     ),
@@ -168,7 +176,7 @@ ESCAPES: tuple[Escape, ...] = (
         "egress",
         6,
         means.whole4(
-            packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, _SYN)[:8], fragment=_MORE),
+            packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, SYN)[:8], fragment=_MORE),
             GATEWAY4,
         ),
     ),
@@ -177,20 +185,20 @@ ESCAPES: tuple[Escape, ...] = (
         "egress",
         6,
         means.whole4(
-            packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, _SYN)[:2]), GATEWAY4
+            packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, SYN)[:2]), GATEWAY4
         ),
     ),
     Escape(
         "ipv6 late fragment that looks like the proxy's port",
         "egress",
         6,
-        means.whole6(_fragment6(_LATE, 0, packets.tcp(PROXY_PORT, _ACK)), GATEWAY6),
+        means.whole6(_fragment6(_LATE, 0, packets.tcp(PROXY_PORT, ACK)), GATEWAY6),
     ),
     Escape(
         "ipv6 first fragment to the proxy",
         "egress",
         6,
-        means.whole6(_fragment6(0, 1, packets.tcp(PROXY_PORT, _SYN)), GATEWAY6),
+        means.whole6(_fragment6(0, 1, packets.tcp(PROXY_PORT, SYN)), GATEWAY6),
     ),
     Escape(
         "ipv6 destination options before tcp to the proxy",
@@ -198,7 +206,7 @@ ESCAPES: tuple[Escape, ...] = (
         6,
         means.whole6(
             packets.ip6(
-                SANDBOX6, GATEWAY6, 60, struct.pack("!BB6x", 6, 0) + packets.tcp(PROXY_PORT, _SYN)
+                SANDBOX6, GATEWAY6, 60, struct.pack("!BB6x", 6, 0) + packets.tcp(PROXY_PORT, SYN)
             ),
             GATEWAY6,
         ),
@@ -207,7 +215,7 @@ ESCAPES: tuple[Escape, ...] = (
         "tcp4 to the proxy from a forged source",
         "egress",
         6,
-        means.whole4(packets.ip4(INTERNET4, GATEWAY4, 6, packets.tcp(PROXY_PORT, _SYN)), GATEWAY4),
+        means.whole4(packets.ip4(INTERNET4, GATEWAY4, 6, packets.tcp(PROXY_PORT, SYN)), GATEWAY4),
     ),
     Escape("neighbour solicitation with data", "egress", 58, means.solicit(PAYLOAD.ljust(16))),
     Escape("neighbour solicitation with a long tail", "egress", 58, means.solicit(bytes(64))),
@@ -244,14 +252,14 @@ ESCAPES: tuple[Escape, ...] = (
                 6,
                 ETH_IP,
                 None,
-                means.constant(packets.ip4(SANDBOX4, INTERNET4, 6, packets.tcp(443, _SYN))),
+                means.constant(packets.ip4(SANDBOX4, INTERNET4, 6, packets.tcp(443, SYN))),
             ),
             (
                 "ip6 to the internet",
                 6,
                 ETH_IP6,
                 None,
-                means.constant(packets.ip6(SANDBOX6, INTERNET6, 6, packets.tcp(443, _SYN))),
+                means.constant(packets.ip6(SANDBOX6, INTERNET6, 6, packets.tcp(443, SYN))),
             ),
             (
                 "late fragment to the proxy",
@@ -259,9 +267,7 @@ ESCAPES: tuple[Escape, ...] = (
                 ETH_IP,
                 None,
                 means.constant(
-                    packets.ip4(
-                        SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, _ACK), fragment=_LATE
-                    )
+                    packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, ACK), fragment=_LATE)
                 ),
             ),
             ("ethertype 88b5", None, 0x88B5, None, means.constant(PAYLOAD)),

@@ -28,26 +28,33 @@ _AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
 
 
 class FarSide:
-    """Frames that came out of the sandbox and had no business to."""
+    """What came out of the sandbox."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, has_proxy: bool) -> None:
         self._sock = sock
+        self._has_proxy = has_proxy
 
     def strays(self) -> list[bytes]:
         """Take what has arrived until now, less what the proxy needs."""
+        return [frame for frame in self.frames() if not self._is_needed(frame)]
+
+    def frames(self) -> list[bytes]:
+        """Take all that has arrived until now."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:
                 frame, ancillary, _flags, address = self._sock.recvmsg(65535, 256)
-                as_sent = _with_tag(frame, ancillary)
-                if address[2] != _PACKET_OUTGOING and not _is_needed(as_sent):
-                    found.append(as_sent)
+                if address[2] != _PACKET_OUTGOING:
+                    found.append(_with_tag(frame, ancillary))
         return found
+
+    def _is_needed(self, frame: bytes) -> bool:
+        return _is_of_the_kernel(frame) or (self._has_proxy and _is_to_the_proxy(frame))
 
 
 @contextlib.contextmanager
-def watch(lab: Lab) -> Iterator[FarSide]:
-    """Capture on the gateway's end."""
+def watch(lab: Lab, *, has_proxy: bool = True) -> Iterator[FarSide]:
+    """Capture on the gateway's end, where the proxy is (or is not)."""
 
     def open_socket() -> socket.socket:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
@@ -57,7 +64,7 @@ def watch(lab: Lab) -> Iterator[FarSide]:
         return sock
 
     with lab.gateway_namespace.call(open_socket) as sock:
-        yield FarSide(sock)
+        yield FarSide(sock, has_proxy=has_proxy)
 
 
 def protocols(frame: bytes) -> set[int]:
@@ -80,11 +87,16 @@ def _with_tag(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
     return frame
 
 
-def _is_needed(frame: bytes) -> bool:
+def _is_of_the_kernel(frame: bytes) -> bool:
     (kind,) = struct.unpack_from("!H", frame, 12)
-    body = frame[14:]
     if kind == ETH_ARP:
         return _is_arp_of_the_kernel(frame)
+    return kind == ETH_IP6 and frame[20] == 58 and _is_neighbour_discovery_of_the_kernel(frame)
+
+
+def _is_to_the_proxy(frame: bytes) -> bool:
+    (kind,) = struct.unpack_from("!H", frame, 12)
+    body = frame[14:]
     if kind == ETH_IP:
         fragment, protocol = struct.unpack_from("!6xHxB", body)
         return (
@@ -93,16 +105,12 @@ def _is_needed(frame: bytes) -> bool:
             and protocol == 6
             and body[(body[0] & 0xF) * 4 + 2 :][:2] == PROXY_PORT.to_bytes(2, "big")
         )
-    if kind == ETH_IP6:
-        following = body[6]
-        if following == 58:
-            return _is_neighbour_discovery_of_the_kernel(frame)
-        return (
-            body[8:40] == _GATEWAY_FROM_SANDBOX6
-            and following == 6
-            and body[42:44] == PROXY_PORT.to_bytes(2, "big")
-        )
-    return False
+    return (
+        kind == ETH_IP6
+        and body[8:40] == _GATEWAY_FROM_SANDBOX6
+        and body[6] == 6
+        and body[42:44] == PROXY_PORT.to_bytes(2, "big")
+    )
 
 
 def _is_arp_of_the_kernel(frame: bytes) -> bool:

@@ -9,6 +9,8 @@ ETH_IP = 0x0800
 ETH_ARP = 0x0806
 ETH_IP6 = 0x86DD
 PAYLOAD = b"bypass"
+#: Numbers of the TCP flags.
+FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 
 
 def checksum(data: bytes) -> int:
@@ -88,3 +90,15 @@ def arp(source: str, target: str, source_mac: bytes, extra: bytes = b"") -> byte
         + ipaddress.IPv4Address(target).packed
         + extra
     )
+
+
+def summed(packet: bytes) -> bytes:
+    """An IP packet of TCP, UDP or ICMP without extension headers, with the checksum in place."""
+    if packet[0] >> 4 == 4:
+        start, protocol, ends = (packet[0] & 15) * 4, packet[9], packet[12:20]
+    else:
+        start, protocol, ends = 40, packet[6], packet[8:40]
+    offset = start + {1: 2, 6: 16, 17: 6, 58: 2}[protocol]
+    body = packet[start:offset] + b"\0\0" + packet[offset + 2 :]
+    pseudo = b"" if protocol == 1 else ends + struct.pack("!II", len(body), protocol)
+    return packet[:offset] + struct.pack("!H", checksum(pseudo + body)) + packet[offset + 2 :]

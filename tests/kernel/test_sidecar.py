@@ -1,0 +1,322 @@
+"""The proxy in a pod gets out, and gets its answers, whatever its connections go through."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import socket
+import threading
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.fence import installer
+from ocsf_nft.lab import GATEWAY4, SANDBOX4
+from tests.kernel import conftest, sidecar
+from tests.kernel.sidecar import GATEWAY, OWN, PORT, PROXY_UID, SPEC, WORKLOAD_UID
+from tests.kernel.users import as_user
+
+if TYPE_CHECKING:
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_FAMILIES = pytest.mark.parametrize("family", list(GATEWAY), ids=["ip4", "ip6"])
+_MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def pod(lab: Lab, state: StateDirectory) -> Lab:
+    """The lab with its sandbox fenced as a pod."""
+    lab.sandbox_namespace.call(sidecar.let_everybody_ping)
+    installer.install(SPEC, lab.sandbox_namespace, state, "nflog")
+    return lab
+
+
+@_FAMILIES
+def test_the_proxy_connects_and_nobody_else(pod: Lab, family: socket.AddressFamily) -> None:
+    with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
+        ours, theirs = sidecar.connected(pod, family, server)
+        with ours, theirs:
+            ours.sendall(b"question")
+            assert theirs.recv(100) == b"question"
+            theirs.sendall(b"answer")
+            assert ours.recv(100) == b"answer"
+        with pytest.raises(ConnectionRefusedError):
+            sidecar.workload(pod, lambda: sidecar.connect(family, GATEWAY[family]))
+
+
+def test_a_proxy_may_have_several_users(lab: Lab, state: StateDirectory) -> None:
+    spec = dataclasses.replace(SPEC, proxy_uids=(0, PROXY_UID, 0))
+    installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    reached = []
+    for user in (0, PROXY_UID, WORKLOAD_UID):
+        connect = as_user(
+            user,
+            lambda: sidecar.connect(socket.AF_INET, GATEWAY4),
+            capabilities=frozenset(),
+        )
+        with (
+            sidecar.server(lab, socket.AF_INET, socket.SOCK_STREAM),
+            contextlib.suppress(ConnectionRefusedError),
+            lab.sandbox_namespace.call(connect),
+        ):
+            reached.append(user)
+    assert reached == [0, PROXY_UID]
+
+
+@_FAMILIES
+@pytest.mark.parametrize("is_connected", [True, False], ids=["connected", "not connected"])
+def test_the_proxy_asks_by_udp_and_is_answered_and_nobody_else(
+    pod: Lab, family: socket.AddressFamily, is_connected: bool
+) -> None:
+    to = (GATEWAY[family], PORT)
+
+    def ask(sock: socket.socket) -> None:
+        sock.settimeout(10)
+        if is_connected:
+            sock.connect(to)
+            sock.send(b"question")
+        else:
+            sock.sendto(b"question", to)
+
+    def opened() -> socket.socket:
+        return socket.socket(family, socket.SOCK_DGRAM)
+
+    with sidecar.server(pod, family, socket.SOCK_DGRAM) as server:
+        with sidecar.proxy(pod, opened) as sock:
+            ask(sock)
+            question, asker = server.recvfrom(100)
+            assert question == b"question"
+            server.sendto(b"answer", asker)
+            assert sock.recv(100) == b"answer"
+        with sidecar.workload(pod, opened) as sock, pytest.raises(PermissionError):
+            ask(sock)
+
+
+@_FAMILIES
+def test_the_proxy_pings_and_nobody_else(pod: Lab, family: socket.AddressFamily) -> None:
+    answer = sidecar.proxy(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=10))
+    assert answer.endswith(b"bypass")
+    # Over IPv6 the kernel doesn't tell who sends it that it was refused (net/ipv6/ping.c).
+    with pytest.raises((PermissionError, TimeoutError)):
+        sidecar.workload(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=0.2))
+
+
+@_FAMILIES
+def test_whom_the_proxy_pings_pings_nobody_in_the_pod(
+    pod: Lab, family: socket.AddressFamily
+) -> None:
+    pod.gateway_namespace.call(sidecar.let_everybody_ping)
+    sidecar.proxy(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=10))
+    with pytest.raises(TimeoutError):
+        pod.gateway_namespace.call(lambda: sidecar.ping(family, OWN[family], seconds=0.3))
+    protocol = "icmp" if family == socket.AF_INET else "ipv6-icmp"
+    # Not let in, and refused and told as an attempt to get out when the kernel answers it.
+    assert sidecar.refused(pod, "ingress", protocol) == 1
+
+
+@_FAMILIES
+def test_an_idle_connection_takes_what_comes_after_the_fence_forgot_it(
+    pod: Lab, family: socket.AddressFamily
+) -> None:
+    with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
+        ours, theirs = sidecar.connected(pod, family, server)
+        with ours, theirs:
+            _forget_all_flows(pod)
+            theirs.sendall(b"at last")
+            assert ours.recv(100) == b"at last"
+
+
+@_FAMILIES
+def test_a_kernel_that_looks_for_no_socket_early_takes_a_connection_by_its_flow(
+    pod: Lab, family: socket.AddressFamily
+) -> None:
+    def without_early_demultiplexing() -> None:
+        Path("/proc/sys/net/ipv4/tcp_early_demux").write_text("0", encoding="ascii")
+
+    pod.sandbox_namespace.call(without_early_demultiplexing)
+    with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
+        ours, theirs = sidecar.connected(pod, family, server)
+        with ours, theirs:
+            theirs.sendall(b"answer")
+            assert ours.recv(100) == b"answer"
+
+
+@_FAMILIES
+def test_what_is_in_the_buffer_when_the_proxy_closes_arrives(
+    pod: Lab, family: socket.AddressFamily
+) -> None:
+    with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
+        ours, theirs = sidecar.connected(pod, family, server)
+        with theirs:
+            with ours:
+                sent = sidecar.fill(ours)
+            # The socket is closed and has no owner. Only now there is room for the rest.
+            assert len(_all_of(theirs)) == sent
+    assert sidecar.refused(pod, "egress", "tcp") == 0
+    assert sidecar.refused(pod, "ingress", "tcp") == 0
+
+
+@_FAMILIES
+def test_much_gets_through_both_ways_where_packets_are_lost_and_nothing_is_refused(
+    pod: Lab, family: socket.AddressFamily
+) -> None:
+    content = bytes(range(256)) * (20 * _MEGABYTE // 256)
+    with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
+        ours, theirs = sidecar.connected(pod, family, server)
+        _lose_packets(pod)
+        with theirs:
+            with ours:
+                echo = threading.Thread(target=_echo, args=(theirs,))
+                echo.start()
+                sender = threading.Thread(target=ours.sendall, args=(content,))
+                sender.start()
+                received = _all_of(ours, len(content))
+                sender.join()
+            echo.join()
+    assert hashlib.sha256(received).digest() == hashlib.sha256(content).digest()
+    # Retransmissions, the acknowledgements of TIME_WAIT, and resets: they had to get through too.
+    sidecar.until(lambda: not _connections(pod, "LAST_ACK", "FIN_WAIT1", "CLOSING"))
+    assert sidecar.refused(pod, "egress", "tcp") == 0
+    assert sidecar.refused(pod, "ingress", "tcp") == 0
+
+
+@_FAMILIES
+def test_a_download_that_the_proxy_gives_up_is_reset_and_no_alarm(
+    pod: Lab, family: socket.AddressFamily
+) -> None:
+    with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
+        ours, theirs = sidecar.connected(pod, family, server)
+        with theirs:
+            theirs.setblocking(False)
+            with ours:
+                sidecar.fill(theirs)
+            theirs.settimeout(10)
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):  # noqa: PT012 - whichever
+                while True:
+                    theirs.sendall(bytes(_MEGABYTE))
+    assert sidecar.refused(pod, "egress", "tcp") == 0
+    assert sidecar.refused(pod, "ingress", "tcp") == 0
+
+
+@_FAMILIES
+def test_where_the_fence_has_no_room_for_a_flow_the_connection_works_all_the_same(
+    pod: Lab, family: socket.AddressFamily
+) -> None:
+    version = 4 if family == socket.AF_INET else 6
+    conftest.load(pod.sandbox_namespace, _full(version))
+    with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
+        ours, theirs = sidecar.connected(pod, family, server)
+        with ours, theirs:
+            theirs.sendall(b"answer")
+            assert ours.recv(100) == b"answer"
+
+
+@_FAMILIES
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+def test_nobody_outside_gets_at_what_listens_in_the_pod(
+    pod: Lab, family: socket.AddressFamily, kind: socket.SocketKind
+) -> None:
+    def listen() -> socket.socket:
+        sock = socket.socket(family, kind)
+        sock.bind((OWN[family], PORT))
+        if kind == socket.SOCK_STREAM:
+            sock.listen()
+        sock.setblocking(False)
+        return sock
+
+    def knock() -> socket.socket:
+        sock = socket.socket(family, kind)
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            sock.connect((OWN[family], PORT))
+            sock.send(b"anybody in?")
+        return sock
+
+    def is_refused_more(before: int) -> bool:
+        return sidecar.refused(pod, "ingress", protocol) > before
+
+    protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
+    # At the proxy's neither: what it has to say to the outside, it begins itself.
+    for user in (PROXY_UID, WORKLOAD_UID):
+        before = sidecar.refused(pod, "ingress", protocol)
+        opened = as_user(user, listen, capabilities=frozenset())
+        with pod.sandbox_namespace.call(opened) as own, pod.gateway_namespace.call(knock):
+            sidecar.until(partial(is_refused_more, before))
+            with pytest.raises(BlockingIOError):
+                own.accept() if kind == socket.SOCK_STREAM else own.recv(100)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", SANDBOX4])
+def test_loopback_and_the_pods_own_address_are_everybodys(pod: Lab, address: str) -> None:
+    with sidecar.proxy(pod, socket.socket) as server:
+        server.bind((address, PORT))
+        server.listen()
+        with (
+            sidecar.workload(pod, lambda: sidecar.connect(socket.AF_INET, address)) as sock,
+            server.accept()[0] as accepted,
+        ):
+            sock.sendall(b"CONNECT")
+            assert accepted.recv(100) == b"CONNECT"
+
+
+def _forget_all_flows(pod: Lab) -> None:
+    for name in ("proxied4", "proxied6"):
+        conftest.nft(pod.sandbox_namespace, "flush", "set", "inet", "ocsf_nft", name)
+
+
+def _full(version: int) -> str:
+    """The set of the proxy's flows with as many elements as fit."""
+    host = "192.0.2.1" if version == 4 else "2001:db8::1"
+    elements = ", ".join(f"{host} . {port} . {host} . {port} . udp" for port in range(65_536))
+    return f"add element inet ocsf_nft proxied{version} {{ {elements} }}\n"
+
+
+def _all_of(sock: socket.socket, length: int | None = None) -> bytes:
+    content = bytearray()
+    while length is None or len(content) < length:
+        part = sock.recv(_MEGABYTE)
+        if not part:
+            break
+        content += part
+    return bytes(content)
+
+
+def _echo(sock: socket.socket) -> None:
+    while part := sock.recv(_MEGABYTE):
+        sock.sendall(part)
+
+
+def _lose_packets(pod: Lab) -> None:
+    """One in fifty, each way, at the far end."""
+    conftest.load(
+        pod.gateway_namespace,
+        "table netdev lossy {\n"
+        '\tchain in { type filter hook ingress device "gw0" priority 0\n'
+        "\t\tether type { ip, ip6 } numgen random mod 50 < 1 drop\n\t}\n"
+        '\tchain out { type filter hook egress device "gw0" priority 0\n'
+        "\t\tether type { ip, ip6 } numgen random mod 50 < 1 drop\n\t}\n}\n",
+    )
+
+
+_STATES = {"FIN_WAIT1": "04", "CLOSING": "0B", "LAST_ACK": "09"}
+
+
+def _connections(pod: Lab, *states: str) -> list[str]:
+    """The connections of both ends that are in these states."""
+
+    def listed() -> list[str]:
+        return [
+            line
+            for name in ("tcp", "tcp6")
+            for line in Path(f"/proc/thread-self/net/{name}").read_text("ascii").splitlines()[1:]
+        ]
+
+    wanted = {_STATES[state] for state in states}
+    lines = pod.sandbox_namespace.call(listed) + pod.gateway_namespace.call(listed)
+    return [line for line in lines if line.split()[3] in wanted]

@@ -1,0 +1,161 @@
+"""A sidecar does all it does with CAP_NET_ADMIN over its network namespace, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+import pytest
+
+from tests.kernel import attempts, command, sidecar
+from tests.kernel.attempts import PRIVILEGED, UNPRIVILEGED
+from tests.kernel.pod import World
+from tests.kernel.sidecar import ADDRESS, POD, PROXY_UID, WORKLOAD_UID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_INSTALL: Final = ("--profile", "sidecar", "--proxy-uid", str(PROXY_UID), "--proxy", ADDRESS)
+_UNPRIVILEGED: Final = tuple(kind for kind, *_ in UNPRIVILEGED)
+_RAW: Final = tuple(kind for kind, *_ in PRIVILEGED)
+_ATTEMPTS: Final = {kind: (protocol, port) for kind, _, protocol, port in UNPRIVILEGED + PRIVILEGED}
+#: As a container's runtime mounts it.
+_READ_ONLY: Final = (
+    *("unshare", "--mount", "--propagation=private", "sh", "-c"),
+    'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"',
+    "container",
+)
+
+
+@pytest.fixture(params=["users of the host", "users of its own"])
+def pod(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[Lab, list[str]]]:
+    """A pod, and what to put before a command for root in it to run it."""
+    if request.param == "users of the host":
+        lab.sandbox_namespace.call(sidecar.let_everybody_ping)
+        yield lab, ["nsenter", f"--net=/run/netns/{lab.sandbox}"]
+    else:
+        with sidecar.rootless(lab) as (rootless, as_root):
+            rootless.sandbox_namespace.call(sidecar.let_everybody_ping)
+            yield rootless, as_root
+
+
+def test_with_that_it_installs_watches_verifies_and_removes_and_knows_every_user(
+    pod: tuple[Lab, list[str]], state: StateDirectory, tmp_path: Path
+) -> None:
+    lab, as_root = pod
+    output = tmp_path / "events.jsonl"
+    where = ("--sandbox", POD, "--state-dir", str(state.path))
+    under = [*as_root, *_READ_ONLY, *_confined(0, "net_admin")]
+    installed = command.run("install", *where, *_INSTALL, under=under)
+    assert installed.code == 0, installed.stderr
+    with (
+        World(lab) as world,
+        command.running(*where, "--output", str(output), under=under) as running,
+    ):
+        assert command.run("verify", *where, under=under).code == 0
+        for uid, capability, kinds in (
+            (PROXY_UID, None, _UNPRIVILEGED),
+            (WORKLOAD_UID, None, _UNPRIVILEGED),
+            (WORKLOAD_UID, "net_raw", _RAW),
+            (0, "net_raw", (*_UNPRIVILEGED, *_RAW)),
+        ):
+            _attempt([*as_root, *_confined(uid, capability)], kinds)
+            got_out = sorted(world.reached(10 if uid == PROXY_UID else 0.1))
+            assert bool(got_out) == (uid == PROXY_UID)
+        assert running.stop(signal.SIGTERM)[0] == 0
+    everything = Counter((*_ATTEMPTS[kind],) for kind in (*_UNPRIVILEGED, *_RAW))
+    told = _told(output)
+    assert told.keys() == {str(WORKLOAD_UID), "0"}
+    assert all(of_user == everything for of_user in told.values())
+    assert command.run("status", "--state-dir", str(state.path), under=under).code == 0
+    assert command.run("remove", *where, under=under).code == 0
+    assert command.run("verify", *where, under=under).code == 2
+
+
+def test_a_run_on_the_fence_of_its_own_namespace_keeps_that_and_gives_up_the_rest(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    under = ["nsenter", f"--net=/run/netns/{lab.sandbox}"]
+    where = ("--sandbox", POD, "--state-dir", str(state.path))
+    assert command.run("install", *where, *_INSTALL, under=under).code == 0
+    output = tmp_path / "events.jsonl"
+    with command.running(*where, "--output", str(output), under=under) as running:
+        held: set[str] = set()
+        for task in Path(f"/proc/{running.process.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it just ended
+                held.update(
+                    line
+                    for line in (task / "status").read_text().splitlines()
+                    if line.startswith(("CapPrm", "CapEff", "CapBnd"))
+                )
+        assert running.stop(signal.SIGTERM)[0] == 0
+    assert held == {f"{name}:\t{1 << 12:016x}" for name in ("CapPrm", "CapEff", "CapBnd")}
+
+
+def test_without_that_it_says_so_in_one_sentence(
+    pod: tuple[Lab, list[str]], state: StateDirectory
+) -> None:
+    _, as_root = pod
+    where = ("--sandbox", POD, "--state-dir", str(state.path))
+    failed = command.run("install", *where, *_INSTALL, under=[*as_root, *_confined(0, None)])
+    assert failed.code == 3
+    assert "CAP_NET_ADMIN" in failed.sentence
+
+
+def test_without_the_proxys_address_events_say_to_use_it_all_the_same(
+    pod: tuple[Lab, list[str]], state: StateDirectory, tmp_path: Path
+) -> None:
+    _, as_root = pod
+    output = tmp_path / "events.jsonl"
+    where = ("--sandbox", POD, "--state-dir", str(state.path))
+    options = ("--profile", "sidecar", "--proxy-uid", str(PROXY_UID), "--install")
+    with command.running(*where, *options, "--output", str(output), under=as_root) as running:
+        _attempt([*as_root, *_confined(WORKLOAD_UID, None)], ("tcp4", "udp6"))
+        assert running.stop(signal.SIGTERM)[0] == 0
+    (*events,) = _of_users(output)
+    assert len(events) == 2
+    for event in events:
+        assert "proxy_endpoint" not in event
+        assert "Only the sandbox's proxy may be reached: use it." in event["status_detail"]
+
+
+def _confined(uid: int, capability: str | None) -> list[str]:
+    """A user with one capability at most, whatever it runs."""
+    given = "" if capability is None else f",+{capability}"
+    return [
+        *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"),
+        *(f"--inh-caps=-all{given}", f"--ambient-caps=-all{given}", f"--bounding-set=-all{given}"),
+    ]
+
+
+def _attempt(under: list[str], kinds: tuple[str, ...]) -> None:
+    # By standard input: the user may not be allowed to read the folder that this file is in.
+    with Path(attempts.__file__).open("rb") as program:
+        subprocess.run(
+            [*under, "/usr/bin/python3", "-I", "-", "1", *kinds], stdin=program, check=True
+        )
+
+
+def _of_users(output: Path) -> list[dict[str, Any]]:
+    """The events of refused packets that somebody has sent."""
+    events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
+    return [event for event in events if event["class_uid"] == 4001 and "actor" in event]
+
+
+def _told(output: Path) -> dict[str, Counter[tuple[int, int | None]]]:
+    """What each user was refused, by protocol and port."""
+    told: dict[str, Counter[tuple[int, int | None]]] = {}
+    for event in _of_users(output):
+        what = event["connection_info"]["protocol_num"], event["dst_endpoint"].get("port")
+        told.setdefault(event["actor"]["user"]["uid"], Counter())[what] += event["count"]
+    return told
