@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RTM_NEWLINK: Final = 16
+RTM_DELLINK: Final = 17
 RTM_GETLINK: Final = 18
 
 _IFLA_IFNAME: Final = 3
+_IFLA_MASTER: Final = 10
 _IFF_LOOPBACK: Final = 0x8
 _RTMGRP_LINK: Final = 1
 _RTMGRP_ROUTES: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
@@ -29,11 +31,15 @@ ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 
 
 class Link(NamedTuple):
-    """A network interface. The name is whatever its owner chose, undecodable bytes escaped."""
+    """A network interface. The name is whatever its owner chose, undecodable bytes escaped.
+
+    ``is_port``: another interface takes what comes in by it (a bridge, a bond, a VRF).
+    """
 
     ifindex: int
     name: str
     is_loopback: bool
+    is_port: bool = False
 
 
 def link(body: memoryview) -> Link | None:
@@ -41,11 +47,11 @@ def link(body: memoryview) -> Link | None:
     if len(body) < _IFINFOMSG.size:
         return None
     _family, _type, index, flags, _change = _IFINFOMSG.unpack_from(body)
-    for kind, value in netlink.attributes(body[_IFINFOMSG.size :]):
-        if kind == _IFLA_IFNAME:
-            name = bytes(value).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-            return Link(index, name, bool(flags & _IFF_LOOPBACK))
-    return None
+    found = dict(netlink.attributes(body[_IFINFOMSG.size :]))
+    if _IFLA_IFNAME not in found:
+        return None
+    name = bytes(found[_IFLA_IFNAME]).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return Link(index, name, bool(flags & _IFF_LOOPBACK), _IFLA_MASTER in found)
 
 
 def links() -> Iterator[Link]:

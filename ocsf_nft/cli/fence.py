@@ -11,6 +11,7 @@ import typer
 from ocsf_nft.cli import options, output
 
 if TYPE_CHECKING:
+    from ocsf_nft.fence.state import Installed
     from ocsf_nft.ocsf.events import Event
 
 
@@ -36,6 +37,8 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     ] = False,
 ) -> None:
     """Fence a sandbox, atomically; replaces its fence when one stands.
+
+    With --permissive it refuses nothing, and what it would refuse is reported all the same.
 
     Prints the event of what was done. Exit 1: the fence stands, but the kernel can't log.
 
@@ -74,10 +77,19 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         return
     fence = fences.stand(asked, StateDirectory(state_dir))
     _print(fences.first_event(fence, this_host()))
+    _name_what_blocks(fence.installed)
     if fence.reason is not None:
-        output.say(f"ocsf-nft: the fence stands, but does not log: {fence.reason}")
+        refuses = " and is permissive: it refuses nothing" if permissive else ""
+        output.say(f"ocsf-nft: the fence stands{refuses}, but does not log: {fence.reason}")
         raise typer.Exit(1)
-    output.say(f"sandbox {sandbox} is fenced; what it refuses goes to {fence.installed.transport}")
+    transport = fence.installed.transport
+    if permissive:
+        output.say(
+            f"sandbox {sandbox} has a permissive fence: it refuses nothing, and what it would "
+            f"refuse goes to {transport}"
+        )
+    else:
+        output.say(f"sandbox {sandbox} is fenced; what it refuses goes to {transport}")
 
 
 def verify(
@@ -131,9 +143,36 @@ def remove(
     installed = state.read(asked.name)
     installer.remove(asked.name, state, asked.namespace, asked.device)
     if installed is not None:
-        before, after = FenceState.STANDING, FenceState.ABSENT
+        before, after = fences.state_of(installed), FenceState.ABSENT
         _print(fences.state_event(installed, this_host(), before=before, after=after))
     output.say(f"sandbox {sandbox} is no longer fenced")
+
+
+def _name_what_blocks(installed: Installed) -> None:
+    """Say what the host's other rules drop of what a VM is let through, before it is started."""
+    from ocsf_nft import check
+    from ocsf_nft.errors import OcsfNftError
+    from ocsf_nft.ocsf.text import visible
+
+    spec = installed.spec
+    if spec.tap is None:
+        return
+    try:
+        asked = check.question(
+            installed.namespace,
+            device=spec.tap.device,
+            subnets=spec.tap.subnets,
+            port=spec.proxies[0].port,
+        )
+        found = check.blocking(asked)
+    except OcsfNftError as error:
+        output.say(f"what other rules drop isn't known: {error}")
+        return
+    for finding in found:
+        remedy = "" if finding.remedy is None else f" ({visible(finding.remedy)})"
+        output.say(f"in the VM's way: {visible(finding.meaning)}{remedy}")
+        for command in finding.commands:
+            output.say(f"    {command}")
 
 
 def _print(event: Event) -> None:

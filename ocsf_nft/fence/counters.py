@@ -13,6 +13,7 @@ what isn't as ours is left out, and time and memory are bounded.
 from __future__ import annotations
 
 import errno
+import itertools
 import operator
 import struct
 import time
@@ -24,7 +25,17 @@ from ocsf_nft import netlink, nfnetlink, userns
 from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
 from ocsf_nft.fence import ruleset
 from ocsf_nft.fence.elements import Elements
-from ocsf_nft.flow import KINDS, Count, Element, Kind, Reading, RuleReading, renumbered
+from ocsf_nft.flow import (
+    KINDS,
+    Count,
+    Element,
+    Kind,
+    Reading,
+    RuleReading,
+    account_name,
+    counting_name,
+    renumbered,
+)
 from ocsf_nft.netns import Namespace
 from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
 
@@ -118,6 +129,7 @@ class Counters:
 
     def __init__(self, installed: Installed) -> None:
         self._sandbox = installed.spec.sandbox
+        self._is_permissive = installed.spec.is_permissive
         self._boot = ""
         spec = installed.spec
         self._places = [
@@ -168,15 +180,19 @@ class Counters:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """The rules of the fence, each of which has counters while it stands."""
+        """What the fence has counters of while it stands: its rules, by the names of accounts."""
         return tuple(
-            rule for place in self._places for _, _, names in place.tables for rule in names
+            account_name(rule, is_permissive=self._is_permissive)
+            for place in self._places
+            for _, _, names in place.tables
+            for rule in names
         )
 
     def read(self) -> Reading:
         """Read all counters; takes some 10 s at most, whatever is in the place of the fence.
 
-        A rule without its table, or without a counter or a set of its own, is not in it. Raises
+        Of each rule those of both modes: somebody may change it any time. A rule without its table,
+        or without a counter or a set of its own, is not in it. Raises
         FenceError when the counters can't be read or are too many to be ours; after that the
         namespaces are entered anew by the next reading, which can raise what :meth:`open` does.
         """
@@ -186,10 +202,12 @@ class Counters:
         epochs: dict[str, str] = {}
         for place in self._places:
             for family, table, names in place.tables:
-                for rule in names:
-                    found = self._read(place, family, table, rule, deadline)
+                for rule, is_permissive in itertools.product(names, (False, True)):
+                    counting = counting_name(rule, is_permissive=is_permissive)
+                    found = self._read(place, family, table, counting, deadline)
                     if found is not None:
-                        epochs[rule], rules[rule] = found
+                        name = account_name(rule, is_permissive=is_permissive)
+                        epochs[name], rules[name] = found
         return Reading(epochs=epochs, began_ns=began_ns, ended_ns=time.time_ns(), rules=rules)
 
     def _read(

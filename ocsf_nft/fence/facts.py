@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 _TABLE: Final = re.compile(r"table (\S+) (\S+) \{")
 _CHAIN: Final = re.compile(r"\tchain (\S+) \{")
-_RULE: Final = re.compile(r'\t\t(.*log prefix "ocsf-nft:[^":]*:([^":]+):".*) # handle (\d+)')
+_RULE: Final = re.compile(
+    r'\t\t(.*log prefix "ocsf-nft:[^":]*:([^":]+):(?:permissive:)?".*) # handle (\d+)'
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

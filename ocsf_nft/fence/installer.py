@@ -10,11 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
-from ocsf_nft.fence import comparison, kernel_log, links, loading, nft, ruleset, standing
+from ocsf_nft.errors import (
+    AbsentError,
+    FenceError,
+    OcsfNftError,
+    UnsupportedError,
+)
+from ocsf_nft.fence import (
+    comparison,
+    forwarding,
+    kernel_log,
+    links,
+    loading,
+    nft,
+    owners,
+    ruleset,
+    standing,
+)
 from ocsf_nft.fence.keeping import Place
 from ocsf_nft.fence.spec import LADDER
 from ocsf_nft.fence.state import Installed
@@ -24,7 +38,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
 
-_OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
+Verdict: TypeAlias = Literal["as installed", "differs", "absent"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +48,7 @@ class Verification:
     ``installed`` is the record that it was compared with, None when there is none.
     """
 
-    verdict: Literal["as installed", "differs", "absent"]
+    verdict: Verdict
     difference: str = ""
     installed: Installed | None = None
 
@@ -60,33 +74,62 @@ def install(
     stands then, except where the sentence says otherwise.
     """
     around = _survey(spec, namespace)
-    identity = namespace.identity()
     with state.locked():
-        before = _on_record(spec.sandbox, state)
-        if before is None or before.identity != identity:
-            # Where ours is on record, another's name on the table is a disguise.
-            _refuse_foreign(spec.sandbox, namespace, loading.fence_places(spec)[0])
-        for guard in loading.guard_places(spec):
-            _refuse_foreign(spec.sandbox, loading.HOST, guard)
-        if before is not None:
-            _refuse_elsewhere(before, namespace)
-            if (
-                (before.spec, before.around) == (spec, around)
-                and (before.transport == transport if transport else before.degraded is None)
-                and _is_of_this_version(before)
-                and verify(spec.sandbox, state, namespace).verdict == "as installed"
-            ):
-                return _settled(before, state)
-        intended = Installed(
-            spec=spec,
-            around=around,
-            namespace=namespace,
-            identity=identity,
-            transport=transport or LADDER[0],
-            policy="",
-            listings={},
-        )
-        return _replace(before, intended, (transport,) if transport else LADDER, state)
+        return _install(spec, around, namespace, state, transport)
+
+
+def renew(sandbox: str, state: StateDirectory) -> Installed | None:
+    """Put a fence back as it is on record; None where it is on none: it was removed.
+
+    What stands as it was installed, among the links that there were, is not touched. Raises what
+    :func:`install` does.
+    """
+    with state.locked():
+        before = state.read(sandbox)
+        if before is None:
+            return None
+        # The ladder is climbed down again where it had to be before, and maybe not as far.
+        transport = before.transport if before.degraded is None else None
+        around = _survey(before.spec, before.namespace)
+        return _install(before.spec, around, before.namespace, state, transport)
+
+
+def _install(
+    spec: FenceSpec,
+    around: Surroundings,
+    namespace: Namespace,
+    state: StateDirectory,
+    transport: LogTransport | None,
+) -> Installed:
+    identity = namespace.identity()
+    before = _on_record(spec.sandbox, state)
+    former = None
+    places = loading.fence_places(spec)
+    if before is None or (before.identity, loading.fence_places(before.spec)) != (identity, places):
+        # Where ours is on record, another's name on the table is a disguise.
+        former = owners.former(spec, around, namespace, state)
+    for guard in loading.guard_places(spec):
+        owners.refuse_foreign(spec.sandbox, loading.HOST, guard)
+    if before is not None:
+        _refuse_elsewhere(before, namespace)
+        spec = _with_the_past(spec, before, identity)
+        if (
+            (before.spec, before.around) == (spec, around)
+            and (before.transport == transport if transport else before.degraded is None)
+            and _is_of_this_version(before)
+            and verify(spec.sandbox, state, namespace).verdict == "as installed"
+        ):
+            return _settled(before, state)
+    intended = Installed(
+        spec=spec,
+        around=around,
+        namespace=namespace,
+        identity=identity,
+        transport=transport or LADDER[0],
+        policy="",
+        listings={},
+    )
+    return _replace(before, former, intended, (transport,) if transport else LADDER, state)
 
 
 def stands(namespace: Namespace, device: str | None = None) -> bool:
@@ -130,6 +173,10 @@ def verify(
                 lines.append("net.netfilter.nf_log_all_netns is off: nothing refused is logged")
     if not _is_of_this_version(installed):
         lines.append("its policy is that of another version of ocsf-nft: install it again")
+    lines += [
+        f"{name} is off: nothing of the VM is forwarded"
+        for name in forwarding.off(installed.spec, where)
+    ]
     lines += _unfenced(installed, where)
     lines += comparison.difference(installed.listings, found)
     if lines:
@@ -157,14 +204,17 @@ def remove(
             _refuse_elsewhere(installed, where)
         if installed is None or _is_there(installed, where):
             places = _places(device) if installed is None else loading.fence_places(installed.spec)
-            _refuse_foreign(sandbox, where, places[0])
+            owners.refuse_foreign(sandbox, where, places[0])
             if installed is None and not stands(where, device):
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
+            # First what lets the VM's packets through the host, then what holds them back.
+            _release_forwarding(where.identity(), where, state, besides=sandbox)
             nft.load(where, ruleset.removal(places))
         if installed is None:
             return
         _remove_guard(installed.spec)
         _release_kernel_log(sandbox, state)
+        _release_forwarding(installed.identity, installed.namespace, state, besides=sandbox)
         state.forget(sandbox)
 
 
@@ -186,25 +236,24 @@ def _unfenced(installed: Installed, where: Namespace) -> list[str]:
         return [f"not fenced at the link layer: {', '.join(sorted(more))}"] if more else []
     try:
         around = links.survey_device(where, tap.device)
-    except AbsentError as error:
+    except (AbsentError, FenceError) as error:
         return [str(error)]
     if around == installed.around:
         return []
     return [f"the TAP device {tap.device} was made anew since: install the fence again"]
 
 
+def _with_the_past(spec: FenceSpec, before: Installed, identity: str) -> FenceSpec:
+    """The same, knowing of the fence that stands there whether it was of the other kind."""
+    has_changed = before.identity == identity and (
+        before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
+    )
+    return dataclasses.replace(spec, has_changed=has_changed)
+
+
 def _is_of_this_version(installed: Installed) -> bool:
     current = ruleset.digest(installed.spec, installed.around, installed.transport)
     return installed.policy == current
-
-
-def _refuse_foreign(sandbox: str, namespace: Namespace, place: Place) -> None:
-    owner = _OWNER.fullmatch(standing.comment(namespace, *place) or "")
-    if owner is not None and owner[1] != sandbox:
-        raise FenceError(
-            f"the table {place.table} in {namespace} is that of sandbox {owner[1]}: "
-            "remove that one first"
-        )
 
 
 def _refuse_elsewhere(installed: Installed, namespace: Namespace) -> None:
@@ -235,26 +284,48 @@ def _is_there(installed: Installed, namespace: Namespace) -> bool:
 
 def _replace(
     before: Installed | None,
+    former: str | None,
     intended: Installed,
     rungs: tuple[LogTransport, ...],
     state: StateDirectory,
 ) -> Installed:
     state.write(intended)  # a disk that is full must show before anything is changed
+    if former is not None:
+        state.forget(former)
     try:
+        forwarding.prepare(intended.spec, intended.namespace, state)
         loaded = loading.load(intended, rungs, state)
     except OcsfNftError:
-        _undo(before, intended.spec.sandbox, state)
+        _undo(before, intended, state)
         raise
-    if before is not None and before.spec.guard_device != loaded.spec.guard_device:
-        _remove_guard(before.spec)
+    if before is not None:
+        _remove_former(before, loaded)
     state.write(loaded)
+    # Never before the fence stands.
+    forwarding.switch_on(loaded.spec, loaded.namespace, state)
+    if before is not None and before.identity != loaded.identity:
+        _release_forwarding(before.identity, before.namespace, state)
     return _settled(loaded, state)
 
 
-def _undo(before: Installed | None, sandbox: str, state: StateDirectory) -> None:
-    """Put on record what stood before, and the sysctl back when it was switched for nothing."""
+def _remove_former(before: Installed, now: Installed) -> None:
+    """Remove what stood before, and now stands no more in its place but beside it."""
+    if before.spec.guard_device != now.spec.guard_device:
+        _remove_guard(before.spec)
+    former = set(loading.fence_places(before.spec)) - set(loading.fence_places(now.spec))
+    sandbox = before.spec.sandbox
+    if before.identity == now.identity and any(
+        owners.owner(now.namespace, place) == sandbox for place in former
+    ):
+        nft.load(now.namespace, ruleset.removal(sorted(former)))
+
+
+def _undo(before: Installed | None, intended: Installed, state: StateDirectory) -> None:
+    """Put on record what stood before, and the sysctls back when switched for nothing."""
+    sandbox = intended.spec.sandbox
     if before is None:
         _release_kernel_log(sandbox, state)
+        _release_forwarding(intended.identity, intended.namespace, state, besides=sandbox)
         state.forget(sandbox)
     else:
         state.write(before)
@@ -262,13 +333,14 @@ def _undo(before: Installed | None, sandbox: str, state: StateDirectory) -> None
 
 
 def _settled(installed: Installed, state: StateDirectory) -> Installed:
-    """A fence on record, with the sysctl put back that it does not need any more."""
-    if installed.transport != "kmsg":
-        sandbox = installed.spec.sandbox
-        try:
+    """A fence on record, with the sysctls put back that it does not need any more."""
+    sandbox = installed.spec.sandbox
+    try:
+        if installed.transport != "kmsg":
             _release_kernel_log(sandbox, state)
-        except UnsupportedError as error:
-            raise FenceError(f"the fence of sandbox {sandbox} stands, but {error}") from error
+        _release_forwarding(installed.identity, installed.namespace, state)
+    except UnsupportedError as error:
+        raise FenceError(f"the fence of sandbox {sandbox} stands, but {error}") from error
     return installed
 
 
@@ -280,7 +352,7 @@ def _places(device: str | None) -> tuple[Place, ...]:
 
 def _remove_guard(spec: FenceSpec) -> None:
     for guard in loading.guard_places(spec):
-        _refuse_foreign(spec.sandbox, loading.HOST, guard)
+        owners.refuse_foreign(spec.sandbox, loading.HOST, guard)
         nft.load(loading.HOST, ruleset.removal([guard]))
 
 
@@ -296,3 +368,23 @@ def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
                 return
     kernel_log.restore(before)
     state.forget_all_netns_before()
+
+
+def _release_forwarding(
+    identity: str, namespace: Namespace, state: StateDirectory, *, besides: str | None = None
+) -> None:
+    """Put IP forwarding back, unless a fence on record needs it, or may (a damaged record).
+
+    Whether the one of the sandbox ``besides`` needs it doesn't matter any more.
+    """
+    if state.forwarding_before(identity) is None:
+        return
+    others = []
+    for other in state.sandboxes():
+        if other != besides:
+            found = _on_record(other, state)
+            if found is None:
+                return
+            if found.identity == identity:
+                others.append(found.spec)
+    forwarding.release(identity, namespace, others, state)

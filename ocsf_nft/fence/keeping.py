@@ -9,7 +9,9 @@ kernel takes an old hook away; links that are gone are taken off it by name.
 What stands is whatever somebody with CAP_NET_ADMIN over the namespace put there, and its listing
 may be made to read like anything. So a name is taken for a name only when it is an identifier; what
 is not plainly a table of ours is not kept; and the new definition holds whatever the listing hides:
-``flush table`` leaves no rule anywhere, and the sets that let packets through are always made anew.
+``flush table`` leaves no rule anywhere, and the sets that say who may send are always made anew.
+The flows of a sidecar's proxy are kept, with which it closes its connections: in a set that fills
+itself nobody can tell what somebody with that capability put there, now or at any other time.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ _HANDLE: Final = re.compile(r" # handle \d+$")
 _PART: Final = re.compile(r"\t([a-z]+) (\S+) \{( \})?")
 _LINKS: Final = re.compile(r"^define links = \{ (.*) \}$", re.MULTILINE)
 _HOOK: Final = re.compile(
-    r"type filter hook (?P<hook>\w+)(?: devices? (?:= )?(?P<devices>\{ .* \}|\"[^\"]*\"|\$links))?"
-    r" (?P<rest>priority [a-z0-9-]+; policy \w+;)"
+    r"type (?P<type>filter|nat) hook (?P<hook>\w+)"
+    r"(?: devices? (?:= )?(?P<devices>\{ .* \}|\"[^\"]*\"|\$links))?"
+    r" (?P<rest>priority [a-z0-9-]+); policy \w+;"
 )
 #: What can be deleted by its name alone, in an order in which nothing is referred to any more.
 _DELETABLE: Final = ("map", "set", "counter", "quota", "limit", "chain")
@@ -101,11 +104,12 @@ def _emptied(place: Place, wanted: _Table, found: _Table | None, links: str) -> 
 
 
 def _counts(part: tuple[str, str], lines: list[str]) -> bool:
-    return part[0] == "counter" or (part[0] == "set" and _is_dynamic(lines))
+    return part[0] == "counter" or (part[0] == "set" and _forgets(lines))
 
 
-def _is_dynamic(lines: list[str]) -> bool:
-    return any(line.startswith("flags dynamic") for line in lines)
+def _forgets(lines: list[str]) -> bool:
+    """Whether what the packets put into a set times out, as flows and log budgets do."""
+    return any(line.startswith("flags dynamic") and "timeout" in line for line in lines)
 
 
 def _form(lines: list[str]) -> list[str]:
@@ -120,8 +124,8 @@ def _order(part: tuple[str, str]) -> tuple[int, str]:
 def _unhooked(wanted: list[str], found: list[str], links: str) -> list[str] | None:
     """What to take off a chain so that it can stay; None when it can't.
 
-    A chain of ours that no packets come to by themselves can. What its rules are doesn't matter:
-    they are gone.
+    A chain of ours that no packets come to by themselves can. What its rules and its policy are
+    doesn't matter: those are gone, and this the definition sets.
     """
     heads = [
         [line for line in lines if line.startswith(("type ", "comment "))]
@@ -132,16 +136,15 @@ def _unhooked(wanted: list[str], found: list[str], links: str) -> list[str] | No
     want, have = (_HOOK.fullmatch("\n".join(head)) for head in heads)
     if want is None or have is None:
         return None
-    if (want["hook"], want["rest"]) != (have["hook"], have["rest"]):
+    if any(want[part] != have[part] for part in ("type", "hook", "rest")):
         return None
     if want["devices"] is None or have["devices"] is None:
         return [] if want["devices"] is have["devices"] else None
     fenced = set(_devices(have["devices"]))
     if not all(map(_DEVICE.fullmatch, fenced)):
         return None
-    priority, _, _ = have["rest"].partition(";")
     return [
-        f'type filter hook {have["hook"]} devices = {{ "{device}" }} {priority};'
+        f'type filter hook {have["hook"]} devices = {{ "{device}" }} {have["rest"]};'
         for device in sorted(fenced - set(_devices(links)))
     ]
 

@@ -61,15 +61,20 @@ def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surrounding
 def survey_device(namespace: Namespace, device: str) -> Surroundings:
     """One link of a namespace alone: a VM's TAP device.
 
-    Raises AbsentError when there is no such device, and what :func:`survey` does.
+    Raises AbsentError when there is no such device, FenceError when it is not routed but bridged,
+    and what :func:`survey` does.
     """
     with _answered():
-        indexes = namespace.call(
-            lambda: [link.ifindex for link in rtnetlink.links() if link.name == device]
-        )
-    if not indexes:
+        found = namespace.call(lambda: [link for link in rtnetlink.links() if link.name == device])
+    if not found:
         raise AbsentError(f"there is no interface {device} in {namespace}: make the TAP first")
-    return Surroundings(links=(device,), ifindex=indexes[0])
+    if found[0].is_port:
+        # What comes in by it has another device's name where packets are forwarded.
+        raise FenceError(
+            f"the interface {device} in {namespace} is a port of a bridge, a bond or a VRF, where "
+            "no fence round a VM holds: take it out (`ip link set … nomaster`)"
+        )
+    return Surroundings(links=(device,), ifindex=found[0].ifindex)
 
 
 def names() -> tuple[str, ...]:

@@ -151,6 +151,6 @@ def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
     for where, place in places:
         listing = nft.listing(where, *place)
         if listing is not None:
-            elements = standing.elements(where, *place, ruleset.STATIC_SETS, most)
+            elements = standing.elements(where, *place, ruleset.static_sets(spec), most)
             found[" ".join(place)] = listing + "".join(f"{line}\n" for line in elements)
     return found

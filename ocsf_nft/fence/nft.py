@@ -31,6 +31,9 @@ _ERROR: Final = re.compile(r":(\d+):\d+-\d+: Error: (.*)")
 _MODULES: Final = {
     " log prefix ": "nft_log with nfnetlink_log (NFLOG) or nf_log_syslog (kernel log)",
     "fib saddr": "nft_fib_inet",
+    " ct ": "nft_ct with nf_conntrack",
+    "masquerade": "nft_masq with nf_nat",
+    "type nat hook": "nft_chain_nat with nf_nat",
     "rtclassid": "CONFIG_IP_ROUTE_CLASSID",
     "reject": "nft_reject_inet",
     "type filter hook egress": "netdev egress hooks (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
@@ -46,17 +49,18 @@ def load(namespace: Namespace, text: str) -> None:
     privilege is not held or the kernel lacks something; FenceError when the kernel refuses the
     ruleset for any other reason. Nothing has changed then.
     """
-    binary = find()
-    with _resources():
-        descriptor = os.memfd_create("ocsf-nft-ruleset")
-    try:
-        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as file:
-            file.write(text)
-        done = _run(namespace, [str(binary), "-f", f"/proc/self/fd/{descriptor}"], descriptor)
-    finally:
-        os.close(descriptor)
+    done = _run_on(namespace, text)
     if done.returncode != 0:
         raise _explain(done.stderr, text)
+
+
+def sent(namespace: Namespace, text: str) -> str:
+    """What nft would send to the kernel for a ruleset, as it shows that; nothing is loaded.
+
+    The form is libmnl's (``mnl_nlmsg_fprintf``), and complete even where the kernel would not take
+    the ruleset. Raises UnsupportedError when nft is missing, FenceError when it can't be run.
+    """
+    return _run_on(namespace, text, "-c", "--debug=mnl").stdout
 
 
 def listing(namespace: Namespace, family: str, table: str) -> str | None:
@@ -83,9 +87,20 @@ def not_permitted() -> UnsupportedError:
 
 def find() -> Path:
     """The nft binary; raises UnsupportedError when no trusted directory has one."""
+    found = program("nft")
+    if found is None:
+        raise UnsupportedError(
+            f"nft was not found in {', '.join(map(str, TRUSTED))} (as root's own file), "
+            "so no fence can be loaded: install the nftables package"
+        )
+    return found
+
+
+def program(name: str) -> Path | None:
+    """A program in a trusted directory that root alone can write; None when there is none."""
     owner = Path("/").stat().st_uid  # root, also where a user namespace shows it as nobody
     for directory in TRUSTED:
-        binary = directory / "nft"
+        binary = directory / name
         try:
             status = binary.stat()
         except OSError:
@@ -93,10 +108,20 @@ def find() -> Path:
         others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if status.st_uid == owner and not others_may_write and os.access(binary, os.X_OK):
             return binary
-    raise UnsupportedError(
-        f"nft was not found in {', '.join(map(str, TRUSTED))} (as root's own file), "
-        "so no fence can be loaded: install the nftables package"
-    )
+    return None
+
+
+def _run_on(namespace: Namespace, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    binary = find()
+    with _resources():
+        descriptor = os.memfd_create("ocsf-nft-ruleset")
+    try:
+        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as file:
+            file.write(text)
+        name = f"/proc/self/fd/{descriptor}"
+        return _run(namespace, [str(binary), *options, "-f", name], descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _run(

@@ -12,6 +12,10 @@ import importlib.resources
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ocsf_nft.fence import machine, permissive
+from ocsf_nft.flow import counting_name
+from ocsf_nft.record import PERMISSIVE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -19,13 +23,19 @@ if TYPE_CHECKING:
 
 TABLE: Final = "ocsf_nft"
 LOOPBACK: Final = "lo"
-#: The sets that the installer fills, in whichever table they are. All others fill themselves.
-STATIC_SETS: Final = ("allowed4", "allowed6", "neighbours4", "neighbours6")
+#: The sets that the installer fills, in whichever table they are.
+_STATIC_SETS: Final = ("allowed4", "allowed6", "neighbours4", "neighbours6")
 
 _FILES: Final[Mapping[Profile, str]] = {
     "sandbox": "sandbox.nft",
     "sidecar": "sidecar.nft",
     "tap": "tap.nft",
+}
+#: What a permissive fence has besides, by the policy file that it is put into.
+_PERMISSIVE: Final = {
+    "sandbox.nft": "permissive.nft",
+    "sidecar.nft": "permissive.nft",
+    "tap.nft": "permissive_tap.nft",
 }
 #: The families of a profile's tables, and the rules that count in each.
 _INSIDE: Final = (("inet", ("egress", "forward", "ingress")), ("netdev", ("link",)))
@@ -43,6 +53,17 @@ _OPENING: Final = re.compile(
 _SET: Final = re.compile(r"^\tset (\w+) \{$")
 #: Where the accounting of a rule goes: the family of its table, and the rule's name.
 _ACCOUNTING: Final = re.compile(r"^# accounting\.nft: (\w+) ([\w-]+)\n", re.MULTILINE)
+#: In accounting.nft, what counts packets, by its kind and its name before the rule's; and its
+#: definition.
+_COUNTER: Final = re.compile(
+    r"((?:@|\bset |\bcounter |\bcounter name )"
+    r"(?:flows4|flows6|others|refused|overflow|logged))_egress\b"
+)
+_COUNTS: Final = re.compile(
+    r"^\t(?:set (?:flows4|flows6|others)_egress \{\n(?:\t\t.*\n)+\t\}"
+    r"|counter (?:refused|overflow|logged)_egress \{ \})\n",
+    re.MULTILINE,
+)
 #: ``flags all``: uid, TCP sequence and options, IP options, link addresses. Level info, because a
 #: warning reaches the console. The kernel log holds some hundreds of records and is everybody's,
 #: so here there is one more budget, for all flows; what it keeps out is counted all the same.
@@ -68,6 +89,12 @@ def tables_of(profile: Profile, device: str | None) -> tuple[Table, ...]:
     return tuple(Table(family, name, rules) for family, rules in _RULES[profile])
 
 
+def static_sets(spec: FenceSpec) -> tuple[str, ...]:
+    """The sets that the installer fills. All others fill themselves."""
+    is_told = spec.tap is not None and spec.tap.mac is not None
+    return (*_STATIC_SETS, "macs") if is_told else _STATIC_SETS
+
+
 def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
     """The tables on the host's side of a sandbox's link, none where no guard is wanted."""
     if spec.guard_device is None:
@@ -79,12 +106,16 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     """The fence itself, ready for ``nft -f``."""
     links = around.links or (LOOPBACK,)
     defines = {"links": _names(links)}
-    if spec.profile == "sandbox":
+    if spec.tap is None:
         defines["uplinks"] = _names(around.uplinks or links)
     if spec.profile == "sidecar":
-        defines["proxy_uids"] = _braced(map(str, spec.proxy_uids))
+        defines["proxy_uids"] = _braced(map(str, sorted(set(spec.proxy_uids))))
+    if spec.tap is not None:
+        defines |= machine.addresses(spec.tap)
     (name,) = {table.name for table in tables(spec)}
     text = _render(_FILES[spec.profile], spec, defines, name, transport)
+    if spec.tap is not None:
+        text = machine.without_families(text, spec.tap)
     return text + _elements(text, _static(spec, around))
 
 
@@ -123,12 +154,15 @@ def _render(
     file: str, spec: FenceSpec, defines: Mapping[str, str], table: str, transport: LogTransport
 ) -> str:
     text = _policy(file)
+    if spec.is_permissive:
+        more = _PERMISSIVE.get(file)
+        text = permissive.turned(text, "" if more is None else _policy(more))
     for name, value in defines.items():
         text = _define(text, name, value)
     opened = _OPENING.search(text)
     if opened is None:
         raise AssertionError("the policy file must open a table of ours")
-    text = _with_accounting(text, opened["table"], spec.sandbox)
+    text = _with_accounting(text, opened["table"], spec)
     text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
     text = _OPENING.sub(lambda at: at["before"] + table + (at["after"] or ""), text)
     return _with_log(text, spec.group, transport)
@@ -138,13 +172,20 @@ def _policy(file: str) -> str:
     return (importlib.resources.files("ocsf_nft.rules") / file).read_text("utf-8")
 
 
-def _with_accounting(text: str, table: str, sandbox: str) -> str:
-    policy = _define(_policy("accounting.nft"), "sandbox", f'"{sandbox}"')
+def _with_accounting(text: str, table: str, spec: FenceSpec) -> str:
+    policy = _define(_policy("accounting.nft"), "sandbox", f'"{spec.sandbox}"')
     defines, _, body = policy.partition(f"table inet {TABLE} {{\n")
+    if spec.tap is not None:
+        body = machine.without_owners(body)
+    kept = "".join(found[0] for found in _COUNTS.finditer(body)) if spec.has_changed else ""
+    kept = _counted_as(kept, is_permissive=not spec.is_permissive)
+    body = kept + _counted_as(body, is_permissive=spec.is_permissive)
+    if spec.is_permissive:
+        body = body.replace(":egress:", f":egress:{PERMISSIVE}:")
 
     def of_rule(place: re.Match[str]) -> str:
         family, rule = place.groups()
-        renamed = re.sub(r"_egress\b", f"_{rule}", body).replace(":egress:", f":{rule}:")
+        renamed = re.sub(r"_egress(?![a-z])", f"_{rule}", body).replace(":egress:", f":{rule}:")
         return f"table {family} {table} {{\n{renamed}\n"
 
     first = _ACCOUNTING.search(text)
@@ -152,6 +193,12 @@ def _with_accounting(text: str, table: str, sandbox: str) -> str:
         raise AssertionError("the policy file must say where its rules are accounted for")
     before, after = text[: first.start()], text[first.start() :]
     return before + defines + _ACCOUNTING.sub(of_rule, after)
+
+
+def _counted_as(body: str, *, is_permissive: bool) -> str:
+    """The accounting of the rule egress, by the names that its mode has."""
+    name = counting_name("egress", is_permissive=is_permissive)
+    return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 
 
 def _names(links: tuple[str, ...]) -> str:
@@ -195,6 +242,8 @@ def _static(spec: FenceSpec, around: Surroundings) -> dict[str, list[str]]:
         found[f"neighbours{version}"] = [
             str(address) for address in around.neighbours if address.version == version
         ]
+    if spec.tap is not None and spec.tap.mac is not None:
+        found["macs"] = [spec.tap.mac]
     return found
 
 

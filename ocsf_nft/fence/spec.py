@@ -47,7 +47,8 @@ class FenceSpec:
     """What the operator asks for. Every value is checked when it is made (UsageError).
 
     With ``proxy_uids`` it is a sidecar's fence, with ``tap`` one round a virtual machine.
-    ``is_permissive``: it logs what it would refuse, and lets it pass.
+    ``is_permissive``: it logs what it would refuse, and lets it pass. ``has_changed``: it was of
+    the other kind before, and what it counted then is kept; the installer finds that out.
     """
 
     sandbox: str
@@ -58,6 +59,7 @@ class FenceSpec:
     group: int = DEFAULT_GROUP
     guard_device: str | None = None
     is_permissive: bool = False
+    has_changed: bool = False
 
     def __post_init__(self) -> None:
         """Check what the types don't."""

@@ -83,6 +83,14 @@ class StateDirectory:
         except OSError:
             return None
 
+    def mark(self, sandbox: str) -> tuple[int, ...] | None:
+        """What is another number after each writing of a record; None when there is none."""
+        try:
+            found = (self.directory(sandbox) / _FILE).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep out other processes that install or remove a fence, waiting for them first.
@@ -200,3 +208,28 @@ class StateDirectory:
     def forget_all_netns_before(self) -> None:
         """Forget it, since it has been put back."""
         self._all_netns.unlink(missing_ok=True)
+
+    def forwarding_before(self, identity: str) -> bytes | None:
+        """What IP forwarding was in a namespace before a fence switched it on; None when none did.
+
+        Raises FenceError when it can't be read.
+        """
+        path = self._forwarding(identity)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise FenceError(f"{path} can't be read: {error.strerror}") from error
+
+    def keep_forwarding_before(self, identity: str, content: bytes) -> None:
+        """Keep it, durably; raises DeliveryError when the disk won't have it."""
+        self._write(self._forwarding(identity), content)
+
+    def forget_forwarding_before(self, identity: str) -> None:
+        """Forget it, since it has been put back."""
+        self._forwarding(identity).unlink(missing_ok=True)
+
+    def _forwarding(self, identity: str) -> Path:
+        # No sandbox has a colon in its name, so this is no sandbox's.
+        return self.path / f"forwarding-{identity}.before"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -70,6 +71,17 @@ def without_ipv6() -> None:
     for scope in ("all", "default"):
         (_IPV6 / scope / "disable_ipv6").write_text("1", encoding="ascii")
     time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What makes the kernel one that lacks something; see without.c."""
+    library = tmp_path_factory.mktemp("shim") / "without.so"
+    compiler = shutil.which("cc")
+    assert compiler is not None
+    source = Path(__file__).with_name("without.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-/* Makes the kernel one without NFLOG, or without any logging, for one nft run: preloaded, it
- * renames the `log` expressions in the outgoing netlink batch, so that the real kernel answers
- * with the real error. WITHOUT=nflog renames those with a group, WITHOUT=log all of them. */
+/* Makes the kernel one that lacks something, for one nft run: preloaded, it renames that in the
+ * outgoing netlink batch, so that the real kernel answers with the real error. WITHOUT=nflog renames
+ * the `log` expressions with a group, WITHOUT=NAME all expressions, or chain types, of a name. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>
@@ -10,17 +10,22 @@
 
 static void blind(char *data, size_t size)
 {
-	/* NFTA_EXPR_NAME (type 1) "log": length 8, type 1. */
-	static const char name[8] = { 8, 0, 1, 0, 'l', 'o', 'g', 0 };
 	/* NFTA_LOG_GROUP (type 1), 16 bits: length 6, type 1. */
 	static const char group[4] = { 6, 0, 1, 0 };
 	const char *without = getenv("WITHOUT");
+	if (!without)
+		return;
+	int only_nflog = !strcmp(without, "nflog");
+	const char *name = only_nflog ? "log" : without;
+	size_t length = 4 + strlen(name) + 1;
 
-	for (size_t i = 0; without && i + 64 < size; i++) {
-		if (memcmp(data + i, name, sizeof(name)))
+	for (size_t i = 0; i + 64 < size; i++) {
+		/* NFTA_EXPR_NAME is of type 1, NFTA_CHAIN_TYPE of type 7; the name ends with a NUL. */
+		if (data[i] != (char)length || data[i + 1] || data[i + 3] ||
+		    (data[i + 2] != 1 && data[i + 2] != 7) || strcmp(data + i + 4, name))
 			continue;
-		if (!strcmp(without, "log") || memmem(data + i + 8, 56, group, sizeof(group)))
-			data[i + 6] = 'x';
+		if (!only_nflog || memmem(data + i + 8, 56, group, sizeof(group)))
+			data[i + 4] = 'x';
 	}
 }
 

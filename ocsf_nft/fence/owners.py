@@ -1,0 +1,69 @@
+"""Whose a table of ours is, by its own word and by what is on record."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.errors import FenceError, UsageError
+from ocsf_nft.fence import loading, standing
+
+if TYPE_CHECKING:
+    from ocsf_nft.fence.keeping import Place
+    from ocsf_nft.fence.spec import FenceSpec, Surroundings
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.netns import Namespace
+
+_OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
+
+
+def owner(namespace: Namespace, place: Place) -> str | None:
+    """Whose a table says that it is; None where it says nothing, or isn't there.
+
+    It may say anything. Raises what :func:`standing.comment` does.
+    """
+    found = _OWNER.fullmatch(standing.comment(namespace, *place) or "")
+    return None if found is None else found[1]
+
+
+def refuse_foreign(sandbox: str, namespace: Namespace, place: Place) -> None:
+    """Raise FenceError where a table is another sandbox's."""
+    found = owner(namespace, place)
+    if found is not None and found != sandbox:
+        raise _foreign(found, namespace, place)
+
+
+def former(
+    spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
+) -> str | None:
+    """Whose record is of no use any more, because what is fenced now has taken its table's place.
+
+    What a run that was killed has left is replaced: the table of a VM that is on no record, or on
+    that of a device with another number, which is gone. Raises FenceError where the table is that
+    of another sandbox that may be alive.
+    """
+    place = loading.fence_places(spec)[0]
+    found = owner(namespace, place)
+    if found is None or found == spec.sandbox:
+        return None
+    if spec.tap is None:
+        raise _foreign(found, namespace, place)
+    try:
+        installed = state.read(found)
+    except UsageError:  # the name of no sandbox: whoever has written that, it is on no record
+        return None
+    if (
+        installed is None
+        or installed.identity != namespace.identity()
+        or place not in loading.fence_places(installed.spec)
+    ):
+        return None
+    if installed.around.ifindex == around.ifindex:
+        raise _foreign(found, namespace, place)
+    return found
+
+
+def _foreign(found: str, namespace: Namespace, place: Place) -> FenceError:
+    return FenceError(
+        f"the table {place.table} in {namespace} is that of sandbox {found}: remove that one first"
+    )

@@ -1,0 +1,56 @@
+"""Install or remove a VM's fence, and be killed before the so-many-th step of it.
+
+``python -m tests.kernel.dying install|remove NETNS STATE STEP``. A step is whatever changes
+something that outlives the process: a file, a ruleset, a sysctl.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from ocsf_nft.fence import forwarding, installer, nft
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.netns import named
+from tests.kernel import tap
+
+NAME = "vm-7"
+
+
+def _dying(owner: Any, name: str, left: list[int]) -> None:
+    real = getattr(owner, name)
+
+    def step(*arguments: object) -> object:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    setattr(owner, name, step)
+
+
+def main(what: str, netns: str, path: str, number: int) -> None:
+    """Do it, as far as it gets."""
+    left = [number]
+    for owner, names in (
+        (nft, ("load",)),
+        (forwarding, ("_write",)),
+        (
+            StateDirectory,
+            ("_write", "forget", "forget_forwarding_before"),
+        ),
+    ):
+        for name in names:
+            _dying(owner, name, left)
+    state = StateDirectory(Path(path))
+    if what == "install":
+        installer.install(tap.spec(NAME), named(netns), state, "nflog")
+    else:
+        installer.remove(NAME, state)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

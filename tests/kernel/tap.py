@@ -1,0 +1,263 @@
+"""A virtual machine as its host sees it: a TAP device, and somebody who plays the VM behind it.
+
+The player is a network namespace of its own whose kernel answers ARP and speaks TCP, joined to the
+TAP device by a thread that carries the frames; and frames by hand go in beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import select
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ocsf_nft.fence.spec import FenceSpec, Tap
+from ocsf_nft.fence.values import endpoint, subnet
+from ocsf_nft.lab import INTERNET4, INTERNET6, ip
+from ocsf_nft.netns import Namespace, named
+from tests.kernel import packets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEVICE = "vmtap-0"
+GATEWAY4, GATEWAY6 = "172.16.7.1", "fd00:7::1"
+VM4, VM6 = "172.16.7.2", "fd00:7::2"
+SUBNETS = (f"{GATEWAY4}/29", f"{GATEWAY6}/64")
+PORT = 3128
+VM_MAC = bytes.fromhex("020000000702")
+HOST_MAC = bytes.fromhex("020000000701")
+#: The host's address on its uplink, and the next hop there.
+UPLINK = "up0"
+UPLINK4, UPLINK6 = "198.51.100.1", "2001:db8:1::1"
+_NEXT4, _NEXT6 = "198.51.100.254", "2001:db8:1::fe"
+
+_TUNSETIFF = 0x400454CA  # include/uapi/linux/if_tun.h
+_IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
+_FRAME_BYTES = 65535
+
+
+def spec(sandbox: str, device: str = DEVICE, *subnets: str, mac: str | None = None) -> FenceSpec:
+    """A VM's fence, with one gateway port for each subnet."""
+    asked = tuple(map(subnet, subnets or SUBNETS))
+    ends = (f"[{each.ip}]" if each.version == 6 else str(each.ip) for each in asked)
+    return FenceSpec(
+        sandbox=sandbox,
+        proxies=tuple(endpoint(f"{end}:{PORT}") for end in ends),
+        tap=Tap(device=device, subnets=asked, mac=mac),
+    )
+
+
+def made(namespace: Namespace, device: str, mac: bytes | None = None) -> int:
+    """Make a TAP device in a namespace; it lasts as long as the descriptor is open."""
+
+    def make() -> int:
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        request = struct.pack("16sH22x", device.encode(), _IFF_TAP | _IFF_NO_PI)
+        fcntl.ioctl(descriptor, _TUNSETIFF, request)
+        if mac is not None:
+            ip("link", "set", device, "address", mac.hex(":"))
+        return descriptor
+
+    return namespace.call(make)
+
+
+@dataclass
+class Machine:
+    """A VM. ``host_end`` is the descriptor that a hypervisor would hold.
+
+    ``guest`` is where its kernel runs and ``guest_end`` that kernel's TAP device; without them it
+    sends what is sent by hand, and answers nothing.
+    """
+
+    host: Namespace
+    device: str
+    host_end: int
+    guest: Namespace
+    guest_end: int | None
+    #: What has come to the VM.
+    came: list[bytes] = field(default_factory=list)
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame as the VM."""
+        os.write(self.host_end, frame)
+
+    def send_ip(self, packet: bytes, source: bytes = VM_MAC) -> None:
+        """Send a packet to the gateway's link address."""
+        kind = packets.ETH_IP if packet[0] >> 4 == 4 else packets.ETH_IP6
+        self.send(packets.frame(HOST_MAC, source, kind, packet))
+
+    def carry(self, stop: int) -> None:
+        """Carry frames until ``stop`` can be read."""
+        ends = {self.host_end: self.guest_end}
+        if self.guest_end is not None:
+            ends[self.guest_end] = self.host_end
+        while True:
+            ready, _, _ = select.select([*ends, stop], [], [])
+            if stop in ready:
+                return
+            for end in ready:
+                # A device that is down or gone takes no frame and gives none.
+                with contextlib.suppress(OSError):
+                    frame = os.read(end, _FRAME_BYTES)
+                    if end == self.host_end:
+                        self.came.append(frame)
+                    if (other := ends[end]) is not None:
+                        os.write(other, frame)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A host with an uplink to the internet, and nothing on it yet."""
+
+    host: Namespace
+    internet: Namespace
+    host_name: str
+    internet_name: str
+
+
+@contextlib.contextmanager
+def site() -> Iterator[Site]:
+    """A host that forwards nothing, with an uplink to the internet."""
+    token = secrets.token_hex(3)
+    with contextlib.ExitStack() as cleanup:
+        host, internet = (f"ocsf-nft-{token}-{kind}" for kind in ("host", "inet"))
+        for name in (host, internet):
+            _namespace(name, cleanup)
+        ip("-n", host, "link", "add", UPLINK, "type", "veth", "peer", "name", "in0",
+           "netns", internet)  # fmt: skip
+        _up(host, UPLINK, f"{UPLINK4}/24", f"{UPLINK6}/64")
+        _up(internet, "in0", f"{_NEXT4}/24", f"{_NEXT6}/64")
+        for address in (f"{INTERNET4}/32", f"{INTERNET6}/128"):
+            ip("-n", internet, "address", "add", address, "dev", "lo")
+        ip("-n", host, "route", "add", "default", "via", _NEXT4)
+        ip("-n", host, "-6", "route", "add", "default", "via", _NEXT6)
+        for address in (UPLINK4, UPLINK6):
+            named(internet).call(partial(_await, address))
+        for address in (INTERNET4, INTERNET6):
+            named(host).call(partial(_await, address))
+        yield Site(named(host), named(internet), host, internet)
+
+
+@contextlib.contextmanager
+def machine(
+    site: Site,
+    device: str = DEVICE,
+    gateways: tuple[str, ...] = SUBNETS,
+    addresses: tuple[str, ...] = (f"{VM4}/29", f"{VM6}/64"),
+    mac: bytes = VM_MAC,
+) -> Iterator[Machine]:
+    """Plug a VM into a host. It has the addresses, and the host is its gateway."""
+    name = f"{site.host_name}-{device}"
+    with contextlib.ExitStack() as cleanup:
+        _namespace(name, cleanup)
+        guest_end = made(named(name), "eth0", mac)
+        cleanup.callback(os.close, guest_end)
+        _up(name, "eth0", *addresses)
+        for gateway in gateways:
+            version = "-6" if ":" in gateway else "-4"
+            ip("-n", name, version, "route", "add", "default", "via", gateway.split("/")[0])
+        with _plugged(site, device, gateways, named(name), guest_end) as plugged:
+            yield plugged
+
+
+@contextlib.contextmanager
+def silent_machine(
+    site: Site, device: str = DEVICE, gateways: tuple[str, ...] = SUBNETS
+) -> Iterator[Machine]:
+    """Plug in a VM that does nothing by itself."""
+    with _plugged(site, device, gateways, site.host, None) as plugged:
+        yield plugged
+
+
+@contextlib.contextmanager
+def _plugged(
+    site: Site, device: str, gateways: tuple[str, ...], guest: Namespace, guest_end: int | None
+) -> Iterator[Machine]:
+    host_end = made(site.host, device, HOST_MAC)
+    try:
+        _up(site.host_name, device, *gateways)
+        plugged = Machine(site.host, device, host_end, guest, guest_end)
+        stopped, stop = os.pipe()
+        thread = threading.Thread(target=plugged.carry, args=(stopped,), name=f"carry {device}")
+        thread.start()
+        try:
+            yield plugged
+        finally:
+            os.close(stop)
+            thread.join()
+            os.close(stopped)
+    finally:
+        os.close(host_end)
+
+
+def _namespace(name: str, cleanup: contextlib.ExitStack) -> None:
+    ip("netns", "add", name)
+    cleanup.callback(ip, "netns", "del", name)
+    named(name).call(_calm)
+    ip("-n", name, "link", "set", "lo", "up")
+
+
+def _calm() -> None:
+    """No duplicate address detection, and nobody looks for routers."""
+    for scope in ("all", "default"):
+        for sysctl in ("accept_dad", "router_solicitations"):
+            with open(f"/proc/sys/net/ipv6/conf/{scope}/{sysctl}", "w") as file:  # noqa: PTH123 - procfs
+                file.write("0")
+
+
+def routes_back(site: Site) -> None:
+    """Let the internet send to the VM's own addresses, as a neighbour on the uplink can."""
+    for network, gateway in (("172.16.7.0/29", UPLINK4), ("fd00:7::/64", UPLINK6)):
+        version = "-6" if ":" in network else "-4"
+        ip("-n", site.internet_name, version, "route", "add", network, "via", gateway)
+
+
+def _await(address: str) -> None:
+    """Wait until an address answers: a link that came up just now takes nothing for a moment."""
+    for _ in range(50):
+        try:
+            socket.create_connection((address, 9), 0.1).close()
+        except ConnectionRefusedError:
+            return
+        except OSError:
+            time.sleep(0.02)
+    raise TimeoutError(address)
+
+
+def _up(namespace: str, device: str, *addresses: str) -> None:
+    for address in addresses:
+        ip("-n", namespace, "address", "add", address, "dev", device)
+    ip("-n", namespace, "link", "set", device, "up")
+
+
+def settings(namespace: Namespace) -> dict[str, str]:
+    """All of /proc/sys/net of a namespace that can be read and doesn't move by itself."""
+    return namespace.call(lambda: dict(_settings()))
+
+
+def _settings() -> Iterator[tuple[str, str]]:
+    for directory, _, names in os.walk("/proc/sys/net"):
+        for name in names:
+            path = os.path.join(directory, name)  # noqa: PTH118 - some thousands of them
+            with contextlib.suppress(OSError), open(path, "rb") as file:  # noqa: PTH123 - the same
+                if name != "nf_conntrack_count":
+                    yield path, file.read().decode("latin-1")
+
+
+@contextlib.contextmanager
+def listening(namespace: Namespace, address: str, port: int) -> Iterator[socket.socket]:
+    """A TCP server that accepts what comes."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    server = namespace.call(lambda: socket.create_server((address, port), family=family))
+    with server:
+        server.settimeout(5)
+        yield server

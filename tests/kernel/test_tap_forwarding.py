@@ -1,0 +1,250 @@
+"""IP forwarding on a VM's host: switched on where it is off, and put back as it was."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.errors import FenceError
+from ocsf_nft.fence import installer
+from ocsf_nft.lab import ip
+from tests.kernel import command, conftest, dying, packets, tap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.netns import Namespace
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("machine")]
+
+_NAME = dying.NAME
+_SYSCTLS = Path("/proc/sys/net")
+#: More steps than there are.
+_MOST = 40
+_READ_ONLY = ("unshare", "-m", "sh", "-c",
+              'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"',
+              "sh")  # fmt: skip
+
+
+@pytest.fixture
+def site() -> Iterator[tap.Site]:
+    with tap.site() as made:
+        yield made
+
+
+@pytest.fixture
+def machine(site: tap.Site) -> Iterator[tap.Machine]:
+    with tap.silent_machine(site) as plugged:
+        yield plugged
+
+
+def _set(namespace: Namespace, **values: str) -> None:
+    """Write sysctls, by their path with two underscores for a slash."""
+
+    def write() -> None:
+        for name, value in values.items():
+            (_SYSCTLS / name.replace("__", "/")).write_text(value)
+
+    namespace.call(write)
+
+
+def _is_on(namespace: Namespace) -> tuple[str, str]:
+    settings = tap.settings(namespace)
+    return (
+        settings["/proc/sys/net/ipv4/ip_forward"].strip(),
+        settings["/proc/sys/net/ipv6/conf/all/forwarding"].strip(),
+    )
+
+
+def test_what_was_set_otherwise_than_usual_is_put_back_as_well(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    _set(
+        site.host,
+        ipv4__conf__all__accept_redirects="0",
+        ipv4__conf__up0__forwarding="1",
+        ipv6__conf__up0__accept_ra="2",
+        ipv6__conf__lo__forwarding="1",
+        ipv6__conf__default__forwarding="1",
+    )
+    before = tap.settings(site.host)
+    installer.install(tap.spec(_NAME), site.host, state, "nflog")
+    assert _is_on(site.host) == ("1", "1")
+    # In whichever order they were kept: one sets others.
+    (kept,) = state.path.glob("forwarding-*")
+    boot, values = json.loads(kept.read_text())
+    kept.write_text(json.dumps([boot, dict(reversed(values.items()))]))
+    installer.remove(_NAME, state)
+    assert tap.settings(site.host) == before
+
+
+def test_a_host_that_forwards_already_is_left_alone(site: tap.Site, state: StateDirectory) -> None:
+    _set(site.host, ipv4__ip_forward="1", ipv6__conf__all__forwarding="1")
+    before = tap.settings(site.host)
+    installer.install(tap.spec(_NAME), site.host, state, "nflog")
+    assert tap.settings(site.host) == before
+    installer.remove(_NAME, state)
+    assert tap.settings(site.host) == before
+
+
+def test_a_device_that_alone_does_not_forward_does_while_its_vm_is_there(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    _set(site.host, ipv4__ip_forward="1")
+    key = f"/proc/sys/net/ipv4/conf/{tap.DEVICE}/forwarding"
+    site.host.call(lambda: Path(key).write_text("0"))
+    before = tap.settings(site.host)
+    installer.install(tap.spec(_NAME, tap.DEVICE, tap.SUBNETS[0]), site.host, state, "nflog")
+    assert tap.settings(site.host) == {**before, key: "1\n"}
+    installer.remove(_NAME, state)
+    assert tap.settings(site.host) == before
+
+
+def test_an_uplink_that_lives_by_router_advertisements_goes_on(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    ip("-n", site.host_name, "-6", "route", "del", "default")
+    before = tap.settings(site.host)
+    _await_route(site)
+    installer.install(tap.spec(_NAME), site.host, state, "nflog")
+    assert "proto ra" in _default_route(site)
+    ip("-n", site.host_name, "-6", "route", "del", "default")
+    _await_route(site)
+    installer.remove(_NAME, state)
+    assert "proto ra" in _default_route(site)
+    after = tap.settings(site.host)
+    assert after == before
+    assert after["/proc/sys/net/ipv6/conf/up0/accept_ra"] == "1\n"
+
+
+def _default_route(site: tap.Site) -> str:
+    done = site.host.call(
+        lambda: subprocess.run(
+            ["ip", "-6", "route", "show", "default"], capture_output=True, text=True, check=True
+        )
+    )
+    return done.stdout
+
+
+def _await_route(site: tap.Site) -> None:
+    """Let a router advertise itself on the uplink until the host takes it for one."""
+    end = time.monotonic() + 10
+    while "proto ra" not in _default_route(site):
+        assert time.monotonic() < end
+        site.internet.call(_advertise)
+        time.sleep(0.05)
+
+
+def _advertise() -> None:
+    message = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
+    packet = packets.summed(packets.ip6("fe80::fe", "ff02::1", 58, message, hop_limit=255))
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind(("in0", 0))
+        sock.send(packets.frame(b"33\0\0\0\1", b"\2\0\0\0\0\xfe", packets.ETH_IP6, packet))
+
+
+def test_what_was_switched_off_meanwhile_is_told_and_mended(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    before = tap.settings(site.host)
+    installer.install(tap.spec(_NAME), site.host, state, "nflog")
+    _set(site.host, ipv4__ip_forward="0")
+    found = installer.verify(_NAME, state)
+    assert found.verdict == "differs"
+    assert "net.ipv4.ip_forward is off" in found.difference
+    installer.install(tap.spec(_NAME), site.host, state, "nflog")
+    assert _is_on(site.host) == ("1", "1")
+    assert installer.verify(_NAME, state).verdict == "as installed"
+    installer.remove(_NAME, state)
+    assert tap.settings(site.host) == before
+
+
+def _host(site: tap.Site, state: StateDirectory) -> list[str]:
+    return ["--sandbox", _NAME, "--netns", site.host_name, "--state-dir", str(state.path)]
+
+
+def test_where_sysctls_are_read_only_it_says_so_and_nothing_has_changed(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    before = tap.settings(site.host)
+    arguments = [
+        *("install", *_host(site, state), "--profile", "tap", "--device", tap.DEVICE),
+        *("--subnet", tap.SUBNETS[0], "--gateway-port", str(tap.PORT)),
+    ]
+    refused = command.run(*arguments, under=_READ_ONLY)
+    assert refused.code == 3
+    assert "net.ipv4.ip_forward" in refused.sentence
+    assert "Read-only" in refused.sentence
+    assert conftest.nft(site.host, "list", "ruleset") == ""
+    assert tap.settings(site.host) == before
+    assert [path.name for path in state.path.iterdir()] == [".install.lock"]
+    _set(site.host, ipv4__ip_forward="1")
+    assert command.run(*arguments, under=_READ_ONLY).code == 0
+
+
+@pytest.mark.parametrize("what", ["install", "remove"])
+def test_killed_at_any_step_nothing_of_what_was_before_is_lost(
+    site: tap.Site, state: StateDirectory, what: str
+) -> None:
+    _set(site.host, ipv4__conf__all__accept_redirects="0", ipv6__conf__up0__accept_ra="1")
+    before = tap.settings(site.host)
+    for step in range(1, _MOST):
+        if what == "remove":
+            installer.install(tap.spec(_NAME), site.host, state, "nflog")
+        arguments = [what, site.host_name, str(state.path), str(step)]
+        done = subprocess.run([sys.executable, "-m", "tests.kernel.dying", *arguments], check=False)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+        if what == "install":
+            installer.install(tap.spec(_NAME), site.host, state, "nflog")
+            assert _is_on(site.host) == ("1", "1")
+            assert installer.verify(_NAME, state).verdict == "as installed"
+        if state.read(_NAME) is not None:
+            installer.remove(_NAME, state)
+        assert conftest.nft(site.host, "list", "ruleset") == ""
+        assert tap.settings(site.host) == before
+        assert [path.name for path in state.path.iterdir()] == [".install.lock"]
+    assert 5 < step < _MOST - 1
+
+
+def test_what_is_damaged_is_not_written_anywhere(site: tap.Site, state: StateDirectory) -> None:
+    installer.install(tap.spec(_NAME), site.host, state, "nflog")
+    (kept,) = state.path.glob("forwarding-*")
+    whole = kept.read_text()
+    for damaged in (
+        whole[:-9],
+        "[]",
+        whole.replace("ipv4/conf/all/forwarding", "ipv4/conf/../../kernel/panic"),
+        whole.replace('"0"', '"0\\n1"'),
+        whole.replace('"0"', "0"),
+    ):
+        assert damaged != whole
+        kept.write_text(damaged)
+        with pytest.raises(FenceError, match="damaged"):
+            installer.remove(_NAME, state)
+    kept.write_text(whole)
+    installer.remove(_NAME, state)
+
+
+def test_what_was_kept_before_the_machine_booted_says_nothing(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    installer.install(tap.spec(_NAME), site.host, state, "nflog")
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    (kept,) = state.path.glob("forwarding-*")
+    kept.write_text(kept.read_text().replace(boot, "another"))
+    before = tap.settings(site.host)
+    installer.remove(_NAME, state)
+    assert tap.settings(site.host) == before
+    assert not list(state.path.glob("forwarding-*"))
