@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from ocsf_nft.flow import Flow
     from ocsf_nft.process import Process
-    from ocsf_nft.record import Record
+    from ocsf_nft.record import Record, Verdict
 
 #: Why packets of several flows are told together. ``many``: one user has more flows than are told
 #: one by one. ``unplaced``: they found no place in the kernel's sets of flows. ``forgotten``: the
@@ -92,6 +92,7 @@ class Ended:
 class FanOut:
     """One user tries many destinations or ports within a short time.
 
+    ``verdict`` is as in the records of the rule: ``permit`` where a permissive fence let it pass.
     ``identity`` is the same for all that is told of it, from ``begun`` to ``ended``. The numbers
     are what it came to so far, and at least so many: ``flows`` distinct flows, to ``destinations``
     addresses and ``ports`` ports, by ``packets``. ``sample`` are some of them. Times as in
@@ -102,6 +103,7 @@ class FanOut:
     stage: Literal["begun", "goes on", "ended"]
     sandbox: str
     rule: str
+    verdict: Verdict | None = None
     uid: int | None
     flows: int
     destinations: int

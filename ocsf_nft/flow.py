@@ -13,6 +13,8 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from ocsf_nft.record import PERMISSIVE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -60,12 +62,12 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleReading:
-    """The counters of one rule.
+    """The counters of one rule, of one of its modes.
 
-    ``refused`` is all that the rule refused; ``refused_before`` the same counter as it was before
-    the elements were read, so that what they hold lies between the two. ``overflow`` is what found
-    no place in any set. ``logged`` is of how many packets a record was written by then, whether or
-    not anybody has read it.
+    ``refused`` is all that the rule refused, or would have, being permissive; ``refused_before``
+    the same counter as it was before the elements were read, so that what they hold lies between
+    the two. ``overflow`` is what found no place in any set. ``logged`` is of how many packets a
+    record was written by then, whether or not anybody has read it.
     """
 
     refused_before: Count
@@ -79,8 +81,8 @@ class RuleReading:
 class Reading:
     """The counters of a fence, read from ``began_ns`` to ``ended_ns`` (since the epoch, UTC).
 
-    ``epochs`` tells for each rule which counters these are: another value means that they have
-    begun anew.
+    Both are by :func:`account_name`. ``epochs`` tells which counters these are: another value means
+    that they have begun anew.
     """
 
     epochs: Mapping[str, str]
@@ -102,6 +104,22 @@ class Flow:
     destination: str | None = None
     port: int | None = None
     ethertype: int | None = None
+
+
+def account_name(rule: str, *, is_permissive: bool) -> str:
+    """What the account of a rule is called: a permissive rule has another one, as its log prefix.
+
+    Nothing else has a colon in its name.
+    """
+    return f"{rule}:{PERMISSIVE}" if is_permissive else rule
+
+
+def counting_name(rule: str, *, is_permissive: bool) -> str:
+    """How the counters and sets end that count what a rule refuses, or lets pass.
+
+    They are others: whatever becomes of the fence, no count is of both.
+    """
+    return f"{rule}_{PERMISSIVE}" if is_permissive else rule
 
 
 def flow(key: Key) -> Flow:

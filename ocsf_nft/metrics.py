@@ -1,7 +1,7 @@
 """What is counted, as Prometheus reads it.
 
-Names and labels are a contract with dashboards. The labels are few: a sandbox, its rules, the
-kinds of source.
+Names and labels are a contract with dashboards. The labels are few: a sandbox, its rules and
+their mode (enforcing or permissive), the kinds of source.
 """
 
 # ruff: noqa: PLC0415 - prometheus_client brings an HTTP client and server: only who asks needs it
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _COUNTERS: Final = {
     "refused_packets": "Packets that the rule refused, as the kernel counts them.",
+    "let_pass_packets": (
+        "Packets that the rule would have refused, and let pass because its fence is permissive."
+    ),
     "reported_packets": "Packets that events have told: the sum of their counts.",
     "overflowed_packets": "Packets that events have told without saying which flow they were of.",
 }
@@ -34,6 +37,7 @@ _GAPS: Final = (
     "Times that a source lost records, that the counters could not be read (source counters), or "
     "that nobody read them for some seconds (source reader)."
 )
+_STANDS: Final = "Whether the fence stands as it was installed; absent where nft can't be asked."
 _WATCHED: Final = "Whether a run watches the sandbox now."
 
 
@@ -54,21 +58,24 @@ class _Collector:
         """The families, each with its samples."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        by_rule, by_source = ("sandbox", "rule"), ("sandbox", "source")
+        by_rule, by_source = ("sandbox", "rule", "mode"), ("sandbox", "source")
         balances = [balance for status in self._found for balance in status.balances]
         for family, names in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
             for name, text in names.items():
                 metric = family(f"ocsf_nft_{name}", text, labels=by_rule)
                 for each in balances:
                     value = getattr(each, name.rpartition("_")[0])
-                    metric.add_metric((each.sandbox, each.rule), value)
+                    metric.add_metric((each.sandbox, each.rule, each.mode), value)
                 yield metric
         records = CounterMetricFamily("ocsf_nft_gap_records", _GAP_RECORDS, labels=by_source)
         gaps = CounterMetricFamily("ocsf_nft_gaps", _GAPS, labels=by_source)
         watched = GaugeMetricFamily("ocsf_nft_watched", _WATCHED, labels=("sandbox",))
+        stands = GaugeMetricFamily("ocsf_nft_fence_stands", _STANDS, labels=("sandbox",))
         for status in self._found:
+            if status.verdict is not None:
+                stands.add_metric((status.sandbox,), status.verdict == "as installed")
             for lost in status.lost:
                 records.add_metric((status.sandbox, lost.source), lost.records)
                 gaps.add_metric((status.sandbox, lost.source), lost.gaps)
             watched.add_metric((status.sandbox,), status.is_watched)
-        yield from (records, gaps, watched)
+        yield from (records, gaps, watched, stands)

@@ -17,7 +17,7 @@ from ocsf_nft.record import PREFIX_ROOT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.record import Record, Verdict
+    from ocsf_nft.record import ForeignVerdict, Record
 
 #: The kernel's limit (NF_LOG_PREFIXLEN in include/uapi/linux/netfilter/nf_log.h, less the NUL).
 PREFIX_BYTES: Final = 127
@@ -33,7 +33,7 @@ class Meaning:
 
     sandbox: str | None
     rule: str
-    verdict: Verdict
+    verdict: ForeignVerdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Configured:
     """
 
     begins: str
-    verdict: Verdict
+    verdict: ForeignVerdict
     sandbox: str | None = None
     rule: str | None = None
 
@@ -52,7 +52,7 @@ class Configured:
 #: ufw (backend_iptables.py). A block is a drop or a reject, by a rule or a policy that the prefix
 #: doesn't tell; here as below, what is only known to be refused is told as rejected. That of a
 #: limit is a reject. A limit logs before it is looked at, an audit before any rule.
-_UFW: Final[dict[str, Verdict]] = {
+_UFW: Final[dict[str, ForeignVerdict]] = {
     "UFW BLOCK": "reject",
     "UFW LIMIT BLOCK": "reject",
     "UFW ALLOW": "accept",
@@ -146,7 +146,7 @@ def _built_in(text: str) -> Meaning | None:
     return None if verdict is None else Meaning(None, rule, verdict)
 
 
-def _said(text: str) -> Verdict | None:
+def _said(text: str) -> ForeignVerdict | None:
     """The verdict that the words of a text say; None when they say none."""
     words = {word.lower() for word in _WORD.findall(text) if word.isascii()}
     if words & _REFUSED:

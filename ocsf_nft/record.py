@@ -7,7 +7,7 @@ know nothing of the rest of the package.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,16 +17,24 @@ Transport: TypeAlias = Literal["nflog", "kmsg", "journal", "replay", "counters"]
 #: The kernel module whose form a record has.
 LogFormat: TypeAlias = Literal["nf_log_syslog", "nfnetlink_log", "nf_tables"]
 
-#: What the firewall did with a packet that it logged. ``reject``: refused with an answer, ``drop``:
-#: without one; ``accept``: let pass; ``log``: logged, and nobody says what became of it.
-Verdict: TypeAlias = Literal["reject", "drop", "accept", "log"]
+#: What another firewall did with a packet that it logged. ``reject``: refused with an answer,
+#: ``drop``: without one; ``accept``: let pass; ``log``: logged, and nobody says what became of it.
+ForeignVerdict: TypeAlias = Literal["reject", "drop", "accept", "log"]
+#: The same, and ``permit``: let pass by a fence of ours that is permissive, and that would have
+#: refused it otherwise.
+Verdict: TypeAlias = Literal[ForeignVerdict, "permit"]
 
 #: A header field that has no home of its own in a :class:`Record`: numbers as numbers, flags as
 #: ``True``, the packet quoted inside an ICMP error as a nested mapping under ``"quoted"``.
 Detail: TypeAlias = "int | str | bool | Mapping[str, Detail]"
 
-#: The log prefix of our rulesets is ``ocsf-nft:<sandbox>:<rule>:`` on every transport.
+#: The log prefix of our rulesets is ``ocsf-nft:<sandbox>:<rule>:`` on every transport, and that of
+#: a permissive one has this word after it: ``ocsf-nft:<sandbox>:<rule>:permissive:``.
 PREFIX_ROOT = "ocsf-nft:"
+PERMISSIVE = "permissive"
+#: The rules of a fence round a virtual machine: nothing that they refuse has an owner. The socket
+#: of the host that the kernel has with such a packet is a hypervisor's, or its receiver's.
+VM_RULES = frozenset({"vm-forward", "vm-input", "vm-ingress", "vm-link"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +65,8 @@ class Record:
     are as in the headers, absent facts are ``None``: nothing is invented. ``length`` is the IP
     packet's total length in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168
     (FIN=1, SYN=2, RST=4, PSH=8, ACK=16, URG=32, ECE=64, CWR=128, AE=256).
-    ``verdict`` is told of a foreign rule, as far as its prefix says it; None for one of ours, whose
-    answers are known.
+    ``verdict`` is told of a foreign rule, as far as its prefix says it; ``permit`` for one of ours
+    that only watches; None for one of ours that refuses, whose answers are known.
     Times are nanoseconds since the epoch, UTC; they and the origin do not take part in equality,
     because two transports see the same packet at slightly different moments.
     """
@@ -130,10 +138,25 @@ class Batch:
     cursor: str | None = None
 
 
-def split_prefix(prefix: str) -> tuple[str | None, str]:
-    """Sandbox and rule of a log prefix; ``(None, prefix)`` when it is not one of ours."""
+class Prefix(NamedTuple):
+    """What a log prefix says; one that is not ours is a rule of no sandbox."""
+
+    sandbox: str | None
+    rule: str
+    verdict: Verdict | None = None
+
+
+def split_prefix(prefix: str) -> Prefix:
+    """Sandbox, rule and verdict of a log prefix; without a sandbox when it is not one of ours."""
     if prefix.startswith(PREFIX_ROOT) and prefix.endswith(":"):
-        sandbox, colon, rule = prefix[len(PREFIX_ROOT) : -1].partition(":")
-        if colon and sandbox and rule and ":" not in rule:
-            return sandbox, rule
-    return None, prefix.strip()
+        match prefix[len(PREFIX_ROOT) : -1].split(":"):
+            case [str(sandbox), str(rule)] if sandbox and rule:
+                return Prefix(sandbox, rule)
+            case [str(sandbox), str(rule), "permissive"] if sandbox and rule:
+                return Prefix(sandbox, rule, "permit")
+    return Prefix(None, prefix.strip())
+
+
+def own_prefix(sandbox: str, rule: str, *, is_permissive: bool = False) -> str:
+    """The log prefix of a rule of ours."""
+    return f"{PREFIX_ROOT}{sandbox}:{rule}:{f'{PERMISSIVE}:' if is_permissive else ''}"

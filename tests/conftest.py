@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: Elsewhere the pure parts are tested. On Linux nothing is left out, whatever is missing.
-collect_ignore = [] if sys.platform == "linux" else ["kernel"]
+collect_ignore = [] if sys.platform == "linux" else ["guest", "kernel"]
 
 # How fast an example runs is the machine's business: `make bench` measures ours.
 settings.register_profile("house", deadline=None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hypothesis import strategies as st
 
-from ocsf_nft.record import Origin, Record, split_prefix
+from ocsf_nft.record import VM_RULES, Origin, Record, split_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ HOSTILE_TEXT = st.text(
     st.characters(codec=None, categories=None) | st.sampled_from('\x00\x1b\n\udc80\ud800\u202e"\\')
 )
 NAMES = st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z")
-RULES = st.sampled_from(["egress", "forward", "ingress", "link", "guard"])
+RULES = st.sampled_from(["egress", "forward", "ingress", "link", "guard", *sorted(VM_RULES)])
 #: Moments between the epoch and the year 2200.
 MOMENTS = st.integers(0, 7_258_118_400_000_000_000)
 PROTOCOLS = st.sampled_from([0, 1, 2, 6, 17, 33, 41, 47, 50, 58, 59, 132, 136, 253]) | UINT8
@@ -64,8 +64,9 @@ ORIGINS = st.builds(
 @st.composite
 def records(draw: st.DrawFn) -> Record:
     """Any record that a source may yield, of our prefix or of a foreign one."""
-    prefix = draw(st.builds("ocsf-nft:{}:{}:".format, NAMES, RULES | NAMES) | HOSTILE_TEXT)
-    sandbox, rule = split_prefix(prefix)
+    ours = st.sampled_from(["ocsf-nft:{}:{}:", "ocsf-nft:{}:{}:permissive:"])
+    prefix = draw(st.builds(str.format, ours, NAMES, RULES | NAMES) | HOSTILE_TEXT)
+    said = split_prefix(prefix)
     versions: list[Literal[4, 6] | None] = [4, 6, None]
     version = draw(st.sampled_from(versions))
     addresses = {4: ADDRESSES4, 6: ADDRESSES6, None: st.none()}[version]
@@ -77,8 +78,9 @@ def records(draw: st.DrawFn) -> Record:
     has_ports = protocol in {6, 17, 33, 132, 136}
     return Record(
         prefix=prefix,
-        sandbox=sandbox,
-        rule=rule,
+        sandbox=said.sandbox,
+        rule=said.rule,
+        verdict=said.verdict,
         in_interface=draw(st.none() | INTERFACES),
         out_interface=draw(st.none() | INTERFACES),
         mac_source=draw(st.none() | MACS),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ocsf_nft.accounting.balance import Balance
 from ocsf_nft.accounting.book import Lost
 from ocsf_nft.metrics import exposition
@@ -30,9 +32,11 @@ def _status(sandbox: str, *, refused: int = 100, is_watched: bool = True) -> Sta
 def test_each_number_of_each_rule_and_source_has_its_metric() -> None:
     lines = exposition([_status("one"), _status("two", refused=90, is_watched=False)])
     samples = {line for line in lines.decode().splitlines() if not line.startswith("#")}
-    of_rule, of_source = '{rule="egress",sandbox="one"}', '{sandbox="one",source="nflog"}'
+    of_rule = '{mode="enforcing",rule="egress",sandbox="one"}'
+    of_source = '{sandbox="one",source="nflog"}'
     assert {line for line in samples if '"one"' in line} == {
         f"ocsf_nft_refused_packets_total{of_rule} 100.0",
+        f"ocsf_nft_let_pass_packets_total{of_rule} 0.0",
         f"ocsf_nft_reported_packets_total{of_rule} 80.0",
         f"ocsf_nft_overflowed_packets_total{of_rule} 30.0",
         f"ocsf_nft_in_flight_packets{of_rule} 15.0",
@@ -41,6 +45,30 @@ def test_each_number_of_each_rule_and_source_has_its_metric() -> None:
         f"ocsf_nft_gap_records_total{of_source} 9.0",
         f"ocsf_nft_gaps_total{of_source} 2.0",
         'ocsf_nft_watched{sandbox="one"} 1.0',
+        'ocsf_nft_fence_stands{sandbox="one"} 1.0',
     }
-    assert 'ocsf_nft_imbalance_packets{rule="egress",sandbox="two"} -5.0' in samples
+    of_two = '{mode="enforcing",rule="egress",sandbox="two"}'
+    assert f"ocsf_nft_imbalance_packets{of_two} -5.0" in samples
     assert 'ocsf_nft_watched{sandbox="two"} 0.0' in samples
+
+
+def test_what_was_let_pass_is_no_number_of_what_was_refused() -> None:
+    status = _status("one", refused=0)
+    (balance,) = status.balances
+    permitted = replace(balance, mode="permissive", let_pass=100)
+    told = exposition([replace(status, mode="permissive", balances=(permitted,))]).decode()
+    of_rule = '{mode="permissive",rule="egress",sandbox="one"}'
+    for line in (
+        f"ocsf_nft_refused_packets_total{of_rule} 0.0",
+        f"ocsf_nft_let_pass_packets_total{of_rule} 100.0",
+        f"ocsf_nft_reported_packets_total{of_rule} 80.0",
+        f"ocsf_nft_imbalance_packets{of_rule} 5.0",
+    ):
+        assert line in told.splitlines()
+
+
+def test_a_fence_that_differs_does_not_stand_and_of_one_that_is_not_known_nothing_is_said() -> None:
+    found = [replace(_status("one"), verdict="differs"), replace(_status("two"), verdict=None)]
+    told = exposition(found).decode()
+    assert 'ocsf_nft_fence_stands{sandbox="one"} 0.0' in told
+    assert 'ocsf_nft_fence_stands{sandbox="two"}' not in told

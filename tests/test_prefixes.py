@@ -14,13 +14,13 @@ from tests import strategies
 from tests.conformance.corpus import TCP, V4, record
 
 if TYPE_CHECKING:
-    from ocsf_nft.record import Record, Verdict
+    from ocsf_nft.record import ForeignVerdict, Record
 
 BUILT_IN = Prefixes()
 
 #: As the firewalls write them: ufw 0.36.2, firewalld 2.3.1 and 0.6, Shorewall 5.2.8, OpenWrt's fw4
 #: and fw3, Calico's Felix, and what people write by hand.
-WRITTEN: list[tuple[str, str, Verdict]] = [
+WRITTEN: list[tuple[str, str, ForeignVerdict]] = [
     ("[UFW BLOCK] ", "UFW BLOCK", "reject"),
     ("[UFW LIMIT BLOCK] ", "UFW LIMIT BLOCK", "reject"),
     ("[UFW ALLOW] ", "UFW ALLOW", "accept"),
@@ -126,7 +126,7 @@ def _logged(prefix: str) -> Record:
 
 @pytest.mark.parametrize(("prefix", "rule", "verdict"), WRITTEN)
 def test_what_the_usual_firewalls_write_has_its_verdict(
-    prefix: str, rule: str, verdict: Verdict
+    prefix: str, rule: str, verdict: ForeignVerdict
 ) -> None:
     assert BUILT_IN.of(prefix) == Meaning(None, rule, verdict)
 

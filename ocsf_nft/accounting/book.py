@@ -114,7 +114,7 @@ class Changes:
                     self.ended.append((identity,))
                 else:
                     self.opened.append(
-                        (identity, each.whose.rule, each.whose.epoch, open_state.write(each))
+                        (identity, each.whose.name, each.whose.epoch, open_state.write(each))
                     )
             yield
         ledger.opened.changed.clear()
@@ -354,13 +354,13 @@ def _account(ledger: Ledger, name: str, epoch: str, state: Mapping[str, Any]) ->
     return account
 
 
-def _reopen(ledger: Ledger, identity: str, rule: str, epoch: str, state: str) -> None:
+def _reopen(ledger: Ledger, identity: str, name: str, epoch: str, state: str) -> None:
     """Go on with what was open, if its counters are still those of its rule."""
-    whose = Whose(sandbox=ledger.sandbox, rule=rule, epoch=epoch)
+    whose = Whose.named(ledger.sandbox, name, epoch)
     found = open_state.read(whose, state)
     if found.identity != identity:
         raise ValueError("kept under the name of another")
-    account = ledger.rules[rule]
+    account = ledger.rules[name]
     if account.epoch != epoch:
         ledger.opened.leave(found)
     else:

@@ -71,7 +71,7 @@ class FanOuts:
             if len(self._watched) >= _USERS and not self._forget_one():
                 return
             whose = self._whose
-            found = _Watched(f"{whose.epoch}/{whose.rule}/{what.uid}/{time_ns}", time_ns)
+            found = _Watched(f"{whose.epoch}/{whose.name}/{what.uid}/{time_ns}", time_ns)
             self._watched[what.uid] = found
         found.flows += 1
         found.last_ns = max(time_ns, found.since_ns)
@@ -139,6 +139,7 @@ class FanOuts:
             stage=stage,
             sandbox=self._whose.sandbox,
             rule=self._whose.rule,
+            verdict=self._whose.verdict,
             uid=uid,
             flows=found.flows,
             destinations=max(len(found.destinations), 0 if before is None else before.destinations),

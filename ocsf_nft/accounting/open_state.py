@@ -206,6 +206,7 @@ _FAN_OUT: Final[Mapping[str, _Reader]] = {
     "stage": _one_of("ended"),
     "sandbox": _text,
     "rule": _text,
+    "verdict": _maybe(_one_of("permit")),
     "uid": _32_BITS,
     "flows": _PACKETS,
     "destinations": _PACKETS,

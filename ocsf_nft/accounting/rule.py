@@ -34,7 +34,9 @@ _LATE_NS: Final = 60 * 1_000_000_000
 #: Far more than a set has room for (accounting.nft): somebody empties it again and again.
 _CROWDED: Final = 1 << 16
 #: The rules whose packets come from a user of the sandbox.
-_OUTBOUND: Final = frozenset({"egress", "forward", "link", "guard"})
+_OUTBOUND: Final = frozenset(
+    {"egress", "forward", "link", "guard", "vm-forward", "vm-input", "vm-link"}
+)
 
 
 class RuleAccount:
@@ -66,7 +68,7 @@ class RuleAccount:
         #: Records that were written, by the last reading, and those of them that were received.
         self.logged = self.received = 0
         self._owing: set[Key] = set()
-        self._whose = whose
+        self.whose = whose
         self._tellings = Tellings(whose, opened, gravity)
         self._folded = Folded(self.many)
         #: Told on the word of a record; no reading has shown yet where it was counted.
@@ -371,7 +373,7 @@ class RuleAccount:
     ) -> Attempt:
         held = 0 if merged is None else self._held(merged.why)
         attempt = statements.attempt(
-            self._whose,
+            self.whose,
             counted,
             key,
             what,

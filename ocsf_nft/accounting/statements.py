@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.record import PREFIX_ROOT, Origin, Record
+from ocsf_nft.flow import counting_name
+from ocsf_nft.record import Origin, Record, own_prefix
 
 if TYPE_CHECKING:
     from ocsf_nft.accounting.counted import Counted
@@ -41,11 +42,13 @@ def attempt(  # noqa: PLR0913 - what is told, and in whose words
     start_ns, end_ns = _window(counted)
     counted.told(packets, octets)
     counted.since_ns = end_ns
-    where = whose.rule if key is None else f"{key.kind}_{whose.rule}"
+    counting = counting_name(whose.rule, is_permissive=whose.is_permissive)
+    where = counting if key is None else f"{key.kind}_{counting}"
     record = Record(
-        prefix=f"{PREFIX_ROOT}{whose.sandbox}:{whose.rule}:",
+        prefix=own_prefix(whose.sandbox, whose.rule, is_permissive=whose.is_permissive),
         sandbox=whose.sandbox,
         rule=whose.rule,
+        verdict=whose.verdict,
         in_interface=None if specimen is None else specimen.in_interface,
         out_interface=None if specimen is None else specimen.out_interface,
         source=None if specimen is None else specimen.source,
@@ -61,7 +64,7 @@ def attempt(  # noqa: PLR0913 - what is told, and in whose words
         received_ns=read_ns,
         origin=Origin(
             transport="counters",
-            identity=f"{whose.epoch}/{whose.rule}/{number}",
+            identity=f"{whose.epoch}/{whose.name}/{number}",
             log_source=f"nftables {where}",
             log_format="nf_tables",
             raw=f"{where} {{ {_words(flow)} counter packets {packets} bytes {octets} }}",

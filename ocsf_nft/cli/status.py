@@ -13,11 +13,17 @@ from ocsf_nft.cli import options, output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ocsf_nft.accounting.balance import Balance
     from ocsf_nft.service.status import Status
 
-_HEADINGS: Final = (
-    "rule", "refused", "reported", "overflowed", "in flight", "lost", "imbalance",
-)  # fmt: skip
+_HEADINGS: Final = {
+    "enforcing": (
+        "rule", "refused", "reported", "overflowed", "in flight", "lost", "imbalance",
+    ),
+    "permissive": (
+        "rule", "let pass", "reported", "overflowed", "in flight", "lost", "imbalance",
+    ),
+}  # fmt: skip
 
 
 def status(
@@ -39,6 +45,7 @@ def status(
     refused = reported + in flight, for each rule: what the kernel counted is told in events, or
     waits in a counter for the next one. Of what is reported, "overflowed" was told without saying
     which flow it was of. "Lost" are log records that nobody has read; their packets are counted.
+    What a permissive fence would have refused stands apart, as "let pass".
 
     Exit 0: the account closes. 1: it doesn't. 2: no fence is on record, or it has no counters.
     3: it can't be read.
@@ -83,8 +90,10 @@ def _write_json(found: Sequence[Status]) -> None:
     for status in found:
         for balance in status.balances:
             line = dataclasses.asdict(balance) | {
+                "fence": status.mode,
                 "imbalance": balance.imbalance,
                 "is_watched": status.is_watched,
+                "verdict": status.verdict,
             }
             # Whoever has the namespace can write numbers into it that orjson does not take.
             output.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
@@ -92,33 +101,34 @@ def _write_json(found: Sequence[Status]) -> None:
 
 def _show(found: Sequence[Status]) -> None:
     # No library's table: in a narrow terminal that cuts names and numbers.
-    rows = [
-        (
-            balance.rule,
-            *(
-                f"{number:,}"
-                for number in (
-                    balance.refused,
-                    balance.reported,
-                    balance.overflowed,
-                    balance.in_flight,
-                    balance.lost,
-                    balance.imbalance,
-                )
-            ),
-        )
-        for status in found
-        for balance in status.balances
-    ]
-    widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
-    lines = iter(_line(row, widths) for row in rows)
+    rows = [_row(balance) for status in found for balance in status.balances]
+    heads = _HEADINGS.values()
+    widths = [max(map(len, column)) for column in zip(*heads, *rows, strict=True)]
     for status in found:
         watched = "a run watches it" if status.is_watched else "no run watches it now"
-        output.say(f"sandbox {status.sandbox}: {watched}")
-        if status.balances:
-            output.say(_line(_HEADINGS, widths))
-        for _ in status.balances:
-            output.say(next(lines))
+        permissive = "; its fence is permissive and refuses nothing"
+        output.say(
+            f"sandbox {status.sandbox}: {watched}"
+            f"{permissive if status.mode == 'permissive' else ''}"
+        )
+        for mode, headings in _HEADINGS.items():
+            balances = [balance for balance in status.balances if balance.mode == mode]
+            if balances:
+                output.say(_line(headings, widths))
+            for balance in balances:
+                output.say(_line(_row(balance), widths))
+
+
+def _row(balance: Balance) -> tuple[str, ...]:
+    numbers = (
+        balance.refused + balance.let_pass,
+        balance.reported,
+        balance.overflowed,
+        balance.in_flight,
+        balance.lost,
+        balance.imbalance,
+    )
+    return balance.rule, *(f"{number:,}" for number in numbers)
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -134,8 +144,13 @@ def _explain(status: Status) -> None:
     name = status.sandbox
     if status.absent:
         output.say(
-            f"sandbox {name}: the fence has no counters for {', '.join(status.absent)}, "
+            f"sandbox {name}: the fence has no counters for "
+            f"{', '.join(rule.partition(':')[0] for rule in status.absent)}, "
             "so it is gone, altered or an older one: `ocsf-nft verify` tells, install it again"
+        )
+    if status.verdict == "differs" and not status.absent:
+        output.say(
+            f"sandbox {name}: the fence is not as it was installed: `ocsf-nft verify` tells how"
         )
     for balance in status.balances:
         if balance.imbalance:

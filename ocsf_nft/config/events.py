@@ -16,7 +16,7 @@ from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
 from ocsf_nft.ocsf.versions import LATEST, named
 from ocsf_nft.prefixes import begins
-from ocsf_nft.record import Verdict
+from ocsf_nft.record import ForeignVerdict
 
 ClassName: TypeAlias = Literal[
     "network_activity", "detection_finding", "device_config_state_change", "application_lifecycle"
@@ -112,6 +112,6 @@ class PrefixConfig(Table):
     """
 
     begins: Annotated[str, checked(begins)]
-    verdict: Verdict
+    verdict: ForeignVerdict
     sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
     rule: Annotated[str, Field(min_length=1)] | None = None

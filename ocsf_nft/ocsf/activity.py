@@ -113,7 +113,7 @@ class Activities:
         if merged is None:
             answered = verdict.answer(record, way, destination)
         else:
-            answered = verdict.answer_to_all(record.rule, way)
+            answered = verdict.answer_to_all(record.rule, way, record.verdict)
             if of_it.severity is None:
                 matters = max(matters, Severity.MEDIUM)
         outcome = verdict.outcome(record, answered)
@@ -210,7 +210,7 @@ def _attacks(
     attempt: Attempt, way: Direction, destination: Place | None
 ) -> tuple[Attack, ...] | None:
     record = attempt.record
-    if record.sandbox is None or not verdict.was_refused(record):
+    if record.sandbox is None or not verdict.is_attempt(record):
         return None
     if way is not Direction.OUTBOUND or verdict.is_housekeeping(record, destination):
         return None

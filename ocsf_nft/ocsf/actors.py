@@ -41,6 +41,11 @@ def actor_of(record: Record, process: Process | None, left_over: dict[str, Any])
     )
 
 
+def actor_of_process(process: Process) -> Actor:
+    """A process alone, that no record of a packet names a user of."""
+    return Actor(process=_process(process))
+
+
 @lru_cache(maxsize=CACHED)
 def _user_actor(uid: int, gid: int | None) -> Actor:
     return Actor(user=_user(uid, gid, None)).keep_json()

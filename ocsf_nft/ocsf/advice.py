@@ -12,15 +12,29 @@ from ocsf_nft.ocsf import protocols, verdict
 from ocsf_nft.ocsf.enums import Direction
 from ocsf_nft.ocsf.services import Kind, service
 from ocsf_nft.ocsf.text import visible
+from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.record import Record
 
-INBOUND: Final = "Only replies of the sandbox's proxy may come in."
-NO_PROXY: Final = "Only the sandbox's proxy may be reached: use it."
-ONLY_TCP: Final = "Only TCP to the proxy at {url} may leave."
+_INBOUND: Final = "Only replies of the sandbox's proxy may come in."
+_NO_PROXY: Final = "Only the sandbox's proxy may be reached: use it."
+_ONLY_TCP: Final = "Only TCP to the proxy at {url} may leave."
+#: What a VM may do on its host, by the rule that says so.
+_OF_VM: Final = {
+    verdict.VM_INGRESS: "Only replies to what the VM began itself may come in.",
+    verdict.VM_FORWARD: (
+        "Its host passes on what the VM began itself, to addresses out there: nothing back into "
+        "its own subnet or to the host's own link, and nothing that a rule of the host would turn."
+    ),
+    verdict.VM_INPUT: "On its host the VM may reach the gateway's port alone.",
+    verdict.VM_LINK: (
+        "The VM may send IP and ARP in its own name alone: without tags, from its one link address "
+        "and the addresses of its subnet that are not the gateway's."
+    ),
+}
 
 _METADATA: Final = (
     "The cloud's metadata service is not for this sandbox: whoever runs it has to give it "
@@ -86,22 +100,33 @@ _HTTP: Final = 80
 def advice(record: Record, way: Direction, proxy: Proxy | None, destination: Place | None) -> str:
     """What to do instead of sending a packet that one of our fences refused."""
     if way is Direction.INBOUND:
-        return INBOUND
+        return in_general(record.rule, way, proxy)
     if destination is not None and destination.is_cloud_metadata:
         return _METADATA
-    if record.details.keys() & verdict.FRAGMENTED:
+    if record.rule not in VM_RULES and record.details.keys() & verdict.FRAGMENTED:
         return _FRAGMENT
     if verdict.is_housekeeping(record, destination):
         return _BY_ITSELF
     if destination is not None and (destination.is_multicast or destination.is_broadcast):
         return _MULTICAST
+    if record.rule in VM_RULES:
+        return in_general(record.rule, way, proxy)
     if record.rule == verdict.FORWARD:
         return _BEHIND
     if record.destination is None:
         return _FRAME
     if proxy is None:
-        return NO_PROXY
+        return _NO_PROXY
     return _with_a_proxy(record, proxy)
+
+
+def in_general(rule: str, way: Direction, proxy: Proxy | None) -> str:
+    """What may be done, whatever was tried that a rule of one of our fences refused."""
+    if rule in _OF_VM:
+        return _OF_VM[rule]
+    if way is Direction.INBOUND:
+        return _INBOUND
+    return _NO_PROXY if proxy is None else _ONLY_TCP.format(url=proxy.url)
 
 
 def _with_a_proxy(record: Record, proxy: Proxy) -> str:
@@ -120,7 +145,7 @@ def _with_a_proxy(record: Record, proxy: Proxy) -> str:
         return _CONNECT.format(url=proxy.url)
     if record.protocol in {protocols.ICMP, protocols.ICMPV6}:
         return _PING.format(url=proxy.url)
-    return ONLY_TCP.format(url=proxy.url)
+    return _ONLY_TCP.format(url=proxy.url)
 
 
 def _end(record: Record) -> str:

@@ -123,8 +123,8 @@ class NetworkActivity(Event):
     category_uid: Literal[4] = 4
     category_name: Literal["Network Activity"] = "Network Activity"
     activity_id: NetworkActivityId = Field(
-        description="5 where it was refused; of another firewall's log, 1 where it was let pass, 6 "
-        "where only that is known that it was logged"
+        description="5 where it was refused, 1 where it was let pass, by a permissive fence or by "
+        "another firewall; of another firewall's log, 6 where only that is known that it was logged"
     )
     activity_name: Caption = caption_of("activity_id")
     type_uid: TypeUid = derived(_type_uid, _TYPE_UID)
@@ -137,21 +137,25 @@ class NetworkActivity(Event):
     count: Long = Field(description="packets, exactly, and none that another event counts")
     severity_id: Severity = Field(
         description="by rule and destination: 4 for cloud metadata, 2 for name resolution, 1 for "
-        "what kernels send by themselves, else 3; your configuration may say otherwise"
+        "what kernels send by themselves, else 3; what a permissive fence let pass, as if it had "
+        "been refused; your configuration may say otherwise"
     )
     severity: Caption = caption_of("severity_id")
     status_id: Status = Field(description="2 where it was refused, 1 where it was let pass, else 0")
     status: Caption = caption_of("status_id")
-    status_code: str | None = known("tcp-reset, icmpx-admin-prohibited or dropped")
+    status_code: str | None = known(
+        "tcp-reset, icmpx-admin-prohibited or dropped; permissive where our fence let it pass"
+    )
     status_detail: str | None = known("what the program, or who wrote it, is to do instead")
     message: str = Field(description="what happened, in a sentence")
     action_id: Action = Field(
-        description="2 where it was refused, 1 where it was let pass, 3 where it was only logged"
+        description="2 where it was refused, 3 where a permissive fence let it pass, 1 where "
+        "another firewall did, 3 where that only logged it"
     )
     action: Caption = caption_of("action_id")
     disposition_id: Disposition = Field(
-        description="2 where it was refused, 6 where that was without an answer; 1 where it was "
-        "let pass, 17 where it was only logged"
+        description="2 where it was refused, 6 where that was without an answer; 17 where a "
+        "permissive fence let it pass, 1 where another firewall did, 17 where that only logged it"
     )
     disposition: Caption = caption_of("disposition_id")
     is_alert: bool = Field(description="whether severity_id is 3 or more")
@@ -222,16 +226,18 @@ class DetectionFinding(Event):
     status: Caption = caption_of("status_id")
     status_detail: str = Field(description="the same in words")
     message: str = Field(description="what was found, in a sentence")
-    action_id: Action = Field(description="2")
+    action_id: Action = Field(description="2; 3 where a permissive fence let it pass")
     action: Caption = caption_of("action_id")
-    disposition_id: Disposition = Field(description="2 after an answer, 6 without one")
+    disposition_id: Disposition = Field(
+        description="2 after an answer, 6 without one; 17 where a permissive fence let it pass"
+    )
     disposition: Caption = caption_of("disposition_id")
     is_alert: bool = Field(description="true until it is over")
     confidence_id: Confidence = Field(description="3")
     confidence: Caption = caption_of("confidence_id")
     finding_info: FindingInfo = Field(description="what was found")
     remediation: Remediation = Field(description="what to do about it")
-    firewall_rule: FirewallRule | None = known("the rule that refused it")
+    firewall_rule: FirewallRule | None = known("the rule that refused it, or would have")
     attacks: tuple[Attack, ...] | None = known("ATT&CK")
     evidences: tuple[Evidences, ...] = Field(description="what was seen")
     resources: tuple[ResourceDetails, ...] = Field(description="the sandbox")
@@ -260,27 +266,37 @@ class DeviceConfigStateChange(Event):
     type_uid: TypeUid = derived(_type_uid, _TYPE_UID)
     type_name: TypeName = derived(_type_name, _TYPE_NAME)
     time: Long = Field(description="when it was seen")
+    start_time: Long | None = known("when it was noticed that somebody altered it")
+    end_time: Long | None = known("when it was put back")
+    duration: Long | None = known("end_time less start_time")
     timezone_offset: Literal[0] = 0
     severity_id: Severity = Field(
-        description="1 where it stands, 3 where it is gone, 4 where it is degraded or altered"
+        description="1 where it stands, 3 where it is gone or permissive, 4 where it is degraded, "
+        "altered, or had to be put back, 5 where it is gone unasked, or given up"
     )
     severity: Caption = caption_of("severity_id")
-    status_id: Status = Field(description="2 where it is degraded or altered, else 1")
+    status_id: Status = Field(
+        description="2 where it is degraded, altered, gone unasked or given up, else 1"
+    )
     status: Caption = caption_of("status_id")
     status_detail: str | None = known("why it is not, or what changed")
     message: str = Field(description="what became of the fence, in a sentence")
     state_id: ConfigState = Field(
-        description="1 gone, 2 standing, 99 where the caption says Degraded or Altered"
+        description="1 gone, 2 standing, 99 where the caption says Permissive, Degraded or Altered"
     )
     state: Caption = caption_of("state_id")
-    security_level_id: SecurityLevel = Field(description="1 where it stands and logs, else 2")
+    security_level_id: SecurityLevel = Field(
+        description="1 where it stands, refuses and logs, else 2"
+    )
     security_level: Caption = caption_of("security_level_id")
     prev_security_level_id: SecurityLevel = Field(description="the same before")
     prev_security_level: Caption = caption_of("prev_security_level_id")
+    actor: Actor | None = known("who altered it")
     device: Device = Field(description="the machine whose kernel holds the fence")
     observables: tuple[Observable, ...] | None = known("what is worth looking up")
     unmapped: dict[str, Any] = Field(
-        description="sandbox, previous_state, tables and transport of the fence"
+        description="sandbox, previous_state, tables and transport of the fence; the changes that "
+        "somebody made to it"
     )
     metadata: Metadata = Field(description="about the event itself")
 
@@ -306,8 +322,8 @@ class ApplicationLifecycle(Event):
     duration: Long | None = known("end_time less start_time")
     timezone_offset: Literal[0] = 0
     count: Long | None = known(
-        "of Records Lost, how many; of Not Reading, the packets refused meanwhile, which other "
-        "events count too"
+        "of Records Lost, how many; of Not Reading, the packets refused or let pass meanwhile, "
+        "which other events count too"
     )
     severity_id: Severity = Field(
         description="4 for a gap, 2 for one in which nothing was refused; 1 for a start and a stop"

@@ -6,21 +6,19 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import attack, protocols, verdict, wording
 from ocsf_nft.ocsf.addresses import place
-from ocsf_nft.ocsf.advice import INBOUND
+from ocsf_nft.ocsf.advice import in_general
 from ocsf_nft.ocsf.context import device_of, own_metadata
 from ocsf_nft.ocsf.endpoints import endpoint, observable
 from ocsf_nft.ocsf.enums import (
-    Action,
     AnalyticType,
     Confidence,
     Direction,
-    Disposition,
     ObservableType,
     ProtocolVersion,
     Severity,
 )
 from ocsf_nft.ocsf.events import DetectionFinding
-from ocsf_nft.ocsf.findings import STAGES
+from ocsf_nft.ocsf.findings import STAGES, deed
 from ocsf_nft.ocsf.identity import merged_uid, stable_uid
 from ocsf_nft.ocsf.objects import (
     Actor,
@@ -36,6 +34,7 @@ from ocsf_nft.ocsf.objects import (
 from ocsf_nft.ocsf.rules import firewall_rule
 from ocsf_nft.ocsf.text import visible
 from ocsf_nft.ocsf.verdict import Answer
+from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,6 +49,10 @@ _ANALYTIC: Final = Analytic(
 ).keep_json()
 #: Addresses that are put among the observables; the sample is among the evidences anyway.
 _OBSERVED: Final = 10
+_DONE: Final[dict[Answer | None, str]] = {
+    Answer.NOTHING: "dropped",
+    Answer.PERMITTED: "let pass, because the fence is permissive",
+}
 _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 
 
@@ -63,7 +66,9 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
     """
     stage = STAGES[found.stage]
     way = verdict.direction_of_rule(found.rule)
-    is_silent = verdict.answer_to_all(found.rule, way) is Answer.NOTHING
+    answered = verdict.answer_to_all(found.rule, way, found.verdict)
+    outcome = verdict.outcome_of(answered)
+    done = deed(is_permitted=answered is Answer.PERMITTED)
     start, end = found.start_ns // 1_000_000, found.end_ns // 1_000_000
     actor = None if found.uid is None else Actor(user=User(uid=str(found.uid))).keep_json()
     evidences = _evidences(found, way, actor)
@@ -82,17 +87,17 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         severity_id=Severity.HIGH,
         status_id=stage.status,
         status_detail=stage.words,
-        message=_message(found, way, is_silent=is_silent),
-        action_id=Action.DENIED,
-        disposition_id=Disposition.DROPPED if is_silent else Disposition.BLOCKED,
+        message=_message(found, way, answered),
+        action_id=outcome.action,
+        disposition_id=outcome.disposition,
         is_alert=found.stage != "ended",
         confidence_id=Confidence.HIGH,
         finding_info=FindingInfo(
             uid=stable_uid("fan-out", found.identity),
-            title="Fan-out to many destinations or ports was refused",
+            title=f"Fan-out to many destinations or ports {done.title}",
             desc=(
                 "One user tried many destinations or ports within a short time, past the "
-                "sandbox's proxy. That is what a scan looks like. The fence let nothing through. "
+                f"sandbox's proxy. That is what a scan looks like. {done.desc} "
                 "It came to at least these numbers."
             ),
             types=("Fan-out",),
@@ -121,28 +126,30 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
     )
 
 
-def _message(found: FanOut, way: Direction, *, is_silent: bool) -> str:
-    sandbox = wording.who(found.sandbox, None)
+def _message(found: FanOut, way: Direction, answered: Answer | None) -> str:
+    sandbox = wording.who(found.sandbox, None, rule=found.rule)
     what = f"at least {wording.counted(found.destinations, 'destination')}"
     if found.ports:
         what = f"{what} on {wording.counted(found.ports, 'port')}"
     if way is Direction.OUTBOUND:
-        deed = f"{wording.who(found.sandbox, found.uid)} tried {what}"
+        tried = f"{wording.who(found.sandbox, found.uid, rule=found.rule)} tried {what}"
     elif way is Direction.INBOUND:
-        deed = f"somebody outside {sandbox} tried {what} in it"
+        tried = f"somebody outside {sandbox} tried {what} in it"
     else:
-        deed = f"somebody tried {what} through {sandbox}"
+        tried = f"somebody tried {what} through {sandbox}"
     took = wording.elapsed(found.start_ns, found.end_ns)
     packets = wording.counted(found.packets, "packet")
     flows = wording.counted(found.flows, "flow")
-    done = "dropped" if is_silent else "refused"
-    return f"{deed} within {took}: {packets} in {flows}, all {done}"
+    return f"{tried} within {took}: {packets} in {flows}, all {_DONE.get(answered, 'refused')}"
 
 
 def _remedy(context: Context, found: FanOut, way: Direction) -> str:
     if way is Direction.INBOUND:
-        return f"Find out who sends this. {INBOUND}"
-    where, proxies = wording.who(found.sandbox, found.uid), context.proxies
+        return f"Find out who sends this. {in_general(found.rule, way, None)}"
+    where, proxies = wording.who(found.sandbox, found.uid, rule=found.rule), context.proxies
+    if found.rule in VM_RULES:
+        allowed = in_general(found.rule, way, None)
+        return f"Find out what {where} runs, and stop it unless somebody wants this. {allowed}"
     proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
     return (
         f"Find out what {where} runs, and stop it unless somebody wants it to do this. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.ocsf import wording
+from ocsf_nft.ocsf import verdict, wording
 from ocsf_nft.ocsf.advice import advice
 from ocsf_nft.ocsf.context import own_metadata
 from ocsf_nft.ocsf.endpoints import observable
@@ -60,26 +60,62 @@ STAGES: Final = {
 _ANALYTIC: Final = Analytic(
     uid="ocsf-nft/attempt", name="Attempt", type_id=AnalyticType.RULE
 ).keep_json()
+#: Of what was done to it, the words follow.
 _TITLES: Final = {
-    Direction.OUTBOUND: "Attempt to bypass the egress proxy was refused",
-    Direction.INBOUND: "Attempt to get into the sandbox was refused",
-    Direction.UNKNOWN: "Attempt to pass through the sandbox was refused",
+    Direction.OUTBOUND: "Attempt to bypass the egress proxy",
+    Direction.INBOUND: "Attempt to get into the sandbox",
+    Direction.UNKNOWN: "Attempt to pass through the sandbox",
 }
-_METADATA: Final = "Attempt to reach the cloud's metadata service was refused"
+_METADATA: Final = "Attempt to reach the cloud's metadata service"
 _METADATA_DESC: Final = (
-    "Something in the sandbox asked the service that hands out the machine's own credentials. The "
-    "fence let nothing through."
+    "Something in the sandbox asked the service that hands out the machine's own credentials."
 )
 _DESCS: Final = {
     Direction.OUTBOUND: (
-        "Something in the sandbox tried to reach a destination without the sandbox's proxy. "
-        "The fence let nothing through."
+        "Something in the sandbox tried to reach a destination without the sandbox's proxy."
     ),
-    Direction.INBOUND: "Somebody sent the sandbox what it has not asked for. The fence let "
-    "nothing through.",
-    Direction.UNKNOWN: "Somebody tried to send packets on through the sandbox. The fence let "
-    "nothing through.",
+    Direction.INBOUND: "Somebody sent the sandbox what it has not asked for.",
+    Direction.UNKNOWN: "Somebody tried to send packets on through the sandbox.",
 }
+
+
+#: The same of a VM, by the rule.
+_OF_VM: Final = {
+    verdict.VM_FORWARD: (
+        "Attempt of a VM to get where its host passes nothing on",
+        "Something in the VM sent its host what that passes on for no VM.",
+    ),
+    verdict.VM_INPUT: (
+        "Attempt of a VM to get at its host",
+        "Something in the VM tried to reach the host itself, beside the gateway's port.",
+    ),
+    verdict.VM_LINK: (
+        "Attempt of a VM to send what is no VM's",
+        "The VM sent frames in another's name, or of a kind that a VM has no business sending.",
+    ),
+    verdict.VM_INGRESS: (
+        "Attempt to get into the VM",
+        "Somebody sent the VM what it has not asked for.",
+    ),
+}
+
+
+class Deed(NamedTuple):
+    """What a fence did with what was found, at the end of a title and of a description."""
+
+    title: str
+    desc: str
+
+
+def deed(*, is_permitted: bool) -> Deed:
+    """What a fence did, where it is permissive or is not."""
+    return _LET_PASS if is_permitted else _REFUSED
+
+
+_REFUSED: Final = Deed("was refused", "The fence let nothing through.")
+_LET_PASS: Final = Deed(
+    "was let pass", "The fence is permissive and let it pass: it would have been refused."
+)
 
 
 def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the call
@@ -105,7 +141,8 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
         stable_uid("attempt", streak.identity, int(stage.activity), streak.windows), processed_ns
     ).model_copy(update={"correlation_uid": event.metadata.correlation_uid})
     sandbox = visible(record.sandbox or "")
-    title = _title(way, destination)
+    title, desc = _found(record.rule, way, destination)
+    done = deed(is_permitted=record.verdict == "permit")
     return DetectionFinding(
         activity_id=stage.activity,
         time=end,
@@ -123,8 +160,8 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
         confidence_id=Confidence.HIGH,
         finding_info=FindingInfo(
             uid=streak_uid(streak.identity),
-            title=title,
-            desc=_METADATA_DESC if title == _METADATA else _DESCS[way],
+            title=f"{title} {done.title}",
+            desc=f"{desc} {done.desc}",
             types=("Policy Violation",),
             analytic=_ANALYTIC,
             data_sources=(visible(record.origin.log_source),),
@@ -163,16 +200,17 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
     )
 
 
-def _title(way: Direction, destination: Place | None) -> str:
+def _found(rule: str, way: Direction, destination: Place | None) -> tuple[str, str]:
+    """What it is, in a title and in a sentence."""
     if way is Direction.OUTBOUND and destination is not None and destination.is_cloud_metadata:
-        return _METADATA
-    return _TITLES[way]
+        return _METADATA, _METADATA_DESC
+    return _OF_VM.get(rule) or (_TITLES[way], _DESCS[way])
 
 
 def _remedy(record: Record, way: Direction, destination: Place | None, proxy: Proxy | None) -> str:
     if way is not Direction.OUTBOUND:
         return "Find out who sends this, and why."
-    where = wording.who(record.sandbox or "", record.uid)
+    where = wording.who(record.sandbox or "", record.uid, rule=record.rule)
     instead = advice(record, way, proxy, destination)
     return f"Find out what {where} runs, and stop it unless somebody wants it to do this. {instead}"
 

@@ -43,7 +43,10 @@ REWORDED: Final = (
     ("1.3.0", 'Network Activity wants a `src_endpoint`: one that nobody knows is `"unknown"`.'),
     ("1.3.0", "A related event has `type` in place of `type_name`."),
     ("1.4.0", 'Network Activity wants a `dst_endpoint`: one that nobody knows is `"unknown"`.'),
-    ("1.4.0", "`action_id` 3 Observed is 1 Allowed for what was opened, and else 0 Unknown."),
+    (
+        "1.4.0",
+        "`action_id` 3 Observed is 1 Allowed for what a permissive fence let pass, else 0 Unknown.",
+    ),
     ("1.4.0", "A process has `lineage`, paths with the oldest first, in place of `ancestry`."),
 )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ocsf_nft.ocsf import wording
+from ocsf_nft.ocsf.actors import actor_of_process, observables_of
 from ocsf_nft.ocsf.context import device_of, own_metadata, product
 from ocsf_nft.ocsf.enums import (
     ConfigActivityId,
@@ -25,37 +27,72 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.process import Process
     from ocsf_nft.record import Gap
 
 
 class FenceState(Enum):
     """How a fence stands.
 
-    ``DEGRADED``: it refuses, and not all of what it refuses is logged. ``ALTERED``: nobody can say
-    what it refuses, because it is not what was installed, or may not be looked at.
+    ``PERMISSIVE``: it refuses nothing, as asked for, and tells of what it would refuse.
+    ``DEGRADED``: it refuses, and not all of what it refuses is logged; ``PERMISSIVE_DEGRADED``: the
+    same of what it would refuse. ``ALTERED``: nobody can say what it refuses, because it is not
+    what was installed, or may not be looked at.
     """
 
     ABSENT = "Absent"
     STANDING = "Standing"
+    PERMISSIVE = "Permissive"
+    PERMISSIVE_DEGRADED = "Permissive, Degraded"
     DEGRADED = "Degraded"
     ALTERED = "Altered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tampering:
+    """What somebody else did to a fence.
+
+    ``changes`` is in words, ``process`` who did it, where that is known. ``since_ns`` is when it
+    was noticed (ns since the epoch, UTC), ``lasted_ns`` how long it took to put the fence back;
+    None where that is not known, or it was not put back. ``given_up``: nor will it be for a while.
+    """
+
+    changes: str
+    process: Process | None = None
+    since_ns: int | None = None
+    lasted_ns: int | None = None
+    given_up: bool = False
 
 
 _CONFIG_STATES: Final = {
     FenceState.ABSENT: ConfigState.DISABLED,
     FenceState.STANDING: ConfigState.ENABLED,
+    FenceState.PERMISSIVE: ConfigState.OTHER,
+    FenceState.PERMISSIVE_DEGRADED: ConfigState.OTHER,
     FenceState.DEGRADED: ConfigState.OTHER,
     FenceState.ALTERED: ConfigState.OTHER,
 }
 _SEVERITIES: Final = {
     FenceState.ABSENT: Severity.MEDIUM,
     FenceState.STANDING: Severity.INFORMATIONAL,
+    FenceState.PERMISSIVE: Severity.MEDIUM,
+    FenceState.PERMISSIVE_DEGRADED: Severity.HIGH,
     FenceState.DEGRADED: Severity.HIGH,
     FenceState.ALTERED: Severity.HIGH,
 }
+#: How a fence that is there, and as it was installed, can stand.
+_WELL: Final = frozenset(set(FenceState) - {FenceState.ABSENT, FenceState.ALTERED})
 _SENTENCES: Final = {
     FenceState.ABSENT: "The fence of sandbox {sandbox} is gone: nothing holds the sandbox back",
     FenceState.STANDING: "The fence of sandbox {sandbox} stands, and logs what it refuses",
+    FenceState.PERMISSIVE: (
+        "The fence of sandbox {sandbox} stands and is permissive: it lets pass what it would "
+        "refuse, and tells of it"
+    ),
+    FenceState.PERMISSIVE_DEGRADED: (
+        "The fence of sandbox {sandbox} stands and is permissive: it lets pass what it would "
+        "refuse, and does not log all of it"
+    ),
     FenceState.DEGRADED: "The fence of sandbox {sandbox} stands, but does not log all it refuses",
     FenceState.ALTERED: (
         "The fence of sandbox {sandbox} is not as it was installed, or can't be looked at: "
@@ -74,12 +111,15 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tables: Sequence[str],
     transport: str | None = None,
     reason: str | None = None,
+    tampering: Tampering | None = None,
+    is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """What became of a sandbox's fence.
 
     ``time_ns`` is when, in ns since the epoch, UTC. ``tables`` are named ``family name``;
-    ``transport`` is how the fence logs, ``reason`` why it is not as it should be. The same
-    arguments give the same event uid.
+    ``transport`` is how the fence logs, ``reason`` why it is not as it should be or what happened,
+    ``tampering`` what somebody did to it; ``is_regular``: it is gone because it was removed by who
+    may. The same arguments give the same event uid.
     """
     state = _CONFIG_STATES[after]
     sentence = _SENTENCES[after].format(sandbox=visible(sandbox))
@@ -91,19 +131,32 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     if transport is not None:
         more["transport"] = visible(transport)
     device, observables = device_of(context)
+    actor = None
+    if tampering is not None:
+        more["changes"] = visible(tampering.changes)
+        if tampering.process is not None:
+            actor = actor_of_process(tampering.process)
+        if after in _WELL and not tampering.given_up:
+            sentence += "; it was altered, and has been put back"
+    cause = None if is_regular else reason
+    start, end = _span(tampering)
     return DeviceConfigStateChange(
         activity_id=ConfigActivityId.LOG,
         time=time_ns // 1_000_000,
-        severity_id=_severity(after, reason),
-        status_id=_status(after, reason),
+        start_time=start,
+        end_time=end,
+        duration=None if start is None or end is None else end - start,
+        severity_id=_severity(after, cause, tampering),
+        status_id=_status(after, cause, tampering),
         status_detail=None if reason is None else visible(reason),
         message=f"{sentence} (before: {before.value.lower()}).",
+        actor=actor,
         state_id=state,
         state=after.value if state is ConfigState.OTHER else state.caption,
         security_level_id=_security_level(after),
         prev_security_level_id=_security_level(before),
         device=device or Device(name="unknown", type_id=DeviceType.UNKNOWN),
-        observables=observables or None,
+        observables=(*observables, *observables_of(actor)) or None,
         unmapped=more,
         metadata=own_metadata(
             stable_uid("fence", sandbox, before.value, after.value, time_ns, reason), time_ns
@@ -172,6 +225,7 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
     *,
     sandbox: str,
     packets: int,
+    let_pass: int = 0,
     since_ns: int,
     until_ns: int,
     reason: str,
@@ -179,15 +233,22 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
 ) -> ApplicationLifecycle:
     """Nobody read a fence's counters and log between two moments: stopped, or late.
 
-    ``packets`` were refused meanwhile; events that follow count all of them, so this one's
-    ``count`` is not to be added to theirs. Times are in ns since the epoch, UTC, ``processed_ns``
-    is now. The moments may be of two runs, between which the clock was set back: the time then
-    has no length. The same arguments give the same event uid.
+    ``packets`` were refused meanwhile, but for ``let_pass`` of them, which a permissive fence let
+    pass; events that follow count all of them, so this one's ``count`` is not to be added to
+    theirs. Times are in ns since the epoch, UTC, ``processed_ns`` is now. The moments may be of two
+    runs, between which the clock was set back: the time then has no length. The same arguments give
+    the same event uid.
     """
     time_away = wording.elapsed(since_ns, until_ns)
+    became = {"refused": packets - let_pass, "let pass (it is permissive)": let_pass}
+    kinds = [
+        f"{wording.counted(number, 'packet')} {_were(number)} {what}"
+        for what, number in became.items()
+        if number
+    ]
     if packets:
-        refused = f"{wording.counted(packets, 'packet')} {_were(packets)} refused meanwhile"
-        meanwhile = f"{refused}, and {'is' if packets == 1 else 'are'} counted"
+        are = "is" if packets == 1 else "are"
+        meanwhile = f"{' and '.join(kinds)} meanwhile, and {are} counted"
     else:
         meanwhile = "nothing was refused meanwhile"
     device, observables = device_of(context)
@@ -226,15 +287,34 @@ def _were(number: int) -> str:
     return "was" if number == 1 else "were"
 
 
-def _status(state: FenceState, reason: str | None) -> Status:
-    is_well = state is FenceState.STANDING or (state is FenceState.ABSENT and reason is None)
+def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
+    """From when to when a fence was altered (ms since the epoch), as far as that is known."""
+    if tampering is None or tampering.since_ns is None:
+        return None, None
+    start = tampering.since_ns // 1_000_000
+    if tampering.lasted_ns is None:
+        return start, None
+    # Less than a millisecond is one: it was not nothing.
+    return start, start + max(1, round(tampering.lasted_ns / 1_000_000))
+
+
+def _status(state: FenceState, reason: str | None, tampering: Tampering | None) -> Status:
+    if tampering is not None and tampering.given_up:
+        return Status.FAILURE
+    is_well = state in {FenceState.STANDING, FenceState.PERMISSIVE} or (
+        state is FenceState.ABSENT and reason is None
+    )
     return Status.SUCCESS if is_well else Status.FAILURE
 
 
-def _severity(state: FenceState, reason: str | None) -> Severity:
+def _severity(state: FenceState, reason: str | None, tampering: Tampering | None) -> Severity:
     """A fence that is gone for a reason is not one that was taken away as asked."""
     gone = state is FenceState.ABSENT and reason is not None
-    return Severity.CRITICAL if gone else _SEVERITIES[state]
+    if gone or (tampering is not None and tampering.given_up):
+        return Severity.CRITICAL
+    if tampering is not None:
+        return max(Severity.HIGH, _SEVERITIES[state])
+    return _SEVERITIES[state]
 
 
 def _security_level(state: FenceState) -> SecurityLevel:

@@ -61,7 +61,8 @@ class FirewallRule(Model):
     """``firewall_rule``: the rule that logged."""
 
     name: str = Field(
-        description="the rule in the log prefix: egress, forward, ingress, link, guard"
+        description="the rule in the log prefix: egress, forward, ingress, link, guard; round a VM "
+        "vm-forward, vm-input, vm-ingress, vm-link"
     )
     uid: str | None = known("family/table/chain/handle in the kernel")
     type: str | None = known("nftables, where the rule is ours")

@@ -18,6 +18,10 @@ _DESCRIPTIONS: Final = {
     verdict.INGRESS: "nothing comes into the sandbox but what a proxy answers",
     verdict.LINK: "only frames of the IP stack leave the sandbox",
     verdict.GUARD: "the host's end of the link takes nothing but traffic to the proxy",
+    verdict.VM_FORWARD: "through its host a VM gets to what it began itself, and out there alone",
+    verdict.VM_INPUT: "on its host a VM gets to the gateway's port alone",
+    verdict.VM_INGRESS: "nothing comes to a VM but replies to what it began itself",
+    verdict.VM_LINK: "a VM sends IP and ARP in its own name, and nothing else",
 }
 
 

@@ -21,6 +21,7 @@ from ocsf_nft.ocsf import protocols
 from ocsf_nft.ocsf.enums import Direction
 from ocsf_nft.ocsf.services import service
 from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.verdict import Answer
 from ocsf_nft.record import split_prefix
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _place(event: Mapping[str, Any]) -> str:
     way = _at(event, "connection_info", "direction_id")
     end = "dst_endpoint" if way == Direction.INBOUND else "src_endpoint"
     for found in (
-        split_prefix(_text(_at(event, "unmapped", "prefix")))[0],
+        split_prefix(_text(_at(event, "unmapped", "prefix"))).sandbox,
         _at(event, "unmapped", "sandbox"),
         _at(event, "resources", 0, "name"),
         _at(event, end, "name"),
@@ -222,6 +223,8 @@ def _end(endpoint: Any) -> str:
 def _outcome(event: Mapping[str, Any]) -> str:
     if _number(event.get("disposition_id")) == _REFUSED:
         return "refused"
+    if event.get("status_code") == Answer.PERMITTED.value:
+        return "let pass (permissive)"
     for key in ("disposition", "action", "activity_name", "status"):
         word = _word(event.get(key)).lower()
         if word not in {"", "unknown"}:

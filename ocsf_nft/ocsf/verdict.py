@@ -15,20 +15,25 @@ from ocsf_nft.ocsf.enums import (
     Severity,
     Status,
 )
+from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from ocsf_nft.ocsf.addresses import Place
-    from ocsf_nft.record import Record, Verdict
+    from ocsf_nft.record import ForeignVerdict, Record, Verdict
 
 #: The rules of a fence, as they stand in a record's prefix. ``link`` is the last hook before the
-#: wire, ``guard`` the host's end of the sandbox's link.
+#: wire, ``guard`` the host's end of the sandbox's link; the others are round a VM, on its host.
 EGRESS: Final = "egress"
 FORWARD: Final = "forward"
 INGRESS: Final = "ingress"
 LINK: Final = "link"
 GUARD: Final = "guard"
+VM_FORWARD: Final = "vm-forward"
+VM_INPUT: Final = "vm-input"
+VM_INGRESS: Final = "vm-ingress"
+VM_LINK: Final = "vm-link"
 
 #: The rules whose packets go one way.
 _WAYS: Final = {
@@ -36,7 +41,13 @@ _WAYS: Final = {
     LINK: Direction.OUTBOUND,
     GUARD: Direction.OUTBOUND,
     INGRESS: Direction.INBOUND,
+    VM_FORWARD: Direction.OUTBOUND,
+    VM_INPUT: Direction.OUTBOUND,
+    VM_LINK: Direction.OUTBOUND,
+    VM_INGRESS: Direction.INBOUND,
 }
+#: The rules that drop.
+_SILENT: Final = frozenset({INGRESS, LINK, GUARD, *VM_RULES})
 
 #: Details that a fragment's record has.
 FRAGMENTED: Final = frozenset({"fragment_offset", "more_fragments"})
@@ -48,6 +59,8 @@ _ACK: Final = 0x10
 NAME_PORTS: Final = frozenset({53, 137, 853, 5353, 5355})
 #: Router solicitation and multicast listener messages (RFC 4861, RFC 2710, RFC 3810).
 _HOUSEKEEPING: Final = frozenset({130, 131, 132, 133, 143})
+#: Neighbour solicitation (RFC 4861). A VM without IPv6 sends it as soon as it boots.
+_SOLICITATION: Final = 135
 #: Errors about another packet (RFC 1122; RFC 4443: every type below 128).
 _ICMP_ERRORS: Final[dict[int | None, Container[int]]] = {
     protocols.ICMP: frozenset({3, 4, 5, 11, 12}),
@@ -68,6 +81,8 @@ class Answer(Enum):
     RESET = "tcp-reset"
     PROHIBITED = "icmpx-admin-prohibited"
     NOTHING = "dropped"
+    #: Nothing from the fence: it let the packet pass, being permissive.
+    PERMITTED = "permissive"
 
 
 class Outcome(NamedTuple):
@@ -83,8 +98,11 @@ _BLOCKED: Final = Outcome(
     NetworkActivityId.REFUSE, Status.FAILURE, Action.DENIED, Disposition.BLOCKED
 )
 _DROPPED: Final = _BLOCKED._replace(disposition=Disposition.DROPPED)
+_LET_PASS: Final = Outcome(
+    NetworkActivityId.OPEN, Status.SUCCESS, Action.OBSERVED, Disposition.LOGGED
+)
 #: A foreign rule says in its prefix what it does, or nothing: then it was logged, and that is all.
-_OUTCOMES: Final[dict[Verdict, Outcome]] = {
+_OUTCOMES: Final[dict[ForeignVerdict, Outcome]] = {
     "reject": _BLOCKED,
     "drop": _DROPPED,
     "accept": Outcome(NetworkActivityId.OPEN, Status.SUCCESS, Action.ALLOWED, Disposition.ALLOWED),
@@ -94,24 +112,31 @@ _OUTCOMES: Final[dict[Verdict, Outcome]] = {
 
 def is_ours(record: Record) -> bool:
     """Whether a rule of a fence logged it."""
-    return record.sandbox is not None and record.verdict is None
+    return record.sandbox is not None and record.verdict in {None, "permit"}
 
 
-def foreign_verdict(record: Record) -> Verdict | None:
+def foreign_verdict(record: Record) -> ForeignVerdict | None:
     """What a foreign rule did with the packet; None for one of ours."""
+    if record.verdict == "permit":
+        return None
     return None if is_ours(record) else record.verdict or "log"
 
 
-def was_refused(record: Record) -> bool:
-    """Whether the packet got no further."""
+def is_attempt(record: Record) -> bool:
+    """Whether the packet was refused, or would have been if its fence were not permissive."""
     return foreign_verdict(record) not in {"accept", "log"}
 
 
 def outcome(record: Record, answered: Answer | None) -> Outcome:
     """What became of the packet; ``answered`` is what the fence answered."""
     verdict = foreign_verdict(record)
-    if verdict is not None:
-        return _OUTCOMES[verdict]
+    return outcome_of(answered) if verdict is None else _OUTCOMES[verdict]
+
+
+def outcome_of(answered: Answer | None) -> Outcome:
+    """What became of what a fence gave this answer to."""
+    if answered is Answer.PERMITTED:
+        return _LET_PASS
     return _DROPPED if answered is Answer.NOTHING else _BLOCKED
 
 
@@ -137,12 +162,14 @@ def direction_of_rule(rule: str) -> Direction:
     return _WAYS.get(rule, Direction.UNKNOWN)
 
 
-def answer_to_all(rule: str, way: Direction) -> Answer | None:
-    """What the kernel answered to every packet that a rule of a fence refused.
+def answer_to_all(rule: str, way: Direction, verdict: Verdict | None) -> Answer | None:
+    """What the kernel answered to every packet that a rule of a fence refused, or let pass.
 
-    None where that depends on the packet.
+    ``verdict`` is as in the rule's records. None where the answer depends on the packet.
     """
-    is_silent = rule in {INGRESS, LINK, GUARD} or way is Direction.INBOUND
+    if verdict == "permit":
+        return Answer.PERMITTED
+    is_silent = rule in _SILENT or way is Direction.INBOUND
     return Answer.NOTHING if is_silent else None
 
 
@@ -155,8 +182,9 @@ def answer(record: Record, way: Direction, destination: Place | None) -> Answer 
     """
     if not is_ours(record):
         return None
-    if answer_to_all(record.rule, way) is Answer.NOTHING:
-        return Answer.NOTHING
+    to_all = answer_to_all(record.rule, way, record.verdict)
+    if to_all is not None:
+        return to_all
     if record.rule not in {EGRESS, FORWARD} or way is Direction.UNKNOWN:
         return None
     if destination is None or destination.is_multicast or destination.is_broadcast:
@@ -182,7 +210,8 @@ def is_housekeeping(record: Record, destination: Place | None) -> bool:
     """Whether a kernel sends such packets by itself: to its link, or as an answer.
 
     An answer is an ARP reply to whoever asks for the sandbox's address, or the fence's own refusal
-    on its way to a source address that was forged. No socket stands behind either.
+    on its way to a source address that was forged. No socket stands behind either. Of a VM's ARP
+    only what is false is refused.
     """
     if record.uid is not None:
         return False
@@ -190,22 +219,23 @@ def is_housekeeping(record: Record, destination: Place | None) -> bool:
         return True
     if destination is None or not (destination.is_multicast or destination.is_link_local):
         return False
-    return record.protocol == protocols.IGMP or (
-        record.protocol == protocols.ICMPV6 and record.details.get("icmp_type") in _HOUSEKEEPING
-    )
+    if record.protocol == protocols.IGMP:
+        return True
+    kind = record.details.get("icmp_type") if record.protocol == protocols.ICMPV6 else None
+    return kind in _HOUSEKEEPING or (kind == _SOLICITATION and record.rule == VM_LINK)
 
 
 def _is_answer(record: Record) -> bool:
     arp = record.details.get("arp")
     if isinstance(arp, Mapping):
-        return arp.get("operation") == _ARP_REPLY
+        return record.rule != VM_LINK and arp.get("operation") == _ARP_REPLY
     answered = record.details.get("icmp_type"), record.details.get("icmp_code")
     return _PROHIBITED.get(record.protocol) == answered
 
 
 def severity(record: Record, way: Direction, destination: Place | None) -> Severity:
-    """How much it matters."""
-    if not was_refused(record):
+    """How much it matters; what a permissive fence let pass, as if it had been refused."""
+    if not is_attempt(record):
         return Severity.INFORMATIONAL
     if way is Direction.OUTBOUND and destination is not None and destination.is_cloud_metadata:
         return Severity.HIGH

@@ -188,10 +188,11 @@ def _name_the_destination(event: dict[str, Any]) -> None:
 
 
 def _say_what_was_observed(event: dict[str, Any]) -> None:
-    """What a firewall let pass was allowed; of what it only logged, nobody knows."""
+    """What a fence let pass was allowed; of what a firewall only logged, nobody knows."""
     if event.get("action_id") == Action.OBSERVED:
-        opened = event["activity_id"] == NetworkActivityId.OPEN
-        action = Action.ALLOWED if opened else Action.UNKNOWN
+        is_activity = event["class_uid"] == _NETWORK_ACTIVITY
+        is_known = not is_activity or event["activity_id"] == NetworkActivityId.OPEN
+        action = Action.ALLOWED if is_known else Action.UNKNOWN
         event["action_id"], event["action"] = int(action), action.caption
 
 

@@ -10,36 +10,56 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.ocsf import protocols, verdict
 from ocsf_nft.ocsf.actors import name_of
-from ocsf_nft.ocsf.advice import INBOUND, NO_PROXY, ONLY_TCP, advice
+from ocsf_nft.ocsf.advice import advice, in_general
 from ocsf_nft.ocsf.enums import Direction
 from ocsf_nft.ocsf.services import service
 from ocsf_nft.ocsf.text import visible
 from ocsf_nft.ocsf.verdict import Answer
+from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt, Merged
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.process import Process
-    from ocsf_nft.record import Record, Verdict
+    from ocsf_nft.record import ForeignVerdict, Record
 
 _ANSWERED: Final = {
     Answer.RESET: "refused with a reset",
     Answer.PROHIBITED: "refused with an ICMP error",
     Answer.NOTHING: "dropped without an answer",
+    Answer.PERMITTED: "let pass, because the fence is permissive: it would have been refused",
     None: "refused",
 }
-_DONE: Final[dict[Verdict, str]] = {
+_DONE: Final[dict[ForeignVerdict, str]] = {
     "reject": "refused",
     "drop": "dropped",
     "accept": "let pass",
     "log": "logged, and no more is known",
 }
+#: Before what to do instead of what was let pass.
+_THEN: Final = "Once the fence refuses:"
 _TELLS: Final = {
     Answer.RESET: "The connection was refused by the sandbox's fence, not by the network.",
     Answer.PROHIBITED: "The packet was refused by the sandbox's fence, not lost in the network.",
     Answer.NOTHING: "The packet was dropped by the sandbox's fence, not lost in the network.",
+    Answer.PERMITTED: (
+        "The packet was let pass, because the sandbox's fence is permissive: it would have been "
+        f"refused. {_THEN}"
+    ),
 }
+_REFUSED: Final = "refused by the sandbox's fence, not lost in the network."
+_TOLD_OF_MANY: Final = {
+    Answer.RESET: _REFUSED,
+    Answer.PROHIBITED: _REFUSED,
+    Answer.NOTHING: "dropped by the sandbox's fence, not lost in the network.",
+    Answer.PERMITTED: (
+        "let pass, because the sandbox's fence is permissive: they would have been refused. "
+        f"{_THEN}"
+    ),
+    None: _REFUSED,
+}
+_WHERE: Final = {verdict.VM_FORWARD: "through its host", verdict.VM_INPUT: "on its host"}
 _ARP: Final = 0x0806
 _ETHERTYPES: Final = {_ARP: "an ARP frame"}
 _WHYS: Final = {
@@ -67,9 +87,11 @@ def message(attempt: Attempt, way: Direction, answered: Answer | None) -> str:
     return f"{deed}; {_ANSWERED[answered] if foreign is None else _DONE[foreign]}"
 
 
-def who(sandbox: str, uid: int | None, process: Process | None = None) -> str:
-    """Who sent something from inside a sandbox, by all that is known."""
+def who(sandbox: str, uid: int | None, process: Process | None = None, *, rule: str = "") -> str:
+    """Who sent something from inside a sandbox, by all that is known; ``rule`` refused it."""
     name = f"sandbox {visible(sandbox)}"
+    if rule in VM_RULES:
+        name = f"the VM of {name}"
     if process is not None:
         user = "" if uid is None else f" (uid {uid})"
         return f"{_called(process)}{user} in {name}"
@@ -97,19 +119,24 @@ def elapsed(since_ns: int, until_ns: int) -> str:
 def deed_of(record: Record, way: Direction, process: Process | None) -> str:
     """Who did what."""
     packet = _packet(record)
-    if record.sandbox is None or not verdict.was_refused(record):
+    if record.sandbox is None or not verdict.is_attempt(record):
         rule = f'rule "{visible(record.rule)}"' if record.rule else "a rule without a name"
         return f"{packet} from {_source(record)} matched {rule}"
     if way is Direction.INBOUND:
-        return f"{_source(record)} sent {who(record.sandbox, None)} {packet}"
-    sender = who(record.sandbox, record.uid, process)
+        return f"{_source(record)} sent {who(record.sandbox, None, rule=record.rule)} {packet}"
+    sender = who(record.sandbox, record.uid, process, rule=record.rule)
+    if record.rule == verdict.VM_LINK:
+        # In whose name it is may be what is wrong with it.
+        of = "" if record.source is None else f" from {visible(record.source)}"
+        by = "" if record.mac_source is None else f" by {visible(record.mac_source)}"
+        return f"{sender} sent {packet}{of}{by}"
     if record.rule == verdict.FORWARD:
         if record.source is record.mac_source is None:
             return f"somebody tried to pass {packet} through {who(record.sandbox, None)}"
         sender = f"{_source(record)}, behind {who(record.sandbox, None)},"
     if record.destination is None:
         return f"{sender} sent {packet}"
-    return f"{sender} tried {packet} directly"
+    return f"{sender} tried {packet} {_WHERE.get(record.rule, 'directly')}"
 
 
 def _deeds(record: Record, way: Direction, packets: str, merged: Merged) -> str:
@@ -121,10 +148,10 @@ def _deeds(record: Record, way: Direction, packets: str, merged: Merged) -> str:
     else:
         flows = "in other flows" if merged.why == "many" else "in flows that nobody knows"
     if way is Direction.INBOUND:
-        return f"somebody sent {who(name, None)} {packets} {flows}"
+        return f"somebody sent {who(name, None, rule=record.rule)} {packets} {flows}"
     if record.rule == verdict.FORWARD:
         return f"somebody tried to pass {packets} through {who(name, None)} {flows}"
-    return f"{who(name, record.uid)} sent {packets} {flows}"
+    return f"{who(name, record.uid, rule=record.rule)} sent {packets} {flows}"
 
 
 def _kind(record: Record) -> str | None:
@@ -158,14 +185,11 @@ def _detail_of_many(
 ) -> str:
     # Where there are more users than bounds of their own, one bound is for the rest of them.
     who_has = "somebody" if record.uid is None else f"uid {record.uid}"
-    done = "dropped" if answered is Answer.NOTHING else "refused"
     tells = (
         f"These packets are told together because {_WHYS[merged.why].format(who=who_has)}. "
-        f"They were {done} by the sandbox's fence, not lost in the network."
+        f"They were {_TOLD_OF_MANY[answered]}"
     )
-    if way is Direction.INBOUND:
-        return f"{tells} {INBOUND}"
-    return f"{tells} {NO_PROXY if proxy is None else ONLY_TCP.format(url=proxy.url)}"
+    return f"{tells} {in_general(record.rule, way, proxy)}"
 
 
 def _packet(record: Record) -> str:

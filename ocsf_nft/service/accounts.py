@@ -6,11 +6,12 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar, get_args
 
 import structlog
 
 from ocsf_nft.accounting import book
+from ocsf_nft.accounting.balance import Mode
 from ocsf_nft.accounting.counted import MOST
 from ocsf_nft.accounting.gravity import Gravity
 from ocsf_nft.accounting.ledger import Ledger
@@ -48,6 +49,8 @@ _GRACE_SECONDS: Final = 0.1
 _JOURNAL_GRACE_SECONDS: Final = 0.6
 #: Nobody waits so long from one reading to the next, unless held up.
 _LATE_NS: Final = 5 * 1_000_000_000
+#: Who can log in the fence's name may make us look for counters, and not more often.
+_LOOK_NS: Final = 500_000_000
 #: Attempts in one transaction and one delivery.
 _BATCH: Final = 256
 
@@ -84,6 +87,9 @@ class Account:
         # One thread: neither the sockets nor the file are asked two things at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
         self._turn = asyncio.Lock()
+        # One reading after another: what counts must not seem to go back.
+        self._reading = asyncio.Lock()
+        self._looked_ns = 0
 
     async def __aenter__(self) -> Self:
         """Take up the account where it was left, and read the counters.
@@ -116,11 +122,13 @@ class Account:
 
     async def take(self, records: Iterable[Record]) -> None:
         """Take in records, and tell what begins with one."""
+        taken = tuple(records)
+        await self._look_for_counters_of(taken)
         async with self._turn:
             now_ns = time.monotonic_ns()
             found = [
                 attempt
-                for record in records
+                for record in taken
                 if (attempt := self._ledger.record(record, now_ns)) is not None
             ]
             await self._tell(found)
@@ -152,7 +160,19 @@ class Account:
         await asyncio.sleep(self._grace_seconds)
         await self._tell_what_is_due()
 
+    async def _look_for_counters_of(self, records: Iterable[Record]) -> None:
+        """Read the counters where the fence's mode may have changed since; not all the time."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._looked_ns < _LOOK_NS or not any(map(self._ledger.lacks, records)):
+            return
+        self._looked_ns = now_ns
+        await self._observe()
+
     async def _observe(self) -> None:
+        async with self._reading:
+            await self._read()
+
+    async def _read(self) -> None:
         began = time.monotonic()
         try:
             reading = await self._work(self._counters.read)
@@ -175,11 +195,13 @@ class Account:
         if since_ns is None or reading.began_ns - since_ns < _LATE_NS:
             return
         # Who has the namespace can write any number into the counters, and set them back.
-        packets = max(0, min(self._ledger.unread_since(reading), MOST))
+        unread = self._ledger.unread_since(reading)
+        refused, let_pass = (max(0, min(unread[mode], MOST // 2)) for mode in get_args(Mode))
         event = notices.unread(
             self._reporter.context(self.sandbox),
             sandbox=self.sandbox,
-            packets=packets,
+            packets=refused + let_pass,
+            let_pass=let_pass,
             since_ns=since_ns,
             until_ns=reading.began_ns,
             reason="ocsf-nft was not running, or was held up",
@@ -187,7 +209,12 @@ class Account:
         )
         await self._reporter.emit(event)
         await self._work(lambda: self._book.lose("reader", 0))
-        _log.warning("the counters were not read in time", sandbox=self.sandbox, refused=packets)
+        _log.warning(
+            "the counters were not read in time",
+            sandbox=self.sandbox,
+            refused=refused,
+            let_pass=let_pass,
+        )
 
     async def _tell_of_a_fault(self, fault: str) -> None:
         if fault != self._fault:

@@ -35,13 +35,17 @@ _COUNT_SECONDS: Final = 4.0
 
 @dataclass(slots=True)
 class Counts:
-    """What went through. ``lost`` are the records whose number a gap told; ``gaps`` all gaps."""
+    """What went through. ``lost`` are the records whose number a gap told; ``gaps`` all gaps.
+
+    ``fallen`` are the sandboxes whose fence was put back too often, and doesn't stand at the end.
+    """
 
     records: int = 0
     events: int = 0
     gaps: int = 0
     lost: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
+    fallen: list[str] = field(default_factory=list)
 
 
 class Pipeline:

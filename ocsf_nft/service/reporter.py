@@ -12,6 +12,7 @@ from ocsf_nft.ocsf import fan_outs
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.severity import Threshold
+from ocsf_nft.ocsf.verdict import is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -90,7 +91,7 @@ class Reporter:
 
     def _mapper(self, record: Record) -> Mapper:
         # What another firewall calls its sandbox is none that is known here.
-        name = record.sandbox if record.verdict is None else None
+        name = record.sandbox if is_ours(record) else None
         return self._mappers.get(name, self._unknown)
 
     def _events(self, found: Attempt | FanOut | Ended) -> Iterator[bytes]:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.accounting.book import FILE, Book
 from ocsf_nft.accounting.ledger import Ledger
-from ocsf_nft.errors import AbsentError, OcsfNftError
+from ocsf_nft.errors import AbsentError, OcsfNftError, UnsupportedError
+from ocsf_nft.fence import installer
 from ocsf_nft.fence.counters import Counters
 
 if TYPE_CHECKING:
-    from ocsf_nft.accounting.balance import Balance
+    from ocsf_nft.accounting.balance import Balance, Mode
     from ocsf_nft.accounting.book import Lost
+    from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import StateDirectory
 
 
@@ -21,12 +23,16 @@ if TYPE_CHECKING:
 class Status:
     """One sandbox: its rules, what its sources lost, and whether a run watches it now.
 
+    ``mode`` is that of its fence as it was installed.
     ``absent`` are the rules that should have counters and have none: the fence does not stand.
+    ``verdict`` is on the fence as a whole, None where nft is not there to tell.
     """
 
     sandbox: str
     is_watched: bool
+    mode: Mode = "enforcing"
     absent: tuple[str, ...]
+    verdict: Verdict | None = "as installed"
     balances: tuple[Balance, ...]
     lost: tuple[Lost, ...]
 
@@ -76,7 +82,16 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
     return Status(
         sandbox=sandbox,
         is_watched=state.is_watched(sandbox),
+        mode="permissive" if installed.spec.is_permissive else "enforcing",
         absent=absent,
+        verdict=_verdict(sandbox, state),
         balances=ledger.balances(),
         lost=lost,
     )
+
+
+def _verdict(sandbox: str, state: StateDirectory) -> Verdict | None:
+    try:
+        return installer.verify(sandbox, state).verdict
+    except UnsupportedError:  # the counters are read without nft
+        return None

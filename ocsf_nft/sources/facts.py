@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ocsf_nft.prefixes import PREFIX_CHARACTERS
-from ocsf_nft.record import Record, split_prefix
+from ocsf_nft.record import VM_RULES, Record, split_prefix
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Detail, Origin
@@ -24,7 +24,10 @@ Facts: TypeAlias = "dict[str, Detail]"
 ETHERNET_BYTES: Final = 14
 
 #: Each fact that a Record has a field for can be missing, and nothing else can.
-_FIELDS: Final = tuple(field.name for field in fields(Record) if field.default is None)
+_FIELDS: Final = tuple(
+    field.name for field in fields(Record) if field.default is None and field.name != "verdict"
+)
+_OWNERS: Final = frozenset({"uid", "gid"})
 _CACHED: Final = 16384
 
 #: A device's name has at most 15 bytes (IFNAMSIZ in include/uapi/linux/if.h); ``readable`` makes
@@ -39,11 +42,14 @@ _split = lru_cache(maxsize=1024)(split_prefix)
 def record(prefix: str, facts: Facts, *, time_ns: int, received_ns: int, origin: Origin) -> Record:
     """The Record of a packet's facts; ``facts`` is taken over, not copied."""
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
-    sandbox, rule = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
+    said = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
+    if said.rule in VM_RULES:
+        known = {name: value for name, value in known.items() if name not in _OWNERS}
     return Record(
         prefix=prefix,
-        sandbox=sandbox,
-        rule=rule,
+        sandbox=said.sandbox,
+        rule=said.rule,
+        verdict=said.verdict,
         details=facts,
         time_ns=time_ns,
         received_ns=received_ns,

@@ -317,4 +317,4 @@ def test_a_pause_is_told_with_all_that_new_counters_say(
 ) -> None:
     observe(ledger, reading({key(tcp()): 5}, NOW + SECOND))
     late = reading({key(tcp()): 8}, NOW + 60 * SECOND, epoch=epoch)
-    assert ledger.unread_since(late) == refused
+    assert ledger.unread_since(late) == {"enforcing": refused, "permissive": 0}

@@ -10,7 +10,7 @@ from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
 from ocsf_nft.process import Container, Process
-from ocsf_nft.record import Origin, Record, split_prefix
+from ocsf_nft.record import Origin, Record, own_prefix, split_prefix
 
 NOW_NS: Final = 1_767_225_600_150_000_000
 TIME_NS: Final = 1_767_225_600_000_000_000
@@ -63,8 +63,7 @@ UDP: Final[dict[str, Any]] = {"protocol": 17, "source_port": 50000, "destination
 
 def record(prefix: str = "ocsf-nft:sb1:egress:", **facts: Any) -> Record:
     """A record of one prefix; the origin is as a source would give it."""
-    sandbox, rule = split_prefix(prefix)
-    defaults: dict[str, Any] = {
+    defaults: dict[str, Any] = split_prefix(prefix)._asdict() | {
         "time_ns": TIME_NS,
         "received_ns": TIME_NS + 100_000_000,
         "origin": Origin(
@@ -77,7 +76,7 @@ def record(prefix: str = "ocsf-nft:sb1:egress:", **facts: Any) -> Record:
             original_time="[12345.678901]",
         ),
     }
-    return Record(prefix=prefix, sandbox=sandbox, rule=rule, **(defaults | facts))
+    return Record(prefix=prefix, **(defaults | facts))
 
 
 def _of_rule(rule: str, **facts: Any) -> Record:
@@ -86,6 +85,12 @@ def _of_rule(rule: str, **facts: Any) -> Record:
 
 OUT: Final[dict[str, Any]] = {"out_interface": "sb0"}
 USER: Final[dict[str, Any]] = {"uid": 1000, "gid": 1000}
+
+_VM: Final[dict[str, Any]] = {
+    "mac_source": "02:00:00:00:00:01",
+    "mac_destination": "02:00:00:00:00:02",
+    "ethertype": 0x0800,
+}
 
 RECORDS: Final = {
     "tcp4": record(**V4, **TCP, **OUT, **USER, length=60, details={"ttl": 64, "ip_id": 1429}),
@@ -200,7 +205,58 @@ RECORDS: Final = {
         ethertype=0x0800,
     ),
     "guard frame": _of_rule("guard", in_interface="gw0", ethertype=0x88B5),
-    "a later rule": _of_rule("vm-forward", **V4, **TCP, in_interface="tap0", out_interface="eth0"),
+    "vm forward": _of_rule(
+        "vm-forward",
+        **(V4 | {"destination": "169.254.1.1"}),
+        **TCP,
+        **_VM,
+        in_interface="vmtap-0",
+        out_interface="eth0",
+    ),
+    "vm metadata": _of_rule(
+        "vm-forward",
+        **(V4 | {"destination": "169.254.169.254"}),
+        **(TCP | {"destination_port": 80}),
+        **_VM,
+        in_interface="vmtap-0",
+    ),
+    "vm input": _of_rule(
+        "vm-input",
+        **(V4 | {"destination": "10.200.0.1"}),
+        **(TCP | {"destination_port": 22}),
+        **_VM,
+        in_interface="vmtap-0",
+    ),
+    "vm ingress": _of_rule(
+        "vm-ingress",
+        **TCP,
+        in_interface="eth0",
+        out_interface="vmtap-0",
+        ip_version=4,
+        source="198.51.100.1",
+        destination="10.200.0.2",
+    ),
+    "vm link": _of_rule(
+        "vm-link", **(V4 | {"source": "198.51.100.9"}), **UDP, **_VM, in_interface="vmtap-0"
+    ),
+    "vm link arp": _of_rule(
+        "vm-link",
+        **(_VM | {"ethertype": 0x0806}),
+        in_interface="vmtap-0",
+        details={"arp": {"operation": 2, "source_ip": "10.200.0.1"}},
+    ),
+    "vm link fragment": _of_rule(
+        "vm-link", **V4, **_VM, in_interface="vmtap-0", protocol=17, details={"fragment_offset": 9}
+    ),
+    "vm link solicitation": _of_rule(
+        "vm-link",
+        **(V6 | {"source": "::", "destination": "ff02::1:ff00:2"}),
+        **(_VM | {"ethertype": 0x86DD}),
+        in_interface="vmtap-0",
+        protocol=58,
+        details={"icmp_type": 135, "icmp_code": 0},
+    ),
+    "a later rule": _of_rule("pod-forward", **V4, **TCP, in_interface="tap0", out_interface="eth0"),
     "foreign": record("[UFW BLOCK] ", verdict="reject", **V4, **TCP, in_interface="eth0"),
     "foreign, passing": record(
         "DROP: ", verdict="drop", **V4, **TCP, in_interface="eth0", out_interface="eth1"
@@ -232,6 +288,20 @@ RECORDS: Final = {
     "numbers past 64 bits": record(
         **V4, **TCP, details={"big": 1 << 70, "bigger": {"x": -(1 << 90)}}
     ),
+}
+
+
+def let_pass(record: Record) -> Record:
+    """The same record of ours, as a permissive fence would have it."""
+    prefix = own_prefix(record.sandbox or "", record.rule, is_permissive=True)
+    return replace(record, prefix=prefix, verdict="permit")
+
+
+#: What our own rules refuse, had they let it pass.
+LET_PASS: Final = {
+    f"{name}, let pass": let_pass(record)
+    for name, record in RECORDS.items()
+    if record.sandbox is not None and record.verdict is None
 }
 
 
@@ -351,4 +421,10 @@ ATTRIBUTED: Final = {
     f"{name}, {way}": replace(Attempt.of(RECORDS[way]), process=process)
     for name, process in PROCESSES.items()
     for way in ("tcp4", "tcp without a user", "udp6 quic", "forward", "link 88b5", "ingress")
+}
+
+ATTEMPTS_LET_PASS: Final = {
+    f"{name}, let pass": replace(attempt, record=let_pass(attempt.record))
+    for name, attempt in ATTEMPTS.items()
+    if attempt.record.sandbox is not None and attempt.record.verdict is None
 }

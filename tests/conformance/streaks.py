@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ocsf_nft.attempt import Attempt, Ended, FanOut, Streak
-from tests.conformance.corpus import PROCESSES, RECORDS, SAMPLE, TIME_NS
+from tests.conformance.corpus import PROCESSES, RECORDS, SAMPLE, TIME_NS, let_pass
 
 
 def streak(windows: int = 1, packets: int = 12, found_at: int | None = 1) -> Streak:
@@ -35,8 +35,7 @@ _OF_STREAKS: Final = {
         "link 88b5", "guard", "guard frame", "a later rule",
     )
 }  # fmt: skip
-#: What goes on with others of its flow, and what that comes to.
-GOING_ON: Final = {
+_REFUSED: Final = {
     f"{record}, {name}": replace(
         Attempt.of(_OF_STREAKS[record]),
         streak=each,
@@ -44,6 +43,11 @@ GOING_ON: Final = {
     )
     for record in _OF_STREAKS
     for name, each in _STREAKS.items()
+}
+#: What goes on with others of its flow, and what that comes to.
+GOING_ON: Final = _REFUSED | {
+    f"{name}, let pass": replace(attempt, record=let_pass(attempt.record))
+    for name, attempt in _REFUSED.items()
 }
 ENDED: Final = {
     name: Ended(
@@ -83,11 +87,12 @@ _OF_A_FAN_OUT: Final[dict[str, dict[str, Any]]] = {
     "of no port": {"ports": 0},
     "of one address": {"destinations": 1, "ports": 4096},
     "at once": {"end_ns": TIME_NS},
+    "let pass": {"verdict": "permit"},
     "of any name": {"sandbox": "\x1b\udc80\u202e", "identity": "\udc80"},
 }
 FAN_OUTS: Final = {
     f"{stage}, {rule}, {name}": fan_out_of(stage=stage, rule=rule, **facts)
     for stage in ("begun", "goes on", "ended")
-    for rule in ("egress", "forward", "ingress", "link", "guard", "vm-forward")
+    for rule in ("egress", "forward", "ingress", "link", "guard", "vm-input", "pod-forward")
     for name, facts in _OF_A_FAN_OUT.items()
 }

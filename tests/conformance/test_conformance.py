@@ -19,14 +19,17 @@ from ocsf_nft.attempt import Attempt, Ended
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state, gap, lifecycle, unread
 from ocsf_nft.ocsf.versions import VERSIONS, at_version, line_at
+from ocsf_nft.process import Process
 from ocsf_nft.record import Gap
 from tests.conformance.corpus import (
     ATTEMPTS,
+    ATTEMPTS_LET_PASS,
     ATTRIBUTED,
     CONTAINED,
     CONTEXT,
+    LET_PASS,
     NOW_NS,
     RECORDS,
     TIME_NS,
@@ -54,9 +57,10 @@ def about_attempts(context: Context) -> Iterator[tuple[str, Event]]:
     ]
     assert len(kernel) > 140
     attempts = {
-        **{name: Attempt.of(record) for name, record in RECORDS.items()},
+        **{name: Attempt.of(record) for name, record in (RECORDS | LET_PASS).items()},
         **{record.origin.raw: Attempt.of(record) for record in kernel},
         **ATTEMPTS,
+        **ATTEMPTS_LET_PASS,
         **ATTRIBUTED,
     }
     for name, attempt in attempts.items():
@@ -70,6 +74,22 @@ def about_attempts(context: Context) -> Iterator[tuple[str, Event]]:
         yield f"fan-out, {name}", fan_out(context, each, processed_ns=NOW_NS)
 
 
+def _tamperings(text: str) -> Iterator[Tampering]:
+    whole = Process(
+        pid=4711, name=text, path=f"/{text}", is_deleted=True, cmd_line=text, created_ns=TIME_NS
+    )
+    for process in (None, Process(pid=1), Process(pid=1, name=text), whole):
+        for since_ns, lasted_ns in ((None, None), (TIME_NS, None), (TIME_NS, 1), (TIME_NS, 10**10)):
+            for given_up in (False, True):
+                yield Tampering(
+                    changes=text,
+                    process=process,
+                    since_ns=since_ns,
+                    lasted_ns=lasted_ns,
+                    given_up=given_up,
+                )
+
+
 def about_ourselves(context: Context, text: str = "why") -> Iterator[tuple[str, Event]]:
     for before in FenceState:
         for after in FenceState:
@@ -79,6 +99,13 @@ def about_ourselves(context: Context, text: str = "why") -> Iterator[tuple[str, 
                     tables=["inet ocsf_nft", text], transport=text, reason=reason,
                 )  # fmt: skip
                 yield f"{before} to {after}", event
+    for after in FenceState:
+        for number, tampering in enumerate(_tamperings(text)):
+            event = fence_state(
+                context, sandbox=text, before=FenceState.STANDING, after=after, time_ns=TIME_NS,
+                tables=["inet ocsf_nft"], reason=text, tampering=tampering,
+            )  # fmt: skip
+            yield f"tampered with ({number}), to {after}", event
     yield "start", lifecycle(context, activity="start", time_ns=TIME_NS)
     yield "stop", lifecycle(context, activity="stop", time_ns=TIME_NS, reason=text)
     for lost in (None, 0, 1, 655_090):

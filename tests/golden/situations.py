@@ -62,6 +62,19 @@ _LINES: Final = {
     "outside": "ingress:IN=sb0 OUT= MAC=02:00:00:00:00:02:02:00:00:00:00:01:08:00 "
     "SRC=198.51.100.1 DST=10.200.0.2 LEN=60 TOS=0x00 PREC=0x00 TTL=52 ID=77 DF PROTO=TCP "
     "SPT=41254 DPT=443 WINDOW=64240 RES=0x00 SYN URGP=0 ",
+    "vm credentials": "vm-forward:IN=vmtap-0 OUT= MAC=02:00:00:00:07:01:02:00:00:00:07:02:08:00 "
+    "SRC=172.16.7.2 DST=169.254.169.254 LEN=60 TOS=0x00 PREC=0x00 TTL=64 ID=9 DF PROTO=TCP "
+    "SPT=40112 DPT=80 WINDOW=64240 RES=0x00 SYN URGP=0 ",
+    "vm host": "vm-input:IN=vmtap-0 OUT= MAC=02:00:00:00:07:01:02:00:00:00:07:02:08:00 "
+    "SRC=172.16.7.2 DST=172.16.7.1 LEN=60 TOS=0x00 PREC=0x00 TTL=64 ID=10 DF PROTO=TCP "
+    "SPT=40114 DPT=22 WINDOW=64240 RES=0x00 SYN URGP=0 ",
+    "vm in another's name": "vm-link:IN=vmtap-0 OUT= MACSRC=02:00:00:00:07:77 "
+    "MACDST=02:00:00:00:07:01 MACPROTO=0800 SRC=198.51.100.9 DST=203.0.113.7 LEN=48 TOS=0x00 "
+    "PREC=0x00 TTL=64 ID=1 PROTO=UDP SPT=4000 DPT=4444 LEN=28 UID=0 GID=0 ",
+    "vm from outside": "vm-ingress:IN=eth0 OUT=vmtap-0 "
+    "MAC=02:00:00:00:00:02:02:00:00:00:00:01:08:00 SRC=198.51.100.1 DST=172.16.7.2 LEN=60 "
+    "TOS=0x00 PREC=0x00 TTL=51 ID=77 DF PROTO=TCP SPT=41254 DPT=22 WINDOW=64240 RES=0x00 SYN "
+    "URGP=0 ",
 }
 _UFW: Final = (
     "[UFW BLOCK] IN=eth0 OUT= MAC=02:00:00:00:00:02:02:00:00:00:00:01:08:00 SRC=198.51.100.1 "
@@ -90,6 +103,12 @@ def _read(message: str, number: int) -> Record:
 
 def _record(name: str) -> Record:
     return _read(f"ocsf-nft:sb1:{_LINES[name]}", 5000 + list(_LINES).index(name))
+
+
+def _let_pass(name: str) -> Record:
+    """The same, logged by a permissive fence."""
+    line = _LINES[name].replace(":", ":permissive:", 1)
+    return _read(f"ocsf-nft:sb1:{line}", 5000 + list(_LINES).index(name))
 
 
 def _activity(attempt: Attempt, mapper: Mapper = _MAPPER) -> Event:
@@ -136,8 +155,13 @@ def _situations() -> Iterator[tuple[str, Event]]:
         ("a-ping", "ping"),
         ("somebody-from-outside", "outside"),
         ("a-nested-sandbox", "nested"),
+        ("a-vm-asks-for-credentials", "vm credentials"),
+        ("a-vm-tries-its-host", "vm host"),
+        ("a-vm-in-anothers-name", "vm in another's name"),
+        ("somebody-from-outside-tries-a-vm", "vm from outside"),
     ):
         yield name, _activity(Attempt.of(_record(line)))
+    yield "what-a-permissive-fence-lets-pass", _activity(Attempt.of(_let_pass("https")))
     yield "a-raw-frame", _activity(Attempt.of(RECORDS["link 88b5"]))
     yield "the-same-999-times", _activity(ATTEMPTS["counted tcp4"])
     known = replace(Attempt.of(_record("https")), process=PROCESSES["all of it"])
@@ -149,6 +173,10 @@ def _situations() -> Iterator[tuple[str, Event]]:
         Attempt.of(_record("credentials")), streak=_streak("credentials", 1, 1, found_at=1)
     )
     yield "cloud-credentials-are-asked-for", _finding(asked)
+    yield (
+        "credentials-are-let-pass",
+        _finding(replace(asked, record=_let_pass("credentials"))),
+    )
     again = Attempt(
         record=_record("ssh"),
         packets=28,
@@ -166,6 +194,14 @@ def _situations() -> Iterator[tuple[str, Event]]:
     yield "ssh-has-ended", _finding(ended)
     yield "another-firewall", _activity(Attempt.of(_read(_UFW, 6000)), Mapper(Context()))
     yield "the-fence-stands", _fence(FenceState.ABSENT, FenceState.STANDING, None)
+    yield (
+        "the-fence-is-permissive",
+        _fence(
+            FenceState.STANDING,
+            FenceState.PERMISSIVE,
+            "it was installed anew, as a permissive fence",
+        ),
+    )
     yield (
         "the-fence-cannot-log",
         _fence(
@@ -206,7 +242,10 @@ def _situations() -> Iterator[tuple[str, Event]]:
 def situations() -> dict[str, Any]:
     """The events by the names of their files."""
     found = {name: json.loads(event.to_json()) for name, event in _situations()}
-    for name in ("a-program-that-is-known", "ssh-again-and-again"):
+    for name in (
+        "a-program-that-is-known", "ssh-again-and-again", "what-a-permissive-fence-lets-pass",
+        "credentials-are-let-pass",
+    ):  # fmt: skip
         found[f"{name}-1.1.0"] = at_version(json.loads(json.dumps(found[name])), "1.1.0")
     return found
 

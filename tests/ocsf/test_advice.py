@@ -82,6 +82,13 @@ def test_without_a_proxy_none_is_named(name: str) -> None:
         ("ingress", "Only replies of the sandbox's proxy may come in"),
         ("forward", "run the program in the sandbox itself"),
         ("link 88b5", "Only frames of the IP stack may leave"),
+        ("vm forward", "Its host passes on what the VM began itself"),
+        ("vm metadata", "has to give it credentials in another way"),
+        ("vm input", "On its host the VM may reach the gateway's port alone"),
+        ("vm ingress", "Only replies to what the VM began itself may come in"),
+        ("vm link", "The VM may send IP and ARP in its own name alone"),
+        ("vm link fragment", "The VM may send IP and ARP in its own name alone"),
+        ("vm link solicitation", "A kernel sends such packets by itself"),
     ],
 )
 def test_what_no_proxy_would_help_says_so(name: str, hint: str) -> None:

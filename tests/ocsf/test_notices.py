@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft.ocsf.context import Context
-from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state, gap, lifecycle, unread
+from ocsf_nft.process import Process
 from ocsf_nft.record import Gap
 from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
 
@@ -216,3 +218,71 @@ def test_a_fence_that_is_gone_for_a_reason_is_graver_than_one_that_was_taken_awa
         tables=[], reason=reason,
     )  # fmt: skip
     assert (event.status, event.severity) == told
+
+
+TAMPERING = Tampering(
+    changes="table inet ocsf_nft was deleted",
+    process=Process(pid=4711, name="nft", path="/usr/sbin/nft", cmd_line="nft flush ruleset"),
+    since_ns=TIME_NS,
+    lasted_ns=2_300_000,
+)
+
+
+def test_a_fence_that_was_tampered_with_and_put_back_is_told_with_who_did_it_and_how_long() -> None:
+    event = json.loads(
+        became(FenceState.STANDING, FenceState.STANDING, tampering=TAMPERING).to_json()
+    )
+    assert (event["severity"], event["status"], event["state"]) == ("High", "Success", "Enabled")
+    assert event["message"] == (
+        "The fence of sandbox sb1 stands, and logs what it refuses; it was altered, and has been "
+        "put back (before: standing)."
+    )
+    assert event["actor"]["process"]["cmd_line"] == "nft flush ruleset"
+    assert event["unmapped"]["changes"] == "table inet ocsf_nft was deleted"
+    assert (event["start_time"], event["duration"]) == (TIME_NS // 1_000_000, 2)
+    names = {each["name"] for each in event["observables"]}
+    assert {"actor.process.name", "actor.process.pid", "actor.process.file.path"} <= names
+    assert "profiles" not in event["metadata"]
+
+
+@pytest.mark.parametrize(
+    ("after", "given_up", "told"),
+    [
+        (FenceState.STANDING, False, ("Success", "High")),
+        (FenceState.DEGRADED, False, ("Failure", "High")),
+        (FenceState.PERMISSIVE, False, ("Success", "High")),
+        (FenceState.ALTERED, False, ("Failure", "High")),
+        (FenceState.ABSENT, False, ("Failure", "Critical")),
+        (FenceState.STANDING, True, ("Failure", "Critical")),
+        (FenceState.ALTERED, True, ("Failure", "Critical")),
+    ],
+)
+def test_tampering_is_grave_and_what_is_given_up_is_gravest(
+    after: FenceState, given_up: bool, told: tuple[str, str]
+) -> None:
+    tampering = replace(TAMPERING, given_up=given_up)
+    event = became(FenceState.STANDING, after, reason="why", tampering=tampering)
+    assert (event.status, event.severity) == told
+
+
+@pytest.mark.parametrize(
+    ("since_ns", "lasted_ns", "span"),
+    [
+        (None, None, (None, None, None)),
+        (TIME_NS, None, (TIME_NS // 1_000_000, None, None)),
+        (TIME_NS, 1, (TIME_NS // 1_000_000, TIME_NS // 1_000_000 + 1, 1)),
+    ],
+)
+def test_a_span_is_told_as_far_as_it_is_known_and_is_never_nothing(
+    since_ns: int | None, lasted_ns: int | None, span: tuple[int | None, ...]
+) -> None:
+    tampering = Tampering(changes="a rule", since_ns=since_ns, lasted_ns=lasted_ns)
+    event = became(FenceState.STANDING, FenceState.STANDING, tampering=tampering)
+    assert (event.start_time, event.end_time, event.duration) == span
+    assert event.actor is None
+
+
+def test_a_fence_that_was_removed_in_the_regular_way_is_gone_with_a_reason_and_no_alarm() -> None:
+    event = became(FenceState.STANDING, FenceState.ABSENT, reason="it was removed", is_regular=True)
+    assert (event.status, event.severity) == ("Success", "Medium")
+    assert event.status_detail == "it was removed"

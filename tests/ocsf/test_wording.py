@@ -50,6 +50,41 @@ from tests.ocsf.mapped import event_of
             ),
         ),
         ("link arp", "sandbox sb1 sent an ARP frame; dropped without an answer"),
+        (
+            "vm forward",
+            (
+                "the VM of sandbox sb1 tried TCP to 169.254.1.1:443 (https) through its host; "
+                "dropped without an answer"
+            ),
+        ),
+        (
+            "vm input",
+            (
+                "the VM of sandbox sb1 tried TCP to 10.200.0.1:22 (ssh) on its host; "
+                "dropped without an answer"
+            ),
+        ),
+        (
+            "vm ingress",
+            (
+                "198.51.100.1:41254 sent the VM of sandbox sb1 TCP to 10.200.0.2:443 (https); "
+                "dropped without an answer"
+            ),
+        ),
+        (
+            "vm link",
+            (
+                "the VM of sandbox sb1 sent UDP to 203.0.113.7:53 (domain) from 198.51.100.9 "
+                "by 02:00:00:00:00:01; dropped without an answer"
+            ),
+        ),
+        (
+            "vm link arp",
+            (
+                "the VM of sandbox sb1 sent an ARP frame by 02:00:00:00:00:01; "
+                "dropped without an answer"
+            ),
+        ),
         ("link 88b5", "sandbox sb1 sent a frame of type 0x88b5; dropped without an answer"),
         (
             "foreign",

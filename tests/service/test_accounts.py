@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,6 +16,7 @@ from ocsf_nft.flow import keys
 from ocsf_nft.service.accounts import Account
 from ocsf_nft.service.reporter import Reporter
 from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
+from tests.conformance.corpus import let_pass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -282,3 +283,64 @@ async def test_all_findings_are_closed_when_a_run_stops(tmp_path: Path) -> None:
     begun = [finding for stage, finding, _ in told if stage == 1]
     assert len(begun) == len(set(begun)) > 500
     assert sorted(begun) == sorted(finding for stage, finding, _ in told if stage == 3)
+
+
+@dataclass
+class Changing(Given):
+    """Counters of an enforcing fence, beside which those of a permissive one may turn up."""
+
+    let_pass: dict[Key, int] | None = None
+    readings: int = 0
+
+    def read(self) -> Reading:
+        self.readings += 1
+        enforcing = super().read()
+        if self.let_pass is None:
+            return enforcing
+        permissive = reading(self.let_pass, self.at_ns, epoch="boot:9")
+        return replace(
+            enforcing,
+            epochs={**enforcing.epochs, "egress:permissive": "boot:9"},
+            rules={**enforcing.rules, "egress:permissive": permissive.rules["egress"]},
+        )
+
+
+async def test_the_first_record_after_the_mode_has_changed_is_told_at_once(tmp_path: Path) -> None:
+    counters, sink = Changing(), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        counters.let_pass = {key(tcp()): 1}
+        await account.take([let_pass(record(tcp()))])
+        (told,) = _of_class(sink, 4001)
+        assert (told["disposition"], told["metadata"]["log_source"]) == ("Logged", "nflog")
+        balances = await account.close()
+    assert [(each.mode, each.reported, each.imbalance) for each in balances] == [
+        ("enforcing", 0, 0),
+        ("permissive", 1, 0),
+    ]
+    # What the operator does is no loss.
+    assert not _of_class(sink, 6002)
+
+
+async def test_a_forged_record_of_the_other_mode_is_not_told_and_makes_us_look_once(
+    tmp_path: Path,
+) -> None:
+    counters, sink = Changing(), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        before = counters.readings
+        for number in range(100):
+            await account.take([let_pass(record(tcp(), number))])
+        assert counters.readings - before == 1
+        assert not _of_class(sink, 4001)
+
+
+async def test_a_pause_of_a_permissive_fence_is_told_without_a_refusal(tmp_path: Path) -> None:
+    counters, sink = Changing(let_pass={key(tcp()): 1}), Collector()
+    async with _account(counters, tmp_path, sink) as account:
+        await account.close()
+    counters.at_ns += 60 * SECOND
+    counters.let_pass = {key(tcp()): 8}
+    async with _account(counters, tmp_path, sink):
+        (pause,) = _of_class(sink, 6002)
+    assert pause["count"] == 7
+    assert "7 packets were let pass (it is permissive)" in pause["message"]
+    assert "refused" not in pause["message"]

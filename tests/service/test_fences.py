@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft import config
-from ocsf_nft.demo.collector import Collector
-from ocsf_nft.errors import AbsentError, DeliveryError, OcsfNftError, UnsupportedError
+from ocsf_nft.errors import DeliveryError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.installer import Verification
 from ocsf_nft.fence.spec import FenceSpec, Surroundings
@@ -18,12 +16,9 @@ from ocsf_nft.fence.values import endpoint
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.notices import FenceState
 from ocsf_nft.service import fences
-from ocsf_nft.service.fences import Fence, Watched
-from ocsf_nft.service.reporter import Reporter
 from ocsf_nft.service.to_its_end import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 INSTALLED = Installed(
@@ -35,19 +30,6 @@ INSTALLED = Installed(
     policy="",
     listings={"inet ocsf_nft": ""},
 )
-STANDING = Fence(installed=INSTALLED, state=FenceState.STANDING, is_ours=True)
-
-
-@pytest.fixture
-def sink() -> Collector:
-    return Collector()
-
-
-@pytest.fixture
-def watched(sink: Collector, tmp_path: Path) -> Callable[[Fence], Watched]:
-    sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
-    state = StateDirectory(tmp_path)
-    return lambda fence: Watched(sandbox, fence, state, Reporter(sink, None))
 
 
 def _verified(
@@ -65,112 +47,6 @@ def _verified(
     found = Verification(verdict=verdict, difference=difference, installed=INSTALLED)
     monkeypatch.setattr(installer, "verify", lambda *_: found)
     monkeypatch.setattr(installer, "remove", remove)
-
-
-def _told(sink: Collector) -> list[tuple[str, str, str | None]]:
-    """From which state to which each event says that the fence went, and why."""
-    names = {"Enabled": "Standing", "Disabled": "Absent"}
-    return [
-        (
-            event["unmapped"]["previous_state"],
-            names.get(event["state"], event["state"]),
-            event.get("status_detail"),
-        )
-        for event in sink.events
-    ]
-
-
-async def test_each_event_begins_with_the_state_that_the_one_before_told(
-    sink: Collector, watched: Callable[[Fence], Watched], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    renewed = replace(STANDING, installed=replace(INSTALLED, policy="newer"))
-    seen: list[Fence | OcsfNftError] = [
-        STANDING,
-        replace(STANDING, state=FenceState.ALTERED, reason="a rule came"),
-        AbsentError("no fence"),
-        AbsentError("no fence"),
-        STANDING,
-        UnsupportedError("no nft"),
-        renewed,
-        replace(renewed, state=FenceState.DEGRADED, reason="no nft_log"),
-    ]
-
-    def stand(*_: object) -> Fence:
-        found = seen.pop(0)
-        if isinstance(found, OcsfNftError):
-            raise found
-        return found
-
-    monkeypatch.setattr(fences, "stand", stand)
-    _verified(monkeypatch, "as installed")
-    fence = watched(STANDING)
-    await fence.announce()
-    while seen:
-        await fence._look()
-    await fence.take_away()
-    assert _told(sink) == [
-        ("Absent", "Standing", None),
-        ("Standing", "Altered", "a rule came"),
-        ("Altered", "Absent", "no fence"),
-        ("Absent", "Standing", None),
-        ("Standing", "Altered", "no nft"),
-        ("Altered", "Standing", "it was altered or gone, and has been put back"),
-        ("Standing", "Degraded", "no nft_log"),
-        ("Degraded", "Absent", None),
-    ]
-
-
-async def test_a_change_is_delivered_before_it_is_logged(
-    sink: Collector, watched: Callable[[Fence], Watched], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever starts a run may not read its standard error: the log can wait for ever."""
-
-    class Full:
-        def warning(self, *_: object, **__: object) -> None:
-            raise BlockingIOError
-
-        error = warning
-
-    def gone(*_: object) -> None:
-        raise AbsentError("no fence")
-
-    monkeypatch.setattr(fences, "_log", Full())
-    monkeypatch.setattr(fences, "stand", gone)
-    fence = watched(replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log"))
-    with pytest.raises(BlockingIOError):
-        await fence.announce()
-    with pytest.raises(BlockingIOError):
-        await fence._look()
-    assert _told(sink) == [
-        ("Absent", "Degraded", "no nft_log"),
-        ("Degraded", "Absent", "no fence"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("verdict", "error"), [("absent", None), ("as installed", AbsentError("no fence"))]
-)
-async def test_a_fence_that_is_gone_before_it_is_removed_is_told_to_be(
-    sink: Collector,
-    watched: Callable[[Fence], Watched],
-    monkeypatch: pytest.MonkeyPatch,
-    verdict: str,
-    error: Exception | None,
-) -> None:
-    _verified(monkeypatch, verdict, error=error)
-    await watched(STANDING).take_away()
-    assert _told(sink) == [
-        ("Standing", "Absent", "somebody else had removed it before this run did")
-    ]
-
-
-async def test_a_fence_that_stood_before_is_neither_told_nor_taken_away(
-    sink: Collector, watched: Callable[[Fence], Watched]
-) -> None:
-    found = watched(replace(STANDING, is_ours=False))
-    await found.announce()
-    await found.take_away()
-    assert _told(sink) == []
 
 
 def test_a_fence_that_is_not_as_it_was_installed_is_altered(

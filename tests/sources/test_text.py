@@ -155,6 +155,47 @@ def test_the_eye_left_nothing_out_of_an_ordinary_line() -> None:
 def test_our_prefix_gives_sandbox_and_rule() -> None:
     found = record(f"{OURS}IN= OUT=eth0 {UDP}")
     assert (found.prefix, found.sandbox, found.rule) == (OURS, "sb", "egress")
+    assert found.verdict is None
+
+
+def test_the_prefix_of_a_permissive_fence_says_so() -> None:
+    found = record(f"{OURS}permissive:IN= OUT=eth0 {UDP}")
+    assert found.prefix == f"{OURS}permissive:"
+    assert (found.sandbox, found.rule, found.verdict) == ("sb", "egress", "permit")
+
+
+@pytest.mark.parametrize(
+    "device", ["permissive", "permissive,", "IN=permissive", "egress.permissive"]
+)
+def test_no_device_makes_a_refusal_of_ours_one_that_was_let_pass(device: str) -> None:
+    found = record(f"{OURS}IN={device} OUT=eth0 {UDP}")
+    assert (found.sandbox, found.rule, found.verdict) == ("sb", "egress", None)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        f"{OURS}permissive",
+        f"{OURS}permissive: ",
+        f"{OURS}Permissive:",
+        f"{OURS}permissive:permissive:",
+        f"{OURS} permissive:",
+        f"{OURS}enforcing:",
+        "ocsf-nft:sb:permissive:egress:",
+        "ocsf-nft:sb::permissive:",
+    ],
+)
+def test_what_is_almost_the_prefix_of_a_permissive_fence_is_no_record(prefix: str) -> None:
+    assert reject(f"{prefix}IN= OUT=eth0 {UDP}").kind == "malformed"
+
+
+@given(st.text(st.sampled_from("permissive:IN= OUT"), max_size=40))
+def test_only_the_kernels_own_prefix_says_that_something_was_let_pass(noise: str) -> None:
+    found = read(f"{OURS}{noise}IN= OUT=eth0 {UDP}")
+    if isinstance(found, Record) and found.verdict == "permit":
+        assert noise.startswith("permissive:")
+    elif isinstance(found, Record):
+        assert not noise.startswith("permissive:")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from ocsf_nft.sources.facts import Facts
 
 #: Our own prefixes, so strictly that where one ends is never in doubt.
-_OURS: Final = re.compile(r"ocsf-nft:[A-Za-z0-9._-]{1,64}:[A-Za-z0-9._-]{1,64}:(?=IN=)")
+_OURS: Final = re.compile(
+    r"ocsf-nft:[A-Za-z0-9._-]{1,64}:[A-Za-z0-9._-]{1,64}:(?:permissive:)?+(?=IN=)"
+)
 #: A prefix has at most 127 bytes (NF_LOG_PREFIXLEN in include/uapi/linux/netfilter/nf_log.h).
 _PREFIX_LIMIT: Final = 127
 #: What makes a line a netfilter record: two devices, the second one after a space.
@@ -94,7 +96,8 @@ def _ours(message: str) -> tuple[str, Facts]:
     match = _OURS.match(message)
     if match is None:
         raise MalformedError(
-            "it begins like our prefix and is not ocsf-nft:<sandbox>:<rule>: followed by IN="
+            "it begins like our prefix and is not ocsf-nft:<sandbox>:<rule>: or "
+            "ocsf-nft:<sandbox>:<rule>:permissive: followed by IN="
         )
     return match.group(), _packet(message, match.end())
 

@@ -1,0 +1,193 @@
+"""No statement of a permissive fence refuses, whatever it is about and whatever it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import re
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft.fence import permissive, ruleset
+from ocsf_nft.fence.spec import LADDER, FenceSpec, LogTransport, Surroundings, Tap
+from ocsf_nft.fence.values import endpoint, subnet
+
+_PROXIES: Final = (endpoint("10.0.0.1:3128"), endpoint("[fd00::1]:3128"))
+SPECS: Final = {
+    "sandbox": FenceSpec(sandbox="drop", proxies=_PROXIES, guard_device="reject"),
+    "sidecar": FenceSpec(sandbox="drop", proxies=_PROXIES, proxy_uids=(7, 9)),
+    "tap": FenceSpec(
+        sandbox="drop",
+        proxies=_PROXIES,
+        tap=Tap(device="drop", subnets=(subnet("172.16.0.1/30"), subnet("fd00:7::1/64"))),
+    ),
+    "tap over IPv4": FenceSpec(
+        sandbox="drop",
+        proxies=_PROXIES,
+        tap=Tap(device="drop", subnets=(subnet("172.16.0.1/30"),), mac="02:00:00:00:00:09"),
+    ),
+}
+AROUND: Final = Surroundings(links=("drop", "reject"), uplinks=("drop",))
+FILES: Final = ("sandbox.nft", "sidecar.nft", "tap.nft", "guard.nft")
+
+
+def policy(file: str) -> str:
+    return (importlib.resources.files("ocsf_nft.rules") / file).read_text("utf-8")
+
+
+def statements(text: str) -> list[str]:
+    """The lines that nft acts upon, without what is in quotes."""
+    lines = (re.sub(r'"[^"]*"', '""', line).strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def words(text: str) -> set[str]:
+    return {word for line in statements(text) for word in re.findall(r"[\w-]+", line)}
+
+
+def asked(name: str, *, has_changed: bool = False) -> FenceSpec:
+    return dataclasses.replace(SPECS[name], is_permissive=True, has_changed=has_changed)
+
+
+@pytest.mark.parametrize("transport", LADDER)
+@pytest.mark.parametrize("has_changed", [False, True])
+@pytest.mark.parametrize("name", SPECS)
+def test_nothing_is_refused_by_any_profile(
+    name: str, has_changed: bool, transport: LogTransport
+) -> None:
+    text = ruleset.whole(asked(name, has_changed=has_changed), AROUND, transport)
+    assert not words(text) & {"drop", "reject", "queue"}
+    assert permissive.refusals(text) == ()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_each_statement_that_refuses_lets_pass_and_no_other_is_changed(name: str) -> None:
+    spec = dataclasses.replace(SPECS[name], has_changed=True)
+    enforcing = statements(ruleset.whole(spec, AROUND, "nflog"))
+    turned = iter(statements(ruleset.whole(asked(name, has_changed=True), AROUND, "nflog")))
+    changed = 0
+    for line in enforcing:
+        if (
+            re.search(r"\b(refused|overflow|logged|flows[46]|others)_", line)
+            or "log prefix" in line
+        ):
+            continue  # what counts has other names
+        as_turned = re.sub(r"(?<![\w-])(drop|reject( with .*)?)(?![\w-])", "accept", line)
+        assert as_turned in turned, line  # in this order
+        changed += as_turned != line
+    assert changed >= 5
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_what_it_would_refuse_is_counted_and_logged_all_the_same(name: str) -> None:
+    text = ruleset.whole(asked(name), AROUND, "nflog")
+    prefixes = re.findall(r'log prefix "(ocsf-nft:[^"]*)"', text)
+    assert prefixes == [
+        prefix.replace("$sandbox", "$sandbox") + "permissive:"
+        for prefix in re.findall(
+            r'log prefix "(ocsf-nft:[^"]*)"', ruleset.whole(SPECS[name], AROUND, "nflog")
+        )
+    ]
+    for rule in re.findall(r"jump account_([\w-]+)$", text, re.MULTILINE):
+        assert f"counter name refused_{rule}_permissive" in text
+        assert f"counter name refused_{rule}\n" not in text
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_an_enforcing_fence_has_nothing_of_it(name: str) -> None:
+    text = ruleset.whole(SPECS[name], AROUND, "nflog")
+    assert "permissive" not in text
+    assert "judged" not in text
+    assert permissive.refusals(text)
+
+
+@pytest.mark.parametrize("is_permissive", [False, True])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_fence_that_has_changed_keeps_the_counters_of_both_modes_and_uses_one(
+    name: str, is_permissive: bool
+) -> None:
+    spec = dataclasses.replace(SPECS[name], is_permissive=is_permissive, has_changed=True)
+    text = ruleset.whole(spec, AROUND, "nflog")
+    rules = re.findall(r"^\tcounter refused_([\w-]+?)(?:_permissive)? \{ \}$", text, re.MULTILINE)
+    assert len(rules) == 2 * len(set(rules)) >= 8
+    for rule in set(rules):
+        kept, used = f"{rule}_permissive", rule
+        if is_permissive:
+            kept, used = used, kept
+        for kind in ("set flows4", "set flows6", "set others"):
+            assert text.count(f"\t{kind}_{kept} {{") == text.count(f"\t{kind}_{used} {{") == 1
+        assert f"counter name refused_{used}\n" in text
+        assert f"counter name refused_{kept}\n" not in text
+        assert f"@flows4_{used} {{" in text
+        assert f"@flows4_{kept} {{" not in text
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_policy_file_is_turned_whole_before_a_value_is_in_it(file: str) -> None:
+    text = policy(file)
+    refusing = permissive.refusals(text)
+    assert len(refusing) == sum(
+        bool({"drop", "reject"} & words(line)) for line in text.splitlines()
+    )
+    assert refusing
+    turned = permissive.turned(text, "")
+    assert permissive.refusals(turned) == ()
+    assert permissive.turned(turned, "") == turned
+
+
+@pytest.mark.parametrize(
+    ("line", "turned"),
+    [
+        ("\t\tdrop\n", "\t\taccept\n"),
+        ("\t\tiifname $uplinks drop\n", "\t\tiifname $uplinks accept\n"),
+        ("\t\treject\n", "\t\taccept\n"),
+        ("\t\tmeta l4proto tcp reject with tcp reset\n", "\t\tmeta l4proto tcp accept\n"),
+        ("\t\treject with icmpx admin-prohibited\n", "\t\taccept\n"),
+        ("\t\treject with icmpv6 type no-route\n", "\t\taccept\n"),
+        ("\t\ttype filter hook input priority 0; policy drop;\n",
+         "\t\ttype filter hook input priority 0; policy accept;\n"),
+        ("\t\ttcp dport vmap { 1 : drop, 2 : accept }\n",
+         "\t\ttcp dport vmap { 1 : accept, 2 : accept }\n"),
+        ('\t\tiif "lo" drop\n', '\t\tiif "lo" accept\n'),
+    ],
+)  # fmt: skip
+def test_a_statement_that_refuses_lets_pass(line: str, turned: str) -> None:
+    assert permissive.turned(f"# accounting.nft: inet x\n{line}", "").splitlines(True)[-1] == turned
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\t\tjump drop_it\n",
+        "\t\tjump no-drop\n",
+        "\t\tgoto reject.all\n",
+        "\t# drop\n",
+        '\tcomment "drop"\n',
+        "\t\tcounter name dropped\n",
+    ],
+)
+def test_a_name_is_no_statement(line: str) -> None:
+    assert permissive.turned(f"# accounting.nft: inet x\n{line}", "").endswith(line)
+
+
+@pytest.mark.parametrize("line", ['\t\toifname "drop" drop\n', "\t\taccept # not drop\n"])
+def test_what_it_is_not_sure_of_it_does_not_touch(line: str) -> None:
+    with pytest.raises(AssertionError):
+        permissive.turned(f"# accounting.nft: inet x\n{line}", "")
+
+
+def test_a_text_that_has_more_needs_a_place_for_it() -> None:
+    with pytest.raises(AssertionError, match="accounted for"):
+        permissive.turned("\t\tdrop\n", "table inet x {\n}\n")
+
+
+@given(st.text(alphabet='drop reject\t\n;{}"#x-_.', max_size=60))
+def test_of_any_text_either_nothing_refuses_any_more_or_it_is_not_taken(text: str) -> None:
+    try:
+        turned = permissive.turned(f"# accounting.nft: inet x\n{text}\n", "")
+    except AssertionError:
+        return
+    assert permissive.refusals(turned) == ()

@@ -1,0 +1,451 @@
+"""A permissive fence lets everything pass, and tells once of each thing that it would refuse."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.counters import Counters
+from ocsf_nft.fence.spec import DEFAULT_GROUP
+from ocsf_nft.flow import KINDS, Key, flow
+from ocsf_nft.lab import (
+    GATEWAY4,
+    GATEWAY_MAC,
+    INTERNET4,
+    INTERNET6,
+    SANDBOX4,
+    SANDBOX6,
+    ip,
+)
+from ocsf_nft.netns import named
+from ocsf_nft.ocsf.versions import VERSIONS, at_version
+from ocsf_nft.sources.nflog import Nflog
+from ocsf_nft.validation import Judge
+from tests.kernel import accounts, attempts, command, conftest, far_side, means, packets
+from tests.kernel.escapes import ESCAPES
+from tests.kernel.packets import ETH_IP6
+from tests.kernel.reading import taken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.record import Record
+
+pytestmark = pytest.mark.kernel
+
+_PORT = 443
+
+
+@pytest.fixture
+def permissive(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Installed:
+    """The lab's fence, which refuses nothing, where only what a test does happens."""
+    lab.sandbox_namespace.call(_without_searching)
+    asked = dataclasses.replace(spec, is_permissive=True)
+    return installer.install(asked, lab.sandbox_namespace, state, "nflog")
+
+
+@pytest.fixture
+def internet(lab: Lab) -> Iterator[Callable[[int, int], socket.socket]]:
+    """Sockets of the far side, at the addresses that stand for the internet."""
+    for address, nodad in ((f"{INTERNET4}/32", ()), (f"{INTERNET6}/128", ("nodad",))):
+        ip("-n", lab.gateway, "address", "add", address, "dev", "lo", *nodad)
+    opened: list[socket.socket] = []
+
+    def listening(family: int, kind: int) -> socket.socket:
+        sock = lab.gateway_namespace.call(lambda: socket.socket(family, kind))
+        opened.append(sock)
+        sock.settimeout(5)
+        sock.bind((INTERNET4 if family == socket.AF_INET else INTERNET6, _PORT))
+        if kind == socket.SOCK_STREAM:
+            sock.listen()
+        return sock
+
+    yield listening
+    for sock in opened:
+        sock.close()
+
+
+def _without_searching() -> None:
+    """IPv6 without the kernel's own search for routers, which would be told as well."""
+    for name in ("router_solicitations", "autoconf"):
+        with open(f"/proc/sys/net/ipv6/conf/sb0/{name}", "w") as sysctl:  # noqa: PTH123 - procfs
+            sysctl.write("0")
+
+
+def _let_pass(installed: Installed) -> Counter[str]:
+    """The kernel's own totals of what a permissive fence let pass, by rule; nothing is refused."""
+    totals = accounts.refused_by(installed)
+    assert all(name.endswith(":permissive") for name in totals)
+    return Counter({name.partition(":")[0]: packets for name, packets in totals.items()})
+
+
+def _tried(installed: Installed) -> Counter[str]:
+    """What was let pass, by rule, less the kernel's own reports to groups, which come any time."""
+    with Counters(installed) as counters:
+        reading = counters.read()
+    found: Counter[str] = Counter()
+    for name, of_rule in reading.rules.items():
+        for kind in KINDS:
+            for element in of_rule.elements[kind]:
+                what = flow(Key(kind, element.data))
+                if not (what.destination or "").startswith("ff02::"):
+                    found[name.partition(":")[0]] += element.packets
+    return found
+
+
+def _told(events: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """The sums of the events' counts, by rule and disposition."""
+    told: Counter[tuple[str, str]] = Counter()
+    for event in events:
+        if event["class_uid"] == 4001:
+            told[event["firewall_rule"]["name"], event["disposition"]] += event["count"]
+    return told
+
+
+async def test_every_way_out_leads_out_and_is_logged_and_counted_once(
+    lab: Lab, permissive: Installed
+) -> None:
+    wrong: dict[str, str] = {}
+    records: list[Record] = []
+    async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
+        with Counters(permissive) as counters, far_side.watch(lab) as far:
+            await taken(source, lambda _record: False)
+            for escape in ESCAPES:
+
+                def wanted(record: Record, escape: Any = escape) -> bool:
+                    said = record.ethertype if record.protocol is None else record.protocol
+                    return (record.rule, said, record.uid is not None) == (
+                        escape.rule,
+                        escape.protocol,
+                        escape.is_owned,
+                    )
+
+                far.strays()
+                lab.sandbox_namespace.call(escape.attempt)
+                found = await taken(source, wanted)
+                records += found
+                if not any(map(wanted, found)):
+                    wrong[escape.name] = "not logged"
+                if not _eventually(far, escape.protocol):
+                    wrong[escape.name] = "held back"
+            records += await taken(source, lambda _record: False)
+            ended = counters.read()
+    assert not wrong
+    assert {record.verdict for record in records} == {"permit"}
+    for name, reading in ended.rules.items():
+        elements = [element for kind in KINDS for element in reading.elements[kind]]
+        assert reading.overflow.packets == 0
+        assert sum(element.packets for element in elements) == reading.refused.packets, name
+    frames = sum(escape.rule == "link" for escape in ESCAPES)
+    # Of each frame the link tells, and of nothing that `egress` has told.
+    assert ended.rules["link:permissive"].refused.packets == frames
+    assert sum(record.rule == "link" for record in records) <= frames
+
+
+def _eventually(far: far_side.FarSide, protocol: int) -> bool:
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        if any(protocol in far_side.protocols(stray) for stray in far.strays()):
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def test_each_way_out_is_told_as_let_pass_and_the_account_closes(
+    lab: Lab, permissive: Installed, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    with command.running(*accounts.options(state, output)) as running:
+        for escape in ESCAPES:
+            lab.sandbox_namespace.call(escape.attempt)
+        time.sleep(2.5)
+        shown = accounts.status(state)
+        assert running.stop(signal.SIGTERM)[0] == 0
+    assert shown.code == 0
+    assert {(each["mode"], each["fence"]) for each in shown.events} == {("permissive",) * 2}
+    assert {each["refused"] for each in shown.events} == {0}
+    events = accounts.events_of(output)
+    told = _told(events)
+    assert {disposition for _, disposition in told} == {"Logged"}
+    let_pass = _let_pass(permissive)
+    # The kernel's own reports to groups go on after the stop.
+    assert let_pass - Counter({rule: packets for (rule, _), packets in told.items()}) <= Counter(
+        egress=5
+    )
+    assert not Counter({rule: packets for (rule, _), packets in told.items()}) - let_pass
+    for event in events:
+        if event["class_uid"] in {4001, 2004}:
+            assert (event["action"], event["disposition"]) == ("Observed", "Logged")
+            assert not {"refused with", "dropped without"} & set(event["message"].split(";"))
+            assert "permissive" in event["message"]
+        for version in VERSIONS:
+            as_told = at_version(copy.deepcopy(event), version)
+            assert not [str(fault) for fault in Judge(version).faults(as_told)]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])
+async def _all(source: Nflog) -> list[Record]:
+    """What was logged, less the kernel's own reports to groups."""
+    return [
+        record
+        for record in await taken(source, lambda _record: False)
+        if not (record.destination or "").startswith("ff02::")
+    ]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])
+async def test_a_connection_that_is_let_pass_is_one_attempt_from_its_begin_to_its_end(
+    lab: Lab,
+    permissive: Installed,
+    internet: Callable[[int, int], socket.socket],
+    family: socket.AddressFamily,
+) -> None:
+    """Its answers, its frames and what its kernel sends when it is closed are no others."""
+    server = internet(family, socket.SOCK_STREAM)
+
+    def talk() -> None:
+        with socket.create_connection((server.getsockname()[0], _PORT), 5) as sock:
+            sock.sendall(b"question")
+            assert sock.recv(100) == b"answer"
+
+    def answer() -> None:
+        sock, _ = server.accept()
+        with sock:
+            assert sock.recv(100) == b"question"
+            sock.sendall(b"answer")
+            assert not sock.recv(100)
+
+    async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
+        await taken(source, lambda _record: False)
+        before = _tried(permissive)
+        far = threading.Thread(target=answer)
+        far.start()
+        lab.sandbox_namespace.call(talk)
+        far.join(10)
+        found = await _all(source)
+    assert {(each.rule, each.uid, each.protocol) for each in found} == {("egress", 0, 6)}
+    assert {each.verdict for each in found} == {"permit"}
+    assert set(_tried(permissive) - before) == {"egress"}
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])
+async def test_a_question_over_udp_and_its_answer_are_one_attempt(
+    lab: Lab,
+    permissive: Installed,
+    internet: Callable[[int, int], socket.socket],
+    family: socket.AddressFamily,
+) -> None:
+    server = internet(family, socket.SOCK_DGRAM)
+
+    def ask() -> None:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.sendto(b"question", (server.getsockname()[0], _PORT))
+            _, asker = server.recvfrom(100)
+            server.sendto(b"answer", asker)
+            assert sock.recv(100) == b"answer"
+
+    before = _tried(permissive)
+    lab.sandbox_namespace.call(ask)
+    assert _tried(permissive) - before == Counter(egress=1)
+
+
+def test_a_ping_and_its_answer_are_one_attempt(
+    lab: Lab, permissive: Installed, internet: Callable[[int, int], socket.socket]
+) -> None:
+    del internet  # whose kernel answers
+    before = _tried(permissive)
+    for attempt in (
+        means.ping(socket.AF_INET, 1, 8, INTERNET4),
+        means.ping(socket.AF_INET6, 58, 128, INTERNET6),
+        means.ping(socket.AF_INET, 1, 8, "10.200.0.77"),  # whom ARP looks for in vain
+        means.ping(socket.AF_INET6, 58, 128, "fd00:200::77"),
+    ):
+        lab.sandbox_namespace.call(attempt)
+        time.sleep(0.1)
+    # The neighbour that is not there is told to the sender, through loopback.
+    assert _tried(permissive) - before == Counter(egress=4)
+
+
+@pytest.mark.usefixtures("permissive")
+async def test_who_connects_from_outside_is_let_in_and_told(lab: Lab) -> None:
+    with lab.sandbox_namespace.call(socket.socket) as server:
+        server.bind((SANDBOX4, 8080))
+        server.listen()
+        server.settimeout(5)
+        async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
+            await taken(source, lambda _record: False)
+            with lab.gateway_namespace.call(socket.socket) as client:
+                client.settimeout(5)
+                client.connect((SANDBOX4, 8080))
+                sock, _ = server.accept()
+                sock.close()
+                assert not client.recv(1)
+            found = await _all(source)
+    assert found[0].rule == "ingress"
+    # What the sandbox sends is told by itself: data could go out with it.
+    assert {each.rule for each in found} == {"ingress", "egress"}
+    assert {each.verdict for each in found} == {"permit"}
+
+
+@pytest.fixture
+def nested(lab: Lab) -> Iterator[Namespace]:
+    """A namespace inside the sandbox that routes through it, and knows no other way."""
+    name = f"{lab.sandbox}-nested"
+    ip("netns", "add", name)
+    try:
+        named(name).call(conftest.without_ipv6)
+        ip("-n", lab.sandbox, "link", "add", "n0", "type", "veth", "peer", "name", "n1",
+           "netns", name)  # fmt: skip
+        for namespace, device, address in ((lab.sandbox, "n0", 1), (name, "n1", 2)):
+            ip("-n", namespace, "address", "add", f"10.201.0.{address}/24", "dev", device)
+            ip("-n", namespace, "link", "set", device, "up")
+        ip("-n", name, "route", "add", "default", "via", "10.201.0.1")
+        ip("-n", lab.gateway, "route", "add", "10.201.0.0/24", "via", SANDBOX4)
+        lab.sandbox_namespace.call(_forward)
+        yield named(name)
+    finally:
+        ip("netns", "del", name)
+
+
+def _forward() -> None:
+    with open("/proc/sys/net/ipv4/ip_forward", "w") as sysctl:  # noqa: PTH123 - procfs
+        sysctl.write("1")
+
+
+def test_what_a_nested_namespace_sends_is_told_once_and_answered(
+    nested: Namespace,
+    permissive: Installed,
+    internet: Callable[[int, int], socket.socket],
+) -> None:
+    server = internet(socket.AF_INET, socket.SOCK_DGRAM)
+
+    def ask() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(5)
+            sock.sendto(b"question", (INTERNET4, _PORT))
+            _, asker = server.recvfrom(100)
+            server.sendto(b"answer", asker)
+            assert sock.recv(100) == b"answer"
+
+    before = _tried(permissive)
+    nested.call(ask)
+    assert (_tried(permissive) - before)["forward"] == 1
+    assert (_tried(permissive) - before).keys() <= {"forward", "egress"}
+
+
+@pytest.mark.usefixtures("permissive")
+async def test_a_packet_of_a_macvlan_child_in_a_nested_namespace_is_told_at_the_link(
+    lab: Lab, nested: Namespace
+) -> None:
+    """It has a route, and no hook of the sandbox's own IP stack has seen it."""
+    ip("-n", lab.sandbox, "link", "add", "link", "sb0", "name", "child", "type", "macvlan")
+    ip("-n", lab.sandbox, "link", "set", "child", "netns", f"{lab.sandbox}-nested")
+    ip("-n", f"{lab.sandbox}-nested", "address", "add", "10.200.0.9/24", "dev", "child")
+    ip("-n", f"{lab.sandbox}-nested", "link", "set", "child", "up")
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"bypass", (GATEWAY4, 53))
+
+    def wanted(record: Record) -> bool:
+        return (record.rule, record.protocol, record.destination) == ("link", 17, GATEWAY4)
+
+    async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
+        nested.call(send)
+        assert any(map(wanted, await taken(source, wanted)))
+
+
+async def test_a_raw_frame_with_the_fences_own_mark_is_told(
+    lab: Lab, permissive: Installed
+) -> None:
+    packet = packets.ip6(SANDBOX6, INTERNET6, 17, packets.udp(53))
+
+    def send() -> None:
+        gateway = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind(("sb0", 0))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x40000000)
+            own = sock.getsockname()[4]
+            sock.sendto(packets.frame(gateway, own, ETH_IP6, packet), ("sb0", ETH_IP6))
+
+    before = _tried(permissive)
+    lab.sandbox_namespace.call(send)
+    assert (_tried(permissive) - before)["link"] == 1
+
+
+def test_a_mode_that_changes_under_traffic_is_told_of_each_packet_as_it_was(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, permissive: Installed, tmp_path: Path
+) -> None:
+    """The sums of both are the kernel's own, and nothing gets out while the fence refuses."""
+    lab.sandbox_namespace.call(conftest.without_ipv6)
+    conftest.nft(lab.gateway_namespace, "add table netdev far; add counter netdev far out; "
+                 "add chain netdev far ingress "
+                 '{ type filter hook ingress device "gw0" priority 0; }; '
+                 "add rule netdev far ingress udp dport 443 counter name out")  # fmt: skip
+    output = tmp_path / "events.jsonl"
+    asked = {False: spec, True: dataclasses.replace(spec, is_permissive=True)}
+    with command.running(*accounts.options(state, output)) as running:
+        flood = lab.sandbox_namespace.call(
+            lambda: attempts.attempting(lab.sandbox_namespace, 1000, 3_000_000, "flood")
+        )
+        for turn in range(6):
+            is_permissive = turn % 2 == 1
+            installer.install(asked[is_permissive], lab.sandbox_namespace, state, "nflog")
+            time.sleep(0.05)  # what is still in the veth's queue
+            before = _out(lab)
+            time.sleep(0.7)
+            assert (_out(lab) > before) == is_permissive
+        flood.kill()
+        flood.wait()
+        time.sleep(1.5)
+        code, said = running.stop(signal.SIGTERM)
+    assert code == 0, said
+    events = accounts.events_of(output)
+    totals = accounts.refused_by(permissive)
+    assert min(totals["egress"], totals["egress:permissive"]) > 10_000
+    told: Counter[str] = Counter()
+    for (rule, disposition), packets_told in _told(events).items():
+        told[f"{rule}:permissive" if disposition == "Logged" else rule] += packets_told
+    assert told == totals
+    # What the operator did is no loss.
+    assert not [e for e in events if e.get("activity_name") == "Records Lost"]
+    states = [event["state"] for event in events if event["class_uid"] == 5019]
+    assert states[0] == "Permissive"
+    assert set(states) == {"Permissive", "Enabled"}
+    assert accounts.status(state).code == 0
+
+
+def _out(lab: Lab) -> int:
+    listed = conftest.nft(lab.gateway_namespace, "list", "counter", "netdev", "far", "out")
+    return int(listed.partition("packets ")[2].split()[0])
+
+
+def test_the_first_packet_after_a_change_of_mode_has_its_record_told(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, permissive: Installed, tmp_path: Path
+) -> None:
+    lab.sandbox_namespace.call(conftest.without_ipv6)
+    output = tmp_path / "events.jsonl"
+    with command.running(*accounts.options(state, output)) as running:
+        installer.install(spec, permissive.namespace, state, "nflog")
+        attempts.attempt(lab.sandbox_namespace, 1000, 1, "tcp4")
+        accounts.until(lambda: b'"Blocked"' in output.read_bytes())
+        assert running.stop(signal.SIGTERM)[0] == 0
+    (event,) = (e for e in accounts.events_of(output) if "actor" in e)
+    assert (event["count"], event["disposition"]) == (1, "Blocked")
+    assert event["src_endpoint"]["port"] > 0
+    assert event["status_code"] == "tcp-reset"

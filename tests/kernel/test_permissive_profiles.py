@@ -1,0 +1,145 @@
+"""A pod's fence and a VM's, permissive: nothing is refused, and each attempt is told once."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.counters import Counters
+from ocsf_nft.fence.spec import DEFAULT_GROUP
+from ocsf_nft.lab import GATEWAY_MAC
+from ocsf_nft.sources.nflog import Nflog
+from tests.kernel import conftest, far_side, packets, sidecar, tap, xdp
+from tests.kernel.escapes import ESCAPES
+from tests.kernel.reading import taken
+from tests.kernel.test_permissive import _eventually, _without_searching
+from tests.kernel.test_tap_refused import PUBLISHED, Ears, _is_of, send
+from tests.kernel.vm_escapes import ALLOWED, FORBIDDEN, LINK, THROUGH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.record import Record
+
+pytestmark = pytest.mark.kernel
+
+#: What the internet answers, though to nothing that connection tracking knows.
+_ANSWERED = frozenset({"from the network's address", "an answer to nothing"})
+
+
+def _totals(counters: Counters) -> Counter[str]:
+    reading = counters.read()
+    return Counter(
+        {name.partition(":")[0]: each.refused.packets for name, each in reading.rules.items()}
+    )
+
+
+async def test_everybodys_ways_out_of_a_pod_lead_out_and_are_told_once(
+    lab: Lab, state: StateDirectory
+) -> None:
+    lab.sandbox_namespace.call(_without_searching)
+    asked = dataclasses.replace(sidecar.SPEC, is_permissive=True)
+    installed = installer.install(asked, lab.sandbox_namespace, state, "nflog")
+    wrong: dict[str, Any] = {}
+    async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
+        with Counters(installed) as counters, far_side.watch(lab) as far:
+            await taken(source, lambda _record: False)
+            for escape in ESCAPES:
+
+                def wanted(record: Record, escape: Any = escape) -> bool:
+                    said = record.ethertype if record.protocol is None else record.protocol
+                    return (record.rule, said) == (escape.rule, escape.protocol)
+
+                far.strays()
+                before = _totals(counters)
+                lab.sandbox_namespace.call(escape.attempt)
+                found = await taken(source, wanted)
+                if not any(map(wanted, found)) or {each.verdict for each in found} != {"permit"}:
+                    wrong[escape.name] = "not told"
+                if not _eventually(far, escape.protocol):
+                    wrong[escape.name] = "held back"
+                # By the link what it alone has seen.
+                if (_totals(counters) - before)["link"] != (escape.rule == "link"):
+                    wrong[escape.name] = _totals(counters) - before
+    assert not wrong
+
+
+@pytest.fixture
+def site() -> Iterator[tap.Site]:
+    with tap.site() as made:
+        yield made
+
+
+async def test_whatever_a_vm_sends_gets_on_and_is_told_once(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    conftest.load(site.host, PUBLISHED)
+    tap.routes_back(site)
+    with tap.silent_machine(site) as machine:
+        asked = dataclasses.replace(tap.spec("vm-7"), is_permissive=True)
+        installed = installer.install(asked, site.host, state, "nflog")
+        ears = Ears(site)
+        try:
+            machine.send(ALLOWED["arp for the gateway"])
+            for frame in THROUGH.values():
+                machine.send(frame)
+            wrong: dict[str, Any] = {}
+            async with Nflog(site.host, DEFAULT_GROUP) as source:
+                with Counters(installed) as counters:
+                    await taken(source, lambda _record: False)
+                    for what in FORBIDDEN:
+                        ears.heard("link")
+                        before = _totals(counters)
+                        send(site, machine, what)
+                        found = await taken(source, partial(_is_of, what))
+                        grew = _totals(counters) - before
+                        if not any(_is_of(what, record) for record in found):
+                            wrong[what.name] = "not told"
+                        if {record.verdict for record in found} != {"permit"}:
+                            wrong[what.name] = "told otherwise"
+                        if what.name in _ANSWERED and what.rule != "vm-ingress":
+                            del grew["vm-ingress"]
+                        if grew != {what.rule: 1}:
+                            wrong[what.name] = grew
+                        if what in LINK and not ears.heard("link"):
+                            wrong[what.name] = "held back"
+        finally:
+            ears.close()
+    assert not wrong
+
+
+async def test_what_goes_round_a_permissive_fence_passes_its_guard_and_is_told(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    asked = dataclasses.replace(spec, is_permissive=True, guard_device=lab.gateway_device)
+    # The guard stands where the installer runs.
+    lab.gateway_namespace.call(
+        lambda: installer.install(asked, lab.sandbox_namespace, state, "nflog")
+    )
+    mac = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+    frame = packets.frame(mac, b"\2\0\0\0\1\7", 0x88B5, b"by af_xdp")
+
+    def wanted(record: Record) -> bool:
+        return (record.rule, record.ethertype, record.verdict) == ("guard", 0x88B5, "permit")
+
+    def heard() -> socket.socket:
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5))
+        sock.bind((lab.gateway_device, 0x88B5))
+        sock.settimeout(5)
+        return sock
+
+    async with Nflog(lab.gateway_namespace, DEFAULT_GROUP) as source:
+        with lab.gateway_namespace.call(heard) as behind:
+            lab.sandbox_namespace.call(lambda: xdp.send(lab.sandbox_device, frame))
+            assert any(map(wanted, await taken(source, wanted)))
+            # Of one ethertype a socket hears what the ingress hook let pass.
+            assert b"by af_xdp" in behind.recv(200)

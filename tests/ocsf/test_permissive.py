@@ -1,0 +1,190 @@
+"""What a permissive fence let pass is told so, and never as a refusal; all else as it would be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.attempt import Attempt, Ended, Merged
+from ocsf_nft.ocsf import verdict
+from ocsf_nft.ocsf.fan_outs import fan_out
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.notices import FenceState, unread
+from ocsf_nft.ocsf.shorthand import plain, shorthand
+from ocsf_nft.ocsf.versions import VERSIONS, line_at
+from tests.conformance.corpus import (
+    ATTEMPTS,
+    ATTEMPTS_LET_PASS,
+    CONTEXT,
+    LET_PASS,
+    NOW_NS,
+    RECORDS,
+    TIME_NS,
+)
+from tests.conformance.streaks import ENDED, GOING_ON, fan_out_of
+from tests.ocsf.test_notices import became
+
+if TYPE_CHECKING:
+    from ocsf_nft.attempt import FanOut
+
+MAPPER = Mapper(CONTEXT)
+_ENDING = ", let pass"
+
+
+def event_of(attempt: Attempt) -> dict[str, Any]:
+    made = MAPPER.network_activity(attempt, processed_ns=NOW_NS)
+    event: dict[str, Any] = json.loads(made.to_json())
+    return event
+
+
+@pytest.mark.parametrize("name", LET_PASS)
+def test_what_was_let_pass_differs_from_what_was_refused_in_what_became_of_it_alone(
+    name: str,
+) -> None:
+    told = event_of(Attempt.of(LET_PASS[name]))
+    refused = event_of(Attempt.of(RECORDS[name.removesuffix(_ENDING)]))
+    assert (told["activity_name"], told["status"]) == ("Open", "Success")
+    assert (told["action"], told["disposition"]) == ("Observed", "Logged")
+    assert told["status_code"] == "permissive"
+    of_the_outcome = {
+        "activity_id", "activity_name", "type_uid", "type_name", "status_id", "status",
+        "status_code", "status_detail", "action_id", "action", "disposition_id", "disposition",
+        "message", "unmapped",
+    }  # fmt: skip
+    for key in told.keys() | refused.keys():
+        if key not in of_the_outcome:
+            assert told.get(key) == refused.get(key), key
+    # Severity among them, and the technique: it is what it would be.
+    assert told["message"].partition(";")[0] == refused["message"].partition(";")[0]
+    assert told["unmapped"]["prefix"].endswith(":permissive:")
+
+
+def test_the_sentences_say_what_happened_and_what_to_do_before_the_fence_refuses() -> None:
+    event = event_of(Attempt.of(LET_PASS["tcp4, let pass"]))
+    assert event["message"] == (
+        "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly; let pass, because "
+        "the fence is permissive: it would have been refused"
+    )
+    assert event["status_detail"] == (
+        "The packet was let pass, because the sandbox's fence is permissive: it would have been "
+        "refused. Once the fence refuses: Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 "
+        "and try again."
+    )
+    line = plain(shorthand(event))
+    assert "  let pass (permissive)  " in line
+    assert line.endswith("Once the fence refuses: Use the proxy: set "
+                         "HTTPS_PROXY=http://10.200.0.1:3128 and try again.")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTEMPTS_LET_PASS)
+def test_no_window_of_what_was_let_pass_is_called_refused(name: str) -> None:
+    event = event_of(ATTEMPTS_LET_PASS[name])
+    assert event["disposition"] == "Logged"
+    for said in (event["message"], event["status_detail"]):
+        rest = said.replace("would have been refused", "").replace("Once the fence refuses", "")
+        assert not [word for word in ("refused", "dropped", "not lost") if word in rest], said
+        assert "permissive" in said
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_nothing_of_an_enforcing_fence_is_called_permissive(name: str) -> None:
+    assert "permissive" not in json.dumps(event_of(ATTEMPTS[name]))
+
+
+@pytest.mark.parametrize("why", ["many", "unplaced", "forgotten"])
+def test_what_is_told_together_says_so_too(why: Any) -> None:
+    attempt = replace(ATTEMPTS_LET_PASS["counted tcp4, let pass"], merged=Merged(why=why))
+    detail = event_of(attempt)["status_detail"]
+    assert "They were let pass, because the sandbox's fence is permissive" in detail
+
+
+@pytest.mark.parametrize("name", [each for each in {**GOING_ON, **ENDED} if _ENDING in each])
+def test_a_finding_of_what_was_let_pass_says_so(name: str) -> None:
+    found: Attempt | Ended = GOING_ON.get(name) or ENDED[name]
+    told = MAPPER.finding(found, processed_ns=NOW_NS)
+    refused = MAPPER.finding(
+        GOING_ON.get(name.removesuffix(_ENDING)) or ENDED[name.removesuffix(_ENDING)],
+        processed_ns=NOW_NS,
+    )
+    assert (told is None) == (refused is None)
+    if told is None or refused is None:
+        return
+    assert (told.action, told.disposition) == ("Observed", "Logged")
+    assert told.severity == refused.severity
+    assert told.attacks == refused.attacks
+    assert told.finding_info.title == refused.finding_info.title.replace("refused", "let pass")
+    assert told.finding_info.desc.endswith(
+        "The fence is permissive and let it pass: it would have been refused."
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("stage", ["begun", "goes on", "ended"])
+def test_in_every_version_and_stage_a_finding_was_observed_or_allowed(
+    version: str, stage: Any
+) -> None:
+    found: FanOut = fan_out_of(stage=stage, verdict="permit")
+    line = line_at(fan_out(CONTEXT, found, processed_ns=NOW_NS).to_json(), version)
+    event = json.loads(line)
+    observed = VERSIONS.index(version) >= VERSIONS.index("1.4.0")
+    assert event["action"] == ("Observed" if observed else "Allowed")
+    assert event["disposition"] == "Logged"
+    assert event["message"].endswith("all let pass, because the fence is permissive")
+    assert event["finding_info"]["title"].endswith("was let pass")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_in_every_version_an_attempt_was_observed_or_allowed(version: str) -> None:
+    record = LET_PASS["tcp4, let pass"]
+    line = MAPPER.line(Attempt.of(record), processed_ns=NOW_NS, version=version)
+    event = json.loads(line)
+    observed = VERSIONS.index(version) >= VERSIONS.index("1.4.0")
+    assert event["action"] == ("Observed" if observed else "Allowed")
+    assert event["disposition"] == "Logged"
+
+
+@pytest.mark.parametrize(
+    ("state", "severity", "status"),
+    [
+        (FenceState.PERMISSIVE, "Medium", "Success"),
+        (FenceState.PERMISSIVE_DEGRADED, "High", "Failure"),
+    ],
+)
+def test_a_permissive_fence_is_told_to_hold_nothing_back(
+    state: FenceState, severity: str, status: str
+) -> None:
+    event = became(FenceState.ABSENT, state)
+    assert (event.severity, event.status) == (severity, status)
+    assert (event.state_id, event.state) == (99, state.value)
+    assert event.security_level == "At Risk"
+    assert "is permissive: it lets pass what it would refuse" in event.message
+
+
+@pytest.mark.parametrize(
+    ("packets", "let_pass", "meanwhile"),
+    [
+        (1, 1, "1 packet was let pass (it is permissive) meanwhile, and is counted."),
+        (7, 7, "7 packets were let pass (it is permissive) meanwhile, and are counted."),
+        (8, 7, "1 packet was refused and 7 packets were let pass (it is permissive) meanwhile, "),
+    ],
+)
+def test_what_nobody_read_is_not_called_refused_where_it_was_let_pass(
+    packets: int, let_pass: int, meanwhile: str
+) -> None:
+    event = unread(
+        CONTEXT, sandbox="web", packets=packets, let_pass=let_pass, since_ns=TIME_NS,
+        until_ns=TIME_NS + 10**10, reason="stopped", processed_ns=NOW_NS,
+    )  # fmt: skip
+    assert event.count == packets
+    assert meanwhile in event.message
+
+
+def test_only_our_own_rules_are_permissive() -> None:
+    record = LET_PASS["tcp4, let pass"]
+    assert verdict.is_ours(record)
+    assert verdict.is_attempt(record)
+    assert verdict.foreign_verdict(record) is None
+    assert not verdict.is_ours(RECORDS["foreign, of a sandbox, let pass"])
