@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6
+from tests.guest import image, kernel, network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.guest.kernel import Kernel
+    from tests.guest.network import Network
+
+
+@pytest.fixture(scope="session")
+def guest_kernel() -> Kernel:
+    return kernel.unpacked()
+
+
+@pytest.fixture(scope="session")
+def package_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image.package(tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture(scope="module")
+def initramfs(
+    guest_kernel: Kernel, package_layer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A guest without a distribution, whose kernel has all that a fence uses, and no conntrack."""
+    folder = tmp_path_factory.mktemp("image")
+    layers = [
+        image.busybox(),
+        image.python(),
+        package_layer,
+        image.modules(folder / "modules", guest_kernel, *kernel.DEVICES, *kernel.FENCE),
+        image.files(folder / "files", {"etc/ocsf-nft/guest.conf": SETTINGS}),
+    ]
+    return image.initramfs(folder, layers)
+
+
+@pytest.fixture(scope="module")
+def around() -> Iterator[Network]:
+    """The guest's host and the internet, each with a server that tells who it is asked by."""
+    with (
+        network.throwaway() as made,
+        network.telling_peer(made.host_namespace, GATEWAY4, PROXY_PORT),
+        network.telling_peer(made.host_namespace, GATEWAY6, PROXY_PORT),
+    ):
+        yield made
+
+
+SETTINGS = f"""# What a builder of images may write
+sandbox=vm-7
+proxy={GATEWAY4}:{PROXY_PORT}
+
+proxy=[{GATEWAY6}]:{PROXY_PORT}
+"""
+#: The command line of a guest that boots by the test's own init.
+OWN_INIT = f"rdinit=/{image.TESTS}/tests/guest/inside/init"
+#: The same, where it is the sandbox of the tests' lab.
+IN_LAB = (
+    f"{OWN_INIT} guest_test.net={SANDBOX4}/24,{GATEWAY4} guest_test.net={SANDBOX6}/64,{GATEWAY6}"
+)
+
+
+def refusals(events: list[dict[str, Any]]) -> set[tuple[str, int | None]]:
+    """Rule, and protocol and ethertype, of each attempt that was told."""
+    return {
+        (event["firewall_rule"]["name"], told)
+        for event in events
+        if event["class_uid"] == 4001
+        for told in (
+            event["connection_info"].get("protocol_num"),
+            event.get("unmapped", {}).get("ethertype"),
+        )
+    }

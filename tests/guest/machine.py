@@ -1,0 +1,153 @@
+"""A machine under QEMU, in software: boot it, ask it, and never wait for it without an end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.netns import Namespace
+    from tests.guest.kernel import Kernel
+
+_LINES_OF_CONSOLE: Final = 60
+_ARGUMENTS: Final = (
+    "qemu-system-x86_64",
+    *("-accel", "tcg", "-cpu", "qemu64,+rdrand", "-display", "none", "-nodefaults", "-no-reboot"),
+)
+_COMMAND_LINE: Final = "console=ttyS0 panic=-1 quiet net.ifnames=0"
+
+
+class HungError(AssertionError):
+    """The machine did not do in time what it was to; with what its console said."""
+
+
+@dataclass
+class Machine:
+    """One that runs. ``greeting`` is what its agent said first."""
+
+    process: subprocess.Popen[bytes]
+    console: Path
+    port: socket.socket
+    greeting: str = ""
+    _unread: bytes = b""
+    _asked: int = 0
+
+    def ask(self, call: str, *arguments: Any, seconds: float = 330, **options: Any) -> Any:
+        """What the agent's function returns; raises AssertionError with what it raised."""
+        self._asked += 1
+        request = {"id": self._asked, "call": call, "with": arguments, "options": options}
+        self.port.sendall(json.dumps(request).encode() + b"\n")
+        answer = self._answer(f"{call}{arguments}", seconds)
+        assert answer["id"] == self._asked, answer
+        assert "error" not in answer, f"{call}{arguments} in the guest: {answer['error']}"
+        return answer["result"]
+
+    def said(self) -> str:
+        """What is on its console."""
+        return self.console.read_text("utf-8", "replace")
+
+    def greet(self, seconds: float) -> None:
+        """Wait for the agent."""
+        answer = self._answer("the boot", seconds)
+        assert answer["id"] == 0, answer
+        self.greeting = answer["result"]
+
+    def wait_for_end(self, seconds: float) -> None:
+        """Until it turned itself off."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise self._hung("turning itself off", seconds) from None
+
+    def _answer(self, what: str, seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._unread:
+            self.port.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                received = self.port.recv(1 << 16)
+            except TimeoutError:
+                raise self._hung(what, seconds) from None
+            if not received:
+                raise self._hung(what, seconds)
+            self._unread += received
+        line, self._unread = self._unread.split(b"\n", 1)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _hung(self, what: str, seconds: float) -> HungError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(0.5)  # it may be just about to end
+        lines = self.said().splitlines()[-_LINES_OF_CONSOLE:]
+        state = "runs" if self.process.poll() is None else f"ended ({self.process.returncode})"
+        return HungError(
+            f"{what} took the guest more than {seconds} s, or it ended; it {state}. Console:\n"
+            + "\n".join(lines)
+        )
+
+
+@contextlib.contextmanager
+def running(
+    of: Kernel,
+    initramfs: Path,
+    namespace: Namespace,
+    *,
+    tap: str,
+    command_line: str = "",
+    mac: str = "02:00:00:00:00:02",
+    megabytes: int = 640,
+) -> Iterator[Machine]:
+    """Boot one whose network card is a TAP device of a namespace; it is gone at the end.
+
+    Its console is a file, the agent's port a socket.
+    """
+    # A socket's path has to be short.
+    folder = Path(tempfile.mkdtemp(prefix="guest."))
+    console, port = folder / "console", folder / "port"
+    command = [
+        *_ARGUMENTS,
+        *("-m", str(megabytes), "-kernel", str(of.image), "-initrd", str(initramfs)),
+        *("-append", f"{_COMMAND_LINE} {command_line}", "-serial", f"file:{console}"),
+        *("-netdev", f"tap,id=net,ifname={tap},script=no,downscript=no"),
+        *("-device", f"virtio-net-pci,netdev=net,mac={mac},romfile="),
+        *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
+        *("-chardev", f"socket,id=port,path={port},server=on,wait=off"),
+        *("-device", "virtserialport,chardev=port,nr=1"),
+    ]
+    process = namespace.call(
+        lambda: subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    )
+    try:
+        with _connected(port, process) as sock:
+            yield Machine(process, console, sock)
+    finally:
+        process.kill()
+        process.communicate()
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _connected(path: Path, process: subprocess.Popen[bytes]) -> Iterator[socket.socket]:
+    deadline = time.monotonic() + 20
+    with socket.socket(socket.AF_UNIX) as sock:
+        while True:
+            try:
+                sock.connect(str(path))
+            except OSError:
+                if process.poll() is not None:
+                    said = process.communicate()[1].decode(errors="replace")
+                    raise AssertionError(f"QEMU did not start: {said}") from None
+                assert time.monotonic() < deadline, "QEMU did not open the guest's port"
+                time.sleep(0.02)
+            else:
+                break
+        yield sock

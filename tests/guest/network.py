@@ -1,0 +1,96 @@
+"""What is round the guest: a namespace that is its host, and one that stands for the internet.
+
+The guest is on a TAP device of the host's; a veth pair joins the two namespaces. The addresses are
+those of the tests' lab, the guest's as its sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft import lab, netns
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, INTERNET4, INTERNET6, Lab, ip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TAP: Final = "gw0"
+UPLINK: Final = "up0"
+UPLINK4: Final = "203.0.113.1"
+UPLINK6: Final = "2001:db8::1"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The names of the two namespaces."""
+
+    host: str
+    internet: str
+
+    @property
+    def host_namespace(self) -> netns.Namespace:
+        return netns.named(self.host)
+
+    @property
+    def internet_namespace(self) -> netns.Namespace:
+        return netns.named(self.internet)
+
+    @property
+    def lab(self) -> Lab:
+        """As who watches the gateway's side of a lab knows it; the sandbox is a machine."""
+        return Lab(sandbox="", gateway=self.host, sandbox_device="sb0", gateway_device=TAP)
+
+
+@contextlib.contextmanager
+def throwaway() -> Iterator[Network]:
+    """Make the two namespaces, and remove them at the end."""
+    token = secrets.token_hex(3)
+    network = Network(f"ocsf-nft-{token}-vmhost", f"ocsf-nft-{token}-inet")
+    with contextlib.ExitStack() as cleanup:
+        for name in (network.host, network.internet):
+            ip("netns", "add", name)
+            cleanup.callback(ip, "netns", "del", name)
+        for namespace in (network.host_namespace, network.internet_namespace):
+            namespace.call(lab._without_dad)
+        ip("-n", network.host, "tuntap", "add", "dev", TAP, "mode", "tap")
+        ip("-n", network.host, "link", "set", TAP, "address", GATEWAY_MAC)
+        ip("-n", network.host, "link", "add", UPLINK, "type", "veth", "peer",
+           "name", "inet0", "netns", network.internet)  # fmt: skip
+        lab._configure(network.host, TAP, f"{GATEWAY4}/24", f"{GATEWAY6}/64")
+        lab._configure(network.host, UPLINK, f"{UPLINK4}/24", f"{UPLINK6}/64")
+        lab._configure(network.internet, "inet0", f"{INTERNET4}/24", f"{INTERNET6}/64")
+        # The internet has no way back to the guest but through the host, were it to know of it.
+        ip("-n", network.internet, "route", "add", "default", "via", UPLINK4)
+        ip("-n", network.internet, "-6", "route", "add", "default", "via", UPLINK6)
+        yield network
+
+
+@contextlib.contextmanager
+def telling_peer(namespace: netns.Namespace, address: str, port: int) -> Iterator[None]:
+    """A TCP server that tells each client the address that it sees it under, until the end."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    def serve() -> socket.socket:
+        return socket.create_server((address, port), family=family)
+
+    with namespace.call(serve) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    client, peer = server.accept()
+                    with client, contextlib.suppress(OSError):
+                        client.sendall(peer[0].encode())
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(5)

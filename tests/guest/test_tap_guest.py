@@ -1,0 +1,226 @@
+"""A machine that got rid of the fence inside it, behind the one that its host puts round it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from ocsf_nft.lab import INTERNET4, INTERNET6, ip
+from tests.guest import machine, network
+from tests.guest.conftest import OWN_INIT, refusals
+from tests.kernel import command, conftest, tap
+from tests.kernel.packets import PAYLOAD
+from tests.kernel.vm_escapes import FORBIDDEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.guest.kernel import Kernel
+    from tests.guest.machine import Machine
+    from tests.kernel.vm_escapes import Forbidden
+
+pytestmark = pytest.mark.kernel
+
+_BOOT_SECONDS = 300
+_NAME = "vm-7"
+_WEB = 443
+#: What a host has before: its own firewall, and somebody's published port.
+_BEFORE = f"""
+table ip published {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat;
+        ip daddr {tap.GATEWAY4} tcp dport 8080 dnat to {INTERNET4}:80
+        ip daddr 10.96.0.1 tcp dport 443 dnat to {INTERNET4}:443
+    }}
+}}
+table inet firewall {{
+    chain input {{
+        type filter hook input priority filter; policy accept;
+        tcp dport 25 counter drop
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A guest, its host, and where the host's run writes."""
+
+    guest: Machine
+    site: tap.Site
+    options: tuple[str, ...]
+    output: Path
+    running: command.Running
+    #: The host's ruleset and settings before there was a fence.
+    before: tuple[str, dict[str, str]]
+
+    def events(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.output.read_bytes().splitlines()]
+
+    def refused(self, rule: str) -> int:
+        """The kernel's own total."""
+        listed = orjson.loads(conftest.nft(self.site.host, "-j", "list", "counters"))
+        return sum(
+            entry["counter"]["packets"]
+            for entry in listed["nftables"]
+            if "counter" in entry and entry["counter"]["name"] == f"refused_{rule}"
+        )
+
+
+@pytest.fixture(scope="module")
+def behind(
+    guest_kernel: Kernel, initramfs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Behind]:
+    folder = tmp_path_factory.mktemp("host")
+    output = folder / "events.jsonl"
+    with contextlib.ExitStack() as stack:
+        site = stack.enter_context(tap.site())
+        _plug(site)
+        for address in (tap.GATEWAY4, tap.GATEWAY6, tap.UPLINK4, tap.UPLINK6):
+            stack.enter_context(network.telling_peer(site.host, address, tap.PORT))
+        for address in (INTERNET4, INTERNET6):
+            stack.enter_context(network.telling_peer(site.internet, address, _WEB))
+        before = _state(site)
+        named = (
+            "--sandbox",
+            _NAME,
+            "--netns",
+            site.host_name,
+            "--state-dir",
+            str(folder / "state"),
+        )
+        subnets = tuple(word for subnet in tap.SUBNETS for word in ("--subnet", subnet))
+        fenced = command.run(
+            *("install", *named, "--profile", "tap", "--device", tap.DEVICE, *subnets),
+            *("--gateway-port", str(tap.PORT)),
+        )
+        assert fenced.code == 0, fenced.stderr
+        running = stack.enter_context(command.running(*named, "--output", str(output)))
+        guest = stack.enter_context(
+            machine.running(
+                guest_kernel,
+                initramfs,
+                site.host,
+                tap=tap.DEVICE,
+                mac=tap.VM_MAC.hex(":"),
+                command_line=f"{OWN_INIT} guest_test.net={tap.VM4}/29,{tap.GATEWAY4} "
+                f"guest_test.net={tap.VM6}/64,{tap.GATEWAY6}",
+            )
+        )
+        guest.greet(_BOOT_SECONDS)
+        guest.ask("listen")
+        yield Behind(guest, site, named, output, running, before)
+
+
+def _plug(site: tap.Site) -> None:
+    """A TAP device with the gateway's addresses, and an internet that knows the way to it."""
+    ip("-n", site.host_name, "tuntap", "add", "dev", tap.DEVICE, "mode", "tap")
+    ip("-n", site.host_name, "link", "set", tap.DEVICE, "address", tap.HOST_MAC.hex(":"))
+    tap._up(site.host_name, tap.DEVICE, *tap.SUBNETS)
+    for subnet, gateway in (("172.16.7.0/29", tap.UPLINK4), ("fd00:7::/64", tap.UPLINK6)):
+        version = "-6" if ":" in subnet else "-4"
+        ip("-n", site.internet_name, version, "route", "add", subnet, "via", gateway)
+    conftest.load(site.host, _BEFORE)
+
+
+def _state(site: tap.Site) -> tuple[str, dict[str, str]]:
+    return conftest.nft(site.host, "-a", "-s", "list", "ruleset"), tap.settings(site.host)
+
+
+def _until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "seen_as"),
+    [
+        (tap.GATEWAY4, tap.PORT, tap.VM4),
+        (tap.GATEWAY6, tap.PORT, tap.VM6),
+        (INTERNET4, _WEB, tap.UPLINK4),
+        (INTERNET6, _WEB, tap.UPLINK6),
+    ],
+    ids=["gateway", "gateway over IPv6", "internet", "internet over IPv6"],
+)
+def test_it_gets_to_the_gateway_and_through_nat(
+    behind: Behind, address: str, port: int, seen_as: str
+) -> None:
+    assert behind.guest.ask("talk", address, port) == seen_as
+
+
+@pytest.mark.parametrize(
+    ("address", "port"),
+    [
+        (tap.UPLINK4, tap.PORT),
+        (tap.UPLINK6, tap.PORT),
+        (tap.GATEWAY4, 22),
+        ("169.254.169.254", 80),
+    ],
+)
+def test_an_ordinary_program_gets_nowhere_else(behind: Behind, address: str, port: int) -> None:
+    assert behind.guest.ask("talk", address, port, 0.5) == "TimeoutError"
+    _until(lambda: _told(behind, address, port), f"{address}:{port} was not told")
+
+
+def _told(behind: Behind, address: str, port: int) -> bool:
+    ends = [event.get("dst_endpoint", {}) for event in behind.events()]
+    return any((end.get("ip"), end.get("port")) == (address, port) for end in ends)
+
+
+@pytest.mark.parametrize("what", FORBIDDEN, ids=lambda what: f"{what.rule}: {what.name}")
+def test_what_it_has_no_business_sending_is_refused(behind: Behind, what: Forbidden) -> None:
+    before = behind.refused(what.rule)
+    if what.is_from_outside:
+        behind.site.internet.call(lambda: _from_outside(what.sent))
+    else:
+        behind.guest.ask("frame", what.sent.hex())
+    _until(lambda: behind.refused(what.rule) > before, "it was not refused")
+
+
+def _from_outside(packet: bytes) -> None:
+    is_ip4 = packet[0] >> 4 == 4
+    with socket.socket(
+        socket.AF_INET if is_ip4 else socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW
+    ) as sock:
+        sock.sendto(packet, (tap.VM4 if is_ip4 else tap.VM6, 0))
+
+
+def test_all_of_it_is_told_of_the_machine(
+    behind: Behind, judge: Callable[[Any], list[str]]
+) -> None:
+    wanted = {(what.rule, what.protocol) for what in FORBIDDEN}
+    with contextlib.suppress(AssertionError):
+        _until(lambda: wanted <= refusals(behind.events()), "see below")
+    assert wanted - refusals(behind.events()) == set(), [
+        (event["message"], event["unmapped"]) for event in behind.events()
+    ]
+    events = behind.events()
+    faults = {event["message"]: judge(event) for event in events}
+    assert not any(faults.values()), faults
+    refused = [event for event in events if event["class_uid"] == 4001]
+    assert {event["unmapped"]["sandbox"] for event in refused} == {_NAME}
+    _until(lambda: command.run("status", *behind.options[:2], *behind.options[4:]).code == 0,
+           "the account did not close")  # fmt: skip
+
+
+def test_nothing_came_to_it_that_it_had_not_asked_for(behind: Behind) -> None:
+    assert not [content for content in behind.guest.ask("heard") if PAYLOAD.hex() in content]
+
+
+def test_after_removal_the_host_is_as_before_byte_for_byte(behind: Behind) -> None:
+    assert behind.running.stop(signal.SIGTERM)[0] == 0
+    assert _state(behind.site) != behind.before
+    assert command.run("remove", *behind.options).code == 0
+    ruleset, settings = _state(behind.site)
+    assert ruleset == behind.before[0]
+    assert settings == behind.before[1]
