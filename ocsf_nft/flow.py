@@ -189,6 +189,23 @@ def keys(record: Record) -> tuple[Key, ...]:
     return exact, *coarser(exact)
 
 
+def lacks_port(record: Record) -> bool:
+    """Whether the kernel may have counted a packet by a port that its record doesn't tell.
+
+    It reads a port wherever there are four bytes, and logs one where the header is whole.
+    """
+    return (
+        record.protocol in _WITH_PORTS
+        and record.destination_port is None
+        and not record.details.keys() & _FRAGMENT
+    )
+
+
+def without_port(key: Key) -> Key:
+    """The key that all ports of a destination have in common."""
+    return key if key.kind == "others" else Key(key.kind, key.data[:-4] + bytes(4))
+
+
 def user_of(key: Key) -> int:
     """The user that a key is of; 4294967295 for nobody."""
     (uid,) = _UID.unpack_from(key.data)

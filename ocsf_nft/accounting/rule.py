@@ -88,7 +88,7 @@ class RuleAccount:
         """Take in what the kernel logged; the attempt if it is the first of one."""
         self.received += 1
         key = keys(record)[0]
-        telling = self._tellings.get(key)
+        telling = self._tellings.of(key, record)
         if telling is not None:
             telling.logged(record)
             return None

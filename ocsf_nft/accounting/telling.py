@@ -10,7 +10,7 @@ from ocsf_nft.accounting.opened import OpenStreak
 from ocsf_nft.accounting.quota import Quota
 from ocsf_nft.accounting.schedule import OVER_NS, Schedule
 from ocsf_nft.attempt import Merged
-from ocsf_nft.flow import flow
+from ocsf_nft.flow import flow, lacks_port, without_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,6 +117,17 @@ class Tellings(dict["Key", Telling]):
         self._quota = Quota()
         #: What is told by itself because of its destination alone, and by whom.
         self._by_right: dict[Key, int | None] = {}
+        #: The latest of those that differ in the port alone.
+        self._by_destination: dict[Key, Key] = {}
+
+    def of(self, key: Key, record: Record) -> Telling | None:
+        """What a record with this key is of, None where that is not told by itself.
+
+        Where it lacks the port, another one's to the same destination: its packet may have been
+        counted there, and told by now.
+        """
+        there = self._by_destination.get(key) if lacks_port(record) else None
+        return self.get(key) or (None if there is None else self[there])
 
     def take(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
         """Whether one more flow of a user is told by itself, and not with its others."""
@@ -133,15 +144,19 @@ class Tellings(dict["Key", Telling]):
         """Tell no more of a flow."""
         super().__delitem__(key)
         self._by_right.pop(key, None)
+        if self._by_destination.get(without_port(key)) == key:
+            del self._by_destination[without_port(key)]
 
     def begin(self, key: Key, now_ns: int, record: Record | None = None) -> Telling:
         """Tell of a flow by itself from now on."""
         telling = self[key] = Telling(key, now_ns, record)
+        self._by_destination[without_port(key)] = key
         return telling
 
     def resume(self, opened: OpenStreak) -> None:
         """Go on with a streak that was told of before a restart: more of it is told at once."""
         telling = self[opened.key] = Telling(opened.key, record=opened.end.record)
+        self._by_destination[without_port(opened.key)] = opened.key
         telling.is_new = False
         telling.end = opened.end
 

@@ -36,6 +36,7 @@ _MODULES: Final = {
     "type nat hook": "nft_chain_nat with nf_nat",
     "rtclassid": "CONFIG_IP_ROUTE_CLASSID",
     "reject": "nft_reject_inet",
+    "limit rate": "nft_limit",
     "type filter hook egress": "netdev egress hooks (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
     "type filter hook ingress": "netdev ingress hooks (CONFIG_NETFILTER_INGRESS)",
     "table": "nf_tables",

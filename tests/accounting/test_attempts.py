@@ -10,12 +10,11 @@ import pytest
 from ocsf_nft.accounting.gravity import Gravity
 from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.flow import Key, keys
-from tests.accounting.kernel_model import RULE
+from tests.accounting.kernel_model import RULE, Packet
 from tests.accounting.reading import NOW, SECOND, attempts, key, observe, reading, record, tcp
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt
-    from tests.accounting.kernel_model import Packet
 
 METADATA = "169.254.169.254"
 
@@ -46,6 +45,29 @@ def test_the_first_record_is_told_at_once_and_not_again_when_it_is_counted(ledge
     assert (told.packets, told.record.origin.transport) == (1, "nflog")
     observe(ledger, reading({key(tcp()): 1}, NOW + SECOND))
     assert _due(ledger, 1, closing=True) == []
+
+
+def test_a_record_without_its_port_is_not_told_besides_what_was_counted_with_it(
+    ledger: Ledger,
+) -> None:
+    """The kernel reads a port where there are four bytes, and logs one of a whole header."""
+    counted = Packet(uid=0, protocol=132, destination="192.0.2.1", port=28769)
+    observe(ledger, reading({key(counted): 1}, NOW + SECOND))
+    assert [each.packets for each in _due(ledger, 3)] == [1]
+    assert _record(ledger, dataclasses.replace(counted, port=None), at_ns=NOW) is None
+    for second in (2, 3):
+        observe(ledger, reading({key(counted): 1}, NOW + second * SECOND))
+    assert _due(ledger, 4, closing=True) == []
+    (balance,) = ledger.balances()
+    assert (balance.reported, balance.imbalance) == (1, 0)
+
+
+def test_a_record_without_its_port_that_comes_first_is_told_once(ledger: Ledger) -> None:
+    counted = Packet(uid=0, protocol=132, destination="192.0.2.1", port=28769)
+    assert _record(ledger, dataclasses.replace(counted, port=None)) is not None
+    for second in (1, 2, 3):
+        observe(ledger, reading({key(counted): 1}, NOW + second * SECOND))
+    assert _due(ledger, 4, closing=True) == []
 
 
 def test_a_flow_that_goes_on_is_told_at_growing_intervals(ledger: Ledger) -> None:
