@@ -72,15 +72,6 @@ def test_a_connection_is_refused_by_a_reset(guest: Machine, address: str) -> Non
     assert guest.ask("talk", address, 443) == "ConnectionRefusedError"
 
 
-def test_the_account_of_what_was_refused_closes(guest: Machine) -> None:
-    # It may have told a packet of what goes on while it looks, that it has not counted yet.
-    for _ in range(5):
-        told = guest.ask("shell", "ocsf-nft", "status", "--sandbox", "vm-7")
-        if told["code"] == 0:
-            return
-    raise AssertionError(told["stderr"])
-
-
 def test_every_way_round_the_usual_ruleset_is_refused_and_told(
     guest: Machine, far: FarSide, judge: Callable[[Any], list[str]]
 ) -> None:
@@ -101,6 +92,15 @@ def test_every_way_round_the_usual_ruleset_is_refused_and_told(
     faults = {event["message"]: judge(event) for event in events}
     assert not any(faults.values()), faults
     assert {event["metadata"]["product"]["name"] for event in events} == {"ocsf-nft"}
+
+
+def test_the_account_of_what_was_refused_closes(guest: Machine) -> None:
+    # It may have told a packet of what goes on while it looks, that it has not counted yet.
+    for _ in range(5):
+        told = guest.ask("shell", "ocsf-nft", "status", "--sandbox", "vm-7")
+        if told["code"] == 0:
+            return
+    raise AssertionError(told["stderr"])
 
 
 def test_what_reports_is_started_again_and_the_fence_stays(guest: Machine) -> None:
