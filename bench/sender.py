@@ -8,6 +8,7 @@ It needs nothing but the standard library, so that it starts at once.
 highest on to the first of the next address.
 ``paced ADDRESS PORT RATE TIMES``: UDP at so many a second, each to the next port; the moment before
 each one left, CLOCK_MONOTONIC in nanoseconds.
+``frames LINK ETHERTYPE SECONDS``: AF_PACKET frames through a link, once it is there.
 """
 
 from __future__ import annotations
@@ -85,6 +86,19 @@ def paced(address: str, port: int, rate: int, times: int) -> list[int]:
     return left
 
 
+def frames(link: str, ethertype: int, seconds: float) -> int:
+    """Send until the time is over; how many the kernel took."""
+    sent = 0
+    end = time.monotonic() + seconds
+    frame = b"\xff" * 6 + b"\x02" + bytes(5) + ethertype.to_bytes(2, "big") + bytes(46)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                sock.sendto(frame, (link, ethertype))
+                sent += 1
+    return sent
+
+
 def main(work: str, address: str, port: str, *more: str) -> None:
     """Do what the command line says."""
     gc.disable()
@@ -95,6 +109,8 @@ def main(work: str, address: str, port: str, *more: str) -> None:
         done = flood(address, int(port), float(more[0]))
     elif work == "scatter":
         done = scatter(address, int(port), float(more[0]))
+    elif work == "frames":
+        done = frames(address, int(port), float(more[0]))
     else:
         done = paced(address, int(port), int(more[0]), int(more[1]))
     json.dump(done, sys.stdout)

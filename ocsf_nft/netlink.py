@@ -66,22 +66,25 @@ def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 class Message(NamedTuple):
-    """A message with what its header says: whose answer it is, and how good."""
+    """A message with what its header says: whose answer it is, how good, whose doing it tells."""
 
     kind: int
     flags: int
     sequence: int
+    port: int
     payload: memoryview
 
 
 def headed(datagram: memoryview) -> Iterator[Message]:
-    """The messages in a datagram as :func:`messages` finds them, with flags and sequence."""
+    """The messages in a datagram as :func:`messages` finds them, with all of their headers."""
     offset, end = 0, len(datagram)
     while offset + _HEADER.size <= end:
-        length, kind, flags, sequence, _port = _HEADER.unpack_from(datagram, offset)
+        length, kind, flags, sequence, port = _HEADER.unpack_from(datagram, offset)
         if length < _HEADER.size or offset + length > end:
             return
-        yield Message(kind, flags, sequence, datagram[offset + _HEADER.size : offset + length])
+        yield Message(
+            kind, flags, sequence, port, datagram[offset + _HEADER.size : offset + length]
+        )
         offset += length + (-length % 4)
 
 

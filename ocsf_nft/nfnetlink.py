@@ -1,8 +1,8 @@
-"""Ask nf_tables over a socket that is kept open: one thing, or a list of things.
+"""Talk to nf_tables over a socket that is kept open: ask, change, be told of changes.
 
 Messages are those of ``include/uapi/linux/netfilter/nfnetlink.h``: netlink messages whose payload
-begins with a family, a version and a resource id. Asking needs CAP_NET_ADMIN over the socket's
-namespace, which is the one that it was opened in.
+begins with a family, a version and a resource id. All of it needs CAP_NET_ADMIN over the
+socket's namespace, which is the one that it was opened in.
 """
 
 from __future__ import annotations
@@ -10,18 +10,28 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ocsf_nft import netlink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 NFPROTO_INET: Final = 1
 NFPROTO_NETDEV: Final = 5
 
-_SUBSYSTEM_NFTABLES: Final = 10 << 8
+SUBSYSTEM: Final = 10 << 8
+NFNL_MSG_BATCH_BEGIN: Final = 16
+NFNL_MSG_BATCH_END: Final = 17
 _NFT_MSG_GETGEN: Final = 16
+_NFTA_GEN_ID: Final = 1
+_NFNLGRP_NFTABLES: Final = 7
+_SOL_NETLINK: Final = 270
+_NETLINK_ADD_MEMBERSHIP: Final = 1
+_SO_RCVBUFFORCE: Final = 33
+#: Not more: what is told of a transaction of a million rules needn't be read to its end.
+_NOTICE_BYTES: Final = 1 << 20
+_BATCH: Final = struct.pack("!BBH", 0, 0, 10)  # the resource id is the subsystem
 _HEADER: Final = struct.Struct("!BBH")  # family, version, resource id
 _ERROR: Final = struct.Struct("=i")
 #: include/uapi/asm-generic/socket.h; Linux 5.14.
@@ -34,6 +44,14 @@ _TIMEOUT_SECONDS: Final = 5.0
 
 class InterruptedDumpError(Exception):
     """The kernel says of a list that it told that it changed meanwhile."""
+
+
+class Statement(NamedTuple):
+    """One message of a transaction: its type in the subsystem, flags, header and attributes."""
+
+    kind: int
+    flags: int
+    payload: bytes
 
 
 class Nftables:
@@ -56,6 +74,8 @@ class Nftables:
             self._socket.connect((0, 0))
             self._socket.settimeout(_TIMEOUT_SECONDS)
             self.cookie = self._read_cookie()
+            #: What the kernel calls this socket where it tells of changes that came by it.
+            self.port: int = self._socket.getsockname()[0]
             # nf_tables may be missing, or the privilege: better known at once.
             self.ask(_NFT_MSG_GETGEN, 0, b"")
         except BaseException:
@@ -105,6 +125,41 @@ class Nftables:
                     return
                 yield answer.payload[_HEADER.size :]
 
+    def generation(self) -> int:
+        """The number of the ruleset that stands now; each transaction makes it one more."""
+        return int.from_bytes(self.ask(_NFT_MSG_GETGEN, 0, b"")[_NFTA_GEN_ID], "big")
+
+    def commit(self, statements: Sequence[Statement]) -> None:
+        """Do all of the statements or none, in one transaction.
+
+        Raises OSError with the kernel's word on the first that it refused.
+        """
+        first = self._sequence + 1
+        messages = [netlink.message(NFNL_MSG_BATCH_BEGIN, netlink.NLM_F_REQUEST, _BATCH, first)]
+        for number, (kind, flags, payload) in enumerate(statements, first + 1):
+            # What is refused is told anyway, in order; the last is told to be done as well.
+            wanted = netlink.NLM_F_ACK if number == first + len(statements) else 0
+            asked = flags | netlink.NLM_F_REQUEST | wanted
+            messages.append(netlink.message(SUBSYSTEM | kind, asked, payload, number))
+        last = first + len(statements)
+        end = netlink.message(NFNL_MSG_BATCH_END, netlink.NLM_F_REQUEST, _BATCH, last + 1)
+        self._sequence = last + 1
+        self._socket.send(b"".join((*messages, end)))
+        refusal: OSError | None = None
+        while True:
+            length = self._socket.recv_into(self._buffer)
+            for message in netlink.headed(self._buffer[:length]):
+                if message.kind != netlink.NLMSG_ERROR or not first <= message.sequence <= last:
+                    continue
+                try:
+                    _raise_for_error(message.payload)
+                except OSError as error:
+                    refusal = refusal or error
+                if message.sequence == last or (refusal and message.sequence == first):
+                    if refusal is not None:
+                        raise refusal
+                    return
+
     def _read_cookie(self) -> int:
         """The number that the kernel gives a namespace, and no other until it starts again."""
         raw = self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size)
@@ -114,9 +169,7 @@ class Nftables:
     def _send(self, kind: int, flags: int, family: int, attributes: bytes) -> None:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         payload = _HEADER.pack(family, 0, 0) + attributes
-        self._socket.send(
-            netlink.message(_SUBSYSTEM_NFTABLES | kind, flags, payload, self._sequence)
-        )
+        self._socket.send(netlink.message(SUBSYSTEM | kind, flags, payload, self._sequence))
 
     def _answers(self) -> Iterator[netlink.Message]:
         """What the next datagram has to say to the last question."""
@@ -126,6 +179,27 @@ class Nftables:
         for message in netlink.headed(self._buffer[:length]):
             if message.sequence == self._sequence:
                 yield message
+
+
+def subscribe() -> socket.socket:
+    """A non-blocking socket that is told of each change to the tables of the thread's namespace.
+
+    Whoever has CAP_NET_ADMIN over the namespace can send to it as well: the kernel's port is 0.
+    Raises OSError.
+    """
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
+    try:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _NOTICE_BYTES)
+        except PermissionError:  # in a user namespace: as much as everybody may have
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NOTICE_BYTES)
+        sock.bind((0, 0))  # a socket without a port is told nothing
+        sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _raise_for_error(payload: memoryview) -> None:

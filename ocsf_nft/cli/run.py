@@ -70,14 +70,25 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         bool,
         typer.Option("--install", help="Fence first; remove at exit what was not there before."),
     ] = False,
+    self_heal: Annotated[
+        bool,
+        typer.Option(
+            "--self-heal/--no-self-heal",
+            help="Put the fence back at once when others alter it, or only tell of it.",
+        ),
+    ] = True,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
 ) -> None:
     """Watch fenced sandboxes and write an event for each packet refused.
 
     A file may name a host_log as well: what this host's other firewalls log becomes events too.
 
+    A fence that others alter, or flush, is put back at once, and told of. When that is fought over
+    (10 times in a minute) it rests for a minute, and says so.
+
     Ctrl-C, SIGTERM and SIGHUP: what the kernel has logged by then is delivered, then exit 0. A
-    second Ctrl-C or SIGTERM ends it at once, exit 3. On a failure the fence stays.
+    second Ctrl-C or SIGTERM ends it at once, exit 3. On a failure the fence stays. Exit
+    1: a fence was fought over, and does not stand at the end.
 
     Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), CAP_SYS_ADMIN to enter another one,
     CAP_SYS_PTRACE to find that of another user's process, CAP_SYSLOG for the kernel log; drops
@@ -126,6 +137,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
                 "group": group,
                 "source": source,
                 "install": install,
+                "self_heal": self_heal,
             },
             output=output,
             ocsf_version=ocsf_version,
@@ -134,6 +146,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     else:
         raise UsageError("name what to watch: --config FILE, or --sandbox NAME")
 
+    if any(each.self_heal for each in wanted.sandbox):
+        privileges.go_first()
     privileges.keep_only(service.capabilities(wanted))
 
     def ready() -> None:
@@ -152,6 +166,11 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     )
     # A reader that is not there must not keep a run that was told to stop from ending.
     write_stderr_at_once(f"{_summary(counts)}\n".encode())
+    if counts.fallen:
+        fallen = ", ".join(counts.fallen)
+        sentence = f"ocsf-nft: given up, and does not stand: the fence of {fallen}\n"
+        write_stderr_at_once(sentence.encode())
+        raise typer.Exit(1)
 
 
 async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> Counts:

@@ -60,7 +60,8 @@ class SandboxConfig(Table):
     with neither it is the one that this process lives in. Of a VM it is its host's. ``transport``
     is how the fence logs, ``source`` where its records are read from; ``auto`` takes the best that
     there is. ``proxy_uid`` are the proxy's users where it lives in the same namespace; ``device``,
-    ``subnet`` (the gateway's address in it), ``gateway_port`` and ``mac`` are a VM's.
+    ``subnet`` (the gateway's address in it), ``gateway_port`` and ``mac`` are a VM's. Without
+    ``self_heal`` a fence that others alter is told of, and not put back.
     """
 
     name: Annotated[str, checked(values.sandbox_name)]
@@ -80,6 +81,7 @@ class SandboxConfig(Table):
     transport: Literal["auto", "nflog", "kmsg", "none"] = "auto"
     source: SourceName = "auto"
     install: bool = False
+    self_heal: bool = True
     container: ContainerConfig | None = None
 
     @property

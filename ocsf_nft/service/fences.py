@@ -1,46 +1,41 @@
-"""The fences of a run: stand them up or find them standing, watch over them, take them away."""
+"""The fences of a run: stand them up or find them standing, look at them, tell of them."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import structlog
-
-from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, SourceError
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
 from ocsf_nft.fence import facts, installer
-from ocsf_nft.fence.watch import Watch
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
-from ocsf_nft.ocsf.notices import FenceState, fence_state
-from ocsf_nft.service.to_its_end import to_its_end
+from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state
 
 if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.installer import Verification
     from ocsf_nft.fence.spec import LogTransport
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
     from ocsf_nft.process import Container
-    from ocsf_nft.service.reporter import Reporter
-
-_log = structlog.get_logger()
-
-_GONE_ALREADY: Final = "somebody else had removed it before this run did"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
     """A fence, how it stands, and why it isn't ``STANDING`` where it isn't.
 
-    ``is_ours``: this run put it where none stood, and takes it away.
+    ``is_ours``: this run put it where none stood, and takes it away; else ``before`` is how the one
+    stood that was there. ``tampering`` is what was found to have been done to the same fence, and
+    is put right.
     """
 
     installed: Installed
     state: FenceState
     is_ours: bool
+    before: FenceState = FenceState.STANDING
     reason: str | None = None
+    tampering: Tampering | None = None
 
 
 def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
@@ -52,12 +47,16 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
         stood = installer.stands(namespace, sandbox.device)
+        before = _on_record(sandbox.name, state)
+        found = _verified(sandbox.name, state)
         installed = installer.install(sandbox.spec(), namespace, state, wanted_transport(sandbox))
         return Fence(
             installed=installed,
-            state=_state(installed),
+            state=state_of(installed),
             is_ours=not stood,
+            before=before,
             reason=installed.degraded,
+            tampering=_tampering(found, installed),
         )
     found = installer.verify(sandbox.name, state, sandbox.namespace, sandbox.device)
     if found.verdict == "absent":
@@ -67,17 +66,72 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     if found.installed is None:
         raise FenceError(f"{found.difference}: install it again, or name the right --state-dir")
     if found.verdict == "differs":
-        return Fence(
-            installed=found.installed,
-            state=FenceState.ALTERED,
-            is_ours=False,
-            reason=f"it is not as it was installed: {found.difference}",
-        )
+        return _altered(found.installed, found.difference)
+    return _found(found.installed)
+
+
+def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
+    try:
+        return installer.verify(sandbox, state)
+    except OcsfNftError:  # it is about to be installed anew, which says what is wrong
+        return None
+
+
+def _tampering(found: Verification | None, installed: Installed) -> Tampering | None:
+    """What was done to a fence that has been installed once more, as it was on record."""
+    if found is None or found.installed is None or found.verdict == "as installed":
+        return None
+    was = found.installed
+    if (was.identity, was.policy) != (installed.identity, installed.policy):
+        return None
+    return Tampering(changes=found.difference or "it was gone")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How a fence stands; ``was_renewed``: it was not as installed until now, by ``difference``."""
+
+    fence: Fence
+    was_renewed: bool = False
+    difference: str = ""
+
+
+def look(sandbox: str, state: StateDirectory, *, heals: bool) -> Look | None:
+    """How a fence on record stands, which is put back first where it ``heals``; blocks.
+
+    None where it is on record no longer: it was removed. Raises AbsentError where it is gone and
+    not put back, and what :func:`installer.renew` does.
+    """
+    found = installer.verify(sandbox, state)
+    if found.installed is None:
+        return None
+    if found.verdict == "as installed":
+        return Look(fence=_found(found.installed))
+    if heals:
+        renewed = installer.renew(sandbox, state)
+        if renewed is None:
+            return None
+        difference = found.difference or "it was gone"
+        return Look(fence=_found(renewed), was_renewed=True, difference=difference)
+    if found.verdict == "absent":
+        raise AbsentError(f"no fence of sandbox {sandbox} stands: `ocsf-nft install` one")
+    return Look(fence=_altered(found.installed, found.difference))
+
+
+def _found(installed: Installed) -> Fence:
+    """A fence that stood as it was installed."""
+    state = state_of(installed)
     return Fence(
-        installed=found.installed,
-        state=_state(found.installed),
+        installed=installed, state=state, is_ours=False, before=state, reason=installed.degraded
+    )
+
+
+def _altered(installed: Installed, difference: str) -> Fence:
+    return Fence(
+        installed=installed,
+        state=FenceState.ALTERED,
         is_ours=False,
-        reason=found.installed.degraded,
+        reason=f"it is not as it was installed: {difference}",
     )
 
 
@@ -90,13 +144,15 @@ def wanted_transport(sandbox: SandboxConfig) -> LogTransport | None:
 
 def context(installed: Installed, host: Host | None, container: Container | None = None) -> Context:
     """What a mapper knows about a sandbox; ``container`` is what it is, if it is one."""
+    is_pod = installed.spec.profile == "sidecar"
     return Context(
         host=host,
         container=container,
         proxies=tuple(
             Proxy(address=proxy.address, port=proxy.port) for proxy in installed.spec.proxies
         ),
-        uplinks=frozenset(installed.around.uplinks),
+        # The proxy in a pod may use any link, so none tells what goes out from what comes in.
+        uplinks=frozenset(() if is_pod else installed.around.uplinks),
         rules={
             fact.name: RuleFacts(
                 family=fact.family,
@@ -110,13 +166,15 @@ def context(installed: Installed, host: Host | None, container: Container | None
     )
 
 
-def state_event(
+def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the call
     installed: Installed,
     host: Host | None,
     *,
     before: FenceState,
     after: FenceState,
     reason: str | None = None,
+    tampering: Tampering | None = None,
+    is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """The event of what became of a fence, now. ``before`` is what was last told of it."""
     return fence_state(
@@ -128,123 +186,62 @@ def state_event(
         tables=sorted(installed.listings),
         transport=installed.transport,
         reason=reason,
+        tampering=tampering,
+        is_regular=is_regular,
     )
 
 
 def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
     """The event of a fence that was put up, or found, now."""
+    reason = fence.reason
+    if fence.tampering is not None:
+        put_back = f"it was altered or gone, and has been put back: {fence.tampering.changes}"
+        reason = put_back if reason is None else f"{put_back}; {reason}"
     return state_event(
         fence.installed,
         host,
-        before=FenceState.ABSENT if fence.is_ours else FenceState.STANDING,
+        before=FenceState.ABSENT if fence.is_ours else fence.before,
         after=fence.state,
-        reason=fence.reason,
+        reason=reason,
+        tampering=fence.tampering,
     )
 
 
-class Watched:
-    """A fence under watch, and what was last told of it: each event begins where one ended."""
-
-    def __init__(
-        self, sandbox: SandboxConfig, fence: Fence, state: StateDirectory, reporter: Reporter
-    ) -> None:
-        self._sandbox = sandbox
-        self._fence = fence
-        self._state = state
-        self._reporter = reporter
-        self._installed = fence.installed
-        self._told = (fence.state, fence.reason)
-
-    async def announce(self) -> None:
-        """Tell of a fence that this run put up, or that is not as it should be."""
-        fence, name = self._fence, self._sandbox.name
-        self._know(fence.installed)
-        if fence.is_ours or fence.reason is not None:
-            await self._reporter.emit(first_event(fence, self._reporter.host))
-        if fence.reason is not None:
-            _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
-        elif fence.installed.transport == "none":
-            _log.warning("fence without log rules, as asked for", sandbox=name)
-
-    async def watch(self) -> None:
-        """Keep the fence as it was installed, and cover interfaces that appear later.
-
-        With ``install`` it is renewed; without, it is reported that it is not as it was. A failure
-        is reported once, and the watch goes on. Raises SourceError when the fence stands in another
-        namespace by the same name now.
-        """
-        async with Watch(self._installed.namespace) as surroundings:
-            async for _ in surroundings.changes():
-                await to_its_end(self._look())
-
-    async def take_away(self) -> bool:
-        """Remove the fence if this run put it up, and tell of it; whether it did.
-
-        Raises what :func:`installer.remove` does, but for a fence that is gone already: that is
-        told.
-        """
-        if self._fence.is_ours:
-            was_there = await asyncio.to_thread(_remove, self._installed, self._state)
-            await self._emit(FenceState.ABSENT, None if was_there else _GONE_ALREADY)
-        return self._fence.is_ours
-
-    async def _look(self) -> None:
-        """Look at the fence, and tell what became of it since it was last told of."""
-        try:
-            now = await asyncio.to_thread(stand, self._sandbox, self._state)
-        except OcsfNftError as error:
-            after = FenceState.ABSENT if isinstance(error, AbsentError) else FenceState.ALTERED
-            if self._told != (after, str(error)):
-                await self._tell(after, str(error))
-                self._told = (after, str(error))
-            return
-        news = _news(self._installed, now.installed)
-        is_elsewhere = now.installed.identity != self._installed.identity
-        self._installed = now.installed
-        if news is not None or self._told != (now.state, now.reason):
-            self._know(now.installed)
-            await self._tell(now.state, now.reason or news)
-            self._told = (now.state, now.reason)
-        if is_elsewhere:
-            raise SourceError(
-                f"the namespace of sandbox {self._sandbox.name} was made anew, and what is logged "
-                "and counted there is not read by this run: start it again"
-            )
-
-    def _know(self, installed: Installed) -> None:
-        known = context(installed, self._reporter.host, self._sandbox.is_container)
-        self._reporter.know(self._sandbox.name, known)
-
-    async def _tell(self, after: FenceState, reason: str | None) -> None:
-        # The event first: standard error may be a pipe that nobody reads.
-        await self._emit(after, reason)
-        _log.warning("fence changed", sandbox=self._sandbox.name, state=after.value, reason=reason)
-
-    async def _emit(self, after: FenceState, reason: str | None) -> None:
-        before, _ = self._told
-        host = self._reporter.host
-        await self._reporter.emit(
-            state_event(self._installed, host, before=before, after=after, reason=reason)
-        )
+def state_of(installed: Installed) -> FenceState:
+    """How a fence stands that is as it was installed."""
+    is_well = installed.degraded is None
+    if installed.spec.is_permissive:
+        return FenceState.PERMISSIVE if is_well else FenceState.PERMISSIVE_DEGRADED
+    return FenceState.STANDING if is_well else FenceState.DEGRADED
 
 
-def _state(installed: Installed) -> FenceState:
-    return FenceState.STANDING if installed.degraded is None else FenceState.DEGRADED
-
-
-def _news(seen: Installed, now: Installed) -> str | None:
-    """What is to be told of a fence that was renewed; None when it was not."""
-    if now.around != seen.around:
-        return f"its links changed; fenced are: {', '.join(now.around.links)}"
-    return None if now == seen else "it was altered or gone, and has been put back"
-
-
-def _remove(installed: Installed, state: StateDirectory) -> bool:
-    """Remove a fence; whether there was one to remove."""
-    sandbox, namespace = installed.spec.sandbox, installed.namespace
+def _on_record(sandbox: str, state: StateDirectory) -> FenceState:
+    """How a fence stands by its record, if it has one that can be read."""
     try:
-        verdict = installer.verify(sandbox, state, namespace).verdict
-        installer.remove(sandbox, state, namespace)
-    except AbsentError:
-        return False
-    return verdict != "absent"
+        installed = state.read(sandbox)
+    except FenceError:  # damaged: it is about to be put on record anew
+        installed = None
+    return FenceState.STANDING if installed is None else state_of(installed)
+
+
+def has_moved(seen: Installed, look: Look) -> bool:
+    """Whether the links of a fence, or the ways to its proxies, are others than they were."""
+    return look.fence.installed.around != seen.around
+
+
+def news(seen: Installed, look: Look, *, came: bool = False) -> str | None:
+    """What is to be told of a fence that stands; None when it is the one that was seen before.
+
+    ``came``: links came meanwhile, which may be gone again.
+    """
+    now = look.fence.installed
+    if now.spec.is_permissive != seen.spec.is_permissive:
+        kind = "a permissive" if now.spec.is_permissive else "an enforcing"
+        return f"it was installed anew, as {kind} fence"
+    if now.spec != seen.spec:
+        return "it was installed anew"
+    if has_moved(seen, look) or (look.was_renewed and came):
+        return f"its links changed; fenced are: {', '.join(now.around.links)}"
+    if look.was_renewed:
+        return f"it was altered or gone, and has been put back: {look.difference}"
+    return None if now == seen else "it was installed anew"

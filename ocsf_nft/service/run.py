@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.accounting.book import FILE
-from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.errors import FenceError, OcsfNftError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import Namespace
@@ -19,6 +19,7 @@ from ocsf_nft.service import fences
 from ocsf_nft.service.accounts import Account
 from ocsf_nft.service.pipeline import JOURNAL_QUIET_SECONDS, QUIET_SECONDS, Counts, Pipeline
 from ocsf_nft.service.reporter import Reporter
+from ocsf_nft.service.watched import Watched
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.nflog import Nflog
@@ -50,6 +51,9 @@ async def run(
     what the kernel has logged by then is still delivered, and the fences that this run installed
     are removed.
 
+    A fence that others alter is put back, if that is not switched off; ``fallen`` of the result are
+    those that were altered too often, and don't stand.
+
     Raises an OcsfNftError when a fence can't stand, a source can't be read or the sink fails.
     The fences are left standing then: who is fenced stays fenced.
     """
@@ -70,11 +74,13 @@ async def run(
         sources = await _sources(config, standing, early, stack)
         await reporter.emit(lifecycle(reporter.context(), activity="start", time_ns=time.time_ns()))
         watched = [
-            fences.Watched(sandbox, fence, state, reporter)
+            Watched(sandbox, fence, state, reporter)
             for sandbox, fence in zip(config.sandbox, standing, strict=True)
         ]
         for each in watched:
             await each.announce()
+            stack.push_async_callback(each.withdraw)
+            await each.post()
         accounts = {
             fence.installed.spec.sandbox: await stack.enter_async_context(
                 _account(fence.installed, state, reporter, is_journal=sandbox.source == "journal")
@@ -100,6 +106,9 @@ async def run(
                 await asyncio.gather(*pumps)
                 for watch in watches:
                     watch.cancel()
+        for each in watched:
+            await each.withdraw()
+        pipeline.counts.fallen = [each.name for each in watched if each.has_fallen]
         for account in accounts.values():
             await account.close()
         for each, account in zip(watched, accounts.values(), strict=True):
@@ -111,19 +120,34 @@ async def run(
 
 
 def capabilities(config: Config) -> frozenset[Capability]:
-    """What :func:`run` needs for as long as it runs."""
+    """What :func:`run` needs for as long as it runs.
+
+    Where a fence stands that a run finds, and how it logs, is on record.
+    """
+    state = StateDirectory(config.state_dir)
     needed: set[Capability] = set()
     if config.host_log == "kmsg":
         needed.add(Capability.SYSLOG)  # /dev/kmsg where dmesg_restrict=1
     for sandbox in config.sandbox:
         needed.add(Capability.NET_ADMIN)  # binding NFLOG, listing and renewing the fence
-        if sandbox.netns is not None or sandbox.pid is not None or not sandbox.install:
+        found = None if sandbox.install else _on_record(sandbox.name, state)
+        namespace = sandbox.namespace or (found.namespace if found else _HOST)
+        if namespace != _HOST:
             needed.add(Capability.SYS_ADMIN)  # setns(2) into another namespace
             # /proc/PID/ns of another user's process: where it is, and how its users are numbered
             needed.add(Capability.SYS_PTRACE)
-        if fences.wanted_transport(sandbox) != "nflog":
+        transport = found.transport if found else fences.wanted_transport(sandbox)
+        if transport != "nflog":
             needed.add(Capability.SYSLOG)
     return frozenset(needed)
+
+
+def _on_record(sandbox: str, state: StateDirectory) -> Installed | None:
+    """What is on record for a sandbox; None where that can't be read, which the run tells."""
+    try:
+        return state.read(sandbox)
+    except FenceError:
+        return None
 
 
 async def replay(paths: Sequence[Path], sink: Sink, stop: asyncio.Event) -> Counts:

@@ -145,6 +145,7 @@ def test_a_source_goes_with_the_transport_that_it_reads(source: str, transport: 
         (_prefixes({"verdict": "drop"}), "prefix.0.begins: field required"),
         (_prefixes({"begins": "x"}), "prefix.0.verdict: field required"),
         (_prefixes({"begins": "x", "verdict": "deny"}), "'reject', 'drop', 'accept' or 'log'"),
+        (_prefixes({"begins": "x", "verdict": "permit"}), "'reject', 'drop', 'accept' or 'log'"),
         (_prefixes({"begins": "", "verdict": "drop"}), "prefix.0.begins: '' is no log prefix"),
         (_prefixes({"begins": "x" * 128, "verdict": "drop"}), "has 1 to 127 bytes"),
         (_prefixes({"begins": "a\0", "verdict": "drop"}), "none holds a NUL"),

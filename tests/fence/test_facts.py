@@ -39,3 +39,9 @@ def test_a_logging_rule_is_found_where_it_stands() -> None:
             text='log prefix "ocsf-nft:sb1:link:" group 4001 snaplen 128',
         ),
     )
+
+
+def test_a_rule_of_a_permissive_fence_is_found_by_the_same_name() -> None:
+    (fact,) = logging_rules([LISTING.replace(":egress:", ":egress:permissive:")])
+    assert (fact.name, fact.handle) == ("egress", 28)
+    assert logging_rules([LISTING.replace(":egress:", ":egress:other:")]) == ()

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ocsf_nft.fence import keeping, ruleset
 from ocsf_nft.fence.keeping import Place
-from ocsf_nft.fence.spec import FenceSpec, Surroundings
-from ocsf_nft.fence.values import endpoint
+from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
+from ocsf_nft.fence.values import endpoint, subnet
 
 SPEC = FenceSpec(sandbox="lab", proxies=(endpoint("10.0.0.1:3128"),), guard_device="veth7")
 DEFINITION = ruleset.fence(SPEC, Surroundings(links=("eth0", "eth1")), "nflog")
@@ -95,10 +95,16 @@ def test_a_base_chain_stays_on_its_links_and_leaves_those_that_are_gone() -> Non
     assert "chain" not in " ".join(statements(keeping.text(DEFINITION, {NETDEV: netdev(one)})))
 
 
+def test_a_base_chain_whose_policy_differs_stays_for_the_definition_sets_it() -> None:
+    found = EGRESS.replace("policy drop", "policy accept")
+    assert statements(keeping.text(DEFINITION, {NETDEV: netdev(found)})) == statements(
+        keeping.text(DEFINITION, {NETDEV: netdev(EGRESS)})
+    )
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        ("policy drop", "policy accept"),
         ("hook egress", "hook ingress"),
         ("priority filter", "priority -5"),
         ("devices = { eth0, gone0 } ", ""),
@@ -111,6 +117,44 @@ def test_a_base_chain_that_is_not_as_ours_is_made_anew(ours: str, theirs: str) -
     found = netdev(EGRESS.replace(ours, theirs))
     made = statements(keeping.text(DEFINITION, {NETDEV: found}))
     assert made[-1] == "delete chain netdev ocsf_nft egress"
+
+
+TAP = ruleset.fence(
+    FenceSpec(
+        sandbox="vm",
+        proxies=(endpoint("172.16.7.1:3128"),),
+        tap=Tap(device="vmtap-0", subnets=(subnet("172.16.7.1/30"),)),
+    ),
+    Surroundings(links=("vmtap-0",), ifindex=7),
+    "nflog",
+)
+_NAT = """table inet ocsf_nft_vmtap-0 { # handle 3
+\tcomment "fence of sandbox vm"
+\tchain postrouting { # handle 70
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+\t\tmasquerade # handle 71
+\t}
+}
+"""
+
+
+@pytest.mark.parametrize(("kind", "is_kept"), [("nat", True), ("filter", False)])
+def test_a_chain_for_nat_stays_and_nothing_else_in_its_place(kind: str, is_kept: bool) -> None:
+    place = Place("inet", "ocsf_nft_vmtap-0")
+    made = statements(keeping.text(TAP, {place: _NAT.replace("type nat", f"type {kind}")}))
+    assert ("delete chain inet ocsf_nft_vmtap-0 postrouting" in made) != is_kept
+
+
+def test_a_vms_link_address_is_learned_anew() -> None:
+    place = Place("netdev", "ocsf_nft_vmtap-0")
+    macs = (
+        "table netdev ocsf_nft_vmtap-0 { # handle 4\n"
+        '\tcomment "fence of sandbox vm"\n'
+        "\tset macs { # handle 5\n"
+        "\t\ttypeof ether saddr\n\t\tsize 1\n\t\tflags dynamic\n\t}\n}\n"
+    )
+    made = statements(keeping.text(TAP, {place: macs}))
+    assert "delete set netdev ocsf_nft_vmtap-0 macs" in made
 
 
 @pytest.mark.parametrize(

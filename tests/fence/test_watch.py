@@ -1,53 +1,114 @@
 from __future__ import annotations
 
-import errno
-import os
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft import rtnetlink
 from ocsf_nft.errors import SourceError
+from ocsf_nft.fence import watch
+from ocsf_nft.fence.sentry import Alteration
+from ocsf_nft.fence.spec import FenceSpec, Surroundings
+from ocsf_nft.fence.state import Installed, StateDirectory
+from ocsf_nft.fence.values import endpoint
 from ocsf_nft.fence.watch import Watch
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-pytestmark = pytest.mark.kernel
+_INSTALLED = Installed(
+    spec=FenceSpec(sandbox="sb1", proxies=(endpoint("10.200.0.1:3128"),)),
+    around=Surroundings(links=("sb0",)),
+    namespace=Namespace(),
+    identity="4:1",
+    transport="nflog",
+    policy="",
+    listings={},
+)
 
 
-class Failing:
-    """A socket that gives no datagram but an error."""
+class Posted:
+    """A sentry that tells what a test has it tell."""
 
-    def __init__(self, code: int) -> None:
-        self._code = code
+    tell: Callable[[Alteration | Exception | None], None]
 
-    def recv(self, _bytes: int) -> bytes:
-        raise OSError(self._code, os.strerror(self._code))
+    def __init__(
+        self,
+        _installed: Installed,
+        _state: StateDirectory,
+        tell: Callable[[Alteration | Exception | None], None],
+        *,
+        heals: bool,
+    ) -> None:
+        Posted.tell = staticmethod(tell)
+        self.heals = heals
+        self.has_ended = False
 
-    def gettimeout(self) -> float:
-        return 0.0
-
-    def close(self) -> None:
+    def begin(self) -> None:
         pass
+
+    def end(self) -> None:
+        self.has_ended = True
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Watch]:
-    def watch(code: int) -> Watch:
-        monkeypatch.setattr(rtnetlink, "subscribe", lambda **_: Failing(code))
-        return Watch(Namespace())
-
-    return watch
+def watched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Watch:
+    monkeypatch.setattr(watch, "Sentry", Posted)
+    monkeypatch.setattr(watch, "_REST_SECONDS", 0)
+    return Watch(_INSTALLED, StateDirectory(tmp_path), heals=True)
 
 
-async def test_a_watch_that_fails_says_so_in_a_sentence(failing: Callable[[int], Watch]) -> None:
-    async with failing(errno.EIO) as watch:
-        with pytest.raises(SourceError, match="can't be watched: Input/output error"):
-            await anext(watch.changes())
+def altered(changes: str) -> Alteration:
+    return Alteration(changes=changes, process=None, comm=None, arrived_ns=1)
 
 
-async def test_notices_that_were_lost_are_a_change(failing: Callable[[int], Watch]) -> None:
-    async with failing(errno.ENOBUFS) as watch:
-        await anext(watch.changes())
+async def test_a_look_is_due_at_once_and_after_each_burst_of_changes(watched: Watch) -> None:
+    await watched.begin()
+    changes = watched.changes()
+    assert await anext(changes) == ()
+    for number in range(3):
+        Posted.tell(altered(str(number)))
+    Posted.tell(None)
+    assert [each.changes for each in await anext(changes)] == ["0", "1", "2"]
+    Posted.tell(None)
+    assert await anext(changes) == ()
+
+
+async def test_what_waits_has_a_bound(watched: Watch) -> None:
+    await watched.begin()
+    changes = watched.changes()
+    await anext(changes)
+    for number in range(1000):
+        Posted.tell(altered(str(number)))
+    found = await anext(changes)
+    assert (len(found), found[-1].changes) == (64, "999")
+
+
+async def test_what_ended_the_sentry_ends_the_watch(watched: Watch) -> None:
+    await watched.begin()
+    changes = watched.changes()
+    await anext(changes)
+    Posted.tell(SourceError("it can't be watched"))
+    with pytest.raises(SourceError, match="it can't be watched"):
+        await anext(changes)
+
+
+async def test_what_was_not_told_is_left(watched: Watch) -> None:
+    await watched.begin()
+    Posted.tell(altered("late"))
+    await watched.end()
+    assert watched.sentry.has_ended  # type: ignore[attr-defined] # the test's own
+    assert [each.changes for each in watched.left()] == ["late"]
+    assert watched.left() == ()
+
+
+def test_a_watch_that_has_not_begun_has_no_sentry(watched: Watch) -> None:
+    with pytest.raises(RuntimeError, match="begin the watch first"):
+        _ = watched.sentry
+
+
+def test_a_sentry_that_tells_when_its_loop_has_ended_goes_on(watched: Watch) -> None:
+    asyncio.run(watched.begin())
+    Posted.tell(None)  # raises nothing

@@ -50,7 +50,7 @@ def test_a_namespace_with_sets_that_cannot_be_read_does_not_end_the_run(
     """Who has CAP_NET_ADMIN in the sandbox may put others in the place of ours."""
     output = tmp_path / "events.jsonl"
     many = ", ".join(f"10.{number >> 8}.{number & 255}.1" for number in range(40_000))
-    with command.running(*accounts.options(state, output)) as running:
+    with command.running(*accounts.options(state, output), "--no-self-heal") as running:
         conftest.nft(fenced.sandbox_namespace, "flush", "ruleset")
         conftest.load(
             fenced.sandbox_namespace,
@@ -125,9 +125,10 @@ def test_status_says_how_each_rule_stands_for_people_and_for_prometheus(
     assert "no run watches it now" in shown.stderr
     assert max(map(len, shown.stderr.splitlines())) < 80
     metrics = command.run("status", *where, "--metrics").stdout
-    (in_flight,) = re.findall(r'in_flight_packets{rule="egress",sandbox="lab"} (\d+)', metrics)
+    of_rule = '{mode="enforcing",rule="egress",sandbox="lab"}'
+    (in_flight,) = re.findall(rf"in_flight_packets{of_rule} (\d+)", metrics)
     assert int(in_flight) >= int(refused)
-    (lost,) = re.findall(r'lost_records{rule="egress",sandbox="lab"} (\d+)', metrics)
+    (lost,) = re.findall(rf"lost_records{of_rule} (\d+)", metrics)
     assert int(lost) >= 1
     assert 'ocsf_nft_watched{sandbox="lab"} 0.0' in metrics
     assert command.run("status", *where, "--sandbox", "nobody").code == 2

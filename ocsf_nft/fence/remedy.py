@@ -1,0 +1,91 @@
+"""What puts a fence back, prepared while it stands, to be sent at once when it doesn't."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.fence import batch, keeping, loading, ruleset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.fence.keeping import Place
+    from ocsf_nft.fence.state import Installed
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.nfnetlink import Statement
+
+#: After a table as nft lists it come the elements of its sets (:func:`loading.listings`).
+_TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """The tables of a fence in one namespace, and what makes them as they were installed.
+
+    ``kept`` leaves what is counted where it is, whether parts of the tables are missing or all of
+    them are there; None where there can't be one. ``whole`` begins with their deletion.
+    """
+
+    places: tuple[Place, ...]
+    kept: tuple[Statement, ...] | None
+    whole: tuple[Statement, ...]
+
+    def ways(self, doubtful: Iterable[Place]) -> tuple[tuple[Statement, ...], ...]:
+        """What to try, in order; tables that are ``doubtful`` are not kept."""
+        if self.kept is None or set(doubtful) & set(self.places):
+            return (self.whole,)
+        return self.kept, self.whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """For a fence as it is on record, inside its namespace and on the host's side.
+
+    ``links`` are those that are fenced. The first of ``loads`` is that of the fence itself.
+    """
+
+    links: frozenset[str]
+    loads: tuple[tuple[Namespace, Load], ...]
+
+
+def prepare(installed: Installed) -> Remedy:
+    """Prepare it; blocks for as long as some runs of nft, and changes nothing.
+
+    Raises UnsupportedError or FenceError where nft doesn't help.
+    """
+    spec, around, transport = installed.spec, installed.around, installed.transport
+    places = loading.fence_places(spec)
+    text = ruleset.fence(spec, around, transport)
+    loads = [(installed.namespace, _load(installed.namespace, installed, places, text))]
+    if spec.guard_device is not None:
+        guarded = loading.guard_places(spec)
+        text = ruleset.guard(spec, around, transport)
+        loads.append((loading.HOST, _load(loading.HOST, installed, guarded, text)))
+    return Remedy(links=frozenset(around.links), loads=tuple(loads))
+
+
+def _load(
+    namespace: Namespace, installed: Installed, places: tuple[Place, ...], definition: str
+) -> Load:
+    kept = None
+    listed = {place: installed.listings.get(" ".join(place), "") for place in places}
+    tables = {place: found[0] for place, text in listed.items() if (found := _TABLE.match(text))}
+    if len(tables) == len(places):
+        kept = keeping.text(definition, tables)
+    return Load(
+        places=places,
+        kept=None if kept is None else batch.compiled(namespace, _commented(kept, places)),
+        whole=batch.compiled(namespace, definition),
+    )
+
+
+def _commented(kept: str, places: tuple[Place, ...]) -> str:
+    """With what makes a missing table say whose it is; one that is there keeps what it says."""
+    for family, table in places:
+        where = f"table {family} {table}"
+        comment = re.search(rf'^{re.escape(where)} \{{\n\tcomment ".*"\n\}}\n', kept, re.MULTILINE)
+        if comment is not None:
+            kept = kept.replace(f"\n{where}\nflush {where}\n", f"\n{comment[0]}flush {where}\n", 1)
+    return kept

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft import netlink
+from ocsf_nft.errors import FenceError
+from ocsf_nft.fence import batch
+from ocsf_nft.nfnetlink import Statement
+
+_RULE = "----------------\t------------------\n"
+#: As nft 1.1.3 with libmnl 1.0.5 shows a table that is made, within what goes before and after.
+_SHOWN = (
+    _RULE
+    + "|  0000000020  |\t| message length |\n| 02576 | R--- |\t|  type | flags  |\n"
+    + "|  0000000000  |\t| sequence number|\n|  0000000000  |\t|     port ID    |\n"
+    + _RULE
+    + "| 00 00 00 00  |\t|  extra header  |\n"
+    + _RULE
+    + _RULE
+    + "|  0000000020  |\t| message length |\n| 00016 | R--- |\t|  type | flags  |\n"
+    + "|  0000000000  |\t| sequence number|\n|  0000000000  |\t|     port ID    |\n"
+    + _RULE
+    + "| 00 00 00 0a  |\t|  extra header  |\n"
+    + _RULE
+    + _RULE
+    + "|  0000000036  |\t| message length |\n| 02560 | R--- |\t|  type | flags  |\n"
+    + "|  0000000001  |\t| sequence number|\n|  0000000000  |\t|     port ID    |\n"
+    + _RULE
+    + "| 01 00 00 00  |\t|  extra header  |\n"
+    + "|\x1b[1;31m00006\x1b[0m|\x1b[1;32m--\x1b[0m|\x1b[1;34m00001\x1b[0m|\t|len |flags| type|\n"
+    + "| 74 00 00 00  |\t|      data      |\t t      \n"
+    + "|\x1b[1;31m00008\x1b[0m|\x1b[1;32mN-\x1b[0m|\x1b[1;34m00002\x1b[0m|\t|len |flags| type|\n"
+    + "| 00 00 00 7c  |\t|      data      |\t       |\n"
+    + _RULE
+)
+
+
+def test_what_nft_shows_is_what_it_sends() -> None:
+    (found,) = batch.parsed(_SHOWN)
+    payload = b"\1\0\0\0" + netlink.attribute(1, b"t\0")
+    payload += netlink.attribute(2 | 0x8000, struct.pack("!I", 0x7C))
+    assert found == Statement(0, 0, payload)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("| 00016 |", "| 02571 |", "doesn't show what it sends"),
+        ("0000000036", "0000000040", "cut short, or in another form"),
+        ("| 74 00 00 00  |\t|      data      |\t t      \n", "", "cut short"),
+        ("| 02560 |", "| 02599 |", "of a kind that is not known: 2599"),
+    ],
+)
+def test_another_form_is_not_taken_for_a_ruleset(old: str, new: str, sentence: str) -> None:
+    assert old in _SHOWN
+    with pytest.raises(FenceError, match=sentence):
+        list(batch.parsed(_SHOWN.replace(old, new)))
+
+
+@given(st.text(alphabet="|- \t\n0123456789abcdefR\x1b[];m", max_size=300))
+def test_text_of_any_form_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(FenceError):
+        list(batch.parsed(text))
+
+
+def _chain(*hook: bytes, family: int = 5) -> Statement:
+    payload = struct.pack("!BBH", family, 0, 0) + netlink.attribute(1, b"t\0")
+    payload += netlink.attribute(3, b"egress\0") + netlink.attribute(4 | 0x8000, b"".join(hook))
+    return Statement(3, 0x400, payload)
+
+
+def test_more_links_take_the_place_of_those_that_a_chain_hangs_on() -> None:
+    number = netlink.attribute(1, struct.pack("!I", 1))
+    one = netlink.attribute(3, b"sb0\0")
+    several = netlink.attribute(4 | 0x8000, netlink.attribute(1, b"late0\0"))
+    found = batch.hooked_to(
+        [_chain(number, one), _chain(number, family=1), Statement(6, 0, b"\5\0\0\0")], ["late0"]
+    )
+    assert found == (_chain(number, several),)
+
+
+def test_without_a_link_there_is_nothing_to_hang_a_chain_on() -> None:
+    assert batch.hooked_to([_chain()], []) == ()
