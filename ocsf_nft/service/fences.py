@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,7 +42,8 @@ class Fence:
 def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """Install a sandbox's fence, or find it as it was installed; blocks for milliseconds.
 
-    Raises what :func:`installer.install` does, and AbsentError when there is no fence and
+    One that is on record and was altered or gone is put back, unless the sandbox says otherwise.
+    Raises what :func:`installer.install` does, and AbsentError when there is none on record and
     installing one was not asked for: a run without a fence would watch nothing and say nothing.
     """
     if sandbox.install:
@@ -59,6 +61,8 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
             tampering=_tampering(found, installed),
         )
     found = installer.verify(sandbox.name, state, sandbox.namespace, sandbox.device)
+    if sandbox.self_heal and (put_back := _put_back(sandbox, found, state)) is not None:
+        return put_back
     if found.verdict == "absent":
         raise AbsentError(
             f"no fence of sandbox {sandbox.name} stands: `ocsf-nft install` one, or run --install"
@@ -68,6 +72,22 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     if found.verdict == "differs":
         return _altered(found.installed, found.difference)
     return _found(found.installed)
+
+
+def _put_back(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
+    """The fence that is on record, where it was altered or gone while nobody watched; else None."""
+    was = found.installed
+    if was is None or found.verdict == "as installed":
+        return None
+    try:
+        is_there = (sandbox.namespace or was.namespace).identity() == was.identity
+    except AbsentError:
+        return None
+    renewed = installer.renew(sandbox.name, state) if is_there else None
+    if renewed is None:
+        return None
+    before = FenceState.ABSENT if found.verdict == "absent" else FenceState.ALTERED
+    return dataclasses.replace(_found(renewed), before=before, tampering=_tampering(found, renewed))
 
 
 def _verified(sandbox: str, state: StateDirectory) -> Verification | None:

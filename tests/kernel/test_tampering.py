@@ -195,6 +195,34 @@ def test_without_self_heal_it_is_told_and_left(
     assert not _stands(state)
 
 
+@pytest.mark.parametrize(
+    ("tampering", "before"),
+    [
+        (["flush", "ruleset"], "Absent"),
+        (["insert", "rule", "inet", "ocsf_nft", "output", "accept"], "Altered"),
+    ],
+    ids=["flushed", "altered"],
+)
+def test_what_was_done_while_nobody_watched_is_put_right_when_a_run_begins(
+    fenced: Lab,
+    state: StateDirectory,
+    output: Output,
+    named: list[str],
+    tampering: list[str],
+    before: str,
+) -> None:
+    """A supervisor starts a run again that was killed, and the fence is gone by then."""
+    conftest.nft(fenced.sandbox_namespace, *tampering)
+    assert installer.verify(conftest.SANDBOX, state).verdict != "as installed"
+    with command.running(*named) as running:
+        assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+        assert running.stop(signal.SIGTERM)[0] == 0
+    (told,) = output.tampered()
+    assert told["unmapped"]["previous_state"] == before
+    assert told["severity"] == "High"
+    assert "it was altered or gone, and has been put back" in told["status_detail"]
+
+
 def test_a_fence_that_is_removed_in_the_regular_way_is_not_put_back(
     fenced: Lab, output: Output, named: list[str]
 ) -> None:
