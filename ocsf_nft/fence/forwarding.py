@@ -14,9 +14,10 @@ good is large receive offload, which a host that forwards must not have (``dev_d
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
+import socket
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -43,6 +44,9 @@ _NAMES: Final[Mapping[_Version, str]] = {
 }
 _SWAPPED: Final = str.maketrans("./", "/.")
 _ON: Final = "1"
+#: ``include/uapi/asm-generic/socket.h``.
+_SO_NETNS_COOKIE: Final = 71
+_COOKIE: Final = struct.Struct("=Q")
 #: Router advertisements are taken while this device forwards, too.
 _ACCEPT_RA_ALWAYS: Final = "2"
 
@@ -63,17 +67,18 @@ def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> Non
     if spec.tap is None:
         return
     identity = namespace.identity()
-    kept = _kept(state, identity)
+    origin = namespace.call(_origin)
+    kept = _kept(state, identity, origin)
     found = namespace.call(lambda: _before(spec, kept))
     if found != kept:
-        _keep(state, identity, found)
+        _keep(state, identity, origin, found)
 
 
 def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
     """Forward a VM's packets; ``prepare`` comes first. Raises UnsupportedError."""
     if spec.tap is None:
         return
-    kept = _kept(state, namespace.identity())
+    kept = _kept(state, namespace.identity(), namespace.call(_origin))
     namespace.call(lambda: _switch_on(spec, kept))
 
 
@@ -85,17 +90,25 @@ def release(
     ``identity`` is that of the namespace where it was switched on; where that is gone, nothing is
     left to put back. Raises UnsupportedError.
     """
-    kept = _kept(state, identity)
     needed = {version for spec in others for version in _versions(spec)}
+    try:
+        is_there = namespace.identity() == identity
+    except AbsentError:
+        is_there = False
+    if not is_there:
+        if not needed:
+            state.forget_forwarding_before(identity)
+        return
+    origin = namespace.call(_origin)
+    kept = _kept(state, identity, origin)
     left = {key: value for key, value in kept.items() if _version(key) in needed}
     over = {key: value for key, value in kept.items() if key not in left}
-    with contextlib.suppress(AbsentError):
-        if over and namespace.identity() == identity:
-            namespace.call(lambda: _put_back(over))
+    if over:
+        namespace.call(lambda: _put_back(over))
     if not left:
         state.forget_forwarding_before(identity)
     elif over:
-        _keep(state, identity, left)
+        _keep(state, identity, origin, left)
 
 
 def _versions(spec: FenceSpec) -> tuple[_Version, ...]:
@@ -208,28 +221,39 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
     )
 
 
-def _kept(state: StateDirectory, identity: str) -> dict[str, str]:
-    """What was before, by key; nothing where nothing was switched on since the machine booted."""
+def _kept(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
+    """What was before, by key; nothing where nothing was switched on in this very namespace."""
     content = state.forwarding_before(identity)
     if content is None:
         return {}
     try:
-        boot, values = json.loads(content)
+        found, values = json.loads(content)
         well_formed = all(_KEY.fullmatch(key) and _VALUE.fullmatch(values[key]) for key in values)
     except (ValueError, TypeError, AttributeError) as error:
         raise _damaged(state) from error
     if not well_formed:
         raise _damaged(state)
-    return dict(values) if boot == _boot() else {}
+    return dict(values) if found == origin else {}
 
 
-def _keep(state: StateDirectory, identity: str, values: Mapping[str, str]) -> None:
-    content = json.dumps([_boot(), dict(values)], indent=1)
+def _keep(state: StateDirectory, identity: str, origin: str, values: Mapping[str, str]) -> None:
+    content = json.dumps([origin, dict(values)], indent=1)
     state.keep_forwarding_before(identity, content.encode("ascii"))
 
 
-def _boot() -> str:
-    return _BOOT.read_text("ascii").strip()
+def _origin() -> str:
+    """What no other namespace has, now or later: the kernel's start, and its number since.
+
+    An inode's number is soon another namespace's. Without the cookie (Linux before 5.14) it has to
+    do.
+    """
+    boot = _BOOT.read_text("ascii").strip()
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size)
+        except OSError:
+            return boot
+    return f"{boot} {_COOKIE.unpack(raw)[0]}"
 
 
 def _damaged(state: StateDirectory) -> FenceError:

@@ -12,12 +12,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ocsf_nft.errors import (
-    AbsentError,
-    FenceError,
-    OcsfNftError,
-    UnsupportedError,
-)
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import (
     comparison,
     forwarding,
@@ -275,6 +270,14 @@ def _on_record(sandbox: str, state: StateDirectory) -> Installed | None:
         return None
 
 
+def _may_stand(installed: Installed, namespace: Namespace) -> bool:
+    """Whether a fence on record stands; by another path than one that is gone it still may."""
+    return not _is_there(installed, namespace) or any(
+        standing.comment(namespace, *place) is not None
+        for place in loading.fence_places(installed.spec)
+    )
+
+
 def _is_there(installed: Installed, namespace: Namespace) -> bool:
     try:
         return namespace.identity() == installed.identity
@@ -310,7 +313,10 @@ def _replace(
 
 def _remove_former(before: Installed, now: Installed) -> None:
     """Remove what stood before, and now stands no more in its place but beside it."""
-    if before.spec.guard_device != now.spec.guard_device:
+    guard = set(loading.guard_places(before.spec)) - set(loading.guard_places(now.spec))
+    if now.identity == loading.HOST.identity():
+        guard -= set(loading.fence_places(now.spec))  # a VM's link, which has that name
+    if guard:
         _remove_guard(before.spec)
     former = set(loading.fence_places(before.spec)) - set(loading.fence_places(now.spec))
     sandbox = before.spec.sandbox
@@ -373,9 +379,9 @@ def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
 def _release_forwarding(
     identity: str, namespace: Namespace, state: StateDirectory, *, besides: str | None = None
 ) -> None:
-    """Put IP forwarding back, unless a fence on record needs it, or may (a damaged record).
+    """Put IP forwarding back, unless a fence that stands needs it, or may (a damaged record).
 
-    Whether the one of the sandbox ``besides`` needs it doesn't matter any more.
+    Not that of ``besides``, nor what is on record alone, maybe from before the machine's start.
     """
     if state.forwarding_before(identity) is None:
         return
@@ -385,6 +391,6 @@ def _release_forwarding(
             found = _on_record(other, state)
             if found is None:
                 return
-            if found.identity == identity:
+            if found.identity == identity and _may_stand(found, namespace):
                 others.append(found.spec)
     forwarding.release(identity, namespace, others, state)

@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import netlink, rtnetlink
-from ocsf_nft.errors import AbsentError, FenceError
+from ocsf_nft.errors import AbsentError, FenceError, UsageError
 from ocsf_nft.fence.spec import Surroundings
 
 if TYPE_CHECKING:
@@ -61,13 +61,17 @@ def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surrounding
 def survey_device(namespace: Namespace, device: str) -> Surroundings:
     """One link of a namespace alone: a VM's TAP device.
 
-    Raises AbsentError when there is no such device, FenceError when it is not routed but bridged,
-    and what :func:`survey` does.
+    Raises AbsentError when there is no such device, UsageError when it is loopback, FenceError when
+    it is not routed but bridged, and what :func:`survey` does.
     """
     with _answered():
         found = namespace.call(lambda: [link for link in rtnetlink.links() if link.name == device])
     if not found:
         raise AbsentError(f"there is no interface {device} in {namespace}: make the TAP first")
+    if found[0].is_loopback:
+        raise UsageError(
+            f"the interface {device} in {namespace} is loopback: name the VM's TAP device"
+        )
     if found[0].is_port:
         # What comes in by it has another device's name where packets are forwarded.
         raise FenceError(

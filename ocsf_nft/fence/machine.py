@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.fence.spec import Tap
+    from ocsf_nft.fence.spec import Surroundings, Tap
     from ocsf_nft.fence.values import Subnet
 
+_ZONES: Final = 0xFFFF
 #: In accounting.nft, the way to the chain of what has an owner, and that chain.
 _OWNED: Final = re.compile(
     r"^\t\tmeta skuid >= 0 goto account_owned_egress\n"
@@ -27,6 +28,14 @@ def addresses(tap: Tap) -> dict[str, str]:
         found[f"vm{subnet.version}"] = "{ " + ", ".join(_free(subnet)) + " }"
         found[f"subnet{subnet.version}"] = str(subnet.network)
     return found
+
+
+def zone(around: Surroundings) -> str:
+    """The conntrack zone of a VM: by its device's number, which one made anew has another of.
+
+    There are 65535 besides the one that is everybody's; then a number comes again.
+    """
+    return str((around.ifindex or 0) % _ZONES + 1)
 
 
 def without_families(text: str, tap: Tap) -> str:

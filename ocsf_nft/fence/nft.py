@@ -31,6 +31,7 @@ _ERROR: Final = re.compile(r":(\d+):\d+-\d+: Error: (.*)")
 _MODULES: Final = {
     " log prefix ": "nft_log with nfnetlink_log (NFLOG) or nf_log_syslog (kernel log)",
     "fib saddr": "nft_fib_inet",
+    " zone set ": "nft_ct with nf_conntrack and its zones (CONFIG_NF_CONNTRACK_ZONES)",
     " ct ": "nft_ct with nf_conntrack",
     "masquerade": "nft_masq with nf_nat",
     "type nat hook": "nft_chain_nat with nf_nat",

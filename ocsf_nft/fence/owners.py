@@ -40,9 +40,11 @@ def former(
 
     What a run that was killed has left is replaced: the table of a VM that is on no record, or on
     that of a device with another number, which is gone. Raises FenceError where the table is that
-    of another sandbox that may be alive.
+    of another sandbox that may be alive, or the guard of one that is on record.
     """
-    place = loading.fence_places(spec)[0]
+    place, link = loading.fence_places(spec)
+    if spec.tap is not None:
+        _refuse_guarded(spec.sandbox, namespace, link, state)
     found = owner(namespace, place)
     if found is None or found == spec.sandbox:
         return None
@@ -61,6 +63,21 @@ def former(
     if installed.around.ifindex == around.ifindex:
         raise _foreign(found, namespace, place)
     return found
+
+
+def _refuse_guarded(
+    sandbox: str, namespace: Namespace, place: Place, state: StateDirectory
+) -> None:
+    """Raise FenceError where a table is what guards another sandbox."""
+    found = owner(namespace, place)
+    if found is None or found == sandbox or namespace.identity() != loading.HOST.identity():
+        return
+    try:
+        installed = state.read(found)
+    except UsageError:  # as in former()
+        return
+    if installed is not None and place in loading.guard_places(installed.spec):
+        raise _foreign(found, namespace, place)
 
 
 def _foreign(found: str, namespace: Namespace, place: Place) -> FenceError:

@@ -111,7 +111,7 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     if spec.profile == "sidecar":
         defines["proxy_uids"] = _braced(map(str, sorted(set(spec.proxy_uids))))
     if spec.tap is not None:
-        defines |= machine.addresses(spec.tap)
+        defines |= machine.addresses(spec.tap) | {"tracked_as": machine.zone(around)}
     (name,) = {table.name for table in tables(spec)}
     text = _render(_FILES[spec.profile], spec, defines, name, transport)
     if spec.tap is not None:

@@ -72,7 +72,23 @@ class VmHost:
         Of what goes to the gateway's port, the answer to it is all that is looked for. What is
         expected is waited for, however slow the machine is.
         """
-        version, port = out.packet.version, next(self._ports)
+        return self._tries(
+            out, next(self._ports), is_expected=is_expected, is_reply_expected=is_reply_expected
+        )
+
+    def goes_on(self, out: Flow, *, is_expected: bool = False) -> bool:
+        """Whether what the VM sends once a TCP connection is open arrives; it must open."""
+        version, port, to = out.packet.version, next(self._ports), out.packet.destination_port.low
+        opened = self._tries(out, port, is_expected=True, is_reply_expected=True)
+        assert opened == (True, True)
+        self._from_machine(version, _FAR[version], packets.tcp(to, 0x10, port))
+        seen = self._arriving(self.far.fileno(), _ends(port, to), is_expected=is_expected)
+        return seen is not None
+
+    def _tries(
+        self, out: Flow, port: int, *, is_expected: bool, is_reply_expected: bool
+    ) -> tuple[bool, bool | None]:
+        version = out.packet.version
         to = out.packet.destination_port.low
         is_tcp = out.packet.protocol == TCP
         if out.direction is Direction.GATEWAY:
@@ -81,7 +97,7 @@ class VmHost:
             return answer is not None, None
         payload = packets.tcp(to, 0x02, port) if is_tcp else _udp(port, to)
         self._from_machine(version, _FAR[version], payload)
-        seen = self._arriving(self.far.fileno(), _ends(port, to), is_expected=is_expected)
+        seen = self._arriving(self.far.fileno(), _ends(None, to), is_expected=is_expected)
         if seen is None:
             return False, None
         self._reply(version, seen, is_tcp=is_tcp)
@@ -238,8 +254,11 @@ def _raw(device: str) -> socket.socket:
     return raw
 
 
-def _ends(source: int, to: int) -> Callable[[bytes], bool]:
-    """Whether a frame is a TCP or UDP packet between these ports; a refusal's reset is not."""
+def _ends(source: int | None, to: int) -> Callable[[bytes], bool]:
+    """Whether a frame is a TCP or UDP packet between these ports; a refusal's reset is not.
+
+    ``source`` None: whatever NAT has made of it.
+    """
 
     def is_wanted(frame: bytes) -> bool:
         kind = int.from_bytes(frame[12:14], "big")
@@ -251,7 +270,7 @@ def _ends(source: int, to: int) -> Callable[[bytes], bool]:
             return False
         found, target = struct.unpack_from("!HH", frame, 14 + header)
         is_reset = protocol == 6 and bool(frame[14 + header + 13] & 0x04)
-        return not is_reset and (found, target) == (source, to)
+        return not is_reset and target == to and source in {None, found}
 
     return is_wanted
 
