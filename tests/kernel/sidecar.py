@@ -70,13 +70,15 @@ def let_everybody_ping() -> None:
     Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647", encoding="ascii")
 
 
-def ping(family: socket.AddressFamily, to: str, *, seconds: float) -> bytes:
+def ping(
+    family: socket.AddressFamily, to: str, *, seconds: float, content: bytes = b"bypass"
+) -> bytes:
     """An echo request by a ping socket, and what came back; raises OSError."""
     protocol, kind = _ECHO[family]
     with socket.socket(family, socket.SOCK_DGRAM, protocol) as sock:
         sock.settimeout(seconds)
-        sock.sendto(struct.pack("!BBHHH", kind, 0, 0, 0, 1) + b"bypass", (to, 0))
-        return sock.recv(100)
+        sock.sendto(struct.pack("!BBHHH", kind, 0, 0, 0, 1) + content, (to, 0))
+        return sock.recv(5000)
 
 
 def connect(family: socket.AddressFamily, to: str, port: int = PORT) -> socket.socket:
@@ -125,7 +127,8 @@ def refused(lab: Lab, rule: str, protocol: str) -> int:
     """How many packets of a protocol (as nft calls it) a rule of the fence refused."""
     packets = 0
     for version in (4, 6):
-        wanted = ("list", "set", "inet", "ocsf_nft", f"flows{version}_{rule}")
+        table = ("netdev" if rule == "link" else "inet", "ocsf_nft")
+        wanted = ("list", "set", *table, f"flows{version}_{rule}")
         listed = json.loads(nft(lab.sandbox_namespace, "-j", *wanted))
         for element in listed["nftables"][1]["set"].get("elem", ()):
             if element["elem"]["val"]["concat"][1] == protocol:
@@ -184,14 +187,35 @@ def forged(
     family: socket.AddressFamily, source: str, protocol: int, payload: bytes
 ) -> Callable[[], None]:
     """A packet to the pod itself, so on loopback, from whomever; the checksum in it is right."""
+    packet = _forged(family, source, protocol, payload)
+    whole = means.whole4 if family == socket.AF_INET else means.whole6
+    return whole(packet, OWN[family])
+
+
+def forged_frame(
+    family: socket.AddressFamily, source: str, protocol: int, payload: bytes
+) -> Callable[[], None]:
+    """The same as a frame on loopback, which the pod's IP stack does not send."""
+    kind = packets.ETH_IP if family == socket.AF_INET else packets.ETH_IP6
+    frame = packets.frame(bytes(6), bytes(6), kind, _forged(family, source, protocol, payload))
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind(("lo", 0))
+            sock.send(frame)
+
+    return send
+
+
+def _forged(family: socket.AddressFamily, source: str, protocol: int, payload: bytes) -> bytes:
     own = OWN[family]
     if family == socket.AF_INET:
         if protocol == socket.IPPROTO_TCP:
             payload = _with_checksum(source, own, protocol, payload)
-        return means.whole4(packets.ip4(source, own, protocol, payload), own)
+        return packets.ip4(source, own, protocol, payload)
     if protocol in _CHECKSUM_AT:
         payload = _with_checksum(source, own, protocol, payload)
-    return means.whole6(packets.ip6(source, own, protocol, payload), own)
+    return packets.ip6(source, own, protocol, payload)
 
 
 def _with_checksum(source: str, destination: str, protocol: int, payload: bytes) -> bytes:

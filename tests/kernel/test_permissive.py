@@ -32,7 +32,7 @@ from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.validation import Judge
 from tests.kernel import accounts, attempts, command, conftest, far_side, means, packets
 from tests.kernel.escapes import ESCAPES
-from tests.kernel.packets import ETH_IP6
+from tests.kernel.packets import ETH_IP, ETH_IP6
 from tests.kernel.reading import taken
 
 if TYPE_CHECKING:
@@ -386,6 +386,25 @@ async def test_a_raw_frame_with_the_fences_own_mark_is_told(
     before = _tried(permissive)
     lab.sandbox_namespace.call(send)
     assert (_tried(permissive) - before)["link"] == 1
+
+
+async def test_a_frame_that_loopback_forwards_with_the_fences_own_mark_is_told(
+    lab: Lab, permissive: Installed
+) -> None:
+    packet = packets.ip4("192.0.2.55", INTERNET4, 17, packets.udp(53))
+
+    def send() -> None:
+        _forward()
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+            sock.bind(("lo", 0))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x40000000)
+            sock.send(packets.frame(bytes(6), bytes(6), ETH_IP, packet))
+
+    before = _tried(permissive)
+    with far_side.watch(lab) as far:
+        lab.sandbox_namespace.call(send)
+        assert _eventually(far, 17)
+    assert _tried(permissive) - before == {"forward": 1}
 
 
 def test_a_mode_that_changes_under_traffic_is_told_of_each_packet_as_it_was(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.fence import installer
-from ocsf_nft.lab import GATEWAY4, SANDBOX4
+from ocsf_nft.lab import GATEWAY4, SANDBOX4, SANDBOX6, ip
 from tests.kernel import conftest, sidecar
 from tests.kernel.sidecar import GATEWAY, OWN, PORT, PROXY_UID, SPEC, WORKLOAD_UID
 from tests.kernel.users import as_user
@@ -96,6 +96,28 @@ def test_the_proxy_asks_by_udp_and_is_answered_and_nobody_else(
             assert sock.recv(100) == b"answer"
         with sidecar.workload(pod, opened) as sock, pytest.raises(PermissionError):
             ask(sock)
+
+
+@_FAMILIES
+def test_answers_that_come_in_fragments_are_put_together(
+    pod: Lab, family: socket.AddressFamily
+) -> None:
+    content = bytes(4000)
+    with (
+        sidecar.server(pod, family, socket.SOCK_DGRAM) as server,
+        sidecar.proxy(pod, lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock,
+    ):
+        sock.settimeout(10)
+        sock.sendto(content, (GATEWAY[family], PORT))
+        question, asker = server.recvfrom(5000)
+        server.sendto(question, asker)
+        assert sock.recv(5000) == content
+
+    def ping() -> bytes:
+        return sidecar.ping(family, GATEWAY[family], seconds=10, content=content)
+
+    assert sidecar.proxy(pod, ping).endswith(content)
+    assert not any(sidecar.refused(pod, "ingress", each) for each in ("udp", "icmp", "ipv6-icmp"))
 
 
 @_FAMILIES
@@ -252,15 +274,21 @@ def test_nobody_outside_gets_at_what_listens_in_the_pod(
                 own.accept() if kind == socket.SOCK_STREAM else own.recv(100)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", SANDBOX4])
+@pytest.mark.parametrize("address", ["127.0.0.1", SANDBOX4, "::1", SANDBOX6, "fe80::7"])
 def test_loopback_and_the_pods_own_address_are_everybodys(pod: Lab, address: str) -> None:
-    with sidecar.proxy(pod, socket.socket) as server:
-        server.bind((address, PORT))
+    ip("-n", pod.sandbox, "address", "add", "fe80::7/64", "dev", "sb0", "nodad")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    scope = pod.sandbox_namespace.call(lambda: socket.if_nametoindex("sb0"))
+    end = (address, PORT, 0, scope) if address.startswith("fe80:") else (address, PORT)
+    with (
+        sidecar.proxy(pod, lambda: socket.socket(family)) as server,
+        sidecar.workload(pod, lambda: socket.socket(family)) as sock,
+    ):
+        server.bind(end)
         server.listen()
-        with (
-            sidecar.workload(pod, lambda: sidecar.connect(socket.AF_INET, address)) as sock,
-            server.accept()[0] as accepted,
-        ):
+        sock.settimeout(10)
+        sock.connect(end)
+        with server.accept()[0] as accepted:
             sock.sendall(b"CONNECT")
             assert accepted.recv(100) == b"CONNECT"
 

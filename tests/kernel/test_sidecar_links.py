@@ -104,6 +104,25 @@ def test_an_exception_is_for_everybody_and_answers(pod: Lab, family: socket.Addr
             assert sock.recv(100) == b"answer"
 
 
+@_FAMILIES
+def test_what_is_in_the_buffer_when_a_connection_to_an_exception_is_closed_arrives(
+    pod: Lab, family: socket.AddressFamily
+) -> None:
+    with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
+        ours = sidecar.workload(pod, lambda: sidecar.connect(family, GATEWAY[family]))
+        theirs, _ = server.accept()
+        with theirs:
+            theirs.settimeout(10)
+            with ours:
+                sent = sidecar.fill(ours)
+            received = 0
+            while part := theirs.recv(1 << 20):
+                received += len(part)
+            assert received == sent
+    for rule in ("egress", "ingress", "link"):
+        assert sidecar.refused(pod, rule, "tcp") == 0
+
+
 async def test_a_source_route_over_an_exception_is_refused(pod: Lab) -> None:
     def connect() -> None:
         with socket.socket() as sock:
