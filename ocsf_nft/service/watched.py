@@ -71,6 +71,7 @@ class Watched:
         fence, name = self._fence, self.name
         self._know(fence.installed)
         is_news = fence.reason is not None or fence.tampering is not None
+        is_news |= fence.before is not fence.state
         if fence.is_ours or is_news or fence.state is not FenceState.STANDING:
             await self._reporter.emit(fences.first_event(fence, self._reporter.host))
         if fence.reason is not None:

@@ -143,6 +143,19 @@ def test_a_fence_found_permissive_is_told_to_be(
     assert (event["state"], event["unmapped"]["previous_state"]) == ("Permissive", "Permissive")
 
 
+def test_a_run_that_makes_a_permissive_fence_enforce_says_so(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, tmp_path: Path
+) -> None:
+    asked = dataclasses.replace(spec, is_permissive=True)
+    installer.install(asked, lab.sandbox_namespace, state, "nflog")
+    output = tmp_path / "events.jsonl"
+    options = [*_named(lab, state), *_PROXY, "--output", str(output), "--install"]
+    with command.running(*options) as running:
+        assert running.stop(signal.SIGTERM)[0] == 0
+    (event,) = (each for each in accounts.events_of(output) if each["class_uid"] == 5019)
+    assert (event["state"], event["unmapped"]["previous_state"]) == ("Enabled", "Permissive")
+
+
 def test_whoever_is_fenced_by_turns_is_told_which_it_was_when_the_lines_are_read_later(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
