@@ -97,7 +97,7 @@ def findings(asked: Question) -> Iterator[Finding]:
     else:
         yield from diagnosis.judge(ruleset, asked)
         yield from bypassing.ways_past(ruleset, around, asked)
-        yield from leftovers.told(leftovers.leftovers(ruleset, around.keys(), asked))
+        yield from leftovers.told(leftovers.leftovers(ruleset, around, asked))
     yield from undoing.services()
     yield from sysctls.settings(asked)
 
@@ -123,7 +123,7 @@ def remove_leftovers(asked: Question) -> Iterator[tuple[leftovers.Leftover, str 
     Raises UnsupportedError when the rules can't be read.
     """
     ruleset = reading.read(asked.namespace)
-    found = leftovers.leftovers(ruleset, _around(asked).keys(), asked)
+    found = leftovers.leftovers(ruleset, _around(asked), asked)
     yield from leftovers.remove(found, asked.namespace)
 
 

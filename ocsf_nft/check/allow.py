@@ -194,7 +194,12 @@ def _nft_matches(direction: Direction, base: Chain, wish: Wish) -> Iterator[list
         case Direction.REPLY if hook == "prerouting":
             yield replies
         case Direction.GATEWAY:
-            yield ["iifname", device, "tcp", "dport", port]
+            to: list[list[str]] = [
+                [_FAMILIES[subnet.version], "daddr", str(subnet.ip)]
+                for subnet in wish.subnets
+                if subnet.version in wish.versions
+            ]
+            yield from (["iifname", device, *each, "tcp", "dport", port] for each in to or [[]])
         case Direction.ANSWER:
             yield ["oifname", device, "tcp", "sport", port]
         case Direction.PROXY | Direction.PROXY_ANSWER:

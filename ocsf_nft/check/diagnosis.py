@@ -9,15 +9,16 @@ import orjson
 
 from ocsf_nft.check import allow, flows, journey, owners
 from ocsf_nft.check.finding import Finding, Place
+from ocsf_nft.check.flows import Direction
 from ocsf_nft.check.programs import NoAnswerError, answer
-from ocsf_nft.check.walk import TooLargeError, Walker
+from ocsf_nft.check.walk import Stop, TooLargeError, Walker
 from ocsf_nft.fence import nft
 from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ocsf_nft.check.flows import Direction, Flow
+    from ocsf_nft.check.flows import Flow
     from ocsf_nft.check.journey import Ending
     from ocsf_nft.check.ruleset import Rule, Ruleset
     from ocsf_nft.fence.values import Endpoint, Subnet
@@ -103,14 +104,22 @@ def judge(ruleset: Ruleset, question: Question) -> Iterator[Finding]:
 def _endings(ruleset: Ruleset, question: Question) -> Iterator[Ending]:
     """Where the flows may be stopped; of our own rules, only what is certain is worth a word."""
     hooks, walker = journey.by_hook(ruleset), Walker(ruleset)
+    opening: set[tuple[Stop, bool]] = set()
     for flow in question.flows():
-        for ending in journey.endings(flow, hooks, walker):
-            if ending.is_certain or not owners.is_ours(ending.stop.chain.key):
+        found = journey.endings(flow, hooks, walker)
+        # What a flow doesn't get past when it begins, it needn't get past later.
+        known = opening if flow.is_later else set()
+        opening = {(ending.stop, ending.is_certain) for ending in found}
+        for ending in found:
+            is_news = not known & {(ending.stop, True), (ending.stop, ending.is_certain)}
+            if is_news and (ending.is_certain or not owners.is_ours(ending.stop.chain.key)):
                 yield ending
 
 
 def _finding(endings: list[Ending], ruleset: Ruleset, question: Question) -> Finding:
     first = endings[0]
+    if all(_is_published(ending) for ending in endings):
+        return _published(endings, ruleset, question.namespace)
     stop, base = first.stop, first.base
     owner = owners.owner(stop.chain, ruleset)
     is_certain = any(ending.is_certain for ending in endings)
@@ -126,22 +135,45 @@ def _finding(endings: list[Ending], ruleset: Ruleset, question: Question) -> Fin
                        if ending.flow.endpoint is not None}),
     )  # fmt: skip
     commands = allow.commands(owner, base, ruleset, wish)
-    key = stop.chain.key
     return Finding(
         name="drops" if is_certain else "may-drop",
         severity="blocked",
         meaning=_meaning(endings, owner, text, question.namespace),
         remedy=_remedy(owner, has_commands=bool(commands)),
         commands=commands,
-        place=Place(
-            backend=key.backend,
-            family=visible(key.family),
-            table=visible(key.table),
-            chain=visible(key.name),
-            handle=None if stop.rule is None else stop.rule.handle,
-            rule=text,
-            owner=owner,
-        ),
+        place=_place(stop, owner, text),
+    )
+
+
+def _place(stop: Stop, owner: str, text: str | None) -> Place:
+    key = stop.chain.key
+    return Place(
+        backend=key.backend,
+        family=visible(key.family),
+        table=visible(key.table),
+        chain=visible(key.name),
+        handle=None if stop.rule is None else stop.rule.handle,
+        rule=text,
+        owner=owner,
+    )
+
+
+def _is_published(ending: Ending) -> bool:
+    """Whether the gateway's port is, or may be, a container's: a VM's fence accepts that."""
+    return ending.stop.verb == "redirects" and ending.flow.direction is Direction.GATEWAY
+
+
+def _published(endings: list[Ending], ruleset: Ruleset, namespace: Namespace) -> Finding:
+    stop = endings[0].stop
+    owner = owners.owner(stop.chain, ruleset)
+    text = None if stop.rule is None else _text(stop.rule, namespace)
+    return Finding(
+        name="redirects",
+        severity="info",
+        meaning=_meaning(endings, owner, text, namespace),
+        remedy="nothing, where it is to be so (a container's published port): a fence accepts what "
+        "becomes of the gateway's port, and rules on the way from there are not judged here",
+        place=_place(stop, owner, text),
     )
 
 
@@ -160,16 +192,12 @@ def _meaning(endings: list[Ending], owner: str, text: str | None, namespace: Nam
     parts = [f"{stop.verb} {_flows(surely)}"] if surely else []
     parts += [f"{_doubtful(stop.verb)} {_flows(maybe)}"] if maybe else []
     sentence = f"{where}: {what} {', and '.join(parts)}"
-    undecided = list(
-        dict.fromkeys(
-            _text(rule, namespace)
-            for ending in maybe
-            for rule in ending.undecided
-            if rule is not stop.rule
-        )
+    undecided = next(
+        (rule for ending in maybe for rule in ending.undecided if rule is not stop.rule), None
     )
-    if undecided:
-        sentence += f"; it depends on `{undecided[0]}`, which can't be told beforehand"
+    if undecided is not None:
+        depends = _text(undecided, namespace)
+        sentence += f"; it depends on `{depends}`, which can't be told beforehand"
     return sentence
 
 

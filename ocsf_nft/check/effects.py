@@ -35,11 +35,13 @@ XT_STOPS: Final[Mapping[str, str]] = {
     "REDIRECT": "redirects",
     "SYNPROXY": "answers itself",
 }
-XT_ACCEPTS: Final = frozenset({"MASQUERADE", "SNAT", "NETMAP"})
+XT_ACCEPTS: Final = frozenset({"MASQUERADE", "SNAT"})
 XT_HARMLESS: Final = frozenset(
     {"LOG", "NFLOG", "TCPMSS", "CHECKSUM", "TEE", "AUDIT", "CLASSIFY", "DSCP", "TOS", "TTL", "HL"}
     | {"SECMARK", "CONNSECMARK", "TRACE", "SET", "RATEEST", "IDLETIMER", "LED", "TCPOPTSTRIP"}
 )
+#: Fields that are set and are neither an address nor a port; without a name they are any bytes.
+_OTHER_FIELDS: Final = frozenset({"dscp", "ecn", "ttl", "hoplimit", "flowlabel", "id", "checksum"})
 #: What these do is in their arguments, which nft doesn't tell.
 XT_MARKS: Final = frozenset({"MARK", "CONNMARK", "HMARK"})
 XT_TRACKING: Final = frozenset({"CT", "NOTRACK"})
@@ -52,10 +54,13 @@ def mangled(body: Any, packet: Packet) -> Packet:
         return packet
     if key == {"meta": {"key": "mark"}}:
         return replace(packet, mark=_mark(body.get("value"), packet))
-    payload = key.get("payload")
-    if isinstance(payload, dict):
-        return without_addresses(packet)
-    return packet
+    return without_addresses(packet) if rewrites(key) else packet
+
+
+def rewrites(key: Any) -> bool:
+    """Whether setting a field may change where a packet is from, or goes to."""
+    payload = key.get("payload") if isinstance(key, dict) else None
+    return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS
 
 
 def _mark(assigned: Any, packet: Packet) -> Span:
@@ -104,7 +109,7 @@ def maybe_untracked(packet: Packet) -> Packet:
 
 def tracked(packet: Packet) -> Packet:
     """The packet once connection tracking has seen it, unless a rule spoke against it."""
-    state = NEW if packet.direction == "original" else ESTABLISHED
+    state = NEW if packet.is_first else ESTABLISHED
     alternatives: set[frozenset[str]] = set()
     for alternative in packet.state.alternatives:
         kept = Bits(frozenset({alternative}))

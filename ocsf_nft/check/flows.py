@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from ocsf_nft.check.packet import ADDRESSES, ESTABLISHED, TCP, UDP, UNSEEN, Packet
-from ocsf_nft.check.truth import PORTS, Name, Span, Truth, exactly, interface
+from ocsf_nft.check.truth import NOWHERE, PORTS, Name, Span, Truth, exactly, interface
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +24,8 @@ INTERNET: Final = {4: 0x5DB8D70E, 6: 0x2606_2800_021F_CB07_6820_80DA_AF6B_8B2C}
 _UNUSUAL_PORT: Final = 47011
 #: What a system takes for its own end (net.ipv4.ip_local_port_range).
 _EPHEMERAL: Final = Span(32768, 60999)
+#: Where a packet came in isn't known any more on its way out of an interface (nf_hook_egress).
+_AT_EGRESS: Final = {"came_by": NOWHERE}
 _PORTS: Final = ((TCP, 443), (TCP, _UNUSUAL_PORT), (UDP, 53), (UDP, _UNUSUAL_PORT))
 
 
@@ -60,13 +62,18 @@ class Flow:
     endpoint: Endpoint | None = None
 
     @property
+    def is_later(self) -> bool:
+        """Whether it goes on with what the flow before it begins."""
+        return self.packet.direction == "original" and not self.packet.is_first
+
+    @property
     def label(self) -> str:
         """Protocol, port and version, for a person."""
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
         port = self.packet.destination_port if opening else self.packet.source_port
         number = "other ports" if port.single == _UNUSUAL_PORT else f"{port.single}"
-        return f"{protocol} {number}"
+        return f"{protocol} {number}{', once open' if self.is_later else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +130,10 @@ def _of_subnet(machine: Machine, version: int, gateway: Span, hosts: Span) -> It
             Step(hook="prerouting", changes={}),
             Step(hook="forward", changes={"leaves_by": uplink}),
             Step(hook="postrouting", changes={}),
-            Step(hook="egress", device=uplink, changes={}),
+            Step(hook="egress", device=uplink, changes=_AT_EGRESS),
         )
         yield Flow(direction=Direction.OUT, packet=out, steps=way)
+        yield Flow(direction=Direction.OUT, packet=_later(out), steps=way)
         back = (
             Step(hook="ingress", device=uplink, changes={"came_by": uplink, "state": UNSEEN}),
             Step(hook="prerouting", changes={}),
@@ -137,7 +145,7 @@ def _of_subnet(machine: Machine, version: int, gateway: Span, hosts: Span) -> It
                 },
             ),
             Step(hook="postrouting", changes={}),
-            Step(hook="egress", device=device, changes={}),
+            Step(hook="egress", device=device, changes=_AT_EGRESS),
         )  # fmt: skip
         # Until NAT has undone itself, it is addressed to the host; what routes it is checked there.
         reply = replace(
@@ -155,6 +163,7 @@ def _of_subnet(machine: Machine, version: int, gateway: Span, hosts: Span) -> It
         Step(hook="input", changes={}),
     )
     yield Flow(direction=Direction.GATEWAY, packet=ask, steps=asked)
+    yield Flow(direction=Direction.GATEWAY, packet=_later(ask), steps=asked)
     answer = replace(
         _reply(version, TCP, (gateway, hosts), (exactly(machine.port), _EPHEMERAL)),
         comes_from_here=Truth.YES,
@@ -187,6 +196,7 @@ def of_proxy(proxy: Endpoint, link: str | None) -> Iterator[Flow]:
         Step(hook="egress", device=device, changes={}),
     )
     yield Flow(direction=Direction.PROXY, packet=out, steps=leaving, endpoint=proxy)
+    yield Flow(direction=Direction.PROXY, packet=_later(out), steps=leaving, endpoint=proxy)
     answer = replace(_reply(version, TCP, (there, here), (port, _EPHEMERAL)), is_local=Truth.YES)
     coming = (
         Step(hook="ingress", device=device, changes={"came_by": device, "state": UNSEEN}),
@@ -214,4 +224,9 @@ def _reply(
     version: int, protocol: int, addresses: tuple[Span, Span], ports: tuple[Span, Span]
 ) -> Packet:
     packet = _packet(version, protocol, addresses, ports)
-    return replace(packet, state=ESTABLISHED, direction="reply")
+    return replace(packet, state=ESTABLISHED, direction="reply", is_first=False)
+
+
+def _later(first: Packet) -> Packet:
+    """What follows in the same flow and direction, once it was answered."""
+    return replace(first, is_first=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.check import effects
 from ocsf_nft.check.truth import Truth, any_of
@@ -41,25 +41,55 @@ class Ending:
     undecided: tuple[Rule, ...]
 
 
-def by_hook(ruleset: Ruleset) -> Mapping[str, tuple[Chain, ...]]:
-    """The base chains of a ruleset by their hook, in the order that packets pass them."""
+class Hooks(NamedTuple):
+    """The base chains of a ruleset by their hook, in the order that packets pass them.
+
+    Which of two chains of one priority comes first isn't told (the one that was made last): in
+    ``one`` it is the one that is listed first, in ``other`` it is not.
+    """
+
+    one: Mapping[str, tuple[Chain, ...]]
+    other: Mapping[str, tuple[Chain, ...]]
+
+
+def by_hook(ruleset: Ruleset) -> Hooks:
+    """The base chains of a ruleset."""
     found: dict[str, list[Chain]] = defaultdict(list)
     for chain in ruleset.chains.values():
         if chain.base is not None:
             found[chain.base.hook].append(chain)
-    # Which of two chains of one priority comes first isn't told; as both are passed, it seldom
-    # matters.
-    return {
-        hook: tuple(sorted(chains, key=lambda chain: chain.base.priority if chain.base else 0))
-        for hook, chains in found.items()
-    }
+    return Hooks(
+        {hook: tuple(sorted(chains, key=_priority)) for hook, chains in found.items()},
+        {
+            hook: tuple(sorted(chains, key=lambda chain: -_priority(chain))[::-1])
+            for hook, chains in found.items()
+        },
+    )
 
 
-def endings(flow: Flow, hooks: Mapping[str, tuple[Chain, ...]], walker: Walker) -> list[Ending]:
+def _priority(chain: Chain) -> int:
+    return 0 if chain.base is None else chain.base.priority
+
+
+def endings(flow: Flow, hooks: Hooks, walker: Walker) -> list[Ending]:
     """Where the flow may be stopped, the last one for sure if its ``is_certain`` says so.
 
     None when it gets through. Raises TooLargeError.
     """
+    found = _in_order(flow, hooks.one, walker)
+    if hooks.one == hooks.other:
+        return found
+    other = _in_order(flow, hooks.other, walker)
+    is_certain = all(each and each[-1].is_certain for each in (found, other))
+    # A chain that stops it in the one order would stop it in the other as well, had it come there.
+    both = {ending.stop: ending for ending in (*other, *found)}
+    return sorted(
+        (replace(ending, is_certain=is_certain and ending.is_certain) for ending in both.values()),
+        key=lambda ending: ending.is_certain,
+    )
+
+
+def _in_order(flow: Flow, hooks: Mapping[str, tuple[Chain, ...]], walker: Walker) -> list[Ending]:
     found: list[Ending] = []
     packet = flow.packet
     for step in flow.steps:
@@ -113,11 +143,13 @@ def _passes(chain: Chain, step: Step, packet: Packet) -> Truth:
     if family not in {"inet", "ip" if packet.version == 4 else "ip6"}:
         return Truth.NO
     # Only the first packet of a connection passes a chain of NAT (nf_nat_core.c).
-    return Truth.NO if base.kind == "nat" and packet.direction == "reply" else Truth.YES
+    return Truth.NO if base.kind == "nat" and not packet.is_first else Truth.YES
 
 
 def _answers_to(device: Name, name: str) -> Truth:
-    return device.starts_with(name[:-1]) if name.endswith("*") else device.equals(name)
+    if name.endswith("*"):  # any end of a name (Linux 6.16), or that very name: nft lists both so
+        return min(device.starts_with(name[:-1]), Truth.MAYBE)
+    return device.equals(name)
 
 
 def _as_seen_at(chain: Chain, step: Step, packet: Packet) -> Packet:

@@ -23,14 +23,16 @@ from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from collections.abc import Set as AbstractSet
 
+    from ocsf_nft.check.devices import Device
     from ocsf_nft.check.diagnosis import Question
     from ocsf_nft.check.ruleset import Chain, Key, Rule, Ruleset
     from ocsf_nft.netns import Namespace
 
 #: How VMs' interfaces are named; a shorter chain's name holds what follows the dash.
 _MACHINE: Final = re.compile(r"vmtap-[A-Za-z0-9_.-]+")
+#: The kind of a TAP device (drivers/net/tun.c).
+_TAP: Final = "tun"
 _NAT: Final = frozenset({"masquerade", "snat"})
 
 
@@ -55,7 +57,9 @@ class Leftover:
         return visible(f"rule{number} in {where}: {shown}")
 
 
-def leftovers(ruleset: Ruleset, present: AbstractSet[str], question: Question) -> list[Leftover]:
+def leftovers(
+    ruleset: Ruleset, present: Mapping[str, Device], question: Question
+) -> list[Leftover]:
     """What is left of an older set-up; ``present`` are the interfaces that there are."""
     wanted = _Wanted(present, question)
     doomed = {key: reason for key, chain in ruleset.chains.items()
@@ -120,10 +124,12 @@ def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftov
 class _Wanted:
     """Tells what is a leftover's."""
 
-    def __init__(self, present: AbstractSet[str], question: Question) -> None:
+    def __init__(self, present: Mapping[str, Device], question: Question) -> None:
         self._present = present
-        device = question.device
-        self._device = None if device is None or device.endswith("*") else device
+        device = question.device or "*"
+        # Rules for the loopback, an uplink or a bridge are somebody's, whoever asks.
+        is_machines = device not in present or present[device].kind == _TAP
+        self._device = device if is_machines and not device.endswith("*") else None
         self._networks = [subnet.network for subnet in question.subnets]
 
     def chain(self, chain: Chain) -> str | None:
@@ -147,6 +153,8 @@ class _Wanted:
             if device == self._device and rule.comment != allow.COMMENT:
                 return f"it is for {device}, which a fence takes care of"
         kinds = {kind for kind, _ in rule.statements}
+        if any(name in self._present and name != self._device for name in _exempted(rule)):
+            return None
         if kinds & _NAT or _targets(rule) & {"MASQUERADE", "SNAT"}:
             for network in _sources(rule):
                 if network in self._networks:
@@ -182,16 +190,21 @@ def _is_led_to(key: Key, ruleset: Ruleset) -> bool:
     )
 
 
-def _matches(rule: Rule) -> Iterator[tuple[Any, Any]]:
+def _matches(rule: Rule, operator: str = "==") -> Iterator[tuple[Any, Any]]:
     for kind, body in rule.statements:
-        if kind == "match" and isinstance(body, dict) and body.get("op") == "==":
+        if kind == "match" and isinstance(body, dict) and body.get("op") == operator:
             yield body.get("left"), body.get("right")
 
 
-def _devices(rule: Rule) -> list[str]:
+def _exempted(rule: Rule) -> list[str]:
+    """The interfaces that a rule is not for: NAT leaves out the one whose subnet it translates."""
+    return _devices(rule, "!=")
+
+
+def _devices(rule: Rule, operator: str = "==") -> list[str]:
     """The interfaces that a rule names one by one: a pattern is for more than one."""
     found = []
-    for left, right in _matches(rule):
+    for left, right in _matches(rule, operator):
         meta = left.get("meta") if isinstance(left, dict) else None
         key = meta.get("key") if isinstance(meta, dict) else None
         is_name = key in {"iifname", "oifname", "iif", "oif"} and isinstance(right, str)

@@ -6,6 +6,7 @@ import bisect
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.check.operand import Absent, Operand, flags_of, is_number, operand, span, value
+from ocsf_nft.check.packet import TCP
 from ocsf_nft.check.truth import Bits, Span, Truth, any_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ _LARGEST: Final = (1 << 128) - 1
 _MANY: Final = 64
 #: Reading an address takes as long as looking at so many rules.
 _COST_OF_PARSING: Final = 3
+#: With less room than this a set may be full by the time that a packet comes: others come too.
+_ROOM: Final = 64
+#: What a statement is for, where nft has put the test for it before the statement.
+_VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 
 
 class Matcher:
@@ -53,6 +58,63 @@ class Matcher:
         else:
             return Truth.MAYBE
         return answer.inverted() if operator in {"!=", "!"} else answer
+
+    def runs(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
+        """Whether a statement finds what it reads; where it doesn't, its rule ends there.
+
+        A map that holds nothing for the packet, a field that the packet doesn't have, a set that is
+        full (nft_lookup.c, nft_objref.c, nft_payload.c, nft_ct.c, nft_dynset.c).
+        """
+        if not isinstance(body, dict):
+            return Truth.YES
+        version = _VERSIONS.get(str(body.get("type" if kind == "reject" else "family")))
+        if version not in {None, packet.version} or (kind == "synproxy" and packet.protocol != TCP):
+            return Truth.NO
+        if kind in {"set", "map"}:
+            return min(self._finds(family, table, body.get("elem"), packet),
+                       self._finds(family, table, body.get("data"), packet),
+                       self._has_room(family, table, body, kind))  # fmt: skip
+        if kind != "mangle":
+            return self._finds(family, table, body, packet)
+        answer = self._finds(family, table, body.get("value"), packet)
+        key = body.get("key")
+        if isinstance(key, dict) and "tcp option" in key:
+            return min(answer, Truth.MAYBE if packet.protocol == TCP else Truth.NO)
+        is_of_header = isinstance(key, dict) and "payload" in key
+        return Truth.NO if is_of_header and isinstance(value(key, packet), Absent) else answer
+
+    def _finds(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
+        """Whether all fields and maps in an expression have something for the packet."""
+        if isinstance(read, list):
+            return min((self._finds(family, table, part, packet) for part in read),
+                       default=Truth.YES)  # fmt: skip
+        if not isinstance(read, dict):
+            return Truth.YES
+        looked_up = read.get("map")
+        if isinstance(looked_up, dict):
+            return self._maps(family, table, looked_up, packet)
+        if isinstance(value(read, packet), Absent):
+            return Truth.NO
+        return self._finds(family, table, list(read.values()), packet)
+
+    def _maps(self, family: str, table: str, body: dict[str, Any], packet: Packet) -> Truth:
+        pairs = self.elements(family, table, body.get("data"))
+        if pairs is None:
+            return Truth.MAYBE
+        keys = [plain(pair[0] if isinstance(pair, list) and pair else pair) for pair in pairs]
+        if "*" in keys:
+            return Truth.YES
+        held = self.holds(family, table, body.get("key"), {"set": keys}, packet)
+        return Truth.NO if held is None else held
+
+    def _has_room(self, family: str, table: str, body: dict[str, Any], kind: str) -> Truth:
+        found = self._ruleset.sets.get((family, table, str(body.get(kind)).removeprefix("@")))
+        if body.get("op") == "delete":
+            return Truth.YES
+        if found is None or found.elements is None:
+            return Truth.MAYBE
+        is_short = found.size is not None and found.size - len(found.elements) < _ROOM
+        return Truth.MAYBE if is_short else Truth.YES
 
     def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
         """Whether an expression has one of these values; None when the packet has no such field."""

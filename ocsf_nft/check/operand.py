@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from ocsf_nft.check.packet import TCP, UDP, Packet
+from ocsf_nft.check.packet import TCP, UDP, UNSEEN, UNTRACKED, Packet
 from ocsf_nft.check.truth import Bits, Name, Span, Truth, bits, exactly
 
 #: Tests one value of the right side: a number, a name, a prefix, a range.
@@ -36,6 +36,8 @@ _ETHER: Final = {4: ("ip", "0x0800", 0x0800), 6: ("ip6", "0x86dd", 0x86DD)}
 _OTHER_HEADERS: Final = frozenset(
     {"icmp", "icmpv6", "igmp", "ah", "esp", "comp", "udplite", "dccp", "sctp", "arp", "vlan", "gre"}
 )
+#: States in which a packet has no entry in connection tracking's table.
+_WITHOUT_ENTRY: Final = UNSEEN.alternatives | UNTRACKED.alternatives
 _EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag", "dst", "mh"})
 
 
@@ -99,7 +101,7 @@ def _payload(body: dict[str, Any], packet: Packet) -> Value | Absent:
         return _ABSENT
     if protocol in {"tcp", "udp", "th"} and name in {"sport", "dport"}:
         return packet.source_port if name == "sport" else packet.destination_port
-    if protocol == "tcp" and name == "flags" and packet.direction == "original":
+    if protocol == "tcp" and name == "flags" and packet.is_first:
         return bits("syn") if packet.protocol == TCP else _ABSENT
     return None
 
@@ -121,11 +123,16 @@ def _network(name: Any, packet: Packet) -> Value:
 
 
 def _conntrack(body: dict[str, Any], packet: Packet) -> Value | Absent:
-    if "dir" in body:
+    key = body.get("key")
+    if key == "state":
+        return packet.state
+    # Where nothing is tracked, there is nothing to look at (nft_ct_get_eval).
+    alternatives = packet.state.alternatives
+    if alternatives <= _WITHOUT_ENTRY:
+        return _ABSENT
+    if "dir" in body or alternatives & _WITHOUT_ENTRY:
         return None
-    match body.get("key"):
-        case "state":
-            return packet.state
+    match key:
         case "direction":
             return _one_of((packet.direction,))
         case "status" if packet.state == bits("new"):

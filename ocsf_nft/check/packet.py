@@ -24,7 +24,7 @@ class Packet:
 
     ``is_local`` tells whether the destination is the host's own address, ``comes_from_here``
     whether the source is. ``has_way_back`` tells whether a route leads to its source by the
-    interface that it came in by.
+    interface that it came in by. ``is_first``: it begins a flow; what follows is ``ESTABLISHED``.
     """
 
     version: Literal[4, 6]
@@ -38,6 +38,7 @@ class Packet:
     mark: Span = _UNMARKED
     state: Bits = NEW
     direction: str = "original"
+    is_first: bool = True
     is_local: Truth = Truth.NO
     comes_from_here: Truth = Truth.NO
     has_way_back: Truth = Truth.YES
@@ -58,6 +59,7 @@ class Packet:
             mark=self.mark if self.mark == other.mark else MARKS,
             state=Bits(self.state.alternatives | other.state.alternatives),
             direction=self.direction,
+            is_first=self.is_first,
             is_local=_truth(self.is_local, other.is_local),
             comes_from_here=_truth(self.comes_from_here, other.comes_from_here),
             has_way_back=_truth(self.has_way_back, other.has_way_back),

@@ -6,12 +6,14 @@ iptables' rules into the same. Nothing in it is trusted: names are their makers'
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+#: Stands for what a set holds by the time that a packet comes.
+UNKNOWN: Final = {"unknown": None}
 #: ``legacy``: iptables of the kernel's old kind (ip_tables), which nft doesn't list.
 Backend: TypeAlias = Literal["nft", "legacy"]
 
@@ -58,10 +60,14 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Set:
-    """A set or map. ``elements`` is None when what it holds wasn't read."""
+    """A set or map. ``elements`` is None when what it holds wasn't read; ``size`` is its limit.
+
+    Where rules put something in or take it out, ``UNKNOWN`` is one of the elements.
+    """
 
     elements: Sequence[Any] | None
     is_map: bool = False
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,6 +123,8 @@ class _Found:
         self._sets: dict[tuple[str, str, str], Set] = {}
         self._flowtables: list[Flowtable] = []
         self._tables: dict[tuple[str, str], frozenset[str]] = {}
+        #: The sets that rules change.
+        self._changed: set[tuple[str, str, str]] = set()
 
     def take(self, kind: str, body: dict[str, Any]) -> None:
         family, table = str(body.get("family", "")), str(body.get("table", ""))
@@ -127,7 +135,15 @@ class _Found:
             self._bases[Key("nft", family, table, name)] = _base(body)
         elif kind == "rule":
             key = Key("nft", family, table, str(body.get("chain", "")))
-            self._rules.setdefault(key, []).append(_rule(key, body))
+            rule = _rule(key, body)
+            self._rules.setdefault(key, []).append(rule)
+            self._changed |= {
+                (family, table, changed.removeprefix("@"))
+                for kind, inner in rule.statements
+                if kind in {"set", "map"}
+                and isinstance(inner, dict)
+                and isinstance(changed := inner.get(kind), str)
+            }
         elif kind in {"set", "map"}:
             self._sets[family, table, name] = _set(kind, body)
         elif kind == "flowtable":
@@ -143,7 +159,10 @@ class _Found:
         }
         return Ruleset(
             chains=chains,
-            sets=self._sets,
+            sets={
+                key: _changing(each) if key in self._changed else each
+                for key, each in self._sets.items()
+            },
             flowtables=tuple(self._flowtables),
             tables=self._tables,
         )
@@ -184,8 +203,18 @@ def statements(expressions: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def _set(kind: str, body: dict[str, Any]) -> Set:
-    elements = body.get("elem", [])
-    return Set(elements=elements if isinstance(elements, list) else None, is_map=kind == "map")
+    elements, size = body.get("elem", []), body.get("size")
+    return Set(
+        elements=elements if isinstance(elements, list) else None,
+        is_map=kind == "map",
+        size=size if isinstance(size, int) else None,
+    )
+
+
+def _changing(found: Set) -> Set:
+    if found.elements is None:
+        return found
+    return replace(found, elements=[*found.elements, UNKNOWN])
 
 
 def _strings(value: Any) -> list[str]:

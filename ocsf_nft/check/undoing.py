@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.check.finding import Finding
+from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +86,7 @@ def _nftables(root: Path, *, is_enabled: bool) -> Iterator[Finding]:
         flushing = next((each for each in _with_includes(root, file) if _flushes(each)), None)
         if flushing is None:
             continue
-        shown = Path("/") / flushing.relative_to(root)
+        shown = visible(str(Path("/") / flushing.relative_to(root)))
         meaning = f"{shown} says `flush ruleset`: loading it removes every table, a fence's too"
         yield Finding(
             name="flush-ruleset",

@@ -144,8 +144,11 @@ class _Walk:
             elif kind == "vmap":
                 if self._vmap(rule, body, matches):
                     return
-            elif self._is_last(rule, kind, body, matches):
-                return
+            else:
+                runs = self._walker.matcher.runs(family, table, kind, body, self._packet)
+                matches = min(matches, runs)
+                if matches is not Truth.NO and self._is_last(rule, kind, body, matches):
+                    return
             if matches is Truth.NO:
                 return
 
@@ -174,6 +177,8 @@ class _Walk:
 
     def _affect(self, rule: Rule, kind: str, body: Any, matches: Truth) -> None:
         if kind == "mangle":
+            if isinstance(body, dict) and effects.rewrites(body.get("key")):
+                self._stop(rule, _UNKNOWN, Truth.MAYBE)
             self._alter(lambda packet: effects.mangled(body, packet), matches)
         elif kind == "notrack":
             self._alter(effects.untracked, matches)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
 from ocsf_nft.check.undoing import services
@@ -73,3 +75,13 @@ def test_what_each_firewall_does_is_told_where_it_is_enabled(tmp_path: Path) -> 
     assert "MANAGE_BUILTINS" not in found["ufw"].meaning
     _write(tmp_path, "etc/default/ufw", 'IPV6=yes\nMANAGE_BUILTINS="yes"\n')
     assert "MANAGE_BUILTINS=yes" in _named(tmp_path)["ufw"].meaning
+
+
+def test_a_file_may_have_any_name(tmp_path: Path) -> None:
+    directory = tmp_path / "etc" / "nftables.d"
+    directory.mkdir(parents=True)
+    (tmp_path / "etc" / "nftables.conf").write_text('include "/etc/nftables.d/*.nft"\n')
+    (directory / os.fsdecode(b"\xff\x1b[2J\n.nft")).write_text("flush ruleset\n")
+    (found,) = services(tmp_path)
+    assert found.meaning.isprintable()
+    assert orjson.dumps(found.meaning)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.check.diagnosis import Question
+    from ocsf_nft.check.flows import Flow
 
 pytestmark = pytest.mark.kernel
 
@@ -32,6 +33,8 @@ _SETS: Final = """
 		elements = { 93.184.215.14 . 443, 172.16.0.1 . 3128 }
 	}
 	set links { type ifname; elements = { "vmtap-1", "lo" }; }
+	set seen { type ipv4_addr; size 2; flags dynamic; elements = { 9.9.9.9 }; }
+	counter some { }
 	map ways {
 		type inet_service : verdict
 		elements = { 53 : accept, 443 : drop, 3128 : jump one }
@@ -63,7 +66,8 @@ _MATCHES: Final = (
     "meta pkttype host", "meta pkttype != { broadcast, multicast }", "exthdr rt exists",
     "exthdr frag missing", "meta length < 500", "limit rate 100/second", "limit rate over 1/hour",
     'meta iifname . ip saddr { "vmtap-1" . 172.16.0.2, "up*" . 93.184.215.14 }',
-    "numgen inc mod 2 0", "ct mark 0x0", "meta skuid 0",
+    "numgen inc mod 2 0", "ct mark 0x0", "meta skuid 0", "ip saddr @seen", "ip saddr != @seen",
+    "ct original ip saddr 172.16.0.2", "ct original proto-dst 443",
 )  # fmt: skip
 _ENDS: Final = (
     "accept", "accept", "drop", "drop", "return", "jump one", "jump two", "goto one", "goto two",
@@ -73,6 +77,10 @@ _ENDS: Final = (
     "ct state vmap { new : jump one, established : accept, invalid : drop }",
     'iifname vmap { "vmtap-1" : goto two, "up*" : continue, "lo" : drop }',
     "meta l4proto vmap { tcp : return, udp : jump one }", "th dport vmap @ways",
+    "meta mark set tcp dport map { 22 : 0x1, 443 : 0x2 }", "ip dscp set cs1 accept",
+    "meta mark set th dport map { 0-100 : 0x1 } accept", "tcp option maxseg size set 1200 accept",
+    'counter name tcp dport map { 443 : "some" } drop', "add @seen { ip saddr } accept",
+    "update @seen { ip daddr }", "meta mark set ct mark accept", "ip ttl set 60",
     "ip saddr . ip daddr vmap { 172.16.0.0/24 . 93.0.0.0/8 : accept, 0.0.0.0/0 . 9.9.9.9 : drop }",
 )  # fmt: skip
 _TO_THE_GATEWAY: Final = (Direction.GATEWAY, Direction.ANSWER)
@@ -95,7 +103,17 @@ def _rules(draw: st.DrawFn, ends: tuple[str, ...]) -> str:
 def _base(draw: st.DrawFn, number: int) -> str:
     hook = draw(st.sampled_from(_HOOKS))
     # The rules for refusing are taken in these hooks alone.
-    more = () if hook in {"prerouting", "postrouting"} else ("reject", "meta l4proto tcp reject")
+    more = (
+        ()
+        if hook in {"prerouting", "postrouting"}
+        else (
+            "reject",
+            "meta l4proto tcp reject",
+            "reject with icmp port-unreachable",
+            "reject with icmpv6 admin-prohibited",
+            "reject with tcp reset",
+        )
+    )
     early = ("notrack",) if hook in {"prerouting", "output"} else ()
     priority = draw(st.sampled_from((-300, -150, -1, 0, 0, 10, 150)))
     policy = draw(st.sampled_from(("accept", "accept", "drop")))
@@ -160,7 +178,9 @@ def test_what_is_told_of_a_ruleset_is_what_the_kernel_does(
     note(text)
     told = _told(question)
     flows = [
-        flow for flow in question.flows() if flow.direction in {Direction.OUT, Direction.GATEWAY}
+        flow
+        for flow in question.flows()
+        if flow.direction in {Direction.OUT, Direction.GATEWAY} and not flow.is_later
     ]
     for flow in data.draw(st.lists(st.sampled_from(flows), min_size=2, max_size=4, unique=True)):
         version, label = flow.packet.version, flow.label
@@ -244,6 +264,43 @@ _CASES: Final = {
         _chain_at("forward", 0, "numgen inc mod 2 0 accept", policy="drop"), "may drop"),
     "either way it is dropped": (
         _chain_at("forward", 0, "numgen inc mod 2 0 drop", policy="drop"), "drops"),
+    "a map that holds nothing ends the rule": (
+        _chain_at("forward", 0, "meta mark set tcp dport map { 22 : 1 } accept", policy="drop"),
+        "drops"),
+    "a map that holds something doesn't": (
+        _chain_at("forward", 0, "meta mark set tcp dport map { 443 : 1 } accept", policy="drop"),
+        "passes"),
+    "no object is found either": (
+        "\tcounter some { }\n"
+        + _chain_at("forward", 0, 'counter name tcp dport map { 22 : "some" } drop'), "passes"),
+    "an error of the other family refuses nothing": (
+        _chain_at("forward", 0, "reject with icmpv6 port-unreachable"), "passes"),
+    "the other family's field can't be set": (
+        _chain_at("forward", 0, "ip6 dscp set cs1 accept", policy="drop"), "drops"),
+    "what isn't tracked has no mark there": (
+        _chain_at("prerouting", -300, "notrack")
+        + _chain_at("forward", 0, "meta mark set ct mark accept", policy="drop"), "drops"),
+    "what isn't tracked has no direction": (
+        _chain_at("prerouting", -300, "notrack")
+        + _chain_at("forward", 0, "ct direction original accept", policy="drop"), "drops"),
+    "what rules put into a set isn't in the list": (
+        "\tset seen { type ipv4_addr; size 9; flags dynamic; }\n"
+        + _chain_at("prerouting", 0, "add @seen { ip saddr }")
+        + _chain_at("forward", 0, "ip saddr @seen accept", policy="drop"), "may drop"),
+    "a set that is full ends the rule": (
+        "\tset seen { type ipv4_addr; size 1; flags dynamic; elements = { 9.9.9.9 }; }\n"
+        + _chain_at("forward", 0, "add @seen { ip saddr } accept", policy="drop"), "may drop"),
+    "another lifetime is no other address": (
+        _chain_at("prerouting", 0, "ip ttl set 60")
+        + _chain_at("forward", 0, "ip saddr 172.16.0.0/30 accept", policy="drop"), "passes"),
+    "another port may be": (
+        _chain_at("prerouting", -310, "ip protocol tcp @th,16,16 set 444"), "may drop"),
+    "of two at one place the last one made comes first": (
+        _chain_at("prerouting", 0, "meta mark set 1")
+        + _chain_at("prerouting", 0, "meta mark 1 drop").replace("at_", "next_"), "may drop"),
+    "at one place they may both drop": (
+        _chain_at("forward", 0, policy="drop")
+        + _chain_at("forward", 0, policy="drop").replace("at_", "next_"), "drops"),
     "where it leaves it is still known where it came in": (
         _chain_at("postrouting", 0, 'iifname "vmtap-1" drop'), "drops"),
 }  # fmt: skip
@@ -253,11 +310,52 @@ _CASES: Final = {
 def test_each_rule_of_the_game_is_the_kernels(host: VmHost, question: Question, case: str) -> None:
     text, verdict = _CASES[case]
     nft.load(host.namespace, f"flush ruleset\ntable inet trial {{\n{text}}}\n")
-    (flow,) = (
+    flow = _tcp_443(question)
+    assert _told(question)[Direction.OUT, "tcp 443", 4] == verdict
+    arrives, _ = host.gets_through(flow, is_expected=verdict == "passes")
+    assert _agrees(verdict, arrives)
+
+
+#: Chains of one interface, and what becomes of the VM's TCP to port 443 of the internet.
+_OF_DEVICES: Final = {
+    "where it leaves nobody knows where it came in": (
+        'egress device "up0"', 'iifname "vmtap-1" drop', "passes"),
+    "nor where it didn't": ('egress device "up0"', 'iifname != "vmtap-1" tcp dport 443 drop',
+                            "drops"),
+    "where it comes in it is seen": ('ingress device "vmtap-1"', "tcp dport 443 drop", "drops"),
+    "a pattern may be a name": ('ingress devices = { "vmtap-*" }', "drop", "may drop"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", _OF_DEVICES)
+def test_so_is_each_of_a_devices_own_hooks(host: VmHost, question: Question, case: str) -> None:
+    hook, rule, verdict = _OF_DEVICES[case]
+    chain = _chain("one", f"type filter hook {hook} priority 0; policy accept;", rule)
+    nft.load(host.namespace, f"flush ruleset\ntable netdev trial {{\n{chain}}}\n")
+    flow = _tcp_443(question)
+    assert _told(question)[Direction.OUT, "tcp 443", 4] == verdict
+    assert _agrees(verdict, host.gets_through(flow, is_expected=verdict == "passes")[0])
+
+
+def test_what_begins_a_flow_may_pass_and_the_rest_of_it_not(
+    host: VmHost, question: Question
+) -> None:
+    rules = ("ct state new accept", 'oifname "vmtap-1" ct state established accept')
+    text = _chain_at("forward", 0, *rules, policy="drop")
+    nft.load(host.namespace, f"flush ruleset\ntable inet trial {{\n{text}}}\n")
+    told = _told(question)
+    assert told[Direction.OUT, "tcp 443", 4] == "passes"
+    assert told[Direction.REPLY, "tcp 443", 4] == "passes"
+    assert told[Direction.OUT, "tcp 443, once open", 4] == "drops"
+    assert host.goes_on(_tcp_443(question)) is False
+    nft.load(host.namespace, "flush ruleset\n")
+    assert _told(question)[Direction.OUT, "tcp 443, once open", 4] == "passes"
+    assert host.goes_on(_tcp_443(question), is_expected=True) is True
+
+
+def _tcp_443(question: Question) -> Flow:
+    return next(
         each
         for each in question.flows()
         if (each.direction, each.label, each.packet.version) == (Direction.OUT, "tcp 443", 4)
     )
-    assert _told(question)[Direction.OUT, "tcp 443", 4] == verdict
-    arrives, _ = host.gets_through(flow, is_expected=verdict == "passes")
-    assert _agrees(verdict, arrives)

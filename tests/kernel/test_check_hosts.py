@@ -122,7 +122,10 @@ def _assert_true(host: VmHost) -> None:
         passes[flow.direction, flow.label, flow.packet.version] = not endings
     for flow in question.flows():
         at = (flow.label, flow.packet.version)
-        if flow.direction is Direction.OUT:
+        if flow.is_later:
+            opening = (flow.direction, flow.label.partition(",")[0], flow.packet.version)
+            assert passes[flow.direction, *at] or not passes[opening], at
+        elif flow.direction is Direction.OUT:
             out, back = passes[Direction.OUT, *at], passes[Direction.REPLY, *at]
             arrives, reply = host.gets_through(flow, is_expected=out, is_reply_expected=back)
             assert arrives == out, at
@@ -225,6 +228,33 @@ def test_a_host_with_iptables_of_either_kind(host: VmHost, backend: str) -> None
     }
     _assert_true(host)
     _assert_mended(host, told)
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_a_host_where_a_container_publishes_the_gateways_port(host: VmHost, backend: str) -> None:
+    rules = (
+        "*nat\n:PREROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n"
+        "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n"
+        "-A DOCKER ! -i docker0 -p tcp -m tcp --dport 3128 -j DNAT --to-destination 172.17.0.2:80\n"
+        "COMMIT\n"
+    )
+    _run(host, [_RESTORE[backend]["rules4"]], rules)
+    told = _check(host)
+    assert told.code == 0, _blocked(told)
+    (found,) = (each for each in told.events if each["name"] == "redirects")
+    assert (found["severity"], found["place"]["chain"]) == ("info", "DOCKER")
+    # None that would undo it.
+    assert found["commands"] == []
+
+
+def test_what_is_allowed_to_a_vm_is_its_gateway_alone(host: VmHost) -> None:
+    nft.load(host.namespace, _POLICY_DROP)
+    to_the_host = [each for each in _commands(_check(host)) if "dport" in each]
+    assert len(to_the_host) == 2
+    assert all(
+        f"daddr {gateway} tcp dport" in each
+        for gateway, each in zip(("172.16.0.1", "fd00:16::1"), to_the_host, strict=True)
+    )
 
 
 def test_a_host_that_forwards_nothing_by_default(host: VmHost) -> None:

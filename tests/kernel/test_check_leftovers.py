@@ -11,7 +11,7 @@ import pytest
 from ocsf_nft import check
 from ocsf_nft.check import devices, leftovers, reading
 from tests.kernel import command
-from tests.kernel.vm_host import DEVICE, SUBNETS, VmHost, vm_host
+from tests.kernel.vm_host import DEVICE, SUBNETS, UPLINK, VmHost, vm_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +81,7 @@ def _run(host: VmHost, *more: str) -> command.Outcome:
 def _found(host: VmHost) -> tuple[Question, list[Leftover]]:
     asked = check.question(host.namespace, device=DEVICE, subnets=SUBNETS[:1], port=3128)
     ruleset = reading.read(host.namespace)
-    present = devices.survey(host.namespace).keys()
+    present = devices.survey(host.namespace)
     return asked, leftovers.leftovers(ruleset, present, asked)
 
 
@@ -154,3 +154,27 @@ def test_one_that_was_made_anew_is_another_one(host: VmHost) -> None:
         "it has changed meanwhile"
     ]
     assert "-A FORWARD -i vmtap-old -j ACCEPT" in _rules(host, "nft")
+
+
+@pytest.mark.parametrize("device", ["lo", UPLINK])
+def test_what_is_for_an_interface_that_is_no_vms_is_nobodys_leftover(
+    host: VmHost, backend: str, device: str
+) -> None:
+    _iptables(host, backend, "", "-A", "FORWARD", "-i", device, "-j", "ACCEPT")
+    _iptables(host, backend, "", "-N", f"{device}-in")
+    before = _rules(host, backend)
+    asked = check.question(host.namespace, device=device, port=3128)
+    found = leftovers.leftovers(reading.read(host.namespace), devices.survey(host.namespace), asked)
+    assert all("vmtap-old" in each.reason for each in found)
+    assert [why for _, why in leftovers.remove(found, asked.namespace) if why] == []
+    gone = before - _rules(host, backend)
+    assert gone
+    assert all("vmtap-old" in rule for rule in gone)
+    assert f":{device}-in " in _iptables(host, backend, "-save")
+
+
+def test_nat_for_a_subnet_that_another_interface_has_is_its_own(host: VmHost, backend: str) -> None:
+    rule = "-A POSTROUTING -s 172.16.0.0/30 ! -o up0 -j MASQUERADE"
+    _iptables(host, backend, "", "-t", "nat", *rule.split())
+    assert _run(host, "--remove-leftovers").code == 0
+    assert rule in _rules(host, backend)

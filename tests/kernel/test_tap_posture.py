@@ -1,0 +1,136 @@
+"""Installing a VM's fence says what the host's other rules drop of what it lets through."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ocsf_nft.fence import installer, nft
+from ocsf_nft.lab import INTERNET4
+from tests.kernel import command, tap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.state import StateDirectory
+
+pytestmark = pytest.mark.kernel
+
+_NAME: Final = "vm-7"
+_POLICY_DROP: Final = """table inet site {
+	chain through {
+		type filter hook forward priority filter; policy drop;
+		iifname "wg0" accept
+	}
+	chain local {
+		type filter hook input priority filter; policy accept;
+		tcp dport 1024-65535 drop
+	}
+}
+"""
+_HOSTILE: Final = """table inet site {
+	chain through {
+		type filter hook forward priority filter; policy accept;
+		tcp dport 443 drop comment "\x1b[31m; `id` $(id) \u202e"
+	}
+}
+"""
+
+
+@pytest.fixture
+def site() -> Iterator[tap.Site]:
+    with tap.site() as made:
+        yield made
+
+
+@pytest.fixture
+def machine(site: tap.Site) -> Iterator[tap.Machine]:
+    with tap.machine(site) as plugged:
+        yield plugged
+
+
+def _install(site: tap.Site, state: StateDirectory) -> command.Outcome:
+    return command.run(
+        *("install", "--sandbox", _NAME, "--netns", site.host_name, "--profile", "tap"),
+        *("--device", tap.DEVICE, "--gateway-port", str(tap.PORT)),
+        *(part for subnet in tap.SUBNETS for part in ("--subnet", subnet)),
+        *("--state-dir", str(state.path)),
+    )
+
+
+def _in_the_way(done: command.Outcome) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("in the VM's way: ")]
+
+
+def _commands(done: command.Outcome) -> list[str]:
+    return [line.strip() for line in done.stderr.splitlines() if line.startswith("    ")]
+
+
+def _gets_out(machine: tap.Machine, site: tap.Site) -> bool:
+    address = (INTERNET4, 443)
+    with tap.listening(site.internet, *address):
+        try:
+            machine.guest.call(lambda: socket.create_connection(address, 1)).close()
+        except TimeoutError:
+            return False
+    return True
+
+
+def test_a_host_that_forwards_nothing_is_told_by_table_and_chain_and_what_helps(
+    site: tap.Site, machine: tap.Machine, state: StateDirectory
+) -> None:
+    nft.load(site.host, _POLICY_DROP)
+    done = _install(site, state)
+    assert done.code == 0, done.stderr
+    assert len(done.events) == 1
+    through, local = _in_the_way(done)
+    assert "table inet site, chain through" in through
+    assert "its policy drops what the VM sends to the internet" in through
+    assert "table inet site, chain local" in local
+    assert "drops what the VM sends to the gateway's port" in local
+    commands = _commands(done)
+    assert sum("nft insert rule inet site through" in each for each in commands) == 2
+    assert [
+        f"ip daddr {tap.GATEWAY4} tcp dport {tap.PORT}" in commands[2],
+        f"ip6 daddr {tap.GATEWAY6} tcp dport {tap.PORT}" in commands[3],
+    ] == [True, True]
+    assert len(commands) == 4
+    assert (
+        done.stderr.splitlines()[-1] == f"sandbox {_NAME} is fenced; what it refuses goes to nflog"
+    )
+    assert installer.verify(_NAME, state).verdict == "as installed"
+    assert not _gets_out(machine, site)
+
+    for each in commands:  # as they stand, by a shell
+        subprocess.run(["sh", "-euc", each], check=True, capture_output=True)
+    assert _gets_out(machine, site)
+    again = _install(site, state)
+    assert (again.code, _in_the_way(again), _commands(again)) == (0, [], [])
+
+
+def test_a_host_with_nothing_in_the_way_is_told_nothing(
+    site: tap.Site, machine: tap.Machine, state: StateDirectory
+) -> None:
+    # Another VM's fence drops all but its own VM's, and so nothing of this one.
+    with tap.silent_machine(site, "vmtap-1", ("172.16.8.1/29",)):
+        installer.install(tap.spec("vm-8", "vmtap-1", "172.16.8.1/29"), site.host, state, "nflog")
+        done = _install(site, state)
+    assert (done.code, _in_the_way(done), _commands(done)) == (0, [], [])
+    assert _gets_out(machine, site)
+
+
+def test_what_others_have_written_into_their_rules_is_shown_and_never_done(
+    site: tap.Site, machine: tap.Machine, state: StateDirectory
+) -> None:
+    nft.load(site.host, _HOSTILE)
+    done = _install(site, state)
+    assert done.code == 0, done.stderr
+    (told,) = _in_the_way(done)
+    assert "table inet site, chain through" in told
+    assert "tcp dport 443 drop" in told
+    assert not {"\x1b", "\u202e"} & set(done.stderr)
+    assert not [each for each in _commands(done) if "$" in each or "`" in each]
+    assert not _gets_out(machine, site)
