@@ -19,10 +19,18 @@ if TYPE_CHECKING:
 
 NFPROTO_INET: Final = 1
 NFPROTO_NETDEV: Final = 5
+#: The families that a fence has tables in.
+FAMILIES: Final = {"inet": NFPROTO_INET, "netdev": NFPROTO_NETDEV}
 
 SUBSYSTEM: Final = 10 << 8
 NFNL_MSG_BATCH_BEGIN: Final = 16
 NFNL_MSG_BATCH_END: Final = 17
+_NFT_MSG_GETTABLE: Final = 1
+_NFTA_TABLE_NAME: Final = 1
+_NFTA_TABLE_FLAGS: Final = 2
+_NFTA_TABLE_USERDATA: Final = 6
+NFT_TABLE_F_OWNER: Final = 0x2
+NFT_TABLE_F_PERSIST: Final = 0x4
 _NFT_MSG_GETGEN: Final = 16
 _NFTA_GEN_ID: Final = 1
 _NFNLGRP_NFTABLES: Final = 7
@@ -52,6 +60,18 @@ class Statement(NamedTuple):
     kind: int
     flags: int
     payload: bytes
+
+
+class Table(NamedTuple):
+    """What the kernel tells of a table.
+
+    ``is_owned``: it is a socket's own, and changed by that socket alone. ``persists``: it is such
+    as may be, and stands when that is closed (Linux 6.9).
+    """
+
+    is_owned: bool
+    persists: bool
+    userdata: bytes
 
 
 class Nftables:
@@ -128,6 +148,20 @@ class Nftables:
     def generation(self) -> int:
         """The number of the ruleset that stands now; each transaction makes it one more."""
         return int.from_bytes(self.ask(_NFT_MSG_GETGEN, 0, b"")[_NFTA_GEN_ID], "big")
+
+    def table(self, family: str, name: str) -> Table | None:
+        """A table; None when there is none by that name."""
+        named = netlink.attribute(_NFTA_TABLE_NAME, name.encode() + b"\0")
+        try:
+            found = self.ask(_NFT_MSG_GETTABLE, FAMILIES[family], named)
+        except FileNotFoundError:
+            return None
+        flags = int.from_bytes(found.get(_NFTA_TABLE_FLAGS, b""), "big")
+        return Table(
+            is_owned=bool(flags & NFT_TABLE_F_OWNER),
+            persists=bool(flags & NFT_TABLE_F_PERSIST),
+            userdata=found.get(_NFTA_TABLE_USERDATA, b""),
+        )
 
     def commit(self, statements: Sequence[Statement]) -> None:
         """Do all of the statements or none, in one transaction.

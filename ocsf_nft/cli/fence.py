@@ -29,6 +29,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     gateway_port: options.GatewayPort = None,
     mac: options.Mac = None,
     permissive: options.Permissive = False,
+    own: options.Own = False,
     transport: options.Transport = "auto",
     group: options.Group = options.DEFAULT_GROUP,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
@@ -38,7 +39,9 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Fence a sandbox, atomically; replaces its fence when one stands.
 
-    With --permissive it refuses nothing, and what it would refuse is reported all the same.
+    With --permissive it refuses nothing, and what it would refuse is reported all the same. With
+    --own a run that watches it holds its tables: no other process can change them then, `remove`
+    neither, and `nft flush ruleset` passes them by (Linux 6.9).
 
     Prints the event of what was done. Exit 1: the fence stands, but the kernel can't log.
 
@@ -66,6 +69,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         gateway_port=gateway_port,
         mac=mac,
         permissive=permissive,
+        own=own,
         transport=transport,
         group=group,
         install=True,

@@ -91,6 +91,10 @@ Mac = Annotated[
 Permissive = Annotated[
     bool, typer.Option("--permissive", help="Report what would be refused, and let it pass.")
 ]
+Own = Annotated[
+    bool,
+    typer.Option("--own", help="Let no other process change its tables while a run watches it."),
+]
 Transport = Annotated[
     str,
     typer.Option(

@@ -52,6 +52,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     gateway_port: options.GatewayPort = None,
     mac: options.Mac = None,
     permissive: options.Permissive = False,
+    own: options.Own = False,
     transport: options.Transport = "auto",
     group: options.Group = options.DEFAULT_GROUP,
     source: Annotated[
@@ -133,6 +134,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
                 "gateway_port": gateway_port,
                 "mac": mac,
                 "permissive": permissive,
+                "own": own,
                 "transport": transport,
                 "group": group,
                 "source": source,

@@ -61,7 +61,8 @@ class SandboxConfig(Table):
     is how the fence logs, ``source`` where its records are read from; ``auto`` takes the best that
     there is. ``proxy_uid`` are the proxy's users where it lives in the same namespace; ``device``,
     ``subnet`` (the gateway's address in it), ``gateway_port`` and ``mac`` are a VM's. Without
-    ``self_heal`` a fence that others alter is told of, and not put back.
+    ``self_heal`` a fence that others alter is told of, and not put back; with ``own`` no other
+    process can alter the tables of one that is installed so, while a run watches it.
     """
 
     name: Annotated[str, checked(values.sandbox_name)]
@@ -77,6 +78,7 @@ class SandboxConfig(Table):
     gateway_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     mac: Annotated[str, checked(values.mac)] | None = None
     permissive: bool = False
+    own: bool = False
     group: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_GROUP
     transport: Literal["auto", "nflog", "kmsg", "none"] = "auto"
     source: SourceName = "auto"
@@ -123,6 +125,7 @@ class SandboxConfig(Table):
             group=self.group,
             guard_device=self.host_guard,
             is_permissive=self.permissive,
+            is_owned=self.own,
         )
 
     @property

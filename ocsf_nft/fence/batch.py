@@ -16,9 +16,12 @@ from ocsf_nft.errors import FenceError, UnsupportedError
 from ocsf_nft.fence import nft
 from ocsf_nft.netns import Namespace
 from ocsf_nft.nfnetlink import (
+    FAMILIES,
     NFNL_MSG_BATCH_BEGIN,
     NFNL_MSG_BATCH_END,
     NFPROTO_NETDEV,
+    NFT_TABLE_F_OWNER,
+    NFT_TABLE_F_PERSIST,
     SUBSYSTEM,
     Statement,
 )
@@ -39,6 +42,8 @@ _NFT_MSG_NEWSET: Final = 9
 _NFT_MSG_DELSET: Final = 11
 _NFT_MSG_NEWSETELEM: Final = 12
 _NFT_MSG_NEWOBJ: Final = 18
+_NFTA_TABLE_NAME: Final = 1
+_NFTA_TABLE_FLAGS: Final = 2
 _NFTA_CHAIN_HOOK: Final = 4
 _NFTA_HOOK_DEV: Final = 3
 _NFTA_HOOK_DEVS: Final = 4
@@ -114,6 +119,15 @@ def parsed(shown: str) -> Iterator[Statement]:
             yield Statement(number, _FLAGS[number], payload)
     if not is_inside:
         raise FenceError("nft doesn't show what it sends in a form that is known")
+
+
+def owned(family: str, table: str) -> Statement:
+    """What makes a table that persists the own one of the socket that it is sent by."""
+    flags = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
+    payload = struct.pack("!BBH", FAMILIES[family], 0, 0)
+    payload += netlink.attribute(_NFTA_TABLE_NAME, table.encode() + b"\0")
+    payload += netlink.attribute(_NFTA_TABLE_FLAGS, struct.pack("!I", flags))
+    return Statement(_NFT_MSG_NEWTABLE, _FLAGS[_NFT_MSG_NEWTABLE], payload)
 
 
 def hooked_to(statements: Iterable[Statement], devices: Iterable[str]) -> tuple[Statement, ...]:

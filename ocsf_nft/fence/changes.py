@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from ocsf_nft.fence.keeping import Place
 
-#: The families that a fence has tables in.
-_FAMILIES: Final = {"inet": nfnetlink.NFPROTO_INET, "netdev": nfnetlink.NFPROTO_NETDEV}
 _HEADER: Final = struct.Struct("!BBH")  # family, version, the number of the ruleset's last 16 bits
 _NUMBER32: Final = struct.Struct("!I")
 
@@ -97,7 +95,8 @@ class Changes:
 
     def __init__(self, tables: Iterable[Place]) -> None:
         self._tables = {
-            (_FAMILIES[place.family], place.table.encode() + b"\0"): place for place in tables
+            (nfnetlink.FAMILIES[place.family], place.table.encode() + b"\0"): place
+            for place in tables
         }
         self._open = _Open()
         self._generation = 0

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from ocsf_nft.userns import Users
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_FAMILIES: Final = {"inet": nfnetlink.NFPROTO_INET, "netdev": nfnetlink.NFPROTO_NETDEV}
 
 # include/uapi/linux/netfilter/nf_tables.h
 _NFT_MSG_GETTABLE: Final = 1
@@ -264,7 +263,7 @@ class _Rule:
 
     def __init__(self, nftables: Nftables, family: str, table: str, rule: str) -> None:
         self._nftables = nftables
-        self._family = _FAMILIES[family]
+        self._family = nfnetlink.FAMILIES[family]
         self._table = table
         self._rule = rule
 

@@ -19,7 +19,6 @@ from ocsf_nft.fence import (
     kernel_log,
     links,
     loading,
-    nft,
     owners,
     ruleset,
     standing,
@@ -115,6 +114,7 @@ def _install(
             and verify(spec.sandbox, state, namespace).verdict == "as installed"
         ):
             return _settled(before, state)
+    owners.refuse_held(spec.sandbox, namespace, *places)
     intended = Installed(
         spec=spec,
         around=around,
@@ -200,11 +200,12 @@ def remove(
         if installed is None or _is_there(installed, where):
             places = _places(device) if installed is None else loading.fence_places(installed.spec)
             owners.refuse_foreign(sandbox, where, places[0])
+            owners.refuse_held(sandbox, where, *places)
             if installed is None and not stands(where, device):
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
             # First what lets the VM's packets through the host, then what holds them back.
             _release_forwarding(where.identity(), where, state, besides=sandbox)
-            nft.load(where, ruleset.removal(places))
+            loading.remove(where, places)
         if installed is None:
             return
         _remove_guard(installed.spec)
@@ -323,7 +324,7 @@ def _remove_former(before: Installed, now: Installed) -> None:
     if before.identity == now.identity and any(
         owners.owner(now.namespace, place) == sandbox for place in former
     ):
-        nft.load(now.namespace, ruleset.removal(sorted(former)))
+        loading.remove(now.namespace, sorted(former))
 
 
 def _undo(before: Installed | None, intended: Installed, state: StateDirectory) -> None:
@@ -359,7 +360,7 @@ def _places(device: str | None) -> tuple[Place, ...]:
 def _remove_guard(spec: FenceSpec) -> None:
     for guard in loading.guard_places(spec):
         owners.refuse_foreign(spec.sandbox, loading.HOST, guard)
-        nft.load(loading.HOST, ruleset.removal([guard]))
+        loading.remove(loading.HOST, [guard])
 
 
 def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:

@@ -20,6 +20,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ocsf_nft.fence.ruleset import OWNED
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -29,6 +31,8 @@ _DEVICE: Final = re.compile(r"(?:(?![\"/:*\\$,])[!-~]){1,15}")
 _HANDLE: Final = re.compile(r" # handle \d+$")
 #: A part of a table, and in a definition a counter, which is on one line.
 _PART: Final = re.compile(r"\t([a-z]+) (\S+) \{( \})?")
+#: What makes a table persist: in a definition, and as it is listed.
+_PERSISTS: Final = (f"\t{OWNED}", "\tflags persist")
 _LINKS: Final = re.compile(r"^define links = \{ (.*) \}$", re.MULTILINE)
 _HOOK: Final = re.compile(
     r"type (?P<type>filter|nat) hook (?P<hook>\w+)"
@@ -48,9 +52,13 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class _Table:
-    """The comment on a table, and its parts by kind and name: the lines inside, without tabs."""
+    """The comment on a table, and its parts by kind and name: the lines inside, without tabs.
+
+    ``persists``: it may be a socket's own.
+    """
 
     comment: list[str] = field(default_factory=list)
+    persists: bool = False
     parts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
 
@@ -77,7 +85,7 @@ def text(definition: str, standing: Mapping[Place, str]) -> str | None:
 
 def _emptied(place: Place, wanted: _Table, found: _Table | None, links: str) -> str | None:
     """Statements that leave nothing of what stands but what counts."""
-    if found is None or found.comment != wanted.comment:
+    if found is None or (found.comment, found.persists) != (wanted.comment, wanted.persists):
         return None
     where = f"{place.family} {place.table}"
     kept = {part for part in wanted.parts if _counts(part, wanted.parts[part])}
@@ -86,11 +94,12 @@ def _emptied(place: Place, wanted: _Table, found: _Table | None, links: str) -> 
     ):
         return None
     lines = [f"flush table {where}"]
+    opened = f"table {where} {{" + (f"\n\t{OWNED}" if wanted.persists else "")
     static = [part for part in wanted.parts if part[0] == "set" and part not in kept]
     for kind, name in static:
         # Made first, so that it is there to be deleted, whatever the listing says.
         form = "".join(f"\t\t{line}\n" for line in wanted.parts[kind, name])
-        lines.append(f"table {where} {{\n\t{kind} {name} {{\n{form}\t}}\n}}")
+        lines.append(f"{opened}\n\t{kind} {name} {{\n{form}\t}}\n}}")
         lines.append(f"delete {kind} {where} {name}")
     for part in sorted(found.parts.keys() - kept - set(static), key=_order):
         kind, name = part
@@ -199,6 +208,8 @@ def _parsed(lines: list[str]) -> _Table | None:
             content: list[str] = []
             table.parts[kind, name] = content
             inside = None if is_closed else content
+        elif line in _PERSISTS:
+            table.persists = True
         elif line.startswith("\tcomment "):
             table.comment.append(line[1:])
         else:

@@ -13,6 +13,8 @@ from ocsf_nft.fence.keeping import Place
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import Installed, StateDirectory
 
@@ -91,7 +93,7 @@ def _load_all(intended: Installed, rung: LogTransport, *, keep: bool) -> bool:
     except OcsfNftError as error:
         if stood:
             raise FenceError(f"the fence inside was replaced, but the guard: {error}") from error
-        nft.load(namespace, ruleset.removal(fence_places(spec)))
+        remove(namespace, fence_places(spec))
         raise
 
 
@@ -99,6 +101,10 @@ def _load_tables(
     namespace: Namespace, places: tuple[Place, ...], definition: str, *, keep: bool
 ) -> bool:
     """Load a definition; whether what the tables had counted was kept."""
+    for place in places:  # the kernel takes no table for one of the other kind
+        persists = _persists(namespace, place)
+        stands, other = (ruleset.first(*place, persists=each) for each in (persists, not persists))
+        definition = definition.replace(f"\n{other}delete ", f"\n{stands}delete ")
     if keep:
         listings = {place: nft.listing(namespace, *place) for place in places}
         stood = {place: text for place, text in listings.items() if text is not None}
@@ -110,6 +116,26 @@ def _load_tables(
                 return True
     nft.load(namespace, definition)
     return False
+
+
+def _persists(namespace: Namespace, place: Place) -> bool:
+    found = standing.table(namespace, *place)
+    return found is not None and found.persists
+
+
+def remove(namespace: Namespace, places: Iterable[Place]) -> None:
+    """Delete tables, whether they are there or not, in one transaction.
+
+    Raises what :func:`nft.load` does.
+    """
+    nft.load(
+        namespace,
+        "".join(
+            ruleset.first(*place, persists=_persists(namespace, place))
+            + f"delete table {place.family} {place.table}\n"
+            for place in places
+        ),
+    )
 
 
 def _expected(spec: FenceSpec, around: Surroundings, rung: LogTransport) -> dict[str, str] | None:

@@ -26,6 +26,10 @@ TRUSTED: Final = (Path("/usr/sbin"), Path("/usr/bin"), Path("/sbin"), Path("/bin
 
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": ":".join(map(str, TRUSTED))}
 _TIMEOUT_SECONDS: Final = 30
+#: How a table is listed that a socket holds as its own; what it calls itself is not ours to know.
+_HELD: Final = re.compile(
+    r"(table \S+ \S+ \{ # handle \d+)(?: progname .*)?\n\tflags owner,persist\n"
+)
 _ERROR: Final = re.compile(r":(\d+):\d+-\d+: Error: (.*)")
 #: Which module brings what a rule needs, for the sentence when it is missing.
 _MODULES: Final = {
@@ -40,6 +44,7 @@ _MODULES: Final = {
     "limit rate": "nft_limit",
     "type filter hook egress": "netdev egress hooks (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
     "type filter hook ingress": "netdev ingress hooks (CONFIG_NETFILTER_INGRESS)",
+    "flags owner,persist": "tables that a process holds as its own (Linux 6.9)",
     "table": "nf_tables",
 }
 
@@ -68,12 +73,16 @@ def sent(namespace: Namespace, text: str) -> str:
 def listing(namespace: Namespace, family: str, table: str) -> str | None:
     """A table as nft lists it, with handles and without what its counters and sets hold.
 
-    None when it is absent. Whatever a set holds costs nft neither time nor memory then.
-    Raises UnsupportedError when nft is missing or may not look, FenceError when it fails.
+    None when it is absent. Whatever a set holds costs nft neither time nor memory then. One that a
+    socket holds as its own is listed as it is when that is closed. Raises UnsupportedError when nft
+    is missing or may not look, FenceError when it fails.
     """
     done = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
     if done.returncode == 0:
-        return done.stdout
+        held = _HELD.match(done.stdout)
+        if held is None:
+            return done.stdout
+        return f"{held[1]}\n\tflags persist\n{done.stdout[held.end() :]}"
     if "No such file or directory" in done.stderr:
         return None
     raise _explain(done.stderr, "")

@@ -33,6 +33,17 @@ def refuse_foreign(sandbox: str, namespace: Namespace, place: Place) -> None:
         raise _foreign(found, namespace, place)
 
 
+def refuse_held(sandbox: str, namespace: Namespace, *places: Place) -> None:
+    """Raise FenceError where a process holds tables as its own, so that nobody can change them."""
+    for place in places:
+        found = standing.table(namespace, *place)
+        if found is not None and found.is_owned:
+            raise FenceError(
+                f"the table {place.table} in {namespace} is held by a process as its own, as "
+                f"`run --own` does: stop the run of sandbox {sandbox} first (its fence stays)"
+            )
+
+
 def former(
     spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
 ) -> str | None:

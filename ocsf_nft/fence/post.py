@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft import nfnetlink
 from ocsf_nft.errors import SourceError
+from ocsf_nft.fence import batch
 from ocsf_nft.fence.changes import Changes, Transaction
 from ocsf_nft.nfnetlink import Nftables
 
@@ -34,17 +36,20 @@ OVERRUN: Final = Transaction(
 class Post:
     """Sockets inside a namespace, for one thread; all but :meth:`at` raises OSError.
 
-    What was told of the ruleset ``covered``, or an earlier one, has been seen to.
+    What was told of the ruleset ``covered``, or an earlier one, has been seen to. ``owns``: it
+    holds all of the tables as its own.
     """
 
     namespace: Namespace
+    places: tuple[Place, ...]
     notices: socket.socket
     nftables: Nftables
     changes: Changes
     covered: int
+    owns: bool = False
 
     @classmethod
-    def at(cls, namespace: Namespace, places: Iterable[Place]) -> Self:
+    def at(cls, namespace: Namespace, places: tuple[Place, ...]) -> Self:
         """Listen to what becomes of some tables.
 
         Raises SourceError, and what :meth:`Namespace.call` does.
@@ -66,6 +71,7 @@ class Post:
             ) from error
         return cls(
             namespace=namespace,
+            places=places,
             notices=notices,
             nftables=nftables,
             changes=Changes(places),
@@ -79,7 +85,31 @@ class Post:
 
     def reopen(self) -> None:
         """Another socket to change things by: after an error the rest of an answer may be due."""
+        owned = self.owns
+        self.release()
+        if owned:
+            with contextlib.suppress(OSError):  # another one is to try it again
+                self.own()
+
+    def own(self) -> None:
+        """Hold the tables that are there as its own: no other socket can change them then.
+
+        PermissionError where another one holds them.
+        """
+        there = [place for place in self.places if self.nftables.table(*place) is not None]
+        if there:
+            self.nftables.commit([batch.owned(*place) for place in there])
+        self.owns = len(there) == len(self.places)
+
+    def is_held(self) -> bool:
+        """Whether any of the tables is a socket's own, this one's or another's."""
+        found = (self.nftables.table(*place) for place in self.places)
+        return any(table is not None and table.is_owned for table in found)
+
+    def release(self) -> None:
+        """Hold the tables no longer; they stay."""
         self.nftables.close()
+        self.owns = False
         self.nftables = self.namespace.call(Nftables)
 
     def read(self) -> list[Transaction]:

@@ -74,18 +74,22 @@ def _load(
     tables = {place: found[0] for place, text in listed.items() if (found := _TABLE.match(text))}
     if len(tables) == len(places):
         kept = keeping.text(definition, tables)
+    if kept is not None:
+        kept = _commented(kept, places, is_owned=installed.spec.is_owned)
     return Load(
         places=places,
-        kept=None if kept is None else batch.compiled(namespace, _commented(kept, places)),
+        kept=None if kept is None else batch.compiled(namespace, kept),
         whole=batch.compiled(namespace, definition),
     )
 
 
-def _commented(kept: str, places: tuple[Place, ...]) -> str:
+def _commented(kept: str, places: tuple[Place, ...], *, is_owned: bool) -> str:
     """With what makes a missing table say whose it is; one that is there keeps what it says."""
-    for family, table in places:
-        where = f"table {family} {table}"
-        comment = re.search(rf'^{re.escape(where)} \{{\n\tcomment ".*"\n\}}\n', kept, re.MULTILINE)
+    for place in places:
+        where = f"table {place.family} {place.table}"
+        says = rf'^{re.escape(where)} \{{\n(?:\tflags .*\n)?\tcomment ".*"\n\}}\n'
+        comment = re.search(says, kept, re.MULTILINE)
         if comment is not None:
-            kept = kept.replace(f"\n{where}\nflush {where}\n", f"\n{comment[0]}flush {where}\n", 1)
+            first, flush = ruleset.first(*place, persists=is_owned), f"flush {where}\n"
+            kept = kept.replace(f"\n{first}{flush}", f"\n{comment[0]}{flush}", 1)
     return kept

@@ -44,12 +44,18 @@ _RULES: Final[Mapping[Profile, tuple[tuple[str, tuple[str, ...]], ...]]] = {
     "sidecar": _INSIDE,
     "tap": (("inet", ("vm-forward", "vm-input", "vm-ingress")), ("netdev", ("vm-link",))),
 }
+#: A table with these is changed by the process alone that has opened it in this way, for as long as
+#: its socket is open; nft's is not for long, and what it leaves persists (Linux 6.9).
+OWNED: Final = "flags owner,persist;"
 _LOG_TAIL: Final = " group 4001 snaplen 128"
 #: How a policy file names its tables: where a table is named for a device, by what stands for it.
 _OPENING: Final = re.compile(
     r"^(?P<before>(?:delete )?table (?P<family>\w+) )(?P<table>ocsf_nft[\w.-]*)(?P<after> \{)?$",
     re.MULTILINE,
 )
+#: Where a definition makes sure that there is a table to delete, and where it opens one.
+_FIRST: Final = re.compile(r"^(table \w+ [\w.-]+)$", re.MULTILINE)
+_BLOCK: Final = re.compile(r"^(table \w+ [\w.-]+ \{)$", re.MULTILINE)
 _SET: Final = re.compile(r"^\tset (\w+) \{$")
 #: Where the accounting of a rule goes: the family of its table, and the rule's name.
 _ACCOUNTING: Final = re.compile(r"^# accounting\.nft: (\w+) ([\w-]+)\n", re.MULTILINE)
@@ -116,7 +122,7 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     text = _render(_FILES[spec.profile], spec, defines, name, transport)
     if spec.tap is not None:
         text = machine.without_families(text, spec.tap)
-    return text + _elements(text, _static(spec, around))
+    return _whole(text, spec, around)
 
 
 def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
@@ -124,7 +130,7 @@ def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     device = spec.guard_device or LOOPBACK
     defines = {"links": _names((device,))}
     text = _render("guard.nft", spec, defines, device_table(device), transport)
-    return text + _elements(text, _static(spec, around))
+    return _whole(text, spec, around)
 
 
 def whole(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
@@ -143,11 +149,12 @@ def device_table(device: str) -> str:
     return f"{TABLE}_" + re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):02x}", device)
 
 
-def removal(tables: Iterable[tuple[str, str]]) -> str:
-    """Delete tables (family, name), whether they are there or not, in one transaction."""
-    return "".join(
-        f"table {family} {name}\ndelete table {family} {name}\n" for family, name in tables
-    )
+def first(family: str, name: str, *, persists: bool) -> str:
+    """What makes sure that there is a table to delete, where the one that stands is of that kind.
+
+    The kernel takes no table by the same name and of the other kind.
+    """
+    return f"table {family} {name}{f' {{ {OWNED} }}' if persists else ''}\n"
 
 
 def _render(
@@ -166,6 +173,14 @@ def _render(
     text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
     text = _OPENING.sub(lambda at: at["before"] + table + (at["after"] or ""), text)
     return _with_log(text, spec.group, transport)
+
+
+def _whole(text: str, spec: FenceSpec, around: Surroundings) -> str:
+    text += _elements(text, _static(spec, around))
+    if not spec.is_owned:
+        return text
+    text = _FIRST.sub(rf"\1 {{ {OWNED} }}", text)
+    return _BLOCK.sub(rf"\1\n\t{OWNED}", text)
 
 
 def _policy(file: str) -> str:

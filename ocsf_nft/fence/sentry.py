@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft import netlink, rtnetlink
-from ocsf_nft.errors import OcsfNftError, SourceError
+from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
 from ocsf_nft.fence import batch, installer, loading
 from ocsf_nft.fence.culprit import culprit
 from ocsf_nft.fence.post import OVERRUN, Post
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from ocsf_nft.fence.changes import Transaction
     from ocsf_nft.fence.keeping import Place
@@ -43,6 +43,8 @@ _RECEIVE_BYTES: Final = 1 << 16
 _BREATH_SECONDS: Final = 0.002
 #: The same where nothing is put back, so that nothing is in a hurry.
 _IDLE_SECONDS: Final = 0.05
+#: A socket that was closed holds its tables no longer, but for what is being started just then.
+_CLOSE_SECONDS: Final = 0.5
 #: Between two looks at links, the first of which is at once.
 _LINKS_SECONDS: Final = 0.02
 #: How it went to put a fence back: by what was prepared; by nft; it wasn't to be; it can't be.
@@ -92,6 +94,8 @@ class Sentry:
         self._posts: list[Post] = []
         self._links: socket.socket | None = None
         self._wake = -1
+        #: Who changes the fence by the posts' sockets, or takes them: one thread at a time.
+        self._hands = threading.Lock()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._guard, name="sentry", daemon=True)
         self._remedy: Remedy | None = None
@@ -140,6 +144,48 @@ class Sentry:
         self._remedy, self._mark = remedy, mark
         self._hooked = set()
 
+    def own(self) -> None:
+        """Hold the fence's tables as this process's own from now on, if they aren't yet; blocks.
+
+        No other process can change them then, until the sentry ends. Raises FenceError.
+        """
+        with self._hands:
+            try:
+                for post in self._posts:
+                    if not post.owns:
+                        post.own()
+            except OSError as error:
+                held = isinstance(error, PermissionError)
+                why = "another process holds them as its own" if held else error.strerror
+                raise FenceError(
+                    f"the tables of sandbox {self._sandbox} can't be held as this run's own: {why}"
+                ) from error
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """Let nft change the fence meanwhile, where its tables are held; blocks."""
+        if not any(post.owns for post in self._posts):
+            yield
+            return
+        with self._hands:
+            for post in self._posts:  # what was done by a socket is told from others' while it is
+                self._see(post)
+            with self._let_go():
+                yield
+
+    @contextlib.contextmanager
+    def _let_go(self) -> Iterator[None]:
+        held = [post for post in self._posts if post.owns]
+        for post in held:
+            post.release()
+        _let_close(held)
+        try:
+            yield
+        finally:
+            for post in held:
+                with contextlib.suppress(OSError):  # after the next look it is tried again
+                    post.own()
+
     def _open(self, installed: Installed) -> None:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         spec = installed.spec
@@ -166,8 +212,9 @@ class Sentry:
             while not self._ends.is_set():
                 self._turn()
                 time.sleep(_BREATH_SECONDS if self._heals else _IDLE_SECONDS)
-            for post in self._posts:  # what came as it was told to end
-                self._see(post)
+            with self._hands:
+                for post in self._posts:  # what came as it was told to end
+                    self._see(post)
         except OSError as error:
             self._tell(
                 SourceError(f"the fence in {self._namespace} can't be watched: {error.strerror}")
@@ -191,11 +238,12 @@ class Sentry:
         elif self._links is not None:
             poll.register(self._links, select.POLLIN)
         ready = dict(poll.poll(max(0.0, min(until) - now) * 1000 if until else None))
-        for post in self._posts:
-            if post.notices.fileno() in ready:
-                self._see(post)
-        if self._links is not None and self._links.fileno() in ready:
-            self._see_links(self._links)
+        with self._hands:
+            for post in self._posts:
+                if post.notices.fileno() in ready:
+                    self._see(post)
+            if self._links is not None and self._links.fileno() in ready:
+                self._see_links(self._links)
 
     def _see(self, post: Post) -> None:
         found = post.read()
@@ -300,8 +348,9 @@ class Sentry:
                     post.nftables.commit((*last, *more))
 
     def _renew(self) -> _Outcome:
-        if installer.renew(self._sandbox, self._state) is None:
-            return "none"
+        with self._let_go():
+            if installer.renew(self._sandbox, self._state) is None:
+                return "none"
         for post in self._posts:
             post.covered = post.nftables.generation()
         self._mark = self._state.mark(self._sandbox)
@@ -354,3 +403,10 @@ class Sentry:
         except OSError:  # it may be gone again; what can't be fenced, a look tells
             with contextlib.suppress(OSError, OcsfNftError):
                 post.reopen()
+
+
+def _let_close(posts: Iterable[Post]) -> None:
+    """Wait until sockets are closed: a process that is just being started has them for a moment."""
+    until = time.monotonic() + _CLOSE_SECONDS
+    while any(post.is_held() for post in posts) and time.monotonic() < until:
+        time.sleep(_BREATH_SECONDS)

@@ -49,6 +49,7 @@ class FenceSpec:
     With ``proxy_uids`` it is a sidecar's fence, with ``tap`` one round a virtual machine.
     ``is_permissive``: it logs what it would refuse, and lets it pass. ``has_changed``: it was of
     the other kind before, and what it counted then is kept; the installer finds that out.
+    ``is_owned``: while a run watches, no other process can change its tables.
     """
 
     sandbox: str
@@ -60,6 +61,7 @@ class FenceSpec:
     guard_device: str | None = None
     is_permissive: bool = False
     has_changed: bool = False
+    is_owned: bool = False
 
     def __post_init__(self) -> None:
         """Check what the types don't."""

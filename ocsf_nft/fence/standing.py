@@ -22,14 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ocsf_nft.netns import Namespace
+    from ocsf_nft.nfnetlink import Table
 
 T = TypeVar("T")
 
-_FAMILIES: Final = {"inet": nfnetlink.NFPROTO_INET, "netdev": nfnetlink.NFPROTO_NETDEV}
-_NFT_MSG_GETTABLE: Final = 1
 _NFT_MSG_GETSETELEM: Final = 13
-_NFTA_TABLE_NAME: Final = 1
-_NFTA_TABLE_USERDATA: Final = 6
 _NFTA_SET_ELEM_LIST_TABLE: Final = 1
 _NFTA_SET_ELEM_LIST_SET: Final = 2
 _NFTA_SET_ELEM_LIST_ELEMENTS: Final = 3
@@ -47,21 +44,22 @@ _PROTOCOLS: Final = {6: "tcp", 17: "udp"}
 _TRIES: Final = 3
 
 
-def comment(namespace: Namespace, family: str, table: str) -> str | None:
+def comment(namespace: Namespace, family: str, name: str) -> str | None:
     """The comment on a table, empty where it has none; None when there is no such table.
 
     Raises UnsupportedError when it is not permitted to look, FenceError when the kernel fails, and
     what :meth:`Namespace.call` does.
     """
-    name = netlink.attribute(_NFTA_TABLE_NAME, table.encode() + b"\0")
+    found = table(namespace, family, name)
+    return None if found is None else _comment(found.userdata)
 
-    def ask() -> str | None:
+
+def table(namespace: Namespace, family: str, name: str) -> Table | None:
+    """A table; None when there is no such table. Raises what :func:`comment` does."""
+
+    def ask() -> Table | None:
         with Nftables() as nftables:
-            try:
-                found = nftables.ask(_NFT_MSG_GETTABLE, _FAMILIES[family], name)
-            except FileNotFoundError:
-                return None
-            return _comment(found.get(_NFTA_TABLE_USERDATA, b""))
+            return nftables.table(family, name)
 
     return _answered(namespace, ask)
 
@@ -96,7 +94,7 @@ def _keys(nftables: Nftables, family: str, table: str, name: str) -> Iterator[by
     question = netlink.attribute(_NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
     question += netlink.attribute(_NFTA_SET_ELEM_LIST_SET, name.encode() + b"\0")
     with contextlib.suppress(FileNotFoundError):
-        for answer in nftables.dump(_NFT_MSG_GETSETELEM, _FAMILIES[family], question):
+        for answer in nftables.dump(_NFT_MSG_GETSETELEM, nfnetlink.FAMILIES[family], question):
             for element in netlink.attributes(_inside(answer, _NFTA_SET_ELEM_LIST_ELEMENTS)):
                 key = _inside(element[1], _NFTA_SET_ELEM_KEY)
                 yield bytes(_inside(key, _NFTA_DATA_VALUE))

@@ -88,6 +88,8 @@ class Watched:
         watch = Watch(self._installed, self._state, heals=self._heals)
         await watch.begin()
         self._watch = watch
+        if self._installed.spec.is_owned:
+            await to_its_end(asyncio.to_thread(watch.sentry.own))
         if self._heals:
             await to_its_end(self._prepare())
 
@@ -155,14 +157,30 @@ class Watched:
 
     async def _seen(self, *, may_heal: bool) -> Look | None:
         """How the fence stands, put back by nft where that is needed; see :func:`fences.look`."""
+        look = await self._looked(may_heal=may_heal)
+        if look is not None and look.fence.installed.spec.is_owned and self._watch is not None:
+            await asyncio.to_thread(self._watch.sentry.own)
+        return look
+
+    async def _looked(self, *, may_heal: bool) -> Look | None:
         if may_heal:
             with contextlib.suppress(OcsfNftError):
-                look = await asyncio.to_thread(fences.look, self.name, self._state, heals=False)
+                look = await asyncio.to_thread(self._only_look)
                 if look is None or look.fence.state in _WELL:
                     return look
             # The sentry may be at it, and in the way of nobody who holds no lock for so long.
             await asyncio.sleep(_AGAIN_SECONDS)
-        return await asyncio.to_thread(fences.look, self.name, self._state, heals=may_heal)
+        return await asyncio.to_thread(self._look_and_heal if may_heal else self._only_look)
+
+    def _only_look(self) -> Look | None:
+        return fences.look(self.name, self._state, heals=False)
+
+    def _look_and_heal(self) -> Look | None:
+        released = (
+            contextlib.nullcontext() if self._watch is None else self._watch.sentry.released()
+        )
+        with released:
+            return fences.look(self.name, self._state, heals=True)
 
     async def _with_more(self, alterations: tuple[Alteration, ...]) -> tuple[Alteration, ...]:
         """With what is told only now of what a look has found."""

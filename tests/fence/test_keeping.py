@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -68,6 +69,22 @@ def test_nothing_of_the_definition_is_left_out() -> None:
     wanted = [line for line in DEFINITION.splitlines() if not line.startswith("delete table ")]
     assert all(line in made for line in wanted)
     assert "delete table" not in text
+
+
+def test_a_table_of_the_other_kind_is_not_kept() -> None:
+    """Whether it may be a socket's own: the kernel takes the one for the other nowhere."""
+    owned = ruleset.fence(
+        replace(SPEC, is_owned=True), Surroundings(links=("eth0", "eth1")), "nflog"
+    )
+    persisting = inet(FLOWS, comment='\tflags persist\n\tcomment "fence of sandbox lab"\n')
+    made = keeping.text(owned, {INET: persisting})
+    assert "flush table inet ocsf_nft" in statements(made)
+    assert made is not None
+    opened = [line for line in made.splitlines() if line.startswith("table ")]
+    flagged = made.count(f"{{\n\t{ruleset.OWNED}\n") + made.count(f"{{ {ruleset.OWNED} }}\n")
+    assert len(opened) == flagged
+    assert keeping.text(owned, {INET: inet(FLOWS)}) is None
+    assert keeping.text(DEFINITION, {INET: persisting}) is None
 
 
 def test_what_is_not_ours_goes_in_an_order_in_which_nothing_is_in_use() -> None:

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.fence import ruleset
-from ocsf_nft.fence.spec import FenceSpec, Surroundings
-from ocsf_nft.fence.values import Endpoint, endpoint, exception
+from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
+from ocsf_nft.fence.values import Endpoint, endpoint, exception, subnet
 
 SPEC = FenceSpec(
     sandbox="agent-7",
@@ -107,3 +108,24 @@ def test_values_change_no_rule_but_their_own(name: str, places: list[Endpoint], 
     assert all(
         line.startswith(("define ", "comment ", "log prefix ", "add element ")) for line in changed
     )
+
+
+@pytest.mark.parametrize("profile", ["sandbox", "sidecar", "tap"])
+def test_a_fence_that_may_be_held_is_the_same_but_for_that(profile: str) -> None:
+    spec = {
+        "sandbox": FenceSpec(sandbox="a", proxies=SPEC.proxies, guard_device="veth7"),
+        "sidecar": FenceSpec(sandbox="a", proxy_uids=(7,)),
+        "tap": FenceSpec(
+            sandbox="a",
+            proxies=SPEC.proxies,
+            tap=Tap(device="v0", subnets=(subnet("10.0.0.1/30"),)),
+        ),
+    }[profile]
+    around = Surroundings(links=("v0",), ifindex=3)
+    plain = ruleset.whole(spec, around, "nflog")
+    owned = ruleset.whole(replace(spec, is_owned=True), around, "nflog")
+    assert owned != plain
+    bare = owned.replace(f"\n\t{ruleset.OWNED}", "").replace(f" {{ {ruleset.OWNED} }}", "")
+    assert bare == plain
+    opened = [line for line in owned.splitlines() if line.startswith("table ")]
+    assert owned.count(ruleset.OWNED) == len(opened)

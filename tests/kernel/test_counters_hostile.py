@@ -127,8 +127,7 @@ def test_tables_that_are_replaced_all_the_time_are_read_or_a_fault(
     lab: Lab, installed: Installed, reader: Counters
 ) -> None:
     stop = threading.Event()
-    fence = ruleset.removal([("inet", "ocsf_nft"), ("netdev", "ocsf_nft")])
-    fence += ruleset.fence(installed.spec, installed.around, installed.transport)
+    fence = ruleset.fence(installed.spec, installed.around, installed.transport)
 
     def replace() -> None:
         while not stop.is_set():

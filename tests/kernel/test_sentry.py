@@ -36,6 +36,7 @@ _PROXY = endpoint("10.200.0.1:3128")
 _SPECS = {
     "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,)),
     "permissive": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_permissive=True),
+    "owned": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_owned=True),
     "sidecar": FenceSpec(sandbox="lab", proxy_uids=(1337, 1338)),
     "tap": FenceSpec(
         sandbox="lab",
