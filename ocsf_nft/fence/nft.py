@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import subprocess
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -47,6 +48,15 @@ _MODULES: Final = {
     "flags owner,persist": "tables that a process holds as its own (Linux 6.9)",
     "table": "nf_tables",
 }
+
+
+#: The last processes that were started here, to be told from other people's.
+_started: Final[deque[int]] = deque(maxlen=64)
+
+
+def is_ours(pid: int | None) -> bool:
+    """Whether one of the last runs of nft by this process had a number, in its pid namespace."""
+    return pid in _started
 
 
 def load(namespace: Namespace, text: str) -> None:
@@ -139,18 +149,24 @@ def _run(
     namespace: Namespace, command: list[str], *descriptors: int
 ) -> subprocess.CompletedProcess[str]:
     def inside() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            check=False,
-            timeout=_TIMEOUT_SECONDS,
             env=_ENVIRONMENT,
             pass_fds=descriptors,
             process_group=0,  # Ctrl-C is ours to handle: it must not cut a load short
-        )
+        ) as process:
+            _started.append(process.pid)
+            try:
+                told = process.communicate(timeout=_TIMEOUT_SECONDS)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, *told)
 
     try:
         with _resources():

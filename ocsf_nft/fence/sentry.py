@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
-from ocsf_nft.fence import batch, installer, loading
-from ocsf_nft.fence.culprit import culprit
+from ocsf_nft.fence import batch, installer, loading, nft
+from ocsf_nft.fence.culprit import culprit, is_initial
 from ocsf_nft.fence.post import OVERRUN, Post
 
 if TYPE_CHECKING:
@@ -278,7 +278,9 @@ class Sentry:
                 ]
         if is_certain and outcome in {"sent", "renewed", "failed"}:
             self._mended.append(time.monotonic())
-        if not is_certain and not self._tells_overrun():
+        if outcome == "none" and is_initial():  # a look may have put it right meanwhile
+            foreign = [each for each in foreign if not nft.is_ours(each.pid)]
+        if not foreign or (not is_certain and not self._tells_overrun()):
             self._tell(None)
             return later
         more = len(foreign) - 1

@@ -22,7 +22,7 @@ from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import ip
 from ocsf_nft.nfnetlink import SUBSYSTEM, Nftables, Statement
-from tests.kernel import conftest
+from tests.kernel import command, conftest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -248,14 +248,27 @@ def test_what_is_done_in_the_regular_way_is_not_fought(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, post: Callable[..., Post], what: str
 ) -> None:
     one = post()
-    if what == "remove":
-        installer.remove(conftest.SANDBOX, state)
-    else:
-        other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
-        installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
+    proxies = (part for proxy in spec.proxies for part in ("--proxy", str(proxy)))
+    options = () if what == "remove" else ("--netns", fenced.sandbox, "--group", "77", *proxies)
+    done = command.run(what, *named, *options)
+    assert done.code == 0, done.stderr
     assert one.alteration().mended_ns is None
     assert all(each.mended_ns is None for each in one.rest())
     assert _verdict(state) == ("absent" if what == "remove" else "as installed")
+
+
+def test_what_a_look_puts_right_is_nobodys_change(
+    fenced: Lab, state: StateDirectory, post: Callable[..., Post]
+) -> None:
+    """What was prepared leaves a chain that is not ours, without rules, for a look to take away."""
+    one = post()
+    _tamper(fenced, "add chain inet ocsf_nft foreign")
+    assert one.alteration().mended_ns is not None
+    assert _verdict(state) != "as installed"
+    assert installer.renew(conftest.SANDBOX, state) is not None
+    assert _verdict(state) == "as installed"
+    assert one.rest() == []
 
 
 def test_a_fence_that_was_installed_anew_is_guarded_as_such(
