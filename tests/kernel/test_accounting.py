@@ -142,7 +142,8 @@ def test_a_million_distinct_flows_are_bounded_and_counted_and_hide_no_other_sand
     assert all(len(found) <= _PLACES for found in _elements(fences["flooded"]))
     together = [e["count"] for e in events if "merged" in e.get("unmapped", {})]
     assert sum(together) > _PACKETS - 3 * _PLACES
-    assert max(e["count"] for e in events if e["class_uid"] == 2004) > _PACKETS - 10
+    # Of what a busy kernel finds no room for at once, nobody knows whose it was.
+    assert max(e["count"] for e in events if e["class_uid"] == 2004) > 0.999 * _PACKETS
     assert len(events) < 3_000
     assert peak_kb < 150_000
     assert accounts.status(state).code == 0
