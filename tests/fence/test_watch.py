@@ -8,25 +8,13 @@ import pytest
 from ocsf_nft.errors import SourceError
 from ocsf_nft.fence import watch
 from ocsf_nft.fence.sentry import Alteration
-from ocsf_nft.fence.spec import FenceSpec, Surroundings
 from ocsf_nft.fence.state import Installed, StateDirectory
-from ocsf_nft.fence.values import endpoint
 from ocsf_nft.fence.watch import Watch
-from ocsf_nft.netns import Namespace
+from tests.standing import INSTALLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-_INSTALLED = Installed(
-    spec=FenceSpec(sandbox="sb1", proxies=(endpoint("10.200.0.1:3128"),)),
-    around=Surroundings(links=("sb0",)),
-    namespace=Namespace(),
-    identity="4:1",
-    transport="nflog",
-    policy="",
-    listings={},
-)
 
 
 class Posted:
@@ -57,7 +45,7 @@ class Posted:
 def watched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Watch:
     monkeypatch.setattr(watch, "Sentry", Posted)
     monkeypatch.setattr(watch, "_REST_SECONDS", 0)
-    return Watch(_INSTALLED, StateDirectory(tmp_path), heals=True)
+    return Watch(INSTALLED, StateDirectory(tmp_path), heals=True)
 
 
 def altered(changes: str) -> Alteration:

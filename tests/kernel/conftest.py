@@ -17,7 +17,7 @@ from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import Installed, StateDirectory
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab
-from tests.kernel import attempts, kernel_log
+from tests.kernel import attempts, kernel_log, tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +71,20 @@ def without_ipv6() -> None:
     for scope in ("all", "default"):
         (_IPV6 / scope / "disable_ipv6").write_text("1", encoding="ascii")
     time.sleep(0.05)
+
+
+@pytest.fixture
+def site() -> Iterator[tap.Site]:
+    """A host with VMs, and the internet."""
+    with tap.site() as made:
+        yield made
+
+
+@pytest.fixture
+def machine(site: tap.Site) -> Iterator[tap.Machine]:
+    """A VM of it, by its TAP device."""
+    with tap.machine(site) as plugged:
+        yield plugged
 
 
 @pytest.fixture(scope="session")

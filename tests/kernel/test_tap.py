@@ -47,18 +47,6 @@ _NEXT_ADDRESSES = ("172.16.8.2/29", "fd00:8::2/64")
 
 
 @pytest.fixture
-def site() -> Iterator[tap.Site]:
-    with tap.site() as made:
-        yield made
-
-
-@pytest.fixture
-def machine(site: tap.Site) -> Iterator[tap.Machine]:
-    with tap.machine(site) as plugged:
-        yield plugged
-
-
-@pytest.fixture
 def neighbour(site: tap.Site) -> Iterator[tap.Machine]:
     with tap.machine(site, _NEXT, _NEXT_GATEWAYS, _NEXT_ADDRESSES) as plugged:
         yield plugged

@@ -37,12 +37,6 @@ _READ_ONLY = ("unshare", "-m", "sh", "-c",
 
 
 @pytest.fixture
-def site() -> Iterator[tap.Site]:
-    with tap.site() as made:
-        yield made
-
-
-@pytest.fixture
 def machine(site: tap.Site) -> Iterator[tap.Machine]:
     with tap.silent_machine(site) as plugged:
         yield plugged

@@ -34,12 +34,6 @@ _ROUTING, _FRAGMENT, _OPTIONS, _UDP = 43, 44, 60, 17
 
 
 @pytest.fixture
-def site() -> Iterator[tap.Site]:
-    with tap.site() as made:
-        yield made
-
-
-@pytest.fixture
 def machine(site: tap.Site) -> Iterator[tap.Machine]:
     with tap.silent_machine(site) as plugged:
         for asked in ("arp for the gateway", "a solicitation for the gateway"):

@@ -13,8 +13,6 @@ from ocsf_nft.lab import INTERNET4
 from tests.kernel import command, tap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ocsf_nft.fence.state import StateDirectory
 
 pytestmark = pytest.mark.kernel
@@ -38,18 +36,6 @@ _HOSTILE: Final = """table inet site {
 	}
 }
 """
-
-
-@pytest.fixture
-def site() -> Iterator[tap.Site]:
-    with tap.site() as made:
-        yield made
-
-
-@pytest.fixture
-def machine(site: tap.Site) -> Iterator[tap.Machine]:
-    with tap.machine(site) as plugged:
-        yield plugged
 
 
 def _install(site: tap.Site, state: StateDirectory) -> command.Outcome:

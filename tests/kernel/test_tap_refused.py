@@ -91,12 +91,6 @@ def _drained(sock: socket.socket) -> Iterator[bytes]:
 
 
 @pytest.fixture
-def site() -> Iterator[tap.Site]:
-    with tap.site() as made:
-        yield made
-
-
-@pytest.fixture
 def machine(site: tap.Site) -> Iterator[tap.Machine]:
     with tap.silent_machine(site) as plugged:
         yield plugged

@@ -17,7 +17,7 @@ from tests.kernel.test_tap_refused import PUBLISHED, send
 from tests.kernel.vm_escapes import ALLOWED, FORBIDDEN, LINK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from ocsf_nft.fence.state import StateDirectory
@@ -26,12 +26,6 @@ pytestmark = pytest.mark.kernel
 
 _NAME = "vm-7"
 _OTHER_MAC = b"\2\0\0\0\7\x09"
-
-
-@pytest.fixture
-def site() -> Iterator[tap.Site]:
-    with tap.site() as made:
-        yield made
 
 
 def _arguments(site: tap.Site, state: StateDirectory, output: Path) -> list[str]:

@@ -2,51 +2,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.fence import installer
-from ocsf_nft.fence.installer import Verification
-from ocsf_nft.fence.spec import FenceSpec, Surroundings
-from ocsf_nft.fence.state import Installed, StateDirectory
-from ocsf_nft.fence.values import endpoint
-from ocsf_nft.netns import Namespace
+from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.notices import FenceState
 from ocsf_nft.service import fences
 from ocsf_nft.service.to_its_end import to_its_end
+from tests.standing import verified
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-INSTALLED = Installed(
-    spec=FenceSpec(sandbox="sb1", proxies=(endpoint("10.200.0.1:3128"),)),
-    around=Surroundings(links=("sb0",)),
-    namespace=Namespace(),
-    identity="4:1",
-    transport="nflog",
-    policy="",
-    listings={"inet ocsf_nft": ""},
-)
-
-
-def _verified(
-    monkeypatch: pytest.MonkeyPatch,
-    verdict: Any,
-    difference: str = "",
-    error: Exception | None = None,
-) -> None:
-    """Let the installer find a fence so, and find nothing to remove where ``error`` says that."""
-
-    def remove(*_: object) -> None:
-        if error is not None:
-            raise error
-
-    found = Verification(verdict=verdict, difference=difference, installed=INSTALLED)
-    monkeypatch.setattr(installer, "verify", lambda *_: found)
-    monkeypatch.setattr(installer, "remove", remove)
 
 
 def test_a_fence_that_is_not_as_it_was_installed_is_altered(
@@ -54,7 +23,7 @@ def test_a_fence_that_is_not_as_it_was_installed_is_altered(
 ) -> None:
     state = StateDirectory(tmp_path)  # empty: what was compared with is not read again
     sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
-    _verified(monkeypatch, "differs", "+accept")
+    verified(monkeypatch, "differs", "+accept")
     found = fences.stand(sandbox, state)
     assert (found.state, found.reason) == (
         FenceState.ALTERED,

@@ -1,40 +1,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ocsf_nft import config
 from ocsf_nft.demo.collector import Collector
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
-from ocsf_nft.fence import installer
-from ocsf_nft.fence.installer import Verification
 from ocsf_nft.fence.sentry import Alteration
-from ocsf_nft.fence.spec import FenceSpec, Surroundings
-from ocsf_nft.fence.state import Installed, StateDirectory
-from ocsf_nft.fence.values import endpoint
-from ocsf_nft.netns import Namespace
+from ocsf_nft.fence.spec import Surroundings
+from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.notices import FenceState
 from ocsf_nft.process import Process
 from ocsf_nft.service import fences, watched
 from ocsf_nft.service.fences import Fence, Look
 from ocsf_nft.service.reporter import Reporter
 from ocsf_nft.service.watched import Watched
+from tests.standing import INSTALLED, verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-INSTALLED = Installed(
-    spec=FenceSpec(sandbox="sb1", proxies=(endpoint("10.200.0.1:3128"),)),
-    around=Surroundings(links=("sb0",)),
-    namespace=Namespace(),
-    identity="4:1",
-    transport="nflog",
-    policy="",
-    listings={"inet ocsf_nft": ""},
-)
 STANDING = Fence(installed=INSTALLED, state=FenceState.STANDING, is_ours=True)
 WELL = Look(fence=STANDING)
 TAMPERED = Alteration(
@@ -117,7 +105,7 @@ async def test_each_event_begins_with_the_state_that_the_one_before_told(
         Look(fence=replace(newer, state=FenceState.DEGRADED, reason="no nft_log")),
     ]
     looks(*seen)
-    _found(monkeypatch, "as installed")
+    verified(monkeypatch, "as installed")
     fence = make()
     await fence.announce()
     for _ in seen:
@@ -270,7 +258,7 @@ async def test_a_fence_that_was_removed_in_the_regular_way_is_told_to_be_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks(None)
-    _found(monkeypatch, "absent")
+    verified(monkeypatch, "absent")
     fence = make(self_heal=True)
     await fence._look((UNMENDED,))
     await fence._look()
@@ -358,7 +346,7 @@ async def test_a_fence_that_is_gone_before_it_is_removed_is_told_to_be(
     verdict: str,
     error: Exception | None,
 ) -> None:
-    _found(monkeypatch, verdict, error=error)
+    verified(monkeypatch, verdict, error=error)
     await make().take_away()
     assert told(sink) == [
         ("Standing", "Absent", "somebody else had removed it before this run did")
@@ -372,20 +360,3 @@ async def test_a_fence_that_stood_before_is_neither_told_nor_taken_away(
     await found.announce()
     await found.take_away()
     assert told(sink) == []
-
-
-def _found(
-    monkeypatch: pytest.MonkeyPatch,
-    verdict: Any,
-    difference: str = "",
-    error: Exception | None = None,
-) -> None:
-    """Let the installer find a fence so, and find nothing to remove where ``error`` says that."""
-
-    def remove(*_: object) -> None:
-        if error is not None:
-            raise error
-
-    found = Verification(verdict=verdict, difference=difference, installed=INSTALLED)
-    monkeypatch.setattr(installer, "verify", lambda *_: found)
-    monkeypatch.setattr(installer, "remove", remove)

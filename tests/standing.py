@@ -1,0 +1,42 @@
+"""A fence as it is on record, for tests that have no kernel, and what is found of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.installer import Verification
+from ocsf_nft.fence.spec import FenceSpec, Surroundings
+from ocsf_nft.fence.state import Installed
+from ocsf_nft.fence.values import endpoint
+from ocsf_nft.netns import Namespace
+
+if TYPE_CHECKING:
+    import pytest
+
+INSTALLED = Installed(
+    spec=FenceSpec(sandbox="sb1", proxies=(endpoint("10.200.0.1:3128"),)),
+    around=Surroundings(links=("sb0",)),
+    namespace=Namespace(),
+    identity="4:1",
+    transport="nflog",
+    policy="",
+    listings={"inet ocsf_nft": ""},
+)
+
+
+def verified(
+    monkeypatch: pytest.MonkeyPatch,
+    verdict: Any,
+    difference: str = "",
+    error: Exception | None = None,
+) -> None:
+    """Let the installer find it so, and find nothing to remove where ``error`` says that."""
+
+    def remove(*_: object) -> None:
+        if error is not None:
+            raise error
+
+    found = Verification(verdict=verdict, difference=difference, installed=INSTALLED)
+    monkeypatch.setattr(installer, "verify", lambda *_: found)
+    monkeypatch.setattr(installer, "remove", remove)
