@@ -25,6 +25,7 @@ FAMILIES: Final = {"inet": NFPROTO_INET, "netdev": NFPROTO_NETDEV}
 SUBSYSTEM: Final = 10 << 8
 NFNL_MSG_BATCH_BEGIN: Final = 16
 NFNL_MSG_BATCH_END: Final = 17
+_NFNL_BATCH_GENID: Final = 1
 _NFT_MSG_GETTABLE: Final = 1
 _NFTA_TABLE_NAME: Final = 1
 _NFTA_TABLE_FLAGS: Final = 2
@@ -163,13 +164,17 @@ class Nftables:
             userdata=found.get(_NFTA_TABLE_USERDATA, b""),
         )
 
-    def commit(self, statements: Sequence[Statement]) -> None:
+    def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
         """Do all of the statements or none, in one transaction.
 
-        Raises OSError with the kernel's word on the first that it refused.
+        Raises OSError with the kernel's word on the first that it refused; it is ERESTART where the
+        ruleset is not that of ``generation``, so that the one that comes of it has the next number.
         """
         first = self._sequence + 1
-        messages = [netlink.message(NFNL_MSG_BATCH_BEGIN, netlink.NLM_F_REQUEST, _BATCH, first)]
+        head = _BATCH
+        if generation is not None:
+            head += netlink.attribute(_NFNL_BATCH_GENID, struct.pack("!I", generation))
+        messages = [netlink.message(NFNL_MSG_BATCH_BEGIN, netlink.NLM_F_REQUEST, head, first)]
         for number, (kind, flags, payload) in enumerate(statements, first + 1):
             # What is refused is told anyway, in order; the last is told to be done as well.
             wanted = netlink.NLM_F_ACK if number == first + len(statements) else 0

@@ -7,6 +7,7 @@ tells once what it would send; sending that again is one system call.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from typing import TYPE_CHECKING, Final
@@ -89,15 +90,14 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 def compiled(namespace: Namespace, text: str) -> tuple[Statement, ...]:
     """The statements of a ruleset of ours (:mod:`ocsf_nft.fence.ruleset`, or kept); blocks.
 
-    nft runs in an empty namespace where one can be had, else in the one that is named. Raises
+    nft runs in an empty namespace, in which nothing that somebody has made is in its way; in the
+    one that is named where none can be had, or where the ruleset is about what is in that. Raises
     FenceError when this version of nft shows them in a form that is not known, and what
     :func:`nft.sent` does.
     """
-    try:
-        shown = netns.in_scratch(lambda: nft.sent(Namespace(), text))
-    except UnsupportedError:
-        shown = nft.sent(namespace, text)
-    return tuple(parsed(shown))
+    with contextlib.suppress(UnsupportedError, FenceError):
+        return tuple(parsed(netns.in_scratch(lambda: nft.sent(Namespace(), text))))
+    return tuple(parsed(nft.sent(namespace, text)))
 
 
 def parsed(shown: str) -> Iterator[Statement]:

@@ -19,6 +19,7 @@ from ocsf_nft.fence import (
     kernel_log,
     links,
     loading,
+    nft,
     owners,
     ruleset,
     standing,
@@ -28,6 +29,7 @@ from ocsf_nft.fence.spec import LADDER
 from ocsf_nft.fence.state import Installed
 
 if TYPE_CHECKING:
+    from ocsf_nft.fence.loading import LoadText
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
@@ -69,10 +71,10 @@ def install(
     """
     around = _survey(spec, namespace)
     with state.locked():
-        return _install(spec, around, namespace, state, transport)
+        return _install(spec, around, namespace, state, transport, nft.load)
 
 
-def renew(sandbox: str, state: StateDirectory) -> Installed | None:
+def renew(sandbox: str, state: StateDirectory, load_text: LoadText = nft.load) -> Installed | None:
     """Put a fence back as it is on record; None where it is on none: it was removed.
 
     What stands as it was installed, among the links that there were, is not touched. Raises what
@@ -85,15 +87,16 @@ def renew(sandbox: str, state: StateDirectory) -> Installed | None:
         # The ladder is climbed down again where it had to be before, and maybe not as far.
         transport = before.transport if before.degraded is None else None
         around = _survey(before.spec, before.namespace)
-        return _install(before.spec, around, before.namespace, state, transport)
+        return _install(before.spec, around, before.namespace, state, transport, load_text)
 
 
-def _install(
+def _install(  # noqa: PLR0913, PLR0917 - what install is given, and two that it has found
     spec: FenceSpec,
     around: Surroundings,
     namespace: Namespace,
     state: StateDirectory,
     transport: LogTransport | None,
+    load_text: LoadText,
 ) -> Installed:
     identity = namespace.identity()
     before = _on_record(spec.sandbox, state)
@@ -114,7 +117,9 @@ def _install(
             and verify(spec.sandbox, state, namespace).verdict == "as installed"
         ):
             return _settled(before, state)
-    owners.refuse_held(spec.sandbox, namespace, *places)
+    if load_text is nft.load:
+        owners.refuse_held(namespace, places, state)
+        owners.refuse_held(loading.HOST, loading.guard_places(spec), state)
     intended = Installed(
         spec=spec,
         around=around,
@@ -124,7 +129,8 @@ def _install(
         policy="",
         listings={},
     )
-    return _replace(before, former, intended, (transport,) if transport else LADDER, state)
+    rungs = (transport,) if transport else LADDER
+    return _replace(before, former, intended, rungs, state, load_text)
 
 
 def stands(namespace: Namespace, device: str | None = None) -> bool:
@@ -194,13 +200,15 @@ def remove(
     """
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
+        if installed is not None:  # before anything is taken away
+            owners.refuse_held(loading.HOST, loading.guard_places(installed.spec), state)
         where = namespace or (installed.namespace if installed else loading.HOST)
         if installed is not None:
             _refuse_elsewhere(installed, where)
         if installed is None or _is_there(installed, where):
             places = _places(device) if installed is None else loading.fence_places(installed.spec)
             owners.refuse_foreign(sandbox, where, places[0])
-            owners.refuse_held(sandbox, where, *places)
+            owners.refuse_held(where, places, state)
             if installed is None and not stands(where, device):
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
             # First what lets the VM's packets through the host, then what holds them back.
@@ -286,19 +294,20 @@ def _is_there(installed: Installed, namespace: Namespace) -> bool:
         return False
 
 
-def _replace(
+def _replace(  # noqa: PLR0913, PLR0917 - what was, what is to be, and how
     before: Installed | None,
     former: str | None,
     intended: Installed,
     rungs: tuple[LogTransport, ...],
     state: StateDirectory,
+    load_text: LoadText,
 ) -> Installed:
     state.write(intended)  # a disk that is full must show before anything is changed
     if former is not None:
         state.forget(former)
     try:
         forwarding.prepare(intended.spec, intended.namespace, state)
-        loaded = loading.load(intended, rungs, state)
+        loaded = loading.load(intended, rungs, state, load_text)
     except OcsfNftError:
         _undo(before, intended, state)
         raise

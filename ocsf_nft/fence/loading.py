@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft import netns
 from ocsf_nft.errors import FenceError, OcsfNftError, UnsupportedError
@@ -13,18 +13,23 @@ from ocsf_nft.fence.keeping import Place
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import Installed, StateDirectory
 
+#: Loads a ruleset inside a namespace as :func:`nft.load` does: whoever holds the tables of a fence
+#: as his own has to do it himself.
+LoadText: TypeAlias = "Callable[[Namespace, str], None]"
 #: Where a guard stands: on the host's side, which is where the installer runs.
 HOST: Final = Namespace()
 #: In a look, more elements than were allowed and so many are counted no further.
 _ELEMENTS: Final = 1000
 
 
-def load(intended: Installed, rungs: tuple[LogTransport, ...], state: StateDirectory) -> Installed:
+def load(
+    intended: Installed, rungs: tuple[LogTransport, ...], state: StateDirectory, load_text: LoadText
+) -> Installed:
     """Load a fence by the first of the rungs that the kernel takes, and see what stands then.
 
     Raises UnsupportedError or FenceError where none can stand.
@@ -35,7 +40,8 @@ def load(intended: Installed, rungs: tuple[LogTransport, ...], state: StateDirec
             if rung == "kmsg":
                 _open_kernel_log(intended.namespace, state)
             degraded = "; ".join(failures) if rung == "none" and failures else None
-            return dataclasses.replace(_load_rung(intended, rung), degraded=degraded)
+            loaded = _load_rung(intended, rung, load_text)
+            return dataclasses.replace(loaded, degraded=degraded)
         except OcsfNftError as error:
             # Only a log that can't be had leads a rung down; that a fence can't stand does not.
             if rung == rungs[-1] or not isinstance(error, UnsupportedError):
@@ -59,15 +65,15 @@ def _open_kernel_log(namespace: Namespace, state: StateDirectory) -> None:
         raise
 
 
-def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
+def _load_rung(intended: Installed, rung: LogTransport, load_text: LoadText) -> Installed:
     spec, around = intended.spec, intended.around
-    kept = _load_all(intended, rung, keep=True)
+    kept = _load_all(intended, rung, load_text, keep=True)
     found = listings(spec, intended.namespace)
     expected = _expected(spec, around, rung)
     if expected is not None:
         lines = comparison.difference(expected, found)
         if lines and kept:  # something of what stood is still there: then without keeping any of it
-            _load_all(intended, rung, keep=False)
+            _load_all(intended, rung, load_text, keep=False)
             found = listings(spec, intended.namespace)
             lines = comparison.difference(expected, found)
         if lines:
@@ -80,25 +86,31 @@ def _load_rung(intended: Installed, rung: LogTransport) -> Installed:
     return dataclasses.replace(intended, transport=rung, policy=policy, listings=found)
 
 
-def _load_all(intended: Installed, rung: LogTransport, *, keep: bool) -> bool:
+def _load_all(intended: Installed, rung: LogTransport, load_text: LoadText, *, keep: bool) -> bool:
     """Load fence and guard; whether something of what stood was kept."""
     spec, around, namespace = intended.spec, intended.around, intended.namespace
     stood = standing.comment(namespace, *fence_places(spec)[0]) is not None
-    kept = _load_tables(namespace, fence_places(spec), ruleset.fence(spec, around, rung), keep=keep)
+    text = ruleset.fence(spec, around, rung)
+    kept = _load_tables(namespace, fence_places(spec), text, load_text, keep=keep)
     if spec.guard_device is None:
         return kept
     try:
-        guard = ruleset.guard(spec, around, rung)
-        return _load_tables(HOST, guard_places(spec), guard, keep=keep) or kept
+        text = ruleset.guard(spec, around, rung)
+        return _load_tables(HOST, guard_places(spec), text, load_text, keep=keep) or kept
     except OcsfNftError as error:
         if stood:
             raise FenceError(f"the fence inside was replaced, but the guard: {error}") from error
-        remove(namespace, fence_places(spec))
+        remove(namespace, fence_places(spec), load_text)
         raise
 
 
 def _load_tables(
-    namespace: Namespace, places: tuple[Place, ...], definition: str, *, keep: bool
+    namespace: Namespace,
+    places: tuple[Place, ...],
+    definition: str,
+    load_text: LoadText,
+    *,
+    keep: bool,
 ) -> bool:
     """Load a definition; whether what the tables had counted was kept."""
     for place in places:  # the kernel takes no table for one of the other kind
@@ -112,9 +124,9 @@ def _load_tables(
         if text is not None:
             # What is wrong with the definition itself is said when it is loaded without keeping.
             with contextlib.suppress(FenceError, UnsupportedError):
-                nft.load(namespace, text)
+                load_text(namespace, text)
                 return True
-    nft.load(namespace, definition)
+    load_text(namespace, definition)
     return False
 
 
@@ -123,12 +135,12 @@ def _persists(namespace: Namespace, place: Place) -> bool:
     return found is not None and found.persists
 
 
-def remove(namespace: Namespace, places: Iterable[Place]) -> None:
+def remove(namespace: Namespace, places: Iterable[Place], load_text: LoadText = nft.load) -> None:
     """Delete tables, whether they are there or not, in one transaction.
 
     Raises what :func:`nft.load` does.
     """
-    nft.load(
+    load_text(
         namespace,
         "".join(
             ruleset.first(*place, persists=_persists(namespace, place))

@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import subprocess
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,9 +26,9 @@ TRUSTED: Final = (Path("/usr/sbin"), Path("/usr/bin"), Path("/sbin"), Path("/bin
 
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": ":".join(map(str, TRUSTED))}
 _TIMEOUT_SECONDS: Final = 30
-#: How a table is listed that a socket holds as its own; what it calls itself is not ours to know.
+#: How a table is listed that a socket holds as its own, whose process may call itself anything.
 _HELD: Final = re.compile(
-    r"(table \S+ \S+ \{ # handle \d+)(?: progname .*)?\n\tflags owner,persist\n"
+    r"(table \S+ \S+ \{ # handle \d+)(?: progname [\s\S]{0,64}?)?\n\tflags owner,persist\n"
 )
 _ERROR: Final = re.compile(r":(\d+):\d+-\d+: Error: (.*)")
 #: Which module brings what a rule needs, for the sentence when it is missing.
@@ -48,15 +47,6 @@ _MODULES: Final = {
     "flags owner,persist": "tables that a process holds as its own (Linux 6.9)",
     "table": "nf_tables",
 }
-
-
-#: The last processes that were started here, to be told from other people's.
-_started: Final[deque[int]] = deque(maxlen=64)
-
-
-def is_ours(pid: int | None) -> bool:
-    """Whether one of the last runs of nft by this process had a number, in its pid namespace."""
-    return pid in _started
 
 
 def load(namespace: Namespace, text: str) -> None:
@@ -149,24 +139,18 @@ def _run(
     namespace: Namespace, command: list[str], *descriptors: int
 ) -> subprocess.CompletedProcess[str]:
     def inside() -> subprocess.CompletedProcess[str]:
-        with subprocess.Popen(
+        return subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             errors="replace",
+            check=False,
+            timeout=_TIMEOUT_SECONDS,
             env=_ENVIRONMENT,
             pass_fds=descriptors,
             process_group=0,  # Ctrl-C is ours to handle: it must not cut a load short
-        ) as process:
-            _started.append(process.pid)
-            try:
-                told = process.communicate(timeout=_TIMEOUT_SECONDS)
-            except BaseException:
-                process.kill()
-                raise
-        return subprocess.CompletedProcess(command, process.returncode, *told)
+        )
 
     try:
         with _resources():

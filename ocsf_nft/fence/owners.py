@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -9,6 +10,8 @@ from ocsf_nft.errors import FenceError, UsageError
 from ocsf_nft.fence import loading, standing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ocsf_nft.fence.keeping import Place
     from ocsf_nft.fence.spec import FenceSpec, Surroundings
     from ocsf_nft.fence.state import StateDirectory
@@ -33,15 +36,24 @@ def refuse_foreign(sandbox: str, namespace: Namespace, place: Place) -> None:
         raise _foreign(found, namespace, place)
 
 
-def refuse_held(sandbox: str, namespace: Namespace, *places: Place) -> None:
-    """Raise FenceError where a process holds tables as its own, so that nobody can change them."""
+def refuse_held(namespace: Namespace, places: Iterable[Place], state: StateDirectory) -> None:
+    """Raise FenceError where a process holds a table as its own, so that nobody can change it."""
     for place in places:
         found = standing.table(namespace, *place)
-        if found is not None and found.is_owned:
-            raise FenceError(
-                f"the table {place.table} in {namespace} is held by a process as its own, as "
-                f"`run --own` does: stop the run of sandbox {sandbox} first (its fence stays)"
-            )
+        if found is None or not found.is_owned:
+            continue
+        sandbox = owner(namespace, place)
+        is_run = False
+        with contextlib.suppress(UsageError):  # the name of no sandbox
+            is_run = sandbox is not None and state.is_watched(sandbox)
+        mend = (
+            f"stop the run of sandbox {sandbox} first (its fence stays)"
+            if is_run
+            else "that is no run on a fence of this state directory: end it first"
+        )
+        raise FenceError(
+            f"the table {place.table} in {namespace} is held by a process as its own: {mend}"
+        )
 
 
 def former(

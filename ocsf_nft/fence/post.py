@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import select
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+import threading
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import nfnetlink
 from ocsf_nft.errors import SourceError
@@ -16,104 +16,64 @@ from ocsf_nft.nfnetlink import Nftables
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from ocsf_nft.fence.keeping import Place
     from ocsf_nft.netns import Namespace
+    from ocsf_nft.nfnetlink import Statement
 
 _RECEIVE_BYTES: Final = 1 << 16
 #: In one reading, so that it ends.
 _MOST_DATAGRAMS: Final = 1024
 #: The end of a transaction follows its parts at once, in a datagram of its own.
 _END_SECONDS: Final = 0.02
+#: Where others change the ruleset all the time.
+_TRIES: Final = 8
 #: What stands for notices that were lost.
 OVERRUN: Final = Transaction(
     changes="more changes were made at once than could be read, maybe to other tables",
 )
 
 
-@dataclass(slots=True, kw_only=True)
 class Post:
-    """Sockets inside a namespace, for one thread; all but :meth:`at` raises OSError.
+    """Sockets inside a namespace; all but making one raises OSError.
 
-    What was told of the ruleset ``covered``, or an earlier one, has been seen to. ``owns``: it
-    holds all of the tables as its own.
+    One thread reads what is told; the fence may be changed by another one as well. ``covered`` is
+    the number of a ruleset: what was told of that, or of an earlier one, has been put right.
     """
 
-    namespace: Namespace
-    places: tuple[Place, ...]
-    notices: socket.socket
-    nftables: Nftables
-    changes: Changes
-    covered: int
-    owns: bool = False
-
-    @classmethod
-    def at(cls, namespace: Namespace, places: tuple[Place, ...]) -> Self:
+    def __init__(self, namespace: Namespace, places: tuple[Place, ...]) -> None:
         """Listen to what becomes of some tables.
 
         Raises SourceError, and what :meth:`Namespace.call` does.
         """
-
-        def opened() -> tuple[socket.socket, Nftables]:
-            notices = nfnetlink.subscribe()
-            try:
-                return notices, Nftables()
-            except BaseException:
-                notices.close()
-                raise
-
+        self.namespace = namespace
+        #: The namespace that the sockets are in; by the same name there may be another one now.
+        self.identity = namespace.identity()
+        self.owns = False
+        self._places = places
+        self._changes = Changes(places)
+        #: Whoever changes something by the socket.
+        self._hand = threading.RLock()
         try:
-            notices, nftables = namespace.call(opened)
+            self.notices, self._nftables = namespace.call(_opened)
+            try:
+                self.covered = self._nftables.generation()
+            except BaseException:
+                self.close()
+                raise
         except OSError as error:
             raise SourceError(
                 f"the fence in {namespace} can't be watched: {error.strerror}"
             ) from error
-        return cls(
-            namespace=namespace,
-            places=places,
-            notices=notices,
-            nftables=nftables,
-            changes=Changes(places),
-            covered=nftables.generation(),
-        )
 
     def close(self) -> None:
         """Close the sockets."""
         self.notices.close()
-        self.nftables.close()
-
-    def reopen(self) -> None:
-        """Another socket to change things by: after an error the rest of an answer may be due."""
-        owned = self.owns
-        self.release()
-        if owned:
-            with contextlib.suppress(OSError):  # another one is to try it again
-                self.own()
-
-    def own(self) -> None:
-        """Hold the tables that are there as its own: no other socket can change them then.
-
-        PermissionError where another one holds them.
-        """
-        there = [place for place in self.places if self.nftables.table(*place) is not None]
-        if there:
-            self.nftables.commit([batch.owned(*place) for place in there])
-        self.owns = len(there) == len(self.places)
-
-    def is_held(self) -> bool:
-        """Whether any of the tables is a socket's own, this one's or another's."""
-        found = (self.nftables.table(*place) for place in self.places)
-        return any(table is not None and table.is_owned for table in found)
-
-    def release(self) -> None:
-        """Hold the tables no longer; they stay."""
-        self.nftables.close()
-        self.owns = False
-        self.nftables = self.namespace.call(Nftables)
+        self._nftables.close()
 
     def read(self) -> list[Transaction]:
-        """What has been told by now."""
+        """What has been told by now of what others did."""
         found: list[Transaction] = []
         waits = select.poll()
         waits.register(self.notices, select.POLLIN)
@@ -121,9 +81,9 @@ class Post:
             try:
                 datagram, sender = self.notices.recvfrom(_RECEIVE_BYTES)
             except BlockingIOError:
-                if self.changes.is_open and waits.poll(_END_SECONDS * 1000):
+                if self._changes.is_open and waits.poll(_END_SECONDS * 1000):
                     continue
-                found += self.changes.rest()
+                found += self._changes.rest()
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
@@ -131,20 +91,76 @@ class Post:
                 found.append(OVERRUN)
                 continue
             if sender[0] == 0:  # others can send to it as well
-                found += self.changes.read(memoryview(datagram))
-        return found
+                found += self._changes.read(memoryview(datagram))
+        return [each for each in found if each.port != self._nftables.port]
 
-    def find_own(self, found: Iterable[Transaction]) -> None:
-        """See to it that nothing is done about what we did, nor about what came before."""
-        for each in found:
-            if each.generation is not None and each.port == self.nftables.port:
-                self.covered = each.generation
-
-    def has_seen_to(self, transaction: Transaction) -> bool:
-        """Whether it is our own, or came before what has been put right."""
-        if transaction.port == self.nftables.port:
-            return True
+    def has_put_right(self, transaction: Transaction) -> bool:
+        """Whether it came before what has been put right."""
         if transaction.generation is None:
             return False
         # The numbers begin anew at 2^32.
         return (self.covered - transaction.generation) & 0xFFFFFFFF < 1 << 31
+
+    def mend(self, statements: Sequence[Statement]) -> None:
+        """Put the fence back by a transaction, and so right whatever came before it."""
+        with self._hand:
+            for _ in range(_TRIES):
+                before = self._nftables.generation()
+                try:
+                    self.commit(statements, before)
+                except OSError as error:
+                    if error.errno != errno.ERESTART:
+                        raise
+                else:
+                    self.covered = before + 1
+                    return
+            # Somebody changes the ruleset without a pause: then it is put back once too often.
+            self.commit(statements)
+
+    def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
+        """See :meth:`Nftables.commit`."""
+        with self._hand:
+            try:
+                self._nftables.commit(statements, generation)
+            except TimeoutError:
+                self._reopen()
+                raise
+
+    def own(self) -> None:
+        """Hold the tables as its own, if all of them are there: no other socket changes them then.
+
+        PermissionError where another one holds them.
+        """
+        with self._hand:
+            self.owns = False
+            for _ in range(_TRIES):
+                before = self._nftables.generation()
+                # Whoever says that one is his makes one that is not there.
+                if any(self._nftables.table(*place) is None for place in self._places):
+                    return
+                try:
+                    self.commit([batch.owned(*place) for place in self._places], before)
+                except OSError as error:
+                    if error.errno != errno.ERESTART:
+                        raise
+                else:
+                    self.owns = True
+                    return
+
+    def _reopen(self) -> None:
+        """Another socket: on this one the rest of an answer may be due."""
+        fresh = self.namespace.call(Nftables)
+        self._nftables.close()
+        self._nftables = fresh
+        if self.owns:
+            with contextlib.suppress(OSError):  # after the next look it is tried again
+                self.own()
+
+
+def _opened() -> tuple[socket.socket, Nftables]:
+    notices = nfnetlink.subscribe()
+    try:
+        return notices, Nftables()
+    except BaseException:
+        notices.close()
+        raise

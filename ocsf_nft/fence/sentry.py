@@ -15,22 +15,23 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, TypeAlias
 
 from ocsf_nft import netlink, rtnetlink
-from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
+from ocsf_nft.errors import FenceError, OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.fence import batch, installer, loading, nft
-from ocsf_nft.fence.culprit import culprit, is_initial
+from ocsf_nft.fence.culprit import culprit
 from ocsf_nft.fence.post import OVERRUN, Post
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from ocsf_nft.fence.changes import Transaction
     from ocsf_nft.fence.keeping import Place
     from ocsf_nft.fence.remedy import Remedy
     from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process
 
 #: Who puts a fence back more often than that fights with somebody, and gives it a rest.
@@ -43,8 +44,6 @@ _RECEIVE_BYTES: Final = 1 << 16
 _BREATH_SECONDS: Final = 0.002
 #: The same where nothing is put back, so that nothing is in a hurry.
 _IDLE_SECONDS: Final = 0.05
-#: A socket that was closed holds its tables no longer, but for what is being started just then.
-_CLOSE_SECONDS: Final = 0.5
 #: Between two looks at links, the first of which is at once.
 _LINKS_SECONDS: Final = 0.02
 #: How it went to put a fence back: by what was prepared; by nft; it wasn't to be; it can't be.
@@ -68,6 +67,17 @@ class Alteration:
     arrived_ns: int
     mended_ns: int | None = None
     given_up: bool = False
+
+
+class _Arrival(NamedTuple):
+    """When a notice was read, in ns: since the epoch, UTC, and by CLOCK_BOOTTIME."""
+
+    epoch_ns: int
+    since_boot_ns: int
+
+    @classmethod
+    def now(cls) -> Self:
+        return cls(time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
 
 class Sentry:
@@ -94,8 +104,6 @@ class Sentry:
         self._posts: list[Post] = []
         self._links: socket.socket | None = None
         self._wake = -1
-        #: Who changes the fence by the posts' sockets, or takes them: one thread at a time.
-        self._hands = threading.Lock()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._guard, name="sentry", daemon=True)
         self._remedy: Remedy | None = None
@@ -149,53 +157,55 @@ class Sentry:
 
         No other process can change them then, until the sentry ends. Raises FenceError.
         """
-        with self._hands:
-            try:
-                for post in self._posts:
-                    if not post.owns:
-                        post.own()
-            except OSError as error:
-                held = isinstance(error, PermissionError)
-                why = "another process holds them as its own" if held else error.strerror
-                raise FenceError(
-                    f"the tables of sandbox {self._sandbox} can't be held as this run's own: {why}"
-                ) from error
-
-    @contextlib.contextmanager
-    def released(self) -> Iterator[None]:
-        """Let nft change the fence meanwhile, where its tables are held; blocks."""
-        if not any(post.owns for post in self._posts):
-            yield
-            return
-        with self._hands:
-            for post in self._posts:  # what was done by a socket is told from others' while it is
-                self._see(post)
-            with self._let_go():
-                yield
-
-    @contextlib.contextmanager
-    def _let_go(self) -> Iterator[None]:
-        held = [post for post in self._posts if post.owns]
-        for post in held:
-            post.release()
-        _let_close(held)
         try:
-            yield
-        finally:
-            for post in held:
-                with contextlib.suppress(OSError):  # after the next look it is tried again
+            for post in self._posts:
+                if not post.owns:
                     post.own()
+        except OSError as error:
+            raise FenceError(
+                f"the tables of sandbox {self._sandbox} can't be held as this run's own: "
+                f"{_held_by_another(error) or error.strerror}"
+            ) from error
+
+    def renew(self) -> Installed | None:
+        """Do what :func:`installer.renew` does, by the sentry's own sockets; blocks."""
+        renewed = installer.renew(self._sandbox, self._state, self._load)
+        mark = self._state.mark(self._sandbox)  # before the record, as it may be another one now
+        if renewed is not None and self._state.read(self._sandbox) == renewed:
+            self._mark = mark
+        return renewed
+
+    def _load(self, namespace: Namespace, text: str) -> None:
+        """Load a ruleset of ours where others may not change the tables; see :func:`nft.load`."""
+        where = namespace.identity()
+        post = next((each for each in self._posts if each.identity == where), None)
+        if post is None:
+            nft.load(namespace, text)
+            return
+        try:
+            statements = batch.compiled(namespace, text)
+        except FenceError:
+            if post.owns:
+                raise
+            nft.load(namespace, text)
+            return
+        try:
+            post.mend(statements)
+        except OSError as error:
+            raise _refusal(error) from error
+        # Who has made the ruleset has not seen the latest links, maybe.
+        self._cover(set(self._late))
 
     def _open(self, installed: Installed) -> None:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         spec = installed.spec
         guard = loading.guard_places(spec)
         if guard and installed.namespace == loading.HOST:
-            self._posts.append(Post.at(loading.HOST, (*loading.fence_places(spec), *guard)))
+            self._posts.append(Post(loading.HOST, (*loading.fence_places(spec), *guard)))
         else:
-            self._posts.append(Post.at(installed.namespace, loading.fence_places(spec)))
+            self._posts.append(Post(installed.namespace, loading.fence_places(spec)))
             if guard:
-                self._posts.append(Post.at(loading.HOST, guard))
+                self._posts.append(Post(loading.HOST, guard))
         self._links = installed.namespace.call(lambda: rtnetlink.subscribe(routes=True))
 
     def _close(self) -> None:
@@ -212,9 +222,8 @@ class Sentry:
             while not self._ends.is_set():
                 self._turn()
                 time.sleep(_BREATH_SECONDS if self._heals else _IDLE_SECONDS)
-            with self._hands:
-                for post in self._posts:  # what came as it was told to end
-                    self._see(post)
+            for post in self._posts:  # what came as it was told to end
+                self._see(post)
         except OSError as error:
             self._tell(
                 SourceError(f"the fence in {self._namespace} can't be watched: {error.strerror}")
@@ -238,23 +247,23 @@ class Sentry:
         elif self._links is not None:
             poll.register(self._links, select.POLLIN)
         ready = dict(poll.poll(max(0.0, min(until) - now) * 1000 if until else None))
-        with self._hands:
-            for post in self._posts:
-                if post.notices.fileno() in ready:
-                    self._see(post)
-            if self._links is not None and self._links.fileno() in ready:
-                self._see_links(self._links)
+        for post in self._posts:
+            if post.notices.fileno() in ready:
+                self._see(post)
+        if self._links is not None and self._links.fileno() in ready:
+            self._see_links(self._links)
 
     def _see(self, post: Post) -> None:
         found = post.read()
-        post.find_own(found)
-        while foreign := [each for each in found if not post.has_seen_to(each)]:
+        if overtaken := [each for each in found if post.has_put_right(each)]:
+            # A look was quicker.
+            self._tell_of(overtaken, _Arrival.now(), mended_ns=0)
+        while foreign := [each for each in found if not post.has_put_right(each)]:
             found = self._meet(post, foreign)
 
     def _meet(self, post: Post, foreign: list[Transaction]) -> list[Transaction]:
         """See to what others did; what has been told meanwhile and is not seen to."""
-        begun, arrived_ns = time.monotonic_ns(), time.time_ns()
-        booted_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        begun, arrival = time.monotonic_ns(), _Arrival.now()
         # Whoever changes very much at once, as some do to their own tables, fights with nobody.
         is_certain = any(each is not OVERRUN for each in foreign)
         given_up = self._heals and is_certain and self._is_fighting()
@@ -269,36 +278,39 @@ class Sentry:
             mended_ns = time.monotonic_ns() - begun
             # What was lost now may be our own alone: a look, which follows, tells.
             later = [each for each in post.read() if each is not OVERRUN]
-            post.find_own(later)
-            if outcome == "sent":  # what came before our own was put right by it as well
-                foreign += [
-                    each
-                    for each in later
-                    if each.port != post.nftables.port and post.has_seen_to(each)
-                ]
+            # What came before our own was put right by it as well.
+            foreign += [each for each in later if post.has_put_right(each)]
         if is_certain and outcome in {"sent", "renewed", "failed"}:
             self._mended.append(time.monotonic())
-        if outcome == "none" and is_initial():  # a look may have put it right meanwhile
-            foreign = [each for each in foreign if not nft.is_ours(each.pid)]
-        if not foreign or (not is_certain and not self._tells_overrun()):
+        if not is_certain and not self._tells_overrun():
             self._tell(None)
             return later
+        self._tell_of(foreign, arrival, mended_ns=mended_ns, given_up=given_up)
+        if given_up:
+            self._rests_until = time.monotonic() + REST_SECONDS
+            return []
+        return later
+
+    def _tell_of(
+        self,
+        foreign: list[Transaction],
+        arrival: _Arrival,
+        *,
+        mended_ns: int | None,
+        given_up: bool = False,
+    ) -> None:
         more = len(foreign) - 1
         first = foreign[0]
         self._tell(
             Alteration(
                 changes=f"{first.changes}; {more} more changes followed" if more else first.changes,
-                process=culprit(first.pid, first.comm, booted_ns),
+                process=culprit(first.pid, first.comm, arrival.since_boot_ns),
                 comm=first.comm,
-                arrived_ns=arrived_ns,
+                arrived_ns=arrival.epoch_ns,
                 mended_ns=mended_ns,
                 given_up=given_up,
             )
         )
-        if given_up:
-            self._rests_until = time.monotonic() + REST_SECONDS
-            return []
-        return later
 
     def _tells_overrun(self) -> bool:
         """Whether it is to be told now that changes could not be read: once in a while."""
@@ -332,8 +344,7 @@ class Sentry:
                     with contextlib.suppress(OSError):
                         self._send(post, self._remedy, doubtful)
                         return "sent"
-                    post.reopen()
-            return self._renew()
+            return "none" if self.renew() is None else "renewed"
         except (OSError, OcsfNftError):  # a look tells what is wrong
             return "failed"
 
@@ -344,19 +355,10 @@ class Sentry:
                 *others, last = load.ways(doubtful)
                 for way in others:
                     with contextlib.suppress(OSError):  # then another way
-                        post.nftables.commit((*way, *more))
+                        post.mend((*way, *more))
                         break
                 else:
-                    post.nftables.commit((*last, *more))
-
-    def _renew(self) -> _Outcome:
-        with self._let_go():
-            if installer.renew(self._sandbox, self._state) is None:
-                return "none"
-        for post in self._posts:
-            post.covered = post.nftables.generation()
-        self._mark = self._state.mark(self._sandbox)
-        return "renewed"
+                    post.mend((*last, *more))
 
     def _see_links(self, sock: socket.socket) -> None:
         names: set[str] = set()
@@ -395,20 +397,29 @@ class Sentry:
 
         Without the lock: it opens nothing, and where a fence was removed there is no such chain.
         """
-        if self._remedy is None or not names:
+        remedy = self._remedy
+        if remedy is None or not (names := names - remedy.links):
             return
         post = self._posts[0]
-        _, load = self._remedy.loads[0]
+        _, load = remedy.loads[0]
         self._hooked |= names
-        try:
-            post.nftables.commit(batch.hooked_to(load.whole, names))
-        except OSError:  # it may be gone again; what can't be fenced, a look tells
-            with contextlib.suppress(OSError, OcsfNftError):
-                post.reopen()
+        # It may be gone again; what can't be fenced, a look tells.
+        with contextlib.suppress(OSError, OcsfNftError):
+            post.commit(batch.hooked_to(load.whole, names))
 
 
-def _let_close(posts: Iterable[Post]) -> None:
-    """Wait until sockets are closed: a process that is just being started has them for a moment."""
-    until = time.monotonic() + _CLOSE_SECONDS
-    while any(post.is_held() for post in posts) and time.monotonic() < until:
-        time.sleep(_BREATH_SECONDS)
+def _held_by_another(error: OSError) -> str | None:
+    is_held = isinstance(error, PermissionError)
+    return "another process holds them as its own" if is_held else None
+
+
+def _refusal(error: OSError) -> FenceError | UnsupportedError:
+    """What the kernel's refusal of a fence means."""
+    if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
+        return UnsupportedError(f"this kernel can't do what the fence needs ({error.strerror})")
+    why = _held_by_another(error)
+    return FenceError(
+        f"the kernel refused the fence: {error.strerror}"
+        if why is None
+        else f"the fence's tables can't be changed: {why}"
+    )

@@ -14,6 +14,8 @@ from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
 from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.installer import Verification
     from ocsf_nft.fence.spec import LogTransport
@@ -116,8 +118,10 @@ class Look:
     difference: str = ""
 
 
-def look(sandbox: str, state: StateDirectory, *, heals: bool) -> Look | None:
-    """How a fence on record stands, which is put back first where it ``heals``; blocks.
+def look(
+    sandbox: str, state: StateDirectory, renew: Callable[[], Installed | None] | None = None
+) -> Look | None:
+    """How a fence on record stands, which ``renew`` puts back first, if that is given; blocks.
 
     None where it is on record no longer: it was removed. Raises AbsentError where it is gone and
     not put back, and what :func:`installer.renew` does.
@@ -127,8 +131,8 @@ def look(sandbox: str, state: StateDirectory, *, heals: bool) -> Look | None:
         return None
     if found.verdict == "as installed":
         return Look(fence=_found(found.installed))
-    if heals:
-        renewed = installer.renew(sandbox, state)
+    if renew is not None:
+        renewed = renew()
         if renewed is None:
             return None
         difference = found.difference or "it was gone"

@@ -165,22 +165,18 @@ class Watched:
     async def _looked(self, *, may_heal: bool) -> Look | None:
         if may_heal:
             with contextlib.suppress(OcsfNftError):
-                look = await asyncio.to_thread(self._only_look)
+                look = await asyncio.to_thread(fences.look, self.name, self._state)
                 if look is None or look.fence.state in _WELL:
                     return look
             # The sentry may be at it, and in the way of nobody who holds no lock for so long.
             await asyncio.sleep(_AGAIN_SECONDS)
-        return await asyncio.to_thread(self._look_and_heal if may_heal else self._only_look)
+        renew = self._renew if may_heal else None
+        return await asyncio.to_thread(fences.look, self.name, self._state, renew)
 
-    def _only_look(self) -> Look | None:
-        return fences.look(self.name, self._state, heals=False)
-
-    def _look_and_heal(self) -> Look | None:
-        released = (
-            contextlib.nullcontext() if self._watch is None else self._watch.sentry.released()
-        )
-        with released:
-            return fences.look(self.name, self._state, heals=True)
+    def _renew(self) -> Installed | None:
+        if self._watch is None:
+            return installer.renew(self.name, self._state)
+        return self._watch.sentry.renew()
 
     async def _with_more(self, alterations: tuple[Alteration, ...]) -> tuple[Alteration, ...]:
         """With what is told only now of what a look has found."""
@@ -223,6 +219,9 @@ class Watched:
             else:
                 await self._tell(state, f"{_done(last)}; it has been put back", _tampering(last))
         elif news is not None:
+            is_same = look.fence.installed.spec == self._installed.spec
+            if last is not None and look.was_renewed and is_same:  # besides
+                await self._tell(state, f"{_done(last)}; it has been put back", _tampering(last))
             by = "" if last is None or look.was_renewed else f", {_by(last)}"
             degraded = "" if look.fence.reason is None else f"; {look.fence.reason}"
             await self._tell(state, f"{news}{by}{degraded}")
@@ -319,7 +318,9 @@ def _done(alteration: Alteration) -> str:
 
 
 def _put_back(alteration: Alteration) -> str:
-    return f"{_done(alteration)}; put back {(alteration.mended_ns or 0) / 1e6:.1f} ms later"
+    if not alteration.mended_ns:  # a look was quicker
+        return f"{_done(alteration)}; it has been put back"
+    return f"{_done(alteration)}; put back {alteration.mended_ns / 1e6:.1f} ms later"
 
 
 def _tampering(alteration: Alteration, *, given_up: bool = False) -> Tampering:

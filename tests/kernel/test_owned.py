@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,12 +16,14 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, nft, owners, standing
+from ocsf_nft.fence import batch, installer, nft, standing
 from ocsf_nft.fence.keeping import Place
 from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
+from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.kernel import command, conftest
 
 if TYPE_CHECKING:
@@ -266,6 +271,30 @@ def test_links_that_come_and_go_are_fenced_while_it_is_held(
     assert all("its links changed" in told for told in _told(output)), _told(output)
 
 
+def test_there_is_no_moment_at_which_others_can_change_it(
+    fenced: Lab, state: StateDirectory, output: Path, named: list[str]
+) -> None:
+    """Somebody tries all the time, while links come and the fence has to be renewed."""
+    ns = fenced.sandbox_namespace
+    delete = Statement(2, 0, struct.pack("!BBH", 5, 0, 0) + netlink.attribute(1, b"ocsf_nft\0"))
+    refused = 0
+    with command.running(*named) as running, ns.call(Nftables) as other:
+        for link in ("late0", "late1", "late2"):
+            pair = ("type", "veth", "peer", "name", f"peer-{link}")
+            ip("-n", fenced.sandbox, "link", "add", link, *pair)
+            deadline = time.monotonic() + 20
+            while not any(link in told for told in _told(output)):
+                assert time.monotonic() < deadline
+                for _ in range(5):
+                    with pytest.raises(PermissionError):
+                        other.commit([delete])
+                    refused += 1
+        assert _verdict(state) == "as installed"
+        assert running.stop(signal.SIGTERM)[0] == 0
+    assert refused > 20
+    assert all("its links changed" in told for told in _told(output)), _told(output)
+
+
 def test_who_wants_to_change_it_is_told_to_stop_the_run(
     fenced: Lab, state: StateDirectory, named: list[str], installing: list[str]
 ) -> None:
@@ -292,12 +321,10 @@ def test_a_fence_that_another_process_holds_is_not_taken_for_ours(
     assert done.code == 3
     assert "another process holds them as its own" in done.sentence
     other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
-    with pytest.raises(FenceError, match="is held by a process as its own"):
+    with pytest.raises(FenceError, match="that is no run on a fence of this state directory"):
         installer.install(other, held.sandbox_namespace, state, "nflog")
-    with pytest.raises(FenceError, match="is held by a process as its own"):
+    with pytest.raises(FenceError, match="that is no run on a fence of this state directory"):
         installer.remove(conftest.SANDBOX, state)
-    with pytest.raises(FenceError, match="is held by a process as its own"):
-        owners.refuse_held(conftest.SANDBOX, held.sandbox_namespace, _NETDEV)
     assert _verdict(state) == "as installed"
 
 
@@ -339,13 +366,55 @@ def test_the_guard_on_the_host_is_held_too(
     assert conftest.nft(lab.gateway_namespace, "list", "ruleset") == ""
 
 
-def test_how_it_is_listed_doesnt_depend_on_who_holds_it(held: Lab) -> None:
-    ns = held.sandbox_namespace
-    assert " progname nft\n\tflags owner,persist\n" in conftest.nft(
-        ns, "-a", "list", "table", "inet", "ocsf_nft"
-    )
-    listing = nft.listing(ns, *_INET)
+@pytest.mark.parametrize("only_guard", [False, True])
+def test_nothing_is_done_by_halves_where_another_process_holds_the_guard(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, only_guard: bool
+) -> None:
+    """The gateway's namespace is the host here."""
+    host = ("nsenter", f"--net=/run/netns/{lab.gateway}")
+    named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
+    proxies = [part for proxy in spec.proxies for part in ("--proxy", str(proxy))]
+    options = [*named, "--netns", lab.sandbox, "--own", "--host-guard", "gw0", *proxies]
+    assert command.run("install", *options, under=host).code == 0
+    tables = [(lab.gateway_namespace, "netdev", "ocsf_nft_gw0")]
+    if not only_guard:
+        tables.append((lab.sandbox_namespace, "inet", "ocsf_nft"))
+    listing = ("-s", "-t", "list", "ruleset")
+    before = conftest.nft(lab.sandbox_namespace, *listing)
+    with contextlib.ExitStack() as stack:
+        for namespace, family, table in tables:
+            other = stack.enter_context(namespace.call(Nftables))
+            other.commit([batch.owned(family, table)])
+        for done in (
+            command.run("remove", *named, under=host),
+            command.run("install", *options, "--allow", "tcp:10.200.0.9:80", under=host),
+        ):
+            assert done.code == 3
+            assert "that is no run on a fence of this state directory" in done.sentence
+    assert conftest.nft(lab.sandbox_namespace, *listing) == before
+    assert command.run("remove", *named, under=host).code == 0
+
+
+@pytest.mark.parametrize("name", [b"nft", b"# handle 7", b"a\nb", b"\n", b"a\rb", b"\xff\x1b[2J"])
+def test_how_it_is_listed_doesnt_depend_on_who_holds_it(fenced: Lab, name: bytes) -> None:
+    ns = fenced.sandbox_namespace
+    own = Path("/proc/self/comm")
+    before = own.read_bytes()
+    with ns.call(Nftables) as holder:
+        holder.commit([batch.owned("inet", "ocsf_nft")])
+        try:
+            own.write_bytes(name)
+            found = ns.call(
+                lambda: subprocess.run(
+                    ["nft", "-a", "list", "table", "inet", "ocsf_nft"],
+                    stdout=subprocess.PIPE, check=True,
+                )
+            )  # fmt: skip
+            listing = nft.listing(ns, *_INET)
+        finally:
+            own.write_bytes(before)
+    assert b" progname " + name in found.stdout
     assert listing is not None
     first, second, *_ = listing.splitlines()
-    assert first.startswith("table inet ocsf_nft { # handle ")
+    assert re.fullmatch(r"table inet ocsf_nft \{ # handle \d+", first)
     assert second == "\tflags persist"

@@ -266,9 +266,24 @@ def test_what_a_look_puts_right_is_nobodys_change(
     _tamper(fenced, "add chain inet ocsf_nft foreign")
     assert one.alteration().mended_ns is not None
     assert _verdict(state) != "as installed"
-    assert installer.renew(conftest.SANDBOX, state) is not None
+    assert one.sentry.renew() is not None
     assert _verdict(state) == "as installed"
     assert one.rest() == []
+
+
+def test_what_a_look_has_overtaken_is_told_all_the_same(
+    fenced: Lab, state: StateDirectory, post: Callable[..., Post]
+) -> None:
+    one = post(begins=False)
+    pid = _tamper(fenced, "delete table inet ocsf_nft")
+    assert one.sentry.renew() is not None
+    one.sentry.begin()
+    told = one.alteration()
+    assert (told.changes, told.mended_ns) == ("table inet ocsf_nft was deleted", 0)
+    assert told.process is not None
+    assert told.process.pid == pid
+    assert one.rest() == []
+    assert _verdict(state) == "as installed"
 
 
 def test_a_fence_that_was_installed_anew_is_guarded_as_such(

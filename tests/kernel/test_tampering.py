@@ -140,7 +140,7 @@ def test_tampering_under_a_flood_is_one_event_that_names_it_and_the_fence_stands
             sender.terminate()
         sent = sum(int(sender.communicate(timeout=30)[0]) for sender in senders)
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert len(output.tampered()) == 1, [each["status_detail"] for each in output.told()]
+    assert len(output.told()) == 1, [each["status_detail"] for each in output.told()]
     (event,) = output.tampered()
     assert not judge(event)
     assert words in event["unmapped"]["changes"]
@@ -148,7 +148,6 @@ def test_tampering_under_a_flood_is_one_event_that_names_it_and_the_fence_stands
     process = event["actor"]["process"]
     assert (process["pid"], process["name"]) == (pid, "nft")
     assert event["duration"] == event["end_time"] - event["start_time"] > 0
-    assert output.told() == [event]
     if not keeps:  # what had been counted and not been read is gone with the counters
         return
     counted = conftest.counted(fenced.sandbox_namespace)[INTERNET4]

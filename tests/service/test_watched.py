@@ -290,6 +290,30 @@ async def test_links_that_come_are_no_tampering(
     assert sink.events[0]["severity"] == "Informational"
 
 
+async def test_who_alters_a_fence_as_links_come_is_told_besides(
+    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    around = Surroundings(links=("sb0", "late0"))
+    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    looks(Look(fence=more, was_renewed=True, difference="not fenced at the link layer: late0"))
+    await make(self_heal=True)._look((UNMENDED,))
+    assert [detail for _, _, detail in told(sink)] == [
+        "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back",
+        "its links changed; fenced are: sb0, late0",
+    ]
+    assert [event["severity"] for event in sink.events] == ["High", "Informational"]
+
+
+async def test_what_a_look_has_overtaken_took_no_time_that_is_known(
+    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    await make(self_heal=True)._look((replace(TAMPERED, mended_ns=0),))
+    assert [detail for _, _, detail in told(sink)] == [
+        "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back"
+    ]
+
+
 async def test_a_fence_that_can_not_be_put_back_is_told_with_why_and_by_whom(
     sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:

@@ -1,0 +1,111 @@
+"""What is told of a fence's tables, and the socket that changes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.fence import batch, loading, ruleset
+from ocsf_nft.fence.post import Post
+from ocsf_nft.nfnetlink import Nftables
+from tests.kernel import conftest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import Installed
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.nfnetlink import Statement
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def post(fenced: Lab, spec: FenceSpec) -> Iterator[Post]:
+    made = Post(fenced.sandbox_namespace, loading.fence_places(spec))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def whole(installed: Installed) -> tuple[Statement, ...]:
+    """The fence, which nobody owns."""
+    text = ruleset.fence(installed.spec, installed.around, installed.transport)
+    return batch.compiled(installed.namespace, text)
+
+
+def _owned(installed: Installed) -> None:
+    """Have the tables be such as may be somebody's own."""
+    text = "".join(
+        f"delete table {family} ocsf_nft\ntable {family} ocsf_nft {{ {ruleset.OWNED} }}\n"
+        for family in ("inet", "netdev")
+    )
+    conftest.load(installed.namespace, text)
+
+
+def test_what_others_did_before_it_was_put_back_has_been_put_right(
+    fenced: Lab, post: Post, whole: tuple[Statement, ...]
+) -> None:
+    ns = fenced.sandbox_namespace
+    conftest.nft(ns, "delete", "table", "inet", "ocsf_nft")
+    (before,) = post.read()
+    assert not post.has_put_right(before)
+    post.mend(whole)
+    conftest.nft(ns, "delete", "table", "netdev", "ocsf_nft")
+    (after,) = post.read()  # and nothing of our own
+    assert post.has_put_right(before)
+    assert not post.has_put_right(after)
+
+
+def test_what_puts_nothing_back_puts_nothing_right(
+    fenced: Lab, post: Post, whole: tuple[Statement, ...]
+) -> None:
+    """Chains that are hung on one link more."""
+    ns = fenced.sandbox_namespace
+    conftest.nft(ns, "delete", "table", "inet", "ocsf_nft")
+    post.commit(batch.hooked_to(whole, ["late0"]))
+    (before,) = post.read()
+    assert not post.has_put_right(before)
+
+
+def test_a_ruleset_that_is_another_one_by_now_is_not_changed(fenced: Lab, post: Post) -> None:
+    ns = fenced.sandbox_namespace
+    with ns.call(Nftables) as nftables:
+        generation = nftables.generation()
+        conftest.nft(ns, "add", "table", "ip", "theirs")
+        with pytest.raises(OSError, match="restarted"):
+            post.commit([batch.owned("inet", "ours")], generation)
+        post.commit([batch.owned("inet", "ours")], generation + 1)
+        assert nftables.generation() == generation + 2
+
+
+@pytest.mark.parametrize("missing", ["inet", "netdev"])
+def test_tables_are_held_all_or_none(
+    fenced: Lab, installed: Installed, post: Post, missing: str
+) -> None:
+    ns = fenced.sandbox_namespace
+    _owned(installed)
+    conftest.nft(ns, "delete", "table", missing, "ocsf_nft")
+    post.own()
+    assert [post.owns] == [False]
+    assert "owner" not in conftest.nft(ns, "list", "tables")
+    assert f"table {missing} ocsf_nft" not in conftest.nft(ns, "list", "tables")
+    conftest.load(ns, f"table {missing} ocsf_nft {{ {ruleset.OWNED} }}\n")
+    post.own()
+    assert post.owns
+    assert conftest.nft(ns, "list", "ruleset").count("flags owner,persist") == 2
+
+
+def test_tables_that_another_holds_are_not_taken(
+    fenced: Lab, installed: Installed, post: Post
+) -> None:
+    _owned(installed)
+    with fenced.sandbox_namespace.call(Nftables) as other:
+        other.commit([batch.owned("netdev", "ocsf_nft")])
+        with pytest.raises(PermissionError):
+            post.own()
+        assert [post.owns] == [False]
+    post.own()
+    assert post.owns
