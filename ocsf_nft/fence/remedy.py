@@ -43,11 +43,23 @@ class Load:
 class Remedy:
     """For a fence as it is on record, inside its namespace and on the host's side.
 
-    ``links`` are those that are fenced. The first of ``loads`` is that of the fence itself.
+    The first of ``loads`` is that of the fence itself.
     """
 
-    links: frozenset[str]
+    installed: Installed
     loads: tuple[tuple[Namespace, Load], ...]
+
+    @property
+    def links(self) -> frozenset[str]:
+        """The links that are fenced."""
+        return frozenset(self.installed.around.links)
+
+    def fits(self, installed: Installed) -> bool:
+        """Whether it puts back a fence on record as well, but for the latest links and routes."""
+        ours, theirs = (
+            (each.spec, each.transport, each.identity) for each in (self.installed, installed)
+        )
+        return ours == theirs
 
 
 def prepare(installed: Installed) -> Remedy:
@@ -63,7 +75,7 @@ def prepare(installed: Installed) -> Remedy:
         guarded = loading.guard_places(spec)
         text = ruleset.guard(spec, around, transport)
         loads.append((loading.HOST, _load(loading.HOST, installed, guarded, text)))
-    return Remedy(links=frozenset(around.links), loads=tuple(loads))
+    return Remedy(installed=installed, loads=tuple(loads))
 
 
 def _load(

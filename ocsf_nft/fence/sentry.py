@@ -170,8 +170,11 @@ class Sentry:
     def renew(self) -> Installed | None:
         """Do what :func:`installer.renew` does, by the sentry's own sockets; blocks."""
         renewed = installer.renew(self._sandbox, self._state, self._load)
+        remedy = self._remedy
         mark = self._state.mark(self._sandbox)  # before the record, as it may be another one now
-        if renewed is not None and self._state.read(self._sandbox) == renewed:
+        is_known = renewed is not None and self._state.read(self._sandbox) == renewed
+        # What somebody installs meanwhile in the regular way is not to be put back by what was.
+        if is_known and renewed is not None and (remedy is None or remedy.fits(renewed)):
             self._mark = mark
         return renewed
 

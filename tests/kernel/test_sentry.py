@@ -117,6 +117,13 @@ def _tamper(lab: Lab, text: str) -> int:
     return process.pid
 
 
+def _send(packets: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _ in range(packets):
+            with contextlib.suppress(OSError):
+                sock.sendto(b"attempt", ("203.0.113.7", 53))
+
+
 def _verdict(state: StateDirectory) -> str:
     found = installer.verify(conftest.SANDBOX, state)
     return f"{found.verdict} {found.difference}".strip()
@@ -219,15 +226,8 @@ def test_what_was_counted_is_kept(
     fenced: Lab, installed: Installed, post: Callable[..., Post]
 ) -> None:
     one = post()
-
-    def send() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            for _ in range(7):
-                with contextlib.suppress(OSError):
-                    sock.sendto(b"attempt", ("203.0.113.7", 53))
-
     for tampering in ("insert rule inet ocsf_nft output accept", "delete table netdev ocsf_nft"):
-        fenced.sandbox_namespace.call(send)
+        fenced.sandbox_namespace.call(lambda: _send(7))
         _tamper(fenced, tampering)
         one.alteration()
     assert conftest.counted(installed.namespace)["203.0.113.7"] == 14
@@ -284,6 +284,25 @@ def test_what_a_look_has_overtaken_is_told_all_the_same(
     assert told.process.pid == pid
     assert one.rest() == []
     assert _verdict(state) == "as installed"
+
+
+def test_what_was_prepared_is_not_put_in_the_place_of_what_was_installed_since(
+    fenced: Lab, installed: Installed, spec: FenceSpec, state: StateDirectory,
+    post: Callable[..., Post],
+) -> None:  # fmt: skip
+    """A look knows of the new fence before the sentry has read that it was installed."""
+    one = post(begins=False)
+    fenced.sandbox_namespace.call(lambda: _send(7))
+    named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
+    proxies = (part for proxy in spec.proxies for part in ("--proxy", str(proxy)))
+    done = command.run("install", *named, "--netns", fenced.sandbox, "--group", "77", *proxies)
+    assert done.code == 0, done.stderr
+    assert one.sentry.renew() is not None
+    one.sentry.begin()
+    assert one.alteration().mended_ns is None
+    assert all(each.mended_ns is None for each in one.rest())
+    assert _verdict(state) == "as installed"
+    assert conftest.counted(installed.namespace)["203.0.113.7"] == 7
 
 
 def test_a_fence_that_was_installed_anew_is_guarded_as_such(
