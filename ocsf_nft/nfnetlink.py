@@ -37,7 +37,10 @@ _NFTA_GEN_ID: Final = 1
 _NFNLGRP_NFTABLES: Final = 7
 _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
+_SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
+#: A transaction is one message to the kernel: some tens of thousands of rules, or exceptions.
+_BATCH_BYTES: Final = 32 << 20
 #: Not more: what is told of a transaction of a million rules needn't be read to its end.
 _NOTICE_BYTES: Final = 1 << 20
 _BATCH: Final = struct.pack("!BBH", 0, 0, 10)  # the resource id is the subsystem
@@ -93,6 +96,7 @@ class Nftables:
             # To the kernel's port: nobody else can send to this socket then, nor fill its buffer,
             # which whoever has CAP_NET_ADMIN in the namespace otherwise could (af_netlink.c).
             self._socket.connect((0, 0))
+            _have_room(self._socket, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _BATCH_BYTES)
             self._socket.settimeout(_TIMEOUT_SECONDS)
             self.cookie = self._read_cookie()
             #: What the kernel calls this socket where it tells of changes that came by it.
@@ -228,10 +232,7 @@ def subscribe() -> socket.socket:
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     try:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _NOTICE_BYTES)
-        except PermissionError:  # in a user namespace: as much as everybody may have
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NOTICE_BYTES)
+        _have_room(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _NOTICE_BYTES)
         sock.bind((0, 0))  # a socket without a port is told nothing
         sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         sock.setblocking(False)
@@ -239,6 +240,13 @@ def subscribe() -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _have_room(sock: socket.socket, by_force: int, option: int, size: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, by_force, size)
+    except PermissionError:  # in a user namespace: as much as everybody may have
+        sock.setsockopt(socket.SOL_SOCKET, option, size)
 
 
 def _raise_for_error(payload: memoryview) -> None:

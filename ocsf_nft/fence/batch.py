@@ -43,9 +43,11 @@ _NFT_MSG_NEWSET: Final = 9
 _NFT_MSG_DELSET: Final = 11
 _NFT_MSG_NEWSETELEM: Final = 12
 _NFT_MSG_NEWOBJ: Final = 18
+_NFT_MSG_DELOBJ: Final = 20
 _NFTA_TABLE_NAME: Final = 1
 _NFTA_TABLE_FLAGS: Final = 2
 _NFTA_CHAIN_HOOK: Final = 4
+_NFTA_CHAIN_POLICY: Final = 5
 _NFTA_HOOK_DEV: Final = 3
 _NFTA_HOOK_DEVS: Final = 4
 _NFTA_DEVICE_NAME: Final = 1
@@ -65,6 +67,7 @@ _FLAGS: Final = {
     _NFT_MSG_DELSET: 0,
     _NFT_MSG_NEWSETELEM: _NLM_F_CREATE,
     _NFT_MSG_NEWOBJ: _NLM_F_CREATE,
+    _NFT_MSG_DELOBJ: 0,
 }
 _MESSAGE: Final = re.compile(
     r"-+\t-+\n"
@@ -170,6 +173,6 @@ def _with_devices(payload: bytes, names: bytes) -> bytes:
             )
             hook += netlink.attribute(_NFTA_HOOK_DEVS | _NLA_F_NESTED, names)
             made += netlink.attribute(kind | _NLA_F_NESTED, hook)
-        else:
+        elif kind != _NFTA_CHAIN_POLICY:  # which may be another one by now
             made += netlink.attribute(kind, bytes(value))
     return made

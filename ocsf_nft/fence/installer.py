@@ -74,20 +74,25 @@ def install(
         return _install(spec, around, namespace, state, transport, nft.load)
 
 
-def renew(sandbox: str, state: StateDirectory, load_text: LoadText = nft.load) -> Installed | None:
+def renew(sandbox: str, state: StateDirectory) -> Installed | None:
     """Put a fence back as it is on record; None where it is on none: it was removed.
 
     What stands as it was installed, among the links that there were, is not touched. Raises what
     :func:`install` does.
     """
     with state.locked():
-        before = state.read(sandbox)
-        if before is None:
-            return None
-        # The ladder is climbed down again where it had to be before, and maybe not as far.
-        transport = before.transport if before.degraded is None else None
-        around = _survey(before.spec, before.namespace)
-        return _install(before.spec, around, before.namespace, state, transport, load_text)
+        return put_back(sandbox, state, nft.load)
+
+
+def put_back(sandbox: str, state: StateDirectory, load_text: LoadText) -> Installed | None:
+    """What :func:`renew` does, for who holds the lock on the records."""
+    before = state.read(sandbox)
+    if before is None:
+        return None
+    # The ladder is climbed down again where it had to be before, and maybe not as far.
+    transport = before.transport if before.degraded is None else None
+    around = _survey(before.spec, before.namespace)
+    return _install(before.spec, around, before.namespace, state, transport, load_text)
 
 
 def _install(  # noqa: PLR0913, PLR0917 - what install is given, and two that it has found

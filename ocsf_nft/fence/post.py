@@ -39,7 +39,8 @@ class Post:
     """Sockets inside a namespace; all but making one raises OSError.
 
     One thread reads what is told; the fence may be changed by another one as well. ``covered`` is
-    the number of a ruleset: what was told of that, or of an earlier one, has been put right.
+    the number of a ruleset: what was told of that, or of an earlier one, has been put right; up to
+    ``regular`` it was somebody's who had put the fence on record in the regular way.
     """
 
     def __init__(self, namespace: Namespace, places: tuple[Place, ...]) -> None:
@@ -51,17 +52,13 @@ class Post:
         #: The namespace that the sockets are in; by the same name there may be another one now.
         self.identity = namespace.identity()
         self.owns = False
-        self._places = places
+        self.regular: int | None = None
+        self.places = places
         self._changes = Changes(places)
         #: Whoever changes something by the socket.
         self._hand = threading.RLock()
         try:
-            self.notices, self._nftables = namespace.call(_opened)
-            try:
-                self.covered = self._nftables.generation()
-            except BaseException:
-                self.close()
-                raise
+            self.notices, self._nftables, self.covered = namespace.call(_opened)
         except OSError as error:
             raise SourceError(
                 f"the fence in {namespace} can't be watched: {error.strerror}"
@@ -96,10 +93,11 @@ class Post:
 
     def has_put_right(self, transaction: Transaction) -> bool:
         """Whether it came before what has been put right."""
-        if transaction.generation is None:
-            return False
-        # The numbers begin anew at 2^32.
-        return (self.covered - transaction.generation) & 0xFFFFFFFF < 1 << 31
+        return _is_by(transaction, self.covered)
+
+    def was_regular(self, transaction: Transaction) -> bool:
+        """Whether it came before a fence that was installed in the regular way was renewed."""
+        return self.regular is not None and _is_by(transaction, self.regular)
 
     def mend(self, statements: Sequence[Statement]) -> None:
         """Put the fence back by a transaction, and so right whatever came before it."""
@@ -136,10 +134,10 @@ class Post:
             for _ in range(_TRIES):
                 before = self._nftables.generation()
                 # Whoever says that one is his makes one that is not there.
-                if any(self._nftables.table(*place) is None for place in self._places):
+                if any(self._nftables.table(*place) is None for place in self.places):
                     return
                 try:
-                    self.commit([batch.owned(*place) for place in self._places], before)
+                    self.commit([batch.owned(*place) for place in self.places], before)
                 except OSError as error:
                     if error.errno != errno.ERESTART:
                         raise
@@ -157,10 +155,19 @@ class Post:
                 self.own()
 
 
-def _opened() -> tuple[socket.socket, Nftables]:
-    notices = nfnetlink.subscribe()
+def _opened() -> tuple[socket.socket, Nftables, int]:
+    nftables = Nftables()
     try:
-        return notices, Nftables()
+        # First: what comes after that is told.
+        generation = nftables.generation()
+        return nfnetlink.subscribe(), nftables, generation
     except BaseException:
-        notices.close()
+        nftables.close()
         raise
+
+
+def _is_by(transaction: Transaction, generation: int) -> bool:
+    if transaction.generation is None:
+        return False
+    # The numbers begin anew at 2^32.
+    return (generation - transaction.generation) & 0xFFFFFFFF < 1 << 31

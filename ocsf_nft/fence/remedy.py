@@ -57,7 +57,8 @@ class Remedy:
     def fits(self, installed: Installed) -> bool:
         """Whether it puts back a fence on record as well, but for the latest links and routes."""
         ours, theirs = (
-            (each.spec, each.transport, each.identity) for each in (self.installed, installed)
+            (each.spec, each.transport, each.identity, each.around.ifindex)
+            for each in (self.installed, installed)
         )
         return ours == theirs
 

@@ -56,9 +56,9 @@ class Alteration:
 
     ``changes`` is in words; ``process`` is who did it, where that can be known, and ``comm`` what
     it called itself. ``arrived_ns`` is when it was noticed (ns since the epoch, UTC), ``mended_ns``
-    how long it took from then to put the fence back; None when it was not put back here: it is not
-    to be, its record is another one now, or it can't be. ``given_up``: it has been put back too
-    often.
+    how long it took from then to put the fence back, 0 where a look was quicker; None when it was
+    not put back here: it is not to be, its record is another one now (``is_regular``), or it can't
+    be. ``given_up``: it has been put back too often.
     """
 
     changes: str
@@ -67,6 +67,7 @@ class Alteration:
     arrived_ns: int
     mended_ns: int | None = None
     given_up: bool = False
+    is_regular: bool = False
 
 
 class _Arrival(NamedTuple):
@@ -164,18 +165,22 @@ class Sentry:
         except OSError as error:
             raise FenceError(
                 f"the tables of sandbox {self._sandbox} can't be held as this run's own: "
-                f"{_held_by_another(error) or error.strerror}"
+                f"{_held_by_another(error) or _why(error)}"
             ) from error
 
     def renew(self) -> Installed | None:
         """Do what :func:`installer.renew` does, by the sentry's own sockets; blocks."""
-        renewed = installer.renew(self._sandbox, self._state, self._load)
-        remedy = self._remedy
-        mark = self._state.mark(self._sandbox)  # before the record, as it may be another one now
-        is_known = renewed is not None and self._state.read(self._sandbox) == renewed
-        # What somebody installs meanwhile in the regular way is not to be put back by what was.
-        if is_known and renewed is not None and (remedy is None or remedy.fits(renewed)):
-            self._mark = mark
+        try:
+            with self._state.locked():
+                renewed = installer.put_back(self._sandbox, self._state, self._load)
+                remedy = self._remedy
+                if remedy is None or (renewed is not None and remedy.fits(renewed)):
+                    self._mark = self._state.mark(self._sandbox)
+                else:  # somebody has installed it anew: what was prepared is not for that
+                    for post in self._posts:
+                        post.regular = post.covered
+        finally:  # who has made the ruleset has not seen the latest links, maybe
+            self._cover(set(self._late))
         return renewed
 
     def _load(self, namespace: Namespace, text: str) -> None:
@@ -195,16 +200,17 @@ class Sentry:
         try:
             post.mend(statements)
         except OSError as error:
+            if error.errno in {errno.EMSGSIZE, errno.ENOBUFS} and not post.owns:
+                nft.load(namespace, text)  # which may send more at once
+                return
             raise _refusal(error) from error
-        # Who has made the ruleset has not seen the latest links, maybe.
-        self._cover(set(self._late))
 
     def _open(self, installed: Installed) -> None:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         spec = installed.spec
         guard = loading.guard_places(spec)
-        if guard and installed.namespace == loading.HOST:
-            self._posts.append(Post(loading.HOST, (*loading.fence_places(spec), *guard)))
+        if guard and installed.namespace.identity() == loading.HOST.identity():
+            self._posts.append(Post(installed.namespace, (*loading.fence_places(spec), *guard)))
         else:
             self._posts.append(Post(installed.namespace, loading.fence_places(spec)))
             if guard:
@@ -258,7 +264,8 @@ class Sentry:
 
     def _see(self, post: Post) -> None:
         found = post.read()
-        if overtaken := [each for each in found if post.has_put_right(each)]:
+        overtaken = [each for each in found if post.has_put_right(each)]
+        if overtaken := [each for each in overtaken if not post.was_regular(each)]:
             # A look was quicker.
             self._tell_of(overtaken, _Arrival.now(), mended_ns=0)
         while foreign := [each for each in found if not post.has_put_right(each)]:
@@ -288,7 +295,10 @@ class Sentry:
         if not is_certain and not self._tells_overrun():
             self._tell(None)
             return later
-        self._tell_of(foreign, arrival, mended_ns=mended_ns, given_up=given_up)
+        is_regular = self._heals and not given_up and outcome == "none"
+        self._tell_of(
+            foreign, arrival, mended_ns=mended_ns, given_up=given_up, is_regular=is_regular
+        )
         if given_up:
             self._rests_until = time.monotonic() + REST_SECONDS
             return []
@@ -301,6 +311,7 @@ class Sentry:
         *,
         mended_ns: int | None,
         given_up: bool = False,
+        is_regular: bool = False,
     ) -> None:
         more = len(foreign) - 1
         first = foreign[0]
@@ -312,6 +323,7 @@ class Sentry:
                 arrived_ns=arrival.epoch_ns,
                 mended_ns=mended_ns,
                 given_up=given_up,
+                is_regular=is_regular,
             )
         )
 
@@ -343,6 +355,8 @@ class Sentry:
                 # Whoever installs or removes a fence in the regular way has put that on record.
                 if self._state.mark(self._sandbox) != self._mark:
                     return "none"
+                if all(post.has_put_right(each) for each in foreign):
+                    return "sent"  # by a look, for which this had to wait
                 if self._remedy is not None:
                     with contextlib.suppress(OSError):
                         self._send(post, self._remedy, doubtful)
@@ -352,8 +366,8 @@ class Sentry:
             return "failed"
 
     def _send(self, post: Post, remedy: Remedy, doubtful: Iterable[Place]) -> None:
-        for where, load in remedy.loads:
-            if where == post.namespace:
+        for _, load in remedy.loads:
+            if set(load.places) <= set(post.places):
                 more = batch.hooked_to(load.whole, self._late - remedy.links)
                 *others, last = load.ways(doubtful)
                 for way in others:
@@ -411,6 +425,10 @@ class Sentry:
             post.commit(batch.hooked_to(load.whole, names))
 
 
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
 def _held_by_another(error: OSError) -> str | None:
     is_held = isinstance(error, PermissionError)
     return "another process holds them as its own" if is_held else None
@@ -419,10 +437,10 @@ def _held_by_another(error: OSError) -> str | None:
 def _refusal(error: OSError) -> FenceError | UnsupportedError:
     """What the kernel's refusal of a fence means."""
     if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
-        return UnsupportedError(f"this kernel can't do what the fence needs ({error.strerror})")
+        return UnsupportedError(f"this kernel can't do what the fence needs ({_why(error)})")
     why = _held_by_another(error)
     return FenceError(
-        f"the kernel refused the fence: {error.strerror}"
+        f"the kernel refused the fence: {_why(error)}"
         if why is None
         else f"the fence's tables can't be changed: {why}"
     )

@@ -195,6 +195,8 @@ class Watched:
         news = fences.news(self._installed, look, came=came)
         if news is not None or self._told[0] is not fence.state:
             self._know(fence.installed)
+        if look.was_renewed:  # what others have put on record needed no repair
+            alterations = tuple(each for each in alterations if not each.is_regular)
         for each in alterations:
             if each.mended_ns is not None:
                 await self._tell(fence.state, _put_back(each), _tampering(each))

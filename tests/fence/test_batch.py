@@ -83,5 +83,14 @@ def test_more_links_take_the_place_of_those_that_a_chain_hangs_on() -> None:
     assert found == (_chain(number, several),)
 
 
+def test_what_a_chain_does_in_the_end_is_left_as_it_is() -> None:
+    """The one that stands may be that of a fence of the other mode."""
+    number = netlink.attribute(1, struct.pack("!I", 1))
+    chain = _chain(number, netlink.attribute(3, b"sb0\0"))
+    policy = netlink.attribute(5, struct.pack("!I", 1))
+    with_policy = chain._replace(payload=chain.payload + policy)
+    assert batch.hooked_to([with_policy], ["late0"]) == batch.hooked_to([chain], ["late0"])
+
+
 def test_without_a_link_there_is_nothing_to_hang_a_chain_on() -> None:
     assert batch.hooked_to([_chain()], []) == ()

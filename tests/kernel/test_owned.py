@@ -93,7 +93,7 @@ def _told(output: Path) -> list[str]:
     """What became of the fence."""
     lines = output.read_bytes().splitlines() if output.exists() else []
     events = [orjson.loads(line) for line in lines]
-    return [event["status_detail"] for event in events if event["class_uid"] == 5019]
+    return [event.get("status_detail", "") for event in events if event["class_uid"] == 5019]
 
 
 def _is_held(namespace: Namespace) -> list[bool]:
@@ -364,6 +364,28 @@ def test_the_guard_on_the_host_is_held_too(
         assert conftest.nft(lab.gateway_namespace, "list", "ruleset") == ruleset
         assert running.stop(signal.SIGTERM)[0] == 0
     assert conftest.nft(lab.gateway_namespace, "list", "ruleset") == ""
+
+
+def test_a_fence_and_a_guard_in_one_namespace_are_held_by_one(
+    lab: Lab, output: Path, named: list[str]
+) -> None:
+    host = ("nsenter", f"--net=/run/netns/{lab.gateway}")
+    options = [
+        *(*named, "--netns", "/proc/self/ns/net", "--own", "--install"),
+        *("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--host-guard", "gw0"),
+    ]
+    with command.running(*options, under=host) as running:
+        ip("-n", lab.gateway, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
+        deadline = time.monotonic() + 20
+        while not any("late0" in told for told in _told(output)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        listed = conftest.nft(lab.gateway_namespace, "list", "ruleset")
+        assert listed.count("flags owner,persist") == 3
+        assert command.run("verify", *named[:4], under=host).code == 0
+        assert running.stop(signal.SIGTERM)[0] == 0
+    assert conftest.nft(lab.gateway_namespace, "list", "ruleset") == ""
+    assert not [told for told in _told(output) if "put back" in told]
 
 
 @pytest.mark.parametrize("only_guard", [False, True])

@@ -10,13 +10,13 @@ import struct
 import subprocess
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft import netlink, nfnetlink
 from ocsf_nft.errors import UnsupportedError
-from ocsf_nft.fence import comparison, installer, loading, nft, remedy, sentry
+from ocsf_nft.fence import comparison, installer, links, loading, nft, remedy, sentry
 from ocsf_nft.fence.sentry import Alteration, Sentry
 from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.values import endpoint, subnet
@@ -27,6 +27,7 @@ from tests.kernel import command, conftest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ocsf_nft.fence.spec import Surroundings
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.lab import Lab
 
@@ -258,16 +259,60 @@ def test_what_is_done_in_the_regular_way_is_not_fought(
     assert _verdict(state) == ("absent" if what == "remove" else "as installed")
 
 
+@pytest.mark.parametrize(
+    "what",
+    ["chain {}", "counter {}", "quota {} {{ over 1 mbytes; }}", "set {} {{ type mark; }}",
+     "map {} {{ type mark : verdict; }}"],
+)  # fmt: skip
 def test_what_a_look_puts_right_is_nobodys_change(
-    fenced: Lab, state: StateDirectory, post: Callable[..., Post]
+    fenced: Lab, state: StateDirectory, post: Callable[..., Post], what: str
 ) -> None:
-    """What was prepared leaves a chain that is not ours, without rules, for a look to take away."""
+    """What was prepared leaves what is not ours and holds no rule, for a look to take away."""
     one = post()
-    _tamper(fenced, "add chain inet ocsf_nft foreign")
+    _tamper(fenced, f"add {what.format('inet ocsf_nft foreign')}")
     assert one.alteration().mended_ns is not None
     assert _verdict(state) != "as installed"
     assert one.sentry.renew() is not None
     assert _verdict(state) == "as installed"
+    assert one.rest() == []
+
+
+def test_a_fence_that_is_longer_than_a_socket_sends_by_default_is_put_back(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    exceptions = tuple(endpoint(f"10.9.{each >> 8}.{each & 255}:80") for each in range(4000))
+    long = replace(spec, exceptions=exceptions)
+    installed = installer.install(long, lab.sandbox_namespace, state, "nflog")
+    one = Post(installed, state, heals=True, prepared=True, begins=True)
+    _tamper(lab, "delete table inet ocsf_nft")
+    assert one.alteration().mended_ns is not None
+    assert one.rest() == []
+    assert _verdict(state) == "as installed"
+
+
+def test_a_link_that_comes_while_the_fence_is_renewed_is_fenced_all_the_same(
+    fenced: Lab, post: Callable[..., Post], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = post()
+    namespace = fenced.sandbox_namespace
+    listed = ("list", "chain", "netdev", "ocsf_nft", "egress")
+    surveyed = links.survey
+
+    def survey_and_wait(*arguments: Any) -> Surroundings:
+        found = surveyed(*arguments)
+        if "late1" not in found.links:
+            pair = ("type", "veth", "peer", "name", "peer1")
+            ip("-n", fenced.sandbox, "link", "add", "late1", *pair)
+            while "late1" not in conftest.nft(namespace, *listed):
+                time.sleep(0.01)
+        return found
+
+    ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "peer0")
+    monkeypatch.setattr(links, "survey", survey_and_wait)
+    renewed = one.sentry.renew()
+    assert renewed is not None
+    assert "late1" not in renewed.around.links
+    assert "late1" in conftest.nft(namespace, *listed)
     assert one.rest() == []
 
 

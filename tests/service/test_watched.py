@@ -304,6 +304,16 @@ async def test_who_alters_a_fence_as_links_come_is_told_besides(
     assert [event["severity"] for event in sink.events] == ["High", "Informational"]
 
 
+async def test_who_installs_as_links_come_is_not_blamed(
+    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    around = Surroundings(links=("sb0", "late0"))
+    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    looks(Look(fence=more, was_renewed=True, difference="not fenced at the link layer: late0"))
+    await make(self_heal=True)._look((replace(UNMENDED, is_regular=True),))
+    assert [detail for _, _, detail in told(sink)] == ["its links changed; fenced are: sb0, late0"]
+
+
 async def test_what_a_look_has_overtaken_took_no_time_that_is_known(
     sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
