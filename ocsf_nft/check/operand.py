@@ -173,10 +173,11 @@ def _is_there(known: Truth, item: Any) -> Truth:
     return known.inverted() if item in {False, "0"} else Truth.MAYBE
 
 
-def _extension(body: dict[str, Any], _: Packet) -> Value | Absent:
+def _extension(body: dict[str, Any], packet: Packet) -> Value | Absent:
     if body.get("name") not in _EXTENSION_HEADERS:
         return None
-    if "field" in body:
+    # Of IPv4 it isn't even said that it lacks one (nft_exthdr_ipv6_eval).
+    if "field" in body or packet.version == 4:
         return _ABSENT
 
     def test(item: Any) -> Truth:

@@ -290,6 +290,8 @@ _CASES: Final = {
     "a set that is full ends the rule": (
         "\tset seen { type ipv4_addr; size 1; flags dynamic; elements = { 9.9.9.9 }; }\n"
         + _chain_at("forward", 0, "add @seen { ip saddr } accept", policy="drop"), "may drop"),
+    "IPv4 lacks no header of IPv6's": (
+        _chain_at("forward", 0, "exthdr frag missing accept", policy="drop"), "drops"),
     "another lifetime is no other address": (
         _chain_at("prerouting", 0, "ip ttl set 60")
         + _chain_at("forward", 0, "ip saddr 172.16.0.0/30 accept", policy="drop"), "passes"),
