@@ -131,13 +131,16 @@ class Post:
         """
         with self._hand:
             self.owns = False
-            for _ in range(_TRIES):
+            # The last time whatever has changed since: who changes the ruleset without a pause is
+            # not to keep it from being held.
+            for is_last in (*[False] * _TRIES, True):
                 before = self._nftables.generation()
                 # Whoever says that one is his makes one that is not there.
                 if any(self._nftables.table(*place) is None for place in self.places):
                     return
+                owned = [batch.owned(*place) for place in self.places]
                 try:
-                    self.commit([batch.owned(*place) for place in self.places], before)
+                    self.commit(owned, None if is_last else before)
                 except OSError as error:
                     if error.errno != errno.ERESTART:
                         raise

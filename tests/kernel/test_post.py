@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft import netlink
 from ocsf_nft.fence import batch, loading, ruleset
 from ocsf_nft.fence.post import Post
-from ocsf_nft.nfnetlink import Nftables
+from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.kernel import conftest
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import Installed
     from ocsf_nft.lab import Lab
-    from ocsf_nft.nfnetlink import Statement
 
 pytestmark = pytest.mark.kernel
 
@@ -109,3 +109,24 @@ def test_tables_that_another_holds_are_not_taken(
         assert [post.owns] == [False]
     post.own()
     assert post.owns
+
+
+def test_who_changes_the_ruleset_all_the_time_keeps_nobody_from_holding_or_mending(
+    fenced: Lab, installed: Installed, post: Post
+) -> None:
+    """Each number of a ruleset that is asked for is an old one by the time that it is used."""
+    _owned(installed)
+    with fenced.sandbox_namespace.call(Nftables) as other:
+        ask = post._nftables.generation
+
+        def asked_too_early() -> int:
+            found = ask()
+            other.commit([batch.owned("inet", "theirs")])
+            other.commit([Statement(2, 0, b"\1\0\0\0" + netlink.attribute(1, b"theirs\0"))])
+            return found
+
+        post._nftables.generation = asked_too_early  # type: ignore[method-assign]
+        post.own()
+        assert post.owns
+        assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset").count("owner,persist") == 2
+        post.mend([batch.owned("inet", "ocsf_nft")])
