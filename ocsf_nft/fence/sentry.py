@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, TypeAlias
 
 from ocsf_nft import netlink, rtnetlink
-from ocsf_nft.errors import FenceError, OcsfNftError, SourceError, UnsupportedError
-from ocsf_nft.fence import batch, installer, loading, nft
+from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
+from ocsf_nft.fence import batch, installer, loading, nft, refusal
 from ocsf_nft.fence.culprit import culprit
 from ocsf_nft.fence.post import OVERRUN, Post
 
@@ -165,7 +165,7 @@ class Sentry:
         except OSError as error:
             raise FenceError(
                 f"the tables of sandbox {self._sandbox} can't be held as this run's own: "
-                f"{_held_by_another(error) or _why(error)}"
+                f"{refusal.why_not_held(error)}"
             ) from error
 
     def renew(self) -> Installed | None:
@@ -203,7 +203,7 @@ class Sentry:
             if error.errno in {errno.EMSGSIZE, errno.ENOBUFS} and not post.owns:
                 nft.load(namespace, text)  # which may send more at once
                 return
-            raise _refusal(error) from error
+            raise refusal.of_ruleset(error) from error
 
     def _open(self, installed: Installed) -> None:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -423,24 +423,3 @@ class Sentry:
         # It may be gone again; what can't be fenced, a look tells.
         with contextlib.suppress(OSError, OcsfNftError):
             post.commit(batch.hooked_to(load.whole, names))
-
-
-def _why(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
-def _held_by_another(error: OSError) -> str | None:
-    is_held = isinstance(error, PermissionError)
-    return "another process holds them as its own" if is_held else None
-
-
-def _refusal(error: OSError) -> FenceError | UnsupportedError:
-    """What the kernel's refusal of a fence means."""
-    if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
-        return UnsupportedError(f"this kernel can't do what the fence needs ({_why(error)})")
-    why = _held_by_another(error)
-    return FenceError(
-        f"the kernel refused the fence: {_why(error)}"
-        if why is None
-        else f"the fence's tables can't be changed: {why}"
-    )
