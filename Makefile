@@ -52,7 +52,7 @@ clean:  ## Remove what the other targets made.
 	@echo "setting up .venv"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[journal,validate]' \
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[journal,validate,http,nats,kafka,parquet]' \
 	    --group test --group lint
 	@touch $@
 

@@ -40,4 +40,19 @@ class SourceError(OcsfNftError):
 
 
 class DeliveryError(OcsfNftError):
-    """Events can't be written: a full disk, a closed pipe, a path that is not ours."""
+    """Events can't be written or sent now: a full disk, a receiver that is down.
+
+    ``after_seconds`` is how long a receiver asked to be left alone, None where it did not.
+    """
+
+    def __init__(self, sentence: str, *, after_seconds: float | None = None) -> None:
+        super().__init__(sentence)
+        self.after_seconds = after_seconds
+
+
+class RefusedError(DeliveryError):
+    """A receiver won't have a batch as it is: one of its events, or its size, is wrong."""
+
+
+class ClosedError(DeliveryError):
+    """What events are written to is gone for good: a pipe whose reader went away."""

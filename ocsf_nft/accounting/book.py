@@ -10,7 +10,6 @@ Everything here blocks: call it from one thread at a time.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 import struct
@@ -21,7 +20,7 @@ from ocsf_nft.accounting import open_state
 from ocsf_nft.accounting.counted import Counted
 from ocsf_nft.accounting.telling import Pot
 from ocsf_nft.accounting.whose import Whose
-from ocsf_nft.errors import DeliveryError, SourceError
+from ocsf_nft.database import Database
 from ocsf_nft.flow import Count, Key, flow
 
 if TYPE_CHECKING:
@@ -34,10 +33,7 @@ if TYPE_CHECKING:
 #: Another version of the program that keeps its things otherwise gives its file another name.
 FILE: Final = "accounts-1.sqlite3"
 
-_BUSY_SECONDS: Final = 5.0
 _SCHEMA: Final = """
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = OFF;
 CREATE TABLE IF NOT EXISTS rule (name TEXT PRIMARY KEY, epoch TEXT, state TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counted (
     rule TEXT, kind TEXT, data BLOB, since_ns INTEGER, last_ns INTEGER,
@@ -46,12 +42,11 @@ CREATE TABLE IF NOT EXISTS counted (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS opened (identity TEXT PRIMARY KEY, rule TEXT, epoch TEXT, state TEXT);
 CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, event BLOB);
+CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS lost (source TEXT PRIMARY KEY, gaps INTEGER, records INTEGER)
     WITHOUT ROWID;
 """
 
-#: Beside its file SQLite has these.
-_COMPANIONS: Final = ("-wal", "-shm")
 #: What a file raises whose pages are broken, or whose rows are not those of an account.
 _DAMAGE: Final = (
     sqlite3.DatabaseError, KeyError, TypeError, ValueError, AttributeError, RecursionError,
@@ -125,43 +120,27 @@ class Book:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._connection: sqlite3.Connection | None = None
+        self._file = Database(path, _SCHEMA)
         self._is_read_only = False
 
     def open(self, *, read_only: bool = False) -> Self:
-        """Open the file, making it where it is missing; one that is damaged is set aside.
-
-        Raises DeliveryError when the disk won't have it; SourceError when it is only to be read
-        and can't be.
-        """
-        if read_only:
-            self._is_read_only = True
-            self._connection = self._read_only()
-            return self
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._connection = self._opened()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise self._failure(error) from error
-            self._set_aside()
-        except OSError as error:
-            raise self._failure(error) from error
+        """Open the file; raises as :meth:`Database.open` does."""
+        self._is_read_only = read_only
+        self._file.open(read_only=read_only)
         return self
 
     def close(self) -> None:
         """Close the file."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._file.close()
 
     def remove(self) -> None:
         """Close the file and remove it."""
-        self.close()
-        for suffix in ("", *_COMPANIONS):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # other things of the sandbox may live there
-            self.path.parent.rmdir()
+        self._file.remove()
+
+    def fault(self) -> str | None:
+        """What was the matter with the file, since this was asked last."""
+        fault, self._file.fault = self._file.fault, None
+        return fault
 
     def load(self, ledger: Ledger) -> None:
         """Take up an account where it was left.
@@ -173,13 +152,13 @@ class Book:
             self._load(ledger)
         except _DAMAGE as error:
             if isinstance(error, sqlite3.OperationalError) or self._is_read_only:
-                raise self._failure(error) from error
+                raise self._file.failure(error) from error
             ledger.rules.clear()
             ledger.opened.clear()
-            self._set_aside()
+            self._file.set_aside(f"{type(error).__name__}: {error}")
 
     def _load(self, ledger: Ledger) -> None:
-        with self._reading() as connection:
+        with self._file.transaction() as connection:
             for name, epoch, state in connection.execute("SELECT * FROM rule"):
                 ledger.rules[name] = _account(ledger, name, epoch, json.loads(state))
             for name, kind, data, *columns in connection.execute("SELECT * FROM counted"):
@@ -191,9 +170,22 @@ class Book:
                 for columns in connection.execute("SELECT * FROM opened"):
                     _reopen(ledger, *columns)
 
-    def commit(self, changed: Changes, events: Sequence[bytes]) -> None:
-        """Keep what has changed and the events that tell it; the events before were delivered."""
-        with self._at_work() as connection:
+    def position(self, source: str) -> str | None:
+        """Where a source is to go on, None where another one, or none, was read before."""
+        with self._file.at_work() as connection:
+            row = connection.execute(
+                "SELECT position FROM cursor WHERE source = ?", (source,)
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    def commit(
+        self, changed: Changes, events: Sequence[bytes], position: tuple[str, str] | None = None
+    ) -> None:
+        """Keep what has changed and the events that tell it; the events before were delivered.
+
+        ``position`` is that of a source, by its name, behind all records that were taken in.
+        """
+        with self._file.at_work() as connection:
             connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed)
             connection.executemany("REPLACE INTO rule VALUES (?, ?, ?)", changed.rules)
             connection.executemany(
@@ -208,15 +200,19 @@ class Book:
             connection.executemany(
                 "INSERT INTO outbox (event) VALUES (?)", [(event,) for event in events]
             )
+            if position is not None:
+                # One alone: what another one would read again has been told.
+                connection.execute("DELETE FROM cursor")
+                connection.execute("INSERT INTO cursor VALUES (?, ?)", position)
 
     def undelivered(self) -> tuple[bytes, ...]:
         """The events that may not have been delivered: the last that were kept."""
-        with self._at_work() as connection:
+        with self._file.at_work() as connection:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
     def lose(self, source: str, records: int) -> None:
         """Count a gap of a source, and the records that it lost."""
-        with self._at_work() as connection:
+        with self._file.at_work() as connection:
             connection.execute(
                 "INSERT INTO lost VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
                 "gaps = gaps + 1, records = records + excluded.records",
@@ -225,70 +221,8 @@ class Book:
 
     def lost(self) -> tuple[Lost, ...]:
         """What each source has lost since the account was begun."""
-        with self._at_work() as connection:
+        with self._file.at_work() as connection:
             return tuple(Lost(*row) for row in connection.execute("SELECT * FROM lost"))
-
-    def _set_aside(self) -> None:
-        """Begin a new file in the place of one that is damaged."""
-        self.close()
-        try:
-            self.path.replace(self.path.with_suffix(".damaged"))
-            # What these hold would be taken for the new file's.
-            for suffix in _COMPANIONS:
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-            self._connection = self._opened()
-        except (OSError, sqlite3.DatabaseError) as error:
-            raise self._failure(error) from error
-
-    def _opened(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.executescript(_SCHEMA)
-        except sqlite3.DatabaseError:
-            connection.close()
-            raise
-        return connection
-
-    def _read_only(self) -> sqlite3.Connection:
-        try:
-            return sqlite3.connect(
-                f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS,
-                isolation_level=None,
-            )  # fmt: skip
-        except sqlite3.DatabaseError as error:
-            raise self._failure(error) from error
-
-    @contextlib.contextmanager
-    def _at_work(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._reading() as connection:
-                yield connection
-        except sqlite3.DatabaseError as error:
-            raise self._failure(error) from error
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        connection = self._connection
-        if connection is None:
-            raise RuntimeError("open the book first")
-        connection.execute("BEGIN")
-        try:
-            yield connection
-        except BaseException:
-            # After some errors SQLite has done so by itself.
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
-
-    def _failure(self, error: Exception) -> DeliveryError | SourceError:
-        if self._is_read_only:
-            return SourceError(f"{self.path} can't be read: {error}")
-        return DeliveryError(
-            f"{self.path} can't be written ({error}): make room or name another --state-dir"
-        )
 
 
 def _columns(counted: Counted) -> tuple[int, int, int, int, int, int]:

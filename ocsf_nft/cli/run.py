@@ -100,6 +100,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft import config as configuration
     from ocsf_nft import privileges, service
     from ocsf_nft.cli.logs import to_stderr_at_once
+    from ocsf_nft.delivery.store import FILE
 
     to_stderr_at_once()
     if source.startswith(_REPLAY):
@@ -108,9 +109,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             {"source", "output", "ocsf_version"},
             f"--source {_REPLAY}PATH only reads a file, and has no fence: leave out {{}}",
         )
-        sink = service.Outlets.of(configuration.sinks(output, ocsf_version))
+        outlet = service.Outlet.of(configuration.sink(output, ocsf_version))
         path = Path(source.removeprefix(_REPLAY))
-        counts = asyncio.run(_until_signal(lambda stop: service.replay([path], sink, stop)))
+        counts = asyncio.run(_until_signal(lambda stop: service.replay([path], outlet, stop)))
         say(_summary(counts))
         return
     if config is not None:
@@ -144,6 +145,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             output=output,
             ocsf_version=ocsf_version,
             state_dir=state_dir,
+            # Runs of other sandboxes have the same folder, and keep their own.
+            store={"path": state_dir / sandbox / FILE},
         )
     else:
         raise UsageError("name what to watch: --config FILE, or --sandbox NAME")
@@ -161,11 +164,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             watched.append(f"what other firewalls log ({wanted.host_log})")
         say(f"ready: watching {', '.join(watched)}")
 
-    counts = asyncio.run(
-        _until_signal(
-            lambda stop: service.run(wanted, service.Outlets.of(wanted.sinks), stop, ready=ready)
-        )
-    )
+    counts = asyncio.run(_until_signal(lambda stop: service.run(wanted, stop, ready=ready)))
     # A reader that is not there must not keep a run that was told to stop from ending.
     write_stderr_at_once(f"{_summary(counts)}\n".encode())
     if counts.fallen:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ocsf_nft.config.events import (
-    FindingConfig,
-    PrefixConfig,
-    SeverityConfig,
-    SinkConfig,
-    Version,
-)
+from ocsf_nft.config.events import FindingConfig, PrefixConfig, SeverityConfig
 from ocsf_nft.config.sandbox import SandboxConfig
+from ocsf_nft.config.sinks import KINDS, SinkConfig, SinkTable
+from ocsf_nft.config.sinks.base import Version
+from ocsf_nft.config.sinks.file import FileSink
+from ocsf_nft.config.sinks.stdout import StdoutSink
+from ocsf_nft.config.store import StoreConfig
 from ocsf_nft.config.tables import FileName, Table
 from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
 from ocsf_nft.fence.state import DEFAULT_DIRECTORY
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.ocsf.severity import SeverityRule
 
-__all__ = ["STDOUT", "Config", "SandboxConfig", "SinkConfig", "load", "parse", "read", "sinks"]
+__all__ = ["STDOUT", "Config", "SandboxConfig", "load", "parse", "read", "sink"]
 
 #: Standard output, in place of a path.
 STDOUT: Final = "-"
@@ -46,18 +45,21 @@ class Config(Table):
     output: Annotated[str, FileName] | None = None
     ocsf_version: Version | None = None
     sink: tuple[SinkConfig, ...] = ()
+    store: StoreConfig = StoreConfig()
     severity: tuple[SeverityConfig, ...] = ()
     finding: FindingConfig = FindingConfig()
     prefix: tuple[PrefixConfig, ...] = ()
     state_dir: Annotated[Path, FileName] = DEFAULT_DIRECTORY
 
     @property
-    def sinks(self) -> tuple[SinkConfig, ...]:
+    def sinks(self) -> tuple[SinkTable, ...]:
         """Where events go."""
         if self.sink:
             return self.sink
         given = {} if self.ocsf_version is None else {"ocsf_version": self.ocsf_version}
-        return (SinkConfig(path=self.output or STDOUT, **given),)
+        if self.output in {None, STDOUT}:
+            return (StdoutSink(**given),)
+        return (FileSink(path=self.output, **given),)
 
     @property
     def severities(self) -> tuple[SeverityRule, ...]:
@@ -70,9 +72,9 @@ class Config(Table):
         return Prefixes([Configured(**row.model_dump()) for row in self.prefix])
 
 
-def sinks(output: str, ocsf_version: str) -> tuple[SinkConfig, ...]:
+def sink(output: str, ocsf_version: str) -> SinkTable:
     """Where events go that are of no sandbox here; raises UsageError."""
-    return _parsed({"output": output, "ocsf_version": ocsf_version}, where="options").sinks
+    return _parsed({"output": output, "ocsf_version": ocsf_version}, where="options").sinks[0]
 
 
 def load(path: Path) -> Config:
@@ -119,7 +121,9 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
             "put them into the sinks"
         )
     _unlike([sandbox.name for sandbox in config.sandbox], where, "two sandboxes have the same name")
-    _unlike([sink.path for sink in config.sinks], where, "two sinks have the same path")
+    _unlike(
+        [sink.called for sink in config.sinks], where, "two sinks are the same: give each a name"
+    )
     return config
 
 
@@ -133,13 +137,17 @@ def _sentence(error: ValidationError) -> str:
     # An unknown key first: it is often the misspelt name of one that is missing.
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     *table, key = fault["loc"] or ("",)
-    place = ".".join(map(str, fault["loc"]))
+    # A sink's kind is no key of the file.
+    steps = [step for at, step in enumerate(fault["loc"]) if (at, fault["loc"][0]) != (2, "sink")]
+    place = ".".join(map(str, steps))
     if fault["type"] == "extra_forbidden":
         model = _model_at(Config, table)
         near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.0)
         return f"there is no key {place}: did you mean {near[0]}?"
     if fault["type"] == "tuple_type":
         return f"{place}: must be a list: put it in [ ]"
+    if fault["type"] == "union_tag_invalid":
+        return f"{place}: there is no sink of such a type: give one of {', '.join(KINDS)}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{place}: {message[:1].lower()}{message[1:]}"
 
@@ -149,6 +157,8 @@ def _model_at(model: type[BaseModel], place: Sequence[int | str]) -> type[BaseMo
     for step in place:
         if isinstance(step, str) and step in model.model_fields:
             model = next(_models(model.model_fields[step].annotation), model)
+        elif isinstance(step, str):
+            model = KINDS.get(step, model)
     return model
 
 

@@ -1,4 +1,4 @@
-"""What a file says of events: where they go, how much they matter, what foreign prefixes mean."""
+"""What a file says of events: how much they matter, what foreign prefixes mean."""
 
 from __future__ import annotations
 
@@ -7,44 +7,19 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from ocsf_nft.config.tables import FileName, Table, checked
+from ocsf_nft.config.tables import Table, checked
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.ocsf import protocols
 from ocsf_nft.ocsf.enums import Severity
-from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
-from ocsf_nft.ocsf.versions import LATEST, named
 from ocsf_nft.prefixes import begins
 from ocsf_nft.record import ForeignVerdict
 
-ClassName: TypeAlias = Literal[
-    "network_activity", "detection_finding", "device_config_state_change", "application_lifecycle"
-]
 SeverityName: TypeAlias = Literal["informational", "low", "medium", "high", "critical"]
-_CLASS_UIDS: Final[dict[str, int]] = {
-    model.model_fields["class_name"].default.lower().replace(" ", "_"): uid
-    for uid, model in CLASSES.items()
-}
 _PROTOCOLS: Final = {name: number for number, name in protocols.NAMES.items()} | {
     "icmpv6": protocols.ICMPV6
 }
-Version = Annotated[str, checked(named)]
-Classes = Annotated[tuple[ClassName, ...], Field(min_length=1)]
-
-
-class SinkConfig(Table):
-    """A place that events go to, ``[[sink]]``: a file, or ``-`` for standard output."""
-
-    path: Annotated[str, FileName]
-    ocsf_version: Version = LATEST
-    classes: Classes = ("network_activity", "detection_finding", "device_config_state_change",
-                        "application_lifecycle")  # fmt: skip
-
-    @property
-    def class_uids(self) -> frozenset[int]:
-        """The ``class_uid`` of what it wants."""
-        return frozenset(_CLASS_UIDS[name] for name in self.classes)
 
 
 def _protocol(value: object) -> object:

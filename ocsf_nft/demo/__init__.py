@@ -99,7 +99,8 @@ async def _watched(
     }
     wanted = config.parse({"sandbox": [sandbox], "state_dir": state.path}, where="the demo")
     stop, ready = asyncio.Event(), asyncio.Event()
-    watching = asyncio.create_task(service.run(wanted, collector, stop, ready=ready.set))
+    outlet = service.Outlet(name=_SANDBOX, sink=collector)
+    watching = asyncio.create_task(service.run(wanted, stop, found=[outlet], ready=ready.set))
     try:
         starting = asyncio.create_task(ready.wait())
         await asyncio.wait({starting, watching}, return_when=asyncio.FIRST_COMPLETED)

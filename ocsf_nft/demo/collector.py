@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Self
 
-import orjson
+from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
+
+    from ocsf_nft.delivery.message import Message
 
 
 class Collector:
@@ -36,11 +38,12 @@ class Collector:
             self._is_closed = True
             self._arrival.notify_all()
 
-    async def deliver(self, events: Sequence[bytes]) -> None:
+    async def deliver(self, messages: Sequence[Message]) -> Outcome:
         """Keep events."""
-        self.events += map(orjson.loads, events)
+        self.events += [message.event() for message in messages]
         async with self._arrival:
             self._arrival.notify_all()
+        return DELIVERED
 
     async def find(
         self, is_wanted: Callable[[dict[str, Any]], bool], seconds: float

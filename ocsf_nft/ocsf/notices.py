@@ -220,6 +220,33 @@ def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecyc
     )
 
 
+def events_lost(
+    context: Context, *, reason: str, number: int | None, time_ns: int
+) -> ApplicationLifecycle:
+    """Events that were kept will not get where they were to go: how many, where that is known.
+
+    ``time_ns`` is now, in ns since the epoch, UTC.
+    """
+    what = "Events may be lost, nobody knows how many"
+    if number is not None:
+        what = f"{wording.counted(number, 'event')} {_were(number)} lost"
+    device, observables = device_of(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.OTHER,
+        activity_name="Events Lost",
+        time=time_ns // 1_000_000,
+        count=number,
+        severity_id=Severity.HIGH,
+        status_id=Status.FAILURE,
+        status_detail=visible(reason),
+        message=f"{what}: {visible(reason)}.",
+        app=product(),
+        device=device,
+        observables=observables or None,
+        metadata=own_metadata(stable_uid("events lost", reason, number, time_ns), time_ns),
+    )
+
+
 def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
     context: Context,
     *,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.accounting.balance import Balance
     from ocsf_nft.attempt import Attempt, Ended, FanOut
+    from ocsf_nft.delivery.patience import Patience
     from ocsf_nft.fence.counters import Counters
     from ocsf_nft.flow import Reading
     from ocsf_nft.record import Record
@@ -70,17 +71,26 @@ class Account:
         reporter: Reporter,
         *,
         begun_ns: int,
-        is_journal: bool = False,
+        patience: Patience,
+        source: str = "",
     ) -> None:
-        """No packet is from before ``begun_ns``; ``is_journal``: its records come that way."""
+        """No packet is from before ``begun_ns``.
+
+        ``source`` names the kernel log that its records come from, and that has a position.
+        """
         self.sandbox = sandbox
+        self._patience = patience
+        self._source = source
+        #: Behind the records that were taken in, and what of it is kept.
+        self._position: str | None = None
+        self._kept_position: str | None = None
         self._counters = counters
         self._book = book.Book(path)
         self._reporter = reporter
         gravity = Gravity(destinations=_GRAVE, is_finding=reporter.is_finding)
         self._ledger = Ledger(sandbox, begun_ns=begun_ns, gravity=gravity)
         self._wait_seconds = _READ_SECONDS
-        self._grace_seconds = _JOURNAL_GRACE_SECONDS if is_journal else _GRACE_SECONDS
+        self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
         self._fault: str | None = None
         #: Whether events are kept that have not been delivered.
         self._is_owing = False
@@ -92,18 +102,17 @@ class Account:
         self._looked_ns = 0
 
     async def __aenter__(self) -> Self:
-        """Take up the account where it was left, and read the counters.
+        """Open what is kept, and the counters.
 
-        What may not have been delivered is delivered again. Raises an OcsfNftError when the
-        counters can't be read, or the file not be written.
+        Raises an OcsfNftError when the counters can't be read, or the file not be written.
         """
         try:
             await self._work(self._counters.open)
             await self._work(self._book.open)
             await self._work(lambda: self._book.load(self._ledger))
-            if again := await self._work(self._book.undelivered):
-                await self._reporter.deliver(again)
-            await self._observe()
+            if self._source:
+                self._position = await self._work(lambda: self._book.position(self._source))
+                self._kept_position = self._position
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -120,11 +129,30 @@ class Account:
         self._worker.submit(self._book.close)
         self._worker.shutdown(wait=False)
 
-    async def take(self, records: Iterable[Record]) -> None:
-        """Take in records, and tell what begins with one."""
+    @property
+    def position(self) -> str | None:
+        """Where its source is to go on, None where it was not read before."""
+        return self._position
+
+    async def resume(self) -> None:
+        """Take up the account where it was left, and read the counters.
+
+        What may not have been delivered is delivered again. Raises DeliveryError.
+        """
+        if again := await self._work(self._book.undelivered):
+            await self._reporter.deliver(again)
+        await self._observe()
+
+    async def take(self, records: Iterable[Record], position: str | None = None) -> None:
+        """Take in records, and tell what begins with one.
+
+        ``position`` is that of the source behind them: it is kept together with what they come to.
+        """
         taken = tuple(records)
-        await self._look_for_counters_of(taken)
+        if taken:
+            await self._look_for_counters_of(taken)
         async with self._turn:
+            self._position = position or self._position
             now_ns = time.monotonic_ns()
             found = [
                 attempt
@@ -135,7 +163,7 @@ class Account:
 
     async def lose(self, gap: Gap) -> None:
         """Keep count of the records that a source lost."""
-        await self._work(lambda: self._book.lose(gap.transport, gap.lost or 0))
+        await self._lose(gap.transport, gap.lost or 0)
 
     async def keep(self) -> None:
         """Read the counters again and again, and tell what is due."""
@@ -181,6 +209,8 @@ class Account:
             await self._tell_of_a_fault(str(error))
             return
         self._fault = None
+        if fault := self._book.fault():
+            await self._tell_of_a_gap(fault)
         await self._tell_of_a_pause(reading)
         if rules := self._ledger.renewed(reading):
             await self._tell_of_a_gap(f"the counters of {', '.join(rules)} were made anew")
@@ -208,7 +238,7 @@ class Account:
             processed_ns=time.time_ns(),
         )
         await self._reporter.emit(event)
-        await self._work(lambda: self._book.lose("reader", 0))
+        await self._lose("reader", 0)
         _log.warning(
             "the counters were not read in time",
             sandbox=self.sandbox,
@@ -261,8 +291,15 @@ class Account:
         changed = book.Changes()
         for _ in changed.gather(self._ledger):
             await asyncio.sleep(0)
-        self._is_owing = bool(lines)
-        await self._work(lambda: self._book.commit(changed, lines))
+        moved, where = self._position != self._kept_position, self._position
+        position = (self._source, where) if moved and where is not None else None
+        await self._patience(
+            lambda: self._work(lambda: self._book.commit(changed, lines, position))
+        )
+        self._is_owing, self._kept_position = bool(lines), where
+
+    async def _lose(self, source: str, records: int) -> None:
+        await self._patience(lambda: self._work(lambda: self._book.lose(source, records)))
 
     async def _work(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)

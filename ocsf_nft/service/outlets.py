@@ -1,4 +1,4 @@
-"""Where events go: one sink, or several, each in its version of OCSF and with its classes."""
+"""Where events go: into the store, and from there to each sink, in its version of OCSF."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import asyncio
 import contextlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import orjson
+import structlog
 
-from ocsf_nft.config import STDOUT
-from ocsf_nft.delivery.sinks.jsonl import Jsonl
-from ocsf_nft.errors import UsageError
+from ocsf_nft.config.sinks.file import FileSink
+from ocsf_nft.config.sinks.stdout import StdoutSink
+from ocsf_nft.delivery.forwarder import Forwarder
+from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.errors import DeliveryError, UsageError
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.versions import LATEST, line_at
 
@@ -22,66 +26,92 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from ocsf_nft.config import SinkConfig
+    from ocsf_nft.config.sinks.base import SinkTable
+    from ocsf_nft.delivery.patience import Patience
     from ocsf_nft.delivery.sinks.base import Sink
+    from ocsf_nft.delivery.store import Forgotten, Store
 
-#: Events told otherwise before other tasks get a turn: about a millisecond of work.
-_SLICE: Final = 32
+_log = structlog.get_logger()
+
+#: What sinks may take to get the last events when a run ends; the next run delivers the rest.
+_DRAIN_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlet:
-    """A sink, the version that it wants, and the ``class_uid`` of what it wants."""
+    """A sink and its name, what it wants, and how it is sent to.
 
+    ``classes`` are the ``class_uid`` of what it wants, ``version`` that of OCSF. Where it
+    ``is_local`` it has to be there from the start.
+    """
+
+    name: str
     sink: Sink
     version: str = LATEST
     classes: frozenset[int] = frozenset(CLASSES)
+    pace: Pace = field(default_factory=Pace)
+    is_local: bool = False
 
-    async def deliver(self, events: Sequence[bytes]) -> None:
-        """Deliver what the sink wants of events, as it wants it; raises DeliveryError."""
-        if self.version != LATEST or self.classes != CLASSES.keys():
-            events = await self._wanted(events)
-        if events:
-            await self.sink.deliver(events)
+    @classmethod
+    def of(cls, table: SinkTable) -> Self:
+        """That of a configuration; raises UnsupportedError when its extra is not installed."""
+        return cls(
+            name=table.called,
+            sink=table.sink(),
+            version=table.ocsf_version,
+            classes=table.class_uids,
+            pace=table.pace,
+            is_local=table.is_local,
+        )
 
-    async def _wanted(self, events: Sequence[bytes]) -> list[bytes]:
-        wanted: list[bytes] = []
-        for number, line in enumerate(events, 1):
-            if orjson.loads(line)["class_uid"] in self.classes:
-                wanted.append(line_at(line, self.version))
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)
-        return wanted
+    def told(self, line: bytes) -> bytes | None:
+        """An event as the sink wants it, None when it doesn't."""
+        if self.classes != CLASSES.keys() and orjson.loads(line)["class_uid"] not in self.classes:
+            return None
+        return line if self.version == LATEST else line_at(line, self.version)
+
+
+def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
+    """Those of a configuration; raises UsageError where two are one file, UnsupportedError."""
+    _hold_apart(tables)
+    return tuple(map(Outlet.of, tables))
 
 
 class Outlets:
-    """Several outlets as one sink: what it has delivered is in each of them."""
+    """A store and a forwarder for each outlet, which go on while the context is entered.
 
-    def __init__(self, outlets: Sequence[Outlet]) -> None:
-        self._outlets = tuple(outlets)
-        self._open = contextlib.AsyncExitStack()
+    What is raised in them ends the task that has entered it: see :meth:`Forwarder.run`.
+    """
 
-    @classmethod
-    def of(cls, sinks: Sequence[SinkConfig]) -> Self:
-        """Those of a configuration; raises UsageError where two of them are one file."""
-        _hold_apart([each.path for each in sinks])
-        return cls(
-            [
-                Outlet(
-                    sink=Jsonl(None if each.path == STDOUT else Path(each.path)),
-                    version=each.ocsf_version,
-                    classes=each.class_uids,
-                )
-                for each in sinks
-            ]
+    def __init__(self, found: Sequence[Outlet], store: Store, patience: Patience) -> None:
+        self.store = store
+        #: Whether the store is to go as well, once every sink has all of it.
+        self.is_passing = False
+        self.forwarders = tuple(
+            Forwarder(
+                each.name, each.sink, store, told=each.told, pace=each.pace, patiently=patience
+            )
+            for each in found
         )
+        self._outlets = tuple(found)
+        self._patience = patience
+        self._stack = contextlib.AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        """Open all; raises DeliveryError when one can't be."""
+        """Begin; raises DeliveryError when a local sink, or the store, can't be opened."""
         async with contextlib.AsyncExitStack() as stack:
-            for outlet in self._outlets:
-                await stack.enter_async_context(outlet.sink)
-            self._open = stack.pop_all()
+            await stack.enter_async_context(self.store)
+            stack.push_async_callback(self._pass)
+            for name, number in await self.store.register([each.name for each in self._outlets]):
+                _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
+            for outlet, forwarder in zip(self._outlets, self.forwarders, strict=True):
+                if outlet.is_local:
+                    await forwarder.open()
+                    stack.push_async_callback(forwarder.close)
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            self._tasks = [group.create_task(each.run()) for each in self.forwarders]
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
@@ -90,38 +120,94 @@ class Outlets:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close all."""
-        await self._open.__aexit__(kind, error, traceback)
-
-    async def deliver(self, events: Sequence[bytes]) -> None:
-        """Deliver to all at once; raises DeliveryError as soon as one can't be delivered to.
-
-        What another one is writing then is still written to its end.
-        """
-        work = [asyncio.ensure_future(each.deliver(events)) for each in self._outlets]
+        """Let the sinks have what is left, for some seconds, and end."""
         try:
-            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_EXCEPTION)
+            if not isinstance(error, asyncio.CancelledError):
+                await self._drain()
         finally:
-            for each in work:
-                each.cancel()
-        for each in done:
-            each.result()
+            for task in self._tasks:
+                task.cancel()
+            await self._stack.__aexit__(kind, error, traceback)
+
+    async def keep(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
+        """Keep events, as :meth:`Store.put` does; raises DeliveryError when patience ends."""
+        await self._patience(lambda: self.store.put(lines, source=source, position=position))
+
+    async def sweep(self) -> tuple[Forgotten, ...]:
+        """As :meth:`Store.sweep` does."""
+        return await self._patience(self.store.sweep)
+
+    async def _pass(self) -> None:
+        if self.is_passing:
+            await self.store.remove()
+
+    async def _drain(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS), asyncio.TaskGroup() as group:
+                for forwarder in self.forwarders:
+                    group.create_task(forwarder.drain())
+        for forwarder in self.forwarders:
+            if waiting := self.store.end - forwarder.done:
+                _log.warning(
+                    "events wait in the store for the next run", sink=forwarder.name, events=waiting
+                )
 
 
-def _hold_apart(paths: Sequence[str]) -> None:
+class Direct:
+    """Events straight to one outlet, without a store: for what can be read again at any time."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    async def __aenter__(self) -> Self:
+        """Open the sink; raises DeliveryError."""
+        await self._outlet.sink.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        await self._outlet.sink.__aexit__(kind, error, traceback)
+
+    async def keep(self, lines: Sequence[bytes], **_: str) -> None:
+        """Deliver events; raises DeliveryError."""
+        told = (self._outlet.told(line) for line in lines)
+        messages = [Message("", line) for line in told if line is not None]
+        if not messages:
+            return
+        outcome = await self._outlet.sink.deliver(messages)
+        if outcome.refused or outcome.again:
+            reason = outcome.reason or outcome.refused[0].reason
+            raise DeliveryError(f"{self._outlet.name} did not take all events: {reason}")
+
+
+def _hold_apart(tables: Sequence[SinkTable]) -> None:
     """Two sinks that write to one file would cut each other's lines."""
     named: dict[object, str] = {}
-    for path in paths:
-        file = _file(path)
-        if file in named:
-            raise UsageError(f"the sinks {named[file]} and {path} are one file: give each its own")
-        named[file] = path
+    for table in tables:
+        if isinstance(table, FileSink | StdoutSink):
+            file = _file(table)
+            if file in named:
+                raise UsageError(
+                    f"the sinks {named[file]} and {table.called} are one file: give each its own"
+                )
+            named[file] = table.called
 
 
-def _file(path: str) -> object:
+def _file(table: FileSink | StdoutSink) -> object:
     """What tells a file from all others, whatever it is called."""
-    try:
-        found = os.fstat(sys.stdout.fileno()) if path == STDOUT else Path(path).stat()
-    except (OSError, ValueError):  # not there yet, or a standard output that is none
-        return os.path.realpath(path)
+    if isinstance(table, FileSink):
+        try:
+            found = Path(table.path).stat()
+        except (OSError, ValueError):  # not there yet
+            return os.path.realpath(table.path)
+    else:
+        try:
+            found = os.fstat(sys.stdout.fileno())
+        except (OSError, ValueError):  # there is none
+            return None
     return found.st_dev, found.st_ino

@@ -19,6 +19,7 @@ from ocsf_nft.record import Batch, Gap, Reject
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
+    from ocsf_nft.record import Record
     from ocsf_nft.service.accounts import Account
     from ocsf_nft.service.reporter import Reporter
     from ocsf_nft.sources.base import Source
@@ -74,8 +75,12 @@ class Pipeline:
         sandboxes: frozenset[str | None] | None = None,
         *,
         quiet_seconds: float = QUIET_SECONDS,
+        name: str = "",
     ) -> None:
         """Deliver what a source reads until it ends.
+
+        A source that has a position is read for one sandbox, whose account keeps that, or for the
+        records of other firewalls: ``name`` is then what its position is kept under.
 
         ``sandboxes`` are those whose records it can have: who may load rules there may name any
         sandbox in a log prefix, and a record of another one is a forgery. None among them stands
@@ -103,7 +108,7 @@ class Pipeline:
                 batch, reading = reading.result(), None
                 if batch is None:
                     return
-                await self._deliver(_genuine(batch, sandboxes), sandboxes or ())
+                await self._deliver(_genuine(batch, sandboxes), sandboxes or (), name)
                 if deadline is not None and time.monotonic() > deadline:
                     await self._give_up(batches, sandboxes or ())
                     return
@@ -146,17 +151,10 @@ class Pipeline:
             )
         await self._deliver(Batch(gaps=tuple(gaps)), sandboxes)
 
-    async def _deliver(self, batch: Batch, sandboxes: Iterable[str | None] = ()) -> None:
-        # A foreign record's own sandbox, if it tells one, comes after the way to the accounts: a
-        # prefix that anybody may write is not to lead there.
-        for sandbox, records in groupby(batch.records, key=attrgetter("sandbox")):
-            account = None if sandbox is None else self._accounts.get(sandbox)
-            if account is not None:
-                await account.take(records)
-            else:
-                found = map(Attempt.of, map(self._prefixes.named, records))
-                await self._reporter.deliver(await self._reporter.lines(found))
-        self.counts.records += len(batch.records)
+    async def _deliver(
+        self, batch: Batch, sandboxes: Iterable[str | None] = (), source: str = ""
+    ) -> None:
+        # Gaps first: whoever is killed after the position is kept would never tell of them.
         for gap in batch.gaps:
             event = notices.gap(self._reporter.context(), gap, processed_ns=time.time_ns())
             await self._reporter.emit(event)
@@ -164,8 +162,28 @@ class Pipeline:
             for name in sandboxes:
                 if name is not None and name in self._accounts:
                     await self._accounts[name].lose(gap)
+        for sandbox, records in groupby(batch.records, key=attrgetter("sandbox")):
+            await self._take(sandbox, tuple(records), batch.cursor, source)
+        if batch.cursor is not None and not batch.records:
+            for sandbox in sandboxes:
+                await self._take(sandbox, (), batch.cursor, source)
+        self.counts.records += len(batch.records)
         for reject in batch.rejects:
             self._count_reject(reject)
+
+    async def _take(
+        self, sandbox: str | None, records: tuple[Record, ...], cursor: str | None, source: str
+    ) -> None:
+        """Take in records of one sandbox, or of none, with their source's position behind them."""
+        # A foreign record's own sandbox, if it tells one, comes after the way to the accounts: a
+        # prefix that anybody may write is not to lead there.
+        account = None if sandbox is None else self._accounts.get(sandbox)
+        if account is not None:
+            await account.take(records, cursor)
+        else:
+            found = map(Attempt.of, map(self._prefixes.named, records))
+            lines = await self._reporter.lines(found)
+            await self._reporter.deliver(lines, source=source, position=cursor or "")
 
     # Who writes forgeries, or makes records be lost, must not be able to flood our own log, nor to
     # hold us up where nobody reads it: so both are logged at the first, second, fourth, eighth …

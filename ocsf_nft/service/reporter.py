@@ -1,11 +1,11 @@
-"""What is to be told becomes events, and events become lines of one sink."""
+"""What is to be told becomes events, and events become lines."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ocsf_nft.attempt import Attempt, Ended
 from ocsf_nft.ocsf import fan_outs
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ocsf_nft.attempt import FanOut
-    from ocsf_nft.delivery.sinks.base import Sink
     from ocsf_nft.ocsf.context import Host
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.ocsf.severity import SeverityRule
@@ -28,8 +27,20 @@ if TYPE_CHECKING:
 _SLICE: Final = 16
 
 
+class Keep(Protocol):
+    """Where events are kept: those of one call all or none, and with them their source's position.
+
+    Raises DeliveryError.
+    """
+
+    async def __call__(
+        self, lines: Sequence[bytes], *, source: str = "", position: str = ""
+    ) -> None:
+        """Return when they are kept."""
+
+
 class Reporter:
-    """Maps with what is known of each sandbox, and delivers to one sink.
+    """Maps with what is known of each sandbox, and has the events kept.
 
     ``host`` is the machine that is told of; None when that is not known, as for a log of another
     machine. ``severities`` and ``threshold`` are as in :class:`Context`, for all sandboxes.
@@ -37,7 +48,7 @@ class Reporter:
 
     def __init__(
         self,
-        sink: Sink,
+        keep: Keep,
         host: Host | None,
         *,
         severities: tuple[SeverityRule, ...] = (),
@@ -45,7 +56,7 @@ class Reporter:
     ) -> None:
         self.host = host
         self.events = 0
-        self._sink = sink
+        self._keep = keep
         self._mappers: dict[str | None, Mapper] = {}
         self._contexts: dict[str, Context] = {}
         self._nothing = Context(
@@ -76,9 +87,11 @@ class Reporter:
                 await asyncio.sleep(0)
         return lines
 
-    async def deliver(self, lines: Sequence[bytes]) -> None:
-        """Hand events to the sink; raises DeliveryError."""
-        await self._sink.deliver(lines)
+    async def deliver(
+        self, lines: Sequence[bytes], *, source: str = "", position: str = ""
+    ) -> None:
+        """Keep events, and with them where their source is to go on; raises DeliveryError."""
+        await self._keep(lines, source=source, position=position)
         self.events += len(lines)
 
     async def emit(self, event: Event) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from ocsf_nft.accounting.book import FILE
+from ocsf_nft.accounting import book
+from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.store import FILE, Store
 from ocsf_nft.errors import FenceError, OcsfNftError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.state import StateDirectory
@@ -17,8 +20,10 @@ from ocsf_nft.ocsf.notices import lifecycle
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import fences
 from ocsf_nft.service.accounts import Account
+from ocsf_nft.service.outlets import Direct, Outlet, Outlets, outlets
 from ocsf_nft.service.pipeline import JOURNAL_QUIET_SECONDS, QUIET_SECONDS, Counts, Pipeline
 from ocsf_nft.service.reporter import Reporter
+from ocsf_nft.service.upkeep import upkeep
 from ocsf_nft.service.watched import Watched
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.kmsg import Kmsg
@@ -26,86 +31,104 @@ from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.replay import Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ocsf_nft.config import Config, SandboxConfig
-    from ocsf_nft.delivery.sinks.base import Sink
     from ocsf_nft.fence.state import Installed
     from ocsf_nft.service.fences import Fence
     from ocsf_nft.sources.base import Source
 
 _HOST: Final = Namespace()
+LogName: TypeAlias = Literal["kmsg", "journal"]
+#: The kernel's log, which has a position, by the name that it is kept under.
+_LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Journal}
 
 
 async def run(
     config: Config,
-    sink: Sink,
     stop: asyncio.Event,
     *,
+    found: Sequence[Outlet] | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> Counts:
     """Watch the sandboxes of a configuration and deliver what they try, until ``stop``.
 
-    ``ready`` is called when every fence stands and every source is read. When ``stop`` is set,
-    what the kernel has logged by then is still delivered, and the fences that this run installed
-    are removed.
+    ``found`` is where events go, in place of the configuration's sinks. ``ready`` is called when
+    every fence stands and every source is read. When ``stop`` is set, what the kernel has logged
+    by then is still kept and delivered, and the fences that this run installed are removed; what a
+    sink does not take within some seconds waits in the store for the next run.
 
     A fence that others alter is put back, if that is not switched off; ``fallen`` of the result are
     those that were altered too often, and don't stand.
 
-    Raises an OcsfNftError when a fence can't stand, a source can't be read or the sink fails.
+    Raises an OcsfNftError when a fence can't stand, a source can't be read or events can't be kept.
     The fences are left standing then: who is fenced stays fenced.
     """
-    state = StateDirectory(config.state_dir)
-    async with contextlib.AsyncExitStack() as stack:
+    with _first_error():
+        async with contextlib.AsyncExitStack() as stack:
+            return await _Run(config, stop, stack).run(
+                outlets(config.sinks) if found is None else found, ready
+            )
+
+
+class _Run:
+    """One run, and what it holds open."""
+
+    def __init__(
+        self, config: Config, stop: asyncio.Event, stack: contextlib.AsyncExitStack
+    ) -> None:
+        self._config = config
+        self._stop = stop
+        self._stack = stack
+        self._state = StateDirectory(config.state_dir)
+        self._patience = Patience(stop)
+
+    async def run(self, found: Sequence[Outlet], ready: Callable[[], None]) -> Counts:
+        config, stack = self._config, self._stack
         for sandbox in config.sandbox:
-            stack.enter_context(state.watching(sandbox.name))
+            stack.enter_context(self._state.watching(sandbox.name))
         early = _Early()
         for sandbox in config.sandbox:
-            await early.open(sandbox, state, stack)
-        standing = [await asyncio.to_thread(fences.stand, each, state) for each in config.sandbox]
+            await early.open(sandbox, self._state, stack)
+        standing = [
+            await asyncio.to_thread(fences.stand, each, self._state) for each in config.sandbox
+        ]
+        kept = await stack.enter_async_context(Outlets(found, self._store(), self._patience))
         reporter = Reporter(
-            await stack.enter_async_context(sink),
+            kept.keep,
             this_host(),
             severities=config.severities,
             threshold=config.finding.as_threshold(),
         )
-        sources = await _sources(config, standing, early, stack)
+        accounts = {
+            sandbox.name: await stack.enter_async_context(self._account(sandbox, fence, reporter))
+            for sandbox, fence in zip(config.sandbox, standing, strict=True)
+        }
+        feeds = await self._feeds(standing, accounts, kept.store, early)
         await reporter.emit(lifecycle(reporter.context(), activity="start", time_ns=time.time_ns()))
         watched = [
-            Watched(sandbox, fence, state, reporter)
+            Watched(sandbox, fence, self._state, reporter)
             for sandbox, fence in zip(config.sandbox, standing, strict=True)
         ]
         for each in watched:
             await each.announce()
             stack.push_async_callback(each.withdraw)
             await each.post()
-        accounts = {
-            fence.installed.spec.sandbox: await stack.enter_async_context(
-                _account(fence.installed, state, reporter, is_journal=sandbox.source == "journal")
-            )
-            for sandbox, fence in zip(config.sandbox, standing, strict=True)
-        }
+        for account in accounts.values():
+            await account.resume()
         pipeline = Pipeline(reporter, accounts, config.prefixes)
         ready()
-        with _first_error():
-            async with asyncio.TaskGroup() as group:
-                watches = [group.create_task(each.watch()) for each in watched]
-                watches += [group.create_task(each.keep()) for each in accounts.values()]
-                pumps = [
-                    group.create_task(
-                        pipeline.pump(
-                            source, stop, frozenset(sandboxes), quiet_seconds=_quiet_seconds(source)
-                        )
-                    )
-                    for source, sandboxes in sources.items()
-                ]
-                # A fence that can't log leaves nothing to read, and still has to be watched.
-                await stop.wait()
-                await asyncio.gather(*pumps)
-                for watch in watches:
-                    watch.cancel()
+        async with asyncio.TaskGroup() as group:
+            watches = [group.create_task(each.watch()) for each in watched]
+            watches += [group.create_task(each.keep()) for each in accounts.values()]
+            watches.append(group.create_task(upkeep(kept, reporter)))
+            pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in feeds]
+            # A fence that can't log leaves nothing to read, and still has to be watched.
+            await self._stop.wait()
+            await asyncio.gather(*pumps)
+            for watch in watches:
+                watch.cancel()
         for each in watched:
             await each.withdraw()
         pipeline.counts.fallen = [each.name for each in watched if each.has_fallen]
@@ -114,9 +137,88 @@ async def run(
         for each, account in zip(watched, accounts.values(), strict=True):
             if await each.take_away():
                 await account.forget()
+                # Of a sandbox that is gone, nothing stays that nobody needs.
+                kept.is_passing = self._store_path().parent == self._state.directory(each.name)
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
         pipeline.counts.events = reporter.events
         return pipeline.counts
+
+    def _store_path(self) -> Path:
+        return self._config.store.path or self._state.path / FILE
+
+    def _store(self) -> Store:
+        wanted = self._config.store
+        return Store(
+            self._store_path(),
+            most_bytes=wanted.max_bytes,
+            most_seconds=wanted.max_age,
+            drops=wanted.when_full == "drop",
+        )
+
+    def _account(self, sandbox: SandboxConfig, fence: Fence, reporter: Reporter) -> Account:
+        return Account(
+            sandbox.name,
+            Counters(fence.installed),
+            self._state.directory(sandbox.name) / book.FILE,
+            reporter,
+            begun_ns=self._state.written_ns(sandbox.name) or time.time_ns(),
+            patience=self._patience,
+            source=_log_of(sandbox) if fence.installed.transport == "kmsg" else "",
+        )
+
+    async def _feeds(
+        self,
+        standing: Sequence[Fence],
+        accounts: Mapping[str, Account],
+        store: Store,
+        early: _Early,
+    ) -> list[_Feed]:
+        """What is read, and for whom."""
+        config, stack = self._config, self._stack
+        feeds: list[_Feed] = []
+        by_nflog: dict[Nflog, set[str | None]] = {}
+        for sandbox, fence in zip(config.sandbox, standing, strict=True):
+            installed = fence.installed
+            if installed.transport == "nflog":
+                places = [installed.namespace]
+                if installed.spec.guard_device is not None:
+                    places.append(_HOST)
+                for place in places:
+                    source = await early.take(place, installed.spec.group, stack)
+                    by_nflog.setdefault(source, set()).add(sandbox.name)
+            elif installed.transport == "kmsg":
+                # One reader each: each goes on from where its own account was left.
+                reader: Source = _LOGS[_log_of(sandbox)](
+                    frozenset({sandbox.name}), accounts[sandbox.name].position
+                )
+                opened = await stack.enter_async_context(reader)
+                feeds.append(_Feed(opened, frozenset({sandbox.name})))
+        if config.host_log is not None:
+            position = await store.position(config.host_log)
+            reader = _LOGS[config.host_log](frozenset(), position, foreign=config.prefixes)
+            opened = await stack.enter_async_context(reader)
+            feeds.append(_Feed(opened, frozenset({None}), name=config.host_log))
+        feeds += [_Feed(source, frozenset(names)) for source, names in by_nflog.items()]
+        return feeds
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    """A source, the sandboxes whose records it can have (None: no sandbox's), and its name."""
+
+    source: Source
+    sandboxes: frozenset[str | None]
+    name: str = ""
+
+    async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
+        is_journal = isinstance(self.source, Journal)
+        await pipeline.pump(
+            self.source,
+            stop,
+            self.sandboxes,
+            quiet_seconds=JOURNAL_QUIET_SECONDS if is_journal else QUIET_SECONDS,
+            name=self.name,
+        )
 
 
 def capabilities(config: Config) -> frozenset[Capability]:
@@ -150,35 +252,21 @@ def _on_record(sandbox: str, state: StateDirectory) -> Installed | None:
         return None
 
 
-async def replay(paths: Sequence[Path], sink: Sink, stop: asyncio.Event) -> Counts:
-    """Deliver what files hold; no fence is looked at. Raises an OcsfNftError.
+async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
+    """Deliver what files hold; no fence is looked at, nothing is stored. Raises an OcsfNftError.
 
     Nobody knows which machine wrote them, so the events name no device.
     """
-    async with sink as opened, Replay(paths) as source:
-        reporter = Reporter(opened, host=None)
+    async with Direct(outlet) as opened, Replay(paths) as source:
+        reporter = Reporter(opened.keep, host=None)
         pipeline = Pipeline(reporter, {})
         await pipeline.pump(source, stop)
         pipeline.counts.events = reporter.events
         return pipeline.counts
 
 
-def _quiet_seconds(source: Source) -> float:
-    return JOURNAL_QUIET_SECONDS if isinstance(source, Journal) else QUIET_SECONDS
-
-
-def _account(
-    installed: Installed, state: StateDirectory, reporter: Reporter, *, is_journal: bool
-) -> Account:
-    sandbox = installed.spec.sandbox
-    return Account(
-        sandbox,
-        Counters(installed),
-        state.directory(sandbox) / FILE,
-        reporter,
-        begun_ns=state.written_ns(sandbox) or time.time_ns(),
-        is_journal=is_journal,
-    )
+def _log_of(sandbox: SandboxConfig) -> LogName:
+    return "journal" if sandbox.source == "journal" else "kmsg"
 
 
 class _Early:
@@ -222,37 +310,6 @@ class _Early:
             self._opened[key] = await stack.enter_async_context(Nflog(namespace, group))
         except OcsfNftError as error:
             self._opened[key] = error
-
-
-async def _sources(
-    config: Config,
-    standing: Sequence[Fence],
-    early: _Early,
-    stack: contextlib.AsyncExitStack,
-) -> dict[Source, set[str | None]]:
-    """The sources to read, and the sandboxes whose records each can have (None: no sandbox's)."""
-    found: dict[Source, set[str | None]] = {}
-    in_kernel_log: dict[str, set[str | None]] = {"kmsg": set(), "journal": set()}
-    if config.host_log is not None:
-        in_kernel_log[config.host_log].add(None)
-    for sandbox, fence in zip(config.sandbox, standing, strict=True):
-        installed = fence.installed
-        if installed.transport == "nflog":
-            places = [installed.namespace]
-            if installed.spec.guard_device is not None:
-                places.append(_HOST)
-            for place in places:
-                source = await early.take(place, installed.spec.group, stack)
-                found.setdefault(source, set()).add(sandbox.name)
-        elif installed.transport == "kmsg":
-            in_kernel_log["journal" if sandbox.source == "journal" else "kmsg"].add(sandbox.name)
-    for log, names in in_kernel_log.items():
-        if names:
-            sandboxes = frozenset(name for name in names if name is not None)
-            foreign = config.prefixes if None in names else None
-            reader = (Journal if log == "journal" else Kmsg)(sandboxes, foreign=foreign)
-            found[await stack.enter_async_context(reader)] = names
-    return found
 
 
 @contextlib.contextmanager

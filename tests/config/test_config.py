@@ -65,7 +65,7 @@ def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
     path = tmp_path / "ocsf-nft.toml"
     path.write_text(FILE)
     read = config.load(path)
-    assert [sink.path for sink in read.sinks] == ["/var/log/ocsf-nft/events.jsonl"]
+    assert [sink.target for sink in read.sinks] == ["/var/log/ocsf-nft/events.jsonl"]
     first, second = read.sandbox
     assert first.namespace == named("agent-1")
     assert [str(place) for place in first.spec().allowed] == [
@@ -79,7 +79,7 @@ def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
 
 def test_the_least_is_one_sandbox_by_its_name() -> None:
     read = config.parse({"sandbox": [{"name": "a"}]}, where="test")
-    assert [sink.path for sink in read.sinks] == ["-"]
+    assert [sink.target for sink in read.sinks] == ["-"]
     assert read.sandbox[0].namespace is None
     assert Namespace() != of_process(1)
 

@@ -105,9 +105,9 @@ def test_a_sandbox_may_be_a_container(tmp_path: Path) -> None:
 
 def test_one_sink_needs_no_table() -> None:
     (sink,) = config.parse(WATCHED | {"output": "x", "ocsf_version": "1.5"}, where="test").sinks
-    assert (sink.path, sink.ocsf_version) == ("x", "1.5.0")
-    (sink,) = config.sinks("-", "1.3.0")
-    assert (sink.path, sink.ocsf_version) == ("-", "1.3.0")
+    assert (sink.target, sink.ocsf_version) == ("x", "1.5.0")
+    sink = config.sink("-", "1.3.0")
+    assert (sink.target, sink.ocsf_version) == ("-", "1.3.0")
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "icmp", "icmpv6", "ipv6-icmp", "sctp", 0, 255])
@@ -141,7 +141,7 @@ def _container(**facts: Any) -> dict[str, Any]:
         (_sink(version="1.1"), "sink.0.version: did you mean ocsf_version?"),
         (_sink() | {"output": "y"}, "in place of a single [[sink]]"),
         (_sink() | {"ocsf_version": "1.1"}, "in place of a single [[sink]]"),
-        ({"sink": [{"path": "x"}, {"path": "x"}]}, "two sinks have the same path"),
+        ({"sink": [{"path": "x"}, {"path": "x"}]}, "two sinks are the same: give each a name"),
         ({"ocsf_version": "1.9"}, "ocsf_version: '1.9' is no version of OCSF"),
         (_severity(severity="grave"), "'informational', 'low', 'medium', 'high' or 'critical'"),
         (_severity(protocol="carrier pigeon"), "'carrier pigeon' is no IP protocol"),

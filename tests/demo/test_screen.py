@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocsf_nft.delivery.message import Message
 from ocsf_nft.demo import attempts, proxy, screen
 from ocsf_nft.demo.attempts import Attempt, Outcome, Trace
 from ocsf_nft.demo.collector import Collector
@@ -104,7 +105,8 @@ async def test_an_event_is_found_before_and_after_it_comes() -> None:
     async with collector:
         waiting = asyncio.create_task(collector.find(_TRACE.is_in, 5))
         await asyncio.sleep(0)
-        await collector.deliver([b'{"activity_name":"Start"}', json.dumps(_EVENT).encode()])
+        lines = (b'{"activity_name":"Start"}', json.dumps(_EVENT).encode())
+        await collector.deliver([Message("", line) for line in lines])
         assert await waiting == _EVENT
         assert await collector.find(_TRACE.is_in, 5) == _EVENT
         assert await collector.find(lambda _event: False, 0.01) is None

@@ -245,26 +245,6 @@ def test_a_run_keeps_only_the_capabilities_that_it_needs(
                     "NoNewPrivs:\t1"}  # fmt: skip
 
 
-def test_a_full_disk_ends_the_run_in_one_sentence_and_leaves_the_fence(
-    lab: Lab, state: StateDirectory, tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
-    try:
-        options = _options(lab, state, disk / "events.jsonl")
-        with command.running(*options, "--install") as running:
-            attempts.attempt(lab.sandbox_namespace, 0, 200, "sweep")
-            _, said = running.process.communicate(timeout=20)
-        assert running.process.returncode == 3
-        assert "No space left on device" in said.splitlines()[-1]
-        assert "Traceback" not in said
-        assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
-        assert (disk / "events.jsonl").read_bytes().endswith(b"\n")
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
 def test_a_run_without_a_fence_does_not_begin(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:

@@ -4,22 +4,23 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 
 from ocsf_nft.accounting import book
-from ocsf_nft.demo.collector import Collector
+from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.errors import DeliveryError, FenceError
 from ocsf_nft.flow import keys
 from ocsf_nft.service.accounts import Account
 from ocsf_nft.service.reporter import Reporter
 from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
 from tests.conformance.corpus import let_pass
+from tests.service.keeping import Kept
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from ocsf_nft.flow import Key, Reading
@@ -46,43 +47,37 @@ class Given:
         return reading(self.counts, self.at_ns)
 
 
-class Failing(Collector):
-    tried: Sequence[bytes] = ()
-
-    async def deliver(self, events: Sequence[bytes]) -> None:
-        self.tried = events
-        raise DeliveryError("the disk is full")
-
-
-def _account(counters: Given, path: Path, sink: Collector) -> Account:
-    return Account(
+@contextlib.asynccontextmanager
+async def _account(counters: Given, path: Path, sink: Kept) -> AsyncIterator[Account]:
+    account = Account(
         "sb",
         counters,  # type: ignore[arg-type]
         path / book.FILE,
-        Reporter(sink, None),
+        Reporter(sink.keep, None),
         begun_ns=NOW,
+        patience=Patience(asyncio.Event()),
+        source="kmsg",
     )
-
-
-def _of_class(sink: Collector, uid: int) -> list[dict[str, Any]]:
-    return [event for event in sink.events if event["class_uid"] == uid]
+    async with account:
+        await account.resume()
+        yield account
 
 
 async def test_a_record_is_told_at_once_and_its_flow_to_the_packet(tmp_path: Path) -> None:
-    counters, sink = Given(), Collector()
+    counters, sink = Given(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         await account.take([record(tcp())])
-        assert [event["count"] for event in _of_class(sink, 4001)] == [1]
+        assert [event["count"] for event in sink.of_class(4001)] == [1]
         counters.counts = {key(tcp()): 9}
         (balance,) = await account.close()
-    assert sum(event["count"] for event in _of_class(sink, 4001)) == balance.refused == 9
+    assert sum(event["count"] for event in sink.of_class(4001)) == balance.refused == 9
     assert (balance.in_flight, balance.imbalance) == (0, 0)
 
 
 async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_restart(
     tmp_path: Path,
 ) -> None:
-    counters, sink, failing = Given(), Collector(), Failing()
+    counters, sink, failing = Given(), Kept(), Kept(fails=True)
     with pytest.raises(DeliveryError):
         async with _account(counters, tmp_path, failing) as account:
             await account.take([record(tcp())])
@@ -90,7 +85,7 @@ async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_resta
     for _ in range(2):
         async with _account(counters, tmp_path, sink) as account:
             await account.close()
-    told = _of_class(sink, 4001)
+    told = sink.of_class(4001)
     assert [orjson.loads(line) for line in failing.tried] == told[:1]
     assert {event["metadata"]["uid"] for event in told} == {told[0]["metadata"]["uid"]}
     assert told[0]["count"] == 1
@@ -98,7 +93,7 @@ async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_resta
 
 async def test_what_was_not_delivered_is_kept_though_the_reading_goes_on(tmp_path: Path) -> None:
     """A run that ends lets a reading that has begun go on to its end."""
-    counters, sink, failing = Given(), Collector(), Failing()
+    counters, sink, failing = Given(), Kept(), Kept(fails=True)
     async with _account(counters, tmp_path, failing) as account:
         with pytest.raises(DeliveryError, match="the disk is full"):
             await account.take([record(tcp())])
@@ -108,48 +103,48 @@ async def test_what_was_not_delivered_is_kept_though_the_reading_goes_on(tmp_pat
     async with _account(counters, tmp_path, sink) as account:
         (balance,) = await account.close()
     assert balance.imbalance == 0
-    assert {event["dst_endpoint"]["port"] for event in _of_class(sink, 4001)} == {80, 81}
+    assert {event["dst_endpoint"]["port"] for event in sink.of_class(4001)} == {80, 81}
 
 
 async def test_a_pause_is_told_with_what_was_refused_meanwhile(tmp_path: Path) -> None:
-    counters, sink = Given({key(tcp()): 1}), Collector()
+    counters, sink = Given({key(tcp()): 1}), Kept()
     async with _account(counters, tmp_path, sink) as account:
         await account.close()
-    assert not _of_class(sink, 6002)
+    assert not sink.of_class(6002)
     counters.at_ns += 60 * SECOND
     counters.counts = {key(tcp()): 8}
     async with _account(counters, tmp_path, sink) as account:
-        (pause,) = _of_class(sink, 6002)
+        (pause,) = sink.of_class(6002)
         assert pause["count"] == 7
         await account.close()
-    assert sum(event["count"] for event in _of_class(sink, 4001)) == 8
+    assert sum(event["count"] for event in sink.of_class(4001)) == 8
 
 
 async def test_a_pause_is_told_though_the_counter_was_set_back(tmp_path: Path) -> None:
-    counters, sink = Given({key(tcp()): 9}), Collector()
+    counters, sink = Given({key(tcp()): 9}), Kept()
     async with _account(counters, tmp_path, sink) as account:
         await account.close()
     counters.at_ns += 60 * SECOND
     counters.counts = {key(tcp()): 2}
     async with _account(counters, tmp_path, sink):
-        (pause,) = _of_class(sink, 6002)
+        (pause,) = sink.of_class(6002)
         assert pause["count"] == 0
 
 
 async def test_records_are_told_while_the_counters_can_not_be_read(tmp_path: Path) -> None:
-    counters, sink = Given(), Collector()
+    counters, sink = Given(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         counters.error = FenceError("gone")
         await account._observe()
         await account._observe()
-        assert len(_of_class(sink, 6002)) == 1
+        assert len(sink.of_class(6002)) == 1
         await account.take([record(tcp())])
-        assert len(_of_class(sink, 4001)) == 1
+        assert len(sink.of_class(4001)) == 1
         counters.error = None
         await account._observe()
         counters.error = FenceError("gone")
         await account._observe()
-        assert len(_of_class(sink, 6002)) == 2
+        assert len(sink.of_class(6002)) == 2
     kept = book.Book(tmp_path / book.FILE).open(read_only=True)
     assert kept.lost() == (book.Lost("counters", 2, 0),)
     kept.close()
@@ -158,19 +153,19 @@ async def test_records_are_told_while_the_counters_can_not_be_read(tmp_path: Pat
 async def test_a_record_whose_packet_was_counted_elsewhere_just_before_the_end_is_told_once(
     tmp_path: Path,
 ) -> None:
-    counters, sink = Given(), Collector()
+    counters, sink = Given(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         await account.take([record(tcp())])
         counters.counts = {keys(record(tcp()))[-1]: 1}
         (balance,) = await account.close()
-    assert [event["count"] for event in _of_class(sink, 4001)] == [1]
+    assert [event["count"] for event in sink.of_class(4001)] == [1]
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
 
 
 async def test_records_that_come_while_a_long_reading_is_taken_in_wait_for_it(
     tmp_path: Path,
 ) -> None:
-    counters, sink = Given(), Collector()
+    counters, sink = Given(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 1 for port in range(1, 8001)}
         reading_on = asyncio.ensure_future(account._observe())
@@ -180,40 +175,40 @@ async def test_records_that_come_while_a_long_reading_is_taken_in_wait_for_it(
             await account.take([record(tcp(uid=number), number)])
         await reading_on
         await account.close()
-    assert sum(event["count"] for event in _of_class(sink, 4001)) >= 8000
+    assert sum(event["count"] for event in sink.of_class(4001)) >= 8000
 
 
 async def test_a_telling_that_has_begun_is_not_left_half_done(tmp_path: Path) -> None:
     """What is kept as told is to be told, though its task is cancelled."""
-    counters, sink = Given(), Collector()
+    counters, sink = Given(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 1 for port in range(1, 600)}
         keeping = asyncio.ensure_future(account.keep())
-        assert await sink.find(lambda event: event["class_uid"] == 4001, 10)
+        await sink.wait_for_class(4001)
         keeping.cancel()
         with pytest.raises(asyncio.CancelledError):
             await keeping
         await account.close()
-    assert sum(event["count"] for event in _of_class(sink, 4001)) == 599
+    assert sum(event["count"] for event in sink.of_class(4001)) == 599
 
 
 async def test_the_clouds_metadata_service_is_told_by_itself_however_much_else_there_is(
     tmp_path: Path,
 ) -> None:
     metadata = "169.254.169.254"
-    counters, sink = Given(), Collector()
+    counters, sink = Given(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 1 for port in range(1, 1501)}
         counters.counts |= {key(tcp(port, metadata)): 1 for port in range(2000, 2010)}
         await account.close()
-    told = [event.get("dst_endpoint", {}).get("ip") for event in _of_class(sink, 4001)]
+    told = [event.get("dst_endpoint", {}).get("ip") for event in sink.of_class(4001)]
     assert told.count(metadata) == 10
 
 
 async def test_a_record_that_comes_just_after_a_reading_stands_for_what_it_read(
     tmp_path: Path,
 ) -> None:
-    counters, sink = Given(), Collector()
+    counters, sink = Given(), Kept()
 
     async def record_after_reading() -> None:
         await asyncio.sleep(0.03)
@@ -223,15 +218,15 @@ async def test_a_record_that_comes_just_after_a_reading_stands_for_what_it_read(
         counters.counts = {key(tcp()): 1}
         await asyncio.gather(account._read_and_tell(), record_after_reading())
         await account.close()
-    (told,) = _of_class(sink, 4001)
+    (told,) = sink.of_class(4001)
     assert told["metadata"]["log_format"] != "nf_tables"
 
 
-def _findings(sink: Collector) -> list[tuple[int, str, int]]:
+def _findings(sink: Kept) -> list[tuple[int, str, int]]:
     """What is told of findings: the activity, the finding and its packets."""
     return [
         (event["activity_id"], event["finding_info"]["uid"], event["count"])
-        for event in _of_class(sink, 2004)
+        for event in sink.of_class(2004)
     ]
 
 
@@ -239,7 +234,7 @@ async def test_a_finding_that_a_killed_run_left_open_goes_on_and_is_closed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata = tcp(80, "169.254.169.254")  # a finding from its first packet on
-    counters, sink = Given({key(metadata): 2}), Collector()
+    counters, sink = Given({key(metadata): 2}), Kept()
     async with contextlib.AsyncExitStack() as killed:
         account = await killed.enter_async_context(_account(counters, tmp_path, sink))
         await account._tell_what_is_due()
@@ -262,7 +257,7 @@ async def test_a_finding_that_a_killed_run_left_open_goes_on_and_is_closed_once(
 
 
 async def test_a_fan_out_that_a_killed_run_left_open_is_ended(tmp_path: Path) -> None:
-    counters, sink = Given({key(tcp(port)): 1 for port in range(1, 41)}), Collector()
+    counters, sink = Given({key(tcp(port)): 1 for port in range(1, 41)}), Kept()
     async with contextlib.AsyncExitStack() as killed:
         account = await killed.enter_async_context(_account(counters, tmp_path, sink))
         await account._tell_what_is_due()
@@ -275,7 +270,7 @@ async def test_a_fan_out_that_a_killed_run_left_open_is_ended(tmp_path: Path) ->
 
 
 async def test_all_findings_are_closed_when_a_run_stops(tmp_path: Path) -> None:
-    counters, sink = Given(), Collector()
+    counters, sink = Given(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 20 for port in range(1, 601)}
         await account.close()
@@ -306,11 +301,11 @@ class Changing(Given):
 
 
 async def test_the_first_record_after_the_mode_has_changed_is_told_at_once(tmp_path: Path) -> None:
-    counters, sink = Changing(), Collector()
+    counters, sink = Changing(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         counters.let_pass = {key(tcp()): 1}
         await account.take([let_pass(record(tcp()))])
-        (told,) = _of_class(sink, 4001)
+        (told,) = sink.of_class(4001)
         assert (told["disposition"], told["metadata"]["log_source"]) == ("Logged", "nflog")
         balances = await account.close()
     assert [(each.mode, each.reported, each.imbalance) for each in balances] == [
@@ -318,29 +313,29 @@ async def test_the_first_record_after_the_mode_has_changed_is_told_at_once(tmp_p
         ("permissive", 1, 0),
     ]
     # What the operator does is no loss.
-    assert not _of_class(sink, 6002)
+    assert not sink.of_class(6002)
 
 
 async def test_a_forged_record_of_the_other_mode_is_not_told_and_makes_us_look_once(
     tmp_path: Path,
 ) -> None:
-    counters, sink = Changing(), Collector()
+    counters, sink = Changing(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         before = counters.readings
         for number in range(100):
             await account.take([let_pass(record(tcp(), number))])
         assert counters.readings - before == 1
-        assert not _of_class(sink, 4001)
+        assert not sink.of_class(4001)
 
 
 async def test_a_pause_of_a_permissive_fence_is_told_without_a_refusal(tmp_path: Path) -> None:
-    counters, sink = Changing(let_pass={key(tcp()): 1}), Collector()
+    counters, sink = Changing(let_pass={key(tcp()): 1}), Kept()
     async with _account(counters, tmp_path, sink) as account:
         await account.close()
     counters.at_ns += 60 * SECOND
     counters.let_pass = {key(tcp()): 8}
     async with _account(counters, tmp_path, sink):
-        (pause,) = _of_class(sink, 6002)
+        (pause,) = sink.of_class(6002)
     assert pause["count"] == 7
     assert "7 packets were let pass (it is permissive)" in pause["message"]
     assert "refused" not in pause["message"]

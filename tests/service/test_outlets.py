@@ -1,168 +1,180 @@
-"""Several sinks at once, each with its version of OCSF and its classes."""
+"""Several sinks, each with its version of OCSF and its classes, behind one store."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 
 from ocsf_nft import config
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.errors import DeliveryError, UsageError
+from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.store import FILE, Store
+from ocsf_nft.errors import ClosedError, DeliveryError, UsageError
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import lifecycle
-from ocsf_nft.service.outlets import Outlet, Outlets
+from ocsf_nft.service import outlets as service_outlets
+from ocsf_nft.service.outlets import Direct, Outlet, Outlets, outlets
 from tests.conformance.corpus import ATTRIBUTED, CONTEXT, NOW_NS, RECORDS, TIME_NS
+from tests.delivery.receiver import Receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.sinks.base import Outcome
 
 _MAPPER = Mapper(CONTEXT)
 STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS).to_json()
 REFUSED = _MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS).to_json()
-MANY = [
-    _MAPPER.network_activity(Attempt.of(RECORDS["tcp6"]), processed_ns=NOW_NS + number).to_json()
-    for number in range(300)
-]
+OTHER = _MAPPER.network_activity(Attempt.of(RECORDS["tcp6"]), processed_ns=NOW_NS).to_json()
 
 
-@dataclass
-class Kept:
-    """A sink that keeps what it is given, or fails, or never gets it."""
+class Kept(Receiver):
+    """One that keeps whole lines."""
 
-    fails: bool = False
-    is_stuck: bool = False
-    is_open: bool = False
-    lines: list[bytes] = field(default_factory=list)
-    calls: int = 0
+    def __init__(self, **told: Any) -> None:
+        super().__init__(**told)
+        self.lines: list[bytes] = []
 
-    async def __aenter__(self) -> Self:
-        self.is_open = True
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.is_open = False
-
-    async def deliver(self, events: Sequence[bytes]) -> None:
-        self.calls += 1
-        await asyncio.sleep(0)
-        if self.is_stuck:
-            await asyncio.Event().wait()
-        if self.fails:
-            raise DeliveryError("the sink is gone")
-        self.lines += events
-
-    @property
-    def events(self) -> list[Any]:
-        return [orjson.loads(line) for line in self.lines]
+    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+        outcome = await super().deliver(messages)
+        self.lines += [message.line for message in messages]
+        return outcome
 
 
-async def test_a_sink_that_wants_all_gets_the_lines_as_they_are() -> None:
-    kept = Kept()
-    async with Outlets([Outlet(sink=kept)]) as outlets:
-        assert kept.is_open
-        await outlets.deliver([STARTED, REFUSED])
-    assert kept.lines == [STARTED, REFUSED]
-    assert not kept.is_open
+def made(folder: Path, **found: Outlet) -> Outlets:
+    return Outlets(list(found.values()), Store(folder / FILE), Patience(asyncio.Event()))
 
 
-async def test_each_sink_is_told_in_its_version(judge: Callable[[Any, str], list[str]]) -> None:
-    versions = ("1.1.0", "1.4.0", "1.8.0")
-    sinks = {version: Kept() for version in versions}
-    outlets = [Outlet(sink=sink, version=version) for version, sink in sinks.items()]
-    async with Outlets(outlets) as opened:
-        await opened.deliver([STARTED, REFUSED, *MANY])
-    for version, sink in sinks.items():
-        assert len(sink.events) == 302
-        assert {event["metadata"]["version"] for event in sink.events} == {version}
-        assert all(judge(event, version) == [] for event in sink.events)
-    uids = [[event["metadata"]["uid"] for event in sink.events] for sink in sinks.values()]
-    assert uids[0] == uids[1] == uids[2]
+def one(name: str, sink: Receiver, **wanted: Any) -> Outlet:
+    return Outlet(name=name, sink=sink, pace=Pace(retry_seconds=0.01), **wanted)
 
 
-async def test_a_sink_gets_the_classes_that_it_wants_and_is_not_called_for_none() -> None:
-    findings, all_of_it = Kept(), Kept()
-    async with Outlets(
-        [Outlet(sink=findings, classes=frozenset({2004, 6002})), Outlet(sink=all_of_it)]
-    ) as opened:
-        await opened.deliver([REFUSED])
-        assert findings.calls == 0
-        await opened.deliver([REFUSED, STARTED, REFUSED])
+async def test_a_sink_that_wants_all_gets_the_lines_as_they_are(tmp_path: Path) -> None:
+    sink = Kept()
+    async with made(tmp_path, a=one("a", sink)) as kept:
+        await kept.keep([STARTED, REFUSED])
+    assert sink.lines == [STARTED, REFUSED]
+
+
+async def test_each_sink_is_told_in_its_version_and_of_its_classes(tmp_path: Path) -> None:
+    old, findings, new = Kept(), Kept(), Kept()
+    async with made(
+        tmp_path,
+        old=one("old", old, version="1.1.0"),
+        findings=one("findings", findings, classes=frozenset({2004, 6002})),
+        new=one("new", new),
+    ) as kept:
+        await kept.keep([REFUSED, STARTED])
+    told = [orjson.loads(line)["metadata"]["version"] for line in old.lines]
+    assert told == ["1.1.0", "1.1.0"]
     assert findings.lines == [STARTED]
-    assert all_of_it.lines == [REFUSED, REFUSED, STARTED, REFUSED]
+    assert new.lines == [REFUSED, STARTED]
 
 
-@pytest.mark.parametrize("is_stuck", [False, True])
-async def test_a_sink_that_fails_fails_the_delivery_whatever_the_others_do(is_stuck: bool) -> None:
-    gone, other = Kept(fails=True), Kept(is_stuck=is_stuck)
-    async with Outlets([Outlet(sink=other), Outlet(sink=gone)]) as opened:
-        with pytest.raises(DeliveryError, match="the sink is gone"):
-            await asyncio.wait_for(opened.deliver([REFUSED]), 5)
-    assert other.lines == ([] if is_stuck else [REFUSED])
-    assert not gone.is_open
-    assert not other.is_open
+async def test_what_a_sink_did_not_take_waits_for_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_outlets, "_DRAIN_SECONDS", 0.05)
+    down, well = Kept(down=True), Kept()
+    async with made(tmp_path, down=one("down", down), well=one("well", well)) as kept:
+        await kept.keep([REFUSED])
+    assert (down.lines, well.lines) == ([], [REFUSED])
+    back = Kept()
+    async with made(tmp_path, down=one("down", back), well=one("well", well)) as kept:
+        await kept.keep([STARTED])
+    assert back.lines == [REFUSED, STARTED]
+    assert well.lines == [REFUSED, STARTED]
 
 
-async def test_a_delivery_that_is_cancelled_cancels_all_of_it() -> None:
-    async with Outlets([Outlet(sink=Kept(is_stuck=True)), Outlet(sink=Kept())]) as opened:
-        delivery = asyncio.create_task(opened.deliver([REFUSED]))
-        await asyncio.sleep(0.01)
-        delivery.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await delivery
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+async def test_the_last_events_are_waited_for(tmp_path: Path) -> None:
+    sink = Kept()
+    patient = Outlet(name="a", sink=sink, pace=Pace(seconds=3600.0))
+    async with made(tmp_path, a=patient) as kept:
+        await kept.keep([REFUSED])
+    assert sink.lines == [REFUSED]
 
 
-@pytest.mark.parametrize("again", ["same", "dotted", "link", "hard link"])
-def test_two_names_of_one_file_are_one_sink_too_many(tmp_path: Path, again: str) -> None:
-    first = tmp_path / "events.jsonl"
-    first.touch()
-    (tmp_path / "link").symlink_to(first)
-    (tmp_path / "hard link").hardlink_to(first)
-    names = {"same": str(first), "dotted": f"{tmp_path}/./events.jsonl"}
-    other = names.get(again, str(tmp_path / again))
-    sinks = [config.SinkConfig(path=str(first)), config.SinkConfig(path=other)]
+async def test_a_local_sink_that_can_not_be_opened_is_told_at_once(tmp_path: Path) -> None:
+    other = Kept()
+    with pytest.raises(DeliveryError, match="it is down"):
+        await made(
+            tmp_path, a=one("a", other), b=one("b", Kept(down=True), is_local=True)
+        ).__aenter__()
+    assert other.opened == other.closed
+
+
+async def test_a_sink_that_is_gone_for_good_ends_who_has_entered(tmp_path: Path) -> None:
+    class Gone(Kept):
+        async def deliver(self, _: Sequence[Message]) -> Outcome:
+            raise ClosedError("the reader is gone")
+
+    async def work() -> None:
+        async with made(tmp_path, a=one("a", Gone())) as kept:
+            await kept.keep([REFUSED])
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await work()
+    assert [str(each) for each in ended.value.exceptions] == ["the reader is gone"]
+
+
+async def test_what_is_replayed_goes_straight_to_its_sink() -> None:
+    sink = Kept()
+    async with Direct(one("a", sink, version="1.1.0", classes=frozenset({4001}))) as direct:
+        await direct.keep([STARTED])
+        await direct.keep([REFUSED, STARTED, OTHER])
+    assert [orjson.loads(line)["metadata"]["version"] for line in sink.lines] == ["1.1.0"] * 2
+    assert sink.opened == sink.closed == 1
+
+
+@pytest.mark.parametrize("told", [{"bad": {""}}, {"most": 0}])
+async def test_what_is_replayed_and_not_taken_is_an_error(told: dict[str, Any]) -> None:
+    async with Direct(one("a", Kept(**told))) as direct:
+        with pytest.raises(DeliveryError, match="a did not take all events: b"):
+            await direct.keep([REFUSED])
+
+
+@pytest.mark.parametrize("kind", ["same", "dotted", "link", "hard link"])
+def test_two_names_of_one_file_are_one_sink_too_many(tmp_path: Path, kind: str) -> None:
+    file, other = tmp_path / "a", tmp_path / "b"
+    file.touch()
+    if kind == "same":
+        other = file
+    elif kind == "dotted":
+        (tmp_path / "x").mkdir()
+        other = tmp_path / "x" / ".." / "a"
+    elif kind == "link":
+        other.symlink_to(file)
+    else:
+        other.hardlink_to(file)
+    sinks = [{"path": str(file)}, {"path": str(other), "name": "b"}]
+    found = config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test")
     with pytest.raises(UsageError, match="are one file: give each its own"):
-        Outlets.of(sinks)
+        outlets(found.sinks)
 
 
 def test_two_names_of_a_file_that_is_not_there_yet_are_one(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "events.jsonl")
-    sinks = [config.SinkConfig(path=str(tmp_path / name)) for name in ("events.jsonl", "link")]
+    sinks = [{"path": str(tmp_path / "a")}, {"path": str(tmp_path / "." / "x" / ".." / "a")}]
+    found = config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test")
     with pytest.raises(UsageError, match="are one file"):
-        Outlets.of(sinks)
-    apart = [config.SinkConfig(path=str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl")]
-    assert len(Outlets.of(apart)._outlets) == 2
+        outlets(found.sinks)
 
 
-async def test_what_was_opened_is_closed_when_the_next_one_can_not_be(tmp_path: Path) -> None:
-    kept = Kept()
-    missing = config.sinks(str(tmp_path / "a" / "b" / "events.jsonl"), "1.8.0")
-    unopenable = Outlets.of(missing)._outlets[0]
-    with pytest.raises(DeliveryError):
-        await Outlets([Outlet(sink=kept), unopenable]).__aenter__()
-    assert not kept.is_open
-
-
-async def test_a_configuration_makes_them(tmp_path: Path) -> None:
-    found = {
-        "host_log": "kmsg",
-        "sink": [
-            {"path": str(tmp_path / "siem.jsonl")},
-            {
-                "path": str(tmp_path / "lake.jsonl"),
-                "ocsf_version": "1.1",
-                "classes": ["network_activity"],
-            },
-        ],
-    }
-    async with Outlets.of(config.parse(found, where="test").sinks) as opened:
-        await opened.deliver([STARTED, REFUSED])
-    siem = (tmp_path / "siem.jsonl").read_bytes().splitlines()
-    (lake,) = (tmp_path / "lake.jsonl").read_bytes().splitlines()
-    assert siem == [STARTED, REFUSED]
-    assert orjson.loads(lake)["metadata"]["version"] == "1.1.0"
+def test_a_configuration_makes_them(tmp_path: Path) -> None:
+    sinks = [
+        {"path": str(tmp_path / "a"), "ocsf_version": "1.1", "classes": ["network_activity"]},
+        {"type": "stdout", "name": "screen", "batch_events": 7},
+    ]
+    found = outlets(config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test").sinks)
+    assert [(each.name, each.version, each.classes) for each in found] == [
+        (str(tmp_path / "a"), "1.1.0", frozenset({4001})),
+        ("screen", "1.8.0", frozenset({2004, 4001, 5019, 6002})),
+    ]
+    assert [each.pace.events for each in found] == [500, 7]
+    assert all(each.is_local for each in found)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self, cast
 
-import orjson
 from structlog.testing import capture_logs
 
 from ocsf_nft.ocsf.context import Context, Host, Proxy
@@ -17,31 +16,14 @@ from ocsf_nft.service import pipeline as module
 from ocsf_nft.service.pipeline import Pipeline
 from ocsf_nft.service.reporter import Reporter
 from tests.conformance.corpus import TCP, V4, record
+from tests.service.keeping import Kept
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     import pytest
 
     from ocsf_nft.service.accounts import Account
-
-
-@dataclass
-class Memory:
-    """A sink that keeps what it is given, as slowly as it is told to."""
-
-    seconds: float = 0.0
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    async def deliver(self, events: Sequence[bytes]) -> None:
-        await asyncio.sleep(self.seconds)
-        self.events += map(orjson.loads, events)
 
 
 class Untouched:
@@ -120,29 +102,25 @@ def _record(number: int) -> Record:
     return replace(made, origin=replace(made.origin, identity=f"test:{number}"))
 
 
-def _of_class(sink: Memory, uid: int) -> list[dict[str, Any]]:
-    return [event for event in sink.events if event["class_uid"] == uid]
-
-
 async def test_what_waits_when_the_stop_comes_is_delivered() -> None:
-    sink, source, stop = Memory(), Given(50), asyncio.Event()
+    sink, source, stop = Kept(), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
-    assert len(_of_class(sink, 4001)) == source.made == 500
-    assert not _of_class(sink, 6002)
+    assert len(sink.of_class(4001)) == source.made == 500
+    assert not sink.of_class(6002)
 
 
 async def test_what_can_not_be_delivered_in_time_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.1)
-    sink, source, stop = Memory(seconds=0.03), Given(50), asyncio.Event()
+    sink, source, stop = Kept(seconds=0.03), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
-    delivered = len(_of_class(sink, 4001))
-    (lost,) = _of_class(sink, 6002)
+    delivered = len(sink.of_class(4001))
+    (lost,) = sink.of_class(6002)
     assert 0 < delivered < 500
     assert delivered + lost["count"] == source.made == 500
     assert pipeline.counts.lost == lost["count"]
@@ -153,15 +131,15 @@ async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "_COUNT_SECONDS", 0.1)
     source, stop = Endless(0), asyncio.Event()
     stop.set()
-    await Pipeline(Reporter(Memory(), Host(hostname="test")), {}).pump(source, stop)
+    await Pipeline(Reporter(Kept().keep, Host(hostname="test")), {}).pump(source, stop)
     assert source.made > 5
     assert source.most_held <= 2
 
 
 async def test_a_record_of_a_sandbox_that_is_not_there_is_counted_as_forged() -> None:
-    sink, source, stop = Memory(), Given(1), asyncio.Event()
+    sink, source, stop = Kept(), Given(1), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
     await pipeline.pump(source, stop, frozenset({"another"}))
     assert not sink.events
     assert pipeline.counts.rejects == {"forged": 10}
@@ -177,8 +155,8 @@ FOREIGN = [
 
 
 async def test_a_foreign_record_is_told_by_its_prefix_and_goes_to_nobodys_account() -> None:
-    sink, stop = Memory(), asyncio.Event()
-    reporter = Reporter(sink, Host(hostname="test"))
+    sink, stop = Kept(), asyncio.Event()
+    reporter = Reporter(sink.keep, Host(hostname="test"))
     proxy = Proxy(address=ip_address("10.0.0.1"), port=3128)
     reporter.know("fenced", Context(proxies=(proxy,), container=Container(name="fenced")))
     table = Prefixes([Configured(begins="MYFW", verdict="drop", sandbox="fenced")])
@@ -194,13 +172,13 @@ async def test_a_foreign_record_is_told_by_its_prefix_and_goes_to_nobodys_accoun
             # What is known of the sandbox of that name that we fenced is nothing of theirs.
             "proxy_endpoint" in event or "container" in event["src_endpoint"],
         )
-        for event in _of_class(sink, 4001)
+        for event in sink.of_class(4001)
     ] == [(rule, sandbox, disposition, False) for _, rule, sandbox, disposition in FOREIGN]
 
 
 async def test_where_nobody_asked_for_foreign_records_they_are_forgeries() -> None:
-    sink, stop = Memory(), asyncio.Event()
-    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
+    sink, stop = Kept(), asyncio.Event()
+    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
     records = tuple(record(prefix, **V4, **TCP) for prefix, *_ in FOREIGN)
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced"}))
     assert not sink.events
@@ -208,8 +186,8 @@ async def test_where_nobody_asked_for_foreign_records_they_are_forgeries() -> No
 
 
 async def test_ours_of_a_sandbox_that_is_not_there_is_a_forgery_next_to_foreign_ones() -> None:
-    sink, stop = Memory(), asyncio.Event()
-    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
+    sink, stop = Kept(), asyncio.Event()
+    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
     records = (record(**V4, **TCP), record("[UFW BLOCK] ", **V4, **TCP))
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({None}))
     assert [event["firewall_rule"]["name"] for event in sink.events] == ["UFW BLOCK"]
@@ -219,12 +197,12 @@ async def test_ours_of_a_sandbox_that_is_not_there_is_a_forgery_next_to_foreign_
 async def test_each_gap_is_an_event_but_few_are_logged() -> None:
     full = Gap(transport="nflog", reason="its buffer was full", lost=3, since_ns=1, until_ns=2)
     other = replace(full, reason="another", lost=None)
-    sink, source, stop = Memory(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
+    sink, source, stop = Kept(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
     with capture_logs() as logged:
         await pipeline.pump(source, stop)
-    assert len(_of_class(sink, 6002)) == pipeline.counts.gaps == 101
+    assert len(sink.of_class(6002)) == pipeline.counts.gaps == 101
     assert pipeline.counts.lost == 300
     told = [(line["reason"], line["number"]) for line in logged]
     assert told == [(full.reason, 2**power) for power in range(7)] + [(other.reason, 1)]
@@ -233,8 +211,8 @@ async def test_each_gap_is_an_event_but_few_are_logged() -> None:
 async def test_the_log_of_another_machine_has_no_device() -> None:
     gap = Gap(transport="replay", reason="cut", lost=1, since_ns=1, until_ns=2)
     for host, has_device in ((None, False), (Host(hostname="test"), True)):
-        sink, source, stop = Memory(), Given(1, gaps=(gap,)), asyncio.Event()
+        sink, source, stop = Kept(), Given(1, gaps=(gap,)), asyncio.Event()
         stop.set()
-        await Pipeline(Reporter(sink, host), {}).pump(source, stop)
+        await Pipeline(Reporter(sink.keep, host), {}).pump(source, stop)
         assert len(sink.events) == 11
         assert all(("device" in event) is has_device for event in sink.events)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import config
-from ocsf_nft.demo.collector import Collector
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence.sentry import Alteration
 from ocsf_nft.fence.spec import Surroundings
@@ -17,6 +16,7 @@ from ocsf_nft.service import fences, watched
 from ocsf_nft.service.fences import Fence, Look
 from ocsf_nft.service.reporter import Reporter
 from ocsf_nft.service.watched import Watched
+from tests.service.keeping import Kept
 from tests.standing import INSTALLED, verified
 
 if TYPE_CHECKING:
@@ -36,17 +36,17 @@ UNMENDED = replace(TAMPERED, mended_ns=None)
 
 
 @pytest.fixture
-def sink() -> Collector:
-    return Collector()
+def sink() -> Kept:
+    return Kept()
 
 
 @pytest.fixture
-def make(sink: Collector, tmp_path: Path) -> Callable[..., Watched]:
+def make(sink: Kept, tmp_path: Path) -> Callable[..., Watched]:
     state = StateDirectory(tmp_path)
 
     def made(fence: Fence = STANDING, *, self_heal: bool = False) -> Watched:
         parsed = config.parse({"sandbox": [{"name": "sb1", "self_heal": self_heal}]}, where="test")
-        return Watched(parsed.sandbox[0], fence, state, Reporter(sink, None))
+        return Watched(parsed.sandbox[0], fence, state, Reporter(sink.keep, None))
 
     return made
 
@@ -70,7 +70,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return find
 
 
-def told(sink: Collector) -> list[tuple[str, str, str | None]]:
+def told(sink: Kept) -> list[tuple[str, str, str | None]]:
     """From which state to which each event says that the fence went, and why."""
     names = {"Enabled": "Standing", "Disabled": "Absent"}
     return [
@@ -88,7 +88,7 @@ def altered(reason: str) -> Look:
 
 
 async def test_each_event_begins_with_the_state_that_the_one_before_told(
-    sink: Collector,
+    sink: Kept,
     make: Callable[..., Watched],
     looks: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -124,7 +124,7 @@ async def test_each_event_begins_with_the_state_that_the_one_before_told(
 
 
 async def test_what_was_put_back_is_one_grave_event_that_names_the_change_and_who_made_it(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
     fence = make(self_heal=True)
@@ -142,7 +142,7 @@ async def test_what_was_put_back_is_one_grave_event_that_names_the_change_and_wh
 
 
 async def test_what_nft_had_to_put_right_afterwards_is_the_same_event(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(Look(fence=STANDING, was_renewed=True, difference="+chain foreign"))
     await make(self_heal=True)._look((TAMPERED,))
@@ -150,7 +150,7 @@ async def test_what_nft_had_to_put_right_afterwards_is_the_same_event(
 
 
 async def test_each_of_several_alterations_is_an_event(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
     await make(self_heal=True)._look((TAMPERED, replace(TAMPERED, changes="a rule came"), TAMPERED))
@@ -162,7 +162,7 @@ async def test_each_of_several_alterations_is_an_event(
 
 
 async def test_what_only_nft_could_put_back_is_told_with_who_did_it(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(Look(fence=STANDING, was_renewed=True, difference="it was gone"))
     await make(self_heal=True)._look((UNMENDED,))
@@ -174,7 +174,7 @@ async def test_what_only_nft_could_put_back_is_told_with_who_did_it(
 
 
 async def test_our_own_loading_is_nobody_elses_alteration(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
     await make(self_heal=True)._look((UNMENDED,))
@@ -182,7 +182,7 @@ async def test_our_own_loading_is_nobody_elses_alteration(
 
 
 async def test_a_fence_that_is_not_put_back_is_altered_by_somebody(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(altered("it is not as it was installed: +accept"))
     fence = make()
@@ -198,7 +198,7 @@ async def test_a_fence_that_is_not_put_back_is_altered_by_somebody(
 
 
 async def test_what_was_altered_and_is_as_it_was_again_is_told_where_nothing_is_put_back(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
     await make()._look((UNMENDED,))
@@ -216,7 +216,7 @@ async def test_what_was_altered_and_is_as_it_was_again_is_told_where_nothing_is_
     ],
 )
 async def test_who_is_not_known_is_not_guessed(
-    sink: Collector,
+    sink: Kept,
     make: Callable[..., Watched],
     looks: Callable[..., None],
     comm: str | None,
@@ -230,7 +230,7 @@ async def test_who_is_not_known_is_not_guessed(
 
 
 async def test_a_fight_is_given_up_loudly_told_once_and_over_when_the_fence_stands(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(altered("+accept"), altered("+accept"), altered("+drop"), altered("+drop"), WELL)
     fence = make(self_heal=True)
@@ -252,7 +252,7 @@ async def test_a_fight_is_given_up_loudly_told_once_and_over_when_the_fence_stan
 
 
 async def test_a_fence_that_was_removed_in_the_regular_way_is_told_to_be_once(
-    sink: Collector,
+    sink: Kept,
     make: Callable[..., Watched],
     looks: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -269,7 +269,7 @@ async def test_a_fence_that_was_removed_in_the_regular_way_is_told_to_be_once(
 
 
 async def test_a_fence_that_was_installed_anew_is_taken_over(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(Look(fence=replace(STANDING, installed=replace(INSTALLED, policy="newer"))))
     fence = make(self_heal=True)
@@ -280,7 +280,7 @@ async def test_a_fence_that_was_installed_anew_is_taken_over(
 
 
 async def test_links_that_come_are_no_tampering(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
     more = replace(STANDING, installed=replace(INSTALLED, around=around))
@@ -291,7 +291,7 @@ async def test_links_that_come_are_no_tampering(
 
 
 async def test_who_alters_a_fence_as_links_come_is_told_besides(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
     more = replace(STANDING, installed=replace(INSTALLED, around=around))
@@ -305,7 +305,7 @@ async def test_who_alters_a_fence_as_links_come_is_told_besides(
 
 
 async def test_who_installs_as_links_come_is_not_blamed(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
     more = replace(STANDING, installed=replace(INSTALLED, around=around))
@@ -315,7 +315,7 @@ async def test_who_installs_as_links_come_is_not_blamed(
 
 
 async def test_what_a_look_has_overtaken_took_no_time_that_is_known(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
     await make(self_heal=True)._look((replace(TAMPERED, mended_ns=0),))
@@ -325,7 +325,7 @@ async def test_what_a_look_has_overtaken_took_no_time_that_is_known(
 
 
 async def test_a_fence_that_can_not_be_put_back_is_told_with_why_and_by_whom(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(FenceError("the kernel refused"))
     await make(self_heal=True)._look((TAMPERED, UNMENDED))
@@ -336,7 +336,7 @@ async def test_a_fence_that_can_not_be_put_back_is_told_with_why_and_by_whom(
 
 
 async def test_a_look_that_finds_the_sentry_at_work_looks_again(
-    sink: Collector, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(altered("+accept"), WELL)
     await make(self_heal=True)._look()
@@ -344,7 +344,7 @@ async def test_a_look_that_finds_the_sentry_at_work_looks_again(
 
 
 async def test_a_change_is_delivered_before_it_is_logged(
-    sink: Collector,
+    sink: Kept,
     make: Callable[..., Watched],
     looks: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -374,7 +374,7 @@ async def test_a_change_is_delivered_before_it_is_logged(
     ("verdict", "error"), [("absent", None), ("as installed", AbsentError("no fence"))]
 )
 async def test_a_fence_that_is_gone_before_it_is_removed_is_told_to_be(
-    sink: Collector,
+    sink: Kept,
     make: Callable[..., Watched],
     monkeypatch: pytest.MonkeyPatch,
     verdict: str,
@@ -388,7 +388,7 @@ async def test_a_fence_that_is_gone_before_it_is_removed_is_told_to_be(
 
 
 async def test_a_fence_that_stood_before_is_neither_told_nor_taken_away(
-    sink: Collector, make: Callable[..., Watched]
+    sink: Kept, make: Callable[..., Watched]
 ) -> None:
     found = make(replace(STANDING, is_ours=False))
     await found.announce()

@@ -3,15 +3,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.delivery.sinks.jsonl import Jsonl
+from ocsf_nft.delivery.sinks.file import File
 from ocsf_nft.errors import DeliveryError
+from tests.delivery.sinks.batches import messages
+from tests.delivery.sinks.disks import disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,16 +22,15 @@ if TYPE_CHECKING:
 async def test_events_are_appended_one_line_each(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"old":1}\n')
-    async with Jsonl(path) as sink:
-        await sink.deliver([b'{"a":1}', b'{"b":2}'])
-        await sink.deliver([])
-        await sink.deliver([b'{"c":3}'])
+    async with File(path=path) as sink:
+        await sink.deliver(messages(b'{"a":1}', b'{"b":2}'))
+        await sink.deliver(messages(b'{"c":3}'))
     assert path.read_bytes() == b'{"old":1}\n{"a":1}\n{"b":2}\n{"c":3}\n'
 
 
 async def test_a_file_is_made_for_its_owner_and_group_alone(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    async with Jsonl(path):
+    async with File(path=path):
         assert path.stat().st_mode & 0o777 & ~0o640 == 0
 
 
@@ -41,15 +41,15 @@ async def test_what_a_crash_left_half_written_is_taken_back(
 ) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(kept + torn)
-    async with Jsonl(path) as sink:
-        await sink.deliver([b"{}"])
+    async with File(path=path) as sink:
+        await sink.deliver(messages(b"{}"))
     assert path.read_bytes() == kept + b"{}\n"
 
 
 async def test_the_directory_of_the_file_is_made(tmp_path: Path) -> None:
     path = tmp_path / "new" / "events.jsonl"
-    async with Jsonl(path) as sink:
-        await sink.deliver([b"{}"])
+    async with File(path=path) as sink:
+        await sink.deliver(messages(b"{}"))
     assert path.read_bytes() == b"{}\n"
     assert path.parent.stat().st_mode & 0o777 & ~0o750 == 0
 
@@ -63,40 +63,40 @@ async def test_a_directory_that_can_not_be_made_is_one_sentence(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DeliveryError, match=cause):
-        await Jsonl(tmp_path / place).__aenter__()
+        await File(path=tmp_path / place).__aenter__()
 
 
 async def test_a_file_that_was_rotated_away_is_begun_anew(tmp_path: Path) -> None:
     path, rotated = tmp_path / "new" / "events.jsonl", tmp_path / "events.jsonl.1"
-    async with Jsonl(path) as sink:
-        await sink.deliver([b'{"a":1}'])
+    async with File(path=path) as sink:
+        await sink.deliver(messages(b'{"a":1}'))
         path.rename(rotated)
-        await sink.deliver([b'{"b":2}'])
+        await sink.deliver(messages(b'{"b":2}'))
         assert path.read_bytes() == b'{"b":2}\n'
         path.unlink()
         path.write_bytes(b'{"other":0}\n')
-        await sink.deliver([b'{"c":3}'])
+        await sink.deliver(messages(b'{"c":3}'))
         assert path.read_bytes() == b'{"other":0}\n{"c":3}\n'
         path.unlink()
         path.parent.rmdir()
-        await sink.deliver([b'{"d":4}'])
+        await sink.deliver(messages(b'{"d":4}'))
         path.unlink()
         path.parent.rmdir()
         path.parent.touch()
         with pytest.raises(DeliveryError, match="Not a directory"):
-            await sink.deliver([b'{"e":5}'])
+            await sink.deliver(messages(b'{"e":5}'))
         path.parent.unlink()
-        await sink.deliver([b'{"f":6}'])
+        await sink.deliver(messages(b'{"f":6}'))
     assert path.read_bytes() == b'{"f":6}\n'
     assert rotated.read_bytes() == b'{"a":1}\n'
 
 
 async def test_a_file_that_was_emptied_in_its_place_is_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    async with Jsonl(path) as sink:
-        await sink.deliver([b'{"a":1}'])
+    async with File(path=path) as sink:
+        await sink.deliver(messages(b'{"a":1}'))
         os.truncate(path, 0)
-        await sink.deliver([b'{"b":2}'])
+        await sink.deliver(messages(b'{"b":2}'))
     assert path.read_bytes() == b'{"b":2}\n'
 
 
@@ -104,48 +104,35 @@ async def test_a_reader_that_went_away_is_one_sentence(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    async with Jsonl(fifo) as sink:
-        await sink.deliver([b"{}"])
+    async with File(path=fifo) as sink:
+        await sink.deliver(messages(b"{}"))
         assert os.read(reader, 100) == b"{}\n"
         os.close(reader)
         with pytest.raises(DeliveryError, match="Broken pipe"):
-            await sink.deliver([b"{}"])
+            await sink.deliver(messages(b"{}"))
 
 
 async def test_a_named_pipe_without_a_reader_is_not_waited_for(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(DeliveryError):
-        await asyncio.wait_for(Jsonl(fifo).__aenter__(), 5)
+        await asyncio.wait_for(File(path=fifo).__aenter__(), 5)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with disk(tmp_path, size="64k"):
+        yield tmp_path
 
 
 @pytest.mark.kernel
 async def test_a_full_disk_is_one_sentence_and_leaves_no_half_line(small_disk: Path) -> None:
     path = small_disk / "events.jsonl"
-    async with Jsonl(path) as sink:
-        await sink.deliver([b"x" * 3000] * 10)
+    async with File(path=path) as sink:
+        await sink.deliver(messages(b"x" * 3000) * 10)
         with pytest.raises(DeliveryError, match="No space left on device"):
-            await sink.deliver([b"y" * 3000] * 30)
+            await sink.deliver(messages(b"y" * 3000) * 30)
         assert path.read_bytes() == (b"x" * 3000 + b"\n") * 10
-
-
-async def test_batches_of_several_tasks_do_not_mix(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
-    async with Jsonl(path) as sink, asyncio.TaskGroup() as group:
-        for task in range(8):
-            group.create_task(sink.deliver([b"%d" % task * 5000] * 20))
-    lines = path.read_bytes().splitlines()
-    assert len(lines) == 160
-    assert all(len(line) == 5000 and len(set(line)) == 1 for line in lines)
 
 
 class SlowDisk:
@@ -178,16 +165,16 @@ async def test_a_cancelled_delivery_is_not_waited_for_and_mixes_with_no_other(
     tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
     path = tmp_path / "events.jsonl"
-    async with Jsonl(path) as sink:
-        begun = asyncio.create_task(sink.deliver([b"A" * 10]))
+    async with File(path=path) as sink:
+        begun = asyncio.create_task(sink.deliver(messages(b"A" * 10)))
         await slow_disk.begun()
-        waiting = asyncio.create_task(sink.deliver([b"B" * 10]))
+        waiting = asyncio.create_task(sink.deliver(messages(b"B" * 10)))
         await asyncio.sleep(0)
         for task in (begun, waiting):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(task, 5)
-        other = asyncio.create_task(sink.deliver([b"C" * 10]))
+        other = asyncio.create_task(sink.deliver(messages(b"C" * 10)))
         await asyncio.sleep(0.1)
         assert path.read_bytes() == b"A" * 5
         slow_disk.go_on.set()
@@ -199,10 +186,10 @@ async def test_a_file_is_closed_after_what_is_being_written_to_it(
     tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
     path, stranger = tmp_path / "events.jsonl", tmp_path / "stranger"
-    sink = Jsonl(path)
+    sink = File(path=path)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(sink)
-        delivery = asyncio.create_task(sink.deliver([b"A" * 10]))
+        delivery = asyncio.create_task(sink.deliver(messages(b"A" * 10)))
         await slow_disk.begun()
         delivery.cancel()
         closing = asyncio.create_task(stack.aclose())
@@ -218,15 +205,44 @@ async def test_who_leaves_by_a_failure_does_not_wait_for_a_write(
     tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
     path, stranger = tmp_path / "events.jsonl", tmp_path / "stranger"
-    sink = Jsonl(path)
+    sink = File(path=path)
     with pytest.raises(TimeoutError):
         async with sink, asyncio.timeout(1):
-            await sink.deliver([b"A" * 10])
+            await sink.deliver(messages(b"A" * 10))
     with stranger.open("wb"):
         slow_disk.go_on.set()
-        await asyncio.to_thread(sink._writer.shutdown)
+        async with sink:
+            pass
     assert path.read_bytes() == b"A" * 10 + b"\n"
     assert stranger.read_bytes() == b""
+
+
+async def test_who_comes_back_waits_for_what_is_still_being_written(
+    tmp_path: Path, slow_disk: SlowDisk
+) -> None:
+    path = tmp_path / "events.jsonl"
+    sink = File(path=path)
+    with pytest.raises(TimeoutError):
+        async with sink, asyncio.timeout(0.1):
+            await sink.deliver(messages(b"A" * 10))
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1), sink:
+                pytest.fail("the earlier write has not ended")
+    assert threading.active_count() <= 2
+    slow_disk.go_on.set()
+    async with sink:
+        await sink.deliver(messages(b"B" * 10))
+    assert path.read_bytes() == b"A" * 10 + b"\n" + b"B" * 10 + b"\n"
+
+
+async def test_a_sink_can_be_entered_again_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    sink = File(path=path)
+    for number in range(3):
+        async with sink:
+            await sink.deliver(messages(b"%d" % number))
+    assert path.read_bytes() == b"0\n1\n2\n"
 
 
 async def test_a_delivery_waits_for_no_other_work(tmp_path: Path) -> None:
@@ -234,8 +250,8 @@ async def test_a_delivery_waits_for_no_other_work(tmp_path: Path) -> None:
     done = threading.Event()
     work = asyncio.create_task(asyncio.to_thread(done.wait, 10))
     try:
-        async with asyncio.timeout(5), Jsonl(tmp_path / "events.jsonl") as sink:
-            await sink.deliver([b"{}"])
+        async with asyncio.timeout(5), File(path=tmp_path / "events.jsonl") as sink:
+            await sink.deliver(messages(b"{}"))
     finally:
         done.set()
         await work

@@ -1,0 +1,37 @@
+"""What a file says of sinks: one module a kind."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypeAlias, get_args
+
+from pydantic import BeforeValidator, Field
+
+from ocsf_nft.config.sinks.base import SinkTable
+from ocsf_nft.config.sinks.file import FileSink
+from ocsf_nft.config.sinks.stdout import StdoutSink
+
+__all__ = ["KINDS", "SinkConfig", "SinkTable"]
+
+#: Standard output, in place of a file's path.
+_STDOUT: Final = "-"
+
+
+def _with_type(table: Any) -> Any:
+    """A sink without a type is a file, and a file by the name of ``-`` standard output."""
+    if not isinstance(table, dict):
+        return table
+    typed = {"type": "file"} | table
+    if typed["type"] == "file" and table.get("path") == _STDOUT:
+        del typed["path"]
+        typed["type"] = "stdout"
+    return typed
+
+
+_Kind: TypeAlias = FileSink | StdoutSink
+
+#: ``[[sink]]``: of the ``type`` that it names.
+SinkConfig: TypeAlias = Annotated[_Kind, Field(discriminator="type"), BeforeValidator(_with_type)]
+#: The tables by their type.
+KINDS: Final[dict[str, type[SinkTable]]] = {
+    get_args(table.model_fields["type"].annotation)[0]: table for table in get_args(_Kind)
+}

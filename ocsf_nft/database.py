@@ -1,0 +1,195 @@
+"""What is kept on disk: a file of SQLite that survives what becomes of its disk and of its users.
+
+A transaction is there as a whole or not at all, whoever is killed. One file that is damaged is set
+aside, and a new one begun. One that somebody removed, or put another one in the place of, while it
+is open is put back from what is open (Linux keeps it for as long).
+
+Everything here blocks: call it from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING, Final, Literal
+
+from ocsf_nft.errors import DeliveryError, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_BUSY_SECONDS: Final = 5.0
+#: Beside its file SQLite has these.
+_COMPANIONS: Final = ("-wal", "-shm")
+#: What a log of one large transaction may go on taking of the disk.
+_LOG_BYTES: Final = 16 << 20
+
+
+class Database:
+    """One file.
+
+    ``synchronous`` as SQLite has it, in its mode WAL: what is committed under NORMAL survives
+    whatever happens to the process, what is committed under FULL a power cut as well.
+    """
+
+    def __init__(
+        self, path: Path, schema: str, *, synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+    ) -> None:
+        self.path = path
+        #: What was the matter with a file that was set aside, to be told; None when all is well.
+        self.fault: str | None = None
+        self._schema = schema
+        self._synchronous = synchronous
+        self._connection: sqlite3.Connection | None = None
+        self._identity = (0, 0)
+        self._is_read_only = False
+
+    def open(self, *, read_only: bool = False) -> None:
+        """Open the file, making it where it is missing; one that is damaged is set aside.
+
+        Raises DeliveryError when the disk won't have it; SourceError when it is only to be read
+        and can't be.
+        """
+        self._is_read_only = read_only
+        try:
+            if not read_only:
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._connect()
+        except sqlite3.DatabaseError as error:
+            if read_only or isinstance(error, sqlite3.OperationalError):
+                raise self.failure(error) from error
+            self.set_aside(str(error))
+        except OSError as error:
+            raise self.failure(error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def remove(self) -> None:
+        """Close the file and remove it, and its folder where nothing else is in that."""
+        self.close()
+        self._unlink("", *_COMPANIONS)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, taken back where its body fails.
+
+        What SQLite raises passes through; what it raises at the transaction's own ends does too.
+        Use :meth:`at_work` but where damage is to be told from a disk that is full.
+        """
+        if self._connection is None:
+            raise RuntimeError("open the database first")
+        if not self._is_read_only:
+            self._follow()
+        connection = self._connection
+        connection.execute("BEGIN")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            # After some errors SQLite has done so by itself.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; raises DeliveryError (SourceError of who only reads) for SQLite's."""
+        try:
+            with self.transaction() as connection:
+                yield connection
+        except (sqlite3.Error, OSError) as error:
+            raise self.failure(error) from error
+
+    @contextlib.contextmanager
+    def lightly(self) -> Iterator[sqlite3.Connection]:
+        """As :meth:`at_work`, but a power cut may take it back, whatever ``synchronous`` is."""
+        if self._connection is not None:
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            with self.at_work() as connection:
+                yield connection
+        finally:
+            if self._connection is not None:
+                self._connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+
+    def set_aside(self, fault: str) -> None:
+        """Begin a new file in the place of one that is damaged; raises DeliveryError."""
+        self.close()
+        kept = self.path.with_suffix(".damaged")
+        try:
+            self.path.replace(kept)
+            # What these hold would be taken for the new file's.
+            self._unlink(*_COMPANIONS)
+            self._connect()
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise self.failure(error) from error
+        self.fault = f"{self.path} is damaged ({fault}): it is set aside as {kept}, and begun anew"
+
+    def failure(self, error: Exception) -> DeliveryError | SourceError:
+        """What SQLite, or the system, could not do, as one sentence."""
+        cause = error.strerror if isinstance(error, OSError) else error
+        if self._is_read_only:
+            return SourceError(f"{self.path} can't be read: {cause}")
+        return DeliveryError(
+            f"{self.path} can't be written ({cause}): make room or name another --state-dir"
+        )
+
+    def _connect(self) -> None:
+        if self._is_read_only:
+            uri = f"{self.path.absolute().as_uri()}?mode=ro"
+            self._connection = sqlite3.connect(
+                uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None
+            )
+            return
+        connection = sqlite3.connect(
+            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.executescript(
+                f"PRAGMA journal_mode = WAL; PRAGMA synchronous = {self._synchronous}; "
+                f"PRAGMA journal_size_limit = {_LOG_BYTES}; {self._schema}"
+            )
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)  # noqa: TRY301 - as SQLite itself would have
+            self._identity = self._found()
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _found(self) -> tuple[int, int]:
+        found = self.path.stat()
+        return found.st_dev, found.st_ino
+
+    def _follow(self) -> None:
+        """Put the file back where it is there no longer; raises OSError, sqlite3.Error."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if self._found() == self._identity:
+                return
+        old = self._connection
+        if old is None:
+            return
+        new = self.path.with_name(f"{self.path.name}.new")
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(new)) as copy:
+            old.backup(copy)
+        self._unlink(*_COMPANIONS)
+        new.replace(self.path)
+        # Now, while the new file has no log of this name: closing removes the log by its name.
+        old.close()
+        self._connection = None
+        self._connect()
+        self.fault = f"{self.path} was removed or replaced while it was used: it is put back"
+
+    def _unlink(self, *suffixes: str) -> None:
+        for suffix in suffixes:
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)

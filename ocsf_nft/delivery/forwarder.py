@@ -1,0 +1,328 @@
+"""A forwarder: takes what is in the store to one sink, in order, for as long as it takes.
+
+Each sink has its own, so that one that is down holds up nobody. A batch that fails is tried again
+until it is taken, after a wait that doubles from try to try and is never quite the same. A batch
+that the receiver refuses is halved until what is wrong with it stands alone: that event is a dead
+letter then, and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import stamina
+import structlog
+
+from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.sinks.base import DELIVERED, Refusal
+from ocsf_nft.delivery.store import Refused
+from ocsf_nft.errors import ClosedError, DeliveryError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ocsf_nft.delivery.pace import Pace
+    from ocsf_nft.delivery.patience import Patience
+    from ocsf_nft.delivery.sinks.base import Outcome, Sink
+    from ocsf_nft.delivery.store import Store, Stored
+
+_log = structlog.get_logger()
+
+#: The wait after a first failure; it doubles.
+_FIRST_SECONDS: Final = 0.25
+#: Nobody is left alone for longer, whatever he asks for.
+_MOST_ASKED_SECONDS: Final = 3600.0
+#: How often to look for dead letters that somebody wants to be tried again.
+_LOOK_SECONDS: Final = 1.0
+#: How long a sink may take to close.
+_CLOSE_SECONDS: Final = 5.0
+#: Events told otherwise before other tasks get a turn: about a millisecond of work.
+_SLICE: Final = 32
+
+
+@dataclass(slots=True)
+class Progress:
+    """How a sink does: events that it took and refused, tries that failed, and what is wrong now.
+
+    ``fault`` is why the last try failed, None when it did not; ``since`` when that began, by
+    :func:`time.monotonic`. ``dead`` are the dead letters that there are now.
+    """
+
+    delivered: int = 0
+    refused: int = 0
+    failures: int = 0
+    dead: int = 0
+    fault: str | None = None
+    since: float = 0.0
+
+
+class Forwarder:
+    """Delivers from a store to a sink, from the sink's checkpoint on.
+
+    ``told`` makes of an event's line the sink's own, in its version; None of what it does not
+    want. The store is asked ``patiently``.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a forwarder is made of
+        self,
+        name: str,
+        sink: Sink,
+        store: Store,
+        *,
+        told: Callable[[bytes], bytes | None] = lambda line: line,
+        pace: Pace,
+        patiently: Patience,
+    ) -> None:
+        self.name = name
+        self.progress = Progress()
+        #: The number of the last event that is done with.
+        self.done = 0
+        self._sink = sink
+        self._store = store
+        self._told = told
+        self._pace = pace
+        self._patiently = patiently
+        self._is_open = False
+        self._moved = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def open(self) -> None:
+        """Open the sink now, not with the first batch; raises DeliveryError."""
+        await self._sink.__aenter__()
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Leave the sink, if it is open."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._sink.__aexit__(None, None, None)
+        except (TimeoutError, OSError, DeliveryError) as error:
+            _log.warning("a sink could not be closed", sink=self.name, reason=str(error))
+
+    async def run(self) -> None:
+        """Deliver until cancelled.
+
+        Raises ClosedError when the sink is gone for good, DeliveryError when the store can't be
+        asked.
+        """
+        try:
+            self.done, sending = await self._patiently(lambda: self._store.checkpoint(self.name))
+            await self._count_dead()
+            if sending is not None and self._repeats:
+                await self._forward(await self._read(until=sending))
+            while True:
+                if self.progress.dead and await self._try_again():
+                    continue
+                if await self._wait():
+                    await self._forward(await self._read())
+        finally:
+            await self.close()
+
+    async def drain(self) -> None:
+        """Wait until the sink has all that is in the store, without waiting for fuller batches."""
+        self._hurry.set()
+        while self.done < self._store.end:
+            self._moved.clear()
+            await self._moved.wait()
+
+    @property
+    def _repeats(self) -> bool:
+        return getattr(self._sink, "repeats_batches", False)
+
+    async def _count_dead(self) -> None:
+        self.progress.dead = await self._patiently(lambda: self._store.dead_number(self.name))
+
+    async def _wait(self) -> bool:
+        """Wait for a batch; whether there is one. There may be dead letters to look at instead."""
+        look = _LOOK_SECONDS if self.progress.dead else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(look):
+                await self._store.grown(self.done)
+        if self._store.end <= self.done:
+            return False
+        if self._pace.seconds and not self._hurry.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.seconds):
+                    await self._fullness()
+        return True
+
+    async def _fullness(self) -> None:
+        """Return when a batch is as large as it may be, or is not to be waited for."""
+        full = asyncio.ensure_future(self._store.grown(self.done + self._pace.events - 1))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        try:
+            await asyncio.wait({full, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            full.cancel()
+            hurry.cancel()
+
+    async def _read(self, until: int | None = None) -> list[Stored]:
+        """The next batch, or all up to a number: a batch that was being sent before."""
+        if until is None:
+            events, size = self._pace.events, self._pace.bytes
+        else:
+            events, size = until - self.done, 1 << 62
+        return await self._patiently(lambda: self._store.read(self.done, events=events, size=size))
+
+    async def _forward(self, rows: Sequence[Stored]) -> None:
+        if not rows:  # they were removed before their time
+            self._move(self._store.end)
+            return
+        until = rows[-1].number
+        messages = await self._messages(rows)
+        refused: tuple[Refused, ...] = ()
+        if messages:
+            if self._repeats:
+                await self._patiently(lambda: self._store.sending(self.name, until))
+            refused = tuple(
+                Refused(each.message.uid, each.message.line, each.reason)
+                for each in await self._deliver(messages)
+            )
+        await self._patiently(lambda: self._store.acknowledge(self.name, until, refused))
+        self.progress.delivered += len(messages) - len(refused)
+        if refused:
+            await self._bewail(refused)
+        self._move(until)
+
+    def _move(self, done: int) -> None:
+        self.done = done
+        self._moved.set()
+
+    async def _messages(self, rows: Sequence[Stored]) -> list[Message]:
+        messages: list[Message] = []
+        for number, row in enumerate(rows, 1):
+            line = self._told(row.line)
+            if line is not None:
+                messages.append(Message(row.uid, line))
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+        return messages
+
+    async def _bewail(self, refused: Sequence[Refused]) -> None:
+        self.progress.refused += len(refused)
+        await self._count_dead()
+        _log.error(
+            "events refused: see them with `ocsf-nft events --dead`",
+            sink=self.name,
+            number=len(refused),
+            reason=refused[0].reason,
+        )
+
+    async def _try_again(self) -> bool:
+        """Send dead letters that somebody wants to be sent again; whether there were some."""
+        letters = await self._patiently(
+            lambda: self._store.dead(self.name, events=self._pace.events)
+        )
+        if not letters:
+            return False
+        by_uid = {letter.uid: letter for letter in letters}
+        refusals = await self._deliver([Message(each.uid, each.line) for each in letters])
+        refused = {by_uid[each.message.uid].id: each.reason for each in refusals}
+        delivered = [each.id for each in letters if each.id not in refused]
+        await self._patiently(lambda: self._store.bury(delivered, refused.items()))
+        self.progress.delivered += len(delivered)
+        await self._count_dead()
+        return True
+
+    async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
+        """Deliver a batch, in parts where it is refused as a whole; what is refused in the end."""
+        refused: list[Refusal] = []
+        parts = deque([messages])
+        while parts:
+            part = parts.popleft()
+            try:
+                refused += await self._until_taken(part)
+            except RefusedError as error:
+                if len(part) == 1:
+                    refused.append(Refusal(part[0], str(error)))
+                else:
+                    half = len(part) // 2
+                    parts.extendleft((part[half:], part[:half]))
+        return refused
+
+    async def _until_taken(self, part: Sequence[Message]) -> list[Refusal]:
+        """Try a part until it is taken or refused; what the receiver refuses of it.
+
+        Raises RefusedError when it refuses it as a whole, ClosedError.
+        """
+        refused: list[Refusal] = []
+        rest = part
+        async for attempt in stamina.retry_context(
+            on=_wait_after,
+            attempts=None,
+            timeout=None,
+            wait_initial=min(_FIRST_SECONDS, self._pace.retry_seconds),
+            wait_max=self._pace.retry_seconds,
+            wait_jitter=min(_FIRST_SECONDS, self._pace.retry_seconds),
+        ):
+            with attempt:
+                outcome = await self._watched(rest)
+                refused += outcome.refused
+                rest = outcome.again
+                if rest:
+                    self._fail(outcome.reason)
+                    raise DeliveryError(outcome.reason, after_seconds=outcome.after_seconds)
+        self._recover()
+        return refused
+
+    async def _watched(self, part: Sequence[Message]) -> Outcome:
+        try:
+            return await self._once(part)
+        except RefusedError:
+            self._recover()
+            raise
+        except DeliveryError as error:
+            self._fail(str(error))
+            await self.close()
+            raise
+
+    async def _once(self, part: Sequence[Message]) -> Outcome:
+        if not part:
+            return DELIVERED
+        try:
+            async with asyncio.timeout(self._pace.timeout_seconds):
+                if not self._is_open:
+                    await self.open()
+                return await self._sink.deliver(part)
+        except TimeoutError as error:
+            raise DeliveryError(
+                f"{self.name} did not take a batch within {self._pace.timeout_seconds} s"
+            ) from error
+        except (DeliveryError, OSError) as error:
+            if isinstance(error, DeliveryError):
+                raise
+            raise DeliveryError(f"{self.name}: {error.strerror or error}") from error
+        except Exception as error:
+            # One sink's mistake, or its library's, must not end the watch over the sandboxes.
+            _log.exception("a sink failed in a way that it should not", sink=self.name)
+            raise DeliveryError(f"{self.name}: {type(error).__name__}: {error}") from error
+
+    def _fail(self, reason: str) -> None:
+        self.progress.failures += 1
+        if self.progress.fault is None:
+            self.progress.since = time.monotonic()
+            _log.error("sink down: events wait in the store", sink=self.name, reason=reason)
+        self.progress.fault = reason
+
+    def _recover(self) -> None:
+        if self.progress.fault is not None:
+            seconds = round(time.monotonic() - self.progress.since, 1)
+            _log.warning("sink is back", sink=self.name, seconds=seconds)
+            self.progress.fault = None
+
+
+def _wait_after(error: Exception) -> bool | float:
+    """Whether to try again after an error, and when, if its receiver said so."""
+    if not isinstance(error, DeliveryError) or isinstance(error, RefusedError | ClosedError):
+        return False
+    if error.after_seconds is None:
+        return True
+    return min(max(error.after_seconds, 0.0), _MOST_ASKED_SECONDS)

@@ -1,0 +1,459 @@
+"""The store: every event once, until each sink has it, and for a while after that.
+
+What is put is on the disk when :meth:`Store.put` returns, a power cut included. An event that is
+put again (its ``metadata.uid`` tells) is no other one. Each sink has a checkpoint: the number of
+the last event that it has acknowledged, or that is none of its own. What a sink will never take
+is kept apart, with what was said of it (dead letters).
+
+All work is done by one thread of its own, in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeVar
+
+import orjson
+
+from ocsf_nft.database import Database
+from ocsf_nft.errors import DeliveryError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+T = TypeVar("T")
+
+#: Another version of the program that keeps its things otherwise gives its file another name.
+FILE: Final = "events-1.sqlite3"
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS event (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, stored_ms INTEGER NOT NULL,
+    line BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS sink (
+    name TEXT PRIMARY KEY, acknowledged INTEGER NOT NULL, sending INTEGER
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dead (
+    id INTEGER PRIMARY KEY, sink TEXT NOT NULL, uid TEXT NOT NULL, since_ms INTEGER NOT NULL,
+    reason TEXT NOT NULL, is_again INTEGER NOT NULL DEFAULT 0, line BLOB NOT NULL,
+    UNIQUE (sink, uid)
+);
+CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+#: Events that are removed in one transaction.
+_SLICE: Final = 2000
+#: Of what the store may hold, what is left when room was made: it is not made for each event.
+_LEFT: Final = 0.9
+
+
+class Stored(NamedTuple):
+    """An event and its number, which is higher than that of each one before it."""
+
+    number: int
+    uid: str
+    line: bytes
+
+
+class Dead(NamedTuple):
+    """A dead letter: an event that a sink will not take, and what was said of it.
+
+    ``since_ms`` is when (ms since the epoch, UTC); ``is_again``: it is to be tried once more.
+    """
+
+    id: int
+    sink: str
+    uid: str
+    since_ms: int
+    reason: str
+    is_again: bool
+    line: bytes
+
+
+class Refused(NamedTuple):
+    """An event that has become a dead letter now."""
+
+    uid: str
+    line: bytes
+    reason: str
+
+
+class Forgotten(NamedTuple):
+    """Events that were removed before a sink had them."""
+
+    sink: str
+    events: int
+
+
+class FullError(DeliveryError):
+    """The store holds as much as it may, and sinks still need all of it."""
+
+
+class Store:
+    """One file of events.
+
+    It holds at most ``most_bytes`` on the disk, and events for ``most_seconds``. What every sink
+    has is removed to make room. Where that is not enough, :meth:`put` raises FullError, or with
+    ``drops`` removes the oldest of what is still needed, which :meth:`sweep` tells, as it does of
+    what has become too old.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        most_bytes: int = 1 << 30,
+        most_seconds: float = 30 * 86_400.0,
+        drops: bool = False,
+    ) -> None:
+        self.path = path
+        #: The number of the last event, 0 when there never was one.
+        self.end = 0
+        #: What the file takes of the disk, as of the last transaction, in bytes.
+        self.bytes = 0
+        self._database = Database(path, _SCHEMA, synchronous="FULL")
+        self._most_bytes = most_bytes
+        self._most_ms = int(most_seconds * 1000)
+        self._drops = drops
+        self._waiting: list[_Put] = []
+        self._grown = asyncio.Event()
+        self._forgotten: dict[str, int] = {}
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
+        # Time goes on from when the store was opened: a clock that jumps makes nothing old.
+        self._began_ms = time.time_ns() // 1_000_000
+        self._began_ns = time.monotonic_ns()
+
+    async def __aenter__(self) -> Self:
+        """Open it; one that is damaged is set aside. Raises DeliveryError."""
+        try:
+            await self._work(self._open)
+        except BaseException:
+            self._worker.shutdown(wait=False)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        try:
+            await self._work(self._database.close)
+        finally:
+            self._worker.shutdown(wait=False)
+
+    def fault(self) -> str | None:
+        """What was the matter with the file, since this was asked last."""
+        fault, self._database.fault = self._database.fault, None
+        return fault
+
+    async def register(self, names: Iterable[str]) -> tuple[Forgotten, ...]:
+        """Let these be the sinks, and no others; raises DeliveryError.
+
+        One that is new gets what comes from now on. Tells what those that are gone never had.
+        """
+        return await self._work(lambda: self._register(frozenset(names)))
+
+    async def put(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
+        """Keep events, given as the JSON of each, and with them where their source is to go on.
+
+        Several that wait at once are kept in one transaction. Raises DeliveryError, and keeps none
+        then.
+        """
+        put = _Put(lines, (source, position) if source else None)
+        self._waiting.append(put)
+        try:
+            await self._work(lambda: self._put(put))
+        finally:
+            # Of who was cancelled before the worker came to it.
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(put)
+            grown, self._grown = self._grown, asyncio.Event()
+            grown.set()
+
+    async def grown(self, beyond: int) -> None:
+        """Wait until there is an event whose number is higher than this one."""
+        while self.end <= beyond:
+            await self._grown.wait()
+
+    async def read(self, beyond: int, *, events: int, size: int) -> list[Stored]:
+        """The next events after a number: so many, and so many bytes, but one at least.
+
+        Raises DeliveryError.
+        """
+        return await self._work(lambda: self._read(beyond, events, size))
+
+    async def checkpoint(self, sink: str) -> tuple[int, int | None]:
+        """What a sink has acknowledged, and up to where it was being sent to; both are numbers.
+
+        Raises DeliveryError.
+        """
+        return await self._work(lambda: self._checkpoint(sink))
+
+    async def sending(self, sink: str, until: int) -> None:
+        """Keep how far a batch reaches, before it is sent; raises DeliveryError."""
+        statement = "UPDATE sink SET sending = ? WHERE name = ?"
+        await self._work(lambda: self._lightly(statement, (until, sink)))
+
+    async def acknowledge(self, sink: str, until: int, refused: Sequence[Refused] = ()) -> None:
+        """A sink has all up to a number, but for what it refused; raises DeliveryError."""
+        await self._work(lambda: self._acknowledge(sink, until, refused))
+
+    async def dead(self, sink: str, *, events: int) -> list[Dead]:
+        """The first dead letters of a sink that are to be tried again; raises DeliveryError."""
+        return await self._work(lambda: self._dead_again(sink, events))
+
+    async def dead_number(self, sink: str) -> int:
+        """How many dead letters a sink has; raises DeliveryError."""
+        return await self._work(lambda: self._dead_number(sink))
+
+    async def bury(self, delivered: Iterable[int], refused: Iterable[tuple[int, str]]) -> None:
+        """Of dead letters that were tried again, by their ids: what became of each.
+
+        Raises DeliveryError.
+        """
+        await self._work(lambda: self._bury(tuple(delivered), tuple(refused)))
+
+    async def sweep(self) -> tuple[Forgotten, ...]:
+        """Remove what is too old, and tell what sinks have not had of all that was removed.
+
+        Raises DeliveryError.
+        """
+        return await self._work(self._sweep)
+
+    async def position(self, source: str) -> str | None:
+        """Where a source that is no sandbox's is to go on; raises DeliveryError."""
+        return await self._work(lambda: self._position(source))
+
+    async def remove(self) -> bool:
+        """Remove the file if no sink needs anything of it; whether it was. Then close the store."""
+        return await self._work(self._remove)
+
+    async def _work(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    def _now_ms(self) -> int:
+        return self._began_ms + (time.monotonic_ns() - self._began_ns) // 1_000_000
+
+    def _open(self) -> None:
+        self._database.open()
+        with self._database.at_work() as connection:
+            self._measure(connection)
+            # The table's own counter: its last events may have been removed.
+            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
+            self.end = (row.fetchone() or (0,))[0]
+
+    def _register(self, names: frozenset[str]) -> tuple[Forgotten, ...]:
+        left: list[Forgotten] = []
+        with self._database.at_work() as connection:
+            for name, acknowledged in connection.execute(
+                "SELECT name, acknowledged FROM sink"
+            ).fetchall():
+                if name not in names:
+                    missing = _number_beyond(connection, acknowledged)
+                    if missing:
+                        left.append(Forgotten(name, missing))
+                    connection.execute("DELETE FROM sink WHERE name = ?", (name,))
+            connection.executemany(
+                "INSERT OR IGNORE INTO sink VALUES (?, ?, NULL)",
+                [(name, self.end) for name in sorted(names)],
+            )
+        return tuple(left)
+
+    def _put(self, put: _Put) -> None:
+        if put.is_kept:  # with an earlier one
+            return
+        waiting = tuple(self._waiting)
+        # A position by itself may be lost with the power: then something is read again.
+        is_light = not any(each.lines for each in waiting)
+        work = self._database.lightly if is_light else self._database.at_work
+        with work() as connection:
+            if self.bytes >= self._most_bytes:
+                self._make_room(connection)
+            stored_ms = self._now_ms()
+            connection.executemany(
+                "INSERT OR IGNORE INTO event (uid, stored_ms, line) VALUES (?, ?, ?)",
+                [(_uid(line), stored_ms, line) for each in waiting for line in each.lines],
+            )
+            connection.executemany(
+                "REPLACE INTO cursor VALUES (?, ?)",
+                [each.position for each in waiting if each.position is not None],
+            )
+            (end,) = connection.execute("SELECT MAX(number) FROM event").fetchone()
+            self._measure(connection)
+        for each in waiting:
+            each.is_kept = True
+        self.end = max(self.end, end or 0)
+
+    def _measure(self, connection: sqlite3.Connection) -> None:
+        pages, free, size = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        self.bytes = (pages - free) * size
+
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        """Remove the oldest events; raises FullError when sinks need them all."""
+        needed = _needed_beyond(connection)
+        while self.bytes >= self._most_bytes * _LEFT:
+            until = _first(connection, _SLICE)
+            if not self._drops:
+                until = min(until, needed)
+            elif until > needed:
+                self._count_forgotten(connection, until)
+            if not connection.execute("DELETE FROM event WHERE number <= ?", (until,)).rowcount:
+                if self.bytes < self._most_bytes:
+                    return
+                raise FullError(
+                    f"{self.path} holds {self._most_bytes} bytes that sinks have not had yet: "
+                    "it takes no more until they have"
+                )
+            self._measure(connection)
+
+    def _count_forgotten(self, connection: sqlite3.Connection, until: int) -> None:
+        for name, acknowledged in connection.execute("SELECT name, acknowledged FROM sink"):
+            if acknowledged < until:
+                (number,) = connection.execute(
+                    "SELECT COUNT(*) FROM event WHERE number > ? AND number <= ?",
+                    (acknowledged, until),
+                ).fetchone()
+                self._forgotten[name] = self._forgotten.get(name, 0) + number
+
+    def _sweep(self) -> tuple[Forgotten, ...]:
+        oldest_ms = self._now_ms() - self._most_ms
+        with self._database.at_work() as connection:
+            while (until := _old(connection, oldest_ms)) is not None:
+                self._count_forgotten(connection, until)
+                connection.execute("DELETE FROM event WHERE number <= ?", (until,))
+            self._measure(connection)
+        told = tuple(Forgotten(*each) for each in self._forgotten.items() if each[1])
+        self._forgotten.clear()
+        return told
+
+    def _read(self, beyond: int, events: int, size: int) -> list[Stored]:
+        found: list[Stored] = []
+        with self._database.at_work() as connection:
+            for row in connection.execute(
+                "SELECT number, uid, line FROM event WHERE number > ? ORDER BY number LIMIT ?",
+                (beyond, events),
+            ):
+                stored = Stored(*row)
+                size -= len(stored.line)
+                if found and size < 0:
+                    break
+                found.append(stored)
+        return found
+
+    def _checkpoint(self, sink: str) -> tuple[int, int | None]:
+        with self._database.at_work() as connection:
+            acknowledged, sending = connection.execute(
+                "SELECT acknowledged, sending FROM sink WHERE name = ?", (sink,)
+            ).fetchone()
+        return acknowledged, sending
+
+    def _lightly(self, statement: str, values: tuple[object, ...]) -> None:
+        """What a power cut may take back: then something is done again."""
+        with self._database.lightly() as connection:
+            connection.execute(statement, values)
+
+    def _acknowledge(self, sink: str, until: int, refused: Sequence[Refused]) -> None:
+        statement = "UPDATE sink SET acknowledged = ?, sending = NULL WHERE name = ?"
+        if not refused:
+            self._lightly(statement, (until, sink))
+            return
+        with self._database.at_work() as connection:
+            connection.execute(statement, (until, sink))
+            now_ms = self._now_ms()
+            connection.executemany(
+                "REPLACE INTO dead (sink, uid, since_ms, reason, line) VALUES (?, ?, ?, ?, ?)",
+                [(sink, each.uid, now_ms, each.reason, each.line) for each in refused],
+            )
+
+    def _dead_again(self, sink: str, events: int) -> list[Dead]:
+        with self._database.at_work() as connection:
+            rows = connection.execute(
+                "SELECT * FROM dead WHERE sink = ? AND is_again ORDER BY id LIMIT ?",
+                (sink, events),
+            )
+            return [Dead(*row) for row in rows]
+
+    def _dead_number(self, sink: str) -> int:
+        with self._database.at_work() as connection:
+            row = connection.execute("SELECT COUNT(*) FROM dead WHERE sink = ?", (sink,)).fetchone()
+        return int(row[0])
+
+    def _bury(self, delivered: tuple[int, ...], refused: tuple[tuple[int, str], ...]) -> None:
+        with self._database.at_work() as connection:
+            connection.executemany("DELETE FROM dead WHERE id = ?", [(each,) for each in delivered])
+            connection.executemany(
+                "UPDATE dead SET is_again = 0, reason = ? WHERE id = ?",
+                [(reason, each) for each, reason in refused],
+            )
+
+    def _position(self, source: str) -> str | None:
+        with self._database.at_work() as connection:
+            row = connection.execute(
+                "SELECT position FROM cursor WHERE source = ?", (source,)
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    def _remove(self) -> bool:
+        with self._database.at_work() as connection:
+            (dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
+            needed = _needed_beyond(connection)
+        if dead or needed < self.end:
+            return False
+        self._database.remove()
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class _Put:
+    """Events that wait to be kept."""
+
+    lines: Sequence[bytes]
+    position: tuple[str, str] | None
+    is_kept: bool = False
+
+
+def _uid(line: bytes) -> str:
+    return str(orjson.loads(line)["metadata"]["uid"])
+
+
+def _number_beyond(connection: sqlite3.Connection, number: int) -> int:
+    row = connection.execute("SELECT COUNT(*) FROM event WHERE number > ?", (number,)).fetchone()
+    return int(row[0])
+
+
+def _needed_beyond(connection: sqlite3.Connection) -> int:
+    """The number up to which no sink needs anything; past all numbers where there is no sink."""
+    (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
+    return (1 << 63) - 1 if least is None else int(least)
+
+
+def _first(connection: sqlite3.Connection, events: int) -> int:
+    """The number of the last of the first so many events; 0 where there are none."""
+    row = connection.execute(
+        "SELECT MAX(number) FROM (SELECT number FROM event ORDER BY number LIMIT ?)", (events,)
+    ).fetchone()
+    return int(row[0] or 0)
+
+
+def _old(connection: sqlite3.Connection, oldest_ms: int) -> int | None:
+    """The number of the last of the first events that are older; None where the first is not."""
+    row = connection.execute(
+        "SELECT MAX(number) FROM "
+        "(SELECT number, stored_ms FROM event ORDER BY number LIMIT ?) WHERE stored_ms < ?",
+        (_SLICE, oldest_ms),
+    ).fetchone()
+    return None if row[0] is None else int(row[0])

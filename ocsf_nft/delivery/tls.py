@@ -1,0 +1,47 @@
+"""TLS towards a receiver: it is always checked who that is."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ocsf_nft.errors import DeliveryError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Whom to trust, and what to show.
+
+    ``ca`` is a file of the certificates to trust in place of the system's; ``certificate`` and
+    ``key`` are our own, for a receiver that asks for one (mTLS). There is no way to trust nobody
+    in particular: a receiver with a certificate of its own making is named by ``ca``.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """The same for a connection, files read anew; raises DeliveryError."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if self.certificate is not None:
+                # A password would be asked for on the terminal, by OpenSSL itself.
+                context.load_cert_chain(self.certificate, self.key, password=_no_password)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            files = ", ".join(str(each) for each in (self.ca, self.certificate, self.key) if each)
+            raise DeliveryError(f"TLS can't use {files}: {_cause(error)}") from error
+        return context
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password: give one that has none, readable by its owner alone")
+
+
+def _cause(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)

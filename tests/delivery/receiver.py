@@ -1,0 +1,94 @@
+"""A receiver in memory that does what a test tells it to, and the events that it gets."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import orjson
+
+from ocsf_nft.delivery.sinks.base import Outcome, Refusal
+from ocsf_nft.errors import DeliveryError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ocsf_nft.delivery.message import Message
+
+
+def event(number: int, size: int = 0) -> bytes:
+    """The least that the store asks of an event."""
+    return orjson.dumps({"metadata": {"uid": f"uid-{number}"}, "pad": "x" * size})
+
+
+def events(numbers: Iterable[int]) -> list[bytes]:
+    return [event(number) for number in numbers]
+
+
+def uids(numbers: Iterable[int]) -> list[str]:
+    return [f"uid-{number}" for number in numbers]
+
+
+@dataclass
+class Receiver:
+    """A sink for a forwarder.
+
+    It is ``down`` or not, ``stuck`` or not, won't have those ``bad``, says of a batch with one of
+    ``unsaid`` only that something is wrong with it, and takes ``most`` at a time.
+    """
+
+    down: bool = False
+    stuck: bool = False
+    bad: set[str] = field(default_factory=set)
+    unsaid: set[str] = field(default_factory=set)
+    most: int = 1 << 30
+    repeats_batches: bool = False
+    got: list[str] = field(default_factory=list)
+    batches: list[list[str]] = field(default_factory=list)
+    opened: int = 0
+    closed: int = 0
+    _change: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __aenter__(self) -> Self:
+        if self.down:
+            raise DeliveryError("it is down")
+        self.opened += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.closed += 1
+
+    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+        uids = [message.uid for message in messages]
+        self.batches.append(uids)
+        self._change.set()
+        if self.stuck:
+            await asyncio.Event().wait()
+        if self.down:
+            raise DeliveryError("it is down")
+        if self.unsaid & set(uids):
+            raise RefusedError("something is wrong")
+        taken, again = messages[: self.most], messages[self.most :]
+        self.got += [each.uid for each in taken if each.uid not in self.bad]
+        self._change.set()
+        return Outcome(
+            refused=tuple(Refusal(each, "bad") for each in taken if each.uid in self.bad),
+            again=tuple(again),
+            reason="busy" if again else "",
+            after_seconds=0.0 if again else None,
+        )
+
+    async def has(self, number: int) -> None:
+        """Wait until it has so many."""
+        await self._until(lambda: len(self.got) >= number)
+
+    async def tried(self, number: int) -> None:
+        """Wait until so many batches were tried."""
+        await self._until(lambda: len(self.batches) >= number)
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not is_so():
+                self._change.clear()
+                await self._change.wait()

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.delivery.sinks import stdout
+from ocsf_nft.delivery.sinks.stdout import Stdout
+from ocsf_nft.errors import ClosedError, DeliveryError
+from tests.delivery.sinks.batches import messages
+from tests.delivery.sinks.disks import disk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Given:
+    """Standard output as whoever started us gave it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+
+    def is_descriptor(self, descriptor: int) -> None:
+        # Not in sys itself: pytest puts its own there before each phase of a test.
+        stream = SimpleNamespace(fileno=lambda: descriptor)
+        self._patch.setattr(stdout, "sys", SimpleNamespace(stdout=stream))
+
+
+class Pipe:
+    """A pipe as standard output, and its reader."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+
+    def fill(self) -> None:
+        os.set_blocking(self.writer, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(self.writer, b"\0" * 4096)
+        os.set_blocking(self.writer, True)
+
+    def read_until(self, end: bytes) -> bytes:
+        found = b""
+        while not found.endswith(end):
+            found += os.read(self.reader, 1 << 20)
+        return found.lstrip(b"\0")
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> Given:
+    return Given(monkeypatch)
+
+
+@pytest.fixture
+def pipe(given: Given) -> Iterator[Pipe]:
+    pipe = Pipe()
+    given.is_descriptor(pipe.writer)
+    yield pipe
+    os.close(pipe.writer)
+    os.close(pipe.reader)
+
+
+async def test_events_are_written_one_line_each(pipe: Pipe) -> None:
+    async with Stdout() as sink:
+        await sink.deliver(messages(b'{"a":1}', b'{"b":2}'))
+        await sink.deliver(messages(b'{"c":3}'))
+    assert os.read(pipe.reader, 100) == b'{"a":1}\n{"b":2}\n{"c":3}\n'
+
+
+async def test_it_is_left_open_and_can_be_entered_again(pipe: Pipe) -> None:
+    sink = Stdout()
+    for number in range(3):
+        async with sink:
+            await sink.deliver(messages(b"%d" % number))
+    assert os.read(pipe.reader, 100) == b"0\n1\n2\n"
+
+
+async def test_a_reader_that_went_away_is_gone_for_good(given: Given) -> None:
+    reader, writer = os.pipe()
+    given.is_descriptor(writer)
+    os.close(reader)
+    try:
+        async with Stdout() as sink:
+            with pytest.raises(ClosedError, match="its reader is gone"):
+                await sink.deliver(messages(b"{}"))
+    finally:
+        os.close(writer)
+
+
+async def test_a_reader_that_is_slow_keeps_nobody_else_waiting(pipe: Pipe) -> None:
+    pipe.fill()
+    async with Stdout() as sink:
+        delivery = asyncio.create_task(sink.deliver(messages(b"A" * 200_000, b"B")))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not delivery.done()
+        found = await asyncio.to_thread(pipe.read_until, b"B\n")
+        await delivery
+    assert found == b"A" * 200_000 + b"\nB\n"
+
+
+async def test_a_non_blocking_pipe_is_waited_for_too(pipe: Pipe) -> None:
+    pipe.fill()
+    os.set_blocking(pipe.writer, False)
+    async with Stdout() as sink:
+        delivery = asyncio.create_task(sink.deliver(messages(b"A" * 200_000)))
+        found = await asyncio.to_thread(pipe.read_until, b"\n")
+        await delivery
+    assert found == b"A" * 200_000 + b"\n"
+
+
+async def test_a_delivery_that_was_given_up_is_written_to_its_end_and_mixes_with_no_other(
+    pipe: Pipe,
+) -> None:
+    pipe.fill()
+    sink = Stdout()
+    with pytest.raises(TimeoutError):
+        async with sink, asyncio.timeout(0.1):
+            await sink.deliver(messages(b"A" * 200_000))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1), sink:
+            pytest.fail("the earlier write has not ended")
+    reading = asyncio.create_task(asyncio.to_thread(pipe.read_until, b"B\n"))
+    async with sink:
+        await sink.deliver(messages(b"B"))
+    assert await reading == b"A" * 200_000 + b"\nB\n"
+
+
+@pytest.mark.parametrize("append", [True, False])
+async def test_in_a_file_that_was_emptied_is_no_hole(
+    tmp_path: Path, given: Given, *, append: bool
+) -> None:
+    path = tmp_path / "out"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else 0), 0o600)
+    given.is_descriptor(descriptor)
+    try:
+        async with Stdout() as sink:
+            await sink.deliver(messages(b"a"))
+            os.truncate(path, 0)
+            await sink.deliver(messages(b"b"))
+    finally:
+        os.close(descriptor)
+    assert path.read_bytes() == b"b\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with disk(tmp_path, size="64k"):
+        yield tmp_path
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("append", [True, False])
+async def test_a_full_disk_leaves_no_half_line(
+    small_disk: Path, given: Given, *, append: bool
+) -> None:
+    path = small_disk / "out"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else 0), 0o600)
+    given.is_descriptor(descriptor)
+    try:
+        async with Stdout() as sink:
+            await sink.deliver(messages(b"x" * 3000))
+            with pytest.raises(DeliveryError, match="No space left on device") as raised:
+                await sink.deliver(messages(b"y" * 3000) * 30)
+            assert not isinstance(raised.value, ClosedError)
+            assert path.read_bytes() == b"x" * 3000 + b"\n"
+            await sink.deliver(messages(b"z"))
+            assert path.read_bytes() == b"x" * 3000 + b"\nz\n"
+    finally:
+        os.close(descriptor)

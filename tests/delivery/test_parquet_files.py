@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ocsf_nft.config.sinks.columns import columns
+from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.parquet_files import Maker
+from ocsf_nft.ocsf.versions import LATEST, VERSIONS
+from tests.conformance.corpus import TIME_NS
+from tests.delivery import read_back, told
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ocsf_nft.delivery.parquet_files import File
+
+TIME_MS = TIME_NS // 1_000_000
+DAY_MS = 86_400_000
+
+
+def _files(messages: Sequence[Message], version: str = LATEST) -> tuple[File, ...]:
+    made = Maker(columns(version)).make(messages)
+    assert made.refused == ()
+    return made.files
+
+
+def _in_order(messages: Sequence[Message], class_uid: int) -> list[Any]:
+    events = [message.event() for message in messages]
+    return sorted(
+        (event for event in events if event["class_uid"] == class_uid),
+        key=lambda event: int(event["time"]),
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_event_is_read_back_by_arrow_as_it_was(version: str) -> None:
+    of_class, messages = columns(version), told.messages(version)
+    read: dict[int, list[Any]] = {uid: [] for uid in of_class}
+    for file in sorted(_files(messages, version), key=lambda file: file.day):
+        read[file.class_uid] += read_back.events([file.content], of_class[file.class_uid])
+    for uid, events in read.items():
+        assert events
+        assert events == _in_order(messages, uid)
+
+
+@pytest.mark.parametrize("version", ["1.1.0", "1.3.0", "1.8.0"])
+def test_every_event_is_read_back_by_duckdb_as_it_was(version: str, tmp_path: Path) -> None:
+    of_class, messages = columns(version), told.messages(version)
+    for file in _files(messages, version):
+        (tmp_path / f"{file.class_uid}-{file.day}.parquet").write_bytes(file.content)
+    for uid, struct in of_class.items():
+        with duckdb.connect() as connection:
+            found = connection.execute(f"FROM read_parquet('{tmp_path}/{uid}-*.parquet')")
+            names = [column[0] for column in found.description or ()]
+            rows = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+        assert [read_back.event_of(row, struct) for row in rows] == _in_order(messages, uid)
+
+
+def test_duckdb_sees_what_is_nested_and_what_is_counted() -> None:
+    (file,) = _files(told.packets(100))
+    table = pq.ParquetFile(pa.BufferReader(file.content)).read()
+    with duckdb.connect() as connection:
+        connection.register("activity", table)
+        assert connection.execute(
+            "SELECT actor.process.parent_process.name, actor.process.ancestry[2].pid, "
+            "dst_endpoint.port, json_extract_string(unmapped, '$.sandbox'), count(*), sum(count) "
+            "FROM activity GROUP BY ALL"
+        ).fetchall() == [("bash", 4100, 443, "sb1", 100, sum(range(100)))]
+        types = connection.execute("SELECT typeof(time), typeof(severity_id) FROM activity LIMIT 1")
+        assert types.fetchall() == [("BIGINT", "INTEGER")]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_all_events_of_a_class_have_the_same_schema(version: str) -> None:
+    schemas: dict[int, set[str]] = {}
+    for message in told.messages(version)[::7]:
+        (file,) = _files([message], version)
+        schema = pq.read_schema(pa.BufferReader(file.content))
+        schemas.setdefault(file.class_uid, set()).add(schema.to_string())
+    assert all(len(found) == 1 for found in schemas.values())
+
+
+def test_a_file_is_as_security_lake_wants_it() -> None:
+    (file,) = _files(told.packets(300))
+    metadata = pq.ParquetFile(pa.BufferReader(file.content)).metadata
+    assert metadata.format_version.startswith("2.")
+    assert metadata.num_row_groups == 1
+    group = metadata.row_group(0)
+    assert {group.column(at).compression for at in range(group.num_columns)} == {"ZSTD"}
+
+
+def test_a_file_is_of_one_class_and_one_day_in_utc() -> None:
+    midnight = (TIME_MS // DAY_MS + 1) * DAY_MS
+    finding = next(each for each in told.messages(LATEST) if b'"class_uid":2004' in each.line)
+    files = _files([*told.packets(4, since_ms=midnight - 2000), finding])
+    assert [(file.class_uid, file.day) for file in files] == [
+        (4001, "20260101"),
+        (4001, "20260102"),
+        (2004, "20260101"),
+    ]
+    struct = columns(LATEST)[4001]
+    for file, counts in zip(files, ([0, 1], [2, 3]), strict=False):
+        events = read_back.events([file.content], struct)
+        assert [event["count"] for event in events] == counts
+
+
+def test_records_are_in_order_of_time() -> None:
+    messages = told.packets(500)
+    random.Random(1).shuffle(messages)
+    (file,) = _files(messages)
+    events = read_back.events([file.content], columns(LATEST)[4001])
+    assert [event["count"] for event in events] == list(range(500))
+
+
+def test_a_batch_always_makes_the_same_files() -> None:
+    messages = told.messages(LATEST)
+    assert _files(messages) == _files(list(messages))
+
+
+def test_another_batch_has_another_name_and_one_that_tells_the_time() -> None:
+    messages = told.packets(5)
+    batches = (messages, messages[1:], messages[:-1], messages[::-1], [messages[0]])
+    names = [file.name for batch in batches for file in _files(batch)]
+    assert len(set(names)) == len(batches)
+    assert [name[:17] for name in names] == [
+        "20260101T000000Z-", "20260101T000001Z-", *["20260101T000000Z-"] * 3,
+    ]  # fmt: skip
+
+
+def test_uids_that_look_alike_when_joined_have_different_names() -> None:
+    line = told.packets(1)[0].line
+    (one,), (other,) = (
+        _files([Message(uid, line) for uid in uids]) for uids in (("a", 'b","c'), ('a","b', "c"))
+    )
+    assert one.name != other.name
+
+
+def test_no_name_is_made_of_what_an_event_says() -> None:
+    line = told.packets(1)[0].line
+    (file,) = _files([Message("../../etc/passwd\x00", line)])
+    assert file.name.replace("-", "").replace(".parquet", "").isalnum()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "is no JSON"),
+        (b"[]", "is no object"),
+        (b'{"time":1}', "has no class_uid"),
+        (b'{"time":1,"class_uid":1}', "has no class_uid"),
+        (b'{"time":1,"class_uid":[4001]}', "has no class_uid"),
+        (b'{"class_uid":4001}', "has no time"),
+        (b'{"class_uid":4001,"time":"now"}', "has no time"),
+        (b'{"class_uid":4001,"time":9223372036854775807}', "has no time"),
+    ],
+)
+def test_what_is_no_event_is_refused_and_the_others_are_not(line: bytes, reason: str) -> None:
+    messages = told.packets(2)
+    bad = Message("bad", line)
+    made = Maker(columns(LATEST)).make([messages[0], bad, messages[1]])
+    assert [refusal.message for refusal in made.refused] == [bad]
+    assert reason in made.refused[0].reason
+    assert made.files == _files(messages)
+
+
+def test_an_event_that_the_columns_do_not_foresee_is_kept_whole() -> None:
+    event = told.packets(1)[0].event()
+    event["from_tomorrow"] = {"x": [1, 2]}
+    event["severity_id"] = "high"
+    (file,) = _files([Message("uid", orjson.dumps(event))])
+    (read,) = read_back.events([file.content], columns(LATEST)[4001])
+    assert read["unmapped"].pop("from_tomorrow") == {"x": [1, 2]}
+    assert read["unmapped"].pop("severity_id") == "high"
+    del event["from_tomorrow"], event["severity_id"]
+    assert read == event
+
+
+def test_nothing_but_refusals_makes_no_file() -> None:
+    assert Maker(columns(LATEST)).make([Message("bad", b"{")]).files == ()

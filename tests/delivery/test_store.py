@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.delivery.store import FILE, Forgotten, FullError, Refused, Store
+from ocsf_nft.errors import DeliveryError
+from tests.delivery.receiver import event, events, uids
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def held(store: Store, beyond: int = 0) -> list[str]:
+    return [row.uid for row in await store.read(beyond, events=1 << 20, size=1 << 40)]
+
+
+async def put_until(store: Store, error: type[DeliveryError], sentence: str, size: int) -> int:
+    """Put event after event until that fails; how many were put."""
+    first = store.end
+    try:
+        for number in range(first, first + 10_000):
+            await store.put([event(number, size)])
+    except error as raised:
+        if re.search(sentence, str(raised)):
+            return store.end - first
+        raise
+    pytest.fail("it never failed")
+
+
+async def test_events_are_kept_in_their_order_over_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.put(events(range(3)))
+        await store.put(events(range(3, 5)))
+        assert store.end == 5
+    async with Store(path) as store:
+        assert store.end == 5
+        assert await held(store) == uids(range(5))
+        assert [row.line for row in await store.read(3, events=1, size=1)] == [event(3)]
+
+
+async def test_an_event_that_is_put_again_is_no_other_one(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE) as store:
+        await store.put(events([1, 2, 2]))
+        await store.put(events([2, 1, 3]))
+        assert await held(store) == uids([1, 2, 3])
+
+
+async def test_a_batch_is_bounded_by_events_and_bytes_and_has_one_at_least(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE) as store:
+        await store.put([event(number, 1000) for number in range(9)])
+        assert len(await store.read(0, events=4, size=1 << 20)) == 4
+        assert len(await store.read(0, events=9, size=3500)) == 3
+        assert len(await store.read(0, events=9, size=1)) == 1
+
+
+async def test_those_who_put_at_once_are_kept_together_and_each_learns_of_it(
+    tmp_path: Path,
+) -> None:
+    async with Store(tmp_path / FILE) as store:
+        await asyncio.gather(*(store.put([event(number)]) for number in range(200)))
+        assert sorted(await held(store)) == sorted(uids(range(200)))
+        assert store._waiting == []
+
+
+async def test_who_is_cancelled_leaves_nothing_that_waits(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE) as store:
+        tasks = [asyncio.create_task(store.put([event(number)])) for number in range(50)]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert set(uids(range(1, 50, 2))) <= set(await held(store))
+        assert store._waiting == []
+
+
+async def test_who_waits_for_growth_wakes_when_there_is_some(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE) as store:
+        waiting = asyncio.create_task(store.grown(1))
+        await store.put([event(1)])
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await store.put([event(2)])
+        await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_new_sink_gets_what_comes_from_now_on(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        assert await store.register(["a"]) == ()
+        await store.put(events(range(3)))
+        await store.acknowledge("a", 1)
+    async with Store(path) as store:
+        assert await store.register(["a", "b"]) == ()
+        assert await store.checkpoint("a") == (1, None)
+        assert await store.checkpoint("b") == (3, None)
+
+
+async def test_what_a_sink_that_is_gone_never_had_is_told(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE) as store:
+        await store.register(["a", "b"])
+        await store.put(events(range(3)))
+        await store.acknowledge("a", 3)
+        assert await store.register(["c"]) == (Forgotten("b", 3),)
+
+
+async def test_how_far_a_batch_reaches_is_kept_until_it_is_acknowledged(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.register(["a"])
+        await store.put(events(range(3)))
+        await store.sending("a", 2)
+    async with Store(path) as store:
+        assert await store.checkpoint("a") == (0, 2)
+        await store.acknowledge("a", 2)
+        assert await store.checkpoint("a") == (2, None)
+
+
+async def test_a_source_goes_on_behind_what_was_kept_with_it(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        assert await store.position("kmsg") is None
+        await store.put([event(1)], source="kmsg", position="kmsg:7")
+        await store.put([], source="kmsg", position="kmsg:8")
+    async with Store(path) as store:
+        assert await store.position("kmsg") == "kmsg:8"
+        assert await store.position("journal") is None
+
+
+async def test_dead_letters_are_kept_until_they_are_delivered(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.register(["a"])
+        await store.put(events(range(2)))
+        await store.acknowledge("a", 2, [Refused("uid-1", event(1), "too odd")])
+        assert await store.dead("a", events=9) == []
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute("UPDATE dead SET is_again = 1")
+    async with Store(path) as store:
+        (letter,) = await store.dead("a", events=9)
+        assert (letter.uid, letter.reason, letter.line) == ("uid-1", "too odd", event(1))
+        await store.bury([], [(letter.id, "still odd")])
+        assert await store.dead("a", events=9) == []
+        assert await store.dead_number("a") == 1
+        await store.bury([letter.id], [])
+        assert await store.dead_number("a") == 0
+
+
+async def test_room_is_made_of_what_every_sink_has(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE, most_bytes=1 << 20) as store:
+        await store.register(["a", "b"])
+        for number in range(0, 6000, 10):
+            await store.put([event(each, 500) for each in range(number, number + 10)])
+            await store.acknowledge("a", store.end)
+            await store.acknowledge("b", store.end)
+            assert store.bytes <= (1 << 20) + (1 << 16)
+        left = await held(store)
+        assert left[-1] == "uid-5999"
+        assert 0 < len(left) < 3000
+        assert await store.sweep() == ()
+
+
+async def test_a_store_that_a_sink_still_needs_is_full_until_the_sink_has_it(
+    tmp_path: Path,
+) -> None:
+    async with Store(tmp_path / FILE, most_bytes=1 << 20) as store:
+        await store.register(["a", "b"])
+        number = await put_until(store, FullError, "sinks have not had yet", 5000)
+        assert number > 150
+        assert len(await held(store)) == number
+        await store.acknowledge("a", store.end)
+        with pytest.raises(FullError):
+            await store.put([event(number)])
+        await store.acknowledge("b", number // 2)
+        await store.put([event(number)])
+        assert (await held(store))[-1] == f"uid-{number}"
+        assert (await held(store, number // 2))[0] == f"uid-{number // 2}"
+
+
+async def test_with_drops_the_oldest_goes_and_is_told_for_each_sink(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE, most_bytes=1 << 20, drops=True) as store:
+        await store.register(["a", "b"])
+        for number in range(800):
+            await store.put([event(number, 5000)])
+        left = await held(store)
+        assert left == uids(range(800 - len(left), 800))
+        told = dict(await store.sweep())
+        assert told == {"a": 800 - len(left), "b": 800 - len(left)}
+        assert await store.sweep() == ()
+
+
+async def test_what_is_too_old_goes_and_is_told_where_a_sink_needed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Store(tmp_path / FILE, most_seconds=60) as store:
+        await store.register(["a", "b"])
+        await store.put(events(range(3)))
+        await store.acknowledge("a", 3)
+        await store.acknowledge("b", 1)
+        assert await store.sweep() == ()
+        later_ns = time.monotonic_ns() + 61 * 10**9
+        monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
+        await store.put([event(3)])
+        assert await store.sweep() == (Forgotten("b", 2),)
+        assert await held(store) == ["uid-3"]
+
+
+async def test_a_clock_that_jumps_makes_nothing_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Store(tmp_path / FILE, most_seconds=60) as store:
+        await store.put(events(range(3)))
+        century_ns = 100 * 366 * 86_400 * 10**9
+        for jump in (century_ns, -century_ns):
+            now_ns = time.time_ns() + jump
+            monkeypatch.setattr(time, "time_ns", lambda now_ns=now_ns: now_ns)
+            assert await store.sweep() == ()
+            await store.put(events(range(3, 5)))
+        assert await held(store) == uids(range(5))
+
+
+@pytest.mark.parametrize("at", [0, 5000, 30_000])
+async def test_a_damaged_file_is_set_aside_told_and_begun_anew(tmp_path: Path, at: int) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.put([event(number, 300) for number in range(500)])
+        assert store.fault() is None
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * 4096)
+    damaged = path.read_bytes()
+    async with Store(path) as store:
+        fault = store.fault()
+        assert fault is not None
+        assert "it is set aside as" in fault
+        assert path.with_suffix(".damaged").read_bytes() == damaged
+        await store.put([event(1)])
+        assert await held(store) == ["uid-1"]
+
+
+@pytest.mark.parametrize("how", ["file", "folder", "replaced"])
+async def test_a_file_that_is_removed_while_it_is_used_is_put_back(
+    tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "state" / FILE
+    async with Store(path) as store:
+        await store.register(["a"])
+        await store.put(events(range(3)))
+        if how == "file":
+            path.unlink()
+        elif how == "folder":
+            shutil.rmtree(path.parent)
+        else:
+            path.unlink()
+            path.write_bytes(b"something else")
+        await store.put(events(range(3, 5)))
+        assert await store.checkpoint("a") == (0, None)
+        fault = store.fault()
+        assert fault is not None
+        assert "it is put back" in fault
+    async with Store(path) as store:
+        assert await held(store) == uids(range(5))
+        assert store.fault() is None
+
+
+async def test_a_disk_that_is_full_is_one_sentence_and_nothing_is_lost(
+    small_disk: Path,
+) -> None:
+    async with Store(small_disk / FILE) as store:
+        await store.put([event(0)])
+        number = 1 + await put_until(store, DeliveryError, r"can't be written .*make room", 20_000)
+        assert await held(store) == uids(range(number))
+    async with Store(small_disk / FILE) as store:
+        assert await held(store) == uids(range(number))
+        assert store.fault() is None
+
+
+async def test_a_store_is_removed_when_nobody_needs_anything_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "sb" / FILE
+    async with Store(path) as store:
+        await store.register(["a"])
+        await store.put([event(1)])
+        assert not await store.remove()
+        await store.acknowledge("a", 1, [Refused("uid-1", event(1), "bad")])
+        assert not await store.remove()
+        await store.bury([1], [])
+        assert await store.remove()
+    assert not path.parent.exists()
+
+
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from ocsf_nft.delivery.store import Store
+from tests.delivery.receiver import event
+
+async def main() -> None:
+    number = 0
+    async with Store(Path(sys.argv[1]), most_bytes=1 << 20) as store:
+        while True:
+            await store.put([event(number * 4 + each, 200) for each in range(4)])
+            number += 1
+            sys.stdout.write(f"{number}\\n")
+            sys.stdout.flush()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 0.003, 0.011, 0.04])
+async def test_what_was_put_is_there_after_a_kill(tmp_path: Path, seconds: float) -> None:
+    path = tmp_path / FILE
+    writer = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WRITER, str(path), stdout=subprocess.PIPE, env=_environment()
+    )
+    assert writer.stdout is not None
+    first = await writer.stdout.readline()
+    await asyncio.sleep(seconds)
+    writer.kill()
+    told = int(((await writer.stdout.read()).splitlines() or [first])[-1])
+    await writer.wait()
+    async with Store(path) as store:
+        found = await held(store)
+        assert store.fault() is None
+    assert len(found) in {told * 4, told * 4 + 4}
+    assert found == uids(range(len(found)))
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -1,0 +1,108 @@
+"""Events of every kind, as a sink gets them."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.delivery.message import Message
+from ocsf_nft.ocsf.fan_outs import fan_out
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state
+from ocsf_nft.ocsf.versions import LATEST, line_at
+from tests.conformance.corpus import (
+    ATTEMPTS,
+    ATTEMPTS_LET_PASS,
+    ATTRIBUTED,
+    CONTAINED,
+    CONTEXT,
+    LET_PASS,
+    NOW_NS,
+    PROCESSES,
+    RECORDS,
+    TIME_NS,
+)
+from tests.conformance.streaks import ENDED, FAN_OUTS, GOING_ON
+from tests.golden.situations import FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.ocsf.events import Event
+
+#: Network Activity, and Detection Finding.
+REFUSED = 4001
+FOUND = 2004
+
+
+@cache
+def messages(version: str) -> tuple[Message, ...]:
+    """Each event of the corpus in a version of OCSF, and those that are read by people."""
+    events = chain(_of_attempts(), _of_streaks(), _of_fences())
+    golden = (orjson.loads(path.read_bytes()) for path in sorted(FOLDER.glob("*.json")))
+    return tuple(
+        [message_of(line_at(event.to_json(), version)) for event in events]
+        + [
+            message_of(line_at(orjson.dumps(event), version))
+            for event in golden
+            if event["metadata"]["version"] == LATEST
+        ]
+    )
+
+
+def message_of(line: bytes) -> Message:
+    return Message(uid=orjson.loads(line)["metadata"]["uid"], line=line)
+
+
+def packets(count: int, *, since_ms: int = TIME_NS // 1_000_000) -> list[Message]:
+    """Events of Network Activity, one a second, each of as many packets as its number."""
+    mapper = Mapper(CONTEXT)
+    line = mapper.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS).to_json()
+    event: dict[str, Any] = orjson.loads(line)
+    return [
+        message_of(
+            orjson.dumps(
+                event
+                | {"time": since_ms + number * 1000, "count": number}
+                | {"metadata": event["metadata"] | {"uid": f"uid-{since_ms}-{number}"}}
+            )
+        )
+        for number in range(count)
+    ]
+
+
+def _of_attempts() -> Iterator[Event]:
+    attempts = [
+        *(Attempt.of(record) for record in chain(RECORDS.values(), LET_PASS.values())),
+        *ATTEMPTS.values(),
+        *ATTEMPTS_LET_PASS.values(),
+        *ATTRIBUTED.values(),
+    ]
+    for context in (CONTEXT, CONTAINED):
+        mapper = Mapper(context)
+        for attempt in attempts:
+            yield mapper.network_activity(attempt, processed_ns=NOW_NS)
+
+
+def _of_streaks() -> Iterator[Event]:
+    mapper = Mapper(CONTAINED)
+    for streak in (*GOING_ON.values(), *ENDED.values()):
+        if (finding := mapper.finding(streak, processed_ns=NOW_NS)) is not None:
+            yield finding
+    for each in FAN_OUTS.values():
+        yield fan_out(CONTAINED, each, processed_ns=NOW_NS)
+
+
+def _of_fences() -> Iterator[Event]:
+    for process in PROCESSES.values():
+        tampering = Tampering(
+            changes="a rule is gone", process=process, since_ns=TIME_NS, lasted_ns=1, given_up=True
+        )
+        yield fence_state(
+            CONTEXT, sandbox="sb1", before=FenceState.STANDING, after=FenceState.DEGRADED,
+            time_ns=TIME_NS, tables=["inet ocsf_nft"], reason="why", tampering=tampering,
+        )  # fmt: skip
