@@ -16,6 +16,7 @@ from ocsf_nft.cli import output
 from ocsf_nft.cli.check import check
 from ocsf_nft.cli.convert import convert
 from ocsf_nft.cli.demo import demo
+from ocsf_nft.cli.events import events
 from ocsf_nft.cli.explain import explain
 from ocsf_nft.cli.fence import install, remove, verify
 from ocsf_nft.cli.run import run
@@ -44,6 +45,7 @@ for command in (
     remove,
     run,
     status,
+    events,
     tail,
     convert,
     validate,

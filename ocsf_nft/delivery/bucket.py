@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ _MESSAGE: Final = re.compile(r"<Message>([^<]*)</Message>")
 _CERTIFICATE: Final = re.compile(r"InvalidCertificate\(\s*(\w+)")
 _CAUSE: Final = re.compile(r'(?:message|error): "([^"]*)"')
 _KIND: Final = re.compile(r"HttpError \{\s*kind: (\w+)")
-#: Where cloud machines and containers ask for credentials.
-_INSTANCE: Final = re.compile(r"://169\.254\.")
+#: What the library asks a cloud for credentials: a container's agent, and the machine's own ("Use
+#: the Instance Metadata Service", Amazon EC2 User Guide).
+_INSTANCE: Final = re.compile(r"://169\.254\.|/latest/(?:api/token|meta-data)")
 
 _TOO_LARGE: Final = "EntityTooLarge"
 _NOT_THERE: Final = "NoSuchKey"
@@ -176,10 +178,8 @@ class Bucket:
 
 
 def _certificates(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DeliveryError(f"TLS can't use {path}: {error.strerror}") from error
+    Tls(ca=path).context()  # says what is wrong with the file, as everywhere else
+    return path.read_bytes()
 
 
 def _found(pattern: re.Pattern[str], text: str) -> str:

@@ -311,7 +311,9 @@ class Store:
                 until = min(until, needed)
             elif until > needed:
                 self._count_forgotten(connection, until)
-            if not connection.execute("DELETE FROM event WHERE number <= ?", (until,)).rowcount:
+            gone = connection.execute("DELETE FROM event WHERE number <= ?", (until,)).rowcount
+            # A sink that refuses everything must not stop the others.
+            if not gone and not self._forget_dead(connection, _SLICE, self._now_ms()):
                 if self.bytes < self._most_bytes:
                     return
                 raise FullError(
@@ -329,12 +331,25 @@ class Store:
                 ).fetchone()
                 self._forgotten[name] = self._forgotten.get(name, 0) + number
 
+    def _forget_dead(self, connection: sqlite3.Connection, letters: int, until_ms: int) -> int:
+        """Remove the oldest dead letters: how many there were."""
+        found = connection.execute(
+            "DELETE FROM dead WHERE id IN "
+            "(SELECT id FROM dead WHERE since_ms <= ? ORDER BY id LIMIT ?) RETURNING sink",
+            (until_ms, letters),
+        ).fetchall()
+        for (name,) in found:
+            self._forgotten[name] = self._forgotten.get(name, 0) + 1
+        return len(found)
+
     def _sweep(self) -> tuple[Forgotten, ...]:
         oldest_ms = self._now_ms() - self._most_ms
         with self._database.at_work() as connection:
             while (until := _old(connection, oldest_ms)) is not None:
                 self._count_forgotten(connection, until)
                 connection.execute("DELETE FROM event WHERE number <= ?", (until,))
+            while self._forget_dead(connection, _SLICE, oldest_ms):
+                pass
             self._measure(connection)
         told = tuple(Forgotten(*each) for each in self._forgotten.items() if each[1])
         self._forgotten.clear()

@@ -347,3 +347,8 @@ CLASSES: Final[dict[int, type[Event]]] = {
     5019: DeviceConfigStateChange,
     6002: ApplicationLifecycle,
 }
+#: Their ``class_uid`` by their name, as a configuration writes it: ``network_activity``.
+CLASS_UIDS: Final[dict[str, int]] = {
+    model.model_fields["class_name"].default.lower().replace(" ", "_"): uid
+    for uid, model in CLASSES.items()
+}

@@ -94,7 +94,7 @@ def _network(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
     if not traffic:
         yield from _other(event)
         return
-    yield "place", _place(event)
+    yield "place", place_of(event)
     yield "who", _who(event)
     yield "what", traffic
     yield "outcome", _outcome(event)
@@ -106,7 +106,7 @@ def _network(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
 
 
 def _finding(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
-    yield "place", _place(event)
+    yield "place", place_of(event)
     yield "who", _who(event)
     title = _sentence(_at(event, "finding_info", "title")) or _sentence(event.get("message"))
     yield "what", ": ".join(filter(None, (_word(event.get("activity_name")), title)))
@@ -118,7 +118,7 @@ def _finding(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
 
 
 def _other(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
-    yield "place", _place(event)
+    yield "place", place_of(event)
     yield "who", _who(event)
     message = _text(event.get("message"))
     yield "what", _sentence(message) or _kind(event)
@@ -135,8 +135,8 @@ def _severity(event: Mapping[str, Any]) -> tuple[str, Style]:
     return known or (_word(event.get("severity")).upper() or "-", "informational")
 
 
-def _place(event: Mapping[str, Any]) -> str:
-    """The sandbox, or at least the machine."""
+def place_of(event: Mapping[str, Any]) -> str:
+    """The sandbox that an event is of, or at least the machine."""
     way = _at(event, "connection_info", "direction_id")
     end = "dst_endpoint" if way == Direction.INBOUND else "src_endpoint"
     for found in (

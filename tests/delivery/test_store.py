@@ -200,19 +200,32 @@ async def test_with_drops_the_oldest_goes_and_is_told_for_each_sink(tmp_path: Pa
         assert await store.sweep() == ()
 
 
+async def test_a_sink_that_refuses_everything_does_not_fill_the_store(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE, most_bytes=1 << 20) as store:
+        await store.register(["a"])
+        for number in range(600):
+            line = event(number, 5000)
+            await store.put([line])
+            await store.acknowledge("a", store.end, [Refused(f"uid-{number}", line, "no")])
+        kept = await store.dead_number("a")
+        assert 0 < kept < 600
+        assert await store.sweep() == (Forgotten("a", 600 - kept),)
+
+
 async def test_what_is_too_old_goes_and_is_told_where_a_sink_needed_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Store(tmp_path / FILE, most_seconds=60) as store:
         await store.register(["a", "b"])
         await store.put(events(range(3)))
-        await store.acknowledge("a", 3)
+        await store.acknowledge("a", 3, [Refused("uid-0", event(0), "no")])
         await store.acknowledge("b", 1)
         assert await store.sweep() == ()
         later_ns = time.monotonic_ns() + 61 * 10**9
         monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
         await store.put([event(3)])
-        assert await store.sweep() == (Forgotten("b", 2),)
+        assert await store.sweep() == (Forgotten("b", 2), Forgotten("a", 1))
+        assert await store.dead_number("a") == 0
         assert await held(store) == ["uid-3"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from ocsf_nft.config.tables import FileName, Table, checked
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.tls import Tls
-from ocsf_nft.ocsf.events import CLASSES
+from ocsf_nft.ocsf.events import CLASS_UIDS
 from ocsf_nft.ocsf.versions import LATEST, named
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 ClassName: TypeAlias = Literal[
     "network_activity", "detection_finding", "device_config_state_change", "application_lifecycle"
 ]
-_CLASS_UIDS: Final[dict[str, int]] = {
-    model.model_fields["class_name"].default.lower().replace(" ", "_"): uid
-    for uid, model in CLASSES.items()
-}
 Version = Annotated[str, checked(named)]
 Classes = Annotated[tuple[ClassName, ...], Field(min_length=1)]
 #: What names a sink in the store, metrics and our own log.
@@ -56,7 +52,7 @@ class SinkTable(Table):
     @property
     def class_uids(self) -> frozenset[int]:
         """The ``class_uid`` of what it wants."""
-        return frozenset(_CLASS_UIDS[name] for name in self.classes)
+        return frozenset(CLASS_UIDS[name] for name in self.classes)
 
     @property
     def called(self) -> str:

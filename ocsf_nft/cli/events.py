@@ -1,0 +1,310 @@
+"""``events``."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import heapq
+import re
+import signal
+import time
+from itertools import islice
+from pathlib import Path  # noqa: TC003 - typer reads it
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from ocsf_nft.cli import options, output
+from ocsf_nft.errors import AbsentError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from ocsf_nft.delivery.archive import Archive, Kept
+
+_PAUSE_SECONDS: Final = 0.2
+_AGO: Final = re.compile(r"([0-9]{1,6})([smhd])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def events(  # noqa: PLR0913, PLR0917 - each is an option
+    sandbox: Annotated[
+        str | None, typer.Option("--sandbox", help="Only those of one sandbox.", metavar="NAME")
+    ] = None,
+    kind: Annotated[
+        list[str],
+        typer.Option(
+            "--class",
+            help="Only those of a class, by its name (network_activity) or uid; repeatable.",
+            metavar="CLASS",
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    severity: Annotated[
+        str | None,
+        typer.Option(
+            "--severity",
+            help="Only those that matter so much, or more.",
+            metavar="informational|low|medium|high|critical",
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            help="Only those from then on: a time (ISO 8601, local unless it says), or how long "
+            "ago, as 90s, 15m, 12h, 7d.",
+            metavar="TIME",
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="Only those before then.", metavar="TIME")
+    ] = None,
+    uid: Annotated[
+        str | None,
+        typer.Option("--uid", help="Only the one with this metadata.uid.", metavar="UID"),
+    ] = None,
+    lines: Annotated[
+        int,
+        typer.Option("--lines", "-n", help="The last so many; 0 for all.", min=0, metavar="N"),
+    ] = 20,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is kept from now on.")
+    ] = False,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="A line to read for each, or what to hand on.",
+            metavar="shorthand|jsonl|syslog",
+        ),
+    ] = "shorthand",
+    ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
+    dead: Annotated[
+        bool,
+        typer.Option("--dead", help="Show what sinks refused, and what they said of it."),
+    ] = False,
+    sink: Annotated[
+        str | None, typer.Option("--sink", help="With --dead: of one sink.", metavar="NAME")
+    ] = None,
+    retry: Annotated[
+        bool,
+        typer.Option("--retry", help="With --dead: have them sent once more."),
+    ] = False,
+    sinks: Annotated[
+        bool, typer.Option("--sinks", help="Show how far each sink is, in place of events.")
+    ] = False,
+    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store",
+            help="One store, in place of all below the state directory.",
+            metavar="FILE",
+            readable=False,
+        ),
+    ] = None,
+) -> None:
+    """List the events that are kept, on standard output: the last 20, or those that are asked for.
+
+    A run keeps each event until every sink has it, and for a while after that (30 days or 1 GiB, if
+    the configuration doesn't say otherwise). Whoever runs goes on meanwhile. --follow ends with
+    Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store.
+
+    What a sink refuses stays apart: --dead lists it, and --dead --retry has the run (or the next
+    one) send it again, when the sink has been put right.
+
+    Reads the store alone: root's, by default. Needs no capability.
+
+    Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
+    """
+    from ocsf_nft.cli.formats import writer
+    from ocsf_nft.delivery.archive import Archive, stores
+
+    if (sink is not None or retry) and not dead:
+        raise UsageError("--sink and --retry are about dead letters: give --dead as well")
+    if dead and sinks:
+        raise UsageError("--dead and --sinks show different things: give one")
+    version, write = options.ocsf_version(ocsf_version), writer(form)
+    wanted = _filter(sandbox, kind, severity, since, until, uid)
+    if store is not None and not store.is_file():
+        raise AbsentError(f"{store} is not there: `--state-dir DIR` finds the stores of a run")
+    paths = stores(state_dir) if store is None else [store]
+    if retry:
+        _retry(paths, sink, uid)
+        return
+    with contextlib.ExitStack() as stack:
+        archives = [stack.enter_context(Archive(path)) for path in paths]
+        if sinks:
+            _show_sinks(archives)
+        elif dead:
+            _show_dead(archives, sink, form, wanted)
+        else:
+            shown = _Shown(archives, wanted, lambda found: _write(found, version, write))
+            shown.last(lines or None)
+            if follow:
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
+                with contextlib.suppress(KeyboardInterrupt):  # that is how it ends
+                    shown.follow()
+
+
+class _Shown:
+    """The events of some stores that are wanted."""
+
+    def __init__(
+        self,
+        archives: Sequence[Archive],
+        wanted: Callable[[bytes], bool],
+        write: Callable[[Iterable[bytes]], None],
+    ) -> None:
+        self._archives = archives
+        self._wanted = wanted
+        self._write = write
+        #: Of each store, the number of the last event that was looked at.
+        self._at = [next((kept.number for kept in each.newest()), 0) for each in archives]
+
+    def last(self, number: int | None) -> None:
+        """Show the last so many, or all, in their order."""
+        if number is None:
+            self._write(kept.line for kept in self._merged() if self._wanted(kept.line))
+            return
+        newest = heapq.merge(
+            *(each.newest() for each in self._archives), key=lambda kept: -kept.stored_ms
+        )
+        found = list(islice((kept.line for kept in newest if self._wanted(kept.line)), number))
+        self._write(reversed(found))
+
+    def follow(self) -> None:
+        """Show what is kept from now on."""
+        while True:
+            for place, archive in enumerate(self._archives):
+                for kept in archive.beyond(self._at[place]):
+                    self._at[place] = kept.number
+                    if self._wanted(kept.line):
+                        self._write([kept.line])
+            time.sleep(_PAUSE_SECONDS)
+
+    def _merged(self) -> Iterator[Kept]:
+        return heapq.merge(
+            *(each.beyond(0) for each in self._archives), key=lambda kept: kept.stored_ms
+        )
+
+
+def _write(
+    found: Iterable[bytes], version: str, write: Callable[[Iterable[bytes]], Iterator[bytes]]
+) -> None:
+    from ocsf_nft.ocsf.versions import LATEST, line_at
+
+    told = found if version == LATEST else (line_at(line, version) for line in found)
+    for part in write(told):
+        output.write(part)
+
+
+def _filter(  # noqa: PLR0913, PLR0917 - each is one
+    sandbox: str | None,
+    kinds: Sequence[str],
+    severity: str | None,
+    since: str | None,
+    until: str | None,
+    uid: str | None,
+) -> Callable[[bytes], bool]:
+    """Whether an event has all that is asked for; raises UsageError."""
+    import orjson
+
+    from ocsf_nft.ocsf.shorthand import place_of
+
+    classes = frozenset(map(_class_uid, kinds))
+    least = None if severity is None else _severity(severity)
+    from_ms = None if since is None else _moment("--since", since)
+    to_ms = None if until is None else _moment("--until", until)
+    if (sandbox, classes, least, from_ms, to_ms, uid) == (None, frozenset(), *[None] * 4):
+        return lambda _: True
+
+    def wanted(line: bytes) -> bool:
+        event: dict[str, Any] = orjson.loads(line)
+        return (
+            (sandbox is None or place_of(event) == sandbox)
+            and (not classes or event["class_uid"] in classes)
+            and (least is None or event["severity_id"] >= least)
+            and (from_ms is None or event["time"] >= from_ms)
+            and (to_ms is None or event["time"] < to_ms)
+            and (uid is None or event["metadata"]["uid"] == uid)
+        )
+
+    return wanted
+
+
+def _class_uid(name: str) -> int:
+    from ocsf_nft.ocsf.events import CLASS_UIDS
+
+    known = CLASS_UIDS | {str(number): number for number in CLASS_UIDS.values()}
+    if name not in known:
+        raise UsageError(f"--class {name!r} is not known: give one of {', '.join(known)}")
+    return known[name]
+
+
+def _severity(name: str) -> int:
+    from ocsf_nft.ocsf.enums import Severity
+
+    known = {"informational", "low", "medium", "high", "critical"}
+    if name.lower() not in known:
+        raise UsageError(f"--severity {name!r} is none: give one of {', '.join(sorted(known))}")
+    return int(Severity[name.upper()])
+
+
+def _moment(option: str, text: str) -> int:
+    """A time in ms since the epoch, UTC."""
+    ago = _AGO.fullmatch(text)
+    if ago is not None:
+        return int((time.time() - int(ago[1]) * _SECONDS[ago[2]]) * 1000)
+    try:
+        return int(dt.datetime.fromisoformat(text).astimezone(dt.UTC).timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{option} {text!r} is no time: write it like 2026-11-24T15:05:55+01:00, or 12h"
+        ) from error
+
+
+def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:
+    from ocsf_nft.delivery.archive import retry
+
+    number = sum(retry(path, sink, uid) for path in paths)
+    letters = "1 dead letter is" if number == 1 else f"{number} dead letters are"
+    output.say(f"{letters} to be sent again, by the run that has the store, or by the next one")
+
+
+def _show_dead(
+    archives: Sequence[Archive], sink: str | None, form: str, wanted: Callable[[bytes], bool]
+) -> None:
+    import orjson
+
+    from ocsf_nft.moment import utc_text
+    from ocsf_nft.ocsf.text import visible
+
+    for archive in archives:
+        for letter in archive.dead(sink):
+            if not wanted(letter.line):
+                continue
+            facts = {
+                "sink": letter.sink,
+                "uid": letter.uid,
+                "refused": utc_text(letter.since_ms),
+                "reason": letter.reason,
+                "is_again": bool(letter.is_again),
+            }
+            if form == "jsonl":
+                facts["event"] = orjson.loads(letter.line)
+                output.write(orjson.dumps(facts) + b"\n")
+            else:
+                again = "  (to be sent again)" if letter.is_again else ""
+                words = (facts["refused"], letter.sink, letter.uid, letter.reason)
+                output.write(f"{'  '.join(visible(str(word)) for word in words)}{again}\n".encode())
+
+
+def _show_sinks(archives: Sequence[Archive]) -> None:
+    for archive in archives:
+        for standing in archive.standings():
+            dead = f", {standing.dead} refused (--dead)" if standing.dead else ""
+            line = f"{standing.sink}: {standing.waiting} events wait{dead}  [{archive.path}]\n"
+            output.write(line.encode())

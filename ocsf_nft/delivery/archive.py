@@ -1,0 +1,128 @@
+"""A store as others than its run look at it: what it holds, and how far each sink is.
+
+Whoever runs goes on meanwhile. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from ocsf_nft.database import Database
+from ocsf_nft.delivery.store import FILE, Dead
+from ocsf_nft.errors import AbsentError, DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: Rows that are read in one go: what is read in one transaction, the run can't clear away.
+_ROWS: Final = 500
+
+
+class Kept(NamedTuple):
+    """An event in a store: its number there, and when it was put (ms since the epoch, UTC)."""
+
+    number: int
+    stored_ms: int
+    line: bytes
+
+
+class Standing(NamedTuple):
+    """How a sink stands: the events that it has yet to get, and its dead letters."""
+
+    sink: str
+    waiting: int
+    dead: int
+
+
+def stores(folder: Path) -> list[Path]:
+    """The stores below a state directory; raises AbsentError when there is none."""
+    found = [path for path in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if path.is_file()]
+    if not found:
+        raise AbsentError(
+            f"{folder} holds no events: name the --state-dir of a run, or the --store"
+        )
+    return found
+
+
+class Archive:
+    """One store, opened to be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database = Database(path, "")
+
+    def __enter__(self) -> Self:
+        """Open it; raises SourceError."""
+        self._database.open(read_only=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self._database.close()
+
+    def newest(self) -> Iterator[Kept]:
+        """The events, the last one first; raises SourceError."""
+        before = 1 << 62
+        while rows := self._rows("number < ? ORDER BY number DESC", before):
+            yield from rows
+            before = rows[-1].number
+
+    def beyond(self, number: int) -> Iterator[Kept]:
+        """The events with a higher number, in order; raises SourceError."""
+        while rows := self._rows("number > ? ORDER BY number", number):
+            yield from rows
+            number = rows[-1].number
+
+    def dead(self, sink: str | None = None) -> Iterator[Dead]:
+        """The dead letters, of one sink or of all, in order; raises SourceError."""
+        last = 0
+        while True:
+            with self._database.at_work() as connection:
+                rows = connection.execute(
+                    "SELECT * FROM dead WHERE id > ? AND sink = IFNULL(?, sink) "
+                    "ORDER BY id LIMIT ?",
+                    (last, sink, _ROWS),
+                ).fetchall()
+            if not rows:
+                return
+            yield from (Dead(*row) for row in rows)
+            last = rows[-1][0]
+
+    def standings(self) -> list[Standing]:
+        """How each sink stands; raises SourceError."""
+        with self._database.at_work() as connection:
+            rows = connection.execute(
+                "SELECT name, (SELECT COUNT(*) FROM event WHERE number > acknowledged), "
+                "(SELECT COUNT(*) FROM dead WHERE sink = name) FROM sink ORDER BY name"
+            )
+            return [Standing(*row) for row in rows]
+
+    def _rows(self, which: str, number: int) -> list[Kept]:
+        with self._database.at_work() as connection:
+            rows = connection.execute(
+                f"SELECT number, stored_ms, line FROM event WHERE {which} LIMIT ?",  # noqa: S608 - ours
+                (number, _ROWS),
+            )
+            return [Kept(*row) for row in rows]
+
+
+def retry(path: Path, sink: str | None, uid: str | None) -> int:
+    """Have dead letters tried again, of one sink and uid or of all; how many.
+
+    The run that has the store sends them within seconds, or the next one does. Raises
+    DeliveryError.
+    """
+    # Not as its owner opens it, who sets aside what is damaged.
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection, connection:
+            return connection.execute(
+                "UPDATE dead SET is_again = 1 "
+                "WHERE sink = IFNULL(?, sink) AND uid = IFNULL(?, uid)",
+                (sink, uid),
+            ).rowcount
+    except sqlite3.Error as error:
+        raise DeliveryError(f"{path} can't be written: {error}") from error

@@ -1,0 +1,185 @@
+"""What is kept, listed, filtered, followed and handed on."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from ocsf_nft.delivery.store import FILE, Refused, Store
+from tests.conformance.spoiling import GOOD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+#: One of each kind, in time's order, each its own.
+KEPT: list[dict[str, Any]] = [
+    event
+    | {"time": 1_000_000_000_000 + number * 60_000}
+    | {"metadata": event["metadata"] | {"uid": f"uid-{number}"}}
+    for number, event in enumerate(GOOD.values())
+]
+
+
+def lines(found: Iterable[dict[str, Any]]) -> list[bytes]:
+    return [orjson.dumps(event) for event in found]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory in which two runs have kept events, and sinks have refused one."""
+    asyncio.run(_fill(tmp_path))
+    return tmp_path
+
+
+async def _fill(folder: Path) -> None:
+    async with Store(folder / FILE) as store:
+        await store.register(["siem", "lake"])
+        await store.put(lines(KEPT[::2]))
+        (refused, *_) = lines(KEPT)
+        await store.acknowledge("siem", 2, [Refused("uid-0", refused, "bad\x1b[2J field")])
+    async with Store(folder / "sb1" / FILE) as store:
+        await store.register(["-"])
+        await store.put(lines(KEPT[1::2]))
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "events", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def uids(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert (done.returncode, done.stderr) == (0, "")
+    return [orjson.loads(line)["metadata"]["uid"] for line in done.stdout.splitlines()]
+
+
+def test_all_stores_of_a_state_directory_are_listed_together(state: Path) -> None:
+    done = run("--state-dir", state, "--format", "jsonl")
+    assert set(uids(done)) == {event["metadata"]["uid"] for event in KEPT}
+    alone = run("--store", state / "sb1" / FILE, "--format", "jsonl")
+    assert uids(alone) == [event["metadata"]["uid"] for event in KEPT[1::2]]
+
+
+def test_what_is_exported_is_what_was_kept(state: Path) -> None:
+    done = run("--store", state / FILE, "--lines", "0", "--format", "jsonl")
+    assert done.stdout.encode().splitlines() == lines(KEPT[::2])
+
+
+def test_the_last_are_shown_and_in_their_order(state: Path) -> None:
+    done = run("--store", state / FILE, "-n", "2", "--format", "jsonl")
+    assert uids(done) == [event["metadata"]["uid"] for event in KEPT[::2]][-2:]
+
+
+def test_a_line_to_read_is_shown_for_each(state: Path) -> None:
+    done = run("--state-dir", state)
+    assert len(done.stdout.splitlines()) == len(KEPT)
+    assert not done.stdout.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (("--class", "network_activity"), lambda event: event["class_uid"] == 4001),
+        (("--class", "2004", "--class", "5019"), lambda event: event["class_uid"] in {2004, 5019}),
+        (("--severity", "high"), lambda event: event["severity_id"] >= 4),
+        (("--uid", "uid-3"), lambda event: event["metadata"]["uid"] == "uid-3"),
+        (("--since", "2001-09-09T01:49:40+00:00"), lambda event: event["time"] >= 1000000180000),
+        (("--until", "2001-09-09T01:49:40+00:00"), lambda event: event["time"] < 1000000180000),
+        (("--since", "12h"), lambda _: False),
+        (("--sandbox", "no-such"), lambda _: False),
+    ],
+)
+def test_events_are_shown_that_have_all_that_is_asked_for(
+    state: Path, options: tuple[str, ...], wanted: Any
+) -> None:
+    done = run("--state-dir", state, "--lines", "0", "--format", "jsonl", *options)
+    expected = {event["metadata"]["uid"] for event in KEPT if wanted(event)}
+    assert set(uids(done)) == expected
+
+
+def test_they_are_told_in_another_version(state: Path) -> None:
+    done = run("--state-dir", state, "--format", "jsonl", "--ocsf-version", "1.1")
+    versions = {orjson.loads(line)["metadata"]["version"] for line in done.stdout.splitlines()}
+    assert versions == {"1.1.0"}
+
+
+def test_what_is_kept_later_is_followed(state: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "ocsf_nft", "events", "--state-dir", state, "-n", "0", "-f",
+         "--format", "jsonl"], stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            for _ in KEPT:
+                process.stdout.readline()
+            new = KEPT[0] | {"metadata": KEPT[0]["metadata"] | {"uid": "new"}}
+            asyncio.run(_put(state / "sb1" / FILE, lines([new])))
+            assert orjson.loads(process.stdout.readline()) == new
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
+
+
+async def _put(path: Path, events: list[bytes]) -> None:
+    async with Store(path) as store:
+        await store.put(events)
+
+
+def test_each_sink_tells_how_far_it_is(state: Path) -> None:
+    done = run("--state-dir", state, "--sinks")
+    waiting = len(KEPT[::2])
+    assert done.stdout.splitlines() == [
+        f"lake: {waiting} events wait  [{state / FILE}]",
+        f"siem: {waiting - 2} events wait, 1 refused (--dead)  [{state / FILE}]",
+        f"-: {len(KEPT[1::2])} events wait  [{state / 'sb1' / FILE}]",
+    ]
+
+
+def test_dead_letters_are_shown_with_what_was_said_of_them(state: Path) -> None:
+    done = run("--state-dir", state, "--dead")
+    assert done.stdout.count("\n") == 1
+    assert "siem  uid-0  bad" in done.stdout
+    assert "\x1b" not in done.stdout
+    told = orjson.loads(run("--state-dir", state, "--dead", "--format", "jsonl").stdout)
+    assert (told["sink"], told["event"]) == ("siem", KEPT[0])
+    assert run("--state-dir", state, "--dead", "--sink", "lake").stdout == ""
+
+
+def test_dead_letters_are_had_sent_again(state: Path) -> None:
+    done = run("--state-dir", state, "--dead", "--retry")
+    assert done.returncode == 0
+    assert done.stderr.startswith("1 dead letter is to be sent again")
+    assert "(to be sent again)" in run("--state-dir", state, "--dead").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--retry",), "give --dead as well"),
+        (("--sink", "a"), "give --dead as well"),
+        (("--dead", "--sinks"), "give one"),
+        (("--class", "x\x1b"), "--class 'x\\x1b' is not known: give one of network_activity"),
+        (("--severity", "odd"), "--severity 'odd' is none: give one of critical"),
+        (("--since", "yesterday"), "--since 'yesterday' is no time"),
+        (("--store", "/no/such"), "/no/such is not there"),
+        (("--state-dir", "/no/such"), "holds no events"),
+        (("--format", "xml"), "jsonl, shorthand, syslog"),
+    ],
+)
+def test_bad_usage_is_one_sentence(state: Path, options: tuple[str, ...], sentence: str) -> None:
+    place = () if "--state-dir" in options else ("--state-dir", str(state))
+    done = run(*place, *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from ocsf_nft.delivery.archive import Archive, Standing, retry, stores
+from ocsf_nft.delivery.store import FILE, Refused, Store
+from ocsf_nft.errors import AbsentError, DeliveryError, SourceError
+from tests.delivery.receiver import event, events, uids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from ocsf_nft.delivery.archive import Kept
+
+
+def named(found: Iterable[Kept]) -> list[str]:
+    return [orjson.loads(kept.line)["metadata"]["uid"] for kept in found]
+
+
+async def test_a_store_in_use_is_read_from_both_ends(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE) as store:
+        await store.put(events(range(1200)))
+        with Archive(tmp_path / FILE) as archive:
+            assert named(archive.beyond(0)) == uids(range(1200))
+            assert named(archive.newest()) == uids(range(1199, -1, -1))
+            assert named(archive.beyond(1198)) == uids([1198, 1199])
+            await store.put(events([7000]))
+            assert named(archive.beyond(1200)) == uids([7000])
+
+
+async def test_each_sink_stands_somewhere(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE) as store:
+        await store.register(["a", "b"])
+        await store.put(events(range(5)))
+        await store.acknowledge("a", 2, [Refused("uid-1", event(1), "odd")])
+        with Archive(tmp_path / FILE) as archive:
+            assert archive.standings() == [Standing("a", 3, 1), Standing("b", 5, 0)]
+
+
+async def test_dead_letters_are_listed_and_had_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.register(["a", "b"])
+        await store.put(events(range(3)))
+        for sink in ("a", "b"):
+            refused = [Refused(f"uid-{number}", event(number), "odd") for number in range(3)]
+            await store.acknowledge(sink, 3, refused)
+        with Archive(path) as archive:
+            assert [each.sink for each in archive.dead()] == ["a"] * 3 + ["b"] * 3
+            assert [each.uid for each in archive.dead("b")] == uids(range(3))
+        assert retry(path, "b", None) == 3
+        assert retry(path, "a", "uid-1") == 1
+        assert retry(path, "c", None) == 0
+        assert [each.uid for each in await store.dead("a", events=9)] == ["uid-1"]
+        assert [each.uid for each in await store.dead("b", events=9)] == uids(range(3))
+
+
+def test_stores_are_found_below_a_state_directory(tmp_path: Path) -> None:
+    with pytest.raises(AbsentError, match="holds no events"):
+        stores(tmp_path)
+    for place in (tmp_path, tmp_path / "sb2", tmp_path / "sb1"):
+        place.mkdir(exist_ok=True)
+        (place / FILE).touch()
+    assert stores(tmp_path) == [tmp_path / FILE, tmp_path / "sb1" / FILE, tmp_path / "sb2" / FILE]
+
+
+async def test_what_is_no_store_is_one_sentence_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    path.write_bytes(b"no database" * 1000)
+    with Archive(path) as archive, pytest.raises(SourceError, match="can't be read"):
+        list(archive.newest())
+    with pytest.raises(DeliveryError, match="can't be written"):
+        retry(path, None, None)
+    assert path.read_bytes() == b"no database" * 1000
