@@ -1,7 +1,5 @@
 """``check``."""
 
-# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Final
@@ -28,7 +26,7 @@ _STYLES: Final = {
 }
 
 
-def check(  # noqa: PLR0913, PLR0917 - each is an option
+def check(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a finding, on standard output.")
     ] = False,

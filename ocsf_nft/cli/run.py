@@ -1,32 +1,37 @@
 """``run``."""
 
-# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
-
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
+import structlog
 import typer
 
 from ocsf_nft.cli import options
 from ocsf_nft.cli.output import say, write_stderr_at_once
 from ocsf_nft.cli.summary import rejected
-from ocsf_nft.errors import UsageError
+from ocsf_nft.errors import OcsfNftError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from ocsf_nft.service import Counts
+    from ocsf_nft.config import Config
+    from ocsf_nft.config.listening import Listening
+    from ocsf_nft.service import Counts, Service
+
+_log = structlog.get_logger()
 
 _REPLAY: Final = "replay:"
 
 
-def run(  # noqa: PLR0913, PLR0917 - each is an option
+def run(
     context: typer.Context,
     config: Annotated[
         Path | None,
@@ -41,14 +46,14 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         str | None, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")
     ] = None,
     profile: options.Profile = "sandbox",
-    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
+    proxy: options.Proxies = [],
     netns: options.Netns = None,
     pid: options.Pid = None,
-    allow: options.Exceptions = [],  # noqa: B006 - the same
+    allow: options.Exceptions = [],
     host_guard: options.HostGuard = None,
-    proxy_uid: options.ProxyUids = [],  # noqa: B006 - the same
+    proxy_uid: options.ProxyUids = [],
     device: options.Device = None,
-    subnet: options.Subnets = [],  # noqa: B006 - the same
+    subnet: options.Subnets = [],
     gateway_port: options.GatewayPort = None,
     mac: options.Mac = None,
     permissive: options.Permissive = False,
@@ -87,9 +92,14 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     A fence that others alter, or flush, is put back at once, and told of. When that is fought over
     (10 times in a minute) it rests for a minute, and says so.
 
-    Ctrl-C, SIGTERM and SIGHUP: what the kernel has logged by then is delivered, then exit 0. A
-    second Ctrl-C or SIGTERM ends it at once, exit 3. On a failure the fence stays. Exit
-    1: a fence was fought over, and does not stand at the end.
+    Each event is in the store before any sink gets it, and stays until all have it: see
+    `ocsf-nft events`. A disk that is full is waited for, and no record is read meanwhile.
+
+    Ctrl-C and SIGTERM: what the kernel has logged by then is kept and delivered, then exit 0. What
+    a sink does not take within some seconds is delivered by the next run. A second one ends it at
+    once, exit 3. SIGHUP reads --config again, for its sinks, severities and findings; without
+    --config it ends the run too. On a failure the fence stays. Exit 1: a fence was fought over, and
+    does not stand at the end.
 
     Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), CAP_SYS_ADMIN to enter another one,
     CAP_SYS_PTRACE to find that of another user's process, CAP_SYSLOG for the kernel log; drops
@@ -155,16 +165,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         privileges.go_first()
     privileges.keep_only(service.capabilities(wanted))
 
-    def ready() -> None:
-        # What exists by now stays: a collection that looks at it again is latency for nothing.
-        gc.collect()
-        gc.freeze()
-        watched = [each.name for each in wanted.sandbox]
-        if wanted.host_log is not None:
-            watched.append(f"what other firewalls log ({wanted.host_log})")
-        say(f"ready: watching {', '.join(watched)}")
-
-    counts = asyncio.run(_until_signal(lambda stop: service.run(wanted, stop, ready=ready)))
+    counts = asyncio.run(_until_signal(lambda stop: _watch(wanted, config, stop), config))
     # A reader that is not there must not keep a run that was told to stop from ending.
     write_stderr_at_once(f"{_summary(counts)}\n".encode())
     if counts.fallen:
@@ -174,7 +175,76 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         raise typer.Exit(1)
 
 
-async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> Counts:
+async def _watch(wanted: Config, path: Path | None, stop: asyncio.Event) -> Counts:
+    from ocsf_nft import notify, service
+    from ocsf_nft.service import health
+
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(notify.tell, STOPPING="1")
+        running = await stack.enter_async_context(service.Service(wanted, stop=stop))
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        if wanted.listen is not None:
+            await stack.enter_async_context(_answering(running, wanted.listen))
+        tasks = [group.create_task(notify.keep_alive(lambda: not health.stuck(running)))]
+        if path is not None:
+            tasks.append(group.create_task(_reload_on_hangup(running, path)))
+        _settle(wanted)
+        notify.tell(READY="1", STATUS=_watching(wanted))
+        await stop.wait()
+        for task in tasks:
+            task.cancel()
+    return running.counts
+
+
+def _settle(wanted: Config) -> None:
+    # What exists by now stays: a collection that looks at it again is latency for nothing.
+    gc.collect()
+    gc.freeze()
+    say(f"ready: {_watching(wanted)}")
+
+
+def _watching(wanted: Config) -> str:
+    watched = [each.name for each in wanted.sandbox]
+    if wanted.host_log is not None:
+        watched.append(f"what other firewalls log ({wanted.host_log})")
+    return f"watching {', '.join(watched)}"
+
+
+def _answering(running: Service, at: Listening) -> AbstractAsyncContextManager[None]:
+    try:
+        from ocsf_nft.web import answering
+    except ImportError as error:
+        raise UnsupportedError("listen needs the extra ocsf-nft[http]: install it") from error
+    return answering(running, at)
+
+
+async def _reload_on_hangup(running: Service, path: Path) -> None:
+    from ocsf_nft import config as configuration
+    from ocsf_nft import notify
+
+    hung_up = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    try:
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            notify.tell_reloading()
+            try:
+                await running.reload(await asyncio.to_thread(configuration.load, path))
+            except OcsfNftError as error:
+                # Not worse than before: all goes on with what was read last.
+                _log.error("not reloaded", reason=str(error))
+            else:
+                _log.warning("reloaded", path=str(path))
+            notify.tell(READY="1")
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+async def _until_signal(
+    work: Callable[[asyncio.Event], Awaitable[Counts]], config: Path | None = None
+) -> Counts:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     asked = False
@@ -187,7 +257,7 @@ async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> C
                 _end_at_once()
             asked = True
 
-    before = {number: signal.getsignal(number) for number in _ending_signals()}
+    before = {number: signal.getsignal(number) for number in _ending_signals(config)}
     for number in before:
         # asyncio's wakes a loop that is just about to sleep; ours doesn't wait for a loop that may
         # be waiting for a full pipe.
@@ -201,9 +271,9 @@ async def _until_signal(work: Callable[[asyncio.Event], Awaitable[Counts]]) -> C
             signal.signal(number, handler)
 
 
-def _ending_signals() -> tuple[signal.Signals, ...]:
-    # Under nohup(1) SIGHUP is ignored, and stays so.
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+def _ending_signals(config: Path | None) -> tuple[signal.Signals, ...]:
+    # Under nohup(1) SIGHUP is ignored, and stays so; who has a file to read again reads it then.
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN or config is not None
     return (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
 
 

@@ -1,7 +1,5 @@
 """``validate``."""
 
-# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
-
 from __future__ import annotations
 
 import sys
@@ -29,7 +27,7 @@ def validate(
             "- is standard input.",
             metavar="[PATH… | -]",
         ),
-    ] = ["-"],  # noqa: B006 - typer copies it
+    ] = ["-"],
     ocsf_version: Annotated[
         str | None,
         typer.Option(

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from ocsf_nft.config.events import FindingConfig, PrefixConfig, SeverityConfig
+from ocsf_nft.config.listening import Listening, listening
 from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.config.sinks import KINDS, SinkConfig, SinkTable
 from ocsf_nft.config.sinks.base import Version
 from ocsf_nft.config.sinks.file import FileSink
 from ocsf_nft.config.sinks.stdout import StdoutSink
 from ocsf_nft.config.store import StoreConfig
-from ocsf_nft.config.tables import FileName, Table
+from ocsf_nft.config.tables import FileName, Table, checked
 from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
 from ocsf_nft.fence.state import DEFAULT_DIRECTORY
 from ocsf_nft.prefixes import Configured, Prefixes
@@ -36,8 +37,9 @@ class Config(Table):
     """All of it.
 
     ``output``, a file's path or ``-`` for standard output, and ``ocsf_version`` are in place of a
-    single ``[[sink]]``. ``host_log`` is where to read what other firewalls of this host log, None
-    for not at all. The first ``[[severity]]`` that is about an attempt says how much it matters.
+    single ``[[sink]]``. ``listen`` is the address and port at which a run tells its metrics and its
+    health, None for nowhere. ``host_log`` is where to read what other firewalls of this host log,
+    None for not at all. The first ``[[severity]]`` that is about an attempt says how much it matters.
     """
 
     sandbox: tuple[SandboxConfig, ...] = ()
@@ -46,6 +48,7 @@ class Config(Table):
     ocsf_version: Version | None = None
     sink: tuple[SinkConfig, ...] = ()
     store: StoreConfig = StoreConfig()
+    listen: Annotated[Listening, checked(listening)] | None = None
     severity: tuple[SeverityConfig, ...] = ()
     finding: FindingConfig = FindingConfig()
     prefix: tuple[PrefixConfig, ...] = ()

@@ -9,11 +9,10 @@ letter then, and the others go on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 import stamina
 import structlog
@@ -24,7 +23,7 @@ from ocsf_nft.delivery.store import Refused
 from ocsf_nft.errors import ClosedError, DeliveryError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from ocsf_nft.delivery.pace import Pace
     from ocsf_nft.delivery.patience import Patience
@@ -61,6 +60,14 @@ class Progress:
     since: float = 0.0
 
 
+@dataclass(slots=True)
+class _Part:
+    """What is left to deliver of a part of a batch, and what was refused of it by name."""
+
+    rest: Sequence[Message]
+    refused: list[Refusal] = field(default_factory=list)
+
+
 class Forwarder:
     """Delivers from a store to a sink, from the sink's checkpoint on.
 
@@ -68,7 +75,7 @@ class Forwarder:
     want. The store is asked ``patiently``.
     """
 
-    def __init__(  # noqa: PLR0913 - what a forwarder is made of
+    def __init__(
         self,
         name: str,
         sink: Sink,
@@ -90,6 +97,7 @@ class Forwarder:
         self._is_open = False
         self._moved = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._leaving = asyncio.Event()
 
     async def open(self) -> None:
         """Open the sink now, not with the first batch; raises DeliveryError."""
@@ -107,8 +115,12 @@ class Forwarder:
         except (TimeoutError, OSError, DeliveryError) as error:
             _log.warning("a sink could not be closed", sink=self.name, reason=str(error))
 
+    def leave(self) -> None:
+        """Let :meth:`run` end once what is being delivered has been."""
+        self._leaving.set()
+
     async def run(self) -> None:
-        """Deliver until cancelled.
+        """Deliver until cancelled, or told to leave.
 
         Raises ClosedError when the sink is gone for good, DeliveryError when the store can't be
         asked.
@@ -118,13 +130,18 @@ class Forwarder:
             await self._count_dead()
             if sending is not None and self._repeats:
                 await self._forward(await self._read(until=sending))
-            while True:
+            while not self._leaving.is_set():
                 if self.progress.dead and await self._try_again():
                     continue
                 if await self._wait():
                     await self._forward(await self._read())
         finally:
             await self.close()
+
+    @property
+    def waiting(self) -> int:
+        """The events in the store that are not done with."""
+        return max(0, self._store.end - self.done)
 
     async def drain(self) -> None:
         """Wait until the sink has all that is in the store, without waiting for fuller batches."""
@@ -141,28 +158,16 @@ class Forwarder:
         self.progress.dead = await self._patiently(lambda: self._store.dead_number(self.name))
 
     async def _wait(self) -> bool:
-        """Wait for a batch; whether there is one. There may be dead letters to look at instead."""
+        """Wait for a batch; whether there is one. There may be something else to look at."""
         look = _LOOK_SECONDS if self.progress.dead else None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(look):
-                await self._store.grown(self.done)
-        if self._store.end <= self.done:
+        await _first((self._store.grown(self.done), self._leaving.wait()), look)
+        if self._store.end <= self.done or self._leaving.is_set():
             return False
         if self._pace.seconds and not self._hurry.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._pace.seconds):
-                    await self._fullness()
+            full = self._store.grown(self.done + self._pace.events - 1)
+            waits = (full, self._hurry.wait(), self._leaving.wait())
+            await _first(waits, self._pace.seconds)
         return True
-
-    async def _fullness(self) -> None:
-        """Return when a batch is as large as it may be, or is not to be waited for."""
-        full = asyncio.ensure_future(self._store.grown(self.done + self._pace.events - 1))
-        hurry = asyncio.ensure_future(self._hurry.wait())
-        try:
-            await asyncio.wait({full, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            full.cancel()
-            hurry.cancel()
 
     async def _read(self, until: int | None = None) -> list[Stored]:
         """The next batch, or all up to a number: a batch that was being sent before."""
@@ -235,26 +240,26 @@ class Forwarder:
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
         """Deliver a batch, in parts where it is refused as a whole; what is refused in the end."""
         refused: list[Refusal] = []
-        parts = deque([messages])
+        parts = deque([_Part(messages)])
         while parts:
             part = parts.popleft()
             try:
-                refused += await self._until_taken(part)
+                await self._until_taken(part)
             except RefusedError as error:
-                if len(part) == 1:
-                    refused.append(Refusal(part[0], str(error)))
+                rest = part.rest
+                if len(rest) == 1:
+                    refused.append(Refusal(rest[0], str(error)))
                 else:
-                    half = len(part) // 2
-                    parts.extendleft((part[half:], part[:half]))
+                    half = len(rest) // 2
+                    parts.extendleft((_Part(rest[half:]), _Part(rest[:half])))
+            refused += part.refused
         return refused
 
-    async def _until_taken(self, part: Sequence[Message]) -> list[Refusal]:
-        """Try a part until it is taken or refused; what the receiver refuses of it.
+    async def _until_taken(self, part: _Part) -> None:
+        """Try a part until nothing is left of it.
 
-        Raises RefusedError when it refuses it as a whole, ClosedError.
+        Raises RefusedError when the receiver refuses what is left as a whole, ClosedError.
         """
-        refused: list[Refusal] = []
-        rest = part
         async for attempt in stamina.retry_context(
             on=_wait_after,
             attempts=None,
@@ -264,14 +269,13 @@ class Forwarder:
             wait_jitter=min(_FIRST_SECONDS, self._pace.retry_seconds),
         ):
             with attempt:
-                outcome = await self._watched(rest)
-                refused += outcome.refused
-                rest = outcome.again
-                if rest:
+                outcome = await self._watched(part.rest)
+                part.refused += outcome.refused
+                part.rest = outcome.again
+                if part.rest:
                     self._fail(outcome.reason)
                     raise DeliveryError(outcome.reason, after_seconds=outcome.after_seconds)
         self._recover()
-        return refused
 
     async def _watched(self, part: Sequence[Message]) -> Outcome:
         try:
@@ -326,3 +330,13 @@ def _wait_after(error: Exception) -> bool | float:
     if error.after_seconds is None:
         return True
     return min(max(error.after_seconds, 0.0), _MOST_ASKED_SECONDS)
+
+
+async def _first(waits: Iterable[Coroutine[Any, Any, object]], seconds: float | None) -> None:
+    """Wait for the first of several, and no longer than that."""
+    tasks = [asyncio.ensure_future(each) for each in waits]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

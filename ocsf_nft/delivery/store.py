@@ -120,7 +120,7 @@ class Store:
         #: What the file takes of the disk, as of the last transaction, in bytes.
         self.bytes = 0
         self._database = Database(path, _SCHEMA, synchronous="FULL")
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._most_ms = int(most_seconds * 1000)
         self._drops = drops
         self._waiting: list[_Put] = []
@@ -278,7 +278,7 @@ class Store:
         is_light = not any(each.lines for each in waiting)
         work = self._database.lightly if is_light else self._database.at_work
         with work() as connection:
-            if self.bytes >= self._most_bytes:
+            if self.bytes >= self.most_bytes:
                 self._make_room(connection)
             stored_ms = self._now_ms()
             connection.executemany(
@@ -305,7 +305,7 @@ class Store:
     def _make_room(self, connection: sqlite3.Connection) -> None:
         """Remove the oldest events; raises FullError when sinks need them all."""
         needed = _needed_beyond(connection)
-        while self.bytes >= self._most_bytes * _LEFT:
+        while self.bytes >= self.most_bytes * _LEFT:
             until = _first(connection, _SLICE)
             if not self._drops:
                 until = min(until, needed)
@@ -314,10 +314,10 @@ class Store:
             gone = connection.execute("DELETE FROM event WHERE number <= ?", (until,)).rowcount
             # A sink that refuses everything must not stop the others.
             if not gone and not self._forget_dead(connection, _SLICE, self._now_ms()):
-                if self.bytes < self._most_bytes:
+                if self.bytes < self.most_bytes:
                     return
                 raise FullError(
-                    f"{self.path} holds {self._most_bytes} bytes that sinks have not had yet: "
+                    f"{self.path} holds {self.most_bytes} bytes that sinks have not had yet: "
                     "it takes no more until they have"
                 )
             self._measure(connection)

@@ -98,24 +98,14 @@ async def _watched(
         "install": True,
     }
     wanted = config.parse({"sandbox": [sandbox], "state_dir": state.path}, where="the demo")
-    stop, ready = asyncio.Event(), asyncio.Event()
     outlet = service.Outlet(name=_SANDBOX, sink=collector)
-    watching = asyncio.create_task(service.run(wanted, stop, found=[outlet], ready=ready.set))
-    try:
-        starting = asyncio.create_task(ready.wait())
-        await asyncio.wait({starting, watching}, return_when=asyncio.FIRST_COMPLETED)
-        starting.cancel()
-        if watching.done():
-            return  # the error is raised below
+    async with service.Service(wanted, found=[outlet]):
         installed = state.read(_SANDBOX)
         if installed is not None and installed.degraded is not None:
             raise UnsupportedError(
                 f"the fence stands, but this kernel can't log what it refuses: {installed.degraded}"
             )
         yield
-    finally:
-        stop.set()
-        await watching  # its error is the cause of whatever else went wrong
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:

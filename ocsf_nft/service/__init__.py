@@ -2,6 +2,6 @@
 
 from ocsf_nft.service.outlets import Outlet
 from ocsf_nft.service.pipeline import Counts
-from ocsf_nft.service.run import capabilities, replay, run
+from ocsf_nft.service.run import Service, capabilities, replay
 
-__all__ = ["Counts", "Outlet", "capabilities", "replay", "run"]
+__all__ = ["Counts", "Outlet", "Service", "capabilities", "replay"]

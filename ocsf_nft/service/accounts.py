@@ -63,7 +63,7 @@ class Account:
     between tells them again, word for word.
     """
 
-    def __init__(  # noqa: PLR0913 - what an account is made of
+    def __init__(
         self,
         sandbox: str,
         counters: Counters,
@@ -100,6 +100,7 @@ class Account:
         # One reading after another: what counts must not seem to go back.
         self._reading = asyncio.Lock()
         self._looked_ns = 0
+        self._turned = time.monotonic()
 
     async def __aenter__(self) -> Self:
         """Open what is kept, and the counters.
@@ -133,6 +134,24 @@ class Account:
     def position(self) -> str | None:
         """Where its source is to go on, None where it was not read before."""
         return self._position
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long ago the counters were read last, or tried to be."""
+        return time.monotonic() - self._turned
+
+    @property
+    def fault(self) -> str | None:
+        """Why the counters can't be read now, None when they can."""
+        return self._fault
+
+    def balances(self) -> tuple[Balance, ...]:
+        """How the account stands by the last reading."""
+        return self._ledger.balances()
+
+    async def lost(self) -> tuple[book.Lost, ...]:
+        """What each source has lost; raises DeliveryError."""
+        return await self._work(self._book.lost)
 
     async def resume(self) -> None:
         """Take up the account where it was left, and read the counters.
@@ -199,6 +218,7 @@ class Account:
     async def _observe(self) -> None:
         async with self._reading:
             await self._read()
+            self._turned = time.monotonic()
 
     async def _read(self) -> None:
         began = time.monotonic()

@@ -85,17 +85,13 @@ class Outlets:
 
     def __init__(self, found: Sequence[Outlet], store: Store, patience: Patience) -> None:
         self.store = store
+        self.forwarders: tuple[Forwarder, ...] = ()
         #: Whether the store is to go as well, once every sink has all of it.
         self.is_passing = False
-        self.forwarders = tuple(
-            Forwarder(
-                each.name, each.sink, store, told=each.told, pace=each.pace, patiently=patience
-            )
-            for each in found
-        )
-        self._outlets = tuple(found)
+        self._found = tuple(found)
         self._patience = patience
         self._stack = contextlib.AsyncExitStack()
+        self._group: asyncio.TaskGroup
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -103,14 +99,9 @@ class Outlets:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
             stack.push_async_callback(self._pass)
-            for name, number in await self.store.register([each.name for each in self._outlets]):
-                _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
-            for outlet, forwarder in zip(self._outlets, self.forwarders, strict=True):
-                if outlet.is_local:
-                    await forwarder.open()
-                    stack.push_async_callback(forwarder.close)
-            group = await stack.enter_async_context(asyncio.TaskGroup())
-            self._tasks = [group.create_task(each.run()) for each in self.forwarders]
+            forwarders = await self._opened(self._found)
+            self._group = await stack.enter_async_context(asyncio.TaskGroup())
+            await self._start(forwarders)
             self._stack = stack.pop_all()
         return self
 
@@ -128,6 +119,48 @@ class Outlets:
             for task in self._tasks:
                 task.cancel()
             await self._stack.__aexit__(kind, error, traceback)
+
+    async def replace(self, found: Sequence[Outlet]) -> None:
+        """Deliver to these from now on, and to no others.
+
+        Raises DeliveryError when a local one can't be opened: all goes on as before then.
+        """
+        forwarders = await self._opened(found)
+        for each in self.forwarders:
+            each.leave()
+        _, stuck = await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
+        for task in stuck:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        await self._start(forwarders)
+
+    async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
+        """Their forwarders, the sinks of those that are local being open."""
+        forwarders = tuple(
+            Forwarder(
+                each.name,
+                each.sink,
+                self.store,
+                told=each.told,
+                pace=each.pace,
+                patiently=self._patience,
+            )
+            for each in found
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            for outlet, forwarder in zip(found, forwarders, strict=True):
+                if outlet.is_local:
+                    await forwarder.open()
+                    stack.push_async_callback(forwarder.close)
+            stack.pop_all()
+        return forwarders
+
+    async def _start(self, forwarders: tuple[Forwarder, ...]) -> None:
+        names = [each.name for each in forwarders]
+        for name, number in await self._patience(lambda: self.store.register(names)):
+            _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
+        self.forwarders = forwarders
+        self._tasks = [self._group.create_task(each.run()) for each in forwarders]
 
     async def keep(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
         """Keep events, as :meth:`Store.put` does; raises DeliveryError when patience ends."""
@@ -147,7 +180,7 @@ class Outlets:
                 for forwarder in self.forwarders:
                     group.create_task(forwarder.drain())
         for forwarder in self.forwarders:
-            if waiting := self.store.end - forwarder.done:
+            if waiting := forwarder.waiting:
                 _log.warning(
                     "events wait in the store for the next run", sink=forwarder.name, events=waiting
                 )

@@ -61,8 +61,9 @@ class Pipeline:
         reporter: Reporter,
         accounts: Mapping[str, Account],
         prefixes: Prefixes | None = None,
+        counts: Counts | None = None,
     ) -> None:
-        self.counts = Counts()
+        self.counts = Counts() if counts is None else counts
         self._gaps_by_reason: dict[str, int] = {}
         self._reporter = reporter
         self._accounts = accounts

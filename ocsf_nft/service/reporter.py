@@ -74,6 +74,13 @@ class Reporter:
         self._contexts[sandbox] = told
         self._mappers[sandbox] = Mapper(told)
 
+    def reconsider(self, severities: tuple[SeverityRule, ...], threshold: Threshold) -> None:
+        """Tell how much attempts matter by other rules from now on."""
+        self._nothing = replace(self._nothing, severities=severities, threshold=threshold)
+        self._unknown = Mapper(self._nothing)
+        for sandbox, context in self._contexts.items():
+            self.know(sandbox, context)
+
     def context(self, sandbox: str | None = None) -> Context:
         """What is known of a sandbox, or of the host alone."""
         return self._nothing if sandbox is None else self._contexts.get(sandbox, self._nothing)

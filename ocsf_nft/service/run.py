@@ -1,228 +1,241 @@
-"""Run: fence or find fenced, read, map, deliver, until told to stop."""
+"""Run: fence or find fenced, read, map, keep, deliver, until told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.accounting import book
 from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.delivery.store import FILE, Store
-from ocsf_nft.errors import FenceError, OcsfNftError
+from ocsf_nft.errors import FenceError, OcsfNftError, UsageError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import this_host
 from ocsf_nft.ocsf.notices import lifecycle
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import fences
 from ocsf_nft.service.accounts import Account
+from ocsf_nft.service.feeds import HOST, Early, feeds, log_of
 from ocsf_nft.service.outlets import Direct, Outlet, Outlets, outlets
-from ocsf_nft.service.pipeline import JOURNAL_QUIET_SECONDS, QUIET_SECONDS, Counts, Pipeline
+from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.reporter import Reporter
+from ocsf_nft.service.status import Status
 from ocsf_nft.service.upkeep import upkeep
 from ocsf_nft.service.watched import Watched
-from ocsf_nft.sources.journal import Journal
-from ocsf_nft.sources.kmsg import Kmsg
-from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.replay import Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+    from types import TracebackType
 
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.fence.state import Installed
     from ocsf_nft.service.fences import Fence
-    from ocsf_nft.sources.base import Source
 
-_HOST: Final = Namespace()
-LogName: TypeAlias = Literal["kmsg", "journal"]
-#: The kernel's log, which has a position, by the name that it is kept under.
-_LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Journal}
+#: What of a configuration is taken over while a run goes on.
+RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "severity", "finding"})
 
 
-async def run(
-    config: Config,
-    stop: asyncio.Event,
-    *,
-    found: Sequence[Outlet] | None = None,
-    ready: Callable[[], None] = lambda: None,
-) -> Counts:
-    """Watch the sandboxes of a configuration and deliver what they try, until ``stop``.
+class Service:
+    """The sandboxes of a configuration under watch, while its context is entered.
 
-    ``found`` is where events go, in place of the configuration's sinks. ``ready`` is called when
-    every fence stands and every source is read. When ``stop`` is set, what the kernel has logged
-    by then is still kept and delivered, and the fences that this run installed are removed; what a
-    sink does not take within some seconds waits in the store for the next run.
+    Once it is entered every fence stands, and every record is read. When it is left, what the
+    kernel has logged by then is still kept and delivered, and the fences that it installed are
+    removed; what a sink does not take within some seconds waits in the store for the next run.
 
-    A fence that others alter is put back, if that is not switched off; ``fallen`` of the result are
-    those that were altered too often, and don't stand.
+    A fence that others alter is put back, if that is not switched off; ``fallen`` of the counts
+    are those that were altered too often, and don't stand.
 
-    Raises an OcsfNftError when a fence can't stand, a source can't be read or events can't be kept.
-    The fences are left standing then: who is fenced stays fenced.
+    Entering raises an OcsfNftError when a fence can't stand, a source can't be read or events
+    can't be kept. What fails later cancels who has entered, and is raised when it is left. The
+    fences are left standing then: who is fenced stays fenced.
     """
-    with _first_error():
-        async with contextlib.AsyncExitStack() as stack:
-            return await _Run(config, stop, stack).run(
-                outlets(config.sinks) if found is None else found, ready
-            )
-
-
-class _Run:
-    """One run, and what it holds open."""
 
     def __init__(
-        self, config: Config, stop: asyncio.Event, stack: contextlib.AsyncExitStack
+        self,
+        config: Config,
+        *,
+        found: Sequence[Outlet] | None = None,
+        stop: asyncio.Event | None = None,
     ) -> None:
-        self._config = config
-        self._stop = stop
-        self._stack = stack
-        self._state = StateDirectory(config.state_dir)
-        self._patience = Patience(stop)
+        """``found`` is where events go, in place of the configuration's sinks.
 
-    async def run(self, found: Sequence[Outlet], ready: Callable[[], None]) -> Counts:
-        config, stack = self._config, self._stack
+        When ``stop`` is set it begins to end, though its context is not left yet.
+        """
+        self.config = config
+        self.counts = Counts()
+        self.patience: Patience
+        self.kept: Outlets
+        self.watched: tuple[Watched, ...] = ()
+        self.accounts: tuple[Account, ...] = ()
+        self._reporter: Reporter
+        self._found = found
+        self._state = StateDirectory(config.state_dir)
+        self._stop = stop or asyncio.Event()
+        self._is_ready = asyncio.Event()
+        self._stack = contextlib.AsyncExitStack()
+        self._run: asyncio.Task[None]
+
+    async def __aenter__(self) -> Self:
+        """Begin, and return when all stands and is read."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(_first_error())
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            self._run = group.create_task(self._begin())
+            # When it fails it is this task that is cancelled.
+            await self._is_ready.wait()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End."""
+        self._stop.set()
+        if kind is None or not issubclass(kind, asyncio.CancelledError):
+            await asyncio.wait([self._run])
+        await self._stack.__aexit__(kind, error, traceback)
+
+    @property
+    def events(self) -> int:
+        """How many events were kept since it began."""
+        return self._reporter.events
+
+    async def reload(self, config: Config) -> None:
+        """Take over another configuration's sinks, severities and findings.
+
+        Sinks are opened anew, with their secrets and certificates. Raises UsageError where
+        anything else is another one, and an OcsfNftError when a sink can't be opened: all goes on
+        as before then.
+        """
+        changed = [
+            name
+            for name in type(config).model_fields
+            if name not in RELOADED and getattr(config, name) != getattr(self.config, name)
+        ]
+        if changed:
+            raise UsageError(
+                f"{', '.join(changed)} can't be taken over while a run goes on: start it again"
+            )
+        await self.kept.replace(outlets(config.sinks))
+        self._reporter.reconsider(config.severities, config.finding.as_threshold())
+        self.config = config
+
+    async def statuses(self) -> tuple[Status, ...]:
+        """How the accounts of the sandboxes stand; raises DeliveryError."""
+        return tuple(
+            [
+                Status(
+                    sandbox=watched.name,
+                    is_watched=True,
+                    mode=watched.mode,
+                    absent=(),
+                    verdict=watched.verdict,
+                    balances=account.balances(),
+                    lost=await account.lost(),
+                )
+                for watched, account in zip(self.watched, self.accounts, strict=True)
+            ]
+        )
+
+    async def _begin(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._watch(stack)
+
+    async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
+        config = self.config
+        self.patience = Patience(self._stop)
         for sandbox in config.sandbox:
             stack.enter_context(self._state.watching(sandbox.name))
-        early = _Early()
+        early = Early()
         for sandbox in config.sandbox:
             await early.open(sandbox, self._state, stack)
         standing = [
             await asyncio.to_thread(fences.stand, each, self._state) for each in config.sandbox
         ]
-        kept = await stack.enter_async_context(Outlets(found, self._store(), self._patience))
-        reporter = Reporter(
-            kept.keep,
+        found = outlets(config.sinks) if self._found is None else self._found
+        self.kept = await stack.enter_async_context(Outlets(found, self._store(), self.patience))
+        self._reporter = reporter = Reporter(
+            self.kept.keep,
             this_host(),
             severities=config.severities,
             threshold=config.finding.as_threshold(),
         )
         accounts = {
-            sandbox.name: await stack.enter_async_context(self._account(sandbox, fence, reporter))
+            sandbox.name: await stack.enter_async_context(self._account(sandbox, fence))
             for sandbox, fence in zip(config.sandbox, standing, strict=True)
         }
-        feeds = await self._feeds(standing, accounts, kept.store, early)
+        sources = await feeds(config, standing, accounts, self.kept.store, early, stack)
         await reporter.emit(lifecycle(reporter.context(), activity="start", time_ns=time.time_ns()))
-        watched = [
+        self.accounts = tuple(accounts.values())
+        self.watched = tuple(
             Watched(sandbox, fence, self._state, reporter)
             for sandbox, fence in zip(config.sandbox, standing, strict=True)
-        ]
-        for each in watched:
+        )
+        for each in self.watched:
             await each.announce()
             stack.push_async_callback(each.withdraw)
             await each.post()
-        for account in accounts.values():
+        for account in self.accounts:
             await account.resume()
-        pipeline = Pipeline(reporter, accounts, config.prefixes)
-        ready()
+        pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
+        self._is_ready.set()
         async with asyncio.TaskGroup() as group:
-            watches = [group.create_task(each.watch()) for each in watched]
-            watches += [group.create_task(each.keep()) for each in accounts.values()]
-            watches.append(group.create_task(upkeep(kept, reporter)))
-            pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in feeds]
+            watches = [group.create_task(each.watch()) for each in self.watched]
+            watches += [group.create_task(each.keep()) for each in self.accounts]
+            watches.append(group.create_task(upkeep(self.kept, reporter)))
+            pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in sources]
             # A fence that can't log leaves nothing to read, and still has to be watched.
             await self._stop.wait()
             await asyncio.gather(*pumps)
             for watch in watches:
                 watch.cancel()
-        for each in watched:
+        await self._end(reporter)
+
+    async def _end(self, reporter: Reporter) -> None:
+        for each in self.watched:
             await each.withdraw()
-        pipeline.counts.fallen = [each.name for each in watched if each.has_fallen]
-        for account in accounts.values():
+        self.counts.fallen = [each.name for each in self.watched if each.has_fallen]
+        for account in self.accounts:
             await account.close()
-        for each, account in zip(watched, accounts.values(), strict=True):
+        for each, account in zip(self.watched, self.accounts, strict=True):
             if await each.take_away():
                 await account.forget()
                 # Of a sandbox that is gone, nothing stays that nobody needs.
-                kept.is_passing = self._store_path().parent == self._state.directory(each.name)
+                own = self._state.directory(each.name)
+                self.kept.is_passing = self.kept.store.path.parent == own
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
-        pipeline.counts.events = reporter.events
-        return pipeline.counts
-
-    def _store_path(self) -> Path:
-        return self._config.store.path or self._state.path / FILE
 
     def _store(self) -> Store:
-        wanted = self._config.store
+        wanted = self.config.store
         return Store(
-            self._store_path(),
+            wanted.path or self._state.path / FILE,
             most_bytes=wanted.max_bytes,
             most_seconds=wanted.max_age,
             drops=wanted.when_full == "drop",
         )
 
-    def _account(self, sandbox: SandboxConfig, fence: Fence, reporter: Reporter) -> Account:
+    def _account(self, sandbox: SandboxConfig, fence: Fence) -> Account:
         return Account(
             sandbox.name,
             Counters(fence.installed),
             self._state.directory(sandbox.name) / book.FILE,
-            reporter,
+            self._reporter,
             begun_ns=self._state.written_ns(sandbox.name) or time.time_ns(),
-            patience=self._patience,
-            source=_log_of(sandbox) if fence.installed.transport == "kmsg" else "",
-        )
-
-    async def _feeds(
-        self,
-        standing: Sequence[Fence],
-        accounts: Mapping[str, Account],
-        store: Store,
-        early: _Early,
-    ) -> list[_Feed]:
-        """What is read, and for whom."""
-        config, stack = self._config, self._stack
-        feeds: list[_Feed] = []
-        by_nflog: dict[Nflog, set[str | None]] = {}
-        for sandbox, fence in zip(config.sandbox, standing, strict=True):
-            installed = fence.installed
-            if installed.transport == "nflog":
-                places = [installed.namespace]
-                if installed.spec.guard_device is not None:
-                    places.append(_HOST)
-                for place in places:
-                    source = await early.take(place, installed.spec.group, stack)
-                    by_nflog.setdefault(source, set()).add(sandbox.name)
-            elif installed.transport == "kmsg":
-                # One reader each: each goes on from where its own account was left.
-                reader: Source = _LOGS[_log_of(sandbox)](
-                    frozenset({sandbox.name}), accounts[sandbox.name].position
-                )
-                opened = await stack.enter_async_context(reader)
-                feeds.append(_Feed(opened, frozenset({sandbox.name})))
-        if config.host_log is not None:
-            position = await store.position(config.host_log)
-            reader = _LOGS[config.host_log](frozenset(), position, foreign=config.prefixes)
-            opened = await stack.enter_async_context(reader)
-            feeds.append(_Feed(opened, frozenset({None}), name=config.host_log))
-        feeds += [_Feed(source, frozenset(names)) for source, names in by_nflog.items()]
-        return feeds
-
-
-@dataclass(frozen=True, slots=True)
-class _Feed:
-    """A source, the sandboxes whose records it can have (None: no sandbox's), and its name."""
-
-    source: Source
-    sandboxes: frozenset[str | None]
-    name: str = ""
-
-    async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
-        is_journal = isinstance(self.source, Journal)
-        await pipeline.pump(
-            self.source,
-            stop,
-            self.sandboxes,
-            quiet_seconds=JOURNAL_QUIET_SECONDS if is_journal else QUIET_SECONDS,
-            name=self.name,
+            patience=self.patience,
+            source=log_of(sandbox) if fence.installed.transport == "kmsg" else "",
         )
 
 
 def capabilities(config: Config) -> frozenset[Capability]:
-    """What :func:`run` needs for as long as it runs.
+    """What a :class:`Service` needs for as long as it runs.
 
     Where a fence stands that a run finds, and how it logs, is on record.
     """
@@ -233,8 +246,8 @@ def capabilities(config: Config) -> frozenset[Capability]:
     for sandbox in config.sandbox:
         needed.add(Capability.NET_ADMIN)  # binding NFLOG, listing and renewing the fence
         found = None if sandbox.install else _on_record(sandbox.name, state)
-        namespace = sandbox.namespace or (found.namespace if found else _HOST)
-        if namespace != _HOST:
+        namespace = sandbox.namespace or (found.namespace if found else HOST)
+        if namespace != HOST:
             needed.add(Capability.SYS_ADMIN)  # setns(2) into another namespace
             # /proc/PID/ns of another user's process: where it is, and how its users are numbered
             needed.add(Capability.SYS_PTRACE)
@@ -263,53 +276,6 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
         await pipeline.pump(source, stop)
         pipeline.counts.events = reporter.events
         return pipeline.counts
-
-
-def _log_of(sandbox: SandboxConfig) -> LogName:
-    return "journal" if sandbox.source == "journal" else "kmsg"
-
-
-class _Early:
-    """NFLOG sources that are opened before their fence, so that its first record is not missed.
-
-    One that can't be opened must not keep the fence from standing: its error waits until the
-    fence stands and turns out to need it.
-    """
-
-    def __init__(self) -> None:
-        self._opened: dict[tuple[str, int], Nflog | OcsfNftError] = {}
-
-    async def open(
-        self, sandbox: SandboxConfig, state: StateDirectory, stack: contextlib.AsyncExitStack
-    ) -> None:
-        if fences.wanted_transport(sandbox) not in {None, "nflog"}:
-            return
-        on_record = None if sandbox.install else state.read(sandbox.name)
-        namespace = sandbox.namespace or (on_record.namespace if on_record else _HOST)
-        group = on_record.spec.group if on_record else sandbox.group
-        await self._open(namespace, group, stack)
-        if sandbox.host_guard is not None:
-            await self._open(_HOST, group, stack)
-
-    async def take(
-        self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
-    ) -> Nflog:
-        await self._open(namespace, group, stack)
-        source = self._opened[namespace.identity(), group]
-        if isinstance(source, OcsfNftError):
-            raise source
-        return source
-
-    async def _open(
-        self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
-    ) -> None:
-        key = (namespace.identity(), group)
-        if key in self._opened:
-            return
-        try:
-            self._opened[key] = await stack.enter_async_context(Nflog(namespace, group))
-        except OcsfNftError as error:
-            self._opened[key] = error
 
 
 @contextlib.contextmanager

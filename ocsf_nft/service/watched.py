@@ -16,7 +16,9 @@ from ocsf_nft.service import fences
 from ocsf_nft.service.to_its_end import to_its_end
 
 if TYPE_CHECKING:
+    from ocsf_nft.accounting.balance import Mode
     from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.remedy import Remedy
     from ocsf_nft.fence.sentry import Alteration
     from ocsf_nft.fence.state import Installed, StateDirectory
@@ -65,6 +67,25 @@ class Watched:
     def has_fallen(self) -> bool:
         """Whether the fence was put back too often, and does not stand by what is known."""
         return self._given_up and self._told[0] not in _WELL
+
+    @property
+    def mode(self) -> Mode:
+        """How its fence is installed."""
+        return "permissive" if self._installed.spec.is_permissive else "enforcing"
+
+    @property
+    def verdict(self) -> Verdict:
+        """How the fence stands by what was last told of it."""
+        state, _ = self._told
+        if state in _WELL:
+            return "as installed"
+        return "absent" if state is FenceState.ABSENT else "differs"
+
+    @property
+    def fault(self) -> str | None:
+        """Why the fence does not stand, by what was last told of it; None when it does."""
+        state, reason = self._told
+        return None if state in _WELL else reason or state.value.lower()
 
     async def announce(self) -> None:
         """Tell of a fence that this run put up, or that does not refuse and log as it should."""

@@ -166,6 +166,20 @@ async def test_what_is_wrong_with_a_batch_is_found_by_halving_it(store: Store) -
     assert max(map(sink.batches.count, sink.batches)) == 1
 
 
+async def test_what_was_refused_by_name_is_not_sent_again_with_what_is_refused_as_a_whole(
+    store: Store,
+) -> None:
+    sink = Receiver(bad={"uid-1"}, unsaid={"uid-8"}, most=4)
+    sink.unsaid_from = 2
+    forwarder = made(store, sink)
+    async with running(forwarder):
+        await store.put(events(range(10)))
+        await forwarder.drain()
+    assert sink.got == uids(number for number in range(10) if number not in {1, 8})
+    assert forwarder.progress.dead == 2
+    assert sum("uid-1" in batch for batch in sink.batches) == 1
+
+
 async def test_what_was_not_taken_now_is_sent_again_and_nothing_else(store: Store) -> None:
     sink = Receiver(most=4)
     async with running(made(store, sink)):
@@ -185,6 +199,7 @@ async def test_a_dead_letter_is_sent_again_when_somebody_wants_it(
         await forwarder.drain()
         again(tmp_path)
         await sink.tried(2)
+        await asyncio.wait_for(_none_again(store), 10)
         sink.bad = set()
         again(tmp_path)
         await sink.has(1)
@@ -192,8 +207,13 @@ async def test_a_dead_letter_is_sent_again_when_somebody_wants_it(
     assert await store.dead_number("a") == 0
 
 
+async def _none_again(store: Store) -> None:
+    while await store.dead("a", events=1):
+        await asyncio.sleep(0.001)
+
+
 async def _buried(forwarder: Forwarder) -> None:
-    while forwarder.progress.dead:  # noqa: ASYNC110 - nobody else waits for it
+    while forwarder.progress.dead:
         await asyncio.sleep(0.001)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ocsf_nft.attempt import Attempt
+from ocsf_nft.attempt import Attempt, Ended
 from ocsf_nft.delivery.message import Message
 from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
@@ -90,7 +90,8 @@ def _of_attempts() -> Iterator[Event]:
 
 def _of_streaks() -> Iterator[Event]:
     mapper = Mapper(CONTAINED)
-    for streak in (*GOING_ON.values(), *ENDED.values()):
+    streaks: list[Attempt | Ended] = [*GOING_ON.values(), *ENDED.values()]
+    for streak in streaks:
         if (finding := mapper.finding(streak, processed_ns=NOW_NS)) is not None:
             yield finding
     for each in FAN_OUTS.values():
