@@ -158,7 +158,7 @@ class Database:
             )
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
-                raise sqlite3.DatabaseError(found)
+                raise sqlite3.DatabaseError(found)  # noqa: TRY301 - as SQLite itself would have
             self._identity = self._found()
         except BaseException:
             connection.close()

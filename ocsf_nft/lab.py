@@ -104,5 +104,5 @@ def _configure(namespace: str, device: str, *addresses: str) -> None:
 
 def _without_dad() -> None:
     for scope in ("all", "default"):
-        with open(f"/proc/sys/net/ipv6/conf/{scope}/accept_dad", "w") as sysctl:
+        with open(f"/proc/sys/net/ipv6/conf/{scope}/accept_dad", "w") as sysctl:  # noqa: PTH123 - procfs
             sysctl.write("0")

@@ -4,6 +4,8 @@ Names and labels are a contract with dashboards. The labels are few: a sandbox, 
 their mode (enforcing or permissive), the kinds of source, the sinks by their names.
 """
 
+# ruff: noqa: PLC0415 - prometheus_client brings an HTTP client and server: only who asks needs it
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final

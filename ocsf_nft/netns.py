@@ -99,7 +99,7 @@ def _in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
         try:
             enter()
             results.append(work())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below
             errors.append(error)
 
     thread = threading.Thread(target=inside, name="netns", daemon=True)

@@ -1,5 +1,7 @@
 """``convert``."""
 
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
 from __future__ import annotations
 
 import contextlib
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 1 << 18
 
 
-def convert(
+def convert(  # noqa: PLR0913, PLR0917 - each is an option
     paths: Annotated[
         list[str],
         typer.Argument(
             help="Files of kernel log text; - is standard input.", metavar="[PATH… | -]"
         ),
-    ] = ["-"],
+    ] = ["-"],  # noqa: B006 - typer copies it
     prefix: Annotated[
         str | None,
         typer.Option("--prefix", help="Only records whose log prefix begins so.", metavar="P"),

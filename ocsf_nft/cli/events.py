@@ -1,5 +1,7 @@
 """``events``."""
 
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
 from __future__ import annotations
 
 import contextlib
@@ -27,7 +29,7 @@ _AGO: Final = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def events(
+def events(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: Annotated[
         str | None, typer.Option("--sandbox", help="Only those of one sandbox.", metavar="NAME")
     ] = None,
@@ -38,7 +40,7 @@ def events(
             help="Only those of a class, by its name (network_activity) or uid; repeatable.",
             metavar="CLASS",
         ),
-    ] = [],
+    ] = [],  # noqa: B006 - typer copies it
     severity: Annotated[
         str | None,
         typer.Option(
@@ -199,7 +201,7 @@ def _write(
         output.write(part)
 
 
-def _filter(
+def _filter(  # noqa: PLR0913, PLR0917 - each is one
     sandbox: str | None,
     kinds: Sequence[str],
     severity: str | None,

@@ -1,5 +1,7 @@
 """``explain``."""
 
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
 from __future__ import annotations
 
 import time

@@ -1,5 +1,7 @@
 """``install``, ``verify`` and ``remove``."""
 
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
@@ -13,17 +15,17 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import Event
 
 
-def install(
+def install(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: options.Sandbox,
     profile: options.Profile = "sandbox",
-    proxy: options.Proxies = [],
+    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
     netns: options.Netns = None,
     pid: options.Pid = None,
-    allow: options.Exceptions = [],
+    allow: options.Exceptions = [],  # noqa: B006 - the same
     host_guard: options.HostGuard = None,
-    proxy_uid: options.ProxyUids = [],
+    proxy_uid: options.ProxyUids = [],  # noqa: B006 - the same
     device: options.Device = None,
-    subnet: options.Subnets = [],
+    subnet: options.Subnets = [],  # noqa: B006 - the same
     gateway_port: options.GatewayPort = None,
     mac: options.Mac = None,
     permissive: options.Permissive = False,

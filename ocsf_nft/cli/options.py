@@ -136,20 +136,19 @@ TellingConfig = Annotated[
 
 def ocsf_version(text: str) -> str:
     """The version of OCSF that somebody named, maybe in short, as 1.1; raises UsageError."""
-    from ocsf_nft.ocsf.versions import named
+    from ocsf_nft.ocsf.versions import named  # noqa: PLC0415 - the same
 
     return named(text)
 
 
 def told(config: Path | None) -> tuple[Prefixes, Context]:
     """What foreign prefixes mean, and what matters; raises AbsentError or UsageError."""
-    # Slow to import, as above.
-    from ocsf_nft.ocsf.context import Context
-    from ocsf_nft.prefixes import Prefixes
+    from ocsf_nft.ocsf.context import Context  # noqa: PLC0415 - slow to import, as above
+    from ocsf_nft.prefixes import Prefixes  # noqa: PLC0415 - the same
 
     if config is None:
         return Prefixes(), Context()
-    from ocsf_nft.config import read
+    from ocsf_nft.config import read  # noqa: PLC0415
 
     found = read(config)
     return found.prefixes, Context(severities=found.severities)
@@ -162,7 +161,7 @@ def one_sandbox(**values: Any) -> SandboxConfig:
 
 def one(sandbox: dict[str, Any], **others: Any) -> Config:
     """A configuration with one sandbox, from options; raises UsageError."""
-    from ocsf_nft import config
+    from ocsf_nft import config  # noqa: PLC0415 - pydantic is slow to import, and --help needs none
 
     given = {key: value for key, value in sandbox.items() if value is not None}
     return config.parse({"sandbox": [given], **others}, where="options")

@@ -71,7 +71,7 @@ def prepare() -> None:
         except OSError:  # the lowest that is free, hence the one that open returns
             os.open(os.devnull, os.O_RDONLY if number < _STDERR else os.O_WRONLY)
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
     sys.stdout = _text(_Stdout(_STDOUT, "w", closefd=False), sys.stdout)
     sys.stderr = _text(_Stderr(_STDERR, "w", closefd=False), sys.stderr)
 
@@ -93,7 +93,7 @@ def write(data: bytes) -> None:
 def say(text: str) -> None:
     """Tell people, on standard error; what a name or a line holds can't steer their terminal."""
     shown = re.sub(r"[^\n\t]+", lambda part: visible(part[0]), text)
-    print(shown, file=sys.stderr)
+    print(shown, file=sys.stderr)  # noqa: T201 - here, and nowhere else
 
 
 def write_stderr_at_once(data: bytes) -> bool:

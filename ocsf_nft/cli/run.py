@@ -1,5 +1,7 @@
 """``run``."""
 
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
 from __future__ import annotations
 
 import asyncio
@@ -31,7 +33,7 @@ _log = structlog.get_logger()
 _REPLAY: Final = "replay:"
 
 
-def run(
+def run(  # noqa: PLR0913, PLR0917 - each is an option
     context: typer.Context,
     config: Annotated[
         Path | None,
@@ -46,14 +48,14 @@ def run(
         str | None, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")
     ] = None,
     profile: options.Profile = "sandbox",
-    proxy: options.Proxies = [],
+    proxy: options.Proxies = [],  # noqa: B006 - typer copies it
     netns: options.Netns = None,
     pid: options.Pid = None,
-    allow: options.Exceptions = [],
+    allow: options.Exceptions = [],  # noqa: B006 - the same
     host_guard: options.HostGuard = None,
-    proxy_uid: options.ProxyUids = [],
+    proxy_uid: options.ProxyUids = [],  # noqa: B006 - the same
     device: options.Device = None,
-    subnet: options.Subnets = [],
+    subnet: options.Subnets = [],  # noqa: B006 - the same
     gateway_port: options.GatewayPort = None,
     mac: options.Mac = None,
     permissive: options.Permissive = False,

@@ -1,5 +1,7 @@
 """``status``."""
 
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Final

@@ -1,5 +1,7 @@
 """``validate``."""
 
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
 from __future__ import annotations
 
 import sys
@@ -27,7 +29,7 @@ def validate(
             "- is standard input.",
             metavar="[PATH… | -]",
         ),
-    ] = ["-"],
+    ] = ["-"],  # noqa: B006 - typer copies it
     ocsf_version: Annotated[
         str | None,
         typer.Option(

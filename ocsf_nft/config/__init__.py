@@ -39,7 +39,8 @@ class Config(Table):
     ``output``, a file's path or ``-`` for standard output, and ``ocsf_version`` are in place of a
     single ``[[sink]]``. ``listen`` is the address and port at which a run tells its metrics and its
     health, None for nowhere. ``host_log`` is where to read what other firewalls of this host log,
-    None for not at all. The first ``[[severity]]`` that is about an attempt says how much it matters.
+    None for not at all. The first ``[[severity]]`` that is about an attempt says how much it
+    matters.
     """
 
     sandbox: tuple[SandboxConfig, ...] = ()

@@ -23,7 +23,7 @@ def checked(check: Callable[[str], Any]) -> BeforeValidator:
 
     def validate(value: object) -> object:
         if not isinstance(value, str):
-            raise ValueError(f"must be text, not {value!r}")
+            raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004 - pydantic wants ValueError
         try:
             return check(value)
         except UsageError as error:

@@ -103,7 +103,7 @@ class Archive:
     def _rows(self, which: str, number: int) -> list[Kept]:
         with self._database.at_work() as connection:
             rows = connection.execute(
-                f"SELECT number, stored_ms, line FROM event WHERE {which} LIMIT ?",
+                f"SELECT number, stored_ms, line FROM event WHERE {which} LIMIT ?",  # noqa: S608 - ours
                 (number, _ROWS),
             )
             return [Kept(*row) for row in rows]

@@ -72,7 +72,7 @@ class Bucket:
     Amazon's own tools find them. ``ca`` is a file of certificates to trust beside the system's.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a bucket is reached by
         self,
         *,
         name: str,

@@ -85,7 +85,7 @@ def _nothing() -> None:
 def _write(path: Path, content: bytes) -> None:
     """Write a file to the disk; raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, _MODE), "wb", buffering=0) as file:
+    with open(os.open(path, flags, _MODE), "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
         rest = memoryview(content)
         while rest:
             rest = rest[file.write(rest) :]

@@ -75,7 +75,7 @@ class Forwarder:
     want. The store is asked ``patiently``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a forwarder is made of
         self,
         name: str,
         sink: Sink,

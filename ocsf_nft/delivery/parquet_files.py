@@ -97,7 +97,7 @@ class Maker:
         except orjson.JSONDecodeError as error:
             raise ValueError("the event is no JSON") from error
         if not isinstance(event, dict):
-            raise ValueError("the event is no object of JSON")
+            raise ValueError("the event is no object of JSON")  # noqa: TRY004 - it is a value
         class_uid = event.get("class_uid")
         if not isinstance(class_uid, int) or class_uid not in self._columns:
             raise ValueError("the event has no class_uid that there are columns for")

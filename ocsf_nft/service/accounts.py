@@ -63,7 +63,7 @@ class Account:
     between tells them again, word for word.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an account is made of
         self,
         sandbox: str,
         counters: Counters,

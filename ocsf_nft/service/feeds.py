@@ -102,7 +102,7 @@ def log_of(sandbox: SandboxConfig) -> LogName:
     return "journal" if sandbox.source == "journal" else "kmsg"
 
 
-async def feeds(
+async def feeds(  # noqa: PLR0913, PLR0917 - what a run has by then
     config: Config,
     standing: Sequence[Fence],
     accounts: Mapping[str, Account],

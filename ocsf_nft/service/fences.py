@@ -190,7 +190,7 @@ def context(installed: Installed, host: Host | None, container: Container | None
     )
 
 
-def state_event(
+def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the call
     installed: Installed,
     host: Host | None,
     *,

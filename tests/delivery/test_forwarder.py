@@ -208,12 +208,12 @@ async def test_a_dead_letter_is_sent_again_when_somebody_wants_it(
 
 
 async def _none_again(store: Store) -> None:
-    while await store.dead("a", events=1):
+    while await store.dead("a", events=1):  # noqa: ASYNC110 - the same
         await asyncio.sleep(0.001)
 
 
 async def _buried(forwarder: Forwarder) -> None:
-    while forwarder.progress.dead:
+    while forwarder.progress.dead:  # noqa: ASYNC110 - nobody else waits for it
         await asyncio.sleep(0.001)
 
 
