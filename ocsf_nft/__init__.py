@@ -1,1 +1,43 @@
-"""Fence a sandbox with nftables and report every bypass attempt as OCSF events."""
+"""Fence a sandbox with nftables and report every bypass attempt as OCSF events.
+
+What the command line does, a supervisor in Python can do as well::
+
+    config = ocsf_nft.parse(
+        {"sandbox": [{"name": "agent", "netns": "agent", "proxy": ["10.0.0.1:3128"],
+                      "install": True}]},
+        where="my supervisor",
+    )
+    async with ocsf_nft.Service(config, iterates=True) as service:
+        ...  # the fence stands, and all that it refuses is read: start the workload
+        async for event in service:
+            ...
+
+Everything else in here may change from one version to the next.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from ocsf_nft.config import Config, load, parse
+    from ocsf_nft.errors import OcsfNftError
+    from ocsf_nft.service import Service
+
+__all__ = ["Config", "OcsfNftError", "Service", "load", "parse"]
+
+#: Imported when it is asked for: the command line must be there at once.
+_PLACES: Final = {
+    "Config": "ocsf_nft.config",
+    "OcsfNftError": "ocsf_nft.errors",
+    "Service": "ocsf_nft.service",
+    "load": "ocsf_nft.config",
+    "parse": "ocsf_nft.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

@@ -73,6 +73,13 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     output: Annotated[
         str, typer.Option("--output", help="Where events go: a file, or - for stdout.")
     ] = "-",
+    handshake: Annotated[
+        bool,
+        typer.Option(
+            "--handshake",
+            help="Begin standard output with a line that says that the fence stands.",
+        ),
+    ] = False,
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
     install: Annotated[
         bool,
@@ -155,6 +162,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
                 "self_heal": self_heal,
             },
             output=output,
+            handshake=handshake,
             ocsf_version=ocsf_version,
             state_dir=state_dir,
             # Runs of other sandboxes have the same folder, and keep their own.

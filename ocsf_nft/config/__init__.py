@@ -37,15 +37,16 @@ class Config(Table):
     """All of it.
 
     ``output``, a file's path or ``-`` for standard output, and ``ocsf_version`` are in place of a
-    single ``[[sink]]``. ``listen`` is the address and port at which a run tells its metrics and its
-    health, None for nowhere. ``host_log`` is where to read what other firewalls of this host log,
-    None for not at all. The first ``[[severity]]`` that is about an attempt says how much it
-    matters.
+    single ``[[sink]]``, and so is ``handshake`` where that is standard output. ``host_log`` is
+    where to read what other firewalls of this host log, None for not at all. ``listen`` is the
+    address and port at which a run tells its metrics and its health, None for nowhere. The first
+    ``[[severity]]`` that is about an attempt says how much it matters.
     """
 
     sandbox: tuple[SandboxConfig, ...] = ()
     host_log: Literal["kmsg", "journal"] | None = None
     output: Annotated[str, FileName] | None = None
+    handshake: bool = False
     ocsf_version: Version | None = None
     sink: tuple[SinkConfig, ...] = ()
     store: StoreConfig = StoreConfig()
@@ -62,7 +63,11 @@ class Config(Table):
             return self.sink
         given = {} if self.ocsf_version is None else {"ocsf_version": self.ocsf_version}
         if self.output in {None, STDOUT}:
-            return (StdoutSink(**given),)
+            return (StdoutSink(handshake=self.handshake, **given),)
+        if self.handshake:
+            raise UsageError(
+                "a handshake is for a pipe or a socket: leave out handshake, or output"
+            )
         return (FileSink(path=self.output, **given),)
 
     @property
@@ -119,9 +124,13 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
         raise UsageError(f"{where}: {_sentence(error)}") from error
     except OcsfNftError as error:
         raise UsageError(f"{where}: {error}") from error
-    if config.sink and (config.output, config.ocsf_version) != (None, None):
+    if config.sink and (config.output, config.ocsf_version, config.handshake) != (
+        None,
+        None,
+        False,
+    ):
         raise UsageError(
-            f"{where}: output and ocsf_version are in place of a single [[sink]]: "
+            f"{where}: output, ocsf_version and handshake are in place of a single [[sink]]: "
             "put them into the sinks"
         )
     _unlike([sandbox.name for sandbox in config.sandbox], where, "two sandboxes have the same name")

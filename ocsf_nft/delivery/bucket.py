@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from ocsf_nft.delivery.sinks.said import printable
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError
 
@@ -30,7 +31,6 @@ _CONNECT_TIMEOUT: Final = timedelta(seconds=10)
 _TIMEOUT: Final = timedelta(hours=2)
 #: An object that is not there, asked for to find out whether the bucket is.
 _PROBE: Final = ".ocsf-nft"
-_MOST_SHOWN: Final = 200
 
 # What the library says of a failure, in words and then as a dump of what it had. S3's own errors
 # are XML: "Error responses", Amazon S3 API Reference.
@@ -97,7 +97,10 @@ class Bucket:
 
         Reads the secret and certificates. Whether objects may be put is known from putting one.
         """
-        self._store = await asyncio.to_thread(self._made)
+        try:
+            self._store = await asyncio.to_thread(self._made)
+        except (OSError, ValueError) as error:
+            raise DeliveryError(f"{self._place} can't be used: {printable(error)}") from error
         try:
             await self._store.get_async(f"{prefix}/{_PROBE}")
         except (BaseError, FileNotFoundError) as error:
@@ -167,10 +170,10 @@ class Bucket:
             fault = _CERTIFICATES.get(kind, f"is not valid ({kind})")
             return DeliveryError(f"{self._place} can't be reached: its certificate {fault}")
         cause = _found(_CAUSE, dump) or _KINDS.get(_found(_KIND, dump)) or said.rpartition(" - ")[2]
-        return DeliveryError(f"{self._place} can't be reached: {_shown(cause)}")
+        return DeliveryError(f"{self._place} can't be reached: {printable(cause)}")
 
     def _refusal(self, status: str, code: str, message: str) -> DeliveryError:
-        answer = _shown(" ".join(filter(None, (status, code, message))))
+        answer = printable(" ".join(filter(None, (status, code, message))))
         mend = f": {_MENDS[code]}" if code in _MENDS else ""
         sentence = f"{self._place} answers {answer}{mend}"
         is_too_large = code == _TOO_LARGE or status == "413"
@@ -185,8 +188,3 @@ def _certificates(path: Path) -> bytes:
 def _found(pattern: re.Pattern[str], text: str) -> str:
     match = pattern.search(text)
     return match[1] if match else ""
-
-
-def _shown(text: str) -> str:
-    """What a server said, as it may be shown."""
-    return "".join(each if each.isprintable() else "?" for each in text[:_MOST_SHOWN]).strip()

@@ -1,9 +1,12 @@
 """A directory that whole files are put into, by keys as in a bucket.
 
 A file has its name only once all of it is on the disk, a power cut included. Until then it has
-one that begins with a dot and ends otherwise, which no reader of a lake looks at (Hive, Athena and
-DuckDB read ``*.parquet`` without hidden ones). What a crash leaves of it is written over when the
+one that begins with a dot and ends otherwise, which no reader of a lake looks at: Hive and Athena
+skip what is hidden, others read ``*.parquet``. What a crash leaves of it is written over when the
 same file is put again.
+
+The library that puts objects into a bucket could do this too, but acknowledges what is not on the
+disk yet, and leaves another file after each crash.
 """
 
 from __future__ import annotations

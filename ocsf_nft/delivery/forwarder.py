@@ -98,11 +98,13 @@ class Forwarder:
         self._moved = asyncio.Event()
         self._hurry = asyncio.Event()
         self._leaving = asyncio.Event()
+        self._greeting: Message | None = None
+        self._is_greeted = False
 
     async def open(self) -> None:
         """Open the sink now, not with the first batch; raises DeliveryError."""
         await self._sink.__aenter__()
-        self._is_open = True
+        self._is_open, self._is_greeted = True, False
 
     async def close(self) -> None:
         """Leave the sink, if it is open."""
@@ -114,6 +116,10 @@ class Forwarder:
                 await self._sink.__aexit__(None, None, None)
         except (TimeoutError, OSError, DeliveryError) as error:
             _log.warning("a sink could not be closed", sink=self.name, reason=str(error))
+
+    def greet(self, line: bytes) -> None:
+        """Let this line be the first that the sink gets, each time that it is opened."""
+        self._greeting = Message("", line)
 
     def leave(self) -> None:
         """Let :meth:`run` end once what is being delivered has been."""
@@ -128,6 +134,8 @@ class Forwarder:
         try:
             self.done, sending = await self._patiently(lambda: self._store.checkpoint(self.name))
             await self._count_dead()
+            if self._greeting is not None:  # whoever waits for it may wait for no event
+                await self._until_taken(_Part(()))
             if sending is not None and self._repeats:
                 await self._forward(await self._read(until=sending))
             while not self._leaving.is_set():
@@ -289,13 +297,14 @@ class Forwarder:
             raise
 
     async def _once(self, part: Sequence[Message]) -> Outcome:
-        if not part:
-            return DELIVERED
         try:
             async with asyncio.timeout(self._pace.timeout_seconds):
                 if not self._is_open:
                     await self.open()
-                return await self._sink.deliver(part)
+                if self._greeting is not None and not self._is_greeted:
+                    await self._sink.deliver([self._greeting])
+                    self._is_greeted = True
+                return await self._sink.deliver(part) if part else DELIVERED
         except TimeoutError as error:
             raise DeliveryError(
                 f"{self.name} did not take a batch within {self._pace.timeout_seconds} s"

@@ -42,7 +42,8 @@ class Outlet:
     """A sink and its name, what it wants, and how it is sent to.
 
     ``classes`` are the ``class_uid`` of what it wants, ``version`` that of OCSF. Where it
-    ``is_local`` it has to be there from the start.
+    ``is_local`` it has to be there from the start. One that ``is_greeted`` gets a handshake first
+    of all, once every fence stands and every record is read, and nothing before that.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Outlet:
     classes: frozenset[int] = frozenset(CLASSES)
     pace: Pace = field(default_factory=Pace)
     is_local: bool = False
+    is_greeted: bool = False
 
     @classmethod
     def of(cls, table: SinkTable) -> Self:
@@ -62,6 +64,7 @@ class Outlet:
             classes=table.class_uids,
             pace=table.pace,
             is_local=table.is_local,
+            is_greeted=table.is_greeted,
         )
 
     def told(self, line: bytes) -> bytes | None:
@@ -86,12 +89,15 @@ class Outlets:
     def __init__(self, found: Sequence[Outlet], store: Store, patience: Patience) -> None:
         self.store = store
         self.forwarders: tuple[Forwarder, ...] = ()
+        #: Sinks, by their names, that nobody takes anything from any more.
+        self.excused: set[str] = set()
         #: Whether the store is to go as well, once every sink has all of it.
         self.is_passing = False
         self._found = tuple(found)
         self._patience = patience
         self._stack = contextlib.AsyncExitStack()
         self._group: asyncio.TaskGroup
+        self._greeting: bytes | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -120,6 +126,13 @@ class Outlets:
                 task.cancel()
             await self._stack.__aexit__(kind, error, traceback)
 
+    def greet(self, greeting: bytes) -> None:
+        """Begin to deliver to those that are greeted."""
+        self._greeting = greeting
+        for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
+            if outlet.is_greeted:
+                self._run(outlet, forwarder)
+
     async def replace(self, found: Sequence[Outlet]) -> None:
         """Deliver to these from now on, and to no others.
 
@@ -128,10 +141,12 @@ class Outlets:
         forwarders = await self._opened(found)
         for each in self.forwarders:
             each.leave()
-        _, stuck = await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
-        for task in stuck:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        if self._tasks:
+            _, stuck = await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
+            for task in stuck:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+        self._found = tuple(found)
         await self._start(forwarders)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
@@ -160,7 +175,15 @@ class Outlets:
         for name, number in await self._patience(lambda: self.store.register(names)):
             _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
         self.forwarders = forwarders
-        self._tasks = [self._group.create_task(each.run()) for each in forwarders]
+        self._tasks = []
+        for outlet, forwarder in zip(self._found, forwarders, strict=True):
+            if not outlet.is_greeted or self._greeting is not None:
+                self._run(outlet, forwarder)
+
+    def _run(self, outlet: Outlet, forwarder: Forwarder) -> None:
+        if outlet.is_greeted and self._greeting is not None:
+            forwarder.greet(self._greeting)
+        self._tasks.append(self._group.create_task(forwarder.run()))
 
     async def keep(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
         """Keep events, as :meth:`Store.put` does; raises DeliveryError when patience ends."""
@@ -178,7 +201,8 @@ class Outlets:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS), asyncio.TaskGroup() as group:
                 for forwarder in self.forwarders:
-                    group.create_task(forwarder.drain())
+                    if forwarder.name not in self.excused:
+                        group.create_task(forwarder.drain())
         for forwarder in self.forwarders:
             if waiting := forwarder.waiting:
                 _log.warning(

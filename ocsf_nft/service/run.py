@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import orjson
 
 from ocsf_nft.accounting import book
+from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.delivery.store import FILE, Store
 from ocsf_nft.errors import FenceError, OcsfNftError, UsageError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.ocsf.context import this_host
+from ocsf_nft.ocsf.context import product, this_host
 from ocsf_nft.ocsf.notices import lifecycle
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import fences
 from ocsf_nft.service.accounts import Account
 from ocsf_nft.service.feeds import HOST, Early, feeds, log_of
+from ocsf_nft.service.iterated import Iterated
 from ocsf_nft.service.outlets import Direct, Outlet, Outlets, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.reporter import Reporter
@@ -28,7 +33,7 @@ from ocsf_nft.service.watched import Watched
 from ocsf_nft.sources.replay import Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -36,8 +41,12 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import Installed
     from ocsf_nft.service.fences import Fence
 
+#: The form of the handshake: another number is another form.
+_HANDSHAKE: Final = 1
+#: The sink that events are iterated over by.
+_ITERATED: Final = "iterated"
 #: What of a configuration is taken over while a run goes on.
-RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "severity", "finding"})
+RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "handshake", "severity", "finding"})
 
 
 class Service:
@@ -60,11 +69,14 @@ class Service:
         config: Config,
         *,
         found: Sequence[Outlet] | None = None,
+        iterates: bool = False,
         stop: asyncio.Event | None = None,
     ) -> None:
         """``found`` is where events go, in place of the configuration's sinks.
 
-        When ``stop`` is set it begins to end, though its context is not left yet.
+        With ``iterates`` they are iterated over (``async for event in service``), and go besides
+        to the sinks that the configuration names. When ``stop`` is set it begins to end, though
+        its context is not left yet.
         """
         self.config = config
         self.counts = Counts()
@@ -73,6 +85,7 @@ class Service:
         self.watched: tuple[Watched, ...] = ()
         self.accounts: tuple[Account, ...] = ()
         self._reporter: Reporter
+        self._iterated = Iterated() if iterates else None
         self._found = found
         self._state = StateDirectory(config.state_dir)
         self._stop = stop or asyncio.Event()
@@ -99,6 +112,8 @@ class Service:
     ) -> None:
         """End."""
         self._stop.set()
+        if self._iterated is not None:
+            self.kept.excused.add(_ITERATED)
         if kind is None or not issubclass(kind, asyncio.CancelledError):
             await asyncio.wait([self._run])
         await self._stack.__aexit__(kind, error, traceback)
@@ -107,6 +122,21 @@ class Service:
     def events(self) -> int:
         """How many events were kept since it began."""
         return self._reporter.events
+
+    def stop(self) -> None:
+        """Begin to end: what is iterated over ends once all is told."""
+        self._stop.set()
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        """The events, as JSON reads them, from where an earlier run left off.
+
+        One counts as taken when the next is asked for: who is killed before gets it again. Ends
+        when the service does (:meth:`stop`). Raises UsageError when it does not ``iterate``.
+        """
+        if self._iterated is None:
+            raise UsageError("this service is not iterated over: make it with iterates=True")
+        async for event in self._iterated.events():
+            yield event
 
     async def reload(self, config: Config) -> None:
         """Take over another configuration's sinks, severities and findings.
@@ -124,7 +154,7 @@ class Service:
             raise UsageError(
                 f"{', '.join(changed)} can't be taken over while a run goes on: start it again"
             )
-        await self.kept.replace(outlets(config.sinks))
+        await self.kept.replace(self._outlets(config))
         self._reporter.reconsider(config.severities, config.finding.as_threshold())
         self.config = config
 
@@ -160,8 +190,9 @@ class Service:
         standing = [
             await asyncio.to_thread(fences.stand, each, self._state) for each in config.sandbox
         ]
-        found = outlets(config.sinks) if self._found is None else self._found
-        self.kept = await stack.enter_async_context(Outlets(found, self._store(), self.patience))
+        self.kept = await stack.enter_async_context(
+            Outlets(self._outlets(config), self._store(), self.patience)
+        )
         self._reporter = reporter = Reporter(
             self.kept.keep,
             this_host(),
@@ -186,6 +217,7 @@ class Service:
         for account in self.accounts:
             await account.resume()
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
+        self.kept.greet(self._handshake())
         self._is_ready.set()
         async with asyncio.TaskGroup() as group:
             watches = [group.create_task(each.watch()) for each in self.watched]
@@ -212,6 +244,30 @@ class Service:
                 own = self._state.directory(each.name)
                 self.kept.is_passing = self.kept.store.path.parent == own
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
+
+    def _outlets(self, config: Config) -> tuple[Outlet, ...]:
+        if self._found is not None:
+            return tuple(self._found)
+        if self._iterated is None:
+            return outlets(config.sinks)
+        # Standard output only where it is asked for: it is the caller's.
+        named = outlets(config.sinks) if config.sink or config.output else ()
+        pace = Pace(timeout_seconds=None)
+        return (*named, Outlet(name=_ITERATED, sink=self._iterated, pace=pace))
+
+    def _handshake(self) -> bytes:
+        """A line for who reads events from a pipe or a socket: all stands, and is read."""
+        return orjson.dumps(
+            {
+                "handshake": _HANDSHAKE,
+                "version": product().version,
+                "pid": os.getpid(),
+                "sandboxes": [
+                    {"name": each.name, "fence": each.verdict, "mode": each.mode}
+                    for each in self.watched
+                ],
+            }
+        )
 
     def _store(self) -> Store:
         wanted = self.config.store

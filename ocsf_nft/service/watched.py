@@ -106,13 +106,18 @@ class Watched:
 
     async def post(self) -> None:
         """Stand guard over the fence from now on; raises what :class:`Watch` does."""
-        watch = Watch(self._installed, self._state, heals=self._heals)
-        await watch.begin()
-        self._watch = watch
+        # To its end: what has begun is to be withdrawn, though it was cancelled meanwhile.
+        watch = await to_its_end(self._begun())
         if self._installed.spec.is_owned:
             await to_its_end(asyncio.to_thread(watch.sentry.own))
         if self._heals:
             await to_its_end(self._prepare())
+
+    async def _begun(self) -> Watch:
+        watch = Watch(self._installed, self._state, heals=self._heals)
+        await watch.begin()
+        self._watch = watch
+        return watch
 
     async def watch(self) -> None:
         """Keep the fence as it was installed, and cover interfaces that appear later.

@@ -135,10 +135,12 @@ def test_another_batch_has_another_name_and_one_that_tells_the_time() -> None:
     ]  # fmt: skip
 
 
-def test_uids_that_look_alike_when_joined_have_different_names() -> None:
+@pytest.mark.parametrize("between", ["", ",", "\0", '","'])
+def test_uids_that_look_alike_when_joined_have_different_names(between: str) -> None:
     line = told.packets(1)[0].line
     (one,), (other,) = (
-        _files([Message(uid, line) for uid in uids]) for uids in (("a", 'b","c'), ('a","b', "c"))
+        _files([Message(uid, line) for uid in uids])
+        for uids in (("a", f"b{between}c"), (f"a{between}b", "c"))
     )
     assert one.name != other.name
 

@@ -8,6 +8,13 @@ from pydantic import BeforeValidator, Field
 
 from ocsf_nft.config.sinks.base import SinkTable
 from ocsf_nft.config.sinks.file import FileSink
+from ocsf_nft.config.sinks.http import HttpSink
+from ocsf_nft.config.sinks.kafka import KafkaSink
+from ocsf_nft.config.sinks.nats import NatsSink
+from ocsf_nft.config.sinks.opensearch import OpenSearchSink
+from ocsf_nft.config.sinks.otlp import OtlpSink
+from ocsf_nft.config.sinks.parquet import ParquetSink
+from ocsf_nft.config.sinks.splunk_hec import SplunkHecSink
 from ocsf_nft.config.sinks.stdout import StdoutSink
 
 __all__ = ["KINDS", "SinkConfig", "SinkTable"]
@@ -27,7 +34,17 @@ def _with_type(table: Any) -> Any:
     return typed
 
 
-_Kind: TypeAlias = FileSink | StdoutSink
+_Kind: TypeAlias = (
+    FileSink
+    | StdoutSink
+    | HttpSink
+    | SplunkHecSink
+    | OpenSearchSink
+    | NatsSink
+    | KafkaSink
+    | ParquetSink
+    | OtlpSink
+)
 
 #: ``[[sink]]``: of the ``type`` that it names.
 SinkConfig: TypeAlias = Annotated[_Kind, Field(discriminator="type"), BeforeValidator(_with_type)]

@@ -50,6 +50,11 @@ class SinkTable(Table):
     retry_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
 
     @property
+    def is_greeted(self) -> bool:
+        """Whether the first line that it gets is a handshake."""
+        return False
+
+    @property
     def class_uids(self) -> frozenset[int]:
         """The ``class_uid`` of what it wants."""
         return frozenset(CLASS_UIDS[name] for name in self.classes)

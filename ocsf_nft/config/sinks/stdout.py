@@ -1,8 +1,10 @@
-"""A sink that is standard output."""
+"""What a file says of a sink that is standard output."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from ocsf_nft.config.sinks.base import SinkTable
 
@@ -11,13 +13,24 @@ if TYPE_CHECKING:
 
 
 class StdoutSink(SinkTable):
-    """JSON Lines on standard output."""
+    """JSON Lines on standard output.
+
+    A pipe acknowledges nothing: what its reader had not read when it went away is lost, and the
+    run ends. A reader that is slow is waited for. With ``handshake`` the first line tells that
+    every fence stands and every record is read, and nothing comes before it.
+    """
 
     is_local: ClassVar[bool] = True
 
     type: Literal["stdout"] = "stdout"
-    batch_seconds: float = 0.0
-    timeout_seconds: float | None = None
+    handshake: bool = False
+    batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
+
+    @property
+    def is_greeted(self) -> bool:
+        """Whether the first line that it gets is a handshake."""
+        return self.handshake
 
     @property
     def target(self) -> str:

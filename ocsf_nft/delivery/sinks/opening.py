@@ -13,17 +13,16 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Final, NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from ocsf_nft.errors import DeliveryError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 #: Events name who did what: for their owner and a group of forwarders, nobody else.
 MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o750
 _ROOT: Final = 0
+_PROC: Final = Path("/proc/self")
 #: As many as Linux follows (path_resolution(7)).
 _MOST_LINKS: Final = 40
 _APPEND: Final = os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
@@ -54,7 +53,7 @@ def open_to_append(path: Path) -> Opened:
                 _hold_planted(path, found)
                 return Opened(_reopened(handle, found.st_mode), path)
             _hold_link(path, found)
-            if found.st_dev == os.stat("/proc/self").st_dev:
+            if found.st_dev == _PROC.stat().st_dev:
                 # /dev/stdout: what such a link says is no path, only the kernel can follow it.
                 return Opened(os.open(path, os.O_WRONLY | _APPEND), path)
             path = path.parent / os.readlink("", dir_fd=handle)

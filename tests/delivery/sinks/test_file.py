@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,53 @@ async def test_a_file_that_was_emptied_in_its_place_is_gone_on_with(tmp_path: Pa
         os.truncate(path, 0)
         await sink.deliver(messages(b'{"b":2}'))
     assert path.read_bytes() == b'{"b":2}\n'
+
+
+async def test_a_file_that_is_emptied_while_it_is_written_to_gets_all_of_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.jsonl"
+    sync = os.fdatasync
+    async with File(path=path) as sink:
+        await sink.deliver(messages(b'{"a":1}'))
+
+        def copytruncate(descriptor: int) -> None:
+            sync(descriptor)
+            os.truncate(path, 0)
+
+        monkeypatch.setattr(os, "fdatasync", copytruncate)
+        with pytest.raises(DeliveryError, match="somebody emptied it just now"):
+            await sink.deliver(messages(b'{"b":2}'))
+        monkeypatch.setattr(os, "fdatasync", sync)
+        await sink.deliver(messages(b'{"b":2}'))
+    assert path.read_bytes() == b'{"b":2}\n'
+
+
+@pytest.mark.parametrize("is_synced", [True, False])
+async def test_events_are_on_the_disk_when_they_count_as_delivered_unless_that_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_synced: bool
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", lambda number: sizes.append(os.fstat(number).st_size))
+    async with File(path=tmp_path / "events.jsonl", sync=is_synced) as sink:
+        await sink.deliver(messages(b"A"))
+        await sink.deliver(messages(b"B"))
+    assert sizes == ([2, 4] if is_synced else [])
+
+
+async def test_what_did_not_get_to_the_disk_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"A\n")
+    async with File(path=path) as sink:
+        monkeypatch.setattr(os, "fdatasync", broken)
+        with pytest.raises(DeliveryError, match="Input/output error"):
+            await sink.deliver(messages(b"B"))
+    assert path.read_bytes() == b"A\n"
 
 
 async def test_a_reader_that_went_away_is_one_sentence(tmp_path: Path) -> None:

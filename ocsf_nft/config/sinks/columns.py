@@ -1,0 +1,93 @@
+"""The columns of each class of events, derived from the models that events are made by.
+
+All events of a class in a version of OCSF have the same, so a table that is made of some holds
+them all. They are of the types of OCSF: integers of 32 and of 64 bits are told apart as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+from annotated_types import Le
+from pydantic.fields import FieldInfo
+
+from ocsf_nft.delivery.columns import Column, ListOf, Scalar, Struct
+from ocsf_nft.ocsf.events import CLASSES
+from ocsf_nft.ocsf.model import Model
+from ocsf_nft.ocsf.objects import Process, RelatedEvent
+from ocsf_nft.ocsf.versions import SINCE, is_before
+
+_UNIONS: Final = frozenset({Union, UnionType})
+_INT32_MAX: Final = (1 << 31) - 1
+#: Objects in objects that are columns; what is deeper is JSON, so that a model may hold itself.
+_DEPTH: Final = 8
+#: long_t in OCSF, and said to be no more than it is by the models, which work it out.
+_LONG: Final = frozenset({"type_uid"})
+#: What only versions before some have, and :mod:`ocsf_nft.ocsf.versions` makes.
+_ONLY_BEFORE: Final[Mapping[type[Model], Mapping[str, tuple[str, Column]]]] = {
+    Process: {"lineage": ("1.4.0", ListOf(Scalar.TEXT))},
+    RelatedEvent: {"type": ("1.3.0", Scalar.TEXT)},
+}
+
+
+def columns(version: str) -> dict[int, Struct]:
+    """The columns of each class in a version of OCSF, by ``class_uid``."""
+    return {uid: Struct(_columns(model, version, _DEPTH)) for uid, model in CLASSES.items()}
+
+
+def _columns(model: type[Model], version: str, depth: int) -> dict[str, Column]:
+    since = SINCE.get(model, {})
+    found = {
+        name: _column(name, field, version, depth)
+        for name, field in model.model_fields.items()
+        if name not in since or not is_before(version, since[name])
+    }
+    for name, (until, column) in _ONLY_BEFORE.get(model, {}).items():
+        if is_before(version, until):
+            found[name] = column
+    return found
+
+
+def _column(name: str, field: FieldInfo, version: str, depth: int) -> Column:
+    if name in _LONG:
+        return Scalar.INT64
+    return _of_type(field.annotation, field.metadata, version, depth)
+
+
+def _of_type(annotation: Any, limits: Sequence[Any], version: str, depth: int) -> Column:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in _UNIONS:
+        known = [each for each in inner if each is not NoneType]
+        return _of_type(known[0], limits, version, depth) if len(known) == 1 else Scalar.JSON
+    if origin is Annotated:
+        more = annotation.__metadata__
+        fields = [each for field in more if isinstance(field, FieldInfo) for each in field.metadata]
+        return _of_type(inner[0], [*limits, *more, *fields], version, depth)
+    if origin is tuple:
+        return ListOf(_of_type(inner[0], (), version, depth))
+    if origin is Literal:
+        return _scalar(type(inner[0]), limits)
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        columns = _columns(annotation, version, depth - 1) if depth else {}
+        # Parquet knows no group without fields.
+        return Struct(columns) if columns else Scalar.JSON
+    return _scalar(annotation, limits)
+
+
+def _scalar(kind: Any, limits: Sequence[Any]) -> Scalar:
+    if not isinstance(kind, type):
+        return Scalar.JSON
+    if issubclass(kind, str):
+        return Scalar.TEXT
+    if issubclass(kind, bool):
+        return Scalar.FLAG
+    if issubclass(kind, int):
+        is_long = any(isinstance(each, Le) and _is_past_32_bits(each.le) for each in limits)
+        return Scalar.INT64 if is_long else Scalar.INT32
+    return Scalar.JSON
+
+
+def _is_past_32_bits(limit: Any) -> bool:
+    return isinstance(limit, int) and limit > _INT32_MAX

@@ -1,0 +1,82 @@
+"""What a file says of a sink of type ``kafka``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
+from ocsf_nft.config.sinks.hosts import host_and_port
+from ocsf_nft.config.tables import checked
+from ocsf_nft.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from ocsf_nft.delivery.sinks.base import Sink
+
+_Server = Annotated[str, checked(host_and_port)]
+#: What brokers take: not "." or "..".
+_Topic = Annotated[
+    str, Field(max_length=249, pattern=r"^(\.{0,2}[A-Za-z0-9_-]|\.{3})[A-Za-z0-9._-]*$")
+]
+
+
+class KafkaSink(SinkTable):
+    """A ``topic`` of Kafka.
+
+    ``servers`` are some brokers, as ``host:port``; they name the others. An event counts as
+    delivered when all replicas that are in sync have it (``acks=all``). A record's key is the
+    sandbox's name, so that one sandbox's events stay in order, in one partition; of what is about
+    no sandbox, it is the host's name. Its header ``uid`` is the event's ``metadata.uid``, by which
+    to know what comes twice: the producer is idempotent, but only until it is connected anew. The
+    topic must not be compacted, since that would keep one event a sandbox.
+
+    What is larger than ``max_message_bytes``, or than the topic's ``max.message.bytes``, becomes a
+    dead letter. ``compress`` sends gzip. Where ``sasl`` is given, so are ``user`` and ``password``;
+    PLAIN shows the password to whoever listens, unless there is ``tls``. With ``tls = {}`` brokers
+    are checked by the system's authorities. The account needs WRITE on the topic, and before Kafka
+    2.8 IDEMPOTENT_WRITE on the cluster.
+    """
+
+    type: Literal["kafka"]
+    servers: Annotated[tuple[_Server, ...], Field(min_length=1)]
+    topic: _Topic
+    compress: bool = True
+    max_message_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = 1 << 20
+    sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    user: Text | None = None
+    password: SecretTable | None = None
+    tls: TlsTable | None = None
+    timeout_seconds: Annotated[float, Field(ge=1, le=3600)] = 30.0
+
+    @model_validator(mode="after")
+    def _shows_all_of_it(self) -> Self:
+        given = [each is not None for each in (self.sasl, self.user, self.password)]
+        if any(given) and not all(given):
+            raise ValueError("has some of sasl, user and password: give all three, or none")
+        return self
+
+    @property
+    def target(self) -> str:
+        """The first server, with the topic."""
+        return f"kafka://{self.servers[0]}/{self.topic}"
+
+    def sink(self) -> Sink:
+        """The sink itself; raises UnsupportedError."""
+        try:
+            from ocsf_nft.delivery.sinks.kafka import Kafka  # noqa: PLC0415 - only where configured
+        except ImportError as error:
+            raise UnsupportedError(
+                "a sink of type kafka needs the extra ocsf-nft[kafka]: install it"
+            ) from error
+        return Kafka(
+            servers=self.servers,
+            topic=self.topic,
+            is_compressed=self.compress,
+            max_bytes=self.max_message_bytes,
+            mechanism=self.sasl,
+            user=self.user,
+            password=None if self.password is None else self.password.secret(),
+            tls=None if self.tls is None else self.tls.tls(),
+            timeout_seconds=self.timeout_seconds,
+        )

@@ -1,0 +1,78 @@
+"""What a file says of a sink of type ``opensearch``."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ocsf_nft.config.sinks.base import SecretTable
+from ocsf_nft.config.sinks.web import SecuredSink, needing_http
+from ocsf_nft.config.tables import checked
+from ocsf_nft.delivery.sinks.receiver import Credentials
+from ocsf_nft.errors import UsageError
+
+if TYPE_CHECKING:
+    from ocsf_nft.delivery.sinks.base import Sink
+
+_DATE: Final = "{date}"
+#: In small letters, and not begun as the server's own are ("Index naming restrictions").
+_INDEX: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
+
+
+def _index(text: str) -> str:
+    if not _INDEX.fullmatch(text.replace(_DATE, "2026.11.25")):
+        raise UsageError(
+            "must be an index's name: small letters, digits and . _ - with {date} for the day, "
+            "begun with a letter, a digit or {date}"
+        )
+    return text
+
+
+class OpenSearchSink(SecuredSink):
+    """OpenSearch, or Elasticsearch, at ``url``: https://opensearch.example:9200.
+
+    An event is a document of the ``index``, in whose name ``{date}`` is the event's day in UTC,
+    as 2026.11.25. Its identifier is the event's ``metadata.uid``, so that an event which comes
+    again is not there twice. With ``data_stream``, the index is a data stream, whose documents
+    have ``@timestamp`` too.
+
+    Credentials are none, ``bearer``, ``user`` and ``password``, or an ``api_key``: the encoded one,
+    of identifier and key. The account needs the right to create documents, and indices or data
+    streams where there are none.
+    """
+
+    type: Literal["opensearch"]
+    index: Annotated[str, checked(_index)] = "ocsf-{date}"
+    data_stream: bool = False
+    api_key: SecretTable | None = None
+    batch_events: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    batch_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = 5 << 20
+    batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 1.0
+
+    @model_validator(mode="after")
+    def _is_one_way_in(self) -> Self:
+        if self.api_key is not None and (self.bearer is not None or self.user is not None):
+            raise ValueError("has an api_key, and a bearer token or user too: give one of them")
+        if self.data_stream and _DATE in self.index:
+            raise ValueError("index: must not hold {date} for a data stream, which rolls over")
+        return self
+
+    @property
+    def target(self) -> str:
+        """The URL with the index."""
+        return f"{self.receiver.name}/{self.index}"
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The API key, the token, or the user and password."""
+        if self.api_key is not None:
+            return Credentials("ApiKey", self.api_key.secret())
+        return super().credentials
+
+    def sink(self) -> Sink:
+        """The sink itself; raises UnsupportedError."""
+        with needing_http(self.type):
+            from ocsf_nft.delivery.sinks.opensearch import OpenSearch  # noqa: PLC0415 - if configured
+        return OpenSearch(receiver=self.receiver, index=self.index, is_data_stream=self.data_stream)

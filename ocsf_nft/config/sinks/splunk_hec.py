@@ -1,0 +1,67 @@
+"""What a file says of a sink of type ``splunk_hec``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ocsf_nft.config.sinks.base import SecretTable, Text
+from ocsf_nft.config.sinks.web import WebSink, needing_http
+from ocsf_nft.delivery.sinks.receiver import Credentials
+
+if TYPE_CHECKING:
+    from ocsf_nft.delivery.sinks.base import Sink
+
+_IndexName = Annotated[str, Field(pattern=r"^[a-z0-9_][a-z0-9_-]{0,79}$")]
+
+
+class SplunkHecSink(WebSink):
+    """Splunk's HTTP Event Collector, at ``url``: https://splunk.example:8088, without a path.
+
+    ``token`` is the collector's. Events go to the ``index``, by default the token's, with the
+    ``source`` and ``sourcetype``. Splunk's own pipelines and its OCSF-CIM add-on name source types
+    ``ocsf:`` and what the events are of; theirs, and their settings for them, are for ``ocsf:*``.
+
+    With ``ack_seconds``, an event is delivered when an indexer says that it has it on disk, and is
+    sent again when that takes longer. The token needs indexer acknowledgement for it, without which
+    what is in the collector's memory is lost when it crashes; allow a minute or more, and
+    ``timeout_seconds`` some more than that.
+    """
+
+    type: Literal["splunk_hec"]
+    token: SecretTable
+    index: _IndexName | None = None
+    source: Text = "ocsf-nft"
+    sourcetype: Text = "ocsf:ocsf-nft"
+    ack_seconds: Annotated[float, Field(gt=0, lt=3600)] | None = None
+
+    @model_validator(mode="after")
+    def _waits_longer_than_for_an_acknowledgement(self) -> Self:
+        if self.ack_seconds is not None and self.ack_seconds >= self.timeout_seconds:
+            raise ValueError(
+                f"ack_seconds: must be less than timeout_seconds, which is {self.timeout_seconds:g}"
+            )
+        return self
+
+    @property
+    def target(self) -> str:
+        """The URL, with the index where one is given."""
+        return "/".join(part for part in (self.receiver.name, self.index) if part)
+
+    @property
+    def credentials(self) -> Credentials:
+        """The collector's token."""
+        return Credentials("Splunk", self.token.secret())
+
+    def sink(self) -> Sink:
+        """The sink itself; raises UnsupportedError."""
+        with needing_http(self.type):
+            from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec  # noqa: PLC0415 - if configured
+        return SplunkHec(
+            receiver=self.receiver,
+            index=self.index,
+            source=self.source,
+            sourcetype=self.sourcetype,
+            ack_seconds=self.ack_seconds,
+        )

@@ -1,0 +1,131 @@
+"""The columns of a class are what the published schema says of its attributes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from ocsf_json_schema import get_ocsf_schema
+
+from ocsf_nft.config.sinks.columns import _DEPTH, _columns, columns
+from ocsf_nft.delivery.columns import ListOf, Scalar, Struct, row_of
+from ocsf_nft.ocsf.model import Model
+from ocsf_nft.ocsf.versions import LATEST, VERSIONS
+from tests.delivery import told
+from tests.delivery.read_back import event_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.delivery.columns import Column
+
+_TYPES: Final = {
+    "boolean_t": Scalar.FLAG,
+    "integer_t": Scalar.INT32,
+    "json_t": Scalar.JSON,
+    "long_t": Scalar.INT64,
+    "string_t": Scalar.TEXT,
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_column_is_an_attribute_of_its_type_in_the_published_schema(version: str) -> None:
+    schema = get_ocsf_schema(version)
+    classes = {each["uid"]: each for each in schema["classes"].values()}
+    checked = 0
+    for uid, struct in columns(version).items():
+        if uid not in classes:
+            continue
+        for path, found, said in _beside(struct, classes[uid]["attributes"], schema):
+            # What the kernel counts takes 64 bits, where the schema foresees less.
+            assert found == said or (found, said) == (Scalar.INT64, Scalar.INT32), path
+            checked += 1
+    assert checked > 300
+
+
+def _beside(
+    struct: Struct, attributes: Any, schema: Any, path: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Columns, and what they are in the schema: a scalar each, or a list or none."""
+    for name, column in struct.columns.items():
+        attribute = attributes[name]
+        yield f"{path}{name}", isinstance(column, ListOf), attribute.get("is_array", False)
+        item = column.item if isinstance(column, ListOf) else column
+        if isinstance(item, Struct):
+            inner = schema["objects"][attribute["object_type"]]["attributes"]
+            yield from _beside(item, inner, schema, f"{path}{name}.")
+        elif attribute["type"] == "object_t":
+            yield f"{path}{name}", item, Scalar.JSON
+        else:
+            yield f"{path}{name}", item, _TYPES[_primitive(attribute["type"])]
+
+
+@cache
+def _primitive(name: str) -> str:
+    """What a type is made of, of which the newest version has all."""
+    said = get_ocsf_schema(LATEST)["dictionary"]["types"]["attributes"][name]
+    return str(said.get("type", name))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_event_has_a_column_for_all_that_it_says(version: str) -> None:
+    of_class = columns(version)
+    seen = set()
+    for message in told.messages(version):
+        event = message.event()
+        struct = of_class[event["class_uid"]]
+        assert event_of(row_of(event, struct), struct) == event
+        seen.add(event["class_uid"])
+    assert seen == of_class.keys()
+
+
+def test_an_attribute_that_a_version_does_not_have_is_no_column() -> None:
+    old, new = columns("1.1.0")[told.REFUSED], columns("1.4.0")[told.REFUSED]
+    assert "is_alert" not in old.columns
+    assert "is_alert" in new.columns
+    assert _at(old, "actor", "process", "lineage") == ListOf(Scalar.TEXT)
+    assert _at(new, "actor", "process", "lineage") is None
+
+
+def _at(struct: Struct, *path: str) -> Column | None:
+    found: Column | None = struct
+    for name in path:
+        assert isinstance(found, Struct)
+        found = found.columns.get(name)
+    return found
+
+
+class _Nested(Model):
+    name: str
+    inner: _Nested | None = None
+    many: tuple[_Nested, ...] = ()
+
+
+class _Empty(Model):
+    pass
+
+
+class _Odd(Model):
+    empty: _Empty
+    either: int | str
+    anything: Any
+    free: dict[str, Any]
+
+
+def test_a_model_that_holds_itself_ends_as_json() -> None:
+    struct = Struct(_columns(_Nested, LATEST, _DEPTH))
+    for _ in range(_DEPTH):
+        inner, many = struct.columns["inner"], struct.columns["many"]
+        assert isinstance(inner, Struct)
+        assert many == ListOf(inner)
+        struct = inner
+    assert struct.columns == {
+        "name": Scalar.TEXT,
+        "inner": Scalar.JSON,
+        "many": ListOf(Scalar.JSON),
+    }
+
+
+def test_what_has_no_fixed_type_or_no_attributes_is_json() -> None:
+    assert set(_columns(_Odd, LATEST, _DEPTH).values()) == {Scalar.JSON}

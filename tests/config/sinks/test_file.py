@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ocsf_nft.config.sinks.file import FileSink
+from ocsf_nft.delivery.sinks.file import File
+from ocsf_nft.delivery.sinks.rotation import Rotation
+
+PATH = "/var/log/ocsf-nft/events.jsonl"
+
+
+def _sink(**facts: Any) -> FileSink:
+    return FileSink.model_validate({"type": "file", "path": PATH} | facts)
+
+
+def _made(**facts: Any) -> File:
+    made = _sink(**facts).sink()
+    assert isinstance(made, File)
+    return made
+
+
+def test_a_path_is_enough() -> None:
+    table, made = _sink(), _made()
+    assert (table.target, table.batch_seconds, table.timeout_seconds) == (PATH, 0.0, None)
+    assert (made._path, made._sync, made._rotation) == (Path(PATH), True, None)
+
+
+def test_what_becomes_of_a_full_file_is_said_with_when_it_is_full() -> None:
+    rotation = _made(
+        sync=False, rotate_bytes=1 << 20, rotate_seconds=3600, keep_files=7, compress=True
+    )._rotation
+    assert rotation == Rotation(full_bytes=1 << 20, full_seconds=3600, keep_files=7, compress=True)
+    assert _made(rotate_seconds=3600, keep_bytes=1 << 30)._rotation == Rotation(
+        full_seconds=3600, keep_bytes=1 << 30
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"path": "-"}, 'for standard output, give type = "stdout"'),
+        ({"path": ""}, "must not be empty"),
+        ({"path": "a\0b"}, "NUL"),
+        ({"keep_files": 3}, "never makes one: give rotate_bytes or rotate_seconds"),
+        ({"keep_bytes": 3000}, "never makes one"),
+        ({"compress": True}, "never makes one"),
+        ({"rotate_bytes": 100}, "rotate_bytes"),
+        ({"rotate_seconds": 0}, "rotate_seconds"),
+        ({"rotate_seconds": 60, "keep_files": 0}, "keep_files"),
+        ({"rotate_seconds": 60, "path": "/var/log/" + "\u00e4" * 111}, "names of less than 221"),
+        ({"batch_seconds": -1}, "batch_seconds"),
+        ({"timeout_seconds": 0}, "timeout_seconds"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(facts: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        _sink(**facts)

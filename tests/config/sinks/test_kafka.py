@@ -1,0 +1,122 @@
+"""What a file says of a sink of type kafka."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ocsf_nft.config.sinks.kafka import KafkaSink
+from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.sinks.kafka import Kafka
+from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.errors import UnsupportedError
+
+PASSWORD = {"credential": "kafka"}
+
+
+def _sink(**facts: Any) -> KafkaSink:
+    given = {"type": "kafka", "servers": ["kafka.example:9092"], "topic": "ocsf"}
+    return KafkaSink.model_validate(given | facts)
+
+
+def test_servers_and_a_topic_are_all_that_has_to_be_said() -> None:
+    table = _sink()
+    assert table.target == "kafka://kafka.example:9092/ocsf"
+    sink = table.sink()
+    assert isinstance(sink, Kafka)
+    assert (sink._servers, sink._topic) == (("kafka.example:9092",), "ocsf")
+    assert (sink._is_compressed, sink._max_bytes, sink._timeout_seconds) == (True, 1 << 20, 30.0)
+    assert (sink._mechanism, sink._user, sink._password, sink._tls) == (None, None, None, None)
+
+
+def test_all_that_is_said_is_the_sinks() -> None:
+    sink = _sink(
+        servers=["[2001:db8::7]:9093", "b.example:9093"],
+        compress=False,
+        max_message_bytes=5 << 20,
+        sasl="SCRAM-SHA-512",
+        user="me",
+        password=PASSWORD,
+        tls={},
+        timeout_seconds=5,
+    ).sink()
+    assert isinstance(sink, Kafka)
+    assert (sink._is_compressed, sink._max_bytes, sink._timeout_seconds) == (False, 5 << 20, 5.0)
+    assert (sink._mechanism, sink._user) == ("SCRAM-SHA-512", "me")
+    assert sink._password == Secret("credential", "kafka")
+    assert sink._tls == Tls()
+
+
+@pytest.mark.parametrize(
+    ("server", "cause"),
+    [
+        ("kafka.example", "must have a port"),
+        ("kafka://kafka.example:9092", "must be a host and port"),
+        ("me:hunter2@kafka.example:9092", "must be a host and port"),
+        ("a.example:9092,b.example:9092", "must be a host and port"),
+        ("", "must be a host and port"),
+        (":9092", "must be a host and port"),
+        ("::1:9092", "must be a host and port"),
+        ("kafka.example:9092\n", "must be a host and port"),
+        ("[::1]", "must have a port"),
+        ("[1:2]:9092", "address of IPv6"),
+        ("kafka.example:0", "port of 1 to 65535"),
+        ("kafka.example:99999999", "port of 1 to 65535"),
+        (9092, "must be text"),
+    ],
+)
+def test_a_server_that_is_none_is_refused(server: object, cause: str) -> None:
+    with pytest.raises(ValidationError, match=cause):
+        _sink(servers=[server])
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"servers": []},
+        {"topic": ""},
+        {"topic": "."},
+        {"topic": ".."},
+        {"topic": "a b"},
+        {"topic": "a\n"},
+        {"topic": "x" * 250},
+        {"max_message_bytes": 0},
+        {"sasl": "GSSAPI"},
+        {"timeout_seconds": None},
+        {"password": "hunter2"},
+        {"colour": "red"},
+    ],
+)
+def test_what_kafka_has_no_use_for_is_refused(facts: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(facts))):
+        _sink(**facts)
+
+
+@pytest.mark.parametrize("topic", ["...", "..a", ".a", "a.b_c-1", "x" * 249])
+def test_a_topic_is_called_what_brokers_take(topic: str) -> None:
+    assert _sink(topic=topic).topic == topic
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"sasl": "PLAIN"},
+        {"user": "me", "password": PASSWORD},
+        {"sasl": "PLAIN", "user": "me"},
+        {"sasl": "PLAIN", "password": PASSWORD},
+    ],
+)
+def test_half_of_a_login_is_refused(facts: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="give all three, or none"):
+        _sink(**facts)
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("kafka", "kafka_log"):
+        monkeypatch.delitem(sys.modules, f"ocsf_nft.delivery.sinks.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "aiokafka", None)
+    with pytest.raises(UnsupportedError, match=r"needs the extra ocsf-nft\[kafka\]"):
+        _sink().sink()

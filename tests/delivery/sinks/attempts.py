@@ -1,0 +1,34 @@
+"""Real events for sinks: refused attempts as the mapper tells them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import orjson
+
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.delivery.message import Message
+from ocsf_nft.ocsf.mapper import Mapper
+from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
+
+_MAPPER = Mapper(CONTEXT)
+_KINDS = ("tcp4", "udp6 quic", "icmp echo", "link arp")
+
+
+def attempts(number: int, *, poison: frozenset[int] = frozenset()) -> list[Message]:
+    """Messages of so many attempts, each its own; some with poison in them."""
+    return [_attempt(each, "poison" if each in poison else "curl") for each in range(number)]
+
+
+def _attempt(number: int, detail: str) -> Message:
+    record = RECORDS[_KINDS[number % len(_KINDS)]]
+    origin = replace(record.origin, identity=f"kmsg:boot:{number}", sequence=number)
+    record = replace(
+        record,
+        origin=origin,
+        time_ns=TIME_NS + number * 1_000_000,
+        details={**record.details, "note": detail},
+    )
+    event = _MAPPER.network_activity(Attempt.of(record), processed_ns=NOW_NS)
+    line = event.to_json()
+    return Message(orjson.loads(line)["metadata"]["uid"], line)

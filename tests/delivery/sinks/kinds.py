@@ -1,0 +1,59 @@
+"""The kinds of sinks that speak HTTP, each with a server that is strict with it."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from ocsf_nft.delivery.sinks.http import Http
+from ocsf_nft.delivery.sinks.opensearch import OpenSearch
+from ocsf_nft.delivery.sinks.otlp import Otlp
+from ocsf_nft.delivery.sinks.receiver import Credentials, Receiver
+from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec
+from ocsf_nft.errors import DeliveryError
+from tests.delivery.sinks.attempts import attempts
+from tests.delivery.sinks.servers import AnyJson, Bulk, Collector, Hec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ocsf_nft.delivery.secrets import Secret
+    from ocsf_nft.delivery.sinks.base import Sink
+    from tests.delivery.sinks.servers import Server
+
+#: What no error may tell.
+SECRET: Final = "s3cr3t-value"  # noqa: S105 - of nothing
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of sink, and a server that judges it."""
+
+    of: Callable[..., Sink]
+    server: Callable[..., Server]
+    scheme: Any = "Bearer"
+
+    def sink(self, url: str, token: Secret, **facts: Any) -> Sink:
+        credentials = Credentials(self.scheme, token)
+        return self.of(receiver=Receiver(url=url, credentials=credentials, **facts))
+
+
+KINDS: Final = {
+    "http": Kind(Http, AnyJson),
+    "splunk_hec": Kind(SplunkHec, Hec, "Splunk"),
+    "opensearch": Kind(OpenSearch, Bulk),
+    "otlp": Kind(Otlp, Collector),
+}
+
+
+async def fault(sink: Sink) -> DeliveryError:
+    """What entering a sink, or a delivery, ends in: one sentence, which tells no secret."""
+    with pytest.raises(DeliveryError) as caught:
+        async with sink:
+            await sink.deliver(attempts(2))
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert str(caught.value).isprintable()
+    return caught.value

@@ -1,0 +1,426 @@
+"""Kafka, as librdkafka's broker speaks it, and kcat reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.sinks.base import DELIVERED
+from ocsf_nft.delivery.sinks.kafka import Kafka
+from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.errors import DeliveryError, RefusedError
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.notices import lifecycle
+from tests.conformance.corpus import ATTRIBUTED, CONTEXT, NOW_NS, TIME_NS
+from tests.delivery.sinks.batches import messages
+from tests.delivery.sinks.brokers import Certificates, KafkaBroker, KafkaRelay, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+_REFUSED = Mapper(CONTEXT).network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
+_STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
+_AT_ONCE_SECONDS = 3
+
+# Numbers of Kafka's protocol: requests, and errors.
+_PRODUCE, _INIT_PRODUCER_ID = 0, 22
+_UNKNOWN_TOPIC, _NOT_LEADER, _TOO_LARGE, _NOT_ENOUGH_REPLICAS, _NOT_ALLOWED = 3, 6, 10, 19, 29
+_CLUSTER_NOT_ALLOWED, _OUT_OF_ORDER = 31, 45
+
+
+@pytest.fixture
+def broker() -> Iterator[KafkaBroker]:
+    with KafkaBroker(ocsf=3) as broker:
+        yield broker
+
+
+def _sink(broker: KafkaBroker | KafkaRelay, **given: Any) -> Kafka:
+    options: dict[str, Any] = {
+        "servers": [broker.host],
+        "topic": "ocsf",
+        "timeout_seconds": 20.0,
+    } | given
+    return Kafka(**options)
+
+
+def _of(sandbox: str, *numbers: int) -> list[Message]:
+    return [
+        Message(
+            f"uid-{sandbox}-{n}", b'{"n":%d,"unmapped":{"sandbox":"%s"}}' % (n, sandbox.encode())
+        )
+        for n in numbers
+    ]
+
+
+@pytest.mark.parametrize("is_compressed", [True, False])
+async def test_a_topic_has_each_event_as_it_is(broker: KafkaBroker, is_compressed: bool) -> None:
+    lines = [_REFUSED.to_json(), _STARTED.to_json(), b"{}", '{"ü":"\u2028"}'.encode()]
+    async with _sink(broker, is_compressed=is_compressed) as sink:
+        assert await sink.deliver(messages(*lines)) == DELIVERED
+    records = broker.records("ocsf")
+    found = {each["headers"][1]: each for each in records}
+    assert [found[f"uid-{n}"]["payload"].encode() for n in range(4)] == lines
+    assert [found[f"uid-{n}"]["key"] for n in range(4)] == ["sb1", "host-1", None, None]
+    assert {each["headers"][0] for each in found.values()} == {"uid"}
+    assert len(records) == 4
+
+
+@pytest.mark.parametrize("is_compressed", [True, False])
+async def test_what_is_sent_is_compressed_where_that_is_wanted(
+    broker: KafkaBroker, is_compressed: bool
+) -> None:
+    line = _STARTED.to_json()
+    async with (
+        KafkaRelay(broker) as relay,
+        _sink(relay, is_compressed=is_compressed) as sink,
+    ):
+        await sink.deliver(messages(line))
+        assert any(line in request for request in relay.asked) != is_compressed
+
+
+async def test_what_one_sandbox_does_is_in_one_partition_and_in_order(broker: KafkaBroker) -> None:
+    names = [f"sb{n}" for n in range(7)]
+    async with _sink(broker) as sink:
+        for start in (0, 700):
+            batch = [each for n in range(start, start + 700) for each in _of(names[n % 7], n)]
+            assert await sink.deliver(batch) == DELIVERED
+    records = broker.records("ocsf")
+    assert len(records) == 1400
+    for number, name in enumerate(names):
+        own = [each for each in records if each["key"] == name]
+        assert len({each["partition"] for each in own}) == 1
+        assert [each["headers"][1] for each in own] == [
+            f"uid-{name}-{n}" for n in range(number, 1400, 7)
+        ]
+    assert len({each["partition"] for each in records}) > 1
+
+
+async def test_a_broker_that_is_down_is_one_sentence_and_told_at_once() -> None:
+    sink = Kafka(servers=[f"127.0.0.1:{(port := free_port())}"], topic="ocsf")
+    async with asyncio.timeout(_AT_ONCE_SECONDS):
+        with pytest.raises(DeliveryError, match=f"{port} can't be used: .*Connection refused"):
+            await sink.__aenter__()
+    await _nothing_is_left()
+
+
+async def test_one_of_its_brokers_is_enough(broker: KafkaBroker) -> None:
+    for _ in range(4):
+        async with _sink(broker, servers=[broker.host, "127.0.0.1:1"]) as sink:
+            await sink.deliver(messages(b"{}"))
+    assert len(broker.records("ocsf")) == 4
+
+
+async def test_a_topic_that_is_not_there_is_told_as_that(broker: KafkaBroker) -> None:
+    broker.tell("lose", "ocsf", _UNKNOWN_TOPIC)
+    with pytest.raises(DeliveryError, match="has no topic ocsf: create it"):
+        await _sink(broker, timeout_seconds=2.0).__aenter__()
+    broker.tell("lose", "ocsf", _NOT_ALLOWED)
+    with pytest.raises(DeliveryError, match="lets us write nothing to topic ocsf: grant WRITE"):
+        await _sink(broker).__aenter__()
+    broker.tell("lose", "ocsf", 0)
+    async with _sink(broker) as sink:
+        assert await sink.deliver(messages(b"{}")) == DELIVERED
+
+
+async def test_what_passes_in_time_is_not_even_told(broker: KafkaBroker) -> None:
+    async with _sink(broker) as sink:
+        broker.tell("fail", _PRODUCE, _NOT_LEADER, 3)
+        assert await sink.deliver(_of("sb1", 0, 1, 2)) == DELIVERED
+    assert [each["headers"][1] for each in broker.records("ocsf")] == [
+        "uid-sb1-0",
+        "uid-sb1-1",
+        "uid-sb1-2",
+    ]
+
+
+async def test_what_does_not_pass_in_time_is_told(broker: KafkaBroker) -> None:
+    async with _sink(broker, timeout_seconds=1.0) as sink:
+        broker.tell("fail", _PRODUCE, _NOT_ENOUGH_REPLICAS, 1000)
+        with pytest.raises(DeliveryError, match="NotEnoughReplicas"):
+            await sink.deliver(messages(b"{}"))
+
+
+async def test_a_producer_that_is_lost_is_one_sentence_and_the_next_one_goes_on(
+    broker: KafkaBroker,
+) -> None:
+    sink = _sink(broker)
+    async with sink:
+        broker.tell("fail", _PRODUCE, _NOT_LEADER, 1)
+        broker.tell("fail", _PRODUCE, _OUT_OF_ORDER, 1)
+        with pytest.raises(DeliveryError, match="OutOfOrderSequenceNumber"):
+            await sink.deliver(messages(b"1"))
+        assert await sink.deliver(messages(b"2")) == DELIVERED
+    async with sink:
+        assert await sink.deliver(messages(b"3")) == DELIVERED
+    assert sorted(each["payload"] for each in broker.records("ocsf")) == ["2", "3"]
+
+
+async def test_what_is_too_large_for_us_is_refused_and_the_rest_delivered(
+    broker: KafkaBroker,
+) -> None:
+    batch = messages(b'"1"', b'"%s"' % (b"x" * 20_000), b'"2"')
+    async with _sink(broker, max_bytes=20_000) as sink:
+        outcome = await sink.deliver(batch)
+    assert [each.message for each in outcome.refused] == [batch[1]]
+    assert "max_message_bytes (20000)" in outcome.refused[0].reason
+    assert sorted(each["payload"] for each in broker.records("ocsf")) == ['"1"', '"2"']
+
+
+async def test_what_is_too_large_for_a_broker_is_refused_and_the_next_one_is_not(
+    broker: KafkaBroker,
+) -> None:
+    async with KafkaRelay(broker) as relay, _sink(relay) as sink:
+        assert relay.number(_INIT_PRODUCER_ID) == 1
+        broker.tell("fail", _PRODUCE, _TOO_LARGE, 1)
+        with pytest.raises(RefusedError, match=r"MessageSizeTooLarge.*max\.message\.bytes"):
+            await sink.deliver(_of("sb1", 0, 1))
+        assert await sink.deliver(_of("sb1", 2)) == DELIVERED
+        # A new producer has new sequence numbers: the old one's have a gap.
+        assert relay.number(_INIT_PRODUCER_ID) == 2
+    assert [each["headers"][1] for each in broker.records("ocsf")] == ["uid-sb1-2"]
+
+
+async def test_a_producer_that_may_not_be_idempotent_is_told(broker: KafkaBroker) -> None:
+    broker.tell("fail", _INIT_PRODUCER_ID, _CLUSTER_NOT_ALLOWED, 100)
+    with pytest.raises(DeliveryError, match="ClusterAuthorizationFailed"):
+        await _sink(broker, timeout_seconds=1.0).__aenter__()
+
+
+async def test_a_partition_without_a_leader_is_told(broker: KafkaBroker) -> None:
+    async with _sink(broker, timeout_seconds=1.0) as sink:
+        for partition in range(3):
+            broker.tell("leader", "ocsf", partition, -1)
+        with pytest.raises(DeliveryError, match="can't be used"):
+            await sink.deliver(messages(b"{}"))
+
+
+async def test_a_broker_that_dies_in_a_delivery_gets_it_once_it_is_back(
+    broker: KafkaBroker,
+) -> None:
+    batch = _of("sb1", *range(5000))
+    sink = _sink(broker, timeout_seconds=3.0)
+    async with sink:
+        broker.tell("slow", 300)
+        delivery = asyncio.create_task(sink.deliver(batch))
+        await asyncio.sleep(0.1)
+        assert not delivery.done()
+        broker.tell("down")
+        with pytest.raises(DeliveryError, match=r"can't be used: (?!Unable to update)"):
+            await delivery
+    with pytest.raises(DeliveryError, match="can't be used"):
+        await sink.__aenter__()
+    broker.tell("slow", 0)
+    broker.tell("up")
+    async with sink:
+        assert await sink.deliver(batch) == DELIVERED
+    found = [each["headers"][1] for each in broker.records("ocsf")]
+    assert list(dict.fromkeys(found[-5000:])) == [each.uid for each in batch]
+
+
+async def test_who_is_cancelled_does_not_wait_for_a_broker_that_says_nothing(
+    broker: KafkaBroker,
+) -> None:
+    batch = messages(*(b'"%s"' % (b"x" * 60_000) for _ in range(500)))
+    sink = _sink(broker)
+    async with asyncio.timeout(20):
+        await sink.__aenter__()
+        broker.freeze()
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await sink.deliver(batch)
+            async with asyncio.timeout(_AT_ONCE_SECONDS):
+                await sink.__aexit__(None, None, None)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await sink.__aenter__()
+            await _nothing_is_left()
+        finally:
+            broker.thaw()
+        async with sink:
+            assert await sink.deliver(messages(b"{}")) == DELIVERED
+
+
+async def test_what_is_not_connected_delivers_nothing() -> None:
+    with pytest.raises(DeliveryError, match="kafka is not connected"):
+        await Kafka(servers=["127.0.0.1:1"], topic="ocsf").deliver(messages(b"{}"))
+
+
+async def test_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, broker: KafkaBroker
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
+    async with _sink(broker, timeout_seconds=1.0) as sink:
+        broker.tell("down")
+        with pytest.raises(DeliveryError):
+            await sink.deliver(messages(b"{}"))
+    with pytest.raises(DeliveryError):
+        await sink.__aenter__()
+    logging.getLogger("aiokafka").error("too late")
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_what_is_logged_is_heard_in_its_own_thread_short_and_printable(
+    broker: KafkaBroker,
+) -> None:
+    async def log() -> None:
+        logging.getLogger("aiokafka").warning("\x1b[31m %s", "x" * 500)
+
+    async with _sink(broker) as sink, _sink(broker) as other:
+        await sink._aside.do(log())
+        assert other._listener.last == ""
+        assert sink._listener.last == "?[31m " + "x" * 194
+
+
+async def _nothing_is_left() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "kafka":
+            await asyncio.to_thread(thread.join, _AT_ONCE_SECONDS)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+async def test_tls_with_the_right_authority_delivers(
+    broker: KafkaBroker, certificates: Certificates
+) -> None:
+    async with (
+        KafkaRelay(broker, context=certificates.context("127.0.0.1")) as relay,
+        _sink(relay, tls=Tls(ca=certificates.ca)) as sink,
+    ):
+        assert await sink.deliver(messages(b"{}")) == DELIVERED
+    assert len(broker.records("ocsf")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted"), [("127.0.0.1", "other_ca"), ("127.0.0.2", "ca"), ("127.0.0.1", None)]
+)
+async def test_a_wrong_certificate_is_told_as_that(
+    broker: KafkaBroker, certificates: Certificates, name: str, trusted: str | None
+) -> None:
+    tls = Tls(ca=None if trusted is None else getattr(certificates, trusted))
+    async with KafkaRelay(broker, context=certificates.context(name)) as relay:
+        with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
+            await _sink(relay, tls=tls).__aenter__()
+
+
+async def test_a_broker_that_asks_for_a_certificate_takes_ours(
+    broker: KafkaBroker, certificates: Certificates
+) -> None:
+    context = certificates.context("127.0.0.1", asks=True)
+    ours = Tls(ca=certificates.ca, certificate=certificates.certificate, key=certificates.key)
+    async with KafkaRelay(broker, context=context) as relay:
+        async with _sink(relay, tls=ours) as sink:
+            assert await sink.deliver(messages(b"{}")) == DELIVERED
+        with pytest.raises(DeliveryError, match="can't be used"):
+            await _sink(relay, tls=Tls(ca=certificates.ca)).__aenter__()
+
+
+def _plain(mechanism: str) -> Callable[[bytes], bytes | None]:
+    """A broker's side of PLAIN (RFC 4616), for user ``me`` with password ``right``."""
+    assert mechanism == "PLAIN"
+    return lambda said: b"" if said.split(b"\0")[1:] == [b"me", b"right"] else None
+
+
+def _scram(mechanism: str) -> Callable[[bytes], bytes | None]:
+    """A broker's side of SCRAM (RFC 5802, 5.1) for the same."""
+    digest = mechanism.removeprefix("SCRAM-").replace("-", "").lower()
+    salted = hashlib.pbkdf2_hmac(digest, b"right", b"salt", 4096)
+    heard: list[bytes] = []
+
+    def keyed(key: bytes, text: bytes) -> bytes:
+        return hmac.digest(key, text, digest)
+
+    def step(said: bytes) -> bytes | None:
+        if not heard:
+            bare = said.removeprefix(b"n,,")
+            nonce = bare.split(b",r=")[1] + b"ours"
+            first = b"r=%s,s=%s,i=4096" % (nonce, base64.b64encode(b"salt"))
+            heard.extend((bare, first))
+            return first if bare.startswith(b"n=me,") else None
+        final, _, proof = said.rpartition(b",p=")
+        text = b",".join((*heard, final))
+        client = keyed(salted, b"Client Key")
+        signature = keyed(hashlib.new(digest, client).digest(), text)
+        proved = bytes(a ^ b for a, b in zip(client, signature, strict=True))
+        if base64.b64decode(proof) != proved:
+            return None
+        return b"v=" + base64.b64encode(keyed(keyed(salted, b"Server Key"), text))
+
+    return step
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+@pytest.mark.parametrize("has_tls", [True, False])
+async def test_a_password_lets_in_and_is_in_no_error(
+    broker: KafkaBroker, certificates: Certificates, tmp_path: Path, mechanism: str, has_tls: bool
+) -> None:
+    context = certificates.context("127.0.0.1") if has_tls else None
+    path = tmp_path / "password"
+    given: dict[str, Any] = {
+        "mechanism": mechanism,
+        "user": "me",
+        "password": Secret("file", str(path)),
+        "tls": Tls(ca=certificates.ca) if has_tls else None,
+    }
+    sasl = _plain if mechanism == "PLAIN" else _scram
+    async with KafkaRelay(broker, context=context, sasl=sasl) as relay:
+        path.write_text("hunter2\n")
+        sink = _sink(relay, **given)
+        with pytest.raises(DeliveryError, match="give credentials that it takes") as caught:
+            await sink.__aenter__()
+        assert "hunter2" not in str(caught.value)
+        path.write_text("right\n")
+        async with sink:
+            assert await sink.deliver(messages(b"{}")) == DELIVERED
+        anonymous = _sink(relay, tls=given["tls"], timeout_seconds=1.0)
+        with pytest.raises(DeliveryError, match="can't be used"):
+            await anonymous.__aenter__()
+    assert len(broker.records("ocsf")) == 1
+
+
+async def test_what_a_broker_says_is_cut_made_printable_and_without_our_secret(
+    broker: KafkaBroker, tmp_path: Path
+) -> None:
+    (tmp_path / "password").write_text("hunter2")
+    password = Secret("file", str(tmp_path / "password"))
+    said = b"hunter2 is \x1b[31m wrong " + b"x" * 500
+    async with KafkaRelay(broker, sasl=lambda _: lambda _: None, says=said) as relay:
+        with pytest.raises(DeliveryError, match=r"\*\*\* is \?\[31m wrong") as caught:
+            await _sink(relay, mechanism="PLAIN", user="me", password=password).__aenter__()
+    assert "hunter2" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\0\4abcd", b"\0\0\0\1a"]
+)
+async def test_a_broker_that_is_none_is_one_sentence(answer: bytes) -> None:
+    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        with pytest.raises(DeliveryError, match="can't be used"):
+            await Kafka(
+                servers=[f"127.0.0.1:{port}"], topic="ocsf", timeout_seconds=2.0
+            ).__aenter__()
+    finally:
+        server.close()

@@ -1,0 +1,585 @@
+"""NATS JetStream, as nats-server of Debian speaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import nkeys  # type: ignore[import-untyped]  # it ships no types
+import orjson
+import pytest
+from nats.aio.client import Client
+from nats.js.api import DiscardPolicy, StreamConfig
+
+from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.sinks.base import DELIVERED
+from ocsf_nft.delivery.sinks.nats import Nats
+from ocsf_nft.delivery.sinks.nats_login import Login
+from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.errors import DeliveryError
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.notices import lifecycle
+from tests.conformance.corpus import ATTRIBUTED, CONTEXT, NOW_NS, TIME_NS
+from tests.delivery.sinks.batches import messages
+from tests.delivery.sinks.brokers import Certificates, NatsServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from nats.aio.msg import Msg
+    from nats.js import JetStreamContext
+
+_REFUSED = Mapper(CONTEXT).network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
+_STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
+#: What the client does with what is silent takes seconds; what is told takes no time.
+_AT_ONCE_SECONDS = 3
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    with NatsServer(tmp_path, "max_payload: 64KB") as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def _stream(url: str, **given: Any) -> AsyncIterator[JetStreamContext]:
+    """Somebody else's connection to a stream ``ocsf``, made if it is not there."""
+    options = {key: given.pop(key) for key in ("user", "password", "tls") if key in given}
+    client = Client()
+    await client.connect(url, **options)
+    try:
+        stream = client.jetstream()
+        await stream.add_stream(StreamConfig(name="ocsf", subjects=["ocsf", "ocsf.>"], **given))
+        yield stream
+    finally:
+        await client.close()
+
+
+async def _kept(stream: JetStreamContext) -> list[Any]:
+    state = (await stream.stream_info("ocsf")).state
+    return [
+        await stream.get_msg("ocsf", number)
+        for number in range(state.first_seq, state.last_seq + 1)
+        if state.messages
+    ]
+
+
+async def test_a_stream_has_each_event_as_it_is_once_and_in_order(server: NatsServer) -> None:
+    lines = [_REFUSED.to_json(), _STARTED.to_json(), *(b'{"n":%d}' % n for n in range(600))]
+    batch = messages(*lines)
+    async with _stream(server.url) as stream:
+        async with Nats(servers=[server.url], subject="ocsf", stream="ocsf") as sink:
+            assert await sink.deliver(batch) == DELIVERED
+            assert await sink.deliver(batch[:3]) == DELIVERED
+        async with sink:
+            assert await sink.deliver(batch[1:]) == DELIVERED
+        kept = await _kept(stream)
+    assert [each.data for each in kept] == lines
+    assert [each.headers["Nats-Msg-Id"] for each in kept] == [each.uid for each in batch]
+    assert {each.subject for each in kept} == {"ocsf"}
+
+
+async def test_the_class_is_a_token_of_the_subject_where_that_is_wanted(
+    server: NatsServer,
+) -> None:
+    lines = [_REFUSED.to_json(), _STARTED.to_json(), b"{}", b'{"class_name":"a.> *b\\r\\n"}']
+    async with _stream(server.url) as stream:
+        async with Nats(servers=[server.url], subject="ocsf", has_class=True) as sink:
+            await sink.deliver(messages(*lines))
+        subjects = [each.subject for each in await _kept(stream)]
+    assert subjects == [
+        "ocsf.network_activity",
+        "ocsf.application_lifecycle",
+        "ocsf.none",
+        "ocsf.a_b_",
+    ]
+
+
+async def test_what_is_too_large_is_refused_and_the_rest_delivered(server: NatsServer) -> None:
+    def sized(size: int) -> bytes:
+        return b"x" * (size - len(b"NATS/1.0\r\nNats-Msg-Id: uid-0\r\n\r\n"))
+
+    batch = messages(b"{}", sized(65_537), sized(65_536), sized(50_000), b"[]")
+    async with _stream(server.url, max_msg_size=60_000) as stream:
+        async with Nats(servers=[server.url], subject="ocsf") as sink:
+            outcome = await sink.deliver(batch)
+        assert [each.data for each in await _kept(stream)] == [b"{}", batch[3].line, b"[]"]
+    assert [each.message for each in outcome.refused] == batch[1:3]
+    assert "65536 bytes" in outcome.refused[0].reason
+    assert "message size exceeds maximum allowed" in outcome.refused[1].reason
+    assert outcome.again == ()
+
+
+async def test_what_a_full_stream_does_not_take_is_to_be_sent_again(server: NatsServer) -> None:
+    batch = messages(b"1", b"2", b"3", b"4")
+    full = {"max_msgs": 2, "discard": DiscardPolicy.NEW}
+    async with _stream(server.url, **full) as stream:
+        async with Nats(servers=[server.url], subject="ocsf") as sink:
+            outcome = await sink.deliver(batch)
+            assert outcome.again == tuple(batch[2:])
+            assert "maximum messages exceeded" in outcome.reason
+            await stream.purge_stream("ocsf")
+            assert await sink.deliver(outcome.again) == DELIVERED
+        assert [each.data for each in await _kept(stream)] == [b"3", b"4"]
+
+
+async def test_another_stream_than_the_one_named_gets_nothing(server: NatsServer) -> None:
+    async with _stream(server.url) as stream:
+        async with Nats(servers=[server.url], subject="ocsf", stream="other") as sink:
+            outcome = await sink.deliver(messages(b"{}"))
+        assert "expected stream does not match" in outcome.reason
+        assert len(outcome.again) == 1
+        assert await _kept(stream) == []
+
+
+@pytest.mark.parametrize("has_jetstream", [True, False])
+async def test_where_no_stream_has_the_subject_it_is_told_how_to_make_one(
+    tmp_path: Path, has_jetstream: bool
+) -> None:
+    with NatsServer(tmp_path, has_jetstream=has_jetstream) as server:
+        async with Nats(servers=[server.url], subject="ocsf", has_class=True) as sink:
+            with pytest.raises(DeliveryError, match=r"no stream takes .*--subjects 'ocsf\.\*'"):
+                await sink.deliver(messages(b"{}"))
+
+
+async def test_an_answer_that_is_no_acknowledgement_is_none(server: NatsServer) -> None:
+    other = Client()
+    await other.connect(server.url)
+    try:
+        for answer in (b"OK", b"[]", b'{"stream":1}', b'{"stream":"ocsf","seq":"1"}'):
+
+            async def respond(asked: Msg, answer: bytes = answer) -> None:
+                await asked.respond(answer)
+
+            responder = await other.subscribe("ocsf", cb=respond)
+            await other.flush()
+            async with Nats(servers=[server.url], subject="ocsf") as sink:
+                with pytest.raises(DeliveryError, match="is no stream"):
+                    await sink.deliver(messages(b"{}"))
+            await responder.unsubscribe()
+    finally:
+        await other.close()
+
+
+async def test_a_server_that_is_down_is_one_sentence_and_told_at_once(server: NatsServer) -> None:
+    server.kill()
+    sink = Nats(servers=[server.url, "nats://[::1]:1"], subject="ocsf")
+    async with asyncio.timeout(_AT_ONCE_SECONDS):
+        with pytest.raises(DeliveryError, match="can't be used") as caught:
+            await sink.__aenter__()
+    assert f"{server.host} can't be used: Connection refused" in str(caught.value)
+    assert "[::1]:1" in str(caught.value)
+    await _nothing_is_left()
+
+
+async def test_one_of_its_servers_is_enough(server: NatsServer) -> None:
+    async with _stream(server.url) as stream:
+        for _ in range(8):
+            async with Nats(servers=["nats://127.0.0.1:1", server.url], subject="ocsf") as sink:
+                await sink.deliver(messages(b"{}"))
+        assert len(await _kept(stream)) == 1
+
+
+async def test_a_server_that_dies_in_a_delivery_gets_it_once_it_is_back(
+    server: NatsServer,
+) -> None:
+    batch = messages(*(b'{"n":%d,"x":"%s"}' % (n, b"y" * 4000) for n in range(2000)))
+    sink = Nats(servers=[server.url], subject="ocsf")
+    async with _stream(server.url) as stream, sink:
+        delivery = asyncio.create_task(sink.deliver(batch))
+        while (await stream.stream_info("ocsf")).state.messages == 0:
+            pass
+        server.freeze()
+        await asyncio.sleep(0.1)
+        assert not delivery.done()
+        server.kill()
+        with pytest.raises(DeliveryError, match="can't be used"):
+            await asyncio.wait_for(delivery, _AT_ONCE_SECONDS)
+    with pytest.raises(DeliveryError, match="can't be used"):
+        await sink.__aenter__()
+    server.start()
+    async with _stream(server.url) as stream:
+        assert 0 < len(await _kept(stream)) < len(batch)
+        async with sink:
+            assert await sink.deliver(batch) == DELIVERED
+        assert [each.data for each in await _kept(stream)] == [each.line for each in batch]
+
+
+async def test_a_server_that_dies_before_it_answers_is_told_at_once(server: NatsServer) -> None:
+    async with _stream(server.url), Nats(servers=[server.url], subject="ocsf") as sink:
+        server.freeze()
+        delivery = asyncio.create_task(sink.deliver(messages(b"{}")))
+        await asyncio.sleep(0.1)
+        server.kill()
+        with pytest.raises(DeliveryError, match="can't be used"):
+            await asyncio.wait_for(delivery, _AT_ONCE_SECONDS)
+
+
+async def test_a_connection_that_was_lost_in_between_is_told_and_not_made_anew(
+    server: NatsServer,
+) -> None:
+    sink = Nats(servers=[server.url], subject="ocsf")
+    async with sink:
+        server.kill()
+        server.start()
+        for _ in range(2):
+            with pytest.raises(DeliveryError, match="can't be used"):
+                await asyncio.wait_for(sink.deliver(messages(b"{}")), _AT_ONCE_SECONDS)
+    async with _stream(server.url), sink:
+        assert await sink.deliver(messages(b"{}")) == DELIVERED
+
+
+async def test_who_is_cancelled_does_not_wait_for_a_server_that_says_nothing(
+    server: NatsServer,
+) -> None:
+    batch = messages(*(b"x" * 60_000 for _ in range(500)))  # more than any socket takes
+    sink = Nats(servers=[server.url], subject="ocsf")
+    async with _stream(server.url), asyncio.timeout(20):
+        await sink.__aenter__()
+        server.freeze()
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await sink.deliver(batch)
+            async with asyncio.timeout(_AT_ONCE_SECONDS):
+                await sink.__aexit__(None, None, None)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await sink.__aenter__()
+            await _nothing_is_left()
+        finally:
+            server.thaw()
+        async with sink:
+            await sink.deliver(messages(b"{}"))
+
+
+async def test_what_is_not_connected_delivers_nothing() -> None:
+    with pytest.raises(DeliveryError, match="no NATS server is connected to"):
+        await Nats(servers=["nats://127.0.0.1:1"], subject="ocsf").deliver(messages(b"{}"))
+
+
+async def test_what_we_may_not_publish_is_told_at_once(tmp_path: Path) -> None:
+    users = "authorization: {users: [{user: a, password: b, permissions: {publish: {deny: ocsf}}}]}"
+    login = Login(user="a", password=_secret(tmp_path, "b"))
+    with NatsServer(tmp_path, users) as server:
+        async with Nats(servers=[server.url], subject="ocsf", login=login) as sink:
+            with pytest.raises(DeliveryError, match="permissions violation for publish"):
+                await asyncio.wait_for(sink.deliver(messages(b"{}")), _AT_ONCE_SECONDS)
+
+
+async def _nothing_is_left() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "nats":
+            await asyncio.to_thread(thread.join, _AT_ONCE_SECONDS)
+            assert not thread.is_alive()
+
+
+def _secret(tmp_path: Path, text: str) -> Secret:
+    path = tmp_path / f"secret-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    path.write_text(f"{text}\n")
+    return Secret("file", str(path))
+
+
+def _seed(prefix: int) -> bytes:
+    seed: bytes = nkeys.encode_seed(os.urandom(32), prefix)
+    return seed
+
+
+def _jwt(issuer: bytes, subject: bytes, kind: str, **claims: object) -> str:
+    """A JWT of NATS's, signed with an nkey."""
+    keys = nkeys.from_seed(bytearray(issuer))
+    body: dict[str, object] = {
+        "iat": 1_767_225_600,
+        "iss": keys.public_key.decode(),
+        "name": kind,
+        "sub": nkeys.from_seed(bytearray(subject)).public_key.decode(),
+        "nats": {"type": kind, "version": 2, **claims},
+    }
+    body["jti"] = base64.b32encode(hashlib.sha256(orjson.dumps(body)).digest()).decode().rstrip("=")
+    head = {"typ": "JWT", "alg": "ed25519-nkey"}
+    signed = b".".join(_base64(orjson.dumps(each)) for each in (head, body))
+    return (signed + b"." + _base64(keys.sign(signed))).decode()
+
+
+def _base64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+
+def _credentials(tmp_path: Path) -> tuple[str, Path]:
+    """A server's configuration that trusts an operator, and a credentials file of one's user."""
+    operator = _seed(nkeys.PREFIX_BYTE_OPERATOR)
+    account = _seed(nkeys.PREFIX_BYTE_ACCOUNT)
+    user = _seed(nkeys.PREFIX_BYTE_USER)
+    unlimited = dict.fromkeys(
+        ("subs", "data", "payload", "imports", "exports", "conn", "leaf", "mem_storage",
+         "disk_storage", "streams", "consumer"), -1,
+    )  # fmt: skip
+    account_jwt = _jwt(operator, account, "account", limits={**unlimited, "wildcards": True})
+    user_jwt = _jwt(account, user, "user", subs=-1, data=-1, payload=-1)
+    path = tmp_path / "user.creds"
+    path.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n"
+        "************************* IMPORTANT *************************\n"
+        "NKEY Seed printed below can be used to sign and prove identity.\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.decode()}\n------END USER NKEY SEED------\n"
+    )
+    public = nkeys.from_seed(bytearray(account)).public_key.decode()
+    return (
+        f"operator: {_jwt(operator, operator, 'operator')}\nresolver: MEMORY\n"
+        f"resolver_preload: {{ {public}: {account_jwt} }}"
+    ), path
+
+
+def _tls(certificates: Certificates, name: str = "127.0.0.1", extra: str = "") -> str:
+    """A server's configuration for TLS, by a name."""
+    certificate, key = certificates.made(name)
+    return f'tls: {{cert_file: "{certificate}", key_file: "{key}", {extra}}}'
+
+
+async def _is_let_in(server: NatsServer, login: Login, **given: Any) -> bool:
+    """Whether a server lets us in, and has no stream for us then."""
+    sink = Nats(servers=[server.url], subject="ocsf", login=login, **given)
+    with pytest.raises(DeliveryError) as caught:
+        async with sink:
+            await sink.deliver(messages(b"{}"))
+    if "give credentials that it takes" in str(caught.value):
+        return False
+    assert "no stream takes subject ocsf" in str(caught.value)
+    return True
+
+
+async def test_a_token_lets_in(tmp_path: Path) -> None:
+    with NatsServer(tmp_path, "authorization: {token: right}") as server:
+        assert await _is_let_in(server, Login(token=_secret(tmp_path, "right")))
+        assert not await _is_let_in(server, Login(token=_secret(tmp_path, "wrong")))
+        assert not await _is_let_in(server, Login())
+
+
+async def test_a_password_lets_in(tmp_path: Path) -> None:
+    with NatsServer(tmp_path, "authorization: {user: me, password: right}") as server:
+        right, wrong = _secret(tmp_path, "right"), _secret(tmp_path, "wrong")
+        assert await _is_let_in(server, Login(user="me", password=right))
+        assert not await _is_let_in(server, Login(user="me", password=wrong))
+        assert not await _is_let_in(server, Login(user="you", password=right))
+
+
+async def test_an_nkey_lets_in(tmp_path: Path) -> None:
+    right, wrong = (_seed(nkeys.PREFIX_BYTE_USER) for _ in range(2))
+    public = nkeys.from_seed(bytearray(right)).public_key.decode()
+    with NatsServer(tmp_path, f"authorization: {{users: [{{nkey: {public}}}]}}") as server:
+        assert await _is_let_in(server, Login(nkey=_secret(tmp_path, right.decode())))
+        assert not await _is_let_in(server, Login(nkey=_secret(tmp_path, wrong.decode())))
+
+
+async def test_a_credentials_file_lets_in(tmp_path: Path) -> None:
+    trusted, path = _credentials(tmp_path)
+    (tmp_path / "other").mkdir()
+    _, other = _credentials(tmp_path / "other")
+    with NatsServer(tmp_path, trusted, has_jetstream=False) as server:
+        assert await _is_let_in(server, Login(credentials=path))
+        assert not await _is_let_in(server, Login(credentials=other))
+
+
+@pytest.mark.parametrize("kind", ["nkey", "credentials"])
+@pytest.mark.parametrize(
+    "held", ["", "SUAHUNTER2", "-----BEGIN NATS USER JWT-----\n" * 3, "hunter2\n" * 10_000]
+)
+async def test_what_is_no_key_is_one_sentence_that_does_not_say_it(
+    server: NatsServer, tmp_path: Path, kind: str, held: str
+) -> None:
+    path = tmp_path / "key"
+    path.write_text(held)
+    login = Login(nkey=Secret("file", str(path))) if kind == "nkey" else Login(credentials=path)
+    with pytest.raises(DeliveryError, match="key") as caught:
+        await Nats(servers=[server.url], subject="ocsf", login=login).__aenter__()
+    assert "hunter2" not in str(caught.value).lower()
+
+
+async def test_a_seed_in_a_credentials_file_that_is_none_is_told_as_that(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    _, path = _credentials(tmp_path)
+    text = path.read_text()
+    path.write_text(text.replace("\nSU", "\nSUA"))
+    login = Login(credentials=path)
+    with pytest.raises(DeliveryError, match="no nkey's seed"):
+        await Nats(servers=[server.url], subject="ocsf", login=login).__aenter__()
+
+
+async def test_a_credentials_file_that_is_not_there_is_one_sentence(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    login = Login(credentials=tmp_path / "none")
+    with pytest.raises(DeliveryError, match="can't be read: No such file"):
+        await Nats(servers=[server.url], subject="ocsf", login=login).__aenter__()
+
+
+async def test_a_secret_is_read_anew_when_the_sink_is_entered_again(tmp_path: Path) -> None:
+    secret = _secret(tmp_path, "right")
+    sink = Nats(servers=[], subject="ocsf", login=Login(token=secret))
+    for token in ("one", "two"):
+        with NatsServer(tmp_path, f"authorization: {{token: {token}}}") as server:
+            sink._servers = (server.url,)
+            with pytest.raises(DeliveryError):
+                await sink.__aenter__()
+            (tmp_path / secret.place).write_text(token)
+            async with sink:
+                pass
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.mark.parametrize("scheme", ["tls", "nats"])
+@pytest.mark.parametrize("is_first", [False, True])
+async def test_tls_with_the_right_authority_delivers(
+    tmp_path: Path, certificates: Certificates, scheme: str, is_first: bool
+) -> None:
+    extra = "handshake_first: true" if is_first else ""
+    with NatsServer(tmp_path, _tls(certificates, extra=extra)) as server:
+        sink = Nats(
+            servers=[f"{scheme}://{server.host}"],
+            subject="ocsf",
+            tls=Tls(ca=certificates.ca),
+            is_tls_first=is_first,
+        )
+        async with sink:
+            with pytest.raises(DeliveryError, match="no stream takes"):
+                await sink.deliver(messages(b"{}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted"), [("127.0.0.1", "other_ca"), ("127.0.0.2", "ca"), ("127.0.0.1", None)]
+)
+async def test_a_wrong_certificate_is_told_as_that(
+    tmp_path: Path, certificates: Certificates, name: str, trusted: str | None
+) -> None:
+    tls = Tls(ca=getattr(certificates, trusted)) if trusted else None
+    with NatsServer(tmp_path, _tls(certificates, name)) as server:
+        with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
+            await Nats(servers=[f"tls://{server.host}"], subject="ocsf", tls=tls).__aenter__()
+        # Without a word of TLS here, the server says that there is to be some.
+        with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
+            await Nats(servers=[server.url], subject="ocsf", tls=tls).__aenter__()
+
+
+async def test_a_server_that_asks_for_a_certificate_takes_ours(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    mutual = _tls(certificates, extra=f'verify: true, ca_file: "{certificates.ca}"')
+    shown = Tls(ca=certificates.ca, certificate=certificates.certificate, key=certificates.key)
+    with NatsServer(tmp_path, mutual) as server:
+        assert await _is_let_in(server, Login(), tls=shown)
+        bare = Nats(servers=[server.url], subject="ocsf", tls=Tls(ca=certificates.ca))
+        with pytest.raises(DeliveryError, match="can't be used"):
+            await bare.__aenter__()
+
+
+class Impostor:
+    """A server that says what it wants, and keeps what it is told.
+
+    It gives an ``answer`` to who connects, and says something else ``then``, to what is published.
+    """
+
+    def __init__(self, info: str, answer: bytes = b"", then: bytes = b"") -> None:
+        self.heard = b""
+        self.connections = 0
+        self._info = info
+        self._answer = answer
+        self._then = then
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
+        host, port = self._server.sockets[0].getsockname()
+        return f"{host}:{port}"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        writer.write(f"INFO {self._info}\r\n".encode())
+        while data := await reader.read(1 << 16):
+            self.heard += data
+            if b"PING\r\n" in data:
+                writer.write(self._answer)
+            if b"PUB " in data:
+                writer.write(self._then)
+        writer.close()
+
+
+@pytest.mark.parametrize("kind", ["token", "password", "none"])
+@pytest.mark.parametrize("scheme", ["tls", "nats"])
+async def test_nothing_is_sent_in_the_clear_where_there_is_to_be_tls(
+    tmp_path: Path, certificates: Certificates, kind: str, scheme: str
+) -> None:
+    secret = _secret(tmp_path, "hunter2")
+    login = {
+        "token": Login(token=secret),
+        "password": Login(user="me", password=secret),
+        "none": Login(),
+    }[kind]
+    impostor = Impostor('{"max_payload":1000,"auth_required":true}', b"PONG\r\n")
+    async with impostor as host:
+        sink = Nats(
+            servers=[f"{scheme}://{host}"],
+            subject="ocsf",
+            login=login,
+            tls=None if scheme == "tls" else Tls(ca=certificates.ca),
+        )
+        with pytest.raises(DeliveryError, match="it offers no TLS"):
+            await sink.__aenter__()
+    assert b"hunter2" not in impostor.heard
+
+
+async def test_what_a_server_says_is_cut_made_printable_and_without_our_secret(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = b"-ERR 'Authorization of hunter2 \x1b[31m failed " + b"x" * 500 + b"'\r\n"
+    async with Impostor('{"auth_required":true}', answer) as host:
+        login = Login(token=_secret(tmp_path, "hunter2"))
+        with pytest.raises(DeliveryError, match=r"Authorization of \*\*\* \?\[31m") as caught:
+            await Nats(servers=[f"nats://{host}"], subject="ocsf", login=login).__aenter__()
+    said = str(caught.value)
+    assert "hunter2" not in said
+    assert "hunter2" not in repr(login)
+    assert said.isprintable()
+    assert len(said) < 400
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("then", ["Stale Connection", "Maximum Payload Violation"])
+async def test_a_connection_that_is_given_up_is_told_and_not_made_anew(then: str) -> None:
+    impostor = Impostor('{"max_payload":1000}', b"PONG\r\n", f"-ERR '{then}'\r\n".encode())
+    async with impostor as host, Nats(servers=[f"nats://{host}"], subject="ocsf") as sink:
+        with pytest.raises(DeliveryError, match=f"(?i)can't be used: nats: {then}"):
+            await asyncio.wait_for(sink.deliver(messages(b"{}")), _AT_ONCE_SECONDS)
+        await asyncio.sleep(0.1)
+    assert impostor.connections == 1
+
+
+async def test_nothing_is_printed(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
+    impostor = Impostor('{"max_payload":1000}', b"PONG\r\n", b"INFO {\r\n")
+    async with impostor as host, Nats(servers=[f"nats://{host}"], subject="ocsf") as sink:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sink.deliver(messages(b"{}")), 0.3)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("info", ["", "{", "x" * 100_000, '{"a":' * 50_000])
+async def test_a_server_that_is_none_is_one_sentence(info: str) -> None:
+    async with Impostor(info) as host:
+        with pytest.raises(DeliveryError, match="can't be used"):
+            await Nats(servers=[f"nats://{host}"], subject="ocsf").__aenter__()

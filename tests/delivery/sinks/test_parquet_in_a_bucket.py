@@ -1,0 +1,444 @@
+"""Parquet in a bucket of S3."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import trustme
+
+from ocsf_nft.config.sinks.columns import columns
+from ocsf_nft.delivery.bucket import Bucket
+from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.sinks.base import DELIVERED
+from ocsf_nft.delivery.sinks.parquet import Parquet
+from ocsf_nft.errors import DeliveryError, RefusedError
+from ocsf_nft.ocsf.versions import LATEST
+from tests.delivery import read_back, told
+from tests.delivery.sinks.weed import ACCESS_KEY, BUCKET, READER, SECRET, Weed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+LOCATION: Final = "ext/ocsf-nft-4001/1.8.0/region=eu-west-1/accountId=external/eventDay=20260101"
+
+
+@pytest.fixture(scope="module")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    with Weed(tmp_path_factory.mktemp("weed")) as weed:
+        yield weed
+
+
+@pytest.fixture
+def weed(_server: Weed) -> Weed:
+    _server.clear()
+    return _server
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text(f"{SECRET}\n")
+    return path
+
+
+def keep(path: Path, content: str | None) -> None:
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+
+
+def parquet(
+    endpoint: str, secret: Path | None, source_version: str = "1.8.0", **facts: Any
+) -> Parquet:
+    given: dict[str, Any] = {"access_key": ACCESS_KEY}
+    if secret is not None:
+        given["secret"] = Secret("file", str(secret))
+    bucket = Bucket(
+        **({"name": BUCKET, "endpoint": endpoint, "region": "eu-west-1"} | given | facts)
+    )
+    return Parquet(
+        storage=bucket,
+        columns=columns(LATEST),
+        source="ocsf-nft",
+        source_version=source_version,
+        region="eu-west-1",
+        account="external",
+    )
+
+
+async def deliver(sink: Parquet, count: int = 5) -> None:
+    async with sink:
+        assert await sink.deliver(told.packets(count)) == DELIVERED
+
+
+async def failure(sink: Parquet, count: int = 5) -> DeliveryError:
+    with pytest.raises(DeliveryError) as caught:
+        await deliver(sink, count)
+    shown = f"{caught.value!s} {caught.value!r} {sink!r} {sink._storage!r}"
+    assert SECRET not in shown
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def counts(weed: Weed) -> list[int]:
+    struct = columns(LATEST)[told.REFUSED]
+    return [event["count"] for event in read_back.events(weed.objects().values(), struct)]
+
+
+async def test_a_batch_is_an_object_where_security_lake_looks_for_it(
+    weed: Weed, secret: Path
+) -> None:
+    await deliver(parquet(weed.url, secret), 50)
+    ((path, content),) = weed.objects().items()
+    assert re.fullmatch(rf"{LOCATION}/20260101T000000Z-[0-9a-f]{{32}}\.parquet", path)
+    events = read_back.events([content], columns(LATEST)[told.REFUSED])
+    assert events == [message.event() for message in told.packets(50)]
+
+
+async def test_a_bucket_may_be_shared_by_a_prefix(weed: Weed, secret: Path) -> None:
+    await deliver(parquet(weed.url, secret, prefix="security/logs"))
+    (path,) = weed.objects()
+    assert path.startswith(f"security/logs/{LOCATION}/")
+
+
+async def test_a_source_without_a_version_has_no_part_for_it_in_the_path(
+    weed: Weed, secret: Path
+) -> None:
+    await deliver(parquet(weed.url, secret, source_version=""))
+    (path,) = weed.objects()
+    assert path.startswith("ext/ocsf-nft-4001/region=eu-west-1/")
+
+
+async def test_what_is_delivered_again_is_there_once(weed: Weed, secret: Path) -> None:
+    sink = parquet(weed.url, secret)
+    await deliver(sink)
+    first = weed.objects()
+    await deliver(sink)
+    await deliver(parquet(weed.url, secret))
+    assert weed.objects() == first
+
+
+async def test_credentials_are_those_of_the_environment_where_none_are_given(
+    weed: Weed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = parquet(weed.url, None, access_key=None)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    await deliver(sink)
+    assert counts(weed) == list(range(5))
+
+
+async def test_what_is_given_is_not_mixed_with_the_environment(
+    weed: Weed, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            patch.setenv(name, "http://127.0.0.1:1")
+        patch.setenv("AWS_SESSION_TOKEN", "of somebody else")
+        patch.setenv("AWS_REGION", "us-east-1")
+        await deliver(parquet(weed.url, secret))
+    assert counts(weed) == list(range(5))
+
+
+async def test_a_secret_is_read_anew_by_entering_again(weed: Weed, secret: Path) -> None:
+    keep(secret, "an old one")
+    sink = parquet(weed.url, secret)
+    assert "mend the secret" in str(await failure(sink))
+    keep(secret, SECRET)
+    await deliver(sink)
+    assert counts(weed) == list(range(5))
+
+
+async def test_a_secret_that_is_not_there_is_one_sentence(weed: Weed, secret: Path) -> None:
+    keep(secret, None)
+    assert "can't be read" in str(await failure(parquet(weed.url, secret)))
+
+
+@pytest.mark.parametrize(
+    ("facts", "fault"),
+    [
+        ({"access_key": "AKIANOBODY"}, "403 InvalidAccessKeyId .*: mend access_key"),
+        ({"access_key": READER}, "403 AccessDenied .*: let whose credentials these are put"),
+        ({"name": "pond"}, "s3://pond at .* 404 NoSuchBucket .*: make the bucket, or name another"),
+    ],
+)
+async def test_what_the_server_does_not_let_us_do_is_one_sentence(
+    weed: Weed, secret: Path, facts: dict[str, Any], fault: str
+) -> None:
+    error = await failure(parquet(weed.url, secret, **facts))
+    assert re.search(fault, str(error))
+    assert not isinstance(error, RefusedError)
+    assert weed.objects() == {}
+
+
+async def test_a_server_that_is_down_is_found_by_entering(secret: Path) -> None:
+    with pytest.raises(DeliveryError, match="can't be reached: Connection refused"):
+        await parquet("http://127.0.0.1:1", secret).__aenter__()
+
+
+async def test_a_host_that_has_no_address_is_one_sentence(secret: Path) -> None:
+    error = await failure(parquet("http://s3.invalid", secret))
+    assert "s3://lake at http://s3.invalid can't be reached: " in str(error)
+
+
+async def test_a_server_that_dies_in_the_middle_of_a_delivery_has_it_once_it_is_back(
+    weed: Weed, secret: Path
+) -> None:
+    sink = parquet(weed.url, secret)
+    async with sink:
+        weed.pause()
+        delivery = asyncio.create_task(sink.deliver(told.packets(5)))
+        await asyncio.sleep(0.2)
+        assert not delivery.done()
+        weed.kill()
+        with pytest.raises(DeliveryError, match=r"^s3://lake at .* can't be reached: "):
+            await delivery
+    await asyncio.to_thread(weed.start)
+    await deliver(sink)
+    assert counts(weed) == list(range(5))
+
+
+async def test_a_server_that_does_not_answer_is_not_waited_for(weed: Weed, secret: Path) -> None:
+    sink = parquet(weed.url, secret)
+    try:
+        async with sink:
+            weed.pause()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(sink.deliver(told.packets(5)), 0.3)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sink.__aenter__(), 0.3)
+    finally:
+        weed.resume()
+    await deliver(sink)
+    assert counts(weed) == list(range(5))
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def listening(serve: Serve, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """A server on a port, which closes all that was opened to it."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            stack.push_async_callback(_closed, writer)
+            await serve(reader, writer)
+            writer.close()
+
+        server = await asyncio.start_server(served, "127.0.0.1", 0, ssl=context)
+        await stack.enter_async_context(server)
+        yield server.sockets[0].getsockname()[1]
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        await writer.wait_closed()
+
+
+NO_SUCH_KEY: Final = b"<Error><Code>NoSuchKey</Code><Message>There is none.</Message></Error>"
+
+
+@dataclass
+class Scripted:
+    """A server that has no object, and answers who puts one as it is told, or not at all."""
+
+    url: str = ""
+    status: str = ""
+    body: bytes = b""
+    puts: int = 0
+    was_put: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if head.startswith(b"PUT "):
+                    self.puts += 1
+                    length = re.search(rb"content-length: (\d+)", head.lower())
+                    await reader.readexactly(int(length[1]) if length else 0)
+                    self.was_put.set()
+                    if self.status:
+                        writer.write(_answer(self.status, self.body))
+                else:
+                    writer.write(_answer("404 Not Found", NO_SUCH_KEY))
+        self.left.set()
+
+
+def _answer(status: str, body: bytes) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.fixture
+async def scripted() -> AsyncIterator[Scripted]:
+    server = Scripted()
+    async with listening(server.serve) as port:
+        server.url = f"http://127.0.0.1:{port}"
+        yield server
+
+
+async def test_a_delivery_that_is_cancelled_leaves_no_connection_behind(
+    scripted: Scripted, secret: Path
+) -> None:
+    async with parquet(scripted.url, secret) as sink, asyncio.timeout(30):
+        delivery = asyncio.create_task(sink.deliver(told.packets(5)))
+        await scripted.was_put.wait()
+        delivery.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await delivery
+        await scripted.left.wait()
+
+
+async def test_a_server_that_has_too_much_to_do_is_asked_once(
+    scripted: Scripted, secret: Path
+) -> None:
+    scripted.status = "503 Slow Down"
+    scripted.body = b"<Error><Code>SlowDown</Code><Message>Please wait.</Message></Error>"
+    error = await failure(parquet(scripted.url, secret))
+    assert str(error).endswith("answers 503 SlowDown Please wait.")
+    assert not isinstance(error, RefusedError)
+    assert scripted.puts == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "is_refused"),
+    [
+        ("400 Bad Request", "EntityTooLarge", True),
+        ("413 Payload Too Large", "", True),
+        ("400 Bad Request", "ExpiredToken", False),
+        ("401 Unauthorized", "", False),
+        ("429 Too Many Requests", "", False),
+        ("500 Internal Server Error", "InternalError", False),
+    ],
+)
+async def test_only_an_object_that_is_too_large_is_delivered_in_parts(
+    scripted: Scripted, secret: Path, status: str, code: str, is_refused: bool
+) -> None:
+    scripted.status = status
+    scripted.body = f"<Error><Code>{code}</Code></Error>".encode() if code else b"no"
+    error = await failure(parquet(scripted.url, secret))
+    assert isinstance(error, RefusedError) == is_refused
+    assert status[:3] in str(error)
+
+
+async def test_what_a_server_says_is_shown_in_short_and_prints(
+    scripted: Scripted, secret: Path
+) -> None:
+    scripted.status = "400 Bad Request"
+    scripted.body = b"<Error><Message>\x1b[2J\xe2\x80\xae\n" + b"x" * 5000 + b"</Message></Error>"
+    error = await failure(parquet(scripted.url, secret))
+    assert str(error).isprintable()
+    assert len(str(error)) < 300
+
+
+async def test_without_credentials_it_is_said_where_they_may_come_from(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing answers for the machine, as where it is in no cloud.
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    error = await failure(parquet(scripted.url, None, access_key=None))
+    assert str(error).startswith("there are no credentials for s3://lake at http://127.0.0.1")
+
+
+AUTHORITY: Final = trustme.CA()
+OTHER: Final = trustme.CA()
+
+
+@contextlib.asynccontextmanager
+async def in_front(weed: Weed, certificate: trustme.LeafCert) -> AsyncIterator[str]:
+    """Speaks TLS for the server; the URL."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(context)
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner, outer = await asyncio.open_connection("127.0.0.1", weed.port)
+        try:
+            await asyncio.gather(_pump(reader, outer), _pump(inner, writer))
+        finally:
+            await _closed(outer)
+
+    async with listening(relay, context) as port:
+        yield f"https://127.0.0.1:{port}"
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Path:
+    path = tmp_path / "ca.pem"
+    AUTHORITY.cert_pem.write_to_path(str(path))
+    return path
+
+
+async def test_a_server_is_trusted_by_the_authority_that_is_named(
+    weed: Weed, secret: Path, ca: Path
+) -> None:
+    async with in_front(weed, AUTHORITY.issue_cert("127.0.0.1")) as url:
+        await deliver(parquet(url, secret, ca=ca))
+    assert counts(weed) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("certificate", "fault"),
+    [
+        (OTHER.issue_cert("127.0.0.1"), "is of no authority that is trusted: name its own in tls"),
+        (AUTHORITY.issue_cert("example.org"), "is of another host: name the one in endpoint"),
+    ],
+)
+async def test_a_server_that_is_not_who_it_should_be_gets_nothing(
+    weed: Weed, secret: Path, ca: Path, certificate: trustme.LeafCert, fault: str
+) -> None:
+    async with in_front(weed, certificate) as url:
+        error = await failure(parquet(url, secret, ca=ca))
+    assert f"can't be reached: its certificate {fault}" in str(error)
+    assert weed.objects() == {}
+
+
+async def test_without_an_authority_of_its_own_the_systems_are_trusted_alone(
+    weed: Weed, secret: Path
+) -> None:
+    async with in_front(weed, AUTHORITY.issue_cert("127.0.0.1")) as url:
+        assert "its certificate is of no authority" in str(await failure(parquet(url, secret)))
+
+
+@pytest.mark.parametrize(("content", "fault"), [(None, "No such file"), ("x", "no certificate")])
+async def test_a_file_of_authorities_that_has_none_is_one_sentence(
+    secret: Path, ca: Path, content: str | None, fault: str
+) -> None:
+    keep(ca, content)
+    error = await failure(parquet("https://127.0.0.1:1", secret, ca=ca))
+    assert f"TLS can't use {ca}: " in str(error)
+    assert fault in str(error)
+
+
+async def test_a_file_of_authorities_that_only_openssl_knows_is_one_sentence(
+    secret: Path, ca: Path
+) -> None:
+    pem = AUTHORITY.cert_pem.bytes().decode()
+    keep(ca, pem.replace(" CERTIFICATE", " TRUSTED CERTIFICATE"))
+    error = await failure(parquet("https://127.0.0.1:1", secret, ca=ca))
+    assert "s3://lake at https://127.0.0.1:1 can't be used: No certificates found" in str(error)

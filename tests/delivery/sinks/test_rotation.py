@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from ocsf_nft.delivery.sinks.file import File
+from ocsf_nft.delivery.sinks.rotation import Rotation
+from ocsf_nft.errors import DeliveryError
+from tests.delivery.sinks.batches import messages
+from tests.delivery.sinks.disks import disk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_NOBODY = 65534
+_DAY = 86_400
+
+
+def old_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("events-*"))
+
+
+def others(folder: Path) -> set[Path]:
+    return set(folder.iterdir()) - {folder / "events.jsonl"}
+
+
+def hidden(folder: Path) -> list[Path]:
+    return list(folder.glob(".*"))
+
+
+def content(paths: list[Path]) -> list[bytes]:
+    return [gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes() for p in paths]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - a thread tells nothing of its work
+            await asyncio.sleep(0.005)
+
+
+async def test_a_file_that_would_grow_past_its_size_becomes_an_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    async with File(path=path, rotation=Rotation(full_bytes=100)) as sink:
+        for letter in b"ABCDE":
+            await sink.deliver(messages(b"%c" % letter * 49))
+    first, second = old_files(tmp_path)
+    assert content([first, second, path]) == [
+        b"%c" % a * 49 + b"\n" + b"%c" % b * 49 + b"\n" if b else b"%c" % a * 49 + b"\n"
+        for a, b in (b"AB", b"CD", (ord("E"), 0))
+    ]
+    stamp = first.name.removeprefix("events-").removesuffix(".jsonl")
+    assert time.strptime(stamp.partition(".")[0], "%Y%m%dT%H%M%S")
+
+
+async def test_a_batch_larger_than_a_file_has_one_for_itself(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    async with File(path=path, rotation=Rotation(full_bytes=100)) as sink:
+        await sink.deliver(messages(b"A" * 500))
+        await sink.deliver(messages(b"B" * 300, b"C" * 300))
+        await sink.deliver(messages(b"D"))
+    assert [len(each) for each in content([*old_files(tmp_path), path])] == [501, 602, 2]
+
+
+@pytest.mark.parametrize("is_opened_anew", [True, False])
+async def test_the_first_event_of_a_new_day_begins_a_new_file(
+    tmp_path: Path, *, is_opened_anew: bool
+) -> None:
+    path = tmp_path / "events.jsonl"
+    sink = File(path=path, rotation=Rotation(full_seconds=_DAY))
+    yesterday = time.time() // _DAY * _DAY - 1
+    await sink.__aenter__()
+    await sink.deliver(messages(b"A"))
+    await sink.deliver(messages(b"B"))
+    assert old_files(tmp_path) == []
+    os.utime(path, (yesterday, yesterday))
+    if is_opened_anew:
+        await sink.__aexit__(None, None, None)
+        await sink.__aenter__()
+    await sink.deliver(messages(b"C"))
+    await sink.__aexit__(None, None, None)
+    assert content([*old_files(tmp_path), path]) == [b"A\nB\n", b"C\n"]
+
+
+async def test_old_files_sort_by_time_though_a_clock_was_set_back(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    later = tmp_path / "events-29981231T235959.999999Z.jsonl"
+    later.write_bytes(b"0\n")
+    (tmp_path / "events-29981331T235959.999999Z.jsonl").touch()  # no moment
+    async with File(path=path, rotation=Rotation(full_bytes=1)) as sink:
+        for letter in b"ABC":
+            await sink.deliver(messages(b"%c" % letter))
+    (tmp_path / "events-29981331T235959.999999Z.jsonl").unlink()
+    assert content([*old_files(tmp_path), path]) == [b"0\n", b"A\n", b"B\n", b"C\n"]
+    assert old_files(tmp_path)[1].name == "events-29990101T000000.000000Z.jsonl"
+
+
+async def test_the_last_old_files_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    async with File(path=path, rotation=Rotation(full_bytes=1, keep_files=2)) as sink:
+        for letter in b"ABCDE":
+            await sink.deliver(messages(b"%c" % letter))
+        await until(lambda: len(old_files(tmp_path)) == 2)
+    assert content([*old_files(tmp_path), path]) == [b"C\n", b"D\n", b"E\n"]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+async def test_so_many_bytes_of_old_files_are_kept(tmp_path: Path, *, compress: bool) -> None:
+    path = tmp_path / "events.jsonl"
+    rotation = Rotation(full_bytes=1, keep_bytes=2 * 2000, compress=compress)
+    async with File(path=path, rotation=rotation) as sink:
+        for letter in b"ABCDE":
+            await sink.deliver(messages(b"%c" % letter * 1999))
+        kept = 4 if compress else 2
+        await until(lambda: len(old_files(tmp_path)) == kept)
+        await until(lambda: all((p.suffix == ".gz") is compress for p in old_files(tmp_path)))
+    assert [each[:1] for each in content(old_files(tmp_path))] == [b"A", b"B", b"C", b"D"][-kept:]
+
+
+async def test_old_files_are_compressed(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    async with File(path=path, rotation=Rotation(full_bytes=1, compress=True)) as sink:
+        await sink.deliver(messages(b"A" * 1_000_000))
+        await sink.deliver(messages(b"B"))
+        await until(lambda: [each.suffix for each in old_files(tmp_path)] == [".gz"])
+    (old,) = old_files(tmp_path)
+    assert gzip.decompress(old.read_bytes()) == b"A" * 1_000_000 + b"\n"
+    assert old.stat().st_mode & 0o777 & ~0o640 == 0
+    assert old.name.endswith("Z.jsonl.gz")
+    assert others(tmp_path) == {old}
+
+
+async def test_who_leaves_does_not_wait_for_compression_which_is_done_another_time(
+    tmp_path: Path,
+) -> None:
+    old = tmp_path / "events-20260101T000000.000000Z.jsonl"
+    whole = os.urandom(20_000_000)
+    old.write_bytes(whole)
+    sink = File(path=tmp_path / "events.jsonl", rotation=Rotation(full_bytes=1, compress=True))
+    async with sink:
+        await until(lambda: hidden(tmp_path))
+    assert old_files(tmp_path) == [old]
+    assert hidden(tmp_path) == []
+    async with sink:
+        await until(lambda: not old.exists())
+    assert content(old_files(tmp_path)) == [whole]
+
+
+async def test_what_somebody_else_put_there_is_no_old_file(tmp_path: Path) -> None:
+    rotation = Rotation(full_bytes=1, keep_files=1, compress=True)
+    secret, foreign = tmp_path / "secret", tmp_path / "events-20260101T000000.000000Z.jsonl"
+    secret.write_bytes(b"secret\n")
+    foreign.write_bytes(b"foreign\n")
+    os.chown(foreign, _NOBODY, _NOBODY)
+    (tmp_path / "events-20260101T000000.000001Z.jsonl").symlink_to(secret)
+    (tmp_path / "events-20260101T000000.000002Z.jsonl").mkdir()
+    os.mkfifo(tmp_path / "events-20260101T000000.000003Z.jsonl")
+    (tmp_path / "events-yesterday.jsonl").touch()
+    (tmp_path / "other-20260101T000000.000000Z.jsonl").touch()
+    before = others(tmp_path)
+    async with File(path=tmp_path / "events.jsonl", rotation=rotation) as sink:
+        for letter in b"AB":
+            await sink.deliver(messages(b"%c" % letter))
+        await until(lambda: list(tmp_path.glob("*.gz")))
+    (old,) = others(tmp_path) - before
+    assert content([old]) == [b"A\n"]
+    assert foreign.read_bytes() == b"foreign\n"
+    assert before < others(tmp_path)
+
+
+async def test_the_file_behind_a_link_becomes_an_old_one_where_it_is(tmp_path: Path) -> None:
+    link, folder = tmp_path / "events.jsonl", tmp_path / "disk"
+    folder.mkdir()
+    link.symlink_to("disk/real.jsonl")
+    async with File(path=link, rotation=Rotation(full_bytes=1)) as sink:
+        await sink.deliver(messages(b"A"))
+        await sink.deliver(messages(b"B"))
+        assert link.is_symlink()
+        assert content([*sorted(folder.glob("real-*")), link]) == [b"A\n", b"B\n"]
+        link.unlink()
+        link.symlink_to("disk/other.jsonl")
+        await sink.deliver(messages(b"C"))
+        await sink.deliver(messages(b"D"))
+    assert content([*sorted(folder.glob("other-*")), link]) == [b"C\n", b"D\n"]
+
+
+async def test_a_file_that_can_not_be_renamed_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 250)
+    async with File(path=path, rotation=Rotation(full_bytes=1)) as sink:
+        await sink.deliver(messages(b"A"))
+        with pytest.raises(DeliveryError, match=r"can't be renamed now that .* name too long"):
+            await sink.deliver(messages(b"B"))
+    assert path.read_bytes() == b"A\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with disk(tmp_path, size="1m"):
+        yield tmp_path
+
+
+@pytest.mark.kernel
+async def test_an_old_file_that_the_disk_has_no_room_to_compress_stays_as_it_is(
+    small_disk: Path,
+) -> None:
+    path, ballast = small_disk / "events.jsonl", small_disk / "ballast"
+    noise = os.urandom(300_000).replace(b"\n", b" ")
+    with capture_logs() as told:
+        async with File(path=path, rotation=Rotation(full_bytes=1, compress=True)) as sink:
+            await sink.deliver(messages(noise))
+            ballast.write_bytes(b"x" * 600_000)
+            await sink.deliver(messages(b"B"))
+            await until(lambda: told)
+            assert content(old_files(small_disk)) == [noise + b"\n"]
+            assert hidden(small_disk) == []
+            ballast.unlink()
+            await sink.deliver(messages(b"C"))
+            await until(lambda: len(list(small_disk.glob("*.gz"))) == 2)
+    assert content([*old_files(small_disk), path]) == [noise + b"\n", b"B\n", b"C\n"]
+    (line,) = told
+    assert line["log_level"] == "warning"
+    assert line["reason"] == "No space left on device"
+
+
+def test_a_kill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("killed.py")
+    done = subprocess.run(
+        [sys.executable, program, tmp_path],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) > 30
+
+
+async def test_a_compressed_file_is_on_the_disk_before_the_other_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str]] = []
+
+    def watched(call: Callable[..., object]) -> Callable[..., object]:
+        def watch(what: int | Path, *given: object) -> object:
+            path = Path(f"/proc/self/fd/{what}").readlink() if isinstance(what, int) else what
+            calls.append((call.__name__, path.name.partition("Z")[2] or path.name))
+            return call(what, *given)
+
+        return watch
+
+    (tmp_path / "events-20260101T000000.000000Z.jsonl").write_bytes(b"A\n")
+    for name in ("rename", "unlink", "fsync"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    async with File(path=tmp_path / "events.jsonl", rotation=Rotation(compress=True)):
+        await until(lambda: len(calls) >= 5)
+    calls.remove(("fsync", tmp_path.name))  # that of the new file
+    assert calls == [
+        ("fsync", ".jsonl.gz.part"),
+        ("rename", ".jsonl.gz.part"),
+        ("fsync", tmp_path.name),
+        ("unlink", ".jsonl"),
+    ]

@@ -1,0 +1,189 @@
+"""Against rsyslog with each of its two TLS libraries."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import pytest
+import trustme
+
+from ocsf_nft.delivery.sinks import carriers
+from ocsf_nft.delivery.sinks.base import DELIVERED
+from ocsf_nft.delivery.sinks.syslog import Syslog
+from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.errors import DeliveryError
+from tests.delivery.sinks.attempts import attempts
+from tests.delivery.sinks.daemons import Rsyslog, ServerTls, ended, free_port
+from tests.delivery.sinks.hostile import hostile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Driver: TypeAlias = Literal["gtls", "ossl"]
+
+PERMITTED: Final = "sender.example"
+
+
+@dataclass(frozen=True)
+class Papers:
+    """An authority, and files of what it certifies."""
+
+    folder: Path
+    authority: trustme.CA
+
+    @property
+    def ca(self) -> Path:
+        path = self.folder / "ca.pem"
+        self.authority.cert_pem.write_to_path(path)
+        return path
+
+    def of(self, name: str) -> tuple[Path, Path]:
+        """A certificate and its key."""
+        issued = self.authority.issue_cert(name, common_name=name)
+        certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        issued.private_key_pem.write_to_path(key)
+        certificate.write_bytes(b"".join(each.bytes() for each in issued.cert_chain_pems))
+        return certificate, key
+
+
+def papers(folder: Path) -> Papers:
+    folder.mkdir()
+    return Papers(folder, trustme.CA())
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Papers:
+    return papers(tmp_path / "ours")
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Papers:
+    return papers(tmp_path / "theirs")
+
+
+@pytest.fixture(params=["ossl", "gtls"])
+def driver(request: pytest.FixtureRequest) -> Driver:
+    found: Driver = request.param
+    return found
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, ours: Papers, driver: Driver) -> Iterator[Rsyslog]:
+    certificate, key = ours.of("127.0.0.1")
+    tls = ServerTls(ca=ours.ca, certificate=certificate, key=key, driver=driver)
+    with ended(Rsyslog(folder=tmp_path, tls=tls)) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def strict(tmp_path: Path, ours: Papers, driver: Driver) -> Iterator[Rsyslog]:
+    """One that wants to see the certificate of one client."""
+    certificate, key = ours.of("127.0.0.1")
+    tls = ServerTls(
+        ca=ours.ca, certificate=certificate, key=key, driver=driver, permitted=PERMITTED
+    )
+    with ended(Rsyslog(folder=tmp_path, tls=tls)) as daemon:
+        yield daemon
+
+
+def to(daemon: Rsyslog, tls: Tls | None, host: str = "127.0.0.1") -> Syslog:
+    return Syslog(transport="tls", host=host, port=daemon.port, tls=tls)
+
+
+async def test_a_receiver_of_an_authority_that_is_trusted_has_each_event(
+    daemon: Rsyslog, ours: Papers
+) -> None:
+    sent = [*hostile(), *attempts(600)]
+    await daemon.start()
+    sink = to(daemon, Tls(ca=ours.ca))
+    for part in (sent[:5], sent[5:]):
+        async with sink:
+            assert await sink.deliver(part) == DELIVERED
+    await daemon.has(len(sent))
+    assert daemon.events == [each.event() for each in sent]
+
+
+async def test_a_receiver_of_another_authority_gets_nothing(
+    daemon: Rsyslog, theirs: Papers
+) -> None:
+    await daemon.start()
+    for tls in (Tls(ca=theirs.ca), None):
+        with pytest.raises(DeliveryError, match=r"its certificate is not to be trusted .*tls.ca"):
+            await to(daemon, tls).__aenter__()
+
+
+async def test_a_receiver_by_another_name_gets_nothing(daemon: Rsyslog, ours: Papers) -> None:
+    await daemon.start()
+    with pytest.raises(DeliveryError, match=r"its certificate is not to be trusted .*mismatch"):
+        await to(daemon, Tls(ca=ours.ca), "localhost").__aenter__()
+
+
+async def test_a_client_whom_the_receiver_wants_to_see_shows_a_certificate(
+    strict: Rsyslog, ours: Papers
+) -> None:
+    certificate, key = ours.of(PERMITTED)
+    await strict.start()
+    async with to(strict, Tls(ca=ours.ca, certificate=certificate, key=key)) as sink:
+        assert await sink.deliver(attempts(3)) == DELIVERED
+    await strict.has(3)
+
+
+@pytest.mark.parametrize("shown", ["nothing", "another name", "of another authority"])
+async def test_a_client_whom_the_receiver_does_not_want_loses_nothing(
+    strict: Rsyslog, ours: Papers, theirs: Papers, shown: str
+) -> None:
+    certificate: Path | None = None
+    key: Path | None = None
+    if shown != "nothing":
+        issuer, name = (ours, "other.example") if shown == "another name" else (theirs, PERMITTED)
+        certificate, key = issuer.of(name)
+    await strict.start()
+    sink = to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
+    for _ in range(3):
+        with pytest.raises(DeliveryError) as raised:
+            async with sink:
+                await sink.deliver(attempts(3))
+        assert re.search("was cut|TLS failed|closed the connection|reset", str(raised.value))
+    assert strict.kept == []
+
+
+async def test_a_renewed_certificate_is_read_when_it_is_entered_again(
+    strict: Rsyslog, ours: Papers, theirs: Papers
+) -> None:
+    certificate, key = ours.of(PERMITTED)
+    sink = to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
+    wanted = certificate.read_bytes(), key.read_bytes()
+    for path, content in zip((certificate, key), theirs.of(PERMITTED), strict=True):
+        path.write_bytes(content.read_bytes())
+    await strict.start()
+    with pytest.raises(DeliveryError):
+        async with sink:
+            await sink.deliver(attempts(1))
+    for path, renewed in zip((certificate, key), wanted, strict=True):
+        path.write_bytes(renewed)
+    async with sink:
+        assert await sink.deliver(attempts(1)) == DELIVERED
+
+
+async def test_a_receiver_without_tls_is_one_sentence(
+    tmp_path: Path, ours: Papers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carriers, "_HANDSHAKE_SECONDS", 0.3)
+    with ended(Rsyslog(folder=tmp_path)) as plain:
+        await plain.start()
+        with pytest.raises(DeliveryError, match="it does not answer in time"):
+            await to(plain, Tls(ca=ours.ca)).__aenter__()
+
+
+async def test_what_tls_can_not_use_is_one_sentence(ours: Papers) -> None:
+    key = ours.folder / "broken.key"
+    key.write_text("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n")
+    certificate, _ = ours.of(PERMITTED)
+    tls = Tls(ca=ours.ca, certificate=certificate, key=key)
+    sink = Syslog(transport="tls", host="127.0.0.1", port=free_port(), tls=tls)
+    with pytest.raises(DeliveryError, match=r"TLS can't use .*broken.key") as raised:
+        await sink.__aenter__()
+    assert "c2VjcmV0" not in str(raised.value)

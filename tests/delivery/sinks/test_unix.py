@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ocsf_nft.delivery.sinks.base import DELIVERED
+from ocsf_nft.delivery.sinks.unix import Unix
+from ocsf_nft.errors import DeliveryError
+from tests.delivery.sinks.attempts import attempts
+from tests.delivery.sinks.batches import messages
+from tests.delivery.sinks.hostile import hostile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ocsf_nft.delivery.message import Message
+
+
+class Listener:
+    """Who listens at a path, and reads what he is told to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(path))
+        self._listening.listen(5)
+        self._connection: socket.socket | None = None
+
+    def accept(self) -> None:
+        self._connection, _ = self._listening.accept()
+        self._connection.settimeout(20)
+
+    def read(self, size: int) -> bytes:
+        assert self._connection is not None
+        found = b""
+        while len(found) < size and (more := self._connection.recv(size - len(found))):
+            found += more
+        return found
+
+    def say(self, text: bytes) -> None:
+        assert self._connection is not None
+        self._connection.sendall(text)
+
+    def hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        self.hang_up()
+        self._listening.close()
+        self.path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[Listener]:
+    listener = Listener(tmp_path / "socket")
+    yield listener
+    listener.close()
+
+
+def lines(sent: list[Message]) -> bytes:
+    return b"".join(each.line + b"\n" for each in sent)
+
+
+async def test_the_listener_has_each_event_on_a_line(listener: Listener) -> None:
+    sent = [*hostile(), *attempts(500)]
+    async with Unix(path=listener.path) as sink:
+        listener.accept()
+        reading = asyncio.create_task(asyncio.to_thread(listener.read, len(lines(sent))))
+        assert await sink.deliver(sent[:7]) == DELIVERED
+        assert await sink.deliver(sent[7:]) == DELIVERED
+        assert await reading == lines(sent)
+
+
+@pytest.mark.parametrize("fault", ["No such file or directory", "Connection refused"])
+async def test_where_nobody_listens_is_one_sentence(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "socket"
+    if fault == "Connection refused":
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as left:
+            left.bind(str(path))
+    with pytest.raises(
+        DeliveryError,
+        match=f"^{path} can't be connected to: {fault}: start what listens there$",
+    ):
+        await Unix(path=path).__aenter__()
+
+
+async def test_a_listener_that_has_no_room_for_us_is_not_connected_to(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(socket.socket(socket.AF_UNIX))
+        busy.bind(str(path))
+        busy.listen(0)
+        stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        with pytest.raises(DeliveryError, match="Resource temporarily unavailable"):
+            await Unix(path=path).__aenter__()
+
+
+async def test_an_event_is_delivered_when_it_has_been_read(listener: Listener) -> None:
+    async with Unix(path=listener.path) as sink:
+        listener.accept()
+        delivery = asyncio.create_task(sink.deliver(messages(b"A", b"B")))
+        await asyncio.sleep(0.1)
+        assert listener.read(2) == b"A\n"
+        await asyncio.sleep(0.1)
+        assert not delivery.done()
+        assert listener.read(2) == b"B\n"
+        assert await asyncio.wait_for(delivery, 20) == DELIVERED
+
+
+async def test_who_does_not_want_to_wait_for_that_does_not(listener: Listener) -> None:
+    async with Unix(path=listener.path, until_read=False) as sink:
+        assert await sink.deliver(messages(b"A")) == DELIVERED
+    listener.accept()
+    assert listener.read(100) == b"A\n"
+
+
+@pytest.mark.parametrize("has_read", [0, 3])
+async def test_what_a_listener_had_not_read_when_it_died_is_not_delivered(
+    listener: Listener, has_read: int
+) -> None:
+    batch = messages(b"A", b"B", b"C")
+    sink = Unix(path=listener.path)
+    async with sink:
+        listener.accept()
+        delivery = asyncio.create_task(sink.deliver(batch))
+        await asyncio.sleep(0.05)
+        listener.read(has_read)
+        listener.hang_up()
+        with pytest.raises(DeliveryError, match="was cut: Connection reset by peer"):
+            await asyncio.wait_for(delivery, 20)
+    async with sink:
+        listener.accept()
+        reading = asyncio.create_task(asyncio.to_thread(listener.read, len(lines(batch))))
+        assert await sink.deliver(batch) == DELIVERED
+        assert await reading == lines(batch)
+
+
+async def test_a_listener_that_went_away_between_two_batches_gets_the_next_when_it_is_back(
+    listener: Listener,
+) -> None:
+    sink = Unix(path=listener.path, until_read=False)
+    async with sink:
+        listener.accept()
+        await sink.deliver(messages(b"A"))
+        assert listener.read(2) == b"A\n"
+        listener.hang_up()
+        with pytest.raises(DeliveryError, match="was cut: it closed the connection"):
+            await sink.deliver(messages(b"B"))
+    async with sink:
+        listener.accept()
+        await sink.deliver(messages(b"B"))
+        assert listener.read(2) == b"B\n"
+
+
+async def test_a_listener_that_dies_while_its_buffer_is_full_is_noticed(listener: Listener) -> None:
+    async with Unix(path=listener.path) as sink:
+        listener.accept()
+        delivery = asyncio.create_task(sink.deliver(attempts(2000)))
+        await asyncio.sleep(0.2)
+        assert not delivery.done()
+        listener.hang_up()
+        with pytest.raises(DeliveryError, match="was cut"):
+            await asyncio.wait_for(delivery, 20)
+
+
+@pytest.mark.parametrize("number", [1, 2000])
+async def test_a_listener_that_is_slow_keeps_nobody_from_giving_up(
+    listener: Listener, number: int
+) -> None:
+    async with Unix(path=listener.path) as sink:
+        listener.accept()
+        delivery = asyncio.create_task(sink.deliver(attempts(number)))
+        await asyncio.sleep(0.1)
+        delivery.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(delivery, 5)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_what_a_listener_says_is_nothing_to_us(listener: Listener) -> None:
+    async with Unix(path=listener.path, until_read=False) as sink:
+        listener.accept()
+        for _ in range(3):
+            listener.say(b"who are you?\n" * 1000)
+            assert await sink.deliver(messages(b"A")) == DELIVERED
+        assert listener.read(6) == b"A\n" * 3
+
+
+#: Reads lines, slowly, and writes each to standard output as soon as it has it.
+_READER: Final = """
+import os, socket, sys, time
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(sys.argv[1])
+listening.listen()
+print("ready", flush=True)
+with listening.accept()[0].makefile("rb", buffering=0) as lines:
+    for line in lines:
+        os.write(1, line)
+"""
+
+
+async def test_a_program_that_is_killed_again_and_again_misses_no_event(tmp_path: Path) -> None:
+    path, sent = tmp_path / "socket", messages(*(b"%d" % number for number in range(60)))
+    sink = Unix(path=path)
+    found: list[bytes] = []
+    batches = [sent[at : at + 3] for at in range(0, len(sent), 3)]
+    async with asyncio.timeout(60):
+        for round_number, batch in enumerate(batches):
+            is_delivered = False
+            while not is_delivered:
+                with _reader(path) as reader:
+                    is_delivered = await _delivered(sink, batch, reader, round_number)
+                    reader.kill()
+                    out, _ = reader.communicate()
+                    found += out.split(b"\n")
+                path.unlink()
+    assert {each.line for each in sent} <= set(found)
+
+
+async def _delivered(
+    sink: Unix, batch: list[Message], reader: subprocess.Popen[bytes], wait: int
+) -> bool:
+    try:
+        async with sink:
+            delivery = asyncio.create_task(sink.deliver(batch))
+            await asyncio.sleep(0.0002 * wait)
+            reader.send_signal(signal.SIGKILL)
+            await delivery
+    except DeliveryError:
+        return False
+    return True
+
+
+def _reader(path: Path) -> subprocess.Popen[bytes]:
+    reader = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _READER, path], stdout=subprocess.PIPE
+    )
+    assert reader.stdout is not None
+    assert os.read(reader.stdout.fileno(), 6) == b"ready\n"
+    return reader

@@ -1,0 +1,215 @@
+"""Engines that others wrote, and which sinks deliver to as they are.
+
+OpenSearch needs more than a test machine has; osmem answers as it does, from memory. Rotel is a
+collector of OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.sinks.opensearch import OpenSearch
+from ocsf_nft.delivery.sinks.otlp import Otlp
+from ocsf_nft.delivery.sinks.receiver import Receiver
+from ocsf_nft.errors import DeliveryError
+from tests.delivery.sinks.attempts import attempts
+from tests.delivery.sinks.servers import attributes, plain, port_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+LONG = 30
+DAY = "ocsf-2026.01.01"
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    *command: str | Path, **variables: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=os.environ | variables,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+def _folder(package: str) -> Path:
+    """Where a package is, without running it."""
+    found = importlib.util.find_spec(package)
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
+
+
+@contextlib.asynccontextmanager
+async def _osmem(port: int = 0) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """Its URL, and its process."""
+    binary = _folder("osmem_server") / "bin" / "osmem-server"
+    async with _running(binary, "--no-ja", "--addr", f"127.0.0.1:{port}") as process:
+        assert process.stdout is not None
+        async with asyncio.timeout(LONG):
+            told = json.loads(await process.stdout.readline())
+        yield told["url"], process
+
+
+async def _asked(url: str, method: str, path: str, body: Any = None) -> Any:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, url + path, json=body) as response,
+    ):
+        return await response.json()
+
+
+async def _documents(url: str) -> dict[str, Any]:
+    await _asked(url, "POST", f"/{DAY}/_refresh")
+    found = await _asked(url, "GET", f"/{DAY}/_search?size=1000")
+    return {hit["_id"]: hit["_source"] for hit in found["hits"]["hits"]}
+
+
+def _opensearch(url: str, **facts: Any) -> OpenSearch:
+    return OpenSearch(receiver=Receiver(url=url, **facts), index="ocsf-{date}")
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+async def test_opensearch_has_each_event_once_however_often_it_comes(is_compressed: bool) -> None:
+    batch = attempts(50)
+    async with _osmem() as (url, _), _opensearch(url, is_compressed=is_compressed) as sink:
+        for part in (batch[:30], batch, batch[20:]):
+            outcome = await sink.deliver(part)
+            assert (outcome.refused, outcome.again) == ((), ())
+        assert await _documents(url) == {each.uid: each.event() for each in batch}
+
+
+async def test_opensearch_refuses_what_its_mapping_rules_out_and_takes_the_rest() -> None:
+    batch = attempts(3)
+    wrong = Message("wrong", b'{"time":1767225600000,"class_uid":"Network Activity"}')
+    properties = {"class_uid": {"type": "integer"}, "time": {"type": "date"}}
+    async with _osmem() as (url, _), _opensearch(url) as sink:
+        await _asked(url, "PUT", f"/{DAY}", {"mappings": {"properties": properties}})
+        outcome = await sink.deliver([batch[0], wrong, *batch[1:]])
+        assert [each.message for each in outcome.refused] == [wrong]
+        assert "failed to parse field [class_uid]" in outcome.refused[0].reason
+        assert outcome.again == ()
+        assert (await _documents(url)).keys() == {each.uid for each in batch}
+
+
+async def test_opensearch_that_was_killed_has_the_rest_when_it_is_back() -> None:
+    batch = attempts(2)
+    async with _osmem() as (url, process):
+        sink = _opensearch(url)
+        async with sink:
+            await sink.deliver(batch)
+            process.kill()
+            await process.wait()
+            with pytest.raises(DeliveryError):
+                await sink.deliver(batch)
+    async with _osmem(port_of(url)), sink:
+        outcome = await sink.deliver(batch)
+        assert (outcome.refused, outcome.again) == ((), ())
+        assert len(await _documents(url)) == 2
+
+
+@contextlib.asynccontextmanager
+async def _rotel(far: str) -> AsyncIterator[str]:
+    """Its URL; what it is sent it sends on, to ``far``."""
+    ports = [_free_port(), _free_port()]
+    async with _running(
+        _folder("rotel") / "rotel-agent",
+        "start",
+        ROTEL_OTLP_HTTP_ENDPOINT=f"127.0.0.1:{ports[0]}",
+        ROTEL_OTLP_GRPC_ENDPOINT=f"127.0.0.1:{ports[1]}",
+        ROTEL_OTLP_EXPORTER_ENDPOINT=far,
+        ROTEL_OTLP_EXPORTER_PROTOCOL="http",
+    ):
+        async with asyncio.timeout(LONG):
+            await _listening(ports[0])
+        yield f"http://127.0.0.1:{ports[0]}"
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+async def _listening(port: int) -> None:
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0.05)
+        else:
+            writer.close()
+            await writer.wait_closed()
+            return
+
+
+@contextlib.asynccontextmanager
+async def _far(taken: asyncio.Queue[ExportLogsServiceRequest]) -> AsyncIterator[str]:
+    """What a collector exports to, as protobuf."""
+
+    async def take(request: web.Request) -> web.Response:
+        taken.put_nowait(ExportLogsServiceRequest.FromString(await request.read()))
+        return web.Response(content_type="application/x-protobuf")
+
+    app = web.Application(client_max_size=1 << 28)
+    app.router.add_post("/v1/logs", take)
+    runner = web.AppRunner(app, shutdown_timeout=0.05)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0]
+        yield f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_collector_reads_every_event_as_it_is_told() -> None:
+    taken: asyncio.Queue[ExportLogsServiceRequest] = asyncio.Queue()
+    batch = attempts(40)
+    events: dict[str, Any] = {}
+    async with _far(taken) as far, _rotel(far) as url:
+        async with Otlp(receiver=Receiver(url=url)) as sink:
+            for part in (batch[:1], batch[1:]):
+                outcome = await sink.deliver(part)
+                assert (outcome.refused, outcome.again) == ((), ())
+        async with asyncio.timeout(LONG):
+            while len(events) < len(batch):
+                for resource in (await taken.get()).resource_logs:
+                    assert attributes(resource.resource.attributes)["host.name"] == "host-1"
+                    for record in resource.scope_logs[0].log_records:
+                        uid = attributes(record.attributes)["log.record.uid"]
+                        events[uid] = plain(record.body)
+                        assert record.event_name == "ocsf.network_activity"
+    assert events == {each.uid: each.event() for each in batch}
+
+
+async def test_a_collector_that_can_not_read_it_says_so() -> None:
+    async with (
+        _far(asyncio.Queue()) as far,
+        _rotel(far) as url,
+        Otlp(receiver=Receiver(url=f"{url}/nowhere")) as sink,
+    ):
+        with pytest.raises(DeliveryError, match=r"answers 4\d\d"):
+            await sink.deliver(attempts(1))

