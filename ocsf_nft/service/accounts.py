@@ -101,6 +101,7 @@ class Account:
         self._reading = asyncio.Lock()
         self._looked_ns = 0
         self._turned = time.monotonic()
+        self._is_first = True
 
     async def __aenter__(self) -> Self:
         """Open what is kept, and the counters.
@@ -242,11 +243,16 @@ class Account:
 
     async def _tell_of_a_pause(self, reading: Reading) -> None:
         since_ns = self._ledger.read_ns
-        if since_ns is None or reading.began_ns - since_ns < _LATE_NS:
+        is_first, self._is_first = self._is_first, False
+        if since_ns is None:
             return
         # Who has the namespace can write any number into the counters, and set them back.
         unread = self._ledger.unread_since(reading)
         refused, let_pass = (max(0, min(unread[mode], MOST // 2)) for mode in get_args(Mode))
+        # A log that has a position is read on from there: of any other one records are lost.
+        has_lost = is_first and not self._source and refused + let_pass
+        if reading.began_ns - since_ns < _LATE_NS and not has_lost:
+            return
         event = notices.unread(
             self._reporter.context(self.sandbox),
             sandbox=self.sandbox,

@@ -1,0 +1,224 @@
+"""Killed at any moment, under load, and started again: nothing is lost, nothing is told twice.
+
+The sinks are real servers, and stay up while the run is killed beneath them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import nats
+import orjson
+import pytest
+from nats.js.api import StreamConfig
+
+from ocsf_nft.delivery.archive import Archive
+from ocsf_nft.delivery.store import FILE
+from ocsf_nft.lab import GATEWAY4, PROXY_PORT
+from tests.delivery.sinks.brokers import NatsServer
+from tests.delivery.sinks.servers import Bulk, serving
+from tests.kernel import attempts, command, conftest
+from tests.kernel.journald import in_journal, journald
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+UID = 1001
+#: A run is up after a second or so: kills fall into its start, its work and its deliveries.
+LATEST_SECONDS = 2.5
+
+#: Sends a packet to another port each time until its input ends, then tells how many.
+_LOAD = f"""
+import os, socket, sys, threading, time
+os.setgid({UID}); os.setuid({UID})
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+sent = 0
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    while not ended.wait(0.01):
+        try:
+            sock.sendto(b"x", ("{attempts.INTERNET4}", 1 + sent % 60000))
+        except OSError:
+            pass
+        sent += 1
+print(sent)
+"""
+
+
+@contextlib.asynccontextmanager
+async def load(lab: Lab, sent: list[int]) -> AsyncIterator[None]:
+    program = ["ip", "netns", "exec", lab.sandbox, sys.executable, "-c", _LOAD]
+    process = await asyncio.create_subprocess_exec(
+        *program, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        yield
+        told, _ = await process.communicate(b"")
+        sent.append(int(told))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def begun(config: Path, under: Sequence[str]) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *under, *command.COMMAND, "run", "--config", str(config),
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, limit=1 << 20,
+    )  # fmt: skip
+
+
+async def killed(config: Path, under: Sequence[str], seconds: float) -> None:
+    process = await begun(config, under)
+    assert process.stderr is not None
+    reading = asyncio.create_task(process.stderr.read())
+    await asyncio.sleep(seconds)
+    process.kill()
+    await process.wait()
+    said = (await reading).decode()
+    assert "Traceback" not in said, said
+
+
+async def finished(config: Path, under: Sequence[str], has_all: Any) -> None:
+    """A last run, ended in the regular way once its sinks have all there is."""
+    process = await begun(config, under)
+    assert process.stderr is not None
+    reading = asyncio.create_task(process.stderr.read())
+    try:
+        async with asyncio.timeout(60):
+            while not await has_all():  # noqa: ASYNC110 - another process knows it
+                await asyncio.sleep(0.2)
+        process.terminate()
+        code = await asyncio.wait_for(process.wait(), 30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert code == 0, (await reading).decode()
+
+
+async def crash(
+    lab: Lab, state: StateDirectory, folder: Path, log: str, under: Sequence[str], kills: int
+) -> None:
+    transport = "nflog" if log == "nflog" else "kmsg"
+    fenced = await asyncio.to_thread(
+        command.run, "install", "--sandbox", conftest.SANDBOX, "--netns", lab.sandbox,
+        "--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--state-dir", str(state.path),
+        "--transport", transport,
+    )  # fmt: skip
+    assert fenced.code == 0, fenced.stderr
+    bulk, sent = Bulk(), list[int]()
+    file, lake, config = folder / "events.jsonl", folder / "lake", folder / "ocsf-nft.toml"
+    with NatsServer(folder) as server:
+        client = await nats.connect(server.url)
+        stream = client.jetstream()
+        await stream.add_stream(StreamConfig(name="ocsf", subjects=["ocsf"], duplicate_window=3600))
+        async with serving(bulk) as url:
+            config.write_text(
+                f"""
+                state_dir = "{state.path}"
+                [[sandbox]]
+                name = "{conftest.SANDBOX}"
+                netns = "{lab.sandbox}"
+                source = "{log}"
+                [[sink]]
+                path = "{file}"
+                [[sink]]
+                type = "opensearch"
+                url = "{url}"
+                batch_seconds = 0.05
+                [[sink]]
+                type = "nats"
+                servers = ["{server.url}"]
+                subject = "ocsf"
+                batch_seconds = 0.05
+                [[sink]]
+                type = "parquet"
+                directory = "{lake}"
+                region = "eu-central-1"
+                batch_seconds = 0.3
+                """
+            )
+            async with load(lab, sent):
+                for _ in range(kills):
+                    await killed(config, under, random.uniform(0.05, LATEST_SECONDS))
+
+            async def has_all() -> bool:
+                packets = sum(event["count"] for event in told(stored(state)))
+                return bool(sent) and packets == sent[0]
+
+            await finished(config, under, has_all)
+        kept = stored(state)
+        uids = {event["metadata"]["uid"] for event in kept}
+        assert len(uids) == len(kept)
+        assert sum(event["count"] for event in told(kept)) == sent[0]
+        by_port = Counter[int]()
+        for event in told(kept):
+            if "port" in event["dst_endpoint"]:
+                by_port[event["dst_endpoint"]["port"]] += event["count"]
+        assert max(by_port.values(), default=1) == 1 + (sent[0] - 1) // 60000
+
+        lines = [orjson.loads(line) for line in file.read_bytes().splitlines()]
+        assert {event["metadata"]["uid"] for event in lines} == uids
+        assert {uid for _, uid in bulk.documents} == uids
+        info = await stream.stream_info("ocsf")
+        assert info.state.messages == len(uids)
+        await client.close()
+    # Of each class there are files of their own columns.
+    rows = duckdb.read_parquet(f"{lake}/**/*.parquet", union_by_name=True)
+    found = rows.select("metadata.uid").fetchall()
+    assert Counter(uid for (uid,) in found) == Counter(uids)
+    if log == "nflog" and kills > 20:
+        # Its records can't be read again: that nobody read them is told.
+        assert any(event.get("activity_name") == "Not Reading" for event in kept)
+
+
+def stored(state: StateDirectory) -> list[dict[str, Any]]:
+    path = state.path / FILE
+    if not path.exists():
+        return []
+    with Archive(path) as archive:
+        return [orjson.loads(kept.line) for kept in archive.beyond(0)]
+
+
+def told(kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        event for event in kept
+        if event["class_uid"] == 4001
+        and event.get("actor", {}).get("user", {}).get("uid") == str(UID)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("log", ["nflog", "kmsg", "journal"])
+async def test_a_few_kills_lose_and_double_nothing(
+    lab: Lab, state: StateDirectory, tmp_path: Path, log: str
+) -> None:
+    await _crash(lab, state, tmp_path, log, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("log", "kills"), [("nflog", 100), ("kmsg", 50), ("journal", 50)])
+async def test_two_hundred_kills_lose_and_double_nothing(
+    lab: Lab, state: StateDirectory, tmp_path: Path, log: str, kills: int
+) -> None:
+    await _crash(lab, state, tmp_path, log, kills)
+
+
+async def _crash(lab: Lab, state: StateDirectory, folder: Path, log: str, kills: int) -> None:
+    with contextlib.ExitStack() as stack:
+        under: Sequence[str] = ()
+        if log == "journal":
+            stack.enter_context(journald(folder / "journald"))
+            under = in_journal(folder / "journald")
+        await crash(lab, state, folder, log, under, kills)
