@@ -7,10 +7,12 @@ BIN := .venv/bin
 
 # What the program uses (nft, journalctl), what systemd-python builds with, and what the tests and
 # the demo drive: namespaces, ping, curl, a journald of their own, jq, a compiler for one shim,
-# Kubernetes manifests and the proxy that is in them, virtual machines and what is put into them.
+# Kubernetes manifests and the proxy that is in them, virtual machines and what is put into them,
+# and what events are delivered to.
 PACKAGES := nftables iptables iproute2 iputils-ping curl jq systemd systemd-journal-remote \
             gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv \
-            kustomize tinyproxy-bin qemu-system-x86 busybox-static shellcheck
+            kustomize tinyproxy-bin qemu-system-x86 busybox-static shellcheck \
+            nats-server librdkafka1 kcat rsyslog rsyslog-openssl
 
 # What `make bench` measures beside.
 PEERS := mawk ulogd2 ulogd2-json

@@ -99,7 +99,7 @@ def test_help_is_there_at_once_and_shows_an_example_for_each_command() -> None:
     ).stdout
     commands = [line.split()[0] for line in overview.partition("Commands:")[2].splitlines()[1:] if (
         line.startswith("  ") and line.strip() and not line.startswith("  Try"))]  # fmt: skip
-    assert len(commands) == 12
+    assert len(commands) == 13
     for command in commands:
         text = subprocess.run(
             [sys.executable, "-m", "ocsf_nft", command, "--help"],

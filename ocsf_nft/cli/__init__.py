@@ -14,6 +14,7 @@ import typer
 
 from ocsf_nft.cli import output
 from ocsf_nft.cli.check import check
+from ocsf_nft.cli.config import config
 from ocsf_nft.cli.convert import convert
 from ocsf_nft.cli.demo import demo
 from ocsf_nft.cli.events import events
@@ -50,6 +51,7 @@ for command in (
     convert,
     validate,
     explain,
+    config,
     check,
     demo,
 ):

@@ -350,5 +350,5 @@ async def test_a_service_that_is_not_iterated_over_says_so(lab: Lab, state: Stat
 def test_the_public_names_are_there() -> None:
     assert {name: getattr(ocsf_nft, name) for name in ocsf_nft.__all__}
     with pytest.raises(AttributeError):
-        _ = ocsf_nft.nothing  # type: ignore[attr-defined]
+        _ = ocsf_nft.nothing
     assert os.environ.get("NOTIFY_SOCKET") is None

@@ -147,13 +147,18 @@ class Nats:
             answers = [await self._published(link, message) for message in messages]
             await link.answered([answer for answer in answers if answer is not None])
         except (OSError, errors.Error) as error:
-            raise DeliveryError(f"{_name(link.server)} can't be used: {cause(error)}") from error
+            why = cause(error, link.hidden)
+            # Not `from error`: a server may have put our secret into it.
+            raise DeliveryError(f"{_name(link.server)} can't be used: {why}") from None
         oversized = _Fault(
             f"with its headers it has more than the {link.max_payload} bytes that "
             f"{_name(link.server)} takes: raise max_payload there",
             is_final=True,
         )
-        return [oversized if answer is None else self._fault(answer.result()) for answer in answers]
+        return [
+            oversized if answer is None else self._fault(answer.result(), link)
+            for answer in answers
+        ]
 
     async def _published(self, link: Link, message: Message) -> asyncio.Future[Msg] | None:
         """The answer to come to a message, None of one that the server would hang up on."""
@@ -167,7 +172,7 @@ class Nats:
             subject = f"{subject}.{_class_token(message.event())}"
         return await link.publish(subject, headers, message.line)
 
-    def _fault(self, answer: Msg) -> _Fault | None:
+    def _fault(self, answer: Msg, link: Link) -> _Fault | None:
         """What an answer says against a message; raises DeliveryError where no stream gave it."""
         if answer.headers and answer.headers.get(_STATUS) == _NO_RESPONDERS:
             subjects = f"{self._subject}.*" if self._has_class else self._subject
@@ -178,8 +183,9 @@ class Nats:
         said = _said(answer.data)
         error = said.get("error")
         if isinstance(error, dict):
+            why = printable(error.get("description", error), link.hidden)
             return _Fault(
-                f"the stream of {self._subject} says: {printable(error.get('description', error))}",
+                f"the stream of {self._subject} says: {why}",
                 is_final=error.get("err_code") == _TOO_LARGE,
             )
         if not isinstance(said.get("stream"), str) or not isinstance(said.get("seq"), int):

@@ -40,6 +40,8 @@ class Link:
 
     def __init__(self, server: str) -> None:
         self.server = server
+        #: What is not to be shown, though the server may repeat it.
+        self.hidden: tuple[str, ...] = ()
         self._client = Client()
         self._inbox = self._client.new_inbox()
         self._numbers = itertools.count()
@@ -50,6 +52,7 @@ class Link:
         """Connect; raises DeliveryError with the cause alone."""
         is_private = tls is not None or is_tls_first or urlsplit(self.server).scheme == "tls"
         context = (tls or Tls()).context() if is_private else None
+        self.hidden = proof.hidden
         try:
             await self._client.connect(
                 servers=[self.server],

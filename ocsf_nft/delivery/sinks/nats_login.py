@@ -25,12 +25,12 @@ _CREDENTIALS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Proof:
     """What is shown to a server: nothing, one of three, or ``user`` and ``password``.
 
     ``seed`` signs what the server asks to be signed, and is not sent itself; nor is that of
-    ``credentials``, the text of a credentials file.
+    ``credentials``, the text of a credentials file. ``hidden`` is what of it is secret.
     """
 
     token: str | None = None

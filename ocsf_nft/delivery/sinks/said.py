@@ -41,6 +41,7 @@ def printable(text: object, hidden: Iterable[str] = ()) -> str:
     """What somebody says, on one line and short, without the ``hidden``."""
     said = str(text)
     for secret in hidden:
-        said = said.replace(secret, "***")
+        # A library may have put it into small letters.
+        said = re.sub(re.escape(secret), "***", said, flags=re.IGNORECASE)
     said = _WHITE_SPACE.sub(" ", said[: _LENGTH * 4]).strip()
     return "".join(c if c.isprintable() else "?" for c in said[:_LENGTH])

@@ -88,6 +88,13 @@ async def test_what_is_sent_is_compressed_where_that_is_wanted(
         assert any(line in request for request in relay.asked) != is_compressed
 
 
+async def test_events_of_any_size_that_is_taken_are_delivered(broker: KafkaBroker) -> None:
+    lines = [b'"%d%s"' % (n, b"x" * size) for n in range(4) for size in (10, 400_000, 1_000_000)]
+    async with _sink(broker, is_compressed=False) as sink:
+        assert await sink.deliver(messages(*lines)) == DELIVERED
+    assert sorted(each["payload"].encode() for each in broker.records("ocsf")) == sorted(lines)
+
+
 async def test_what_one_sandbox_does_is_in_one_partition_and_in_order(broker: KafkaBroker) -> None:
     names = [f"sb{n}" for n in range(7)]
     async with _sink(broker) as sink:

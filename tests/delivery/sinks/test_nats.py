@@ -266,8 +266,10 @@ async def test_what_is_not_connected_delivers_nothing() -> None:
 
 
 async def test_what_we_may_not_publish_is_told_at_once(tmp_path: Path) -> None:
-    users = "authorization: {users: [{user: a, password: b, permissions: {publish: {deny: ocsf}}}]}"
-    login = Login(user="a", password=_secret(tmp_path, "b"))
+    users = (
+        "authorization: {users: [{user: a, password: right, permissions: {publish: {deny: ocsf}}}]}"
+    )
+    login = Login(user="a", password=_secret(tmp_path, "right"))
     with NatsServer(tmp_path, users) as server:
         async with Nats(servers=[server.url], subject="ocsf", login=login) as sink:
             with pytest.raises(DeliveryError, match="permissions violation for publish"):
@@ -551,10 +553,20 @@ async def test_what_a_server_says_is_cut_made_printable_and_without_our_secret(
             await Nats(servers=[f"nats://{host}"], subject="ocsf", login=login).__aenter__()
     said = str(caught.value)
     assert "hunter2" not in said
-    assert "hunter2" not in repr(login)
+    assert "hunter2" not in f"{login!r} {login.read()!r}"
     assert said.isprintable()
     assert len(said) < 400
     assert capfd.readouterr() == ("", "")
+
+
+async def test_what_a_server_says_later_is_without_our_secret(tmp_path: Path) -> None:
+    login = Login(token=_secret(tmp_path, "Hunter2"))
+    impostor = Impostor('{"max_payload":1000}', b"PONG\r\n", b"-ERR 'no more of Hunter2'\r\n")
+    async with impostor as host:
+        sink = Nats(servers=[f"nats://{host}"], subject="ocsf", login=login)
+        async with sink:
+            with pytest.raises(DeliveryError, match=r"no more of \*\*\*"):
+                await sink.deliver(messages(b"{}"))
 
 
 @pytest.mark.parametrize("then", ["Stale Connection", "Maximum Payload Violation"])

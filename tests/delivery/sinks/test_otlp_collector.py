@@ -1,7 +1,6 @@
-"""Engines that others wrote, and which sinks deliver to as they are.
+"""An engine that others wrote, and which a sink delivers to as it is: a collector of OpenTelemetry.
 
-OpenSearch needs more than a test machine has; osmem answers as it does, from memory. Rotel is a
-collector of OpenTelemetry.
+Of Splunk and OpenSearch there is none that such a machine can install.
 """
 
 from __future__ import annotations
@@ -9,24 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import json
 import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from ocsf_nft.delivery.message import Message
-from ocsf_nft.delivery.sinks.opensearch import OpenSearch
 from ocsf_nft.delivery.sinks.otlp import Otlp
 from ocsf_nft.delivery.sinks.receiver import Receiver
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts
-from tests.delivery.sinks.servers import attributes, plain, port_of
+from tests.delivery.sinks.servers import attributes, plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,74 +55,6 @@ def _folder(package: str) -> Path:
     assert found is not None
     assert found.origin is not None
     return Path(found.origin).parent
-
-
-@contextlib.asynccontextmanager
-async def _osmem(port: int = 0) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
-    """Its URL, and its process."""
-    binary = _folder("osmem_server") / "bin" / "osmem-server"
-    async with _running(binary, "--no-ja", "--addr", f"127.0.0.1:{port}") as process:
-        assert process.stdout is not None
-        async with asyncio.timeout(LONG):
-            told = json.loads(await process.stdout.readline())
-        yield told["url"], process
-
-
-async def _asked(url: str, method: str, path: str, body: Any = None) -> Any:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.request(method, url + path, json=body) as response,
-    ):
-        return await response.json()
-
-
-async def _documents(url: str) -> dict[str, Any]:
-    await _asked(url, "POST", f"/{DAY}/_refresh")
-    found = await _asked(url, "GET", f"/{DAY}/_search?size=1000")
-    return {hit["_id"]: hit["_source"] for hit in found["hits"]["hits"]}
-
-
-def _opensearch(url: str, **facts: Any) -> OpenSearch:
-    return OpenSearch(receiver=Receiver(url=url, **facts), index="ocsf-{date}")
-
-
-@pytest.mark.parametrize("is_compressed", [False, True])
-async def test_opensearch_has_each_event_once_however_often_it_comes(is_compressed: bool) -> None:
-    batch = attempts(50)
-    async with _osmem() as (url, _), _opensearch(url, is_compressed=is_compressed) as sink:
-        for part in (batch[:30], batch, batch[20:]):
-            outcome = await sink.deliver(part)
-            assert (outcome.refused, outcome.again) == ((), ())
-        assert await _documents(url) == {each.uid: each.event() for each in batch}
-
-
-async def test_opensearch_refuses_what_its_mapping_rules_out_and_takes_the_rest() -> None:
-    batch = attempts(3)
-    wrong = Message("wrong", b'{"time":1767225600000,"class_uid":"Network Activity"}')
-    properties = {"class_uid": {"type": "integer"}, "time": {"type": "date"}}
-    async with _osmem() as (url, _), _opensearch(url) as sink:
-        await _asked(url, "PUT", f"/{DAY}", {"mappings": {"properties": properties}})
-        outcome = await sink.deliver([batch[0], wrong, *batch[1:]])
-        assert [each.message for each in outcome.refused] == [wrong]
-        assert "failed to parse field [class_uid]" in outcome.refused[0].reason
-        assert outcome.again == ()
-        assert (await _documents(url)).keys() == {each.uid for each in batch}
-
-
-async def test_opensearch_that_was_killed_has_the_rest_when_it_is_back() -> None:
-    batch = attempts(2)
-    async with _osmem() as (url, process):
-        sink = _opensearch(url)
-        async with sink:
-            await sink.deliver(batch)
-            process.kill()
-            await process.wait()
-            with pytest.raises(DeliveryError):
-                await sink.deliver(batch)
-    async with _osmem(port_of(url)), sink:
-        outcome = await sink.deliver(batch)
-        assert (outcome.refused, outcome.again) == ((), ())
-        assert len(await _documents(url)) == 2
 
 
 @contextlib.asynccontextmanager

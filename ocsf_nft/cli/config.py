@@ -1,0 +1,70 @@
+"""``config``."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path  # noqa: TC003 - typer reads it
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ocsf_nft.cli import output
+
+if TYPE_CHECKING:
+    from ocsf_nft.config import Config
+    from ocsf_nft.service import Outlet
+
+
+def config(
+    path: Annotated[Path, typer.Argument(help="The file.", metavar="FILE", readable=False)],
+    connect: Annotated[
+        bool,
+        typer.Option("--connect", help="Open each sink too, as a run would, and close it again."),
+    ] = False,
+) -> None:
+    """Check a configuration file, and say what a run would make of it.
+
+    Looks at what is written there, and whether what it takes is installed. With --connect each
+    sink is opened: its secrets and certificates are read, its receiver is connected to; no event
+    is sent. Exit 0: it is good. 2: it isn't, in one sentence. 3: a sink can't be opened.
+
+    Needs no privilege but to read what the file names.
+
+    Example: ocsf-nft config /etc/ocsf-nft/ocsf-nft.toml --connect
+    """
+    from ocsf_nft.config import load
+    from ocsf_nft.service.outlets import outlets
+
+    found = load(path)
+    sinks = outlets(found.sinks)
+    _show(found, sinks)
+    if connect and not asyncio.run(_connect(sinks)):
+        raise typer.Exit(3)
+
+
+def _show(found: Config, sinks: tuple[Outlet, ...]) -> None:
+    for sandbox in found.sandbox:
+        how = "fenced and watched" if sandbox.install else "watched"
+        output.say(f"sandbox {sandbox.name}: {how}, profile {sandbox.profile}")
+    if found.host_log is not None:
+        output.say(f"what other firewalls log: read from {found.host_log}")
+    for sink in sinks:
+        output.say(f"sink {sink.name}: OCSF {sink.version}")
+    if found.listen is not None:
+        output.say(f"metrics and health: http://{found.listen}/metrics, /healthz, /readyz")
+
+
+async def _connect(sinks: tuple[Outlet, ...]) -> bool:
+    from ocsf_nft.errors import DeliveryError
+
+    is_well = True
+    for outlet in sinks:
+        try:
+            async with asyncio.timeout(outlet.pace.timeout_seconds), outlet.sink:
+                output.say(f"sink {outlet.name}: can be opened")
+        except (DeliveryError, OSError, TimeoutError) as error:
+            is_well = False
+            output.say(f"sink {outlet.name}: {error or 'does not answer in time'}")
+    return is_well

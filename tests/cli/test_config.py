@@ -1,0 +1,92 @@
+"""A configuration file, checked before anything runs."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = """
+listen = "127.0.0.1:9469"
+host_log = "journal"
+[[sandbox]]
+name = "agent-1"
+proxy = ["10.0.0.1:3128"]
+install = true
+[[sandbox]]
+name = "agent-2"
+[[sink]]
+path = "{path}"
+[[sink]]
+type = "http"
+name = "siem"
+url = "http://127.0.0.1:{port}/"
+bearer = {{ env = "SIEM_TOKEN" }}
+ocsf_version = "1.3"
+timeout_seconds = 5
+"""
+
+
+def check(path: Path, *options: str, kept: str = "t0ps3cret") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ocsf_nft", "config", path, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"SIEM_TOKEN": kept} if kept else {},
+    )
+
+
+def written(folder: Path, port: int = 9) -> Path:
+    path = folder / "ocsf-nft.toml"
+    path.write_text(FILE.format(path=folder / "events.jsonl", port=port))
+    return path
+
+
+def test_what_a_run_would_make_of_it_is_said(tmp_path: Path) -> None:
+    done = check(written(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines() == [
+        "sandbox agent-1: fenced and watched, profile sandbox",
+        "sandbox agent-2: watched, profile sandbox",
+        "what other firewalls log: read from journal",
+        f"sink {tmp_path / 'events.jsonl'}: OCSF 1.8.0",
+        "sink siem: OCSF 1.3.0",
+        "metrics and health: http://127.0.0.1:9469/metrics, /healthz, /readyz",
+    ]
+    assert not (tmp_path / "events.jsonl").exists()
+
+
+def test_a_fault_is_one_sentence(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("ocsf_version", "version"))
+    done = check(path)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"ocsf-nft: {path}: there is no key sink.1.version: did you mean ocsf_version?\n"
+    )
+    assert check(tmp_path / "none.toml").returncode == 2
+
+
+def test_a_sink_that_can_not_be_opened_is_named_and_the_others_are_tried(tmp_path: Path) -> None:
+    done = check(written(tmp_path), "--connect")
+    assert done.returncode == 3
+    assert f"sink {tmp_path / 'events.jsonl'}: can be opened" in done.stderr
+    assert "sink siem: " in done.stderr.splitlines()[-1]
+    assert "can be opened" not in done.stderr.splitlines()[-1]
+    assert "t0ps3cret" not in done.stderr
+
+
+def test_sinks_that_can_be_opened_are_said_to_be(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        path = written(tmp_path, server.getsockname()[1])
+        done = check(path, "--connect")
+        assert (done.returncode, done.stderr.count("can be opened")) == (0, 2)
+        missing = check(path, "--connect", kept="")
+    assert missing.returncode == 3
+    assert "the environment has no SIEM_TOKEN" in missing.stderr

@@ -1,0 +1,102 @@
+"""One sink that is dead for long: nobody else notices, and it gets everything in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from ocsf_nft.lab import GATEWAY4, PROXY_PORT
+from tests.delivery.sinks.brokers import free_port
+from tests.delivery.sinks.servers import AnyJson, serving
+from tests.kernel import conftest
+from tests.kernel.test_crash import begun, load, stored
+
+if TYPE_CHECKING:
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+#: What the dead sink may cost a run: nothing but noise.
+_KIB = 12 * 1024
+
+
+def resident_kib(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(8, id="seconds"),
+        pytest.param(
+            float(os.environ.get("OCSF_NFT_OUTAGE_SECONDS", "60")), id="long",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+async def test_a_dead_sink_holds_up_nobody_takes_no_memory_and_gets_all_in_order(
+    lab: Lab, state: StateDirectory, tmp_path: Path, seconds: float
+) -> None:
+    port, receiver, sent = free_port(), AnyJson(), list[int]()
+    file, config = tmp_path / "events.jsonl", tmp_path / "ocsf-nft.toml"
+    config.write_text(
+        f"""
+        state_dir = "{state.path}"
+        [[sandbox]]
+        name = "{conftest.SANDBOX}"
+        netns = "{lab.sandbox}"
+        proxy = ["{GATEWAY4}:{PROXY_PORT}"]
+        install = true
+        [[sink]]
+        path = "{file}"
+        [[sink]]
+        type = "http"
+        name = "dead"
+        url = "http://127.0.0.1:{port}/"
+        retry_seconds = 1
+        """
+    )
+    process = await begun(config, ())
+    assert process.stderr is not None
+    reading: asyncio.Task[bytes] | None = None
+    try:
+        while b"ready" not in await process.stderr.readline():
+            pass
+        reading = asyncio.create_task(process.stderr.read())
+        async with load(lab, sent):
+            # What a run takes once it is warm, with its sink dead already.
+            await asyncio.sleep(min(seconds / 2, 20))
+            before = resident_kib(process.pid)
+            await asyncio.sleep(seconds)
+            grown = resident_kib(process.pid) - before
+            assert grown < _KIB, f"{grown} KiB more than before"
+            behind = len(stored(state)) - len(file.read_bytes().splitlines())
+            assert behind < 600, "the file waits for the dead sink"
+            assert receiver.lines == []
+        async with serving(receiver, port=port):
+            await _caught_up(receiver, state)
+            process.terminate()
+            assert await asyncio.wait_for(process.wait(), 30) == 0, (await reading).decode()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    kept = [event["metadata"]["uid"] for event in stored(state)]
+    got = [orjson.loads(line)["metadata"]["uid"] for line in receiver.lines]
+    assert got == kept
+    assert [
+        orjson.loads(line)["metadata"]["uid"] for line in file.read_bytes().splitlines()
+    ] == kept
+
+
+async def _caught_up(receiver: AnyJson, state: StateDirectory) -> None:
+    async with asyncio.timeout(120):
+        while len(receiver.lines) < len(stored(state)):  # noqa: ASYNC110 - another process's
+            await asyncio.sleep(0.2)
