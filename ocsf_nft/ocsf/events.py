@@ -302,7 +302,7 @@ class DeviceConfigStateChange(Event):
 
 
 class ApplicationLifecycle(Event):
-    """Class 6002: ocsf-nft started, stopped, lost records, or did not read."""
+    """Class 6002: ocsf-nft started, stopped, lost records or events, or did not read."""
 
     brought_by: ClassVar = {"host": ("device",), "security_control": SECURITY_CONTROL}
 
@@ -311,7 +311,8 @@ class ApplicationLifecycle(Event):
     category_uid: Literal[6] = 6
     category_name: Literal["Application Activity"] = "Application Activity"
     activity_id: LifecycleActivityId = Field(
-        description="3 start, 4 stop, 99 where the caption says Records Lost or Not Reading"
+        description="3 start, 4 stop, 99 where the caption says Records Lost, Not Reading or "
+        "Events Lost"
     )
     activity_name: Caption = caption_of("activity_id")
     type_uid: TypeUid = derived(_type_uid, _TYPE_UID)
@@ -322,8 +323,8 @@ class ApplicationLifecycle(Event):
     duration: Long | None = known("end_time less start_time")
     timezone_offset: Literal[0] = 0
     count: Long | None = known(
-        "of Records Lost, how many; of Not Reading, the packets refused or let pass meanwhile, "
-        "which other events count too"
+        "of Records Lost and Events Lost, how many; of Not Reading, the packets refused or let "
+        "pass meanwhile, which other events count too"
     )
     severity_id: Severity = Field(
         description="4 for a gap, 2 for one in which nothing was refused; 1 for a start and a stop"

@@ -19,7 +19,15 @@ from ocsf_nft.attempt import Attempt, Ended
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.notices import (
+    FenceState,
+    Tampering,
+    events_lost,
+    fence_state,
+    gap,
+    lifecycle,
+    unread,
+)
 from ocsf_nft.ocsf.versions import VERSIONS, at_version, line_at
 from ocsf_nft.process import Process
 from ocsf_nft.record import Gap
@@ -114,6 +122,8 @@ def about_ourselves(context: Context, text: str = "why") -> Iterator[tuple[str, 
                 transport=transport, reason=text, lost=lost, since_ns=TIME_NS, until_ns=NOW_NS
             )
             yield f"{lost} lost by {transport}", gap(context, missing, processed_ns=NOW_NS)
+        never_had = events_lost(context, reason=text, number=lost, time_ns=NOW_NS)
+        yield f"{lost} events lost", never_had
     for packets in (0, 1, 2_034_112):
         event_of_a_pause = unread(
             context, sandbox=text, packets=packets, since_ns=TIME_NS, until_ns=NOW_NS,

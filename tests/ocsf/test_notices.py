@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.ocsf.context import Context
-from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.notices import (
+    FenceState,
+    Tampering,
+    events_lost,
+    fence_state,
+    gap,
+    lifecycle,
+    unread,
+)
 from ocsf_nft.process import Process
 from ocsf_nft.record import Gap
 from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
@@ -127,6 +135,19 @@ def test_a_loss_without_a_number_has_no_count() -> None:
     event = gap(CONTEXT, lost, processed_ns=NOW_NS)
     assert event.count is None
     assert event.message.startswith("Records were lost, nobody knows how many")
+
+
+def test_events_that_a_sink_will_never_have_are_counted_where_it_is_known() -> None:
+    event = json.loads(
+        events_lost(CONTEXT, reason="sink\x1b siem was down", number=1, time_ns=NOW_NS).to_json()
+    )
+    assert event["type_uid"] == 600299
+    assert (event["activity_name"], event["severity"], event["count"]) == ("Events Lost", "High", 1)
+    assert event["message"].startswith("1 event was lost: sink")
+    assert "\x1b" not in event["message"]
+    unknown = events_lost(CONTEXT, reason="damaged", number=None, time_ns=NOW_NS)
+    assert unknown.count is None
+    assert unknown.message == "Events may be lost, nobody knows how many: damaged."
 
 
 @pytest.mark.parametrize(("activity", "name"), [("start", "Start"), ("stop", "Stop")])
