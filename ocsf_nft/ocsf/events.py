@@ -337,7 +337,9 @@ class ApplicationLifecycle(Event):
     app: Product = Field(description="ocsf-nft")
     device: Device | None = known("the machine that it runs on")
     observables: tuple[Observable, ...] | None = known("what is worth looking up")
-    unmapped: dict[str, Any] | None = known("of Records Lost, transport; of Not Reading, sandbox")
+    unmapped: dict[str, Any] | None = known(
+        "of Records Lost and Events Lost, transport; of Not Reading, sandbox"
+    )
     metadata: Metadata = Field(description="about the event itself")
 
 

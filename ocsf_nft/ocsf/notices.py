@@ -221,11 +221,11 @@ def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecyc
 
 
 def events_lost(
-    context: Context, *, reason: str, number: int | None, time_ns: int
+    context: Context, *, reason: str, number: int | None, since_ns: int, until_ns: int
 ) -> ApplicationLifecycle:
     """Events that were kept will not get where they were to go: how many, where that is known.
 
-    ``time_ns`` is now, in ns since the epoch, UTC.
+    They were given up between two moments, in ns since the epoch, UTC, the second one being now.
     """
     what = "Events may be lost, nobody knows how many"
     if number is not None:
@@ -234,7 +234,10 @@ def events_lost(
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
         activity_name="Events Lost",
-        time=time_ns // 1_000_000,
+        time=until_ns // 1_000_000,
+        start_time=min(since_ns, until_ns) // 1_000_000,
+        end_time=until_ns // 1_000_000,
+        duration=_duration(since_ns, until_ns),
         count=number,
         severity_id=Severity.HIGH,
         status_id=Status.FAILURE,
@@ -243,7 +246,10 @@ def events_lost(
         app=product(),
         device=device,
         observables=observables or None,
-        metadata=own_metadata(stable_uid("events lost", reason, number, time_ns), time_ns),
+        unmapped={"transport": "store"},
+        metadata=own_metadata(
+            stable_uid("events lost", reason, number, since_ns, until_ns), until_ns
+        ),
     )
 
 

@@ -21,19 +21,23 @@ _SECONDS: Final = 10.0
 
 async def upkeep(kept: Outlets, reporter: Reporter) -> None:
     """Remove what is too old again and again, and tell of what sinks will never have."""
+    since_ns = time.time_ns()
     while True:
+        lost: list[tuple[str, int | None]] = [
+            (f"the store could not keep them until sink {sink} had them", number)
+            for sink, number in await kept.sweep()
+        ]
         if fault := kept.store.fault():
-            await _tell(reporter, fault, None)
-        for sink, number in await kept.sweep():
-            reason = f"the store could not keep them until sink {sink} had them"
-            await _tell(reporter, reason, number)
+            lost.append((fault, None))
+        until_ns = time.time_ns()
+        for reason, number in lost:
+            # The event first: standard error may be a pipe that nobody reads.
+            await reporter.emit(
+                notices.events_lost(
+                    reporter.context(), reason=reason, number=number, since_ns=since_ns,
+                    until_ns=until_ns,
+                )
+            )  # fmt: skip
+            _log.error("events lost", reason=reason, number=number)
+        since_ns = until_ns
         await asyncio.sleep(_SECONDS)
-
-
-async def _tell(reporter: Reporter, reason: str, number: int | None) -> None:
-    # The event first: standard error may be a pipe that nobody reads.
-    now_ns = time.time_ns()
-    await reporter.emit(
-        notices.events_lost(reporter.context(), reason=reason, number=number, time_ns=now_ns)
-    )
-    _log.error("events lost", reason=reason, number=number)

@@ -122,7 +122,9 @@ def about_ourselves(context: Context, text: str = "why") -> Iterator[tuple[str, 
                 transport=transport, reason=text, lost=lost, since_ns=TIME_NS, until_ns=NOW_NS
             )
             yield f"{lost} lost by {transport}", gap(context, missing, processed_ns=NOW_NS)
-        never_had = events_lost(context, reason=text, number=lost, time_ns=NOW_NS)
+        never_had = events_lost(
+            context, reason=text, number=lost, since_ns=TIME_NS, until_ns=NOW_NS
+        )
         yield f"{lost} events lost", never_had
     for packets in (0, 1, 2_034_112):
         event_of_a_pause = unread(

@@ -139,13 +139,15 @@ def test_a_loss_without_a_number_has_no_count() -> None:
 
 def test_events_that_a_sink_will_never_have_are_counted_where_it_is_known() -> None:
     event = json.loads(
-        events_lost(CONTEXT, reason="sink\x1b siem was down", number=1, time_ns=NOW_NS).to_json()
+        events_lost(
+            CONTEXT, reason="sink\x1b siem was down", number=1, since_ns=TIME_NS, until_ns=NOW_NS
+        ).to_json()
     )
     assert event["type_uid"] == 600299
     assert (event["activity_name"], event["severity"], event["count"]) == ("Events Lost", "High", 1)
     assert event["message"].startswith("1 event was lost: sink")
     assert "\x1b" not in event["message"]
-    unknown = events_lost(CONTEXT, reason="damaged", number=None, time_ns=NOW_NS)
+    unknown = events_lost(CONTEXT, reason="damaged", number=None, since_ns=TIME_NS, until_ns=NOW_NS)
     assert unknown.count is None
     assert unknown.message == "Events may be lost, nobody knows how many: damaged."
 

@@ -17,7 +17,7 @@ from ocsf_nft.flow import Key
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.notices import FenceState, events_lost, fence_state, gap, lifecycle, unread
 from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.record import Gap
 from tests.conformance.corpus import (
@@ -151,6 +151,10 @@ def _notices() -> Iterator[Event]:
             transport=transport, reason="overrun", lost=lost, since_ns=TIME_NS, until_ns=NOW_NS
         )
         yield gap(CONTEXT, missing, processed_ns=NOW_NS)
+    for known in (None, 3):
+        yield events_lost(
+            CONTEXT, reason="a sink was down", number=known, since_ns=TIME_NS, until_ns=NOW_NS
+        )
     for packets in (0, 1, 2_034_112):
         yield unread(
             CONTEXT,
