@@ -13,11 +13,15 @@ import contextlib
 import sqlite3
 from typing import TYPE_CHECKING, Final, Literal
 
+import structlog
+
 from ocsf_nft.errors import DeliveryError, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+_log = structlog.get_logger()
 
 _BUSY_SECONDS: Final = 5.0
 #: Beside its file SQLite has these.
@@ -188,7 +192,8 @@ class Database:
         old.close()
         self._connection = None
         self._connect()
-        self.fault = f"{self.path} was removed or replaced while it was used: it is put back"
+        _log.warning("a file that was removed or replaced while it was used is put back",
+                     path=str(self.path))  # fmt: skip
 
     def _unlink(self, *suffixes: str) -> None:
         for suffix in suffixes:

@@ -179,11 +179,12 @@ class Forwarder:
 
     async def _read(self, until: int | None = None) -> list[Stored]:
         """The next batch, or all up to a number: a batch that was being sent before."""
-        if until is None:
-            events, size = self._pace.events, self._pace.bytes
-        else:
-            events, size = until - self.done, 1 << 62
-        return await self._patiently(lambda: self._store.read(self.done, events=events, size=size))
+        if until is not None:
+            return await self._patiently(lambda: self._store.read_until(self.done, until))
+        pace = self._pace
+        return await self._patiently(
+            lambda: self._store.read(self.done, events=pace.events, size=pace.bytes)
+        )
 
     async def _forward(self, rows: Sequence[Stored]) -> None:
         if not rows:  # they were removed before their time

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,6 +51,8 @@ CREATE TABLE IF NOT EXISTS dead (
 CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
 """
 
+#: Past all numbers.
+_LAST: Final = (1 << 63) - 1
 #: Events that are removed in one transaction.
 _SLICE: Final = 2000
 #: Of what the store may hold, what is left when room was made: it is not made for each event.
@@ -126,6 +130,7 @@ class Store:
         self._waiting: list[_Put] = []
         self._grown = asyncio.Event()
         self._forgotten: dict[str, int] = {}
+        self._lock: int | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
         # Time goes on from when the store was opened: a clock that jumps makes nothing old.
         self._began_ms = time.time_ns() // 1_000_000
@@ -136,6 +141,7 @@ class Store:
         try:
             await self._work(self._open)
         except BaseException:
+            self._worker.submit(self._close)
             self._worker.shutdown(wait=False)
             raise
         return self
@@ -148,7 +154,7 @@ class Store:
     ) -> None:
         """Close it."""
         try:
-            await self._work(self._database.close)
+            await self._work(self._close)
         finally:
             self._worker.shutdown(wait=False)
 
@@ -191,7 +197,14 @@ class Store:
 
         Raises DeliveryError.
         """
-        return await self._work(lambda: self._read(beyond, events, size))
+        return await self._work(lambda: self._read(beyond, _LAST, events, size))
+
+    async def read_until(self, beyond: int, until: int) -> list[Stored]:
+        """All events after a number, up to another one, which is one of them.
+
+        Raises DeliveryError.
+        """
+        return await self._work(lambda: self._read(beyond, until, _LAST, _LAST))
 
     async def checkpoint(self, sink: str) -> tuple[int, int | None]:
         """What a sink has acknowledged, and up to where it was being sent to; both are numbers.
@@ -246,12 +259,37 @@ class Store:
         return self._began_ms + (time.monotonic_ns() - self._began_ns) // 1_000_000
 
     def _open(self) -> None:
+        self._lock = self._locked()
         self._database.open()
         with self._database.at_work() as connection:
             self._measure(connection)
             # The table's own counter: its last events may have been removed.
             row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
             self.end = (row.fetchone() or (0,))[0]
+
+    def _locked(self) -> int:
+        """Keep out other runs, which would take our sinks for ones that are gone."""
+        path = self.path.with_name(f".{self.path.name}.lock")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._database.failure(error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise DeliveryError(
+                f"another run keeps its events in {self.path}: give one of them a [store] path, "
+                "or a state_dir, of its own"
+            ) from error
+        return descriptor
+
+    def _close(self) -> None:
+        self._database.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _register(self, names: frozenset[str]) -> tuple[Forgotten, ...]:
         left: list[Forgotten] = []
@@ -355,12 +393,13 @@ class Store:
         self._forgotten.clear()
         return told
 
-    def _read(self, beyond: int, events: int, size: int) -> list[Stored]:
+    def _read(self, beyond: int, until: int, events: int, size: int) -> list[Stored]:
         found: list[Stored] = []
         with self._database.at_work() as connection:
             for row in connection.execute(
-                "SELECT number, uid, line FROM event WHERE number > ? ORDER BY number LIMIT ?",
-                (beyond, events),
+                "SELECT number, uid, line FROM event WHERE number > ? AND number <= ? "
+                "ORDER BY number LIMIT ?",
+                (beyond, until, events),
             ):
                 stored = Stored(*row)
                 size -= len(stored.line)
@@ -428,6 +467,7 @@ class Store:
             needed = _needed_beyond(connection)
         if dead or needed < self.end:
             return False
+        self.path.with_name(f".{self.path.name}.lock").unlink(missing_ok=True)
         self._database.remove()
         return True
 
@@ -453,7 +493,7 @@ def _number_beyond(connection: sqlite3.Connection, number: int) -> int:
 def _needed_beyond(connection: sqlite3.Connection) -> int:
     """The number up to which no sink needs anything; past all numbers where there is no sink."""
     (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
-    return (1 << 63) - 1 if least is None else int(least)
+    return _LAST if least is None else int(least)
 
 
 def _first(connection: sqlite3.Connection, events: int) -> int:
