@@ -17,7 +17,7 @@ PACKAGES := nftables iptables iproute2 iputils-ping curl jq systemd systemd-jour
 # What `make bench` measures beside.
 PEERS := mawk ulogd2 ulogd2-json
 
-.PHONY: help demo test test-guest lint bench events clean system
+.PHONY: help demo test test-guest lint bench events sinks clean system
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ bench: system .venv/ready  ## Measure, beside the peers, in the same run.
 
 events: .venv/ready  ## Write the field guide in EVENTS.md anew.
 	$(BIN)/python -m ocsf_nft.ocsf.guide EVENTS.md
+
+sinks: .venv/ready  ## Write the guide to sinks in SINKS.md anew.
+	$(BIN)/python -m ocsf_nft.config.guide SINKS.md
 
 clean:  ## Remove what the other targets made.
 	$(SUDO) rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \

@@ -16,6 +16,8 @@ from ocsf_nft.config.sinks.otlp import OtlpSink
 from ocsf_nft.config.sinks.parquet import ParquetSink
 from ocsf_nft.config.sinks.splunk_hec import SplunkHecSink
 from ocsf_nft.config.sinks.stdout import StdoutSink
+from ocsf_nft.config.sinks.syslog import SyslogSink
+from ocsf_nft.config.sinks.unix import UnixSink
 
 __all__ = ["KINDS", "SinkConfig", "SinkTable"]
 
@@ -37,9 +39,11 @@ def _with_type(table: Any) -> Any:
 _Kind: TypeAlias = (
     FileSink
     | StdoutSink
+    | UnixSink
     | HttpSink
     | SplunkHecSink
     | OpenSearchSink
+    | SyslogSink
     | NatsSink
     | KafkaSink
     | ParquetSink

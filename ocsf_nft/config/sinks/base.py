@@ -34,9 +34,10 @@ class SinkTable(Table):
     ``name`` is by default made of what the sink is and where it goes. A batch has at most
     ``batch_events`` and ``batch_bytes``, and waits for ``batch_seconds`` to become so large.
     A delivery that takes ``timeout_seconds`` is cut, and tried again; between two tries of a batch
-    are at most ``retry_seconds``. One that ``is_local`` has to be there when the run begins.
+    are at most ``retry_seconds``.
     """
 
+    #: Whether it has to be there when the run begins.
     is_local: ClassVar[bool] = False
 
     name: Name | None = None

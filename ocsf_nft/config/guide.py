@@ -1,0 +1,125 @@
+"""The guide to sinks: every kind, every key, its default.
+
+It is made of the tables of a configuration, so it says what they say. As a program it writes the
+page: ``python -m ocsf_nft.config.guide SINKS.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from ocsf_nft.config.sinks import KINDS
+from ocsf_nft.config.sinks.base import SecretTable, SinkTable, TlsTable
+from ocsf_nft.config.store import StoreConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic.fields import FieldInfo
+
+_WORDS: Final = {
+    str: "text", int: "number", float: "number", bool: "true or false", Path: "path",
+    SecretTable: "[secret](#secrets)", TlsTable: "[tls](#tls)",
+}  # fmt: skip
+_HEAD: Final = "| key | is | default |\n|---|---|---|"
+_TITLE: Final = """\
+# Where events go
+
+<!-- `make sinks` writes this page: change the tables in ocsf_nft/config/, not this text. -->
+
+Each `[[sink]]` of a configuration file is of the `type` that it names, by default `file`. All
+events are in the [store](#store) before any sink gets one, and a sink that is down gets them when
+it is back. `ocsf-nft config FILE --connect` tries them."""
+_EXTRAS: Final = {
+    "http": "http", "splunk_hec": "http", "opensearch": "http", "otlp": "http", "nats": "nats",
+    "kafka": "kafka", "parquet": "parquet",
+}  # fmt: skip
+
+
+def guide() -> str:
+    """The page, in markdown."""
+    parts = [_TITLE, "## Every sink", _summary(SinkTable), _table(SinkTable, set())]
+    common = set(SinkTable.model_fields)
+    for kind, table in KINDS.items():
+        parts += [f"## {kind}", _summary(table)]
+        if extra := _EXTRAS.get(kind):
+            parts.append(f"Takes `ocsf-nft[{extra}]`.")
+        parts.append(_table(table, common))
+    parts += ["## Secrets", _summary(SecretTable), _table(SecretTable, set())]
+    parts += ["## TLS", _summary(TlsTable), _table(TlsTable, set())]
+    parts += ["## Store", _summary(StoreConfig), _table(StoreConfig, set())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _summary(table: type[BaseModel]) -> str:
+    return inspect.cleandoc(table.__doc__ or "").replace("``", "`")
+
+
+def _table(table: type[BaseModel], common: set[str]) -> str:
+    """The keys of a table; of those that every sink has, where it has another default."""
+    rows = [
+        f"| `{name}` | {_type(field.annotation)} | {_default(field, is_common=name in common)} |"
+        for name, field in table.model_fields.items()
+        if name != "type"
+        and (name not in common or field.default != SinkTable.model_fields[name].default)
+    ]
+    return "\n".join([_HEAD, *rows]) if rows else ""
+
+
+def _type(annotation: Any) -> str:
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    return " or ".join(dict.fromkeys(_kinds(annotation)))
+
+
+def _kinds(annotation: Any) -> Iterator[str]:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in {Union, UnionType}:
+        for each in inner:
+            if each is not NoneType:
+                yield _type(each)
+    elif origin is Annotated:
+        yield _type(inner[0])
+    elif origin is Literal:
+        yield ", ".join(f"`{each}`" for each in inner)
+    elif origin is tuple:
+        yield f"list of {_type(inner[0])}"
+    elif origin is not None:
+        yield f"table of {_type(inner[-1])}"
+    else:
+        yield _WORDS.get(annotation, "text")
+
+
+def _default(field: FieldInfo, *, is_common: bool) -> str:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if field.is_required():
+        return "has to be given"
+    if default is None:
+        return "none" if is_common else ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, tuple | dict):
+        return "all" if default else "none"
+    return f'`"{default}"`' if isinstance(default, str) else f"`{default}`"
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description="Write the guide to sinks.")
+    parser.add_argument("page", type=Path)
+    page: Path = parser.parse_args().page
+    try:
+        page.write_text(guide(), encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"{page}: {error.strerror}")
+
+
+if __name__ == "__main__":
+    main()

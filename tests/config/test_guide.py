@@ -1,0 +1,43 @@
+"""The guide to sinks, which says what the tables of a configuration say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ocsf_nft.config.guide import guide
+from ocsf_nft.config.sinks import KINDS
+from ocsf_nft.config.sinks.base import SinkTable
+
+PAGE: Final = Path(__file__).parents[2] / "SINKS.md"
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == guide(), "run `make sinks`"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_and_key_is_told(kind: str) -> None:
+    section = guide().partition(f"\n## {kind}\n")[2].partition("\n## ")[0]
+    own = set(KINDS[kind].model_fields) - set(SinkTable.model_fields) - {"type"}
+    assert {key for key in own if f"| `{key}` |" not in section} == set()
+
+
+def test_it_says_nothing_of_the_library() -> None:
+    assert "Pydantic" not in guide()
+    assert "``" not in guide()
+
+
+def test_it_is_written_where_it_is_to_be(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ocsf_nft.config.guide"]
+    subprocess.run([*command, tmp_path / "page.md"], check=True)
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == guide()
+    done = subprocess.run(
+        [*command, tmp_path / "no" / "page.md"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "No such file or directory" in done.stderr
