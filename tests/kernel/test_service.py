@@ -13,6 +13,8 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -30,7 +32,6 @@ from tests.kernel.test_delivery import events, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from ocsf_nft.delivery.sinks.base import Outcome
     from ocsf_nft.fence.state import StateDirectory
@@ -301,6 +302,36 @@ async def test_a_supervisor_enters_a_service_and_iterates_over_its_events(
     assert found[0]["activity_name"] == "Start"
     assert found[-1]["activity_name"] == "Stop"
     assert installer.verify(conftest.SANDBOX, state).verdict == "absent"
+
+
+async def test_the_example_in_the_readme_works(lab: Lab, state: StateDirectory) -> None:
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    for told, here in (
+        ('"netns": "agent"', f'"netns": "{lab.sandbox}"'),
+        ('"install": True}]}', f'"install": True}}], "state_dir": "{state.path}"}}'),
+        ("...  # the fence", "started()  # the fence"),
+        ("        ...\n", "        took(event, service)\n"),
+    ):
+        assert told in example
+        example = example.replace(told, here)
+    names: dict[str, Any] = {}
+    exec(f"async def supervise(started, took):\n{indent(example, '    ')}", names)  # noqa: S102 - our own page
+    taken: list[Any] = []
+
+    def took(event: Any, service: ocsf_nft.Service) -> None:
+        taken.append(event["activity_name"])
+        if "Refuse" in taken:
+            service.stop()
+
+    def started() -> None:
+        assert installer.verify("agent", state).verdict == "as installed"
+        attempts.attempt(lab.sandbox_namespace, 1001, 1, "udp4")
+
+    await names["supervise"](started, took)
+    assert taken[0] == "Start"
+    assert taken[-1] == "Stop"
+    assert installer.verify("agent", state).verdict == "absent"
 
 
 async def test_what_a_supervisor_did_not_take_comes_with_the_next_service(
