@@ -99,6 +99,7 @@ class Service:
             stack.enter_context(_first_error())
             group = await stack.enter_async_context(asyncio.TaskGroup())
             self._run = group.create_task(self._begin())
+            stack.push_async_exit(self._ended)
             # When it fails it is this task that is cancelled.
             await self._is_ready.wait()
             self._stack = stack.pop_all()
@@ -111,17 +112,15 @@ class Service:
         traceback: TracebackType | None,
     ) -> None:
         """End."""
-        self._stop.set()
-        if self._iterated is not None:
-            self.kept.excused.add(_ITERATED)
-        if kind is None or not issubclass(kind, asyncio.CancelledError):
-            await asyncio.wait([self._run])
         await self._stack.__aexit__(kind, error, traceback)
 
-    @property
-    def events(self) -> int:
-        """How many events were kept since it began."""
-        return self._reporter.events
+    async def _ended(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop.set()
+        if self._iterated is not None and self._is_ready.is_set():
+            self.kept.excused.add(_ITERATED)
+        if kind is None or not issubclass(kind, asyncio.CancelledError):
+            # When it fails it is this task that is cancelled, here too.
+            await asyncio.wait([self._run])
 
     def stop(self) -> None:
         """Begin to end: what is iterated over ends once all is told."""
