@@ -158,6 +158,8 @@ class Database:
         try:
             connection.executescript(
                 f"PRAGMA journal_mode = WAL; PRAGMA synchronous = {self._synchronous}; "
+                # Debian's overwrites what is removed, for which a nearly full disk has no room.
+                f"PRAGMA secure_delete = FAST; "
                 f"PRAGMA journal_size_limit = {_LOG_BYTES}; {self._schema}"
             )
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()

@@ -55,6 +55,8 @@ CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NU
 _LAST: Final = (1 << 63) - 1
 #: Events that are removed in one transaction.
 _SLICE: Final = 2000
+#: Of a disk, what is left to others: before that, what every sink has had makes room.
+_RESERVE_BYTES: Final = 32 << 20
 #: Of what the store may hold, what is left when room was made: it is not made for each event.
 _LEFT: Final = 0.9
 
@@ -123,6 +125,8 @@ class Store:
         self.end = 0
         #: What the file takes of the disk, as of the last transaction, in bytes.
         self.bytes = 0
+        #: What of the file is free for new events, in bytes.
+        self._free_bytes = 0
         self._database = Database(path, _SCHEMA, synchronous="FULL")
         self.most_bytes = most_bytes
         self._most_ms = int(most_seconds * 1000)
@@ -317,7 +321,19 @@ class Store:
         work = self._database.lightly if is_light else self._database.at_work
         with work() as connection:
             if self.bytes >= self.most_bytes:
-                self._make_room(connection)
+                self._make_room(connection, self.most_bytes)
+                if self.bytes >= self.most_bytes:
+                    raise FullError(
+                        f"{self.path} holds {self.most_bytes} bytes that sinks have not had yet: "
+                        "it takes no more until they have"
+                    )
+            elif self._is_disk_short():
+                self._make_room(connection, self.bytes)
+                if self._is_disk_short():
+                    raise FullError(
+                        f"{self.path} can't be written (the disk is nearly full, and sinks have "
+                        "not had yet what is kept): make room"
+                    )
             stored_ms = self._now_ms()
             connection.executemany(
                 "INSERT OR IGNORE INTO event (uid, stored_ms, line) VALUES (?, ?, ?)",
@@ -338,26 +354,32 @@ class Store:
             connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("page_count", "freelist_count", "page_size")
         )
-        self.bytes = (pages - free) * size
+        self.bytes, self._free_bytes = (pages - free) * size, free * size
 
-    def _make_room(self, connection: sqlite3.Connection) -> None:
-        """Remove the oldest events; raises FullError when sinks need them all."""
-        needed = _needed_beyond(connection)
-        while self.bytes >= self.most_bytes * _LEFT:
+    def _is_disk_short(self) -> bool:
+        """Whether what is left of the disk has to be left to others, and to SQLite's own log.
+
+        On a disk without any room it could not even be kept that a sink has got something.
+        """
+        disk = os.statvfs(self.path.parent)
+        reserve = min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
+        return disk.f_bavail * disk.f_frsize + self._free_bytes < reserve
+
+    def _make_room(self, connection: sqlite3.Connection, most_bytes: int) -> None:
+        """Remove the oldest events, to some less than so many bytes, but none that is needed."""
+        needed, is_full = _needed_beyond(connection), self.bytes >= self.most_bytes
+        while self.bytes >= most_bytes * _LEFT:
             until = _first(connection, _SLICE)
-            if not self._drops:
-                until = min(until, needed)
-            elif until > needed:
+            if is_full and self._drops and until > needed:
                 self._count_forgotten(connection, until)
+            else:
+                until = min(until, needed)
             gone = connection.execute("DELETE FROM event WHERE number <= ?", (until,)).rowcount
             # A sink that refuses everything must not stop the others.
-            if not gone and not self._forget_dead(connection, _SLICE, self._now_ms()):
-                if self.bytes < self.most_bytes:
-                    return
-                raise FullError(
-                    f"{self.path} holds {self.most_bytes} bytes that sinks have not had yet: "
-                    "it takes no more until they have"
-                )
+            if not gone and is_full:
+                gone = self._forget_dead(connection, _SLICE, self._now_ms())
+            if not gone:
+                break
             self._measure(connection)
 
     def _count_forgotten(self, connection: sqlite3.Connection, until: int) -> None:

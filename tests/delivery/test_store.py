@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -308,16 +309,49 @@ async def test_a_store_has_one_run(tmp_path: Path) -> None:
         assert await held(store) == ["uid-1"]
 
 
-async def test_a_disk_that_is_full_is_one_sentence_and_nothing_is_lost(
-    small_disk: Path,
+async def test_a_disk_that_others_have_filled_is_one_sentence_and_nothing_is_lost(
+    disk: Path,
 ) -> None:
-    async with Store(small_disk / FILE) as store:
-        await store.put([event(0)])
-        number = 1 + await put_until(store, DeliveryError, r"can't be written .*make room", 20_000)
-        assert await held(store) == uids(range(number))
-    async with Store(small_disk / FILE) as store:
-        assert await held(store) == uids(range(number))
+    async with Store(disk / FILE) as store:
+        await store.put(events(range(9)))
+        ballast = fill(disk)
+        with pytest.raises(DeliveryError, match=r"can't be written .*make room"):
+            await store.put([event(9, 20_000)])
+        assert await held(store) == uids(range(9))
+        ballast.unlink()
+        await store.put([event(9, 20_000)])
+    async with Store(disk / FILE) as store:
+        assert await held(store) == uids(range(10))
         assert store.fault() is None
+
+
+def fill(folder: Path) -> Path:
+    """Leave no byte free."""
+    path = folder / "ballast"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+    return path
+
+
+async def test_on_a_small_disk_room_is_made_of_what_every_sink_has(disk: Path) -> None:
+    async with Store(disk / FILE) as store:
+        await store.register(["a"])
+        for number in range(0, 6000, 20):
+            await store.put([event(each, 5000) for each in range(number, number + 20)])
+            await store.acknowledge("a", store.end)
+        assert (await held(store))[-1] == "uid-5999"
+        assert await store.sweep() == ()
+
+
+async def test_on_a_small_disk_nothing_is_removed_that_a_sink_needs(disk: Path) -> None:
+    async with Store(disk / FILE, drops=True) as store:
+        await store.register(["a"])
+        number = await put_until(store, FullError, "the disk is nearly full", 20_000)
+        assert await held(store) == uids(range(number))
+        await store.acknowledge("a", number)
+        await store.put([event(number, 20_000)])
+        assert await store.sweep() == ()
 
 
 async def test_a_store_is_removed_when_nobody_needs_anything_of_it(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 UID = 1001
+PORTS = 60_000
 #: A run is up after a second or so: kills fall into its start, its work and its deliveries.
 LATEST_SECONDS = 2.5
 
@@ -49,7 +50,7 @@ sent = 0
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
     while not ended.wait(0.01):
         try:
-            sock.sendto(b"x", ("{attempts.INTERNET4}", 1 + sent % 60000))
+            sock.sendto(b"x", ("{attempts.INTERNET4}", 1 + sent % int(sys.argv[1])))
         except OSError:
             pass
         sent += 1
@@ -58,8 +59,9 @@ print(sent)
 
 
 @contextlib.asynccontextmanager
-async def load(lab: Lab, sent: list[int]) -> AsyncIterator[None]:
-    program = ["ip", "netns", "exec", lab.sandbox, sys.executable, "-c", _LOAD]
+async def load(lab: Lab, sent: list[int], ports: int = PORTS) -> AsyncIterator[None]:
+    """Send a packet each hundredth of a second; in the end, how many were sent."""
+    program = ["ip", "netns", "exec", lab.sandbox, sys.executable, "-c", _LOAD, str(ports)]
     process = await asyncio.create_subprocess_exec(
         *program, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -169,7 +171,7 @@ async def crash(
         for event in told(kept):
             if "port" in event.get("dst_endpoint", {}):  # not where several are told together
                 by_port[event["dst_endpoint"]["port"]] += event["count"]
-        assert max(by_port.values(), default=1) == 1 + (sent[0] - 1) // 60000
+        assert max(by_port.values(), default=1) == 1 + (sent[0] - 1) // PORTS
 
         lines = [orjson.loads(line) for line in file.read_bytes().splitlines()]
         assert {event["metadata"]["uid"] for event in lines} == uids
