@@ -251,6 +251,31 @@ async def test_a_batch_that_was_being_sent_is_sent_again_with_the_same_events(
     assert whole.batches == [uids(range(3)), uids(range(3, 6))]
 
 
+async def test_a_sink_that_is_greeted_gets_that_first_each_time_it_is_opened(store: Store) -> None:
+    lines: list[bytes] = []
+
+    class Keeping(Receiver):
+        async def deliver(self, messages: Any) -> Any:
+            outcome = await super().deliver(messages)
+            lines.extend(message.line for message in messages)
+            return outcome
+
+    sink = Keeping()
+    forwarder = made(store, sink)
+    forwarder.greet(b"hello")
+    async with running(forwarder):
+        await sink.tried(1)  # though there is no event
+        await store.put(events([1]))
+        await forwarder.drain()
+        sink.down = True
+        await store.put(events([2]))
+        await sink.tried(3)
+        sink.down = False
+        await asyncio.wait_for(forwarder.drain(), 10)
+    assert lines == [b"hello", event(1), b"hello", event(2)]
+    assert forwarder.progress.delivered == 2
+
+
 async def test_a_sink_gets_what_it_wants_as_it_wants_it(store: Store) -> None:
     lines: list[bytes] = []
 

@@ -287,6 +287,25 @@ def test_standard_output_begins_with_a_handshake_once_the_fence_stands(
                 process.kill()
 
 
+def test_each_connection_to_a_socket_begins_with_a_handshake(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    sink = {"type": "unix", "path": str(tmp_path / "socket"), "handshake": True}
+    path = write(tmp_path / "c.toml", wanted(lab, state, sink=[sink | {"retry_seconds": 0.1}]))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(sink["path"])
+        server.listen()
+        server.settimeout(20)
+        with command.running("--config", str(path)) as running:
+            for _ in range(2):
+                peer, _ = server.accept()
+                with peer, peer.makefile("rb") as lines:
+                    assert orjson.loads(lines.readline())["handshake"] == 1
+                    attempts.attempt(lab.sandbox_namespace, 1001, 1, "udp4")
+                    assert orjson.loads(lines.readline())["class_uid"] in {4001, 5019, 6002}
+            running.process.kill()
+
+
 async def test_a_supervisor_enters_a_service_and_iterates_over_its_events(
     lab: Lab, state: StateDirectory
 ) -> None:

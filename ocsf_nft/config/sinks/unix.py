@@ -38,7 +38,8 @@ class UnixSink(SinkTable):
     With ``until_read`` an event counts as delivered when the program has read it; without it, when
     the system has it, which is then lost if the program dies before it reads. Nothing says what
     the program does with an event. After a connection broke it may get events twice, and of the
-    last one before that a part, without a line end.
+    last one before that a part, without a line end. With ``handshake`` the first line of each
+    connection tells that every fence stands and every record is read.
 
     Choose a path in a directory that only the program's user may write to: whoever listens there
     gets the events.
@@ -47,7 +48,13 @@ class UnixSink(SinkTable):
     type: Literal["unix"]
     path: Annotated[Path, checked(_path)]
     until_read: bool = True
+    handshake: bool = False
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
+
+    @property
+    def is_greeted(self) -> bool:
+        """Whether the first line that it gets is a handshake."""
+        return self.handshake
 
     @property
     def target(self) -> str:

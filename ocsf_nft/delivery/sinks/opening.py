@@ -98,9 +98,7 @@ def _reopened(handle: int, mode: int) -> int:
     if stat.S_ISREG(mode):
         return os.open(name, os.O_RDWR | _APPEND)
     # Without O_NONBLOCK a named pipe that nobody reads would wait for ever.
-    descriptor = os.open(name, os.O_WRONLY | os.O_NONBLOCK | _APPEND)
-    os.set_blocking(descriptor, True)
-    return descriptor
+    return os.open(name, os.O_WRONLY | os.O_NONBLOCK | _APPEND)
 
 
 def _hold_link(path: Path, found: os.stat_result) -> None:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CHUNK_BYTES: Final = 1 << 16
-#: How much of what a peer says is read away at once.
-_MOST_CHUNKS: Final = 16
 _SHORTEST_WAIT_SECONDS: Final = 0.0005
 _LONGEST_WAIT_SECONDS: Final = 0.02
 #: l_onoff and l_linger: what is on its way is not sent any more, and the peer told so (socket(7)).
@@ -92,13 +90,12 @@ class Stream:
 
     def _hold_open(self) -> None:
         """Raise OSError when the peer is gone."""
-        for _ in range(_MOST_CHUNKS):
-            try:
-                said = self._socket.recv(_CHUNK_BYTES)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                return
-            if not said:
-                raise OSError("it closed the connection")
+        try:
+            said = self._socket.recv(_CHUNK_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        if not said:
+            raise OSError("it closed the connection")
 
     async def _when_ready(self, do: Callable[[], T]) -> T:
         while True:

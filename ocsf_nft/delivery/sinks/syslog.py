@@ -82,8 +82,7 @@ class Syslog:
                 frames.append(made)
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
-        if frames:
-            await self._carrier.carry(frames)
+        await self._carrier.carry(frames)
         return Outcome(refused=tuple(refused))
 
     def _too_long(self, size: int) -> str:

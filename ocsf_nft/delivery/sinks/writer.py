@@ -92,7 +92,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
         try:
             rest = rest[os.write(descriptor, rest) :]
         except BlockingIOError:
-            # Standard output that whoever gave us it made non-blocking, for themselves too.
+            # A named pipe, or standard output that whoever gave us it made so, for themselves too.
             select.select((), (descriptor,), ())
 
 

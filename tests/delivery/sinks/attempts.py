@@ -17,10 +17,10 @@ _KINDS = ("tcp4", "udp6 quic", "icmp echo", "link arp")
 
 def attempts(number: int, *, poison: frozenset[int] = frozenset()) -> list[Message]:
     """Messages of so many attempts, each its own; some with poison in them."""
-    return [_attempt(each, "poison" if each in poison else "curl") for each in range(number)]
+    return [attempt(each, "poison" if each in poison else "curl") for each in range(number)]
 
 
-def _attempt(number: int, detail: str) -> Message:
+def attempt(number: int, detail: str = "curl") -> Message:
     record = RECORDS[_KINDS[number % len(_KINDS)]]
     origin = replace(record.origin, identity=f"kmsg:boot:{number}", sequence=number)
     record = replace(

@@ -221,6 +221,9 @@ class KafkaRelay:
             self._tasks.discard(task)
             writer.transport.abort()
 
+    def _take(self, request: bytes) -> None:
+        self.asked.append(request)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._broker.port, limit=1 << 24)
         try:
@@ -228,7 +231,7 @@ class KafkaRelay:
             step = None
             while True:
                 request = await _frame(reader)
-                self.asked.append(request)
+                self._take(request)
                 key, correlation = int.from_bytes(request[:2]), request[4:8]
                 if key == _SASL_HANDSHAKE and self._sasl is not None:
                     mechanism = _body(request)[2:].decode()

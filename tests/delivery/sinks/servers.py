@@ -51,6 +51,8 @@ class Server:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     #: The ``Authorization`` that it wants.
     authorization: str | None = None
+    #: What it rejects an event for.
+    poison: bytes = POISON
     _behaviours: deque[Behaviour] = field(default_factory=deque)
 
     def then(self, *behaviours: Behaviour) -> None:
@@ -160,7 +162,7 @@ class AnyJson(Server):
     taken: list[bytes] = field(default_factory=list)
 
     def judge(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        if POISON in body:
+        if self.poison in body:
             return _json(422, error="no event of this kind")
         if request.content_type == "application/x-ndjson":
             if not body.endswith(b"\n"):
@@ -256,7 +258,7 @@ class Hec(Server):
             return "Event field cannot be blank", 13
         if envelope.get("index", "main") not in self.indexes:
             return "Incorrect index", 7
-        if POISON.decode() in json.dumps(envelope["event"]):
+        if self.poison.decode() in json.dumps(envelope["event"]):
             return "Invalid data format", 6
         return "", 0
 
@@ -326,7 +328,7 @@ class Bulk(Server):
 
     def _create(self, index: str, uid: str, document: bytes) -> dict[str, Any]:
         status, kind = self.statuses.get(uid, (201, ""))
-        if POISON in document:
+        if self.poison in document:
             status, kind = 400, "mapper_parsing_exception"
         if (index, uid) in self.documents:
             status, kind = 409, "version_conflict_engine_exception"
@@ -363,7 +365,7 @@ class Collector(Server):
         rejected = 0
         for resource in told.resource_logs:
             for scope in resource.scope_logs:
-                good = [each for each in scope.log_records if not _is_poisonous(each)]
+                good = [each for each in scope.log_records if not self._is_poisonous(each)]
                 rejected += len(scope.log_records) - len(good)
                 del scope.log_records[:]
                 scope.log_records.extend(good)
@@ -372,6 +374,9 @@ class Collector(Server):
             return _json(200)
         fault = {"rejectedLogRecords": str(rejected), "errorMessage": "no such\x1b[2J record"}
         return _json(200, partialSuccess=fault)
+
+    def _is_poisonous(self, record: LogRecord) -> bool:
+        return self.poison in record.body.SerializeToString()
 
     @property
     def records(self) -> list[LogRecord]:
@@ -385,10 +390,6 @@ class Collector(Server):
     @property
     def lines(self) -> list[bytes]:
         return [_text(plain(record.body)) for record in self.records]
-
-
-def _is_poisonous(record: LogRecord) -> bool:
-    return POISON in record.body.SerializeToString()
 
 
 def plain(value: Any) -> Any:

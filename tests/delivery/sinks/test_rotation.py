@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -16,10 +17,9 @@ from ocsf_nft.delivery.sinks.file import File
 from ocsf_nft.delivery.sinks.rotation import Rotation
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.batches import messages
-from tests.delivery.sinks.disks import disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _NOBODY = 65534
 _DAY = 86_400
@@ -147,11 +147,16 @@ async def test_who_leaves_does_not_wait_for_compression_which_is_done_another_ti
     sink = File(path=tmp_path / "events.jsonl", rotation=Rotation(full_bytes=1, compress=True))
     async with sink:
         await until(lambda: hidden(tmp_path))
-    assert old_files(tmp_path) == [old]
+        (part,) = hidden(tmp_path)
+        begun = part.stat().st_ino
+        for letter in b"AB":
+            await sink.deliver(messages(b"%c" % letter))
+        assert part.stat().st_ino == begun
+    assert old.exists()
     assert hidden(tmp_path) == []
     async with sink:
-        await until(lambda: not old.exists())
-    assert content(old_files(tmp_path)) == [whole]
+        await until(lambda: len(list(tmp_path.glob("*.gz"))) == 2)
+    assert content(old_files(tmp_path)) == [whole, b"A\n"]
 
 
 async def test_what_somebody_else_put_there_is_no_old_file(tmp_path: Path) -> None:
@@ -199,12 +204,6 @@ async def test_a_file_that_can_not_be_renamed_is_one_sentence(tmp_path: Path) ->
         with pytest.raises(DeliveryError, match=r"can't be renamed now that .* name too long"):
             await sink.deliver(messages(b"B"))
     assert path.read_bytes() == b"A\n"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    with disk(tmp_path, size="1m"):
-        yield tmp_path
 
 
 @pytest.mark.kernel
@@ -269,3 +268,53 @@ async def test_a_compressed_file_is_on_the_disk_before_the_other_one_goes(
         ("fsync", tmp_path.name),
         ("unlink", ".jsonl"),
     ]
+
+
+async def test_one_that_can_not_be_compressed_holds_up_no_other(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"events-20260101T00000{n}.000000Z.jsonl" for n in range(2))
+    for each in (first, second):
+        each.write_bytes(b"A\n")
+    (tmp_path / f".{first.name}.gz.part").mkdir()
+    with capture_logs() as told:
+        async with File(path=tmp_path / "events.jsonl", rotation=Rotation(compress=True)):
+            await until(lambda: not second.exists())
+    assert [(line["log_level"], line["reason"]) for line in told] == [("warning", "Is a directory")]
+    assert old_files(tmp_path) == [first, second.with_suffix(".jsonl.gz")]
+
+
+async def test_one_that_is_to_be_compressed_takes_no_room_from_others_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (tmp_path / f"events-20260101T00000{n}.000000Z.jsonl" for n in range(2))
+    first.write_bytes(b"A" * 2000)
+    sync = os.fsync
+
+    def meanwhile(descriptor: int) -> None:
+        sync(descriptor)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # of the compressed one, not its directory
+            second.write_bytes(b"B" * 2000)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    rotation = Rotation(compress=True, keep_bytes=2000)
+    async with File(path=tmp_path / "events.jsonl", rotation=rotation):
+        await until(lambda: not first.exists())
+    assert first.with_suffix(".jsonl.gz").exists()
+
+
+async def test_one_that_goes_while_they_are_looked_at_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, gone = tmp_path / "events.jsonl", tmp_path / "events-20260101T000000.000000Z.jsonl"
+    gone.touch()
+    look = Path.lstat
+
+    def late(self: Path) -> os.stat_result:
+        if self == gone:
+            raise FileNotFoundError(2, "No such file or directory")
+        return look(self)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    async with File(path=path, rotation=Rotation(full_bytes=1)) as sink:
+        for letter in b"AB":
+            await sink.deliver(messages(b"%c" % letter))
+    assert content([*old_files(tmp_path), path]) == [b"", b"A\n", b"B\n"]

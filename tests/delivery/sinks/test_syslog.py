@@ -132,8 +132,16 @@ async def test_nobody_at_a_port_of_udp_is_told_by_the_next_datagram() -> None:
                 await sink.deliver(batch)
 
 
-async def test_the_next_address_of_a_name_is_tried() -> None:
-    port = free_port()  # localhost is ::1 too, where nobody listens
+async def test_the_next_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+
+    async def found(*_: object, **__: object) -> list[Any]:
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port))
+            for address in ("127.0.0.2", "127.0.0.1")
+        ]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
     async with (
         receiving(_keep, port=port),
         Syslog(transport="tcp", host="localhost", port=port) as sink,
@@ -260,6 +268,17 @@ async def test_what_a_receiver_did_not_read_before_it_closed_is_not_delivered() 
     async with receiving(_read_once) as port, at(port) as sink:
         with pytest.raises(DeliveryError, match="was cut"):
             await sink.deliver(attempts(3))
+
+
+async def test_what_a_receiver_never_read_is_not_delivered_when_it_is_gone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        async with at(server.getsockname()[1]) as sink:
+            delivery = asyncio.create_task(sink.deliver(attempts(500)))
+            await until_stuck(sink)
+            assert not delivery.done()
+            server.close()
+            with pytest.raises(DeliveryError, match="was cut"):
+                await asyncio.wait_for(delivery, 20)
 
 
 async def test_a_delivery_that_was_given_up_is_not_completed_later() -> None:

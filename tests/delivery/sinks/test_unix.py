@@ -120,7 +120,7 @@ async def test_an_event_is_delivered_when_it_has_been_read(listener: Listener) -
 
 async def test_who_does_not_want_to_wait_for_that_does_not(listener: Listener) -> None:
     async with Unix(path=listener.path, until_read=False) as sink:
-        assert await sink.deliver(messages(b"A")) == DELIVERED
+        assert await asyncio.wait_for(sink.deliver(messages(b"A")), 20) == DELIVERED
     listener.accept()
     assert listener.read(100) == b"A\n"
 
@@ -161,6 +161,15 @@ async def test_a_listener_that_went_away_between_two_batches_gets_the_next_when_
         listener.accept()
         await sink.deliver(messages(b"B"))
         assert listener.read(2) == b"B\n"
+
+
+async def test_a_listener_that_spoke_before_it_went_away_is_gone_too(listener: Listener) -> None:
+    async with Unix(path=listener.path, until_read=False) as sink:
+        listener.accept()
+        listener.say(b"bye\n")
+        listener.hang_up()
+        with pytest.raises(DeliveryError, match="was cut"):
+            await sink.deliver(messages(b"A"))
 
 
 async def test_a_listener_that_dies_while_its_buffer_is_full_is_noticed(listener: Listener) -> None:

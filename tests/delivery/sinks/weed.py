@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,6 @@ import urllib.error
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Final, Self
 
 from obstore.store import S3Store
@@ -78,8 +78,12 @@ class Weed:
     def start(self) -> None:
         """Start it, and wait until it has the bucket."""
         ports = (f"-{name}={port}" for name, port in self._ports.items())
-        # Of itself a master that was killed would wait for others before it decides anything.
-        master = mkdtemp(dir=self._folder)
+        master = self._folder / "master"
+        master.mkdir(exist_ok=True)
+        # What a master that was killed has of itself makes it wait for others before it decides
+        # anything. The names of the objects are in the same folder.
+        for left in master.glob("m[0-9]*"):
+            shutil.rmtree(left)
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
