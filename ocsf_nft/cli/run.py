@@ -92,6 +92,14 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             help="Put the fence back at once when others alter it, or only tell of it.",
         ),
     ] = True,
+    store_max_bytes: Annotated[
+        str,
+        typer.Option(
+            "--store-max-bytes",
+            help="What the store of events may take of the disk.",
+            metavar="SIZE",
+        ),
+    ] = "1GiB",
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
 ) -> None:
     """Watch fenced sandboxes and write an event for each packet refused.
@@ -166,7 +174,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             ocsf_version=ocsf_version,
             state_dir=state_dir,
             # Runs of other sandboxes have the same folder, and keep their own.
-            store={"path": state_dir / sandbox / FILE},
+            store={"path": state_dir / sandbox / FILE, "max_bytes": store_max_bytes},
         )
     else:
         raise UsageError("name what to watch: --config FILE, or --sandbox NAME")
