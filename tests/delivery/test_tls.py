@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import ssl
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.errors import DeliveryError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_receiver_is_always_checked_and_by_its_name(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(ca))
+    for tls in (Tls(), Tls(ca=ca)):
+        context = tls.context()
+        assert context.verify_mode is ssl.CERT_REQUIRED
+        assert context.check_hostname
+        assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+def test_a_certificate_of_our_own_is_read(tmp_path: Path) -> None:
+    made = trustme.CA().issue_cert("client.example")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made.cert_chain_pems[0].write_to_path(str(certificate))
+    made.private_key_pem.write_to_path(str(key))
+    Tls(certificate=certificate, key=key).context()
+    made.private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    Tls(certificate=certificate).context()
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "sentence"),
+    [
+        ("ca", None, "No such file or directory"),
+        ("ca", "no certificate", "TLS can't use"),
+        ("certificate", None, "No such file or directory"),
+        ("certificate", "no certificate", "TLS can't use"),
+    ],
+)
+def test_a_file_that_is_none_is_named_in_a_sentence(
+    tmp_path: Path, kind: str, content: str | None, sentence: str
+) -> None:
+    path = tmp_path / "file.pem"
+    if content is not None:
+        path.write_text(content)
+    tls = Tls(ca=path) if kind == "ca" else Tls(certificate=path)
+    with pytest.raises(DeliveryError) as refused:
+        tls.context()
+    assert sentence in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+def test_a_key_with_a_password_is_refused_and_asks_nobody(tmp_path: Path) -> None:
+    made = trustme.CA().issue_cert("client.example")
+    certificate, key, locked = (tmp_path / name for name in ("cert.pem", "key.pem", "locked.pem"))
+    made.cert_chain_pems[0].write_to_path(str(certificate))
+    made.private_key_pem.write_to_path(str(key))
+    subprocess.run(
+        ["openssl", "pkey", "-in", key, "-aes128", "-passout", "pass:secret", "-out", locked],
+        check=True,
+    )
+    with pytest.raises(DeliveryError, match="the key has a password: give one that has none"):
+        Tls(certificate=certificate, key=locked).context()

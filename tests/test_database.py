@@ -1,0 +1,114 @@
+"""A file of SQLite, whatever becomes of it: see also those who keep things in it."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.database import Database
+from ocsf_nft.errors import DeliveryError, SourceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS t (x INTEGER);"
+
+
+def opened(path: Path, *, read_only: bool = False) -> Database:
+    database = Database(path, _SCHEMA)
+    database.open(read_only=read_only)
+    return database
+
+
+def rows(database: Database) -> list[int]:
+    with database.at_work() as connection:
+        return [x for (x,) in connection.execute("SELECT x FROM t ORDER BY x")]
+
+
+def insert(database: Database, x: int) -> None:
+    with database.at_work() as connection:
+        connection.execute("INSERT INTO t VALUES (?)", (x,))
+
+
+def test_a_transaction_is_there_or_not(tmp_path: Path) -> None:
+    with closing(opened(tmp_path / "new" / "db")) as database:
+        insert(database, 1)
+        with pytest.raises(DeliveryError), database.at_work() as connection:
+            connection.executescript(
+                "SAVEPOINT a; INSERT INTO t VALUES (2); INSERT INTO no VALUES (3)"
+            )
+        assert rows(database) == [1]
+
+
+def test_what_may_be_lost_with_the_power_is_as_good_otherwise(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db", _SCHEMA, synchronous="FULL")
+    database.open()
+    with closing(database):
+        with database.lightly() as connection:
+            connection.execute("INSERT INTO t VALUES (1)")
+            assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
+        with database.at_work() as connection:
+            assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert rows(database) == [1]
+
+
+def test_who_only_reads_makes_no_file_and_sees_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    with pytest.raises(SourceError, match="can't be read"):
+        opened(path, read_only=True)
+    assert not path.exists()
+    with closing(opened(path)) as writer, closing(opened(path, read_only=True)) as reader:
+        insert(writer, 1)
+        assert rows(reader) == [1]
+        with pytest.raises(SourceError, match="can't be read"):
+            insert(reader, 2)
+
+
+def test_a_folder_that_can_not_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DeliveryError, match=r"can't be written \(Not a directory\): make room"):
+        opened(tmp_path / "file" / "folder" / "db")
+
+
+def test_what_is_no_database_is_set_aside_with_what_was_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "db.sqlite3"
+    path.write_bytes(b"no database" * 1000)
+    with closing(opened(path)) as database:
+        insert(database, 1)
+        assert rows(database) == [1]
+        assert database.fault is not None
+        assert "begun anew" in database.fault
+    assert path.with_suffix(".damaged").read_bytes() == b"no database" * 1000
+
+
+def test_another_file_in_its_place_is_replaced_by_what_was_open(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    with closing(opened(path)) as database:
+        insert(database, 1)
+        path.unlink()
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute("CREATE TABLE other (y)")
+        insert(database, 2)
+        assert rows(database) == [1, 2]
+    with closing(opened(path)) as database:
+        assert rows(database) == [1, 2]
+
+
+def test_it_is_removed_with_its_folder_where_nothing_else_is_in_that(tmp_path: Path) -> None:
+    for is_alone in (True, False):
+        folder = tmp_path / "folder"
+        database = opened(folder / "db")
+        insert(database, 1)
+        if not is_alone:
+            (folder / "other").touch()
+        database.remove()
+        assert not (folder / "db").exists()
+        assert folder.exists() is not is_alone
+
+
+def test_one_that_is_not_open_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="open the database first"):
+        rows(Database(tmp_path / "db", _SCHEMA))
