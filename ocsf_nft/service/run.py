@@ -122,6 +122,11 @@ class Service:
             # When it fails it is this task that is cancelled, here too.
             await asyncio.wait([self._run])
 
+    @property
+    def events(self) -> int:
+        """How many events were kept since it began."""
+        return self._reporter.events
+
     def stop(self) -> None:
         """Begin to end: what is iterated over ends once all is told."""
         self._stop.set()

@@ -290,10 +290,11 @@ def test_standard_output_begins_with_a_handshake_once_the_fence_stands(
 def test_each_connection_to_a_socket_begins_with_a_handshake(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    sink = {"type": "unix", "path": str(tmp_path / "socket"), "handshake": True}
-    path = write(tmp_path / "c.toml", wanted(lab, state, sink=[sink | {"retry_seconds": 0.1}]))
+    address = str(tmp_path / "socket")
+    sink = {"type": "unix", "path": address, "handshake": True, "retry_seconds": 0.1}
+    path = write(tmp_path / "c.toml", wanted(lab, state, sink=[sink]))
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(sink["path"])
+        server.bind(address)
         server.listen()
         server.settimeout(20)
         with command.running("--config", str(path)) as running:
