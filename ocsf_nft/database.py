@@ -26,6 +26,8 @@ _log = structlog.get_logger()
 _BUSY_SECONDS: Final = 5.0
 #: Beside its file SQLite has these.
 _COMPANIONS: Final = ("-wal", "-shm")
+#: Little is read twice, and a run is to be small.
+_CACHE_KIB: Final = 512
 #: What a log of one large transaction may go on taking of the disk.
 _LOG_BYTES: Final = 16 << 20
 
@@ -159,7 +161,7 @@ class Database:
             connection.executescript(
                 f"PRAGMA journal_mode = WAL; PRAGMA synchronous = {self._synchronous}; "
                 # Debian's overwrites what is removed, for which a nearly full disk has no room.
-                f"PRAGMA secure_delete = FAST; "
+                f"PRAGMA secure_delete = FAST; PRAGMA cache_size = -{_CACHE_KIB}; "
                 f"PRAGMA journal_size_limit = {_LOG_BYTES}; {self._schema}"
             )
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()

@@ -179,11 +179,14 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     else:
         raise UsageError("name what to watch: --config FILE, or --sandbox NAME")
 
+    if config is not None:
+        # From here on it means to read the file again: not yet, and no more as the run ends.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if any(each.self_heal for each in wanted.sandbox):
         privileges.go_first()
     privileges.keep_only(service.capabilities(wanted))
 
-    counts = asyncio.run(_until_signal(lambda stop: _watch(wanted, config, stop), config))
+    counts = asyncio.run(_until_signal(lambda stop: _watch(wanted, config, stop)))
     # A reader that is not there must not keep a run that was told to stop from ending.
     write_stderr_at_once(f"{_summary(counts)}\n".encode())
     if counts.fallen:
@@ -258,10 +261,11 @@ async def _reload_on_hangup(running: Service, path: Path) -> None:
             notify.tell(READY="1")
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def _until_signal(
-    work: Callable[[asyncio.Event], Awaitable[Counts]], config: Path | None = None
+    work: Callable[[asyncio.Event], Awaitable[Counts]],
 ) -> Counts:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -275,7 +279,7 @@ async def _until_signal(
                 _end_at_once()
             asked = True
 
-    before = {number: signal.getsignal(number) for number in _ending_signals(config)}
+    before = {number: signal.getsignal(number) for number in _ending_signals()}
     for number in before:
         # asyncio's wakes a loop that is just about to sleep; ours doesn't wait for a loop that may
         # be waiting for a full pipe.
@@ -289,9 +293,9 @@ async def _until_signal(
             signal.signal(number, handler)
 
 
-def _ending_signals(config: Path | None) -> tuple[signal.Signals, ...]:
-    # Under nohup(1) SIGHUP is ignored, and stays so; who has a file to read again reads it then.
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN or config is not None
+def _ending_signals() -> tuple[signal.Signals, ...]:
+    # Under nohup(1) SIGHUP is ignored, and stays so.
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
 
 

@@ -260,6 +260,30 @@ def test_a_service_manager_is_told_when_all_stands_and_that_it_goes_on(
             told("STOPPING=1\n")
 
 
+def test_a_hangup_at_any_moment_ends_no_run_that_has_a_file(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "c.toml", wanted(lab, state, output=str(tmp_path / "events.jsonl")))
+    with subprocess.Popen(
+        [*command.COMMAND, "run", "--config", path], stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stderr is not None
+            # From when the file was read: before that a hangup is nobody's but the shell's.
+            wait_for((state.path / f".run-{conftest.SANDBOX}.lock").exists)
+            while "ready" not in process.stderr.readline():
+                process.send_signal(signal.SIGHUP)
+            for _ in range(20):
+                process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGTERM)
+            while process.poll() is None:
+                process.send_signal(signal.SIGHUP)
+                time.sleep(0.01)
+            assert process.returncode == 0, process.stderr.read()
+        finally:
+            process.kill()
+
+
 def test_standard_output_begins_with_a_handshake_once_the_fence_stands(
     lab: Lab, state: StateDirectory
 ) -> None:
