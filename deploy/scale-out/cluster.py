@@ -1,0 +1,151 @@
+"""The streams of the cluster, and how events are taken from them: in blocks.
+
+A block is all from one number of the stream of events to another. It is cut once for a group of
+collectors, whichever of them does it: it is a message of the stream of blocks, which takes it only
+behind the block that it goes on from. So whoever reads a block finds the same events in the same
+order.
+"""
+
+# ruff: noqa: INP001 - beside programs, not a package
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+from typing import TYPE_CHECKING, Annotated, Final
+
+import nats
+import orjson
+import structlog
+from nats.js.errors import APIError, NotFoundError
+from pydantic import Field
+
+from ocsf_nft.config.sinks.base import SecretTable, Text, TlsTable
+from ocsf_nft.config.tables import Table
+from ocsf_nft.delivery.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from nats.js import JetStreamContext
+    from nats.js.api import RawStreamMsg
+
+#: The streams, and what their subjects begin with; a group's blocks are below ``ocsf-blocks.``.
+EVENTS: Final = "ocsf"
+BLOCKS: Final = "ocsf-blocks"
+REFUSED: Final = "ocsf-refused"
+
+UID: Final = "Nats-Msg-Id"
+_BEHIND: Final = "Nats-Expected-Last-Subject-Sequence"
+#: What the server says to a message that is not behind the one that it names.
+_NOT_BEHIND: Final = 10071
+#: Events that are asked for at once.
+_WINDOW: Final = 256
+_TIMEOUT_SECONDS: Final = 5
+
+_log = structlog.get_logger()
+
+
+class ClusterTable(Table):
+    """Where the cluster is, and who asks."""
+
+    servers: Annotated[tuple[str, ...], Field(min_length=1)]
+    user: Text
+    password: SecretTable
+    tls: TlsTable = TlsTable()
+
+
+class GroupTable(ClusterTable):
+    """A ``group``, whose blocks have ``block_events``, or what came in ``block_seconds``."""
+
+    group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+    block_events: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    block_seconds: Annotated[float, Field(ge=0)] = 300.0
+
+    @property
+    def subject(self) -> str:
+        """Where its blocks are."""
+        return f"{BLOCKS}.{self.group}"
+
+
+@contextlib.asynccontextmanager
+async def connected(table: ClusterTable) -> AsyncIterator[JetStreamContext]:
+    """The streams, by TLS from the first byte on; a connection that is lost is made again."""
+    client = await nats.connect(
+        list(table.servers),
+        user=table.user,
+        password=table.password.secret().read(),
+        tls=table.tls.tls().context(),
+        tls_handshake_first=True,
+        inbox_prefix=b"_INBOX_collector",  # where no host may listen
+        max_reconnect_attempts=-1,
+        error_cb=_told,
+    )
+    try:
+        yield client.jetstream(timeout=_TIMEOUT_SECONDS)
+    finally:
+        await client.close()
+
+
+async def _told(error: Exception) -> None:
+    _log.warning("the connection to NATS", reason=str(error) or type(error).__name__)
+
+
+async def cut(stream: JetStreamContext, group: GroupTable) -> None:
+    """Cut what can be cut; raises an error of NATS."""
+    state = (await stream.stream_info(EVENTS)).state
+    number, first = await _before(stream, group)
+    if number and first < state.first_seq:
+        _log.error("too old, and removed before they were cut", events=state.first_seq - first)
+    first = max(first, state.first_seq)
+    while first <= state.last_seq:
+        last = first + group.block_events - 1
+        if last > state.last_seq:
+            begun = (await stream.get_msg(EVENTS, first)).time
+            if begun is None or _age(begun) < group.block_seconds:
+                return
+            last = state.last_seq
+        try:
+            block, headers = orjson.dumps([first, last]), {_BEHIND: str(number)}
+            number = (await stream.publish(group.subject, block, headers=headers)).seq
+        except APIError as error:
+            if error.err_code != _NOT_BEHIND:
+                raise
+            return  # somebody else is at it
+        first = last + 1
+
+
+async def _before(stream: JetStreamContext, group: GroupTable) -> tuple[int, int]:
+    """The number of the last block, and where it goes on after that."""
+    try:
+        last = await stream.get_last_msg(BLOCKS, group.subject)
+    except NotFoundError:
+        return 0, 1
+    return last.seq or 0, orjson.loads(last.data or b"")[1] + 1
+
+
+def _age(moment: dt.datetime) -> float:
+    return (dt.datetime.now(dt.UTC) - moment).total_seconds()
+
+
+async def read(stream: JetStreamContext, first: int, last: int) -> list[Message]:
+    """The events of a block, in order, and each once; raises an error of NATS."""
+    oldest = (await stream.stream_info(EVENTS)).state.first_seq
+    if first < oldest:
+        _log.error("too old, and removed before delivery", events=min(oldest, last + 1) - first)
+    found: dict[str, Message] = {}
+    for start in range(max(first, oldest), last + 1, _WINDOW):
+        window = range(start, min(start + _WINDOW, last + 1))
+        for each in await asyncio.gather(*(_event(stream, number) for number in window)):
+            uid = (each.headers or {}).get(UID, f"{EVENTS}-{each.seq}")
+            # A host whose answer was lost for longer than the duplicate window sends it again.
+            found.setdefault(uid, Message(uid, each.data or b""))
+    return list(found.values())
+
+
+async def _event(stream: JetStreamContext, number: int) -> RawStreamMsg:
+    try:
+        return await stream.get_msg(EVENTS, number, direct=True)  # from any server
+    except NotFoundError:  # from one that is behind
+        return await stream.get_msg(EVENTS, number)

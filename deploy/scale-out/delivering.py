@@ -1,0 +1,62 @@
+"""A block of events to a sink: in batches, and without what the sink refuses."""
+
+# ruff: noqa: INP001 - beside programs, not a package
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+from cluster import REFUSED, UID
+
+from ocsf_nft.errors import DeliveryError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from nats.js import JetStreamContext
+
+    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.pace import Pace
+    from ocsf_nft.service.outlets import Outlet
+
+_log = structlog.get_logger()
+
+
+def parts(messages: Sequence[Message], pace: Pace) -> Iterator[list[Message]]:
+    """A block in batches such as the sink takes: of the same block always the same ones."""
+    part: list[Message] = []
+    size = 0
+    for message in messages:
+        if part and (len(part) == pace.events or size + len(message.line) > pace.bytes):
+            yield part
+            part, size = [], 0
+        part.append(message)
+        size += len(message.line)
+    yield part
+
+
+async def deliver(stream: JetStreamContext, outlet: Outlet, part: Sequence[Message]) -> None:
+    """Deliver a batch; an event that is refused goes to a stream of such, with the reason."""
+    try:
+        async with asyncio.timeout(outlet.pace.timeout_seconds):
+            outcome = await outlet.sink.deliver(part)
+    except RefusedError as error:
+        if len(part) == 1:
+            await _refuse(stream, outlet, part[0], str(error))
+        else:
+            half = len(part) // 2
+            await deliver(stream, outlet, part[:half])
+            await deliver(stream, outlet, part[half:])
+        return
+    for refusal in outcome.refused:
+        await _refuse(stream, outlet, refusal.message, refusal.reason)
+    if outcome.again:
+        raise DeliveryError(outcome.reason)
+
+
+async def _refuse(stream: JetStreamContext, outlet: Outlet, event: Message, why: str) -> None:
+    _log.error("an event was refused", sink=outlet.name, uid=event.uid, reason=why)
+    headers = {UID: f"{outlet.name}/{event.uid}", "Sink": outlet.name, "Reason": why}
+    await stream.publish(REFUSED, event.line, headers=headers)

@@ -1,0 +1,82 @@
+"""The metrics that a run exposes, each with a sample: as code makes them, from things at rest."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from ocsf_nft.accounting.balance import Balance
+from ocsf_nft.accounting.book import Lost
+from ocsf_nft.delivery.forwarder import Forwarder
+from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.store import FILE, Store
+from ocsf_nft.metrics import exposition_of
+from ocsf_nft.service.status import Status
+from tests.delivery.receiver import Receiver
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Exposed(NamedTuple):
+    """A metric, by the name that its samples have; ``labels`` are its own."""
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    meaning: str
+    sample: dict[str, str]
+    value: float
+
+
+def exposition(folder: Path) -> str:
+    """What /metrics answers of a run with a sandbox, a source, a reject and a sink."""
+    balance = Balance(
+        sandbox="agent", rule="egress", refused=100, reported=80, overflowed=30, in_flight=15,
+        lost=7,
+    )  # fmt: skip
+    status = Status(
+        sandbox="agent",
+        is_watched=True,
+        absent=(),
+        balances=(balance,),
+        lost=(Lost("nflog", 2, 9),),
+    )
+
+    async def statuses() -> tuple[Status, ...]:
+        return (status,)
+
+    async def exposed() -> bytes:
+        patience, store = Patience(asyncio.Event()), Store(folder / FILE)
+        store.end = 3
+        forwarder = Forwarder("siem", Receiver(), store, pace=Pace(), patiently=patience)
+        service: Any = SimpleNamespace(
+            statuses=statuses,
+            counts=SimpleNamespace(records=90, rejects={"forged": 1}),
+            events=85,
+            patience=patience,
+            kept=SimpleNamespace(store=store, forwarders=(forwarder,)),
+        )
+        return await exposition_of(service)
+
+    return asyncio.run(exposed()).decode()
+
+
+def exposed(folder: Path) -> dict[str, Exposed]:
+    """Each metric by its name."""
+    found: dict[str, Exposed] = {}
+    for family in text_string_to_metric_families(exposition(folder)):
+        for sample in family.samples:
+            found[sample.name] = Exposed(
+                sample.name,
+                family.type,
+                tuple(sample.labels),
+                family.documentation,
+                sample.labels,
+                sample.value,
+            )
+    return found

@@ -1,0 +1,231 @@
+"""What tests of deploy/scale-out drive: hosts, collectors, and what these leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import nats
+import orjson
+
+from ocsf_nft import config
+from ocsf_nft.delivery.forwarder import Forwarder
+from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.store import FILE, Store
+from ocsf_nft.delivery.tls import Tls
+from tests.delivery.told import packets
+from tests.deploy.nats_cluster import PASSWORDS, SCALE_OUT, NatsCluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from nats.aio.client import Client
+    from nats.js import JetStreamContext
+
+    from ocsf_nft.delivery.message import Message
+
+EVENTS_OF_A_HOST = 600
+#: The events of a host begin a day after those of the one before.
+_SINCE_MS = 1_795_000_000_000
+_DAY_MS = 86_400_000
+
+#: A collector that dies when its sink has the first batch, before it says so.
+DIES = """
+import os, runpy, signal, sys
+from ocsf_nft.delivery.sinks.parquet import Parquet
+deliver = Parquet.deliver
+async def and_die(self, messages):
+    await deliver(self, messages)
+    os.kill(os.getpid(), signal.SIGKILL)
+Parquet.deliver = and_die
+program, file = sys.argv[1:]
+sys.argv = [program, file]
+sys.path.insert(0, os.path.dirname(program))
+runpy.run_path(program, run_name="__main__")
+"""
+
+
+@contextlib.asynccontextmanager
+async def connected_as(
+    cluster: NatsCluster, user: str, told: list[str] | None = None
+) -> AsyncIterator[Client]:
+    """A connection of somebody with a user's password, and what it is ``told`` of errors."""
+
+    async def tell(error: Exception) -> None:
+        if told is not None:
+            told.append(str(error))
+
+    client = await nats.connect(
+        cluster.urls[0],
+        user=user,
+        password=PASSWORDS[user],
+        tls=Tls(ca=cluster.certificates.ca).context(),
+        tls_handshake_first=True,
+        error_cb=tell,
+    )
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def settings(cluster: NatsCluster, lake: Path, **given: Any) -> dict[str, Any]:
+    quick = {"group": "lake", "block_events": 100, "block_seconds": 0.5, "lease_seconds": 2.0}
+    sink = {"type": "parquet", "directory": str(lake), "region": "test"}
+    return cluster.table("collector") | quick | {"sink": sink} | given
+
+
+class Collector:
+    """A collector's process, and what it says."""
+
+    def __init__(self, file: Path, *program: str) -> None:
+        self._log = file.with_suffix(".log")
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *program, str(SCALE_OUT / "collector.py"), str(file)], stderr=log
+            )
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """The blocks that it has delivered, from where to where."""
+        found = re.findall(r"event='delivered' first=(\d+) last=(\d+)", self.said)
+        return [(int(first), int(last)) for first, last in found]
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    async def has(self, blocks: int) -> None:
+        await until(lambda: len(self.blocks) >= blocks)
+
+    def end(self, number: signal.Signals = signal.SIGKILL) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+@contextlib.contextmanager
+def running_collectors(
+    cluster: NatsCluster, lake: Path, names: Sequence[str]
+) -> Iterator[list[Collector]]:
+    found: list[Collector] = []
+    try:
+        for name in names:
+            file = cluster.written(f"{name}.toml", settings(cluster, lake))
+            found.append(Collector(file))
+        yield found
+    finally:
+        for each in found:
+            each.end()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not is_so():  # noqa: ASYNC110 - other processes tell nothing
+            await asyncio.sleep(0.02)
+
+
+@dataclass
+class Host:
+    """A host's store and its way to the cluster, and the events that it will have."""
+
+    store: Store
+    forwarder: Forwarder
+    events: list[Message]
+
+    async def tell(self, number: int) -> None:
+        """Have so many more of its events."""
+        now, self.events = self.events[:number], self.events[number:]
+        await self.store.put([each.line for each in now])
+
+
+@contextlib.asynccontextmanager
+async def hosting(cluster: NatsCluster, folder: Path, number: int) -> AsyncIterator[Host]:
+    found = tomllib.loads((SCALE_OUT / "host.toml").read_text())
+    found["sink"][0] |= cluster.table("host") | {"retry_seconds": 0.5, "batch_seconds": 0.05}
+    (table,) = config.parse(found, where="host.toml").sinks
+    async with Store(folder / f"host-{number}" / FILE) as store:
+        await store.register([table.called])
+        patience = Patience(asyncio.Event())
+        forwarder = Forwarder(
+            table.called, table.sink(), store, pace=table.pace, patiently=patience
+        )
+        task = asyncio.create_task(forwarder.run())
+        try:
+            since_ms = _SINCE_MS + number * _DAY_MS
+            yield Host(store, forwarder, packets(EVENTS_OF_A_HOST, since_ms=since_ms))
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def published(host: JetStreamContext, batch: Sequence[Message]) -> None:
+    for each in batch:
+        await host.publish("ocsf.test", each.line, headers={"Nats-Msg-Id": each.uid})
+
+
+async def blocks_of(stream: JetStreamContext, group: str) -> list[list[int]]:
+    """All blocks that were cut for a group."""
+    state = (await stream.stream_info("ocsf-blocks")).state
+    found = [
+        await stream.get_msg("ocsf-blocks", number)
+        for number in range(state.first_seq, state.last_seq + 1)
+    ]
+    return [orjson.loads(each.data or b"") for each in found if str(each.subject).endswith(group)]
+
+
+def asked(query: str) -> duckdb.DuckDBPyRelation:
+    found = duckdb.sql(query)
+    assert found is not None
+    return found
+
+
+async def leader_of(cluster: NatsCluster, stream: JetStreamContext) -> int:
+    """The server that has the say over the stream of events."""
+    info = (await stream.stream_info("ocsf")).cluster
+    assert info is not None
+    return cluster.number(str(info.leader))
+
+
+async def all_acknowledged(stream: JetStreamContext) -> None:
+    """Wait until all events are in blocks, and all of these delivered."""
+    async with asyncio.timeout(60):
+        while not await _is_acknowledged(stream):  # noqa: ASYNC110 - the servers tell nothing
+            await asyncio.sleep(0.1)
+
+
+async def _is_acknowledged(stream: JetStreamContext) -> bool:
+    try:
+        last = (await stream.stream_info("ocsf")).state.last_seq
+        block = await stream.get_last_msg("ocsf-blocks", "ocsf-blocks.lake")
+        group = await stream.consumer_info("ocsf-blocks", "lake")
+    except nats.errors.Error:  # while there is no leader
+        return False
+    is_cut = orjson.loads(block.data or b"")[1] == last
+    return is_cut and not group.num_pending and not group.num_ack_pending
+
+
+def rows_of(lake: Path) -> list[str]:
+    """The uid of each row of the lake."""
+    found = duckdb.read_parquet(f"{lake}/**/*.parquet").select("metadata.uid")
+    return [uid for (uid,) in found.fetchall()]
+
+
+def queries(lake: Path) -> list[str]:
+    """The queries of the README, over a lake."""
+    readme = (SCALE_OUT / "README.md").read_text()
+    (block,) = re.findall(r"```sql\n(.*?)```", readme, flags=re.DOTALL)
+    found = block.replace("/lake/", f"{lake}/").split(";")
+    return [query for query in found if query.strip()]
+
+
+def files_of(lake: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in lake.rglob("*.parquet")}

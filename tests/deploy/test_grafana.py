@@ -1,0 +1,291 @@
+"""The dashboard and the alerts, held to the metrics that there are, by Prometheus' own engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import yaml
+
+from tests.deploy.exposed import Exposed, exposed, exposition
+from tests.deploy.manifests import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_FOLDER = ROOT / "deploy/grafana"
+_DASHBOARD: dict[str, Any] = json.loads((_FOLDER / "dashboard.json").read_text())
+_ALERTS: list[dict[str, Any]] = yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["groups"][0][
+    "rules"
+]
+#: What Prometheus adds to each series, and its own metric of a target.
+_SCRAPED = {"job": "ocsf-nft", "instance": "host-1.example:9464"}
+_OWN = {"up"}
+#: What Grafana puts in place of its variables.
+_VARIABLES = {"$__rate_interval": "2m", "$instance": ".*", "$sandbox": ".*"}
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exposed]:
+    return exposed(tmp_path_factory.mktemp("exposed"))
+
+
+def _panels() -> list[dict[str, Any]]:
+    return [panel for panel in _DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def _shown() -> Iterator[str]:
+    """Each expression of the dashboard, its variables replaced."""
+    for panel in _panels():
+        for target in panel["targets"]:
+            found = target["expr"]
+            for variable, value in _VARIABLES.items():
+                found = found.replace(variable, value)
+            yield found
+
+
+def _expressions() -> list[str]:
+    return [*_shown(), *(rule["expr"] for rule in _ALERTS)]
+
+
+def _promtool(*arguments: str | Path, stdin: str = "") -> str:
+    done = subprocess.run(
+        ["promtool", *arguments], input=stdin, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _tested(folder: Path, *tests: dict[str, Any]) -> None:
+    """Let Prometheus' engine evaluate; raises when anything is not as a test says."""
+    file = folder / "test.yaml"
+    rules = [str(_FOLDER / "alerts.yaml")]
+    made = {"rule_files": rules, "evaluation_interval": "30s", "tests": tests}
+    file.write_text(yaml.safe_dump(made))
+    _promtool("test", "rules", file)
+
+
+def _series(name: str, values: str, **labels: str) -> dict[str, str]:
+    told = ",".join(f'{label}="{value}"' for label, value in (_SCRAPED | labels).items())
+    return {"series": f"{name}{{{told}}}", "values": values}
+
+
+def test_the_table_of_metrics_is_that_of_the_code(metrics: dict[str, Exposed]) -> None:
+    text = (_FOLDER / "README.md").read_text()
+    rows = re.findall(r"(?m)^\| `(ocsf_nft_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", text)
+    assert [tuple(row) for row in rows] == [
+        (each.name, each.type, ", ".join(sorted(each.labels)) or "-", each.meaning)
+        for each in metrics.values()
+    ]
+
+
+def test_what_is_exposed_is_well_formed(tmp_path: Path) -> None:
+    assert _promtool("check", "metrics", stdin=exposition(tmp_path)) == ""
+
+
+@pytest.mark.parametrize("expression", _expressions())
+def test_an_expression_asks_for_metrics_and_labels_that_there_are(
+    expression: str, metrics: dict[str, Exposed]
+) -> None:
+    names = set(re.findall(r"\b(ocsf_nft_\w+|up)\b", re.sub(r'"[^"]*"', "", expression)))
+    assert names
+    assert names <= metrics.keys() | _OWN
+    known = {label for name in names - _OWN for label in metrics[name].labels} | _SCRAPED.keys()
+    asked = set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)\s*\"", expression))
+    for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
+        asked |= {label.strip() for label in group.split(",")}
+    if "up" in names:
+        asked.discard("sandbox")
+    assert asked <= known
+
+
+def test_the_dashboard_shows_every_metric(metrics: dict[str, Exposed]) -> None:
+    shown = " ".join(_shown())
+    assert {name for name in metrics if not re.search(rf"\b{name}\b", shown)} == set()
+
+
+def test_a_legend_and_an_alert_name_labels_that_their_expression_keeps(
+    metrics: dict[str, Exposed],
+) -> None:
+    for panel in _panels():
+        for target in panel["targets"]:
+            legend = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            groups = re.findall(r"by \(([^)]*)\)", target["expr"])
+            kept = {label.strip() for group in groups for label in group.split(",")}
+            assert legend <= (kept or _labels(target["expr"], metrics)), target
+    for rule in _ALERTS:
+        told = json.dumps(rule["annotations"])
+        asked = set(re.findall(r"\$labels\.(\w+)", told))
+        assert asked <= _labels(rule["expr"], metrics) | _SCRAPED.keys(), rule["alert"]
+
+
+def _labels(expression: str, metrics: dict[str, Exposed]) -> set[str]:
+    names = set(re.findall(r"\bocsf_nft_\w+", expression))
+    return {label for name in names for label in metrics[name].labels} | _SCRAPED.keys()
+
+
+def test_every_panel_has_data_where_a_run_is_scraped(
+    metrics: dict[str, Exposed], tmp_path: Path
+) -> None:
+    series = [_series("up", "1x20")] + [
+        _series(each.name, "5+1x20", **each.sample) for each in metrics.values()
+    ]
+    found = [
+        {
+            "expr": f"clamp_max(count({expression}), 1)",
+            "eval_time": "10m",
+            "exp_samples": [{"labels": "{}", "value": 1}],
+        }
+        for expression in _shown()
+    ]
+    assert len(found) > len(metrics)
+    _tested(tmp_path, {"interval": "30s", "input_series": series, "promql_expr_test": found})
+
+
+class _Case(NamedTuple):
+    """Series that set an alert off, those that don't, and when it is not yet and then sounded."""
+
+    ill: list[dict[str, str]]
+    well: list[dict[str, str]]
+    quiet_at: str
+    sounded_at: str
+
+
+_GAPS = {"sandbox": "agent", "source": "nflog"}
+_RULE = {"sandbox": "agent", "rule": "egress", "mode": "enforcing"}
+_GIB = str(1 << 30)
+_CASES = {
+    "OcsfNftFenceDown": _Case(
+        [_series("ocsf_nft_fence_stands", "1x3 0x20", sandbox="agent")],
+        # Put back at once, again and again.
+        [_series("ocsf_nft_fence_stands", "1 0 1 0 1 0 1 0 1x20", sandbox="agent")],
+        "2m30s",
+        "3m30s",
+    ),
+    "OcsfNftImbalance": _Case(
+        [_series("ocsf_nft_imbalance_packets", "0x3 -3x20", **_RULE)],
+        [_series("ocsf_nft_imbalance_packets", "0x3 4x5 0x20", **_RULE)],
+        "6m",
+        "7m30s",
+    ),
+    "OcsfNftNothingKept": _Case(
+        [_series("ocsf_nft_store_up", "0x20")], [_series("ocsf_nft_store_up", "1x20")], "30s", "2m"
+    ),
+    "OcsfNftSinkDown": _Case(
+        [_series("ocsf_nft_sink_up", "0x40", sink="siem")],
+        [_series("ocsf_nft_sink_up", "0x16 1x40", sink="siem")],
+        "9m",
+        "11m",
+    ),
+    "OcsfNftStoreFilling": _Case(
+        [
+            _series("ocsf_nft_sink_waiting_events", "250000x20", sink="siem"),
+            _series("ocsf_nft_sink_waiting_events", "0x20", sink="lake"),
+            _series("ocsf_nft_store_max_bytes", f"{_GIB}x20"),
+        ],
+        # Full of what every sink has.
+        [
+            _series("ocsf_nft_sink_waiting_events", "1000x20", sink="siem"),
+            _series("ocsf_nft_store_bytes", f"{_GIB}x20"),
+            _series("ocsf_nft_store_max_bytes", f"{_GIB}x20"),
+        ],
+        "30s",
+        "2m",
+    ),
+    "OcsfNftDeadLetters": _Case(
+        [_series("ocsf_nft_sink_dead_letters", "0x3 1x20", sink="siem")],
+        [_series("ocsf_nft_sink_dead_letters", "0x20", sink="siem")],
+        "1m",
+        "2m30s",
+    ),
+    "OcsfNftGaps": _Case(
+        # The first gap of a source, which has no series before it.
+        [_series("ocsf_nft_gaps_total", "_x4 1x60", **_GAPS)],
+        [_series("ocsf_nft_watched", "1x20", sandbox="agent")],
+        "1m30s",
+        "3m",
+    ),
+    "OcsfNftDown": _Case([_series("up", "1 0x20")], [_series("up", "1 0x5 1x20")], "4m", "7m"),
+    "OcsfNftAbsent": _Case([], [_series("up", "0x20")], "4m", "6m"),
+}
+
+
+def _sounded(alert: str, at: str, times: int) -> dict[str, Any]:
+    return {
+        "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})',
+        "eval_time": at,
+        "exp_samples": [{"labels": "{}", "value": times}] if times else [],
+    }
+
+
+def _case(series: list[dict[str, str]], *expected: dict[str, Any]) -> dict[str, Any]:
+    return {"interval": "30s", "input_series": series, "promql_expr_test": list(expected)}
+
+
+def test_every_alert_has_a_case_here() -> None:
+    assert [rule["alert"] for rule in _ALERTS] == list(_CASES)
+
+
+@pytest.mark.parametrize("alert", _CASES)
+def test_an_alert_sounds_when_it_should_and_not_before(alert: str, tmp_path: Path) -> None:
+    case = _CASES[alert]
+    ill = _case(case.ill, _sounded(alert, case.quiet_at, 0), _sounded(alert, case.sounded_at, 1))
+    well = _case(case.well, *(_sounded(alert, at, 0) for at in ("0", "5m", "10m")))
+    _tested(tmp_path, ill, well)
+
+
+def test_gaps_are_told_when_they_are_new_and_not_for_ever(tmp_path: Path) -> None:
+    alert = "OcsfNftGaps"
+    old = [_series("ocsf_nft_gaps_total", "7x60 8x60", **_GAPS)]
+    _tested(
+        tmp_path,
+        _case(
+            old,
+            _sounded(alert, "29m", 0),
+            _sounded(alert, "31m", 1),
+            _sounded(alert, "50m", 0),
+        ),
+    )
+
+
+def test_the_rules_and_the_scraping_are_what_prometheus_takes() -> None:
+    _promtool("check", "rules", "--lint-fatal", _FOLDER / "alerts.yaml")
+    _promtool("check", "config", "--lint-fatal", _FOLDER / "prometheus.yaml")
+    found = yaml.safe_load((_FOLDER / "prometheus.yaml").read_text())
+    assert found["scrape_configs"][0]["job_name"] == _SCRAPED["job"]
+
+
+def test_the_dashboard_is_one_that_grafana_imports() -> None:
+    assert re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", _DASHBOARD["uid"])
+    assert _DASHBOARD["schemaVersion"] >= 36  # the first with a data source as type and uid
+    assert "id" not in _DASHBOARD  # the database's own
+    names = [variable["name"] for variable in _DASHBOARD["templating"]["list"]]
+    assert names == ["datasource", "instance", "sandbox"]
+    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    for panel in _panels():
+        assert panel["title"]
+        assert panel["description"]
+        assert panel["datasource"] == chosen
+        assert all(target["datasource"] == chosen for target in panel["targets"])
+        references = [target["refId"] for target in panel["targets"]]
+        assert len(set(references)) == len(references) > 0
+    ids = [panel["id"] for panel in _DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_no_panel_of_the_dashboard_is_under_another_one() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in _DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells

@@ -1,0 +1,361 @@
+"""The example of many hosts, with a real cluster: what is promised of it when parts of it die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from nats.js.errors import NotFoundError
+
+from ocsf_nft import config
+from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.errors import DeliveryError
+from ocsf_nft.service.outlets import Outlet
+from tests.delivery.receiver import Receiver
+from tests.delivery.sinks.batches import messages
+from tests.delivery.told import packets
+from tests.deploy.nats_cluster import SCALE_OUT, NatsCluster
+from tests.deploy.scaled_out import (
+    DIES,
+    EVENTS_OF_A_HOST,
+    Collector,
+    all_acknowledged,
+    asked,
+    blocks_of,
+    connected_as,
+    files_of,
+    hosting,
+    leader_of,
+    published,
+    queries,
+    rows_of,
+    running_collectors,
+    settings,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+    from types import ModuleType
+
+    from nats.js import JetStreamContext
+
+_HOSTS = 5
+
+
+class Programs(NamedTuple):
+    """The modules of the folder, as its programs import them."""
+
+    cluster: ModuleType
+    delivering: ModuleType
+    collector: ModuleType
+    streams: ModuleType
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Programs]:
+    sys.path.insert(0, str(SCALE_OUT))
+    try:
+        yield Programs(*map(importlib.import_module, Programs._fields))
+    finally:
+        sys.path.remove(str(SCALE_OUT))
+        for name in Programs._fields:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    with NatsCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        _make_streams(cluster)
+        yield cluster
+
+
+def _make_streams(cluster: NatsCluster) -> None:
+    done = subprocess.run(
+        [sys.executable, SCALE_OUT / "streams.py", cluster.file("operator"), "--gib", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{name}: on 3 servers" for name in ("ocsf", "ocsf-blocks", "ocsf-refused")
+    ]
+
+
+@pytest.fixture
+async def stream(cluster: NatsCluster, programs: Programs) -> AsyncIterator[JetStreamContext]:
+    """The operator's connection, to streams that are empty."""
+    table = programs.cluster.ClusterTable.model_validate(cluster.table("operator"))
+    async with programs.cluster.connected(table) as stream:
+        for name in ("ocsf", "ocsf-blocks", "ocsf-refused"):
+            with contextlib.suppress(NotFoundError):
+                await stream.delete_stream(name)
+        await programs.streams.make(table, replicas=3, gib=1)
+        yield stream
+
+
+@pytest.fixture
+async def collecting(
+    cluster: NatsCluster, programs: Programs, stream: JetStreamContext
+) -> AsyncIterator[JetStreamContext]:
+    """A collector's own connection."""
+    del stream  # it has made the streams
+    table = programs.cluster.ClusterTable.model_validate(cluster.table("collector"))
+    async with programs.cluster.connected(table) as found:
+        yield found
+
+
+@pytest.fixture
+async def host(cluster: NatsCluster, stream: JetStreamContext) -> AsyncIterator[JetStreamContext]:
+    """A host's own connection."""
+    del stream  # the same
+    async with connected_as(cluster, "host") as client:
+        yield client.jetstream()
+
+
+def _group(cluster: NatsCluster, programs: Programs, lake: Path, **given: Any) -> Any:
+    """What a collector's file says: quick, and with small blocks."""
+    return programs.collector.Config.model_validate(settings(cluster, lake, **given))
+
+
+def test_the_readmes_sink_of_kafka_is_a_configuration() -> None:
+    (block,) = re.findall(
+        r"```toml\n(.*?)```", (SCALE_OUT / "README.md").read_text(), flags=re.DOTALL
+    )
+    found = tomllib.loads(block) | {"host_log": "kmsg"}
+    assert (
+        config.parse(found, where="README").sinks[0].called == "kafka://kafka-1.example:9093/ocsf"
+    )
+
+
+def test_each_file_of_the_example_says_what_its_program_takes(programs: Programs) -> None:
+    assert config.load(SCALE_OUT / "host.toml").sinks[0].called == "cluster"
+    for name in ("lake", "siem"):
+        found = tomllib.loads((SCALE_OUT / f"{name}.toml").read_text())
+        assert programs.collector.Config.model_validate(found).group == name
+    found = tomllib.loads((SCALE_OUT / "operator.toml").read_text())
+    programs.cluster.ClusterTable.model_validate(found)
+
+
+def test_the_servers_environment_has_what_their_configuration_asks_for() -> None:
+    asked = re.findall(r"(?m)^[^#\"\n]*\$([A-Z_]+)$", (SCALE_OUT / "nats.conf").read_text())
+    given = re.findall(r"(?m)^([A-Z_]+)=", (SCALE_OUT / "servers.env").read_text())
+    assert sorted(set(asked)) == sorted(given)
+
+
+def test_the_query_that_asks_for_each_event_once_does_so(tmp_path: Path) -> None:
+    table = pa.table({"metadata": [{"uid": "a"}, {"uid": "b"}, {"uid": "a"}], "n": [1, 2, 1]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    each_once, twice = queries(tmp_path)
+    found = asked(each_once).select("metadata.uid", "n").fetchall()
+    assert sorted(found) == [("a", 1), ("b", 2)]
+    assert asked(twice).fetchall() == [(1,)]
+
+
+async def test_streams_that_are_there_keep_what_they_have(
+    cluster: NatsCluster, host: JetStreamContext, stream: JetStreamContext
+) -> None:
+    await published(host, messages(b"1", b"2"))
+    await asyncio.to_thread(_make_streams, cluster)
+    info = await stream.stream_info("ocsf")
+    assert info.state.messages == 2
+    assert (info.config.num_replicas, info.config.duplicate_window) == (3, 600)
+
+
+async def test_blocks_follow_each_other_however_many_cut_at_once(
+    cluster: NatsCluster,
+    programs: Programs,
+    collecting: JetStreamContext,
+    host: JetStreamContext,
+    stream: JetStreamContext,
+    tmp_path: Path,
+) -> None:
+    cut = programs.cluster.cut
+    lake, other = (
+        _group(cluster, programs, tmp_path, group=name, block_events=10, block_seconds=seconds)
+        for name, seconds in (("lake", 3600.0), ("other", 0.0))
+    )
+    await published(host, packets(35))
+    await asyncio.gather(*(cut(collecting, group) for group in [lake, other] * 5))
+    assert await blocks_of(stream, "lake") == [[1, 10], [11, 20], [21, 30]]
+    assert await blocks_of(stream, "other") == [[1, 10], [11, 20], [21, 30], [31, 35]]
+    await published(host, packets(5, since_ms=0))
+    await asyncio.gather(*(cut(collecting, group) for group in [lake, other] * 5))
+    assert (await blocks_of(stream, "lake"))[3:] == [[31, 40]]
+    assert (await blocks_of(stream, "other"))[4:] == [[36, 40]]
+
+
+async def test_of_events_that_came_twice_a_block_has_each_once(
+    programs: Programs,
+    collecting: JetStreamContext,
+    host: JetStreamContext,
+    stream: JetStreamContext,
+) -> None:
+    window = (await stream.stream_info("ocsf")).config.evolve(duplicate_window=0.1)
+    await stream.update_stream(window)
+    batch = messages(*(b"%d" % number for number in range(300)))
+    await published(host, batch)
+    await asyncio.sleep(0.2)
+    await published(host, batch[:100])
+    assert (await stream.stream_info("ocsf")).state.messages == 400
+    assert await programs.cluster.read(collecting, 1, 400) == batch
+    assert await programs.cluster.read(collecting, 300, 301) == [batch[299], batch[0]]
+
+
+async def test_what_is_removed_before_it_is_delivered_is_told(
+    programs: Programs,
+    collecting: JetStreamContext,
+    host: JetStreamContext,
+    stream: JetStreamContext,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    batch = messages(*(b"%d" % number for number in range(10)))
+    await published(host, batch)
+    await stream.purge_stream("ocsf", seq=8)
+    assert await programs.cluster.read(collecting, 1, 10) == batch[7:]
+    assert "removed before delivery" in (said := capsys.readouterr().out)
+    assert "events=7" in said
+    assert await programs.cluster.read(collecting, 1, 5) == []
+    assert "events=5" in capsys.readouterr().out
+
+
+async def test_a_collector_that_dies_before_it_acknowledges_leaves_the_same_files_to_be_made_again(
+    cluster: NatsCluster, host: JetStreamContext, stream: JetStreamContext, tmp_path: Path
+) -> None:
+    lake = tmp_path / "lake"
+    await published(host, batch := packets(250))
+    file = cluster.written("dies.toml", settings(cluster, lake, block_events=1000))
+    dying = Collector(file, "-c", DIES)
+    try:
+        assert await asyncio.to_thread(dying.process.wait, 60) == -signal.SIGKILL
+    finally:
+        dying.end()
+    before = files_of(lake)
+    when = {path: path.stat().st_mtime_ns for path in lake.rglob("*.parquet")}
+    with running_collectors(cluster, lake, ["next"]) as (collector,):
+        await collector.has(1)
+        assert collector.end(signal.SIGTERM) == 0
+    assert (await stream.consumer_info("ocsf-blocks", "lake")).num_ack_pending == 0
+    assert files_of(lake) == before
+    assert all(path.stat().st_mtime_ns > moment for path, moment in when.items())
+    assert sorted(rows_of(lake)) == sorted(each.uid for each in batch)
+
+
+async def test_a_block_is_left_to_the_next_try_while_the_sink_is_down(
+    cluster: NatsCluster, host: JetStreamContext, tmp_path: Path
+) -> None:
+    lake = tmp_path / "away" / "lake"
+    await published(host, batch := packets(10))
+    with running_collectors(cluster, lake, ["patient"]) as (collector,):
+        await until(lambda: "can't be written" in collector.said)
+        assert collector.blocks == []
+        lake.parent.mkdir()
+        await collector.has(1)
+    assert sorted(rows_of(lake)) == sorted(each.uid for each in batch)
+
+
+async def test_what_a_sink_refuses_is_kept_apart_and_the_rest_delivered(
+    programs: Programs, collecting: JetStreamContext, stream: JetStreamContext
+) -> None:
+    batch = messages(*(b"%d" % number for number in range(10)))
+    sink = Receiver(bad={"uid-1"}, unsaid={"uid-4", "uid-7"})
+    outlet = Outlet(name="it", sink=sink)
+    await programs.delivering.deliver(collecting, outlet, batch)
+    assert sink.got == [each.uid for n, each in enumerate(batch) if n not in {1, 4, 7}]
+    state = (await stream.stream_info("ocsf-refused")).state
+    refused = [await stream.get_msg("ocsf-refused", n + 1) for n in range(state.messages)]
+    assert [each.data for each in refused] == [b"1", b"4", b"7"]
+    assert [(each.headers or {})["Reason"] for each in refused] == [
+        "bad",
+        "something is wrong",
+        "something is wrong",
+    ]
+
+
+async def test_what_a_sink_could_not_take_now_is_no_block_that_is_delivered(
+    programs: Programs, collecting: JetStreamContext
+) -> None:
+    outlet = Outlet(name="it", sink=Receiver(most=2))
+    with pytest.raises(DeliveryError, match="busy"):
+        await programs.delivering.deliver(collecting, outlet, messages(b"1", b"2", b"3"))
+
+
+def test_a_block_is_parted_as_the_sink_wants_it_and_always_so(programs: Programs) -> None:
+    batch = messages(b"xxxx", b"xxxx", b"x" * 20, b"x", b"x", b"x", b"x")
+    found = [list(programs.delivering.parts(batch, Pace(events=3, bytes=10))) for _ in range(2)]
+    assert found[0] == found[1]
+    assert [len(part) for part in found[0]] == [2, 1, 3, 1]
+
+
+async def test_a_host_that_is_taken_over_can_publish_events_and_nothing_else(
+    cluster: NatsCluster, stream: JetStreamContext
+) -> None:
+    assert await stream.stream_info("ocsf")
+    told: list[str] = []
+    async with connected_as(cluster, "host", told) as client:
+        for subject in (
+            "ocsf-blocks.lake",
+            "ocsf-refused",
+            "$JS.API.STREAM.DELETE.ocsf",
+            "$JS.API.STREAM.PURGE.ocsf",
+            "$JS.API.STREAM.MSG.GET.ocsf",
+            "$JS.API.DIRECT.GET.ocsf",
+            "$JS.API.CONSUMER.CREATE.ocsf.mine",
+            "$JS.ACK.ocsf-blocks.lake.1.1.1.1.0",
+            "_INBOX_collector.x",
+        ):
+            await client.publish(subject, b"")
+        for subject in ("ocsf.>", "_INBOX_collector.>", ">", "$JS.>"):
+            await client.subscribe(subject)
+        await client.flush()
+        assert (await client.jetstream().publish("ocsf.mine", b"{}")).stream == "ocsf"
+    assert len(told) == 13
+    assert all("permissions violation" in each.lower() for each in told)
+
+
+async def test_servers_and_collectors_that_are_killed_lose_nothing_and_double_nothing(
+    cluster: NatsCluster, stream: JetStreamContext, tmp_path: Path
+) -> None:
+    lake, third = tmp_path / "lake", EVENTS_OF_A_HOST // 3
+    async with contextlib.AsyncExitStack() as stack:
+        hosts = [
+            await stack.enter_async_context(hosting(cluster, tmp_path, number))
+            for number in range(_HOSTS)
+        ]
+        told = [each.uid for host in hosts for each in host.events]
+        collectors = stack.enter_context(running_collectors(cluster, lake, ["one", "two"]))
+        for host in hosts:
+            await host.tell(third)
+        await until(lambda: any(each.blocks for each in collectors))
+        # In the middle of what the hosts send: the server that has the say over the stream.
+        await asyncio.gather(*(host.tell(third) for host in hosts))
+        leader = await leader_of(cluster, stream)
+        cluster.kill(leader)
+        before = sum(len(each.blocks) for each in collectors)
+        await until(lambda: sum(len(each.blocks) for each in collectors) > before)
+        # In the middle of what the collectors do: the one that was first to do something after it.
+        at_work = next(each for each in collectors if each.blocks)
+        await asyncio.gather(*(host.tell(third) for host in hosts))
+        at_work.end()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(host.forwarder.drain() for host in hosts))
+        await all_acknowledged(stream)
+        cluster.start(leader)
+    assert sorted(rows_of(lake)) == sorted(told)
+    each_once, twice = queries(lake)
+    found = asked(each_once).select("metadata.uid").fetchall()
+    assert sorted(uid for (uid,) in found) == sorted(told)
+    assert asked(twice).fetchall() == [(0,)]
