@@ -177,8 +177,8 @@ class Nats:
         if answer.headers and answer.headers.get(_STATUS) == _NO_RESPONDERS:
             subjects = f"{self._subject}.*" if self._has_class else self._subject
             raise DeliveryError(
-                f"no stream takes subject {subjects}: create one, such as with "
-                f"`nats stream add ocsf --subjects '{subjects}' --defaults`"
+                f"no stream takes subject {subjects}: unless its servers are choosing a leader "
+                f"now, create one, as `nats stream add ocsf --subjects '{subjects}' --defaults` does"
             )
         said = _said(answer.data)
         error = said.get("error")
