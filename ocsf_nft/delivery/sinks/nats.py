@@ -178,7 +178,7 @@ class Nats:
             subjects = f"{self._subject}.*" if self._has_class else self._subject
             raise DeliveryError(
                 f"no stream takes subject {subjects}: unless its servers are choosing a leader "
-                f"now, create one, as `nats stream add ocsf --subjects '{subjects}' --defaults` does"
+                f"now, create one: `nats stream add ocsf --subjects '{subjects}' --defaults`"
             )
         said = _said(answer.data)
         error = said.get("error")
