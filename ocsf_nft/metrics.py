@@ -151,7 +151,7 @@ def _of_run(service: Service) -> Iterator[Metric]:
         service.events,
     )
     yield GaugeMetricFamily(
-        "ocsf_nft_store_bytes", "What the store takes of the disk.", store.bytes
+        "ocsf_nft_store_bytes", "What the store takes of the disk.", store.used_bytes
     )
     yield GaugeMetricFamily(
         "ocsf_nft_store_max_bytes", "What the store may take of the disk.", store.most_bytes

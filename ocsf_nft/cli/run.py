@@ -127,7 +127,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft import config as configuration
     from ocsf_nft import privileges, service
     from ocsf_nft.cli.logs import to_stderr_at_once
-    from ocsf_nft.delivery.store import FILE
+    from ocsf_nft.delivery.shelf import FILE
 
     to_stderr_at_once()
     if source.startswith(_REPLAY):

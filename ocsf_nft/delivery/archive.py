@@ -10,7 +10,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ocsf_nft.database import Database
-from ocsf_nft.delivery.store import FILE, Dead
+from ocsf_nft.delivery.shelf import FILE, Dead
 from ocsf_nft.errors import AbsentError, DeliveryError
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import stamina
 import structlog
 
+from ocsf_nft.delivery.backoff import Backoff
 from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.shelf import Refused
 from ocsf_nft.delivery.sinks.base import DELIVERED, Refusal
-from ocsf_nft.delivery.store import Refused
 from ocsf_nft.errors import ClosedError, DeliveryError, RefusedError
 
 if TYPE_CHECKING:
@@ -27,15 +27,12 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.pace import Pace
     from ocsf_nft.delivery.patience import Patience
+    from ocsf_nft.delivery.shelf import Stored
     from ocsf_nft.delivery.sinks.base import Outcome, Sink
-    from ocsf_nft.delivery.store import Store, Stored
+    from ocsf_nft.delivery.store import Store
 
 _log = structlog.get_logger()
 
-#: The wait after a first failure; it doubles.
-_FIRST_SECONDS: Final = 0.25
-#: Nobody is left alone for longer, whatever he asks for.
-_MOST_ASKED_SECONDS: Final = 3600.0
 #: How often to look for dead letters that somebody wants to be tried again.
 _LOOK_SECONDS: Final = 1.0
 #: How long a sink may take to close.
@@ -269,21 +266,21 @@ class Forwarder:
 
         Raises RefusedError when the receiver refuses what is left as a whole, ClosedError.
         """
-        async for attempt in stamina.retry_context(
-            on=_wait_after,
-            attempts=None,
-            timeout=None,
-            wait_initial=min(_FIRST_SECONDS, self._pace.retry_seconds),
-            wait_max=self._pace.retry_seconds,
-            wait_jitter=min(_FIRST_SECONDS, self._pace.retry_seconds),
-        ):
-            with attempt:
+        backoff = Backoff(most_seconds=self._pace.retry_seconds)
+        while True:
+            try:
                 outcome = await self._watched(part.rest)
                 part.refused += outcome.refused
                 part.rest = outcome.again
-                if part.rest:
-                    self._fail(outcome.reason)
-                    raise DeliveryError(outcome.reason, after_seconds=outcome.after_seconds)
+                if not part.rest:
+                    break
+                self._fail(outcome.reason)
+                asked = outcome.after_seconds
+            except (RefusedError, ClosedError):
+                raise
+            except DeliveryError as error:
+                asked = error.after_seconds
+            await asyncio.sleep(backoff.wait_seconds(asked))
         self._recover()
 
     async def _watched(self, part: Sequence[Message]) -> Outcome:
@@ -331,15 +328,6 @@ class Forwarder:
             seconds = round(time.monotonic() - self.progress.since, 1)
             _log.warning("sink is back", sink=self.name, seconds=seconds)
             self.progress.fault = None
-
-
-def _wait_after(error: Exception) -> bool | float:
-    """Whether to try again after an error, and when, if its receiver said so."""
-    if not isinstance(error, DeliveryError) or isinstance(error, RefusedError | ClosedError):
-        return False
-    if error.after_seconds is None:
-        return True
-    return min(max(error.after_seconds, 0.0), _MOST_ASKED_SECONDS)
 
 
 async def _first(waits: Iterable[Coroutine[Any, Any, object]], seconds: float | None) -> None:

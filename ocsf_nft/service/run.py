@@ -13,7 +13,8 @@ import orjson
 from ocsf_nft.accounting import book
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.store import FILE, Store
+from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import FenceError, OcsfNftError, UsageError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.state import StateDirectory

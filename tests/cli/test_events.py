@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from ocsf_nft.delivery.store import FILE, Refused, Store
+from ocsf_nft.delivery.shelf import FILE, Refused
+from ocsf_nft.delivery.store import Store
 from tests.conformance.spoiling import GOOD
 
 if TYPE_CHECKING:

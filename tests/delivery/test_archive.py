@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from ocsf_nft.delivery.archive import Archive, Standing, retry, stores
-from ocsf_nft.delivery.store import FILE, Refused, Store
+from ocsf_nft.delivery.shelf import FILE, Refused
+from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import AbsentError, DeliveryError, SourceError
 from tests.delivery.receiver import event, events, uids
 

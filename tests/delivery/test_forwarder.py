@@ -11,7 +11,8 @@ import pytest
 from ocsf_nft.delivery.forwarder import Forwarder
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.store import FILE, Store
+from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError
 from tests.delivery.receiver import Receiver, event, events, uids
 

@@ -12,9 +12,11 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 
-from ocsf_nft.delivery.store import FILE, Forgotten, FullError, Refused, Store
+from ocsf_nft.delivery.shelf import FILE, Forgotten, FullError, Refused
+from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.receiver import event, events, uids
 
@@ -56,6 +58,18 @@ async def test_an_event_that_is_put_again_is_no_other_one(tmp_path: Path) -> Non
         await store.put(events([1, 2, 2]))
         await store.put(events([2, 1, 3]))
         assert await held(store) == uids([1, 2, 3])
+
+
+async def test_an_event_is_known_by_its_own_uid_whatever_is_in_its_texts(tmp_path: Path) -> None:
+    inner = orjson.dumps({"metadata": {"version": "1.8.0", "uid": "forged"}}).decode()
+    told = [
+        orjson.dumps({"metadata": {"version": "1.8.0", "uid": "true-1"}, "raw_data": inner}),
+        orjson.dumps({"raw_data": inner, "metadata": {"version": "1.8.0", "uid": "true-2"}}),
+        orjson.dumps({"unmapped": {"metadata": {"uid": "x"}}, "metadata": {"uid": 'a"b\\'}}),
+    ]
+    async with Store(tmp_path / FILE) as store:
+        await store.put(told)
+        assert await held(store) == ["true-1", "true-2", 'a"b\\']
 
 
 async def test_a_batch_is_bounded_by_events_and_bytes_and_has_one_at_least(tmp_path: Path) -> None:
@@ -178,7 +192,7 @@ async def test_room_is_made_of_what_every_sink_has(tmp_path: Path) -> None:
             await store.put([event(each, 500) for each in range(number, number + 10)])
             await store.acknowledge("a", store.end)
             await store.acknowledge("b", store.end)
-            assert store.bytes <= (1 << 20) + (1 << 16)
+            assert store.used_bytes <= (1 << 20) + (1 << 16)
         left = await held(store)
         assert left[-1] == "uid-5999"
         assert 0 < len(left) < 3000

@@ -13,7 +13,8 @@ from ocsf_nft.accounting.book import Lost
 from ocsf_nft.delivery.forwarder import Forwarder
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.store import FILE, Store
+from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.store import Store
 from ocsf_nft.metrics import exposition_of
 from ocsf_nft.service.status import Status
 from tests.delivery.receiver import Receiver
@@ -52,7 +53,7 @@ def exposition(folder: Path) -> str:
 
     async def exposed() -> bytes:
         patience, store = Patience(asyncio.Event()), Store(folder / FILE)
-        store.end = 3
+        store._shelf.end = 3
         forwarder = Forwarder("siem", Receiver(), store, pace=Pace(), patiently=patience)
         service: Any = SimpleNamespace(
             statuses=statuses,

@@ -19,7 +19,8 @@ import orjson
 from ocsf_nft import config
 from ocsf_nft.delivery.forwarder import Forwarder
 from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.store import FILE, Store
+from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.store import Store
 from ocsf_nft.delivery.tls import Tls
 from tests.delivery.told import packets
 from tests.deploy.nats_cluster import PASSWORDS, SCALE_OUT, NatsCluster

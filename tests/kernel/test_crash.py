@@ -19,7 +19,7 @@ import pytest
 from nats.js.api import StreamConfig
 
 from ocsf_nft.delivery.archive import Archive
-from ocsf_nft.delivery.store import FILE
+from ocsf_nft.delivery.shelf import FILE
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from tests.delivery.sinks.brokers import NatsServer
 from tests.delivery.sinks.servers import Bulk, serving

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from ocsf_nft.delivery.store import FILE
+from ocsf_nft.delivery.shelf import FILE
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
 from tests.kernel import attempts, command, conftest

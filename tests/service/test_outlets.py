@@ -12,7 +12,8 @@ from ocsf_nft import config
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.store import FILE, Store
+from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError, UsageError
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import lifecycle

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from ocsf_nft.delivery.backoff import Backoff
+
+
+def test_waits_double_up_to_a_bound_and_are_never_quite_the_same() -> None:
+    backoff = Backoff(most_seconds=30.0)
+    waits = [backoff.wait_seconds(None) for _ in range(12)]
+    for wait, most in zip(
+        waits, [0.25 * 2**number for number in range(7)] + [30.0] * 5, strict=True
+    ):
+        assert most / 2 <= wait <= most
+    assert len(set(waits)) == len(waits)
+
+
+def test_what_a_receiver_asks_for_is_taken_up_to_an_hour() -> None:
+    backoff = Backoff(most_seconds=30.0)
+    assert [backoff.wait_seconds(asked) for asked in (17.0, 0.0, -1.0, 1e9)] == [17.0, 0, 0, 3600]
+
+
+def test_a_bound_below_the_first_wait_holds_at_once() -> None:
+    assert Backoff(most_seconds=0.01).wait_seconds(None) <= 0.01
