@@ -117,9 +117,8 @@ def run() -> Subject:
 def _ours(work: _Work) -> _Measured:
     with stage.fenced("nflog", ipv6=False) as fenced:
         output = fenced.folder / "events.jsonl"
-        ready = output.with_suffix(".stderr")
         with stage.ending(fenced.start(output)) as service:
-            stage.wait_for("`ocsf-nft run`", lambda: b"ready" in ready.read_bytes(), service)
+            stage.wait_until_ready(service, output)
             flood = _flood(fenced.namespace, work, service)
         events, told = _told(output)
     return _Measured(

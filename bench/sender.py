@@ -6,8 +6,9 @@ It needs nothing but the standard library, so that it starts at once.
 ``flood ADDRESS PORT SECONDS``: UDP as fast as it goes, all of one flow; how many were sent.
 ``scatter ADDRESS PORT SECONDS``: the same, no two of one flow: each to the next port, and from the
 highest on to the first of the next address.
-``paced ADDRESS PORT RATE TIMES``: UDP at so many a second, each to the next port; the moment before
-each one left, CLOCK_MONOTONIC in nanoseconds.
+``paced ADDRESS PORT RATE TIMES PORTS USERS``: UDP at so many a second, each to the next port by the
+next user, and after so many ports from the first again; the moment before each one left,
+CLOCK_MONOTONIC in nanoseconds.
 ``frames LINK ETHERTYPE SECONDS``: AF_PACKET frames through a link, once it is there.
 """
 
@@ -17,12 +18,14 @@ import contextlib
 import gc
 import ipaddress
 import json
+import os
 import socket
 import sys
 import time
 
 _FLOOD_STEP = 500
 _LAST_PORT = 65_535
+_FIRST_USER = 10_000
 
 
 def connect(address: str, port: int, times: int) -> list[int]:
@@ -73,17 +76,30 @@ def scatter(address: str, port: int, seconds: float) -> int:
     return sent
 
 
-def paced(address: str, port: int, rate: int, times: int) -> list[int]:
-    """Send one packet to each of ``times`` ports."""
+def paced(  # noqa: PLR0913, PLR0917 - what a command line says
+    address: str, port: int, rate: int, times: int, ports: int, users: int
+) -> list[int]:
+    """Send one packet at a time, to one port after another."""
     left: list[int] = []
-    start = time.monotonic()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(_opened_by(_FIRST_USER + each)) for each in range(users)]
+        start = time.monotonic()
         for number in range(times):
+            flow = number % ports
             time.sleep(max(0.0, start + number / rate - time.monotonic()))
             left.append(time.monotonic_ns())
             with contextlib.suppress(OSError):
-                sock.sendto(b"paced", (address, port + number))
+                socks[flow % users].sendto(b"paced", (address, port + flow))
     return left
+
+
+def _opened_by(user: int) -> socket.socket:
+    """A socket is the user's who opened it, whoever sends."""
+    os.seteuid(user)
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    finally:
+        os.seteuid(0)
 
 
 def frames(link: str, ethertype: int, seconds: float) -> int:
@@ -112,7 +128,7 @@ def main(work: str, address: str, port: str, *more: str) -> None:
     elif work == "frames":
         done = frames(address, int(port), float(more[0]))
     else:
-        done = paced(address, int(port), int(more[0]), int(more[1]))
+        done = paced(address, int(port), *map(int, more))
     json.dump(done, sys.stdout)
 
 

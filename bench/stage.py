@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bench import disk
 from ocsf_nft import lab
+from ocsf_nft.delivery.shelf import FILE
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import installer, nft
 from ocsf_nft.fence.spec import FenceSpec
@@ -34,6 +35,24 @@ _SENDER: Final = Path(__file__).with_name("sender.py")
 _NFLOG_HOLDERS: Final = Path("/proc/thread-self/net/netfilter/nfnetlink_log")
 _IPV6: Final = Path("/proc/sys/net/ipv6/conf")
 _TICK: Final = os.sysconf("SC_CLK_TCK")
+
+
+#: What a run writes to a file by, and sends to other sinks.
+_CONFIG: Final = """
+state_dir = "{fenced.state}"
+
+[[sandbox]]
+name = "{sandbox}"
+netns = "{fenced.lab.sandbox}"
+
+[store]
+path = "{fenced.store}"
+
+[[sink]]
+path = "{output}"
+
+{sinks}
+"""
 
 
 class BenchError(OcsfNftError):
@@ -57,13 +76,29 @@ class Fenced:
         """The state directory that the fence is on record in."""
         return self.folder / "state"
 
+    @property
+    def store(self) -> Path:
+        """The store of a run that :meth:`start` began."""
+        return self.state / SANDBOX / FILE
+
     def start(self, output: Path) -> subprocess.Popen[bytes]:
         """Start ``ocsf-nft run`` on it, writing to a file."""
-        command = [
-            sys.executable, "-m", "ocsf_nft", "run", "--sandbox", SANDBOX,
-            "--netns", self.lab.sandbox, "--state-dir", str(self.state), "--output", str(output),
-        ]  # fmt: skip
-        with output.with_suffix(".stderr").open("wb") as stderr:
+        return self._started(
+            output, "--sandbox", SANDBOX, "--netns", self.lab.sandbox,
+            "--state-dir", str(self.state), "--output", str(output),
+        )  # fmt: skip
+
+    def start_with(self, output: Path, sinks: str) -> subprocess.Popen[bytes]:
+        """The same with more sinks, as a configuration file has them."""
+        config = self.folder / "config.toml"
+        config.write_text(
+            _CONFIG.format(fenced=self, sandbox=SANDBOX, output=output, sinks=sinks), "utf-8"
+        )
+        return self._started(output, "--config", str(config))
+
+    def _started(self, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "ocsf_nft", "run", *arguments]
+        with _said(output).open("wb") as stderr:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
 
 
@@ -75,7 +110,7 @@ def fenced(transport: LogTransport, *, ipv6: bool = True) -> Iterator[Fenced]:
     reports), so that every refused packet is the benchmark's. Raises an OcsfNftError when the
     system doesn't let us.
     """
-    with lab.throwaway() as made, tempfile.TemporaryDirectory(prefix="ocsf-nft-") as folder:
+    with lab.throwaway() as made, disk.folder() as folder:
         if not ipv6:
             _without_ipv6(made)
         stage = Fenced(lab=made, folder=Path(folder))
@@ -95,7 +130,7 @@ def unfenced(text: str) -> Iterator[tuple[Namespace, Path]]:
 
     Both are gone at the end. Raises an OcsfNftError when the system doesn't let us.
     """
-    with lab.throwaway() as made, tempfile.TemporaryDirectory(prefix="ocsf-nft-") as folder:
+    with lab.throwaway() as made, disk.folder() as folder:
         _without_ipv6(made)
         nft.load(made.sandbox_namespace, text)
         yield made.sandbox_namespace, Path(folder)
@@ -186,10 +221,20 @@ def cpu_seconds(child: subprocess.Popen[bytes]) -> float:
 
 
 def peak_bytes(child: subprocess.Popen[bytes]) -> int:
-    """The most memory that a running child has had so far (proc_pid_status(5), VmHWM)."""
+    """The most memory that a running child has had so far."""
+    return _memory(child, "VmHWM")
+
+
+def resident_bytes(child: subprocess.Popen[bytes]) -> int:
+    """The memory that a running child has now."""
+    return _memory(child, "VmRSS")
+
+
+def _memory(child: subprocess.Popen[bytes], wanted: str) -> int:
+    """A line of proc_pid_status(5)."""
     for line in Path(f"/proc/{child.pid}/status").read_text("ascii").splitlines():
         name, _, value = line.partition(":")
-        if name == "VmHWM":
+        if name == wanted:
             return int(value.split()[0]) * 1024
     raise BenchError(f"process {child.pid} has ended")
 
@@ -219,6 +264,16 @@ def wait_for(
         if time.monotonic() > end:
             raise BenchError(f"{what} did not happen within {seconds:g} s")
         time.sleep(0.01)
+
+
+def wait_until_ready(service: subprocess.Popen[bytes], output: Path) -> None:
+    """Wait until a run that writes to a file has begun; raises BenchError."""
+    wait_for("`ocsf-nft run`", lambda: b"ready" in _said(output).read_bytes(), service)
+
+
+def _said(output: Path) -> Path:
+    """What a run says that writes to a file."""
+    return output.with_suffix(".stderr")
 
 
 def wait_until_idle(child: subprocess.Popen[bytes], *, seconds: float = 15.0) -> None:

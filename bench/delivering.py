@@ -1,0 +1,231 @@
+"""How many events a second go through the store and a forwarder to each kind of sink."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gzip
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from pyarrow.parquet import ParquetFile
+
+from bench import disk, jetstream, lines, receivers, rsyslog, stage
+from bench.subject import Subject
+from ocsf_nft.config.sinks.file import FileSink
+from ocsf_nft.config.sinks.http import HttpSink
+from ocsf_nft.config.sinks.nats import NatsSink
+from ocsf_nft.config.sinks.opensearch import OpenSearchSink
+from ocsf_nft.config.sinks.parquet import ParquetSink
+from ocsf_nft.config.sinks.syslog import SyslogSink
+from ocsf_nft.config.sinks.unix import UnixSink
+from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.store import Store
+from ocsf_nft.service.outlets import Outlet, Outlets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from ocsf_nft.config.sinks.base import SinkTable
+
+_EVENTS: Final = 10_000
+#: As many as an account keeps at once.
+_BATCH: Final = 256
+#: Some are so slow that fewer have to do.
+_FEW_EVENTS: Final = 500
+_PATIENCE_S: Final = 60.0
+#: A sink that waits for longer than this makes few and large batches, and needs no start.
+_LONG_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    what: str
+    events: int
+    seconds: float
+    cpu_s: float
+    missing: int = 0
+
+    def row(self) -> tuple[str, ...]:
+        return (
+            self.what,
+            f"{self.events:,}",
+            f"{self.events / self.seconds:,.0f}",
+            f"{self.cpu_s / self.events * 1e6:,.0f}",
+            f"{100 * self.cpu_s / self.seconds:.0f}",
+        )
+
+
+#: A sink's configuration, None for none, and how many events have arrived where it goes.
+_Target: TypeAlias = "tuple[SinkTable | None, Callable[[], int]]"
+_Place: TypeAlias = "Callable[[Path], AbstractContextManager[_Target]]"
+
+
+def run() -> Subject:
+    """Measure each in turn; raises an OcsfNftError when one can't be delivered to."""
+    events = lines.lines(_EVENTS + 1)
+    notes = [
+        "Kept by 256 and synced, while what is kept is delivered, with each sink's defaults:",
+        "batches of 500 (bulk: 1,000, Parquet: 10,000), a file synced with each. Receivers are",
+        "programs of their own on the same cores, which read and count; bulk: parse and answer.",
+        "CPU: all of ours for keeping and delivering; rsyslog's own.",
+        f"Disk: {disk.name()}.",
+    ]
+    measured = [_ours("no sink: kept alone", _nowhere, events)]
+    measured += [_ours(what, place, events) for what, place in _PLACES.items()]
+    server = jetstream.binary()
+    if server is None:
+        notes.append("nats-server is not installed: not measured.")
+    else:
+        what = f"NATS JetStream in files, {jetstream.version(server)}"
+        measured.append(_ours(what, functools.partial(_nats, server), events))
+    peer = rsyslog.binary()
+    if peer is None:
+        notes.append("rsyslog is not installed: not measured.")
+    else:
+        notes.append(f"{rsyslog.version(peer)}: imptcp, a queue of type Disk, omfwd or omfile.")
+        measured += _peers(peer, events)
+    return Subject(
+        title=f"Delivering events that are kept first (real ones, {lines.mean_bytes(events)})",
+        columns=("sink", "events", "events/s", "CPU µs an event", "CPU %"),
+        rows=tuple(each.row() for each in measured),
+        notes=tuple(notes),
+        failures=tuple(
+            f"{each.what}: {each.missing:,} events did not arrive, or more did"
+            for each in measured
+            if each.missing
+        ),
+    )
+
+
+def _ours(what: str, place: _Place, events: Sequence[bytes]) -> _Measured:
+    with disk.folder() as folder, place(Path(folder)) as (table, arrived):
+        try:
+            seconds, cpu_s = asyncio.run(_delivered(table, Path(folder) / "store.sqlite3", events))
+        except TimeoutError as error:
+            raise stage.BenchError(f"{what}: not delivered within {_PATIENCE_S:g} s") from error
+        missing = abs(len(events) - _settled(arrived, len(events)))
+    return _Measured(
+        what=what, events=len(events) - 1, seconds=seconds, cpu_s=cpu_s, missing=missing
+    )
+
+
+def _settled(arrived: Callable[[], int], wanted: int) -> int:
+    """How many arrive, once all have or a second is over."""
+    end = time.monotonic() + 1
+    while (number := arrived()) != wanted and time.monotonic() < end:
+        time.sleep(0.05)
+    return number
+
+
+async def _delivered(
+    table: SinkTable | None, path: Path, events: Sequence[bytes]
+) -> tuple[float, float]:
+    """How long it takes until a sink has all but the first, which it is begun with; CPU time."""
+    found = [] if table is None else [Outlet.of(table)]
+    patience = Patience(asyncio.Event())
+    async with asyncio.timeout(_PATIENCE_S), Outlets(found, Store(path), patience) as kept:
+        await kept.keep(events[:1])
+        if all(each.pace.seconds < _LONG_S for each in found):
+            while any(each.waiting for each in kept.forwarders):  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+        begun, cpu_s = time.perf_counter(), time.process_time()
+        for at in range(1, len(events), _BATCH):
+            await kept.keep(events[at : at + _BATCH])
+        await asyncio.gather(*(each.drain() for each in kept.forwarders))
+        return time.perf_counter() - begun, time.process_time() - cpu_s
+
+
+@contextlib.contextmanager
+def _nowhere(_: Path) -> Iterator[_Target]:
+    yield None, lambda: _EVENTS + 1
+
+
+@contextlib.contextmanager
+def _file(folder: Path, **more: Any) -> Iterator[_Target]:
+    place = folder / "out"
+    yield FileSink(path=place / "events.jsonl", **more), lambda: _lines_in(place)
+
+
+def _lines_in(folder: Path) -> int:
+    number = 0
+    for path in folder.iterdir():
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rb") as file:
+            number += sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+    return number
+
+
+@contextlib.contextmanager
+def _parquet(folder: Path) -> Iterator[_Target]:
+    place = folder / "lake"
+    yield (
+        ParquetSink(type="parquet", directory=place, region="eu-central-1"),
+        lambda: sum(ParquetFile(path).metadata.num_rows for path in place.rglob("*.parquet")),
+    )
+
+
+@contextlib.contextmanager
+def _received(
+    kind: receivers.Kind, table: Callable[[str], SinkTable], folder: Path
+) -> Iterator[_Target]:
+    with receivers.listening(kind, folder) as receiver:
+        yield table(receiver.place), lambda: receiver.events
+
+
+@contextlib.contextmanager
+def _nats(server: str, folder: Path) -> Iterator[_Target]:
+    with jetstream.serving(server, folder) as url:
+        table = NatsSink(type="nats", servers=(url,), subject=jetstream.SUBJECT)
+        yield table, lambda: asyncio.run(jetstream.events(url))
+
+
+def _url(port: str) -> str:
+    return f"http://{receivers.HOST}:{port}"
+
+
+_PLACES: Final[dict[str, _Place]] = {
+    "file": _file,
+    "file, not synced": functools.partial(_file, sync=False),
+    "file, rotated at 8 MiB, compressed": functools.partial(
+        _file, rotate_bytes=8 << 20, compress=True
+    ),
+    "file, in OCSF 1.1.0": functools.partial(_file, ocsf_version="1.1.0"),
+    "Unix socket": functools.partial(
+        _received, "unix", lambda place: UnixSink(type="unix", path=place)
+    ),
+    "syslog, TCP": functools.partial(
+        _received,
+        "tcp",
+        lambda place: SyslogSink(
+            type="syslog", transport="tcp", host=receivers.HOST, port=int(place)
+        ),
+    ),
+    "HTTP, NDJSON": functools.partial(
+        _received, "http", lambda place: HttpSink(type="http", url=_url(place))
+    ),
+    "OpenSearch bulk, gzip": functools.partial(
+        _received, "bulk", lambda place: OpenSearchSink(type="opensearch", url=_url(place))
+    ),
+    "Parquet in a directory": _parquet,
+}
+
+
+def _peers(path: str, events: Sequence[bytes]) -> Iterator[_Measured]:
+    """The same lines through rsyslog."""
+    for to, deliver in (("TCP", rsyslog.to_tcp), ("a synced file", rsyslog.to_file)):
+        for is_synced in (False, True):
+            number = _EVENTS if to == "TCP" and not is_synced else _FEW_EVENTS
+            with disk.folder() as folder:
+                work = deliver(path, Path(folder), events[:number], is_synced=is_synced)
+            queue = "synced" if is_synced else "not synced"
+            yield _Measured(
+                what=f"rsyslog to {to}, queue {queue}",
+                events=work.events,
+                seconds=work.seconds,
+                cpu_s=work.cpu_s,
+            )

@@ -1,0 +1,28 @@
+"""Events to keep and to deliver: real ones, of the corpus's packets, no two of them the same."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+
+from bench import dmesg
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.ocsf.context import Context, this_host
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.sources.replay import Reader
+
+
+def lines(number: int) -> list[bytes]:
+    """So many events, as a run writes them."""
+    reader = Reader(boot_ns=int(datetime.fromisoformat(dmesg.BOOT).timestamp()) * 10**9)
+    mapper = Mapper(Context(host=this_host()))
+    return [
+        mapper.line(Attempt.of(record), processed_ns=time.time_ns())
+        for batch in reader.batches([dmesg.usual(number)])
+        for record in batch.records
+    ]
+
+
+def mean_bytes(events: list[bytes]) -> str:
+    """How long they are, for a table's title."""
+    return f"{sum(map(len, events)) / len(events) / 1000:.1f} kB each"

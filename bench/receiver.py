@@ -1,0 +1,103 @@
+"""A program that takes what sinks deliver, and does as little with it as their protocols allow.
+
+``tcp PORT COUNTS``: reads and forgets.
+``unix PATH COUNTS``: the same, of a Unix stream socket.
+``http PORT COUNTS``: answers each request with 200.
+``bulk PORT COUNTS``: answers as OpenSearch's bulk API does, once it has read each document as JSON.
+
+In the file COUNTS it keeps how many events it has had, 8 bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+import orjson
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: What each event begins with, and nothing within one.
+_BEGINNING = b'{"class_uid":'
+_CHUNK_BYTES = 1 << 18
+_LOCALHOST = "127.0.0.1"
+
+
+class Counts:
+    """The events that came, for another process to see."""
+
+    def __init__(self, path: str) -> None:
+        self._number = 0
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def add(self, data: bytes) -> None:
+        """Count those that begin in it."""
+        self._number += data.count(_BEGINNING)
+        os.pwrite(self._file, struct.pack("=Q", self._number), 0)
+
+
+def take(listener: socket.socket, counts: Counts) -> None:
+    """Read from one connection after another."""
+    while True:
+        connection, _ = listener.accept()
+        rest = b""
+        while chunk := connection.recv(_CHUNK_BYTES):
+            data = rest + chunk
+            counts.add(data)
+            rest = data[1 - len(_BEGINNING) :]
+        connection.close()
+
+
+def serve(port: int, answer: Callable[[bytes], web.Response]) -> None:
+    """Answer requests."""
+
+    async def handle(request: web.Request) -> web.Response:
+        return answer(await request.read())
+
+    application = web.Application(client_max_size=1 << 28)
+    application.router.add_route("*", "/{path:.*}", handle)
+    web.run_app(application, host=_LOCALHOST, port=port, access_log=None, print=None)
+
+
+def indexed(body: bytes) -> web.Response:
+    """Answer to a bulk request: each document is created."""
+    *lines, last = body.split(b"\n")
+    if last or len(lines) % 2:
+        return web.Response(status=400)
+    items = []
+    for action, document in zip(lines[::2], lines[1::2], strict=True):
+        target = orjson.loads(action)["create"]
+        orjson.loads(document)
+        items.append({"create": {**target, "_version": 1, "result": "created", "status": 201}})
+    told = orjson.dumps({"took": 1, "errors": False, "items": items})
+    return web.Response(body=told, content_type="application/json")
+
+
+def main(kind: str, place: str, path: str) -> None:
+    """Do what the command line says."""
+    counts = Counts(path)
+    if kind == "unix":
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(place)
+            listener.listen()
+            take(listener, counts)
+    elif kind == "tcp":
+        with socket.create_server((_LOCALHOST, int(place))) as listener:
+            take(listener, counts)
+    else:
+        answer = indexed if kind == "bulk" else lambda _: web.Response()
+
+        def counted(body: bytes) -> web.Response:
+            counts.add(body)
+            return answer(body)
+
+        serve(int(place), counted)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

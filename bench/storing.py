@@ -1,0 +1,232 @@
+"""What the store keeps, gives and checks off in a second; and others on the same disk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+import orjson
+
+from bench import disk, lines, stage
+from bench.subject import Subject, milliseconds, percentile
+from ocsf_nft.delivery.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_BATCHES: Final = (1, 16, 256)
+#: In turn, so that what else goes on at the disk concerns all alike.
+_ROUNDS: Final = 3
+_SECONDS: Final = 0.25
+#: More than are kept in that time.
+_EVENTS: Final = 20_000
+#: What a forwarder reads and checks off at once, by default.
+_READ: Final = 500
+_READ_BYTES: Final = 1 << 20
+_SINK: Final = "bench"
+_SYNCS: Final = 200
+
+
+class _Keeper(Protocol):
+    """Keeps events durably in a folder, and gives them back."""
+
+    #: Whether it keeps how far a sink is, too.
+    has_checkpoints: bool
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def put(self, events: Sequence[bytes]) -> None:
+        """Return when the disk has them."""
+
+    async def read(self, beyond: int) -> int:
+        """Read the next ones behind a number; how many there were."""
+
+    async def acknowledge(self, until: int) -> None:
+        """Keep that a sink has all up to a number; a power cut may take this back."""
+
+
+class _Ours:
+    """The store."""
+
+    has_checkpoints = True
+
+    def __init__(self, folder: Path) -> None:
+        self._store = Store(folder / "store.sqlite3", most_bytes=1 << 40)
+
+    async def __aenter__(self) -> Self:
+        await self._store.__aenter__()
+        await self._store.register([_SINK])
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._store.__aexit__(None, None, None)
+
+    async def put(self, events: Sequence[bytes]) -> None:
+        await self._store.put(events)
+
+    async def read(self, beyond: int) -> int:
+        return len(await self._store.read(beyond, events=_READ, size=_READ_BYTES))
+
+    async def acknowledge(self, until: int) -> None:
+        await self._store.acknowledge(_SINK, until)
+
+
+class _ByHand:
+    """The same tables in SQLite, the same mode, no thread of its own and nothing looked after."""
+
+    has_checkpoints = True
+
+    def __init__(self, folder: Path) -> None:
+        self._connection = sqlite3.connect(folder / "by-hand.sqlite3", isolation_level=None)
+
+    async def __aenter__(self) -> Self:
+        self._connection.executescript(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
+            "CREATE TABLE event (number INTEGER PRIMARY KEY AUTOINCREMENT,"
+            " uid TEXT NOT NULL UNIQUE, stored_ms INTEGER NOT NULL, line BLOB NOT NULL);"
+            "CREATE TABLE sink (name TEXT PRIMARY KEY, acknowledged INTEGER);"
+        )
+        self._connection.execute("INSERT INTO sink VALUES (?, 0)", (_SINK,))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._connection.close()
+
+    async def put(self, events: Sequence[bytes]) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        self._connection.execute("BEGIN")
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO event (uid, stored_ms, line) VALUES (?, ?, ?)",
+            [(orjson.loads(event)["metadata"]["uid"], now_ms, event) for event in events],
+        )
+        self._connection.execute("COMMIT")
+
+    async def read(self, beyond: int) -> int:
+        statement = "SELECT number, uid, line FROM event WHERE number > ? ORDER BY number LIMIT ?"
+        number, size = 0, 0
+        for _, _, line in self._connection.execute(statement, (beyond, _READ)):
+            size += len(line)
+            if size > _READ_BYTES:
+                break
+            number += 1
+        return number
+
+    async def acknowledge(self, until: int) -> None:
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute("UPDATE sink SET acknowledged = ? WHERE name = ?", (until, _SINK))
+        self._connection.execute("PRAGMA synchronous = FULL")
+
+
+class _Appended:
+    """A file that is appended to and synced: what there is no less than."""
+
+    has_checkpoints = False
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "events.jsonl").open("w+b", buffering=0)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._file.close()
+
+    async def put(self, events: Sequence[bytes]) -> None:
+        self._file.write(b"".join(event + b"\n" for event in events))
+        os.fdatasync(self._file.fileno())
+
+    async def read(self, beyond: int) -> int:
+        if beyond == 0:
+            self._file.seek(0)
+        chunk = self._file.read(_READ_BYTES)
+        end = chunk.rfind(b"\n") + 1
+        self._file.seek(end - len(chunk), os.SEEK_CUR)
+        return len(chunk[:end].splitlines())
+
+    async def acknowledge(self, until: int) -> None:
+        raise NotImplementedError
+
+
+_KEEPERS: Final[dict[str, Callable[[Path], _Keeper]]] = {
+    "ocsf-nft's store": _Ours,
+    f"SQLite {sqlite3.sqlite_version} by hand": _ByHand,
+    "append to a file, fdatasync()": _Appended,
+}
+_COLUMNS: Final = (*(f"kept/s by {batch}" for batch in _BATCHES), "read/s", "checkpoints/s")
+
+
+def run() -> Subject:
+    """Measure; raises BenchError when something is not kept."""
+    events = lines.lines(_EVENTS)
+    rates: dict[tuple[str, str], list[float]] = {}
+    for _ in range(_ROUNDS):
+        for name, keeper in _KEEPERS.items():
+            for column, rate in asyncio.run(_measured(keeper, events)).items():
+                rates.setdefault((name, column), []).append(rate)
+    floor = milliseconds(percentile(disk.synced_ns(_SYNCS), 50))
+    return Subject(
+        title=f"Events that are kept durably (real ones, {lines.mean_bytes(events)})",
+        columns=("by", *_COLUMNS),
+        rows=tuple(
+            (name, *(_shown(rates.get((name, column))) for column in _COLUMNS)) for name in _KEEPERS
+        ),
+        notes=(
+            f"Medians of {_ROUNDS} times {_SECONDS:g} s, in turn. Kept: on the disk when the call",
+            f"returns; so many a call, one call after another. Read: {_READ} a call. Checkpoints:",
+            "how far a sink is, which a power cut may take back.",
+            f"{disk.name()}: 4 KiB more of a file and fdatasync() take {floor} ms (p50).",
+        ),
+    )
+
+
+def _shown(rates: Sequence[float] | None) -> str:
+    return "-" if rates is None else f"{percentile(rates, 50):,.0f}"
+
+
+async def _measured(keeper: Callable[[Path], _Keeper], events: Sequence[bytes]) -> dict[str, float]:
+    """The rate of each column."""
+    found: dict[str, float] = {}
+    for batch, column in zip(_BATCHES, _COLUMNS, strict=False):
+        with disk.folder() as folder:
+            async with keeper(Path(folder)) as kept:
+                number, found[column] = await _put(kept, events, batch)
+                if batch == _BATCHES[-1]:
+                    found |= await _given_back(kept, number)
+    return found
+
+
+async def _put(kept: _Keeper, events: Sequence[bytes], batch: int) -> tuple[int, float]:
+    """How many were kept, and how many a second."""
+    at, begun = 0, time.perf_counter()
+    while (took := time.perf_counter() - begun) < _SECONDS and at < len(events):
+        await kept.put(events[at : at + batch])
+        at = min(at + batch, len(events))
+    return at, at / took
+
+
+async def _given_back(kept: _Keeper, number: int) -> dict[str, float]:
+    """The rates of reading and checking off, once there are so many events."""
+    found = 0
+    begun = time.perf_counter()
+    while (took := time.perf_counter() - begun) < _SECONDS:
+        beyond = 0
+        while more := await kept.read(beyond):
+            beyond += more
+        if beyond != number:
+            raise stage.BenchError(f"{beyond} of {number} events were given back")
+        found += beyond
+    rates = {_COLUMNS[-2]: found / took}
+    if kept.has_checkpoints:
+        times = 0
+        begun = time.perf_counter()
+        while (took := time.perf_counter() - begun) < _SECONDS:
+            times += 1
+            await kept.acknowledge(times % number)
+        rates[_COLUMNS[-1]] = times / took
+    return rates
