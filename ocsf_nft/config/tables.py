@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Table(BaseModel):
     """A table of the file; a key that it doesn't know is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def checked(check: Callable[[str], Any]) -> BeforeValidator:
