@@ -31,8 +31,8 @@ _FIRST_PORT: Final = 20_000
 _POLL_S: Final = 50e-6
 #: How long the last event may take.
 _PATIENCE_S: Final = 3.0
-#: How soon an event is in the store at the latest, by the 50th and the 99th percentile. Half of them
-#: within 2 ms is what we want, and have not reached.
+#: How soon an event is in the store at the latest, by the 50th and the 99th percentile. Half of
+#: them within 2 ms is what we want, and have not reached.
 _BOUNDS_NS: Final = {50: 6_000_000, 99: 20_000_000}
 _SYNCS: Final = 500
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 
-from ocsf_nft.errors import DeliveryError, SourceError
+from ocsf_nft.errors import ClosedError, DeliveryError, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +71,7 @@ class Database:
 
     def close(self) -> None:
         """Close the file."""
+        self._identity = (0, 0)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -89,11 +90,13 @@ class Database:
         What SQLite raises passes through; what it raises at the transaction's own ends does too.
         Use :meth:`at_work` but where damage is to be told from a disk that is full.
         """
-        if self._connection is None:
-            raise RuntimeError("open the database first")
+        if self._connection is None and self._identity != (0, 0):
+            self._connect()  # what was put back could not be opened
         if not self._is_read_only:
             self._follow()
         connection = self._connection
+        if connection is None:
+            raise RuntimeError("open the database first")
         connection.execute("BEGIN")
         try:
             yield connection
@@ -106,10 +109,20 @@ class Database:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; raises DeliveryError (SourceError of who only reads) for SQLite's."""
+        """One transaction; raises DeliveryError (SourceError of who only reads) for SQLite's.
+
+        Of a file that turns out to be damaged it is ClosedError: opening it anew sets it aside.
+        """
         try:
             with self.transaction() as connection:
                 yield connection
+        except sqlite3.DatabaseError as error:
+            # Those of a disk that is full, and all others, are of a class below.
+            if type(error) is sqlite3.DatabaseError and not self._is_read_only:
+                raise ClosedError(
+                    f"{self.path} is damaged ({error}): start again, which sets it aside"
+                ) from error
+            raise self.failure(error) from error
         except (sqlite3.Error, OSError) as error:
             raise self.failure(error) from error
 

@@ -98,7 +98,7 @@ def read(path: Path) -> Config:
             found = tomllib.load(file)
     except OSError as error:
         raise AbsentError(f"{path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one
         raise UsageError(f"{path} is not TOML: {error}") from error
     return _parsed(found, where=str(path))
 

@@ -22,9 +22,7 @@ class Backoff:
         self._seconds = min(_FIRST_SECONDS, most_seconds)
 
     def wait_seconds(self, asked: float | None) -> float:
-        """The next wait; what a receiver has ``asked`` for is taken as it is, up to an hour."""
-        seconds = self._seconds
-        self._seconds = min(2 * seconds, self._most_seconds)
-        if asked is not None:
-            return min(max(asked, 0.0), _MOST_ASKED_SECONDS)
-        return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - nobody is to be kept from guessing
+        """The next wait, or what a receiver has ``asked`` for if that is longer, up to an hour."""
+        seconds = self._seconds * random.uniform(0.5, 1.0)  # noqa: S311 - it is no secret
+        self._seconds = min(2 * self._seconds, self._most_seconds)
+        return seconds if asked is None else max(seconds, min(asked, _MOST_ASKED_SECONDS))

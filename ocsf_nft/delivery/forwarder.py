@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.pace import Pace
     from ocsf_nft.delivery.patience import Patience
-    from ocsf_nft.delivery.shelf import Stored
+    from ocsf_nft.delivery.shelf import Dead, Stored
     from ocsf_nft.delivery.sinks.base import Outcome, Sink
     from ocsf_nft.delivery.store import Store
 
@@ -55,6 +55,10 @@ class Progress:
     dead: int = 0
     fault: str | None = None
     since: float = 0.0
+
+
+class _LeftError(Exception):
+    """The forwarder was told to leave while its sink was down."""
 
 
 @dataclass(slots=True)
@@ -97,6 +101,7 @@ class Forwarder:
         self._leaving = asyncio.Event()
         self._greeting: Message | None = None
         self._is_greeted = False
+        self._looked = 0.0
 
     async def open(self) -> None:
         """Open the sink now, not with the first batch; raises DeliveryError."""
@@ -111,8 +116,8 @@ class Forwarder:
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._sink.__aexit__(None, None, None)
-        except (TimeoutError, OSError, DeliveryError) as error:
-            _log.warning("a sink could not be closed", sink=self.name, reason=str(error))
+        except Exception as error:  # noqa: BLE001 - nor must its mistake in closing, as below
+            _log.warning("a sink could not be closed", sink=self.name, reason=repr(error))
 
     def greet(self, line: bytes) -> None:
         """Let this line be the first that the sink gets, each time that it is opened."""
@@ -134,12 +139,15 @@ class Forwarder:
             if self._greeting is not None:  # whoever waits for it may wait for no event
                 await self._until_taken(_Part(()))
             if sending is not None and self._repeats:
-                await self._forward(await self._read(until=sending))
+                await self._forward(await self._read(until=sending), sending)
             while not self._leaving.is_set():
-                if self.progress.dead and await self._try_again():
-                    continue
+                await self._try_again()
                 if await self._wait():
-                    await self._forward(await self._read())
+                    # Before the read: what is put meanwhile is not passed by.
+                    end = self._store.end
+                    await self._forward(await self._read(), end)
+        except _LeftError:
+            pass  # what was not taken is the next one's
         finally:
             await self.close()
 
@@ -183,9 +191,10 @@ class Forwarder:
             lambda: self._store.read(self.done, events=pace.events, size=pace.bytes)
         )
 
-    async def _forward(self, rows: Sequence[Stored]) -> None:
-        if not rows:  # they were removed before their time
-            self._move(self._store.end)
+    async def _forward(self, rows: Sequence[Stored], end: int) -> None:
+        """Deliver a batch; where there is none, all up to ``end`` was removed before its time."""
+        if not rows:
+            self._move(end)
             return
         until = rows[-1].number
         messages = await self._messages(rows)
@@ -227,13 +236,17 @@ class Forwarder:
             reason=refused[0].reason,
         )
 
-    async def _try_again(self) -> bool:
-        """Send dead letters that somebody wants to be sent again; whether there were some."""
-        letters = await self._patiently(
+    async def _try_again(self) -> None:
+        """Send dead letters that somebody wants to be sent again; looks now and then."""
+        if not self.progress.dead or time.monotonic() < self._looked + _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        while letters := await self._patiently(
             lambda: self._store.dead(self.name, events=self._pace.events)
-        )
-        if not letters:
-            return False
+        ):
+            await self._send_again(letters)
+
+    async def _send_again(self, letters: Sequence[Dead]) -> None:
         by_uid = {letter.uid: letter for letter in letters}
         refusals = await self._deliver([Message(each.uid, each.line) for each in letters])
         refused = {by_uid[each.message.uid].id: each.reason for each in refusals}
@@ -241,7 +254,6 @@ class Forwarder:
         await self._patiently(lambda: self._store.bury(delivered, refused.items()))
         self.progress.delivered += len(delivered)
         await self._count_dead()
-        return True
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
         """Deliver a batch, in parts where it is refused as a whole; what is refused in the end."""
@@ -280,7 +292,9 @@ class Forwarder:
                 raise
             except DeliveryError as error:
                 asked = error.after_seconds
-            await asyncio.sleep(backoff.wait_seconds(asked))
+            await _first((self._leaving.wait(),), backoff.wait_seconds(asked))
+            if self._leaving.is_set():
+                raise _LeftError
         self._recover()
 
     async def _watched(self, part: Sequence[Message]) -> Outcome:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
-from ocsf_nft.errors import DeliveryError
+from ocsf_nft.errors import ClosedError, DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,24 +35,29 @@ class Patience:
         self.fault: str | None = None
         self._stop = stop
         self._ends: float | None = None
+        self._waiting = 0
 
     async def __call__(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What the work gives; raises DeliveryError when there is no more time."""
-        has_failed = False
-        while True:
-            try:
-                found = await work()
-            except DeliveryError as error:
-                has_failed = True
-                self._tell(str(error))
-                if self._is_over():
+        """What the work gives; raises DeliveryError when there is no more time, ClosedError."""
+        is_waiting = False
+        try:
+            while True:
+                try:
+                    return await work()
+                except ClosedError:
                     raise
-                await self._wait()
-            else:
-                if has_failed and self.fault is not None:
-                    _log.warning("the disk takes what is to be kept again")
-                    self.fault = None
-                return found
+                except DeliveryError as error:
+                    self._waiting += not is_waiting
+                    is_waiting = True
+                    self._tell(str(error))
+                    if self._is_over():
+                        raise
+                    await self._wait()
+        finally:
+            self._waiting -= is_waiting
+            if is_waiting and not self._waiting:
+                _log.warning("the disk takes what is to be kept again")
+                self.fault = None
 
     def _tell(self, fault: str) -> None:
         if self.fault is None:

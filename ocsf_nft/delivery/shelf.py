@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
@@ -38,6 +39,9 @@ CREATE TABLE IF NOT EXISTS dead (
     reason TEXT NOT NULL, is_again INTEGER NOT NULL DEFAULT 0, line BLOB NOT NULL,
     UNIQUE (sink, uid)
 );
+CREATE INDEX IF NOT EXISTS dead_again ON dead (sink, id) WHERE is_again;
+CREATE INDEX IF NOT EXISTS dead_since ON dead (since_ms);
+CREATE TABLE IF NOT EXISTS forgotten (sink TEXT PRIMARY KEY, events INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
 """
 
@@ -117,7 +121,6 @@ class Shelf:
         self._database = Database(path, _SCHEMA, synchronous="FULL")
         self._most_ms = int(most_seconds * 1000)
         self._drops = drops
-        self._forgotten: dict[str, int] = {}
         self._lock: int | None = None
         # Time goes on from when the store was opened: a clock that jumps makes nothing old.
         self._began_ms = time.time_ns() // 1_000_000
@@ -137,6 +140,9 @@ class Shelf:
             # The table's own counter: its last events may have been removed.
             row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
             self.end = (row.fetchone() or (0,))[0]
+            # Nor does a clock that was set back make old what came before.
+            newest = connection.execute("SELECT stored_ms FROM event ORDER BY number DESC LIMIT 1")
+            self._began_ms = max(self._began_ms, (newest.fetchone() or (0,))[0])
 
     def _locked(self) -> int:
         """Keep out other runs, which would take our sinks for ones that are gone."""
@@ -239,8 +245,10 @@ class Shelf:
     def _make_room(self, connection: sqlite3.Connection, most_bytes: int) -> None:
         """Remove the oldest events, to some less than so many bytes, but none that is needed."""
         needed, is_full = _needed_beyond(connection), self.used_bytes >= self.most_bytes
+        (events,) = connection.execute("SELECT COUNT(*) FROM event").fetchone()
+        some = max(1, min(_SLICE, events // 20))
         while self.used_bytes >= most_bytes * _LEFT:
-            until = _first(connection, _SLICE)
+            until = _first(connection, some)
             if is_full and self._drops and until > needed:
                 self._count_forgotten(connection, until)
             else:
@@ -248,19 +256,20 @@ class Shelf:
             gone = connection.execute("DELETE FROM event WHERE number <= ?", (until,)).rowcount
             # A sink that refuses everything must not stop the others.
             if not gone and is_full:
-                gone = self._forget_dead(connection, _SLICE, self._now_ms())
+                gone = self._forget_dead(connection, some, LAST)
             if not gone:
                 break
             self._measure(connection)
 
     def _count_forgotten(self, connection: sqlite3.Connection, until: int) -> None:
-        for name, acknowledged in connection.execute("SELECT name, acknowledged FROM sink"):
-            if acknowledged < until:
-                (number,) = connection.execute(
-                    "SELECT COUNT(*) FROM event WHERE number > ? AND number <= ?",
-                    (acknowledged, until),
-                ).fetchone()
-                self._forgotten[name] = self._forgotten.get(name, 0) + number
+        for name, acknowledged in connection.execute(
+            "SELECT name, acknowledged FROM sink WHERE acknowledged < ?", (until,)
+        ).fetchall():
+            (number,) = connection.execute(
+                "SELECT COUNT(*) FROM event WHERE number > ? AND number <= ?",
+                (acknowledged, until),
+            ).fetchone()
+            _forget(connection, name, number)
 
     def _forget_dead(self, connection: sqlite3.Connection, letters: int, until_ms: int) -> int:
         """Remove the oldest dead letters: how many there were."""
@@ -269,12 +278,12 @@ class Shelf:
             "(SELECT id FROM dead WHERE since_ms <= ? ORDER BY id LIMIT ?) RETURNING sink",
             (until_ms, letters),
         ).fetchall()
-        for (name,) in found:
-            self._forgotten[name] = self._forgotten.get(name, 0) + 1
+        for name, number in Counter(name for (name,) in found).items():
+            _forget(connection, name, number)
         return len(found)
 
     def sweep(self) -> tuple[Forgotten, ...]:
-        """Remove what is too old; what sinks have not had of all that was removed since."""
+        """Remove what is too old; what sinks have not had of all that was removed, till told."""
         oldest_ms = self._now_ms() - self._most_ms
         with self._database.at_work() as connection:
             while (until := _old(connection, oldest_ms)) is not None:
@@ -283,9 +292,16 @@ class Shelf:
             while self._forget_dead(connection, _SLICE, oldest_ms):
                 pass
             self._measure(connection)
-        told = tuple(Forgotten(*each) for each in self._forgotten.items() if each[1])
-        self._forgotten.clear()
-        return told
+            rows = connection.execute("SELECT sink, events FROM forgotten WHERE events > 0")
+            return tuple(Forgotten(*row) for row in rows)
+
+    def told(self, forgotten: Sequence[Forgotten]) -> None:
+        """What was swept has been told."""
+        with self._database.at_work() as connection:
+            connection.executemany(
+                "UPDATE forgotten SET events = events - ? WHERE sink = ?",
+                [(each.events, each.sink) for each in forgotten],
+            )
 
     def read(self, beyond: int, until: int, events: int, size: int) -> list[Stored]:
         """Events between two numbers, in order: so many, and so many bytes, but one at least."""
@@ -408,11 +424,23 @@ def _first(connection: sqlite3.Connection, events: int) -> int:
     return int(row[0] or 0)
 
 
+def _forget(connection: sqlite3.Connection, sink: str, events: int) -> None:
+    """Keep what is to be told, in the transaction that removes it."""
+    connection.execute(
+        "INSERT INTO forgotten VALUES (?, ?) "
+        "ON CONFLICT DO UPDATE SET events = events + excluded.events",
+        (sink, events),
+    )
+
+
 def _old(connection: sqlite3.Connection, oldest_ms: int) -> int | None:
-    """The number of the last of the first events that are older; None where the first is not."""
-    row = connection.execute(
-        "SELECT MAX(number) FROM "
-        "(SELECT number, stored_ms FROM event ORDER BY number LIMIT ?) WHERE stored_ms < ?",
-        (_SLICE, oldest_ms),
+    """The number of the last of the first events that are all older; None where the first isn't."""
+    young, last = connection.execute(
+        "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "
+        "(SELECT number, stored_ms FROM event ORDER BY number LIMIT ?)",
+        (oldest_ms, _SLICE),
     ).fetchone()
+    if young is None:
+        return None if last is None else int(last)
+    row = connection.execute("SELECT MAX(number) FROM event WHERE number < ?", (young,)).fetchone()
     return None if row[0] is None else int(row[0])

@@ -43,14 +43,15 @@ class Store:
         self._waiting: list[_Put] = []
         self._grown = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._loop: asyncio.AbstractEventLoop
 
     async def __aenter__(self) -> Self:
         """Open it; one that is damaged is set aside."""
+        self._loop = asyncio.get_running_loop()
         try:
             await self._work(self._shelf.open)
         except BaseException:
-            self._worker.submit(self._shelf.close)
-            self._worker.shutdown(wait=False)
+            await self._shut()
             raise
         return self
 
@@ -61,10 +62,13 @@ class Store:
         traceback: TracebackType | None,
     ) -> None:
         """Close it."""
-        try:
-            await self._work(self._shelf.close)
-        finally:
-            self._worker.shutdown(wait=False)
+        await self._shut()
+
+    async def _shut(self) -> None:
+        # To its end, whoever is cancelled: the file is the next one's then.
+        closing = self._worker.submit(self._shelf.close)
+        self._worker.shutdown(wait=False)
+        await asyncio.shield(asyncio.wrap_future(closing))
 
     @property
     def path(self) -> Path:
@@ -110,8 +114,6 @@ class Store:
             # Of who was cancelled before the worker came to it.
             with contextlib.suppress(ValueError):
                 self._waiting.remove(put)
-            grown, self._grown = self._grown, asyncio.Event()
-            grown.set()
 
     async def grown(self, beyond: int) -> None:
         """Wait until there is an event whose number is higher than this one."""
@@ -151,8 +153,12 @@ class Store:
         await self._work(lambda: self._shelf.bury(tuple(delivered), tuple(refused)))
 
     async def sweep(self) -> tuple[Forgotten, ...]:
-        """Remove what is too old, and tell what sinks have not had of all that was removed."""
+        """Remove what is too old; what sinks have not had of all that was removed, till told."""
         return await self._work(self._shelf.sweep)
+
+    async def told(self, forgotten: Sequence[Forgotten]) -> None:
+        """What was swept has been told, and need not be again."""
+        await self._work(lambda: self._shelf.told(forgotten))
 
     async def position(self, source: str) -> str | None:
         """Where a source that is no sandbox's is to go on."""
@@ -172,6 +178,13 @@ class Store:
         )
         for each in waiting:
             each.is_kept = True
+        # From here: who has put it may have been cancelled meanwhile.
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        grown, self._grown = self._grown, asyncio.Event()
+        grown.set()
 
     async def _work(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
 from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 
 
 class Iterated:
-    """Hands over batch by batch, and has delivered one when the next is asked for."""
+    """Hands over event by event, and has delivered a batch when all of it was taken.
+
+    An event is taken when the next one is asked for: who leaves off there gets it again.
+    """
 
     def __init__(self) -> None:
-        self._batches: asyncio.Queue[tuple[Sequence[Message], asyncio.Event] | None]
-        self._batches = asyncio.Queue()
+        self._left: deque[Message] = deque()
+        self._change = asyncio.Event()
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
         """Open it: there is nothing to open."""
@@ -31,20 +36,40 @@ class Iterated:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let the iteration end."""
-        self._batches.put_nowait(None)
+        """Close it: another forwarder may go on with it."""
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
         """Return when all of a batch was taken."""
-        taken = asyncio.Event()
-        self._batches.put_nowait((messages, taken))
-        await taken.wait()
+        self._left.extend(messages)
+        self._tell()
+        try:
+            while self._left:
+                await self._changed()
+        finally:
+            self._left.clear()  # who is cut short delivers all of it again
         return DELIVERED
 
+    def end(self) -> None:
+        """Let the iteration end: nothing more will come."""
+        self._is_over = True
+        self._tell()
+
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The events, until the sink is closed."""
-        while (batch := await self._batches.get()) is not None:
-            messages, taken = batch
-            for message in messages:
-                yield message.event()
-            taken.set()
+        """The events, until the end."""
+        while True:
+            while not self._left:
+                if self._is_over:
+                    return
+                await self._changed()
+            message = self._left[0]
+            yield message.event()
+            if self._left and self._left[0] is message:
+                self._left.popleft()
+                self._tell()
+
+    async def _changed(self) -> None:
+        await self._change.wait()
+
+    def _tell(self) -> None:
+        change, self._change = self._change, asyncio.Event()
+        change.set()

@@ -21,6 +21,7 @@ from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.errors import DeliveryError, UsageError
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.versions import LATEST, line_at
+from ocsf_nft.service.to_its_end import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,16 +100,19 @@ class Outlets:
         self._stack = contextlib.AsyncExitStack()
         self._group: asyncio.TaskGroup
         self._greeting: bytes | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._replacing = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         """Begin; raises DeliveryError when a local sink, or the store, can't be opened."""
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
             stack.push_async_callback(self._pass)
-            forwarders = await self._opened(self._found)
+            self.forwarders = await self._opened(self._found)
+            await self._register([each.name for each in self._found])
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
-            await self._start(forwarders)
+            for each in self.forwarders:
+                self._run(each)
             self._stack = stack.pop_all()
         return self
 
@@ -123,7 +127,7 @@ class Outlets:
             if not isinstance(error, asyncio.CancelledError):
                 await self._drain()
         finally:
-            for task in self._tasks:
+            for task in self._tasks.values():
                 task.cancel()
             await self._stack.__aexit__(kind, error, traceback)
 
@@ -132,26 +136,41 @@ class Outlets:
         self._greeting = greeting
         for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
             if outlet.is_greeted:
-                self._run(outlet, forwarder)
+                self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
         """Deliver to these from now on, and to no others.
 
-        Raises DeliveryError when a local one can't be opened: all goes on as before then.
+        Raises DeliveryError when a local one that is new can't be opened: all goes on as before
+        then.
         """
+        async with self._replacing:
+            await to_its_end(self._replace(tuple(found)))
+
+    async def _replace(self, found: tuple[Outlet, ...]) -> None:
         forwarders = await self._opened(found)
+        await self._register([each.name for each in found])
+        old = self._tasks
         for each in self.forwarders:
             each.leave()
-        if self._tasks:
-            _, stuck = await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
-            for task in stuck:
-                task.cancel()
-            await asyncio.wait(self._tasks)
-        self._found = tuple(found)
-        await self._start(forwarders)
+        self._found, self.forwarders, self._tasks = found, forwarders, {}
+        # Each begins when its predecessor has ended: no other one waits for that.
+        await asyncio.gather(
+            *(self._succeed(each, old.pop(each.name, None)) for each in forwarders),
+            *(
+                _ended(task)
+                for name, task in old.items()
+                if name not in {f.name for f in forwarders}
+            ),
+        )
+
+    async def _succeed(self, forwarder: Forwarder, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await _ended(before)
+        self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Their forwarders, the sinks of those that are local being open."""
+        """Their forwarders, the sinks of those that are local and new being open."""
         forwarders = tuple(
             Forwarder(
                 each.name,
@@ -165,26 +184,25 @@ class Outlets:
         )
         async with contextlib.AsyncExitStack() as stack:
             for outlet, forwarder in zip(found, forwarders, strict=True):
-                if outlet.is_local:
+                # One that is there already may be written to until its forwarder has ended.
+                if outlet.is_local and outlet.name not in self._tasks:
                     await forwarder.open()
                     stack.push_async_callback(forwarder.close)
             stack.pop_all()
         return forwarders
 
-    async def _start(self, forwarders: tuple[Forwarder, ...]) -> None:
-        names = [each.name for each in forwarders]
+    async def _register(self, names: Sequence[str]) -> None:
         for name, number in await self._patience(lambda: self.store.register(names)):
             _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
-        self.forwarders = forwarders
-        self._tasks = []
-        for outlet, forwarder in zip(self._found, forwarders, strict=True):
-            if not outlet.is_greeted or self._greeting is not None:
-                self._run(outlet, forwarder)
 
-    def _run(self, outlet: Outlet, forwarder: Forwarder) -> None:
-        if outlet.is_greeted and self._greeting is not None:
+    def _run(self, forwarder: Forwarder) -> None:
+        """Let a forwarder begin; one that is to be greeted first waits for that."""
+        outlet = next(each for each in self._found if each.name == forwarder.name)
+        if outlet.is_greeted:
+            if self._greeting is None:
+                return
             forwarder.greet(self._greeting)
-        self._tasks.append(self._group.create_task(forwarder.run()))
+        self._tasks[forwarder.name] = self._group.create_task(forwarder.run())
 
     async def keep(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
         """Keep events, as :meth:`Store.put` does; raises DeliveryError when patience ends."""
@@ -193,6 +211,10 @@ class Outlets:
     async def sweep(self) -> tuple[Forgotten, ...]:
         """As :meth:`Store.sweep` does."""
         return await self._patience(self.store.sweep)
+
+    async def told(self, forgotten: Sequence[Forgotten]) -> None:
+        """As :meth:`Store.told` does."""
+        await self._patience(lambda: self.store.told(forgotten))
 
     async def _pass(self) -> None:
         if self.is_passing:
@@ -241,6 +263,14 @@ class Direct:
         if outcome.refused or outcome.again:
             reason = outcome.reason or outcome.refused[0].reason
             raise DeliveryError(f"{self._outlet.name} did not take all events: {reason}")
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Let a task end that was told to, for some seconds; what it fails with is its group's."""
+    _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
+    if stuck:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def _hold_apart(tables: Sequence[SinkTable]) -> None:

@@ -29,7 +29,7 @@ from ocsf_nft.service.outlets import Direct, Outlet, Outlets, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.reporter import Reporter
 from ocsf_nft.service.status import Status
-from ocsf_nft.service.upkeep import upkeep
+from ocsf_nft.service.upkeep import look_after, upkeep
 from ocsf_nft.service.watched import Watched
 from ocsf_nft.sources.replay import Replay
 
@@ -113,7 +113,10 @@ class Service:
         traceback: TracebackType | None,
     ) -> None:
         """End."""
-        await self._stack.__aexit__(kind, error, traceback)
+        if error is None or isinstance(error, asyncio.CancelledError):
+            await self._stack.__aexit__(kind, error, traceback)
+        else:  # the caller's own, which is raised again as it is
+            await self._stack.__aexit__(None, None, None)
 
     async def _ended(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
@@ -181,8 +184,12 @@ class Service:
         )
 
     async def _begin(self) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            await self._watch(stack)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                await self._watch(stack)
+        finally:
+            if self._iterated is not None:
+                self._iterated.end()
 
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
@@ -248,6 +255,7 @@ class Service:
                 # Of a sandbox that is gone, nothing stays that nobody needs.
                 own = self._state.directory(each.name)
                 self.kept.is_passing = self.kept.store.path.parent == own
+        await look_after(self.kept, reporter, time.time_ns())
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
 
     def _outlets(self, config: Config) -> tuple[Outlet, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from ocsf_nft.ocsf import notices
+from ocsf_nft.service.to_its_end import to_its_end
 
 if TYPE_CHECKING:
     from ocsf_nft.service.outlets import Outlets
@@ -23,21 +24,27 @@ async def upkeep(kept: Outlets, reporter: Reporter) -> None:
     """Remove what is too old again and again, and tell of what sinks will never have."""
     since_ns = time.time_ns()
     while True:
-        lost: list[tuple[str, int | None]] = [
-            (f"the store could not keep them until sink {sink} had them", number)
-            for sink, number in await kept.sweep()
-        ]
-        if fault := kept.store.fault():
-            lost.append((fault, None))
-        until_ns = time.time_ns()
-        for reason, number in lost:
-            # The event first: standard error may be a pipe that nobody reads.
-            await reporter.emit(
-                notices.events_lost(
-                    reporter.context(), reason=reason, number=number, since_ns=since_ns,
-                    until_ns=until_ns,
-                )
-            )  # fmt: skip
-            _log.error("events lost", reason=reason, number=number)
-        since_ns = until_ns
+        since_ns = await to_its_end(look_after(kept, reporter, since_ns))
         await asyncio.sleep(_SECONDS)
+
+
+async def look_after(kept: Outlets, reporter: Reporter, since_ns: int) -> int:
+    """Do it once, of what has come since then; when that was (ns since the epoch, UTC)."""
+    forgotten = await kept.sweep()
+    lost: list[tuple[str, int | None]] = [
+        (f"the store could not keep them until sink {sink} had them", number)
+        for sink, number in forgotten
+    ]
+    if fault := kept.store.fault():
+        lost.append((fault, None))
+    until_ns = time.time_ns()
+    for reason, number in lost:
+        # The event first: standard error may be a pipe that nobody reads.
+        event = notices.events_lost(
+            reporter.context(), reason=reason, number=number, since_ns=since_ns, until_ns=until_ns
+        )
+        await reporter.emit(event)
+        _log.error("events lost", reason=reason, number=number)
+    if forgotten:
+        await kept.told(forgotten)
+    return until_ns

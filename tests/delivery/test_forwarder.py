@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -327,30 +328,65 @@ async def test_a_mistake_in_a_sink_is_told_and_tried_again(store: Store) -> None
     assert sink.got == uids(range(3))
 
 
-async def test_who_asks_to_be_left_alone_is_left_alone(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_asks_to_be_left_alone_is_left_alone(store: Store) -> None:
+    tried: list[float] = []
+
     class Busy(Receiver):
         async def deliver(self, messages: Any) -> Outcome:
-            if not self.batches:
-                self.batches.append([])
-                raise DeliveryError("too many requests", after_seconds=17.0)
+            tried.append(time.monotonic())
+            if len(tried) == 1:
+                raise DeliveryError("too many requests", after_seconds=0.4)
             return await super().deliver(messages)
 
-    waits: list[float] = []
-    real = asyncio.sleep
-
-    async def sleep(seconds: float, *_: object) -> None:
-        waits.append(seconds)
-        await real(0)
-
     sink = Busy()
-    forwarder = made(store, sink)
     await store.put(events(range(3)))
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    async with running(forwarder):
+    async with running(made(store, sink)):
         await sink.has(3)
-    assert 17.0 in waits
+    assert tried[1] - tried[0] >= 0.4
+
+
+async def test_a_sink_that_is_down_is_left_at_once_when_it_is_told_to(store: Store) -> None:
+    sink = Receiver(down=True)
+    forwarder = made(store, sink, retry_seconds=3600.0)
+    running_ = asyncio.create_task(forwarder.run())
+    await store.put(events(range(3)))
+    while not forwarder.progress.failures:  # noqa: ASYNC110 - nobody else waits
+        await asyncio.sleep(0.001)
+    forwarder.leave()
+    await asyncio.wait_for(running_, 10)
+    assert await store.checkpoint("a") == (0, None)
+
+
+async def test_a_mistake_in_closing_a_sink_ends_nothing_else(store: Store) -> None:
+    class Mistaken(Receiver):
+        async def __aexit__(self, *_: object) -> None:
+            raise KeyError("no such thing")
+
+    sink = Mistaken()
+    async with running(made(store, sink)):
+        await store.put(events([1]))
+        await sink.has(1)
+        sink.down = True
+        await store.put(events([2]))
+        await sink.tried(2)
+        sink.down = False
+        await sink.has(2)
+    assert sink.got == uids([1, 2])
+
+
+async def test_a_batch_whose_events_were_removed_is_passed_by_and_nothing_else(
+    store: Store, tmp_path: Path
+) -> None:
+    await store.put(events(range(3)))
+    cut, whole = Receiver(stuck=True, repeats_batches=True), Receiver(repeats_batches=True)
+    async with running(made(store, cut)):
+        await cut.tried(1)
+    with closing(sqlite3.connect(tmp_path / FILE)) as other, other:
+        other.execute("DELETE FROM event")
+    await store.put(events(range(3, 6)))
+    async with running(made(store, whole)):
+        await whole.has(3)
+    assert whole.got == uids(range(3, 6))
 
 
 async def test_events_that_were_removed_before_their_time_are_passed_by(tmp_path: Path) -> None:
