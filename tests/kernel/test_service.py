@@ -392,6 +392,34 @@ async def test_what_a_supervisor_did_not_take_comes_with_the_next_service(
             break
 
 
+async def test_what_a_supervisor_raises_comes_out_as_it_is(lab: Lab, state: StateDirectory) -> None:
+    config = ocsf_nft.parse(wanted(lab, state), where="test")
+    with pytest.raises(KeyError, match="mine"):
+        async with ocsf_nft.Service(config, iterates=True):
+            raise KeyError("mine")
+    assert installer.verify(conftest.SANDBOX, state).verdict == "absent", "it ended as it should"
+
+
+async def test_a_service_that_is_cancelled_leaves_the_next_one_all_it_needs(
+    lab: Lab, state: StateDirectory
+) -> None:
+    config = ocsf_nft.parse(wanted(lab, state), where="test")
+
+    async def supervise() -> None:
+        async with ocsf_nft.Service(config, iterates=True):
+            await asyncio.Event().wait()
+
+    for seconds in (0.05, 0.3, 1.5):
+        supervising = asyncio.create_task(supervise())
+        await asyncio.sleep(seconds)
+        supervising.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await supervising
+    async with ocsf_nft.Service(config, iterates=True) as service:
+        await service.reload(config)
+        assert (await anext(aiter(service)))["class_uid"] in {5019, 6002}
+
+
 async def test_a_supervisor_learns_why_a_fence_can_not_stand(
     lab: Lab, state: StateDirectory
 ) -> None:

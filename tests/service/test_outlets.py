@@ -125,6 +125,87 @@ async def test_a_sink_that_is_gone_for_good_ends_who_has_entered(tmp_path: Path)
     assert [str(each) for each in ended.value.exceptions] == ["the reader is gone"]
 
 
+async def _keep_on(kept: Outlets, number: int) -> None:
+    for _ in range(number):
+        await kept.keep([_another()])
+
+
+def _another() -> bytes:
+    global _made  # noqa: PLW0603 - each is another one
+    _made += 1
+    event = orjson.loads(OTHER)
+    event["metadata"]["uid"] = f"another-{_made}"
+    return orjson.dumps(event)
+
+
+_made = 0
+
+
+async def test_sinks_are_replaced_under_load_and_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    first, second, new = Kept(), Kept(), Kept()
+    async with made(tmp_path, a=one("a", first)) as kept:
+        keeping = asyncio.create_task(_keep_on(kept, 200))
+        await first.has(20)
+        await kept.replace([one("a", second), one("b", new)])
+        await second.has(20)
+        await kept.replace([one("a", first), one("b", new)])
+        await keeping
+    assert sorted(first.got + second.got) == sorted(set(first.got + second.got))
+    assert len(first.got + second.got) == 200
+    assert 0 < len(new.got) == len(set(new.got)) < 200
+    assert first.opened == first.closed
+
+
+async def test_a_sink_that_is_down_holds_up_no_replacing(tmp_path: Path) -> None:
+    down, well = Kept(down=True), Kept()
+    async with made(tmp_path, down=one("down", down), well=one("well", well)) as kept:
+        await kept.keep([REFUSED])
+        await well.has(1)
+        again = Kept()
+        slow = Outlet(name="down", sink=down, pace=Pace(retry_seconds=3600.0))
+        await asyncio.wait_for(kept.replace([slow, one("well", again)]), 4)
+        await kept.keep([STARTED])
+        await again.has(1)
+        down.down = False
+        await kept.replace([one("down", down), one("well", again)])
+        await down.has(2)
+    assert down.lines == [REFUSED, STARTED]
+
+
+async def test_a_replacing_that_is_cancelled_is_done_all_the_same(tmp_path: Path) -> None:
+    stuck, well = Kept(stuck=True), Kept()
+    async with made(tmp_path, stuck=one("stuck", stuck), well=one("well", well)) as kept:
+        await kept.keep([REFUSED])
+        await well.has(1)
+        back, again = Kept(), Kept()
+        replacing = asyncio.create_task(kept.replace([one("stuck", back), one("well", again)]))
+        await asyncio.sleep(0.05)
+        replacing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await replacing
+        await kept.keep([STARTED])
+        await again.has(1)
+        await back.has(2)
+    assert back.lines == [REFUSED, STARTED]
+
+
+async def test_one_replacing_follows_the_other(tmp_path: Path) -> None:
+    sinks = [Kept() for _ in range(5)]
+    async with made(tmp_path, a=one("a", sinks[0])) as kept:
+        await asyncio.gather(*(kept.replace([one("a", sink)]) for sink in sinks[1:]))
+        await _keep_on(kept, 20)
+    assert sorted(len(sink.got) for sink in sinks) == [0, 0, 0, 0, 20]
+
+
+async def test_a_new_local_sink_that_can_not_be_opened_changes_nothing(tmp_path: Path) -> None:
+    well = Kept()
+    async with made(tmp_path, a=one("a", well)) as kept:
+        with pytest.raises(DeliveryError, match="it is down"):
+            await kept.replace([one("a", Kept()), one("b", Kept(down=True), is_local=True)])
+        await kept.keep([REFUSED])
+    assert well.lines == [REFUSED]
+
+
 async def test_what_is_replayed_goes_straight_to_its_sink() -> None:
     sink = Kept()
     async with Direct(one("a", sink, version="1.1.0", classes=frozenset({4001}))) as direct:
