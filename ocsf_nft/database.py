@@ -83,6 +83,13 @@ class Database:
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()
 
+    def has_moved(self) -> bool:
+        """Whether another file has the name of the one that is open."""
+        try:
+            return self._found() != self._identity
+        except OSError:  # not there now: what is open is all there is
+            return False
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One transaction, taken back where its body fails.
@@ -166,6 +173,8 @@ class Database:
             self._connection = sqlite3.connect(
                 uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None
             )
+            with contextlib.suppress(FileNotFoundError):  # the first question finds that out
+                self._identity = self._found()
             return
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False

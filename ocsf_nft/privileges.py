@@ -74,7 +74,7 @@ def keep_only(wanted: AbstractSet[Capability]) -> None:
         kept = mask >> 32 * word & 0xFFFFFFFF
         held[word].permitted &= kept
         held[word].effective &= kept
-        held[word].inheritable = 0
+        held[word].inheritable &= kept
     _check(libc.capset(ctypes.byref(header), ctypes.byref(held)))
 
 

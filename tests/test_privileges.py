@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from ocsf_nft import privileges
+
 pytestmark = pytest.mark.kernel
 
 _CODE = """
@@ -22,3 +24,18 @@ def test_a_process_goes_first_as_far_as_it_may(under: tuple[str, ...], nice: str
     command = ["nice", "-n", "0", *under, sys.executable, "-c", _CODE]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [nice, "0.001"]
+_CHILD = """
+import subprocess
+from ocsf_nft import privileges
+privileges.keep_only({privileges.Capability.NET_ADMIN})
+told = subprocess.run(["grep", "CapEff", "/proc/self/status"], capture_output=True, text=True)
+print(int(told.stdout.split()[1], 16))
+"""
+
+
+def test_what_is_kept_is_kept_for_children_too_where_root_is_nobody_special() -> None:
+    """As for a service of systemd with a user of its own and ambient capabilities."""
+    ambient = ("--inh-caps=+net_admin,+syslog", "--ambient-caps=+net_admin,+syslog")
+    command = ["setpriv", "--securebits=+noroot", *ambient, sys.executable, "-c", _CHILD]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 1 << privileges.Capability.NET_ADMIN

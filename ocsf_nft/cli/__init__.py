@@ -7,7 +7,10 @@ All else that is for people goes to standard error.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from typing import Final, NoReturn
 
 import typer
@@ -59,12 +62,36 @@ for command in (
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 _SYSTEM_FAILED: Final = 3
+#: What threads that are at their end may take.
+_THREAD_SECONDS: Final = 1.0
 #: What is told in a sentence; anything else is a mistake in ocsf-nft.
 _TOLD: Final = (OcsfNftError, OSError)
 
 
 def main() -> None:
     """Run the command line; every expected failure is one sentence and its exit code."""
+    try:
+        _main()
+    except SystemExit as ended:
+        _leave_threads(ended.code)
+        raise
+
+
+def _leave_threads(code: object) -> None:
+    """End at once where a thread waits for what never comes: Python would wait for it for ever.
+
+    Such as a reader of standard output that does not read, or an answer of a name server.
+    """
+    until = time.monotonic() + _THREAD_SECONDS
+    others = [each for each in threading.enumerate() if each is not threading.current_thread()]
+    for each in others:
+        if not each.daemon:
+            each.join(max(0.0, until - time.monotonic()))
+    if any(each.is_alive() and not each.daemon for each in others):
+        os._exit(code if isinstance(code, int) else code is not None)
+
+
+def _main() -> None:
     output.prepare()
     try:
         app()

@@ -124,6 +124,8 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
 
     if (sink is not None or retry) and not dead:
         raise UsageError("--sink and --retry are about dead letters: give --dead as well")
+    if retry and (sandbox, kind, severity, since, until) != (None, [], None, None, None):
+        raise UsageError("--retry takes --sink and --uid, to say which: leave out the others")
     if dead and sinks:
         raise UsageError("--dead and --sinks show different things: give one")
     version, write = options.ocsf_version(ocsf_version), writer(form)
@@ -179,6 +181,7 @@ class _Shown:
         """Show what is kept from now on."""
         while True:
             for place, archive in enumerate(self._archives):
+                archive.follow()
                 for kept in archive.beyond(self._at[place]):
                     self._at[place] = kept.number
                     if self._wanted(kept.line):

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
@@ -269,6 +270,7 @@ async def _until_signal(
 ) -> Counts:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(_Impatient(thread_name_prefix="asyncio"))
     asked = False
 
     def end(number: int, _frame: object) -> None:
@@ -291,6 +293,14 @@ async def _until_signal(
         for number, handler in before.items():
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
+
+
+class _Impatient(ThreadPoolExecutor):
+    """Threads that the loop does not wait for at its end: a name server may never answer one."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        """Begin nothing more; ``wait`` is the loop's wish, and not heeded."""
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
 
 
 def _ending_signals() -> tuple[signal.Signals, ...]:

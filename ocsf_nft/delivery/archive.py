@@ -63,6 +63,15 @@ class Archive:
         """Close it."""
         self._database.close()
 
+    def follow(self) -> None:
+        """Go over to the file that has our name now, where it is another one; raises SourceError.
+
+        A run puts back a store that somebody removed: as another file, with the same numbers.
+        """
+        if self._database.has_moved():
+            self._database.close()
+            self._database.open(read_only=True)
+
     def newest(self) -> Iterator[Kept]:
         """The events, the last one first; raises SourceError."""
         before = 1 << 62

@@ -169,6 +169,8 @@ def test_dead_letters_are_had_sent_again(state: Path) -> None:
     [
         (("--retry",), "give --dead as well"),
         (("--sink", "a"), "give --dead as well"),
+        (("--dead", "--retry", "--sandbox", "a"), "--retry takes --sink and --uid"),
+        (("--dead", "--retry", "--since", "1s"), "--retry takes --sink and --uid"),
         (("--dead", "--sinks"), "give one"),
         (("--class", "x\x1b"), "--class 'x\\x1b' is not known: give one of network_activity"),
         (("--severity", "odd"), "--severity 'odd' is none: give one of critical"),

@@ -33,6 +33,19 @@ async def test_a_store_in_use_is_read_from_both_ends(tmp_path: Path) -> None:
             assert named(archive.beyond(1200)) == uids([7000])
 
 
+async def test_a_store_that_was_put_back_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.put(events(range(2)))
+        with Archive(path) as archive:
+            assert named(archive.beyond(0)) == uids(range(2))
+            path.unlink()
+            archive.follow()
+            await store.put(events([2]))
+            archive.follow()
+            assert named(archive.beyond(2)) == uids([2])
+
+
 async def test_each_sink_stands_somewhere(tmp_path: Path) -> None:
     async with Store(tmp_path / FILE) as store:
         await store.register(["a", "b"])

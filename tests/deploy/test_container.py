@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DOCKERFILE = ROOT / "deploy/container/Dockerfile"
+_GUIDE = (ROOT / "deploy/container/README.md").read_text(encoding="utf-8")
+#: Where the image has its environment.
+_ENVIRONMENT = "/opt/ocsf-nft"
 _LINE = (
     "[1.5] ocsf-nft:sb:egress:IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 "
     "PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 UID=0 GID=0 \n"
@@ -39,9 +47,20 @@ def _copied() -> list[str]:
     return [source for sources in found if "--from=build" not in sources for source in sources]
 
 
+def _making() -> str:
+    """The command that makes the environment."""
+    commands = [rest for word, rest in _instructions() if word == "RUN"]
+    return next(each for each in commands if "venv --without-pip" in each)
+
+
+def _default_extras() -> str:
+    (found,) = (rest for word, rest in _instructions() if word == "ARG" and "EXTRAS" in rest)
+    return found.partition("=")[2]
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment made as the image's is, from what is copied into it and nothing else."""
+    """The image's environment: its command, given what is copied for it and nothing else."""
     folder = tmp_path_factory.mktemp("image")
     tree, environment = folder / "src", folder / "environment"
     tree.mkdir()
@@ -51,21 +70,33 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / source, tree / source, ignore=ignored)
         else:
             shutil.copy(ROOT / source, tree / source)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python")]
-    subprocess.run(
-        [*pip, "install", "--quiet", "--constraint", "constraints.txt", "."], cwd=tree, check=True
-    )
+    command = _making().replace(_ENVIRONMENT, str(environment))
+    # Of the interpreter that runs this, which need not be called so.
+    command = command.replace("python3 -m", f"{sys.executable} -m")
+    command = command.replace("pip --python", f"{sys.executable} -m pip --quiet --python")
+    with_extras = os.environ | {"EXTRAS": _default_extras()}
+    subprocess.run(["sh", "-ec", command], cwd=tree, check=True, env=with_extras)
     return environment
 
 
-def test_the_environment_is_made_by_the_commands_that_are_tested_here() -> None:
-    commands = [rest for word, rest in _instructions() if word == "RUN"]
-    making = next(each for each in commands if "venv --without-pip" in each)
-    venv, pip = (" ".join(part.split()) for part in making.split("&&"))
-    assert venv == "python3 -m venv --without-pip /opt/ocsf-nft"
-    assert pip.startswith("pip --python /opt/ocsf-nft/bin/python install ")
-    assert pip.endswith(" --constraint constraints.txt .")
+@pytest.mark.parametrize(
+    ("extras", "requirement"), [("", "."), ("http", ".[http]"), ("nats,kafka", ".[nats,kafka]")]
+)
+def test_extras_are_chosen_by_an_argument(extras: str, requirement: str) -> None:
+    word = _making().split()[-1]
+    told = subprocess.run(
+        ["sh", "-c", f"printf %s {word}"],
+        env={"EXTRAS": extras}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout == requirement
+
+
+def test_the_guides_extras_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = re.findall(r"`EXTRAS=([a-z,]*)`(, the default)?", _GUIDE)
+    assert [extras for extras, default in named if default] == [_default_extras()]
+    for extras, _ in named:
+        assert {*extras.split(",")} - {""} <= project["optional-dependencies"].keys()
 
 
 def test_what_is_copied_is_there_and_is_all_that_the_build_is_given() -> None:
@@ -92,8 +123,21 @@ def test_every_ruleset_is_installed_and_nothing_that_only_tests_need(installed: 
     (packages,) = installed.glob("lib/python3*/site-packages")
     rulesets = {path.name for path in (ROOT / "rules").glob("*.nft")}
     assert {path.name for path in packages.glob("ocsf_nft/rules/*.nft")} == rulesets
-    for absent in ("pip", "setuptools", "pytest", "tests", "systemd", "yaml"):
-        assert not (packages / absent).exists()
+    absent = ("pip", "setuptools", "pytest", "tests", "systemd", "yaml", "nats", "pyarrow")
+    assert not [name for name in absent if (packages / name).exists()]
+
+
+def test_sinks_that_speak_http_are_in_it(installed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ocsf-nft.toml"
+    path.write_text(
+        'host_log = "kmsg"\nlisten = "127.0.0.1:9469"\n'
+        '[[sink]]\ntype = "http"\nurl = "https://siem.example/"\n'
+    )
+    program = installed / "bin/ocsf-nft"
+    told = subprocess.run(
+        [program, "config", path], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert told.returncode == 0, told.stderr
 
 
 def test_what_is_installed_is_pinned(installed: Path) -> None:
@@ -111,7 +155,8 @@ def test_the_program_that_starts_and_the_one_that_is_probed_are_the_installed_on
     said = dict(_instructions())
     assert json.loads(said["ENTRYPOINT"]) == ["ocsf-nft"]
     first = said["ENV"].removeprefix("PATH=").split(":")[0]
-    assert ("COPY", f"--from=build {first.removesuffix('/bin')} /opt/ocsf-nft") in _instructions()
+    assert first == f"{_ENVIRONMENT}/bin"
+    assert ("COPY", f"--from=build {_ENVIRONMENT} {_ENVIRONMENT}") in _instructions()
     assert (installed / "bin/ocsf-nft").exists()
     assert example_pod()["fence"].probe("startupProbe")[0] == "ocsf-nft"
 
@@ -130,4 +175,55 @@ def test_the_final_stage_gets_no_tools_to_build_with() -> None:
     last = max(place for place, (word, _) in enumerate(instructions) if word == "FROM")
     final = " ".join(rest for word, rest in instructions[last:] if word == "RUN")
     installed = final.partition("--no-install-recommends")[2].partition("&&")[0].split()
-    assert installed == ["nftables", "python3"]
+    assert installed == ["ca-certificates", "nftables", "python3"]
+
+
+def test_it_is_nobody_unless_somebody_says_otherwise() -> None:
+    user, group = dict(_instructions())["USER"].split(":")
+    # Numbers: runtimes that are to keep root out don't look a name up.
+    assert int(user) == int(group) > 0
+    assert f"As user {user}" in _GUIDE
+    # Who loads rules in a pod says that he is root himself, whatever the image has.
+    for name in ("fence-install", "fence"):
+        security = example_pod()[name].security
+        assert (security["runAsUser"], security["runAsNonRoot"]) == (0, False)
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_the_guides_health_command_fails_when_the_run_is_stuck(
+    installed: Path, status: int, code: int
+) -> None:
+    asked: list[str] = []
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+            """Nothing: a test's output is for failures."""
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            assert _health(installed, server.server_port) == code
+        finally:
+            server.shutdown()
+    assert asked == ["/healthz"]
+
+
+def test_the_guides_health_command_fails_when_nobody_answers(installed: Path) -> None:
+    with socket.socket() as sock:  # that nobody listens on
+        sock.bind(("127.0.0.1", 0))
+        assert _health(installed, sock.getsockname()[1]) == 1
+
+
+def _health(installed: Path, port: int) -> int:
+    (command,) = re.findall(r"--health-cmd '(.*?)' ", _GUIDE)
+    assert ":9469/" in command
+    done = subprocess.run(
+        ["sh", "-c", command.replace(":9469/", f":{port}/")],
+        env={"PATH": f"{installed}/bin:/usr/bin:/bin"}, stderr=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    return done.returncode

@@ -213,6 +213,18 @@ def test_no_probe_comes_from_outside(pod: Pod) -> None:
             assert {"startupProbe", "livenessProbe"} & set(container.spec)
 
 
+def test_the_watch_is_probed_by_what_the_workload_can_neither_answer_nor_hear(pod: Pod) -> None:
+    fence = pod["fence"]
+    kinds = [kind for kind in ("startupProbe", "readinessProbe") if kind in fence.spec]
+    assert len(kinds) == 2
+    for kind in kinds:
+        assert fence.probe(kind)[:2] == ["ocsf-nft", "verify"]
+    # Nothing of it would tell a restart that mends something from one that doesn't.
+    assert "livenessProbe" not in fence.spec
+    assert "ports" not in fence.spec
+    assert not [word for word in fence.arguments if "listen" in word or "--config" in word]
+
+
 def _commands(container: Container) -> list[list[str]]:
     probes = ("startupProbe", "readinessProbe")
     return [

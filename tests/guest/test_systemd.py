@@ -1,18 +1,21 @@
-"""A whole system: systemd, its journal, and our unit, which reads what the kernel logs there."""
+"""A whole system with our units: it fences itself, and watches a sandbox for its host."""
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
-from tests.guest import cache, distribution, image, kernel, machine, network
+from tests.guest import image, machine, network, system
 from tests.guest.conftest import refusals
+from tests.guest.system import AGENT, CONFIG, RECEIVED, SANDBOX, shell, show
 from tests.kernel import far_side
 from tests.kernel.escapes import ESCAPES
 
@@ -26,72 +29,19 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+T = TypeVar("T")
+
 _BOOT_SECONDS = 300
-_UNIT = cache.PROJECT / "deploy/systemd/ocsf-nft.service"
-#: What a person writes who uses the unit.
-_PROXIES = f"--proxy {GATEWAY4}:{PROXY_PORT} --proxy [{GATEWAY6}]:{PROXY_PORT}"
-_SETTINGS = f"""OCSF_NFT_FENCE="--sandbox vm-9 {_PROXIES} --transport kmsg"
-OCSF_NFT_REPORT="--source journal --output /var/log/ocsf-nft/events.jsonl"
-"""
-_NETWORK = """[Unit]
-Description=The network
-DefaultDependencies=no
-After=network-pre.target
-Before=network.target
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/bin/sh -c '\\
-    echo 0 >/proc/sys/net/ipv6/conf/sb0/accept_dad; \\
-    busybox ip link set lo up; busybox ip link set sb0 up; \\
-    busybox ip address add 10.200.0.2/24 dev sb0; busybox ip address add fd00:200::2/64 dev sb0; \\
-    busybox ip route add default via 10.200.0.1; busybox ip route add default via fd00:200::1'
-"""
-_WORKLOAD = f"""[Unit]
-Description=The workload
-Requires=ocsf-nft.service network.service
-After=ocsf-nft.service network.service
-[Service]
-Environment=PYTHONPATH=/{image.SITE}:/{image.TESTS}
-ExecStart={Path(sys.executable).resolve()} -m tests.guest.inside.agent systemd
-StandardOutput=journal+console
-StandardError=journal+console
-"""
-
-
-@pytest.fixture(scope="module")
-def system(
-    guest_kernel: Kernel, package_layer: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("system")
-    units = "etc/systemd/system"
-    files = {
-        # Not the first boot, in which systemd would enable whatever there is.
-        "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
-        # Made now: systemd takes a clock that is years ahead of this file, or of its own making
-        # where there is none, for wrong.
-        "usr/lib/clock-epoch": "",
-        "etc/ocsf-nft/fence.env": _SETTINGS,
-        f"{units}/ocsf-nft.service": _UNIT.read_text(encoding="utf-8"),
-        # Python is where it is on this machine, and that may be somebody's home.
-        f"{units}/ocsf-nft.service.d/python.conf": "[Service]\nProtectHome=read-only\n",
-        f"{units}/network.service": _NETWORK,
-        f"{units}/workload.service": _WORKLOAD,
-    }
-    # As `systemctl enable` makes them.
-    links = {
-        f"{units}/sysinit.target.wants/ocsf-nft.service": "../ocsf-nft.service",
-        f"{units}/multi-user.target.wants/workload.service": "../workload.service",
-    }
-    layers = [
-        image.busybox(),
-        distribution.layer(),
-        image.python(),
-        package_layer,
-        image.modules(folder / "modules", guest_kernel, *kernel.DEVICES, *kernel.FENCE),
-        image.files(folder / "files", files, links),
-    ]
-    return image.initramfs(folder, layers)
+_PATIENCE_SECONDS = 300
+_MACHINE, _HOST = "ocsf-nft.service", "ocsf-nft-host.service"
+_ACTIVITY, _LIFECYCLE = 4001, 6002
+_STANDS, _ABSENT = 0, 2  # what `verify` ends with
+_NET_ADMIN, _SYS_PTRACE, _SYS_ADMIN, _SYSLOG = 12, 19, 21, 34
+_STORE = f"/var/lib/ocsf-nft/{SANDBOX}/events-1.sqlite3"
+_IN_SANDBOX = ("nsenter", f"--net=/run/netns/{AGENT}")
+#: With the namespace, for when it is not on record: in the machine's own there is another fence.
+_WHERE = ("--sandbox", AGENT, "--netns", AGENT)
+_CONNECTS = "import socket, sys; socket.create_connection((sys.argv[1], 443), timeout=5)"
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +51,18 @@ def far(around: Network) -> Iterator[FarSide]:
 
 
 @pytest.fixture(scope="module")
-def guest(guest_kernel: Kernel, system: Path, around: Network, far: FarSide) -> Iterator[Machine]:
+def guest(
+    guest_kernel: Kernel,
+    package_layer: Path,
+    around: Network,
+    far: FarSide,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Machine]:
     assert far.strays() == []
+    made = system.initramfs(guest_kernel, package_layer, tmp_path_factory.mktemp("system"))
     with machine.running(
         guest_kernel,
-        system,
+        made,
         around.host_namespace,
         tap=network.TAP,
         command_line=f"rdinit=/{image.TESTS}/tests/guest/inside/systemd-init "
@@ -117,18 +74,66 @@ def guest(guest_kernel: Kernel, system: Path, around: Network, far: FarSide) -> 
         yield running
 
 
-def test_the_unit_starts_before_the_network_and_stays(guest: Machine) -> None:
-    told = guest.ask("shell", "systemctl", "status", "--no-pager", "--full", "ocsf-nft.service")
-    assert told["code"] == 0, told
-    times = {
-        unit: int(
-            guest.ask("shell", "systemctl", "show", unit, "-P", "ActiveEnterTimestampMonotonic")[
-                "stdout"
-            ]
-        )
-        for unit in ("ocsf-nft.service", "network-pre.target", "network.service")
-    }
-    assert 0 < times["ocsf-nft.service"] <= times["network-pre.target"] <= times["network.service"]
+@pytest.fixture(scope="module")
+def host(guest: Machine) -> Machine:
+    """The same machine, where a sandbox has a namespace of its own that the host's unit watches."""
+    shell(guest, "mkdir", "-p", "/run/netns")
+    shell(guest, "touch", f"/run/netns/{AGENT}")
+    shell(guest, "unshare", f"--net=/run/netns/{AGENT}", "true")
+    for command in (
+        "link set lo up",
+        "link add e0 type veth",  # with veth0 at its other end
+        "link set e0 up",
+        "link set veth0 up",
+        "address add 10.9.0.1/24 dev e0",
+        "route add default via 10.9.0.9",
+    ):
+        shell(guest, *_IN_SANDBOX, "busybox", "ip", *command.split())
+    shell(guest, "systemctl", "start", "receiver.service", _HOST)
+    return guest
+
+
+def _until(what: Callable[[], T]) -> T:
+    """What it gives as soon as that is true."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not (found := what()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+    return found
+
+
+def _microseconds(guest: Machine, unit: str, name: str) -> int:
+    """A monotonic timestamp of a unit."""
+    return int(show(guest, unit, f"{name}Monotonic"))
+
+
+def test_the_unit_is_ready_before_the_network(guest: Machine) -> None:
+    assert show(guest, _MACHINE, "ActiveState") == "active"
+    # This it says of itself.
+    assert show(guest, _MACHINE, "StatusText") == f"watching {SANDBOX}"
+    names = (_MACHINE, "network-pre.target", "network.service")
+    times = [_microseconds(guest, unit, "ActiveEnterTimestamp") for unit in names]
+    assert 0 < times[0] <= times[1] <= times[2]
+
+
+def test_a_workload_starts_when_the_records_are_read(guest: Machine) -> None:
+    (started,) = (event for event in guest.ask("events") if event["class_uid"] == _LIFECYCLE)
+    text = show(guest, "workload.service", "ExecMainStartTimestamp")
+    at = dt.datetime.strptime(text, "%a %Y-%m-%d %H:%M:%S.%f %Z").replace(tzinfo=dt.UTC)
+    assert started["activity_name"] == "Start"
+    assert started["time"] <= at.timestamp() * 1000
+
+
+def test_it_is_not_root_and_has_the_capabilities_that_it_needs(guest: Machine) -> None:
+    status = system.process(guest, _MACHINE)
+    assert shell(guest, "id", "-u", "ocsf-nft") == status["Uid"].split()[1] != "0"
+    assert system.capabilities(guest, _MACHINE) == {_NET_ADMIN, _SYSLOG}
+
+
+def test_events_are_for_a_group_of_readers_and_the_state_for_nobody_else(guest: Machine) -> None:
+    paths = ("/var/lib/ocsf-nft", "/var/log/ocsf-nft", system.EVENTS)
+    told = shell(guest, "stat", "-c", "%U:%G %a", *paths).splitlines()
+    assert told == [f"ocsf-nft:ocsf-nft {mode}" for mode in ("700", "750", "640")]
 
 
 @pytest.mark.parametrize(("proxy", "seen_as"), [(GATEWAY4, SANDBOX4), (GATEWAY6, SANDBOX6)])
@@ -141,41 +146,165 @@ def test_a_connection_is_refused_by_a_reset(guest: Machine, address: str) -> Non
     assert guest.ask("talk", address, 443) == "ConnectionRefusedError"
 
 
+@pytest.mark.parametrize("number", ["TERM", "KILL"])
+def test_the_fence_stays_and_nothing_is_lost_while_the_run_is_started_again(
+    guest: Machine, number: str
+) -> None:
+    before, workload = (show(guest, unit, "MainPID") for unit in (_MACHINE, "workload.service"))
+    restarts = int(show(guest, _MACHINE, "NRestarts"))
+    shell(guest, "kill", "-s", number, before)
+
+    def is_started_again() -> bool:
+        assert guest.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
+        return show(guest, _MACHINE, "MainPID") not in {before, "0"}
+
+    _until(is_started_again)
+    _until(lambda: show(guest, _MACHINE, "StatusText") == f"watching {SANDBOX}")
+    assert int(show(guest, _MACHINE, "NRestarts")) == restarts + 1
+    # What requires it goes on.
+    assert show(guest, "workload.service", "MainPID") == workload
+    _until(lambda: _imbalance(guest) == {})
+    kept = shell(
+        guest, "ocsf-nft", "events", "--store", _STORE, "--lines", "0", "--format", "jsonl"
+    )
+    uids = [json.loads(line)["metadata"]["uid"] for line in kept.splitlines()]
+    assert len(uids) == len(set(uids)) > 0
+    assert {event["metadata"]["uid"] for event in guest.ask("events")} >= set(uids)
+
+
+def _imbalance(guest: Machine) -> dict[str, tuple[int, int]]:
+    """By rule: what was told and what was refused, where these differ."""
+    told = system.counted(guest.ask("events"))
+    refused = {rule: packets for rule, packets in guest.ask("refused").items() if packets}
+    rules = told.keys() | refused.keys()
+    both = {rule: (told.get(rule, 0), refused.get(rule, 0)) for rule in rules}
+    return {rule: numbers for rule, numbers in both.items() if numbers[0] != numbers[1]}
+
+
 def test_what_is_refused_is_told_from_the_journal(
     guest: Machine, far: FarSide, judge: Callable[[Any], list[str]]
 ) -> None:
-    # The unit is up before the journal is read, and what is refused until then has counters alone.
-    _until(guest, bool)
     for escape in ESCAPES:
         assert guest.ask("escape", escape.name)["refused"][escape.rule] > 0, escape.name
     assert guest.ask("talk", GATEWAY4, PROXY_PORT) == SANDBOX4
     assert far.strays() == []
     # Of an LLC frame the kernel log has what its socket said that it is, not its length field.
     wanted = {(escape.rule, escape.protocol) for escape in ESCAPES if "llc" not in escape.name}
-    events = _until(guest, lambda events: wanted <= refusals(events))
+    _until(lambda: wanted <= refusals(guest.ask("events")))
+    events = guest.ask("events")
     faults = {event["message"]: judge(event) for event in events}
     assert not any(faults.values()), faults
     # A counter tells of no source: these are records, and only the journal had them read.
     assert any(event.get("src_endpoint", {}).get("port") for event in events)
-    logged = guest.ask("shell", "journalctl", "-k", "-o", "cat", "--no-pager")["stdout"]
-    assert re.search(r"^ocsf-nft:vm-9:egress:IN= OUT=sb0 ", logged, re.MULTILINE)
+    logged = shell(guest, "journalctl", "-k", "-o", "cat", "--no-pager")
+    assert re.search(rf"^ocsf-nft:{SANDBOX}:egress:IN= OUT=sb0 ", logged, re.MULTILINE)
 
 
-def _until(guest: Machine, enough: Callable[[list[Any]], bool]) -> list[Any]:
-    deadline = time.monotonic() + 300
-    while not enough(events := list(guest.ask("events"))):
-        assert time.monotonic() < deadline, events
-        time.sleep(1)
-    return events
+def test_the_watchdog_hears_of_it(guest: Machine) -> None:
+    assert show(guest, _MACHINE, "WatchdogUSec") == "1min"
+    begun = _microseconds(guest, _MACHINE, "WatchdogTimestamp")
+    _until(lambda: _microseconds(guest, _MACHINE, "WatchdogTimestamp") > begun)
 
 
-def test_the_fence_stays_while_the_run_is_started_again(guest: Machine) -> None:
-    assert guest.ask("terminate", "ocsf-nft run") == 1
+@pytest.mark.parametrize("unit", [_MACHINE, _HOST])
+def test_a_unit_is_not_more_exposed_than_its_guide_says(guest: Machine, unit: str) -> None:
+    assert system.exposure(guest, unit) <= system.stated()[unit]
 
-    def is_started_again(_events: list[Any]) -> bool:
-        assert guest.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
-        told = guest.ask("shell", "systemctl", "show", "ocsf-nft.service", "-P", "NRestarts")
-        return str(told["stdout"]).strip() == "1"
 
-    _until(guest, is_started_again)
-    assert guest.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
+def test_the_hosts_unit_is_ready_when_its_sandbox_is_fenced(host: Machine) -> None:
+    assert show(host, _HOST, "StatusText") == f"watching {AGENT}"
+    assert _verdict(host) == _STANDS
+    # And drops what this file gives it no use for.
+    assert system.capabilities(host, _HOST) == {_NET_ADMIN, _SYS_ADMIN, _SYS_PTRACE}
+    assert system.process(host, _HOST)["Uid"].split()[1] != "0"
+
+
+def test_the_hosts_unit_delivers_over_the_network_with_a_secret_of_the_credential_store(
+    host: Machine,
+) -> None:
+    assert _connect(host, "203.0.113.40") == "ConnectionRefusedError"
+    event = _until(lambda: _told(_received(host), "203.0.113.40"))
+    assert event["unmapped"]["sandbox"] == AGENT
+    # From its record, which nobody reads in another namespace without CAP_SYS_ADMIN.
+    assert event["src_endpoint"]["port"]
+
+
+def test_reloading_takes_over_another_sink_and_nothing_that_is_wrong(host: Machine) -> None:
+    before = show(host, _HOST, "MainPID")
+    host.ask("write", CONFIG, f"sinks = 1\n{system.HOST_CONFIG}")
+    told = host.ask("shell", "systemctl", "reload", _HOST)
+    assert told["code"] != 0
+    second = "/var/log/ocsf-nft/second.jsonl"
+    host.ask("write", CONFIG, f'{system.HOST_CONFIG}\n[[sink]]\npath = "{second}"\n')
+    shell(host, "systemctl", "reload", _HOST)
+    _until(lambda: host.ask("shell", "test", "-e", second)["code"] == 0)
+    _connect(host, "203.0.113.41")
+    _until(lambda: _told(host.ask("events", second), "203.0.113.41"))
+    assert show(host, _HOST, "MainPID") == before
+    assert show(host, _HOST, "ActiveState") == "active"
+
+
+def test_a_run_that_hangs_is_ended_and_started_again_behind_its_fence(host: Machine) -> None:
+    before = show(host, _HOST, "MainPID")
+    shell(host, "kill", "-s", "STOP", before)
+    _until(lambda: show(host, _HOST, "MainPID") not in {before, "0"})
+    assert _connect(host, "203.0.113.42") == "ConnectionRefusedError"
+    _until(lambda: _told(_received(host), "203.0.113.42"))
+
+
+def test_a_fence_goes_with_the_run_that_put_it_up_and_with_no_later_one(host: Machine) -> None:
+    shell(host, "systemctl", "stop", _HOST)
+    # It is there still if a run was killed before.
+    assert host.ask("shell", "ocsf-nft", "remove", *_WHERE)["code"] in {_STANDS, _ABSENT}
+    shell(host, "systemctl", "start", _HOST)
+    shell(host, "systemctl", "stop", _HOST)
+    assert _verdict(host) == _ABSENT
+    shell(host, "systemctl", "start", _HOST)
+    before = show(host, _HOST, "MainPID")
+    shell(host, "kill", "-s", "KILL", before)
+    _until(lambda: show(host, _HOST, "MainPID") not in {before, "0"})
+    _until(lambda: show(host, _HOST, "ActiveState") == "active")
+    shell(host, "systemctl", "stop", _HOST)
+    assert _verdict(host) == _STANDS
+
+
+def test_a_user_of_systemds_making_does_as_well_but_nobody_else_reads_its_events(
+    host: Machine,
+) -> None:
+    shell(host, "systemctl", "stop", _HOST)
+    drop_in = f"/etc/systemd/system/{_HOST}.d/dynamic.conf"
+    host.ask("write", drop_in, system.DYNAMIC)
+    host.ask("write", CONFIG, system.DYNAMIC_CONFIG)
+    shell(host, "systemctl", "daemon-reload")
+    shell(host, "systemctl", "start", _HOST)
+    assert _connect(host, "203.0.113.43") == "ConnectionRefusedError"
+    _until(lambda: _told(_received(host), "203.0.113.43"))
+    user, group = system.process(host, _HOST)["Uid"].split()[0], system.process(host, _HOST)["Gid"]
+    assert int(user) > 60_000  # systemd's own range
+    kept = shell(host, "readlink", "-f", system.DYNAMIC_EVENTS)
+    assert shell(host, "stat", "-c", "%u %a", kept) == f"{user} 640"
+    of_the_group = ("setpriv", "--reuid=1234", f"--regid={group.split()[0]}", "--clear-groups")
+    told = host.ask("shell", *of_the_group, "cat", kept)
+    assert "Permission denied" in told["stderr"]
+
+
+def _verdict(host: Machine) -> int:
+    return int(host.ask("shell", "ocsf-nft", "verify", *_WHERE)["code"])
+
+
+def _connect(host: Machine, address: str) -> str:
+    """Try to get out of the sandbox; the name of what comes of it."""
+    python = str(Path(sys.executable).resolve())
+    told = host.ask("shell", *_IN_SANDBOX, python, "-c", _CONNECTS, address)
+    return str(told["stderr"]).strip().splitlines()[-1].partition(":")[0]
+
+
+def _received(host: Machine) -> list[Any]:
+    requests = host.ask("events", RECEIVED)
+    assert {request["authorization"] for request in requests} <= {f"Bearer {system.TOKEN}"}
+    return [event for request in requests for event in request["events"]]
+
+
+def _told(events: list[Any], address: str) -> Any:
+    found = (event for event in events if event.get("dst_endpoint", {}).get("ip") == address)
+    return next(found, None)

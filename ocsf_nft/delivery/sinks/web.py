@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gzip
 import io
+import os
 import re
 import ssl
 import time
@@ -293,6 +294,8 @@ def _cause(error: Exception) -> str:
         return type(error).__name__
     if isinstance(error, TimeoutError) and error.errno is None:
         return f"there is no connection after {_CONNECT_SECONDS:g} s"
-    said = error.strerror or str(error)
+    # Not what asyncio makes of a number, which is for programmers; a name's are its own, below 0.
+    number = error.errno or 0
+    said = os.strerror(number) if number > 0 else error.strerror or str(error)
     # aiohttp tells what it could not write by its whole URL, in which there may be a token.
     return _CUT if "://" in said else said

@@ -1,0 +1,209 @@
+"""A whole system for the guest: systemd, its journal, our units, and what a person writes for them.
+
+The machine fences itself by ``ocsf-nft.service``. A sandbox in a namespace of its own and a
+receiver of events are there for ``ocsf-nft-host.service``, which a test starts.
+"""
+
+from __future__ import annotations
+
+import compileall
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT
+from tests.guest import cache, distribution, image, kernel
+
+if TYPE_CHECKING:
+    from tests.guest.kernel import Kernel
+    from tests.guest.machine import Machine
+
+DEPLOYED: Final = cache.PROJECT / "deploy/systemd"
+SANDBOX: Final = "vm-9"
+EVENTS: Final = "/var/log/ocsf-nft/events.jsonl"
+#: What the host's unit watches, and where it sends events.
+AGENT: Final = "agent"
+CONFIG: Final = "/etc/ocsf-nft/ocsf-nft.toml"
+RECEIVED: Final = "/run/received.jsonl"
+TOKEN: Final = "in-etc-credstore"  # noqa: S105 - a guest's own
+_PORT: Final = 8088
+#: Before the name of a unit: the same, with nothing dropped in, which nobody starts.
+_AS_IT_IS: Final = "as-it-is-"
+#: In the guide, a row of a table for each unit.
+_STATED: Final = r"^\| `(ocsf-nft[a-z-]*\.service)` \|.*\| ([0-9.]+) \|$"
+
+#: What a person writes who uses the units.
+_PROXIES: Final = f"--proxy {GATEWAY4}:{PROXY_PORT} --proxy [{GATEWAY6}]:{PROXY_PORT}"
+_SETTINGS: Final = f"""OCSF_NFT_FENCE="--sandbox {SANDBOX} {_PROXIES} --transport kmsg"
+OCSF_NFT_REPORT="--source journal --output {EVENTS}"
+"""
+HOST_CONFIG: Final = f"""
+[[sink]]
+type = "http"
+url = "http://127.0.0.1:{_PORT}/"
+bearer = {{ credential = "ocsf-nft.receiver" }}
+
+[[sandbox]]
+name = "{AGENT}"
+netns = "{AGENT}"
+proxy = ["10.9.0.2:3128"]
+transport = "nflog"
+install = true
+"""
+#: The host's unit with a user and directories of systemd's making.
+DYNAMIC: Final = """[Service]
+User=
+DynamicUser=yes
+StateDirectory=
+StateDirectory=ocsf-nft-dynamic
+LogsDirectory=
+LogsDirectory=ocsf-nft-dynamic
+"""
+DYNAMIC_EVENTS: Final = "/var/log/ocsf-nft-dynamic/events.jsonl"
+DYNAMIC_CONFIG: Final = f"""state_dir = "/var/lib/ocsf-nft-dynamic"
+{HOST_CONFIG}
+[[sink]]
+path = "{DYNAMIC_EVENTS}"
+"""
+_JOURNAL: Final = "[Service]\nSupplementaryGroups=systemd-journal\n"
+#: Python is where it is on this machine, and that may be somebody's home.
+_PYTHON: Final = "[Service]\nProtectHome=read-only\n"
+#: Within a test's patience.
+_WATCHDOG: Final = "[Service]\nWatchdogSec=20\n"
+_NETWORK: Final = """[Unit]
+Description=The network
+DefaultDependencies=no
+After=network-pre.target
+Before=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c '\\
+    echo 0 >/proc/sys/net/ipv6/conf/sb0/accept_dad; \\
+    busybox ip link set lo up; busybox ip link set sb0 up; \\
+    busybox ip address add 10.200.0.2/24 dev sb0; busybox ip address add fd00:200::2/64 dev sb0; \\
+    busybox ip route add default via 10.200.0.1; busybox ip route add default via fd00:200::1'
+"""
+_PROGRAM: Final = f"""Environment=PYTHONPATH=/{image.SITE}:/{image.TESTS}
+StandardOutput=journal+console
+StandardError=journal+console
+ExecStart={Path(sys.executable).resolve()} -m tests.guest.inside."""
+_WORKLOAD: Final = f"""[Unit]
+Description=The workload
+Requires=ocsf-nft.service network.service
+After=ocsf-nft.service network.service
+[Service]
+Type=exec
+{_PROGRAM}agent systemd
+"""
+_RECEIVER: Final = f"""[Unit]
+Description=A receiver of events
+[Service]
+Type=notify
+{_PROGRAM}receiver {_PORT} {RECEIVED}
+"""
+
+
+def initramfs(guest_kernel: Kernel, package_layer: Path, folder: Path) -> Path:
+    """The system, which boots by itself."""
+    units = "etc/systemd/system"
+    files = {
+        # Not the first boot, in which systemd would enable whatever there is.
+        "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+        # Made now: systemd takes a clock that is years ahead of this file, or of its own making
+        # where there is none, for wrong.
+        "usr/lib/clock-epoch": "",
+        "etc/ocsf-nft/fence.env": _SETTINGS,
+        CONFIG[1:]: HOST_CONFIG,
+        "etc/credstore/ocsf-nft.receiver": f"{TOKEN}\n",
+        "usr/lib/sysusers.d/ocsf-nft.conf": _deployed("ocsf-nft.sysusers.conf"),
+        f"{units}/ocsf-nft.service.d/journal.conf": _JOURNAL,
+        f"{units}/ocsf-nft.service.d/python.conf": _PYTHON,
+        f"{units}/ocsf-nft-host.service.d/python.conf": _PYTHON,
+        f"{units}/ocsf-nft-host.service.d/watchdog.conf": _WATCHDOG,
+        f"{units}/network.service": _NETWORK,
+        f"{units}/workload.service": _WORKLOAD,
+        f"{units}/receiver.service": _RECEIVER,
+    }
+    for unit in ("ocsf-nft.service", "ocsf-nft-host.service"):
+        files[f"{units}/{unit}"] = files[f"{units}/{_AS_IT_IS}{unit}"] = _deployed(unit)
+    # As `systemctl enable` makes them.
+    links = {
+        f"{units}/sysinit.target.wants/ocsf-nft.service": "../ocsf-nft.service",
+        f"{units}/multi-user.target.wants/workload.service": "../workload.service",
+    }
+    layers = [
+        image.busybox(),
+        distribution.layer(),
+        image.python(),
+        _http(folder / "http"),
+        package_layer,
+        image.modules(folder / "modules", guest_kernel, *kernel.DEVICES, *kernel.FENCE, "veth"),
+        image.files(folder / "files", files, links),
+    ]
+    return image.initramfs(folder, layers)
+
+
+def _deployed(name: str) -> str:
+    return (DEPLOYED / name).read_text(encoding="utf-8")
+
+
+def _http(folder: Path) -> Path:
+    """The layer of what the extra ``http`` brings."""
+    root = folder / "root"
+    for name in sorted(image._dependencies("aiohttp") | {"aiohttp"}):
+        image._copy_distribution(name, root / image.SITE)
+    compileall.compile_dir(root, quiet=2, stripdir=root)
+    return image._pack(root, folder)
+
+
+def shell(guest: Machine, *command: str) -> str:
+    """What a command of the guest's prints; it has to succeed."""
+    told = guest.ask("shell", *command)
+    assert told["code"] == 0, (command, told)
+    return str(told["stdout"]).strip()
+
+
+def show(guest: Machine, unit: str, name: str) -> str:
+    """A property of a unit."""
+    return shell(guest, "systemctl", "show", "--timestamp=us+utc", "-P", name, unit)
+
+
+def process(guest: Machine, unit: str) -> dict[str, str]:
+    """The lines of /proc/PID/status of a unit's main process."""
+    text = shell(guest, "cat", f"/proc/{show(guest, unit, 'MainPID')}/status")
+    return {name: value.strip() for name, _, value in (x.partition(":") for x in text.splitlines())}
+
+
+def capabilities(guest: Machine, unit: str) -> set[int]:
+    """The numbers of those that its main process holds, or may get back."""
+    status = process(guest, unit)
+    held = int(status["CapPrm"], 16)
+    assert int(status["CapAmb"], 16) == held
+    return {number for number in range(64) if held >> number & 1}
+
+
+def exposure(guest: Machine, unit: str) -> float:
+    """How exposed a unit is to the systemd that runs it."""
+    name = f"{_AS_IT_IS}{unit}"
+    told = guest.ask("shell", "systemd-analyze", "security", "--no-pager", name)
+    found = re.search(rf"exposure level for {re.escape(name)}: ([0-9.]+)", told["stdout"])
+    assert found is not None, told
+    return float(found[1])
+
+
+def counted(events: list[Any]) -> dict[str, int]:
+    """The packets that events tell, each event once, by rule."""
+    once = {event["metadata"]["uid"]: event for event in events if event["class_uid"] == 4001}
+    found: dict[str, int] = {}
+    for event in once.values():
+        rule = event["firewall_rule"]["name"]
+        found[rule] = found.get(rule, 0) + event["count"]
+    return found
+
+
+def stated() -> dict[str, float]:
+    """How exposed the units are as their guide has it."""
+    guide = (DEPLOYED / "README.md").read_text(encoding="utf-8")
+    return {unit: float(score) for unit, score in re.findall(_STATED, guide, re.MULTILINE)}
