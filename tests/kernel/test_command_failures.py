@@ -295,6 +295,33 @@ def test_a_second_signal_ends_a_run_whose_output_nobody_reads(
             process.stderr.close()
 
 
+def test_one_signal_ends_a_run_whose_output_nobody_reads_and_the_next_one_tells_the_rest(
+    lab: Lab, state: StateDirectory
+) -> None:
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [*_watch(lab, state), "--install"], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    try:
+        assert process.stderr is not None
+        _read_until(process.stderr.fileno(), b"ready: watching lab\n")
+        attempts.attempt(lab.sandbox_namespace, 0, 2000, "sweep")
+        process.send_signal(signal.SIGTERM)
+        # Though a thread still waits for the reader.
+        assert process.wait(30) == 0
+        assert b"events wait in the store for the next run" in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+        if process.stderr is not None:
+            process.stderr.close()
+    kept = command.run("events", "--state-dir", str(state.path), "--sinks")
+    assert kept.stdout.startswith("-: ")
+    assert not kept.stdout.startswith("-: 0 events")
+
+
 def test_a_second_signal_ends_a_run_that_can_not_say_so(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
