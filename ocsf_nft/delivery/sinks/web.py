@@ -292,10 +292,16 @@ def _cause(error: Exception) -> str:
         return f"TLS failed ({error.reason}): see whether it speaks TLS there"
     if not isinstance(error, OSError):
         return type(error).__name__
+    return _systems(error)
+
+
+def _systems(error: OSError) -> str:
+    """What the system says, or whoever speaks in its name."""
     if isinstance(error, TimeoutError) and error.errno is None:
         return f"there is no connection after {_CONNECT_SECONDS:g} s"
-    # Not what asyncio makes of a number, which is for programmers; a name's are its own, below 0.
-    number = error.errno or 0
-    said = os.strerror(number) if number > 0 else error.strerror or str(error)
+    said = error.strerror or str(error)
     # aiohttp tells what it could not write by its whole URL, in which there may be a token.
-    return _CUT if "://" in said else said
+    if "://" in said:
+        return _CUT
+    # What asyncio makes of a number is for programmers; those below 0 are of names, not of errors.
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else said

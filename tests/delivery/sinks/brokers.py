@@ -159,11 +159,14 @@ class KafkaBroker(_Child):
     def records(self, topic: str) -> list[dict[str, Any]]:
         """What a consumer reads of a topic: kcat's, each partition in order."""
         found = subprocess.run(
-            ["kcat", "-C", "-b", self.host, "-t", topic, "-o", "beginning", "-e", "-q", "-J"],
+            [
+                "kcat", "-C", "-b", self.host, "-t", topic, "-o", "beginning", "-e", "-q", "-J",
+                "-X", "fetch.wait.max.ms=10",
+            ],
             capture_output=True,
             check=True,
             timeout=30,
-        )
+        )  # fmt: skip
         return [json.loads(line) for line in found.stdout.splitlines()]
 
 
