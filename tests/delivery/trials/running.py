@@ -1,0 +1,130 @@
+"""A store and the forwarder to a sink, made of the sink's table as a run makes them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.config import parse
+from ocsf_nft.delivery.forwarder import Forwarder
+from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.store import Store
+from ocsf_nft.service.outlets import outlets
+from tests.delivery.receiver import Receiver as InMemory
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from pathlib import Path
+
+    from ocsf_nft.delivery.message import Message
+
+#: What each sink is called here, so that another table may be given for it.
+NAME: Final = "tried"
+_MEMORY: Final = "memory"
+#: In place of what a sink does by default, where its table does not say otherwise.
+_QUICK: Final = {"batch_seconds": 0.02, "retry_seconds": 0.1}
+
+
+@dataclass
+class Run:
+    """Delivers ``sent`` to the sink that is tried, and to one in memory, which is always up."""
+
+    store: Store
+    #: How much longer than usual there may be something to wait for.
+    more_seconds: float = 0.0
+    sent: list[Message] = field(default_factory=list)
+    memory: InMemory = field(default_factory=InMemory)
+    _forwarder: Forwarder | None = None
+    _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    @property
+    def forwarder(self) -> Forwarder:
+        """That of the sink that is tried."""
+        assert self._forwarder is not None
+        return self._forwarder
+
+    async def begin(self) -> None:
+        """Deliver to memory."""
+        await self.store.register([NAME, _MEMORY])
+        self._start(Forwarder(_MEMORY, self.memory, self.store, pace=Pace(), patiently=_patience()))
+
+    async def deliver(self, table: dict[str, Any]) -> None:
+        """Deliver by the sink of a table from now on, as after a reload of the configuration."""
+        await self._end(NAME)
+        written = {"host_log": "kmsg", "sink": [_QUICK | table | {"name": NAME}]}
+        (outlet,) = outlets(parse(written, where="trial").sinks)
+        self._forwarder = Forwarder(
+            outlet.name,
+            outlet.sink,
+            self.store,
+            told=outlet.told,
+            pace=outlet.pace,
+            patiently=_patience(),
+        )
+        self._start(self._forwarder)
+
+    async def end(self) -> None:
+        for name in tuple(self._tasks):
+            await self._end(name)
+
+    async def put(self, messages: Iterable[Message]) -> None:
+        """Keep events, all in one transaction."""
+        found = list(messages)
+        await self.store.put([each.line for each in found])
+        self.sent += found
+
+    async def until(self, is_so: Callable[[], bool], what: str) -> None:
+        """Wait for something of this process, which nothing tells of."""
+        try:
+            async with asyncio.timeout(self.deadline):
+                while not is_so():  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            progress = None if self._forwarder is None else self._forwarder.progress
+            raise AssertionError(f"never {what}: {progress}") from None
+
+    async def drained(self) -> None:
+        """Wait until the sink has all that was put, or has refused it."""
+        try:
+            await asyncio.wait_for(self.forwarder.drain(), self.deadline)
+        except TimeoutError:
+            raise AssertionError(f"not all delivered: {self.forwarder.progress}") from None
+
+    @property
+    def deadline(self) -> float:
+        return 60 + self.more_seconds
+
+    @property
+    def uids(self) -> list[str]:
+        """The uids of what was put."""
+        return [each.uid for each in self.sent]
+
+    def _start(self, forwarder: Forwarder) -> None:
+        self._tasks[forwarder.name] = asyncio.create_task(forwarder.run())
+
+    async def _end(self, name: str) -> None:
+        if (task := self._tasks.pop(name, None)) is None:
+            return
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@contextlib.asynccontextmanager
+async def running(folder: Path, *, more_seconds: float = 0.0) -> AsyncIterator[Run]:
+    """A store in a folder, and what delivers from it."""
+    async with Store(folder / FILE) as store:
+        run = Run(store, more_seconds)
+        try:
+            await run.begin()
+            yield run
+        finally:
+            await run.end()
+
+
+def _patience() -> Patience:
+    return Patience(asyncio.Event())
