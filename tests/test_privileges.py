@@ -24,6 +24,8 @@ def test_a_process_goes_first_as_far_as_it_may(under: tuple[str, ...], nice: str
     command = ["nice", "-n", "0", *under, sys.executable, "-c", _CODE]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [nice, "0.001"]
+
+
 _CHILD = """
 import subprocess
 from ocsf_nft import privileges
