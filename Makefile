@@ -28,7 +28,7 @@ demo: .venv/ready  ## Fence a throw-away sandbox and watch programs fail to get 
 test: .venv/ready  ## Run all tests but the slow ones, on the real kernel, in namespaces of their own.
 	$(SUDO) $(BIN)/pytest -q
 
-test-guest: .venv/ready  ## Run the slow tests: whole systems that boot in a virtual machine.
+test-guest: .venv/ready  ## Run the slow tests: whole systems in a virtual machine, 200 kills, a long outage.
 	$(SUDO) $(BIN)/pytest -q -m slow
 
 lint: .venv/ready  ## Check style, types and the direction of imports.

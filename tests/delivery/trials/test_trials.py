@@ -23,7 +23,7 @@ from tests.delivery.trials.receivers import WRONG, Receiver, Setting, event
 from tests.delivery.trials.running import NAME, Run, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from ocsf_nft.delivery.shelf import Dead
@@ -93,9 +93,8 @@ async def soon(is_so: Callable[[], Awaitable[bool]], seconds: float = _SOON_SECO
     return False
 
 
-async def arrived(receiver: Receiver, wanted: Sequence[str]) -> list[str]:
+async def arrived(receiver: Receiver, wanted: Iterable[str]) -> list[str]:
     """What a receiver has as soon as that is all that is wanted, or after long."""
-
     found: list[str] = []
 
     async def has_all() -> bool:
@@ -173,19 +172,21 @@ async def test_who_is_down_for_a_while_misses_nothing(name: str, setting: Settin
             before = await receiver.uids() if kind.may_lose else []
             await run.until(lambda: progress.fault is not None, "told")
             hold_a_sentence(progress.fault)
+            # What was handed over before anybody could know; nothing that was put later.
             lost = run.uids[len(set(before)) :] if kind.may_lose else []
             await asyncio.sleep(dead_since + DOWN_SECONDS - time.monotonic())
             await receiver.start()
             end = run.store.end + 30
             await run.until(lambda: run.forwarder.done >= end, "gone on")
         await run.drained()
-        wanted = [uid for uid in run.uids if uid not in set(lost)]
+        wanted = set(run.uids) - set(lost)
         found = await arrived(receiver, wanted)
         assert progress.fault is None
+        await run.memory.has(len(run.sent))
         assert run.memory.got == run.uids
     if kind.has_once:
         assert Counter(found) == Counter(run.uids)
-    assert set(wanted) <= set(found) <= set(run.uids)
+    assert wanted <= set(found) <= set(run.uids)
     if not kind.may_disorder:
         arrivals = set(found)
         assert first(found) == [uid for uid in run.uids if uid in arrivals]
