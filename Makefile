@@ -12,7 +12,7 @@ BIN := .venv/bin
 PACKAGES := nftables iptables iproute2 iputils-ping curl jq systemd systemd-journal-remote \
             gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv \
             kustomize tinyproxy-bin qemu-system-x86 busybox-static shellcheck \
-            nats-server librdkafka1 kcat rsyslog rsyslog-openssl rsyslog-gnutls promtool
+            nats-server librdkafka1 kcat rsyslog rsyslog-openssl rsyslog-gnutls promtool e2fsprogs
 
 # What `make bench` measures beside.
 PEERS := mawk ulogd2 ulogd2-json

@@ -35,6 +35,8 @@ _log = structlog.get_logger()
 
 #: How often to look for dead letters that somebody wants to be tried again.
 _LOOK_SECONDS: Final = 1.0
+#: A batch that was not taken in time so often is sent in halves.
+_SLOW_TRIES: Final = 2
 #: How long a sink may take to close.
 _CLOSE_SECONDS: Final = 5.0
 #: Events told otherwise before other tasks get a turn: about a millisecond of work.
@@ -57,6 +59,10 @@ class Progress:
     since: float = 0.0
 
 
+class _SlowError(DeliveryError):
+    """A sink did not take a batch in the time that it may take."""
+
+
 class _LeftError(Exception):
     """The forwarder was told to leave while its sink was down."""
 
@@ -67,6 +73,11 @@ class _Part:
 
     rest: Sequence[Message]
     refused: list[Refusal] = field(default_factory=list)
+
+    def halves(self) -> tuple[_Part, _Part]:
+        """What is left in two parts, the second one first."""
+        half = len(self.rest) // 2
+        return _Part(self.rest[half:]), _Part(self.rest[:half])
 
 
 class Forwarder:
@@ -264,20 +275,22 @@ class Forwarder:
             try:
                 await self._until_taken(part)
             except RefusedError as error:
-                rest = part.rest
-                if len(rest) == 1:
-                    refused.append(Refusal(rest[0], str(error)))
+                if len(part.rest) == 1:
+                    refused.append(Refusal(part.rest[0], str(error)))
                 else:
-                    half = len(rest) // 2
-                    parts.extendleft((_Part(rest[half:]), _Part(rest[:half])))
+                    parts.extendleft(part.halves())
+            except _SlowError:
+                parts.extendleft(part.halves())
             refused += part.refused
         return refused
 
     async def _until_taken(self, part: _Part) -> None:
         """Try a part until nothing is left of it.
 
-        Raises RefusedError when the receiver refuses what is left as a whole, ClosedError.
+        Raises RefusedError when the receiver refuses what is left as a whole, ClosedError, and
+        _SlowError when it never gets through with it in time, and less may do.
         """
+        slow = 0
         backoff = Backoff(most_seconds=self._pace.retry_seconds)
         while True:
             try:
@@ -292,6 +305,9 @@ class Forwarder:
                 raise
             except DeliveryError as error:
                 asked = error.after_seconds
+                slow = slow + 1 if isinstance(error, _SlowError) else 0
+                if slow >= _SLOW_TRIES and len(part.rest) > 1 and not self._repeats:
+                    raise
             await _first((self._leaving.wait(),), backoff.wait_seconds(asked))
             if self._leaving.is_set():
                 raise _LeftError
@@ -318,7 +334,7 @@ class Forwarder:
                     self._is_greeted = True
                 return await self._sink.deliver(part) if part else DELIVERED
         except TimeoutError as error:
-            raise DeliveryError(
+            raise _SlowError(
                 f"{self.name} did not take a batch within {self._pace.timeout_seconds} s"
             ) from error
         except (DeliveryError, OSError) as error:

@@ -144,6 +144,33 @@ async def test_a_delivery_that_takes_too_long_is_cut_and_tried_again(store: Stor
     assert sink.got == uids(range(3))
 
 
+async def test_a_batch_that_is_too_much_for_the_time_there_is_is_sent_in_smaller_ones(
+    store: Store,
+) -> None:
+    class Slow(Receiver):
+        async def deliver(self, messages: Any) -> Outcome:
+            if len(messages) > 3:
+                await asyncio.Event().wait()
+            return await super().deliver(messages)
+
+    sink = Slow()
+    forwarder = made(store, sink, timeout_seconds=0.05)
+    async with running(forwarder):
+        await store.put(events(range(10)))
+        await sink.has(10)
+        await forwarder.drain()
+    assert sink.got == uids(range(10))
+    assert forwarder.progress.dead == 0
+
+
+async def test_a_sink_that_knows_its_batches_gets_no_smaller_ones(store: Store) -> None:
+    sink = Receiver(stuck=True, repeats_batches=True)
+    async with running(made(store, sink, timeout_seconds=0.02)):
+        await store.put(events(range(10)))
+        await sink.tried(4)
+    assert {len(batch) for batch in sink.batches} == {10}
+
+
 async def test_what_is_refused_is_a_dead_letter_and_the_rest_goes_on(store: Store) -> None:
     sink = Receiver(bad={"uid-3"})
     forwarder = made(store, sink)
