@@ -43,7 +43,7 @@ class Patience:
         try:
             while True:
                 try:
-                    return await work()
+                    found = await work()
                 except ClosedError:
                     raise
                 except DeliveryError as error:
@@ -53,10 +53,14 @@ class Patience:
                     if self._is_over():
                         raise
                     await self._wait()
+                else:
+                    if self.fault is not None and is_waiting:
+                        _log.warning("the disk takes what is to be kept again")
+                        self.fault = None
+                    return found
         finally:
             self._waiting -= is_waiting
-            if is_waiting and not self._waiting:
-                _log.warning("the disk takes what is to be kept again")
+            if is_waiting and not self._waiting:  # who waited last was told to wait no longer
                 self.fault = None
 
     def _tell(self, fault: str) -> None:

@@ -157,11 +157,7 @@ class Outlets:
         # Each begins when its predecessor has ended: no other one waits for that.
         await asyncio.gather(
             *(self._succeed(each, old.pop(each.name, None)) for each in forwarders),
-            *(
-                _ended(task)
-                for name, task in old.items()
-                if name not in {f.name for f in forwarders}
-            ),
+            *map(_ended, old.values()),  # those that have no successor
         )
 
     async def _succeed(self, forwarder: Forwarder, before: asyncio.Task[None] | None) -> None:

@@ -39,7 +39,9 @@ async def test_it_goes_on_until_the_disk_has_room() -> None:
     assert patiently.fault is None
 
 
-async def test_once_the_run_is_to_end_it_has_some_seconds_left() -> None:
+async def test_once_the_run_is_to_end_it_has_some_seconds_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     stop = asyncio.Event()
     patiently = Patience(stop)
     waiting = asyncio.create_task(patiently(Disk(1 << 60).write))
@@ -48,6 +50,7 @@ async def test_once_the_run_is_to_end_it_has_some_seconds_left() -> None:
     stop.set()
     with pytest.raises(DeliveryError, match="the disk is full"):
         await asyncio.wait_for(waiting, 10)
+    assert "the disk takes" not in capsys.readouterr().out, "it never did"
     with pytest.raises(DeliveryError):  # there is no second helping
         await patiently(Disk(1 << 60).write)
 
