@@ -44,6 +44,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
+def nobodys_port() -> Iterator[int]:
+    """A port that is taken, so that nobody will listen at it meanwhile."""
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        yield taken.getsockname()[1]
+
+
+@contextlib.contextmanager
 def listening(kind: Kind, folder: Path) -> Iterator[Receiver]:
     """Start one; it is ended when the context is left."""
     place = str(folder / "socket") if kind == "unix" else str(free_port())

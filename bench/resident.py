@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -91,7 +90,7 @@ class _Run:
 def run() -> Subject:
     """Measure all at the same time; raises an OcsfNftError when the system doesn't let us."""
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(_nobodys_port())
+        port = stack.enter_context(receivers.nobodys_port())
         runs = [
             stack.enter_context(_running(name, sinks.format(host=receivers.HOST, port=port)))
             for name, sinks in _SINKS.items()
@@ -121,14 +120,6 @@ def run() -> Subject:
         ),
         failures=tuple(failure for each in runs for failure in each.failures()),
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _nobodys_port() -> Iterator[int]:
-    """A port that is taken, so that nobody else will listen at it."""
-    with socket.socket() as taken:
-        taken.bind((receivers.HOST, 0))
-        yield taken.getsockname()[1]
 
 
 @contextlib.contextmanager

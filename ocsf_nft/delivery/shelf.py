@@ -10,12 +10,13 @@ import fcntl
 import os
 import re
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
 from ocsf_nft.database import Database
+from ocsf_nft.delivery import retention
+from ocsf_nft.delivery.retention import Forgotten, Retention, needed_beyond
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
@@ -48,14 +49,6 @@ CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NU
 #: How our events' metadata begin.
 _METADATA: Final = b'"metadata":{'
 _UID: Final = re.compile(rb'"metadata":\{"version":"[^"\\]*","uid":"([^"\\]+)"')
-#: Past all numbers.
-LAST: Final = (1 << 63) - 1
-#: Events that are removed in one transaction.
-_SLICE: Final = 2000
-#: Of a disk, what is left to others: before that, what every sink has had makes room.
-_RESERVE_BYTES: Final = 32 << 20
-#: Of what the store may hold, what is left when room was made: it is not made for each event.
-_LEFT: Final = 0.9
 
 
 class Stored(NamedTuple):
@@ -89,42 +82,35 @@ class Refused(NamedTuple):
     reason: str
 
 
-class Forgotten(NamedTuple):
-    """Events that were removed before a sink had them."""
-
-    sink: str
-    events: int
-
-
-class FullError(DeliveryError):
-    """The store holds as much as it may, and sinks still need all of it."""
-
-
 class Shelf:
     """One file of events.
 
-    It holds at most ``most_bytes`` on the disk, and events for ``most_seconds``. What every sink
-    has is removed to make room. Where that is not enough, :meth:`put` raises FullError, or with
-    ``drops`` removes the oldest of what is still needed. Before that the oldest dead letters go.
-    All of that :meth:`sweep` tells, and what has become too old.
+    It holds at most ``most_bytes`` on the disk, and events for ``most_seconds``: how it makes room
+    is told in :mod:`ocsf_nft.delivery.retention`.
     """
 
     def __init__(self, path: Path, *, most_bytes: int, most_seconds: float, drops: bool) -> None:
         self.path = path
-        self.most_bytes = most_bytes
         #: The number of the last event, 0 when there never was one.
         self.end = 0
-        #: What events take of the disk, as of the last transaction, in bytes.
-        self.used_bytes = 0
-        #: What of the file is free for new events, in bytes.
-        self._free_bytes = 0
         self._database = Database(path, _SCHEMA, synchronous="FULL")
-        self._most_ms = int(most_seconds * 1000)
-        self._drops = drops
+        self._retention = Retention(
+            path, most_bytes=most_bytes, most_ms=int(most_seconds * 1000), drops=drops
+        )
         self._lock: int | None = None
         # Time goes on from when the store was opened: a clock that jumps makes nothing old.
         self._began_ms = time.time_ns() // 1_000_000
         self._began_ns = time.monotonic_ns()
+
+    @property
+    def used_bytes(self) -> int:
+        """What events take of the disk, as of the last transaction."""
+        return self._retention.used_bytes
+
+    @property
+    def most_bytes(self) -> int:
+        """What they may take."""
+        return self._retention.most_bytes
 
     def fault(self) -> str | None:
         """What was the matter with the file, since this was asked last."""
@@ -136,7 +122,7 @@ class Shelf:
         self._lock = self._locked()
         self._database.open()
         with self._database.at_work() as connection:
-            self._measure(connection)
+            self._retention.measure(connection)
             # The table's own counter: its last events may have been removed.
             row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
             self.end = (row.fetchone() or (0,))[0]
@@ -190,12 +176,12 @@ class Shelf:
     def put(self, lines: Sequence[bytes], positions: Sequence[tuple[str, str]]) -> None:
         """Keep events, and the positions of sources by their names; all of it or nothing.
 
-        Raises DeliveryError.
+        Raises DeliveryError, which is FullError where there is no room.
         """
         # A position by itself may be lost with the power: then something is read again.
         work = self._database.at_work if lines else self._database.lightly
         with work() as connection:
-            self._hold_room(connection)
+            self._retention.make_room(connection)
             stored_ms = self._now_ms()
             connection.executemany(
                 "INSERT OR IGNORE INTO event (uid, stored_ms, line) VALUES (?, ?, ?)",
@@ -203,105 +189,22 @@ class Shelf:
             )
             connection.executemany("REPLACE INTO cursor VALUES (?, ?)", positions)
             (end,) = connection.execute("SELECT MAX(number) FROM event").fetchone()
-            self._measure(connection)
+            self._retention.measure(connection)
         self.end = max(self.end, end or 0)
-
-    def _hold_room(self, connection: sqlite3.Connection) -> None:
-        """See that there is room for something; raises FullError."""
-        if self.used_bytes >= self.most_bytes:
-            self._make_room(connection, self.most_bytes)
-            if self.used_bytes >= self.most_bytes:
-                raise FullError(
-                    f"{self.path} holds {self.most_bytes} bytes that sinks have not had yet: "
-                    "it takes no more until they have"
-                )
-        elif self._is_disk_short():
-            self._make_room(connection, self.used_bytes)
-            if self._is_disk_short():
-                raise FullError(
-                    f"{self.path} can't be written (the disk is nearly full, and sinks have "
-                    "not had yet what is kept): make room"
-                )
 
     def _now_ms(self) -> int:
         return self._began_ms + (time.monotonic_ns() - self._began_ns) // 1_000_000
 
-    def _measure(self, connection: sqlite3.Connection) -> None:
-        pages, free, size = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        self.used_bytes, self._free_bytes = (pages - free) * size, free * size
-
-    def _is_disk_short(self) -> bool:
-        """Whether what is left of the disk has to be left to others, and to SQLite's own log.
-
-        On a disk without any room it could not even be kept that a sink has got something.
-        """
-        disk = os.statvfs(self.path.parent)
-        reserve = min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
-        return disk.f_bavail * disk.f_frsize + self._free_bytes < reserve
-
-    def _make_room(self, connection: sqlite3.Connection, most_bytes: int) -> None:
-        """Remove the oldest events, to some less than so many bytes, but none that is needed."""
-        needed, is_full = _needed_beyond(connection), self.used_bytes >= self.most_bytes
-        (events,) = connection.execute("SELECT COUNT(*) FROM event").fetchone()
-        some = max(1, min(_SLICE, events // 20))
-        while self.used_bytes >= most_bytes * _LEFT:
-            until = _first(connection, some)
-            if is_full and self._drops and until > needed:
-                self._count_forgotten(connection, until)
-            else:
-                until = min(until, needed)
-            gone = connection.execute("DELETE FROM event WHERE number <= ?", (until,)).rowcount
-            # A sink that refuses everything must not stop the others.
-            if not gone and is_full:
-                gone = self._forget_dead(connection, some, LAST)
-            if not gone:
-                break
-            self._measure(connection)
-
-    def _count_forgotten(self, connection: sqlite3.Connection, until: int) -> None:
-        for name, acknowledged in connection.execute(
-            "SELECT name, acknowledged FROM sink WHERE acknowledged < ?", (until,)
-        ).fetchall():
-            (number,) = connection.execute(
-                "SELECT COUNT(*) FROM event WHERE number > ? AND number <= ?",
-                (acknowledged, until),
-            ).fetchone()
-            _forget(connection, name, number)
-
-    def _forget_dead(self, connection: sqlite3.Connection, letters: int, until_ms: int) -> int:
-        """Remove the oldest dead letters: how many there were."""
-        found = connection.execute(
-            "DELETE FROM dead WHERE id IN "
-            "(SELECT id FROM dead WHERE since_ms <= ? ORDER BY id LIMIT ?) RETURNING sink",
-            (until_ms, letters),
-        ).fetchall()
-        for name, number in Counter(name for (name,) in found).items():
-            _forget(connection, name, number)
-        return len(found)
-
     def sweep(self) -> tuple[Forgotten, ...]:
         """Remove what is too old; what sinks have not had of all that was removed, till told."""
-        oldest_ms = self._now_ms() - self._most_ms
         with self._database.at_work() as connection:
-            while (until := _old(connection, oldest_ms)) is not None:
-                self._count_forgotten(connection, until)
-                connection.execute("DELETE FROM event WHERE number <= ?", (until,))
-            while self._forget_dead(connection, _SLICE, oldest_ms):
-                pass
-            self._measure(connection)
-            rows = connection.execute("SELECT sink, events FROM forgotten WHERE events > 0")
-            return tuple(Forgotten(*row) for row in rows)
+            self._retention.sweep(connection, self._now_ms())
+            return retention.forgotten(connection)
 
     def told(self, forgotten: Sequence[Forgotten]) -> None:
         """What was swept has been told."""
         with self._database.at_work() as connection:
-            connection.executemany(
-                "UPDATE forgotten SET events = events - ? WHERE sink = ?",
-                [(each.events, each.sink) for each in forgotten],
-            )
+            retention.told(connection, forgotten)
 
     def read(self, beyond: int, until: int, events: int, size: int) -> list[Stored]:
         """Events between two numbers, in order: so many, and so many bytes, but one at least."""
@@ -386,7 +289,7 @@ class Shelf:
         """Remove the file if no sink needs anything of it; whether it was."""
         with self._database.at_work() as connection:
             (dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
-            needed = _needed_beyond(connection)
+            needed = needed_beyond(connection)
         if dead or needed < self.end:
             return False
         self.path.with_name(f".{self.path.name}.lock").unlink(missing_ok=True)
@@ -408,39 +311,3 @@ def _uid(line: bytes) -> str:
 def _number_beyond(connection: sqlite3.Connection, number: int) -> int:
     row = connection.execute("SELECT COUNT(*) FROM event WHERE number > ?", (number,)).fetchone()
     return int(row[0])
-
-
-def _needed_beyond(connection: sqlite3.Connection) -> int:
-    """The number up to which no sink needs anything; past all numbers where there is no sink."""
-    (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
-    return LAST if least is None else int(least)
-
-
-def _first(connection: sqlite3.Connection, events: int) -> int:
-    """The number of the last of the first so many events; 0 where there are none."""
-    row = connection.execute(
-        "SELECT MAX(number) FROM (SELECT number FROM event ORDER BY number LIMIT ?)", (events,)
-    ).fetchone()
-    return int(row[0] or 0)
-
-
-def _forget(connection: sqlite3.Connection, sink: str, events: int) -> None:
-    """Keep what is to be told, in the transaction that removes it."""
-    connection.execute(
-        "INSERT INTO forgotten VALUES (?, ?) "
-        "ON CONFLICT DO UPDATE SET events = events + excluded.events",
-        (sink, events),
-    )
-
-
-def _old(connection: sqlite3.Connection, oldest_ms: int) -> int | None:
-    """The number of the last of the first events that are all older; None where the first isn't."""
-    young, last = connection.execute(
-        "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "
-        "(SELECT number, stored_ms FROM event ORDER BY number LIMIT ?)",
-        (oldest_ms, _SLICE),
-    ).fetchone()
-    if young is None:
-        return None if last is None else int(last)
-    row = connection.execute("SELECT MAX(number) FROM event WHERE number < ?", (young,)).fetchone()
-    return None if row[0] is None else int(row[0])

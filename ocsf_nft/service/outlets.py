@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.config.sinks.base import SinkTable
     from ocsf_nft.delivery.patience import Patience
-    from ocsf_nft.delivery.shelf import Forgotten
+    from ocsf_nft.delivery.retention import Forgotten
     from ocsf_nft.delivery.sinks.base import Sink
     from ocsf_nft.delivery.store import Store
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from ocsf_nft.delivery.shelf import FILE, Forgotten, FullError, Refused
+from ocsf_nft.delivery.retention import Forgotten, FullError
+from ocsf_nft.delivery.shelf import FILE, Refused
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.receiver import event, events, uids
