@@ -116,7 +116,7 @@ class Forwarder:
 
     async def open(self) -> None:
         """Open the sink now, not with the first batch; raises DeliveryError."""
-        await self._sink.__aenter__()
+        await self._sink.open()
         self._is_open, self._is_greeted = True, False
 
     async def close(self) -> None:
@@ -126,7 +126,7 @@ class Forwarder:
         self._is_open = False
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._sink.__aexit__(None, None, None)
+                await self._sink.close()
         except Exception as error:  # noqa: BLE001 - nor must its mistake in closing, as below
             _log.warning("a sink could not be closed", sink=self.name, reason=repr(error))
 
@@ -176,7 +176,7 @@ class Forwarder:
 
     @property
     def _repeats(self) -> bool:
-        return getattr(self._sink, "repeats_batches", False)
+        return self._sink.repeats_batches
 
     async def _count_dead(self) -> None:
         self.progress.dead = await self._patiently(lambda: self._store.dead_number(self.name))

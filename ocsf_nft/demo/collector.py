@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome
+from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
 
 
-class Collector:
+class Collector(Sink):
     """A sink whose events can be looked at."""
 
     def __init__(self) -> None:
@@ -23,16 +22,10 @@ class Collector:
         self._arrival = asyncio.Condition()
         self._is_closed = False
 
-    async def __aenter__(self) -> Self:
-        """Open it: there is nothing to open."""
-        return self
+    async def open(self) -> None:
+        """There is nothing to open."""
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Close it: what has come in stays, and nobody need wait for more."""
         async with self._arrival:
             self._is_closed = True

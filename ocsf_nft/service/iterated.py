@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome
+from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
 
 
-class Iterated:
+class Iterated(Sink):
     """Hands over event by event, and has delivered a batch when all of it was taken.
 
     An event is taken when the next one is asked for: who leaves off there gets it again.
@@ -26,17 +25,11 @@ class Iterated:
         self._change = asyncio.Event()
         self._is_over = False
 
-    async def __aenter__(self) -> Self:
-        """Open it: there is nothing to open."""
-        return self
+    async def open(self) -> None:
+        """There is nothing to open."""
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close it: another forwarder may go on with it."""
+    async def close(self) -> None:
+        """There is nothing to close: another forwarder may go on with it."""
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
         """Return when all of a batch was taken."""

@@ -75,6 +75,20 @@ class Outlet:
             return None
         return line if self.version == LATEST else line_at(line, self.version)
 
+    async def keep(self, lines: Sequence[bytes], **_: str) -> None:
+        """Deliver events at once, to the sink, which is open; raises DeliveryError.
+
+        For what can be read again at any time: there is no store.
+        """
+        told = map(self.told, lines)
+        messages = [Message("", line) for line in told if line is not None]
+        if not messages:
+            return
+        outcome = await self.sink.deliver(messages)
+        if outcome.refused or outcome.again:
+            reason = outcome.reason or outcome.refused[0].reason
+            raise DeliveryError(f"{self.name} did not take all events: {reason}")
+
 
 def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
     """Those of a configuration; raises UsageError where two are one file, UnsupportedError."""
@@ -227,38 +241,6 @@ class Outlets:
                 _log.warning(
                     "events wait in the store for the next run", sink=forwarder.name, events=waiting
                 )
-
-
-class Direct:
-    """Events straight to one outlet, without a store: for what can be read again at any time."""
-
-    def __init__(self, outlet: Outlet) -> None:
-        self._outlet = outlet
-
-    async def __aenter__(self) -> Self:
-        """Open the sink; raises DeliveryError."""
-        await self._outlet.sink.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close it."""
-        await self._outlet.sink.__aexit__(kind, error, traceback)
-
-    async def keep(self, lines: Sequence[bytes], **_: str) -> None:
-        """Deliver events; raises DeliveryError."""
-        told = (self._outlet.told(line) for line in lines)
-        messages = [Message("", line) for line in told if line is not None]
-        if not messages:
-            return
-        outcome = await self._outlet.sink.deliver(messages)
-        if outcome.refused or outcome.again:
-            reason = outcome.reason or outcome.refused[0].reason
-            raise DeliveryError(f"{self._outlet.name} did not take all events: {reason}")
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -25,7 +25,7 @@ from ocsf_nft.service import fences
 from ocsf_nft.service.accounts import Account
 from ocsf_nft.service.feeds import HOST, Early, feeds, log_of
 from ocsf_nft.service.iterated import Iterated
-from ocsf_nft.service.outlets import Direct, Outlet, Outlets, outlets
+from ocsf_nft.service.outlets import Outlet, Outlets, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.reporter import Reporter
 from ocsf_nft.service.status import Status
@@ -339,8 +339,8 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
 
     Nobody knows which machine wrote them, so the events name no device.
     """
-    async with Direct(outlet) as opened, Replay(paths) as source:
-        reporter = Reporter(opened.keep, host=None)
+    async with outlet.sink, Replay(paths) as source:
+        reporter = Reporter(outlet.keep, host=None)
         pipeline = Pipeline(reporter, {})
         await pipeline.pump(source, stop)
         pipeline.counts.events = reporter.events

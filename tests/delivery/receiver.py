@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal
+from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def uids(numbers: Iterable[int]) -> list[str]:
 
 
 @dataclass
-class Receiver:
+class Receiver(Sink):
     """A sink for a forwarder.
 
     It is ``down`` or not, ``stuck`` or not, won't have those ``bad``, says of a batch with one of
@@ -51,13 +51,12 @@ class Receiver:
     closed: int = 0
     _change: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         if self.down:
             raise DeliveryError("it is down")
         self.opened += 1
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
         self.closed += 1
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:

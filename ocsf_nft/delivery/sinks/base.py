@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
 
@@ -38,22 +37,29 @@ DELIVERED: Final = Outcome()
 
 
 class Sink(Protocol):
-    """A place that events are delivered to: one asynchronous context, one call per batch.
+    """A place that events are delivered to: opened, one call per batch, closed.
 
-    It is used by one task, which leaves the context after a failure and enters it again: entering
-    reads secrets and certificates anew. A cancelled call may be cut at any point.
+    It is used by one task, which closes it after a failure and opens it again: opening reads
+    secrets and certificates anew. A cancelled call may be cut at any point.
     """
 
-    async def __aenter__(self) -> Self:
-        """Open it; raises DeliveryError when it can't be."""
+    #: Whether what was cut short is to be delivered again as the very same batch.
+    repeats_batches: bool = False
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close it."""
+    async def open(self) -> None:
+        """Open it; raises DeliveryError when it can't be, and nothing is left open then."""
+
+    async def close(self) -> None:
+        """Close it; raises DeliveryError for what shows only now."""
+
+    async def __aenter__(self) -> Self:
+        """Open it; raises DeliveryError."""
+        await self.open()
+        return self
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        """Close it; raises DeliveryError."""
+        await self.close()
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
         """Deliver a batch of one or more, in order; returns when the receiver has acknowledged it.

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome
+from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
 from ocsf_nft.delivery.sinks.opening import open_to_append
 from ocsf_nft.delivery.sinks.rotation import OldFiles, Rotation
 from ocsf_nft.delivery.sinks.writer import Writer, lines_of, write_lines
@@ -21,14 +21,13 @@ from ocsf_nft.errors import DeliveryError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
 
 _TAIL_BYTES: Final = 1 << 16
 
 
-class File:
+class File(Sink):
     """Appends events to a file, of which this process is the only writer.
 
     With ``sync`` a batch is on the disk when it counts as delivered. With a ``rotation`` a full
@@ -43,23 +42,27 @@ class File:
         self._old_files: OldFiles | None = None
         self._writer = Writer("file")
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Open the file, and make its directory; raises DeliveryError when it can't be written."""
         try:
             await self._writer.begin(self._told(self._open))
         except BaseException:
-            await self._writer.end(self._told(self._close), is_waited_for=False)
+            await self._leave()
             raise
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Close the file; raises DeliveryError when the system says only now what it lost."""
-        await self._writer.end(self._told(self._close), is_waited_for=kind is None)
+        await self._writer.end(self._told(self._close), is_waited_for=True)
+
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        """Close it; who leaves by a failure does not wait for a write that may never end."""
+        if kind is None:
+            await self.close()
+        else:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        await self._writer.end(self._told(self._close), is_waited_for=False)
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
         """Append events, one line each."""

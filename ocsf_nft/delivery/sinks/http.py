@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome
+from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
 from ocsf_nft.delivery.sinks.web import Web
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
     from ocsf_nft.delivery.sinks.receiver import Receiver
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 _CONTENT_TYPES: Final = {"json_array": "application/json", "ndjson": "application/x-ndjson"}
 
 
-class Http:
+class Http(Sink):
     """Sends each batch as one request.
 
     An answer of 2xx says that the receiver has all of it; 400, 413 and 422 that it won't have it as
@@ -35,19 +34,13 @@ class Http:
         self._method = method
         self._form = form
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Connect; raises DeliveryError."""
-        await self._web.__aenter__()
-        return self
+        await self._web.open()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Close the connection."""
-        await self._web.__aexit__(kind, error, traceback)
+        await self._web.close()
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
         """Send a batch; raises DeliveryError, or RefusedError when its data are wrong."""

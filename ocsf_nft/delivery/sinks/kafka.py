@@ -8,13 +8,13 @@ compacted: that would keep one event a sandbox.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import aiokafka  # type: ignore[import-untyped]  # it ships no types
 from aiokafka import errors
 
 from ocsf_nft.delivery.sinks.aside import Aside
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal
+from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
 from ocsf_nft.delivery.sinks.kafka_log import Listener
 from ocsf_nft.delivery.sinks.said import cause
 from ocsf_nft.errors import DeliveryError, RefusedError
@@ -22,7 +22,6 @@ from ocsf_nft.errors import DeliveryError, RefusedError
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
     from ocsf_nft.delivery.secrets import Secret
@@ -52,7 +51,7 @@ _PROTOCOLS: Final = {
 }
 
 
-class Kafka:
+class Kafka(Sink):
     """Sends events, and waits until all replicas that are in sync have them.
 
     ``servers`` are the ``host:port`` of some brokers. An event of more than ``max_bytes`` is
@@ -88,22 +87,16 @@ class Kafka:
         self._producer: Any = None
         self._is_spent = False
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Connect; raises DeliveryError when no broker can be connected to or has the topic."""
         self._aside.begin()
         try:
             await self._aside.do(self._open())
         except BaseException:
-            await self.__aexit__(None, None, None)
+            await self.close()
             raise
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Cut the connections: all that was acknowledged is there."""
         try:
             if self._aside.is_begun:
@@ -118,8 +111,8 @@ class Kafka:
         Raises DeliveryError, and RefusedError when a broker won't have what went to a partition.
         """
         if self._is_spent:
-            await self.__aexit__(None, None, None)
-            await self.__aenter__()
+            await self.close()
+            await self.open()
         return await self._aside.do(self._delivered(messages))
 
     async def _open(self) -> None:

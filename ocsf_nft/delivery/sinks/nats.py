@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import orjson
 from nats import errors
 
 from ocsf_nft.delivery.sinks.aside import Aside
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal
+from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
 from ocsf_nft.delivery.sinks.nats_link import Link
 from ocsf_nft.delivery.sinks.nats_login import Login
 from ocsf_nft.delivery.sinks.said import cause, printable
@@ -25,7 +25,6 @@ from ocsf_nft.errors import DeliveryError
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
-    from types import TracebackType
 
     from nats.aio.msg import Msg
 
@@ -52,7 +51,7 @@ class _Fault:
     is_final: bool
 
 
-class Nats:
+class Nats(Sink):
     """Publishes events, and waits until the stream has them all.
 
     The first of ``servers`` (URLs, tried in any order) that can be connected to is used. With
@@ -83,7 +82,7 @@ class Nats:
         self._aside = Aside("nats")
         self._link: Link | None = None
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Connect; raises DeliveryError when no server can be connected to."""
         self._aside.begin()
         try:
@@ -91,14 +90,8 @@ class Nats:
         except BaseException:
             await self._aside.end()
             raise
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Cut the connection: all that was acknowledged is in the stream."""
         self._link = None
         await self._aside.end()

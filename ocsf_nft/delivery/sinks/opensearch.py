@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal
+from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
 from ocsf_nft.delivery.sinks.facts import at, milliseconds, text, whole
 from ocsf_nft.delivery.sinks.web import Web
 from ocsf_nft.errors import DeliveryError
@@ -19,7 +19,6 @@ from ocsf_nft.moment import utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
     from ocsf_nft.delivery.sinks.receiver import Receiver
@@ -67,7 +66,7 @@ class _Item:
         return self.status == 400 and self.kind in _DOCUMENT_FAULTS
 
 
-class OpenSearch:
+class OpenSearch(Sink):
     """Sends each batch as one bulk request, which creates a document an event.
 
     A document's identifier is the event's: one that comes again is found to be there already. In
@@ -85,19 +84,13 @@ class OpenSearch:
         self._index = index
         self._is_data_stream = is_data_stream
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Connect; raises DeliveryError."""
-        await self._web.__aenter__()
-        return self
+        await self._web.open()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Close the connection."""
-        await self._web.__aexit__(kind, error, traceback)
+        await self._web.close()
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
         """Send a batch; raises DeliveryError, or RefusedError when it is wrong as a whole."""

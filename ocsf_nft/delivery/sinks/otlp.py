@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Refusal
+from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Refusal, Sink
 from ocsf_nft.delivery.sinks.facts import at, milliseconds, text, whole
 from ocsf_nft.delivery.sinks.web import Web
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
     from ocsf_nft.delivery.sinks.receiver import Receiver
@@ -33,7 +32,7 @@ _INT64_MAX: Final = (1 << 63) - 1
 _SEVERITIES: Final = {1: 9, 2: 10, 3: 13, 4: 17, 5: 18, 6: 21}
 
 
-class Otlp:
+class Otlp(Sink):
     """Sends each batch as one request.
 
     A record's body is the event as nested values, not its JSON as text: so a collector's rules
@@ -48,19 +47,13 @@ class Otlp:
     def __init__(self, *, receiver: Receiver) -> None:
         self._web = Web(receiver)
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Connect; raises DeliveryError."""
-        await self._web.__aenter__()
-        return self
+        await self._web.open()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Close the connection."""
-        await self._web.__aexit__(kind, error, traceback)
+        await self._web.close()
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
         """Send a batch; raises DeliveryError, or RefusedError when records of it are rejected."""

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from ocsf_nft.delivery.parquet_files import Maker
-from ocsf_nft.delivery.sinks.base import Outcome
+from ocsf_nft.delivery.sinks.base import Outcome, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.columns import Struct
     from ocsf_nft.delivery.message import Message
@@ -38,7 +37,7 @@ class Storage(Protocol):
         """Put a file, in place of one that has its key; raises DeliveryError."""
 
 
-class Parquet:
+class Parquet(Sink):
     """Puts each batch into a storage, a file for each class and day that it has events of.
 
     ``columns`` are those of each class, by ``class_uid``. A ``source_version`` that is empty has
@@ -48,7 +47,7 @@ class Parquet:
     its events once, however often it was cut.
     """
 
-    repeats_batches: ClassVar[bool] = True
+    repeats_batches = True
 
     def __init__(  # noqa: PLR0913 - the parts of a path
         self,
@@ -68,7 +67,7 @@ class Parquet:
         self._partition = f"region={region}/accountId={account}"
         self._thread: ThreadPoolExecutor | None = None
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Open the storage; raises DeliveryError when nothing can be put there."""
         try:
             await self._storage.open(self._location(self._classes[0]))
@@ -76,14 +75,8 @@ class Parquet:
             await self._storage.close()
             raise
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="parquet")
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Leave the storage; files that are being made come to nothing."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)

@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal
+from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
 from ocsf_nft.delivery.sinks.facts import at, milliseconds, text, whole
 from ocsf_nft.delivery.sinks.web import Web
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
     from ocsf_nft.delivery.sinks.receiver import Receiver
@@ -55,7 +54,7 @@ class _Blame:
     reason: str
 
 
-class SplunkHec:
+class SplunkHec(Sink):
     """Sends each batch as one request, an envelope for every event.
 
     Without ``ack_seconds`` it is delivered when the collector has it in memory. With it, it is
@@ -83,26 +82,20 @@ class SplunkHec:
         self._ack_seconds = ack_seconds
         self._channel: dict[str, str] = {}
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Connect, and see that the collector is well; raises DeliveryError."""
-        await self._web.__aenter__()
+        await self._web.open()
         try:
             await self._see_health()
         except BaseException:
-            await self._web.__aexit__(None, None, None)
+            await self._web.close()
             raise
         if self._ack_seconds is not None:
             self._channel = {"X-Splunk-Request-Channel": str(uuid.uuid4())}
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Close the connection."""
-        await self._web.__aexit__(kind, error, traceback)
+        await self._web.close()
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
         """Send a batch; raises DeliveryError, or RefusedError when it isn't said what is wrong."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome
+from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
 from ocsf_nft.delivery.sinks.writer import Writer, lines_of, write_lines
 from ocsf_nft.errors import ClosedError, DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
 
 
-class Stdout:
+class Stdout(Sink):
     """Writes events to standard output, one line each.
 
     A pipe acknowledges nothing: what its reader had not read when it went away is lost. A reader
@@ -26,17 +25,11 @@ class Stdout:
     def __init__(self) -> None:
         self._writer = Writer("stdout")
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Wait until what was being written when it was left has been."""
         await self._writer.begin(_nothing)
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Leave standard output as it is, for others."""
         await self._writer.end(_nothing, is_waited_for=False)
 

@@ -13,16 +13,15 @@ longer than ``max_bytes`` is refused here instead.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft.delivery.rfc5424 import frame
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal
+from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
 from ocsf_nft.delivery.sinks.carriers import Connection, Datagrams
 from ocsf_nft.delivery.tls import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
 
@@ -34,7 +33,7 @@ MAX_BYTES: Final = 8096
 _SLICE: Final = 32
 
 
-class Syslog:
+class Syslog(Sink):
     """Sends events to the syslog receiver at ``host`` and ``port``.
 
     For the transport ``tls``, ``tls`` says whom to trust if not the system's authorities.
@@ -56,17 +55,11 @@ class Syslog:
             else Connection(host, port, tls or Tls() if transport == "tls" else None)
         )
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Connect; raises DeliveryError. By UDP nobody answers to that."""
         await self._carrier.open()
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Close the connection."""
         self._carrier.close()
 

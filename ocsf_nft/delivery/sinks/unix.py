@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome
+from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
 from ocsf_nft.delivery.sinks.said import cause
 from ocsf_nft.delivery.sinks.streams import Stream
 from ocsf_nft.delivery.sinks.writer import lines_of
@@ -22,12 +22,11 @@ from ocsf_nft.errors import DeliveryError
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from ocsf_nft.delivery.message import Message
 
 
-class Unix:
+class Unix(Sink):
     """Sends events to who listens at ``path``; with ``until_read``, until he has read them."""
 
     def __init__(self, *, path: Path, until_read: bool = True) -> None:
@@ -35,7 +34,7 @@ class Unix:
         self._until_read = until_read
         self._stream: Stream | None = None
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Connect; raises DeliveryError when nobody listens."""
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -47,14 +46,8 @@ class Unix:
                 f"{self._path} can't be connected to: {cause(error)}: start what listens there"
             ) from error
         self._stream = Stream(opened)
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Close the connection."""
         stream, self._stream = self._stream, None
         if stream is not None:

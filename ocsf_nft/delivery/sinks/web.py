@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import orjson
@@ -28,7 +28,6 @@ from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from ocsf_nft.delivery.sinks.receiver import Receiver
 
@@ -96,7 +95,7 @@ class Web:
         #: What is never to be seen in an error, though a receiver may repeat it.
         self._hidden: tuple[str, ...] = ()
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> None:
         """Connect; raises DeliveryError."""
         headers, self._hidden, context = await asyncio.to_thread(self._prepared)
         await self._reach(None if self._receiver.proxy else context)
@@ -109,14 +108,8 @@ class Web:
             auto_decompress=False,
             trust_env=False,
         )
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         """Close the connection."""
         session, self._session = self._session, None
         if session is not None:
