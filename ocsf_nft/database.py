@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 
+from ocsf_nft.database_lock import Lock
 from ocsf_nft.errors import ClosedError, DeliveryError, SourceError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ _BUSY_SECONDS: Final = 5.0
 _COMPANIONS: Final = ("-wal", "-shm")
 #: Little is read twice, and a run is to be small.
 _CACHE_KIB: Final = 512
+#: Damaged files that are kept.
+_MOST_DAMAGED: Final = 9
 #: What a log of one large transaction may go on taking of the disk.
 _LOG_BYTES: Final = 16 << 20
 
@@ -36,17 +39,24 @@ class Database:
     """One file.
 
     ``synchronous`` as SQLite has it, in its mode WAL: what is committed under NORMAL survives
-    whatever happens to the process, what is committed under FULL a power cut as well.
+    whatever happens to the process, what is committed under FULL a power cut as well. One that
+    ``is_ours_alone`` no other process opens so, while it is open.
     """
 
     def __init__(
-        self, path: Path, schema: str, *, synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+        self,
+        path: Path,
+        schema: str,
+        *,
+        synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
+        is_ours_alone: bool = False,
     ) -> None:
         self.path = path
         #: What was the matter with a file that was set aside, to be told; None when all is well.
         self.fault: str | None = None
         self._schema = schema
         self._synchronous = synchronous
+        self._lock = Lock(path) if is_ours_alone else None
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
         self._is_read_only = False
@@ -61,6 +71,8 @@ class Database:
         try:
             if not read_only:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if self._lock is not None:
+                    self._lock.hold()
             self._connect()
         except sqlite3.DatabaseError as error:
             if read_only or isinstance(error, sqlite3.OperationalError):
@@ -71,6 +83,11 @@ class Database:
 
     def close(self) -> None:
         """Close the file."""
+        self._disconnect()
+        if self._lock is not None:
+            self._lock.let_go()
+
+    def _disconnect(self) -> None:
         self._identity = (0, 0)
         if self._connection is not None:
             self._connection.close()
@@ -78,8 +95,10 @@ class Database:
 
     def remove(self) -> None:
         """Close the file and remove it, and its folder where nothing else is in that."""
-        self.close()
+        self._disconnect()
         self._unlink("", *_COMPANIONS)
+        if self._lock is not None:
+            self._lock.remove()
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()
 
@@ -145,10 +164,18 @@ class Database:
             if self._connection is not None:
                 self._connection.execute(f"PRAGMA synchronous = {self._synchronous}")
 
+    def shorten_log(self) -> None:
+        """Let SQLite's log of what was changed begin anew; raises DeliveryError."""
+        try:
+            if self._connection is not None:
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            raise self.failure(error) from error
+
     def set_aside(self, fault: str) -> None:
         """Begin a new file in the place of one that is damaged; raises DeliveryError."""
-        self.close()
-        kept = self.path.with_suffix(".damaged")
+        self._disconnect()
+        kept = self._free_name()
         try:
             self.path.replace(kept)
             # What these hold would be taken for the new file's.
@@ -157,6 +184,14 @@ class Database:
         except (OSError, sqlite3.DatabaseError) as error:
             raise self.failure(error) from error
         self.fault = f"{self.path} is damaged ({fault}): it is set aside as {kept}, and begun anew"
+
+    def _free_name(self) -> Path:
+        """Of damaged files the first are kept: what came of them may be told by these alone."""
+        names = (f".damaged{number}" for number in ("", *range(2, _MOST_DAMAGED)))
+        for path in map(self.path.with_suffix, names):
+            if not path.exists():
+                return path
+        return self.path.with_suffix(f".damaged{_MOST_DAMAGED}")
 
     def failure(self, error: Exception) -> DeliveryError | SourceError:
         """What SQLite, or the system, could not do, as one sentence."""
@@ -200,7 +235,12 @@ class Database:
         return found.st_dev, found.st_ino
 
     def _follow(self) -> None:
-        """Put the file back where it is there no longer; raises OSError, sqlite3.Error."""
+        """Put the file back where it is there no longer.
+
+        Raises OSError, sqlite3.Error, and ClosedError when it is another run's by now.
+        """
+        if self._lock is not None:
+            self._lock.hold()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if self._found() == self._identity:
                 return

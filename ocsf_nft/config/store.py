@@ -46,8 +46,8 @@ class StoreConfig(Table):
     """Where events are kept until each sink has them, and for a while after, ``[store]``.
 
     It takes at most ``max_bytes`` of the disk, and keeps no event for longer than ``max_age``.
-    ``when_full`` of events that a sink still needs: ``wait`` for the sink, and read no more records
-    meanwhile, or ``drop`` the oldest, and say how many the sink will never have.
+    ``when_full`` of events that a sink still needs, or the disk is: ``wait``, and read no more
+    records meanwhile, or ``drop`` the oldest, and say how many the sink will never have.
     """
 
     path: Annotated[Path, FileName] | None = None

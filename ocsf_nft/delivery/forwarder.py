@@ -258,11 +258,11 @@ class Forwarder:
             await self._send_again(letters)
 
     async def _send_again(self, letters: Sequence[Dead]) -> None:
-        by_uid = {letter.uid: letter for letter in letters}
         refusals = await self._deliver([Message(each.uid, each.line) for each in letters])
-        refused = {by_uid[each.message.uid].id: each.reason for each in refusals}
-        delivered = [each.id for each in letters if each.id not in refused]
-        await self._patiently(lambda: self._store.bury(delivered, refused.items()))
+        reasons = {each.message.uid: each.reason for each in refusals}
+        refused = [(each, reasons[each.uid]) for each in letters if each.uid in reasons]
+        delivered = [each for each in letters if each.uid not in reasons]
+        await self._patiently(lambda: self._store.bury(delivered, refused))
         self.progress.delivered += len(delivered)
         await self._count_dead()
 

@@ -1,8 +1,11 @@
 """How much a store keeps and for how long, and what goes first.
 
-What every sink has goes first. Then, in a store that holds as much as it may, the oldest dead
-letters, and before these, where it is told to drop, the oldest of what sinks still need. Whatever
-goes before its sink had it is counted in the transaction that removes it.
+What every sink has goes first. In a store that is told to drop, the oldest of what sinks still need
+goes next; then, in any, the oldest dead letters. Whatever goes before its sink had it is counted in
+the transaction that removes it.
+
+Each transaction removes some events only: SQLite keeps what one changes on the disk besides, and
+that is to be had where the disk is short; nor is anybody kept waiting for long.
 """
 
 from __future__ import annotations
@@ -16,16 +19,19 @@ from ocsf_nft.errors import DeliveryError
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
-    from pathlib import Path
+
+    from ocsf_nft.database import Database
 
 #: Past all numbers.
 LAST: Final = (1 << 63) - 1
-#: Events that are removed in one transaction.
-_SLICE: Final = 2000
+#: Events that one transaction removes at most, and of how many it removes one.
+_SLICE: Final = 200
+_PART: Final = 50
 #: Of a disk, what is left to others: before that, what every sink has had makes room.
 _RESERVE_BYTES: Final = 32 << 20
-#: Of what the store may hold, what is left when room was made: it is not made for each event.
-_LEFT: Final = 0.9
+#: Of what the store may hold, or of the reserve, what is there for new events when room was made:
+#: it is not made for each event.
+_ROOM: Final = 0.02
 
 
 class Forgotten(NamedTuple):
@@ -36,22 +42,22 @@ class Forgotten(NamedTuple):
 
 
 class FullError(DeliveryError):
-    """The store holds as much as it may, and sinks still need all of it."""
+    """There is no room, and nothing that is kept may go."""
 
 
 class Retention:
-    """What the store at ``path`` may hold: ``most_bytes`` on the disk, for ``most_ms``.
+    """What a store may hold: ``most_bytes`` on the disk, for ``most_ms``.
 
-    Where it is full of what sinks still need, it ``drops`` the oldest of that or takes no more.
+    Where there is no room and sinks still need all of it, it ``drops`` the oldest or takes no more.
     """
 
-    def __init__(self, path: Path, *, most_bytes: int, most_ms: int, drops: bool) -> None:
+    def __init__(self, database: Database, *, most_bytes: int, most_ms: int, drops: bool) -> None:
         self.most_bytes = most_bytes
         #: What events take of the disk, as of the last transaction, in bytes.
         self.used_bytes = 0
         #: What of the file is free for new events, in bytes.
         self._free_bytes = 0
-        self._path = path
+        self._database = database
         self._most_ms = most_ms
         self._drops = drops
 
@@ -63,80 +69,95 @@ class Retention:
         )
         self.used_bytes, self._free_bytes = (pages - free) * size, free * size
 
-    def make_room(self, connection: sqlite3.Connection) -> None:
-        """See that there is room for something; raises FullError."""
-        if self.used_bytes >= self.most_bytes:
-            self._make_room(connection, self.most_bytes)
-            if self.used_bytes >= self.most_bytes:
-                raise FullError(
-                    f"{self._path} holds {self.most_bytes} bytes that sinks have not had yet: "
-                    "it takes no more until they have"
-                )
-        elif self._is_disk_short():
-            self._make_room(connection, self.used_bytes)
-            if self._is_disk_short():
-                raise FullError(
-                    f"{self._path} can't be written (the disk is nearly full, and sinks have "
-                    "not had yet what is kept): make room"
-                )
+    def make_room(self) -> None:
+        """See that there is room for something; raises DeliveryError, which is FullError then."""
+        if not self._lacks():
+            return
+        self._database.shorten_log()
+        while self._lacks(_ROOM) and self._remove_some():
+            self._database.shorten_log()
+        if lack := self._lacks():
+            raise FullError(lack)
 
-    def _is_disk_short(self) -> bool:
-        """Whether what is left of the disk has to be left to others, and to SQLite's own log.
+    def _lacks(self, room: float = 0.0) -> str:
+        """Why there is no room, not even so large a part of it; empty where there is.
 
-        On a disk without any room it could not even be kept that a sink has got something.
+        On a disk without any room it could not even be kept that a sink has got something, so what
+        is left of it is left to others, and to SQLite's own log.
         """
-        disk = os.statvfs(self._path.parent)
+        path = self._database.path
+        if self.used_bytes >= self.most_bytes * (1 - room):
+            return (
+                f"{path} holds {self.most_bytes} bytes that sinks have not had yet: "
+                "it takes no more until they have"
+            )
+        try:
+            disk = os.statvfs(path.parent)
+        except FileNotFoundError:  # the next transaction puts all of it back
+            return ""
         reserve = min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
-        return disk.f_bavail * disk.f_frsize + self._free_bytes < reserve
+        if disk.f_bavail * disk.f_frsize + self._free_bytes < reserve * (1 + room):
+            return (
+                f"{path} can't be written (the disk is nearly full, and nothing that is kept may "
+                "go): make room"
+            )
+        return ""
 
-    def _make_room(self, connection: sqlite3.Connection, most_bytes: int) -> None:
-        """Remove the oldest events, to some less than so many bytes, but none that is needed."""
-        needed, is_full = needed_beyond(connection), self.used_bytes >= self.most_bytes
-        (events,) = connection.execute("SELECT COUNT(*) FROM event").fetchone()
-        some = max(1, min(_SLICE, events // 20))
-        while self.used_bytes >= most_bytes * _LEFT:
-            until = _first(connection, some)
-            if is_full and self._drops and until > needed:
+    def _remove_some(self) -> int:
+        """Remove the first events, or dead letters, that may go; how many there were."""
+        with self._database.lightly() as connection:
+            until = _first(connection)
+            needed = _needed_beyond(connection)
+            if self._drops and until > needed:
                 _count_forgotten(connection, until)
             else:
                 until = min(until, needed)
-            gone = connection.execute("DELETE FROM event WHERE number <= ?", (until,)).rowcount
+            gone = _remove(connection, until)
             # A sink that refuses everything must not stop the others.
-            if not gone and is_full:
-                gone = _forget_dead(connection, some, LAST)
-            if not gone:
-                break
+            gone = gone or _forget_dead(connection, LAST)
             self.measure(connection)
+        return gone
 
-    def sweep(self, connection: sqlite3.Connection, now_ms: int) -> None:
-        """Remove what is too old."""
+    def sweep(self, now_ms: int) -> bool:
+        """Remove some of what is too old; whether there may be more. Raises DeliveryError."""
         oldest_ms = now_ms - self._most_ms
-        while (until := _old(connection, oldest_ms)) is not None:
+        with self._database.lightly() as connection:
+            until = _old(connection, oldest_ms)
             _count_forgotten(connection, until)
-            connection.execute("DELETE FROM event WHERE number <= ?", (until,))
-        while _forget_dead(connection, _SLICE, oldest_ms):
-            pass
-        self.measure(connection)
+            gone = _remove(connection, until)
+            gone += _forget_dead(connection, oldest_ms)
+            self.measure(connection)
+        self._database.shorten_log()
+        return gone > 0
+
+    def forgotten(self) -> tuple[Forgotten, ...]:
+        """What has gone before its sink had it, until that is :meth:`told`."""
+        with self._database.at_work() as connection:
+            rows = connection.execute("SELECT sink, events FROM forgotten WHERE events > 0")
+            return tuple(Forgotten(*row) for row in rows)
+
+    def told(self, forgotten: Sequence[Forgotten]) -> None:
+        """It has been told of these."""
+        with self._database.at_work() as connection:
+            connection.executemany(
+                "UPDATE forgotten SET events = events - ? WHERE sink = ?",
+                [(each.events, each.sink) for each in forgotten],
+            )
+
+    def is_needed(self) -> bool:
+        """Whether a sink needs anything of it."""
+        with self._database.at_work() as connection:
+            (dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
+            (events,) = connection.execute(
+                "SELECT COUNT(*) FROM event WHERE number > ?", (_needed_beyond(connection),)
+            ).fetchone()
+        return bool(dead or events)
 
 
-def needed_beyond(connection: sqlite3.Connection) -> int:
+def _needed_beyond(connection: sqlite3.Connection) -> int:
     """The number up to which no sink needs anything; past all numbers where there is no sink."""
     (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
     return LAST if least is None else int(least)
-
-
-def forgotten(connection: sqlite3.Connection) -> tuple[Forgotten, ...]:
-    """What has gone before its sink had it, till that is :func:`told`."""
-    rows = connection.execute("SELECT sink, events FROM forgotten WHERE events > 0")
-    return tuple(Forgotten(*row) for row in rows)
-
-
-def told(connection: sqlite3.Connection, found: Sequence[Forgotten]) -> None:
-    """It has been told of these."""
-    connection.executemany(
-        "UPDATE forgotten SET events = events - ? WHERE sink = ?",
-        [(each.events, each.sink) for each in found],
-    )
 
 
 def _count_forgotten(connection: sqlite3.Connection, until: int) -> None:
@@ -149,12 +170,16 @@ def _count_forgotten(connection: sqlite3.Connection, until: int) -> None:
         _forget(connection, name, number)
 
 
-def _forget_dead(connection: sqlite3.Connection, letters: int, until_ms: int) -> int:
+def _remove(connection: sqlite3.Connection, until: int) -> int:
+    return int(connection.execute("DELETE FROM event WHERE number <= ?", (until,)).rowcount)
+
+
+def _forget_dead(connection: sqlite3.Connection, until_ms: int) -> int:
     """Remove the oldest dead letters: how many there were."""
     found = connection.execute(
         "DELETE FROM dead WHERE id IN "
         "(SELECT id FROM dead WHERE since_ms <= ? ORDER BY id LIMIT ?) RETURNING sink",
-        (until_ms, letters),
+        (until_ms, _SLICE),
     ).fetchall()
     for name, number in Counter(name for (name,) in found).items():
         _forget(connection, name, number)
@@ -169,22 +194,21 @@ def _forget(connection: sqlite3.Connection, sink: str, events: int) -> None:
     )
 
 
-def _first(connection: sqlite3.Connection, events: int) -> int:
-    """The number of the last of the first so many events; 0 where there are none."""
-    row = connection.execute(
-        "SELECT MAX(number) FROM (SELECT number FROM event ORDER BY number LIMIT ?)", (events,)
+def _first(connection: sqlite3.Connection) -> int:
+    """The number of the last of the first events, few of all; 0 where there are none."""
+    first, last = connection.execute(
+        "SELECT (SELECT MIN(number) FROM event), (SELECT MAX(number) FROM event)"
     ).fetchone()
-    return int(row[0] or 0)
+    if first is None:
+        return 0
+    return int(first + max(1, min(_SLICE, (last - first) // _PART)) - 1)
 
 
-def _old(connection: sqlite3.Connection, oldest_ms: int) -> int | None:
-    """The number of the last of the first events that are all older; None where the first isn't."""
+def _old(connection: sqlite3.Connection, oldest_ms: int) -> int:
+    """The number of the last of the first events that are all older; 0 where the first isn't."""
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "
         "(SELECT number, stored_ms FROM event ORDER BY number LIMIT ?)",
         (oldest_ms, _SLICE),
     ).fetchone()
-    if young is None:
-        return None if last is None else int(last)
-    row = connection.execute("SELECT MAX(number) FROM event WHERE number < ?", (young,)).fetchone()
-    return None if row[0] is None else int(row[0])
+    return int(last or 0) if young is None else int(young) - 1

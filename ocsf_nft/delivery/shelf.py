@@ -6,8 +6,6 @@ thread at a time.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -15,9 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import orjson
 
 from ocsf_nft.database import Database
-from ocsf_nft.delivery import retention
-from ocsf_nft.delivery.retention import Forgotten, Retention, needed_beyond
-from ocsf_nft.errors import DeliveryError
+from ocsf_nft.delivery.retention import Forgotten, Retention
 
 if TYPE_CHECKING:
     import sqlite3
@@ -93,11 +89,10 @@ class Shelf:
         self.path = path
         #: The number of the last event, 0 when there never was one.
         self.end = 0
-        self._database = Database(path, _SCHEMA, synchronous="FULL")
+        self._database = Database(path, _SCHEMA, synchronous="FULL", is_ours_alone=True)
         self._retention = Retention(
-            path, most_bytes=most_bytes, most_ms=int(most_seconds * 1000), drops=drops
+            self._database, most_bytes=most_bytes, most_ms=int(most_seconds * 1000), drops=drops
         )
-        self._lock: int | None = None
         # Time goes on from when the store was opened: a clock that jumps makes nothing old.
         self._began_ms = time.time_ns() // 1_000_000
         self._began_ns = time.monotonic_ns()
@@ -119,7 +114,6 @@ class Shelf:
 
     def open(self) -> None:
         """Open it, making it where it is missing; raises DeliveryError."""
-        self._lock = self._locked()
         self._database.open()
         with self._database.at_work() as connection:
             self._retention.measure(connection)
@@ -130,30 +124,9 @@ class Shelf:
             newest = connection.execute("SELECT stored_ms FROM event ORDER BY number DESC LIMIT 1")
             self._began_ms = max(self._began_ms, (newest.fetchone() or (0,))[0])
 
-    def _locked(self) -> int:
-        """Keep out other runs, which would take our sinks for ones that are gone."""
-        path = self.path.with_name(f".{self.path.name}.lock")
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise self._database.failure(error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise DeliveryError(
-                f"another run keeps its events in {self.path}: give one of them a [store] path, "
-                "or a state_dir, of its own"
-            ) from error
-        return descriptor
-
     def close(self) -> None:
         """Close it."""
         self._database.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def register(self, names: frozenset[str]) -> tuple[Forgotten, ...]:
         """Let these be the sinks, and no others; what those that are gone never had."""
@@ -178,10 +151,10 @@ class Shelf:
 
         Raises DeliveryError, which is FullError where there is no room.
         """
+        self._retention.make_room()
         # A position by itself may be lost with the power: then something is read again.
         work = self._database.at_work if lines else self._database.lightly
         with work() as connection:
-            self._retention.make_room(connection)
             stored_ms = self._now_ms()
             connection.executemany(
                 "INSERT OR IGNORE INTO event (uid, stored_ms, line) VALUES (?, ?, ?)",
@@ -195,16 +168,17 @@ class Shelf:
     def _now_ms(self) -> int:
         return self._began_ms + (time.monotonic_ns() - self._began_ns) // 1_000_000
 
-    def sweep(self) -> tuple[Forgotten, ...]:
-        """Remove what is too old; what sinks have not had of all that was removed, till told."""
-        with self._database.at_work() as connection:
-            self._retention.sweep(connection, self._now_ms())
-            return retention.forgotten(connection)
+    def sweep(self) -> bool:
+        """Remove some of what is too old; whether there may be more."""
+        return self._retention.sweep(self._now_ms())
+
+    def forgotten(self) -> tuple[Forgotten, ...]:
+        """What sinks have not had of all that was removed, until that is :meth:`told`."""
+        return self._retention.forgotten()
 
     def told(self, forgotten: Sequence[Forgotten]) -> None:
-        """What was swept has been told."""
-        with self._database.at_work() as connection:
-            retention.told(connection, forgotten)
+        """It has been told of these."""
+        self._retention.told(forgotten)
 
     def read(self, beyond: int, until: int, events: int, size: int) -> list[Stored]:
         """Events between two numbers, in order: so many, and so many bytes, but one at least."""
@@ -268,13 +242,16 @@ class Shelf:
             row = connection.execute("SELECT COUNT(*) FROM dead WHERE sink = ?", (sink,)).fetchone()
         return int(row[0])
 
-    def bury(self, delivered: tuple[int, ...], refused: tuple[tuple[int, str], ...]) -> None:
-        """Of dead letters that were tried again, by their ids: what became of each."""
+    def bury(self, delivered: Sequence[Dead], refused: Sequence[tuple[Dead, str]]) -> None:
+        """What became of dead letters that were tried again; some may have made room meanwhile."""
         with self._database.at_work() as connection:
-            connection.executemany("DELETE FROM dead WHERE id = ?", [(each,) for each in delivered])
             connection.executemany(
-                "UPDATE dead SET is_again = 0, reason = ? WHERE id = ?",
-                [(reason, each) for each, reason in refused],
+                "DELETE FROM dead WHERE sink = ? AND uid = ?",
+                [(each.sink, each.uid) for each in delivered],
+            )
+            connection.executemany(
+                "UPDATE dead SET is_again = 0, reason = ? WHERE sink = ? AND uid = ?",
+                [(reason, each.sink, each.uid) for each, reason in refused],
             )
 
     def position(self, source: str) -> str | None:
@@ -287,12 +264,8 @@ class Shelf:
 
     def remove(self) -> bool:
         """Remove the file if no sink needs anything of it; whether it was."""
-        with self._database.at_work() as connection:
-            (dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
-            needed = needed_beyond(connection)
-        if dead or needed < self.end:
+        if self._retention.is_needed():
             return False
-        self.path.with_name(f".{self.path.name}.lock").unlink(missing_ok=True)
         self._database.remove()
         return True
 

@@ -150,13 +150,15 @@ class Store:
         """How many dead letters a sink has."""
         return await self._work(lambda: self._shelf.dead_number(sink))
 
-    async def bury(self, delivered: Iterable[int], refused: Iterable[tuple[int, str]]) -> None:
-        """Of dead letters that were tried again, by their ids: what became of each."""
-        await self._work(lambda: self._shelf.bury(tuple(delivered), tuple(refused)))
+    async def bury(self, delivered: Sequence[Dead], refused: Sequence[tuple[Dead, str]]) -> None:
+        """What became of dead letters that were tried again; some may have made room meanwhile."""
+        await self._work(lambda: self._shelf.bury(delivered, refused))
 
     async def sweep(self) -> tuple[Forgotten, ...]:
         """Remove what is too old; what sinks have not had of all that was removed, till told."""
-        return await self._work(self._shelf.sweep)
+        while await self._work(self._shelf.sweep):  # in turn with others' work
+            pass
+        return await self._work(self._shelf.forgotten)
 
     async def told(self, forgotten: Sequence[Forgotten]) -> None:
         """What was swept has been told, and need not be again."""

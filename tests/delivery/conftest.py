@@ -27,6 +27,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def large_disk(tmp_path: Path) -> Iterator[Path]:
+    """The same of 160 MiB."""
+    with _mounted(tmp_path / "large", "160m") as folder:
+        yield folder
+
+
 @contextlib.contextmanager
 def _mounted(folder: Path, size: str) -> Iterator[Path]:
     folder.mkdir()

@@ -10,18 +10,21 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 
+from ocsf_nft.delivery import archive
 from ocsf_nft.delivery.retention import Forgotten, FullError
 from ocsf_nft.delivery.shelf import FILE, Refused
 from ocsf_nft.delivery.store import Store
-from ocsf_nft.errors import DeliveryError
+from ocsf_nft.errors import ClosedError, DeliveryError
 from tests.delivery.receiver import event, events, uids
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -179,10 +182,10 @@ async def test_dead_letters_are_kept_until_they_are_delivered(tmp_path: Path) ->
     async with Store(path) as store:
         (letter,) = await store.dead("a", events=9)
         assert (letter.uid, letter.reason, letter.line) == ("uid-1", "too odd", event(1))
-        await store.bury([], [(letter.id, "still odd")])
+        await store.bury([], [(letter, "still odd")])
         assert await store.dead("a", events=9) == []
         assert await store.dead_number("a") == 1
-        await store.bury([letter.id], [])
+        await store.bury([letter], [])
         assert await store.dead_number("a") == 0
 
 
@@ -295,6 +298,18 @@ async def test_a_damaged_file_is_set_aside_told_and_begun_anew(tmp_path: Path, a
         assert await held(store) == ["uid-1"]
 
 
+async def test_no_damaged_file_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    for number in range(3):
+        path.write_bytes(b"damaged %d" % number + bytes(8192))
+        async with Store(path) as store:
+            assert "it is set aside as" in (store.fault() or "")
+        path.unlink()
+    names = ("damaged", "damaged2", "damaged3")
+    kept = [path.with_suffix(f".{name}").read_bytes()[:9] for name in names]
+    assert kept == [b"damaged 0", b"damaged 1", b"damaged 2"]
+
+
 @pytest.mark.parametrize("how", ["file", "folder", "replaced"])
 async def test_a_file_that_is_removed_while_it_is_used_is_put_back(
     tmp_path: Path, how: str
@@ -328,6 +343,47 @@ async def test_a_store_has_one_run(tmp_path: Path) -> None:
         assert await held(store) == ["uid-1"]
 
 
+async def test_a_store_whose_folder_was_removed_still_has_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "state" / FILE
+    async with Store(path) as store:
+        await store.put([event(1)])
+        shutil.rmtree(path.parent)
+        await store.put([event(2)])
+        with pytest.raises(DeliveryError, match="another run keeps its events in"):
+            await Store(path).__aenter__()
+    async with Store(path) as store:
+        assert await held(store) == ["uid-1", "uid-2"]
+
+
+async def test_a_run_whose_store_is_another_ones_by_now_ends(tmp_path: Path) -> None:
+    path = tmp_path / "state" / FILE
+    async with Store(path) as store:
+        await store.put([event(1)])
+        shutil.rmtree(path.parent)
+        async with Store(path) as other:
+            await other.put([event(2)])
+            with pytest.raises(ClosedError, match="another run keeps its events in"):
+                await store.put([event(3)])
+            assert await held(other) == ["uid-2"]
+
+
+async def test_a_letter_that_made_room_while_it_was_tried_again_takes_no_other_along(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / FILE
+    async with Store(path, most_seconds=60) as store:
+        await store.register(["a", "b"])
+        await store.put(events(range(2)))
+        await store.acknowledge("a", 1, [Refused("uid-0", event(0), "no")])
+        archive.retry(path, None, None)
+        tried = await store.dead("a", events=9)
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute("DELETE FROM dead")  # as retention does
+        await store.acknowledge("b", 2, [Refused("uid-1", event(1), "no")])
+        await store.bury(tried, [])
+        assert await store.dead_number("b") == 1
+
+
 async def test_a_disk_that_others_have_filled_is_one_sentence_and_nothing_is_lost(
     disk: Path,
 ) -> None:
@@ -344,11 +400,11 @@ async def test_a_disk_that_others_have_filled_is_one_sentence_and_nothing_is_los
         assert store.fault() is None
 
 
-def fill(folder: Path) -> Path:
-    """Leave no byte free."""
+def fill(folder: Path, left: int = 0) -> Path:
+    """Leave so many bytes free."""
     path = folder / "ballast"
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
+        while shutil.disk_usage(folder).free > left:
             file.write(b"\0" * 4096)
     return path
 
@@ -364,13 +420,64 @@ async def test_on_a_small_disk_room_is_made_of_what_every_sink_has(disk: Path) -
 
 
 async def test_on_a_small_disk_nothing_is_removed_that_a_sink_needs(disk: Path) -> None:
-    async with Store(disk / FILE, drops=True) as store:
+    async with Store(disk / FILE) as store:
         await store.register(["a"])
         number = await put_until(store, FullError, "the disk is nearly full", 20_000)
         assert await held(store) == uids(range(number))
         await store.acknowledge("a", number)
         await store.put([event(number, 20_000)])
         assert await store.sweep() == ()
+
+
+async def test_on_a_small_disk_with_drops_the_oldest_goes_and_is_told(disk: Path) -> None:
+    async with Store(disk / FILE, drops=True) as store:
+        await store.register(["a"])
+        for number in range(3000):
+            await store.put([event(number, 20_000)])
+        left = await held(store)
+        assert left == uids(range(3000 - len(left), 3000))
+        assert await store.sweep() == (Forgotten("a", 3000 - len(left)),)
+
+
+def real(numbers: Iterable[int]) -> list[bytes]:
+    """As large as ours, and their uids are in no order: SQLite keeps them all over its index."""
+    return [
+        orjson.dumps({"metadata": {"uid": sha256(b"%d" % number).hexdigest()}, "pad": "x" * 1000})
+        for number in numbers
+    ]
+
+
+async def _stored(store: Store, most: int) -> None:
+    for number in range(0, most, 500):
+        await store.put(real(range(number, number + 500)))
+
+
+async def test_a_large_store_makes_room_on_a_disk_that_is_nearly_full(large_disk: Path) -> None:
+    """What SQLite keeps of a change on the disk besides must be had there."""
+    async with Store(large_disk / FILE) as store:
+        await store.register(["a"])
+        await _stored(store, 80_000)
+        await store.acknowledge("a", store.end)
+    fill(large_disk, left=6 << 20)
+    async with Store(large_disk / FILE) as store:
+        for number in range(80_000, 83_000, 20):
+            await store.put(real(range(number, number + 20)))
+            await store.acknowledge("a", store.end)
+        assert await store.sweep() == ()
+
+
+async def test_what_is_too_old_goes_on_a_disk_that_is_nearly_full(
+    large_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Store(large_disk / FILE, most_seconds=60) as store:
+        await store.register(["a"])
+        await _stored(store, 80_000)
+    fill(large_disk, left=6 << 20)
+    async with Store(large_disk / FILE, most_seconds=60) as store:
+        later_ns = time.monotonic_ns() + 61 * 10**9
+        monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
+        assert await store.sweep() == (Forgotten("a", 80_000),)
+        assert await held(store) == []
 
 
 async def test_a_store_is_removed_when_nobody_needs_anything_of_it(tmp_path: Path) -> None:
@@ -381,7 +488,8 @@ async def test_a_store_is_removed_when_nobody_needs_anything_of_it(tmp_path: Pat
         assert not await store.remove()
         await store.acknowledge("a", 1, [Refused("uid-1", event(1), "bad")])
         assert not await store.remove()
-        await store.bury([1], [])
+        archive.retry(path, None, None)
+        await store.bury(await store.dead("a", events=1), [])
         assert await store.remove()
     assert not path.parent.exists()
 
