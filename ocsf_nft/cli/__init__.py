@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from typing import Final, NoReturn
 
 import typer
@@ -72,12 +73,12 @@ def main() -> None:
     """Run the command line; every expected failure is one sentence and its exit code."""
     try:
         _main()
-    except SystemExit as ended:
-        _leave_threads(ended.code)
+    except BaseException as ended:
+        _leave_threads(ended)
         raise
 
 
-def _leave_threads(code: object) -> None:
+def _leave_threads(ended: BaseException) -> None:
     """End at once where a thread waits for what never comes: Python would wait for it for ever.
 
     Such as a reader of standard output that does not read, or an answer of a name server.
@@ -87,8 +88,12 @@ def _leave_threads(code: object) -> None:
     for each in others:
         if not each.daemon:
             each.join(max(0.0, until - time.monotonic()))
-    if any(each.is_alive() and not each.daemon for each in others):
-        os._exit(code if isinstance(code, int) else code is not None)
+    if not any(each.is_alive() and not each.daemon for each in others):
+        return
+    if not isinstance(ended, SystemExit):  # a mistake of ours, which Python would tell too late
+        traceback.print_exception(ended)
+        os._exit(1)
+    os._exit(ended.code if isinstance(ended.code, int) else ended.code is not None)
 
 
 def _main() -> None:

@@ -257,6 +257,8 @@ async def _reload_on_hangup(running: Service, path: Path) -> None:
             except OcsfNftError as error:
                 # Not worse than before: all goes on with what was read last.
                 _log.error("not reloaded", reason=str(error))
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    return  # the run has been told to stop meanwhile
             else:
                 _log.warning("reloaded", path=str(path))
             notify.tell(READY="1")

@@ -34,7 +34,7 @@ class Directory:
 
     def __init__(self, *, path: Path) -> None:
         self._path = path
-        self._writer = Writer("directory")
+        self._writer = Writer("directory", path)
 
     async def open(self, prefix: str) -> None:
         """Find out whether files can be written, not only below ``prefix``; raises DeliveryError.

@@ -96,9 +96,11 @@ class Forwarder:
         told: Callable[[bytes], bytes | None] = lambda line: line,
         pace: Pace,
         patiently: Patience,
+        progress: Progress | None = None,
     ) -> None:
+        """``progress`` is that of a predecessor, which goes on."""
         self.name = name
-        self.progress = Progress()
+        self.progress = progress or Progress()
         #: The number of the last event that is done with.
         self.done = 0
         self._sink = sink
@@ -129,6 +131,10 @@ class Forwarder:
                 await self._sink.close()
         except Exception as error:  # noqa: BLE001 - nor must its mistake in closing, as below
             _log.warning("a sink could not be closed", sink=self.name, reason=repr(error))
+
+    async def find_place(self) -> None:
+        """Find what is done with before :meth:`run` does; raises DeliveryError."""
+        self.done, _ = await self._patiently(lambda: self._store.checkpoint(self.name))
 
     def greet(self, line: bytes) -> None:
         """Let this line be the first that the sink gets, each time that it is opened."""
@@ -208,17 +214,17 @@ class Forwarder:
             self._move(end)
             return
         until = rows[-1].number
-        messages = await self._messages(rows)
-        refused: tuple[Refused, ...] = ()
+        messages, refused = await self._messages(rows)
         if messages:
             if self._repeats:
                 await self._patiently(lambda: self._store.sending(self.name, until))
-            refused = tuple(
-                Refused(each.message.uid, each.message.line, each.reason)
-                for each in await self._deliver(messages)
-            )
+            unwanted = await self._deliver(messages)
+            self.progress.delivered += len(messages) - len(unwanted)
+            lines = {row.uid: row.line for row in rows}
+            refused += [
+                Refused(each.message.uid, lines[each.message.uid], each.reason) for each in unwanted
+            ]
         await self._patiently(lambda: self._store.acknowledge(self.name, until, refused))
-        self.progress.delivered += len(messages) - len(refused)
         if refused:
             await self._bewail(refused)
         self._move(until)
@@ -227,15 +233,22 @@ class Forwarder:
         self.done = done
         self._moved.set()
 
-    async def _messages(self, rows: Sequence[Stored]) -> list[Message]:
+    async def _messages(self, rows: Sequence[Stored | Dead]) -> tuple[list[Message], list[Refused]]:
+        """What the sink is to get, and what can't be told as it wants it."""
         messages: list[Message] = []
+        refused: list[Refused] = []
         for number, row in enumerate(rows, 1):
-            line = self._told(row.line)
+            try:
+                line = self._told(row.line)
+            except Exception as error:  # noqa: BLE001 - such as of another version's event
+                reason = f"it can't be told in the sink's version: {error!r}"
+                refused.append(Refused(row.uid, row.line, reason))
+                continue
             if line is not None:
                 messages.append(Message(row.uid, line))
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
-        return messages
+        return messages, refused
 
     async def _bewail(self, refused: Sequence[Refused]) -> None:
         self.progress.refused += len(refused)
@@ -252,18 +265,21 @@ class Forwarder:
         if not self.progress.dead or time.monotonic() < self._looked + _LOOK_SECONDS:
             return
         self._looked = time.monotonic()
+        await self._count_dead()  # some may have made room
         while letters := await self._patiently(
             lambda: self._store.dead(self.name, events=self._pace.events)
         ):
             await self._send_again(letters)
 
     async def _send_again(self, letters: Sequence[Dead]) -> None:
-        refusals = await self._deliver([Message(each.uid, each.line) for each in letters])
-        reasons = {each.message.uid: each.reason for each in refusals}
+        messages, untold = await self._messages(letters)
+        unwanted = await self._deliver(messages)
+        reasons = {each.uid: each.reason for each in untold}
+        reasons.update((each.message.uid, each.reason) for each in unwanted)
         refused = [(each, reasons[each.uid]) for each in letters if each.uid in reasons]
         delivered = [each for each in letters if each.uid not in reasons]
         await self._patiently(lambda: self._store.bury(delivered, refused))
-        self.progress.delivered += len(delivered)
+        self.progress.delivered += len(messages) - len(unwanted)
         await self._count_dead()
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:

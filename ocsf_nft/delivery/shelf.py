@@ -56,7 +56,7 @@ class Stored(NamedTuple):
 
 
 class Dead(NamedTuple):
-    """A dead letter: an event that a sink will not take, and what was said of it.
+    """A dead letter: an event that a sink will not take, as it is stored, and what was said of it.
 
     ``since_ms`` is when (ms since the epoch, UTC); ``is_again``: it is to be tried once more.
     """

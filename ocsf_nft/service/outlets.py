@@ -15,7 +15,7 @@ import structlog
 
 from ocsf_nft.config.sinks.file import FileSink
 from ocsf_nft.config.sinks.stdout import StdoutSink
-from ocsf_nft.delivery.forwarder import Forwarder
+from ocsf_nft.delivery.forwarder import Forwarder, Progress
 from ocsf_nft.delivery.message import Message
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.errors import DeliveryError, UsageError
@@ -37,6 +37,8 @@ _log = structlog.get_logger()
 
 #: What sinks may take to get the last events when a run ends; the next run delivers the rest.
 _DRAIN_SECONDS: Final = 5.0
+#: What a local sink may take to open: one that was left in the middle of a write may never.
+_OPEN_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,7 @@ class Outlets:
             await stack.enter_async_context(self.store)
             stack.push_async_callback(self._pass)
             self.forwarders = await self._opened(self._found)
-            await self._register([each.name for each in self._found])
+            await self._register(self.forwarders)
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
             for each in self.forwarders:
                 self._run(each)
@@ -163,7 +165,7 @@ class Outlets:
 
     async def _replace(self, found: tuple[Outlet, ...]) -> None:
         forwarders = await self._opened(found)
-        await self._register([each.name for each in found])
+        await self._register(forwarders)
         old = self._tasks
         for each in self.forwarders:
             each.leave()
@@ -181,6 +183,7 @@ class Outlets:
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
         """Their forwarders, the sinks of those that are local and new being open."""
+        before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
             Forwarder(
                 each.name,
@@ -189,6 +192,7 @@ class Outlets:
                 told=each.told,
                 pace=each.pace,
                 patiently=self._patience,
+                progress=before.get(each.name) or Progress(),
             )
             for each in found
         )
@@ -196,14 +200,17 @@ class Outlets:
             for outlet, forwarder in zip(found, forwarders, strict=True):
                 # One that is there already may be written to until its forwarder has ended.
                 if outlet.is_local and outlet.name not in self._tasks:
-                    await forwarder.open()
+                    await _open(forwarder)
                     stack.push_async_callback(forwarder.close)
             stack.pop_all()
         return forwarders
 
-    async def _register(self, names: Sequence[str]) -> None:
+    async def _register(self, forwarders: Sequence[Forwarder]) -> None:
+        names = [each.name for each in forwarders]
         for name, number in await self._patience(lambda: self.store.register(names)):
             _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
+        for each in forwarders:
+            await each.find_place()
 
     def _run(self, forwarder: Forwarder) -> None:
         """Let a forwarder begin; one that is to be greeted first waits for that."""
@@ -212,7 +219,11 @@ class Outlets:
             if self._greeting is None:
                 return
             forwarder.greet(self._greeting)
-        self._tasks[forwarder.name] = self._group.create_task(forwarder.run())
+        running = forwarder.run()
+        try:
+            self._tasks[forwarder.name] = self._group.create_task(running)
+        except RuntimeError:  # the group is ending: another one's sink is gone for good
+            running.close()
 
     async def keep(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
         """Keep events, as :meth:`Store.put` does; raises DeliveryError when patience ends."""
@@ -234,13 +245,23 @@ class Outlets:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS), asyncio.TaskGroup() as group:
                 for forwarder in self.forwarders:
-                    if forwarder.name not in self.excused:
+                    if forwarder.name in self._tasks and forwarder.name not in self.excused:
                         group.create_task(forwarder.drain())
         for forwarder in self.forwarders:
             if waiting := forwarder.waiting:
                 _log.warning(
                     "events wait in the store for the next run", sink=forwarder.name, events=waiting
                 )
+
+
+async def _open(forwarder: Forwarder) -> None:
+    try:
+        async with asyncio.timeout(_OPEN_SECONDS):
+            await forwarder.open()
+    except TimeoutError as error:
+        raise DeliveryError(
+            f"{forwarder.name} could not be opened within {_OPEN_SECONDS:.0f} s"
+        ) from error
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -53,6 +53,23 @@ def test_an_impatient_interrupt_of_the_end_shows_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
+def test_a_mistake_of_ours_is_a_traceback_and_no_thread_keeps_it_from_ending() -> None:
+    program = (
+        "import threading, time; from ocsf_nft import cli\n"
+        "def app():\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "    raise RuntimeError('a mistake')\n"
+        "cli.app = app\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("RuntimeError: a mistake\n")
+
+
 def _os_error(number: int, *names: str) -> OSError:
     return OSError(number, os.strerror(number), *names)
 

@@ -7,8 +7,10 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
+from ocsf_nft.delivery.archive import retry
 from ocsf_nft.delivery.forwarder import Forwarder
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.patience import Patience
@@ -18,7 +20,7 @@ from ocsf_nft.errors import ClosedError, DeliveryError
 from tests.delivery.receiver import Receiver, event, events, uids
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from ocsf_nft.delivery.message import Message
@@ -442,3 +444,35 @@ async def test_messages_are_told_by_their_uid(store: Store) -> None:
         await sink.has(1)
     assert [(each.uid, each.line) for each in found] == [("uid-7", event(7))]
     assert found[0].event()["metadata"]["uid"] == "uid-7"
+
+
+async def test_what_can_not_be_told_is_a_dead_letter_until_it_can(store: Store) -> None:
+    """Such as an event that a later version of the program has kept."""
+    known = {"uid-0", "uid-2"}
+    lines: list[bytes] = []
+
+    class Kept(Receiver):
+        async def deliver(self, messages: Sequence[Message]) -> Outcome:
+            lines.extend(message.line for message in messages)
+            return await super().deliver(messages)
+
+    def told(line: bytes) -> bytes:
+        if orjson.loads(line)["metadata"]["uid"] not in known:
+            raise KeyError("class_uid 9999")
+        return line.replace(b"uid", b"UID")
+
+    sink = Kept()
+    pace, patience = Pace(retry_seconds=0.01), Patience(asyncio.Event())
+    forwarder = Forwarder("a", sink, store, told=told, pace=pace, patiently=patience)
+    await store.register(["a"])
+    async with running(forwarder):
+        await store.put(events(range(3)))
+        await sink.has(2)
+        assert sink.got == ["uid-0", "uid-2"]
+        await forwarder.drain()
+        assert (forwarder.progress.delivered, forwarder.progress.dead) == (2, 1)
+        known.add("uid-1")
+        retry(store.path, "a", None)
+        await asyncio.wait_for(_buried(forwarder), 10)
+    assert lines == [line.replace(b"uid", b"UID") for line in (event(0), event(2), event(1))]
+    assert await store.dead_number("a") == 0

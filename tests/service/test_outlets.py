@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -204,6 +205,75 @@ async def test_a_new_local_sink_that_can_not_be_opened_changes_nothing(tmp_path:
             await kept.replace([one("a", Kept()), one("b", Kept(down=True), is_local=True)])
         await kept.keep([REFUSED])
     assert well.lines == [REFUSED]
+
+
+async def test_a_new_local_sink_that_never_opens_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hung(Kept):
+        async def open(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(service_outlets, "_OPEN_SECONDS", 0.1)
+    well = Kept()
+    async with made(tmp_path, a=one("a", well)) as kept:
+        with pytest.raises(DeliveryError, match="b could not be opened within"):
+            await kept.replace([one("a", Kept()), one("b", Hung(), is_local=True)])
+        await kept.keep([REFUSED])
+    assert well.lines == [REFUSED]
+
+
+async def test_a_sink_that_is_gone_for_good_while_another_is_replaced_is_the_only_fault(
+    tmp_path: Path,
+) -> None:
+    class Gone(Kept):
+        async def deliver(self, _: Sequence[Message]) -> Outcome:
+            await asyncio.sleep(0.2)
+            raise ClosedError("the reader is gone")
+
+    replacing: list[asyncio.Task[None]] = []
+
+    async def work() -> None:
+        sinks = {"gone": Gone(), "stuck": Kept(stuck=True)}
+        async with made(
+            tmp_path, **{name: one(name, sink) for name, sink in sinks.items()}
+        ) as all_:
+            await all_.keep([REFUSED])
+            await sinks["stuck"].tried(1)
+            replacing.append(
+                asyncio.create_task(all_.replace([one(name, Kept()) for name in sinks]))
+            )
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await work()
+    assert [str(each) for each in ended.value.exceptions] == ["the reader is gone"]
+    await replacing[0]
+
+
+async def test_what_waits_for_a_sink_is_known_before_it_begins_and_after_it_is_replaced(
+    tmp_path: Path,
+) -> None:
+    sink = Kept()
+    async with made(tmp_path, a=one("a", sink)) as kept:
+        await _keep_on(kept, 5)
+        await sink.has(5)
+    greeted = one("a", sink, is_greeted=True)
+    began = time.monotonic()
+    async with made(tmp_path, a=greeted) as kept:
+        assert [each.waiting for each in kept.forwarders] == [0]
+        await _keep_on(kept, 1)
+        assert [each.waiting for each in kept.forwarders] == [1]
+    assert time.monotonic() - began < 2, "nobody waits for who never began"
+    down = Kept(down=True)
+    async with made(tmp_path, a=one("a", down)) as kept:
+        while not kept.forwarders[0].progress.failures:  # noqa: ASYNC110 - nobody else waits for it
+            await asyncio.sleep(0.01)
+        await kept.replace([one("a", down)])
+        assert kept.forwarders[0].waiting == 1
+        assert kept.forwarders[0].progress.fault == "it is down"
+        down.down = False
+        await down.has(1)
 
 
 async def test_what_is_replayed_goes_straight_to_its_sink() -> None:

@@ -40,7 +40,7 @@ class File(Sink):
         self._rotation = rotation
         self._descriptor = -1
         self._old_files: OldFiles | None = None
-        self._writer = Writer("file")
+        self._writer = Writer("file", path)
 
     async def open(self) -> None:
         """Open the file, and make its directory; raises DeliveryError when it can't be written."""

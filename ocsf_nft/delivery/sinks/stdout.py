@@ -23,7 +23,7 @@ class Stdout(Sink):
     """
 
     def __init__(self) -> None:
-        self._writer = Writer("stdout")
+        self._writer = Writer("stdout", "")
 
     async def open(self) -> None:
         """Wait until what was being written when it was left has been."""

@@ -9,7 +9,7 @@ import os
 import select
 import stat
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import DeliveryError
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ocsf_nft.delivery.message import Message
+
+
+#: The last work at each place, whoever it was of: one that is opened at a place while another's
+#: write there has not ended would write between the parts of its batch.
+_LAST: Final[dict[str, Future[None]]] = {}
 
 
 class Writer:
@@ -28,16 +33,17 @@ class Writer:
     for its turn is not begun.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, place: object) -> None:
+        """``name`` is the thread's; at one ``place`` one at a time writes."""
         self._name = name
+        self._place = f"{name} {place}"
         self._thread: ThreadPoolExecutor | None = None
-        self._closed: Future[None] | None = None
 
     async def begin(self, work: Callable[[], None]) -> None:
-        """Do the first work in a new thread, once that of an earlier time has done its last."""
-        if self._closed is not None:
+        """Do the first work in a new thread, once the last work at this place is done."""
+        if before := _LAST.get(self._place):
             with contextlib.suppress(DeliveryError):  # it was told to who left, or came too late
-                await _ended(self._closed)
+                await _ended(before)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
         await self.do(work)
 
@@ -50,11 +56,11 @@ class Writer:
         """Do the last work; raises its error where it is waited for."""
         if self._thread is None:
             return
-        self._closed = self._thread.submit(close)
+        closed = _LAST[self._place] = self._thread.submit(close)
         self._thread.shutdown(wait=False)
         self._thread = None
         if is_waited_for:
-            await _ended(self._closed)
+            await _ended(closed)
 
 
 def lines_of(messages: Sequence[Message]) -> bytes:

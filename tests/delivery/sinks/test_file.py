@@ -295,6 +295,23 @@ async def test_who_comes_back_waits_for_what_is_still_being_written(
     assert path.read_bytes() == b"A" * 10 + b"\n" + b"B" * 10 + b"\n"
 
 
+async def test_another_sink_of_the_file_waits_for_what_is_still_being_written(
+    tmp_path: Path, slow_disk: SlowDisk
+) -> None:
+    """As after a reload, while the disk hangs."""
+    path = tmp_path / "events.jsonl"
+    with pytest.raises(TimeoutError):
+        async with File(path=path) as sink, asyncio.timeout(0.1):
+            await sink.deliver(messages(b"A" * 10))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1), File(path=path):
+            pytest.fail("the earlier write has not ended")
+    slow_disk.go_on.set()
+    async with File(path=path) as sink:
+        await sink.deliver(messages(b"B" * 10))
+    assert path.read_bytes() == b"A" * 10 + b"\n" + b"B" * 10 + b"\n"
+
+
 async def test_a_sink_can_be_entered_again_and_again(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     sink = File(path=path)

@@ -1,0 +1,62 @@
+"""SIGHUP, while a run goes on and while it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft import config
+from ocsf_nft.errors import DeliveryError
+from ocsf_nft.service.to_its_end import to_its_end
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Failing:
+    """A service whose reload takes its time, is not to be left half done, and fails."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+
+    async def reload(self, _: object) -> None:
+        self.begun.set()
+        await to_its_end(self._fail())
+
+    async def _fail(self) -> None:
+        await asyncio.sleep(0.1)
+        raise DeliveryError("a sink can't be opened")
+
+
+@pytest.fixture(autouse=True)
+def own_handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGHUP)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+async def test_a_reload_that_fails_while_the_run_is_told_to_stop_does_not_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(config, "load", lambda _: None)
+    command = import_module("ocsf_nft.cli.run")  # whose name in the package is the command's
+    failing = Failing()
+    reloading = asyncio.create_task(command._reload_on_hangup(failing, Path("x")))
+    await asyncio.sleep(0)
+    for _ in range(2):
+        failing.begun.clear()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await failing.begun.wait()
+        await asyncio.sleep(0.2)
+        assert not reloading.done(), "all goes on as before"
+    failing.begun.clear()
+    os.kill(os.getpid(), signal.SIGHUP)
+    await failing.begun.wait()
+    reloading.cancel()
+    await asyncio.wait_for(asyncio.wait([reloading]), 5)
