@@ -93,7 +93,7 @@ class Retention:
             )
         try:
             disk = os.statvfs(path.parent)
-        except FileNotFoundError:  # the next transaction puts all of it back
+        except OSError:  # the transaction that follows puts it back, or says what is wrong
             return ""
         reserve = min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
         if disk.f_bavail * disk.f_frsize + self._free_bytes < reserve * (1 + room):
