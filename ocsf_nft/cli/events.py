@@ -163,8 +163,8 @@ class _Shown:
         self._archives = archives
         self._wanted = wanted
         self._write = write
-        #: Of each store, the number of the last event that was looked at.
-        self._at = [next((kept.number for kept in each.newest()), 0) for each in archives]
+        #: Of each store, the last event that was looked at.
+        self._last = [next(each.newest(), None) for each in archives]
 
     def last(self, number: int | None) -> None:
         """Show the last so many, or all, in their order."""
@@ -181,11 +181,13 @@ class _Shown:
         """Show what is kept from now on."""
         while True:
             for place, archive in enumerate(self._archives):
-                archive.follow()
-                for kept in archive.beyond(self._at[place]):
-                    self._at[place] = kept.number
+                last = self._last[place]
+                for kept in archive.beyond(last.number if last else 0):
+                    last = kept
                     if self._wanted(kept.line):
                         self._write([kept.line])
+                # Only now: a store that was removed has been read to its end.
+                self._last[place] = archive.follow(last)
             time.sleep(_PAUSE_SECONDS)
 
     def _merged(self) -> Iterator[Kept]:

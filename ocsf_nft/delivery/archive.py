@@ -63,14 +63,26 @@ class Archive:
         """Close it."""
         self._database.close()
 
-    def follow(self) -> None:
+    def follow(self, last: Kept | None) -> Kept | None:
         """Go over to the file that has our name now, where it is another one; raises SourceError.
 
-        A run puts back a store that somebody removed: as another file, with the same numbers.
+        ``last`` is the event that was read last. Returned is the one to go on behind, None for the
+        beginning: a run puts back a store that somebody removed as another file with the same
+        numbers, but where one was begun anew they are other events'.
         """
-        if self._database.has_moved():
-            self._database.close()
-            self._database.open(read_only=True)
+        if not self._database.has_moved():
+            return last
+        new = Database(self.path, "")
+        new.open(read_only=True)
+        if not _is_begun(new):  # a run makes it this moment: nothing is missed until it has
+            new.close()
+            return last
+        self._database.close()
+        self._database = new
+        # What was put back holds it no more where it was too old, or there was no room: then what
+        # was before it is gone as well, since the oldest go first, and all the rest is yet to be
+        # read. Should it be otherwise, to read something twice is better than never.
+        return last if last and self._rows("number = ?", last.number) == [last] else None
 
     def newest(self) -> Iterator[Kept]:
         """The events, the last one first; raises SourceError."""
@@ -116,6 +128,12 @@ class Archive:
                 (number, _ROWS),
             )
             return [Kept(*row) for row in rows]
+
+
+def _is_begun(database: Database) -> bool:
+    with database.at_work() as connection:
+        row = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'event'")
+        return bool(row.fetchone()[0])
 
 
 def retry(path: Path, sink: str | None, uid: str | None) -> int:

@@ -257,6 +257,7 @@ class Service:
                 self.kept.is_passing = self.kept.store.path.parent == own
         await look_after(self.kept, reporter, time.time_ns())
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
+        self.counts.events = reporter.events
 
     def _outlets(self, config: Config) -> tuple[Outlet, ...]:
         if self._found is not None:

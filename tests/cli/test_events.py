@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -114,11 +115,13 @@ def test_they_are_told_in_another_version(state: Path) -> None:
     assert versions == {"1.1.0"}
 
 
-def test_what_is_kept_later_is_followed(state: Path) -> None:
+def test_what_is_kept_later_is_followed_also_in_a_store_that_is_begun_anew(state: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "ocsf_nft", "events", "--state-dir", state, "-n", "0", "-f",
          "--format", "jsonl"], stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
+        killing = threading.Timer(20, process.kill)
+        killing.start()
         try:
             assert process.stdout is not None
             for _ in KEPT:
@@ -126,9 +129,16 @@ def test_what_is_kept_later_is_followed(state: Path) -> None:
             new = KEPT[0] | {"metadata": KEPT[0]["metadata"] | {"uid": "new"}}
             asyncio.run(_put(state / "sb1" / FILE, lines([new])))
             assert orjson.loads(process.stdout.readline()) == new
+            # As a run that is over removes its store, and the next one begins it anew.
+            for path in (state / "sb1").glob(f"{FILE}*"):
+                path.unlink()
+            newer = KEPT[0] | {"metadata": KEPT[0]["metadata"] | {"uid": "newer"}}
+            asyncio.run(_put(state / "sb1" / FILE, lines([newer])))
+            assert orjson.loads(process.stdout.readline()) == newer
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=20) == 0
         finally:
+            killing.cancel()
             process.kill()
 
 

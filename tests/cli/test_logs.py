@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +23,8 @@ _log = structlog.get_logger()
 
 
 @pytest.fixture(autouse=True)
-def _configured() -> Iterator[None]:
+def _configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)  # it is put back
     logs.to_stderr_at_once()
     yield
     structlog.reset_defaults()
@@ -44,7 +48,8 @@ def standard_error() -> Iterator[int]:
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     try:
-        with standard_error_to(writer):
+        with standard_error_to(writer), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(logging.getLogger(), "handlers", [])  # pytest's
             yield reader
     finally:
         os.close(reader)
@@ -100,3 +105,73 @@ def test_what_can_not_be_written_is_told_as_dropped() -> None:
         _log.warning("written")
         (line,) = lines(reader)
     assert line.endswith(b" event='written' dropped=1\n")
+
+
+def complain(library: str = "lib", said: str = "odd", error: type[Exception] = ValueError) -> None:
+    """As a library logs what went wrong."""
+    failure = error("\x1b[31mred\n'\u202e" + "x" * 5000)
+    logging.getLogger(library).error("%s\n", said, exc_info=failure)
+
+
+def numbers(reader: int) -> list[int]:
+    return [int(found) for line in lines(reader) for found in re.findall(rb" number=(\d+) ", line)]
+
+
+def test_what_a_library_logs_is_one_short_line_of_ours() -> None:
+    with standard_error() as reader:
+        complain("lib.server", "from \x1b[2J")
+        logging.getLogger("lib.server").info("too little")
+        (line,) = lines(reader)
+    text = line.decode().removesuffix("\n")
+    assert text.isprintable()
+    assert " level='warning' event='a library complains' library='lib.server' number=1 " in text
+    assert r"from \x1b[2J : ValueError: \x1b[31mred '\u202exxx" in text
+    assert len(text) < 500
+
+
+def test_a_flood_of_what_libraries_log_is_few_lines_and_hides_nothing_else() -> None:
+    with standard_error() as reader:
+        for number in range(100):
+            complain(said=f"from {number}")
+        assert numbers(reader) == [1, 2, 4, 8, 16, 32, 64]
+        complain(error=KeyError)
+        logging.getLogger("lib").error("elsewhere")
+        assert numbers(reader) == [1, 1]
+
+
+def test_what_libraries_log_waits_for_no_reader() -> None:
+    def log_much() -> None:
+        for number in range(1000):
+            error = type(f"Error{number}", (Exception,), {})
+            complain(error=error)
+
+    with standard_error() as reader:
+        assert not waits(log_much)
+        assert 100 < len(lines(reader)) < 1000
+
+
+def test_what_asyncio_logs_is_a_line_too() -> None:
+    async def fail() -> None:
+        asyncio.get_running_loop().call_exception_handler({"message": "\x1b[31m", "fd": "\x07"})
+
+    with standard_error() as reader:
+        asyncio.run(fail())
+        (line,) = lines(reader)
+    assert rb" library='asyncio' number=1 reason=" in line
+    assert rb"\x1b[31m fd: " in line
+
+
+def test_what_a_library_logs_to_a_handler_of_its_own_is_not_told() -> None:
+    logging.getLogger("heard").addHandler(logging.NullHandler())
+    with standard_error() as reader:
+        complain("heard.elsewhere")
+        complain("lib")
+        (line,) = lines(reader)
+    assert b" library='lib' " in line
+
+
+def test_what_can_not_be_told_harms_nobody() -> None:
+    with standard_error() as reader:
+        logging.getLogger("lib").error("%d", "no number")
+        (line,) = lines(reader)
+    assert line.endswith(b" reason='TypeError while it was told'\n")

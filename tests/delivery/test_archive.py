@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING
 
 import orjson
@@ -33,17 +34,77 @@ async def test_a_store_in_use_is_read_from_both_ends(tmp_path: Path) -> None:
             assert named(archive.beyond(1200)) == uids([7000])
 
 
-async def test_a_store_that_was_put_back_is_followed(tmp_path: Path) -> None:
+def last_of(archive: Archive) -> Kept | None:
+    return next(archive.newest(), None)
+
+
+async def test_a_store_that_was_put_back_is_followed_behind_what_was_read(tmp_path: Path) -> None:
     path = tmp_path / FILE
     async with Store(path) as store:
         await store.put(events(range(2)))
         with Archive(path) as archive:
-            assert named(archive.beyond(0)) == uids(range(2))
+            last = last_of(archive)
             path.unlink()
-            archive.follow()
+            assert archive.follow(last) is last
             await store.put(events([2]))
-            archive.follow()
-            assert named(archive.beyond(2)) == uids([2])
+            assert archive.follow(last) is last
+            assert last is not None
+            assert named(archive.beyond(last.number)) == uids([2])
+
+
+def remove(path: Path) -> None:
+    """As a run does that ends."""
+    for each in path.parent.glob(f"{path.name}*"):
+        each.unlink()
+
+
+@pytest.mark.parametrize("number", [0, 1, 5])
+async def test_a_store_that_was_begun_anew_is_followed_from_its_beginning(
+    tmp_path: Path, number: int
+) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.put(events(range(3)))
+    with Archive(path) as archive:
+        last = last_of(archive)
+        remove(path)
+        async with Store(path) as store:
+            await store.put(events(range(10, 10 + number)))
+            assert archive.follow(last) is None
+            assert named(archive.beyond(0)) == uids(range(10, 10 + number))
+
+
+async def test_a_store_that_was_put_back_without_what_was_read_is_followed_from_its_beginning(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.put(events(range(3)))
+        with Archive(path) as archive:
+            last = last_of(archive)
+            path.unlink()
+            await store.put(events([3]))
+            with sqlite3.connect(path) as connection:
+                connection.execute("DELETE FROM event WHERE number <= 3")
+            connection.close()
+            assert archive.follow(last) is None
+            assert named(archive.beyond(0)) == uids([3])
+
+
+async def test_a_store_that_is_being_begun_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.put(events(range(2)))
+    with Archive(path) as archive:
+        last = last_of(archive)
+        remove(path)
+        path.touch()
+        assert archive.follow(last) is last
+        assert named(archive.beyond(0)) == uids(range(2))
+        async with Store(path) as store:
+            await store.put(events([9]))
+        assert archive.follow(last) is None
+        assert named(archive.beyond(0)) == uids([9])
 
 
 async def test_each_sink_stands_somewhere(tmp_path: Path) -> None:

@@ -141,6 +141,19 @@ def test_a_run_tells_its_metrics_and_its_health(
     assert code == 0, said
 
 
+def test_the_last_line_of_a_run_tells_how_many_events_it_kept(
+    lab: Lab, state: StateDirectory, tmp_path: Path
+) -> None:
+    output = tmp_path / "events.jsonl"
+    path = write(tmp_path / "config.toml", wanted(lab, state, output=str(output)))
+    with command.running("--config", str(path)) as running:
+        attempts.attempt(lab.sandbox_namespace, 1001, 20, "sweep")
+        code, said = running.stop(signal.SIGTERM)
+    assert code == 0, said
+    (told,) = re.findall(r"^\d+ records, (\d+) events, ", said, re.MULTILINE)
+    assert int(told) == len(events(output)) > 20
+
+
 def test_a_run_whose_fence_does_not_stand_is_not_ready(
     lab: Lab, state: StateDirectory, tmp_path: Path, port: int
 ) -> None:

@@ -1,0 +1,254 @@
+"""What a run answers to whoever reaches its address: a hostile client takes nothing from it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import sys
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from ocsf_nft import web
+from ocsf_nft.cli import logs
+from ocsf_nft.config.listening import Listening
+from ocsf_nft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ADDRESS = "127.0.0.1"
+ASK = b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n"
+#: In place of the seconds that a client may take.
+SHORT_SECONDS = 0.4
+
+#: A run all is well with.
+WELL: Any = SimpleNamespace(
+    watched=(),
+    accounts=(),
+    patience=SimpleNamespace(fault=None),
+    kept=SimpleNamespace(forwarders=()),
+)
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    with socket.create_server((ADDRESS, 0)) as server:
+        number = int(server.getsockname()[1])
+    async with web.answering(WELL, Listening(ipaddress.ip_address(ADDRESS), number)):
+        yield number
+
+
+@pytest.fixture
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_CLIENT_SECONDS", SHORT_SECONDS)
+
+
+class Client:
+    """A connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    async def answer(self) -> str:
+        """What is answered to one request; empty when the connection was closed."""
+        async with asyncio.timeout(20):
+            try:
+                head = await self._reader.readuntil(b"\r\n\r\n")
+                size = next(line for line in head.splitlines() if b"Content-Length" in line)
+                body = await self._reader.readexactly(int(size.partition(b": ")[2]))
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return ""
+        return body.decode()
+
+    async def ask(self, request: bytes = ASK) -> str:
+        self.writer.write(request)
+        return await self.answer()
+
+    async def open_seconds(self) -> float:
+        """How long it is until nothing more comes, and nothing was answered."""
+        begun = time.monotonic()
+        assert await self.answer() == ""
+        return time.monotonic() - begun
+
+
+@contextlib.asynccontextmanager
+async def clients(port: int, number: int) -> AsyncIterator[list[Client]]:
+    found = [Client(*await asyncio.open_connection(ADDRESS, port)) for _ in range(number)]
+    try:
+        yield found
+    finally:
+        for each in found:
+            each.writer.close()
+
+
+async def until_there_is_room(port: int) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            async with clients(port, 1) as (client,):
+                if await client.ask() == "well\n":
+                    return
+
+
+async def test_a_connection_beyond_the_most_is_closed_at_once_and_one_that_ends_makes_room(
+    port: int,
+) -> None:
+    async with clients(port, web._MOST) as held:
+        async with clients(port, 1) as (beyond,):
+            assert await beyond.open_seconds() < web._CLIENT_SECONDS / 2
+        assert [await each.ask() for each in held] == ["well\n"] * web._MOST
+        held[0].writer.close()
+        await until_there_is_room(port)
+
+
+async def test_a_crowd_of_connections_takes_few_descriptors_even_for_a_moment(port: int) -> None:
+    crowd = (
+        "import socket, sys\n"
+        f"held = [socket.create_connection(('{ADDRESS}', {port})) for _ in range(300)]\n"
+        "print('all', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", crowd, stdin=pipe, stdout=pipe
+    )
+    try:
+        assert process.stdout is not None
+        before = most = _descriptors()
+        all_are_there = asyncio.create_task(process.stdout.readline())
+        while not all_are_there.done():
+            await asyncio.sleep(0)
+            most = max(most, _descriptors())
+        assert await all_are_there == b"all\n"
+    finally:
+        process.kill()
+        await process.communicate()
+    assert before + web._MOST <= most < before + web._MOST + 10
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - quick
+
+
+@pytest.mark.usefixtures("_hurried")
+@pytest.mark.parametrize("begun", [b"", b"GET /healthz HTTP/1.1\r\nHost: te"])
+async def test_who_sends_no_whole_request_is_closed(port: int, begun: bytes) -> None:
+    async with clients(port, 1) as (client,):
+        client.writer.write(begun)
+        assert SHORT_SECONDS / 2 < await client.open_seconds() < SHORT_SECONDS * 5
+
+
+@pytest.mark.usefixtures("_hurried")
+async def test_who_sends_a_request_in_drops_is_closed(port: int) -> None:
+    async with clients(port, 1) as (client,):
+
+        async def drip() -> None:
+            for byte in ASK:
+                client.writer.write(bytes([byte]))
+                await asyncio.sleep(SHORT_SECONDS / 10)
+
+        dripping = asyncio.create_task(drip())
+        try:
+            assert await client.open_seconds() < SHORT_SECONDS * 5
+        finally:
+            dripping.cancel()
+
+
+@pytest.mark.usefixtures("_hurried")
+async def test_who_asks_again_in_time_is_answered_and_closed_when_idle(port: int) -> None:
+    async with clients(port, 1) as (client,):
+        begun = time.monotonic()
+        while time.monotonic() - begun < SHORT_SECONDS * 3:
+            assert await client.ask() == "well\n"
+            await asyncio.sleep(SHORT_SECONDS / 4)
+        assert await client.open_seconds() < SHORT_SECONDS * 5
+
+
+@pytest.mark.usefixtures("_hurried")
+async def test_who_does_not_read_the_answer_holds_no_place(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def much(_: object) -> bytes:
+        return b"x" * (16 << 20)
+
+    monkeypatch.setattr(web, "exposition_of", much)
+    monkeypatch.setattr(web, "_MOST", 2)
+    async with clients(port, 2) as idle:
+        for each in idle:
+            each.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            each.writer.write(ASK.replace(b"healthz", b"metrics"))
+        await until_there_is_room(port)
+
+
+@pytest.mark.usefixtures("_hurried")
+async def test_who_waits_for_us_is_waited_for(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def late(_: object) -> bytes:
+        await asyncio.sleep(SHORT_SECONDS * 3)
+        return b"late\n"
+
+    monkeypatch.setattr(web, "exposition_of", late)
+    async with clients(port, 1) as (client,):
+        assert await client.ask(ASK.replace(b"healthz", b"metrics")) == "late\n"
+
+
+async def test_who_asks_and_leaves_holds_the_place_until_the_answer_is_made(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_made, begun = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def made(_: object) -> bytes:
+        begun.release()
+        await is_made.wait()
+        return b""
+
+    monkeypatch.setattr(web, "exposition_of", made)
+    async with clients(port, web._MOST) as askers:
+        for each in askers:
+            each.writer.write(ASK.replace(b"healthz", b"metrics"))
+        async with asyncio.timeout(20):
+            for _ in askers:
+                await begun.acquire()
+    async with clients(port, 1) as (beyond,):
+        assert await beyond.ask() == ""
+    is_made.set()
+    await until_there_is_room(port)
+
+
+async def test_bad_requests_are_few_lines_of_our_log(
+    port: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)  # it is put back
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
+    logs.to_stderr_at_once()
+    try:
+        for _ in range(20):
+            async with clients(port, 1) as (client,):
+                assert await client.ask(b"GET /\x1b[31m HTTP/1.1\r\n\r\n") != ""
+    finally:
+        structlog.reset_defaults()
+    told = capfd.readouterr().err
+    assert "\x1b" not in told
+    assert [" library='aiohttp.server' " in line for line in told.splitlines()] == [True] * 5
+
+
+async def test_an_end_waits_for_no_client() -> None:
+    with socket.create_server((ADDRESS, 0)) as server:
+        at = Listening(ipaddress.ip_address(ADDRESS), int(server.getsockname()[1]))
+        with pytest.raises(UsageError, match="nothing can listen at"):
+            async with web.answering(WELL, at):
+                pass
+    async with contextlib.AsyncExitStack() as stack:
+        async with web.answering(WELL, at):
+            (idle,) = await stack.enter_async_context(clients(at.port, 1))
+            assert await idle.ask() == "well\n"
+            begun = time.monotonic()
+        assert time.monotonic() - begun < web._CLIENT_SECONDS / 2
+        assert await idle.answer() == ""
