@@ -1,8 +1,8 @@
 """How much a store keeps and for how long, and what goes first.
 
-What every sink has goes first. In a store that is told to drop, the oldest of what sinks still need
-goes next; then, in any, the oldest dead letters. Whatever goes before its sink had it is counted in
-the transaction that removes it.
+What every sink has goes first, then the oldest dead letters: a sink that refuses everything must
+not stop the others. Last, in a store that is told to drop, goes the oldest of what sinks still
+need. Whatever goes before its sink had it is counted in the transaction that removes it.
 
 Each transaction removes some events only: SQLite keeps what one changes on the disk besides, and
 that is to be had where the disk is short; nor is anybody kept waiting for long.
@@ -107,14 +107,11 @@ class Retention:
         """Remove the first events, or dead letters, that may go; how many there were."""
         with self._database.lightly() as connection:
             until = _first(connection)
-            needed = _needed_beyond(connection)
-            if self._drops and until > needed:
-                _count_forgotten(connection, until)
-            else:
-                until = min(until, needed)
-            gone = _remove(connection, until)
-            # A sink that refuses everything must not stop the others.
+            gone = _remove(connection, min(until, _needed_beyond(connection)))
             gone = gone or _forget_dead(connection, LAST)
+            if not gone and self._drops:
+                _count_forgotten(connection, until)
+                gone = _remove(connection, until)
             self.measure(connection)
         return gone
 

@@ -236,6 +236,21 @@ async def test_with_drops_the_oldest_goes_and_is_told_for_each_sink(tmp_path: Pa
         assert await store.sweep() == ()
 
 
+async def test_dead_letters_go_before_what_a_sink_still_needs(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE, most_bytes=1 << 20, drops=True) as store:
+        await store.register(["a", "b"])
+        for number in range(50):
+            line = event(number, 5000)
+            await store.put([line])
+            await store.acknowledge("a", store.end, [Refused(f"uid-{number}", line, "no")])
+        while await store.dead_number("a"):
+            number += 1
+            await store.put([event(number, 5000)])
+            await store.acknowledge("a", store.end)
+        assert await held(store) == uids(range(number + 1))
+        assert await store.sweep() == (Forgotten("a", 50),)
+
+
 async def test_a_sink_that_refuses_everything_does_not_fill_the_store(tmp_path: Path) -> None:
     async with Store(tmp_path / FILE, most_bytes=1 << 20) as store:
         await store.register(["a"])
