@@ -67,7 +67,7 @@ async def _listen(runner: web.AppRunner, at: Listening) -> asyncio.Server:
     in_one_go = 1
     try:
         server = await asyncio.get_running_loop().create_server(
-            lambda: _Visitor(runner), str(at.address), at.port, backlog=in_one_go
+            partial(_Visitor, _Visitors(runner)), str(at.address), at.port, backlog=in_one_go
         )
     except OSError as error:
         raise UsageError(f"nothing can listen at {at}: {error.strerror}") from error
@@ -77,27 +77,49 @@ async def _listen(runner: web.AppRunner, at: Listening) -> asyncio.Server:
     return server
 
 
+class _Visitors:
+    """Those who are here, and who of them is to go where there is no room for another."""
+
+    def __init__(self, runner: web.AppRunner) -> None:
+        self._runner = runner
+        #: Whose clients owe something, the one that has for longest first.
+        self.waited_for: dict[_Visitor, None] = {}
+
+    def handler(self) -> asyncio.Protocol | None:
+        """What handles one more, aiohttp's; None where all who are here wait for us."""
+        server = self._runner.server
+        if server is None:
+            return None
+        if len(server.connections) >= _MOST:
+            # Who asks as soon as it is connected is never that one.
+            slowest = next(iter(self.waited_for), None)
+            if slowest is None:
+                return None
+            slowest.end()
+        return server()
+
+
 class _Visitor(asyncio.Protocol):
     """A connection: aiohttp's, where there is room for it and for as long as its client may take.
 
     aiohttp bounds neither the number of connections, nor how long one takes to ask and to read.
     """
 
-    def __init__(self, runner: web.AppRunner) -> None:
-        self._runner = runner
+    def __init__(self, visitors: _Visitors) -> None:
+        self._visitors = visitors
         self._handler: asyncio.Protocol
         self._transport: asyncio.Transport
         self._alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Hand it on, or close it."""
-        server = self._runner.server
-        if server is None or len(server.connections) >= _MOST:
+        handler = self._visitors.handler()
+        if handler is None:
             transport.set_protocol(asyncio.Protocol())  # we hear no more of it
             transport.close()
             return
         self._transport = cast("asyncio.Transport", transport)
-        self._handler = server()
+        self._handler = handler
         self._hurry()
         self._handler.connection_made(transport)
 
@@ -110,12 +132,19 @@ class _Visitor(asyncio.Protocol):
         finally:
             self._hurry()
 
-    def _hurry(self) -> None:
-        loop = asyncio.get_running_loop()
+    def end(self) -> None:
+        """Be done with it."""
+        self._rest()
         # Not closed: that would wait until the client has read all.
-        self._alarm = loop.call_later(_CLIENT_SECONDS, self._transport.abort)
+        self._transport.abort()
+
+    def _hurry(self) -> None:
+        if not self._transport.is_closing():
+            self._visitors.waited_for[self] = None
+            self._alarm = asyncio.get_running_loop().call_later(_CLIENT_SECONDS, self.end)
 
     def _rest(self) -> None:
+        self._visitors.waited_for.pop(self, None)
         if self._alarm is not None:
             self._alarm.cancel()
 

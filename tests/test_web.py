@@ -98,15 +98,16 @@ async def until_there_is_room(port: int) -> None:
                     return
 
 
-async def test_a_connection_beyond_the_most_is_closed_at_once_and_one_that_ends_makes_room(
+async def test_who_comes_beyond_the_most_takes_the_place_of_who_was_waited_for_longest(
     port: int,
 ) -> None:
     async with clients(port, web._MOST) as held:
-        async with clients(port, 1) as (beyond,):
-            assert await beyond.open_seconds() < web._CLIENT_SECONDS / 2
-        assert [await each.ask() for each in held] == ["well\n"] * web._MOST
-        held[0].writer.close()
-        await until_there_is_room(port)
+        assert await held[0].ask() == "well\n"
+        async with clients(port, 2) as beyond:
+            assert [await each.ask() for each in beyond] == ["well\n"] * 2
+            assert await held[1].open_seconds() < web._CLIENT_SECONDS / 2
+            left = [await each.ask() for each in (held[0], *held[3:])]
+        assert left == ["well\n"] * (web._MOST - 2)
 
 
 async def test_a_crowd_of_connections_takes_few_descriptors_even_for_a_moment(port: int) -> None:

@@ -167,12 +167,13 @@ class _Shown:
         self._last = [next(each.newest(), None) for each in archives]
 
     def last(self, number: int | None) -> None:
-        """Show the last so many, or all, in their order."""
+        """Show the last so many, or all, in their order; what is kept meanwhile comes after."""
         if number is None:
             self._write(kept.line for kept in self._merged() if self._wanted(kept.line))
             return
         newest = heapq.merge(
-            *(each.newest() for each in self._archives), key=lambda kept: -kept.stored_ms
+            *(each.newest(until) for each, until in self._looked_at()),
+            key=lambda kept: -kept.stored_ms,
         )
         found = list(islice((kept.line for kept in newest if self._wanted(kept.line)), number))
         self._write(reversed(found))
@@ -192,8 +193,13 @@ class _Shown:
 
     def _merged(self) -> Iterator[Kept]:
         return heapq.merge(
-            *(each.beyond(0) for each in self._archives), key=lambda kept: kept.stored_ms
+            *(each.beyond(0, until) for each, until in self._looked_at()),
+            key=lambda kept: kept.stored_ms,
         )
+
+    def _looked_at(self) -> Iterator[tuple[Archive, int]]:
+        for archive, last in zip(self._archives, self._last, strict=True):
+            yield archive, last.number if last else 0
 
 
 def _write(

@@ -10,6 +10,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from ocsf_nft.database import Database
+from ocsf_nft.delivery.retention import LAST
 from ocsf_nft.delivery.shelf import FILE, Dead
 from ocsf_nft.errors import AbsentError, DeliveryError
 
@@ -84,16 +85,15 @@ class Archive:
         # read. Should it be otherwise, to read something twice is better than never.
         return last if last and self._rows("number = ?", last.number) == [last] else None
 
-    def newest(self) -> Iterator[Kept]:
-        """The events, the last one first; raises SourceError."""
-        before = 1 << 62
-        while rows := self._rows("number < ? ORDER BY number DESC", before):
+    def newest(self, until: int = LAST) -> Iterator[Kept]:
+        """The events up to a number, the last one first; raises SourceError."""
+        while rows := self._rows("number <= ? ORDER BY number DESC", until):
             yield from rows
-            before = rows[-1].number
+            until = rows[-1].number - 1
 
-    def beyond(self, number: int) -> Iterator[Kept]:
-        """The events with a higher number, in order; raises SourceError."""
-        while rows := self._rows("number > ? ORDER BY number", number):
+    def beyond(self, number: int, until: int = LAST) -> Iterator[Kept]:
+        """The events with a higher number, up to another one, in order; raises SourceError."""
+        while rows := self._rows("number > ? AND number <= ? ORDER BY number", number, until):
             yield from rows
             number = rows[-1].number
 
@@ -121,11 +121,11 @@ class Archive:
             )
             return [Standing(*row) for row in rows]
 
-    def _rows(self, which: str, number: int) -> list[Kept]:
+    def _rows(self, which: str, *numbers: int) -> list[Kept]:
         with self._database.at_work() as connection:
             rows = connection.execute(
                 f"SELECT number, stored_ms, line FROM event WHERE {which} LIMIT ?",  # noqa: S608 - ours
-                (number, _ROWS),
+                (*numbers, _ROWS),
             )
             return [Kept(*row) for row in rows]
 

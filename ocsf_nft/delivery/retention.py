@@ -92,11 +92,10 @@ class Retention:
                 "it takes no more until they have"
             )
         try:
-            disk = os.statvfs(path.parent)
+            free_bytes, reserve_bytes = self._disk()
         except OSError:  # the transaction that follows puts it back, or says what is wrong
             return ""
-        reserve = min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
-        if disk.f_bavail * disk.f_frsize + self._free_bytes < reserve * (1 + room):
+        if free_bytes < reserve_bytes * (1 + room):
             return (
                 f"{path} can't be written (the disk is nearly full, and nothing that is kept may "
                 "go): make room"
@@ -108,12 +107,24 @@ class Retention:
         with self._database.lightly() as connection:
             until = _first(connection)
             gone = _remove(connection, min(until, _needed_beyond(connection)))
-            gone = gone or _forget_dead(connection, LAST)
-            if not gone and self._drops:
-                _count_forgotten(connection, until)
-                gone = _remove(connection, until)
+            if not gone and self._would_do():
+                gone = _forget_dead(connection, LAST)
+                if not gone and self._drops:
+                    _count_forgotten(connection, until)
+                    gone = _remove(connection, until)
             self.measure(connection)
         return gone
+
+    def _would_do(self) -> bool:
+        """Whether it is any use to remove what somebody still needs, on a disk that others fill."""
+        free_bytes, reserve_bytes = self._disk()
+        return free_bytes + self.used_bytes >= reserve_bytes * (1 + _ROOM)
+
+    def _disk(self) -> tuple[int, int]:
+        """The bytes that there are for more events, and of these what is to be left."""
+        disk = os.statvfs(self._database.path.parent)
+        free_bytes = disk.f_bavail * disk.f_frsize + self._free_bytes
+        return free_bytes, min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
 
     def sweep(self, now_ms: int) -> bool:
         """Remove some of what is too old; whether there may be more. Raises DeliveryError."""
@@ -124,7 +135,8 @@ class Retention:
             gone = _remove(connection, until)
             gone += _forget_dead(connection, oldest_ms)
             self.measure(connection)
-        self._database.shorten_log()
+        if self._lacks():
+            self._database.shorten_log()
         return gone > 0
 
     def forgotten(self) -> tuple[Forgotten, ...]:

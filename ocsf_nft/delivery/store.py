@@ -154,14 +154,17 @@ class Store:
         """What became of dead letters that were tried again; some may have made room meanwhile."""
         await self._work(lambda: self._shelf.bury(delivered, refused))
 
-    async def sweep(self) -> tuple[Forgotten, ...]:
-        """Remove what is too old; what sinks have not had of all that was removed, till told."""
-        while await self._work(self._shelf.sweep):  # in turn with others' work
+    async def sweep(self) -> None:
+        """Remove what is too old, some at a time, in turn with others' work."""
+        while await self._work(self._shelf.sweep):
             pass
+
+    async def forgotten(self) -> tuple[Forgotten, ...]:
+        """What sinks have not had of all that was removed, until that is :meth:`told`."""
         return await self._work(self._shelf.forgotten)
 
     async def told(self, forgotten: Sequence[Forgotten]) -> None:
-        """What was swept has been told, and need not be again."""
+        """It has been told of these, and need not be again."""
         await self._work(lambda: self._shelf.told(forgotten))
 
     async def position(self, source: str) -> str | None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 import orjson
 import structlog
 
-from ocsf_nft.config.sinks.file import FileSink
-from ocsf_nft.config.sinks.stdout import StdoutSink
 from ocsf_nft.delivery.forwarder import Forwarder, Progress
 from ocsf_nft.delivery.message import Message
 from ocsf_nft.delivery.pace import Pace
@@ -25,6 +21,7 @@ from ocsf_nft.service.to_its_end import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from ocsf_nft.config.sinks.base import SinkTable
@@ -46,8 +43,9 @@ class Outlet:
     """A sink and its name, what it wants, and how it is sent to.
 
     ``classes`` are the ``class_uid`` of what it wants, ``version`` that of OCSF. Where it
-    ``is_local`` it has to be there from the start. One that ``is_greeted`` gets a handshake first
-    of all, once every fence stands and every record is read, and nothing before that.
+    ``is_local`` it has to be there from the start; nobody else writes to its ``file``. One that
+    ``is_greeted`` gets a handshake first of all, once every fence stands and every record is read,
+    and nothing before that.
     """
 
     name: str
@@ -57,6 +55,7 @@ class Outlet:
     pace: Pace = field(default_factory=Pace)
     is_local: bool = False
     is_greeted: bool = False
+    file: Path | None = None
 
     @classmethod
     def of(cls, table: SinkTable) -> Self:
@@ -69,6 +68,7 @@ class Outlet:
             pace=table.pace,
             is_local=table.is_local,
             is_greeted=table.is_greeted,
+            file=table.file,
         )
 
     def told(self, line: bytes) -> bytes | None:
@@ -118,14 +118,18 @@ class Outlets:
         self._greeting: bytes | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._replacing = asyncio.Lock()
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
         """Begin; raises DeliveryError when a local sink, or the store, can't be opened."""
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
             stack.push_async_callback(self._pass)
+            # Those that never ran: the others have closed by themselves.
+            stack.push_async_callback(lambda: _close(self.forwarders))
             self.forwarders = await self._opened(self._found)
             await self._register(self.forwarders)
+            await _find_places(self.forwarders)
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
             for each in self.forwarders:
                 self._run(each)
@@ -140,6 +144,8 @@ class Outlets:
     ) -> None:
         """Let the sinks have what is left, for some seconds, and end."""
         try:
+            async with self._replacing:  # whoever comes later finds the end
+                self._is_over = True
             if not isinstance(error, asyncio.CancelledError):
                 await self._drain()
         finally:
@@ -161,11 +167,17 @@ class Outlets:
         then.
         """
         async with self._replacing:
-            await to_its_end(self._replace(tuple(found)))
+            if not self._is_over:
+                await to_its_end(self._replace(tuple(found)))
 
     async def _replace(self, found: tuple[Outlet, ...]) -> None:
         forwarders = await self._opened(found)
-        await self._register(forwarders)
+        try:
+            await self._register((*self.forwarders, *forwarders))
+            await _find_places(forwarders)
+        except BaseException:
+            await _close(forwarders)
+            raise
         old = self._tasks
         for each in self.forwarders:
             each.leave()
@@ -175,6 +187,7 @@ class Outlets:
             *(self._succeed(each, old.pop(each.name, None)) for each in forwarders),
             *map(_ended, old.values()),  # those that have no successor
         )
+        await self._register(forwarders)
 
     async def _succeed(self, forwarder: Forwarder, before: asyncio.Task[None] | None) -> None:
         if before is not None:
@@ -196,10 +209,12 @@ class Outlets:
             )
             for each in found
         )
+        taken = {_place(each.file) for each in self._found if each.name in self._tasks}
         async with contextlib.AsyncExitStack() as stack:
             for outlet, forwarder in zip(found, forwarders, strict=True):
-                # One that is there already may be written to until its forwarder has ended.
-                if outlet.is_local and outlet.name not in self._tasks:
+                # What is there already may be written to until its forwarder has ended.
+                is_there = outlet.name in self._tasks or _place(outlet.file) in taken - {None}
+                if outlet.is_local and not is_there:
                     await _open(forwarder)
                     stack.push_async_callback(forwarder.close)
             stack.pop_all()
@@ -209,8 +224,6 @@ class Outlets:
         names = [each.name for each in forwarders]
         for name, number in await self._patience(lambda: self.store.register(names)):
             _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
-        for each in forwarders:
-            await each.find_place()
 
     def _run(self, forwarder: Forwarder) -> None:
         """Let a forwarder begin; one that is to be greeted first waits for that."""
@@ -229,9 +242,13 @@ class Outlets:
         """Keep events, as :meth:`Store.put` does; raises DeliveryError when patience ends."""
         await self._patience(lambda: self.store.put(lines, source=source, position=position))
 
-    async def sweep(self) -> tuple[Forgotten, ...]:
+    async def sweep(self) -> None:
         """As :meth:`Store.sweep` does."""
-        return await self._patience(self.store.sweep)
+        await self._patience(self.store.sweep)
+
+    async def forgotten(self) -> tuple[Forgotten, ...]:
+        """As :meth:`Store.forgotten` does."""
+        return await self._patience(self.store.forgotten)
 
     async def told(self, forgotten: Sequence[Forgotten]) -> None:
         """As :meth:`Store.told` does."""
@@ -252,6 +269,16 @@ class Outlets:
                 _log.warning(
                     "events wait in the store for the next run", sink=forwarder.name, events=waiting
                 )
+
+
+async def _find_places(forwarders: Sequence[Forwarder]) -> None:
+    for each in forwarders:
+        await each.find_place()
+
+
+async def _close(forwarders: Sequence[Forwarder]) -> None:
+    for each in forwarders:
+        await each.close()
 
 
 async def _open(forwarder: Forwarder) -> None:
@@ -276,25 +303,20 @@ def _hold_apart(tables: Sequence[SinkTable]) -> None:
     """Two sinks that write to one file would cut each other's lines."""
     named: dict[object, str] = {}
     for table in tables:
-        if isinstance(table, FileSink | StdoutSink):
-            file = _file(table)
-            if file in named:
-                raise UsageError(
-                    f"the sinks {named[file]} and {table.called} are one file: give each its own"
-                )
-            named[file] = table.called
+        place = _place(table.file)
+        if place is not None and place in named:
+            raise UsageError(
+                f"the sinks {named[place]} and {table.called} are one file: give each its own"
+            )
+        named[place] = table.called
 
 
-def _file(table: FileSink | StdoutSink) -> object:
+def _place(file: Path | None) -> object:
     """What tells a file from all others, whatever it is called."""
-    if isinstance(table, FileSink):
-        try:
-            found = Path(table.path).stat()
-        except (OSError, ValueError):  # not there yet
-            return os.path.realpath(table.path)
-    else:
-        try:
-            found = os.fstat(sys.stdout.fileno())
-        except (OSError, ValueError):  # there is none
-            return None
+    if file is None:
+        return None
+    try:
+        found = file.stat()
+    except (OSError, ValueError):  # not there yet
+        return os.path.realpath(file)
     return found.st_dev, found.st_ino

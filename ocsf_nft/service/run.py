@@ -29,7 +29,7 @@ from ocsf_nft.service.outlets import Outlet, Outlets, outlets
 from ocsf_nft.service.pipeline import Counts, Pipeline
 from ocsf_nft.service.reporter import Reporter
 from ocsf_nft.service.status import Status
-from ocsf_nft.service.upkeep import look_after, upkeep
+from ocsf_nft.service.upkeep import tell_of_losses, upkeep
 from ocsf_nft.service.watched import Watched
 from ocsf_nft.sources.replay import Replay
 
@@ -150,8 +150,8 @@ class Service:
         """Take over another configuration's sinks, severities and findings.
 
         Sinks are opened anew, with their secrets and certificates. Raises UsageError where
-        anything else is another one, and an OcsfNftError when a sink can't be opened: all goes on
-        as before then.
+        anything else is another one, and an OcsfNftError when a local sink of a new name can't be
+        opened: all goes on as before then. Any other one that can't be is waited for.
         """
         changed = [
             name
@@ -255,7 +255,7 @@ class Service:
                 # Of a sandbox that is gone, nothing stays that nobody needs.
                 own = self._state.directory(each.name)
                 self.kept.is_passing = self.kept.store.path.parent == own
-        await look_after(self.kept, reporter, time.time_ns())
+        await tell_of_losses(self.kept, reporter, time.time_ns())
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
         self.counts.events = reporter.events
 

@@ -21,16 +21,31 @@ _SECONDS: Final = 10.0
 
 
 async def upkeep(kept: Outlets, reporter: Reporter) -> None:
-    """Remove what is too old again and again, and tell of what sinks will never have."""
-    since_ns = time.time_ns()
+    """Remove what is too old again and again, and tell of what sinks will never have.
+
+    Each by itself: in a store that is full, there is room to tell once something was removed.
+    """
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_sweep(kept))
+        group.create_task(_tell(kept, reporter))
+
+
+async def _sweep(kept: Outlets) -> None:
     while True:
-        since_ns = await to_its_end(look_after(kept, reporter, since_ns))
+        await kept.sweep()
         await asyncio.sleep(_SECONDS)
 
 
-async def look_after(kept: Outlets, reporter: Reporter, since_ns: int) -> int:
-    """Do it once, of what has come since then; when that was (ns since the epoch, UTC)."""
-    forgotten = await kept.sweep()
+async def _tell(kept: Outlets, reporter: Reporter) -> None:
+    since_ns = time.time_ns()
+    while True:
+        since_ns = await to_its_end(tell_of_losses(kept, reporter, since_ns))
+        await asyncio.sleep(_SECONDS)
+
+
+async def tell_of_losses(kept: Outlets, reporter: Reporter, since_ns: int) -> int:
+    """Tell of what has come since then; when that was told (ns since the epoch, UTC)."""
+    forgotten = await kept.forgotten()
     lost: list[tuple[str, int | None]] = [
         (f"the store could not keep them until sink {sink} had them", number)
         for sink, number in forgotten

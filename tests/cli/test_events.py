@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 
+from ocsf_nft.delivery.archive import Archive
 from ocsf_nft.delivery.shelf import FILE, Refused
 from ocsf_nft.delivery.store import Store
 from tests.conformance.spoiling import GOOD
@@ -140,6 +142,27 @@ def test_what_is_kept_later_is_followed_also_in_a_store_that_is_begun_anew(state
         finally:
             killing.cancel()
             process.kill()
+
+
+@pytest.mark.parametrize("number", [None, 2])
+def test_what_is_kept_while_others_are_shown_is_left_to_who_follows(
+    state: Path, number: int | None
+) -> None:
+    shown: list[bytes] = []
+
+    def write(found: Iterable[bytes]) -> None:
+        for line in found:
+            if not shown:
+                new = KEPT[0] | {"metadata": KEPT[0]["metadata"] | {"uid": "new"}}
+                asyncio.run(_put(state / FILE, lines([new])))
+            shown.append(line)
+
+    module = import_module("ocsf_nft.cli.events")
+    with Archive(state / FILE) as archive:
+        events = module._Shown([archive], lambda _: True, write)
+        asyncio.run(_put(state / FILE, lines([KEPT[1]])))
+        events.last(number)
+    assert shown == lines(KEPT[::2])[-(number or len(KEPT)) :]
 
 
 async def _put(path: Path, events: list[bytes]) -> None:

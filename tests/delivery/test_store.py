@@ -32,6 +32,11 @@ async def held(store: Store, beyond: int = 0) -> list[str]:
     return [row.uid for row in await store.read(beyond, events=1 << 20, size=1 << 40)]
 
 
+async def swept(store: Store) -> tuple[Forgotten, ...]:
+    await store.sweep()
+    return await store.forgotten()
+
+
 async def put_until(store: Store, error: type[DeliveryError], sentence: str, size: int) -> int:
     """Put event after event until that fails; how many were put."""
     first = store.end
@@ -200,7 +205,7 @@ async def test_room_is_made_of_what_every_sink_has(tmp_path: Path) -> None:
         left = await held(store)
         assert left[-1] == "uid-5999"
         assert 0 < len(left) < 3000
-        assert await store.sweep() == ()
+        assert await swept(store) == ()
 
 
 async def test_a_store_that_a_sink_still_needs_is_full_until_the_sink_has_it(
@@ -228,12 +233,12 @@ async def test_with_drops_the_oldest_goes_and_is_told_for_each_sink(tmp_path: Pa
         left = await held(store)
         assert left == uids(range(800 - len(left), 800))
         assert 100 < len(left) < 250, "and no more of it than makes room"
-        forgotten = await store.sweep()
+        forgotten = await swept(store)
         assert dict(forgotten) == {"a": 800 - len(left), "b": 800 - len(left)}
     async with Store(tmp_path / FILE) as store:
-        assert await store.sweep() == forgotten, "until it is told"
+        assert await swept(store) == forgotten, "until it is told"
         await store.told(forgotten)
-        assert await store.sweep() == ()
+        assert await swept(store) == ()
 
 
 async def test_dead_letters_go_before_what_a_sink_still_needs(tmp_path: Path) -> None:
@@ -248,7 +253,7 @@ async def test_dead_letters_go_before_what_a_sink_still_needs(tmp_path: Path) ->
             await store.put([event(number, 5000)])
             await store.acknowledge("a", store.end)
         assert await held(store) == uids(range(number + 1))
-        assert await store.sweep() == (Forgotten("a", 50),)
+        assert await swept(store) == (Forgotten("a", 50),)
 
 
 async def test_a_sink_that_refuses_everything_does_not_fill_the_store(tmp_path: Path) -> None:
@@ -260,7 +265,7 @@ async def test_a_sink_that_refuses_everything_does_not_fill_the_store(tmp_path: 
             await store.acknowledge("a", store.end, [Refused(f"uid-{number}", line, "no")])
         kept = await store.dead_number("a")
         assert 0 < kept < 600
-        assert await store.sweep() == (Forgotten("a", 600 - kept),)
+        assert await swept(store) == (Forgotten("a", 600 - kept),)
 
 
 async def test_what_is_too_old_goes_and_is_told_where_a_sink_needed_it(
@@ -271,11 +276,11 @@ async def test_what_is_too_old_goes_and_is_told_where_a_sink_needed_it(
         await store.put(events(range(3)))
         await store.acknowledge("a", 3, [Refused("uid-0", event(0), "no")])
         await store.acknowledge("b", 1)
-        assert await store.sweep() == ()
+        assert await swept(store) == ()
         later_ns = time.monotonic_ns() + 61 * 10**9
         monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
         await store.put([event(3)])
-        assert await store.sweep() == (Forgotten("a", 1), Forgotten("b", 2))
+        assert await swept(store) == (Forgotten("a", 1), Forgotten("b", 2))
         assert await store.dead_number("a") == 0
         assert await held(store) == ["uid-3"]
 
@@ -289,7 +294,7 @@ async def test_a_clock_that_jumps_makes_nothing_old(
         for jump in (century_ns, -century_ns):
             now_ns = time.time_ns() + jump
             monkeypatch.setattr(time, "time_ns", lambda now_ns=now_ns: now_ns)
-            assert await store.sweep() == ()
+            assert await swept(store) == ()
             await store.put(events(range(3, 5)))
         assert await held(store) == uids(range(5))
 
@@ -431,7 +436,7 @@ async def test_on_a_small_disk_room_is_made_of_what_every_sink_has(disk: Path) -
             await store.put([event(each, 5000) for each in range(number, number + 20)])
             await store.acknowledge("a", store.end)
         assert (await held(store))[-1] == "uid-5999"
-        assert await store.sweep() == ()
+        assert await swept(store) == ()
 
 
 async def test_on_a_small_disk_nothing_is_removed_that_a_sink_needs(disk: Path) -> None:
@@ -441,7 +446,7 @@ async def test_on_a_small_disk_nothing_is_removed_that_a_sink_needs(disk: Path) 
         assert await held(store) == uids(range(number))
         await store.acknowledge("a", number)
         await store.put([event(number, 20_000)])
-        assert await store.sweep() == ()
+        assert await swept(store) == ()
 
 
 async def test_on_a_small_disk_with_drops_the_oldest_goes_and_is_told(disk: Path) -> None:
@@ -451,7 +456,7 @@ async def test_on_a_small_disk_with_drops_the_oldest_goes_and_is_told(disk: Path
             await store.put([event(number, 20_000)])
         left = await held(store)
         assert left == uids(range(3000 - len(left), 3000))
-        assert await store.sweep() == (Forgotten("a", 3000 - len(left)),)
+        assert await swept(store) == (Forgotten("a", 3000 - len(left)),)
 
 
 def real(numbers: Iterable[int]) -> list[bytes]:
@@ -467,6 +472,22 @@ async def _stored(store: Store, most: int) -> None:
         await store.put(real(range(number, number + 500)))
 
 
+@pytest.mark.parametrize("drops", [False, True])
+async def test_on_a_disk_that_others_fill_nothing_is_given_up_to_no_avail(
+    large_disk: Path, drops: bool
+) -> None:
+    async with Store(large_disk / FILE, drops=drops) as store:
+        await store.register(["a", "b"])
+        await store.put(events(range(20)))
+        await store.acknowledge("a", 20, [Refused("uid-0", event(0), "no")])
+        fill(large_disk, left=10 << 20)
+        with pytest.raises(FullError, match="the disk is nearly full"):
+            await store.put(events(range(20, 30)))
+        assert await held(store) == uids(range(20))
+        assert await store.dead_number("a") == 1
+        assert await swept(store) == ()
+
+
 async def test_a_large_store_makes_room_on_a_disk_that_is_nearly_full(large_disk: Path) -> None:
     """What SQLite keeps of a change on the disk besides must be had there."""
     async with Store(large_disk / FILE) as store:
@@ -478,7 +499,7 @@ async def test_a_large_store_makes_room_on_a_disk_that_is_nearly_full(large_disk
         for number in range(80_000, 83_000, 20):
             await store.put(real(range(number, number + 20)))
             await store.acknowledge("a", store.end)
-        assert await store.sweep() == ()
+        assert await swept(store) == ()
 
 
 async def test_what_is_too_old_goes_on_a_disk_that_is_nearly_full(
@@ -491,7 +512,7 @@ async def test_what_is_too_old_goes_on_a_disk_that_is_nearly_full(
     async with Store(large_disk / FILE, most_seconds=60) as store:
         later_ns = time.monotonic_ns() + 61 * 10**9
         monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
-        assert await store.sweep() == (Forgotten("a", 80_000),)
+        assert await swept(store) == (Forgotten("a", 80_000),)
         assert await held(store) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ocsf_nft.attempt import Attempt
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.sinks.file import File
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError, UsageError
 from ocsf_nft.ocsf.mapper import Mapper
@@ -274,6 +276,101 @@ async def test_what_waits_for_a_sink_is_known_before_it_begins_and_after_it_is_r
         assert kept.forwarders[0].progress.fault == "it is down"
         down.down = False
         await down.has(1)
+
+
+async def test_an_end_while_sinks_are_replaced_is_an_end(tmp_path: Path) -> None:
+    class Slow(Kept):
+        def __init__(self, seconds: float) -> None:
+            super().__init__()
+            self.seconds = seconds
+
+        async def deliver(self, messages: Sequence[Message]) -> Outcome:
+            outcome = await super().deliver(messages)
+            await asyncio.sleep(self.seconds)
+            return outcome
+
+    slow, slower, others = Slow(0.2), Slow(0.6), (Kept(), Kept())
+    async with asyncio.timeout(15):
+        async with made(tmp_path, a=one("a", slow), b=one("b", slower)) as kept:
+            await kept.keep([REFUSED])
+            await slow.tried(1)
+            await slower.tried(1)
+            replacing = asyncio.create_task(
+                kept.replace([one("a", others[0]), one("b", others[1])])
+            )
+            await asyncio.sleep(0.05)
+        await replacing
+    await kept.replace([one("a", slow)])  # too late: nothing comes of it
+    assert all(each.opened == each.closed for each in (slow, slower, *others))
+
+
+async def test_a_sink_that_gets_another_name_is_not_written_to_by_two(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    lines = [
+        orjson.dumps({"metadata": {"uid": f"{number}"}, "pad": "x" * 2000}) for number in range(99)
+    ]
+    try:
+        before = Outlet(name="before", sink=File(path=fifo), is_local=True, file=fifo)
+        async with made(tmp_path, before=before) as kept:
+            await kept.keep(lines)  # more than the pipe takes
+            await asyncio.sleep(0.1)
+            after = Outlet(name="after", sink=File(path=fifo), is_local=True, file=fifo)
+            replacing = asyncio.create_task(kept.replace([after]))
+            await asyncio.sleep(0.1)
+            await kept.keep([REFUSED])
+            found = await asyncio.to_thread(_read, reader, len(lines) + 1)
+            await replacing
+    finally:
+        os.close(reader)
+    assert found == [*lines, REFUSED]
+
+
+def _read(descriptor: int, lines: int) -> list[bytes]:
+    os.set_blocking(descriptor, True)
+    found = b""
+    while found.count(b"\n") < lines:
+        found += os.read(descriptor, 1 << 16)
+    return found.splitlines()
+
+
+async def test_what_was_opened_is_closed_when_nothing_comes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> object:
+        raise ClosedError("the store is gone")
+
+    first, second = Kept(), Kept()
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "register", broken)
+        with pytest.raises(ClosedError, match="the store is gone"):
+            await made(tmp_path, a=one("a", first, is_local=True)).__aenter__()
+    assert first.opened == first.closed == 1
+    async with made(tmp_path, a=one("a", Kept())) as kept:
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "register", broken)
+            with pytest.raises(ClosedError, match="the store is gone"):
+                await kept.replace([one("a", Kept()), one("b", second, is_local=True)])
+    assert second.opened == second.closed == 1
+
+
+async def test_what_a_sink_that_goes_never_had_is_counted_when_it_has_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(Kept):
+        async def deliver(self, messages: Sequence[Message]) -> Outcome:
+            await asyncio.sleep(0.2)
+            return await super().deliver(messages)
+
+    async with made(tmp_path, a=one("a", Slow()), b=one("b", Kept(down=True))) as kept:
+        await kept.keep([REFUSED, STARTED])
+        await asyncio.sleep(0.05)
+        await kept.replace([one("c", Kept())])
+    told = [line for line in capsys.readouterr().out.splitlines() if "configured no longer" in line]
+    assert len(told) == 1
+    assert "never_delivered=2" in told[0]
+    assert "sink=b" in told[0]
 
 
 async def test_what_is_replayed_goes_straight_to_its_sink() -> None:

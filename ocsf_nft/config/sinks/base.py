@@ -56,6 +56,11 @@ class SinkTable(Table):
         return False
 
     @property
+    def file(self) -> Path | None:
+        """The file that nobody else is to write to meanwhile, if it has one."""
+        return None
+
+    @property
     def class_uids(self) -> frozenset[int]:
         """The ``class_uid`` of what it wants."""
         return frozenset(CLASS_UIDS[name] for name in self.classes)

@@ -72,6 +72,11 @@ class FileSink(SinkTable):
         return self
 
     @property
+    def file(self) -> Path:
+        """The file that nobody else is to write to meanwhile."""
+        return self.path
+
+    @property
     def target(self) -> str:
         """The file's path."""
         return str(self.path)

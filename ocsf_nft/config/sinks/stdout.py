@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -31,6 +32,11 @@ class StdoutSink(SinkTable):
     def is_greeted(self) -> bool:
         """Whether the first line that it gets is a handshake."""
         return self.handshake
+
+    @property
+    def file(self) -> Path:
+        """The file that nobody else is to write to meanwhile."""
+        return Path("/dev/stdout")
 
     @property
     def target(self) -> str:

@@ -27,7 +27,11 @@ class Stdout(Sink):
 
     async def open(self) -> None:
         """Wait until what was being written when it was left has been."""
-        await self._writer.begin(_nothing)
+        try:
+            await self._writer.begin(_nothing)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Leave standard output as it is, for others."""

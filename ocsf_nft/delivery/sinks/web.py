@@ -85,7 +85,7 @@ class Answer:
 class Web:
     """A session with a receiver.
 
-    Entering it reads secrets and certificates, and connects once to see who is there: no request
+    Opening it reads secrets and certificates, and connects once to see who is there: no request
     is made for it, since none is known to be harmless to every receiver.
     """
 

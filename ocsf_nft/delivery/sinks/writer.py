@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import select
 import stat
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
-
-from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,9 +17,9 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.message import Message
 
 
-#: The last work at each place, whoever it was of: one that is opened at a place while another's
-#: write there has not ended would write between the parts of its batch.
-_LAST: Final[dict[str, Future[None]]] = {}
+#: Of each place, when who has it has done its last work: another one that began before would write
+#: between the parts of its batch.
+_HELD: Final[dict[str, Future[None]]] = {}
 
 
 class Writer:
@@ -38,12 +36,16 @@ class Writer:
         self._name = name
         self._place = f"{name} {place}"
         self._thread: ThreadPoolExecutor | None = None
+        self._ended: Future[None]
 
     async def begin(self, work: Callable[[], None]) -> None:
-        """Do the first work in a new thread, once the last work at this place is done."""
-        if before := _LAST.get(self._place):
-            with contextlib.suppress(DeliveryError):  # it was told to who left, or came too late
-                await _ended(before)
+        """Do the first work in a new thread, once nobody else has the place.
+
+        Whoever has begun, or tried to, has to :meth:`end`.
+        """
+        while (before := _HELD.get(self._place)) is not None and not before.done():
+            await asyncio.wait([asyncio.wrap_future(before)])
+        self._ended = _HELD[self._place] = Future()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
         await self.do(work)
 
@@ -56,11 +58,12 @@ class Writer:
         """Do the last work; raises its error where it is waited for."""
         if self._thread is None:
             return
-        closed = _LAST[self._place] = self._thread.submit(close)
+        ended = self._thread.submit(close)
+        ended.add_done_callback(partial(_leave, self._ended))
         self._thread.shutdown(wait=False)
         self._thread = None
         if is_waited_for:
-            await _ended(closed)
+            await _wait(ended)
 
 
 def lines_of(messages: Sequence[Message]) -> bytes:
@@ -102,7 +105,11 @@ def _write_all(descriptor: int, data: bytes) -> None:
             select.select((), (descriptor,), ())
 
 
-async def _ended(work: Future[None]) -> None:
+def _leave(held: Future[None], _: Future[None]) -> None:
+    held.set_result(None)
+
+
+async def _wait(work: Future[None]) -> None:
     """Wait for work that goes on when the waiting is cancelled; raises its error."""
     waiting = asyncio.wrap_future(work)
     await asyncio.wait((waiting,))

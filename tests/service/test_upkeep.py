@@ -1,0 +1,59 @@
+"""What a run looks after besides: the store, and what of it can't be kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.retention import FullError
+from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.store import Store
+from ocsf_nft.service import upkeep
+from ocsf_nft.service.outlets import Outlet, Outlets
+from ocsf_nft.service.reporter import Reporter
+from tests.delivery.receiver import Receiver, event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import pytest
+
+
+async def test_a_full_store_is_swept_while_nobody_can_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_SECONDS", 0.05)
+    now_ns = time.monotonic_ns()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns)
+    store = Store(tmp_path / FILE, most_bytes=1 << 20, most_seconds=60)
+    stop = asyncio.Event()
+    down = Outlet(name="down", sink=Receiver(down=True))
+    patience = Patience(stop)
+    async with Outlets([down], store, patience) as kept:
+        kept.excused.add("down")
+        number = 0
+        with contextlib.suppress(FullError):
+            while True:
+                await store.put([event(number, 500)])
+                number += 1
+                now_ns += 10**6
+        reporter = Reporter(kept.keep, host=None)
+        keeping = asyncio.create_task(upkeep.upkeep(kept, reporter))
+        now_ns += 60 * 10**9 - number * 10**6 + 10**6  # one is too old, which makes no room
+        await _until(lambda: patience.fault is not None)
+        now_ns += 60 * 10**9
+        await _until(lambda: reporter.events == 1)
+        left = await store.read(0, events=1 << 20, size=1 << 30)
+        assert [row.number for row in left] == [number + 1], "the one that tells of the others"
+        keeping.cancel()
+        stop.set()
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110 - nobody else waits for it
+            await asyncio.sleep(0.01)
