@@ -1,0 +1,233 @@
+"""How much a store keeps and for how long, and what goes first."""
+
+from __future__ import annotations
+
+import re
+import time
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from ocsf_nft.delivery.retention import Forgotten, FullError
+from ocsf_nft.delivery.shelf import FILE, Refused
+from ocsf_nft.delivery.store import Store
+from tests.delivery.receiver import event, events, uids
+from tests.delivery.stores import fill, held
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from ocsf_nft.errors import DeliveryError
+
+
+async def swept(store: Store) -> tuple[Forgotten, ...]:
+    await store.sweep()
+    return await store.forgotten()
+
+
+async def put_until(store: Store, error: type[DeliveryError], sentence: str, size: int) -> int:
+    """Put event after event until that fails; how many were put."""
+    first = store.end
+    try:
+        for number in range(first, first + 10_000):
+            await store.put([event(number, size)])
+    except error as raised:
+        if re.search(sentence, str(raised)):
+            return store.end - first
+        raise
+    pytest.fail("it never failed")
+
+
+async def test_room_is_made_of_what_every_sink_has(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE, most_bytes=1 << 20) as store:
+        await store.register(["a", "b"])
+        for number in range(0, 6000, 10):
+            await store.put([event(each, 500) for each in range(number, number + 10)])
+            await store.acknowledge("a", store.end)
+            await store.acknowledge("b", store.end)
+            assert store.used_bytes <= (1 << 20) + (1 << 16)
+        left = await held(store)
+        assert left[-1] == "uid-5999"
+        assert 0 < len(left) < 3000
+        assert await swept(store) == ()
+
+
+async def test_a_store_that_a_sink_still_needs_is_full_until_the_sink_has_it(
+    tmp_path: Path,
+) -> None:
+    async with Store(tmp_path / FILE, most_bytes=1 << 20) as store:
+        await store.register(["a", "b"])
+        number = await put_until(store, FullError, "sinks have not had yet", 5000)
+        assert number > 150
+        assert len(await held(store)) == number
+        await store.acknowledge("a", store.end)
+        with pytest.raises(FullError):
+            await store.put([event(number)])
+        await store.acknowledge("b", number // 2)
+        await store.put([event(number)])
+        assert (await held(store))[-1] == f"uid-{number}"
+        assert (await held(store, number // 2))[0] == f"uid-{number // 2}"
+
+
+async def test_with_drops_the_oldest_goes_and_is_told_for_each_sink(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE, most_bytes=1 << 20, drops=True) as store:
+        await store.register(["a", "b"])
+        for number in range(800):
+            await store.put([event(number, 5000)])
+        left = await held(store)
+        assert left == uids(range(800 - len(left), 800))
+        assert 100 < len(left) < 250, "and no more of it than makes room"
+        forgotten = await swept(store)
+        assert dict(forgotten) == {"a": 800 - len(left), "b": 800 - len(left)}
+    async with Store(tmp_path / FILE) as store:
+        assert await swept(store) == forgotten, "until it is told"
+        await store.told(forgotten)
+        assert await swept(store) == ()
+
+
+async def test_dead_letters_go_before_what_a_sink_still_needs(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE, most_bytes=1 << 20, drops=True) as store:
+        await store.register(["a", "b"])
+        for number in range(50):
+            line = event(number, 5000)
+            await store.put([line])
+            await store.acknowledge("a", store.end, [Refused(f"uid-{number}", line, "no")])
+        while await store.dead_number("a"):
+            number += 1
+            await store.put([event(number, 5000)])
+            await store.acknowledge("a", store.end)
+        assert await held(store) == uids(range(number + 1))
+        assert await swept(store) == (Forgotten("a", 50),)
+
+
+async def test_a_sink_that_refuses_everything_does_not_fill_the_store(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE, most_bytes=1 << 20) as store:
+        await store.register(["a"])
+        for number in range(600):
+            line = event(number, 5000)
+            await store.put([line])
+            await store.acknowledge("a", store.end, [Refused(f"uid-{number}", line, "no")])
+        kept = await store.dead_number("a")
+        assert 0 < kept < 600
+        assert await swept(store) == (Forgotten("a", 600 - kept),)
+
+
+async def test_what_is_too_old_goes_and_is_told_where_a_sink_needed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Store(tmp_path / FILE, most_seconds=60) as store:
+        await store.register(["a", "b"])
+        await store.put(events(range(3)))
+        await store.acknowledge("a", 3, [Refused("uid-0", event(0), "no")])
+        await store.acknowledge("b", 1)
+        assert await swept(store) == ()
+        later_ns = time.monotonic_ns() + 61 * 10**9
+        monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
+        await store.put([event(3)])
+        assert await swept(store) == (Forgotten("a", 1), Forgotten("b", 2))
+        assert await store.dead_number("a") == 0
+        assert await held(store) == ["uid-3"]
+
+
+async def test_a_clock_that_jumps_makes_nothing_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Store(tmp_path / FILE, most_seconds=60) as store:
+        await store.put(events(range(3)))
+        century_ns = 100 * 366 * 86_400 * 10**9
+        for jump in (century_ns, -century_ns):
+            now_ns = time.time_ns() + jump
+            monkeypatch.setattr(time, "time_ns", lambda now_ns=now_ns: now_ns)
+            assert await swept(store) == ()
+            await store.put(events(range(3, 5)))
+        assert await held(store) == uids(range(5))
+
+
+async def test_on_a_small_disk_room_is_made_of_what_every_sink_has(disk: Path) -> None:
+    async with Store(disk / FILE) as store:
+        await store.register(["a"])
+        for number in range(0, 6000, 20):
+            await store.put([event(each, 5000) for each in range(number, number + 20)])
+            await store.acknowledge("a", store.end)
+        assert (await held(store))[-1] == "uid-5999"
+        assert await swept(store) == ()
+
+
+async def test_on_a_small_disk_nothing_is_removed_that_a_sink_needs(disk: Path) -> None:
+    async with Store(disk / FILE) as store:
+        await store.register(["a"])
+        number = await put_until(store, FullError, "the disk is nearly full", 20_000)
+        assert await held(store) == uids(range(number))
+        await store.acknowledge("a", number)
+        await store.put([event(number, 20_000)])
+        assert await swept(store) == ()
+
+
+async def test_on_a_small_disk_with_drops_the_oldest_goes_and_is_told(disk: Path) -> None:
+    async with Store(disk / FILE, drops=True) as store:
+        await store.register(["a"])
+        for number in range(3000):
+            await store.put([event(number, 20_000)])
+        left = await held(store)
+        assert left == uids(range(3000 - len(left), 3000))
+        assert await swept(store) == (Forgotten("a", 3000 - len(left)),)
+
+
+def real(numbers: Iterable[int]) -> list[bytes]:
+    """As large as ours, and their uids are in no order: SQLite keeps them all over its index."""
+    return [
+        orjson.dumps({"metadata": {"uid": sha256(b"%d" % number).hexdigest()}, "pad": "x" * 1000})
+        for number in numbers
+    ]
+
+
+async def _stored(store: Store, most: int) -> None:
+    for number in range(0, most, 500):
+        await store.put(real(range(number, number + 500)))
+
+
+@pytest.mark.parametrize("drops", [False, True])
+async def test_on_a_disk_that_others_fill_nothing_is_given_up_to_no_avail(
+    large_disk: Path, drops: bool
+) -> None:
+    async with Store(large_disk / FILE, drops=drops) as store:
+        await store.register(["a", "b"])
+        await store.put(events(range(20)))
+        await store.acknowledge("a", 20, [Refused("uid-0", event(0), "no")])
+        fill(large_disk, left=10 << 20)
+        with pytest.raises(FullError, match="the disk is nearly full"):
+            await store.put(events(range(20, 30)))
+        assert await held(store) == uids(range(20))
+        assert await store.dead_number("a") == 1
+        assert await swept(store) == ()
+
+
+async def test_a_large_store_makes_room_on_a_disk_that_is_nearly_full(large_disk: Path) -> None:
+    """What SQLite keeps of a change on the disk besides must be had there."""
+    async with Store(large_disk / FILE) as store:
+        await store.register(["a"])
+        await _stored(store, 80_000)
+        await store.acknowledge("a", store.end)
+    fill(large_disk, left=6 << 20)
+    async with Store(large_disk / FILE) as store:
+        for number in range(80_000, 83_000, 20):
+            await store.put(real(range(number, number + 20)))
+            await store.acknowledge("a", store.end)
+        assert await swept(store) == ()
+
+
+async def test_what_is_too_old_goes_on_a_disk_that_is_nearly_full(
+    large_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Store(large_disk / FILE, most_seconds=60) as store:
+        await store.register(["a"])
+        await _stored(store, 80_000)
+    fill(large_disk, left=6 << 20)
+    async with Store(large_disk / FILE, most_seconds=60) as store:
+        later_ns = time.monotonic_ns() + 61 * 10**9
+        monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
+        assert await swept(store) == (Forgotten("a", 80_000),)
+        assert await held(store) == []
