@@ -238,6 +238,8 @@ class Forwarder:
         messages: list[Message] = []
         refused: list[Refused] = []
         for number, row in enumerate(rows, 1):
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
             try:
                 line = self._told(row.line)
             except Exception as error:  # noqa: BLE001 - such as of another version's event
@@ -246,8 +248,6 @@ class Forwarder:
                 continue
             if line is not None:
                 messages.append(Message(row.uid, line))
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)
         return messages, refused
 
     async def _bewail(self, refused: Sequence[Refused]) -> None:

@@ -388,7 +388,8 @@ async def test_a_sink_that_is_down_is_left_at_once_when_it_is_told_to(store: Sto
 
 async def test_a_mistake_in_closing_a_sink_ends_nothing_else(store: Store) -> None:
     class Mistaken(Receiver):
-        async def __aexit__(self, *_: object) -> None:
+        async def close(self) -> None:
+            await super().close()
             raise KeyError("no such thing")
 
     sink = Mistaken()
@@ -401,6 +402,7 @@ async def test_a_mistake_in_closing_a_sink_ends_nothing_else(store: Store) -> No
         sink.down = False
         await sink.has(2)
     assert sink.got == uids([1, 2])
+    assert sink.opened == sink.closed == 2
 
 
 async def test_a_batch_whose_events_were_removed_is_passed_by_and_nothing_else(

@@ -63,7 +63,7 @@ async def test_a_directory_that_can_not_be_made_is_one_sentence(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DeliveryError, match=cause):
-        await File(path=tmp_path / place).__aenter__()
+        await File(path=tmp_path / place).open()
 
 
 async def test_a_file_that_was_rotated_away_is_begun_anew(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ async def test_a_named_pipe_without_a_reader_is_not_waited_for(tmp_path: Path) -
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(DeliveryError):
-        await asyncio.wait_for(File(path=fifo).__aenter__(), 5)
+        await asyncio.wait_for(File(path=fifo).open(), 5)
 
 
 @pytest.mark.kernel

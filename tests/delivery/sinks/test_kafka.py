@@ -116,7 +116,7 @@ async def test_a_broker_that_is_down_is_one_sentence_and_told_at_once() -> None:
     sink = Kafka(servers=[f"127.0.0.1:{(port := free_port())}"], topic="ocsf")
     async with asyncio.timeout(_AT_ONCE_SECONDS):
         with pytest.raises(DeliveryError, match=f"{port} can't be used: .*Connection refused"):
-            await sink.__aenter__()
+            await sink.open()
     await _nothing_is_left()
 
 
@@ -130,10 +130,10 @@ async def test_one_of_its_brokers_is_enough(broker: KafkaBroker) -> None:
 async def test_a_topic_that_is_not_there_is_told_as_that(broker: KafkaBroker) -> None:
     broker.tell("lose", "ocsf", _UNKNOWN_TOPIC)
     with pytest.raises(DeliveryError, match="has no topic ocsf: create it"):
-        await _sink(broker, timeout_seconds=2.0).__aenter__()
+        await _sink(broker, timeout_seconds=2.0).open()
     broker.tell("lose", "ocsf", _NOT_ALLOWED)
     with pytest.raises(DeliveryError, match="lets us write nothing to topic ocsf: grant WRITE"):
-        await _sink(broker).__aenter__()
+        await _sink(broker).open()
     broker.tell("lose", "ocsf", 0)
     async with _sink(broker) as sink:
         assert await sink.deliver(messages(b"{}")) == DELIVERED
@@ -200,7 +200,7 @@ async def test_what_is_too_large_for_a_broker_is_refused_and_the_next_one_is_not
 async def test_a_producer_that_may_not_be_idempotent_is_told(broker: KafkaBroker) -> None:
     broker.tell("fail", _INIT_PRODUCER_ID, _CLUSTER_NOT_ALLOWED, 100)
     with pytest.raises(DeliveryError, match="ClusterAuthorizationFailed"):
-        await _sink(broker, timeout_seconds=1.0).__aenter__()
+        await _sink(broker, timeout_seconds=1.0).open()
 
 
 async def test_a_partition_without_a_leader_is_told(broker: KafkaBroker) -> None:
@@ -225,7 +225,7 @@ async def test_a_broker_that_dies_in_a_delivery_gets_it_once_it_is_back(
         with pytest.raises(DeliveryError, match=r"can't be used: (?!Unable to update)"):
             await delivery
     with pytest.raises(DeliveryError, match="can't be used"):
-        await sink.__aenter__()
+        await sink.open()
     broker.tell("slow", 0)
     broker.tell("up")
     async with sink:
@@ -240,17 +240,17 @@ async def test_who_is_cancelled_does_not_wait_for_a_broker_that_says_nothing(
     batch = messages(*(b'"%s"' % (b"x" * 60_000) for _ in range(500)))
     sink = _sink(broker)
     async with asyncio.timeout(20):
-        await sink.__aenter__()
+        await sink.open()
         broker.freeze()
         try:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await sink.deliver(batch)
             async with asyncio.timeout(_AT_ONCE_SECONDS):
-                await sink.__aexit__(None, None, None)
+                await sink.close()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
-                    await sink.__aenter__()
+                    await sink.open()
             await _nothing_is_left()
         finally:
             broker.thaw()
@@ -272,7 +272,7 @@ async def test_nothing_is_printed(
         with pytest.raises(DeliveryError):
             await sink.deliver(messages(b"{}"))
     with pytest.raises(DeliveryError):
-        await sink.__aenter__()
+        await sink.open()
     logging.getLogger("aiokafka").error("too late")
     assert capfd.readouterr() == ("", "")
 
@@ -321,7 +321,7 @@ async def test_a_wrong_certificate_is_told_as_that(
     tls = Tls(ca=None if trusted is None else getattr(certificates, trusted))
     async with KafkaRelay(broker, context=certificates.context(name)) as relay:
         with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
-            await _sink(relay, tls=tls).__aenter__()
+            await _sink(relay, tls=tls).open()
 
 
 async def test_a_broker_that_asks_for_a_certificate_takes_ours(
@@ -333,7 +333,7 @@ async def test_a_broker_that_asks_for_a_certificate_takes_ours(
         async with _sink(relay, tls=ours) as sink:
             assert await sink.deliver(messages(b"{}")) == DELIVERED
         with pytest.raises(DeliveryError, match="can't be used"):
-            await _sink(relay, tls=Tls(ca=certificates.ca)).__aenter__()
+            await _sink(relay, tls=Tls(ca=certificates.ca)).open()
 
 
 def _plain(mechanism: str) -> Callable[[bytes], bytes | None]:
@@ -388,14 +388,14 @@ async def test_a_password_lets_in_and_is_in_no_error(
         path.write_text("hunter2\n")
         sink = _sink(relay, **given)
         with pytest.raises(DeliveryError, match="give credentials that it takes") as caught:
-            await sink.__aenter__()
+            await sink.open()
         assert "hunter2" not in str(caught.value)
         path.write_text("right\n")
         async with sink:
             assert await sink.deliver(messages(b"{}")) == DELIVERED
         anonymous = _sink(relay, tls=given["tls"], timeout_seconds=1.0)
         with pytest.raises(DeliveryError, match="can't be used"):
-            await anonymous.__aenter__()
+            await anonymous.open()
     assert len(broker.records("ocsf")) == 1
 
 
@@ -407,7 +407,7 @@ async def test_what_a_broker_says_is_cut_made_printable_and_without_our_secret(
     said = b"hunter2 is \x1b[31m wrong " + b"x" * 500
     async with KafkaRelay(broker, sasl=lambda _: lambda _: None, says=said) as relay:
         with pytest.raises(DeliveryError, match=r"\*\*\* is \?\[31m wrong") as caught:
-            await _sink(relay, mechanism="PLAIN", user="me", password=password).__aenter__()
+            await _sink(relay, mechanism="PLAIN", user="me", password=password).open()
     assert "hunter2" not in str(caught.value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 400
@@ -426,8 +426,6 @@ async def test_a_broker_that_is_none_is_one_sentence(answer: bytes) -> None:
     port = server.sockets[0].getsockname()[1]
     try:
         with pytest.raises(DeliveryError, match="can't be used"):
-            await Kafka(
-                servers=[f"127.0.0.1:{port}"], topic="ocsf", timeout_seconds=2.0
-            ).__aenter__()
+            await Kafka(servers=[f"127.0.0.1:{port}"], topic="ocsf", timeout_seconds=2.0).open()
     finally:
         server.close()

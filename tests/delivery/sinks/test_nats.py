@@ -173,7 +173,7 @@ async def test_a_server_that_is_down_is_one_sentence_and_told_at_once(server: Na
     sink = Nats(servers=[server.url, "nats://[::1]:1"], subject="ocsf")
     async with asyncio.timeout(_AT_ONCE_SECONDS):
         with pytest.raises(DeliveryError, match="can't be used") as caught:
-            await sink.__aenter__()
+            await sink.open()
     assert f"{server.host} can't be used: Connection refused" in str(caught.value)
     assert "[::1]:1" in str(caught.value)
     await _nothing_is_left()
@@ -203,7 +203,7 @@ async def test_a_server_that_dies_in_a_delivery_gets_it_once_it_is_back(
         with pytest.raises(DeliveryError, match="can't be used"):
             await asyncio.wait_for(delivery, _AT_ONCE_SECONDS)
     with pytest.raises(DeliveryError, match="can't be used"):
-        await sink.__aenter__()
+        await sink.open()
     server.start()
     async with _stream(server.url) as stream:
         assert 0 < len(await _kept(stream)) < len(batch)
@@ -242,17 +242,17 @@ async def test_who_is_cancelled_does_not_wait_for_a_server_that_says_nothing(
     batch = messages(*(b"x" * 60_000 for _ in range(500)))  # more than any socket takes
     sink = Nats(servers=[server.url], subject="ocsf")
     async with _stream(server.url), asyncio.timeout(20):
-        await sink.__aenter__()
+        await sink.open()
         server.freeze()
         try:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await sink.deliver(batch)
             async with asyncio.timeout(_AT_ONCE_SECONDS):
-                await sink.__aexit__(None, None, None)
+                await sink.close()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
-                    await sink.__aenter__()
+                    await sink.open()
             await _nothing_is_left()
         finally:
             server.thaw()
@@ -400,7 +400,7 @@ async def test_what_is_no_key_is_one_sentence_that_does_not_say_it(
     path.write_text(held)
     login = Login(nkey=Secret("file", str(path))) if kind == "nkey" else Login(credentials=path)
     with pytest.raises(DeliveryError, match="key") as caught:
-        await Nats(servers=[server.url], subject="ocsf", login=login).__aenter__()
+        await Nats(servers=[server.url], subject="ocsf", login=login).open()
     assert "hunter2" not in str(caught.value).lower()
 
 
@@ -412,7 +412,7 @@ async def test_a_seed_in_a_credentials_file_that_is_none_is_told_as_that(
     path.write_text(text.replace("\nSU", "\nSUA"))
     login = Login(credentials=path)
     with pytest.raises(DeliveryError, match="no nkey's seed"):
-        await Nats(servers=[server.url], subject="ocsf", login=login).__aenter__()
+        await Nats(servers=[server.url], subject="ocsf", login=login).open()
 
 
 async def test_a_credentials_file_that_is_not_there_is_one_sentence(
@@ -420,7 +420,7 @@ async def test_a_credentials_file_that_is_not_there_is_one_sentence(
 ) -> None:
     login = Login(credentials=tmp_path / "none")
     with pytest.raises(DeliveryError, match="can't be read: No such file"):
-        await Nats(servers=[server.url], subject="ocsf", login=login).__aenter__()
+        await Nats(servers=[server.url], subject="ocsf", login=login).open()
 
 
 async def test_a_secret_is_read_anew_when_the_sink_is_entered_again(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ async def test_a_secret_is_read_anew_when_the_sink_is_entered_again(tmp_path: Pa
         with NatsServer(tmp_path, f"authorization: {{token: {token}}}") as server:
             sink._servers = (server.url,)
             with pytest.raises(DeliveryError):
-                await sink.__aenter__()
+                await sink.open()
             (tmp_path / secret.place).write_text(token)
             async with sink:
                 pass
@@ -468,10 +468,10 @@ async def test_a_wrong_certificate_is_told_as_that(
     tls = Tls(ca=getattr(certificates, trusted)) if trusted else None
     with NatsServer(tmp_path, _tls(certificates, name)) as server:
         with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
-            await Nats(servers=[f"tls://{server.host}"], subject="ocsf", tls=tls).__aenter__()
+            await Nats(servers=[f"tls://{server.host}"], subject="ocsf", tls=tls).open()
         # Without a word of TLS here, the server says that there is to be some.
         with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
-            await Nats(servers=[server.url], subject="ocsf", tls=tls).__aenter__()
+            await Nats(servers=[server.url], subject="ocsf", tls=tls).open()
 
 
 async def test_a_server_that_asks_for_a_certificate_takes_ours(
@@ -483,7 +483,7 @@ async def test_a_server_that_asks_for_a_certificate_takes_ours(
         assert await _is_let_in(server, Login(), tls=shown)
         bare = Nats(servers=[server.url], subject="ocsf", tls=Tls(ca=certificates.ca))
         with pytest.raises(DeliveryError, match="can't be used"):
-            await bare.__aenter__()
+            await bare.open()
 
 
 class Impostor:
@@ -539,7 +539,7 @@ async def test_nothing_is_sent_in_the_clear_where_there_is_to_be_tls(
             tls=None if scheme == "tls" else Tls(ca=certificates.ca),
         )
         with pytest.raises(DeliveryError, match="it offers no TLS"):
-            await sink.__aenter__()
+            await sink.open()
     assert b"hunter2" not in impostor.heard
 
 
@@ -550,7 +550,7 @@ async def test_what_a_server_says_is_cut_made_printable_and_without_our_secret(
     async with Impostor('{"auth_required":true}', answer) as host:
         login = Login(token=_secret(tmp_path, "hunter2"))
         with pytest.raises(DeliveryError, match=r"Authorization of \*\*\* \?\[31m") as caught:
-            await Nats(servers=[f"nats://{host}"], subject="ocsf", login=login).__aenter__()
+            await Nats(servers=[f"nats://{host}"], subject="ocsf", login=login).open()
     said = str(caught.value)
     assert "hunter2" not in said
     assert "hunter2" not in f"{login!r} {login.read()!r}"
@@ -594,4 +594,4 @@ async def test_nothing_is_printed(
 async def test_a_server_that_is_none_is_one_sentence(info: str) -> None:
     async with Impostor(info) as host:
         with pytest.raises(DeliveryError, match="can't be used"):
-            await Nats(servers=[f"nats://{host}"], subject="ocsf").__aenter__()
+            await Nats(servers=[f"nats://{host}"], subject="ocsf").open()

@@ -145,7 +145,7 @@ async def test_a_directory_that_can_not_be_made_is_one_sentence(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DeliveryError, match=f"{tmp_path}/{place} can't be written: {cause}"):
-        await parquet(tmp_path / place).__aenter__()
+        await parquet(tmp_path / place).open()
 
 
 @pytest.mark.kernel
@@ -155,7 +155,7 @@ async def test_a_directory_that_one_may_not_write_to_is_one_sentence(tmp_path: P
     os.seteuid(NOBODY)
     try:
         with pytest.raises(DeliveryError, match="can't be written: Permission denied"):
-            await parquet(folder).__aenter__()
+            await parquet(folder).open()
     finally:
         os.seteuid(0)
 
@@ -177,7 +177,7 @@ def remount(disk: Path, option: str) -> None:
 async def test_a_disk_that_only_reads_is_one_sentence(disk: Path) -> None:
     remount(disk, "ro")
     with pytest.raises(DeliveryError, match="can't be written: Read-only file system"):
-        await parquet(disk).__aenter__()
+        await parquet(disk).open()
 
 
 @pytest.mark.kernel
@@ -286,14 +286,14 @@ async def test_who_is_cancelled_waits_for_no_disk_and_finds_whole_files_later(
         delivery.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(delivery, 10)
-    entering: asyncio.Task[Any] = asyncio.create_task(sink.__aenter__())
+    entering: asyncio.Task[Any] = asyncio.create_task(sink.open())
     await asyncio.sleep(0.05)
     assert not entering.done()
     assert all(path.name.startswith(".") for path in read_back.files(tmp_path))
     slow_disk.go_on.set()
     await entering
     await sink.deliver(told.packets(5))
-    await sink.__aexit__(None, None, None)
+    await sink.close()
     assert counts(tmp_path) == list(range(5))
     assert len(read_back.files(tmp_path)) == 1
 

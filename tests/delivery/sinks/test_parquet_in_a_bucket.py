@@ -189,7 +189,7 @@ async def test_what_the_server_does_not_let_us_do_is_one_sentence(
 
 async def test_a_server_that_is_down_is_found_by_entering(secret: Path) -> None:
     with pytest.raises(DeliveryError, match="can't be reached: Connection refused"):
-        await parquet("http://127.0.0.1:1", secret).__aenter__()
+        await parquet("http://127.0.0.1:1", secret).open()
 
 
 async def test_a_host_that_has_no_address_is_one_sentence(secret: Path) -> None:
@@ -222,7 +222,7 @@ async def test_a_server_that_does_not_answer_is_not_waited_for(weed: Weed, secre
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(sink.deliver(told.packets(5)), 0.3)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(sink.__aenter__(), 0.3)
+            await asyncio.wait_for(sink.open(), 0.3)
     finally:
         weed.resume()
     await deliver(sink)

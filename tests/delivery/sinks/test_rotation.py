@@ -77,16 +77,16 @@ async def test_the_first_event_of_a_new_day_begins_a_new_file(
     path = tmp_path / "events.jsonl"
     sink = File(path=path, rotation=Rotation(full_seconds=_DAY))
     yesterday = time.time() // _DAY * _DAY - 1
-    await sink.__aenter__()
+    await sink.open()
     await sink.deliver(messages(b"A"))
     await sink.deliver(messages(b"B"))
     assert old_files(tmp_path) == []
     os.utime(path, (yesterday, yesterday))
     if is_opened_anew:
-        await sink.__aexit__(None, None, None)
-        await sink.__aenter__()
+        await sink.close()
+        await sink.open()
     await sink.deliver(messages(b"C"))
-    await sink.__aexit__(None, None, None)
+    await sink.close()
     assert content([*old_files(tmp_path), path]) == [b"A\nB\n", b"C\n"]
 
 

@@ -64,7 +64,7 @@ async def test_what_is_not_known_is_left_to_splunk() -> None:
 async def test_an_unhealthy_collector_is_not_opened() -> None:
     async with serving(_collector(is_healthy=False)) as url:
         with pytest.raises(DeliveryError, match=r"503 Service Unavailable: .*queues are full"):
-            await _sink(url).__aenter__()
+            await _sink(url).open()
 
 
 async def test_a_receiver_that_tells_nothing_of_its_health_is_opened() -> None:
@@ -77,7 +77,7 @@ async def test_a_receiver_that_tells_nothing_of_its_health_is_opened() -> None:
 async def test_a_wrong_token_is_a_trouble_to_be_mended_and_refuses_nothing() -> None:
     async with serving(Hec(authorization="Splunk other")) as url:
         with pytest.raises(DeliveryError, match=r"400 Bad Request: .*Invalid token") as caught:
-            await _sink(url).__aenter__()
+            await _sink(url).open()
     assert not isinstance(caught.value, RefusedError)
     assert "0b1c" not in str(caught.value)
 

@@ -115,13 +115,13 @@ async def test_a_receiver_that_is_down_is_one_sentence() -> None:
         match=f"^the syslog receiver 127.0.0.1 port {port} can't be connected to: "
         "Connection refused$",
     ):
-        await at(port).__aenter__()
+        await at(port).open()
 
 
 async def test_a_name_that_is_nobodys_is_one_sentence() -> None:
     for transport in ("tcp", "udp"):
         with pytest.raises(DeliveryError, match=r"nobody.invalid port 514 .*[Nn]ame"):
-            await Syslog(transport=transport, host="nobody.invalid", port=514).__aenter__()
+            await Syslog(transport=transport, host="nobody.invalid", port=514).open()
 
 
 async def test_nobody_at_a_port_of_udp_is_told_by_the_next_datagram() -> None:
@@ -160,7 +160,7 @@ async def test_a_receiver_that_died_is_noticed_before_anything_is_lost(daemon: R
         with pytest.raises(DeliveryError, match="was cut"):
             await sink.deliver(sent[10:20])
     with pytest.raises(DeliveryError, match="Connection refused"):
-        await sink.__aenter__()
+        await sink.open()
     await daemon.start()
     async with sink:
         await sink.deliver(sent[10:])

@@ -112,13 +112,13 @@ async def test_a_receiver_of_another_authority_gets_nothing(
     await daemon.start()
     for tls in (Tls(ca=theirs.ca), None):
         with pytest.raises(DeliveryError, match=r"its certificate is not to be trusted .*tls.ca"):
-            await to(daemon, tls).__aenter__()
+            await to(daemon, tls).open()
 
 
 async def test_a_receiver_by_another_name_gets_nothing(daemon: Rsyslog, ours: Papers) -> None:
     await daemon.start()
     with pytest.raises(DeliveryError, match=r"its certificate is not to be trusted .*mismatch"):
-        await to(daemon, Tls(ca=ours.ca), "localhost").__aenter__()
+        await to(daemon, Tls(ca=ours.ca), "localhost").open()
 
 
 async def test_a_client_whom_the_receiver_wants_to_see_shows_a_certificate(
@@ -181,7 +181,7 @@ async def test_a_receiver_without_tls_is_one_sentence(
     with ended(Rsyslog(folder=tmp_path)) as plain:
         await plain.start()
         with pytest.raises(DeliveryError, match="it does not answer in time"):
-            await to(plain, Tls(ca=ours.ca)).__aenter__()
+            await to(plain, Tls(ca=ours.ca)).open()
 
 
 async def test_what_tls_can_not_use_is_one_sentence(ours: Papers) -> None:
@@ -191,5 +191,5 @@ async def test_what_tls_can_not_use_is_one_sentence(ours: Papers) -> None:
     tls = Tls(ca=ours.ca, certificate=certificate, key=key)
     sink = Syslog(transport="tls", host="127.0.0.1", port=free_port(), tls=tls)
     with pytest.raises(DeliveryError, match=r"TLS can't use .*broken.key") as raised:
-        await sink.__aenter__()
+        await sink.open()
     assert "c2VjcmV0" not in str(raised.value)

@@ -92,7 +92,7 @@ async def test_where_nobody_listens_is_one_sentence(tmp_path: Path, fault: str) 
         DeliveryError,
         match=f"^{path} can't be connected to: {fault}: start what listens there$",
     ):
-        await Unix(path=path).__aenter__()
+        await Unix(path=path).open()
 
 
 async def test_a_listener_that_has_no_room_for_us_is_not_connected_to(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ async def test_a_listener_that_has_no_room_for_us_is_not_connected_to(tmp_path: 
         busy.listen(0)
         stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
         with pytest.raises(DeliveryError, match="Resource temporarily unavailable"):
-            await Unix(path=path).__aenter__()
+            await Unix(path=path).open()
 
 
 async def test_an_event_is_delivered_when_it_has_been_read(listener: Listener) -> None:

@@ -92,13 +92,13 @@ async def test_a_receiver_that_is_down_is_found_when_it_is_connected_to(
     with pytest.raises(
         DeliveryError, match=r"http://127.0.0.1:\d+ can't be reached: Connection refused$"
     ):
-        await kind.sink(url, token).__aenter__()
+        await kind.sink(url, token).open()
 
 
 async def test_a_host_without_an_address_is_an_error(kind: Kind, token: Secret) -> None:
     sink = kind.sink("http://no-such-host.invalid", token)
     with pytest.raises(DeliveryError, match=r"^http://no-such-host\.invalid can't be reached: "):
-        await sink.__aenter__()
+        await sink.open()
 
 
 @pytest.mark.parametrize("death", [dies, cuts])
@@ -114,7 +114,7 @@ async def test_a_receiver_that_dies_gets_the_batch_again_when_it_is_back(
             with pytest.raises(DeliveryError, match="it cut the connection before the end"):
                 await sink.deliver(batch)
     with pytest.raises(DeliveryError, match="can't be reached"):
-        await sink.__aenter__()
+        await sink.open()
     async with serving(server, port=port_of(url)), sink:
         await sink.deliver(batch)
     assert server.lines == [message.line for message in batch]
@@ -134,7 +134,7 @@ async def test_a_delivery_that_takes_too_long_can_be_cut_at_once(kind: Kind, tok
         with pytest.raises(asyncio.CancelledError):
             await delivery
         assert _tasks_of_ours() == {asyncio.current_task()}
-        # The same sink, without being entered anew: nothing of the cut one is in the way.
+        # The same sink, without being opened anew: nothing of the cut one is in the way.
         await sink.deliver(attempts(2))
     assert len(server.seen) == 2
 
@@ -145,7 +145,7 @@ async def test_a_server_that_says_nothing_at_all_can_be_left_at_once(
     # Connections wait in the backlog, and no handshake is ever answered.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sink = kind.sink(f"https://127.0.0.1:{listener.getsockname()[1]}", token)
-        entering = asyncio.create_task(sink.__aenter__())
+        entering = asyncio.create_task(sink.open())
         connection, _ = await asyncio.get_running_loop().run_in_executor(None, listener.accept)
         with connection:
             entering.cancel()
@@ -292,7 +292,7 @@ async def test_a_secret_that_no_header_may_have_is_not_told(
     monkeypatch.setenv(token.place, secret)
     async with serving(kind.server()) as url:
         with pytest.raises(DeliveryError, match="header Authorization has characters") as caught:
-            await kind.sink(url, token).__aenter__()
+            await kind.sink(url, token).open()
     assert secret not in str(caught.value)
 
 

@@ -146,7 +146,7 @@ async def test_only_a_proxy_that_is_named_is_used(
     assert server.seen[1].headers["Host"] == "far.invalid"
     gone = kind.sink("http://far.invalid", token, proxy=proxy)
     with pytest.raises(DeliveryError, match=f"far.invalid can't be reached through {proxy}: "):
-        await gone.__aenter__()
+        await gone.open()
 
 
 async def test_a_proxy_leads_to_a_receiver_that_is_checked_as_ever(
