@@ -29,9 +29,6 @@ _SLICE: Final = 200
 _PART: Final = 50
 #: Of a disk, what is left to others: before that, what every sink has had makes room.
 _RESERVE_BYTES: Final = 32 << 20
-#: Of what the store may hold, or of the reserve, what is there for new events when room was made:
-#: it is not made for each event.
-_ROOM: Final = 0.02
 
 
 class Forgotten(NamedTuple):
@@ -71,36 +68,37 @@ class Retention:
 
     def make_room(self) -> None:
         """See that there is room for something; raises DeliveryError, which is FullError then."""
-        if not self._lacks():
-            return
-        self._database.shorten_log()
-        while self._lacks(_ROOM) and self._remove_some():
-            self._database.shorten_log()
-        if lack := self._lacks():
-            raise FullError(lack)
+        while lack := self._lacks():
+            if self._is_disk_short():
+                self._database.shorten_log()
+            if not self._remove_some():
+                raise FullError(lack)
 
-    def _lacks(self, room: float = 0.0) -> str:
-        """Why there is no room, not even so large a part of it; empty where there is.
-
-        On a disk without any room it could not even be kept that a sink has got something, so what
-        is left of it is left to others, and to SQLite's own log.
-        """
+    def _lacks(self) -> str:
+        """Why there is no room; empty where there is."""
         path = self._database.path
-        if self.used_bytes >= self.most_bytes * (1 - room):
+        if self.used_bytes >= self.most_bytes:
             return (
                 f"{path} holds {self.most_bytes} bytes that sinks have not had yet: "
                 "it takes no more until they have"
             )
-        try:
-            free_bytes, reserve_bytes = self._disk()
-        except OSError:  # the transaction that follows puts it back, or says what is wrong
-            return ""
-        if free_bytes < reserve_bytes * (1 + room):
+        if self._is_disk_short():
             return (
                 f"{path} can't be written (the disk is nearly full, and nothing that is kept may "
                 "go): make room"
             )
         return ""
+
+    def _is_disk_short(self) -> bool:
+        """Whether what is left of the disk has to be left to others, and to SQLite's own log.
+
+        On a disk without any room it could not even be kept that a sink has got something.
+        """
+        try:
+            free_bytes, reserve_bytes = self._disk()
+        except OSError:  # the transaction that follows puts it back, or says what is wrong
+            return False
+        return free_bytes < reserve_bytes
 
     def _remove_some(self) -> int:
         """Remove the first events, or dead letters, that may go; how many there were."""
@@ -118,7 +116,7 @@ class Retention:
     def _would_do(self) -> bool:
         """Whether it is any use to remove what somebody still needs, on a disk that others fill."""
         free_bytes, reserve_bytes = self._disk()
-        return free_bytes + self.used_bytes >= reserve_bytes * (1 + _ROOM)
+        return free_bytes + self.used_bytes >= reserve_bytes
 
     def _disk(self) -> tuple[int, int]:
         """The bytes that there are for more events, and of these what is to be left."""
@@ -135,7 +133,7 @@ class Retention:
             gone = _remove(connection, until)
             gone += _forget_dead(connection, oldest_ms)
             self.measure(connection)
-        if self._lacks():
+        if self._is_disk_short():
             self._database.shorten_log()
         return gone > 0
 
