@@ -10,7 +10,7 @@ BIN := .venv/bin
 # Kubernetes manifests and the proxy that is in them, virtual machines and what is put into them,
 # and what events are delivered to.
 PACKAGES := nftables iptables iproute2 iputils-ping curl jq systemd systemd-journal-remote \
-            gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv \
+            clang libbpf-dev libbpf1 gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv \
             kustomize tinyproxy-bin qemu-system-x86 busybox-static shellcheck \
             nats-server librdkafka1 kcat rsyslog rsyslog-openssl rsyslog-gnutls promtool e2fsprogs
 
@@ -53,7 +53,7 @@ clean:  ## Remove what the other targets made.
 	    .hypothesis .import_linter_cache .guest
 	$(SUDO) find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/ready: pyproject.toml constraints.txt | system
+.venv/ready: pyproject.toml setup.py constraints.txt $(wildcard ocsf_nft/attribution/bpf/*.[ch]) | system
 	@echo "setting up .venv"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from ocsf_nft.flow import Flow
-    from ocsf_nft.process import Process
+    from ocsf_nft.process import Attribution, Process
     from ocsf_nft.record import Record, Verdict
 
 #: Why packets of several flows are told together. ``many``: one user has more flows than are told
@@ -32,7 +32,8 @@ class Streak:
     ``identity`` is the same for all of them. They are ``windows`` attempts of ``packets`` packets
     since ``start_ns`` (since the epoch, UTC). With the ``found_at``-th of them they came to
     something that is a finding; None as long as they do not. ``latest`` are the identities of the
-    records of the latest ones, that of the last one last.
+    records of the latest ones, that of the last one last. ``attribution`` is who made all of them;
+    None where nobody has looked.
     """
 
     identity: str
@@ -41,6 +42,12 @@ class Streak:
     found_at: int | None
     start_ns: int
     latest: tuple[str, ...]
+    attribution: Attribution | None = None
+
+    @property
+    def process(self) -> Process | None:
+        """The process that made all of them; None where nobody knows, or there was no such one."""
+        return None if self.attribution is None else self.attribution.process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +57,8 @@ class Attempt:
     ``record`` stands for it: what the kernel logged of its first packet or, where it logged none,
     what its counter says; ``packets`` and ``bytes`` are exact, ``bytes`` None where nobody counted
     them. No packet is from before ``start_ns`` or from after ``end_ns`` (since the epoch, UTC).
-    ``streak`` is what it goes on with; None where nobody keeps count of that. ``process`` is who
-    did it; None where nobody knows.
+    ``streak`` is what it goes on with; None where nobody keeps count of that. ``attribution`` is
+    who did it; None where nobody has looked.
     """
 
     record: Record
@@ -61,10 +68,15 @@ class Attempt:
     end_ns: int
     merged: Merged | None = None
     streak: Streak | None = None
-    process: Process | None = None
+    attribution: Attribution | None = None
+
+    @property
+    def process(self) -> Process | None:
+        """The process that did it; None where nobody knows, or not which of several."""
+        return None if self.attribution is None else self.attribution.process
 
     @staticmethod
-    def of(record: Record) -> Attempt:
+    def of(record: Record, attribution: Attribution | None = None) -> Attempt:
         """The attempt that one record is."""
         return Attempt(
             record=record,
@@ -72,6 +84,7 @@ class Attempt:
             bytes=record.length,
             start_ns=record.time_ns,
             end_ns=record.time_ns,
+            attribution=attribution,
         )
 
 
@@ -79,13 +92,12 @@ class Attempt:
 class Ended:
     """A streak is over: nothing came of its flow for a while, or nobody reads any more.
 
-    ``record`` and ``process`` are as in :class:`Attempt`; ``end_ns`` is the end of its last one.
+    ``record`` is as in :class:`Attempt`; ``end_ns`` is the end of its last one.
     """
 
     record: Record
     streak: Streak
     end_ns: int
-    process: Process | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,20 +1,22 @@
 """What is counted, as Prometheus reads it.
 
 Names and labels are a contract with dashboards. The labels are few: a sandbox, its rules and
-their mode (enforcing or permissive), the kinds of source, the sinks by their names.
+their mode (enforcing or permissive), the kinds of source, the sinks by their names, the ways to
+name a process.
 """
 
 # ruff: noqa: PLC0415 - prometheus_client brings an HTTP client and server: only who asks needs it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
+    from ocsf_nft.attribution.ladder import Ladder
     from ocsf_nft.delivery.forwarder import Forwarder
     from ocsf_nft.service import Service
     from ocsf_nft.service.status import Status
@@ -41,6 +43,13 @@ _GAPS: Final = (
 )
 _STANDS: Final = "Whether the fence stands as it was installed; absent where nft can't be asked."
 _WATCHED: Final = "Whether a run watches the sandbox now."
+_RUNG: Final = (
+    "1 for the best way in use to name a process, 0 for the others: capture, at the call; socket, "
+    "who has the socket afterwards; user, its user alone."
+)
+_CAPTURE_LOST: Final = (
+    "Calls and processes that the capture had no room to tell of since the run began."
+)
 
 #: Of a sink: what its forwarder counts since the run began, and how it is now.
 _SINK_COUNTERS: Final[Mapping[str, tuple[str, Callable[[Forwarder], float]]]] = {
@@ -150,6 +159,7 @@ def _of_run(service: Service) -> Iterator[Metric]:
         "Events that were put into the store since the run began.",
         service.events,
     )
+    yield from _of_ladder(service.ladder)
     yield GaugeMetricFamily(
         "ocsf_nft_store_bytes", "What the store takes of the disk.", store.used_bytes
     )
@@ -161,6 +171,18 @@ def _of_run(service: Service) -> Iterator[Metric]:
         "Whether the disk takes what is to be kept; while it doesn't, no record is read.",
         service.patience.fault is None,
     )
+
+
+def _of_ladder(ladder: Ladder) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    from ocsf_nft.attribution.ladder import Top
+
+    rung = GaugeMetricFamily("ocsf_nft_attribution_rung", _RUNG, labels=("rung",))
+    for name in get_args(Top):
+        rung.add_metric((name,), name == ladder.rung)
+    yield rung
+    yield CounterMetricFamily("ocsf_nft_capture_lost_events", _CAPTURE_LOST, ladder.lost)
 
 
 def _of_sinks(forwarders: Sequence[Forwarder]) -> Iterator[Metric]:

@@ -34,6 +34,8 @@ class Capability(enum.IntEnum):
     SYS_PTRACE = 19
     SYS_ADMIN = 21
     SYSLOG = 34
+    PERFMON = 38
+    BPF = 39
 
 
 class _Header(ctypes.Structure):

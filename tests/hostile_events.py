@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
@@ -12,9 +13,10 @@ from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import FenceState, fence_state, gap
 from ocsf_nft.record import Gap
+from tests.conformance.attributed import SEVERAL_IN_ONE_WINDOW
 from tests.conformance.corpus import ATTEMPTS, CONTEXT, NOW_NS, RECORDS, TIME_NS
 from tests.conformance.streaks import FAN_OUTS
-from tests.strategies import HOSTILE_TEXT, records
+from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +60,8 @@ def _read(event: Event) -> dict[str, Any]:
 def whole_events() -> list[dict[str, Any]]:
     """An event of each class and kind, as JSON reads it."""
     mapper = Mapper(CONTEXT)
-    attempts = (Attempt.of(RECORDS["tcp4"]), *ATTEMPTS.values())
+    several = replace(Attempt.of(RECORDS["tcp4"]), attribution=SEVERAL_IN_ONE_WINDOW)
+    attempts = (Attempt.of(RECORDS["tcp4"]), *ATTEMPTS.values(), several)
     mapped = [_read(mapper.network_activity(each, processed_ns=NOW_NS)) for each in attempts]
     mapped[0]["actor"]["process"] = PROCESS
     lost = Gap(transport="kmsg", reason="overrun", lost=3, since_ns=TIME_NS, until_ns=TIME_NS)
@@ -121,10 +124,20 @@ def broken_events(draw: st.DrawFn) -> dict[str, Any]:
 def _with_names(draw: st.DrawFn) -> dict[str, Any]:
     """A whole event in which each name that comes from outside is any text."""
     event: dict[str, Any] = json.loads(json.dumps(draw(_WHOLE)))
-    actor = {
-        "user": {"uid": "1000", "name": draw(NAMES)},
-        "process": {"pid": 4242, "name": draw(NAMES), "path": draw(NAMES), "cmd_line": draw(NAMES)},
+    group = {"uid": "1000", "name": draw(NAMES)}
+    process = {
+        "pid": 4242,
+        "name": draw(NAMES),
+        "path": draw(NAMES),
+        "cmd_line": draw(NAMES),
+        "file": {"name": draw(NAMES), "path": draw(NAMES), "hashes": [{"value": draw(NAMES)}]},
+        "container": {"name": draw(NAMES), "pod_uuid": draw(NAMES)},
+        "user": {"uid": "1000", "groups": [group]},
     }
+    actor: dict[str, Any] = {"user": {"uid": "1000", "name": draw(NAMES), "groups": [group]}}
+    if draw(st.booleans()):
+        actor["process"] = process
+    seen = draw(st.lists(st.fixed_dictionaries({"pid": st.just(4242), "name": NAMES}), max_size=3))
     return event | {
         "actor": actor,
         "device": {"hostname": draw(NAMES), "type_id": 0},
@@ -133,13 +146,20 @@ def _with_names(draw: st.DrawFn) -> dict[str, Any]:
         "message": draw(NAMES),
         "src_endpoint": {"name": draw(NAMES), "interface_name": draw(NAMES)},
         "dst_endpoint": {"hostname": draw(NAMES), "port": 443},
-        "unmapped": {"prefix": draw(NAMES), "sandbox": draw(NAMES)},
+        "enrichments": [
+            {
+                "name": "actor.process",
+                "type": "attribution",
+                "data": {"reason": draw(NAMES), "processes": seen, "unnamed": draw(_JUNK)},
+            }
+        ],
+        "unmapped": {"prefix": draw(NAMES), "sandbox": draw(NAMES), "unit": draw(NAMES)},
     }
 
 
 @st.composite
 def _mapped(draw: st.DrawFn) -> dict[str, Any]:
-    attempt = Attempt.of(draw(records()))
+    attempt = replace(Attempt.of(draw(records())), attribution=draw(st.none() | ATTRIBUTIONS))
     return _read(Mapper(CONTEXT).network_activity(attempt, processed_ns=NOW_NS))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hypothesis import strategies as st
 
+from ocsf_nft.process import Attribution, Container, Process, Rung, Seen, Sureness
 from ocsf_nft.record import VM_RULES, Origin, Record, split_prefix
 
 if TYPE_CHECKING:
@@ -101,3 +102,56 @@ def records(draw: st.DrawFn) -> Record:
         received_ns=draw(MOMENTS),
         origin=draw(ORIGINS),
     )
+
+
+TEXTS = st.none() | HOSTILE_TEXT
+CONTAINERS = st.builds(
+    Container,
+    uid=TEXTS,
+    name=TEXTS,
+    runtime=TEXTS,
+    image_uid=TEXTS,
+    image_name=TEXTS,
+    pod_uid=TEXTS | st.uuids().map(str),
+)
+
+
+def _processes(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[Process]:
+    return st.builds(
+        Process,
+        pid=st.integers(1, 1 << 22),
+        tid=st.none() | st.integers(1, 1 << 22),
+        name=TEXTS,
+        path=TEXTS | HOSTILE_TEXT.map("memfd:{}".format) | HOSTILE_TEXT.map("/{}".format),
+        is_deleted=st.none() | st.booleans(),
+        sha256=TEXTS | st.from_regex(r"\A[0-9a-fA-F]{64}\Z"),
+        cmd_line=TEXTS,
+        working_directory=TEXTS,
+        created_ns=st.none() | MOMENTS,
+        namespace_pid=st.none() | st.integers(1, 1 << 22),
+        uid=st.none() | UINT32,
+        user_name=TEXTS,
+        gid=st.none() | UINT32,
+        group_name=TEXTS,
+        container=st.none() | CONTAINERS,
+        unit=TEXTS,
+        **others,
+    )
+
+
+#: Processes that may have any text for a name.
+PROCESSES = _processes(ancestors=st.lists(_processes(), max_size=2).map(tuple))
+_COUNTS = st.integers(0, 1 << 62)
+_SEEN = st.builds(Seen, process=PROCESSES, calls=st.none() | _COUNTS)
+#: All that anybody may find out about who did it, or not.
+ATTRIBUTIONS = st.builds(
+    Attribution,
+    rung=st.sampled_from(get_args(Rung)),
+    sureness=st.none() | st.sampled_from(get_args(Sureness)),
+    reason=HOSTILE_TEXT,
+    process=st.none() | PROCESSES,
+    seen=st.just(()) | st.lists(_SEEN, max_size=2).map(tuple),
+    unnamed=st.just(0) | _COUNTS,
+    user_name=TEXTS,
+    group_name=TEXTS,
+)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, get_args
+
+import pytest
 
 from ocsf_nft.accounting.balance import Balance
 from ocsf_nft.accounting.book import Lost
+from ocsf_nft.attribution.ladder import Top
 from ocsf_nft.metrics import exposition
 from ocsf_nft.service.status import Status
+from tests.deploy import exposed
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _status(sandbox: str, *, refused: int = 100, is_watched: bool = True) -> Status:
@@ -72,3 +80,15 @@ def test_a_fence_that_differs_does_not_stand_and_of_one_that_is_not_known_nothin
     told = exposition(found).decode()
     assert 'ocsf_nft_fence_stands{sandbox="one"} 0.0' in told
     assert 'ocsf_nft_fence_stands{sandbox="two"}' not in told
+
+
+@pytest.mark.parametrize("rung", get_args(Top))
+def test_one_way_of_naming_processes_is_in_use_and_the_others_are_said_not_to_be(
+    tmp_path: Path, rung: str
+) -> None:
+    told = exposed.exposition(tmp_path, rung=rung).splitlines()
+    assert {line for line in told if line.startswith("ocsf_nft_attribution_rung{")} == {
+        f'ocsf_nft_attribution_rung{{rung="{each}"}} {float(each == rung)}'
+        for each in ("capture", "socket", "user")
+    }
+    assert "ocsf_nft_capture_lost_events_total 12.0" in told

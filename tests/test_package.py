@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 _ROOT = Path(__file__).parents[1]
+_PROGRAMS = "ocsf_nft/attribution/bpf"
 
 #: What CPython lacks on macOS and this package uses on Linux.
 _ELSEWHERE = """
@@ -76,21 +79,102 @@ def test_a_command_that_needs_linux_says_so_elsewhere(
     assert "Linux" in done.stderr
 
 
-def test_the_wheel_carries_the_rulesets_and_the_types(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"  # building leaves things behind
+#: What clang compiles, and what it makes of that.
+_SOURCES = {path.name for path in (_ROOT / _PROGRAMS).glob("*.[ch]")}
+_OBJECTS = {"plain.bpf.o", "types.bpf.o"}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What a build takes of this tree, as git has it: building leaves things behind."""
+    made = tmp_path / "tree"
+    ignored = shutil.ignore_patterns("__pycache__", *_OBJECTS)
     for name in ("ocsf_nft", "rules"):
-        shutil.copytree(_ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(_ROOT / name, tree)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, tree],
-        check=True,
+        shutil.copytree(_ROOT / name, made / name, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
+        shutil.copy(_ROOT / name, made)
+    return made
+
+
+def _wheel(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Make one, beside the tree."""
+    return subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tree.parent, tree],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    (wheel,) = tmp_path.glob("*.whl")
+
+
+def test_the_wheel_carries_the_rulesets_the_types_and_the_programs_with_their_sources(
+    tree: Path,
+) -> None:
+    done = _wheel(tree)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tree.parent.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"ocsf_nft/rules/sandbox.nft", "ocsf_nft/rules/guard.nft", "ocsf_nft/py.typed"} <= names
     modules = {str(path.relative_to(tree)) for path in (tree / "ocsf_nft").rglob("*.py")}
     assert modules <= names
+    assert "capture.bpf.c" in _SOURCES
+    assert {f"{_PROGRAMS}/{name}" for name in _SOURCES | _OBJECTS} <= names
+    # An object of either kernel is one that its loader knows: ELF, for BPF (elf.h, EM_BPF).
+    with zipfile.ZipFile(wheel) as archive:
+        for name in _OBJECTS:
+            content = archive.read(f"{_PROGRAMS}/{name}")
+            assert content[:4] == b"\x7fELF"
+            assert int.from_bytes(content[18:20], sys.byteorder) == 247
+
+
+def test_the_source_distribution_has_what_a_build_takes_and_nothing_that_it_makes(
+    tree: Path,
+) -> None:
+    for name in _OBJECTS:  # of an earlier build
+        (tree / _PROGRAMS / name).write_bytes(b"")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--sdist", "--outdir", tree.parent, tree],
+        check=True,
+        capture_output=True,
+    )
+    (archive,) = tree.parent.glob("*.tar.gz")
+    with tarfile.open(archive) as found:
+        names = {name.partition("/")[2] for name in found.getnames()}
+    assert {"setup.py", "pyproject.toml", "MANIFEST.in", "rules/sandbox.nft"} <= names
+    assert {f"{_PROGRAMS}/{name}" for name in _SOURCES} <= names
+    assert not [name for name in names if name.endswith(".o")]
+
+
+@pytest.mark.parametrize(
+    ("clang", "sentence"),
+    [
+        (None, "clang is missing, which compiles the BPF programs"),
+        ("echo 'bpf_helpers.h: not found' >&2; exit 1", "(is libbpf-dev there?): bpf_helpers.h"),
+    ],
+)
+def test_a_build_that_can_not_compile_fails_and_says_why(
+    tree: Path, clang: str | None, sentence: str
+) -> None:
+    folder = tree.parent / "bin"
+    folder.mkdir()
+    if clang is not None:
+        (folder / "clang").write_text(f"#!/bin/sh\n{clang}\n")
+        (folder / "clang").chmod(0o755)
+    done = _wheel(tree, PATH=str(folder))
+    assert done.returncode != 0
+    assert sentence in done.stdout + done.stderr
+    assert not list(tree.parent.glob("*.whl"))
+
+
+def test_what_clang_makes_is_not_in_git() -> None:
+    assert "*.bpf.o" in (_ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    if shutil.which("git") is None or not (_ROOT / ".git").exists():
+        return
+    listed = subprocess.run(
+        ["git", "-c", f"safe.directory={_ROOT}", "ls-files", "*.o"],
+        cwd=_ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert listed.stdout == ""
 
 
 def test_help_is_there_at_once_and_shows_an_example_for_each_command() -> None:

@@ -16,21 +16,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.accounting.balance import Mode
+    from ocsf_nft.accounting.rule import Attributed
     from ocsf_nft.attempt import Attempt, Ended, FanOut
     from ocsf_nft.flow import Reading
+    from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
 
 class Ledger:
     """Takes in what sources and counters say of a sandbox, and gives out attempts."""
 
-    def __init__(self, sandbox: str, *, begun_ns: int, gravity: Gravity | None = None) -> None:
-        """No packet is from before ``begun_ns``; without ``gravity`` nothing is graver."""
+    def __init__(
+        self,
+        sandbox: str,
+        *,
+        begun_ns: int,
+        gravity: Gravity | None = None,
+        attributed: Attributed = lambda attempt: attempt,
+    ) -> None:
+        """No packet is from before ``begun_ns``; without ``gravity`` nothing is graver.
+
+        ``attributed`` is asked once for each attempt, before it is told.
+        """
         self.sandbox = sandbox
         #: By the names of accounts.
         self.rules: dict[str, RuleAccount] = {}
         self.opened = Opened()
         self._gravity = gravity or Gravity()
+        self._attributed = attributed
         self._begun_ns = begun_ns
         #: Accounts whose counters are no more: all that they owe is to be told.
         self._ended: list[RuleAccount] = []
@@ -38,15 +51,23 @@ class Ledger:
     def account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
         """An account of one rule, by its name, that nothing has been taken in by yet."""
         whose = Whose.named(self.sandbox, name, epoch)
-        return RuleAccount(whose, self.opened, begun_ns=begun_ns, gravity=self._gravity)
+        return RuleAccount(
+            whose,
+            self.opened,
+            begun_ns=begun_ns,
+            gravity=self._gravity,
+            attributed=self._attributed,
+        )
 
-    def record(self, record: Record, now_ns: int) -> Attempt | None:
-        """Take in what the kernel logged; the attempt if it is the first of one.
+    def record(
+        self, record: Record, now_ns: int, attribution: Attribution | None = None
+    ) -> Attempt | None:
+        """Take in what the kernel logged, and who did it; the attempt if it is the first of one.
 
         A record of a rule that has no counters is none of ours.
         """
         account = self.rules.get(_name(record))
-        return None if account is None else account.record(record, now_ns)
+        return None if account is None else account.record(record, now_ns, attribution)
 
     def observe(self, reading: Reading) -> Iterator[None]:
         """Take in a reading; yields now and then, so that other work is not held up."""

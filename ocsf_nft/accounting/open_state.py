@@ -15,7 +15,7 @@ from ocsf_nft.accounting.counted import MOST
 from ocsf_nft.accounting.opened import OpenFanOut, OpenStreak
 from ocsf_nft.attempt import Ended, FanOut, Streak
 from ocsf_nft.flow import KINDS, Flow, Key, flow
-from ocsf_nft.process import Container, Process
+from ocsf_nft.process import Attribution, Container, Process, Rung, Seen, Sureness
 from ocsf_nft.record import LogFormat, Origin, Record, Transport, Verdict
 
 if TYPE_CHECKING:
@@ -159,6 +159,47 @@ _RECORD: Final[Mapping[str, _Reader]] = {
     "received_ns": _LONG,
     "origin": _nested(Origin, _ORIGIN),
 }
+_CONTAINER: Final[Mapping[str, _Reader]] = {
+    "uid": _MAY_BE_TEXT,
+    "name": _MAY_BE_TEXT,
+    "runtime": _MAY_BE_TEXT,
+    "image_uid": _MAY_BE_TEXT,
+    "image_name": _MAY_BE_TEXT,
+    "pod_uid": _MAY_BE_TEXT,
+}
+_PROCESS: Final[Mapping[str, _Reader]] = {
+    "pid": _up_to(0xFFFFFFFF),
+    "tid": _32_BITS,
+    "name": _MAY_BE_TEXT,
+    "path": _MAY_BE_TEXT,
+    "is_deleted": _maybe(_flag),
+    "sha256": _MAY_BE_TEXT,
+    "cmd_line": _MAY_BE_TEXT,
+    "working_directory": _MAY_BE_TEXT,
+    "created_ns": _maybe(_LONG),
+    "namespace_pid": _32_BITS,
+    "uid": _32_BITS,
+    "user_name": _MAY_BE_TEXT,
+    "gid": _32_BITS,
+    "group_name": _MAY_BE_TEXT,
+    "container": _maybe(_nested(Container, _CONTAINER)),
+    "unit": _MAY_BE_TEXT,
+    "ancestors": _each(lambda found: _made(Process, _PROCESS, found)),
+}
+_SEEN: Final[Mapping[str, _Reader]] = {
+    "process": _nested(Process, _PROCESS),
+    "calls": _maybe(_PACKETS),
+}
+_ATTRIBUTION: Final[Mapping[str, _Reader]] = {
+    "rung": _one_of(*get_args(Rung)),
+    "sureness": _maybe(_one_of(*get_args(Sureness))),
+    "reason": _text,
+    "process": _maybe(_nested(Process, _PROCESS)),
+    "seen": _each(_nested(Seen, _SEEN)),
+    "unnamed": _PACKETS,
+    "user_name": _MAY_BE_TEXT,
+    "group_name": _MAY_BE_TEXT,
+}
 _STREAK: Final[Mapping[str, _Reader]] = {
     "identity": _text,
     "windows": _up_to(MOST, 1),
@@ -166,33 +207,12 @@ _STREAK: Final[Mapping[str, _Reader]] = {
     "found_at": _maybe(_up_to(MOST, 1)),
     "start_ns": _LONG,
     "latest": _each(_text),
-}
-_CONTAINER: Final[Mapping[str, _Reader]] = {
-    "uid": _MAY_BE_TEXT,
-    "name": _MAY_BE_TEXT,
-    "runtime": _MAY_BE_TEXT,
-    "image_uid": _MAY_BE_TEXT,
-    "image_name": _MAY_BE_TEXT,
-}
-_PROCESS: Final[Mapping[str, _Reader]] = {
-    "pid": _up_to(0xFFFFFFFF),
-    "name": _MAY_BE_TEXT,
-    "path": _MAY_BE_TEXT,
-    "is_deleted": _maybe(_flag),
-    "cmd_line": _MAY_BE_TEXT,
-    "working_directory": _MAY_BE_TEXT,
-    "created_ns": _maybe(_LONG),
-    "namespace_pid": _32_BITS,
-    "uid": _32_BITS,
-    "user_name": _MAY_BE_TEXT,
-    "container": _maybe(_nested(Container, _CONTAINER)),
-    "ancestors": _each(lambda found: _made(Process, _PROCESS, found)),
+    "attribution": _maybe(_nested(Attribution, _ATTRIBUTION)),
 }
 _ENDED: Final[Mapping[str, _Reader]] = {
     "record": _nested(Record, _RECORD),
     "streak": _nested(Streak, _STREAK),
     "end_ns": _LONG,
-    "process": _maybe(_nested(Process, _PROCESS)),
 }
 _FLOW: Final[Mapping[str, _Reader]] = {
     "uid": _32_BITS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft.accounting import statements
 from ocsf_nft.accounting.counted import Counted
@@ -17,7 +17,7 @@ from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys, user_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ocsf_nft.accounting.gravity import Gravity
     from ocsf_nft.accounting.opened import Open, Opened
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from ocsf_nft.accounting.whose import Whose
     from ocsf_nft.attempt import Ended, FanOut, Merger
     from ocsf_nft.flow import Element, Kind, RuleReading
+    from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
+#: An attempt with who made it, where more is known of that than one record of it tells.
+Attributed: TypeAlias = "Callable[[Attempt], Attempt]"
 #: Elements taken in before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 500
 #: A record comes this soon after its packet, or is lost.
@@ -46,7 +49,15 @@ class RuleAccount:
     that is not set: never is it told. The times of records and readings are since the epoch, UTC.
     """
 
-    def __init__(self, whose: Whose, opened: Opened, *, begun_ns: int, gravity: Gravity) -> None:
+    def __init__(
+        self,
+        whose: Whose,
+        opened: Opened,
+        *,
+        begun_ns: int,
+        gravity: Gravity,
+        attributed: Attributed,
+    ) -> None:
         """No packet is from before ``begun_ns``."""
         self.epoch = whose.epoch
         self.entries: dict[Kind, dict[bytes, Counted]] = {kind: {} for kind in KINDS}
@@ -82,22 +93,25 @@ class RuleAccount:
         #: Packets that came during the last reading.
         self._passing = 0
         self._is_outbound = whose.rule in _OUTBOUND
+        self._attributed = attributed
         self._fan_outs = FanOuts(whose, opened)
 
-    def record(self, record: Record, now_ns: int) -> Attempt | None:
-        """Take in what the kernel logged; the attempt if it is the first of one."""
+    def record(
+        self, record: Record, now_ns: int, attribution: Attribution | None = None
+    ) -> Attempt | None:
+        """Take in what the kernel logged, and who did it; the attempt if it is the first of one."""
         self.received += 1
         key = keys(record)[0]
         telling = self._tellings.of(key, record)
         if telling is not None:
-            telling.logged(record)
+            telling.logged(record, attribution)
             return None
         counted = self._entry(key)
         if key in self._folded or not self._tellings.take(
             key, record.uid, record.destination, now_ns
         ):
             return None
-        telling = self._tellings.begin(key, now_ns, record)
+        telling = self._tellings.begin(key, now_ns, record, attribution)
         if counted is not None and counted.owed_packets < 1:
             # Whether a reading has had its packet, the next one shows.
             return None
@@ -357,7 +371,7 @@ class RuleAccount:
     def _of_record(
         self, key: Key | None, counted: Counted, telling: Telling, record: Record, now_ns: int
     ) -> Attempt:
-        attempt = Attempt.of(record)
+        attempt = Attempt.of(record, telling.attribution)
         counted.told(1, attempt.bytes or 0)
         counted.since_ns = record.time_ns
         return self._told(key, telling, attempt, now_ns)
@@ -381,6 +395,7 @@ class RuleAccount:
             number=self.reported,
             read_ns=self._ended_ns,
             specimen=telling.record,
+            attribution=telling.attribution if telling.is_new else None,
             merged=merged,
         )
         if merged is not None:
@@ -395,7 +410,7 @@ class RuleAccount:
         self.reported += attempt.packets
         if key is not None:
             self.touched.add(key)
-        return self._tellings.told(telling, attempt, now_ns)
+        return self._tellings.told(telling, self._attributed(attempt), now_ns)
 
     def _held(self, why: Merger) -> int:
         """Packets that may have been told already, and are not to be told with others before."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ocsf_nft.accounting.whose import Whose
     from ocsf_nft.attempt import Merged
     from ocsf_nft.flow import Flow, Key
+    from ocsf_nft.process import Attribution
     from ocsf_nft.record import Detail
 
 _IP: Final[dict[int | None, Literal[4, 6]]] = {0x0800: 4, 0x86DD: 6}
@@ -31,12 +32,14 @@ def attempt(  # noqa: PLR0913 - what is told, and in whose words
     number: int,
     read_ns: int,
     specimen: Record | None = None,
+    attribution: Attribution | None = None,
     merged: Merged | None = None,
 ) -> Attempt:
     """What a counter owes, as one attempt, taken off it.
 
     ``packets`` is how many; ``number`` how many of the rule were told before, which is another
-    one for each attempt; ``read_ns`` when it was read.
+    one for each attempt; ``read_ns`` when it was read. ``specimen`` is the latest record of it,
+    ``attribution`` who sent the packets of those that were not told before.
     """
     octets = max(counted.owed_bytes, 0)
     start_ns, end_ns = _window(counted)
@@ -77,6 +80,7 @@ def attempt(  # noqa: PLR0913 - what is told, and in whose words
         start_ns=start_ns,
         end_ns=end_ns,
         merged=merged,
+        attribution=attribution,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.accounting.counted import MOST
+from ocsf_nft.accounting.together import together
 from ocsf_nft.attempt import Ended, Streak
 
 if TYPE_CHECKING:
@@ -39,9 +40,13 @@ def grown(before: Ended | None, key: Key, attempt: Attempt, is_finding: IsFindin
             # The clock may be set back.
             start_ns=min(streak.start_ns, attempt.start_ns),
             latest=(*streak.latest, identity)[-LATEST:],
+            attribution=(
+                attempt.attribution
+                if before is None
+                else together(streak.attribution, attempt.attribution)
+            ),
         ),
         end_ns=attempt.end_ns,
-        process=attempt.process,
     )
 
 

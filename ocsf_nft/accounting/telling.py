@@ -9,6 +9,7 @@ from ocsf_nft.accounting import streaks
 from ocsf_nft.accounting.opened import OpenStreak
 from ocsf_nft.accounting.quota import Quota
 from ocsf_nft.accounting.schedule import OVER_NS, Schedule
+from ocsf_nft.accounting.together import together
 from ocsf_nft.attempt import Merged
 from ocsf_nft.flow import flow, lacks_port, without_port
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ocsf_nft.accounting.whose import Whose
     from ocsf_nft.attempt import Attempt, Ended, Merger
     from ocsf_nft.flow import Flow, Key
+    from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
 _SAMPLE: Final = 10
@@ -41,10 +43,16 @@ class Telling:
     Its moments are of a clock of their own: who sets the machine's can't keep it from being told.
     """
 
-    __slots__ = ("_grew_ns", "_is_growing", "end", "is_new", "key", "record", "schedule")
+    __slots__ = (
+        "_grew_ns", "_is_growing", "attribution", "end", "is_new", "key", "record", "schedule"
+    )  # fmt: skip
 
     def __init__(
-        self, key: Key | None = None, begun_ns: int | None = None, record: Record | None = None
+        self,
+        key: Key | None = None,
+        begun_ns: int | None = None,
+        record: Record | None = None,
+        attribution: Attribution | None = None,
     ) -> None:
         #: What it is of; None for what is told together.
         self.key = key
@@ -52,6 +60,8 @@ class Telling:
         self._grew_ns = begun_ns
         self._is_growing = False
         self.record = record
+        #: Who sent that one, and those before it that have not been told either.
+        self.attribution = attribution
         #: Whether the record has not been told yet.
         self.is_new = record is not None
         self.schedule: Schedule | None = None
@@ -68,9 +78,10 @@ class Telling:
         begun_ns = self._grew_ns
         return self.is_unheard and begun_ns is not None and now_ns - begun_ns < _YOUNG_NS
 
-    def logged(self, record: Record) -> None:
+    def logged(self, record: Record, attribution: Attribution | None) -> None:
         """Let a later record stand for it."""
         self.record = record
+        self.attribution = together(self.attribution, attribution) if self.is_new else attribution
         self.is_new = True
         self.grew()
 
@@ -147,9 +158,15 @@ class Tellings(dict["Key", Telling]):
         if self._by_destination.get(without_port(key)) == key:
             del self._by_destination[without_port(key)]
 
-    def begin(self, key: Key, now_ns: int, record: Record | None = None) -> Telling:
+    def begin(
+        self,
+        key: Key,
+        now_ns: int,
+        record: Record | None = None,
+        attribution: Attribution | None = None,
+    ) -> Telling:
         """Tell of a flow by itself from now on."""
-        telling = self[key] = Telling(key, now_ns, record)
+        telling = self[key] = Telling(key, now_ns, record, attribution)
         self._by_destination[without_port(key)] = key
         return telling
 

@@ -17,6 +17,7 @@ from ocsf_nft.check import (
     held,
     kernel,
     leftovers,
+    naming,
     reading,
     sysctls,
     undoing,
@@ -90,6 +91,7 @@ def findings(asked: Question) -> Iterator[Finding]:
     if asked.device is not None:
         yield from kernel.able_with_machines(is_wanted=not asked.device.endswith("*"))
     yield from held.privileges()
+    yield from naming.naming(asked.namespace)
     try:
         ruleset, around = reading.read(asked.namespace), _around(asked)
     except OcsfNftError as error:

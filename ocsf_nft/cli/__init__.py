@@ -16,7 +16,7 @@ from typing import Final, NoReturn
 
 import typer
 
-from ocsf_nft.cli import output
+from ocsf_nft.cli import output, plain_structlog  # noqa: F401 - for its effect, first
 from ocsf_nft.cli.check import check
 from ocsf_nft.cli.config import config
 from ocsf_nft.cli.convert import convert

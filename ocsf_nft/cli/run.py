@@ -93,6 +93,14 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             help="Put the fence back at once when others alter it, or only tell of it.",
         ),
     ] = True,
+    attribution: Annotated[
+        str,
+        typer.Option(
+            "--attribution",
+            help="The best way to be used to name the process behind an attempt.",
+            metavar="capture|socket|user",
+        ),
+    ] = "capture",
     store_max_bytes: Annotated[
         str,
         typer.Option(
@@ -113,6 +121,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     Each event is in the store before any sink gets it, and stays until all have it: see
     `ocsf-nft events`. A disk that is full is waited for, and no record is read meanwhile.
 
+    The process behind an attempt is named as the kernel tells it at the call (BPF), or else as the
+    one that has the socket afterwards, or not: each event says how. `check` says what this host
+    allows.
+
     Ctrl-C and SIGTERM: what the kernel has logged by then is kept and delivered, then exit 0. What
     a sink does not take within some seconds is delivered by the next run. A second one ends it at
     once, exit 3. SIGHUP reads --config again, for its sinks, severities and findings; without
@@ -120,13 +132,13 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     does not stand at the end.
 
     Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), CAP_SYS_ADMIN to enter another one,
-    CAP_SYS_PTRACE to find that of another user's process, CAP_SYSLOG for the kernel log; drops
-    all other capabilities.
+    CAP_SYS_PTRACE to find that of another user's process and to look at processes, CAP_BPF and
+    CAP_PERFMON to capture calls, CAP_SYSLOG for the kernel log; drops all other capabilities.
 
     Example: ocsf-nft run --sandbox agent --netns agent --proxy 10.0.0.1:3128 --install
     """
     from ocsf_nft import config as configuration
-    from ocsf_nft import privileges, service
+    from ocsf_nft import memory, privileges, service
     from ocsf_nft.cli.logs import to_stderr_at_once
     from ocsf_nft.delivery.shelf import FILE
 
@@ -174,6 +186,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             handshake=handshake,
             ocsf_version=ocsf_version,
             state_dir=state_dir,
+            attribution={"top": attribution},
             # Runs of other sandboxes have the same folder, and keep their own.
             store={"path": state_dir / sandbox / FILE, "max_bytes": store_max_bytes},
         )
@@ -185,6 +198,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if any(each.self_heal for each in wanted.sandbox):
         privileges.go_first()
+    memory.share_heap()
     privileges.keep_only(service.capabilities(wanted))
 
     counts = asyncio.run(_until_signal(lambda stop: _watch(wanted, config, stop)))
@@ -219,9 +233,12 @@ async def _watch(wanted: Config, path: Path | None, stop: asyncio.Event) -> Coun
 
 
 def _settle(wanted: Config) -> None:
+    from ocsf_nft import memory
+
     # What exists by now stays: a collection that looks at it again is latency for nothing.
     gc.collect()
     gc.freeze()
+    memory.give_back()
     say(f"ready: {_watching(wanted)}")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from ocsf_nft.config.attribution import AttributionConfig
 from ocsf_nft.config.events import FindingConfig, PrefixConfig, SeverityConfig
 from ocsf_nft.config.listening import Listening, listening
 from ocsf_nft.config.sandbox import SandboxConfig
@@ -50,6 +51,7 @@ class Config(Table):
     ocsf_version: Version | None = None
     sink: tuple[SinkConfig, ...] = ()
     store: StoreConfig = StoreConfig()
+    attribution: AttributionConfig = AttributionConfig()
     listen: Annotated[Listening, checked(listening)] | None = None
     severity: tuple[SeverityConfig, ...] = ()
     finding: FindingConfig = FindingConfig()

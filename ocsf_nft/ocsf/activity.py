@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ocsf_nft.ocsf import (
     actors,
     attack,
+    attributions,
     community_id,
     identity,
     protocols,
@@ -125,7 +126,8 @@ class Activities:
         src_endpoint, dst_endpoint = endpoints(
             record, way, source, destination, self._container, left_over
         )
-        actor = actors.actor_of(record, attempt.process, left_over)
+        actor = actors.actor_of(record, attempt.attribution, left_over)
+        left_over |= actors.unmapped_of(attempt.process)
         if record.ethertype is not None:
             left_over["ethertype"] = record.ethertype
         if merged is not None:
@@ -177,6 +179,7 @@ class Activities:
                 *self._device_observables,
             )
             or None,
+            enrichments=attributions.enrichments_of(attempt.attribution),
             raw_data=encodable(record.origin.raw),
             raw_data_size=of_it.raw_bytes,
             unmapped=left_over,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from posixpath import basename
 from typing import TYPE_CHECKING, Any, Final
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from ocsf_nft.ocsf import objects
 from ocsf_nft.ocsf.caching import CACHED
 from ocsf_nft.ocsf.endpoints import observable
-from ocsf_nft.ocsf.enums import FileType, ObservableType
+from ocsf_nft.ocsf.enums import FileType, FingerprintAlgorithm, ObservableType
 from ocsf_nft.ocsf.objects import (
     Actor,
     File,
+    Fingerprint,
     Group,
     Image,
     Observable,
@@ -23,21 +25,38 @@ from ocsf_nft.ocsf.objects import (
 from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
-    from ocsf_nft.process import Container, Process
+    from ocsf_nft.process import Attribution, Container, Process
     from ocsf_nft.record import Record
 
 _PROCESS: Final = "actor.process"
+#: What stands in place of a path before the name of a program that is in memory alone. The name
+#: may have slashes in it.
+_MEMORY: Final = "memfd:"
+#: What the schema takes for an id of a pod. That of one that no API server knows has other forms.
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
-def actor_of(record: Record, process: Process | None, left_over: dict[str, Any]) -> Actor | None:
+def actor_of(
+    record: Record, attribution: Attribution | None, left_over: dict[str, Any]
+) -> Actor | None:
     """Who sent it, by all that is known; a group without a user goes to ``left_over``."""
     if record.uid is None and record.gid is not None:
         left_over["gid"] = record.gid
+    user = group = process = None
+    if attribution is not None:
+        user, group = attribution.user_name, attribution.group_name
+        process = attribution.process
     if process is None:
-        return None if record.uid is None else _user_actor(record.uid, record.gid)
+        return None if record.uid is None else _user_actor(record.uid, record.gid, user, group)
+    # What it runs as may be another user than that of the socket, whom the record names.
+    if process.uid == record.uid:
+        user = process.user_name or user
+    if process.gid == record.gid:
+        group = process.group_name or group
     return Actor(
         process=_process(process),
-        user=None if record.uid is None else _user(record.uid, record.gid, process),
+        user=None if record.uid is None else _user(record.uid, record.gid, user, group),
     )
 
 
@@ -46,35 +65,45 @@ def actor_of_process(process: Process) -> Actor:
     return Actor(process=_process(process))
 
 
+def unmapped_of(process: Process | None) -> dict[str, str]:
+    """What is known of a process that OCSF has no place for, or none without something else."""
+    if process is None:
+        return {}
+    inside = container_of(process.container)
+    has_pod = inside is not None and inside.pod_uuid is not None
+    has_hash = (file := _file(process)) is not None and file.hashes is not None
+    facts = {
+        "unit": process.unit,
+        "pod_uid": None if process.container is None or has_pod else process.container.pod_uid,
+        "sha256": None if has_hash else process.sha256,
+    }
+    return {name: visible(fact) for name, fact in facts.items() if fact is not None}
+
+
 @lru_cache(maxsize=CACHED)
-def _user_actor(uid: int, gid: int | None) -> Actor:
-    return Actor(user=_user(uid, gid, None)).keep_json()
+def _user_actor(uid: int, gid: int | None, name: str | None, group: str | None) -> Actor:
+    return Actor(user=_user(uid, gid, name, group)).keep_json()
 
 
-def _user(uid: int, gid: int | None, process: Process | None) -> User:
-    is_its = process is not None and process.uid == uid
+def _user(uid: int, gid: int | None, name: str | None, group: str | None) -> User:
     return User(
-        name=_shown(process.user_name) if is_its and process is not None else None,
+        name=_shown(name),
         uid=str(uid),
-        groups=None if gid is None else (Group(uid=str(gid)),),
+        groups=None if gid is None else (Group(uid=str(gid), name=_shown(group)),),
     )
 
 
 def _process(process: Process) -> objects.Process:
-    path = _shown(process.path)
     return objects.Process(
         name=name_of(process),
         pid=process.pid,
-        path=path,
+        ptid=process.tid,
+        path=_shown(process.path),
         cmd_line=_shown(process.cmd_line),
         working_directory=_shown(process.working_directory),
         created_time=None if process.created_ns is None else process.created_ns // 1_000_000,
-        file=_file(path, is_deleted=process.is_deleted),
-        user=(
-            None
-            if process.uid is None
-            else User(name=_shown(process.user_name), uid=str(process.uid))
-        ),
+        file=_file(process),
+        user=_runs_as(process),
         parent_process=_parent(process.ancestors[0]) if process.ancestors else None,
         ancestry=tuple(map(_ancestor, process.ancestors)) or None,
         namespace_pid=process.namespace_pid,
@@ -82,13 +111,18 @@ def _process(process: Process) -> objects.Process:
     )
 
 
+def _runs_as(process: Process) -> User | None:
+    if process.uid is None:
+        return None
+    return _user(process.uid, process.gid, process.user_name, process.group_name)
+
+
 def _parent(parent: Process) -> ParentProcess:
-    path = _shown(parent.path)
     return ParentProcess(
         name=name_of(parent),
         pid=parent.pid,
-        path=path,
-        file=_file(path, is_deleted=parent.is_deleted),
+        path=_shown(parent.path),
+        file=_file(parent),
     )
 
 
@@ -98,14 +132,31 @@ def _ancestor(ancestor: Process) -> ProcessEntity:
 
 def name_of(process: Process) -> str | None:
     """What to call a process: by its program, for it chooses its own name itself."""
-    return _shown(basename(process.path or "") or process.name)
+    return _shown(_program(process) or process.name)
 
 
-def _file(path: str | None, *, is_deleted: bool | None) -> File | None:
-    name = basename(path or "")
-    if path is None or not name:
+def _program(process: Process) -> str:
+    path = process.path or ""
+    return path if path.startswith(_MEMORY) else basename(path)
+
+
+def _file(process: Process) -> File | None:
+    name = _program(process)
+    if process.path is None or not name:
         return None
-    return File(name=name, path=path, type_id=FileType.REGULAR_FILE, is_deleted=is_deleted)
+    return File(
+        name=visible(name),
+        path=visible(process.path),
+        type_id=FileType.REGULAR_FILE,
+        is_deleted=process.is_deleted,
+        hashes=_hashes(process.sha256),
+    )
+
+
+def _hashes(sha256: str | None) -> tuple[Fingerprint, ...] | None:
+    if sha256 is None or _SHA256.fullmatch(sha256) is None:
+        return None
+    return (Fingerprint(algorithm_id=FingerprintAlgorithm.SHA_256, value=sha256),)
 
 
 @lru_cache(maxsize=CACHED)
@@ -116,11 +167,13 @@ def container_of(container: Container | None) -> objects.Container | None:
     image = None
     if container.image_uid is not None:
         image = Image(uid=visible(container.image_uid), name=_shown(container.image_name))
+    pod = container.pod_uid
     return objects.Container(
         uid=_shown(container.uid),
         name=_shown(container.name),
         runtime=_shown(container.runtime),
         image=image,
+        pod_uuid=None if pod is None or _UUID.fullmatch(pod) is None else pod,
     ).keep_json()
 
 
@@ -137,15 +190,16 @@ def observables_of(actor: Actor | None) -> tuple[Observable, ...]:
 
 
 def _of_process(process: objects.Process) -> tuple[Observable, ...]:
+    path = sha256 = None
+    if (file := process.file) is not None:
+        path = file.path
+        sha256 = file.hashes[0].value if file.hashes else None
     found = (
         ("name", ObservableType.PROCESS_NAME, process.name),
         ("pid", ObservableType.PROCESS_ID, str(process.pid)),
         ("cmd_line", ObservableType.COMMAND_LINE, process.cmd_line),
-        (
-            "file.path",
-            ObservableType.FILE_PATH,
-            None if process.file is None else process.file.path,
-        ),
+        ("file.path", ObservableType.FILE_PATH, path),
+        ("file.hashes[0].value", ObservableType.HASH, sha256),
     )
     return tuple(
         observable(f"{_PROCESS}.{name}", kind, value)

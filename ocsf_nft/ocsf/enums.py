@@ -206,12 +206,20 @@ class FileType(Captioned):
 
 
 @unique
+class FingerprintAlgorithm(Captioned):
+    """``algorithm_id`` of a fingerprint."""
+
+    SHA_256 = 3, "SHA-256"
+
+
+@unique
 class ObservableType(Captioned):
     """``observables[].type_id``."""
 
     HOSTNAME = 1, "Hostname"
     IP_ADDRESS = 2, "IP Address"
     MAC_ADDRESS = 3, "MAC Address"
+    HASH = 8, "Hash"
     PROCESS_NAME = 9, "Process Name"
     PORT = 11, "Port"
     COMMAND_LINE = 13, "Command Line"

@@ -31,6 +31,7 @@ from ocsf_nft.ocsf.objects import (
     Actor,
     Attack,
     Device,
+    Enrichment,
     Evidences,
     FindingInfo,
     FirewallRule,
@@ -176,13 +177,17 @@ class NetworkActivity(Event):
     actor: Actor | None = known("who did it")
     device: Device | None = known("the machine whose kernel refused")
     observables: tuple[Observable, ...] | None = known("what is worth looking up")
+    enrichments: tuple[Enrichment, ...] | None = known(
+        "how it is known who did it; not there where nobody looked"
+    )
     raw_data: str = Field(
         description="the record as the kernel gave it: a line, or netlink's parts"
     )
     raw_data_size: Long = Field(description="its bytes")
     unmapped: dict[str, Any] | None = known(
         "sandbox, and what the kernel said and OCSF has no home for: prefix, ttl, ip_id, window, "
-        "mark, …; merged, where several flows are told together"
+        "mark, …; merged, where several flows are told together; of the process what has no other "
+        "place: unit (systemd's), pod_uid, sha256"
     )
     metadata: Metadata = Field(description="about the event itself")
 
@@ -244,9 +249,13 @@ class DetectionFinding(Event):
     actor: Actor | None = known("who did it")
     device: Device | None = known("the machine whose kernel refused")
     observables: tuple[Observable, ...] | None = known("what is worth looking up")
+    enrichments: tuple[Enrichment, ...] | None = known(
+        "of an attempt: how it is known who did it; not there where nobody looked"
+    )
     raw_data: str | None = known("of an attempt: the latest record")
     unmapped: dict[str, Any] = Field(
-        description="sandbox; of a fan-out, its flows, destinations and ports, at least"
+        description="sandbox; of a fan-out, its flows, destinations and ports, at least; of the "
+        "process of an attempt, as in its events, unit, pod_uid, sha256"
     )
     metadata: Metadata = Field(description="about the event itself")
 
@@ -296,7 +305,7 @@ class DeviceConfigStateChange(Event):
     observables: tuple[Observable, ...] | None = known("what is worth looking up")
     unmapped: dict[str, Any] = Field(
         description="sandbox, previous_state, tables and transport of the fence; the changes that "
-        "somebody made to it"
+        "somebody made to it; of the process what has no other place: unit, pod_uid, sha256"
     )
     metadata: Metadata = Field(description="about the event itself")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.ocsf import verdict, wording
+from ocsf_nft.ocsf.actors import unmapped_of
 from ocsf_nft.ocsf.advice import advice
 from ocsf_nft.ocsf.context import own_metadata
 from ocsf_nft.ocsf.endpoints import observable
@@ -194,8 +195,9 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
         actor=event.actor,
         device=event.device,
         observables=tuple(_as_evidence(event.observables or ())) or None,
+        enrichments=event.enrichments,
         raw_data=event.raw_data,
-        unmapped={"sandbox": sandbox},
+        unmapped={"sandbox": sandbox, **unmapped_of(streak.process)},
         metadata=metadata,
     )
 

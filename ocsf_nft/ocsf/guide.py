@@ -48,6 +48,7 @@ REWORDED: Final = (
         "`action_id` 3 Observed is 1 Allowed for what a permissive fence let pass, else 0 Unknown.",
     ),
     ("1.4.0", "A process has `lineage`, paths with the oldest first, in place of `ancestry`."),
+    ("1.6.0", "A process has `tid` in place of `ptid`."),
 )
 
 

@@ -79,7 +79,7 @@ class Mapper:
             start_ns=streak.start_ns,
             end_ns=found.end_ns,
             streak=streak,
-            process=found.process,
+            attribution=streak.attribution,
         )
         return findings.of_attempt(
             found,

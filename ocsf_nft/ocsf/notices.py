@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ocsf_nft.ocsf import wording
-from ocsf_nft.ocsf.actors import actor_of_process, observables_of
+from ocsf_nft.ocsf.actors import actor_of_process, observables_of, unmapped_of
 from ocsf_nft.ocsf.context import device_of, own_metadata, product
 from ocsf_nft.ocsf.enums import (
     ConfigActivityId,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ocsf_nft.ocsf.context import Context
-    from ocsf_nft.process import Process
+    from ocsf_nft.process import Process, Rung
     from ocsf_nft.record import Gap
 
 
@@ -136,6 +136,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         more["changes"] = visible(tampering.changes)
         if tampering.process is not None:
             actor = actor_of_process(tampering.process)
+            more |= unmapped_of(tampering.process)
         if after in _WELL and not tampering.given_up:
             sentence += "; it was altered, and has been put back"
     cause = None if is_regular else reason
@@ -182,6 +183,36 @@ def lifecycle(
         observables=observables or None,
         metadata=own_metadata(stable_uid("lifecycle", activity, time_ns), time_ns),
     )
+
+
+def attribution_fell(
+    context: Context, *, rung: Rung, reason: str, time_ns: int
+) -> ApplicationLifecycle:
+    """Processes can't be named any more as well as before, from ``time_ns`` on (epoch, UTC).
+
+    ``rung`` is how they are from now on.
+    """
+    device, observables = device_of(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.OTHER,
+        activity_name="Attribution Degraded",
+        time=time_ns // 1_000_000,
+        severity_id=Severity.MEDIUM,
+        status_id=Status.FAILURE,
+        status_detail=visible(reason),
+        message=f"Processes are not captured any more: {visible(reason)}. {_NOW_BY[rung]}",
+        app=product(),
+        device=device,
+        observables=observables or None,
+        unmapped={"rung": rung},
+        metadata=own_metadata(stable_uid("attribution fell", rung, reason, time_ns), time_ns),
+    )
+
+
+_NOW_BY: Final[dict[Rung, str]] = {
+    "socket": "From now on they are those that have the socket when it is looked up.",
+    "user": "From now on events name the user alone.",
+}
 
 
 def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecycle:

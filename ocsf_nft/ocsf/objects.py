@@ -5,7 +5,7 @@ not serialised. Each field's description says where its value is from: the field
 them. What an older version does not have is in :mod:`ocsf_nft.ocsf.versions`.
 """
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from ocsf_nft.ocsf.enums import (
     DeviceType,
     Direction,
     FileType,
+    FingerprintAlgorithm,
     NetworkScope,
     ObservableType,
     OsType,
@@ -155,6 +156,7 @@ class Container(Model):
     name: str | None = known("the container's name")
     runtime: str | None = known("what runs it")
     image: Image | None = known("what it was made from")
+    pod_uuid: str | None = known("of the Kubernetes pod that it is in")
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:
@@ -227,17 +229,30 @@ class User(Model):
 
     name: str | None = known("the user's name")
     uid: str = Field(description="the user's id, as this host numbers users")
-    groups: tuple[Group, ...] | None = known("the group that the packet's socket has")
+    groups: tuple[Group, ...] | None = known(
+        "the group that the packet's socket has, or that the process runs as"
+    )
+
+
+class Fingerprint(Model):
+    """``fingerprint``: what tells a file's content from any other."""
+
+    algorithm_id: FingerprintAlgorithm = Field(description="3")
+    algorithm: Caption = caption_of("algorithm_id")
+    value: str = Field(description="of the whole content, in hexadecimal")
 
 
 class File(Model):
     """``file``: a process's program."""
 
     name: str = Field(description="the last part of the path")
-    path: str = Field(description="the program that the process runs")
+    path: str = Field(
+        description="the program that the process runs; memfd:NAME where it is in memory alone"
+    )
     type_id: FileType = Field(description="1")
     type: Caption = caption_of("type_id")
     is_deleted: bool | None = known("whether the program was deleted while it runs")
+    hashes: tuple[Fingerprint, ...] | None = known("of the program")
 
 
 class ProcessEntity(Model):
@@ -264,6 +279,7 @@ class Process(Model):
 
     name: str | None = known("the program's name or, where that is not known, the process's own")
     pid: int = Field(description="the process's id, as this host numbers processes")
+    ptid: Long | None = known("the id of the thread that did it")
     path: str | None = known("the program that it runs")
     cmd_line: str | None = known("its arguments")
     working_directory: str | None = known("its working directory")
@@ -287,6 +303,22 @@ class Actor(Model):
         if self.process is None and self.user is None:
             raise ValueError("an actor needs a process or a user")
         return self
+
+
+class Enrichment(Model):
+    """``enrichment``: how it is known which process did it, or why it is not."""
+
+    name: str = Field(description="actor.process")
+    value: str = Field(description="the process's id; unknown, where it is not known or not which")
+    type: str = Field(description="attribution")
+    provider: str = Field(description="ocsf-nft")
+    data: dict[str, Any] = Field(
+        description="rung: capture, where the kernel was asked at the call, socket, where the "
+        "process had the socket when the record arrived, user, where only the kernel's record "
+        "tells, or none; confidence: High, Medium or Low; reason, in a sentence; where there are "
+        "several, processes, with how often each was seen to try (calls), and how many more there "
+        "are, at least (unnamed)"
+    )
 
 
 class Evidences(Model):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ocsf_nft.moment import utc_text
-from ocsf_nft.ocsf import protocols
+from ocsf_nft.ocsf import attributions, protocols
 from ocsf_nft.ocsf.enums import Direction
 from ocsf_nft.ocsf.services import service
 from ocsf_nft.ocsf.text import visible
@@ -157,7 +157,28 @@ def _who(event: Mapping[str, Any]) -> str:
     evidence = _at(event, "evidences", 0)
     actor = event.get("actor") or _at(evidence, "actor")
     process = _at(actor, "process") or _at(evidence, "process")
-    return " ".join(filter(None, (_user(_at(actor, "user")), _process(process))))
+    user, one = _user(_at(actor, "user")), _process(process)
+    others, was_each = _others(event, _at(process, "pid"))
+    if one:
+        more = f"and {others} more" if others else ""
+        return " ".join(filter(None, (user, one, more)))
+    if others < 2:
+        return user
+    several = attributions.in_words(others, was_each=was_each)
+    return f"{several} of {user}" if user else several
+
+
+def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
+    """How many processes it was beside that one, and whether each was seen to try."""
+    found = event.get("enrichments")
+    for each in found if isinstance(found, list) else ():
+        if _at(each, "name") == attributions.NAME and _at(each, "type") == attributions.TYPE:
+            seen, unnamed = _at(each, "data", "processes"), _at(each, "data", "unnamed")
+            named = seen if isinstance(seen, list) else []
+            others = sum(pid is None or _at(one, "pid") != pid for one in named)
+            was_each = all(_at(one, "calls") is not None for one in named)
+            return others + max(_number(unnamed) or 0, 0), was_each
+    return 0, True
 
 
 def _user(user: Any) -> str:

@@ -23,6 +23,7 @@ from ocsf_nft.ocsf import services, verdict
 from ocsf_nft.ocsf.activity import Derived
 from ocsf_nft.ocsf.text import encodable, plain, printable, visible
 from ocsf_nft.ocsf.versions import line_at
+from ocsf_nft.process import Attribution
 from ocsf_nft.record import Origin, Record
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.activity import Activities
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.enums import Severity
+    from ocsf_nft.process import Rung, Sureness
     from ocsf_nft.record import Detail, LogFormat, Verdict
 
 #: Templates that are kept. Who sends packets can choose among so many shapes as he likes.
@@ -69,6 +71,7 @@ class Shape(NamedTuple):
     """What the line of an event depends on, apart from what it copies.
 
     A port is ``_ANY_PORT`` where it is only copied, and ``packets`` 2 where it is more than one.
+    ``rung`` and what follows it are of an attribution that names no process.
     """
 
     version: str
@@ -99,6 +102,11 @@ class Shape(NamedTuple):
     has_sequence: bool
     has_original_time: bool
     has_community_uid: bool
+    rung: Rung | None
+    sureness: Sureness | None
+    reason: str | None
+    user_name: str | None
+    group_name: str | None
 
 
 class _Template(NamedTuple):
@@ -148,8 +156,10 @@ class Templates:
 
 def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
     """The shape of an attempt; None for one that is so rare that it needs no template."""
-    record, origin = attempt.record, attempt.record.origin
-    if attempt.merged is not None or attempt.process is not None:
+    record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
+    if attempt.merged is not None:
+        return None
+    if by is not None and not by.names_nobody:
         return None
     if of_it.source is None and record.source is not None:
         return None
@@ -190,6 +200,11 @@ def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
         origin.sequence is not None,
         origin.original_time is not None,
         of_it.community_uid is not None,
+        None if by is None else by.rung,
+        None if by is None else by.sureness,
+        None if by is None else by.reason,
+        None if by is None else by.user_name,
+        None if by is None else by.group_name,
     )
 
 
@@ -305,6 +320,7 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
         bytes=_number() if shape.has_bytes else None,
         start_ns=start * 1_000_000,
         end_ns=(start if shape.is_moment else start + _number()) * 1_000_000,
+        attribution=_attribution(shape),
     )
     of_it = Derived(
         source=shape.source,
@@ -316,6 +332,18 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
         raw_bytes=_number(),
     )
     return attempt, of_it, _number() * 1_000_000
+
+
+def _attribution(shape: Shape) -> Attribution | None:
+    if shape.rung is None or shape.reason is None:
+        return None
+    return Attribution(
+        rung=shape.rung,
+        sureness=shape.sureness,
+        reason=shape.reason,
+        user_name=shape.user_name,
+        group_name=shape.group_name,
+    )
 
 
 def _number() -> int:

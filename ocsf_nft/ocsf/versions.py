@@ -61,7 +61,12 @@ SINCE: Final[Mapping[type[Model], Mapping[str, str]]] = {
     Metadata: {"log_source": "1.7.0", "log_format": "1.7.0", "original_event_uid": "1.7.0"},
     NetworkEndpoint: {"network_scope_id": "1.7.0", "network_scope": "1.7.0"},
     NetworkConnectionInfo: {"community_uid": "1.4.0"},
-    Process: {"path": "1.4.0", "working_directory": "1.4.0", "ancestry": "1.4.0"},
+    Process: {
+        "ptid": "1.6.0",
+        "path": "1.4.0",
+        "working_directory": "1.4.0",
+        "ancestry": "1.4.0",
+    },
     ParentProcess: {"path": "1.4.0"},
     File: {"is_deleted": "1.4.0"},
     FindingInfo: {"related_events_count": "1.4.0"},
@@ -204,6 +209,13 @@ def _list_the_lineage(event: dict[str, Any]) -> None:
             process["lineage"] = paths[::-1]
 
 
+def _name_the_thread(event: dict[str, Any]) -> None:
+    """A thread's id was ``tid``, which 1.6 deprecates."""
+    for process in _processes(event):
+        if "ptid" in process:
+            process["tid"] = process["ptid"]
+
+
 def _processes(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for holder in (event, *event.get("evidences", ())):
         if process := holder.get("actor", {}).get("process"):
@@ -223,4 +235,5 @@ _SAID_OTHERWISE: Final[tuple[tuple[str, Callable[[dict[str, Any]], None]], ...]]
     ("1.4.0", _name_the_destination),
     ("1.4.0", _say_what_was_observed),
     ("1.4.0", _list_the_lineage),
+    ("1.6.0", _name_the_thread),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.ocsf import protocols, verdict
+from ocsf_nft.ocsf import attributions, protocols, verdict
 from ocsf_nft.ocsf.actors import name_of
 from ocsf_nft.ocsf.advice import advice, in_general
 from ocsf_nft.ocsf.enums import Direction
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt, Merged
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.context import Proxy
-    from ocsf_nft.process import Process
+    from ocsf_nft.process import Attribution, Process
     from ocsf_nft.record import ForeignVerdict, Record
 
 _ANSWERED: Final = {
@@ -80,22 +80,35 @@ def message(attempt: Attempt, way: Direction, answered: Answer | None) -> str:
     """What happened, and how often, in one sentence."""
     if attempt.merged is None:
         times = "" if attempt.packets == 1 else f", {attempt.packets} times"
-        deed = f"{deed_of(attempt.record, way, attempt.process)}{times}"
+        deed = f"{_deed(attempt.record, way, attempt.attribution)}{times}"
     else:
-        deed = _deeds(attempt.record, way, counted(attempt.packets, "packet"), attempt.merged)
+        deed = _deeds(attempt, way, attempt.merged)
     foreign = verdict.foreign_verdict(attempt.record)
     return f"{deed}; {_ANSWERED[answered] if foreign is None else _DONE[foreign]}"
 
 
-def who(sandbox: str, uid: int | None, process: Process | None = None, *, rule: str = "") -> str:
+def who(sandbox: str, uid: int | None, by: Attribution | None = None, *, rule: str = "") -> str:
     """Who sent something from inside a sandbox, by all that is known; ``rule`` refused it."""
     name = f"sandbox {visible(sandbox)}"
     if rule in VM_RULES:
         name = f"the VM of {name}"
-    if process is not None:
-        user = "" if uid is None else f" (uid {uid})"
-        return f"{_called(process)}{user} in {name}"
-    return name if uid is None else f"uid {uid} in {name}"
+    user = "" if uid is None else f"uid {uid}"
+    sender = user if by is None else _sender(by, user)
+    return f"{sender} in {name}" if sender else name
+
+
+def _sender(by: Attribution, user: str) -> str:
+    others = attributions.others_than_the_one(by)
+    if by.process is not None:
+        called = _called(by.process)
+        if others:
+            called = f"{called} and {others} more"
+        return f"{called} ({user})" if user else called
+    if others < 2:  # there is no more than one that it may have been
+        return user
+    was_each = all(each.calls is not None for each in by.seen)
+    several = attributions.in_words(others, was_each=was_each)
+    return f"{several} of {user}" if user else several
 
 
 def _called(process: Process) -> str:
@@ -116,7 +129,7 @@ def elapsed(since_ns: int, until_ns: int) -> str:
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
-def deed_of(record: Record, way: Direction, process: Process | None) -> str:
+def _deed(record: Record, way: Direction, by: Attribution | None) -> str:
     """Who did what."""
     packet = _packet(record)
     if record.sandbox is None or not verdict.is_attempt(record):
@@ -124,12 +137,12 @@ def deed_of(record: Record, way: Direction, process: Process | None) -> str:
         return f"{packet} from {_source(record)} matched {rule}"
     if way is Direction.INBOUND:
         return f"{_source(record)} sent {who(record.sandbox, None, rule=record.rule)} {packet}"
-    sender = who(record.sandbox, record.uid, process, rule=record.rule)
+    sender = who(record.sandbox, record.uid, by, rule=record.rule)
     if record.rule == verdict.VM_LINK:
         # In whose name it is may be what is wrong with it.
         of = "" if record.source is None else f" from {visible(record.source)}"
-        by = "" if record.mac_source is None else f" by {visible(record.mac_source)}"
-        return f"{sender} sent {packet}{of}{by}"
+        mac = "" if record.mac_source is None else f" by {visible(record.mac_source)}"
+        return f"{sender} sent {packet}{of}{mac}"
     if record.rule == verdict.FORWARD:
         if record.source is record.mac_source is None:
             return f"somebody tried to pass {packet} through {who(record.sandbox, None)}"
@@ -139,7 +152,8 @@ def deed_of(record: Record, way: Direction, process: Process | None) -> str:
     return f"{sender} tried {packet} {_WHERE.get(record.rule, 'directly')}"
 
 
-def _deeds(record: Record, way: Direction, packets: str, merged: Merged) -> str:
+def _deeds(attempt: Attempt, way: Direction, merged: Merged) -> str:
+    record, packets = attempt.record, counted(attempt.packets, "packet")
     name = record.prefix if record.sandbox is None else record.sandbox
     if (kind := _kind(record)) is not None:
         packets = f"{packets} ({kind})"
@@ -151,7 +165,7 @@ def _deeds(record: Record, way: Direction, packets: str, merged: Merged) -> str:
         return f"somebody sent {who(name, None, rule=record.rule)} {packets} {flows}"
     if record.rule == verdict.FORWARD:
         return f"somebody tried to pass {packets} through {who(name, None)} {flows}"
-    return f"{who(name, record.uid, rule=record.rule)} sent {packets} {flows}"
+    return f"{who(name, record.uid, attempt.attribution, rule=record.rule)} sent {packets} {flows}"
 
 
 def _kind(record: Record) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Self, TypeVar, get_args
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.accounting.balance import Balance
     from ocsf_nft.attempt import Attempt, Ended, FanOut
+    from ocsf_nft.attribution.ladder import Ladder
     from ocsf_nft.delivery.patience import Patience
     from ocsf_nft.fence.counters import Counters
     from ocsf_nft.flow import Reading
@@ -72,14 +74,17 @@ class Account:
         *,
         begun_ns: int,
         patience: Patience,
+        ladder: Ladder,
         source: str = "",
     ) -> None:
         """No packet is from before ``begun_ns``.
 
-        ``source`` names the kernel log that its records come from, and that has a position.
+        ``ladder`` says who sent them. ``source`` names the kernel log that its records come from,
+        and that has a position.
         """
         self.sandbox = sandbox
         self._patience = patience
+        self._ladder = ladder
         self._source = source
         #: Behind the records that were taken in, and what of it is kept.
         self._position: str | None = None
@@ -88,7 +93,9 @@ class Account:
         self._book = book.Book(path)
         self._reporter = reporter
         gravity = Gravity(destinations=_GRAVE, is_finding=reporter.is_finding)
-        self._ledger = Ledger(sandbox, begun_ns=begun_ns, gravity=gravity)
+        self._ledger = Ledger(
+            sandbox, begun_ns=begun_ns, gravity=gravity, attributed=self._attributed
+        )
         self._wait_seconds = _READ_SECONDS
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
         self._fault: str | None = None
@@ -169,6 +176,7 @@ class Account:
         ``position`` is that of the source behind them: it is kept together with what they come to.
         """
         taken = tuple(records)
+        attributions = await self._ladder.attributions(self.sandbox, taken)
         if taken:
             await self._look_for_counters_of(taken)
         async with self._turn:
@@ -176,8 +184,8 @@ class Account:
             now_ns = time.monotonic_ns()
             found = [
                 attempt
-                for record in taken
-                if (attempt := self._ledger.record(record, now_ns)) is not None
+                for record, attribution in zip(taken, attributions, strict=True)
+                if (attempt := self._ledger.record(record, now_ns, attribution)) is not None
             ]
             await self._tell(found)
 
@@ -308,6 +316,17 @@ class Account:
             await self._keep(lines)
             await self._reporter.deliver(lines)
             self._is_owing = False
+
+    def _attributed(self, attempt: Attempt) -> Attempt:
+        """The same, with who was seen to try it, where it is more than the packet of a record."""
+        if attempt.record.origin.transport != "counters":
+            return attempt
+        known = attempt.attribution
+        if attempt.merged is None:
+            known = self._ladder.since(self.sandbox, attempt.record, attempt.start_ns) or known
+        elif attempt.record.uid is None:
+            return attempt  # of whichever users
+        return replace(attempt, attribution=known or self._ladder.of_user(attempt.record))
 
     async def _keep(self, lines: Sequence[bytes]) -> None:
         """Keep what is told, in place of what was delivered; raises DeliveryError if it was not."""

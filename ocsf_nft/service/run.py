@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import orjson
 
 from ocsf_nft.accounting import book
+from ocsf_nft.attribution.ladder import Ladder
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.delivery.shelf import FILE
@@ -19,7 +20,7 @@ from ocsf_nft.errors import FenceError, OcsfNftError, UsageError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.context import product, this_host
-from ocsf_nft.ocsf.notices import lifecycle
+from ocsf_nft.ocsf.notices import attribution_fell, lifecycle
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import fences
 from ocsf_nft.service.accounts import Account
@@ -85,6 +86,7 @@ class Service:
         self.kept: Outlets
         self.watched: tuple[Watched, ...] = ()
         self.accounts: tuple[Account, ...] = ()
+        self.ladder: Ladder
         self._reporter: Reporter
         self._iterated = Iterated() if iterates else None
         self._found = found
@@ -211,6 +213,7 @@ class Service:
             severities=config.severities,
             threshold=config.finding.as_threshold(),
         )
+        self.ladder = await stack.enter_async_context(self._ladder(standing))
         accounts = {
             sandbox.name: await stack.enter_async_context(self._account(sandbox, fence))
             for sandbox, fence in zip(config.sandbox, standing, strict=True)
@@ -235,6 +238,7 @@ class Service:
             watches = [group.create_task(each.watch()) for each in self.watched]
             watches += [group.create_task(each.keep()) for each in self.accounts]
             watches.append(group.create_task(upkeep(self.kept, reporter)))
+            watches.append(group.create_task(self.ladder.keep(self._fell)))
             pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in sources]
             # A fence that can't log leaves nothing to read, and still has to be watched.
             await self._stop.wait()
@@ -292,6 +296,30 @@ class Service:
             drops=wanted.when_full == "drop",
         )
 
+    def _ladder(self, standing: Sequence[Fence]) -> Ladder:
+        wanted = self.config.attribution
+        namespaces = {
+            sandbox.name: fence.installed.namespace
+            for sandbox, fence in zip(self.config.sandbox, standing, strict=True)
+            if sandbox.profile != "tap"  # a VM's processes are its own kernel's
+        }
+        return Ladder(
+            namespaces,
+            top=wanted.top,
+            wait_seconds=wanted.wait_ms / 1000,
+            hashed_bytes=wanted.hash_max_bytes,
+        )
+
+    async def _fell(self, reason: str) -> None:
+        """Tell that processes are not captured any more."""
+        event = attribution_fell(
+            self._reporter.context(),
+            rung=self.ladder.rung,
+            reason=reason,
+            time_ns=time.time_ns(),
+        )
+        await self._reporter.emit(event)
+
     def _account(self, sandbox: SandboxConfig, fence: Fence) -> Account:
         return Account(
             sandbox.name,
@@ -300,8 +328,18 @@ class Service:
             self._reporter,
             begun_ns=self._state.written_ns(sandbox.name) or time.time_ns(),
             patience=self.patience,
+            ladder=self.ladder,
             source=log_of(sandbox) if fence.installed.transport == "kmsg" else "",
         )
+
+
+#: What naming processes takes, by the best rung to be used: to load programs that read what the
+#: processes are, and to look at processes of other users.
+_TO_ATTRIBUTE: Final = {
+    "capture": {Capability.BPF, Capability.PERFMON, Capability.SYS_PTRACE},
+    "socket": {Capability.SYS_PTRACE},
+    "user": set[Capability](),
+}
 
 
 def capabilities(config: Config) -> frozenset[Capability]:
@@ -315,6 +353,8 @@ def capabilities(config: Config) -> frozenset[Capability]:
         needed.add(Capability.SYSLOG)  # /dev/kmsg where dmesg_restrict=1
     for sandbox in config.sandbox:
         needed.add(Capability.NET_ADMIN)  # binding NFLOG, listing and renewing the fence
+        if sandbox.profile != "tap":
+            needed |= _TO_ATTRIBUTE[config.attribution.top]
         found = None if sandbox.install else _on_record(sandbox.name, state)
         namespace = sandbox.namespace or (found.namespace if found else HOST)
         if namespace != HOST:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sqlite3
 from itertools import islice
@@ -19,7 +20,7 @@ from ocsf_nft.accounting.opened import OpenStreak
 from ocsf_nft.accounting.whose import Whose
 from ocsf_nft.attempt import Attempt, Ended, FanOut, Streak
 from ocsf_nft.flow import Flow
-from ocsf_nft.process import Container, Process
+from ocsf_nft.process import Attribution, Container, Process, Seen
 from ocsf_nft.record import Origin, Record
 from tests.accounting.kernel_model import RULE
 from tests.accounting.reading import (
@@ -33,7 +34,9 @@ from tests.accounting.reading import (
     reading,
     tcp,
 )
-from tests.strategies import HOSTILE_TEXT, records
+from tests.conformance.attributed import SEVERAL_IN_ONE_WINDOW
+from tests.conformance.corpus import RECORDS
+from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -285,19 +288,6 @@ def test_of_a_damaged_file_nothing_is_taken_for_open(path: Path) -> None:
 
 
 WHOSE = Whose(sandbox="sb", rule=RULE, epoch="boot:1")
-_TEXTS = st.none() | HOSTILE_TEXT
-_CONTAINERS = st.builds(Container, uid=_TEXTS, name=_TEXTS)
-_PARENTS = st.builds(
-    Process, pid=st.integers(0, 1 << 22), name=_TEXTS, created_ns=st.none() | st.integers(0, NOW)
-)
-_PROCESSES = st.builds(
-    Process,
-    pid=st.integers(0, 1 << 22),
-    path=_TEXTS,
-    is_deleted=st.none() | st.booleans(),
-    container=st.none() | _CONTAINERS,
-    ancestors=st.lists(_PARENTS, max_size=2).map(tuple),
-)
 
 
 def _has_surrogates(text: str) -> bool:
@@ -305,24 +295,73 @@ def _has_surrogates(text: str) -> bool:
     return re.search(r"\\ud[89ab]", text) is not None
 
 
-@given(record=records(), process=st.none() | _PROCESSES, latest=st.lists(HOSTILE_TEXT, max_size=10))
-def test_whatever_is_told_can_be_kept(
-    record: Record, process: Process | None, latest: list[str]
-) -> None:
+def _end(record: Record, by: Attribution | None, latest: tuple[str, ...] = ()) -> Ended:
     streak = Streak(
         identity=record.origin.identity,
         windows=3,
         packets=9,
         found_at=2,
         start_ns=record.time_ns,
-        latest=tuple(latest),
+        latest=latest,
+        attribution=by,
     )
-    end = Ended(record=record, streak=streak, end_ns=record.received_ns, process=process)
+    return Ended(record=record, streak=streak, end_ns=record.received_ns)
+
+
+@given(
+    record=records(),
+    by=st.none() | ATTRIBUTIONS,
+    latest=st.lists(HOSTILE_TEXT, max_size=10).map(tuple),
+)
+def test_whatever_is_told_can_be_kept(
+    record: Record, by: Attribution | None, latest: tuple[str, ...]
+) -> None:
+    end = _end(record, by, latest)
     text = open_state.write(OpenStreak(WHOSE, key(tcp()), end))
     assert text.encode()  # whatever text is in it, the file takes it
     taken = open_state.read(WHOSE, text)
     assert open_state.write(taken) == text
     assert taken.end == end or _has_surrogates(text)
+
+
+def _kept_streak() -> Any:
+    end = _end(RECORDS["tcp4"], SEVERAL_IN_ONE_WINDOW)
+    return json.loads(open_state.write(OpenStreak(WHOSE, key(tcp()), end)))
+
+
+def test_what_an_earlier_version_knew_of_a_process_is_nothing_that_anybody_found_out() -> None:
+    state = _kept_streak()
+    del state["streak"]["streak"]["attribution"]
+    state["streak"]["process"] = {"pid": 4242, "name": "curl", "ancestors": []}
+    taken = open_state.read(WHOSE, json.dumps(state))
+    assert taken.end == _end(RECORDS["tcp4"], None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rung": "guess"},
+        {"rung": None},
+        {"sureness": "High"},
+        {"reason": None},
+        {"process": {"pid": None, "ancestors": []}},
+        {"process": {"pid": 1, "tid": 1 << 32, "ancestors": []}},
+        {"process": {"pid": 1, "sha256": 7, "ancestors": []}},
+        {"process": {"pid": 1, "gid": -1, "ancestors": []}},
+        {"seen": None},
+        {"seen": [{"process": None}]},
+        {"seen": [{"process": {"pid": 1, "ancestors": []}, "calls": 1 << 64}]},
+        {"unnamed": None},
+        {"unnamed": -1},
+        {"user_name": 7},
+        {"group_name": ["x"]},
+    ],
+)
+def test_an_attribution_that_nobody_can_have_written_is_damage(wrong: dict[str, Any]) -> None:
+    state = _kept_streak()
+    state["streak"]["streak"]["attribution"] |= wrong
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        open_state.read(WHOSE, json.dumps(state))
 
 
 @pytest.mark.parametrize(
@@ -332,6 +371,8 @@ def test_whatever_is_told_can_be_kept(
         (Origin, open_state._ORIGIN),
         (Streak, open_state._STREAK),
         (Ended, open_state._ENDED),
+        (Attribution, open_state._ATTRIBUTION),
+        (Seen, open_state._SEEN),
         (Process, open_state._PROCESS),
         (Container, open_state._CONTAINER),
         (Flow, open_state._FLOW),

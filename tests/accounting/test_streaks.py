@@ -11,6 +11,7 @@ from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.accounting.streaks import grown
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.flow import Key, keys
+from ocsf_nft.process import Process
 from tests.accounting.reading import (
     NOW,
     SECOND,
@@ -22,9 +23,11 @@ from tests.accounting.reading import (
     record,
     tcp,
 )
+from tests.conformance.attributed import done_by
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import Ended, FanOut, Streak
+    from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
 
@@ -184,3 +187,65 @@ def test_what_has_been_a_finding_remains_one_whatever_its_records_look_like() ->
         found.append(end.streak.found_at)
     assert found == [None, None, 3, 3, 3]
     assert [packets for _, packets in asked] == [4, 8, 12]
+
+
+def _by(pid: int) -> Attribution:
+    return done_by(Process(pid=pid, path=f"/run/{pid}"))
+
+
+def _grown(*attributions: Attribution | None) -> Attribution | None:
+    end: Ended | None = None
+    for attribution in attributions:
+        attempt = Attempt.of(record(tcp()), attribution)
+        end = grown(end, Key("flows4", b"\0"), attempt, lambda *_: False)
+    assert end is not None
+    return end.streak.attribution
+
+
+def test_a_streak_is_one_process_where_that_made_all_of_it_and_no_ones_else() -> None:
+    assert _grown(_by(1)) == _grown(_by(1), _by(1)) == _by(1)
+    several = _grown(_by(1), _by(2), _by(2))
+    assert several is not None
+    assert several.process is None
+    assert [(each.process.pid, each.calls) for each in several.seen] == [(1, 1), (2, 2)]
+    assert _grown(None) is None
+
+
+def test_who_made_an_attempt_is_asked_for_once_and_stands_in_it_and_in_its_streak() -> None:
+    asked: list[Attempt] = []
+
+    def attributed(attempt: Attempt) -> Attempt:
+        asked.append(attempt)
+        return replace(attempt, attribution=_by(len(asked)))
+
+    ledger = Ledger("sb", begun_ns=NOW - SECOND, attributed=attributed)
+    observe(ledger, reading({}))
+    told = [each for second in range(1, 6) for each in _step(ledger, second, second)]
+    told += _due(ledger, 6, closing=True)
+    found = attempts(told)
+    assert len(asked) == len(found) > 2
+    assert [each.attribution for each in found] == [_by(number + 1) for number in range(len(found))]
+    (end,) = ended(told)
+    last = found[-1].streak
+    assert last is not None
+    assert end.streak == last
+    assert last.attribution is not None
+    assert [each.process.pid for each in last.attribution.seen] == [
+        number + 1 for number in range(len(found))
+    ]
+
+
+def test_what_is_told_once_of_several_records_is_by_all_who_sent_them() -> None:
+    ledger = Ledger("sb", begun_ns=NOW - SECOND)
+    observe(ledger, reading({}))
+    first = ledger.record(record(tcp()), 1000 * SECOND, _by(1))
+    assert first is not None
+    assert first.attribution == _by(1)
+    for number, pid in enumerate((2, 3, 2), 2):
+        assert ledger.record(record(tcp(), number), 1000 * SECOND, _by(pid)) is None
+    (told,) = attempts(_step(ledger, 4, 1))
+    assert told.attribution is not None
+    assert {each.process.pid: each.calls for each in told.attribution.seen} == {2: 2, 3: 1}
+    assert ledger.record(record(tcp(), 5), 1001 * SECOND, _by(4)) is None
+    (told,) = attempts(_step(ledger, 5, 10))
+    assert told.attribution == _by(4)

@@ -46,6 +46,7 @@ def test_a_version_that_is_none_is_answered_with_those_that_are(text: str) -> No
         ("--output", "-"),
         ("--state-dir", "elsewhere"),
         ("--group", "4001"),
+        ("--attribution", "user"),
         ("--install",),
     ],
     ids=" ".join,
@@ -68,6 +69,7 @@ def test_an_option_that_a_file_would_overrule_is_refused(
     [
         ("--install", "--proxy", "nonsense", "--sandbox", "a"),
         ("--transport", "none"),
+        ("--attribution", "user"),
         ("--state-dir", "elsewhere"),
     ],
     ids=" ".join,
@@ -88,6 +90,15 @@ def test_an_option_that_means_nothing_to_a_replay_is_refused(
         [*command, "--output", str(events)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
+
+
+def test_a_way_to_name_processes_that_there_is_not_is_answered_with_those_that_there_are() -> None:
+    command = (sys.executable, "-m", "ocsf_nft", "run", "--sandbox", "a", "--attribution", "ebpf")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "ocsf-nft: options: attribution.top: input should be 'capture', 'socket' or 'user'\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
-from ocsf_nft.process import Container, Process
+from ocsf_nft.process import Container
 from ocsf_nft.record import Origin, Record, own_prefix, split_prefix
 
 NOW_NS: Final = 1_767_225_600_150_000_000
@@ -327,46 +327,6 @@ def window(record: Record, packets: int = 999, **facts: Any) -> Attempt:
     return Attempt(record=record, packets=packets, **(defaults | facts))
 
 
-#: What no name should do to a line, a terminal or a frame.
-HOSTILE: Final = '\x1b]0;x\x07\x1b[2J\r\n"},\\{"\u202e\u2028\x85\ud800\udc80\x00'
-
-_AGENT: Final = Process(pid=4100, name="agent", path="/opt/agent/bin/agent")
-PROCESSES: Final = {
-    "a pid": Process(pid=4242),
-    "a name": Process(pid=4242, name="curl", uid=1000),
-    "all of it": Process(
-        pid=4242,
-        name="curl",
-        path="/usr/bin/curl",
-        is_deleted=False,
-        cmd_line="curl https://example.com/",
-        working_directory="/home/agent",
-        created_ns=1_767_225_599_000_000_000,
-        namespace_pid=42,
-        uid=1000,
-        user_name="agent",
-        container=CONTAINER,
-        ancestors=(Process(pid=4200, name="bash", path="/usr/bin/bash", is_deleted=False), _AGENT),
-    ),
-    "another user": Process(pid=4242, path="/usr/bin/sudo", uid=0, user_name="root"),
-    "a deleted program": Process(pid=4242, path="/run/x", is_deleted=True, ancestors=(_AGENT,)),
-    "a directory for a program": Process(pid=4242, name="x", path="/"),
-    "a container without a name": Process(pid=4242, container=Container(runtime="runc")),
-    "a container with a name": Process(pid=4242, container=Container(name="c", image_name="i")),
-    "hostile": Process(
-        pid=4242,
-        name=HOSTILE,
-        path=f"/run/{HOSTILE}",
-        cmd_line=HOSTILE,
-        working_directory=HOSTILE,
-        user_name=HOSTILE,
-        uid=1000,
-        container=Container(uid=HOSTILE, name=HOSTILE, runtime=HOSTILE, image_uid=HOSTILE),
-        ancestors=(Process(pid=1, name=HOSTILE, path=f"{HOSTILE}/x"),),
-    ),
-    "long": Process(pid=4242, name="x" * 4096, path="/" + "y" * 4095, cmd_line="z" * 4096),
-}
-
 TO4: Final[dict[str, Any]] = {"ip_version": 4, "destination": "203.0.113.7"}
 TO6: Final[dict[str, Any]] = {"ip_version": 6, "destination": "2001:db8::7"}
 HTTPS: Final[dict[str, Any]] = {"protocol": 6, "destination_port": 443}
@@ -414,13 +374,6 @@ ATTEMPTS: Final = {
             ("nothing", {}, None, ()),
         )
     },
-}
-
-
-ATTRIBUTED: Final = {
-    f"{name}, {way}": replace(Attempt.of(RECORDS[way]), process=process)
-    for name, process in PROCESSES.items()
-    for way in ("tcp4", "tcp without a user", "udp6 quic", "forward", "link 88b5", "ingress")
 }
 
 ATTEMPTS_LET_PASS: Final = {

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.attempt import Attempt, Ended, FanOut, Streak
-from tests.conformance.corpus import PROCESSES, RECORDS, SAMPLE, TIME_NS, let_pass
+from tests.conformance.attributed import (
+    BY_THE_USER,
+    ONE_OF_SEVERAL,
+    PROCESSES,
+    SEVERAL_IN_ONE_WINDOW,
+    done_by,
+)
+from tests.conformance.corpus import RECORDS, SAMPLE, TIME_NS, let_pass
+
+if TYPE_CHECKING:
+    from ocsf_nft.process import Attribution
 
 
-def streak(windows: int = 1, packets: int = 12, found_at: int | None = 1) -> Streak:
+def streak(
+    windows: int = 1,
+    packets: int = 12,
+    found_at: int | None = 1,
+    attribution: Attribution | None = None,
+) -> Streak:
     """A streak as accounting counts it; by default a finding from its first attempt on."""
     return Streak(
         identity="1f0c/egress/0a/kmsg:boot:5678",
@@ -18,6 +33,7 @@ def streak(windows: int = 1, packets: int = 12, found_at: int | None = 1) -> Str
         found_at=found_at,
         start_ns=TIME_NS,
         latest=tuple(f"kmsg:boot:{5678 + number}" for number in range(min(windows, 10))),
+        attribution=attribution,
     )
 
 
@@ -26,6 +42,13 @@ _STREAKS: Final = {
     "none": streak(packets=1, found_at=None),
     "later": streak(3, 40, 3),
     "much later": streak(17, 4000, 3),
+}
+#: Who made the attempts of a streak, where it is known.
+_BY: Final = {
+    "first": done_by(PROCESSES["all of it"]),
+    "none": BY_THE_USER,
+    "later": SEVERAL_IN_ONE_WINDOW,
+    "much later": ONE_OF_SEVERAL,
 }
 _OF_STREAKS: Final = {
     name: RECORDS[name]
@@ -38,11 +61,12 @@ _OF_STREAKS: Final = {
 _REFUSED: Final = {
     f"{record}, {name}": replace(
         Attempt.of(_OF_STREAKS[record]),
-        streak=each,
-        process=PROCESSES["all of it"] if record.startswith("tcp") else None,
+        streak=replace(each, attribution=by),
+        attribution=by,
     )
     for record in _OF_STREAKS
     for name, each in _STREAKS.items()
+    for by in (_BY[name] if record.startswith("tcp") else None,)
 }
 #: What goes on with others of its flow, and what that comes to.
 GOING_ON: Final = _REFUSED | {
@@ -54,7 +78,6 @@ ENDED: Final = {
         record=each.record,
         streak=each.streak,
         end_ns=TIME_NS + 7_000_000_000,
-        process=each.process,
     )
     for name, each in GOING_ON.items()
     if each.streak is not None

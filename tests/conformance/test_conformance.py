@@ -7,6 +7,7 @@ same schema by somebody else.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -31,10 +32,10 @@ from ocsf_nft.ocsf.notices import (
 from ocsf_nft.ocsf.versions import VERSIONS, at_version, line_at
 from ocsf_nft.process import Process
 from ocsf_nft.record import Gap
+from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import (
     ATTEMPTS,
     ATTEMPTS_LET_PASS,
-    ATTRIBUTED,
     CONTAINED,
     CONTEXT,
     LET_PASS,
@@ -42,14 +43,15 @@ from tests.conformance.corpus import (
     RECORDS,
     TIME_NS,
 )
-from tests.conformance.streaks import ENDED, FAN_OUTS, GOING_ON, fan_out_of
+from tests.conformance.streaks import ENDED, FAN_OUTS, GOING_ON, fan_out_of, streak
 from tests.sources import corpus_cases
-from tests.strategies import HOSTILE_TEXT, MOMENTS, records
+from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, MOMENTS, records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
     Judge = Callable[[Any, str], list[str]]
@@ -74,6 +76,9 @@ def about_attempts(context: Context) -> Iterator[tuple[str, Event]]:
     for name, attempt in attempts.items():
         yield name, mapper.network_activity(attempt, processed_ns=NOW_NS)
     streaks: list[tuple[str, Attempt | Ended]] = [*GOING_ON.items(), *ENDED.items()]
+    for name, attempt in ATTRIBUTED.items():
+        if attempt.merged is None:
+            streaks.append((name, replace(attempt, streak=streak(attribution=attempt.attribution))))
     for name, found in streaks:
         finding = mapper.finding(found, processed_ns=NOW_NS)
         if finding is not None:
@@ -197,6 +202,24 @@ def test_no_record_has_an_event_with_a_fault(judge: Judge, record: Record, versi
     for context in CONTEXTS.values():
         event = Mapper(context).network_activity(Attempt.of(record), processed_ns=NOW_NS)
         line = line_at(event.to_json(), version)
+        assert line.decode().isprintable()
+        assert judge(json.loads(line), version) == []
+
+
+@settings(max_examples=100)
+@given(record=records(), attribution=ATTRIBUTIONS, version=st.sampled_from(VERSIONS))
+def test_nothing_that_is_known_of_who_did_it_makes_a_fault(
+    judge: Judge, record: Record, attribution: Attribution, version: str
+) -> None:
+    attempt = replace(
+        Attempt.of(record), attribution=attribution, streak=streak(attribution=attribution)
+    )
+    mapper = Mapper(CONTAINED)
+    event = mapper.network_activity(attempt, processed_ns=NOW_NS)
+    finding = mapper.finding(attempt, processed_ns=NOW_NS)
+    assert finding is not None
+    for each in (event, finding):
+        line = line_at(each.to_json(), version)
         assert line.decode().isprintable()
         assert judge(json.loads(line), version) == []
 

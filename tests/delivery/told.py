@@ -14,15 +14,14 @@ from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state
 from ocsf_nft.ocsf.versions import LATEST, line_at
+from tests.conformance.attributed import ATTRIBUTED, PROCESSES
 from tests.conformance.corpus import (
     ATTEMPTS,
     ATTEMPTS_LET_PASS,
-    ATTRIBUTED,
     CONTAINED,
     CONTEXT,
     LET_PASS,
     NOW_NS,
-    PROCESSES,
     RECORDS,
     TIME_NS,
 )

@@ -34,7 +34,7 @@ class Exposed(NamedTuple):
     value: float
 
 
-def exposition(folder: Path) -> str:
+def exposition(folder: Path, *, rung: str = "capture") -> str:
     """What /metrics answers of a run with a sandbox, a source, a reject and a sink."""
     balance = Balance(
         sandbox="agent", rule="egress", refused=100, reported=80, overflowed=30, in_flight=15,
@@ -61,6 +61,7 @@ def exposition(folder: Path) -> str:
             events=85,
             patience=patience,
             kept=SimpleNamespace(store=store, forwarders=(forwarder,)),
+            ladder=SimpleNamespace(rung=rung, lost=12),
         )
         return await exposition_of(service)
 

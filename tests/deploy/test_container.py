@@ -53,6 +53,12 @@ def _making() -> str:
     return next(each for each in commands if "venv --without-pip" in each)
 
 
+def _installing(stage: int) -> str:
+    """The packages of Debian's that a stage installs."""
+    commands = [rest for word, rest in _instructions() if word == "RUN" and "apt-get" in rest]
+    return commands[stage].partition("--no-install-recommends")[2].partition("&&")[0]
+
+
 def _default_extras() -> str:
     (found,) = (rest for word, rest in _instructions() if word == "ARG" and "EXTRAS" in rest)
     return found.partition("=")[2]
@@ -66,7 +72,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree.mkdir()
     for source in _copied():
         if (ROOT / source).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
+            ignored = shutil.ignore_patterns("__pycache__", "*.bpf.o")
             shutil.copytree(ROOT / source, tree / source, ignore=ignored)
         else:
             shutil.copy(ROOT / source, tree / source)
@@ -106,6 +112,8 @@ def test_what_is_copied_is_there_and_is_all_that_the_build_is_given() -> None:
         assert (ROOT / source).exists()
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert lines[1] == "*"
+    # Made by the build from what it is given.
+    assert "**/*.bpf.o" in lines
     assert sorted(line[1:] for line in lines if line.startswith("!")) == sorted(copied)
 
 
@@ -125,6 +133,13 @@ def test_every_ruleset_is_installed_and_nothing_that_only_tests_need(installed: 
     assert {path.name for path in packages.glob("ocsf_nft/rules/*.nft")} == rulesets
     absent = ("pip", "setuptools", "pytest", "tests", "systemd", "yaml", "nats", "pyarrow")
     assert not [name for name in absent if (packages / name).exists()]
+
+
+def test_the_programs_that_name_processes_are_compiled_for_it(installed: Path) -> None:
+    assert "clang libbpf-dev " in _installing(0)
+    (packages,) = installed.glob("lib/python3*/site-packages")
+    found = (packages / "ocsf_nft/attribution/bpf").glob("*.bpf.o")
+    assert {path.name for path in found} == {"plain.bpf.o", "types.bpf.o"}
 
 
 def test_sinks_that_speak_http_are_in_it(installed: Path, tmp_path: Path) -> None:
@@ -171,11 +186,8 @@ def test_versions_are_one() -> None:
 
 
 def test_the_final_stage_gets_no_tools_to_build_with() -> None:
-    instructions = _instructions()
-    last = max(place for place, (word, _) in enumerate(instructions) if word == "FROM")
-    final = " ".join(rest for word, rest in instructions[last:] if word == "RUN")
-    installed = final.partition("--no-install-recommends")[2].partition("&&")[0].split()
-    assert installed == ["ca-certificates", "nftables", "python3"]
+    installed = _installing(-1).split()
+    assert installed == ["ca-certificates", "libbpf1", "nftables", "python3"]
 
 
 def test_it_is_nobody_unless_somebody_says_otherwise() -> None:

@@ -209,6 +209,19 @@ _CASES = {
         "1m30s",
         "3m",
     ),
+    "OcsfNftAttributionDegraded": _Case(
+        [
+            _series("ocsf_nft_attribution_rung", "1x3 0x40", rung="capture"),
+            _series("ocsf_nft_attribution_rung", "0x3 1x40", rung="socket"),
+        ],
+        # Where it never was any better.
+        [
+            _series("ocsf_nft_attribution_rung", "0x40", rung="capture"),
+            _series("ocsf_nft_attribution_rung", "1x40", rung="socket"),
+        ],
+        "2m30s",
+        "3m30s",
+    ),
     "OcsfNftDown": _Case([_series("up", "1 0x20")], [_series("up", "1 0x5 1x20")], "4m", "7m"),
     "OcsfNftAbsent": _Case([], [_series("up", "0x20")], "4m", "6m"),
 }
@@ -249,6 +262,15 @@ def test_gaps_are_told_when_they_are_new_and_not_for_ever(tmp_path: Path) -> Non
             _sounded(alert, "31m", 1),
             _sounded(alert, "50m", 0),
         ),
+    )
+
+
+def test_that_processes_are_not_captured_any_more_is_told_for_a_day(tmp_path: Path) -> None:
+    alert = "OcsfNftAttributionDegraded"
+    fallen = [_series("ocsf_nft_attribution_rung", "1x10 0x4000", rung="capture")]
+    _tested(
+        tmp_path,
+        _case(fallen, _sounded(alert, "20h", 1), _sounded(alert, "25h", 0)),
     )
 
 

@@ -19,12 +19,18 @@ from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.prefixes import Prefixes
 from ocsf_nft.record import Gap, Origin, Record
 from ocsf_nft.sources import text as text_source
+from tests.conformance.attributed import (
+    BY_THE_USER,
+    ONE_OF_SEVERAL,
+    PROCESSES,
+    SEVERAL_IN_ONE_WINDOW,
+    done_by,
+)
 from tests.conformance.corpus import (
     ATTEMPTS,
     CONTAINED,
     CONTEXT,
     HOST,
-    PROCESSES,
     RECORDS,
     SAMPLE,
     TIME_NS,
@@ -164,8 +170,13 @@ def _situations() -> Iterator[tuple[str, Event]]:
     yield "what-a-permissive-fence-lets-pass", _activity(Attempt.of(_let_pass("https")))
     yield "a-raw-frame", _activity(Attempt.of(RECORDS["link 88b5"]))
     yield "the-same-999-times", _activity(ATTEMPTS["counted tcp4"])
-    known = replace(Attempt.of(_record("https")), process=PROCESSES["all of it"])
-    yield "a-program-that-is-known", _activity(known, Mapper(CONTAINED))
+    https = Attempt.of(_record("https"))
+    of_it = replace(https, attribution=done_by(PROCESSES["all of it"]))
+    yield "a-program-that-is-known", _activity(of_it, Mapper(CONTAINED))
+    in_memory = replace(https, attribution=done_by(PROCESSES["in memory"]))
+    yield "a-program-in-memory-alone", _activity(in_memory)
+    yield "one-of-several-programs", _activity(replace(https, attribution=ONE_OF_SEVERAL))
+    yield "a-user-and-no-more", _activity(replace(https, attribution=BY_THE_USER))
     yield "a-scan-told-together", _activity(ATTEMPTS["many of egress, in full"])
     scan = fan_out_of(sample=SAMPLE[:10])
     yield "a-scan-is-found", fan_out(CONTEXT, scan, processed_ns=scan.end_ns + 3_000_000)
@@ -186,6 +197,8 @@ def _situations() -> Iterator[tuple[str, Event]]:
         streak=_streak("ssh", 4, 40, found_at=3),
     )
     yield "ssh-again-and-again", _finding(again)
+    by_many = replace(_streak("ssh", 4, 40, found_at=3), attribution=SEVERAL_IN_ONE_WINDOW)
+    yield "ssh-by-several-programs", _finding(replace(again, streak=by_many))
     ended = Ended(
         record=_record("ssh"),
         streak=_streak("ssh", 5, 52, found_at=3),
@@ -244,7 +257,7 @@ def situations() -> dict[str, Any]:
     found = {name: json.loads(event.to_json()) for name, event in _situations()}
     for name in (
         "a-program-that-is-known", "ssh-again-and-again", "what-a-permissive-fence-lets-pass",
-        "credentials-are-let-pass",
+        "credentials-are-let-pass", "one-of-several-programs",
     ):  # fmt: skip
         found[f"{name}-1.1.0"] = at_version(json.loads(json.dumps(found[name])), "1.1.0")
     return found

@@ -57,6 +57,7 @@ sandbox=vm-7
 proxy={GATEWAY4}:{PROXY_PORT}
 
 proxy=[{GATEWAY6}]:{PROXY_PORT}
+attribution=capture
 """
 #: The command line of a guest that boots by the test's own init.
 OWN_INIT = f"rdinit=/{image.TESTS}/tests/guest/inside/init"
@@ -77,3 +78,15 @@ def refusals(events: list[dict[str, Any]]) -> set[tuple[str, int | None]]:
             event.get("unmapped", {}).get("ethertype"),
         )
     }
+
+
+def captured(events: list[dict[str, Any]], address: str) -> dict[str, Any] | None:
+    """Who tried to reach an address, as the kernel told it at the call; None where it did not."""
+    for event in events:
+        actor = event.get("actor", {})
+        if event.get("dst_endpoint", {}).get("ip") == address and "process" in actor:
+            (how,) = (each["data"] for each in event["enrichments"])
+            assert (how["rung"], how["confidence"]) == ("capture", "High"), event
+            process: dict[str, Any] = actor["process"]
+            return process
+    return None

@@ -37,6 +37,8 @@ GUEST_INIT: Final = "usr/lib/ocsf-nft/guest-init"
 TESTS: Final = "usr/lib/guest-tests"
 _ARCHIVE: Final = "layer.cpio"
 _NFT: Final = Path("/usr/sbin/nft")
+#: What loads the programs that name processes; the package has it loaded by this name.
+_LIBBPF: Final = "libbpf.so.1"
 #: Of Python's library, what no program here imports.
 _LEFT_OUT: Final = shutil.ignore_patterns(
     "__pycache__", "config-*", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data",
@@ -103,8 +105,9 @@ def busybox() -> Path:
 
 
 def python() -> Path:
-    """The layer of Python, nft, and what the package depends on."""
+    """The layer of Python, nft, libbpf, and what the package depends on."""
     executable = Path(sys.executable).resolve()
+    libbpf = _shared(_LIBBPF)
     wanted = sorted(_dependencies(_PACKAGE) | {_JOURNAL})
     versions = [f"{name} {importlib.metadata.version(name)}" for name in wanted]
 
@@ -117,13 +120,14 @@ def python() -> Path:
             _copy_distribution(name, root / SITE)
         _copy(executable, root)
         _copy(_NFT, root)
-        binaries = [executable, _NFT, *root.rglob("*.so")]
+        _copy(libbpf, root)
+        binaries = [executable, _NFT, libbpf, *root.rglob("*.so")]
         for library in sorted(_libraries(binaries)):
             _copy(library, root)
         compileall.compile_dir(root, quiet=2, stripdir=root, workers=os.cpu_count() or 1)
         finish(root, folder)
 
-    of = [sys.version, *versions, *map(cache.stamp, (executable, _NFT)), _own()]
+    of = [sys.version, *versions, *map(cache.stamp, (executable, _NFT, libbpf)), _own()]
     return cache.made("python", of, make)
 
 
@@ -193,6 +197,14 @@ def _dependencies(name: str) -> set[str]:
 
 def _installed(name: str) -> bool:
     return any(importlib.metadata.Distribution.discover(name=name))
+
+
+def _shared(name: str) -> Path:
+    """The file of a library, as it is loaded here."""
+    listed = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True)
+    found = re.search(rf"^\t{re.escape(name)} .* => (/\S+)$", listed.stdout, re.MULTILINE)
+    assert found is not None, f"{name} is not installed here"
+    return Path(found[1])
 
 
 def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:

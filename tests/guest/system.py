@@ -44,6 +44,10 @@ type = "http"
 url = "http://127.0.0.1:{_PORT}/"
 bearer = {{ credential = "ocsf-nft.receiver" }}
 
+[attribution]
+wait_ms = 10000  # software plays this machine
+hash_max_bytes = "64MiB"
+
 [[sandbox]]
 name = "{AGENT}"
 netns = "{AGENT}"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.guest import machine, network
-from tests.guest.conftest import IN_LAB, refusals
+from tests.guest.conftest import IN_LAB, captured, refusals
 from tests.kernel import far_side
 from tests.kernel.escapes import ESCAPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.guest.kernel import Kernel
     from tests.guest.machine import Machine
@@ -70,6 +71,17 @@ def test_the_proxy_is_reached(guest: Machine, proxy: str, seen_as: str) -> None:
 @pytest.mark.parametrize("address", [INTERNET4, INTERNET6])
 def test_a_connection_is_refused_by_a_reset(guest: Machine, address: str) -> None:
     assert guest.ask("talk", address, 443) == "ConnectionRefusedError"
+
+
+def test_an_attempt_names_the_process_that_made_it(guest: Machine) -> None:
+    assert guest.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
+    deadline = time.monotonic() + 60
+    while not (process := captured(guest.ask("events"), INTERNET4)):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert process["path"] == str(Path(sys.executable).resolve())
+    assert "tests.guest.inside.agent" in process["cmd_line"]
+    assert process["ancestry"], "the init that started it"
 
 
 def test_every_way_round_the_usual_ruleset_is_refused_and_told(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import re
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.guest import image, machine, network, system
-from tests.guest.conftest import refusals
+from tests.guest.conftest import captured, refusals
 from tests.guest.system import AGENT, CONFIG, RECEIVED, SANDBOX, shell, show
 from tests.kernel import far_side
 from tests.kernel.escapes import ESCAPES
@@ -36,12 +37,21 @@ _PATIENCE_SECONDS = 300
 _MACHINE, _HOST = "ocsf-nft.service", "ocsf-nft-host.service"
 _ACTIVITY, _LIFECYCLE = 4001, 6002
 _STANDS, _ABSENT = 0, 2  # what `verify` ends with
-_NET_ADMIN, _SYS_PTRACE, _SYS_ADMIN, _SYSLOG = 12, 19, 21, 34
+_NET_ADMIN, _SYS_PTRACE, _SYS_ADMIN, _SYSLOG, _PERFMON, _BPF = 12, 19, 21, 34, 38, 39
 _STORE = f"/var/lib/ocsf-nft/{SANDBOX}/events-1.sqlite3"
 _IN_SANDBOX = ("nsenter", f"--net=/run/netns/{AGENT}")
 #: With the namespace, for when it is not on record: in the machine's own there is another fence.
 _WHERE = ("--sandbox", AGENT, "--netns", AGENT)
 _CONNECTS = "import socket, sys; socket.create_connection((sys.argv[1], 443), timeout=5)"
+#: The same, and goes on for a while.
+_STAYS = """
+import socket, sys, time
+try:
+    socket.create_connection((sys.argv[1], 443), timeout=5)
+except ConnectionRefusedError:
+    time.sleep(10)
+"""
+_PYTHON = str(Path(sys.executable).resolve())
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +137,7 @@ def test_a_workload_starts_when_the_records_are_read(guest: Machine) -> None:
 def test_it_is_not_root_and_has_the_capabilities_that_it_needs(guest: Machine) -> None:
     status = system.process(guest, _MACHINE)
     assert shell(guest, "id", "-u", "ocsf-nft") == status["Uid"].split()[1] != "0"
-    assert system.capabilities(guest, _MACHINE) == {_NET_ADMIN, _SYSLOG}
+    assert system.capabilities(guest, _MACHINE) == {_NET_ADMIN, _SYSLOG, _PERFMON, _BPF}
 
 
 def test_events_are_for_a_group_of_readers_and_the_state_for_nobody_else(guest: Machine) -> None:
@@ -144,6 +154,14 @@ def test_the_proxy_is_reached(guest: Machine, proxy: str, seen_as: str) -> None:
 @pytest.mark.parametrize("address", [INTERNET4, INTERNET6])
 def test_a_connection_is_refused_by_a_reset(guest: Machine, address: str) -> None:
     assert guest.ask("talk", address, 443) == "ConnectionRefusedError"
+
+
+def test_an_attempt_names_its_process_though_the_run_may_look_at_none(guest: Machine) -> None:
+    guest.ask("talk", INTERNET4, 443)
+    process = _until(lambda: captured(guest.ask("events"), INTERNET4))
+    assert str(process["pid"]) == show(guest, "workload.service", "MainPID")
+    assert process["path"] == _PYTHON
+    assert "tests.guest.inside.agent" in process["cmd_line"]
 
 
 @pytest.mark.parametrize("number", ["TERM", "KILL"])
@@ -215,7 +233,8 @@ def test_the_hosts_unit_is_ready_when_its_sandbox_is_fenced(host: Machine) -> No
     assert show(host, _HOST, "StatusText") == f"watching {AGENT}"
     assert _verdict(host) == _STANDS
     # And drops what this file gives it no use for.
-    assert system.capabilities(host, _HOST) == {_NET_ADMIN, _SYS_ADMIN, _SYS_PTRACE}
+    of_namespaces = {_NET_ADMIN, _SYS_ADMIN, _SYS_PTRACE}
+    assert system.capabilities(host, _HOST) == of_namespaces | {_PERFMON, _BPF}
     assert system.process(host, _HOST)["Uid"].split()[1] != "0"
 
 
@@ -227,6 +246,18 @@ def test_the_hosts_unit_delivers_over_the_network_with_a_secret_of_the_credentia
     assert event["unmapped"]["sandbox"] == AGENT
     # From its record, which nobody reads in another namespace without CAP_SYS_ADMIN.
     assert event["src_endpoint"]["port"]
+
+
+def test_the_hosts_unit_names_a_process_of_its_sandbox_and_hashes_its_program(
+    host: Machine,
+) -> None:
+    shell(host, *_IN_SANDBOX, _PYTHON, "-c", _STAYS, "203.0.113.44")
+    process = _until(lambda: captured(_received(host), "203.0.113.44"))
+    assert process["path"] == _PYTHON
+    assert "203.0.113.44" in process["cmd_line"]
+    program = Path(_PYTHON).read_bytes()
+    hashes = {each["algorithm"]: each["value"] for each in process["file"]["hashes"]}
+    assert hashes["SHA-256"] == hashlib.sha256(program).hexdigest()
 
 
 def test_reloading_takes_over_another_sink_and_nothing_that_is_wrong(host: Machine) -> None:
@@ -294,8 +325,7 @@ def _verdict(host: Machine) -> int:
 
 def _connect(host: Machine, address: str) -> str:
     """Try to get out of the sandbox; the name of what comes of it."""
-    python = str(Path(sys.executable).resolve())
-    told = host.ask("shell", *_IN_SANDBOX, python, "-c", _CONNECTS, address)
+    told = host.ask("shell", *_IN_SANDBOX, _PYTHON, "-c", _CONNECTS, address)
     return str(told["stderr"]).strip().splitlines()[-1].partition(":")[0]
 
 

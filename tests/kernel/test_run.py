@@ -226,11 +226,21 @@ def test_two_sandboxes_of_one_file_are_watched_at_once(
     assert seen == {"one", "two"}
 
 
+#: CAP_NET_ADMIN, _SYS_ADMIN, and _SYS_PTRACE for the namespace of another user's process.
+_OF_A_FENCE = 1 << 12 | 1 << 19 | 1 << 21
+
+
+@pytest.mark.parametrize(
+    ("attribution", "needed"),
+    # CAP_PERFMON, CAP_BPF.
+    [("capture", _OF_A_FENCE | 1 << 38 | 1 << 39), ("socket", _OF_A_FENCE), ("user", _OF_A_FENCE)],
+)
 def test_a_run_keeps_only_the_capabilities_that_it_needs(
-    lab: Lab, state: StateDirectory, tmp_path: Path
+    lab: Lab, state: StateDirectory, tmp_path: Path, attribution: str, needed: int
 ) -> None:
     options = _options(lab, state, tmp_path / "events.jsonl")
-    with command.running(*options, "--install", "--transport", "nflog") as running:
+    more = ("--install", "--transport", "nflog", "--attribution", attribution)
+    with command.running(*options, *more) as running:
         held: set[str] = set()
         for task in Path(f"/proc/{running.process.pid}/task").iterdir():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it just ended
@@ -240,9 +250,8 @@ def test_a_run_keeps_only_the_capabilities_that_it_needs(
                     if line.startswith(("CapPrm", "CapEff", "CapBnd", "NoNewPrivs"))
                 )
         assert running.stop(signal.SIGTERM)[0] == 0
-    needed = f"{1 << 12 | 1 << 19 | 1 << 21:016x}"  # CAP_NET_ADMIN, _SYS_PTRACE, _SYS_ADMIN
-    assert held == {*(f"{name}:\t{needed}" for name in ("CapPrm", "CapEff", "CapBnd")),
-                    "NoNewPrivs:\t1"}  # fmt: skip
+    sets = (f"{name}:\t{needed:016x}" for name in ("CapPrm", "CapEff", "CapBnd"))
+    assert held == {*sets, "NoNewPrivs:\t1"}
 
 
 def test_a_run_without_a_fence_does_not_begin(

@@ -89,10 +89,13 @@ def get(port: int, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
+_TELLING = ("sink", "rule", "rung")
+
+
 def samples(text: str) -> dict[tuple[str, str], float]:
     """By the metric's name and the value of its most telling label."""
     return {
-        (sample.name, sample.labels.get("sink") or sample.labels.get("rule") or ""): sample.value
+        (sample.name, next(filter(None, map(sample.labels.get, _TELLING)), "")): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -131,6 +134,9 @@ def test_a_run_tells_its_metrics_and_its_health(
         assert found["ocsf_nft_sink_waiting_events", "down"] == told
         assert found["ocsf_nft_sink_failures_total", "down"] > 0
         assert found["ocsf_nft_fence_stands", ""] == 1
+        rungs = [found["ocsf_nft_attribution_rung", each] for each in ("capture", "socket", "user")]
+        assert sorted(rungs) == [0, 0, 1]
+        assert found["ocsf_nft_capture_lost_events_total", ""] == 0
         assert 0 < found["ocsf_nft_store_bytes", ""] < found["ocsf_nft_store_max_bytes", ""]
         assert get(port, "/healthz") == (200, "well\n")
         code, text = get(port, "/readyz")
@@ -206,6 +212,8 @@ def test_sinks_and_severities_are_taken_over_on_a_hangup_and_nothing_else(
         elsewhere = wanted(lab, state, output=str(first))
         elsewhere["sandbox"][0]["proxy"] = ["10.9.9.9:1"]
         hang_up(elsewhere, "sandbox can't be taken over while a run goes on")
+        by_user = wanted(lab, state, output=str(first), attribution={"top": "user"})
+        hang_up(by_user, "attribution can't be taken over while a run goes on: start it again")
         hang_up({"sandbox": [{"name": "a/b"}]}, "is no sandbox name")
         missing = str(tmp_path / "no" / "such" / "folder")
         hang_up(wanted(lab, state, output=missing), "can't be written")

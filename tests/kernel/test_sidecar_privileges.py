@@ -82,14 +82,24 @@ def test_with_that_it_installs_watches_verifies_and_removes_and_knows_every_user
     assert command.run("verify", *where, under=under).code == 2
 
 
+@pytest.mark.parametrize(
+    ("attribution", "needed"),
+    # CAP_NET_ADMIN; CAP_SYS_PTRACE to look at processes; CAP_PERFMON and CAP_BPF to capture.
+    [
+        ("user", 1 << 12),
+        ("socket", 1 << 12 | 1 << 19),
+        ("capture", 1 << 12 | 1 << 19 | 1 << 38 | 1 << 39),
+    ],
+)
 def test_a_run_on_the_fence_of_its_own_namespace_keeps_that_and_gives_up_the_rest(
-    lab: Lab, state: StateDirectory, tmp_path: Path
+    lab: Lab, state: StateDirectory, tmp_path: Path, attribution: str, needed: int
 ) -> None:
     under = ["nsenter", f"--net=/run/netns/{lab.sandbox}"]
     where = ("--sandbox", POD, "--state-dir", str(state.path))
     assert command.run("install", *where, *_INSTALL, under=under).code == 0
     output = tmp_path / "events.jsonl"
-    with command.running(*where, "--output", str(output), under=under) as running:
+    more = ("--output", str(output), "--attribution", attribution)
+    with command.running(*where, *more, under=under) as running:
         held: set[str] = set()
         for task in Path(f"/proc/{running.process.pid}/task").iterdir():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it just ended
@@ -99,7 +109,7 @@ def test_a_run_on_the_fence_of_its_own_namespace_keeps_that_and_gives_up_the_res
                     if line.startswith(("CapPrm", "CapEff", "CapBnd"))
                 )
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert held == {f"{name}:\t{1 << 12:016x}" for name in ("CapPrm", "CapEff", "CapBnd")}
+    assert held == {f"{name}:\t{needed:016x}" for name in ("CapPrm", "CapEff", "CapBnd")}
 
 
 def test_without_that_it_says_so_in_one_sentence(

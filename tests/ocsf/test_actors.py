@@ -7,13 +7,17 @@ import pytest
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.process import Container, Process
-from tests.conformance.corpus import CONTAINED, CONTEXT, PROCESSES, RECORDS
+from ocsf_nft.ocsf.text import visible
+from ocsf_nft.process import Attribution, Container, Process
+from tests.conformance.attributed import HOSTILE, POD, PROCESSES, SHA256, done_by
+from tests.conformance.corpus import CONTAINED, CONTEXT, RECORDS
 from tests.ocsf.test_attempts import told
 
 
 def event_by(process: Process | None, name: str = "tcp4", mapper: Mapper | None = None) -> Any:
-    attempt = replace(Attempt.of(RECORDS[name]), process=process)
+    attempt = replace(
+        Attempt.of(RECORDS[name]), attribution=None if process is None else done_by(process)
+    )
     return told(attempt, mapper or Mapper(CONTEXT))
 
 
@@ -24,18 +28,22 @@ def test_all_that_is_known_of_a_process_is_told() -> None:
         "name": "sandbox-sb1",
         "runtime": "containerd",
         "image": {"uid": "sha256:77af4d6b9913", "name": "registry.example/sandbox:1.2"},
+        "pod_uuid": POD,
     }
     bash = {"name": "bash", "pid": 4200, "path": "/usr/bin/bash"}
+    hashes = [{"algorithm_id": 3, "algorithm": "SHA-256", "value": SHA256}]
+    user = {"name": "agent", "uid": "1000", "groups": [{"uid": "1000", "name": "agents"}]}
     regular = {"type_id": 1, "type": "Regular File", "is_deleted": False}
     assert event["actor"]["process"] == {
         "name": "curl",
         "pid": 4242,
+        "ptid": 4243,
         "path": "/usr/bin/curl",
         "cmd_line": "curl https://example.com/",
         "working_directory": "/home/agent",
         "created_time": 1_767_225_599_000,
-        "file": {"name": "curl", "path": "/usr/bin/curl", **regular},
-        "user": {"name": "agent", "uid": "1000"},
+        "file": {"name": "curl", "path": "/usr/bin/curl", **regular, "hashes": hashes},
+        "user": user,
         "parent_process": {
             **bash, "file": {"name": "bash", "path": "/usr/bin/bash", **regular},
         },
@@ -43,12 +51,13 @@ def test_all_that_is_known_of_a_process_is_told() -> None:
         "namespace_pid": 42,
         "container": container,
     }  # fmt: skip
-    assert event["actor"]["user"]["name"] == "agent"
+    assert event["actor"]["user"] == user
+    assert event["unmapped"]["unit"] == "agent@1.service"
     assert event["metadata"]["profiles"] == [
         "container", "host", "network_proxy", "security_control",
     ]  # fmt: skip
     assert [each["value"] for each in event["observables"] if "process" in each["name"]] == [
-        "curl", "4242", "curl https://example.com/", "/usr/bin/curl",
+        "curl", "4242", "curl https://example.com/", "/usr/bin/curl", SHA256,
     ]  # fmt: skip
 
 
@@ -70,6 +79,80 @@ def test_the_socket_has_the_user_that_the_kernel_says_not_that_of_the_process() 
     event = event_by(PROCESSES["another user"])
     assert event["actor"]["user"] == {"uid": "1000", "groups": [{"uid": "1000"}]}
     assert event["actor"]["process"]["user"] == {"name": "root", "uid": "0"}
+
+
+def test_the_socket_has_the_group_that_the_kernel_says_too() -> None:
+    event = event_by(PROCESSES["another group"])
+    assert event["actor"]["user"] == {"uid": "1000", "groups": [{"uid": "1000"}]}
+    assert event["actor"]["process"]["user"]["groups"] == [{"uid": "0", "name": "root"}]
+
+
+NAMED = Attribution(rung="user", reason="why", user_name="agent", group_name="agents")
+
+
+def user_by(attribution: Attribution, name: str = "tcp4", mapper: Mapper | None = None) -> Any:
+    attempt = replace(Attempt.of(RECORDS[name]), attribution=attribution)
+    return told(attempt, mapper or Mapper(CONTEXT)).get("actor", {}).get("user")
+
+
+def test_the_user_has_the_name_that_the_host_has_for_it() -> None:
+    user = {"uid": "1000", "name": "agent", "groups": [{"uid": "1000", "name": "agents"}]}
+    assert user_by(NAMED) == user
+    for name in ("a pid", "another user", "a group without a user"):
+        by = replace(done_by(PROCESSES[name]), user_name="agent", group_name="agents")
+        assert user_by(by) == user
+
+
+def test_the_names_that_the_process_runs_under_come_first() -> None:
+    by = replace(done_by(PROCESSES["all of it"]), user_name="x", group_name="y")
+    assert user_by(by)["name"] == "agent"
+    assert user_by(by)["groups"] == [{"uid": "1000", "name": "agents"}]
+
+
+def test_a_user_that_is_called_otherwise_now_is_told_so() -> None:
+    mapper = Mapper(CONTEXT)
+    others = (NAMED, replace(NAMED, user_name="x"), replace(NAMED, group_name=None))
+    found = [user_by(by, mapper=mapper) for by in (*others, *others)]
+    assert [each["name"] for each in found] == ["agent", "x", "agent"] * 2
+    assert [each["groups"][0].get("name") for each in found] == ["agents", "agents", None] * 2
+
+
+def test_nobody_has_a_name_where_the_record_has_no_user() -> None:
+    assert user_by(NAMED, "tcp without a user") is None
+
+
+def test_no_name_of_a_user_is_told_as_it_is() -> None:
+    user = user_by(replace(NAMED, user_name=HOSTILE, group_name=HOSTILE))
+    assert user["name"].isprintable()
+    assert user["groups"][0]["name"] == user["name"] == visible(HOSTILE)
+
+
+@pytest.mark.parametrize(
+    ("name", "called"), [("in memory", "memfd:a/b/"), ("in memory, without a name", "memfd:")]
+)
+def test_a_program_in_memory_alone_is_a_file_with_a_name_and_a_path(name: str, called: str) -> None:
+    event = event_by(PROCESSES[name])
+    process = event["actor"]["process"]
+    assert process["name"] == process["file"]["name"] == called
+    assert process["path"] == process["file"]["path"] == called
+    assert event["message"].startswith(f"{called}[4242] (uid 1000) in sandbox sb1 tried")
+
+
+@pytest.mark.parametrize(
+    ("name", "left_over"),
+    [
+        ("a unit", {"unit": "user@1000.service"}),
+        ("a container that nobody knows in a pod", {"pod_uid": POD}),
+        ("a pod that no API server knows", {"pod_uid": POD.replace("-", "")}),
+        ("a directory for a program", {"sha256": SHA256}),
+        ("a hash alone", {"sha256": SHA256.upper()}),
+        ("a hash that is none", {"sha256": SHA256[1:]}),
+        ("a deleted program", {}),
+    ],
+)
+def test_what_has_no_place_in_the_process_is_not_lost(name: str, left_over: dict[str, str]) -> None:
+    event, nobodys = event_by(PROCESSES[name]), event_by(None)
+    assert event["unmapped"] == nobodys["unmapped"] | left_over
 
 
 @pytest.mark.parametrize("name", ["a directory for a program", "a name"])

@@ -36,6 +36,7 @@ ENUMERATIONS: Final[list[tuple[type[enums.Captioned], int | str, str]]] = [
     (enums.DeviceType, "device", "type_id"),
     (enums.OsType, "os", "type_id"),
     (enums.FileType, "file", "type_id"),
+    (enums.FingerprintAlgorithm, "fingerprint", "algorithm_id"),
     (enums.ObservableType, "observable", "type_id"),
 ]
 

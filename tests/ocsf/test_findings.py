@@ -17,7 +17,8 @@ from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
-from tests.conformance.corpus import CONTEXT, NOW_NS, PROCESSES, RECORDS, TIME_NS
+from tests.conformance.attributed import PROCESSES, done_by
+from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
 from tests.conformance.streaks import GOING_ON, streak
 from tests.strategies import records
 
@@ -164,8 +165,7 @@ def test_all_that_is_told_of_one_finding_has_its_uid_and_events_of_their_own() -
 
 
 def test_a_finding_says_who_did_what_and_what_to_do() -> None:
-    found = replace(of("tcp4", streak(3, 40, 2)), process=PROCESSES["all of it"])
-    finding = told(found)
+    finding = told(of("tcp4", streak(3, 40, 2, done_by(PROCESSES["all of it"]))))
     assert finding["message"] == (
         "curl[4242] (uid 1000) in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly, "
         "40 times; refused with a reset"

@@ -167,6 +167,40 @@ def test_who_did_it_is_told_by_what_is_known(
     assert styled(by(process, **user), "who") == [who]
 
 
+def _several(pids: list[Any], unnamed: Any = 0, **calls: int) -> list[Any]:
+    data = {"processes": [{"pid": pid} | calls for pid in pids], "unnamed": unnamed}
+    return [
+        {"name": "src_endpoint.ip", "type": "location", "data": {"processes": [1, 2]}},
+        {"name": "actor.process", "type": "attribution", "data": data},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("enrichments", "who"),
+    [
+        (_several([1, 2, 3]), "one or more of 3 processes of uid 1000"),
+        (_several([1, 2], 2, calls=1), "4 processes of uid 1000"),
+        (_several([1]), "uid 1000"),
+        (_several([1, None], True), "one or more of 2 processes of uid 1000"),
+        (_several([1, 2], -5), "one or more of 2 processes of uid 1000"),
+        (_several([1, 2])[:1], "uid 1000"),
+        (["x", None, {"data": []}], "uid 1000"),
+        ({"name": "actor.process"}, "uid 1000"),
+    ],
+)
+def test_of_several_that_it_may_have_been_it_is_told_how_many(enrichments: Any, who: str) -> None:
+    assert styled(tcp4(enrichments=enrichments), "who") == [who]
+
+
+def test_one_is_named_and_the_others_are_counted() -> None:
+    event = by({"pid": 7, "name": "curl"}) | {"enrichments": _several([7, 8], 3, calls=1)}
+    assert styled(event, "who") == ["uid 1000 curl[7] and 4 more"]
+    alone = by({"pid": 7, "name": "curl"}) | {"enrichments": _several([7])}
+    assert styled(alone, "who") == ["uid 1000 curl[7]"]
+    nobody = tcp4(actor=None, enrichments=_several([7, 8]))
+    assert styled(nobody, "who") == ["one or more of 2 processes"]
+
+
 def test_a_finding_of_one_attempt_tells_what_its_evidence_is() -> None:
     one = tcp4()
     evidence = {key: one[key] for key in ("src_endpoint", "dst_endpoint", "connection_info")}

@@ -29,9 +29,10 @@ from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.ocsf.templates import KEPT, SIGHTINGS
 from ocsf_nft.ocsf.verdict import NAME_PORTS
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS, line_at
+from ocsf_nft.process import Attribution
+from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import (
     ATTEMPTS,
-    ATTRIBUTED,
     CONTAINED,
     CONTEXT,
     NOW_NS,
@@ -45,6 +46,7 @@ from tests.conformance.streaks import GOING_ON
 from tests.strategies import (
     ADDRESSES4,
     ADDRESSES6,
+    ATTRIBUTIONS,
     DETAILS,
     HOSTILE_TEXT,
     MOMENTS,
@@ -116,8 +118,9 @@ def assert_told(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool
 @st.composite
 def attempts(draw: st.DrawFn, said: Record) -> Attempt:
     """The attempt that a record is, or one that it stands for."""
+    by = draw(st.none() | ATTRIBUTIONS)
     if draw(st.booleans()):
-        return Attempt.of(said)
+        return replace(Attempt.of(said), attribution=by)
     start = draw(MOMENTS)
     return Attempt(
         record=said,
@@ -125,6 +128,7 @@ def attempts(draw: st.DrawFn, said: Record) -> Attempt:
         bytes=draw(st.none() | st.integers(0, (1 << 63) - 1)),
         start_ns=start,
         end_ns=draw(st.sampled_from([start, start + 999_999]) | MOMENTS),
+        attribution=by,
     )
 
 
@@ -207,6 +211,12 @@ def test_a_template_of_one_attempt_tells_all_of_its_shape(
         assert has_template(mapper, another, version) is has_one
 
 
+def names(attempt: Attempt) -> bool:
+    """Whether it is known of some process that it may have been the one."""
+    by = attempt.attribution
+    return by is not None and by.rung in {"capture", "socket"}
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_every_attempt_that_we_know_is_told_as_the_model_does(context: str, version: str) -> None:
@@ -215,9 +225,7 @@ def test_every_attempt_that_we_know_is_told_as_the_model_does(context: str, vers
         name for name, each in _EVERY_ATTEMPT.items() if not assert_told(mapper, each, version)
     }
     assert without == {
-        *ATTRIBUTED,
-        *(name for name, each in ATTEMPTS.items() if each.merged is not None),
-        *(name for name, each in GOING_ON.items() if each.process is not None),
+        *(name for name, each in _EVERY_ATTEMPT.items() if each.merged is not None or names(each)),
         "no address",
         *(name for name in _EVERY_ATTEMPT if "link arp" in name),
     }
@@ -225,7 +233,7 @@ def test_every_attempt_that_we_know_is_told_as_the_model_does(context: str, vers
 
 @given(
     said=st.sampled_from(list(RECORDS.values())),
-    texts=st.lists(st.sampled_from(_IMITATIONS) | HOSTILE_TEXT, min_size=9, max_size=9),
+    texts=st.lists(st.sampled_from(_IMITATIONS) | HOSTILE_TEXT, min_size=12, max_size=12),
     ports=st.tuples(*(st.sampled_from([1, 11, 11111, 22222, 33333, 44444]) | PORTS,) * 2),
     version=st.sampled_from(VERSIONS),
 )
@@ -246,8 +254,11 @@ def test_no_text_passes_for_the_place_of_a_value(
         origin=replace(said.origin, raw=texts[8], log_source=texts[8], identity=texts[6]),
     )
     mapper = Mapper(CONTEXT)
+    by = Attribution(
+        rung="none", reason=texts[9], user_name=texts[10], group_name=texts[11]
+    )
     for each in (said, replace(said, source_port=ports[1], destination_port=ports[0])):
-        assert_told(mapper, Attempt.of(each), version)
+        assert_told(mapper, replace(Attempt.of(each), attribution=by), version)
 
 
 def test_the_marks_of_ports_are_ports_that_mean_nothing() -> None:

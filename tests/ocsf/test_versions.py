@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +15,8 @@ from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.model import children
 from ocsf_nft.ocsf.versions import LATEST, SINCE, VERSIONS, at_version, line_at
-from tests.conformance.corpus import ATTRIBUTED, CONTAINED, CONTEXT, NOW_NS, PROCESSES, RECORDS
+from tests.conformance.attributed import ATTRIBUTED
+from tests.conformance.corpus import CONTAINED, CONTEXT, NOW_NS, RECORDS
 from tests.conformance.streaks import GOING_ON
 
 if TYPE_CHECKING:
@@ -156,12 +157,18 @@ def test_ancestors_were_a_lineage_of_paths_the_oldest_first() -> None:
     assert then["lineage"] == ["/opt/agent/bin/agent", "/usr/bin/bash"]
     assert "ancestry" not in then
     assert then["file"]["path"] == "/usr/bin/curl"
-    finding = MAPPER.finding(
-        replace(GOING_ON["tcp4, first"], process=PROCESSES["all of it"]), processed_ns=NOW_NS
-    )
+    finding = MAPPER.finding(GOING_ON["tcp4, first"], processed_ns=NOW_NS)
     assert finding is not None
     (evidence,) = told(finding, "1.1.0")["evidences"]
     assert evidence["process"]["lineage"] == evidence["actor"]["process"]["lineage"]
+
+
+def test_a_thread_had_another_name() -> None:
+    event = MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
+    assert told(event, "1.6.0")["actor"]["process"]["ptid"] == 4243
+    then = told(event, "1.5.0")["actor"]["process"]
+    assert then["tid"] == 4243
+    assert "ptid" not in then
 
 
 def test_a_related_event_had_a_type() -> None:
@@ -183,6 +190,6 @@ def test_what_is_observed_is_there(version: str) -> None:
     )
     for observable in event["observables"]:
         found: Any = event
-        for step in observable["name"].split("."):
-            found = found[step]
+        for step in re.findall(r"\w+", observable["name"]):
+            found = found[int(step)] if step.isdecimal() else found[step]
         assert str(found) == observable["value"]

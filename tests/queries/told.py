@@ -20,14 +20,13 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import FenceState, events_lost, fence_state, gap, lifecycle, unread
 from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.record import Gap
+from tests.conformance.attributed import ATTRIBUTED, PROCESSES, done_by
 from tests.conformance.corpus import (
     ATTEMPTS,
-    ATTRIBUTED,
     CONTAINED,
     CONTEXT,
     HOST,
     NOW_NS,
-    PROCESSES,
     RECORDS,
     TIME_NS,
 )
@@ -103,7 +102,7 @@ def _streak(name: str, mapper: Mapper, since_s: int, packets: tuple[int, ...]) -
                 bytes=None,
                 start_ns=TIME_NS + later_ns,
                 end_ns=TIME_NS + later_ns + 59 * _SECOND,
-                process=PROCESSES["all of it"],
+                attribution=done_by(PROCESSES["all of it"]),
             )
             going_on = grown(going_on, Key("flows4", b"\x01"), attempt, mapper.is_finding)
             found = attempt = replace(attempt, streak=going_on.streak)

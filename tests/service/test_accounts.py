@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -10,20 +11,25 @@ import orjson
 import pytest
 
 from ocsf_nft.accounting import book
+from ocsf_nft.attribution.ladder import Ladder
 from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.errors import DeliveryError, FenceError
 from ocsf_nft.flow import keys
+from ocsf_nft.process import Process
 from ocsf_nft.service.accounts import Account
 from ocsf_nft.service.reporter import Reporter
 from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
+from tests.conformance.attributed import done_by
 from tests.conformance.corpus import let_pass
 from tests.service.keeping import Kept
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from ocsf_nft.flow import Key, Reading
+    from ocsf_nft.process import Attribution
+    from ocsf_nft.record import Record
 
 
 @dataclass
@@ -48,7 +54,9 @@ class Given:
 
 
 @contextlib.asynccontextmanager
-async def _account(counters: Given, path: Path, sink: Kept) -> AsyncIterator[Account]:
+async def _account(
+    counters: Given, path: Path, sink: Kept, ladder: Ladder | None = None
+) -> AsyncIterator[Account]:
     account = Account(
         "sb",
         counters,  # type: ignore[arg-type]
@@ -56,6 +64,7 @@ async def _account(counters: Given, path: Path, sink: Kept) -> AsyncIterator[Acc
         Reporter(sink.keep, None),
         begun_ns=NOW,
         patience=Patience(asyncio.Event()),
+        ladder=ladder or Ladder({}),
         source="kmsg",
     )
     async with account:
@@ -339,3 +348,64 @@ async def test_a_pause_of_a_permissive_fence_is_told_without_a_refusal(tmp_path:
     assert pause["count"] == 7
     assert "7 packets were let pass (it is permissive)" in pause["message"]
     assert "refused" not in pause["message"]
+
+
+def _by(pid: int) -> Attribution:
+    return done_by(Process(pid=pid, path=f"/run/{pid}"))
+
+
+class Seeing(Ladder):
+    """Sees another process at each window."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.windows: list[Record] = []
+
+    async def attributions(self, sandbox: str, records: Sequence[Record]) -> list[Attribution]:
+        assert sandbox == "sb"
+        return [_by(1) for _ in records]
+
+    def since(self, sandbox: str, record: Record, since_ns: int) -> Attribution | None:
+        assert sandbox == "sb"
+        assert since_ns <= record.time_ns
+        self.windows.append(record)
+        return _by(1 + len(self.windows))
+
+
+async def test_each_window_is_by_who_was_seen_in_it_and_the_finding_by_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tcp(80, "169.254.169.254")  # a finding from its first packet on
+    counters, sink, ladder = Given(), Kept(), Seeing()
+    async with _account(counters, tmp_path, sink, ladder) as account:
+        await account.take([record(metadata)])
+        begin_ns = time.monotonic_ns()
+        for packets in (10, 20):
+            later_ns = begin_ns + packets * SECOND // 2
+            monkeypatch.setattr(time, "monotonic_ns", functools.partial(int, later_ns))
+            counters.counts = {key(metadata): packets}
+            await account._observe()
+            await account._tell_what_is_due(closing=packets == 20)
+    told = sink.of_class(4001)
+    assert [event["actor"]["process"]["pid"] for event in told] == [1, 2, 3]
+    assert len(ladder.windows) == 2
+    created, *later = sink.of_class(2004)
+    assert created["actor"]["process"]["pid"] == 1
+    assert [event["activity_name"] for event in later] == ["Update", "Update", "Close"]
+    for event, number in zip(later, (2, 3, 3), strict=True):
+        assert "process" not in event["actor"]
+        assert event["message"].startswith(f"{number} processes of uid 1000 in sandbox sb tried")
+        (how,) = event["enrichments"]
+        assert [each["pid"] for each in how["data"]["processes"]] == list(range(1, number + 1))
+
+
+async def test_what_is_told_together_is_by_nobody_in_particular(tmp_path: Path) -> None:
+    counters, sink, ladder = Given(), Kept(), Seeing()
+    async with _account(counters, tmp_path, sink, ladder) as account:
+        counters.counts = {key(tcp(port)): 1 for port in range(1, 1501)}
+        await account.close()
+    merged = [event for event in sink.of_class(4001) if "merged" in event["unmapped"]]
+    assert merged
+    for event in merged:
+        assert event["actor"].keys() == {"user"}
+        assert event["enrichments"][0]["data"]["rung"] == "user"

@@ -22,7 +22,8 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import lifecycle
 from ocsf_nft.service import outlets as service_outlets
 from ocsf_nft.service.outlets import Outlet, Outlets, outlets
-from tests.conformance.corpus import ATTRIBUTED, CONTEXT, NOW_NS, RECORDS, TIME_NS
+from tests.conformance.attributed import ATTRIBUTED
+from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
 from tests.delivery.receiver import Receiver
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ _DEPTH: Final = 8
 _LONG: Final = frozenset({"type_uid"})
 #: What only versions before some have, and :mod:`ocsf_nft.ocsf.versions` makes.
 _ONLY_BEFORE: Final[Mapping[type[Model], Mapping[str, tuple[str, Column]]]] = {
-    Process: {"lineage": ("1.4.0", ListOf(Scalar.TEXT))},
+    Process: {"lineage": ("1.4.0", ListOf(Scalar.TEXT)), "tid": ("1.6.0", Scalar.INT32)},
     RelatedEvent: {"type": ("1.3.0", Scalar.TEXT)},
 }
 

@@ -25,7 +25,8 @@ from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import lifecycle
-from tests.conformance.corpus import ATTRIBUTED, CONTEXT, NOW_NS, TIME_NS
+from tests.conformance.attributed import ATTRIBUTED
+from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
 from tests.delivery.sinks.batches import messages
 from tests.delivery.sinks.brokers import Certificates, NatsServer
 

@@ -1,0 +1,90 @@
+"""Who made several attempts, where it is known of each of them who made that one.
+
+What is told of all of them must not name one process that made some of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, get_args
+
+from ocsf_nft.process import Attribution, Rung, Seen, Sureness
+
+if TYPE_CHECKING:
+    from ocsf_nft.process import Process
+
+#: Processes that are named; of others it is told how many there were, at least.
+_NAMED: Final = 16
+_RUNGS: Final[tuple[Rung, ...]] = get_args(Rung)
+_SURENESSES: Final[tuple[Sureness | None, ...]] = (*get_args(Sureness), None)
+#: When a process was started is told by the clock as it is set while somebody looks. No other
+#: process gets its number so soon.
+_APART_NS: Final = 10 * 1_000_000_000
+_REASON: Final = "not all of it was seen to be done by one process"
+_NOBODY_LOOKED: Final = Attribution(rung="none", reason=_REASON)
+
+
+def together(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
+    """Who made the attempts before and the latest one; None where nobody has looked."""
+    first, last = before or _NOBODY_LOOKED, latest or _NOBODY_LOOKED
+    if first.names_nobody and last.names_nobody:
+        return latest or before
+    least_sure = max(last, first, key=lambda each: _SURENESSES.index(each.sureness))
+    if _is_by_one_program(first, last):
+        return least_sure
+    seen, unnamed = _merged(first, last)
+    naming = [each for each in (first, last) if not each.names_nobody]
+    sureness = least_sure.sureness if len(naming) == 2 else "low"
+    if sureness == "low":  # it may have been others as well
+        seen = [replace(each, calls=None) for each in seen]
+    return Attribution(
+        rung=max((each.rung for each in naming), key=_RUNGS.index),
+        sureness=sureness,
+        reason=_REASON,
+        seen=tuple(seen),
+        unnamed=unnamed,
+        user_name=last.user_name or first.user_name,
+        group_name=last.group_name or first.group_name,
+    )
+
+
+def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
+    """The youngest of all processes, and how many more there were.
+
+    Who is not named any more is older than those that are: so who is younger is a new one.
+    """
+    seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
+    for one in latest:
+        same = next((each for each in seen if _is_same(each.process, one.process)), None)
+        if same is not None:
+            calls = (same.calls or 0) + (one.calls or 0) or None
+            seen[seen.index(same)] = replace(one, calls=calls)
+        elif not unnamed or _began(one) > max(map(_began, seen), default=0):
+            seen.append(one)
+    seen.sort(key=_began)
+    gone = max(0, len(seen) - _NAMED)
+    return seen[gone:], max(unnamed + gone, len(latest) + last.unnamed - len(seen))
+
+
+def _began(seen: Seen) -> int:
+    return seen.process.created_ns or 0
+
+
+def _is_by_one_program(first: Attribution, last: Attribution) -> bool:
+    one, other = first.process, last.process
+    if one is None or other is None or first.seen or first.unnamed or last.seen or last.unnamed:
+        return False
+    return _is_same(one, other) and one.path == other.path
+
+
+def _is_same(one: Process, other: Process) -> bool:
+    if one.pid != other.pid or one.created_ns is None or other.created_ns is None:
+        return one.pid == other.pid
+    return abs(one.created_ns - other.created_ns) < _APART_NS
+
+
+def _named(by: Attribution) -> tuple[Seen, ...]:
+    """All that it names; who is known to be the one was seen to try once, at least."""
+    if by.process is None or any(_is_same(each.process, by.process) for each in by.seen):
+        return by.seen
+    return (Seen(process=by.process, calls=1), *by.seen)

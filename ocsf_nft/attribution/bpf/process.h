@@ -1,0 +1,298 @@
+/* What a process is: told when it begins to run a program, when it forks, and when it is first seen
+ * to call, while it is there to be read. */
+#pragma once
+
+/* Texts follow one another in `text`: the names on the way to the program, from the file up; the
+ * same of the working directory, and of the cgroup; then the arguments. */
+#define TEXT 2048
+#define NAME 256 /* the longest name of a file, with its end */
+#define NAMES 24
+#define SECTION 1024
+#define GENERATIONS 16
+#define ARGUMENTS 1024
+
+struct process {
+	__u8 kind;
+	__u8 is_deleted;
+	__u8 reserved[2];
+	__u32 namespace_pid;
+	struct image image;
+	struct image parent;
+	__u32 uid;
+	__u32 gid;
+	__u64 inode;
+	char comm[16];
+	__u16 path;
+	__u16 directory;
+	__u16 cgroup;
+	__u16 arguments; /* bytes of each */
+	char text[TEXT + ARGUMENTS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 19);
+} processes SEC(".maps");
+
+/* Which image of a process was told, by its id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 14);
+	__type(key, __u32);
+	__type(value, struct image);
+} told SEC(".maps");
+
+/* Who forked it: its parent may be another one by now. */
+struct descent {
+	__u64 started_ns;
+	struct image parent;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 14);
+	__type(key, __u32);
+	__type(value, struct descent);
+} descents SEC(".maps");
+
+/* A program may be held up in the middle, and another one run on the same CPU meanwhile. */
+#define DRAFTS 4
+struct draft {
+	__u64 is_taken;
+	struct process process;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DRAFTS);
+	__type(key, __u32);
+	__type(value, struct draft);
+} drafts SEC(".maps");
+
+static __always_inline struct image image_of(struct task_struct *task)
+{
+	struct image image = {
+		.tgid = BPF_CORE_READ(task, tgid),
+		.started_ns = BPF_CORE_READ(task, group_leader, start_boottime),
+		.execs = BPF_CORE_READ(task, self_exec_id),
+	};
+
+	return image;
+}
+
+static __always_inline int is_same(const struct image *one, const struct image *other)
+{
+	return one->tgid == other->tgid && one->started_ns == other->started_ns &&
+	       one->execs == other->execs;
+}
+
+/* One more text, with its end; how many bytes the texts take then. Not static: so the kernel checks
+ * it by itself, once, and not again at each step of each loop below. */
+__noinline __u32 add(struct process *process, __u32 used, __u64 text)
+{
+	long size;
+
+	if (!process || used >= TEXT)
+		return used;
+	size = bpf_probe_read_kernel_str(process->text + (used & (TEXT - 1)), NAME, (void *)text);
+	return size > 0 ? used + size : used;
+}
+
+/* The names on the way to a file, from it up to the root of its mount namespace. */
+static __always_inline __u32 add_path(struct process *process, __u32 used, struct path *at)
+{
+	struct dentry *dentry = BPF_CORE_READ(at, dentry);
+	struct vfsmount *there = BPF_CORE_READ(at, mnt);
+	struct mount *mount = (void *)there - bpf_core_field_offset(struct mount, mnt);
+	__u32 most = used + SECTION;
+
+	for (int step = 0; step < NAMES; step++) {
+		struct dentry *parent;
+
+		if (!dentry || used >= most)
+			break;
+		if (dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
+			struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+
+			if (above == mount) {
+				used = add(process, used, (__u64)BPF_CORE_READ(dentry, d_name.name));
+				return used;
+			}
+			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+			mount = above;
+			continue;
+		}
+		used = add(process, used, (__u64)BPF_CORE_READ(dentry, d_name.name));
+		parent = BPF_CORE_READ(dentry, d_parent);
+		if (parent == dentry)
+			return used;
+		dentry = parent;
+	}
+	return used;
+}
+
+static __always_inline __u32 add_cgroup(struct process *process, __u32 used,
+					struct task_struct *task)
+{
+	struct kernfs_node *node = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
+	__u32 most = used + SECTION;
+
+	for (int step = 0; step < NAMES && node && used < most; step++) {
+		struct kernfs_node___before *before = (void *)node;
+
+		used = add(process, used, (__u64)BPF_CORE_READ(node, name));
+		if (bpf_core_field_exists(before->parent))
+			node = BPF_CORE_READ(before, parent);
+		else
+			node = BPF_CORE_READ(node, __parent);
+	}
+	return used;
+}
+
+static __always_inline __u32 add_arguments(struct process *process, __u32 used, struct mm_struct *mm)
+{
+	unsigned long begin = BPF_CORE_READ(mm, arg_start), end = BPF_CORE_READ(mm, arg_end);
+	__u64 size = end - begin;
+
+	if (end <= begin || used >= TEXT)
+		return used;
+	if (size > ARGUMENTS)
+		size = ARGUMENTS;
+	if (bpf_probe_read_user(process->text + (used & (TEXT - 1)), size, (void *)begin))
+		return used;
+	return used + size;
+}
+
+static __always_inline void forked_by(struct task_struct *task, struct image *parent)
+{
+	__u32 tgid = BPF_CORE_READ(task, tgid);
+	struct descent *descent = bpf_map_lookup_elem(&descents, &tgid);
+	struct task_struct *now;
+
+	if (descent && descent->started_ns == BPF_CORE_READ(task, group_leader, start_boottime)) {
+		*parent = descent->parent;
+		return;
+	}
+	now = BPF_CORE_READ(task, group_leader, real_parent);
+	*parent = image_of(now);
+}
+
+/* Tell what a process is. Not static, as above. */
+__noinline int describe(__u64 address)
+{
+	struct task_struct *task = (void *)address;
+	struct draft *draft = NULL;
+	struct process *process;
+	struct mm_struct *mm;
+	struct pid *pid;
+	struct file *file;
+	struct dentry *dentry;
+	__u32 used, level, slot;
+
+	for (slot = 0; slot < DRAFTS; slot++) {
+		__u32 number = slot;
+
+		draft = bpf_map_lookup_elem(&drafts, &number);
+		if (draft && __sync_val_compare_and_swap(&draft->is_taken, 0, 1) == 0)
+			break;
+		draft = NULL;
+	}
+	if (!draft) {
+		lose(1);
+		return 0;
+	}
+	process = &draft->process;
+	process->kind = PROCESS;
+	process->image = image_of(task);
+	forked_by(task, &process->parent);
+	process->uid = BPF_CORE_READ(task, real_cred, uid.val);
+	process->gid = BPF_CORE_READ(task, real_cred, gid.val);
+	BPF_CORE_READ_STR_INTO(&process->comm, task, group_leader, comm);
+	pid = BPF_CORE_READ(task, group_leader, thread_pid);
+	level = BPF_CORE_READ(pid, level);
+	bpf_probe_read_kernel(&process->namespace_pid, sizeof(process->namespace_pid),
+			      (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+				      level * bpf_core_type_size(struct upid));
+
+	mm = BPF_CORE_READ(task, mm);
+	file = mm ? BPF_CORE_READ(mm, exe_file) : NULL;
+	process->is_deleted = 0;
+	process->inode = 0;
+	used = 0;
+	if (file) {
+		dentry = BPF_CORE_READ(file, f_path.dentry);
+		process->inode = BPF_CORE_READ(dentry, d_inode, i_ino);
+		/* What is not found under its name any more, as d_path() tells it. */
+		process->is_deleted = BPF_CORE_READ(dentry, d_hash.pprev) == NULL;
+		used = add_path(process, used, (void *)file + bpf_core_field_offset(struct file, f_path));
+	}
+	process->path = used;
+	used = add_path(process, used,
+			(void *)BPF_CORE_READ(task, fs) + bpf_core_field_offset(struct fs_struct, pwd));
+	process->directory = used - process->path;
+	used = add_cgroup(process, used, task);
+	process->cgroup = used - process->path - process->directory;
+	process->arguments = 0;
+	/* Another one's memory is not there to be read. */
+	if (mm && address == bpf_get_current_task()) {
+		__u32 before = used;
+
+		used = add_arguments(process, used, mm);
+		process->arguments = used - before;
+	}
+	if (used > TEXT + ARGUMENTS)
+		used = TEXT + ARGUMENTS;
+	if (bpf_ringbuf_output(&processes, process,
+			       __builtin_offsetof(struct process, text) + used,
+			       waking(&processes, 1 << 17)))
+		lose(1);
+	draft->is_taken = 0;
+	return 0;
+}
+
+/* Tell what a process is, and who it descends from, as far as that was not told. */
+static __always_inline void introduce(struct task_struct *task, struct image image)
+{
+	for (int generation = 0; generation < GENERATIONS && image.tgid; generation++) {
+		struct image *known = bpf_map_lookup_elem(&told, &image.tgid);
+
+		if (known && is_same(known, &image))
+			return;
+		bpf_map_update_elem(&told, &image.tgid, &image, BPF_ANY);
+		describe((__u64)task);
+		task = BPF_CORE_READ(task, group_leader, real_parent);
+		image = image_of(task);
+	}
+}
+
+static __always_inline int is_in_sight(struct task_struct *task)
+{
+	return is_watched(BPF_CORE_READ(task, nsproxy, net_ns, net_cookie));
+}
+
+/* include/trace/events/sched.h: TP_PROTO(struct task_struct *parent, struct task_struct *child) */
+SEC("raw_tp/sched_process_fork") int forked(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *parent = (void *)ctx->args[0], *child = (void *)ctx->args[1];
+	__u32 tgid = BPF_CORE_READ(child, tgid);
+	struct descent descent;
+
+	/* It has the namespaces of its own by now, if it was given any: either may be watched. */
+	if (tgid == BPF_CORE_READ(parent, tgid) || (!is_in_sight(parent) && !is_in_sight(child)))
+		return 0;
+	descent.parent = image_of(parent);
+	descent.started_ns = BPF_CORE_READ(child, start_boottime);
+	bpf_map_update_elem(&descents, &tgid, &descent, BPF_ANY);
+	introduce(parent, descent.parent);
+	return 0;
+}
+
+/* TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm) */
+SEC("raw_tp/sched_process_exec") int executed(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (void *)ctx->args[0];
+
+	if (is_in_sight(task))
+		introduce(task, image_of(task));
+	return 0;
+}

@@ -1,0 +1,132 @@
+"""Capture at the call: BPF programs tell who connects and sends in a sandbox, while they do.
+
+Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, libbpf, cgroup v2, and
+Linux 5.14 or later. On a kernel that describes its types (CONFIG_DEBUG_INFO_BTF) it sees as well
+what the processes are, and what is sent past the programs of a cgroup.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from ocsf_nft.attribution import layout
+from ocsf_nft.attribution.cgroups import hierarchy
+from ocsf_nft.attribution.libbpf import Loaded, Ring
+from ocsf_nft.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.attribution.layout import Told
+    from ocsf_nft.netns import Namespace
+
+_PROGRAMS: Final = "ocsf_nft.attribution.bpf"
+_TYPES: Final = Path("/sys/kernel/btf/vmlinux")
+#: include/uapi/asm-generic/socket.h, since Linux 5.14.
+_SO_NETNS_COOKIE: Final = 71
+_OF_CGROUP: Final = ("connect4", "connect6", "sendmsg4", "sendmsg6", "established", "released")
+_OF_TYPES: Final = ("forked", "executed", "refused")
+#: Read of a ring in one go: a few milliseconds of work.
+_MOST: Final = 256
+
+
+class Lost(NamedTuple):
+    """What there was no room for, since the capture began."""
+
+    calls: int
+    processes: int
+
+
+class Capture:
+    """The programs at work, in some network namespaces; a context to be left."""
+
+    def __init__(self, cookies: Iterable[int], *, knows_types: bool | None = None) -> None:
+        """Begin to capture in the namespaces that are numbered so (:func:`cookie`).
+
+        ``knows_types`` is looked up where it is not given. Raises UnsupportedError when this host
+        doesn't allow it, with the reason.
+        """
+        self.knows_types = _TYPES.exists() if knows_types is None else knows_types
+        where = hierarchy()
+        self.is_whole = where.is_whole
+        self._loaded = Loaded(_object("types" if self.knows_types else "plain"))
+        self._rings: list[Ring] = []
+        try:
+            self._rings = [self._loaded.ring("calls")]
+            if self.knows_types:
+                # Before the calls: who calls is known then.
+                self._rings.insert(0, self._loaded.ring("processes"))
+            self._loaded.add("watched", (struct.pack("=Q", each) for each in cookies), b"\1")
+            for name in _OF_TYPES if self.knows_types else ():
+                self._loaded.attach(name)
+            cgroup = os.open(where.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for name in _OF_CGROUP:
+                    self._loaded.attach_to_cgroup(name, cgroup)
+            finally:
+                os.close(cgroup)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Use it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self.close()
+
+    def close(self) -> None:
+        """Capture no more."""
+        while self._rings:
+            self._rings.pop().close()
+        self._loaded.close()
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Readable when much has come that was not read."""
+        return tuple(ring.descriptor for ring in self._rings)
+
+    def read(self) -> list[Told]:
+        """What has come, first the processes; some of it where there is much."""
+        return [layout.told(sample) for ring in self._rings for sample in ring.read(_MOST)]
+
+    def check(self) -> None:
+        """Raise UnsupportedError when it captures no more."""
+        if (name := self._loaded.detached()) is not None:
+            raise UnsupportedError(f"somebody has detached the BPF program {name}")
+
+    def lost(self) -> Lost:
+        """What there was no room for; raises UnsupportedError where that can't be read."""
+        return Lost(*self._loaded.totals("lost", len(Lost._fields)))
+
+
+def cookie(namespace: Namespace) -> int:
+    """The kernel's number of a network namespace, which no other one ever gets."""
+
+    def ask() -> int:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+            answer = asking.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        return int.from_bytes(answer, "little" if struct.pack("=H", 1)[0] else "big")
+
+    try:
+        return namespace.call(ask)
+    except OSError as error:
+        raise UnsupportedError(
+            f"this kernel doesn't number network namespaces, as Linux 5.14 does ({error.strerror})"
+        ) from error
+
+
+def _object(name: str) -> bytes:
+    try:
+        return resources.files(_PROGRAMS).joinpath(f"{name}.bpf.o").read_bytes()
+    except OSError as error:
+        raise UnsupportedError(
+            "this installation has no BPF programs: it was built without clang"
+        ) from error

@@ -1,0 +1,184 @@
+r"""Which container and which systemd unit a process is in, by the names of its cgroups.
+
+Who may make a cgroup gives it its name: root of a container that has a part of the tree to itself
+makes a ``docker-<64 digits>.scope`` in it and moves there. So a path is believed from its top
+downwards, as far as its first container or unit. What a runtime of the host made is the outermost
+container: a process of Docker in Docker is in that of the outer Docker, and what is named below,
+units and pods included, is the container's own word. Below a unit that is no runtime's there is a
+container only where its runtime puts it, directly: systemd's own scopes are in slices alone.
+
+A user's own runtime is below ``user@UID.service``, and its container is as true as that user says;
+``unit`` tells so. A reader in a cgroup namespace sees paths from its own root on, or from further
+up (``/../``). To name a container falsely there, somebody has to be root where the reader is; and
+which units were left out at the top nobody knows, so none is told.
+
+No name has a newline in it: the kernel won't make such a cgroup.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.process import Container
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+class Placed(NamedTuple):
+    """Where a process is; None where it is in none, or it can't be known.
+
+    ``unit`` is as ``systemctl`` has it; a user's own unit is told with that user's manager, as
+    ``user@1000.service/NAME``. It is never the scope that a runtime made for the container.
+    """
+
+    container: Container | None = None
+    unit: str | None = None
+
+
+_ID: Final = r"(?P<id>[0-9a-f]{64})"
+_POD_ID: Final = (
+    r"pod(?P<pod>[0-9a-f]{8}(?P<dash>[-_])(?:[0-9a-f]{4}(?P=dash)){3}[0-9a-f]{12}"
+    r"|[0-9a-f]{32})"  # a static pod, which the kubelet read from a file
+)
+#: What a runtime calls its containers' cgroups, and what it is called itself. The monitors beside
+#: them (``crio-conmon-…``, ``libpod-conmon-…``) are processes of the host.
+_RUNTIMES: Final = {
+    "cri-containerd": "containerd",
+    "crio": "cri-o",
+    "docker": "docker",
+    "libpod": "podman",
+    "nerdctl": "containerd",
+}
+_NAMED: Final = re.compile(rf"(?P<by>{'|'.join(_RUNTIMES)})-{_ID}(?:\.scope)?")
+_NUMBER: Final = re.compile(_ID)
+#: What runc makes of systemd's way to say it, where it was not told to ask systemd.
+_COLONS: Final = re.compile(rf"(?P<slice>[^:]+\.slice):(?P<by>{'|'.join(_RUNTIMES)}):{_ID}")
+#: Podman's in a unit that starts it (``--cgroups=split``).
+_SPLIT: Final = re.compile(rf"libpod-payload-{_ID}")
+_LXC: Final = re.compile(r"lxc\.payload\.(?P<name>.+)")
+_NSPAWN: Final = re.compile(r"machine-(?P<scope>.+)\.scope|systemd-nspawn@(?P<service>.+)\.service")
+_POD: Final = re.compile(_POD_ID)
+_POD_SLICE: Final = re.compile(rf"(?:.+-)?kubepods(?:-burstable|-besteffort)?-{_POD_ID}\.slice")
+_UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(?:service|scope|socket|mount|swap)")
+_USER_MANAGER: Final = re.compile(r"user@[0-9]+\.service")
+#: Below their own units runtimes put containers as they do at the top.
+_RUNTIME_SERVICE: Final = re.compile(
+    r"(?:containerd|crio|docker|k0s(?:controller|worker)|k3s(?:-agent)?|kubelet|rke2-(?:agent|server))"
+    r"\.service"
+)
+_ESCAPED: Final = re.compile(r"\\x([0-9a-f]{2})")
+
+
+class _Found(NamedTuple):
+    """A container, and how many names of its path are above it."""
+
+    container: Container
+    above: int
+
+
+def whose(cgroup_text: str) -> Placed:
+    """What the content of ``/proc/PID/cgroup`` says, of either version of cgroups or of both."""
+    paths = dict(_paths(cgroup_text))
+    found = {controllers: _container(names) for controllers, names in paths.items()}
+    # Runtimes leave hierarchies out, and never put a process into two containers.
+    containers = {one.container for one in found.values() if one is not None}
+    hierarchy = "name=systemd" if "name=systemd" in paths else ""
+    names, one = paths.get(hierarchy, ()), found.get(hierarchy)
+    return Placed(
+        container=containers.pop() if len(containers) == 1 else None,
+        unit=_unit(names if one is None else names[: one.above]),
+    )
+
+
+def _paths(text: str) -> Iterator[tuple[str, Sequence[str]]]:
+    for line in text.split("\n"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if path.startswith("/"):
+            # A zombie may be in a cgroup that is gone.
+            yield controllers, tuple(_split(path.removesuffix(" (deleted)")))
+
+
+def _split(path: str) -> Iterator[str]:
+    for name in filter(None, path.split("/")):
+        if (both := _COLONS.fullmatch(name)) is not None:
+            yield both["slice"]
+            yield f"{both['by']}-{both['id']}.scope"
+        else:
+            yield name
+
+
+def _container(names: Sequence[str]) -> _Found | None:
+    unit = pod = None
+    for at, name in enumerate(names):
+        above = names[:at]
+        if unit is None:
+            container = _of_a_runtime(name, above, pod) or _of_a_unit(name, above)
+        elif unit == above[-1]:
+            container = _of_a_unit(name, above)
+        else:
+            return None
+        if container is not None:
+            return _Found(container, at)
+        pod = pod or _pod(name, above)
+        own = _unit_of(name)
+        if own is not None and not (
+            _USER_MANAGER.fullmatch(own) or _RUNTIME_SERVICE.fullmatch(own)
+        ):
+            unit = unit or name
+    return None
+
+
+def _of_a_runtime(name: str, above: Sequence[str], pod: str | None) -> Container | None:
+    if (match := _NAMED.fullmatch(name)) is not None:
+        return Container(uid=match["id"], runtime=_RUNTIMES[match["by"]], pod_uid=pod)
+    if _NUMBER.fullmatch(name):  # containerd, Docker and others do that, below a cgroup of any name
+        runtime = "docker" if above[-1:] == ("docker",) else None
+        return Container(uid=name, runtime=runtime, pod_uid=pod)
+    if (match := _LXC.fullmatch(name)) is not None:
+        return Container(name=match["name"], runtime="lxc")
+    if above == ("lxc",):  # until LXC 4, and Proxmox still
+        return Container(name=name, runtime="lxc")
+    return None
+
+
+def _of_a_unit(name: str, above: Sequence[str]) -> Container | None:
+    if (match := _SPLIT.fullmatch(name)) is not None:
+        return Container(uid=match["id"], runtime="podman")
+    if name == "payload" and above and (match := _NSPAWN.fullmatch(above[-1])) is not None:
+        machine = match["scope"] or match["service"]
+        machine = _ESCAPED.sub(lambda escaped: chr(int(escaped[1], 16)), machine)
+        return Container(name=machine, runtime="systemd-nspawn")
+    return None
+
+
+def _pod(name: str, above: Sequence[str]) -> str | None:
+    match = _POD_SLICE.fullmatch(name)
+    if match is None and "kubepods" in above:
+        match = _POD.fullmatch(name)
+    return None if match is None else match["pod"].replace("_", "-")
+
+
+def _unit(names: Sequence[str]) -> str | None:
+    """The first unit that is no slice, as systemd itself finds it (cg_path_get_unit)."""
+    unit, below = _first_unit(names)
+    if unit is None or not _USER_MANAGER.fullmatch(unit):
+        return unit
+    own, _ = _first_unit(below)
+    return unit if own is None else f"{unit}/{own}"
+
+
+def _first_unit(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """What is first of all but slices, if that is a unit, and what is below it."""
+    for at, name in enumerate(names):
+        if not name.endswith(".slice"):
+            return _unit_of(name), names[at + 1 :]
+    return None, ()
+
+
+def _unit_of(name: str) -> str | None:
+    # systemd puts an underscore before what the kernel may want as a name of its own (cg_escape).
+    unit = name.removeprefix("_")
+    return unit if _UNIT.fullmatch(unit) else None

@@ -1,0 +1,339 @@
+"""Who did it, by the best way that there is: the rungs of a ladder, and a wait that has an end.
+
+``capture`` first; for what that has not seen, and where there is none, ``socket``; below that the
+user, whom the kernel's record names, or nobody. Each says which rung it is, and why no better one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+
+import structlog
+
+from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution.capture import Capture, cookie
+from ocsf_nft.attribution.captured import Captured
+from ocsf_nft.attribution.hashes import Hashes
+from ocsf_nft.attribution.sockets import SocketLookup
+from ocsf_nft.attribution.users import KeptNames, Names
+from ocsf_nft.errors import OcsfNftError, UnsupportedError
+from ocsf_nft.process import Attribution
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from ocsf_nft.attribution.captured import Named
+    from ocsf_nft.attribution.layout import Image
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.process import Process
+    from ocsf_nft.record import Record
+
+_log = structlog.get_logger()
+
+#: The best rung to be used.
+Top: TypeAlias = Literal["capture", "socket", "user"]
+WAIT_SECONDS: Final = 0.05
+#: The kernel tells of a refused packet microseconds after its record: so long later it has.
+_LATER_SECONDS: Final = 0.001
+_CHECK_SECONDS: Final = 1.0
+_PART: Final = 0.25
+_MOST_AT_ONCE: Final = 1.0
+#: Records looked at before other tasks get a turn: about a millisecond of work.
+_SLICE: Final = 16
+#: The rules whose packets are sent by processes of the sandbox.
+_OF_PROCESSES: Final = frozenset({"egress", "link"})
+
+_NOT_ASKED_FOR: Final = "processes are not looked for"
+_NOT_SEEN: Final = "no process was seen to try this since it was last told of"
+_TOO_LONG: Final = "to look for its process would have taken too long"
+_NOBODY: Final = Attribution(rung="none", reason="no process of the sandbox sent it by a socket")
+
+
+class _Credit:
+    """Time that may be spent on looking: whoever makes us look all the time is not to slow us down.
+
+    A quarter of the time, and a second at once.
+    """
+
+    def __init__(self) -> None:
+        self._left, self._at = _MOST_AT_ONCE, time.monotonic()
+
+    def has_some(self) -> bool:
+        """Whether there is any left."""
+        self.spend(0)
+        return self._left > 0
+
+    def spend(self, seconds: float) -> None:
+        """Take some off."""
+        now = time.monotonic()
+        self._left = min(self._left + (now - self._at) * _PART, _MOST_AT_ONCE) - seconds
+        self._at = now
+
+
+class Ladder:
+    """Says who sent the packets that records are of, while its context is entered.
+
+    ``sandboxes`` are the namespaces in which there are processes to be named, by sandbox. No record
+    waits for longer than ``wait_seconds``.
+    """
+
+    def __init__(
+        self,
+        sandboxes: Mapping[str, Namespace],
+        *,
+        top: Top = "capture",
+        wait_seconds: float = WAIT_SECONDS,
+        hashed_bytes: int = 0,
+    ) -> None:
+        """Programs of no more than ``hashed_bytes`` are hashed."""
+        self._sandboxes = sandboxes
+        self._top = top
+        self._wait_seconds = wait_seconds
+        self._names = KeptNames(Names())
+        self._hashes = Hashes(most_bytes=hashed_bytes) if hashed_bytes else None
+        self._captured: Captured | None = None
+        self._lookups: dict[str, SocketLookup] = {}
+        self._stack = contextlib.ExitStack()
+        self._credit = _Credit()
+        #: Who is held up by a hostile process is not waited for a second time.
+        self._busy: asyncio.Future[None] | None = None
+        #: Nor a name service.
+        self._asking: asyncio.Future[None] | None = None
+        #: Why the best rung that was asked for is not in use; None where it is.
+        self.reason: str | None = None
+
+    @property
+    def rung(self) -> Top:
+        """The best rung that is in use."""
+        if self._captured is not None:
+            return "capture"
+        return "socket" if self._lookups else "user"
+
+    @property
+    def lost(self) -> int:
+        """Calls and processes that the capture had no room to tell of."""
+        return 0 if self._captured is None else sum(self._captured.lost)
+
+    async def __aenter__(self) -> Self:
+        """Stand on the best rung that this host allows; raises nothing where that is the lowest."""
+        if self._sandboxes and self._top != "user":
+            await asyncio.to_thread(self._open)
+        if self.reason is not None:
+            _log.info("processes are not captured", rung=self.rung, reason=self.reason)
+        if self._captured is not None:
+            loop = asyncio.get_running_loop()
+            for descriptor in self._captured.descriptors:
+                loop.add_reader(descriptor, self._captured.take_in)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Look for nobody any more."""
+        self._let_go()
+        if self._busy is None or self._busy.done():
+            self._stack.close()
+
+    async def keep(self, fell: Callable[[str], Awaitable[None]]) -> None:
+        """See to it that the capture goes on; where it doesn't, step down and say why."""
+        while self._captured is not None:
+            await asyncio.sleep(_CHECK_SECONDS)
+            try:
+                self._captured.check()
+                await self._take_in()
+            except UnsupportedError as lost:
+                self._let_go()
+                self.reason = str(lost)
+                _log.error("processes are not captured any more", reason=self.reason)
+                await fell(self.reason)
+
+    async def attributions(self, sandbox: str, records: Sequence[Record]) -> list[Attribution]:
+        """Who sent the packets of some records, in the kernel's order."""
+        if not records or sandbox not in self._sandboxes:
+            return [_of_user(each, _NOT_ASKED_FOR) for each in records]
+        deadline = asyncio.get_running_loop().time() + self._wait_seconds
+        found = await self._from_capture(sandbox, records, deadline)
+        wanted = [
+            number
+            for number, (record, known) in enumerate(zip(records, found, strict=True))
+            if _is_sent(record) and (known is None or known.sureness == "low")
+        ]
+        looked_up = await self._looked_up(sandbox, [records[each] for each in wanted], deadline)
+        for number, result in zip(wanted, looked_up, strict=True):
+            known = found[number]
+            if isinstance(result, str):
+                found[number] = known or _of_user(records[number], result)
+            elif known is None or result.process is not None:
+                found[number] = result
+        told = [
+            self._with_names(record, each or _NOBODY)
+            for record, each in zip(records, found, strict=True)
+        ]
+        if self._names.wanted:
+            await self._ask_for_names(deadline)
+            told = [
+                self._with_names(record, each) for record, each in zip(records, told, strict=True)
+            ]
+        return told
+
+    def since(self, sandbox: str, record: Record, since_ns: int) -> Attribution | None:
+        """Who was seen to try what a record is of, since a moment (epoch, UTC).
+
+        None where nobody was, or nobody looks.
+        """
+        if self._captured is None or sandbox not in self._sandboxes:
+            return None
+        found = self._captured.since(sandbox, record, since_ns)
+        return None if found is None else self._with_names(record, found)
+
+    def of_user(self, record: Record) -> Attribution:
+        """What is known of many packets that nobody was seen to send."""
+        return self._with_names(record, _of_user(record, _NOT_SEEN))
+
+    def _with_names(self, record: Record, found: Attribution) -> Attribution:
+        return replace(
+            found,
+            user_name=None if record.uid is None else self._names.user(record.uid),
+            group_name=None if record.gid is None else self._names.group(record.gid),
+        )
+
+    def _open(self) -> None:
+        names = {}
+        for name, namespace in self._sandboxes.items():
+            with contextlib.suppress(OcsfNftError):  # the user is told
+                lookup = self._stack.enter_context(SocketLookup(namespace, self._hashes))
+                self._lookups[name] = lookup
+        if self._top == "capture":
+            try:
+                names = {name: cookie(each) for name, each in self._sandboxes.items()}
+                capture = Capture(names.values())
+                self._captured = Captured(capture, names, self._names)
+            except OcsfNftError as error:
+                self.reason = str(error)
+
+    def _let_go(self) -> None:
+        captured, self._captured = self._captured, None
+        if captured is not None:
+            for descriptor in captured.descriptors:
+                asyncio.get_running_loop().remove_reader(descriptor)
+            captured.close()
+
+    async def _take_in(self) -> None:
+        has_more = True
+        while has_more and self._captured is not None:
+            has_more = self._captured.take_in()
+            await asyncio.sleep(0)
+
+    async def _from_capture(
+        self, sandbox: str, records: Sequence[Record], deadline: float
+    ) -> list[Attribution | None]:
+        captured = self._captured
+        if captured is None:
+            return [None] * len(records)
+        await self._take_in()
+        moments = captured.moments(sandbox, records)
+
+        async def tell() -> list[Named]:
+            named = []
+            for number, (record, moment) in enumerate(zip(records, moments, strict=True), 1):
+                named.append(captured.named(sandbox, record, moment))
+                if number % _SLICE == 0:
+                    await asyncio.sleep(0)
+            return named
+
+        found = await tell()
+        if any(
+            each.attribution is None and _is_sent(record)
+            for record, each in zip(records, found, strict=True)
+        ):
+            await asyncio.sleep(_LATER_SECONDS)
+            await self._take_in()
+            found = await tell()
+        if self._names.wanted:
+            await self._ask_for_names(deadline)
+            found = await tell()
+        return await self._hashed(captured, found, deadline)
+
+    async def _hashed(
+        self, captured: Captured, found: Sequence[Named], deadline: float
+    ) -> list[Attribution | None]:
+        """The same, with the hashes of the programs that are still there to be read."""
+        told = [each.attribution for each in found]
+        hashes = self._hashes
+        if hashes is None:
+            return told
+        read: dict[Image, Process | None] = dict.fromkeys(
+            each.image
+            for each in found
+            if each.image is not None and each.attribution and each.attribution.process
+        )
+
+        def read_all(until: float) -> None:
+            for image in read:
+                if time.monotonic() < until:
+                    read[image] = procfs.read(image.pid, started_ns=image.started_ns, hashes=hashes)
+
+        await self._in_thread(read_all, deadline)
+        # Who has run another program meanwhile has told of it by now.
+        await self._take_in()
+        for number, (image, by) in enumerate(
+            zip((each.image for each in found), told, strict=True)
+        ):
+            seen = None if image is None else read.get(image)
+            if seen and seen.sha256 and image and captured.is_latest(image) and by and by.process:
+                process = replace(by.process, sha256=seen.sha256)
+                told[number] = replace(by, process=process)
+        return told
+
+    async def _in_thread(self, work: Callable[[float], None], deadline: float) -> None:
+        """Have work done that may be held up; until the deadline, which it is told."""
+        left = deadline - asyncio.get_running_loop().time()
+        if left > 0 and (self._busy is None or self._busy.done()):
+            until = time.monotonic() + left
+            self._busy = asyncio.ensure_future(asyncio.to_thread(work, until))
+            await asyncio.wait({self._busy}, timeout=left)
+
+    async def _ask_for_names(self, deadline: float) -> None:
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.ensure_future(asyncio.to_thread(self._names.ask))
+        left = deadline - asyncio.get_running_loop().time()
+        await asyncio.wait({self._asking}, timeout=max(0.0, left))
+
+    async def _looked_up(
+        self, sandbox: str, records: Sequence[Record], deadline: float
+    ) -> list[Attribution | str]:
+        """Who has the sockets now, or why nobody is named; as many as there is time for."""
+        lookup = self._lookups.get(sandbox)
+        found: list[Attribution | str] = [_TOO_LONG] * len(records)
+        if lookup is None:
+            return [_NOT_ASKED_FOR] * len(records)
+
+        def look_up(until: float) -> None:
+            for number, record in enumerate(records):
+                began = time.monotonic()
+                if began >= until:
+                    return
+                found[number] = lookup.attribution(record)
+                self._credit.spend(time.monotonic() - began)
+
+        if records and self._credit.has_some():
+            await self._in_thread(look_up, deadline)
+        return list(found)
+
+
+def _is_sent(record: Record) -> bool:
+    return record.rule in _OF_PROCESSES and record.uid is not None
+
+
+def _of_user(record: Record, reason: str) -> Attribution:
+    if not _is_sent(record):
+        return _NOBODY
+    return Attribution(rung="user", sureness="high", reason=reason)

@@ -1,0 +1,219 @@
+"""What is used of libbpf, the kernel's own library for loading BPF programs, through ctypes.
+
+Its functions return a negative errno or NULL and set errno (``libbpf.h``, version 1). Nothing here
+knows what the programs are for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import CFUNCTYPE, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import TYPE_CHECKING, Final, Self
+
+from ocsf_nft import memory
+from ocsf_nft.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_LIBRARY: Final = "libbpf.so.1"
+_PRINTER: Final = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+_SAMPLER: Final = CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+#: Stops libbpf where it reads: what was not read stays in the ring.
+_ENOUGH: Final = -1
+_PROTOTYPES: Final = {
+    "libbpf_set_print": (c_void_p, (_PRINTER,)),
+    "bpf_object__open_mem": (c_void_p, (c_char_p, c_size_t, c_void_p)),
+    "bpf_object__load": (c_int, (c_void_p,)),
+    "bpf_object__close": (None, (c_void_p,)),
+    "bpf_object__find_program_by_name": (c_void_p, (c_void_p, c_char_p)),
+    "bpf_object__find_map_by_name": (c_void_p, (c_void_p, c_char_p)),
+    "bpf_map__fd": (c_int, (c_void_p,)),
+    "bpf_map__update_elem": (
+        c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64)
+    ),
+    "bpf_map__lookup_elem": (
+        c_int, (c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64)
+    ),
+    "bpf_program__attach": (c_void_p, (c_void_p,)),
+    "bpf_program__attach_cgroup": (c_void_p, (c_void_p, c_int)),
+    "bpf_link__destroy": (c_int, (c_void_p,)),
+    "bpf_link__fd": (c_int, (c_void_p,)),
+    "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, c_void_p)),
+    "ring_buffer__new": (c_void_p, (c_int, _SAMPLER, c_void_p, c_void_p)),
+    "ring_buffer__consume": (c_int, (c_void_p,)),
+    "ring_buffer__epoll_fd": (c_int, (c_void_p,)),
+    "ring_buffer__free": (None, (c_void_p,)),
+    "libbpf_num_possible_cpus": (c_int, ()),
+}  # fmt: skip
+
+
+def library() -> ctypes.CDLL:
+    """The library; raises UnsupportedError where there is none that will do."""
+    try:
+        found = ctypes.CDLL(_LIBRARY, use_errno=True)
+        for name, (result, arguments) in _PROTOTYPES.items():
+            function = getattr(found, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise UnsupportedError(
+            f"libbpf is missing ({error}): install it (Debian, Ubuntu: libbpf1)"
+        ) from error
+    # It writes to standard error otherwise; errno says enough.
+    found.libbpf_set_print(_PRINTER())
+    return found
+
+
+class _CgroupLink(ctypes.Structure):
+    """The beginning of ``struct bpf_link_info`` of such a link (include/uapi/linux/bpf.h)."""
+
+    _fields_ = (
+        ("type", c_uint32), ("id", c_uint32), ("program", c_uint32), ("padding", c_uint32),
+        ("cgroup", c_uint64), ("attach_type", c_uint32), ("more", c_uint32),
+    )  # fmt: skip
+
+
+class Loaded:
+    """The programs of an object file, loaded into the kernel; none is asked before it is attached.
+
+    They are gone when it is closed, and when this process ends.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        """Raise UnsupportedError when the kernel refuses, and for what reason."""
+        self._library = library()
+        self._object: int | None = None
+        self._links: list[int] = []
+        self._of_cgroups: dict[str, int] = {}
+        self._object = self._library.bpf_object__open_mem(content, len(content), None)
+        if not self._object:
+            raise self._failure("the BPF programs can't be read")
+        # To find its way it reads the types of the whole kernel, megabytes, and is done with them.
+        memory.keep_large_apart()
+        loaded = self._library.bpf_object__load(self._object)
+        memory.give_back()
+        if loaded < 0:
+            error = self._failure("the kernel refuses the BPF programs")
+            self.close()
+            raise error
+
+    def __enter__(self) -> Self:
+        """Use it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Detach the programs and unload them."""
+        while self._links:
+            self._library.bpf_link__destroy(self._links.pop())
+        if self._object:
+            self._library.bpf_object__close(self._object)
+        self._object = None
+
+    def attach(self, name: str) -> None:
+        """Have a program run where its section says; raises UnsupportedError."""
+        self._keep(self._library.bpf_program__attach(self._program(name)), name)
+
+    def attach_to_cgroup(self, name: str, cgroup: int) -> None:
+        """Have a program run for what is in a cgroup, and below it; raises UnsupportedError."""
+        link = self._library.bpf_program__attach_cgroup(self._program(name), cgroup)
+        self._keep(link, name)
+        self._of_cgroups[name] = self._library.bpf_link__fd(link)
+
+    def detached(self) -> str | None:
+        """A program of a cgroup that somebody has detached; None where all are where they were."""
+        for name, descriptor in self._of_cgroups.items():
+            info, size = _CgroupLink(), c_uint32(ctypes.sizeof(_CgroupLink))
+            asked = self._library.bpf_obj_get_info_by_fd(
+                descriptor, ctypes.byref(info), ctypes.byref(size)
+            )
+            if asked < 0 or not info.cgroup:
+                return name
+        return None
+
+    def add(self, name: str, keys: Iterable[bytes], value: bytes) -> None:
+        """Put keys into a map, all with one value; raises UnsupportedError."""
+        found = self._map(name)
+        for key in keys:
+            if self._library.bpf_map__update_elem(found, key, len(key), value, len(value), 0) < 0:
+                raise self._failure(f"the BPF map {name} can't be written")
+
+    def totals(self, name: str, keys: int) -> tuple[int, ...]:
+        """The sums over all CPUs of an array of 64-bit counters; raises UnsupportedError."""
+        cpus = self._library.libbpf_num_possible_cpus()
+        values = (c_uint64 * cpus)()
+        found, sums = self._map(name), []
+        for number in range(keys):
+            key = c_uint32(number)
+            size = ctypes.sizeof(values)
+            if self._library.bpf_map__lookup_elem(found, ctypes.byref(key), 4, values, size, 0) < 0:
+                raise self._failure(f"the BPF map {name} can't be read")
+            sums.append(sum(values))
+        return tuple(sums)
+
+    def ring(self, name: str) -> Ring:
+        """The reader of a ring buffer; raises UnsupportedError."""
+        ring = Ring(self._library, self._library.bpf_map__fd(self._map(name)))
+        if not ring.is_open:
+            raise self._failure(f"the BPF ring {name} can't be read")
+        return ring
+
+    def _program(self, name: str) -> int:
+        found: int = self._library.bpf_object__find_program_by_name(self._object, name.encode())
+        return found
+
+    def _map(self, name: str) -> int:
+        found: int = self._library.bpf_object__find_map_by_name(self._object, name.encode())
+        return found
+
+    def _keep(self, link: int | None, name: str) -> None:
+        if not link:
+            raise self._failure(f"the BPF program {name} can't be attached")
+        self._links.append(link)
+
+    def _failure(self, what: str) -> UnsupportedError:
+        return UnsupportedError(f"{what} ({os.strerror(ctypes.get_errno())})")
+
+
+class Ring:
+    """Reads a ring buffer of the kernel's."""
+
+    def __init__(self, library: ctypes.CDLL, descriptor: int) -> None:
+        self._library = library
+        self._samples: list[bytes] = []
+        self._most = 0
+        # Kept as long as the kernel's library may call it.
+        self._sampler = _SAMPLER(self._sample)
+        self._ring = library.ring_buffer__new(descriptor, self._sampler, None, None)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be read."""
+        return bool(self._ring)
+
+    @property
+    def descriptor(self) -> int:
+        """A descriptor that is readable when a program has asked for that."""
+        found: int = self._library.ring_buffer__epoll_fd(self._ring)
+        return found
+
+    def read(self, most: int) -> list[bytes]:
+        """What is in it, oldest first; not much more than ``most``, and the rest the next time."""
+        self._most = most
+        self._library.ring_buffer__consume(self._ring)
+        samples, self._samples = self._samples, []
+        return samples
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._ring:
+            self._library.ring_buffer__free(self._ring)
+        self._ring = None
+
+    def _sample(self, _: int | None, data: int, size: int) -> int:
+        self._samples.append(ctypes.string_at(data, size))
+        return _ENOUGH if len(self._samples) >= self._most else 0

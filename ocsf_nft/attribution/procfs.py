@@ -1,0 +1,409 @@
+"""The facts of a process while it lives: right, or unknown.
+
+A process may die and its number be given to another one, it may run another program while we read,
+and whatever it says of itself it chose. So all is read through one descriptor of its directory,
+which never comes to mean another process, and what belongs together is told only when no other
+program was started in between.
+
+What can't be wrong is which process it is, what its ancestors, its users and its cgroups are. The
+name and the arguments are its own words. The path is the kernel's, as seen from the root of the
+mount namespace that the program's file is in; with CAP_CHECKPOINT_RESTORE, in a user namespace of
+its own too, a process may have the kernel name another program than it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.attribution import containers
+from ocsf_nft.attribution.users import Names
+from ocsf_nft.process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.attribution.hashes import Hashes
+
+_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_MOST_ANCESTORS: Final = 16
+#: Of threads, to find one that lives.
+_MOST_THREADS: Final = 16
+_MOST_ARGUMENTS: Final = 4096
+#: Of everything else: who is in thousands of groups makes ``status`` long.
+_MOST_BYTES: Final = 1 << 20
+_PAGE: Final = 4096
+_DELETED: Final = b" (deleted)"
+_MFD_CLOEXEC_NOEXEC: Final = 0x0001 | 0x0008  # include/uapi/linux/memfd.h
+_NAMES: Final = Names()
+
+_GROUP: Final = re.compile(rb"^Tgid:\t(\d+)$", re.MULTILINE)
+_USER: Final = re.compile(rb"^Uid:\t\d+\t(\d+)\t", re.MULTILINE)
+_USERS_GROUP: Final = re.compile(rb"^Gid:\t\d+\t(\d+)\t", re.MULTILINE)
+_NUMBERS: Final = re.compile(rb"^NStgid:((?:\t\d+)+)$", re.MULTILINE)
+
+
+class _Stat(NamedTuple):
+    """``stat`` of a process or a thread.
+
+    ``start`` is in ticks since boot. ``layout`` is where its program, its stack and its arguments
+    are in memory: each program that is started has them elsewhere. None where we may not see it.
+    """
+
+    name: str
+    is_dead: bool
+    parent: int
+    threads: int
+    start: int
+    layout: tuple[bytes, ...] | None
+
+
+class _Status(NamedTuple):
+    """``status``; ``numbers`` are the process's, in our pid namespace first, in its own last.
+
+    The user and the group are the effective ones, None where they have no number here.
+    """
+
+    group: int
+    uid: int | None
+    gid: int | None
+    numbers: tuple[int, ...]
+
+
+class _Program(NamedTuple):
+    path: str
+    is_deleted: bool | None
+
+
+class _Look(NamedTuple):
+    """What one look at a process or a thread shows."""
+
+    stat: _Stat
+    status: _Status
+    name: str | None
+    program: _Program | None
+    sha256: str | None
+    arguments: str | None
+    working_directory: str | None
+    cgroups: str
+
+
+def read(
+    pid: int,
+    *,
+    started_by_ns: int | None = None,
+    started_ns: int | None = None,
+    hashes: Hashes | None = None,
+) -> Process | None:
+    """The facts of a process, or of the process that a thread is of; None when it can't be found.
+
+    ``pid`` is as /proc here numbers processes and threads. ``started_by_ns`` (CLOCK_BOOTTIME) is
+    when it was there: whoever started later is another one that was given the number.
+    ``started_ns`` is when exactly it started. Both are of the thread, where it is one, and good to
+    a clock tick (10 ms). ``hashes`` is asked for the program's.
+
+    Of a thread ``uid``, ``gid`` and ``working_directory`` are its own. A working directory that is
+    gone ends in " (deleted)", as the kernel has it. A path that does and has ``is_deleted`` None is
+    called so, or one of several names of it was taken away. A file that never had a name is
+    deleted. ``ancestors`` end with the init of the outermost pid namespace that the process is in
+    and we are not.
+
+    To read the arguments may take as long as the process likes (it may hold the lock of its memory,
+    or serve its pages itself, by userfaultfd), to look at its program as long as its file system
+    takes, and to ask for names as long as the name service takes: this belongs in a thread that may
+    be kept waiting, and the caller waits as long as it will.
+    """
+    try:
+        with _opened(f"/proc/{pid}") as directory:
+            stat = _stat(directory)
+            if started_by_ns is not None and stat.start * _TICK_NS > started_by_ns:
+                return None
+            if started_ns is not None and stat.start != started_ns // _TICK_NS:
+                return None
+            return _told(directory, pid, stat, hashes)
+    except (OSError, ValueError):  # it is gone, or not for us to look at
+        return None
+
+
+def _told(directory: int, pid: int, stat: _Stat, hashes: Hashes | None) -> Process:
+    look = _look(directory, stat, hashes=hashes)
+    group = look.status.group
+    if group == pid:
+        return _process(pid, look, ancestors=_ancestors(directory, look))
+    with _opened(f"/proc/{group}") as leader:
+        look = _of_its_process(look, directory, leader)
+        return _process(group, look, tid=pid, ancestors=_ancestors(leader, look))
+
+
+def _process(
+    pid: int, look: _Look, *, tid: int | None = None, ancestors: tuple[Process, ...] = ()
+) -> Process:
+    status, program = look.status, look.program
+    placed = containers.whose(look.cgroups)
+    # What a tick is worth, and so the same whenever it is asked.
+    booted_ns = (time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // _TICK_NS * _TICK_NS
+    return Process(
+        pid=pid,
+        tid=tid,
+        name=look.name,
+        path=None if program is None else program.path,
+        is_deleted=None if program is None else program.is_deleted,
+        sha256=look.sha256,
+        cmd_line=look.arguments,
+        working_directory=look.working_directory,
+        created_ns=booted_ns + look.stat.start * _TICK_NS,
+        namespace_pid=status.numbers[-1] if len(status.numbers) > 1 else None,
+        uid=status.uid,
+        user_name=_NAMES.user(status.uid),
+        gid=status.gid,
+        group_name=_NAMES.group(status.gid),
+        container=placed.container,
+        unit=placed.unit,
+        ancestors=ancestors,
+    )
+
+
+def _ancestors(directory: int, look: _Look) -> tuple[Process, ...]:
+    found: list[Process] = []
+    with contextlib.ExitStack() as opened:
+        while len(found) < _MOST_ANCESTORS and not _is_top(look):
+            above = _parent(directory, look.stat, opened)
+            if above is None:  # or there is none: the first process's number of one is 0
+                break
+            pid = look.stat.parent
+            directory, look = above
+            found.append(_process(pid, look))
+    return tuple(found)
+
+
+def _is_top(look: _Look) -> bool:
+    """Whether the sandbox's processes begin here, or nobody can tell.
+
+    A pid namespace inside it has an init of its own, which has a third number: a sandboxed program
+    can't hide behind that what started it.
+    """
+    numbers = look.status.numbers
+    return not numbers or (len(numbers) == 2 and numbers[-1] == 1)
+
+
+def _parent(child: int, born: _Stat, opened: contextlib.ExitStack) -> tuple[int, _Look] | None:
+    """The directory of a parent, and what is seen of it; None when it can't be proved to be it."""
+    with contextlib.suppress(OSError, ValueError):  # it is gone, or not for us to look at
+        directory = opened.enter_context(_opened(f"/proc/{born.parent}"))
+        look = _look(directory, _stat(directory), is_ancestor=True)
+        # Who loses a parent has another one before that number is free again.
+        if look.stat.start <= born.start and _stat(child).parent == born.parent:
+            return directory, look
+    return None
+
+
+def _look(
+    directory: int, stat: _Stat, *, is_ancestor: bool = False, hashes: Hashes | None = None
+) -> _Look:
+    if not stat.is_dead or stat.threads == 1:
+        return _settled(directory, stat, is_ancestor, hashes)
+    # Its first thread has ended, and shows neither a program nor arguments any more.
+    with _living_thread(directory) as thread:
+        look = _settled(thread, _stat(thread), is_ancestor, hashes)
+        return _of_its_process(look, thread, directory)
+
+
+def _of_its_process(look: _Look, thread: int, leader: int) -> _Look:
+    """What a thread shows, but for what is of the process.
+
+    Raises OSError when the thread is gone. As long as it is there, the process's number is the
+    process's, so a directory that was opened by it is; and no other program was started, which
+    would have ended the thread.
+    """
+    stat = _stat(leader)
+    _stat(thread)
+    return look._replace(stat=stat, name=None if look.name is None else stat.name)
+
+
+def _settled(directory: int, stat: _Stat, is_ancestor: bool, hashes: Hashes | None) -> _Look:
+    look, is_of_one = _once(directory, stat, is_ancestor, hashes)
+    if not is_of_one:  # it ran another program meanwhile
+        look, _ = _once(directory, look.stat, is_ancestor, hashes)
+    return look
+
+
+def _once(
+    directory: int, before: _Stat, is_ancestor: bool, hashes: Hashes | None
+) -> tuple[_Look, bool]:
+    """What is seen, without what may be of two programs, and whether there is nothing of that."""
+    status = _status(directory)
+    with _executed(directory) as executed:
+        # Of an ancestor no arguments: it could keep us waiting, and they may hold secrets.
+        arguments = b"" if is_ancestor else _read("cmdline", directory, most=_MOST_ARGUMENTS)
+        working_directory = None if is_ancestor else _working_directory(directory)
+        cgroups = "" if is_ancestor else _cgroups(directory)
+        is_same = _is_executed(executed, directory)
+        after = _stat(directory)
+        # Who calls itself something else runs the same program still. Who has a program and no
+        # layout is about to start it, under the name of the one before (begin_new_exec); who has
+        # neither shows nothing else to go by.
+        is_of_one = is_same and before.layout == after.layout
+        if executed is None:
+            is_of_one = is_of_one and before.name == after.name
+        elif after.layout is None:
+            is_of_one = False
+        program = digest = None
+        if executed is not None and is_same:
+            program = _program(executed)
+            digest = None if hashes is None else hashes.sha256(executed)
+    look = _Look(
+        stat=after,
+        status=status,
+        name=after.name if is_of_one else None,
+        program=program,
+        sha256=digest,
+        arguments=_arguments(arguments) if is_of_one else None,
+        working_directory=working_directory,
+        cgroups=cgroups,
+    )
+    return look, is_of_one
+
+
+@contextlib.contextmanager
+def _executed(directory: int) -> Iterator[int | None]:
+    """The very file that is executed; None where there is none, or it is not for us to look at."""
+    try:
+        descriptor = os.open("exe", os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_executed(executed: int | None, directory: int) -> bool:
+    try:
+        now = os.stat("exe", dir_fd=directory)
+    except OSError:
+        return executed is None
+    return executed is not None and os.path.samestat(now, os.fstat(executed))
+
+
+def _program(executed: int) -> _Program:
+    # In this order: of a file that is found gone, the path says so too.
+    status = os.fstat(executed)
+    link = f"/proc/self/fd/{executed}".encode()
+    path = os.readlink(link)  # noqa: PTH115 - a Path would tidy up what the process made of it
+    if status.st_dev == _memory():
+        path = path.removeprefix(b"/")
+    if status.st_nlink == 0:
+        return _Program(_text(path.removesuffix(_DELETED)), is_deleted=True)
+    return _Program(_text(path), is_deleted=None if path.endswith(_DELETED) else False)
+
+
+@functools.cache
+def _memory() -> int | None:
+    """The device of files that never were at a path: a file on a disk may look like one."""
+    for flags in (_MFD_CLOEXEC_NOEXEC, os.MFD_CLOEXEC):  # the first since Linux 6.3
+        with contextlib.suppress(OSError):
+            descriptor = os.memfd_create("", flags)
+            try:
+                return os.fstat(descriptor).st_dev
+            finally:
+                os.close(descriptor)
+    return None
+
+
+def _arguments(text: bytes) -> str | None:
+    return _text(text.rstrip(b"\0").replace(b"\0", b" ")) or None
+
+
+def _working_directory(directory: int) -> str | None:
+    with contextlib.suppress(OSError):  # a zombie's, a kernel thread's, or another user's
+        return _text(os.readlink(b"cwd", dir_fd=directory))
+    return None
+
+
+def _cgroups(directory: int) -> str:
+    with contextlib.suppress(FileNotFoundError):  # a kernel without cgroups
+        return _text(_read("cgroup", directory))
+    return ""
+
+
+@contextlib.contextmanager
+def _living_thread(directory: int) -> Iterator[int]:
+    with _opened("task", directory) as listing, os.scandir(listing) as entries:
+        for entry in islice(entries, _MOST_THREADS):
+            with _opened(entry.name, listing) as thread:
+                if not _stat(thread).is_dead:
+                    yield thread
+                    return
+    raise ProcessLookupError
+
+
+def _stat(directory: int) -> _Stat:
+    return _parsed(_read("stat", directory))
+
+
+def _parsed(text: bytes) -> _Stat:
+    # Its name may have anything in it, also what looks like the rest; the rest has no parenthesis.
+    name, _, rest = text.partition(b"(")[2].rpartition(b")")
+    fields = rest.split()
+    if len(fields) < 49:
+        raise ValueError(f"no stat of a process: {text!r}")
+    return _Stat(
+        name=_text(name),
+        is_dead=fields[0] in {b"Z", b"X"},
+        parent=int(fields[1]),
+        threads=int(fields[17]),
+        start=int(fields[19]),
+        # Where the arguments are is 0 where there are none, and where we may not see it.
+        layout=None if fields[45] == b"0" else (*fields[23:26], *fields[42:49]),
+    )
+
+
+def _status(directory: int) -> _Status:
+    # Newlines in the process's name are escaped here.
+    text = _read("status", directory)
+    numbers = _NUMBERS.search(text)
+    return _Status(
+        group=_number(_GROUP, text),
+        uid=_NAMES.known(_number(_USER, text)),
+        gid=_NAMES.known(_number(_USERS_GROUP, text)),
+        numbers=() if numbers is None else tuple(map(int, numbers[1].split())),
+    )
+
+
+def _number(pattern: re.Pattern[bytes], text: bytes) -> int:
+    match = pattern.search(text)
+    if match is None:
+        raise ValueError(f"no status of a process: {text!r}")
+    return int(match[1])
+
+
+def _text(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")
+
+
+@contextlib.contextmanager
+def _opened(path: str, directory: int | None = None) -> Iterator[int]:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    descriptor = os.open(path, flags, dir_fd=directory)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read(name: str, directory: int, *, most: int = _MOST_BYTES) -> bytes:
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        text = part = os.read(descriptor, _PAGE)
+        while len(part) >= _PAGE and len(text) < most:
+            part = os.read(descriptor, most - len(text))
+            text += part
+        return text
+    finally:
+        os.close(descriptor)

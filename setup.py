@@ -1,0 +1,54 @@
+"""Build the package: its BPF programs are compiled by clang; all else is in pyproject.toml."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+from setuptools.errors import ExecError
+
+_SOURCES: Final = Path("ocsf_nft/attribution/bpf")
+#: Two objects of one file: for kernels that describe their types, and for all.
+_OBJECTS: Final = {"types.bpf.o": ["-DWITH_TYPES"], "plain.bpf.o": []}
+#: Where Debian keeps the one header that differs from machine to machine.
+_MULTIARCH: Final = Path("/usr/include") / f"{platform.machine()}-linux-gnu"
+
+
+class BuildWithPrograms(build_py):
+    """Compile the BPF programs beside the modules."""
+
+    def run(self) -> None:
+        """Build."""
+        super().run()
+        where = Path() if self.editable_mode else Path(self.build_lib)
+        (where / _SOURCES).mkdir(parents=True, exist_ok=True)
+        for name, options in _OBJECTS.items():
+            compile_program(where / _SOURCES / name, options)
+
+
+def compile_program(target: Path, options: list[str]) -> None:
+    """Compile one object; raises ExecError, which ends the build with a sentence."""
+    clang = shutil.which("clang")
+    if clang is None:
+        raise ExecError(
+            "clang is missing, which compiles the BPF programs (Debian, Ubuntu: apt-get install "
+            "clang libbpf-dev)"
+        )
+    command = [
+        clang, "-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Werror",
+        "-isystem", str(_MULTIARCH), *options,
+        "-c", str(_SOURCES / "capture.bpf.c"), "-o", str(target),
+    ]  # fmt: skip
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise ExecError(
+            f"clang can't compile the BPF programs (is libbpf-dev there?): {result.stderr}"
+        )
+
+
+setup(cmdclass={"build_py": BuildWithPrograms})

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.attribution import holders as holders_of
+from ocsf_nft.attribution.holders import Holder, Scan, holders
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's /proc")
+
+#: Opens a socket, says its inode, and lives until its input ends.
+_PROGRAM = """
+import os, socket
+{before}
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+{after}
+print(os.fstat(sock.fileno()).st_ino, flush=True)
+os.read(0, 1)
+"""
+_USER = 65534
+
+
+class Program:
+    def __init__(self, before: str = "", after: str = "") -> None:
+        text = _PROGRAM.format(before=before, after=after)
+        user = _USER if os.geteuid() == 0 else None
+        self._process = subprocess.Popen(
+            ["/usr/bin/python3", "-I", "-c", text],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            user=user,
+            text=True,
+            cwd="/",
+        )
+        assert self._process.stdout is not None
+        self.pid = self._process.pid
+        self.inode = int(self._process.stdout.readline())
+
+    def end(self) -> None:
+        self._process.communicate(timeout=10)
+
+
+@pytest.fixture
+def program() -> Iterator[Callable[..., Program]]:
+    started: list[Program] = []
+
+    def start(before: str = "", after: str = "") -> Program:
+        started.append(Program(before, after))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+def scan(*inodes: int, namespace: str | None = None, seconds: float = 10.0) -> Scan:
+    own = str(Path("/proc/self/ns/net").readlink())
+    deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
+    return holders(frozenset(inodes), namespace or own, deadline_ns)
+
+
+def only(found: Scan) -> Holder:
+    (holder,) = found.holders
+    return holder
+
+
+def test_who_has_opened_a_socket_is_found_without_doubt(program: Callable[..., Program]) -> None:
+    one, other = program(), program()
+    before_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    holder = only(scan(one.inode))
+    assert (holder.pid, set(holder.inodes)) == (one.pid, {one.inode})
+    assert holder.doubt is None
+    assert before_ns - 10_000_000_000 < holder.started_ns < before_ns
+    assert {found.pid for found in scan(one.inode, other.inode).holders} == {one.pid, other.pid}
+
+
+def test_nobody_has_what_is_closed(program: Callable[..., Program]) -> None:
+    program()
+    with socket.socket() as sock:
+        inode = os.fstat(sock.fileno()).st_ino
+    assert scan(inode).holders == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "doubt"),
+    [
+        ("", "os.set_inheritable(sock.fileno(), True)", "the socket is kept on exec"),
+        ("", "os.set_inheritable(os.dup(sock.fileno()), True)", "the socket is kept on exec"),
+        ("os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)", "", "a child of it may have"),
+        ("", "child = os.fork()\nif not child: os._exit(0)", "a child of it may have"),
+        (
+            "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+            "",
+            "a child of it may have",
+        ),
+        ("pair = socket.socketpair()", "", "it has a Unix socket"),
+        (
+            "one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)",
+            "",
+            "it has a Unix socket",
+        ),
+    ],
+)
+def test_what_speaks_against_a_process_is_said(
+    program: Callable[..., Program], before: str, after: str, doubt: str
+) -> None:
+    started = program(before, after)
+    time.sleep(0.05)
+    holder = only(scan(started.inode))
+    assert holder.pid == started.pid
+    assert holder.doubt is not None
+    assert holder.doubt.startswith(doubt)
+
+
+def test_a_process_that_was_forked_may_have_inherited(program: Callable[..., Program]) -> None:
+    started = program(
+        "child = os.fork()\nif child:\n  os.waitpid(child, 0)\n  os._exit(0)",
+    )
+    holder = only(scan(started.inode))
+    assert holder.pid != started.pid
+    assert holder.doubt is not None
+    assert holder.doubt.startswith("it was forked")
+
+
+def test_a_child_has_the_socket_too(program: Callable[..., Program]) -> None:
+    started = program("", "child = os.fork()\nif not child:\n  os.read(0, 1)\n  os._exit(0)")
+    found = scan(started.inode).holders
+    assert len(found) == 2
+    assert started.pid in {holder.pid for holder in found}
+
+
+def test_who_can_make_packets_by_hand_can_frame_another() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs CAP_NET_RAW to have it")
+    text = _PROGRAM.format(before="", after="")
+    with subprocess.Popen(
+        ["/usr/bin/python3", "-I", "-c", text],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        doubt = only(scan(int(process.stdout.readline()))).doubt
+    assert doubt == "its user can make packets as if they came from it"
+
+
+def test_who_is_elsewhere_may_have_been_handed_it(program: Callable[..., Program]) -> None:
+    holder = only(scan(program().inode, namespace="net:[1]"))
+    assert holder.doubt is not None
+    assert holder.doubt.startswith("it is outside the sandbox")
+
+
+def test_a_thread_may_have_descriptors_of_its_own(program: Callable[..., Program]) -> None:
+    aside = """
+import ctypes, threading
+def inside():
+  ctypes.CDLL(None).unshare(0x400)
+  ready.inner = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+  print(os.fstat(ready.inner.fileno()).st_ino, flush=True)
+  ready.set()
+  os.read(0, 1)
+ready = threading.Event()
+threading.Thread(target=inside).start()
+ready.wait()
+"""
+    started = program(aside)  # the first line is the thread's
+    holder = only(scan(started.inode))
+    assert (holder.pid, holder.doubt) == (started.pid, None)
+
+
+def test_without_kcmp_the_tables_of_all_threads_are_read(
+    program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holders_of, "_KCMP", None)
+    started = program(
+        "import threading\nfor _ in range(3): threading.Thread(target=os.read, args=(0, 1)).start()"
+    )
+    holder = only(scan(started.inode))
+    assert (holder.pid, holder.doubt) == (started.pid, None)
+    os.kill(started.pid, signal.SIGKILL)
+
+
+def test_where_there_is_no_time_that_is_said(program: Callable[..., Program]) -> None:
+    found = scan(program().inode, seconds=0)
+    assert found.holders == ()
+    assert found.missed == "there was no time to look at all processes"
+
+
+def test_who_has_very_many_descriptors_doesnt_hold_it_up(program: Callable[..., Program]) -> None:
+    program(
+        "import resource\n"
+        "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))\n"
+        "kept = [os.open('/dev/null', os.O_RDONLY) for _ in range(min(most, 50_000) - 10)]"
+    )
+    before = time.monotonic()
+    assert scan(1).missed is None
+    whole = time.monotonic() - before
+    before = time.monotonic()
+    assert scan(1, seconds=whole / 10).missed is not None
+    assert time.monotonic() - before < whole / 2
+
+
+def test_who_may_not_be_looked_at_may_have_been_handed_it(
+    program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, closed = program(), program()
+    _close(monkeypatch, closed.pid)
+    found = scan(started.inode)
+    assert only(found).doubt is None
+    assert found.missed is None
+    assert found.unseen == "not every process of this host may be looked at"
+
+
+def test_a_child_that_may_not_be_looked_at_may_have_it(
+    program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = program("child = os.posix_spawn('/bin/sleep', ['sleep', '100'], {})")
+    (child,) = map(
+        int, Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    )
+    _close(monkeypatch, child)
+    assert only(scan(started.inode)).doubt == "a child of it may not be looked at"
+    os.kill(child, signal.SIGKILL)
+
+
+def _close(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
+    """Have a process be one that we may not look at."""
+    real = holders_of._directory
+    closed: set[int] = set()
+
+    def guarded(path: str, parent: int | None = None) -> int:
+        if path == "./fd" and parent in closed:
+            raise PermissionError
+        directory = real(path, parent)
+        if path == str(pid):
+            closed.add(directory)
+        else:
+            closed.discard(directory)
+        return directory
+
+    monkeypatch.setattr(holders_of, "_directory", guarded)
+
+
+def test_where_processes_are_hidden_that_is_said(
+    program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = program()
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # /proc is another pid namespace's
+    assert scan(started.inode).missed == "not every process can be seen"
+
+
+def test_in_another_pid_namespace_others_may_have_been_handed_it(
+    program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = program()
+    monkeypatch.setattr(holders_of, "_INITIAL", "pid:[1]")
+    found = scan(started.inode)
+    assert found.missed is None
+    assert found.unseen is not None
+
+
+def test_a_process_that_ends_meanwhile_is_told_of(
+    program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = program()
+    real = holders_of._Search.look_at_all
+
+    def then_end(search: holders_of._Search, namespace: str) -> None:
+        real(search, namespace)
+        started.end()
+
+    monkeypatch.setattr(holders_of._Search, "look_at_all", then_end)
+    found = scan(started.inode)
+    assert found.holders == ()
+    assert found.missed == "a process that had it has ended while they were looked at"
+
+
+def test_a_child_that_ends_meanwhile_may_have_had_it(
+    program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = program("", "child = os.fork()\nif not child:\n  os.read(0, 1)\n  os._exit(0)")
+    (child,) = map(
+        int, Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+    )
+    assert len(scan(started.inode).holders) == 2
+    real = holders_of._Search._look
+
+    def after_its_end(search: holders_of._Search, pid: int, *, is_inside: bool) -> None:
+        if pid == child:
+            os.kill(child, signal.SIGKILL)
+            time.sleep(0.05)
+        real(search, pid, is_inside=is_inside)
+
+    monkeypatch.setattr(holders_of._Search, "_look", after_its_end)
+    holder = only(scan(started.inode))
+    assert holder.pid == started.pid
+    assert holder.doubt == "a child of it may have had the socket too, and have ended"
+
+
+def test_our_own_threads_are_looked_at_once() -> None:
+    stop = threading.Event()
+    threads = [threading.Thread(target=stop.wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    with socket.socket() as sock:
+        found = scan(os.fstat(sock.fileno()).st_ino)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert only(found).pid == os.getpid()

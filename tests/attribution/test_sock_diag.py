@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.attribution import sock_diag, socket_files
+from ocsf_nft.attribution.sock_diag import Tables
+from ocsf_nft.attribution.socket_files import TooManySocketsError
+from ocsf_nft.errors import AbsentError
+from ocsf_nft.netns import Namespace, named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.attribution.socket_files import IpVersion
+
+UDP = socket.IPPROTO_UDP
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+
+
+@pytest.fixture
+def tables() -> Iterator[Tables]:
+    with Tables(Namespace()) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["netlink", "text"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tables]:
+    """By netlink, and as it is without."""
+    if request.param == "text":
+
+        def lacking() -> socket.socket:
+            raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
+
+        monkeypatch.setattr(sock_diag, "_open_diag", lacking)
+    with Tables(Namespace()) as opened:
+        yield opened
+
+
+def soon() -> int:
+    return time.monotonic_ns() + 5_000_000_000
+
+
+def inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+def udp(family: int = socket.AF_INET) -> socket.socket:
+    return socket.socket(family, socket.SOCK_DGRAM)
+
+
+def test_an_unconnected_socket_is_found_by_its_port(either: Tables) -> None:
+    with udp() as mine, udp() as other:
+        mine.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port = mine.getsockname()[1]
+        (found,) = either.by_port(UDP, 4, port, deadline_ns=soon())
+    assert (found.family, found.protocol) == (socket.AF_INET, UDP)
+    assert (found.local, found.local_port) == ("127.0.0.1", port)
+    assert (found.remote, found.remote_port) == ("0.0.0.0", 0)
+    assert found.uid == os.getuid()
+
+
+def test_it_is_found_by_its_inode(either: Tables) -> None:
+    with udp() as mine:
+        mine.bind(("127.0.0.1", 0))
+        (found,) = either.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        assert found.inode == inode(mine)
+
+
+def test_a_socket_of_ipv6_sends_to_ipv4_as_well(either: Tables) -> None:
+    with udp(socket.AF_INET6) as mine:
+        mine.connect(("::ffff:127.0.0.1", 9))
+        port = mine.getsockname()[1]
+        versions: tuple[IpVersion, ...] = (4, 6)
+        for version in versions:
+            (found,) = either.by_port(UDP, version, port, deadline_ns=soon())
+            assert (found.local, found.remote, found.remote_port) == ("127.0.0.1", "127.0.0.1", 9)
+
+
+def test_a_socket_of_ipv4_doesnt_send_to_ipv6(either: Tables) -> None:
+    with udp() as mine:
+        mine.bind(("127.0.0.1", 0))
+        assert not either.by_port(UDP, 6, mine.getsockname()[1], deadline_ns=soon())
+
+
+def test_a_socket_of_ipv6_alone_doesnt_send_to_ipv4(tables: Tables) -> None:
+    with udp(socket.AF_INET6) as mine:
+        mine.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        mine.bind(("::", 0))
+        port = mine.getsockname()[1]
+        assert tables.by_port(UDP, 6, port, deadline_ns=soon())
+        assert not tables.by_port(UDP, 4, port, deadline_ns=soon())
+
+
+def test_each_that_shares_a_port_is_found(either: Tables) -> None:
+    with udp() as mine, udp() as other:
+        for sock in (mine, other):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        mine.bind(("127.0.0.1", 0))
+        other.bind(mine.getsockname())
+        found = either.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        assert {sock.inode for sock in found} == {inode(mine), inode(other)}
+
+
+def test_more_than_can_be_looked_through_are_refused_and_the_next_lookup_works(
+    either: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as opened:
+        # More than the kernel tells of at once.
+        many = [opened.enter_context(udp()) for _ in range(500)]
+        for sock in many:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(many[0].getsockname())
+        port = many[0].getsockname()[1]
+        for _ in range(2):
+            with pytest.raises(TooManySocketsError):
+                either.by_port(UDP, 4, port, deadline_ns=soon())
+        monkeypatch.setattr(socket_files, "MOST_SOCKETS", 500)
+        assert len(either.by_port(UDP, 4, port, deadline_ns=soon())) == 500
+
+
+def test_a_lookup_ends_when_its_time_is_over(either: Tables) -> None:
+    with udp() as mine:
+        mine.bind(("127.0.0.1", 0))
+        with pytest.raises(TooManySocketsError):
+            either.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=0)
+
+
+def test_more_text_than_can_be_read_is_refused(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_files, "_MOST_BYTES", 10)
+    with pytest.raises(TooManySocketsError):
+        tables.files.raw(4, soon())
+
+
+def test_a_table_that_the_kernel_lacks_is_empty(tables: Tables) -> None:
+    assert tables.files._lines("no-such-table", soon()) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "address", "shown"),
+    [
+        (4, "127.0.0.1", "127.0.0.1"),
+        (6, "::1", "::1"),
+        (4, "::ffff:127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_a_connection_is_found_by_both_its_ends(
+    either: Tables, version: IpVersion, address: str, shown: str
+) -> None:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with socket.create_server((shown, 0), family=family) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection((address, port)) as mine:
+            own = mine.getsockname()[1]
+            (found,) = either.tcp(
+                version, (shown, own), (shown, port), device=None, deadline_ns=soon()
+            )
+            assert (found.inode, found.state) == (inode(mine), 1)
+            # Nor is the listening socket the one that has another connection.
+            assert not either.tcp(
+                version, (shown, port), (shown, 9), device=None, deadline_ns=soon()
+            )
+
+
+def test_a_connection_of_a_socket_that_is_bound_to_a_device_is_found(tables: Tables) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as mine:
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        mine.connect(server.getsockname())
+        ends = mine.getsockname(), mine.getpeername()
+        (found,) = tables.tcp(4, *ends, device="lo", deadline_ns=soon())
+        assert found.inode == inode(mine)
+        assert not tables.tcp(4, *ends, device="no-such-device", deadline_ns=soon())
+
+
+def test_what_has_been_refused_is_found_where_its_process_has_bound_it(tables: Tables) -> None:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        refusing, free = one.getsockname(), other.getsockname()
+    for is_chosen in (True, False):
+        with socket.socket() as mine:
+            mine.bind(free if is_chosen else ("127.0.0.1", 0))
+            assert mine.connect_ex(refusing) == errno.ECONNREFUSED
+            found = tables.tcp(4, mine.getsockname(), refusing, device=None, deadline_ns=soon())
+            assert [sock.inode for sock in found] == ([inode(mine)] if is_chosen else [])
+
+
+def test_the_namespace_is_named_as_proc_does(tables: Tables) -> None:
+    assert tables.link == str(Path("/proc/self/ns/net").readlink())
+
+
+def test_a_namespace_that_isnt_there_is_absent() -> None:
+    with pytest.raises(AbsentError), Tables(named("ocsf-nft-no-such")):
+        pass
+
+
+def test_what_the_text_files_say_is_read() -> None:
+    order = sys.byteorder
+    word = int.from_bytes(socket.inet_aton("10.200.0.2"), order)
+    line = (
+        f" 7701: {word:08X}:1388 00000000:0000 07 00000000:00000000 00:00000000 00000000"
+        "  1000        0 33294 2 000000009570c100 0"
+    ).encode()
+    found = socket_files._text_socket(line, socket.AF_INET, UDP)
+    assert (found.local, found.local_port, found.uid, found.inode) == (
+        "10.200.0.2",
+        5000,
+        1000,
+        33294,
+    )
+    raw = socket.inet_pton(socket.AF_INET6, "2001:db8::7")
+    words = "".join(
+        f"{int.from_bytes(raw[at : at + 4], order):08X}" for at in range(0, len(raw), 4)
+    )
+    line = f"  0: {words}:003A {words}:0000 07 0:0 00:0 0  7  0 12 2 0 0".encode()
+    found = socket_files._text_socket(line, socket.AF_INET6, socket.IPPROTO_RAW)
+    assert (found.local, found.local_port, found.remote) == ("2001:db8::7", 58, "2001:db8::7")
+
+
+def test_what_the_table_of_packet_sockets_says_is_read() -> None:
+    line = b"00000000952b9f2c 3      3    0003   2     1 0      1000   44321 "
+    found = socket_files._packet_socket(line)
+    assert (found.family, found.protocol) == (socket.AF_PACKET, 3)
+    assert (found.uid, found.inode) == (1000, 44321)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import grp
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ocsf_nft.attribution import users
+from ocsf_nft.attribution.users import Names
+
+pytestmark = pytest.mark.kernel
+
+NOBODY = 3_999_999_999
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The users that the name service was asked for."""
+    numbers: list[int] = []
+    real = pwd.getpwuid
+
+    def ask(number: int) -> pwd.struct_passwd:
+        numbers.append(number)
+        return real(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", ask)
+    return numbers
+
+
+def test_users_and_groups_have_the_hosts_names() -> None:
+    names = Names()
+    assert names.user(0) == "root"
+    assert names.group(0) == grp.getgrgid(0).gr_name
+    assert [names.user(each.pw_uid) is not None for each in pwd.getpwall()].count(False) == 0
+
+
+def test_who_has_no_name_has_none() -> None:
+    assert Names().user(NOBODY) is None
+    assert Names().group(NOBODY) is None
+    assert Names().user(None) is None
+
+
+def test_a_name_is_asked_for_once(asked: list[int]) -> None:
+    names = Names()
+    assert [names.user(0), names.user(0), names.user(NOBODY), names.user(NOBODY)] == [
+        "root",
+        "root",
+        None,
+        None,
+    ]
+    assert asked == [0, NOBODY]
+
+
+def test_a_name_is_good_for_some_time(asked: list[int]) -> None:
+    names = Names(seconds=0)
+    assert names.user(0) == names.user(0) == "root"
+    assert asked == [0, 0]
+
+
+def test_no_more_names_are_kept_than_should(asked: list[int]) -> None:
+    names = Names(most=2)
+    for number in (NOBODY, NOBODY - 1, NOBODY - 2, NOBODY - 2, NOBODY - 1, NOBODY):
+        names.user(number)
+    assert asked == [NOBODY, NOBODY - 1, NOBODY - 2, NOBODY]
+    assert len(names._kept) == 2
+
+
+def test_a_group_is_no_user() -> None:
+    names = Names()
+    group = next(each for each in grp.getgrall() if each.gr_name != names.user(each.gr_gid))
+    assert names.group(group.gr_gid) == group.gr_name
+
+
+def test_in_a_user_namespace_nobody_has_the_hosts_name() -> None:
+    code = """
+from ocsf_nft.attribution.users import Names
+names = Names()
+print(names.user(0), names.group(0), names.known(0), names.known(65534), names.known(65533))
+"""
+    for options in ("-U", "-Ur"):
+        done = subprocess.run(
+            ["unshare", options, sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == "None None 0 None 65533\n"
+    assert Names().known(65534) == 65534
+
+
+def test_without_proc_nobody_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(users, "_NAMESPACE", Path("/nowhere/ns/user"))
+    assert Names().user(0) is None

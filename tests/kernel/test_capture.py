@@ -1,0 +1,84 @@
+"""Who did it, captured at the call: by many processes that are gone before anybody could look."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel import swarm
+from tests.kernel.swarm import CONNECTED, FIRST, IPV6, NONBLOCKING, UDP
+from tests.kernel.watching import fence, watching
+
+if TYPE_CHECKING:
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.process import Attribution
+    from tests.kernel.swarm import Swarm, Truth
+
+pytestmark = pytest.mark.kernel
+
+_ATTEMPTS = 10_000
+_PROGRAMS = 50
+_ENOUGH = 0.999
+
+
+@pytest.fixture(scope="module")
+def attackers(tmp_path_factory: pytest.TempPathFactory) -> Swarm:
+    return swarm.build(tmp_path_factory.mktemp("swarm"), _PROGRAMS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "mask"),
+    [(0, IPV6 | NONBLOCKING), (UDP, IPV6 | NONBLOCKING | CONNECTED)],
+    ids=["tcp", "udp"],
+)
+async def test_each_of_ten_thousand_that_are_gone_at_once_is_named(
+    lab: Lab,
+    state: StateDirectory,
+    attackers: Swarm,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: int,
+    mask: int,
+) -> None:
+    fence(lab, state, monkeypatch)
+    middle, end = FIRST + _ATTEMPTS // 2, FIRST + _ATTEMPTS
+    async with watching(lab) as watched:
+        assert watched.ladder.rung == "capture", watched.ladder.reason
+        # Two that start them, at the same time: so parents differ too.
+        running = [
+            attackers.start(lab.sandbox_namespace, numbers, flags, mask=mask)
+            for numbers in (range(FIRST, middle), range(middle, end))
+        ]
+        truths = await asyncio.gather(
+            *(asyncio.to_thread(attackers.truth, each) for each in running)
+        )
+        await watched.until(_ATTEMPTS, protocol=17 if flags & UDP else 6)
+        lost = watched.ladder.lost
+    truth = truths[0] | truths[1]
+    verdicts = Counter(
+        _verdict(by, truth[number], str(attackers.launcher))
+        for record, by in watched.found
+        if (number := swarm.number_of(record)) in truth
+    )
+    assert verdicts.total() == _ATTEMPTS
+    assert verdicts["right"] >= _ENOUGH * _ATTEMPTS, (verdicts, lost)
+    assert set(verdicts) <= {"right", "unknown"}
+
+
+def _verdict(by: Attribution, truth: Truth, launcher: str) -> str:
+    process = by.process
+    if process is None:
+        return "unknown"
+    if process.pid != truth.pid:
+        return "another process"
+    if process.path != truth.path:
+        return "unknown" if process.path is None else "another program"
+    parent = process.ancestors[0] if process.ancestors else None
+    if parent is None or parent.path is None:
+        return "unknown"
+    if (parent.pid, parent.path) != (truth.parent, launcher):
+        return "another parent"
+    return "right"

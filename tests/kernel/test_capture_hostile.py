@@ -1,0 +1,433 @@
+"""Who did it, captured at the call, where somebody does all he can to look like somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel import swarm
+from tests.kernel.swarm import FIRST, UDP
+from tests.kernel.watching import fence, watching
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.process import Process
+    from tests.kernel.swarm import Swarm
+
+pytestmark = pytest.mark.kernel
+
+PYTHON = os.path.realpath("/usr/bin/python3")
+_UDP, _TCP, _ICMP, _ICMPV6 = 17, 6, 1, 58
+_START = textwrap.dedent("""
+    import contextlib, ctypes, os, signal, socket, struct, sys, time
+    TO4, TO6, MAPPED = ("203.0.113.7", 443), ("2001:db8::7", 443), ("::ffff:203.0.113.7", 443)
+    def udp(family=socket.AF_INET): return socket.socket(family, socket.SOCK_DGRAM)
+    def tcp(family=socket.AF_INET): return socket.socket(family, socket.SOCK_STREAM)
+    refused = contextlib.suppress(OSError)
+    def say(): print(os.getpid(), flush=True)
+""")
+
+
+@pytest.fixture(scope="module")
+def attackers(tmp_path_factory: pytest.TempPathFactory) -> Swarm:
+    return swarm.build(tmp_path_factory.mktemp("swarm"), 10)
+
+
+@pytest.fixture
+def run(lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a program in the fenced sandbox to its end; the pid that it said is the culprit's."""
+    fence(lab, state, monkeypatch)
+
+    def run(program: str, *, by: tuple[str, ...] = (PYTHON, "-I", "-c")) -> int:
+        done = lab.sandbox_namespace.call(
+            lambda: subprocess.run(
+                [*by, f"{_START}\n{textwrap.dedent(program)}"],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=True,
+            )
+        )
+        return int(done.stdout)
+
+    return run
+
+
+async def _who(lab: Lab, run: Callable[[], int], protocol: int | None) -> tuple[Process, int]:
+    async with watching(lab) as watched:
+        assert watched.ladder.rung == "capture", watched.ladder.reason
+        pid = await asyncio.to_thread(run)
+        by, *_ = await watched.until(1, protocol=protocol)
+    assert (by.rung, by.sureness) == ("capture", "high"), by
+    assert by.process is not None
+    return by.process, pid
+
+
+@pytest.mark.parametrize(
+    ("protocol", "opened", "used"),
+    [
+        (_UDP, "udp(); s.connect(TO4)", "s.send(b'x')"),
+        (_UDP, "udp(socket.AF_INET6); s.connect(TO6)", "s.send(b'x')"),
+        (_UDP, "udp()", "s.sendto(b'x', TO4)"),
+        (_TCP, "tcp()", "s.connect(TO4)"),
+    ],
+    ids=["connected UDP", "connected UDP over IPv6", "UDP", "TCP"],
+)
+async def test_of_an_inherited_socket_who_uses_it_is_named(
+    lab: Lab, run: Callable[..., int], protocol: int, opened: str, used: str
+) -> None:
+    program = f"""
+        s = {opened}
+        if not os.fork():
+            say()
+            with refused:
+                {used}
+            os._exit(0)
+        os.wait()
+    """
+    process, pid = await _who(lab, lambda: run(program), protocol)
+    assert process.pid == pid
+    assert process.path == PYTHON
+    assert process.ancestors[0].path == PYTHON
+
+
+@pytest.mark.parametrize("connects", [True, False], ids=["connected", "not connected"])
+async def test_of_a_socket_that_was_passed_who_uses_it_is_named(
+    lab: Lab, run: Callable[..., int], *, connects: bool
+) -> None:
+    program = f"""
+        here, there = socket.socketpair()
+        if not os.fork():
+            _, (fd,), *_ = socket.recv_fds(there, 1, 1)
+            say()
+            with refused:
+                s = socket.socket(fileno=fd)
+                s.send(b'x') if {connects} else s.sendto(b'x', TO4)
+            os._exit(0)
+        s = udp()
+        if {connects}:
+            s.connect(TO4)
+        socket.send_fds(here, [b'x'], [s.fileno()])
+        s.close()
+        os.wait()
+    """
+    process, pid = await _who(lab, lambda: run(program), _UDP)
+    assert process.pid == pid
+
+
+async def test_who_runs_another_program_right_after_is_told_as_what_it_was(
+    lab: Lab, run: Callable[..., int]
+) -> None:
+    program = """
+        s = tcp()
+        s.setblocking(False)
+        say()
+        with refused:
+            s.connect(TO4)
+        os.execv("/usr/bin/true", ["innocent"])
+    """
+    process, pid = await _who(lab, lambda: run(program), _TCP)
+    assert (process.pid, process.path) == (pid, PYTHON)
+    assert process.cmd_line is not None
+    assert process.cmd_line.startswith(f"{PYTHON} -I -c")
+
+
+async def test_a_forked_child_of_who_ran_another_program_meanwhile_has_the_old_parent(
+    lab: Lab, run: Callable[..., int]
+) -> None:
+    program = """
+        if not os.fork():
+            time.sleep(0.2)
+            say()
+            with refused:
+                tcp().connect(TO4)
+            os._exit(0)
+        os.execv("/usr/bin/sleep", ["innocent", "0.4"])
+    """
+    process, pid = await _who(lab, lambda: run(program), _TCP)
+    assert (process.pid, process.path) == (pid, PYTHON)
+    assert process.ancestors[0].path == PYTHON
+
+
+async def test_whose_parent_is_gone_keeps_those_that_it_was_started_by(
+    lab: Lab, run: Callable[..., int]
+) -> None:
+    program = """
+        if not os.fork():
+            if not os.fork():
+                time.sleep(0.2)
+                print(os.getpid(), flush=True)
+                with refused:
+                    tcp().connect(TO4)
+            os._exit(0)
+        os.wait()
+        time.sleep(0.4)
+    """
+    process, pid = await _who(lab, lambda: run(program), _TCP)
+    assert process.pid == pid
+    # The one in the middle, the one that was started, and the test.
+    paths = [each.path for each in process.ancestors[:2]]
+    assert paths == [PYTHON, PYTHON]
+    assert os.getpid() in {each.pid for each in process.ancestors}
+
+
+_RENAMES = {
+    "JSON": '","uid":"0"},"x":{"',
+    "lines": "a\nb\r\n\x1b[2J\x07",
+    "another's": "sshd",
+    "no text": "\udcff\udcfe",
+}
+
+
+@pytest.mark.parametrize("name", _RENAMES.values(), ids=_RENAMES)
+async def test_whatever_it_calls_itself_its_program_and_its_arguments_are_told(
+    lab: Lab, run: Callable[..., int], name: str
+) -> None:
+    program = f"""
+        libc = ctypes.CDLL(None)
+        name = {os.fsencode(name)!r}
+        libc.prctl(15, name, 0, 0, 0)
+        stat = open("/proc/self/stat", "rb").read().rpartition(b")")[2].split()
+        start, end = int(stat[45]), int(stat[46])  # proc(5): arg_start, arg_end
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, name, len(name))
+        say()
+        with refused:
+            tcp().connect(TO4)
+    """
+    process, pid = await _who(lab, lambda: run(program), _TCP)
+    assert (process.pid, process.path) == (pid, PYTHON)
+    assert process.cmd_line is not None
+    assert process.cmd_line.startswith(f"{PYTHON} -I -c")
+    assert process.name is not None
+    assert process.name.encode("utf-8", "surrogateescape")  # it is text
+
+
+async def test_what_it_is_called_by_who_starts_it_is_no_program(
+    lab: Lab, run: Callable[..., int]
+) -> None:
+    process, pid = await _who(
+        lab,
+        lambda: run(
+            "say()\nwith refused: tcp().connect(TO4)",
+            by=("/usr/bin/bash", "-c", f'exec -a "$1" {PYTHON} -I -c "$2"', "sh", '/bin/"ls\n'),
+        ),
+        _TCP,
+    )
+    assert (process.pid, process.path) == (pid, PYTHON)
+    assert process.cmd_line is not None
+    assert process.cmd_line.startswith('/bin/"ls\n ')
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+async def test_a_program_that_is_gone_from_the_disk_is_told_by_its_name(
+    lab: Lab, run: Callable[..., int], tmp_path: Path, how: str
+) -> None:
+    copy = tmp_path / "implant"
+    shutil.copy(PYTHON, copy)
+    program = f"""
+        os.unlink({str(copy)!r})
+        if {how == "replaced"}:
+            open({str(copy)!r}, "w").close()
+        say()
+        if not os.fork():  # who is told of for the first time now
+            with refused:
+                tcp().connect(TO4)
+            os._exit(0)
+        os.wait()
+    """
+    process, pid = await _who(lab, lambda: run(program, by=(str(copy), "-I", "-c")), _TCP)
+    assert process.ancestors[0].pid == pid
+    assert (process.path, process.is_deleted) == (str(copy), True)
+
+
+async def test_a_program_in_memory_alone_is_told_as_that(lab: Lab, run: Callable[..., int]) -> None:
+    program = f"""
+        fd = os.memfd_create("cat /etc/passwd")
+        os.write(fd, open("{PYTHON}", "rb").read())
+        os.execve(fd, ["ls", "-I", "-c", sys.argv[0] or SOURCE], os.environ)
+    """
+    inner = f"{_START}\nsay()\nwith refused: tcp().connect(TO4)"
+    process, pid = await _who(
+        lab, lambda: run(program.replace("sys.argv[0] or SOURCE", repr(inner))), _TCP
+    )
+    assert process.pid == pid
+    assert (process.path, process.is_deleted) == ("memfd:cat /etc/passwd", True)
+
+
+async def test_in_a_pid_namespace_both_its_numbers_are_told(
+    lab: Lab, run: Callable[..., int]
+) -> None:
+    by = ("/usr/bin/unshare", "--pid", "--fork", "--mount-proc", PYTHON, "-I", "-c")
+    program = """
+        if not os.fork():
+            say()
+            with refused:
+                tcp().connect(TO4)
+            os._exit(0)
+        os.wait()
+    """
+    process, pid = await _who(lab, lambda: run(program, by=by), _TCP)
+    assert (process.namespace_pid, pid) == (pid, 2)
+    assert process.pid != pid
+    (init,) = process.ancestors
+    assert (init.namespace_pid, init.path) == (1, PYTHON)
+
+
+_ECHO4 = "struct.pack('!BBHHH', 8, 0, 0, 7, 1)"
+_ECHO6 = "struct.pack('!BBHHH', 128, 0, 0, 7, 1)"
+_FRAME = "bytes.fromhex('020000000001020000000002') + b'\\x88\\xb5' + bytes(50)"
+_DEEDS: dict[str, tuple[int | None, str]] = {
+    "mapped TCP": (_TCP, "tcp(socket.AF_INET6).connect(MAPPED)"),
+    "mapped UDP": (_UDP, "udp(socket.AF_INET6).sendto(b'x', MAPPED)"),
+    "mapped, connected": (_UDP, "s = udp(socket.AF_INET6); s.connect(MAPPED); s.send(b'x')"),
+    "connected elsewhere": (_UDP, "s = udp(); s.connect(('8.8.8.8', 53)); s.sendto(b'x', TO4)"),
+    "write": (_UDP, "s = udp(); s.connect(TO4); os.write(s.fileno(), b'x')"),
+    "ping": (_ICMP, f"socket.socket(2, socket.SOCK_DGRAM, 1).sendto({_ECHO4}, TO4)"),
+    "ping, IPv6": (_ICMPV6, f"socket.socket(10, socket.SOCK_DGRAM, 58).sendto({_ECHO6}, TO6)"),
+    "raw ICMP": (_ICMP, f"socket.socket(2, socket.SOCK_RAW, 1).sendto({_ECHO4}, (TO4[0], 0))"),
+    "raw, IPv6": (253, "socket.socket(10, socket.SOCK_RAW, 253).sendto(b'x', (TO6[0], 0))"),
+    "UDP-Lite": (136, "socket.socket(2, socket.SOCK_DGRAM, 136).sendto(b'x', TO4)"),
+    "a frame": (None, f"s = socket.socket(17, 3); s.bind(('sb0', 0x88b5)); s.send({_FRAME})"),
+}
+
+
+@pytest.mark.parametrize(("protocol", "deed"), _DEEDS.values(), ids=_DEEDS)
+async def test_whatever_socket_it_takes_it_is_named(
+    lab: Lab, run: Callable[..., int], protocol: int | None, deed: str
+) -> None:
+    lab.sandbox_namespace.call(
+        lambda: Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 99", encoding="ascii")
+    )
+    program = f"say()\nwith refused:\n    {deed}"
+    async with watching(lab) as watched:
+        pid = await asyncio.to_thread(run, program)
+        await watched.until(1, protocol=protocol)
+        await asyncio.sleep(0.1)
+    mine = [
+        by
+        for record, by in watched.found
+        if (record.rule == "link" if protocol is None else record.protocol == protocol)
+        and record.uid == 0
+    ]
+    assert [by.process.pid for by in mine if by.process is not None] == [pid]
+    assert mine[0].rung == "capture"
+
+
+async def test_who_has_the_number_of_another_one_now_is_not_taken_for_it(
+    lab: Lab, run: Callable[..., int]
+) -> None:
+    """A number is given out again at once, to a process that runs another program."""
+    program = """
+        first = os.fork()
+        if not first:
+            with refused:
+                tcp().connect(TO4)
+            os._exit(0)
+        os.waitpid(first, 0)
+        with open("/proc/sys/kernel/ns_last_pid", "w") as last:
+            last.write(str(first - 1))
+        second = os.posix_spawn("/usr/bin/sleep", ["sleep", "0.5"], os.environ)
+        print(first if first == second else -1, flush=True)
+        os.waitpid(second, 0)
+    """
+    for _ in range(5):  # others start processes too
+        process, pid = await _who(lab, lambda: run(program), _TCP)
+        assert process.path == PYTHON
+        if pid != -1:
+            assert process.pid == pid
+            return
+    pytest.fail("the number was not given out again")
+
+
+async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
+    lab: Lab,
+    state: StateDirectory,
+    attackers: Swarm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fence(lab, state, monkeypatch)
+    forks = tmp_path / "forks"
+    source = Path(__file__).with_name("forks.c")
+    await asyncio.to_thread(lambda: subprocess.run(["cc", "-O2", "-o", forks, source], check=True))
+    numbers = range(FIRST, FIRST + 1000)
+    async with watching(lab) as watched:
+        flood = lab.sandbox_namespace.call(
+            lambda: subprocess.Popen([forks, "3000"], stdout=subprocess.PIPE, text=True)
+        )
+        running = attackers.start(lab.sandbox_namespace, numbers, UDP, mask=1)
+        truth = await asyncio.to_thread(attackers.truth, running)
+        told, _ = await asyncio.to_thread(flood.communicate)
+        await watched.until(len(numbers), protocol=_UDP)
+    assert int(told) / 3 > 1000  # children a second, beside the attackers' own
+    named = [
+        (by.process, truth[number])
+        for record, by in watched.found
+        if (number := swarm.number_of(record)) in truth and by.process is not None
+    ]
+    assert len(named) >= 0.99 * len(numbers)
+    for process, true in named:
+        assert process.pid == true.pid
+        assert process.path in {true.path, None}
+
+
+async def test_a_permissive_fence_names_nobody_whom_it_did_not_see(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not refused is not told of: who connected a socket may have passed it on."""
+    fence(lab, state, monkeypatch, is_permissive=True)
+    program = _START + textwrap.dedent("""
+        s = udp()
+        s.connect(TO4)
+        if not os.fork():
+            s.send(b'x')
+            os._exit(0)
+        os.wait()
+    """)
+    async with watching(lab) as watched:
+        await asyncio.to_thread(
+            lab.sandbox_namespace.call,
+            lambda: subprocess.run([PYTHON, "-I", "-c", program], check=True),
+        )
+        (by,) = await watched.until(1, protocol=_UDP)
+    assert by.process is None
+    assert by.sureness in {"low", "high"}
+    assert all(each.calls is None for each in by.seen)
+
+
+async def test_the_hash_is_that_of_what_runs_and_of_nothing_that_it_runs_later(
+    lab: Lab, run: Callable[..., int], tmp_path: Path
+) -> None:
+    copy = tmp_path / "implant"
+    shutil.copy(PYTHON, copy)
+    stays = "say()\nwith refused: tcp().connect(TO4)\ntime.sleep(0.5)"
+    goes_on = f"""
+        os.unlink({str(copy)!r})
+        say()
+        with refused:
+            tcp().connect(TO4)
+        open({str(copy)!r}, "wb").write(open("/usr/bin/sleep", "rb").read())
+        os.chmod({str(copy)!r}, 0o755)
+        os.execv({str(copy)!r}, ["implant", "0.5"])
+    """
+    async with watching(lab, hashed_bytes=1 << 30, wait_seconds=1) as watched:
+        for program in (stays, goes_on):
+            await asyncio.to_thread(run, program, by=(str(copy), "-I", "-c"))
+        first, second = await watched.until(2, protocol=_TCP)
+    expected = hashlib.sha256(Path(PYTHON).read_bytes()).hexdigest()  # noqa: ASYNC240 - a test
+    assert first.process is not None
+    assert (first.process.path, first.process.sha256) == (str(copy), expected)
+    assert second.process is not None
+    assert second.process.sha256 in {None, expected}

@@ -1,0 +1,168 @@
+"""Where a rung is not to be had, the next one stands, and says why."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import ocsf_nft
+from ocsf_nft.attribution import capture, libbpf
+from ocsf_nft.lab import GATEWAY4, PROXY_PORT
+from tests.kernel import swarm
+from tests.kernel.swarm import CONNECTED, FIRST, STAYS, UDP
+from tests.kernel.watching import fence, watching
+
+if TYPE_CHECKING:
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from tests.kernel.swarm import Swarm
+
+pytestmark = pytest.mark.kernel
+
+_ROOT = Path(__file__).parents[2]
+_STANDS = """
+import asyncio, json
+from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.netns import Namespace
+async def stand():
+    async with Ladder({"sb": Namespace()}) as ladder:
+        print(json.dumps([ladder.rung, ladder.reason]))
+asyncio.run(stand())
+"""
+
+
+def _libbpf() -> str:
+    """The file of the library, as it is loaded."""
+    libbpf.library()
+    mapped = Path("/proc/self/maps").read_text("utf-8").splitlines()
+    return next(line.split()[-1] for line in mapped if "libbpf" in line)
+
+
+_NO_CGROUP2 = 'awk \'$9 == "cgroup2" || $10 == "cgroup2" {print $5}\' /proc/self/mountinfo'
+
+
+@pytest.fixture(scope="module")
+def attackers(tmp_path_factory: pytest.TempPathFactory) -> Swarm:
+    return swarm.build(tmp_path_factory.mktemp("swarm"), 10)
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        (["unshare", "-n"], None),
+        (["unshare", "-Urn"], "Operation not permitted"),
+        (
+            ["unshare", "-n", "setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin"],
+            "Operation not permitted",
+        ),
+        (
+            ["unshare", "-nm", "sh", "-c", f'mount --bind /dev/null {_libbpf()}; exec "$@"', "sh"],
+            "libbpf is missing",
+        ),
+        (
+            ["unshare", "-nm", "sh", "-c", f'umount -l $({_NO_CGROUP2}); exec "$@"', "sh"],
+            "cgroup v2 is not mounted",
+        ),
+    ],
+    ids=["nothing", "privilege", "CAP_BPF", "libbpf", "cgroup v2"],
+)
+def test_without_something_the_next_rung_stands_and_says_why(
+    host: list[str], why: str | None
+) -> None:
+    done = subprocess.run(
+        [*host, sys.executable, "-c", _STANDS],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=_ROOT,
+    )
+    # What is logged comes before it.
+    rung, reason = json.loads(done.stdout.splitlines()[-1])
+    assert rung == ("socket" if why else "capture")
+    assert (why or "") in (reason or "")
+    assert done.stderr == ""
+
+
+async def test_on_a_kernel_that_tells_no_types_the_right_numbers_are_told(
+    lab: Lab, state: StateDirectory, attackers: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "_TYPES", Path("/nowhere"))
+    fence(lab, state, monkeypatch)
+    numbers = range(FIRST, FIRST + 1000)
+    async with watching(lab) as watched:
+        running = [
+            attackers.start(lab.sandbox_namespace, numbers, flags, mask=3 | CONNECTED)
+            for flags in (0, UDP)
+        ]
+        tcp, udp = [await asyncio.to_thread(attackers.truth, each) for each in running]
+        await watched.until(2 * len(numbers))
+    named = connected = 0
+    for record, by in watched.found:
+        number = swarm.number_of(record)
+        if number is None or number not in tcp:
+            continue
+        truth = (tcp if record.protocol == 6 else udp)[number]
+        if by.process is not None:
+            named += 1
+            assert (by.process.pid, by.process.path) == (truth.pid, None)
+            assert by.process.name == Path(truth.path).name
+        elif record.protocol == 17 and number & CONNECTED:
+            connected += 1
+    # Who sends by a connected socket is not seen there, and not made up.
+    assert connected == sum(bool(number & CONNECTED) for number in numbers)
+    assert named + connected >= 0.95 * 2 * len(numbers)
+
+
+async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_who_stays(
+    lab: Lab, attackers: Swarm, tmp_path: Path
+) -> None:
+    sandbox = {
+        "name": "agent",
+        "netns": lab.sandbox,
+        "proxy": [f"{GATEWAY4}:{PROXY_PORT}"],
+        "install": True,
+    }
+    config = ocsf_nft.parse({"sandbox": [sandbox], "state_dir": str(tmp_path)}, where="test")
+    events = []
+    async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(30):
+        captured = service.ladder._captured
+        assert captured is not None
+        loaded = captured._capture._loaded
+        # As `bpftool link detach` does.
+        detach = loaded._library.bpf_link__detach
+        detach.argtypes = (ctypes.c_void_p,)
+        assert detach(loaded._links[-1]) == 0
+        running = None
+        async for event in service:
+            events.append(event)
+            if event.get("activity_name") == "Attribution Degraded":
+                numbers = range(FIRST, FIRST + 1)
+                running = attackers.start(lab.sandbox_namespace, numbers, UDP | STAYS)
+            if event["class_uid"] == 4001 and event["connection_info"]["protocol_num"] == 17:
+                service.stop()
+        assert service.ladder.rung == "socket"
+    assert running is not None
+    (fell,) = (each for each in events if each.get("activity_name") == "Attribution Degraded")
+    assert "has detached the BPF program" in fell["status_detail"]
+    assert fell["unmapped"]["rung"] == "socket"
+    (attempt,) = (
+        each
+        for each in events
+        if each["class_uid"] == 4001 and each["connection_info"]["protocol_num"] == 17
+    )
+    (how,) = attempt["enrichments"]
+    assert how["data"]["rung"] == "socket"
+    # Root may send as if from anybody's socket: so it is not more than one that it may have been.
+    (process,) = how["data"]["processes"]
+    assert process["path"] == str(attackers.programs[FIRST % 10])
+    os.kill(process["pid"], signal.SIGKILL)
+    await asyncio.to_thread(running.communicate)

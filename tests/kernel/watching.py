@@ -1,0 +1,95 @@
+"""A fence's records as they come, and who the ladder says has sent each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.fence import installer, ruleset
+from ocsf_nft.fence.spec import FenceSpec
+from ocsf_nft.fence.values import endpoint
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab, ip
+from ocsf_nft.sources.nflog import Nflog
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+
+    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.process import Attribution
+    from ocsf_nft.record import Record
+
+SANDBOX = "lab"
+_BUDGET = "limit rate 1/second burst 4 packets"
+
+
+@dataclass
+class Watched:
+    """What has come so far, in the kernel's order."""
+
+    ladder: Ladder
+    found: list[tuple[Record, Attribution]] = field(default_factory=list)
+    more: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def until(self, number: int, *, protocol: int | None = None) -> list[Attribution]:
+        """Who sent the first packets (of a protocol), once there are so many."""
+        async with asyncio.timeout(20), self.more:
+            await self.more.wait_for(lambda: len(self._of(protocol)) >= number)
+        return self._of(protocol)
+
+    def _of(self, protocol: int | None) -> list[Attribution]:
+        return [by for record, by in self.found if protocol in {None, record.protocol}]
+
+
+def fence(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch, *, is_permissive: bool = False
+) -> None:
+    """The real fence, but that it logs each packet: so each can be looked at by itself."""
+    policy = ruleset._policy
+
+    @functools.cache
+    def generous(file: str) -> str:
+        return policy(file).replace(_BUDGET, "limit rate 1000000/second burst 100000 packets")
+
+    monkeypatch.setattr(ruleset, "_policy", generous)
+    proxies = (endpoint(f"{GATEWAY4}:{PROXY_PORT}"), endpoint(f"[{GATEWAY6}]:{PROXY_PORT}"))
+    spec = FenceSpec(sandbox=SANDBOX, proxies=proxies, is_permissive=is_permissive)
+    installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    # Numbers are told in the lengths of packets.
+    ip("-n", lab.sandbox, "link", "set", lab.sandbox_device, "mtu", "65535")
+    ip("-n", lab.gateway, "link", "set", lab.gateway_device, "mtu", "65535")
+
+
+@contextlib.asynccontextmanager
+async def watching(
+    lab: Lab, *, top: Top = "capture", wait_seconds: float = 0.05, hashed_bytes: int = 0
+) -> AsyncIterator[Watched]:
+    """Read the fence of the lab in the background."""
+    sandboxes = {SANDBOX: lab.sandbox_namespace}
+    async with (
+        Ladder(sandboxes, top=top, wait_seconds=wait_seconds, hashed_bytes=hashed_bytes) as ladder,
+        Nflog(lab.sandbox_namespace, 4001) as source,
+    ):
+        watched = Watched(ladder)
+
+        async def read() -> None:
+            async for batch in source.batches():
+                assert not batch.gaps
+                told = await ladder.attributions(SANDBOX, batch.records)
+                async with watched.more:
+                    watched.found.extend(zip(batch.records, told, strict=True))
+                    watched.more.notify_all()
+
+        reading = asyncio.create_task(read())
+        try:
+            yield watched
+        finally:
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
