@@ -207,9 +207,10 @@ class _Attributing(Protocol):
 class _Way:
     """A way to find out who did it.
 
-    ``attempts`` of each kind are made by processes that are gone at once, so many a second in all,
-    or one whenever the one before it was looked at; and in the latter way some by such that stay.
-    It is ours where it has a ``top``.
+    ``attempts`` of each kind are made by processes that are gone at once, and some by such that
+    stay, which come one after the other; those that are gone too, where ``a_second`` doesn't say
+    how many there are in all. It is ours where it has a ``top``; then it looks for a quarter of the
+    time, and ``rest`` is how much longer than looking that is.
     """
 
     name: str
@@ -217,6 +218,7 @@ class _Way:
     knows_types: bool = True
     attempts: int = 2_000
     a_second: int = 1_500
+    rest: int = 3
 
     @contextlib.asynccontextmanager
     async def at_work(self, fenced: Fenced) -> AsyncIterator[_Attributing]:
@@ -236,8 +238,8 @@ _WAYS: Final = (
     _Way(name="capture", top="capture"),
     _Way(name="capture, no BTF", top="capture", knows_types=False),
     _Way(name="socket", top="socket"),
-    _Way(name="user", top="user", a_second=3_000),
-    _Way(name="the reference", top=None, attempts=100, a_second=_AFTER_ANOTHER),
+    _Way(name="user", top="user", attempts=500),
+    _Way(name="the reference", top=None, attempts=100, a_second=_AFTER_ANOTHER, rest=0),
 )
 
 
@@ -319,7 +321,7 @@ def finding() -> Subject:
             "Gone: the process ends at once. Several: it is among those that it may have been, or",
             "the only such. In ms: from the arrival of a packet's record until that is said.",
             "The reference: a look for the record's port in /proc/net/tcp, state ESTABLISHED, then",
-            "for its socket in /proc/*/fd; of TCP alone. Of fewer, since a look takes so long.",
+            "for its socket in /proc/*/fd; of TCP alone. Of fewer: a look takes so long.",
         ),
         failures=tuple(failure for each in found for failure in each.failures()),
     )
@@ -338,9 +340,10 @@ async def _find(way: _Way, program: Path, ending: str, *, stays: bool) -> list[_
             with told.open("wb") as file:
                 swarm = _swarm(fenced, program, (number, rate, 1, int(stays)), file)
             with stage.ending(swarm):
-                told_of = await _told(attributing, source, number, swarm)
-                if not stays:
-                    await asyncio.to_thread(swarm.wait)
+                told_of = await _told(attributing, source, number, swarm, rest=way.rest)
+                stage.wait_for(
+                    "the start of all", lambda: told.read_bytes().count(b"\n") == number, swarm
+                )
         lines = [line.split() for line in told.read_text("ascii").splitlines()]
     pids = {int(port): int(pid) for port, pid in lines}
     found = [_Found(way=way, kind=kind, ending=ending, attempts=attempts) for kind in _KINDS]
@@ -392,28 +395,35 @@ def _said(by: Attribution, took_ns: int) -> _Said:
 
 
 async def _told(
-    attributing: _Attributing, source: Nflog, number: int, swarm: subprocess.Popen[bytes]
+    attributing: _Attributing,
+    source: Nflog,
+    number: int,
+    swarm: subprocess.Popen[bytes],
+    *,
+    rest: int,
 ) -> Mapping[int, _Said]:
-    """Who is said to have tried each port."""
+    """Who is said to have tried each of so many ports."""
     found: dict[int, _Said] = {}
-    _start_next(swarm)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE_S):
+            await _start_next(swarm, after_s=0)
             async for batch in source.batches():
+                begun = time.monotonic()
                 told = await attributing.attributions(stage.SANDBOX, batch.records)
-                now_ns = time.time_ns()
+                now_ns, took_s = time.time_ns(), time.monotonic() - begun
                 for record, by in zip(batch.records, told, strict=True):
                     if record.destination_port is not None:
                         said = _said(by, now_ns - record.received_ns)
                         found[record.destination_port] = said
                 if len(found) >= number:
                     break
-                _start_next(swarm)
+                await _start_next(swarm, after_s=rest * took_s)
     return found
 
 
-def _start_next(swarm: subprocess.Popen[bytes]) -> None:
+async def _start_next(swarm: subprocess.Popen[bytes], *, after_s: float) -> None:
     if swarm.stdin is not None:
+        await asyncio.sleep(after_s)
         swarm.stdin.write(b"\n")
         swarm.stdin.flush()
 

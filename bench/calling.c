@@ -3,9 +3,9 @@
  * calling time WORK BATCHES CALLS NAMESPACE: the nanoseconds of each batch of so many calls, as
  * JSON. Some works need another network namespace, which is at the other end.
  * calling swarm USER FIRST NUMBER RATE CALLS STAYS: so many processes of a user, at so many a second
- * (0: as fast as it goes; -1: one for each byte of standard input), each of a program that is
- * started for it: by TCP, by UDP and by UDP that is connected in turn, each to the next port. Prints
- * the port and the process of each.
+ * (0: as fast as it goes; -1: one for each byte of standard input, and then the one before is ended),
+ * each of a program that is started for it: by TCP, by UDP and by UDP that is connected in turn, each
+ * to the next port. Prints the port and the process of each.
  * calling try KIND PORT CALLS STAYS: one of them; 0 TCP, 1 UDP, 2 UDP that is connected. Further
  * calls are to the ports after it. One that stays ends with who has started it. */
 #define _GNU_SOURCE
@@ -329,6 +329,7 @@ static void try(int kind, int port, int calls, int stays)
 static void swarm(int user, int first, int number, int rate, char *calls, char *stays)
 {
 	long long begun = now_ns();
+	pid_t pid = 0;
 
 	done(setgid(user));
 	done(setuid(user));
@@ -338,17 +339,22 @@ static void swarm(int user, int first, int number, int rate, char *calls, char *
 		char *arguments[] = { (char *)self, "try", kind, port, calls, stays, NULL };
 		long long at = rate > 0 ? begun + i * 1000000000LL / rate : 0;
 		struct timespec until = { at / 1000000000, at % 1000000000 };
-		pid_t pid;
 
 		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
-		if (rate < 0 && getchar() == EOF)
-			break;
+		if (rate < 0) {
+			if (getchar() == EOF)
+				break;
+			if (pid) {
+				kill(pid, SIGKILL);
+				ended(pid);
+			}
+		}
 		snprintf(kind, sizeof(kind), "%d", i % KINDS);
 		snprintf(port, sizeof(port), "%d", first + i);
 		if ((errno = posix_spawn(&pid, self, NULL, NULL, arguments, environ)))
 			err(1, "posix_spawn");
 		printf("%d %d\n", first + i, pid);
-		while (waitpid(-1, NULL, WNOHANG) > 0)
+		while (rate >= 0 && waitpid(-1, NULL, WNOHANG) > 0)
 			;
 	}
 	while (wait(NULL) > 0)
