@@ -39,7 +39,7 @@ def attempt(  # noqa: PLR0913 - what is told, and in whose words
 
     ``packets`` is how many; ``number`` how many of the rule were told before, which is another
     one for each attempt; ``read_ns`` when it was read. ``specimen`` is the latest record of it,
-    ``attribution`` who sent the packets of those that were not told before.
+    ``attribution`` who sent one of the packets.
     """
     octets = max(counted.owed_bytes, 0)
     start_ns, end_ns = _window(counted)

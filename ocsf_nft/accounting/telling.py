@@ -9,7 +9,6 @@ from ocsf_nft.accounting import streaks
 from ocsf_nft.accounting.opened import OpenStreak
 from ocsf_nft.accounting.quota import Quota
 from ocsf_nft.accounting.schedule import OVER_NS, Schedule
-from ocsf_nft.accounting.together import together
 from ocsf_nft.attempt import Merged
 from ocsf_nft.flow import flow, lacks_port, without_port
 
@@ -60,7 +59,7 @@ class Telling:
         self._grew_ns = begun_ns
         self._is_growing = False
         self.record = record
-        #: Who sent that one, and those before it that have not been told either.
+        #: Who sent that one.
         self.attribution = attribution
         #: Whether the record has not been told yet.
         self.is_new = record is not None
@@ -81,7 +80,7 @@ class Telling:
     def logged(self, record: Record, attribution: Attribution | None) -> None:
         """Let a later record stand for it."""
         self.record = record
-        self.attribution = together(self.attribution, attribution) if self.is_new else attribution
+        self.attribution = attribution
         self.is_new = True
         self.grew()
 

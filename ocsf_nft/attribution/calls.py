@@ -136,10 +136,6 @@ class Calls:
         """Some calls before now were not told: nobody knows whose, and packets may still come."""
         self._forgotten_ns = now_ns + _LATEST_NS
 
-    def sees_all(self, record: Record, since_ns: int) -> bool:
-        """Whether each packet like this since then has had a call that is told of."""
-        return self._is_told(record) and since_ns >= self._forgotten_ns
-
     def moments(self, records: Sequence[Record], booted_ns: int, now_ns: int) -> list[Moment]:
         """When the packet of each record was sent.
 
@@ -148,19 +144,20 @@ class Calls:
         it is set now.
         """
         since, read = [], []
-        only: list[_Made | None] = []
+        #: The calls of which one is known to have sent the packet, where that is known.
+        found: list[Sequence[_Made]] = []
         for record in records:
             # The clock may have been set since it was read.
-            read.append(min(record.received_ns - booted_ns, now_ns))
-            self._since_ns = max(self._since_ns, read[-1] - _LATEST_NS)
+            read_ns = min(record.received_ns - booted_ns, now_ns)
+            self._since_ns = max(self._since_ns, read_ns - _LATEST_NS)
             since.append(self._since_ns)
-            made = self._made_of(_key_of_record(record), Moment(since[-1], read[-1]))
-            is_it = len(made) == 1 and self._is_told(record)
-            is_it = is_it and self._is_sure(record, made, since[-1])
-            only.append(made[0] if is_it else None)
-            if is_it:
-                self._since_ns = max(self._since_ns, made[0].since_ns)
-        return list(map(Moment, since, _not_after(only, read)))
+            read.append(read_ns)
+            made = self._made_of(_key_of_record(record), Moment(self._since_ns, read_ns))
+            is_known = self._is_told(record) and self._is_sure(record, made, self._since_ns)
+            found.append(made if is_known else ())
+            earliest_ns = min((each.since_ns for each in found[-1]), default=0)
+            self._since_ns = max(self._since_ns, earliest_ns)
+        return list(map(Moment, since, _not_after(found, read)))
 
     def match(self, record: Record, moment: Moment) -> Match | None:
         """What a record may be of; None where no call of it is known."""
@@ -171,8 +168,7 @@ class Calls:
         if made:
             return _matched(made, is_sender=self._is_sure(record, made, moment.since_ns))
         # A socket gets its port after it was connected.
-        connected = self._made(key._replace(source_port=0), moment)
-        return _matched([each for each in connected if each.call.is_connect], is_sender=False)
+        return _matched(self._made(key._replace(source_port=0), moment), is_sender=False)
 
     def _made_of(self, key: _Key | None, moment: Moment) -> list[_Made]:
         """The calls that a record's packet may be of."""
@@ -206,8 +202,7 @@ class Calls:
 
     def _forget(self, made: _Made) -> None:
         call = made.call
-        # Not because it was old, and what comes may be of it.
-        if len(self._order) >= _KEPT and made.until_ns >= self._since_ns:
+        if len(self._order) >= _KEPT:  # not because it was old
             until_ns = min(made.until_ns, call.time_ns + _LATEST_NS)
             self._forgotten_ns = max(self._forgotten_ns, until_ns)
         _take_out(self._by_key, _key_of_call(call), made)
@@ -230,13 +225,13 @@ def _matched(made: Sequence[_Made], *, is_sender: bool) -> Match | None:
     return Match(tuple(latest.values()), is_sender)
 
 
-def _not_after(only: Sequence[_Made | None], read: Sequence[int]) -> list[int]:
+def _not_after(found: Sequence[Sequence[_Made]], read: Sequence[int]) -> list[int]:
+    """None was sent after it was read, or after those that came later were."""
     latest, times = _FOREVER, []
-    for made, read_ns in zip(reversed(only), reversed(read), strict=True):
+    for made, read_ns in zip(reversed(found), reversed(read), strict=True):
         latest = min(latest, read_ns)
         times.append(latest)
-        if made is not None:
-            latest = min(latest, made.until_ns)
+        latest = min(latest, max((each.until_ns for each in made), default=_FOREVER))
     return times[::-1]
 
 

@@ -64,7 +64,7 @@ class Capture:
             self._loaded.add("watched", (struct.pack("=Q", each) for each in cookies), b"\1")
             for name in _OF_TYPES if self.knows_types else ():
                 self._loaded.attach(name)
-            cgroup = os.open(where.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            cgroup = _opened(where.path)
             try:
                 for name in _OF_CGROUP:
                     self._loaded.attach_to_cgroup(name, cgroup)
@@ -111,7 +111,8 @@ def cookie(namespace: Namespace) -> int:
     """The kernel's number of a network namespace, which no other one ever gets."""
 
     def ask() -> int:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+        # Of any family: a service may be kept from others.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
             answer = asking.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
         return int.from_bytes(answer, "little" if struct.pack("=H", 1)[0] else "big")
 
@@ -121,6 +122,13 @@ def cookie(namespace: Namespace) -> int:
         raise UnsupportedError(
             f"this kernel doesn't number network namespaces, as Linux 5.14 does ({error.strerror})"
         ) from error
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:  # another file system is mounted over it
+        raise UnsupportedError(f"cgroup v2 can't be opened at {path} ({error.strerror})") from error
 
 
 def _object(name: str) -> bytes:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.capture import Capture, Lost
     from ocsf_nft.attribution.layout import Image
     from ocsf_nft.attribution.users import KeptNames
-    from ocsf_nft.process import Sureness
+    from ocsf_nft.process import Process
     from ocsf_nft.record import Record
 
 _SENT: Final = "the kernel saw it send the packet"
@@ -27,8 +27,9 @@ _HAD: Final = (
     "it had a socket that the packet may be of, and others may have had that too, or calls were "
     "made that there was no room to tell of"
 )
-_TRIED: Final = "the kernel saw it try this since it was last told of"
-_ALL_TRIED: Final = "the kernel saw each of them try this since it was last told of"
+_TRIED: Final = "the kernel saw it send each of the packets"
+_ALL_TRIED: Final = "the kernel saw them send the packets"
+_SOME_TRIED: Final = "the kernel saw them try this since it was last told of, and maybe not all"
 
 
 class Named(NamedTuple):
@@ -60,6 +61,7 @@ class Captured:
         }
         self._by_name = {name: self._by_netns[number] for name, number in sandboxes.items()}
         self.lost: Lost = capture.lost()
+        self._began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -82,13 +84,17 @@ class Captured:
         told = self._capture.read()
         lost = self._capture.lost()
         if lost.calls > self.lost.calls:
-            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            for each in self._by_netns.values():
-                each.calls.lose(now_ns)
+            self.lose()
         self.lost = lost
         for event in told:
             self._take_in(event)
         return bool(told)
+
+    def lose(self) -> None:
+        """Some calls before now are not known."""
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for each in self._by_netns.values():
+            each.calls.lose(now_ns)
 
     def _take_in(self, told: Call | Closed | Portrait) -> None:
         if isinstance(told, Portrait):
@@ -113,6 +119,8 @@ class Captured:
 
     def named(self, sandbox: str, record: Record, moment: Moment) -> Named:
         """Who sent the packet of a record then."""
+        if record.time_ns - _booted_ns() < self._began_ns:  # of a log that was read on
+            return Named(None)
         match = self._by_name[sandbox].calls.match(record, moment)
         if match is None:
             return Named(None)
@@ -122,35 +130,39 @@ class Captured:
         """Whether a process is known to have run nothing else until now."""
         return self._images.is_latest(image)
 
-    def since(self, sandbox: str, record: Record, since_ns: int) -> Attribution | None:
-        """Who has tried what a record is of since a moment (epoch, UTC).
+    def since_last(self, sandbox: str, record: Record, packets: int) -> Attribution | None:
+        """Who has tried what a record is of since this was asked last; None where nobody was seen.
 
-        None where nobody was seen to. Each call is told once.
+        One process is named where each of the ``packets`` is a call of it that was seen: somebody
+        else's was none of those then.
         """
         where = where_of(record)
         if where is None:
             return None
-        since_boot_ns = since_ns - _booted_ns()
-        tried = self._by_name[sandbox].tally.take(where, since_boot_ns)
-        if not tried.calls:
+        calls, unnamed = self._by_name[sandbox].tally.take(where)
+        if not calls:
             return None
-        seen = tuple(
-            Seen(process=self._images.process(call), calls=times) for call, times in tried.calls
-        )
-        # All that is refused is seen, but for what there was no room to tell of.
-        is_all = self._by_name[sandbox].calls.sees_all(record, since_boot_ns)
-        sureness: Sureness = "high" if is_all else "medium"
-        if len(seen) == 1 and not tried.unnamed:
-            return Attribution(
-                rung="capture", sureness=sureness, reason=_TRIED, process=seen[0].process
-            )
+        seen = tuple(Seen(process=self._images.process(call), calls=times) for call, times in calls)
+        times = sum(times for _, times in calls)
+        is_all = times == packets and not unnamed
+        if where.protocol is None and not is_all:
+            return None  # they may have sent other frames than these
+        if is_all and len(seen) == 1:
+            process = seen[0].process
+            return Attribution(rung="capture", sureness="high", reason=_TRIED, process=process)
         return Attribution(
             rung="capture",
-            sureness=sureness,
-            reason=_ALL_TRIED,
+            sureness="high" if is_all else "medium",
+            reason=_ALL_TRIED if is_all else _SOME_TRIED,
             seen=seen,
-            unnamed=tried.unnamed,
+            unnamed=unnamed,
         )
+
+    def told(self, sandbox: str, record: Record, process: Process) -> None:
+        """A packet was told by itself, as a process's."""
+        where = where_of(record)
+        if where is not None:
+            self._by_name[sandbox].tally.take_one(where, process.pid)
 
     def _of_match(self, match: Match) -> Attribution:
         processes = [self._images.process(call) for call in match.calls]

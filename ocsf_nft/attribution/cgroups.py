@@ -8,6 +8,10 @@ from typing import Final, NamedTuple
 from ocsf_nft.errors import UnsupportedError
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
+_NAMESPACE: Final = Path("/proc/self/ns/cgroup")
+#: include/linux/proc_ns.h, PROC_CGROUP_INIT_INO: the initial cgroup namespace has this inode. In
+#: another one the root is the namespace's own.
+_INITIAL: Final = "cgroup:[4026531835]"
 
 
 class Hierarchy(NamedTuple):
@@ -34,8 +38,16 @@ def hierarchy(mounts: str | None = None) -> Hierarchy:
         raise UnsupportedError(
             "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
         )
-    root, path = min(found, key=lambda each: len(each[0]))
-    return Hierarchy(path, is_whole=root == "/")
+    # In a namespace what is mounted of above its root is "/..", "/../.." and so on.
+    root, path = min(found, key=lambda each: (-each[0].count("/.."), len(each[0])))
+    return Hierarchy(path, is_whole=root == "/" and _is_initial())
+
+
+def _is_initial() -> bool:
+    try:
+        return str(_NAMESPACE.readlink()) == _INITIAL
+    except OSError:
+        return False
 
 
 def _plain(text: str) -> str:

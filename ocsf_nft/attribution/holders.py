@@ -23,6 +23,7 @@ import ctypes
 import os
 import platform
 import re
+import socket
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -39,12 +40,11 @@ _PF_FORKNOEXEC: Final = 0x40
 _O_CLOEXEC: Final = os.O_CLOEXEC
 _SIGCHLD: Final = 1 << 16  # signal 17, in the masks of /proc/PID/status
 _CAP_NET_RAW: Final = 1 << 13  # include/uapi/linux/capability.h
-_PROTOCOL_NAME: Final = "system.sockprotoname"  # net/socket.c, sockfs_xattr_get
 _KCMP: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272}.get(platform.machine())
 _KCMP_FILES: Final = 2  # include/uapi/linux/kcmp.h
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
-_FLAGS: Final = re.compile(rb"^flags:\t([0-7]+)$", re.MULTILINE)
+_FDINFO: Final = re.compile(rb"pos:\t\d+\nflags:\t([0-7]+)\nmnt_id:\t(\d+)\nino:\t(\d+)\n")
 _IGNORED: Final = re.compile(rb"^SigIgn:\t([0-9a-f]+)$", re.MULTILINE)
 _PERMITTED: Final = re.compile(rb"^CapPrm:\t([0-9a-f]+)$", re.MULTILINE)
 
@@ -83,7 +83,7 @@ def holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> Scan:
     """
     proc = _directory("/proc")
     try:
-        search = _Search(proc, frozenset(f"socket:[{inode}]" for inode in inodes), deadline_ns)
+        search = _Search(proc, inodes, deadline_ns)
         search.look_at_all(namespace)
         return search.result()
     finally:
@@ -98,8 +98,9 @@ class _Found(NamedTuple):
 
 
 class _Search:
-    def __init__(self, proc: int, wanted: frozenset[str], deadline_ns: int) -> None:
+    def __init__(self, proc: int, wanted: AbstractSet[int], deadline_ns: int) -> None:
         self._proc = proc
+        self._sockets = _mount_of_sockets(proc)
         self._wanted = wanted
         self._deadline_ns = deadline_ns
         self._found: dict[int, _Found] = {}
@@ -216,7 +217,7 @@ class _Search:
         """Look through one table; False where it is empty, or was being emptied meanwhile."""
         seen = gone = 0
         try:
-            table = _directory(f"{owner}/fd", directory)
+            table = _directory(f"{owner}/fdinfo", directory)
         except (FileNotFoundError, ProcessLookupError):
             if owner == ".":
                 raise
@@ -228,13 +229,13 @@ class _Search:
                         self._check_time()
                     seen += 1
                     try:
-                        target = os.readlink(entry.name, dir_fd=table)
+                        told = _Descriptor.of(entry.name, table)
                     except (FileNotFoundError, ProcessLookupError):  # closed meanwhile
                         gone += 1
                         continue
-                    if target in self._wanted:
+                    if told.mount == self._sockets and told.inode in self._wanted:
                         found.descriptors.append((owner, entry.name))
-                        found.inodes.add(int(target[len("socket:[") : -1]))
+                        found.inodes.add(told.inode)
         finally:
             os.close(table)
         return seen > 0 and gone == 0
@@ -271,7 +272,7 @@ class _Search:
         """Whether a process has one; True as well where that isn't to be learnt."""
         for owner in self._tables(directory, pid):
             try:
-                table = _directory(f"{owner}/fd", directory)
+                table = _directory(f"{owner}/fdinfo", directory)
             except FileNotFoundError:  # a thread that has ended
                 continue
             try:
@@ -282,18 +283,12 @@ class _Search:
                 os.close(table)
         return False
 
-    def _is_unix_socket(self, table: int, descriptor: str) -> bool:
+    def _is_unix_socket(self, table: int, name: str) -> bool:
         self._check_time()
         try:
-            if not os.readlink(descriptor, dir_fd=table).startswith("socket:"):
-                return False
-            return os.getxattr(f"/proc/self/fd/{table}/{descriptor}", _PROTOCOL_NAME).startswith(
-                b"UNIX"
-            )
+            return _Descriptor.of(name, table).is_unix_socket
         except FileNotFoundError:  # closed meanwhile
             return False
-        except OSError:
-            return True
 
     def _descends(self, pid: int, ancestor: int) -> bool:
         """Whether a process is a descendant of another; also where it has ended meanwhile."""
@@ -338,13 +333,42 @@ class _Stat(NamedTuple):
         )
 
 
+class _Descriptor(NamedTuple):
+    """What /proc/PID/fdinfo says of one (``seq_show`` in ``fs/proc/fd.c``, Linux 5.14).
+
+    Reading it takes CAP_SYS_PTRACE, of another user's process, and no right to its files, as
+    reading ``fd`` does. ``scm_fds`` is said of Unix sockets alone (``net/unix/af_unix.c``).
+    """
+
+    flags: int
+    mount: int
+    inode: int
+    is_unix_socket: bool
+
+    @classmethod
+    def of(cls, path: str, directory: int) -> _Descriptor:
+        """Raises OSError."""
+        told = _read(path, directory)
+        found = _FDINFO.match(told)
+        if found is None:  # it has none of the lines, or not in this order
+            return cls(0, -1, -1, is_unix_socket=True)
+        flags, mount, inode = found.groups()
+        return cls(int(flags, 8), int(mount), int(inode), b"\nscm_fds:" in told)
+
+
+def _mount_of_sockets(proc: int) -> int:
+    """Which mount all sockets are files of: the kernel's own, the same for every process."""
+    with socket.socket(socket.AF_UNIX) as one:
+        return _Descriptor.of(f"self/fdinfo/{one.fileno()}", proc).mount
+
+
 def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
     """Whether it is; False as well where it isn't open any more."""
     try:
-        found = _FLAGS.search(_read(f"{owner}/fdinfo/{descriptor}", directory))
+        told = _Descriptor.of(f"{owner}/fdinfo/{descriptor}", directory)
     except FileNotFoundError:
         return False
-    return found is not None and bool(int(found[1], 8) & _O_CLOEXEC)
+    return bool(told.flags & _O_CLOEXEC)
 
 
 def _mask(pattern: re.Pattern[bytes], status: bytes) -> int:

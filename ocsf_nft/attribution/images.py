@@ -146,7 +146,10 @@ def _keep(table: OrderedDict[_K, _V], key: _K, value: _V) -> None:
 
 @lru_cache(maxsize=256)
 def _placed(cgroup: tuple[bytes, ...]) -> Placed:
-    # The root of cgroups has no name.
+    # The root of cgroups has no name. Where that is not told there was no room for all names, and
+    # what seems to be at the top is not.
+    if not cgroup or cgroup[-1]:
+        return containers.Placed()
     return containers.whose(f"0::{_path((*cgroup[:-1], _ROOT)) or ''}")
 
 

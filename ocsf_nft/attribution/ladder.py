@@ -16,18 +16,17 @@ import structlog
 
 from ocsf_nft.attribution import procfs
 from ocsf_nft.attribution.capture import Capture, cookie
-from ocsf_nft.attribution.captured import Captured
+from ocsf_nft.attribution.captured import Captured, Named
 from ocsf_nft.attribution.hashes import Hashes
 from ocsf_nft.attribution.sockets import SocketLookup
 from ocsf_nft.attribution.users import KeptNames, Names
 from ocsf_nft.errors import OcsfNftError, UnsupportedError
-from ocsf_nft.process import Attribution
+from ocsf_nft.process import Attribution, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from ocsf_nft.attribution.captured import Named
     from ocsf_nft.attribution.layout import Image
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process
@@ -41,6 +40,8 @@ WAIT_SECONDS: Final = 0.05
 #: The kernel tells of a refused packet microseconds after its record: so long later it has.
 _LATER_SECONDS: Final = 0.001
 _CHECK_SECONDS: Final = 1.0
+#: More than a ring holds, if nothing is added meanwhile.
+_MOST_READS: Final = 32
 _PART: Final = 0.25
 _MOST_AT_ONCE: Final = 1.0
 #: Records looked at before other tasks get a turn: about a millisecond of work.
@@ -50,6 +51,7 @@ _OF_PROCESSES: Final = frozenset({"egress", "link"})
 
 _NOT_ASKED_FOR: Final = "processes are not looked for"
 _NOT_SEEN: Final = "no process was seen to try this since it was last told of"
+_OF_ONE: Final = "it sent one of the packets; whose the others are was not seen"
 _TOO_LONG: Final = "to look for its process would have taken too long"
 _NOBODY: Final = Attribution(rung="none", reason="no process of the sandbox sent it by a socket")
 
@@ -122,13 +124,20 @@ class Ladder:
     async def __aenter__(self) -> Self:
         """Stand on the best rung that this host allows; raises nothing where that is the lowest."""
         if self._sandboxes and self._top != "user":
-            await asyncio.to_thread(self._open)
+            opening = asyncio.ensure_future(asyncio.to_thread(self._open))
+            try:
+                await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                await asyncio.wait([opening])
+                self._let_go()
+                self._stack.close()
+                raise
         if self.reason is not None:
-            _log.info("processes are not captured", rung=self.rung, reason=self.reason)
+            _log.info("not every process can be named", rung=self.rung, reason=self.reason)
         if self._captured is not None:
             loop = asyncio.get_running_loop()
             for descriptor in self._captured.descriptors:
-                loop.add_reader(descriptor, self._captured.take_in)
+                loop.add_reader(descriptor, self._read)
         return self
 
     async def __aexit__(
@@ -144,16 +153,20 @@ class Ladder:
 
     async def keep(self, fell: Callable[[str], Awaitable[None]]) -> None:
         """See to it that the capture goes on; where it doesn't, step down and say why."""
-        while self._captured is not None:
+        stood = self.rung
+        while self.rung == "capture":
             await asyncio.sleep(_CHECK_SECONDS)
-            try:
+            await self._look_after()
+        if stood == "capture":
+            await fell(self.reason or "")
+
+    async def _look_after(self) -> None:
+        try:
+            if self._captured is not None:
                 self._captured.check()
-                await self._take_in()
-            except UnsupportedError as lost:
-                self._let_go()
-                self.reason = str(lost)
-                _log.error("processes are not captured any more", reason=self.reason)
-                await fell(self.reason)
+        except UnsupportedError as error:
+            self._lose(error)
+        await self._take_in()
 
     async def attributions(self, sandbox: str, records: Sequence[Record]) -> list[Attribution]:
         """Who sent the packets of some records, in the kernel's order."""
@@ -184,15 +197,20 @@ class Ladder:
             ]
         return told
 
-    def since(self, sandbox: str, record: Record, since_ns: int) -> Attribution | None:
-        """Who was seen to try what a record is of, since a moment (epoch, UTC).
+    def since_last(self, sandbox: str, record: Record, packets: int) -> Attribution | None:
+        """Who was seen to try what a record is of, since this was asked last.
 
-        None where nobody was, or nobody looks.
+        It is told of so many packets. None where nobody was, or nobody looks.
         """
         if self._captured is None or sandbox not in self._sandboxes:
             return None
-        found = self._captured.since(sandbox, record, since_ns)
+        found = self._captured.since_last(sandbox, record, packets)
         return None if found is None else self._with_names(record, found)
+
+    def told(self, sandbox: str, record: Record, process: Process) -> None:
+        """A packet was told by itself, as a process's: it is not one of those to come."""
+        if self._captured is not None and sandbox in self._sandboxes:
+            self._captured.told(sandbox, record, process)
 
     def of_user(self, record: Record) -> Attribution:
         """What is known of many packets that nobody was seen to send."""
@@ -214,10 +232,31 @@ class Ladder:
         if self._top == "capture":
             try:
                 names = {name: cookie(each) for name, each in self._sandboxes.items()}
-                capture = Capture(names.values())
-                self._captured = Captured(capture, names, self._names)
+                self._captured = Captured(self._begun(names.values()), names, self._names)
             except OcsfNftError as error:
                 self.reason = str(error)
+
+    def _begun(self, cookies: Iterable[int]) -> Capture:
+        """A capture that knows what processes are, or else one that only knows which they are."""
+        try:
+            return Capture(cookies)
+        except UnsupportedError as error:
+            self.reason = str(error)
+            return Capture(cookies, knows_types=False)
+
+    def _read(self) -> None:
+        """There is much to be read."""
+        try:
+            if self._captured is not None:
+                self._captured.take_in()
+        except UnsupportedError as error:
+            self._lose(error)
+
+    def _lose(self, error: UnsupportedError) -> None:
+        """Step down: the capture can't be read any more."""
+        self._let_go()
+        self.reason = str(error)
+        _log.error("processes are not captured any more", reason=self.reason)
 
     def _let_go(self) -> None:
         captured, self._captured = self._captured, None
@@ -227,10 +266,16 @@ class Ladder:
             captured.close()
 
     async def _take_in(self) -> None:
-        has_more = True
-        while has_more and self._captured is not None:
-            has_more = self._captured.take_in()
+        """Read what has come; where there is no end of it, what was not read counts as lost."""
+        for _ in range(_MOST_READS):
+            try:
+                if self._captured is None or not self._captured.take_in():
+                    return
+            except UnsupportedError as error:
+                self._lose(error)
             await asyncio.sleep(0)
+        if self._captured is not None:
+            self._captured.lose()
 
     async def _from_capture(
         self, sandbox: str, records: Sequence[Record], deadline: float
@@ -244,7 +289,9 @@ class Ladder:
         async def tell() -> list[Named]:
             named = []
             for number, (record, moment) in enumerate(zip(records, moments, strict=True), 1):
-                named.append(captured.named(sandbox, record, moment))
+                # What comes in may bear the user of who is to get it.
+                is_sent = _is_sent(record)
+                named.append(captured.named(sandbox, record, moment) if is_sent else Named(None))
                 if number % _SLICE == 0:
                     await asyncio.sleep(0)
             return named
@@ -327,6 +374,15 @@ class Ladder:
         if records and self._credit.has_some():
             await self._in_thread(look_up, deadline)
         return list(found)
+
+
+def of_one_packet(known: Attribution) -> Attribution:
+    """The same of many packets: of one of them it is known, of the others it is not."""
+    if known.process is None:
+        return known
+    return replace(
+        known, sureness="low", reason=_OF_ONE, process=None, seen=(Seen(process=known.process),)
+    )
 
 
 def _is_sent(record: Record) -> bool:

@@ -96,7 +96,7 @@ Told: TypeAlias = Call | Closed | Portrait
 
 def told(sample: bytes) -> Told:
     """One event of a ring; raises ValueError or struct.error when it is none."""
-    match sample[0]:
+    match sample[0] if sample else 0:
         case 1:
             return _call(sample)
         case 2:
@@ -145,6 +145,8 @@ def _portrait(sample: bytes) -> Portrait:
     for size in (path, directory, cgroup, arguments):
         texts.append(sample[at : at + size])
         at += size
+    if at > len(sample):
+        raise ValueError("texts of a process that end too soon")
     return Portrait(
         image=Image(pid, started_ns, execs),
         parent=Image(parent_pid, parent_started_ns, parent_execs),

@@ -30,18 +30,43 @@ class _Latest(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """The latest call of each process, and how often it was told; and how many more there were."""
+    """The latest call of each process, and how often it was told.
+
+    ``unnamed`` is how many more processes there were, at least.
+    """
 
     calls: tuple[tuple[Call, int], ...]
     unnamed: int
+
+
+class _Flow:
+    """The processes that try one flow, who called last at the end."""
+
+    __slots__ = ("latest", "unnamed", "youngest_ns")
+
+    def __init__(self) -> None:
+        self.latest: OrderedDict[Image, _Latest] = OrderedDict()
+        self.unnamed = 0
+        #: When the youngest of all was started.
+        self.youngest_ns = 0
+
+    def add(self, call: Call) -> None:
+        image = call.image
+        before = self.latest.pop(image, None)
+        if before is None and len(self.latest) >= _PROCESSES:
+            self.latest.popitem(last=False)
+            # Any other one may be one of those that are gone.
+            if self.unnamed == 0 or image.started_ns > self.youngest_ns:
+                self.unnamed += 1
+        self.latest[image] = _Latest(call, 1 if before is None else before.times + 1)
+        self.youngest_ns = max(self.youngest_ns, image.started_ns)
 
 
 class Tally:
     """The processes of the latest flows."""
 
     def __init__(self) -> None:
-        self._flows: OrderedDict[Where, OrderedDict[Image, _Latest]] = OrderedDict()
-        self._unnamed: dict[Where, int] = {}
+        self._flows: OrderedDict[Where, _Flow] = OrderedDict()
 
     def add(self, call: Call) -> None:
         """Take in a call."""
@@ -50,27 +75,29 @@ class Tally:
         where = Where(call.fsuid, call.protocol, call.destination, call.destination_port)
         if call.is_frame:
             where = Where(call.fsuid)
-        flow = self._flows.setdefault(where, OrderedDict())
+        if where not in self._flows:
+            self._flows[where] = _Flow()
+        self._flows[where].add(call)
         self._flows.move_to_end(where)
-        before = flow.pop(call.image, None)
-        if before is None and len(flow) >= _PROCESSES:
-            flow.popitem(last=False)
-            self._unnamed[where] = self._unnamed.get(where, 0) + 1
-        flow[call.image] = _Latest(call, 1 if before is None else before.times + 1)
         while len(self._flows) > _FLOWS:
-            oldest, _ = self._flows.popitem(last=False)
-            self._unnamed.pop(oldest, None)
+            self._flows.popitem(last=False)
 
-    def take(self, where: Where, since_ns: int) -> Tried:
-        """Who has tried it since a moment (CLOCK_BOOTTIME), and was not taken out before."""
-        flow = self._flows.pop(where, OrderedDict())
-        unnamed = self._unnamed.pop(where, 0)
-        return Tried(
-            tuple(
-                (each.call, each.times) for each in flow.values() if each.call.time_ns >= since_ns
-            ),
-            unnamed,
-        )
+    def take(self, where: Where) -> Tried:
+        """Who has tried it since this was asked last."""
+        flow = self._flows.pop(where, None) or _Flow()
+        calls = tuple((each.call, each.times) for each in flow.latest.values())
+        return Tried(calls, flow.unnamed)
+
+    def take_one(self, where: Where, pid: int) -> None:
+        """One try of a process was told by itself."""
+        flow = self._flows.get(where) or _Flow()
+        for image, latest in list(flow.latest.items()):
+            if image.pid == pid:
+                if latest.times > 1:
+                    flow.latest[image] = latest._replace(times=latest.times - 1)
+                else:
+                    del flow.latest[image]
+                return
 
 
 def where_of(record: Record) -> Where | None:

@@ -16,6 +16,7 @@ from ocsf_nft.accounting.balance import Mode
 from ocsf_nft.accounting.counted import MOST
 from ocsf_nft.accounting.gravity import Gravity
 from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.attribution.ladder import of_one_packet
 from ocsf_nft.errors import DeliveryError, OcsfNftError
 from ocsf_nft.ocsf import notices
 from ocsf_nft.ocsf.addresses import METADATA
@@ -319,11 +320,16 @@ class Account:
 
     def _attributed(self, attempt: Attempt) -> Attempt:
         """The same, with who was seen to try it, where it is more than the packet of a record."""
-        if attempt.record.origin.transport != "counters":
-            return attempt
         known = attempt.attribution
+        if attempt.record.origin.transport != "counters":
+            if known is not None and known.process is not None:
+                self._ladder.told(self.sandbox, attempt.record, known.process)
+            return attempt
+        if known is not None and attempt.packets > 1:
+            known = of_one_packet(known)
         if attempt.merged is None:
-            known = self._ladder.since(self.sandbox, attempt.record, attempt.start_ns) or known
+            seen = self._ladder.since_last(self.sandbox, attempt.record, attempt.packets)
+            known = seen or known
         elif attempt.record.uid is None:
             return attempt  # of whichever users
         return replace(attempt, attribution=known or self._ladder.of_user(attempt.record))

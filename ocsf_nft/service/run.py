@@ -198,6 +198,8 @@ class Service:
         self.patience = Patience(self._stop)
         for sandbox in config.sandbox:
             stack.enter_context(self._state.watching(sandbox.name))
+        # Before anything is logged: so no record is of a call from before it.
+        self.ladder = await stack.enter_async_context(self._ladder())
         early = Early()
         for sandbox in config.sandbox:
             await early.open(sandbox, self._state, stack)
@@ -213,7 +215,6 @@ class Service:
             severities=config.severities,
             threshold=config.finding.as_threshold(),
         )
-        self.ladder = await stack.enter_async_context(self._ladder(standing))
         accounts = {
             sandbox.name: await stack.enter_async_context(self._account(sandbox, fence))
             for sandbox, fence in zip(config.sandbox, standing, strict=True)
@@ -296,13 +297,14 @@ class Service:
             drops=wanted.when_full == "drop",
         )
 
-    def _ladder(self, standing: Sequence[Fence]) -> Ladder:
+    def _ladder(self) -> Ladder:
         wanted = self.config.attribution
-        namespaces = {
-            sandbox.name: fence.installed.namespace
-            for sandbox, fence in zip(self.config.sandbox, standing, strict=True)
-            if sandbox.profile != "tap"  # a VM's processes are its own kernel's
-        }
+        namespaces = {}
+        for sandbox in self.config.sandbox:
+            found = None if sandbox.install else _on_record(sandbox.name, self._state)
+            if sandbox.profile != "tap":  # a VM's processes are its own kernel's
+                known = HOST if found is None else found.namespace
+                namespaces[sandbox.name] = sandbox.namespace or known
         return Ladder(
             namespaces,
             top=wanted.top,

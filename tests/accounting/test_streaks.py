@@ -233,19 +233,3 @@ def test_who_made_an_attempt_is_asked_for_once_and_stands_in_it_and_in_its_strea
     assert [each.process.pid for each in last.attribution.seen] == [
         number + 1 for number in range(len(found))
     ]
-
-
-def test_what_is_told_once_of_several_records_is_by_all_who_sent_them() -> None:
-    ledger = Ledger("sb", begun_ns=NOW - SECOND)
-    observe(ledger, reading({}))
-    first = ledger.record(record(tcp()), 1000 * SECOND, _by(1))
-    assert first is not None
-    assert first.attribution == _by(1)
-    for number, pid in enumerate((2, 3, 2), 2):
-        assert ledger.record(record(tcp(), number), 1000 * SECOND, _by(pid)) is None
-    (told,) = attempts(_step(ledger, 4, 1))
-    assert told.attribution is not None
-    assert {each.process.pid: each.calls for each in told.attribution.seen} == {2: 2, 3: 1}
-    assert ledger.record(record(tcp(), 5), 1001 * SECOND, _by(4)) is None
-    (told,) = attempts(_step(ledger, 5, 10))
-    assert told.attribution == _by(4)

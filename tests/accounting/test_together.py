@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import reduce
 
 import pytest
 
@@ -25,6 +24,15 @@ def by_several(*seen: Seen, unnamed: int = 0) -> Attribution:
     return Attribution(
         rung="capture", sureness="high", reason="they were", seen=seen, unnamed=unnamed
     )
+
+
+def all_of(*attributions: Attribution | None) -> Attribution:
+    """Who made all of several attempts, one after the other."""
+    found, *others = attributions
+    for each in others:
+        found = together(found, each)
+    assert found is not None
+    return found
 
 
 def named(attribution: Attribution | None) -> dict[int, int | None]:
@@ -70,20 +78,22 @@ def test_who_runs_another_program_now_is_not_said_to_have_run_it_before() -> Non
 
 def test_how_often_each_was_seen_adds_up() -> None:
     several = by_several(Seen(process=CURL, calls=3), Seen(process=WGET, calls=4))
-    found = reduce(together, [by(CURL), several, by(WGET), several])
+    found = all_of(by(CURL), several, by(WGET), several)
     assert named(found) == {4242: 7, 4243: 9}
     assert named(together(by(CURL, seen=several.seen), by(CURL))) == {4242: 4, 4243: 4}
 
 
 @pytest.mark.parametrize("nobody", [NOBODY, None])
 def test_what_nobody_was_seen_to_do_may_be_anybodys(nobody: Attribution | None) -> None:
-    for found in (together(nobody, by(CURL)), together(by(CURL), nobody)):
+    curl = by(CURL, user_name="agent", group_name="agents")
+    for found in (together(nobody, curl), together(curl, nobody)):
         assert named(found) == {4242: None}
         assert found is not None
+        assert (found.user_name, found.group_name) == ("agent", "agents")
         assert (found.rung, found.sureness) == ("capture", "low")
     for found in (
-        reduce(together, [nobody, by(CURL), by(WGET), by(WGET)]),
-        reduce(together, [by(CURL), nobody, by(CURL), by(WGET)]),
+        all_of(nobody, by(CURL), by(WGET), by(WGET)),
+        all_of(by(CURL), nobody, by(CURL), by(WGET)),
     ):
         assert named(found) == {4242: None, 4243: None}
 
@@ -110,18 +120,15 @@ def one_after_the_other(number: int) -> list[Attribution]:
 def test_of_many_that_were_started_one_after_the_other_each_counts_and_the_youngest_are_named() -> (
     None
 ):
-    found = reduce(together, one_after_the_other(400))
+    found = all_of(*one_after_the_other(400))
     assert list(named(found)) == list(range(385, 401))
-    assert found is not None
     assert found.unnamed == 384
 
 
 def test_who_comes_again_and_was_not_named_is_not_counted_again() -> None:
     every = one_after_the_other(20)
-    found = reduce(together, every)
-    again = reduce(together, every * 5, found)
-    assert found is not None
-    assert again is not None
+    found = all_of(*every)
+    again = all_of(found, *every * 5)
     assert again.unnamed == found.unnamed == 4
     assert named(again).keys() == named(found).keys()
 
@@ -132,8 +139,7 @@ def test_where_nobody_knows_who_is_younger_there_were_as_many_as_at_once_at_leas
         for each in one_after_the_other(100)
         if each.process
     ]
-    found = reduce(together, every)
-    assert found is not None
+    found = all_of(*every)
     assert (len(found.seen), found.unnamed) == (16, 1)
     at_once = by_several(
         *(Seen(process=each.process, calls=1) for each in every[:32] if each.process)
@@ -144,6 +150,4 @@ def test_where_nobody_knows_who_is_younger_there_were_as_many_as_at_once_at_leas
         (found, replace(at_once, unnamed=400), 416),
         (by_several(unnamed=3), by(CURL), 3),
     ):
-        whole = together(first, last)
-        assert whole is not None
-        assert whole.unnamed == unnamed
+        assert all_of(first, last).unnamed == unnamed

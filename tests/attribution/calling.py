@@ -1,4 +1,4 @@
-"""A small kernel: processes that share sockets, the calls that are told of them, and what is refused.
+"""A small kernel: processes that share sockets, what is told of their calls, and what is refused.
 
 As in ``capture.bpf.c``: a call of TCP or of a socket that is not connected is told of before its
 packet, any other one's after it; the same call again and again is silent for a while; and what
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.attribution.layout import Call, Closed, Image
 from ocsf_nft.record import Origin, Record
@@ -43,9 +43,8 @@ def image(number: int) -> Image:
     return Image(pid=number, started_ns=number * SECOND, execs=1)
 
 
-def call(by: int | Image, time_ns: int, **facts: object) -> Call:
+def call(by: int, time_ns: int, **facts: Any) -> Call:
     """A process sends a datagram by a socket that is not connected."""
-    who = by if isinstance(by, Image) else image(by)
     address, port = PLACES[0]
     told = Call(
         time_ns=time_ns,
@@ -60,8 +59,8 @@ def call(by: int | Image, time_ns: int, **facts: object) -> Call:
         source_port=PORTS[0],
         destination=packed(address),
         destination_port=port,
-        image=who,
-        tid=who.pid,
+        image=image(by),
+        tid=by,
         uid=1000,
         gid=1000,
         fsuid=1000,
@@ -70,8 +69,8 @@ def call(by: int | Image, time_ns: int, **facts: object) -> Call:
     return told._replace(**facts)
 
 
-def record(read_ns: int, **facts: object) -> Record:
-    """What the kernel logs of that datagram, and when somebody reads it since the machine started."""
+def record(read_ns: int, **facts: Any) -> Record:
+    """What the kernel logs of that datagram, and when that is read since the machine started."""
     address, port = PLACES[0]
     logged = Record(
         prefix="ocsf-nft:sb:egress:",
@@ -93,7 +92,7 @@ def record(read_ns: int, **facts: object) -> Record:
             raw="",
         ),
     )
-    return replace(logged, **facts)  # type: ignore[arg-type]
+    return replace(logged, **facts)
 
 
 @dataclass(eq=False)
@@ -119,7 +118,7 @@ class Sent(NamedTuple):
 
 @dataclass(eq=False)
 class _Begun:
-    """A call that is not done: what is still to happen in it, after its packet was sent or before."""
+    """A call that goes on: what is still to happen in it, before its packet is sent or after."""
 
     sock: Socket | None
     since_ns: int
@@ -162,9 +161,7 @@ class Kernel:
         free_ns = self._held_ports.get(port, 0) + 3 * LATEST_NS if protocol == UDP else 0
         if port in taken or self.now_ns < free_ns:
             return None
-        opened = Socket(
-            next(self._cookies) + 1, protocol, port, by, {by}, opened_ns=self.now_ns
-        )
+        opened = Socket(next(self._cookies) + 1, protocol, port, by, {by}, opened_ns=self.now_ns)
         self.sockets.append(opened)
         return opened
 
@@ -177,19 +174,25 @@ class Kernel:
         if sock.cookie in self._remembered:
             self._tell(Closed(self.now_ns, sock.cookie))
 
-    def connect(self, sock: Socket, by: int, place: int) -> None:
-        """Of TCP the first packet follows at once, or a bit later."""
-        if sock.protocol == TCP:
-            if sock.place is None:
-                sock.place = place
-                self._tell(self._call(sock, by, place))
-                self._later(sock, lambda: self._log(sock.protocol, sock.port, by, place))
-            return
-        sock.place = place
-        self._tell(self._call(sock, by, place, is_connect=True, source_port=0))
+    def dial(self, by: int, port: int, place: int) -> Socket | None:
+        """Connect a new socket of TCP: its first packet follows at once, or a bit later."""
+        opened = self.open(by, TCP, port)
+        if opened is not None:
+            opened.place = place
+            self._tell(self._call(opened, by, place))
+            self._later(opened, lambda: self._log(TCP, port, by, place))
+        return opened
 
-    def send(self, sock: Socket, by: int, place: int | None) -> None:
+    def connect(self, sock: Socket, by: int, place: int) -> None:
+        """Of UDP: nothing is sent by that."""
+        if sock.protocol == UDP:
+            sock.place = place
+            self._tell(self._call(sock, by, place, is_connect=True, source_port=0))
+
+    def send(self, sock: Socket, by: int, place: int | None = None) -> None:
         """A datagram, to where the socket is connected if it is to no place."""
+        if sock.protocol != UDP:
+            return
         if place is not None:
             self._tell(self._call(sock, by, place))
         where = sock.place if place is None else place
@@ -205,13 +208,20 @@ class Kernel:
 
     def send_again(self, sock: Socket, by: int) -> None:
         """Of TCP: its first packet by the kernel, or data by whoever has it."""
-        if sock.place is None or self.now_ns - sock.opened_ns > LATEST_NS:
+        if sock.protocol != TCP or sock.place is None:
+            return
+        if self.now_ns - sock.opened_ns > LATEST_NS:
             return
         flags = SYN if by == sock.opener else ACK
         self._log(TCP, sock.port, by, sock.place, tcp_flags=flags)
 
     def send_raw(self, by: int, protocol: int, port: int, place: int) -> None:
-        """A packet that is made by hand: a SYN from any port, or a ping."""
+        """A packet that is made by hand: a SYN from any port, or a ping.
+
+        Who sends a SYN is not told of where it is not refused, and so can't be known.
+        """
+        if protocol == TCP and not self.is_seen:
+            return
         port, where = (port, place) if protocol == TCP else (0, place)
         self._log(protocol, port, by, where)
         made = self._call(None, by, where, protocol=protocol, source_port=0, destination_port=0)
@@ -221,6 +231,10 @@ class Kernel:
         self._log(RAW, 0, by, 0, rule="link")
         made = self._call(None, by, 0, is_frame=True, source_port=0)
         self._later(None, lambda: self._refuse(made, by, 0), is_sent=True)
+
+    def lose(self) -> None:
+        """There is no room for one more of the next calls."""
+        self.loses += 1
 
     def go_on(self, number: int) -> None:
         """Go on with one of the calls that have begun."""
@@ -255,18 +269,13 @@ class Kernel:
         self.pending.remove(begun)
         begun.what()
 
-    def _call(self, sock: Socket | None, by: int, place: int, **facts: object) -> Call:
+    def _call(self, sock: Socket | None, by: int, place: int, **facts: Any) -> Call:
         address, port = PLACES[place]
-        own = {} if sock is None else {"protocol": sock.protocol, "source_port": sock.port}
-        made = call(
-            by,
-            self.now_ns,
-            socket=0 if sock is None else sock.cookie,
-            destination=packed(address),
-            destination_port=port,
-            **own,
-        )
-        return made._replace(**facts)
+        own: dict[str, Any] = {"socket": 0}
+        if sock is not None:
+            own = {"socket": sock.cookie, "protocol": sock.protocol, "source_port": sock.port}
+        own |= {"destination": packed(address), "destination_port": port}
+        return call(by, self.now_ns, **(own | facts))
 
     def _refuse(self, of: Socket | Call, by: int, place: int) -> None:
         if not self.is_seen:
@@ -274,7 +283,7 @@ class Kernel:
         made = self._call(of, by, place) if isinstance(of, Socket) else of
         self._tell(made._replace(is_refused=True, time_ns=self.now_ns))
 
-    def _log(self, protocol: int, port: int, by: int, place: int, **facts: object) -> None:
+    def _log(self, protocol: int, port: int, by: int, place: int, **facts: Any) -> None:
         address, destination_port = PLACES[place]
         has_ports = protocol in {TCP, UDP}
         self.now_ns += 100
@@ -287,7 +296,7 @@ class Kernel:
             tcp_flags=SYN if protocol == TCP else None,
             verdict=self.verdict,
         )
-        self.logged.append(Sent(replace(logged, **facts), self.now_ns, by))  # type: ignore[arg-type]
+        self.logged.append(Sent(replace(logged, **facts), self.now_ns, by))
         self.now_ns += 100
 
     def _tell(self, event: Call | Closed) -> None:

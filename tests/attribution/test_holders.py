@@ -232,8 +232,10 @@ def test_a_child_that_may_not_be_looked_at_may_have_it(
         int, Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
     )
     _close(monkeypatch, child)
-    assert only(scan(started.inode)).doubt == "a child of it may not be looked at"
-    os.kill(child, signal.SIGKILL)
+    try:
+        assert only(scan(started.inode)).doubt == "a child of it may not be looked at"
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def _close(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
@@ -242,7 +244,7 @@ def _close(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
     closed: set[int] = set()
 
     def guarded(path: str, parent: int | None = None) -> int:
-        if path == "./fd" and parent in closed:
+        if path == "./fdinfo" and parent in closed:
             raise PermissionError
         directory = real(path, parent)
         if path == str(pid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,18 @@ _OWN = frozenset(
         "RestrictNamespaces",
     }
 )
+#: Under MemoryDenyWriteExecute= (include/uapi/linux/prctl.h: PR_SET_MDWE).
+_CALLED_BACK = """
+import ctypes, mmap, sys
+if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) != 0:
+    sys.exit(print("no MDWE"))
+try:
+    mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)
+except PermissionError:
+    print("refused")
+from ocsf_nft.attribution.libbpf import _SAMPLER
+_SAMPLER(lambda *_: print("called back"))(None, None, 0)
+"""
 
 
 def _settings(unit: str, section: str = "Service") -> dict[str, list[str]]:
@@ -150,6 +163,26 @@ def test_a_unit_has_no_capability_that_its_user_does_not_get(unit: str) -> None:
 
 
 @pytest.mark.parametrize("unit", _UNITS)
+def test_a_unit_lets_a_run_capture_calls(unit: str) -> None:
+    service = _settings(unit)
+    assert {"CAP_BPF", "CAP_PERFMON"} <= set(service["AmbientCapabilities"][0].split())
+    # @privileged, which is taken away before, has this one.
+    assert "bpf" in service["SystemCallFilter"][-1].split()
+    # As good as root; who has to find another process's namespace is that already.
+    ptrace = "CAP_SYS_PTRACE" in service["AmbientCapabilities"][0].split()
+    assert ptrace is (unit == _HOST)
+
+
+def test_what_libbpf_calls_back_is_made_where_no_memory_may_be_written_and_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CALLED_BACK], capture_output=True, text=True, check=False
+    )
+    if "no MDWE" in done.stdout:
+        pytest.skip("this kernel can't refuse it by prctl (Linux 6.3)")
+    assert done.stdout.splitlines() == ["refused", "called back"], done.stderr
+
+
+@pytest.mark.parametrize("unit", _UNITS)
 def test_what_comes_after_a_unit_waits_for_the_run_to_be_ready(unit: str) -> None:
     service = _settings(unit)
     assert (service["Type"], service["NotifyAccess"]) == (["notify"], ["main"])
@@ -195,11 +228,12 @@ def test_the_command_line_takes_each_command(unit: str) -> None:
 
 
 def test_a_configuration_as_the_guide_shows_it_is_taken(tmp_path: Path) -> None:
-    (text,) = (block for _, block in _blocks("toml"))
+    text, attribution = (block for _, block in _blocks("toml"))
     path = tmp_path / "ocsf-nft.toml"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text + attribution, encoding="utf-8")
     found = config.load(path)
     assert found.sandbox[0].install
+    assert (found.attribution.top, found.attribution.hash_max_bytes) == ("user", 64 << 20)
     token = tomllib.loads(text)["sink"][0]["token"]["credential"]
     # What the unit imports, and what the guide has written.
     assert _settings(_HOST)["ImportCredential"] == ["ocsf-nft.*"]

@@ -103,7 +103,7 @@ def host(guest: Machine) -> Machine:
     return guest
 
 
-def _until(what: Callable[[], T]) -> T:
+def _until(what: Callable[[], T | None]) -> T:
     """What it gives as soon as that is true."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not (found := what()):

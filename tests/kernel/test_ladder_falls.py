@@ -22,6 +22,8 @@ from tests.kernel.swarm import CONNECTED, FIRST, STAYS, UDP
 from tests.kernel.watching import fence, watching
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
     from tests.kernel.swarm import Swarm
@@ -53,6 +55,18 @@ _NO_CGROUP2 = 'awk \'$9 == "cgroup2" || $10 == "cgroup2" {print $5}\' /proc/self
 @pytest.fixture(scope="module")
 def attackers(tmp_path_factory: pytest.TempPathFactory) -> Swarm:
     return swarm.build(tmp_path_factory.mktemp("swarm"), 10)
+
+
+@pytest.fixture
+def stays() -> Iterator[Callable[[subprocess.Popen[str]], None]]:
+    """What it is given is ended with the test, and the only child of it before."""
+    kept: list[subprocess.Popen[str]] = []
+    yield kept.append
+    for each in kept:
+        children = Path(f"/proc/{each.pid}/task/{each.pid}/children").read_text("ascii")
+        for child in map(int, children.split()):
+            os.kill(child, signal.SIGKILL)
+        each.communicate(timeout=10)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +137,7 @@ async def test_on_a_kernel_that_tells_no_types_the_right_numbers_are_told(
 
 
 async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_who_stays(
-    lab: Lab, attackers: Swarm, tmp_path: Path
+    lab: Lab, attackers: Swarm, tmp_path: Path, stays: Callable[[subprocess.Popen[str]], None]
 ) -> None:
     sandbox = {
         "name": "agent",
@@ -141,16 +155,14 @@ async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_w
         detach = loaded._library.bpf_link__detach
         detach.argtypes = (ctypes.c_void_p,)
         assert detach(loaded._links[-1]) == 0
-        running = None
         async for event in service:
             events.append(event)
             if event.get("activity_name") == "Attribution Degraded":
                 numbers = range(FIRST, FIRST + 1)
-                running = attackers.start(lab.sandbox_namespace, numbers, UDP | STAYS)
+                stays(attackers.start(lab.sandbox_namespace, numbers, UDP | STAYS))
             if event["class_uid"] == 4001 and event["connection_info"]["protocol_num"] == 17:
                 service.stop()
         assert service.ladder.rung == "socket"
-    assert running is not None
     (fell,) = (each for each in events if each.get("activity_name") == "Attribution Degraded")
     assert "has detached the BPF program" in fell["status_detail"]
     assert fell["unmapped"]["rung"] == "socket"
@@ -164,5 +176,3 @@ async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_w
     # Root may send as if from anybody's socket: so it is not more than one that it may have been.
     (process,) = how["data"]["processes"]
     assert process["path"] == str(attackers.programs[FIRST % 10])
-    os.kill(process["pid"], signal.SIGKILL)
-    await asyncio.to_thread(running.communicate)

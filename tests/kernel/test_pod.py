@@ -111,6 +111,8 @@ def test_the_example_does_what_it_is_for(
                 (event,) = _until(lambda: _of_programs(output))
     assert event["dst_endpoint"]["ip"] == "192.0.2.7"
     assert event["actor"]["user"]["uid"] == "10001"
+    # The watch may load no programs, and the socket of a refused connection has no port any more.
+    assert [each["data"]["rung"] for each in event["enrichments"]] == ["user"]
     assert event["status_code"] == "tcp-reset"
     assert event["count"] == 1
     assert "HTTPS_PROXY=http://127.0.0.1:3128" in event["status_detail"]

@@ -254,9 +254,7 @@ def test_no_text_passes_for_the_place_of_a_value(
         origin=replace(said.origin, raw=texts[8], log_source=texts[8], identity=texts[6]),
     )
     mapper = Mapper(CONTEXT)
-    by = Attribution(
-        rung="none", reason=texts[9], user_name=texts[10], group_name=texts[11]
-    )
+    by = Attribution(rung="none", reason=texts[9], user_name=texts[10], group_name=texts[11])
     for each in (said, replace(said, source_port=ports[1], destination_port=ports[0])):
         assert_told(mapper, replace(Attempt.of(each), attribution=by), version)
 

@@ -359,17 +359,21 @@ class Seeing(Ladder):
 
     def __init__(self) -> None:
         super().__init__({})
-        self.windows: list[Record] = []
+        self.windows: list[int] = []
+        self.alone: list[Record] = []
 
     async def attributions(self, sandbox: str, records: Sequence[Record]) -> list[Attribution]:
         assert sandbox == "sb"
         return [_by(1) for _ in records]
 
-    def since(self, sandbox: str, record: Record, since_ns: int) -> Attribution | None:
+    def told(self, sandbox: str, record: Record, process: Process) -> None:
+        assert (sandbox, process.pid) == ("sb", 1)
+        self.alone.append(record)
+
+    def since_last(self, sandbox: str, record: Record, packets: int) -> Attribution | None:
         assert sandbox == "sb"
-        assert since_ns <= record.time_ns
-        self.windows.append(record)
-        return _by(1 + len(self.windows))
+        self.windows.append(packets)
+        return _by(1 + len(self.windows)) if record.destination_port != 81 else None
 
 
 async def test_each_window_is_by_who_was_seen_in_it_and_the_finding_by_all_of_them(
@@ -388,7 +392,7 @@ async def test_each_window_is_by_who_was_seen_in_it_and_the_finding_by_all_of_th
             await account._tell_what_is_due(closing=packets == 20)
     told = sink.of_class(4001)
     assert [event["actor"]["process"]["pid"] for event in told] == [1, 2, 3]
-    assert len(ladder.windows) == 2
+    assert (len(ladder.alone), ladder.windows) == (1, [9, 10])
     created, *later = sink.of_class(2004)
     assert created["actor"]["process"]["pid"] == 1
     assert [event["activity_name"] for event in later] == ["Update", "Update", "Close"]
@@ -409,3 +413,20 @@ async def test_what_is_told_together_is_by_nobody_in_particular(tmp_path: Path) 
     for event in merged:
         assert event["actor"].keys() == {"user"}
         assert event["enrichments"][0]["data"]["rung"] == "user"
+
+
+async def test_who_sent_one_packet_of_many_is_not_said_to_have_sent_them_all(
+    tmp_path: Path,
+) -> None:
+    counters, sink, ladder = Given(), Kept(), Seeing()
+    async with _account(counters, tmp_path, sink, ladder) as account:
+        await account.take([record(tcp(81)), record(tcp(81), 2)])
+        counters.counts = {key(tcp(81)): 9}
+        await account.close()
+    first, window = sink.of_class(4001)
+    assert first["actor"]["process"]["pid"] == 1
+    assert window["count"] == 8
+    assert "process" not in window["actor"]
+    (how,) = window["enrichments"]
+    assert (how["value"], how["data"]["confidence"]) == ("unknown", "Low")
+    assert [each["pid"] for each in how["data"]["processes"]] == [1]

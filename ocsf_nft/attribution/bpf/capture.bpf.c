@@ -112,7 +112,7 @@ static __always_inline void lose(__u32 what)
 	__u64 *number = bpf_map_lookup_elem(&lost, &what);
 
 	if (number)
-		*number += 1;
+		__sync_fetch_and_add(number, 1);
 }
 
 static __always_inline int is_watched(__u64 netns)
@@ -260,14 +260,17 @@ static __always_inline void remember(__u64 socket)
 	bpf_map_update_elem(&sockets, &socket, &nobody, BPF_NOEXIST);
 }
 
-/* connect(2) of what begins with a handshake: its packet follows, with the port that it gets. */
+/* connect(2) of what begins with a handshake: its packet follows, with the port that it gets. Who is
+ * calling then is asked then; without types it can be asked here alone. */
 static __always_inline int connecting(struct bpf_sock_addr *ctx)
 {
+#ifndef WITH_TYPES
 	struct pending pending = { .task = bpf_get_current_task() };
 	__u64 socket = bpf_get_socket_cookie(ctx);
 
 	if (who(&pending.caller) && bpf_map_update_elem(&sockets, &socket, &pending, BPF_ANY))
 		lose(0);
+#endif
 	return 1;
 }
 
@@ -330,7 +333,9 @@ SEC("cgroup/sendmsg6") int sendmsg6(struct bpf_sock_addr *ctx) { return call6(ct
 SEC("sockops") int established(struct bpf_sock_ops *ctx)
 {
 	struct call call = { .kind = CALL, .protocol = IPPROTO_TCP };
+#ifndef WITH_TYPES
 	struct pending *pending;
+#endif
 
 	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
 		return 1;
@@ -355,18 +360,20 @@ SEC("sockops") int established(struct bpf_sock_ops *ctx)
 		*(__u32 *)call.source = ctx->local_ip4;
 		*(__u32 *)call.destination = ctx->remote_ip4;
 	}
-	pending = bpf_map_lookup_elem(&sockets, &call.socket);
 	/* Who connected it is not who makes it send, where that comes later (TCP fast open). */
-	if (pending && pending->task == bpf_get_current_task())
-		call.caller = pending->caller;
 #ifdef WITH_TYPES
-	else if (!who(&call.caller))
+	if (!who(&call.caller)) {
+		lose(0);
 		return 1;
-	else
-		remember(call.socket);
+	}
+	remember(call.socket);
 #else
-	else
+	pending = bpf_map_lookup_elem(&sockets, &call.socket);
+	if (!pending || pending->task != bpf_get_current_task()) {
+		lose(0);
 		return 1;
+	}
+	call.caller = pending->caller;
 #endif
 	tell_call(&call);
 	return 1;

@@ -292,7 +292,10 @@ SEC("raw_tp/sched_process_exec") int executed(struct bpf_raw_tracepoint_args *ct
 {
 	struct task_struct *task = (void *)ctx->args[0];
 
-	if (is_in_sight(task))
+	__u32 tgid = BPF_CORE_READ(task, tgid);
+
+	/* Who has left the namespace and was told of before is told of once more: it is another program. */
+	if (is_in_sight(task) || bpf_map_lookup_elem(&told, &tgid))
 		introduce(task, image_of(task));
 	return 0;
 }

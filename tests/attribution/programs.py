@@ -1,0 +1,63 @@
+"""Programs that tell what a test gives them, in place of those that the kernel runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ocsf_nft.attribution.capture import Lost
+from ocsf_nft.errors import UnsupportedError
+from tests.attribution.calling import call, record
+
+if TYPE_CHECKING:
+    from ocsf_nft.attribution.layout import Call, Told
+    from ocsf_nft.record import Record
+
+
+@dataclass
+class Programs:
+    """What a capture is to Captured and to a Ladder: each reading has one of ``readings``."""
+
+    readings: list[list[Told]] = field(default_factory=list)
+    so_far: Lost = field(default_factory=lambda: Lost(0, 0))
+    fault: str | None = None
+    is_endless: bool = False
+    knows_types: bool = True
+    is_closed: bool = False
+    descriptor: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK))
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return (self.descriptor,)
+
+    def read(self) -> list[Told]:
+        self.check()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.descriptor)
+        if self.is_endless:
+            return [made(9, socket=9, source_port=9)]
+        return self.readings.pop(0) if self.readings else []
+
+    def lost(self) -> Lost:
+        return self.so_far
+
+    def check(self) -> None:
+        if self.fault is not None:
+            raise UnsupportedError(self.fault)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def made(by: int, **facts: Any) -> Call:
+    """A call that is made now."""
+    return call(by, time.clock_gettime_ns(time.CLOCK_BOOTTIME), **facts)
+
+
+def read(**facts: Any) -> Record:
+    """A record that is read now."""
+    now_ns = time.time_ns()
+    return record(0, **({"time_ns": now_ns, "received_ns": now_ns} | facts))

@@ -1,0 +1,229 @@
+"""What a capture tells becomes attributions, of each sandbox by itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.attribution.capture import Lost
+from ocsf_nft.attribution.captured import Captured
+from ocsf_nft.attribution.layout import Closed
+from ocsf_nft.errors import UnsupportedError
+from tests.attribution.calling import NETNS, TCP, image
+from tests.attribution.programs import Programs, made, read
+from tests.attribution.test_images import Names, portrait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.attribution.captured import Named
+    from ocsf_nft.attribution.layout import Told
+    from ocsf_nft.process import Attribution
+    from ocsf_nft.record import Record
+
+OTHER = NETNS + 1
+
+
+def now() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+@pytest.fixture
+def programs() -> Iterator[Programs]:
+    found = Programs()
+    yield found
+    os.close(found.descriptor)
+
+
+@pytest.fixture
+def captured(programs: Programs) -> Captured:
+    sandboxes = {"sb": NETNS, "other": OTHER}
+    return Captured(programs, sandboxes, Names())  # type: ignore[arg-type]
+
+
+def tell(captured: Captured, *events: Told) -> None:
+    programs: Any = captured._capture
+    programs.readings.append(list(events))
+    assert captured.take_in() is bool(events)
+    assert captured.take_in() is False
+
+
+def named(captured: Captured, said: Record, sandbox: str = "sb") -> Named:
+    (moment,) = captured.moments(sandbox, [said])
+    return captured.named(sandbox, said, moment)
+
+
+def by(captured: Captured, said: Record, sandbox: str = "sb") -> Attribution:
+    found = named(captured, said, sandbox).attribution
+    assert found is not None
+    assert found.rung == "capture"
+    return found
+
+
+def pids(found: Attribution) -> dict[int, int | None]:
+    assert found.process is None
+    return {each.process.pid: each.calls for each in found.seen}
+
+
+def test_who_was_seen_to_send_it_is_named_with_all_that_is_known(captured: Captured) -> None:
+    tell(captured, portrait(7), made(7))
+    found = by(captured, read())
+    assert found.process is not None
+    assert (found.process.pid, found.process.path) == (7, "/usr/bin/curl")
+    assert (found.sureness, found.seen) == ("high", ())
+    assert found.reason == "the kernel saw it send the packet"
+    assert named(captured, read()).image == image(7)
+
+
+def test_of_several_that_sent_the_same_each_may_be_it(captured: Captured) -> None:
+    tell(captured, made(7), made(8))
+    found = by(captured, read())
+    assert pids(found) == {7: None, 8: None}
+    assert found.sureness == "medium"
+
+
+def test_who_has_only_had_the_socket_may_not_be_it(captured: Captured) -> None:
+    tell(captured, made(7, is_connect=True))
+    found = by(captured, read())
+    assert pids(found) == {7: None}
+    assert found.sureness == "low"
+
+
+def test_of_whom_nothing_was_told_nothing_is_said(captured: Captured) -> None:
+    assert named(captured, read()) == (None, None)
+    tell(captured, made(7, source_port=9))
+    assert named(captured, read()) == (None, None)
+
+
+def test_who_calls_in_another_sandbox_is_none_of_this_one(captured: Captured) -> None:
+    tell(captured, made(7, netns=OTHER), made(8, netns=OTHER + 1))
+    assert named(captured, read()) == (None, None)
+    assert by(captured, read(), "other").process is not None
+
+
+def test_a_socket_is_closed_wherever_it_is(captured: Captured) -> None:
+    tell(captured, made(7, socket=1), made(8, socket=2, netns=OTHER))
+    tell(captured, Closed(now(), 1), Closed(now(), 2))
+    tell(captured, made(9, socket=3, source_port=9), made(9, socket=4, source_port=9, netns=OTHER))
+    for sandbox in ("sb", "other"):
+        # What is after this is after the end of the others.
+        assert named(captured, read(source_port=9), sandbox).image == image(9)
+        assert named(captured, read(), sandbox) == (None, None)
+
+
+def test_a_record_of_before_is_nobodys_who_is_seen_now(captured: Captured) -> None:
+    """Of a log that is read on, after nobody has looked for a while."""
+    tell(captured, made(7))
+    before = read(time_ns=time.time_ns() - 60 * 10**9)
+    assert named(captured, before) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("lost", "sureness"), [(Lost(1, 0), "low"), (Lost(0, 1), "high"), (Lost(0, 0), "high")]
+)
+def test_where_calls_were_lost_it_may_have_been_others(
+    captured: Captured, programs: Programs, lost: Lost, sureness: str
+) -> None:
+    tell(captured, made(7))
+    programs.so_far = lost
+    captured.take_in()
+    assert by(captured, read()).sureness == sureness
+    assert captured.lost == lost
+
+
+def test_what_there_was_no_time_to_read_is_lost_too(captured: Captured) -> None:
+    tell(captured, made(7))
+    captured.lose()
+    assert by(captured, read()).sureness == "low"
+
+
+def test_where_each_packet_is_a_call_of_one_process_it_is_the_one(captured: Captured) -> None:
+    tell(captured, *(made(7) for _ in range(5)))
+    found = captured.since_last("sb", read(), 5)
+    assert found is not None
+    assert found.process is not None
+    assert (found.process.pid, found.sureness, found.seen) == (7, "high", ())
+    assert captured.since_last("sb", read(), 5) is None
+
+
+@pytest.mark.parametrize("packets", [4, 6, 1000])
+def test_where_there_were_more_or_fewer_packets_it_may_have_been_others(
+    captured: Captured, packets: int
+) -> None:
+    tell(captured, *(made(7) for _ in range(5)))
+    found = captured.since_last("sb", read(), packets)
+    assert found is not None
+    assert (pids(found), found.sureness) == ({7: 5}, "medium")
+
+
+def test_of_several_that_tried_each_is_named_with_how_often(captured: Captured) -> None:
+    tell(captured, made(7), made(8), made(7))
+    found = captured.since_last("sb", read(), 3)
+    assert found is not None
+    assert (pids(found), found.sureness, found.unnamed) == ({7: 2, 8: 1}, "high", 0)
+
+
+def test_of_many_that_tried_it_is_said_how_many_more_there_were(captured: Captured) -> None:
+    for packets in (40, 32):
+        tell(captured, *(made(number) for number in range(1, 41)))
+        found = captured.since_last("sb", read(), packets)
+        assert found is not None
+        assert (len(found.seen), found.unnamed, found.sureness) == (32, 8, "medium")
+
+
+def test_what_was_told_by_itself_is_not_told_again(captured: Captured) -> None:
+    tell(captured, made(7), made(7))
+    one = by(captured, read()).process
+    assert one is not None
+    captured.told("sb", read(), one)
+    captured.told("sb", read(uid=None), one)
+    captured.told("other", read(), one)
+    found = captured.since_last("sb", read(), 1)
+    assert found is not None
+    assert found.process == one
+
+
+def test_nobody_has_tried_what_no_user_has(captured: Captured) -> None:
+    tell(captured, made(7))
+    assert captured.since_last("sb", read(uid=None), 1) is None
+    assert captured.since_last("sb", read(uid=0), 1) is None
+    assert captured.since_last("other", read(), 1) is None
+
+
+def test_whose_frames_they_were_is_known_where_all_of_them_were_seen(captured: Captured) -> None:
+    frame = read(rule="link", protocol=None, destination=None)
+    for packets, is_known in ((2, True), (3, False)):
+        tell(captured, *(made(7, is_frame=True, is_refused=True) for _ in range(2)))
+        assert (captured.since_last("sb", frame, packets) is not None) == is_known
+
+
+def test_on_a_kernel_without_types_who_has_a_connected_socket_may_not_be_it(
+    programs: Programs,
+) -> None:
+    programs.knows_types = False
+    plain = Captured(programs, {"sb": NETNS}, Names())  # type: ignore[arg-type]
+    tell(plain, made(7, is_connect=True, source_port=0), made(7))
+    assert by(plain, read()).sureness == "low"
+    tell(plain, made(8, protocol=TCP, socket=2))
+    assert by(plain, read(protocol=TCP, tcp_flags=2)).sureness == "high"
+
+
+def test_a_capture_that_has_ended_says_so(captured: Captured, programs: Programs) -> None:
+    assert captured.descriptors == (programs.descriptor,)
+    captured.check()
+    programs.fault = "somebody has detached it"
+    for ask in (captured.check, captured.take_in):
+        with pytest.raises(UnsupportedError, match="somebody has detached it"):
+            ask()
+    captured.close()
+    assert programs.is_closed
+
+
+def test_what_a_process_ran_last_is_known(captured: Captured) -> None:
+    after = image(7)._replace(execs=2)
+    tell(captured, portrait(7), portrait(7)._replace(image=after))
+    assert captured.is_latest(after)
+    assert not captured.is_latest(image(7))
