@@ -58,7 +58,7 @@ def _looked_at(directory: int, found: Process, arrived_ns: int) -> Process:
         return found
     (group,) = (
         int(line.split()[1])
-        for line in _read("status", directory).splitlines()
+        for line in _read("status", directory).split(b"\n")  # a name may have other ends of lines
         if line.startswith(b"Tgid:")
     )
     arguments = _read("cmdline", directory).rstrip(b"\0").replace(b"\0", b" ")

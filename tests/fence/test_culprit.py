@@ -86,3 +86,17 @@ def test_a_number_of_another_pid_namespace_is_believed_nowhere_else(under: tuple
         [*under, sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(under == ("unshare", "-m"))
+
+
+def test_a_name_that_looks_like_another_line_hides_nothing() -> None:
+    """Of ends of lines the kernel escapes only the usual one (fs/proc/array.c, proc_task_name)."""
+    named = "open('/proc/self/comm', 'w').write('a\\rTgid:\\t1'); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", named], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = culprit.culprit(process.pid, "a\rTgid:\t1", now())
+        process.kill()
+    assert found is not None
+    assert (found.pid, found.path) == (process.pid, str(Path(sys.executable).resolve()))
