@@ -41,10 +41,15 @@ class Swarm:
     def start(
         self, namespace: Namespace, numbers: range, flags: int, *, mask: int = 0, at_once: int = 8
     ) -> subprocess.Popen[str]:
-        """Begin to make as many attempts as there are numbers."""
+        """Begin to make as many attempts as there are numbers.
+
+        They give way to who watches: a run goes before most others too (``privileges.go_first``).
+        """
         arguments = map(str, (numbers.start, numbers.stop, flags, mask, at_once, *self.programs))
         return namespace.call(
-            lambda: subprocess.Popen([self.launcher, *arguments], stdout=subprocess.PIPE, text=True)
+            lambda: subprocess.Popen(
+                ["nice", "-n", "10", self.launcher, *arguments], stdout=subprocess.PIPE, text=True
+            )
         )
 
     def truth(self, running: subprocess.Popen[str]) -> dict[int, Truth]:
