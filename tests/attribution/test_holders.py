@@ -141,9 +141,8 @@ def test_a_child_has_the_socket_too(program: Callable[..., Program]) -> None:
     assert started.pid in {holder.pid for holder in found}
 
 
+@pytest.mark.kernel
 def test_who_can_make_packets_by_hand_can_frame_another() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs CAP_NET_RAW to have it")
     text = _PROGRAM.format(before="", after="")
     with subprocess.Popen(
         ["/usr/bin/python3", "-I", "-c", text],
