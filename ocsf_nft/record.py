@@ -130,12 +130,15 @@ class Batch:
 
     ``cursor`` is the source's position after this batch, opaque to everybody else: handed back to
     the source, it resumes with the next record. ``None`` where the transport has no position.
+    ``since_ns``: none of the records was logged before that (ns since the epoch, UTC); 0 where the
+    source can't tell.
     """
 
     records: tuple[Record, ...] = ()
     gaps: tuple[Gap, ...] = ()
     rejects: tuple[Reject, ...] = ()
     cursor: str | None = None
+    since_ns: int = 0
 
 
 class Prefix(NamedTuple):

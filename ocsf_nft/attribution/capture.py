@@ -20,7 +20,7 @@ from ocsf_nft.attribution.libbpf import Loaded, Ring
 from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from ocsf_nft.attribution.layout import Told
     from ocsf_nft.netns import Namespace
@@ -29,6 +29,8 @@ _PROGRAMS: Final = "ocsf_nft.attribution.bpf"
 _TYPES: Final = Path("/sys/kernel/btf/vmlinux")
 #: include/uapi/asm-generic/socket.h, since Linux 5.14.
 _SO_NETNS_COOKIE: Final = 71
+#: What is told of a namespace (``capture.bpf.c``).
+_REFUSALS, _CALLS = b"\1", b"\2"
 _OF_CGROUP: Final = ("connect4", "connect6", "sendmsg4", "sendmsg6", "established", "released")
 _OF_TYPES: Final = ("forked", "executed", "refused")
 #: Read of a ring in one go: a few milliseconds of work.
@@ -45,11 +47,18 @@ class Lost(NamedTuple):
 class Capture:
     """The programs at work, in some network namespaces; a context to be left."""
 
-    def __init__(self, cookies: Iterable[int], *, knows_types: bool | None = None) -> None:
+    def __init__(
+        self,
+        cookies: Iterable[int],
+        *,
+        permissive: Collection[int] = (),
+        knows_types: bool | None = None,
+    ) -> None:
         """Begin to capture in the namespaces that are numbered so (:func:`cookie`).
 
-        ``knows_types`` is looked up where it is not given. Raises UnsupportedError when this host
-        doesn't allow it, with the reason.
+        What is refused is told of; in those that are ``permissive``, and in all where no types are
+        known, what is called. ``knows_types`` is looked up where it is not given. Raises
+        UnsupportedError when this host doesn't allow it, with the reason.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
         where = hierarchy()
@@ -61,7 +70,10 @@ class Capture:
             if self.knows_types:
                 # Before the calls: who calls is known then.
                 self._rings.insert(0, self._loaded.ring("processes"))
-            self._loaded.add("watched", (struct.pack("=Q", each) for each in cookies), b"\1")
+            for each in cookies:
+                is_refused = self.knows_types and each not in permissive
+                what = _REFUSALS if is_refused else _CALLS
+                self._loaded.put("watched", struct.pack("=Q", each), what)
             for name in _OF_TYPES if self.knows_types else ():
                 self._loaded.attach(name)
             cgroup = _opened(where.path)

@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from ocsf_nft.attribution.calls import Calls
 from ocsf_nft.attribution.images import Images
 from ocsf_nft.attribution.layout import Call, Closed, Portrait
+from ocsf_nft.attribution.match import Logged
+from ocsf_nft.attribution.refusals import Refusals
 from ocsf_nft.attribution.tally import Tally, where_of
 from ocsf_nft.process import Attribution, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from ocsf_nft.attribution.calls import Match, Moment
     from ocsf_nft.attribution.capture import Capture, Lost
     from ocsf_nft.attribution.layout import Image
+    from ocsf_nft.attribution.match import Match
     from ocsf_nft.attribution.users import KeptNames
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
 
 _SENT: Final = "the kernel saw it send the packet"
-_SEVERAL: Final = "several processes sent such a packet from the same port within a moment"
+_SEVERAL: Final = "the kernel saw each of them send what may be the packet"
+_CALLED: Final = "the kernel saw it make a call that the packet may be of"
 _HAD: Final = (
     "it had a socket that the packet may be of, and others may have had that too, or calls were "
     "made that there was no room to tell of"
@@ -40,24 +43,34 @@ class Named(NamedTuple):
 
 
 class _Sandbox:
-    """What is known of the calls in one network namespace."""
+    """What was told of one network namespace: packets that were refused, or else calls."""
 
-    def __init__(self, *, sees_refusals: bool) -> None:
-        self.calls = Calls(sees_refusals=sees_refusals)
+    def __init__(self, *, is_refused: bool) -> None:
+        self.told: Refusals | Calls = Refusals() if is_refused else Calls()
+        self.is_refused = is_refused
         self.tally = Tally()
 
 
 class Captured:
     """Takes in what a capture tells, and says who sent what.
 
-    ``sandboxes`` are the kernel's numbers of their network namespaces, by name.
+    ``sandboxes`` are the kernel's numbers of their network namespaces, by name. Those whose fences
+    refuse nothing are ``permissive``: their packets are not told of one by one, calls are.
     """
 
-    def __init__(self, capture: Capture, sandboxes: Mapping[str, int], names: KeptNames) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        sandboxes: Mapping[str, int],
+        names: KeptNames,
+        *,
+        permissive: Collection[int] = (),
+    ) -> None:
         self._capture = capture
         self._images = Images(names)
         self._by_netns = {
-            number: _Sandbox(sees_refusals=capture.knows_types) for number in sandboxes.values()
+            number: _Sandbox(is_refused=capture.knows_types and number not in permissive)
+            for number in sandboxes.values()
         }
         self._by_name = {name: self._by_netns[number] for name, number in sandboxes.items()}
         self.lost: Lost = capture.lost()
@@ -85,6 +98,8 @@ class Captured:
         lost = self._capture.lost()
         if lost.calls > self.lost.calls:
             self.lose()
+        if lost.processes > self.lost.processes:
+            self._images.lose()
         self.lost = lost
         for event in told:
             self._take_in(event)
@@ -94,7 +109,7 @@ class Captured:
         """Some calls before now are not known."""
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for each in self._by_netns.values():
-            each.calls.lose(now_ns)
+            each.told.lose(now_ns)
 
     def _take_in(self, told: Call | Closed | Portrait) -> None:
         if isinstance(told, Portrait):
@@ -102,29 +117,42 @@ class Captured:
         elif isinstance(told, Call):
             sandbox = self._by_netns.get(told.netns)
             if sandbox is not None:
-                sandbox.calls.add(told)
+                sandbox.told.add(told)
                 sandbox.tally.add(told)
         else:
             # Cookies of sockets are the machine's: no two namespaces have the same.
             for sandbox in self._by_netns.values():
-                sandbox.calls.add(told)
+                sandbox.told.add(told)
 
-    def moments(self, sandbox: str, records: Sequence[Record]) -> list[Moment]:
-        """When the packet of each record was sent, as :meth:`Calls.moments` has it.
+    def is_late(self, sandbox: str, records: Sequence[Record]) -> bool:
+        """Whether who sent the packet of one of these is still to be told."""
+        told = self._by_name[sandbox].told
+        return isinstance(told, Refusals) and told.is_late(_logged(records, 0))
 
-        All that has come is to be taken in before.
+    def matches(
+        self, sandbox: str, records: Sequence[Record], since_ns: int
+    ) -> Iterator[Match | None]:
+        """What the packets of some records may be of, in the kernel's order.
+
+        Each is asked for once. None of them was logged before ``since_ns`` (epoch). All that has
+        come is to be taken in before.
         """
-        booted_ns, now_ns = _booted_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return self._by_name[sandbox].calls.moments(records, booted_ns, now_ns)
+        began_ns = self._began_ns + _booted_ns()
+        is_refused = self._by_name[sandbox].is_refused
+        for record, match in zip(
+            records, self._by_name[sandbox].told.matches(_logged(records, since_ns)), strict=True
+        ):
+            # Of a log that is read on, and of what was let pass where that is not told.
+            is_before = record.time_ns < began_ns
+            is_other = is_refused and record.verdict == "permit"
+            yield None if is_before or is_other else match
 
-    def named(self, sandbox: str, record: Record, moment: Moment) -> Named:
-        """Who sent the packet of a record then."""
-        if record.time_ns - _booted_ns() < self._began_ns:  # of a log that was read on
-            return Named(None)
-        match = self._by_name[sandbox].calls.match(record, moment)
+    def named(self, sandbox: str, match: Match | None) -> Named:
+        """Who sent a packet that was matched so."""
         if match is None:
             return Named(None)
-        return Named(self._of_match(match), match.calls[0].image)
+        is_refused = self._by_name[sandbox].is_refused
+        return Named(self._of_match(match, is_refused=is_refused), match.calls[0].image)
 
     def is_latest(self, image: Image) -> bool:
         """Whether a process is known to have run nothing else until now."""
@@ -139,12 +167,14 @@ class Captured:
         where = where_of(record)
         if where is None:
             return None
-        calls, unnamed = self._by_name[sandbox].tally.take(where)
+        tried = self._by_name[sandbox]
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        calls, unnamed, is_silent = tried.tally.take(where, now_ns)
         if not calls:
             return None
         seen = tuple(Seen(process=self._images.process(call), calls=times) for call, times in calls)
         times = sum(times for _, times in calls)
-        is_all = times == packets and not unnamed
+        is_all = tried.is_refused and times == packets and not unnamed and not is_silent
         if where.protocol is None and not is_all:
             return None  # they may have sent other frames than these
         if is_all and len(seen) == 1:
@@ -164,16 +194,33 @@ class Captured:
         if where is not None:
             self._by_name[sandbox].tally.take_one(where, process.pid)
 
-    def _of_match(self, match: Match) -> Attribution:
+    def _of_match(self, match: Match, *, is_refused: bool) -> Attribution:
         processes = [self._images.process(call) for call in match.calls]
         if match.is_sender and len(processes) == 1:
-            return Attribution(rung="capture", sureness="high", reason=_SENT, process=processes[0])
+            return Attribution(
+                rung="capture",
+                sureness="high" if is_refused else "medium",
+                reason=_SENT if is_refused else _CALLED,
+                process=processes[0],
+            )
+        is_seen = match.is_sender and is_refused
         return Attribution(
             rung="capture",
-            sureness="medium" if match.is_sender else "low",
-            reason=_SEVERAL if match.is_sender else _HAD,
+            sureness="medium" if is_seen else "low",
+            reason=_SEVERAL if is_seen else _HAD,
             seen=tuple(Seen(process=each) for each in processes),
         )
+
+
+def _logged(records: Sequence[Record], since_ns: int) -> list[Logged]:
+    booted_ns, now_ns = _booted_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    logged = []
+    for record in records:
+        # The clock may have been set since it was read.
+        until_ns = min(record.received_ns - booted_ns, now_ns)
+        earliest_ns = max(0, min(since_ns - booted_ns, until_ns))
+        logged.append(Logged(record, earliest_ns, until_ns))
+    return logged
 
 
 def _booted_ns() -> int:

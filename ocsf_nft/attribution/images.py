@@ -65,6 +65,10 @@ class Images:
         _keep(self._latest, image.pid, image)
         self._made.clear()
 
+    def lose(self) -> None:
+        """Some were not told: who has run nothing else since is not known."""
+        self._latest.clear()
+
     def is_latest(self, image: Image) -> bool:
         """Whether a process is known to have run nothing else since."""
         return self._latest.get(image.pid) == image
@@ -82,10 +86,10 @@ class Images:
     def _process(self, call: Call) -> Process:
         portrait = self._look_up(call.image)
         found = self._facts(call.image, portrait)
+        if call.tid:
+            found = replace(found, tid=call.tid, name=_text(call.comm))
         return replace(
             found,
-            tid=call.tid,
-            name=_text(call.comm),
             uid=call.uid,
             user_name=self._names.user(call.uid),
             gid=call.gid,
@@ -113,6 +117,17 @@ class Images:
             portrait = above
         return tuple(found)
 
+    def _arguments(self, portrait: Portrait) -> bytes:
+        """What its program was begun with, as it was before it could be overwritten."""
+        for _ in range(_MOST_ANCESTORS):
+            parent = portrait.parent
+            # A child has as many programs behind it as its parent, until it runs one itself.
+            above = self._known.get(parent) if parent.execs == portrait.image.execs else None
+            if above is None or above.inode != portrait.inode:
+                break
+            portrait = above
+        return portrait.arguments
+
     def _facts(self, image: Image, portrait: Portrait | None) -> Process:
         created_ns = self._booted_ns + image.started_ns if image.started_ns else None
         if portrait is None:
@@ -124,7 +139,7 @@ class Images:
             name=_text(portrait.comm),
             path=path,
             is_deleted=None if path is None else portrait.is_deleted,
-            cmd_line=_command(portrait.arguments),
+            cmd_line=_command(self._arguments(portrait)),
             working_directory=_path(portrait.directory),
             created_ns=created_ns,
             namespace_pid=portrait.namespace_pid if portrait.namespace_pid != image.pid else None,

@@ -24,10 +24,11 @@ from ocsf_nft.errors import OcsfNftError, UnsupportedError
 from ocsf_nft.process import Attribution, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
     from types import TracebackType
 
     from ocsf_nft.attribution.layout import Image
+    from ocsf_nft.attribution.match import Match
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
@@ -80,20 +81,23 @@ class _Credit:
 class Ladder:
     """Says who sent the packets that records are of, while its context is entered.
 
-    ``sandboxes`` are the namespaces in which there are processes to be named, by sandbox. No record
-    waits for longer than ``wait_seconds``.
+    ``sandboxes`` are the namespaces in which there are processes to be named, by sandbox; the
+    fences of those that are ``permissive`` refuse nothing. No record waits for longer than
+    ``wait_seconds``.
     """
 
     def __init__(
         self,
         sandboxes: Mapping[str, Namespace],
         *,
+        permissive: Collection[str] = (),
         top: Top = "capture",
         wait_seconds: float = WAIT_SECONDS,
         hashed_bytes: int = 0,
     ) -> None:
         """Programs of no more than ``hashed_bytes`` are hashed."""
         self._sandboxes = sandboxes
+        self._permissive = permissive
         self._top = top
         self._wait_seconds = wait_seconds
         self._names = KeptNames(Names())
@@ -166,14 +170,19 @@ class Ladder:
                 self._captured.check()
         except UnsupportedError as error:
             self._lose(error)
-        await self._take_in()
+        await self.take_in()
 
-    async def attributions(self, sandbox: str, records: Sequence[Record]) -> list[Attribution]:
-        """Who sent the packets of some records, in the kernel's order."""
+    async def attributions(
+        self, sandbox: str, records: Sequence[Record], since_ns: int
+    ) -> list[Attribution]:
+        """Who sent the packets of some records, in the kernel's order.
+
+        None of them was logged before ``since_ns`` (epoch).
+        """
         if not records or sandbox not in self._sandboxes:
             return [_of_user(each, _NOT_ASKED_FOR) for each in records]
         deadline = asyncio.get_running_loop().time() + self._wait_seconds
-        found = await self._from_capture(sandbox, records, deadline)
+        found = await self._from_capture(sandbox, records, since_ns, deadline)
         wanted = [
             number
             for number, (record, known) in enumerate(zip(records, found, strict=True))
@@ -232,17 +241,19 @@ class Ladder:
         if self._top == "capture":
             try:
                 names = {name: cookie(each) for name, each in self._sandboxes.items()}
-                self._captured = Captured(self._begun(names.values()), names, self._names)
+                permissive = {names[each] for each in self._permissive if each in names}
+                begun = self._begun(names.values(), permissive)
+                self._captured = Captured(begun, names, self._names, permissive=permissive)
             except OcsfNftError as error:
                 self.reason = str(error)
 
-    def _begun(self, cookies: Iterable[int]) -> Capture:
+    def _begun(self, cookies: Collection[int], permissive: Collection[int]) -> Capture:
         """A capture that knows what processes are, or else one that only knows which they are."""
         try:
-            return Capture(cookies)
+            return Capture(cookies, permissive=permissive)
         except UnsupportedError as error:
             self.reason = str(error)
-            return Capture(cookies, knows_types=False)
+            return Capture(cookies, permissive=permissive, knows_types=False)
 
     def _read(self) -> None:
         """There is much to be read."""
@@ -265,7 +276,7 @@ class Ladder:
                 asyncio.get_running_loop().remove_reader(descriptor)
             captured.close()
 
-    async def _take_in(self) -> None:
+    async def take_in(self) -> None:
         """Read what has come; where there is no end of it, what was not read counts as lost."""
         for _ in range(_MOST_READS):
             try:
@@ -278,36 +289,38 @@ class Ladder:
             self._captured.lose()
 
     async def _from_capture(
-        self, sandbox: str, records: Sequence[Record], deadline: float
+        self, sandbox: str, records: Sequence[Record], since_ns: int, deadline: float
     ) -> list[Attribution | None]:
         captured = self._captured
         if captured is None:
             return [None] * len(records)
-        await self._take_in()
-        moments = captured.moments(sandbox, records)
+        # What comes in may bear the user of who is to get it.
+        sent = [number for number, record in enumerate(records) if _is_sent(record)]
+        asked = [records[number] for number in sent]
+        await self.take_in()
+        if captured.is_late(sandbox, asked):
+            await asyncio.sleep(_LATER_SECONDS)
+            await self.take_in()
+        matches: list[Match | None] = []
+        for match in captured.matches(sandbox, asked, since_ns):
+            matches.append(match)
+            if len(matches) % _SLICE == 0:
+                await asyncio.sleep(0)
 
         async def tell() -> list[Named]:
             named = []
-            for number, (record, moment) in enumerate(zip(records, moments, strict=True), 1):
-                # What comes in may bear the user of who is to get it.
-                is_sent = _is_sent(record)
-                named.append(captured.named(sandbox, record, moment) if is_sent else Named(None))
-                if number % _SLICE == 0:
+            for match in matches:
+                named.append(captured.named(sandbox, match))
+                if len(named) % _SLICE == 0:
                     await asyncio.sleep(0)
             return named
 
-        found = await tell()
-        if any(
-            each.attribution is None and _is_sent(record)
-            for record, each in zip(records, found, strict=True)
-        ):
-            await asyncio.sleep(_LATER_SECONDS)
-            await self._take_in()
-            found = await tell()
+        told = await tell()
         if self._names.wanted:
             await self._ask_for_names(deadline)
-            found = await tell()
-        return await self._hashed(captured, found, deadline)
+            told = await tell()
+        found = dict(zip(sent, await self._hashed(captured, told, deadline), strict=True))
+        return [found.get(number) for number in range(len(records))]
 
     async def _hashed(
         self, captured: Captured, found: Sequence[Named], deadline: float
@@ -330,7 +343,7 @@ class Ladder:
 
         await self._in_thread(read_all, deadline)
         # Who has run another program meanwhile has told of it by now.
-        await self._take_in()
+        await self.take_in()
         for number, (image, by) in enumerate(
             zip((each.image for each in found), told, strict=True)
         ):

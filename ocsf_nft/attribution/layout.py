@@ -12,9 +12,9 @@ _AF_PACKET: Final = 17
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 #: What a call is: the flags of ``capture.bpf.c``.
-_CONNECT, _REFUSED, _MORE = 1, 2, 4
-#: kind, family, protocol, flags, ports; time, socket, netns; the caller; two addresses.
-_CALL_FORM: Final = struct.Struct("=BBBBHHQQQIIQQIIII16s16s16s")
+_CONNECT, _MORE, _SYN, _ANY = 1, 2, 4, 8
+#: kind, family, protocol, flags, ports; time, socket, netns; the caller; owner; two addresses.
+_CALL_FORM: Final = struct.Struct("=BBBBHHQQQIIQQIII4x16sI16s16s4x")
 _CLOSED_FORM: Final = struct.Struct("=B7xQQ")
 _PROCESS_FORM: Final = struct.Struct("=BB2xIIIQQIIQQIIQ16sHHHH")
 
@@ -30,17 +30,24 @@ class Image(NamedTuple):
     execs: int
 
 
+#: Who did what is told without a process.
+NOBODY: Final = Image(0, 0, 0)
+
+
 class Call(NamedTuple):
-    """A process sends something, or connects.
+    """A process sends something or connects; or a packet was refused, just before ``time_ns``.
 
-    Addresses are packed, an address of IPv4 in 4 bytes, empty where none is known; ports are 0
-    where they are not known. ``socket`` is the kernel's cookie, 0 where it has none. ``uid`` and
-    ``gid`` are the process's real ones; ``fsuid`` is whose a socket is that it makes now.
+    Which of the two is told of a network namespace, :class:`Capture` is told. Times are of
+    CLOCK_BOOTTIME. Addresses are packed, an address of IPv4 in 4 bytes, empty where none is known;
+    ports are 0 where they are not known. ``socket`` is the kernel's cookie, 0 where it has none.
+    ``uid`` and ``gid`` are the process's real ones, ``owner`` is the user that the socket is of,
+    whom a record of it names (of a call: who would get a socket that is made now). ``image``
+    is :data:`NOBODY` where it is not known who sent a packet; ``tid`` is 0 where several threads
+    did.
 
-    ``is_frame``: it sends by a packet socket. ``is_connect``: it connects a socket that sends
-    nothing by that. ``is_refused``: its packet was refused just before ``time_ns``
-    (CLOCK_BOOTTIME); any other one's follows. ``has_more``: more of the same may follow that is not
-    told.
+    ``is_frame``: it is sent by a packet socket. ``is_connect``: it connects a socket that sends
+    nothing by that. ``is_syn``: a connection of TCP begins with it. ``is_any``: what it is was not
+    told. ``has_more``: more of the same may follow that is not told.
     """
 
     time_ns: int
@@ -49,7 +56,8 @@ class Call(NamedTuple):
     is_frame: bool
     protocol: int
     is_connect: bool
-    is_refused: bool
+    is_syn: bool
+    is_any: bool
     has_more: bool
     source: bytes
     source_port: int
@@ -59,7 +67,7 @@ class Call(NamedTuple):
     tid: int
     uid: int
     gid: int
-    fsuid: int
+    owner: int
     comm: bytes
 
 
@@ -110,7 +118,7 @@ def told(sample: bytes) -> Told:
 def _call(sample: bytes) -> Call:
     (
         _, family, protocol, flags, source_port, destination_port, time_ns, socket, netns,
-        pid, _, started_ns, execs, tid, uid, gid, fsuid, comm, source, destination,
+        pid, _, started_ns, execs, tid, uid, gid, comm, owner, source, destination,
     ) = _CALL_FORM.unpack_from(sample)  # fmt: skip
     return Call(
         time_ns=time_ns,
@@ -119,7 +127,8 @@ def _call(sample: bytes) -> Call:
         is_frame=family == _AF_PACKET,
         protocol=protocol,
         is_connect=bool(flags & _CONNECT),
-        is_refused=bool(flags & _REFUSED),
+        is_syn=bool(flags & _SYN),
+        is_any=bool(flags & _ANY),
         has_more=bool(flags & _MORE),
         source=_address(family, source),
         source_port=source_port,
@@ -129,7 +138,7 @@ def _call(sample: bytes) -> Call:
         tid=tid,
         uid=uid,
         gid=gid,
-        fsuid=fsuid,
+        owner=owner,
         comm=_text(comm),
     )
 

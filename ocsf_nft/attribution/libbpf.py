@@ -9,13 +9,10 @@ from __future__ import annotations
 import ctypes
 import os
 from ctypes import CFUNCTYPE, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 from ocsf_nft import memory
 from ocsf_nft.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _LIBRARY: Final = "libbpf.so.1"
 _PRINTER: Final = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
@@ -135,12 +132,11 @@ class Loaded:
                 return name
         return None
 
-    def add(self, name: str, keys: Iterable[bytes], value: bytes) -> None:
-        """Put keys into a map, all with one value; raises UnsupportedError."""
+    def put(self, name: str, key: bytes, value: bytes) -> None:
+        """Put a value into a map; raises UnsupportedError."""
         found = self._map(name)
-        for key in keys:
-            if self._library.bpf_map__update_elem(found, key, len(key), value, len(value), 0) < 0:
-                raise self._failure(f"the BPF map {name} can't be written")
+        if self._library.bpf_map__update_elem(found, key, len(key), value, len(value), 0) < 0:
+            raise self._failure(f"the BPF map {name} can't be written")
 
     def totals(self, name: str, keys: int) -> tuple[int, ...]:
         """The sums over all CPUs of an array of 64-bit counters; raises UnsupportedError."""

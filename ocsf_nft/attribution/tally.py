@@ -6,10 +6,14 @@ import ipaddress
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ocsf_nft.attribution.layout import NOBODY
+
 if TYPE_CHECKING:
     from ocsf_nft.attribution.layout import Call, Image
     from ocsf_nft.record import Record
 
+#: How long more of the same may not be told (``capture.bpf.c``: AGAIN).
+_SILENCE_NS: Final = 500_000_000
 #: Flows that are kept, and processes of each: who tries more fills no memory.
 _FLOWS: Final = 2048
 _PROCESSES: Final = 32
@@ -32,25 +36,31 @@ class _Latest(NamedTuple):
 class Tried(NamedTuple):
     """The latest call of each process, and how often it was told.
 
-    ``unnamed`` is how many more processes there were, at least.
+    ``unnamed`` is how many more processes there were, at least. ``is_silent``: some of it was not
+    told.
     """
 
-    calls: tuple[tuple[Call, int], ...]
-    unnamed: int
+    calls: tuple[tuple[Call, int], ...] = ()
+    unnamed: int = 0
+    is_silent: bool = False
 
 
 class _Flow:
     """The processes that try one flow, who called last at the end."""
 
-    __slots__ = ("latest", "unnamed", "youngest_ns")
+    __slots__ = ("latest", "silent_ns", "unnamed", "youngest_ns")
 
     def __init__(self) -> None:
         self.latest: OrderedDict[Image, _Latest] = OrderedDict()
         self.unnamed = 0
         #: When the youngest of all was started.
         self.youngest_ns = 0
+        #: Until when some may not be told.
+        self.silent_ns = 0
 
     def add(self, call: Call) -> None:
+        if call.has_more:
+            self.silent_ns = call.time_ns + _SILENCE_NS
         image = call.image
         before = self.latest.pop(image, None)
         if before is None and len(self.latest) >= _PROCESSES:
@@ -58,6 +68,8 @@ class _Flow:
             # Any other one may be one of those that are gone.
             if self.unnamed == 0 or image.started_ns > self.youngest_ns:
                 self.unnamed += 1
+        if before is not None and before.call.tid != call.tid:
+            call = call._replace(tid=0)  # several threads of it
         self.latest[image] = _Latest(call, 1 if before is None else before.times + 1)
         self.youngest_ns = max(self.youngest_ns, image.started_ns)
 
@@ -70,11 +82,11 @@ class Tally:
 
     def add(self, call: Call) -> None:
         """Take in a call."""
-        if call.is_connect:
+        if call.is_connect or call.is_any or call.image == NOBODY:
             return
-        where = Where(call.fsuid, call.protocol, call.destination, call.destination_port)
+        where = Where(call.owner, call.protocol, call.destination, call.destination_port)
         if call.is_frame:
-            where = Where(call.fsuid)
+            where = Where(call.owner)
         if where not in self._flows:
             self._flows[where] = _Flow()
         self._flows[where].add(call)
@@ -82,11 +94,17 @@ class Tally:
         while len(self._flows) > _FLOWS:
             self._flows.popitem(last=False)
 
-    def take(self, where: Where) -> Tried:
-        """Who has tried it since this was asked last."""
-        flow = self._flows.pop(where, None) or _Flow()
+    def take(self, where: Where, now_ns: int) -> Tried:
+        """Who has tried it since this was asked last, until now (CLOCK_BOOTTIME)."""
+        flow = self._flows.pop(where, None)
+        if flow is None:
+            return Tried()
+        if flow.silent_ns > now_ns:
+            # What is silent now is counted later.
+            rest = self._flows[where] = _Flow()
+            rest.silent_ns = flow.silent_ns
         calls = tuple((each.call, each.times) for each in flow.latest.values())
-        return Tried(calls, flow.unnamed)
+        return Tried(calls, flow.unnamed, is_silent=flow.silent_ns > 0)
 
     def take_one(self, where: Where, pid: int) -> None:
         """One try of a process was told by itself."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.patience import Patience
     from ocsf_nft.fence.counters import Counters
     from ocsf_nft.flow import Reading
-    from ocsf_nft.record import Record
+    from ocsf_nft.record import Batch, Record
     from ocsf_nft.service.reporter import Reporter
 
 T = TypeVar("T")
@@ -171,17 +171,17 @@ class Account:
             await self._reporter.deliver(again)
         await self._observe()
 
-    async def take(self, records: Iterable[Record], position: str | None = None) -> None:
+    async def take(self, batch: Batch) -> None:
         """Take in records, and tell what begins with one.
 
-        ``position`` is that of the source behind them: it is kept together with what they come to.
+        The source's position behind them is kept together with what they come to.
         """
-        taken = tuple(records)
-        attributions = await self._ladder.attributions(self.sandbox, taken)
+        taken = batch.records
+        attributions = await self._ladder.attributions(self.sandbox, taken, batch.since_ns)
         if taken:
             await self._look_for_counters_of(taken)
         async with self._turn:
-            self._position = position or self._position
+            self._position = batch.cursor or self._position
             now_ns = time.monotonic_ns()
             found = [
                 attempt
@@ -306,6 +306,7 @@ class Account:
             now_ns = time.monotonic_ns()
             for _ in self._ledger.fold(now_ns):
                 await asyncio.sleep(0)
+            await self._ladder.take_in()
             due = self._ledger.due(now_ns, closing=closing)
             while found := list(islice(due, _BATCH)):
                 await self._tell(found)

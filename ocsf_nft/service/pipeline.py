@@ -19,7 +19,6 @@ from ocsf_nft.record import Batch, Gap, Reject
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
-    from ocsf_nft.record import Record
     from ocsf_nft.service.accounts import Account
     from ocsf_nft.service.reporter import Reporter
     from ocsf_nft.sources.base import Source
@@ -164,27 +163,25 @@ class Pipeline:
                 if name is not None and name in self._accounts:
                     await self._accounts[name].lose(gap)
         for sandbox, records in groupby(batch.records, key=attrgetter("sandbox")):
-            await self._take(sandbox, tuple(records), batch.cursor, source)
+            await self._take(sandbox, replace(batch, records=tuple(records)), source)
         if batch.cursor is not None and not batch.records:
             for sandbox in sandboxes:
-                await self._take(sandbox, (), batch.cursor, source)
+                await self._take(sandbox, batch, source)
         self.counts.records += len(batch.records)
         for reject in batch.rejects:
             self._count_reject(reject)
 
-    async def _take(
-        self, sandbox: str | None, records: tuple[Record, ...], cursor: str | None, source: str
-    ) -> None:
+    async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
         """Take in records of one sandbox, or of none, with their source's position behind them."""
         # A foreign record's own sandbox, if it tells one, comes after the way to the accounts: a
         # prefix that anybody may write is not to lead there.
         account = None if sandbox is None else self._accounts.get(sandbox)
         if account is not None:
-            await account.take(records, cursor)
+            await account.take(batch)
         else:
-            found = map(Attempt.of, map(self._prefixes.named, records))
+            found = map(Attempt.of, map(self._prefixes.named, batch.records))
             lines = await self._reporter.lines(found)
-            await self._reporter.deliver(lines, source=source, position=cursor or "")
+            await self._reporter.deliver(lines, source=source, position=batch.cursor or "")
 
     # Who writes forgeries, or makes records be lost, must not be able to flood our own log, nor to
     # hold us up where nobody reads it: so both are logged at the first, second, fourth, eighth …

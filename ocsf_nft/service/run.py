@@ -299,14 +299,17 @@ class Service:
 
     def _ladder(self) -> Ladder:
         wanted = self.config.attribution
-        namespaces = {}
+        namespaces, permissive = {}, set()
         for sandbox in self.config.sandbox:
             found = None if sandbox.install else _on_record(sandbox.name, self._state)
             if sandbox.profile != "tap":  # a VM's processes are its own kernel's
                 known = HOST if found is None else found.namespace
                 namespaces[sandbox.name] = sandbox.namespace or known
+                if sandbox.permissive if found is None else found.spec.is_permissive:
+                    permissive.add(sandbox.name)
         return Ladder(
             namespaces,
+            permissive=permissive,
             top=wanted.top,
             wait_seconds=wanted.wait_ms / 1000,
             hashed_bytes=wanted.hash_max_bytes,

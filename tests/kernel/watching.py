@@ -81,7 +81,7 @@ async def watching(
         async def read() -> None:
             async for batch in source.batches():
                 assert not batch.gaps
-                told = await ladder.attributions(SANDBOX, batch.records)
+                told = await ladder.attributions(SANDBOX, batch.records, batch.since_ns)
                 async with watched.more:
                     watched.found.extend(zip(batch.records, told, strict=True))
                     watched.more.notify_all()

@@ -1,9 +1,10 @@
-/* Who calls connect(2) and send(2) in the network namespaces that are watched.
+/* Who sends what in the network namespaces that are watched.
  *
  * Two objects are made of this file. The plain one uses what the kernel promises to keep: programs
- * of a cgroup (connect, sendmsg, release of a socket) and of TCP (sock_ops), and helpers. The other
- * one (WITH_TYPES) is for kernels that describe their types (BTF): it reads as well what the caller
- * is, while it is there to be read, and sees calls that no cgroup program is asked about.
+ * of a cgroup (connect, sendmsg, release of a socket) and of TCP (sock_ops), and helpers. It tells of
+ * calls, whose packets may be refused. The other one (WITH_TYPES) is for kernels that describe their
+ * types (BTF): it reads as well what the caller is, while it is there to be read; and where packets
+ * are refused it tells of each of those, and of nothing else.
  *
  * Nothing here refuses or changes a call: every program returns what lets it go on. Whatever does
  * not fit is counted in `lost`.
@@ -40,17 +41,19 @@ struct caller {
 	__u32 tid;
 	__u32 uid;
 	__u32 gid;
-	__u32 fsuid; /* whose a socket is that it makes now */
+	__u32 reserved;
 	char comm[16];
 };
 
 enum kind { CALL = 1, CLOSED = 2, PROCESS = 3 };
 
-/* What a call is: no packet yet, but a socket of a datagram protocol that is connected; a packet
- * that has been refused by now; one of many, of which the next ones are not told. */
-enum { CONNECT = 1, REFUSED = 2, MORE = 4 };
+/* What is told of: no packet yet, but a socket of a datagram protocol that is connected; one of many,
+ * of which the next ones are not told; what a connection of TCP begins with; a packet that can't be
+ * read here, or one of many different ones that are not told: it may be any. */
+enum { CONNECT = 1, MORE = 2, SYN = 4, ANY = 8 };
 
-/* An address of IPv4 is in the first four bytes. Ports are numbers, 0 where they are not known. */
+/* A call, or a packet that was refused: then its caller is nobody (0) where that is not known.
+ * An address of IPv4 is in the first four bytes. Ports are numbers, 0 where they are not known. */
 struct call {
 	__u8 kind;
 	__u8 family;
@@ -62,8 +65,10 @@ struct call {
 	__u64 socket;
 	__u64 netns;
 	struct caller caller;
+	__u32 owner; /* the user that the socket is of, or who calls */
 	__u8 source[16];
 	__u8 destination[16];
+	__u8 reserved[4];
 };
 
 struct closed {
@@ -72,6 +77,9 @@ struct closed {
 	__u64 time_ns;
 	__u64 socket;
 };
+
+/* What is told of a namespace. */
+enum { REFUSALS = 1, CALLS = 2 };
 
 /* The namespaces that are watched, by their cookies. */
 struct {
@@ -94,7 +102,7 @@ struct {
 	__type(value, __u64);
 } lost SEC(".maps");
 
-/* Who connects a TCP socket, until its packet is made; and the sockets whose end is to be told. */
+/* Who connects a TCP socket, and where calls are told the sockets whose end is to be told too. */
 struct pending {
 	struct caller caller;
 	__u64 task;
@@ -115,17 +123,20 @@ static __always_inline void lose(__u32 what)
 		__sync_fetch_and_add(number, 1);
 }
 
-static __always_inline int is_watched(__u64 netns)
+/* What is told of a namespace; nothing (0) of one that is not watched. */
+static __always_inline __u8 what_of(__u64 netns)
 {
-	return bpf_map_lookup_elem(&watched, &netns) != NULL;
+	__u8 *what = bpf_map_lookup_elem(&watched, &netns);
+
+	return what ? *what : 0;
 }
 
-/* Calls of one process that are told in a second: whoever floods is not to drown the others. */
-#define CALLS_A_SECOND 4000
-#define SECOND 1000000000ULL
-/* The same call again and again is told so often, and then not for so long. */
+/* So long nothing more is told of what was told often enough. */
+#define AGAIN 500000000ULL
+/* The same call again and again is told so often in that time. */
 #define TIMES 8
-#define AGAIN (SECOND / 2)
+/* And so many of one process: whoever floods is not to drown the others. */
+#define MOST 2000
 
 struct budget {
 	__u64 since_ns;
@@ -158,18 +169,24 @@ struct {
 	__type(value, struct budget);
 } repeats SEC(".maps");
 
-/* Whether there is room for one more call of a process. */
-static __always_inline int has_room(__u32 tgid, __u64 now_ns)
+/* Whether one more of a process is not to be told. The last one that is may be any of those. */
+static __always_inline int is_too_many(struct call *call)
 {
+	__u32 tgid = call->caller.image.tgid;
 	struct budget *budget = bpf_map_lookup_elem(&budgets, &tgid);
-	struct budget fresh = { .since_ns = now_ns, .calls = 1 };
+	struct budget fresh = { .since_ns = call->time_ns, .calls = 1 };
 
-	if (!budget || now_ns - budget->since_ns > SECOND) {
+	if (!budget || call->time_ns - budget->since_ns > AGAIN) {
 		bpf_map_update_elem(&budgets, &tgid, &fresh, BPF_ANY);
-		return 1;
+		return 0;
 	}
 	budget->calls += 1;
-	return budget->calls <= CALLS_A_SECOND;
+	if (budget->calls == MOST) {
+		/* So long as it is silent from now on. */
+		budget->since_ns = call->time_ns;
+		call->flags |= MORE | ANY;
+	}
+	return budget->calls > MOST;
 }
 
 static __always_inline int is_repeated(struct call *call)
@@ -228,7 +245,6 @@ static __always_inline int who(struct caller *caller)
 	caller->tid = BPF_CORE_READ(task, pid);
 	caller->uid = BPF_CORE_READ(task, real_cred, uid.val);
 	caller->gid = BPF_CORE_READ(task, real_cred, gid.val);
-	caller->fsuid = BPF_CORE_READ(task, cred, fsuid.val);
 	BPF_CORE_READ_STR_INTO(&caller->comm, task, comm);
 	introduce(task, caller->image);
 #else
@@ -238,18 +254,27 @@ static __always_inline int who(struct caller *caller)
 	caller->tid = (__u32)pid;
 	caller->uid = (__u32)uid;
 	caller->gid = uid >> 32;
-	caller->fsuid = caller->uid;
 	bpf_get_current_comm(caller->comm, sizeof(caller->comm));
 #endif
 	return caller->image.tgid != 0;
 }
 
-static __always_inline void tell_call(const struct call *call)
+static __always_inline void tell_call(struct call *call)
 {
-	if (has_room(call->caller.image.tgid, call->time_ns))
+	if (!is_too_many(call))
 		tell(call, sizeof(*call));
-	else
-		lose(0);
+}
+
+/* Whose a socket is that the caller makes now. */
+static __always_inline __u32 owner(void)
+{
+#ifdef WITH_TYPES
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, cred, fsuid.val);
+#else
+	return (__u32)bpf_get_current_uid_gid();
+#endif
 }
 
 static __always_inline void remember(__u64 socket)
@@ -290,13 +315,14 @@ static __always_inline int call4(struct bpf_sock_addr *ctx, int flags)
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct call call = { .family = AF_INET, .flags = flags };
 
-	if (!is_watched(netns))
+	if (what_of(netns) != CALLS)
 		return 1;
 	if (ctx->type == SOCK_STREAM)
 		return connecting(ctx);
 	start(&call, ctx, netns);
 	*(__u32 *)call.destination = ctx->user_ip4;
 	if (who(&call.caller) && !is_repeated(&call)) {
+		call.owner = owner();
 		remember(call.socket);
 		tell_call(&call);
 	}
@@ -308,7 +334,7 @@ static __always_inline int call6(struct bpf_sock_addr *ctx, int flags)
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct call call = { .family = AF_INET6, .flags = flags };
 
-	if (!is_watched(netns))
+	if (what_of(netns) != CALLS)
 		return 1;
 	if (ctx->type == SOCK_STREAM)
 		return connecting(ctx);
@@ -318,6 +344,7 @@ static __always_inline int call6(struct bpf_sock_addr *ctx, int flags)
 	((__u32 *)call.destination)[2] = ctx->user_ip6[2];
 	((__u32 *)call.destination)[3] = ctx->user_ip6[3];
 	if (who(&call.caller) && !is_repeated(&call)) {
+		call.owner = owner();
 		remember(call.socket);
 		tell_call(&call);
 	}
@@ -329,21 +356,45 @@ SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx) { return call6(ct
 SEC("cgroup/sendmsg4") int sendmsg4(struct bpf_sock_addr *ctx) { return call4(ctx, 0); }
 SEC("cgroup/sendmsg6") int sendmsg6(struct bpf_sock_addr *ctx) { return call6(ctx, 0); }
 
+/* Who makes TCP send what a connection begins with; nobody (0) where that is not known. Who connected
+ * the socket is somebody else where it sends later (fast open). */
+static __always_inline int connector(struct caller *caller, __u64 socket)
+{
+#ifdef WITH_TYPES
+	return who(caller);
+#else
+	struct pending *pending = bpf_map_lookup_elem(&sockets, &socket);
+
+	if (!pending || pending->task != bpf_get_current_task())
+		return 0;
+	*caller = pending->caller;
+	return 1;
+#endif
+}
+
 /* TCP is about to send its first packet, and has its port by now. */
 SEC("sockops") int established(struct bpf_sock_ops *ctx)
 {
-	struct call call = { .kind = CALL, .protocol = IPPROTO_TCP };
-#ifndef WITH_TYPES
-	struct pending *pending;
-#endif
+	struct call call = { .kind = CALL, .protocol = IPPROTO_TCP, .flags = SYN };
+	__u8 what;
 
 	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
 		return 1;
 	call.netns = bpf_get_netns_cookie(ctx);
-	if (!is_watched(call.netns))
+	what = what_of(call.netns);
+	if (!what)
 		return 1;
-	call.time_ns = bpf_ktime_get_boot_ns();
 	call.socket = bpf_get_socket_cookie(ctx);
+	if (what == REFUSALS) {
+		struct pending pending = {};
+
+		/* It may have been another one before. */
+		who(&pending.caller);
+		if (bpf_map_update_elem(&sockets, &call.socket, &pending, BPF_ANY))
+			lose(0);
+		return 1;
+	}
+	call.time_ns = bpf_ktime_get_boot_ns();
 	call.family = ctx->family;
 	call.source_port = ctx->local_port;
 	call.destination_port = bpf_ntohl(ctx->remote_port);
@@ -360,21 +411,12 @@ SEC("sockops") int established(struct bpf_sock_ops *ctx)
 		*(__u32 *)call.source = ctx->local_ip4;
 		*(__u32 *)call.destination = ctx->remote_ip4;
 	}
-	/* Who connected it is not who makes it send, where that comes later (TCP fast open). */
-#ifdef WITH_TYPES
-	if (!who(&call.caller)) {
+	if (!connector(&call.caller, call.socket)) {
 		lose(0);
 		return 1;
 	}
+	call.owner = owner();
 	remember(call.socket);
-#else
-	pending = bpf_map_lookup_elem(&sockets, &call.socket);
-	if (!pending || pending->task != bpf_get_current_task()) {
-		lose(0);
-		return 1;
-	}
-	call.caller = pending->caller;
-#endif
 	tell_call(&call);
 	return 1;
 }
@@ -383,11 +425,12 @@ SEC("sockops") int established(struct bpf_sock_ops *ctx)
 SEC("cgroup/sock_release") int released(struct bpf_sock *ctx)
 {
 	struct closed closed = { .kind = CLOSED };
+	__u8 what = what_of(bpf_get_netns_cookie(ctx));
 
-	if (!is_watched(bpf_get_netns_cookie(ctx)))
+	if (!what)
 		return 1;
 	closed.socket = bpf_get_socket_cookie(ctx);
-	if (bpf_map_delete_elem(&sockets, &closed.socket))
+	if (bpf_map_delete_elem(&sockets, &closed.socket) || what == REFUSALS)
 		return 1;
 	closed.time_ns = bpf_ktime_get_boot_ns();
 	tell(&closed, sizeof(closed));

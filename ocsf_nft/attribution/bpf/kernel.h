@@ -40,8 +40,11 @@ struct path {
 	struct dentry *dentry;
 };
 
+struct cred;
+
 struct file {
 	struct path f_path;
+	const struct cred *f_cred;
 };
 
 struct fs_struct {
@@ -148,12 +151,28 @@ struct sock {
 	__u16 sk_protocol;
 };
 
+struct list_head {
+	struct list_head *next;
+};
+
+/* The devices that are made on top of it, a VLAN, say. */
+struct net_device {
+	struct {
+		struct list_head upper;
+	} adj_list;
+};
+
 struct sk_buff {
 	struct sock *sk;
+	struct net_device *dev;
+	int skb_iif;
+	unsigned int len;
+	unsigned int data_len;
+	__be16 protocol;
 	unsigned char *head;
+	unsigned char *data;
 	__u16 mac_header;
 	__u16 network_header;
-	__u16 transport_header;
 };
 
 #pragma clang attribute pop

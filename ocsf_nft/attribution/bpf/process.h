@@ -267,7 +267,7 @@ static __always_inline void introduce(struct task_struct *task, struct image ima
 
 static __always_inline int is_in_sight(struct task_struct *task)
 {
-	return is_watched(BPF_CORE_READ(task, nsproxy, net_ns, net_cookie));
+	return what_of(BPF_CORE_READ(task, nsproxy, net_ns, net_cookie)) != 0;
 }
 
 /* include/trace/events/sched.h: TP_PROTO(struct task_struct *parent, struct task_struct *child) */

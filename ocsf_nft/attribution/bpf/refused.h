@@ -1,62 +1,200 @@
-/* What no cgroup program is asked about: packets of connected UDP sockets, of raw sockets and those
- * of ping, and frames of packet sockets. A fence that refuses one drops it while its sender waits. */
+/* Packets that a fence has refused, one by one: who sent it, and where to by its own header, as the
+ * fence logs it. */
 #pragma once
 
-#define ESTABLISHED 1 /* include/net/tcp_states.h: a UDP socket that is connected */
-#define NO_HEADER 0xffff /* include/linux/skbuff.h: skb_mac_header_was_set() */
+#define TCP_NEW_SYN_RECV 12 /* include/net/tcp_states.h: no socket yet */
+#define TCP_TIME_WAIT 6     /* nor any more */
+#define NOT_SET 0xffff      /* include/linux/skbuff.h: skb_mac_header_was_set() */
+#define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86dd
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
+#define IPPROTO_HOPOPTS 0
 #define IPPROTO_UDP 17
+#define IPPROTO_ROUTING 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_AH 51
+#define IPPROTO_DSTOPTS 60
 #define IPPROTO_UDPLITE 136
+#define EXTENSIONS 8
+/* NFLOG copies as many bytes of a packet (sources/nflog/group.py): ports behind them are in no record. */
+#define COPIED 128
 
-/* Whether a packet is dropped while who sends it is calling, so that the process that the CPU is at
- * is the one. That holds for a socket of a process, which keeps no packets back as TCP and SCTP do,
- * and by which the kernel sends none itself (tunnels: they keep their data with it). Of those, what
- * no frame was made of yet is on its way out of that very call; a frame may have waited for a
- * neighbour's address, and be sent on in an interrupt. One of a packet socket waits for nothing. */
-static __always_inline int is_a_call(struct sk_buff *skb, struct sock *sk, __u16 family)
+/* The bytes of a packet that are there to be read: from its network header up to `size`. */
+struct header {
+	unsigned char *start;
+	__u32 size;
+	__u32 whole; /* how long it is, with what is kept elsewhere */
+};
+
+/* Whether `size` bytes are to be read there: 1, or 0 where the packet ends before; else -1. */
+static __always_inline int holds(struct header *header, __u32 at, __u32 size)
 {
-	__u16 type = BPF_CORE_READ(sk, sk_type);
-
-	if (!BPF_CORE_READ(sk, sk_socket, file))
+	if (at + size > header->whole)
 		return 0;
-	if (family == AF_PACKET)
-		return 1;
-	return (type == SOCK_DGRAM || type == SOCK_RAW) && !BPF_CORE_READ(sk, sk_user_data) &&
-	       BPF_CORE_READ(skb, mac_header) == NO_HEADER;
+	return at + size <= header->size && at + size <= COPIED ? 1 : -1;
 }
 
-static __always_inline int read_header(struct call *call, struct sk_buff *skb)
+/* Ports, as far as the packet has them; whether they are known. */
+static __always_inline int read_ports(struct call *call, struct header *header, __u32 at)
 {
-	unsigned char *head = BPF_CORE_READ(skb, head);
-	unsigned char *network = head + BPF_CORE_READ(skb, network_header);
-	unsigned char *transport;
-	__u8 version;
-	__be16 ports[2];
+	__u32 size = call->protocol == IPPROTO_TCP ? 20 : 8;
+	struct {
+		__be16 source, destination;
+		__be32 numbers[2];
+		__u8 offset, flags;
+	} ports;
+	int is_there;
 
-	if (bpf_probe_read_kernel(&version, 1, network))
-		return 0;
-	if (version >> 4 == 4) {
-		call->family = AF_INET;
-		transport = network + (version & 15) * 4;
-		bpf_probe_read_kernel(&call->protocol, 1, network + 9);
-		bpf_probe_read_kernel(call->source, 4, network + 12);
-		bpf_probe_read_kernel(call->destination, 4, network + 16);
-	} else if (version >> 4 == 6) {
-		call->family = AF_INET6;
-		transport = network + 40;
-		bpf_probe_read_kernel(&call->protocol, 1, network + 6);
-		bpf_probe_read_kernel(call->source, 16, network + 8);
-		bpf_probe_read_kernel(call->destination, 16, network + 24);
-	} else {
-		return 0;
-	}
-	if (call->protocol == IPPROTO_UDP || call->protocol == IPPROTO_UDPLITE) {
-		bpf_probe_read_kernel(ports, sizeof(ports), transport);
-		call->source_port = bpf_ntohs(ports[0]);
-		call->destination_port = bpf_ntohs(ports[1]);
-	}
+	if (call->protocol != IPPROTO_TCP && call->protocol != IPPROTO_UDP &&
+	    call->protocol != IPPROTO_UDPLITE)
+		return 1;
+	is_there = holds(header, at, size);
+	if (is_there <= 0)
+		return is_there == 0;
+	bpf_probe_read_kernel(&ports, call->protocol == IPPROTO_TCP ? 14 : 4, header->start + at);
+	call->source_port = bpf_ntohs(ports.source);
+	call->destination_port = bpf_ntohs(ports.destination);
+	if (call->protocol == IPPROTO_TCP && (ports.flags & 0x12) == 0x02)
+		call->flags |= SYN;
 	return 1;
+}
+
+static __always_inline int read_ipv4(struct call *call, struct header *header)
+{
+	struct {
+		__u8 length, service;
+		__be16 total, id, fragment;
+		__u8 hops, protocol;
+		__be16 sum;
+		__u8 source[4], destination[4];
+	} ip;
+
+	if (holds(header, 0, sizeof(ip)) != 1 ||
+	    bpf_probe_read_kernel(&ip, sizeof(ip), header->start))
+		return 0;
+	call->family = AF_INET;
+	call->protocol = ip.protocol;
+	__builtin_memcpy(call->source, ip.source, 4);
+	__builtin_memcpy(call->destination, ip.destination, 4);
+	if (bpf_ntohs(ip.fragment) & 0x1fff)
+		return 1;
+	return read_ports(call, header, (ip.length & 15) * 4);
+}
+
+static __always_inline int read_ipv6(struct call *call, struct header *header)
+{
+	struct {
+		__be32 flow;
+		__be16 payload;
+		__u8 next, hops, source[16], destination[16];
+	} ip;
+	__u8 next, extension[4];
+	__u32 at = sizeof(ip);
+
+	if (holds(header, 0, sizeof(ip)) != 1 ||
+	    bpf_probe_read_kernel(&ip, sizeof(ip), header->start))
+		return 0;
+	call->family = AF_INET6;
+	__builtin_memcpy(call->source, ip.source, 16);
+	__builtin_memcpy(call->destination, ip.destination, 16);
+	next = ip.next;
+	for (int number = 0; number < EXTENSIONS; number++) {
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT && next != IPPROTO_AH) {
+			call->protocol = next;
+			return read_ports(call, header, at);
+		}
+		if (holds(header, at, 8) != 1 ||
+		    bpf_probe_read_kernel(extension, sizeof(extension), header->start + at))
+			return 0;
+		if (next == IPPROTO_FRAGMENT) {
+			/* What is behind it in a later fragment is no header. */
+			if (extension[2] || extension[3] & 0xf8) {
+				call->protocol = extension[0];
+				return 1;
+			}
+			at += 8;
+		} else if (next == IPPROTO_AH) {
+			at += (extension[1] + 2) * 4;
+		} else {
+			at += (extension[1] + 1) * 8;
+		}
+		next = extension[0];
+	}
+	return 0;
+}
+
+/* Where a packet goes by its own header; what can't be read here may be any. */
+static __always_inline void read_header(struct call *call, struct sk_buff *skb)
+{
+	unsigned char *data = BPF_CORE_READ(skb, data);
+	struct header header = {
+		.start = BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header),
+		.whole = BPF_CORE_READ(skb, len),
+	};
+	__u32 is_read = 0;
+
+	header.size = header.whole - BPF_CORE_READ(skb, data_len);
+	if (header.start == data) {
+		__u16 protocol = bpf_ntohs(BPF_CORE_READ(skb, protocol));
+
+		if (protocol == ETH_P_IP)
+			is_read = read_ipv4(call, &header);
+		else if (protocol == ETH_P_IPV6)
+			is_read = read_ipv6(call, &header);
+	}
+	if (!is_read)
+		call->flags |= ANY;
+}
+
+/* Whether it is refused as a frame, on its way out of a device. */
+static __always_inline int is_frame(struct sk_buff *skb, __u16 family)
+{
+	__u16 link = BPF_CORE_READ(skb, mac_header);
+
+	/* Of one that goes past the queue nobody has looked for the header. */
+	if (link == NOT_SET)
+		return family == AF_PACKET;
+	return BPF_CORE_READ(skb, head) + link == BPF_CORE_READ(skb, data);
+}
+
+/* Whether what is made on top of a device may send by it, and later. */
+static __always_inline int is_below_another(struct net_device *dev)
+{
+	void *upper = (void *)dev + bpf_core_field_offset(struct net_device, adj_list.upper);
+
+	return BPF_CORE_READ(dev, adj_list.upper.next) != upper;
+}
+
+/* Who has sent it; nobody (0) where that is not known.
+ *
+ * The process that the CPU is at is the one where a packet is dropped while who sends it is calling.
+ * That holds for a socket of a process, which keeps no packets back as TCP and SCTP do, and by which
+ * the kernel sends none itself (tunnels: they keep their data with it). Of those, what no frame was
+ * made of yet is on its way out of that very call; a frame may have waited for a neighbour's address,
+ * and be sent on in an interrupt. One of a packet socket waits for nothing. */
+static __always_inline void find_sender(struct call *call, struct sk_buff *skb, struct sock *sk,
+					__u16 family)
+{
+	__u16 type = BPF_CORE_READ(sk, sk_type);
+	int is_now;
+
+	if (call->flags & SYN && type == SOCK_STREAM) {
+		struct pending *pending = bpf_map_lookup_elem(&sockets, &call->socket);
+
+		/* It may be sent again by a clock. */
+		if (pending)
+			call->caller = pending->caller;
+		return;
+	}
+	if (family == AF_PACKET)
+		is_now = call->family == AF_PACKET && !is_below_another(BPF_CORE_READ(skb, dev));
+	else
+		is_now = (type == SOCK_DGRAM || type == SOCK_RAW) && !BPF_CORE_READ(sk, sk_user_data) &&
+			 BPF_CORE_READ(skb, mac_header) == NOT_SET;
+	if (is_now)
+		who(&call->caller);
 }
 
 /* include/trace/events/skb.h: TP_PROTO(struct sk_buff *skb, void *location,
@@ -64,9 +202,11 @@ static __always_inline int read_header(struct call *call, struct sk_buff *skb)
 SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct sk_buff *skb = (void *)ctx->args[0];
-	struct call call = { .kind = CALL, .flags = REFUSED };
+	struct call call = { .kind = CALL };
+	struct file *file;
 	struct sock *sk;
 	__u16 family;
+	__u8 state;
 
 	if (ctx->args[2] !=
 	    bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_NETFILTER_DROP))
@@ -74,25 +214,28 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 	sk = BPF_CORE_READ(skb, sk);
 	if (!sk)
 		return 0;
-	family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	call.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie);
-	if (!is_watched(call.netns) || !is_a_call(skb, sk, family))
+	/* What came in is its receiver's. */
+	if (what_of(call.netns) != REFUSALS || BPF_CORE_READ(skb, skb_iif))
 		return 0;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state == TCP_NEW_SYN_RECV || state == TCP_TIME_WAIT)
+		return 0;
+	/* No user is logged of what is not a process's. */
+	file = BPF_CORE_READ(sk, sk_socket, file);
+	if (!file)
+		return 0;
+	call.owner = BPF_CORE_READ(file, f_cred, fsuid.val);
 	call.time_ns = bpf_ktime_get_boot_ns();
 	/* It has one where a program of ours has asked for it before. */
 	call.socket = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
-	if (family == AF_PACKET) {
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (is_frame(skb, family))
 		call.family = AF_PACKET;
-	} else {
-		if (!read_header(&call, skb))
-			return 0;
-		/* Of one that is not connected sendmsg4 and sendmsg6 were asked. */
-		if ((call.protocol == IPPROTO_UDP || call.protocol == IPPROTO_UDPLITE) &&
-		    BPF_CORE_READ(sk, sk_protocol) == call.protocol &&
-		    BPF_CORE_READ(sk, __sk_common.skc_state) != ESTABLISHED)
-			return 0;
-	}
-	if (who(&call.caller) && !is_repeated(&call))
+	else
+		read_header(&call, skb);
+	find_sender(&call, skb, sk, family);
+	if (!is_repeated(&call))
 		tell_call(&call);
 	return 0;
 }

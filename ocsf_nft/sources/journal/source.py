@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: How often a position without records is worth a batch.
 _CURSOR_INTERVAL_S: Final = 1.0
+#: The kernel's stamps are turned into the time of day more exactly than that (``clock.py``).
+_STAMP_NS: Final = 1_000_000_000
 
 
 class Journal:
@@ -120,8 +122,13 @@ class Journal:
                 gaps.append(found)
             elif found is not None:
                 rejects.append(found)
+        earliest_ns = min((each.time_ns for each in records), default=0)
         return Batch(
-            records=tuple(records), gaps=tuple(gaps), rejects=tuple(rejects), cursor=chunk.cursor
+            records=tuple(records),
+            gaps=tuple(gaps),
+            rejects=tuple(rejects),
+            cursor=chunk.cursor,
+            since_ns=max(0, earliest_ns - _STAMP_NS),
         )
 
 

@@ -38,6 +38,8 @@ _RECORD_BYTES: Final = 16384
 #: A batch ends after so many kernel records, ours or not, or this time: the loop stays lively.
 _BATCH_RECORDS: Final = 1024
 _BATCH_NS: Final = 10_000_000
+#: Others may be writing a record while one behind it is complete.
+_WRITING_NS: Final = 1_000_000
 #: How often a position without records is worth a batch.
 _CURSOR_INTERVAL_NS: Final = 1_000_000_000
 #: How long to look for the end of a ring that is being written.
@@ -69,6 +71,8 @@ class Kmsg:
         self._next: int = 0
         self._clock = KernelClock(KMSG_SLACK_NS)
         self._seen_ns = 0
+        #: When there was nothing to be read.
+        self._empty_ns = 0
         self._told_ns = 0
         self._told = 0
 
@@ -158,11 +162,14 @@ class Kmsg:
         gaps: list[Gap] = []
         rejects: list[Reject] = []
         drained = False
+        since_ns = max(0, self._empty_ns - _WRITING_NS)
         end_ns = time.monotonic_ns() + _BATCH_NS
         for _ in range(_BATCH_RECORDS):
+            asked_ns = time.time_ns()
             raw = _read(descriptor)
             if raw is None:
                 drained = True
+                self._empty_ns = asked_ns
                 break
             read_ns, now_ns = time.monotonic_ns(), time.time_ns()
             line = kmsg_line.parse(raw)
@@ -187,6 +194,7 @@ class Kmsg:
             gaps=tuple(gaps),
             rejects=tuple(rejects),
             cursor=f"kmsg:{self._boot}:{self._next - 1}" if self._next else None,
+            since_ns=since_ns,
         )
         return batch, drained
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 #: A batch ends when it holds this many records or took this long, so that the loop stays lively.
 _BATCH_RECORDS: Final = 1024
 _BATCH_NS: Final = 10_000_000
+#: How long the kernel may keep a record back to gather others, generously (``group.FLOOD``).
+_KEPT_BACK_NS: Final = 30_000_000
 #: How long nothing must come before an overflow is reported without its number.
 _QUIET_S: Final = 0.15
 
@@ -57,6 +59,8 @@ class Nflog:
         self._buffer = bytearray(nflog_group.DATAGRAM_BYTES)
         self._identity = ""
         self._seen_ns = 0
+        #: When there was nothing to be read.
+        self._empty_ns = 0
         self._overrun = False
         self._unnumbered = 0
 
@@ -70,6 +74,8 @@ class Nflog:
         # The nonce keeps the records of two bindings apart: both number theirs from 0.
         binding = f"{self._namespace.identity()}:{self._group}:{secrets.token_hex(8)}"
         self._identity = f"{nflog_line.IDENTITY_START}{boot_id()}:{binding}"
+        # Nothing was logged to it before it is bound.
+        self._empty_ns = time.time_ns()
         try:
             self._links.open()
             bound = self._namespace.call(lambda: nflog_group.bind(self._group, self._pace.batching))
@@ -113,6 +119,7 @@ class Nflog:
         records: list[Record] = []
         gaps: list[Gap] = []
         rejects: list[Reject] = []
+        since_ns = max(0, self._empty_ns - _KEPT_BACK_NS)
         self._links.refresh()
         view = memoryview(self._buffer)
         end_ns = time.monotonic_ns() + _BATCH_NS
@@ -120,9 +127,11 @@ class Nflog:
             if self._early:
                 datagram, port = memoryview(self._early.pop(0)), 0
             else:
+                asked_ns = time.time_ns()
                 try:
                     size, (port, _groups) = sock.recvfrom_into(view)
                 except BlockingIOError:
+                    self._empty_ns = asked_ns
                     break
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
@@ -134,7 +143,9 @@ class Nflog:
                 self._read(datagram, records, gaps, rejects)
             else:
                 rejects.append(_forged(port, datagram))
-        return Batch(records=tuple(records), gaps=tuple(gaps), rejects=tuple(rejects))
+        return Batch(
+            records=tuple(records), gaps=tuple(gaps), rejects=tuple(rejects), since_ns=since_ns
+        )
 
     def _read(
         self,
