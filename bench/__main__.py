@@ -12,12 +12,11 @@ and more under load. Exit 3 when the system can't.
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import Final
 
 from bench import (
     attributing,
+    command,
     cost,
     counting,
     delivering,
@@ -29,8 +28,6 @@ from bench import (
     resident,
     storing,
 )
-from bench.subject import machine, show
-from ocsf_nft.errors import OcsfNftError
 
 _SUBJECTS: Final = (
     refusal.run, cost.run, counting.run, flooding.run, healing.run, *attributing.SUBJECTS,
@@ -38,25 +35,5 @@ _SUBJECTS: Final = (
 )  # fmt: skip
 
 
-def main() -> int:
-    """Run every benchmark."""
-    begun = time.monotonic()
-    print(machine())
-    failed = False
-    for subject in _SUBJECTS:
-        measured = subject()
-        show(measured)
-        failed = failed or bool(measured.failures)
-    verdict = "a check failed" if failed else "no check failed"
-    print(f"\n{time.monotonic() - begun:.0f} s; {verdict}")
-    return int(failed)
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except OcsfNftError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command.run(_SUBJECTS)

@@ -61,8 +61,6 @@ class Capture:
         UnsupportedError when this host doesn't allow it, with the reason.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
-        where = hierarchy()
-        self.is_whole = where.is_whole
         self._loaded = Loaded(_object("types" if self.knows_types else "plain"))
         self._rings: list[Ring] = []
         try:
@@ -70,18 +68,16 @@ class Capture:
             if self.knows_types:
                 # Before the calls: who calls is known then.
                 self._rings.insert(0, self._loaded.ring("processes"))
-            for each in cookies:
-                is_refused = self.knows_types and each not in permissive
-                what = _REFUSALS if is_refused else _CALLS
-                self._loaded.put("watched", struct.pack("=Q", each), what)
+            what = {
+                each: _REFUSALS if self.knows_types and each not in permissive else _CALLS
+                for each in cookies
+            }
+            for each, value in what.items():
+                self._loaded.put("watched", struct.pack("=Q", each), value)
             for name in _OF_TYPES if self.knows_types else ():
                 self._loaded.attach(name)
-            cgroup = _opened(where.path)
-            try:
-                for name in _OF_CGROUP:
-                    self._loaded.attach_to_cgroup(name, cgroup)
-            finally:
-                os.close(cgroup)
+            if _CALLS in what.values():
+                self._attach_to(hierarchy())
         except BaseException:
             self.close()
             raise
@@ -99,6 +95,14 @@ class Capture:
         while self._rings:
             self._rings.pop().close()
         self._loaded.close()
+
+    def _attach_to(self, cgroups: Path) -> None:
+        cgroup = _opened(cgroups)
+        try:
+            for name in _OF_CGROUP:
+                self._loaded.attach_to_cgroup(name, cgroup)
+        finally:
+            os.close(cgroup)
 
     @property
     def descriptors(self) -> tuple[int, ...]:

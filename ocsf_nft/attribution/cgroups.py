@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from ocsf_nft.errors import UnsupportedError
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
-_NAMESPACE: Final = Path("/proc/self/ns/cgroup")
-#: include/linux/proc_ns.h, PROC_CGROUP_INIT_INO: the initial cgroup namespace has this inode. In
-#: another one the root is the namespace's own.
-_INITIAL: Final = "cgroup:[4026531835]"
 
 
-class Hierarchy(NamedTuple):
-    """Where it is, and whether all cgroups of the machine are below it."""
-
-    path: Path
-    is_whole: bool
-
-
-def hierarchy(mounts: str | None = None) -> Hierarchy:
+def hierarchy(mounts: str | None = None) -> Path:
     """The widest one that is there; ``mounts`` is as in /proc/self/mountinfo.
 
     Raises UnsupportedError where there is none.
@@ -39,15 +28,8 @@ def hierarchy(mounts: str | None = None) -> Hierarchy:
             "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
         )
     # In a namespace what is mounted of above its root is "/..", "/../.." and so on.
-    root, path = min(found, key=lambda each: (-each[0].count("/.."), len(each[0])))
-    return Hierarchy(path, is_whole=root == "/" and _is_initial())
-
-
-def _is_initial() -> bool:
-    try:
-        return str(_NAMESPACE.readlink()) == _INITIAL
-    except OSError:
-        return False
+    _, path = min(found, key=lambda each: (-each[0].count("/.."), len(each[0])))
+    return path
 
 
 def _plain(text: str) -> str:

@@ -27,14 +27,12 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ocsf_nft import proc
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
 
-_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-_BYTES: Final = 4096
-#: include/linux/proc_ns.h, PROC_PID_INIT_INO: the initial pid namespace has this inode.
-_INITIAL: Final = "pid:[4026531836]"
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
 _PF_FORKNOEXEC: Final = 0x40
 _O_CLOEXEC: Final = os.O_CLOEXEC
@@ -81,13 +79,13 @@ def holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> Scan:
     inside it are looked at first, then all others: a socket may have been handed out. Blocks until
     ``deadline_ns`` (time.monotonic_ns) at the latest, whatever a process does to hold it up.
     """
-    proc = _directory("/proc")
+    root = proc.directory("/proc")
     try:
-        search = _Search(proc, inodes, deadline_ns)
+        search = _Search(root, inodes, deadline_ns)
         search.look_at_all(namespace)
         return search.result()
     finally:
-        os.close(proc)
+        os.close(root)
 
 
 class _Found(NamedTuple):
@@ -98,19 +96,19 @@ class _Found(NamedTuple):
 
 
 class _Search:
-    def __init__(self, proc: int, wanted: AbstractSet[int], deadline_ns: int) -> None:
-        self._proc = proc
-        self._sockets = _mount_of_sockets(proc)
+    def __init__(self, root: int, wanted: AbstractSet[int], deadline_ns: int) -> None:
+        self._root = root
+        self._sockets = _mount_of_sockets(root)
         self._wanted = wanted
         self._deadline_ns = deadline_ns
         self._found: dict[int, _Found] = {}
         self._bereaved: set[int] = set()
         self._closed: list[int] = []
-        self._missed = None if _hides_none(proc) else "not every process can be seen"
+        self._missed = None if _hides_none(root) else "not every process can be seen"
 
     def look_at_all(self, namespace: str) -> None:
         """Look for the sockets, in the namespace first, as long as there is time."""
-        with os.scandir(self._proc) as entries:
+        with os.scandir(self._root) as entries:
             pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
         others: list[int] = []
         try:
@@ -131,7 +129,7 @@ class _Search:
         """Whether a process is in the namespace; notes whose child it is when it is dead."""
         self._check_time()
         try:
-            return os.readlink(f"{pid}/ns/net", dir_fd=self._proc) == namespace
+            return os.readlink(f"{pid}/ns/net", dir_fd=self._root) == namespace
         except (FileNotFoundError, ProcessLookupError):
             # It is dead, or its first thread is and others live on.
             return self._lives_on(pid)
@@ -144,19 +142,20 @@ class _Search:
         Of one that is gone altogether its parent knows: that is seen of the parent.
         """
         try:
-            told = _Stat.of(f"{pid}/stat", self._proc)
+            told = proc.stat(self._root, f"{pid}/stat")
         except (OSError, ValueError):
             return False
-        if told.is_ending:
+        is_ending = told.is_dead or bool(told.flags & _PF_EXITING)  # others may live on
+        if is_ending:
             self._bereaved.add(told.parent)
-        return told.threads > 1 or not told.is_ending
+        return told.threads > 1 or not is_ending
 
     def _look(self, pid: int, *, is_inside: bool) -> None:
         """Look through the descriptors of a process, whichever of its threads has them."""
         self._check_time()
         found = _Found(is_inside, [], set())
         try:
-            directory = _directory(str(pid), self._proc)
+            directory = proc.directory(str(pid), self._root)
         except (FileNotFoundError, ProcessLookupError):
             return
         try:
@@ -187,7 +186,7 @@ class _Search:
         unseen = None
         if self._closed:
             unseen = "not every process of this host may be looked at"
-        elif not _is_first(self._proc):
+        elif not _is_first(self._root):
             unseen = "not every process of this host can be seen"
         return Scan(tuple(told), self._missed, unseen)
 
@@ -203,7 +202,7 @@ class _Search:
         yield "."
         if os.stat("task", dir_fd=directory).st_nlink <= 3:  # itself, its parent, one thread
             return
-        tasks = _directory("task", directory)
+        tasks = proc.directory("task", directory)
         try:
             with os.scandir(tasks) as entries:
                 for tid in (int(entry.name) for entry in entries):
@@ -217,7 +216,7 @@ class _Search:
         """Look through one table; False where it is empty, or was being emptied meanwhile."""
         seen = gone = 0
         try:
-            table = _directory(f"{owner}/fdinfo", directory)
+            table = proc.directory(f"{owner}/fdinfo", directory)
         except (FileNotFoundError, ProcessLookupError):
             if owner == ".":
                 raise
@@ -241,22 +240,22 @@ class _Search:
         return seen > 0 and gone == 0
 
     def _holder(self, pid: int, found: _Found) -> Holder:
-        directory = _directory(str(pid), self._proc)
+        directory = proc.directory(str(pid), self._root)
         try:
-            stat = _Stat.of("stat", directory)
+            stat = proc.stat(directory)
             doubt = self._doubt(pid, stat, directory, found)
         finally:
             os.close(directory)
-        return Holder(pid, stat.start * _TICK_NS, frozenset(found.inodes), doubt)
+        return Holder(pid, stat.started_ns, frozenset(found.inodes), doubt)
 
-    def _doubt(self, pid: int, stat: _Stat, directory: int, found: _Found) -> str | None:
+    def _doubt(self, pid: int, stat: proc.Stat, directory: int, found: _Found) -> str | None:
         if not found.is_inside:
             return "it is outside the sandbox, so that it may have been handed the socket"
         if stat.flags & _PF_FORKNOEXEC:
             return "it was forked, so that it may have the socket from its parent"
         if not all(_is_closed_on_exec(directory, *descriptor) for descriptor in found.descriptors):
             return "the socket is kept on exec, so that another program may have opened it"
-        status = _read("status", directory)
+        status = proc.read("status", directory, most=proc.PAGE)
         # Who ignores SIGCHLD is left by its children without a trace.
         if stat.had_children or pid in self._bereaved or _mask(_IGNORED, status) & _SIGCHLD:
             return "a child of it may have had the socket too, and have ended"
@@ -272,7 +271,7 @@ class _Search:
         """Whether a process has one; True as well where that isn't to be learnt."""
         for owner in self._tables(directory, pid):
             try:
-                table = _directory(f"{owner}/fdinfo", directory)
+                table = proc.directory(f"{owner}/fdinfo", directory)
             except FileNotFoundError:  # a thread that has ended
                 continue
             try:
@@ -294,43 +293,12 @@ class _Search:
         """Whether a process is a descendant of another; also where it has ended meanwhile."""
         try:
             while pid > 1:
-                pid = _Stat.of(f"{pid}/stat", self._proc).parent
+                pid = proc.stat(self._root, f"{pid}/stat").parent
                 if pid == ancestor:
                     return True
         except (OSError, ValueError):
             return True
         return False
-
-
-class _Stat(NamedTuple):
-    """What /proc/PID/stat says (``do_task_stat`` in ``fs/proc/array.c``).
-
-    ``is_ending`` is of the first thread: others may live on.
-    """
-
-    is_ending: bool
-    parent: int
-    flags: int
-    had_children: bool
-    threads: int
-    start: int
-
-    @classmethod
-    def of(cls, path: str, directory: int) -> _Stat:
-        """Raises OSError, ValueError."""
-        fields = _read(path, directory).rpartition(b")")[2].split()
-        if len(fields) < 20:
-            raise ValueError("a stat that is cut short")
-        # What children it has waited for took: page faults, which none is without, and time.
-        taken = (fields[8], fields[10], fields[13], fields[14])
-        return cls(
-            is_ending=fields[0] in {b"Z", b"X"} or bool(int(fields[6]) & _PF_EXITING),
-            parent=int(fields[1]),
-            flags=int(fields[6]),
-            had_children=any(map(int, taken)),
-            threads=int(fields[17]),
-            start=int(fields[19]),
-        )
 
 
 class _Descriptor(NamedTuple):
@@ -348,7 +316,7 @@ class _Descriptor(NamedTuple):
     @classmethod
     def of(cls, path: str, directory: int) -> _Descriptor:
         """Raises OSError."""
-        told = _read(path, directory)
+        told = proc.read(path, directory, most=proc.PAGE)
         found = _FDINFO.match(told)
         if found is None:  # it has none of the lines, or not in this order
             return cls(0, -1, -1, is_unix_socket=True)
@@ -356,10 +324,10 @@ class _Descriptor(NamedTuple):
         return cls(int(flags, 8), int(mount), int(inode), b"\nscm_fds:" in told)
 
 
-def _mount_of_sockets(proc: int) -> int:
+def _mount_of_sockets(root: int) -> int:
     """Which mount all sockets are files of: the kernel's own, the same for every process."""
     with socket.socket(socket.AF_UNIX) as one:
-        return _Descriptor.of(f"self/fdinfo/{one.fileno()}", proc).mount
+        return _Descriptor.of(f"self/fdinfo/{one.fileno()}", root).mount
 
 
 def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
@@ -384,33 +352,21 @@ def _share_files(pid: int, tid: int) -> bool:
     return bool(_LIBC.syscall(_KCMP, pid, tid, _KCMP_FILES, 0, 0) == 0)
 
 
-def _hides_none(proc: int) -> bool:
+def _hides_none(root: int) -> bool:
     """Whether it shows all processes that its pid namespace has, and is that of ours.
 
     Of those that may not be looked at it can hide each (hidepid): then also the first one.
     """
     try:
-        os.stat("1", dir_fd=proc)
-        return os.readlink("self", dir_fd=proc) == str(os.getpid())
+        os.stat("1", dir_fd=root)
+        return os.readlink("self", dir_fd=root) == str(os.getpid())
     except OSError:
         return False
 
 
-def _is_first(proc: int) -> bool:
+def _is_first(root: int) -> bool:
     """Whether the pid namespace is the first one, which all processes of the host are in.
 
     In any other a process's children are seen as well as it is, but not who else there is.
     """
-    return os.readlink("self/ns/pid", dir_fd=proc) == _INITIAL
-
-
-def _directory(path: str, parent: int | None = None) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
-
-
-def _read(path: str, directory: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        return os.read(descriptor, _BYTES)
-    finally:
-        os.close(descriptor)
+    return os.readlink("self/ns/pid", dir_fd=root) == proc.INITIAL

@@ -103,6 +103,7 @@ class Ladder:
         self._names = KeptNames(Names())
         self._hashes = Hashes(most_bytes=hashed_bytes) if hashed_bytes else None
         self._captured: Captured | None = None
+        self._lost = 0
         self._lookups: dict[str, SocketLookup] = {}
         self._stack = contextlib.ExitStack()
         self._credit = _Credit()
@@ -123,7 +124,7 @@ class Ladder:
     @property
     def lost(self) -> int:
         """Calls and processes that the capture had no room to tell of."""
-        return 0 if self._captured is None else sum(self._captured.lost)
+        return self._lost if self._captured is None else sum(self._captured.lost)
 
     async def __aenter__(self) -> Self:
         """Stand on the best rung that this host allows; raises nothing where that is the lowest."""
@@ -270,6 +271,7 @@ class Ladder:
         _log.error("processes are not captured any more", reason=self.reason)
 
     def _let_go(self) -> None:
+        self._lost = self.lost
         captured, self._captured = self._captured, None
         if captured is not None:
             for descriptor in captured.descriptors:

@@ -16,11 +16,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
-import time
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ocsf_nft import proc
 from ocsf_nft.attribution import containers
 from ocsf_nft.attribution.users import Names
 from ocsf_nft.process import Process
@@ -30,49 +29,12 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attribution.hashes import Hashes
 
-_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _MOST_ANCESTORS: Final = 16
 #: Of threads, to find one that lives.
 _MOST_THREADS: Final = 16
-_MOST_ARGUMENTS: Final = 4096
-#: Of everything else: who is in thousands of groups makes ``status`` long.
-_MOST_BYTES: Final = 1 << 20
-_PAGE: Final = 4096
 _DELETED: Final = b" (deleted)"
 _MFD_CLOEXEC_NOEXEC: Final = 0x0001 | 0x0008  # include/uapi/linux/memfd.h
 _NAMES: Final = Names()
-
-_GROUP: Final = re.compile(rb"^Tgid:\t(\d+)$", re.MULTILINE)
-_USER: Final = re.compile(rb"^Uid:\t\d+\t(\d+)\t", re.MULTILINE)
-_USERS_GROUP: Final = re.compile(rb"^Gid:\t\d+\t(\d+)\t", re.MULTILINE)
-_NUMBERS: Final = re.compile(rb"^NStgid:((?:\t\d+)+)$", re.MULTILINE)
-
-
-class _Stat(NamedTuple):
-    """``stat`` of a process or a thread.
-
-    ``start`` is in ticks since boot. ``layout`` is where its program, its stack and its arguments
-    are in memory: each program that is started has them elsewhere. None where we may not see it.
-    """
-
-    name: str
-    is_dead: bool
-    parent: int
-    threads: int
-    start: int
-    layout: tuple[bytes, ...] | None
-
-
-class _Status(NamedTuple):
-    """``status``; ``numbers`` are the process's, in our pid namespace first, in its own last.
-
-    The user and the group are the effective ones, None where they have no number here.
-    """
-
-    group: int
-    uid: int | None
-    gid: int | None
-    numbers: tuple[int, ...]
 
 
 class _Program(NamedTuple):
@@ -83,8 +45,8 @@ class _Program(NamedTuple):
 class _Look(NamedTuple):
     """What one look at a process or a thread shows."""
 
-    stat: _Stat
-    status: _Status
+    stat: proc.Stat
+    status: proc.Status
     name: str | None
     program: _Program | None
     sha256: str | None
@@ -119,23 +81,23 @@ def read(
     be kept waiting, and the caller waits as long as it will.
     """
     try:
-        with _opened(f"/proc/{pid}") as directory:
-            stat = _stat(directory)
-            if started_by_ns is not None and stat.start * _TICK_NS > started_by_ns:
+        with proc.opened(f"/proc/{pid}") as directory:
+            stat = proc.stat(directory)
+            if started_by_ns is not None and stat.started_ns > started_by_ns:
                 return None
-            if started_ns is not None and stat.start != started_ns // _TICK_NS:
+            if started_ns is not None and stat.start != started_ns // proc.TICK_NS:
                 return None
             return _told(directory, pid, stat, hashes)
     except (OSError, ValueError):  # it is gone, or not for us to look at
         return None
 
 
-def _told(directory: int, pid: int, stat: _Stat, hashes: Hashes | None) -> Process:
+def _told(directory: int, pid: int, stat: proc.Stat, hashes: Hashes | None) -> Process:
     look = _look(directory, stat, hashes=hashes)
     group = look.status.group
     if group == pid:
         return _process(pid, look, ancestors=_ancestors(directory, look))
-    with _opened(f"/proc/{group}") as leader:
+    with proc.opened(f"/proc/{group}") as leader:
         look = _of_its_process(look, directory, leader)
         return _process(group, look, tid=pid, ancestors=_ancestors(leader, look))
 
@@ -145,8 +107,7 @@ def _process(
 ) -> Process:
     status, program = look.status, look.program
     placed = containers.whose(look.cgroups)
-    # What a tick is worth, and so the same whenever it is asked.
-    booted_ns = (time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // _TICK_NS * _TICK_NS
+    uid, gid = _NAMES.known(status.uid), _NAMES.known(status.gid)
     return Process(
         pid=pid,
         tid=tid,
@@ -156,12 +117,12 @@ def _process(
         sha256=look.sha256,
         cmd_line=look.arguments,
         working_directory=look.working_directory,
-        created_ns=booted_ns + look.stat.start * _TICK_NS,
+        created_ns=look.stat.created_ns,
         namespace_pid=status.numbers[-1] if len(status.numbers) > 1 else None,
-        uid=status.uid,
-        user_name=_NAMES.user(status.uid),
-        gid=status.gid,
-        group_name=_NAMES.group(status.gid),
+        uid=uid,
+        user_name=_NAMES.user(uid),
+        gid=gid,
+        group_name=_NAMES.group(gid),
         container=placed.container,
         unit=placed.unit,
         ancestors=ancestors,
@@ -191,25 +152,25 @@ def _is_top(look: _Look) -> bool:
     return not numbers or (len(numbers) == 2 and numbers[-1] == 1)
 
 
-def _parent(child: int, born: _Stat, opened: contextlib.ExitStack) -> tuple[int, _Look] | None:
+def _parent(child: int, born: proc.Stat, opened: contextlib.ExitStack) -> tuple[int, _Look] | None:
     """The directory of a parent, and what is seen of it; None when it can't be proved to be it."""
     with contextlib.suppress(OSError, ValueError):  # it is gone, or not for us to look at
-        directory = opened.enter_context(_opened(f"/proc/{born.parent}"))
-        look = _look(directory, _stat(directory), is_ancestor=True)
+        directory = opened.enter_context(proc.opened(f"/proc/{born.parent}"))
+        look = _look(directory, proc.stat(directory), is_ancestor=True)
         # Who loses a parent has another one before that number is free again.
-        if look.stat.start <= born.start and _stat(child).parent == born.parent:
+        if look.stat.start <= born.start and proc.stat(child).parent == born.parent:
             return directory, look
     return None
 
 
 def _look(
-    directory: int, stat: _Stat, *, is_ancestor: bool = False, hashes: Hashes | None = None
+    directory: int, stat: proc.Stat, *, is_ancestor: bool = False, hashes: Hashes | None = None
 ) -> _Look:
     if not stat.is_dead or stat.threads == 1:
         return _settled(directory, stat, is_ancestor, hashes)
     # Its first thread has ended, and shows neither a program nor arguments any more.
     with _living_thread(directory) as thread:
-        look = _settled(thread, _stat(thread), is_ancestor, hashes)
+        look = _settled(thread, proc.stat(thread), is_ancestor, hashes)
         return _of_its_process(look, thread, directory)
 
 
@@ -220,12 +181,12 @@ def _of_its_process(look: _Look, thread: int, leader: int) -> _Look:
     process's, so a directory that was opened by it is; and no other program was started, which
     would have ended the thread.
     """
-    stat = _stat(leader)
-    _stat(thread)
-    return look._replace(stat=stat, name=None if look.name is None else stat.name)
+    stat = proc.stat(leader)
+    proc.stat(thread)
+    return look._replace(stat=stat, name=None if look.name is None else proc.text(stat.name))
 
 
-def _settled(directory: int, stat: _Stat, is_ancestor: bool, hashes: Hashes | None) -> _Look:
+def _settled(directory: int, stat: proc.Stat, is_ancestor: bool, hashes: Hashes | None) -> _Look:
     look, is_of_one = _once(directory, stat, is_ancestor, hashes)
     if not is_of_one:  # it ran another program meanwhile
         look, _ = _once(directory, look.stat, is_ancestor, hashes)
@@ -233,25 +194,20 @@ def _settled(directory: int, stat: _Stat, is_ancestor: bool, hashes: Hashes | No
 
 
 def _once(
-    directory: int, before: _Stat, is_ancestor: bool, hashes: Hashes | None
+    directory: int, before: proc.Stat, is_ancestor: bool, hashes: Hashes | None
 ) -> tuple[_Look, bool]:
     """What is seen, without what may be of two programs, and whether there is nothing of that."""
-    status = _status(directory)
+    status = proc.status(directory)
     with _executed(directory) as executed:
         # Of an ancestor no arguments: it could keep us waiting, and they may hold secrets.
-        arguments = b"" if is_ancestor else _read("cmdline", directory, most=_MOST_ARGUMENTS)
-        working_directory = None if is_ancestor else _working_directory(directory)
+        arguments = None if is_ancestor else proc.arguments(directory)
+        working_directory = None if is_ancestor else proc.link("cwd", directory)
         cgroups = "" if is_ancestor else _cgroups(directory)
         is_same = _is_executed(executed, directory)
-        after = _stat(directory)
-        # Who calls itself something else runs the same program still. Who has a program and no
-        # layout is about to start it, under the name of the one before (begin_new_exec); who has
-        # neither shows nothing else to go by.
-        is_of_one = is_same and before.layout == after.layout
-        if executed is None:
-            is_of_one = is_of_one and before.name == after.name
-        elif after.layout is None:
-            is_of_one = False
+        after = proc.stat(directory)
+        is_of_one = is_same and proc.is_same_program(
+            before, after, has_program=executed is not None
+        )
         program = digest = None
         if executed is not None and is_same:
             program = _program(executed)
@@ -259,10 +215,10 @@ def _once(
     look = _Look(
         stat=after,
         status=status,
-        name=after.name if is_of_one else None,
+        name=proc.text(after.name) if is_of_one else None,
         program=program,
         sha256=digest,
-        arguments=_arguments(arguments) if is_of_one else None,
+        arguments=arguments if is_of_one else None,
         working_directory=working_directory,
         cgroups=cgroups,
     )
@@ -299,8 +255,8 @@ def _program(executed: int) -> _Program:
     if status.st_dev == _memory():
         path = path.removeprefix(b"/")
     if status.st_nlink == 0:
-        return _Program(_text(path.removesuffix(_DELETED)), is_deleted=True)
-    return _Program(_text(path), is_deleted=None if path.endswith(_DELETED) else False)
+        return _Program(proc.text(path.removesuffix(_DELETED)), is_deleted=True)
+    return _Program(proc.text(path), is_deleted=None if path.endswith(_DELETED) else False)
 
 
 @functools.cache
@@ -316,94 +272,18 @@ def _memory() -> int | None:
     return None
 
 
-def _arguments(text: bytes) -> str | None:
-    return _text(text.rstrip(b"\0").replace(b"\0", b" ")) or None
-
-
-def _working_directory(directory: int) -> str | None:
-    with contextlib.suppress(OSError):  # a zombie's, a kernel thread's, or another user's
-        return _text(os.readlink(b"cwd", dir_fd=directory))
-    return None
-
-
 def _cgroups(directory: int) -> str:
     with contextlib.suppress(FileNotFoundError):  # a kernel without cgroups
-        return _text(_read("cgroup", directory))
+        return proc.text(proc.read("cgroup", directory))
     return ""
 
 
 @contextlib.contextmanager
 def _living_thread(directory: int) -> Iterator[int]:
-    with _opened("task", directory) as listing, os.scandir(listing) as entries:
+    with proc.opened("task", directory) as listing, os.scandir(listing) as entries:
         for entry in islice(entries, _MOST_THREADS):
-            with _opened(entry.name, listing) as thread:
-                if not _stat(thread).is_dead:
+            with proc.opened(entry.name, listing) as thread:
+                if not proc.stat(thread).is_dead:
                     yield thread
                     return
     raise ProcessLookupError
-
-
-def _stat(directory: int) -> _Stat:
-    return _parsed(_read("stat", directory))
-
-
-def _parsed(text: bytes) -> _Stat:
-    # Its name may have anything in it, also what looks like the rest; the rest has no parenthesis.
-    name, _, rest = text.partition(b"(")[2].rpartition(b")")
-    fields = rest.split()
-    if len(fields) < 49:
-        raise ValueError(f"no stat of a process: {text!r}")
-    return _Stat(
-        name=_text(name),
-        is_dead=fields[0] in {b"Z", b"X"},
-        parent=int(fields[1]),
-        threads=int(fields[17]),
-        start=int(fields[19]),
-        # Where the arguments are is 0 where there are none, and where we may not see it.
-        layout=None if fields[45] == b"0" else (*fields[23:26], *fields[42:49]),
-    )
-
-
-def _status(directory: int) -> _Status:
-    # Newlines in the process's name are escaped here.
-    text = _read("status", directory)
-    numbers = _NUMBERS.search(text)
-    return _Status(
-        group=_number(_GROUP, text),
-        uid=_NAMES.known(_number(_USER, text)),
-        gid=_NAMES.known(_number(_USERS_GROUP, text)),
-        numbers=() if numbers is None else tuple(map(int, numbers[1].split())),
-    )
-
-
-def _number(pattern: re.Pattern[bytes], text: bytes) -> int:
-    match = pattern.search(text)
-    if match is None:
-        raise ValueError(f"no status of a process: {text!r}")
-    return int(match[1])
-
-
-def _text(text: bytes) -> str:
-    return text.decode("utf-8", "surrogateescape")
-
-
-@contextlib.contextmanager
-def _opened(path: str, directory: int | None = None) -> Iterator[int]:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    descriptor = os.open(path, flags, dir_fd=directory)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _read(name: str, directory: int, *, most: int = _MOST_BYTES) -> bytes:
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        text = part = os.read(descriptor, _PAGE)
-        while len(part) >= _PAGE and len(text) < most:
-            part = os.read(descriptor, most - len(text))
-            text += part
-        return text
-    finally:
-        os.close(descriptor)

@@ -67,6 +67,17 @@ class _Sent:
             return list(self.calls)
         return [each for each in self.calls if each.time_ns >= since_ns]
 
+    def spend(self) -> int:
+        """One of them is that of a record, and so of no other one; how many are left."""
+        if self.calls[-1].has_more:
+            return len(self.calls)
+        # The latest: what is left then is not taken for one that is told of later.
+        gone = self.calls.pop()
+        if any(each.tid != gone.tid for each in self.calls):  # it may have been another one
+            for _ in range(len(self.calls)):
+                self.calls.append(self.calls.popleft()._replace(tid=0))
+        return len(self.calls)
+
 
 class Refusals:
     """The latest packets that were refused in one network namespace; times are CLOCK_BOOTTIME's."""
@@ -74,8 +85,8 @@ class Refusals:
     def __init__(self) -> None:
         self._by_key: OrderedDict[_Key, dict[Image, _Sent]] = OrderedDict()
         self._kept = 0
-        #: Of the packets that were logged before this, not all are here.
-        self._forgotten_ns = 0
+        #: Of the packets that were logged until then, not all are here.
+        self._forgotten_ns = -1
 
     def add(self, told: Call | Closed) -> None:
         """Take in a packet that was refused; that its socket was closed since is the same."""
@@ -129,7 +140,7 @@ class Refusals:
         if len(found) == 1:
             ((image, of),) = keys.items()
             self._spend(of, image)
-        is_sender = NOBODY not in found and since_ns >= self._forgotten_ns
+        is_sender = NOBODY not in found and since_ns > self._forgotten_ns
         found.pop(NOBODY, None)
         return match(found.values(), is_sender=is_sender)
 
@@ -140,15 +151,12 @@ class Refusals:
         return sum(len(sent.since(since_ns)) for sent in alike)
 
     def _spend(self, key: _Key, image: Image) -> None:
-        """One of them is known to be that of a record, and so of no other one."""
         alike = self._by_key[key]
-        calls = alike[image].calls
-        # The latest: what is left then is not taken for one that is told of later.
-        if calls[-1].has_more:
-            return
-        calls.pop()
-        self._kept -= 1
-        if not calls:
+        sent = alike[image]
+        before = len(sent.calls)
+        left = sent.spend()
+        self._kept -= before - left
+        if not left:
             del alike[image]
         if not alike:
             del self._by_key[key]

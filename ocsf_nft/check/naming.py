@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _NAME: Final = "attribution"
 _CAPTURE: Final = (
     "capture takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace (root has "
-    "them), libbpf 1, cgroup v2 and Linux 5.14"
+    "them), libbpf 1, and Linux 5.17 with CONFIG_DEBUG_INFO_BTF; or, for less, cgroup v2 and 5.14"
 )
 
 
@@ -44,17 +44,9 @@ def _captured(capture: Capture) -> Finding:
         return Finding(
             name=_NAME,
             severity="info",
-            meaning="a process is named at the call, by its number, name and user alone: this "
-            "kernel doesn't describe its types",
+            meaning="a process is named at the call, by its number, name and user alone, and who "
+            "sends by another one's socket is not seen: this kernel doesn't describe its types",
             remedy="use a kernel with CONFIG_DEBUG_INFO_BTF",
-        )
-    if not capture.is_whole:
-        return Finding(
-            name=_NAME,
-            severity="info",
-            meaning="a process is named at the call where its cgroup is one that is seen here: "
-            "those of other containers are not",
-            remedy="run it in the host's cgroup namespace",
         )
     return Finding(
         name=_NAME, severity="ok", meaning="a process is named at the call, also if it is gone"

@@ -8,18 +8,12 @@ another pid namespace the number is another process's.
 from __future__ import annotations
 
 import contextlib
-import os
-import time
-from pathlib import Path
 from typing import Final
 
+from ocsf_nft import proc
 from ocsf_nft.process import Process
 
-_PROC: Final = Path("/proc")
-#: include/uapi/linux/nsfs.h, PID_NS_INIT_INO: the initial pid namespace has this inode.
-_INITIAL: Final = "pid:[4026531836]"
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
-_BYTES: Final = 4096
+_DELETED: Final = " (deleted)"
 
 
 def culprit(pid: int | None, comm: str | None, arrived_ns: int) -> Process | None:
@@ -28,61 +22,36 @@ def culprit(pid: int | None, comm: str | None, arrived_ns: int) -> Process | Non
     ``arrived_ns`` (CLOCK_BOOTTIME) is when the notice was read: who started later is another one
     that was given the number. Of a process that is gone only ``pid`` and ``comm`` are known.
     """
-    if pid is None or pid <= 0 or not is_initial():
+    if pid is None or pid <= 0 or not proc.is_initial():
         return None
     found = Process(pid=pid, name=comm)
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        # All through one descriptor: it never comes to mean another process.
-        directory = os.open(_PROC / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return _looked_at(directory, found, arrived_ns)
-        finally:
-            os.close(directory)
+    with (
+        contextlib.suppress(OSError, ValueError),  # it is gone, or not for us to look at
+        proc.opened(f"/proc/{pid}") as directory,
+    ):
+        return _looked_at(directory, found, arrived_ns)
     return found
 
 
-def is_initial() -> bool:
-    """Whether this process's pid namespace is the initial one, and /proc shows it."""
-    try:
-        namespace = str((_PROC / "self/ns/pid").readlink())
-        return namespace == _INITIAL and str((_PROC / "self").readlink()) == str(os.getpid())
-    except OSError:
-        return False
-
-
 def _looked_at(directory: int, found: Process, arrived_ns: int) -> Process:
-    before = _read("stat", directory)
-    name, _, after = before.partition(b"(")[2].rpartition(b")")
-    started_ns = int(after.split()[19]) * 1_000_000_000 // _TICKS
-    if started_ns > arrived_ns or name.decode("utf-8", "replace") != found.name:
+    before = proc.stat(directory)
+    # As the notice's is decoded.
+    if before.started_ns > arrived_ns or before.name.decode("utf-8", "replace") != found.name:
         return found
-    (group,) = (
-        int(line.split()[1])
-        for line in _read("status", directory).split(b"\n")  # a name may have other ends of lines
-        if line.startswith(b"Tgid:")
-    )
-    arguments = _read("cmdline", directory).rstrip(b"\0").replace(b"\0", b" ")
-    path = None
-    with contextlib.suppress(OSError):  # another user's, and we may not look
-        path = os.readlink("exe", dir_fd=directory)
-    deleted = " (deleted)"
+    group = proc.status(directory).group
+    arguments = proc.arguments(directory)
+    # By what the link says alone: who waits for the file's file system guards no fence meanwhile.
+    path = proc.link("exe", directory)
+    after = proc.stat(directory)
     # Where it ran another program meanwhile, this is not what the transaction was made by.
-    if _read("stat", directory).rpartition(b")")[0] != before.rpartition(b")")[0]:
+    is_same = proc.is_same_program(before, after, has_program=path is not None)
+    if after.name != before.name or not is_same:
         return found
-    now_ns, booted_ns = time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     return Process(
         pid=group,
         name=found.name,
-        path=None if path is None else path.removesuffix(deleted),
-        is_deleted=None if path is None else path.endswith(deleted),
-        cmd_line=arguments.decode("utf-8", "replace") or None,
-        created_ns=now_ns - booted_ns + started_ns,
+        path=None if path is None else path.removesuffix(_DELETED),
+        is_deleted=None if path is None else path.endswith(_DELETED),
+        cmd_line=arguments,
+        created_ns=after.created_ns,
     )
-
-
-def _read(name: str, directory: int) -> bytes:
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        return os.read(descriptor, _BYTES)
-    finally:
-        os.close(descriptor)

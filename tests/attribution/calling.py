@@ -1,8 +1,9 @@
-"""A small kernel: processes that share sockets, what is told of their calls, and what is refused.
+"""A small kernel: processes that share sockets, what they send, and what is told of that.
 
-As in ``capture.bpf.c``: a call of TCP or of a socket that is not connected is told of before its
-packet, any other one's after it; the same call again and again is silent for a while; and what
-there is no room for is lost.
+As in ``capture.bpf.c``: where packets are refused each of them is told of, after it was logged if
+it was. Where they are not, a call of TCP or of a socket that is not connected is told of before its
+packet, and none of any other one. The same again and again is silent for a while, and what there is
+no room for is lost.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocsf_nft.attribution.layout import Call, Closed, Image
+from ocsf_nft.attribution.layout import NOBODY, Call, Closed, Image
+from ocsf_nft.attribution.match import Logged
 from ocsf_nft.record import Origin, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from ocsf_nft.record import Verdict
 
 TCP, UDP, ICMP, RAW = 6, 17, 1, 255
 SYN, ACK = 2, 16
@@ -53,7 +53,8 @@ def call(by: int, time_ns: int, **facts: Any) -> Call:
         is_frame=False,
         protocol=UDP,
         is_connect=False,
-        is_refused=False,
+        is_syn=False,
+        is_any=False,
         has_more=False,
         source=b"",
         source_port=PORTS[0],
@@ -63,7 +64,7 @@ def call(by: int, time_ns: int, **facts: Any) -> Call:
         tid=by,
         uid=1000,
         gid=1000,
-        fsuid=1000,
+        owner=1000,
         comm=b"x",
     )
     return told._replace(**facts)
@@ -95,6 +96,11 @@ def record(read_ns: int, **facts: Any) -> Record:
     return replace(logged, **facts)
 
 
+def logged(*records: Record, now_ns: int, since_ns: int = 0) -> list[Logged]:
+    """Some records that were read by now, and logged since."""
+    return [Logged(each, since_ns, now_ns) for each in records]
+
+
 @dataclass(eq=False)
 class Socket:
     """``holders`` are the numbers of those who have it; ``place`` where it is connected to."""
@@ -109,9 +115,9 @@ class Socket:
 
 
 class Sent(NamedTuple):
-    """A packet that was refused and logged, when, and who sent it."""
+    """A packet that was logged, when, and who sent it."""
 
-    record: Record
+    logged: Logged
     time_ns: int
     by: int
 
@@ -130,21 +136,26 @@ class _Begun:
 class Kernel:
     """What happens in one namespace.
 
-    ``is_seen``: what is refused is told of. Where it is not, nobody gets a port of UDP soon after
-    another one.
+    ``is_refused``: packets are, and told of. Where they are not, nobody gets a port of UDP soon
+    after another one.
     """
 
-    is_seen: bool = True
-    verdict: Verdict | None = None
+    is_refused: bool = True
     now_ns: int = 100 * SECOND
     sockets: list[Socket] = field(default_factory=list)
     told: list[Call | Closed] = field(default_factory=list)
-    logged: deque[Sent] = field(default_factory=deque)
+    logged: deque[tuple[Record, int, int]] = field(default_factory=deque)
+    #: When all that was logged had been read.
+    empty_ns: int = 0
     #: Calls that have begun: what they do when they go on.
     pending: list[_Begun] = field(default_factory=list)
     #: Calls for which there is no room, of those that come next.
     loses: int = 0
     has_lost: bool = False
+    #: Packets that are not logged, of those that come next.
+    unlogged: int = 0
+    #: Packets that can't be read when they are refused, of those that come next.
+    strange: int = 0
     _cookies: itertools.count[int] = field(default_factory=itertools.count)
     _repeated: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
     _remembered: set[int] = field(default_factory=set)
@@ -169,9 +180,9 @@ class Kernel:
         if any(each.sock is sock for each in self.pending):
             return  # whoever is calling has it
         self.sockets.remove(sock)
-        if not self.is_seen and sock.protocol == UDP:
+        if not self.is_refused and sock.protocol == UDP:
             self._held_ports[sock.port] = self.now_ns
-        if sock.cookie in self._remembered:
+        if not self.is_refused and sock.cookie in self._remembered:
             self._tell(Closed(self.now_ns, sock.cookie))
 
     def dial(self, by: int, port: int, place: int) -> Socket | None:
@@ -179,32 +190,25 @@ class Kernel:
         opened = self.open(by, TCP, port)
         if opened is not None:
             opened.place = place
-            self._tell(self._call(opened, by, place))
-            self._later(opened, lambda: self._log(TCP, port, by, place))
+            self._call(opened, by, place, is_syn=True)
+            self._send(opened, by, place)
         return opened
 
     def connect(self, sock: Socket, by: int, place: int) -> None:
         """Of UDP: nothing is sent by that."""
         if sock.protocol == UDP:
             sock.place = place
-            self._tell(self._call(sock, by, place, is_connect=True, source_port=0))
+            self._call(sock, by, place, is_connect=True, source_port=0)
 
     def send(self, sock: Socket, by: int, place: int | None = None) -> None:
         """A datagram, to where the socket is connected if it is to no place."""
         if sock.protocol != UDP:
             return
         if place is not None:
-            self._tell(self._call(sock, by, place))
+            self._call(sock, by, place)
         where = sock.place if place is None else place
-        if where is None:
-            return
-
-        def go_on() -> None:
-            self._log(UDP, sock.port, by, where)
-            if sock.place is not None and self.is_seen:
-                self._later(sock, lambda: self._refuse(sock, by, where), is_sent=True)
-
-        self._later(sock, go_on)
+        if where is not None:
+            self._send(sock, by, where)
 
     def send_again(self, sock: Socket, by: int) -> None:
         """Of TCP: its first packet by the kernel, or data by whoever has it."""
@@ -212,25 +216,31 @@ class Kernel:
             return
         if self.now_ns - sock.opened_ns > LATEST_NS:
             return
-        flags = SYN if by == sock.opener else ACK
-        self._log(TCP, sock.port, by, sock.place, tcp_flags=flags)
+        if by == sock.opener:
+            self._send(sock, by, sock.place)
+        else:
+            self._send(sock, by, sock.place, tcp_flags=ACK)
 
     def send_raw(self, by: int, protocol: int, port: int, place: int) -> None:
         """A packet that is made by hand: a SYN from any port, or a ping.
 
-        Who sends a SYN is not told of where it is not refused, and so can't be known.
+        Who sends a SYN is not told of where it is not refused.
         """
-        if protocol == TCP and not self.is_seen:
+        if protocol == TCP and not self.is_refused:
             return
-        port, where = (port, place) if protocol == TCP else (0, place)
-        self._log(protocol, port, by, where)
-        made = self._call(None, by, where, protocol=protocol, source_port=0, destination_port=0)
-        self._later(None, lambda: self._refuse(made, by, where), is_sent=True)
+        made = Socket(0, protocol, port if protocol == TCP else 0, by, {by})
+        self._send(made, by, place)
 
     def send_frame(self, by: int) -> None:
-        self._log(RAW, 0, by, 0, rule="link")
-        made = self._call(None, by, 0, is_frame=True, source_port=0)
-        self._later(None, lambda: self._refuse(made, by, 0), is_sent=True)
+        self._send(Socket(0, RAW, 0, by, {by}), by, 0, rule="link")
+
+    def lose_log(self) -> None:
+        """The next packets are not logged."""
+        self.unlogged += 1
+
+    def disguise(self) -> None:
+        """The next packets can't be read when they are refused."""
+        self.strange += 1
 
     def lose(self) -> None:
         """There is no room for one more of the next calls."""
@@ -245,16 +255,19 @@ class Kernel:
         """The next packets that were logged; all calls until then are told."""
         while self.pending:
             self.go_on(0)
+        since_ns = self.empty_ns
         found = [self.logged.popleft() for _ in range(min(most, len(self.logged)))]
+        if not self.logged:
+            self.empty_ns = self.now_ns
         self.now_ns += 1000
         return [
-            each._replace(record=replace(each.record, received_ns=BOOTED_NS + self.now_ns))
-            for each in found
+            Sent(Logged(record, since_ns, self.now_ns), time_ns, by)
+            for record, time_ns, by in found
         ]
 
     @property
     def is_late(self) -> bool:
-        return bool(self.logged) and self.now_ns - self.logged[0].time_ns > LATEST_NS // 2
+        return bool(self.logged) and self.now_ns - self.logged[0][1] > LATEST_NS // 2
 
     def _later(
         self, sock: Socket | None, what: Callable[[], None], *, is_sent: bool = False
@@ -269,41 +282,71 @@ class Kernel:
         self.pending.remove(begun)
         begun.what()
 
-    def _call(self, sock: Socket | None, by: int, place: int, **facts: Any) -> Call:
+    def _call(self, sock: Socket, by: int, place: int, **facts: Any) -> None:
+        if not self.is_refused:
+            self._tell(self._event(sock, by, place, **facts))
+
+    def _send(self, sock: Socket, by: int, place: int, **facts: Any) -> None:
+        """Send a packet, now or later."""
+
+        def go_on() -> None:
+            self._log(sock, by, place, **facts)
+            if self.is_refused:
+                refused = self._refused(sock, by, place, **facts)
+                self._later(sock, lambda: self._tell(refused), is_sent=True)
+
+        self._later(sock, go_on)
+
+    def _refused(self, sock: Socket, by: int, place: int, **facts: Any) -> Call:
+        if facts.get("rule") == "link":
+            return self._event(sock, by, place, is_frame=True)
+        is_syn = sock.protocol == TCP and facts.get("tcp_flags", SYN) == SYN
+        told = self._event(sock, by, place, is_syn=is_syn)
+        if sock.protocol == TCP and not is_syn:  # whoever wrote it
+            told = told._replace(image=NOBODY)
+        if sock.protocol not in {TCP, UDP}:
+            told = told._replace(source_port=0, destination_port=0)
+        if self.strange:
+            self.strange -= 1
+            told = told._replace(is_any=True, source_port=0, destination_port=0)
+        return told
+
+    def _event(self, sock: Socket, by: int, place: int, **facts: Any) -> Call:
         address, port = PLACES[place]
-        own: dict[str, Any] = {"socket": 0}
-        if sock is not None:
-            own = {"socket": sock.cookie, "protocol": sock.protocol, "source_port": sock.port}
-        own |= {"destination": packed(address), "destination_port": port}
-        return call(by, self.now_ns, **(own | facts))
+        told = call(
+            by,
+            self.now_ns,
+            socket=sock.cookie,
+            protocol=sock.protocol,
+            source_port=sock.port,
+            destination=packed(address),
+            destination_port=port,
+        )
+        return told._replace(**facts)
 
-    def _refuse(self, of: Socket | Call, by: int, place: int) -> None:
-        if not self.is_seen:
-            return
-        made = self._call(of, by, place) if isinstance(of, Socket) else of
-        self._tell(made._replace(is_refused=True, time_ns=self.now_ns))
-
-    def _log(self, protocol: int, port: int, by: int, place: int, **facts: Any) -> None:
-        address, destination_port = PLACES[place]
-        has_ports = protocol in {TCP, UDP}
+    def _log(self, sock: Socket, by: int, place: int, **facts: Any) -> None:
         self.now_ns += 100
+        if self.unlogged and self.is_refused:
+            self.unlogged -= 1
+            return
+        address, port = PLACES[place]
+        has_ports = sock.protocol in {TCP, UDP}
         logged = record(
             self.now_ns,
-            protocol=protocol,
-            source_port=port if has_ports else None,
+            protocol=sock.protocol,
+            source_port=sock.port if has_ports else None,
             destination=address,
-            destination_port=destination_port if has_ports else None,
-            tcp_flags=SYN if protocol == TCP else None,
-            verdict=self.verdict,
+            destination_port=port if has_ports else None,
+            tcp_flags=SYN if sock.protocol == TCP else None,
         )
-        self.logged.append(Sent(replace(logged, **facts), self.now_ns, by))
+        self.logged.append((replace(logged, **facts), self.now_ns, by))
         self.now_ns += 100
 
     def _tell(self, event: Call | Closed) -> None:
         self.now_ns += 100
         if isinstance(event, Call):
             event = event._replace(time_ns=self.now_ns)
-            if event.protocol != TCP or event.is_refused:
+            if event.protocol != TCP or self.is_refused:
                 times = self._times(event)
                 if times > _TIMES:
                     return
@@ -311,7 +354,7 @@ class Kernel:
             if event.socket:
                 self._remembered.add(event.socket)
         # That a socket was connected is not lost where that is all that is told of it.
-        if self.loses and (self.is_seen or not getattr(event, "is_connect", False)):
+        if self.loses and not getattr(event, "is_connect", False):
             self.loses, self.has_lost = self.loses - 1, True
         else:
             self.told.append(event)

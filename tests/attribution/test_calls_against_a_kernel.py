@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocsf_nft.attribution import calls
+from ocsf_nft.attribution import calls, refusals
 from ocsf_nft.attribution.calls import Calls
+from ocsf_nft.attribution.refusals import Refusals
 from tests.attribution.calling import (
-    BOOTED_NS,
     ICMP,
     PLACES,
     PORTS,
@@ -61,6 +61,8 @@ _BY_ITSELF: Final[dict[str, Callable[[Kernel, Deed], object]]] = {
     "send a frame": lambda kernel, deed: kernel.send_frame(deed.by),
     "go on": lambda kernel, deed: kernel.go_on(deed.which),
     "lose": lambda kernel, _deed: kernel.lose(),
+    "lose a log": lambda kernel, _deed: kernel.lose_log(),
+    "disguise": lambda kernel, _deed: kernel.disguise(),
     "read": lambda _kernel, _deed: None,
 }
 _BY_A_SOCKET: Final[dict[str, Callable[[Kernel, Deed, Socket], object]]] = {
@@ -72,7 +74,7 @@ _BY_A_SOCKET: Final[dict[str, Callable[[Kernel, Deed, Socket], object]]] = {
     "close": lambda kernel, _deed, sock: kernel.close(sock),
 }
 #: What is done several times now and then.
-_MANY: Final = frozenset({"send", "send to", "ping", "lose"})
+_MANY: Final = frozenset({"send", "send to", "ping", "lose", "lose a log"})
 _OFTEN: Final = ("send", "send to", "read", "read")
 _WHATS: Final = (*_BY_ITSELF, *_BY_A_SOCKET, *_OFTEN)
 _GAP_NUMBERS: Final = (0, 0, 0, *range(len(_GAPS)))
@@ -99,24 +101,21 @@ def do(kernel: Kernel, deed: Deed) -> None:
 class Reader:
     """Reads what a kernel has logged, and holds what is said of it to what it was."""
 
-    def __init__(self, kernel: Kernel, *, knows_types: bool = True) -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.calls = Calls(sees_refusals=knows_types)
+        self.told = Refusals() if kernel.is_refused else Calls()
         self.sure = self.packets = 0
 
     def read(self, most: int) -> None:
         sent = self.kernel.read(most)
         for event in self.kernel.told:
-            self.calls.add(event)
+            self.told.add(event)
         self.kernel.told.clear()
         if self.kernel.has_lost:
-            self.calls.lose(self.kernel.now_ns)
+            self.told.lose(self.kernel.now_ns)
             self.kernel.has_lost = False
-        records = [each.record for each in sent]
-        moments = self.calls.moments(records, BOOTED_NS, self.kernel.now_ns)
-        for each, moment in zip(sent, moments, strict=True):
-            assert moment.since_ns <= each.time_ns <= moment.until_ns
-            match = self.calls.match(each.record, moment)
+        logged = [each.logged for each in sent]
+        for each, match in zip(sent, self.told.matches(logged), strict=True):
             self.packets += 1
             if match is not None and match.is_sender:
                 images = [one.image for one in match.calls]
@@ -133,22 +132,13 @@ class Reader:
         self.read(len(self.kernel.logged))
 
 
-_WAYS: Final[dict[str, dict[str, Any]]] = {
-    "all is told": {},
-    "no types": {"is_seen": False, "knows_types": False},
-    "permissive": {"is_seen": False, "verdict": "permit"},
-    "no types, permissive": {"is_seen": False, "knows_types": False, "verdict": "permit"},
-}
-
-
-def _reader(*, knows_types: bool = True, **facts: Any) -> Reader:
-    return Reader(Kernel(**facts), knows_types=knows_types)
+_WAYS: Final = {"refusals": True, "calls": False}
 
 
 @settings(max_examples=200)
 @given(deeds=st.lists(DEEDS, min_size=40, max_size=60), way=st.sampled_from(list(_WAYS)))
 def test_who_is_said_to_have_sent_it_has_sent_it(deeds: list[Deed], way: str) -> None:
-    _reader(**_WAYS[way]).follow(deeds)
+    Reader(Kernel(is_refused=_WAYS[way])).follow(deeds)
 
 
 def _deeds(chance: random.Random) -> list[Deed]:
@@ -171,9 +161,10 @@ def test_so_it_is_whatever_is_done_and_however_much_is_forgotten(
 ) -> None:
     """The same by chance alone, which goes further than what looks for the smallest example."""
     monkeypatch.setattr(calls, "_KEPT", kept)
+    monkeypatch.setattr(refusals, "_KEPT", kept)
     sure = 0
     for seed in range(500):
-        reader = _reader(**_WAYS[way])
+        reader = Reader(Kernel(is_refused=_WAYS[way]))
         reader.follow(_deeds(random.Random(seed)))
         sure += reader.sure
     assert sure > 300

@@ -10,9 +10,9 @@ import pytest
 
 from ocsf_nft.attribution.capture import Lost
 from ocsf_nft.attribution.captured import Captured
-from ocsf_nft.attribution.layout import Closed
+from ocsf_nft.attribution.layout import NOBODY, Closed
 from ocsf_nft.errors import UnsupportedError
-from tests.attribution.calling import NETNS, TCP, image
+from tests.attribution.calling import NETNS, SECOND, TCP, image
 from tests.attribution.programs import Programs, made, read
 from tests.attribution.test_images import Names, portrait
 
@@ -51,9 +51,9 @@ def tell(captured: Captured, *events: Told) -> None:
     assert captured.take_in() is False
 
 
-def named(captured: Captured, said: Record, sandbox: str = "sb") -> Named:
-    (moment,) = captured.moments(sandbox, [said])
-    return captured.named(sandbox, said, moment)
+def named(captured: Captured, said: Record, sandbox: str = "sb", since_ns: int = 0) -> Named:
+    (match,) = captured.matches(sandbox, [said], since_ns)
+    return captured.named(sandbox, match)
 
 
 def by(captured: Captured, said: Record, sandbox: str = "sb") -> Attribution:
@@ -75,6 +75,7 @@ def test_who_was_seen_to_send_it_is_named_with_all_that_is_known(captured: Captu
     assert (found.process.pid, found.process.path) == (7, "/usr/bin/curl")
     assert (found.sureness, found.seen) == ("high", ())
     assert found.reason == "the kernel saw it send the packet"
+    tell(captured, made(7))
     assert named(captured, read()).image == image(7)
 
 
@@ -85,11 +86,44 @@ def test_of_several_that_sent_the_same_each_may_be_it(captured: Captured) -> Non
     assert found.sureness == "medium"
 
 
-def test_who_has_only_had_the_socket_may_not_be_it(captured: Captured) -> None:
-    tell(captured, made(7, is_connect=True))
+def test_where_it_may_have_been_somebody_unseen_nobody_is_named(captured: Captured) -> None:
+    tell(captured, made(7), made(0, image=NOBODY))
     found = by(captured, read())
     assert pids(found) == {7: None}
     assert found.sureness == "low"
+
+
+def test_what_is_let_pass_was_not_refused(captured: Captured) -> None:
+    tell(captured, made(7))
+    assert named(captured, read(verdict="permit")) == (None, None)
+
+
+def test_no_packet_from_before_the_first_record_is_its_own(captured: Captured) -> None:
+    tell(captured, made(7))
+    tell(captured)
+    later_ns = time.time_ns()
+    assert named(captured, read(), since_ns=later_ns) == (None, None)
+    tell(captured, made(8))
+    assert named(captured, read(), since_ns=later_ns).image == image(8)
+
+
+def test_one_that_is_still_to_be_told_is_late(captured: Captured) -> None:
+    assert captured.is_late("sb", [read()])
+    tell(captured, made(7))
+    assert not captured.is_late("sb", [read()])
+    assert captured.is_late("sb", [read(), read()])
+    assert captured.is_late("other", [read()])
+
+
+@pytest.mark.parametrize("set_by", [-3600, 3600])
+def test_a_clock_that_is_set_leaves_what_comes_after_it_known(
+    captured: Captured, set_by: int
+) -> None:
+    tell(captured, made(7))
+    at_ns = time.time_ns() + set_by * SECOND
+    named(captured, read(received_ns=at_ns), since_ns=at_ns)
+    tell(captured, made(7))
+    assert named(captured, read(), since_ns=time.time_ns() - SECOND).image == image(7)
 
 
 def test_of_whom_nothing_was_told_nothing_is_said(captured: Captured) -> None:
@@ -102,16 +136,6 @@ def test_who_calls_in_another_sandbox_is_none_of_this_one(captured: Captured) ->
     tell(captured, made(7, netns=OTHER), made(8, netns=OTHER + 1))
     assert named(captured, read()) == (None, None)
     assert by(captured, read(), "other").process is not None
-
-
-def test_a_socket_is_closed_wherever_it_is(captured: Captured) -> None:
-    tell(captured, made(7, socket=1), made(8, socket=2, netns=OTHER))
-    tell(captured, Closed(now(), 1), Closed(now(), 2))
-    tell(captured, made(9, socket=3, source_port=9), made(9, socket=4, source_port=9, netns=OTHER))
-    for sandbox in ("sb", "other"):
-        # What is after this is after the end of the others.
-        assert named(captured, read(source_port=9), sandbox).image == image(9)
-        assert named(captured, read(), sandbox) == (None, None)
 
 
 def test_a_record_of_before_is_nobodys_who_is_seen_now(captured: Captured) -> None:
@@ -138,6 +162,25 @@ def test_what_there_was_no_time_to_read_is_lost_too(captured: Captured) -> None:
     tell(captured, made(7))
     captured.lose()
     assert by(captured, read()).sureness == "low"
+
+
+def test_whose_portrait_was_lost_may_run_something_else_by_now(
+    captured: Captured, programs: Programs
+) -> None:
+    tell(captured, portrait(7))
+    assert captured.is_latest(image(7))
+    programs.so_far = Lost(0, 1)
+    captured.take_in()
+    assert not captured.is_latest(image(7))
+    tell(captured, portrait(7))
+    assert captured.is_latest(image(7))
+
+
+def test_while_some_is_not_told_it_may_have_been_others(captured: Captured) -> None:
+    tell(captured, made(7, has_more=True))
+    found = captured.since_last("sb", read(), 1)
+    assert found is not None
+    assert (pids(found), found.sureness) == ({7: 1}, "medium")
 
 
 def test_where_each_packet_is_a_call_of_one_process_it_is_the_one(captured: Captured) -> None:
@@ -196,19 +239,46 @@ def test_nobody_has_tried_what_no_user_has(captured: Captured) -> None:
 def test_whose_frames_they_were_is_known_where_all_of_them_were_seen(captured: Captured) -> None:
     frame = read(rule="link", protocol=None, destination=None)
     for packets, is_known in ((2, True), (3, False)):
-        tell(captured, *(made(7, is_frame=True, is_refused=True) for _ in range(2)))
+        tell(captured, *(made(7, is_frame=True) for _ in range(2)))
         assert (captured.since_last("sb", frame, packets) is not None) == is_known
 
 
-def test_on_a_kernel_without_types_who_has_a_connected_socket_may_not_be_it(
-    programs: Programs,
-) -> None:
-    programs.knows_types = False
-    plain = Captured(programs, {"sb": NETNS}, Names())  # type: ignore[arg-type]
-    tell(plain, made(7, is_connect=True, source_port=0), made(7))
-    assert by(plain, read()).sureness == "low"
-    tell(plain, made(8, protocol=TCP, socket=2))
-    assert by(plain, read(protocol=TCP, tcp_flags=2)).sureness == "high"
+@pytest.fixture(params=["no types", "permissive"])
+def calling(request: pytest.FixtureRequest, programs: Programs) -> Captured:
+    """Where calls are told, and not what is refused."""
+    programs.knows_types = request.param == "permissive"
+    permissive = {NETNS, OTHER} if programs.knows_types else set()
+    sandboxes = {"sb": NETNS, "other": OTHER}
+    return Captured(programs, sandboxes, Names(), permissive=permissive)  # type: ignore[arg-type]
+
+
+def test_where_calls_are_told_who_made_it_has_probably_sent_the_packet(calling: Captured) -> None:
+    tell(calling, made(7), made(8, socket=2, protocol=TCP))
+    assert not calling.is_late("sb", [read(source_port=9)])
+    for said in (read(verdict="permit"), read(protocol=TCP, tcp_flags=2)):
+        found = by(calling, said)
+        assert (found.process is not None, found.sureness) == (True, "medium")
+        assert found.reason == "the kernel saw it make a call that the packet may be of"
+    tell(calling, made(9))
+    found = by(calling, read())
+    assert (pids(found), found.sureness) == ({7: None, 9: None}, "low")
+    seen = calling.since_last("sb", read(), 2)
+    assert seen is not None
+    assert (pids(seen), seen.sureness) == ({7: 1, 9: 1}, "medium")
+
+
+def test_who_has_only_had_the_socket_may_not_be_it(calling: Captured) -> None:
+    tell(calling, made(7, is_connect=True))
+    found = by(calling, read())
+    assert (pids(found), found.sureness) == ({7: None}, "low")
+
+
+def test_a_socket_is_closed_wherever_it_is(calling: Captured) -> None:
+    tell(calling, made(7, socket=1), made(8, socket=2, netns=OTHER))
+    tell(calling, Closed(now(), 1), Closed(now(), 2))
+    since_ns = time.time_ns() + 1000
+    for sandbox in ("sb", "other"):
+        assert named(calling, read(), sandbox, since_ns) == (None, None)
 
 
 def test_a_capture_that_has_ended_says_so(captured: Captured, programs: Programs) -> None:

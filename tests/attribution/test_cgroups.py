@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution import cgroups
-from ocsf_nft.attribution.cgroups import Hierarchy, hierarchy
+from ocsf_nft.attribution.cgroups import hierarchy
 from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -19,28 +18,19 @@ def mounted(root: str = "/", at: str = "/sys/fs/cgroup", optional: str = "shared
     return f"29 23 0:26 {root} {at} rw,nosuid {optional}- cgroup2 cgroup2 rw,nsdelegate"
 
 
-def where(*lines: str) -> Hierarchy:
+def where(*lines: str) -> Path:
     return hierarchy("".join(f"{line}\n" for line in lines))
-
-
-@pytest.fixture(autouse=True)
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The link that says which cgroup namespace this is: the initial one."""
-    link = tmp_path / "cgroup"
-    link.symlink_to("cgroup:[4026531835]")
-    monkeypatch.setattr(cgroups, "_NAMESPACE", link)
-    return link
 
 
 @pytest.mark.parametrize("optional", ["", "shared:9 ", "shared:9 master:1 propagate_from:2 "])
 def test_it_is_where_it_is_mounted(optional: str) -> None:
-    assert where("", _V1, mounted(optional=optional)) == Hierarchy(Path("/sys/fs/cgroup"), True)
+    assert where("", _V1, mounted(optional=optional)) == Path("/sys/fs/cgroup")
 
 
 def test_systemd_may_have_it_beside_the_old_one() -> None:
     tmpfs = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755"
     found = where(tmpfs, _V1, mounted(at="/sys/fs/cgroup/unified"))
-    assert found == Hierarchy(Path("/sys/fs/cgroup/unified"), True)
+    assert found == Path("/sys/fs/cgroup/unified")
 
 
 @pytest.mark.parametrize(
@@ -68,12 +58,12 @@ def test_where_it_is_not_mounted_it_is_said_so(lines: Iterable[str]) -> None:
     ],
 )
 def test_a_path_is_told_as_it_is(escaped: str, path: str) -> None:
-    assert where(mounted(at=escaped)).path == Path(path)
+    assert where(mounted(at=escaped)) == Path(path)
 
 
 @pytest.mark.parametrize("root", ["/docker/0a1b", "/..", "/../..", "/kubepods.slice/pod1"])
-def test_a_part_of_it_is_not_the_whole(root: str) -> None:
-    assert where(mounted(root)) == Hierarchy(Path("/sys/fs/cgroup"), False)
+def test_where_only_a_part_of_it_is_seen_it_is_that(root: str) -> None:
+    assert where(mounted(root)) == Path("/sys/fs/cgroup")
 
 
 @pytest.mark.parametrize(
@@ -82,17 +72,9 @@ def test_a_part_of_it_is_not_the_whole(root: str) -> None:
 def test_of_several_it_is_the_widest(roots: tuple[str, str]) -> None:
     widest, other = mounted(roots[0], "/widest"), mounted(roots[1], "/other")
     for lines in ((widest, other), (other, widest)):
-        assert where(*lines).path == Path("/widest")
-
-
-def test_the_root_of_another_namespace_is_not_the_whole(namespace: Path) -> None:
-    assert where(mounted()).is_whole
-    namespace.unlink()
-    assert not where(mounted()).is_whole
-    namespace.symlink_to("cgroup:[4026532871]")
-    assert not where(mounted()).is_whole
+        assert where(*lines) == Path("/widest")
 
 
 @pytest.mark.kernel
 def test_this_machine_says_where_it_is() -> None:
-    assert (hierarchy().path / "cgroup.procs").exists()
+    assert (hierarchy() / "cgroup.procs").exists()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft import proc
 from ocsf_nft.attribution import holders as holders_of
 from ocsf_nft.attribution.holders import Holder, Scan, holders
 
@@ -239,7 +240,7 @@ def test_a_child_that_may_not_be_looked_at_may_have_it(
 
 def _close(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
     """Have a process be one that we may not look at."""
-    real = holders_of._directory
+    real = proc.directory
     closed: set[int] = set()
 
     def guarded(path: str, parent: int | None = None) -> int:
@@ -252,7 +253,7 @@ def _close(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
             closed.discard(directory)
         return directory
 
-    monkeypatch.setattr(holders_of, "_directory", guarded)
+    monkeypatch.setattr(proc, "directory", guarded)
 
 
 def test_where_processes_are_hidden_that_is_said(
@@ -267,7 +268,7 @@ def test_in_another_pid_namespace_others_may_have_been_handed_it(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = program()
-    monkeypatch.setattr(holders_of, "_INITIAL", "pid:[1]")
+    monkeypatch.setattr(proc, "INITIAL", "pid:[1]")
     found = scan(started.inode)
     assert found.missed is None
     assert found.unseen is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from ocsf_nft.attribution import images
 from ocsf_nft.attribution.images import Images
-from ocsf_nft.attribution.layout import Image, Portrait
+from ocsf_nft.attribution.layout import NOBODY, Image, Portrait
 from ocsf_nft.process import Process
 from tests.attribution.calling import SECOND, call, image
-
-NOBODY: Final = Image(pid=0, started_ns=0, execs=0)
 
 
 @dataclass
@@ -72,7 +70,7 @@ def of(seven: Portrait) -> Process:
 def test_all_that_was_told_is_told() -> None:
     now_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     seven = portrait(7, directory=(b"agent", b"home", b"/"), namespace_pid=2)
-    by = call(7, 0, tid=8, comm=b"worker", uid=1, gid=2, fsuid=3)
+    by = call(7, 0, tid=8, comm=b"worker", uid=1, gid=2, owner=3)
     found = known(seven).process(by)
     assert found.created_ns is not None
     assert abs(found.created_ns - now_ns - 7 * SECOND) < SECOND
@@ -91,6 +89,25 @@ def test_all_that_was_told_is_told() -> None:
         gid=2,
         group_name="group2",
     )
+
+
+def test_of_several_threads_the_process_is_told() -> None:
+    found = known(portrait(7, comm=b"first")).process(call(7, 0, tid=0, comm=b"worker"))
+    assert (found.pid, found.tid, found.name) == (7, None, "first")
+
+
+def test_what_a_child_was_begun_with_is_what_its_parent_was() -> None:
+    """Whoever overwrites his own arguments and forks would be told with those."""
+    forged = portrait(8, 7, arguments=b"sshd\0")
+    begun = portrait(7, 6, arguments=b"implant\0")
+    other = portrait(6, image(5)._replace(execs=0), arguments=b"sh\0")
+    for told in ((begun, forged, other), (forged, other, begun)):
+        assert known(*told).process(call(8, 0)).cmd_line == "sh"
+    # One that has run a program since, another one's, and one that nobody knows.
+    execs = image(7)._replace(execs=0)
+    assert known(portrait(execs), portrait(8, execs)).process(call(8, 0)).cmd_line == "curl -v"
+    assert known(forged, begun._replace(inode=2)).process(call(8, 0)).cmd_line == "sshd"
+    assert known(forged).process(call(8, 0)).cmd_line == "sshd"
 
 
 def test_of_whom_nothing_was_told_the_call_tells() -> None:

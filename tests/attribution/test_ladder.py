@@ -13,6 +13,7 @@ import pytest
 from ocsf_nft.attribution import ladder
 from ocsf_nft.attribution.capture import Lost
 from ocsf_nft.attribution.ladder import Ladder, of_one_packet
+from ocsf_nft.attribution.layout import NOBODY
 from ocsf_nft.errors import AbsentError, UnsupportedError
 from ocsf_nft.process import Attribution, Process, Seen
 from tests.attribution.calling import NETNS
@@ -84,9 +85,13 @@ class Host:
     programs: Programs = field(default_factory=Programs)
     sockets: Sockets = field(default_factory=Sockets)
     names: NameService = field(default_factory=NameService)
+    is_permissive: bool = False
 
-    def capture(self, cookies: Any, *, knows_types: bool | None = None) -> Programs:
+    def capture(
+        self, cookies: Any, *, permissive: Any, knows_types: bool | None = None
+    ) -> Programs:
         assert list(cookies) == [NETNS]
+        assert permissive == ({NETNS} if self.is_permissive else set())
         self.programs.check()
         if knows_types is None and not self.programs.knows_types:
             raise UnsupportedError("no types here")
@@ -97,7 +102,8 @@ class Host:
         return self.sockets
 
     def ladder(self, **facts: Any) -> Ladder:
-        return Ladder({"sb": object()}, **facts)  # type: ignore[dict-item]
+        permissive = {"sb", "another"} if self.is_permissive else set()
+        return Ladder({"sb": object()}, permissive=permissive, **facts)  # type: ignore[dict-item]
 
 
 @pytest.fixture
@@ -127,7 +133,7 @@ async def test_it_stands_on_the_best_rung_and_lets_go_of_it_in_the_end(host: Hos
     async with host.ladder() as standing:
         assert (standing.rung, standing.reason, standing.lost) == ("capture", None, 7)
         assert (host.sockets.is_open, host.programs.is_closed) == (True, False)
-    assert (host.sockets.is_open, host.programs.is_closed, standing.lost) == (False, True, 0)
+    assert (host.sockets.is_open, host.programs.is_closed, standing.lost) == (False, True, 7)
 
 
 async def test_without_types_it_captures_what_it_can_and_says_why(host: Host) -> None:
@@ -136,12 +142,21 @@ async def test_without_types_it_captures_what_it_can_and_says_why(host: Host) ->
         assert (standing.rung, standing.reason) == ("capture", "no types here")
 
 
+async def test_of_what_a_fence_lets_pass_calls_are_captured(host: Host) -> None:
+    host.is_permissive = True
+    host.programs.readings = [[made(7)]]
+    async with host.ladder() as standing:
+        (found,) = await standing.attributions("sb", [read(verdict="permit")], 0)
+    assert (found.rung, found.sureness) == ("capture", "medium")
+    assert found.process is not None
+
+
 async def test_without_a_capture_it_is_the_socket_and_says_why(host: Host) -> None:
     host.programs.fault = "no BPF here"
     host.sockets.told = {1: by_socket(7)}
     async with host.ladder() as standing:
         assert (standing.rung, standing.reason) == ("socket", "no BPF here")
-        (found,) = await standing.attributions("sb", [read()])
+        (found,) = await standing.attributions("sb", [read()], 0)
         assert found.process == Process(pid=7)
         assert standing.since_last("sb", read(), 1) is None
 
@@ -150,7 +165,7 @@ async def test_without_anything_it_is_the_user(host: Host) -> None:
     host.programs.fault, host.sockets.fault = "no BPF here", "no namespace here"
     async with host.ladder() as standing:
         assert standing.rung == "user"
-        (found,) = await standing.attributions("sb", [read()])
+        (found,) = await standing.attributions("sb", [read()], 0)
     assert (found.rung, found.sureness, found.process) == ("user", "high", None)
 
 
@@ -169,39 +184,40 @@ async def test_no_better_rung_is_tried_than_is_asked_for(
     monkeypatch.setattr(ladder, "SocketLookup", lookup)
     async with host.ladder(top=top) as standing:
         assert standing.rung == top
-        await standing.attributions("sb", [read()])
+        await standing.attributions("sb", [read()], 0)
         assert standing.reason is None
     assert tried == ["socket"] * opens
     async with Ladder({}) as nowhere:
-        assert (await nowhere.attributions("sb", [read()]))[0].rung == "user"
+        assert (await nowhere.attributions("sb", [read()], 0))[0].rung == "user"
     assert tried == ["socket"] * opens
 
 
 async def test_who_was_captured_is_told_and_the_sockets_are_asked_for_the_others(
     host: Host,
 ) -> None:
-    host.programs.readings = [[made(7), made(8, socket=2, source_port=2, is_connect=True)]]
+    nobodys = made(0, source_port=4, image=NOBODY)
+    host.programs.readings = [[made(7), made(8, source_port=4), nobodys]]
     host.sockets.told = {3: by_socket(9), 4: "it is gone"}
     async with host.ladder() as standing:
         records = [read(source_port=port) for port in (1, 2, 3, 4)]
         records[1] = replace(records[1], destination="203.0.113.9")
-        captured, nobody, had, gone = await standing.attributions("sb", records)
+        captured, nobody, had, gone = await standing.attributions("sb", records, 0)
     assert (captured.rung, captured.process and captured.process.pid) == ("capture", 7)
     assert (nobody.rung, nobody.reason) == ("user", "nobody has it")
     assert (had.rung, had.process) == ("socket", Process(pid=9))
-    # It may be who has connected such a socket; that one's own is gone.
+    # It may be who was seen to send such a packet, and nobody has its socket.
     assert (gone.rung, gone.sureness, gone.process) == ("capture", "low", None)
     assert host.sockets.asked == [2, 3, 4]
 
 
 async def test_where_the_capture_is_not_sure_the_sockets_say_more_or_nothing(host: Host) -> None:
-    unsure = made(7, is_connect=True)
+    unsure = [made(7), made(0, image=NOBODY)]
     several = replace(by_socket(9), sureness="low", process=None, seen=())
     for told, rung in ((by_socket(9), "socket"), (several, "capture"), ("gone", "capture")):
-        host.programs.readings = [[unsure]]
+        host.programs.readings = [list(unsure)]
         host.sockets.told = {1: told}
         async with host.ladder() as standing:
-            assert (await standing.attributions("sb", [read()]))[0].rung == rung
+            assert (await standing.attributions("sb", [read()], 0))[0].rung == rung
 
 
 @pytest.mark.parametrize("facts", [{"rule": "forward"}, {"rule": "ingress"}, {"uid": None}])
@@ -210,7 +226,7 @@ async def test_what_no_process_of_the_sandbox_has_sent_is_nobodys(
 ) -> None:
     host.sockets.told = {1: by_socket(7)}
     async with host.ladder() as standing:
-        (found,) = await standing.attributions("sb", [read(**facts)])
+        (found,) = await standing.attributions("sb", [read(**facts)], 0)
         assert found.rung == standing.of_user(read(**facts)).rung == "none"
     assert host.sockets.asked == []
 
@@ -218,18 +234,18 @@ async def test_what_no_process_of_the_sandbox_has_sent_is_nobodys(
 async def test_in_another_sandbox_nobody_is_looked_for(host: Host) -> None:
     host.programs.readings = [[made(7)]]
     async with host.ladder() as standing:
-        (found,) = await standing.attributions("another", [read()])
+        (found,) = await standing.attributions("another", [read()], 0)
         assert (found.rung, found.reason) == ("user", "processes are not looked for")
-        assert await standing.attributions("sb", []) == []
+        assert await standing.attributions("sb", [], 0) == []
         assert standing.since_last("another", read(), 1) is None
         standing.told("another", read(), Process(pid=7))
     assert host.sockets.asked == []
 
 
 async def test_who_is_told_of_a_moment_later_is_found(host: Host) -> None:
-    host.programs.readings = [[], [made(7, is_refused=True)]]
+    host.programs.readings = [[], [made(7)]]
     async with host.ladder() as standing:
-        (found,) = await standing.attributions("sb", [read()])
+        (found,) = await standing.attributions("sb", [read()], 0)
     assert (found.process and found.process.pid, host.sockets.asked) == (7, [])
 
 
@@ -239,10 +255,10 @@ async def test_no_record_waits_for_who_is_held_up_and_the_next_one_not_at_all(ho
     loop = asyncio.get_running_loop()
     async with host.ladder(wait_seconds=0.4) as standing:
         began = loop.time()
-        found = await standing.attributions("sb", [read(), read()])
+        found = await standing.attributions("sb", [read(), read()], 0)
         assert 0.39 <= loop.time() - began < _LONG / 2
         began = loop.time()
-        found += await standing.attributions("sb", [read(source_port=2)])
+        found += await standing.attributions("sb", [read(source_port=2)], 0)
         assert loop.time() - began < 0.3
         too_long = ("user", "to look for its process would have taken too long")
         assert {(each.rung, each.reason) for each in found} == {too_long}
@@ -251,7 +267,7 @@ async def test_no_record_waits_for_who_is_held_up_and_the_next_one_not_at_all(ho
         await standing._busy
         assert host.sockets.asked == [1]  # nobody waits for the second one any more
         host.sockets.told = {2: by_socket(7)}
-        (found_later,) = await standing.attributions("sb", [read(source_port=2)])
+        (found_later,) = await standing.attributions("sb", [read(source_port=2)], 0)
         assert found_later.process == Process(pid=7)
 
 
@@ -259,7 +275,7 @@ async def test_the_sockets_are_not_closed_while_somebody_looks(host: Host) -> No
     host.programs.fault = "no BPF here"
     host.sockets.goes_on.clear()
     async with host.ladder(wait_seconds=0.01) as standing:
-        await standing.attributions("sb", [read()])
+        await standing.attributions("sb", [read()], 0)
     assert host.sockets.is_open
     host.sockets.goes_on.set()
 
@@ -270,7 +286,7 @@ async def test_who_makes_us_look_all_the_time_is_looked_for_a_part_of_it(
     monkeypatch.setattr(ladder, "_MOST_AT_ONCE", 0.0)
     host.programs.fault = "no BPF here"
     async with host.ladder() as standing:
-        (found,) = await standing.attributions("sb", [read()])
+        (found,) = await standing.attributions("sb", [read()], 0)
     assert (found.rung, host.sockets.asked) == ("user", [])
 
 
@@ -278,19 +294,19 @@ async def test_names_are_told_once_they_are_known_and_nobody_waits_for_a_name_se
     host: Host,
 ) -> None:
     host.names.goes_on.clear()
-    host.programs.readings = [[made(7)]]
+    host.programs.readings = [[made(7, has_more=True)]]
     loop = asyncio.get_running_loop()
     async with host.ladder(wait_seconds=0.1) as standing:
         began = loop.time()
-        (found,) = await standing.attributions("sb", [read()])
+        (found,) = await standing.attributions("sb", [read()], 0)
         assert 0.09 <= loop.time() - began < _LONG / 2
         assert (found.user_name, found.process and found.process.user_name) == (None, None)
-        await standing.attributions("sb", [read()])
+        await standing.attributions("sb", [read()], 0)
         assert host.names.asked == 1
         host.names.goes_on.set()
         assert standing._asking is not None
         await standing._asking
-        (found,) = await standing.attributions("sb", [read()])
+        (found,) = await standing.attributions("sb", [read()], 0)
         assert found.process is not None
         assert (found.user_name, found.process.group_name) == ("user1000", "group1000")
         assert standing.of_user(read()).group_name == "group1000"
@@ -309,10 +325,10 @@ async def test_much_that_comes_is_read_though_nobody_asks(host: Host) -> None:
 
 
 async def test_what_has_no_end_is_read_a_bit_of(host: Host) -> None:
-    host.programs.readings = [[made(7)]]
+    host.programs.readings = [[made(7, has_more=True)]]
     async with host.ladder() as standing:
         for host.programs.is_endless, sureness in ((False, "high"), (True, "low")):
-            (found,) = await standing.attributions("sb", [read()])
+            (found,) = await standing.attributions("sb", [read()], 0)
             assert found.sureness == sureness
 
 
@@ -336,7 +352,7 @@ async def test_a_capture_that_ends_is_stepped_down_from_once(
         assert (standing.rung, standing.reason) == ("socket", "somebody has detached it")
         assert host.programs.is_closed
         assert not asyncio.get_running_loop().remove_reader(host.programs.descriptor)
-        (found,) = await standing.attributions("sb", [read()])
+        (found,) = await standing.attributions("sb", [read()], 0)
         assert found.rung == "user"
         await standing.keep(tell)
         assert len(fell) == 1
@@ -350,7 +366,7 @@ async def test_it_steps_down_where_what_came_can_not_be_read(host: Host, *, read
             os.eventfd_write(host.programs.descriptor, 1)
             await asyncio.sleep(0.01)
         else:
-            (found,) = await standing.attributions("sb", [read()])
+            (found,) = await standing.attributions("sb", [read()], 0)
             assert found.rung == "user"
         assert (standing.rung, standing.reason) == ("socket", "it is broken")
 

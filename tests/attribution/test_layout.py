@@ -105,20 +105,20 @@ def test_no_compiler_puts_anything_between_the_members() -> None:
         "caller.tid": UINT32,
         "caller.uid": UINT32,
         "caller.gid": UINT32,
-        "caller.fsuid": UINT32,
+        "owner": UINT32,
         "caller.comm": COMMS,
         "protocol": UINT8,
     }),
     image=IMAGES,
     addresses=st.tuples(st.binary(min_size=16, max_size=16), st.binary(min_size=16, max_size=16)),
-    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
     rest=st.binary(max_size=8),
 )  # fmt: skip
 def test_a_call_is_read_as_it_was_written(
     facts: dict[str, Any],
     image: Image,
     addresses: tuple[bytes, bytes],
-    flags: tuple[bool, bool, bool],
+    flags: tuple[bool, bool, bool, bool],
     rest: bytes,
 ) -> None:
     source, destination = (b"\x20" + each[1:] for each in addresses)
@@ -130,12 +130,13 @@ def test_a_call_is_read_as_it_was_written(
         source=source,
         destination=destination,
     )
-    is_connect, is_refused, has_more = flags
+    is_connect, has_more, is_syn, is_any = flags
     assert told(sample + rest) == Call(
         is_frame=False,
         is_connect=is_connect,
-        is_refused=is_refused,
         has_more=has_more,
+        is_syn=is_syn,
+        is_any=is_any,
         image=image,
         source=source,
         destination=destination,
@@ -252,4 +253,4 @@ def test_an_event_of_another_kind_is_none(kind: int) -> None:
 def test_the_flags_are_those_of_the_programs() -> None:
     source = (_SOURCES / "capture.bpf.c").read_text("utf-8")
     assert "enum kind { CALL = 1, CLOSED = 2, PROCESS = 3 };" in source
-    assert "enum { CONNECT = 1, REFUSED = 2, MORE = 4 };" in source
+    assert "enum { CONNECT = 1, MORE = 2, SYN = 4, ANY = 8 };" in source

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft import proc
 from ocsf_nft.fence import culprit
 from ocsf_nft.process import Process
+from tests.attribution.living import WAITING, cat, copied, now, python, send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,10 +31,6 @@ def sleeper() -> Iterator[int]:
         process.stdout.readline()
         yield process.pid
         process.kill()
-
-
-def now() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def test_a_process_that_is_still_there_is_told_with_its_program(sleeper: int) -> None:
@@ -81,11 +79,41 @@ def test_a_number_that_is_no_process_is_nobodys_program(pid: int | None) -> None
     [("unshare", "-p", "-f"), ("unshare", "-p", "-f", "--mount-proc"), ("unshare", "-m")],
 )
 def test_a_number_of_another_pid_namespace_is_believed_nowhere_else(under: tuple[str, ...]) -> None:
-    code = "from ocsf_nft.fence import culprit; print(culprit.is_initial())"
+    code = "from ocsf_nft.fence import culprit; print(culprit.culprit(1, 'init', 0) is not None)"
     done = subprocess.run(
         [*under, sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(under == ("unshare", "-m"))
+
+
+def test_a_program_that_was_started_meanwhile_is_not_what_did_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even by the same name, which anybody may have."""
+    code = "import os, sys; print(flush=True); input(); os.execv(sys.argv[1], sys.argv[1:])"
+    real = proc.arguments
+    with python(code, sys.executable, "-c", WAITING) as process:
+        name = Path(sys.executable).name
+        told = culprit.culprit(process.pid, name, now())
+        assert told is not None
+        assert told.path == str(Path(sys.executable).resolve())
+
+        def reading(directory: int) -> str | None:
+            send(process)
+            return real(directory)
+
+        monkeypatch.setattr(proc, "arguments", reading)
+        assert culprit.culprit(process.pid, name, now()) == Process(pid=process.pid, name=name)
+
+
+def test_a_program_that_is_gone_is_told_where_it_was(tmp_path: Path) -> None:
+    program = copied(tmp_path / "implant")
+    with cat(program) as process:
+        send(process)
+        program.unlink()
+        told = culprit.culprit(process.pid, "implant", now())
+    assert told is not None
+    assert (told.path, told.is_deleted) == (str(program), True)
 
 
 def test_a_name_that_looks_like_another_line_hides_nothing() -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel import swarm
+from tests.kernel import scripted, swarm
+from tests.kernel.scripted import PYTHON, START
 from tests.kernel.swarm import FIRST, UDP
 from tests.kernel.watching import fence, watching
 
@@ -27,16 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-PYTHON = os.path.realpath("/usr/bin/python3")
 _UDP, _TCP, _ICMP, _ICMPV6 = 17, 6, 1, 58
-_START = textwrap.dedent("""
-    import contextlib, ctypes, os, signal, socket, struct, sys, time
-    TO4, TO6, MAPPED = ("203.0.113.7", 443), ("2001:db8::7", 443), ("::ffff:203.0.113.7", 443)
-    def udp(family=socket.AF_INET): return socket.socket(family, socket.SOCK_DGRAM)
-    def tcp(family=socket.AF_INET): return socket.socket(family, socket.SOCK_STREAM)
-    refused = contextlib.suppress(OSError)
-    def say(): print(os.getpid(), flush=True)
-""")
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +41,9 @@ def run(lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> Cal
     """Run a program in the fenced sandbox to its end; the pid that it said is the culprit's."""
     fence(lab, state, monkeypatch)
 
-    def run(program: str, *, by: tuple[str, ...] = (PYTHON, "-I", "-c")) -> int:
-        done = lab.sandbox_namespace.call(
-            lambda: subprocess.run(
-                [*by, f"{_START}\n{textwrap.dedent(program)}"],
-                capture_output=True,
-                text=True,
-                timeout=20,
-                check=True,
-            )
-        )
-        return int(done.stdout)
+    def run(program: str, *, by: tuple[str, ...] = scripted.BY) -> int:
+        (pid,) = scripted.run(lab, program, by)
+        return pid
 
     return run
 
@@ -258,7 +242,7 @@ async def test_a_program_in_memory_alone_is_told_as_that(lab: Lab, run: Callable
         os.write(fd, open("{PYTHON}", "rb").read())
         os.execve(fd, ["ls", "-I", "-c", sys.argv[0] or SOURCE], os.environ)
     """
-    inner = f"{_START}\nsay()\nwith refused: tcp().connect(TO4)"
+    inner = f"{START}\nsay()\nwith refused: tcp().connect(TO4)"
     process, pid = await _who(
         lab, lambda: run(program.replace("sys.argv[0] or SOURCE", repr(inner))), _TCP
     )
@@ -388,7 +372,7 @@ async def test_a_permissive_fence_names_nobody_whom_it_did_not_see(
 ) -> None:
     """What is not refused is not told of: who connected a socket may have passed it on."""
     fence(lab, state, monkeypatch, is_permissive=True)
-    program = _START + textwrap.dedent("""
+    program = START + textwrap.dedent("""
         s = udp()
         s.connect(TO4)
         if not os.fork():

@@ -33,6 +33,9 @@ pytestmark = pytest.mark.kernel
 _ROOT = Path(__file__).parents[2]
 _STANDS = """
 import asyncio, json
+from functools import partial
+from pathlib import Path
+from ocsf_nft.attribution import capture
 from ocsf_nft.attribution.ladder import Ladder
 from ocsf_nft.netns import Namespace
 async def stand():
@@ -82,12 +85,8 @@ def stays() -> Iterator[Callable[[subprocess.Popen[str]], None]]:
             ["unshare", "-nm", "sh", "-c", f'mount --bind /dev/null {_libbpf()}; exec "$@"', "sh"],
             "libbpf is missing",
         ),
-        (
-            ["unshare", "-nm", "sh", "-c", f'umount -l $({_NO_CGROUP2}); exec "$@"', "sh"],
-            "cgroup v2 is not mounted",
-        ),
     ],
-    ids=["nothing", "privilege", "CAP_BPF", "libbpf", "cgroup v2"],
+    ids=["nothing", "privilege", "CAP_BPF", "libbpf"],
 )
 def test_without_something_the_next_rung_stands_and_says_why(
     host: list[str], why: str | None
@@ -104,6 +103,32 @@ def test_without_something_the_next_rung_stands_and_says_why(
     assert rung == ("socket" if why else "capture")
     assert (why or "") in (reason or "")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("needs_it", "why"),
+    [
+        ("", None),
+        ("Ladder = partial(Ladder, permissive={'sb'})", "cgroup v2 is not mounted"),
+        ("capture._TYPES = Path('/nowhere')", "cgroup v2 is not mounted"),
+    ],
+    ids=["what is refused", "what is let pass", "no types"],
+)
+def test_without_cgroup_v2_what_is_refused_is_told_of_and_else_the_next_rung_stands(
+    needs_it: str, why: str | None
+) -> None:
+    script = _STANDS.replace("async def stand", f"{needs_it}\nasync def stand")
+    without = f'umount -l $({_NO_CGROUP2}); exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-nm", "sh", "-c", without, "sh", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=_ROOT,
+    )
+    rung, reason = json.loads(done.stdout.splitlines()[-1])
+    assert rung == ("socket" if why else "capture")
+    assert (why or "") in (reason or "")
 
 
 async def test_on_a_kernel_that_tells_no_types_the_right_numbers_are_told(
@@ -139,11 +164,13 @@ async def test_on_a_kernel_that_tells_no_types_the_right_numbers_are_told(
 async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_who_stays(
     lab: Lab, attackers: Swarm, tmp_path: Path, stays: Callable[[subprocess.Popen[str]], None]
 ) -> None:
+    """That is where calls are told: the programs that tell what is refused nobody can detach."""
     sandbox = {
         "name": "agent",
         "netns": lab.sandbox,
         "proxy": [f"{GATEWAY4}:{PROXY_PORT}"],
         "install": True,
+        "permissive": True,
     }
     config = ocsf_nft.parse({"sandbox": [sandbox], "state_dir": str(tmp_path)}, where="test")
     events = []

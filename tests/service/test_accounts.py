@@ -16,6 +16,7 @@ from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.errors import DeliveryError, FenceError
 from ocsf_nft.flow import keys
 from ocsf_nft.process import Process
+from ocsf_nft.record import Batch
 from ocsf_nft.service.accounts import Account
 from ocsf_nft.service.reporter import Reporter
 from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
@@ -53,6 +54,10 @@ class Given:
         return reading(self.counts, self.at_ns)
 
 
+def batch(*records: Record) -> Batch:
+    return Batch(records=records, since_ns=NOW)
+
+
 @contextlib.asynccontextmanager
 async def _account(
     counters: Given, path: Path, sink: Kept, ladder: Ladder | None = None
@@ -75,7 +80,7 @@ async def _account(
 async def test_a_record_is_told_at_once_and_its_flow_to_the_packet(tmp_path: Path) -> None:
     counters, sink = Given(), Kept()
     async with _account(counters, tmp_path, sink) as account:
-        await account.take([record(tcp())])
+        await account.take(batch(record(tcp())))
         assert [event["count"] for event in sink.of_class(4001)] == [1]
         counters.counts = {key(tcp()): 9}
         (balance,) = await account.close()
@@ -89,7 +94,7 @@ async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_resta
     counters, sink, failing = Given(), Kept(), Kept(fails=True)
     with pytest.raises(DeliveryError):
         async with _account(counters, tmp_path, failing) as account:
-            await account.take([record(tcp())])
+            await account.take(batch(record(tcp())))
     counters.counts = {key(tcp()): 1}
     for _ in range(2):
         async with _account(counters, tmp_path, sink) as account:
@@ -105,7 +110,7 @@ async def test_what_was_not_delivered_is_kept_though_the_reading_goes_on(tmp_pat
     counters, sink, failing = Given(), Kept(), Kept(fails=True)
     async with _account(counters, tmp_path, failing) as account:
         with pytest.raises(DeliveryError, match="the disk is full"):
-            await account.take([record(tcp())])
+            await account.take(batch(record(tcp())))
         counters.counts = {key(tcp()): 1, key(tcp(81)): 1}
         with pytest.raises(DeliveryError, match="events of sandbox sb are not delivered yet"):
             await account._read_and_tell()
@@ -147,7 +152,7 @@ async def test_records_are_told_while_the_counters_can_not_be_read(tmp_path: Pat
         await account._observe()
         await account._observe()
         assert len(sink.of_class(6002)) == 1
-        await account.take([record(tcp())])
+        await account.take(batch(record(tcp())))
         assert len(sink.of_class(4001)) == 1
         counters.error = None
         await account._observe()
@@ -164,7 +169,7 @@ async def test_a_record_whose_packet_was_counted_elsewhere_just_before_the_end_i
 ) -> None:
     counters, sink = Given(), Kept()
     async with _account(counters, tmp_path, sink) as account:
-        await account.take([record(tcp())])
+        await account.take(batch(record(tcp())))
         counters.counts = {keys(record(tcp()))[-1]: 1}
         (balance,) = await account.close()
     assert [event["count"] for event in sink.of_class(4001)] == [1]
@@ -181,7 +186,7 @@ async def test_records_that_come_while_a_long_reading_is_taken_in_wait_for_it(
         number = 0
         while not reading_on.done():
             number += 1
-            await account.take([record(tcp(uid=number), number)])
+            await account.take(batch(record(tcp(uid=number), number)))
         await reading_on
         await account.close()
     assert sum(event["count"] for event in sink.of_class(4001)) >= 8000
@@ -221,7 +226,7 @@ async def test_a_record_that_comes_just_after_a_reading_stands_for_what_it_read(
 
     async def record_after_reading() -> None:
         await asyncio.sleep(0.03)
-        await account.take([record(tcp())])
+        await account.take(batch(record(tcp())))
 
     async with _account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp()): 1}
@@ -313,7 +318,7 @@ async def test_the_first_record_after_the_mode_has_changed_is_told_at_once(tmp_p
     counters, sink = Changing(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         counters.let_pass = {key(tcp()): 1}
-        await account.take([let_pass(record(tcp()))])
+        await account.take(batch(let_pass(record(tcp()))))
         (told,) = sink.of_class(4001)
         assert (told["disposition"], told["metadata"]["log_source"]) == ("Logged", "nflog")
         balances = await account.close()
@@ -332,7 +337,7 @@ async def test_a_forged_record_of_the_other_mode_is_not_told_and_makes_us_look_o
     async with _account(counters, tmp_path, sink) as account:
         before = counters.readings
         for number in range(100):
-            await account.take([let_pass(record(tcp(), number))])
+            await account.take(batch(let_pass(record(tcp(), number))))
         assert counters.readings - before == 1
         assert not sink.of_class(4001)
 
@@ -362,8 +367,10 @@ class Seeing(Ladder):
         self.windows: list[int] = []
         self.alone: list[Record] = []
 
-    async def attributions(self, sandbox: str, records: Sequence[Record]) -> list[Attribution]:
-        assert sandbox == "sb"
+    async def attributions(
+        self, sandbox: str, records: Sequence[Record], since_ns: int
+    ) -> list[Attribution]:
+        assert (sandbox, since_ns) == ("sb", NOW)
         return [_by(1) for _ in records]
 
     def told(self, sandbox: str, record: Record, process: Process) -> None:
@@ -382,7 +389,7 @@ async def test_each_window_is_by_who_was_seen_in_it_and_the_finding_by_all_of_th
     metadata = tcp(80, "169.254.169.254")  # a finding from its first packet on
     counters, sink, ladder = Given(), Kept(), Seeing()
     async with _account(counters, tmp_path, sink, ladder) as account:
-        await account.take([record(metadata)])
+        await account.take(batch(record(metadata)))
         begin_ns = time.monotonic_ns()
         for packets in (10, 20):
             later_ns = begin_ns + packets * SECOND // 2
@@ -420,7 +427,7 @@ async def test_who_sent_one_packet_of_many_is_not_said_to_have_sent_them_all(
 ) -> None:
     counters, sink, ladder = Given(), Kept(), Seeing()
     async with _account(counters, tmp_path, sink, ladder) as account:
-        await account.take([record(tcp(81)), record(tcp(81), 2)])
+        await account.take(batch(record(tcp(81)), record(tcp(81), 2)))
         counters.counts = {key(tcp(81)): 9}
         await account.close()
     first, window = sink.of_class(4001)

@@ -102,7 +102,7 @@ struct {
 	__type(value, __u64);
 } lost SEC(".maps");
 
-/* Who connects a TCP socket, and where calls are told the sockets whose end is to be told too. */
+/* Who connects a TCP socket, until its packet is made; and the sockets whose end is to be told. */
 struct pending {
 	struct caller caller;
 	__u64 task;
@@ -376,25 +376,14 @@ static __always_inline int connector(struct caller *caller, __u64 socket)
 SEC("sockops") int established(struct bpf_sock_ops *ctx)
 {
 	struct call call = { .kind = CALL, .protocol = IPPROTO_TCP, .flags = SYN };
-	__u8 what;
 
 	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
 		return 1;
 	call.netns = bpf_get_netns_cookie(ctx);
-	what = what_of(call.netns);
-	if (!what)
+	if (what_of(call.netns) != CALLS)
 		return 1;
-	call.socket = bpf_get_socket_cookie(ctx);
-	if (what == REFUSALS) {
-		struct pending pending = {};
-
-		/* It may have been another one before. */
-		who(&pending.caller);
-		if (bpf_map_update_elem(&sockets, &call.socket, &pending, BPF_ANY))
-			lose(0);
-		return 1;
-	}
 	call.time_ns = bpf_ktime_get_boot_ns();
+	call.socket = bpf_get_socket_cookie(ctx);
 	call.family = ctx->family;
 	call.source_port = ctx->local_port;
 	call.destination_port = bpf_ntohl(ctx->remote_port);
@@ -425,12 +414,11 @@ SEC("sockops") int established(struct bpf_sock_ops *ctx)
 SEC("cgroup/sock_release") int released(struct bpf_sock *ctx)
 {
 	struct closed closed = { .kind = CLOSED };
-	__u8 what = what_of(bpf_get_netns_cookie(ctx));
 
-	if (!what)
+	if (what_of(bpf_get_netns_cookie(ctx)) != CALLS)
 		return 1;
 	closed.socket = bpf_get_socket_cookie(ctx);
-	if (bpf_map_delete_elem(&sockets, &closed.socket) || what == REFUSALS)
+	if (bpf_map_delete_elem(&sockets, &closed.socket))
 		return 1;
 	closed.time_ns = bpf_ktime_get_boot_ns();
 	tell(&closed, sizeof(closed));

@@ -143,8 +143,25 @@ struct socket {
 	struct file *file;
 };
 
+/* A spinlock, as it is where it is one (not with PREEMPT_RT). */
+typedef struct {
+	struct {
+		struct {
+			struct {
+				int counter;
+			} val;
+		} raw_lock;
+	} rlock;
+} spinlock_t;
+
+typedef struct {
+	spinlock_t slock;
+	int owned;
+} socket_lock_t;
+
 struct sock {
 	struct sock_common __sk_common;
+	socket_lock_t sk_lock;
 	struct socket *sk_socket;
 	void *sk_user_data;
 	__u16 sk_type;

@@ -167,34 +167,32 @@ static __always_inline int is_below_another(struct net_device *dev)
 	return BPF_CORE_READ(dev, adj_list.upper.next) != upper;
 }
 
-/* Who has sent it; nobody (0) where that is not known.
+/* Whether whoever the CPU is at has the socket, and is calling: who sends by a clock, or for another
+ * one in the end, has the spinlock or does not own it (net/core/sock.c: release_sock()). */
+static __always_inline int is_held(struct sock *sk)
+{
+	return BPF_CORE_READ(sk, sk_lock.owned) &&
+	       !BPF_CORE_READ(sk, sk_lock.slock.rlock.raw_lock.val.counter);
+}
+
+/* Whether the process that the CPU is at has sent it, and is calling.
  *
- * The process that the CPU is at is the one where a packet is dropped while who sends it is calling.
- * That holds for a socket of a process, which keeps no packets back as TCP and SCTP do, and by which
- * the kernel sends none itself (tunnels: they keep their data with it). Of those, what no frame was
- * made of yet is on its way out of that very call; a frame may have waited for a neighbour's address,
- * and be sent on in an interrupt. One of a packet socket waits for nothing. */
-static __always_inline void find_sender(struct call *call, struct sk_buff *skb, struct sock *sk,
-					__u16 family)
+ * That is so where a packet is dropped that its socket keeps not back: of TCP the first one of all,
+ * for who connects. Of datagrams it is so where the kernel itself sends none by the socket (tunnels
+ * keep their data with it), and no frame was made of it: that may have waited for a neighbour's
+ * address, and be sent on in an interrupt. One of a packet socket waits for nothing. */
+static __always_inline int is_sent_now(struct call *call, struct sk_buff *skb, struct sock *sk,
+				       __u16 family)
 {
 	__u16 type = BPF_CORE_READ(sk, sk_type);
-	int is_now;
 
-	if (call->flags & SYN && type == SOCK_STREAM) {
-		struct pending *pending = bpf_map_lookup_elem(&sockets, &call->socket);
-
-		/* It may be sent again by a clock. */
-		if (pending)
-			call->caller = pending->caller;
-		return;
-	}
 	if (family == AF_PACKET)
-		is_now = call->family == AF_PACKET && !is_below_another(BPF_CORE_READ(skb, dev));
-	else
-		is_now = (type == SOCK_DGRAM || type == SOCK_RAW) && !BPF_CORE_READ(sk, sk_user_data) &&
-			 BPF_CORE_READ(skb, mac_header) == NOT_SET;
-	if (is_now)
-		who(&call->caller);
+		return call->family == AF_PACKET && !is_below_another(BPF_CORE_READ(skb, dev));
+	if (BPF_CORE_READ(skb, mac_header) != NOT_SET)
+		return 0;
+	if (type == SOCK_STREAM)
+		return call->flags & SYN && is_held(sk);
+	return (type == SOCK_DGRAM || type == SOCK_RAW) && !BPF_CORE_READ(sk, sk_user_data);
 }
 
 /* include/trace/events/skb.h: TP_PROTO(struct sk_buff *skb, void *location,
@@ -234,8 +232,10 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 		call.family = AF_PACKET;
 	else
 		read_header(&call, skb);
-	find_sender(&call, skb, sk, family);
-	if (!is_repeated(&call))
+	if (is_sent_now(&call, skb, sk, family))
+		who(&call.caller);
+	/* Each connection is another one. */
+	if (call.flags & SYN || !is_repeated(&call))
 		tell_call(&call);
 	return 0;
 }

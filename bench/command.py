@@ -1,0 +1,44 @@
+"""Benchmarks as a command: their tables, and the exit status that says how they went."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from bench.subject import machine, show
+from ocsf_nft.errors import OcsfNftError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from bench.subject import Subject
+
+
+def run(subjects: Iterable[Callable[[], Subject]]) -> NoReturn:
+    """Measure and show each; exit 1 when a check fails, or as the error has it that ends it."""
+    exit_with(lambda: _measure(subjects))
+
+
+def exit_with(work: Callable[[], int]) -> NoReturn:
+    """Exit with what ``work`` returns; an error is told in a sentence, and has a status."""
+    try:
+        sys.exit(work())
+    except OcsfNftError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _measure(subjects: Iterable[Callable[[], Subject]]) -> int:
+    begun = time.monotonic()
+    print(machine())
+    failed = False
+    for subject in subjects:
+        measured = subject()
+        show(measured)
+        failed = failed or bool(measured.failures)
+    verdict = "a check failed" if failed else "no check failed"
+    print(f"\n{time.monotonic() - begun:.0f} s; {verdict}")
+    return int(failed)

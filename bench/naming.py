@@ -1,0 +1,228 @@
+"""How often each way to find out who did it names them, and how long that takes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from unittest import mock
+
+from bench import calling, stage
+from bench.subject import Subject, milliseconds, percentile
+from bench.usual_lookup import UsualLookup
+from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.sources.nflog import Nflog
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+    from bench.stage import Fenced
+    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.process import Attribution
+    from ocsf_nft.record import Record
+
+_STAYING: Final = 100
+_PATIENCE_S: Final = 20.0
+_NO_FILE: Final = Path("/nonexistent")
+_VERDICTS: Final = ("right", "several", "unknown", "wrong")
+
+
+class _Attributing(Protocol):
+    async def attributions(
+        self, sandbox: str, records: Sequence[Record], since_ns: int
+    ) -> list[Attribution]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """A way to find out who did it.
+
+    ``attempts`` of each kind are made by processes that are gone at once, and some by such that
+    stay, which come one after the other; those that are gone too, where ``a_second`` doesn't say
+    how many there are in all. It is ours where it has a ``top``; then it looks for a quarter of the
+    time, and ``rest`` is how much longer than looking that is.
+    """
+
+    name: str
+    top: Top | None
+    knows_types: bool = True
+    attempts: int = 2_000
+    a_second: int = 1_500
+    rest: int = 3
+
+    @contextlib.asynccontextmanager
+    async def at_work(self, fenced: Fenced) -> AsyncIterator[_Attributing]:
+        if self.top is None:
+            yield UsualLookup(fenced.namespace)
+            return
+        with contextlib.ExitStack() as stack:
+            if not self.knows_types:
+                stack.enter_context(mock.patch("ocsf_nft.attribution.capture._TYPES", _NO_FILE))
+            async with Ladder({stage.SANDBOX: fenced.namespace}, top=self.top) as ladder:
+                if ladder.rung != self.top:
+                    raise stage.BenchError(f"{self.name}: {ladder.reason}")
+                yield ladder
+
+
+_WAYS: Final = (
+    _Way(name="capture", top="capture"),
+    _Way(name="capture, no BTF", top="capture", knows_types=False),
+    _Way(name="socket", top="socket"),
+    _Way(name="user", top="user", attempts=500),
+    _Way(name="the reference", top=None, attempts=100, a_second=calling.AFTER_ANOTHER, rest=0),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Found:
+    """What a way has found of the attempts of one kind, and how long that took it."""
+
+    way: _Way
+    kind: str
+    ending: str
+    attempts: int
+    verdicts: Counter[str] = field(default_factory=Counter)
+    took_ns: list[int] = field(default_factory=list)
+
+    def row(self) -> tuple[str, ...]:
+        shown = (f"{self.verdicts[each]:,}" for each in _VERDICTS)
+        times = (
+            milliseconds(percentile(self.took_ns, each)) if self.took_ns else "-"
+            for each in (50, 99)
+        )
+        return self.way.name, self.kind, self.ending, f"{self.attempts:,}", *shown, *times
+
+    def failures(self) -> Iterator[str]:
+        which = f"{self.way.name}, {self.kind}, {self.ending}"
+        if missing := self.attempts - self.verdicts.total():
+            yield f"{which}: {missing} attempts have no record"
+        if self.way.top is not None and self.verdicts["wrong"]:
+            yield f"{which}: {self.verdicts['wrong']} were said to be somebody else's"
+
+
+def run() -> Subject:
+    """Measure each way; raises an OcsfNftError when the system doesn't let us."""
+    found: list[_Found] = []
+    with calling.built() as program:
+        for way in _WAYS:
+            for ending, stays in (("gone", False), ("stays", True)):
+                found += asyncio.run(_find(way, program, ending, stays=stays))
+    return Subject(
+        title="Who did it, by processes of one attempt each",
+        columns=("by", "protocol", "process", "tries", *_VERDICTS, "ms: p50", "p99"),
+        rows=tuple(each.row() for each in found),
+        notes=(
+            "Gone: the process ends at once. Several: it is among those that it may have been, or",
+            "the only such. In ms: from the arrival of a packet's record until that is said.",
+            "The reference: a look for the record's port in /proc/net/tcp, state ESTABLISHED, then",
+            "for its socket in /proc/*/fd; of TCP alone. Of fewer: a look takes so long.",
+        ),
+        failures=tuple(failure for each in found for failure in each.failures()),
+    )
+
+
+async def _find(way: _Way, program: Path, ending: str, *, stays: bool) -> list[_Found]:
+    attempts = _STAYING if stays else way.attempts
+    rate = calling.AFTER_ANOTHER if stays else way.a_second
+    number = attempts * len(calling.KINDS)
+    with _frozen(), stage.fenced("nflog", ipv6=False) as fenced:
+        told = fenced.folder / "started"
+        async with (
+            way.at_work(fenced) as attributing,
+            Nflog(fenced.namespace, stage.GROUP) as source,
+        ):
+            with told.open("wb") as file:
+                swarm = calling.swarm(fenced, program, (number, rate, 1, int(stays)), file)
+            with stage.ending(swarm):
+                told_of = await _told(attributing, source, number, swarm, rest=way.rest)
+                stage.wait_for(
+                    "the start of all", lambda: told.read_bytes().count(b"\n") == number, swarm
+                )
+        lines = [line.split() for line in told.read_text("ascii").splitlines()]
+    pids = {int(port): int(pid) for port, pid in lines}
+    found = [_Found(way=way, kind=kind, ending=ending, attempts=attempts) for kind in calling.KINDS]
+    for port, said in told_of.items():
+        if port in pids:
+            of = found[(port - calling.FIRST_PORT) % len(calling.KINDS)]
+            of.verdicts[said.verdict(pids[port], str(program))] += 1
+            of.took_ns.append(said.took_ns)
+    return found
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """Collect no garbage of what there is already, as a run doesn't."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class _Said(NamedTuple):
+    """Who is said to have tried: no more of it, so that there is little garbage to collect."""
+
+    took_ns: int
+    pid: int | None
+    path: str | None
+    among: tuple[int, ...]
+    unnamed: int
+
+    def verdict(self, pid: int, program: str) -> str:
+        if self.pid is not None:
+            return "right" if self.pid == pid and self.path in {None, program} else "wrong"
+        if not self.among:
+            return "unknown"
+        return "several" if self.unnamed or pid in self.among else "wrong"
+
+
+def _said(by: Attribution, took_ns: int) -> _Said:
+    process = by.process
+    return _Said(
+        took_ns=took_ns,
+        pid=None if process is None else process.pid,
+        path=None if process is None else process.path,
+        among=tuple(each.process.pid for each in by.seen),
+        unnamed=by.unnamed,
+    )
+
+
+async def _told(
+    attributing: _Attributing,
+    source: Nflog,
+    number: int,
+    swarm: subprocess.Popen[bytes],
+    *,
+    rest: int,
+) -> Mapping[int, _Said]:
+    """Who is said to have tried each of so many ports."""
+    found: dict[int, _Said] = {}
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE_S):
+            await _start_next(swarm, after_s=0)
+            async for batch in source.batches():
+                begun = time.monotonic()
+                told = await attributing.attributions(stage.SANDBOX, batch.records, batch.since_ns)
+                now_ns, took_s = time.time_ns(), time.monotonic() - begun
+                for record, by in zip(batch.records, told, strict=True):
+                    if record.destination_port is not None:
+                        said = _said(by, now_ns - record.received_ns)
+                        found[record.destination_port] = said
+                if len(found) >= number:
+                    break
+                await _start_next(swarm, after_s=rest * took_s)
+    return found
+
+
+async def _start_next(swarm: subprocess.Popen[bytes], *, after_s: float) -> None:
+    if swarm.stdin is not None:
+        await asyncio.sleep(after_s)
+        swarm.stdin.write(b"\n")
+        swarm.stdin.flush()

@@ -1,0 +1,208 @@
+"""Whose a refused packet was, case by case."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from ocsf_nft.attribution import refusals
+from ocsf_nft.attribution.layout import NOBODY, Call, Closed
+from ocsf_nft.attribution.refusals import Refusals
+from tests.attribution.calling import SECOND, TCP, call, logged, record
+
+if TYPE_CHECKING:
+    from ocsf_nft.attribution.match import Match
+    from ocsf_nft.record import Record
+
+NOW: Final = 100 * SECOND
+ANY: Final = {"is_any": True, "protocol": 0, "source_port": 0, "destination": b""}
+
+
+def of(*told: Call | Closed) -> Refusals:
+    found = Refusals()
+    for each in told:
+        found.add(each)
+    return found
+
+
+def match(told: Refusals, *records: Record, since_ns: int = 0) -> list[Match | None]:
+    return list(told.matches(logged(*records, now_ns=NOW, since_ns=since_ns)))
+
+
+def who(told: Refusals, *records: Record, since_ns: int = 0) -> list[tuple[set[int], bool] | None]:
+    """The numbers of the processes, and whether it was one of them."""
+    return [
+        None if each is None else ({one.image.pid for one in each.calls}, each.is_sender)
+        for each in match(told, *records, since_ns=since_ns)
+    ]
+
+
+def test_who_was_told_to_have_sent_it_has_sent_it() -> None:
+    assert who(of(call(7, NOW)), record(NOW)) == [({7}, True)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"source_port": 9},
+        {"protocol": 136},
+        {"destination_port": 9},
+        {"destination": "203.0.113.8"},
+        {"uid": 0},
+        {"uid": None},
+        {"protocol": None},
+        {"rule": "link"},
+    ],
+    ids=str,
+)
+def test_what_has_another_header_or_user_is_nobodys(wrong: dict[str, Any]) -> None:
+    assert who(of(call(7, NOW)), record(NOW, **wrong)) == [None]
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_syn"), [(2, True), (2 | 64, True), (16, False), (18, False), (0, False)]
+)
+def test_of_tcp_what_begins_a_connection_is_another_packet_than_the_others(
+    flags: int, *, is_syn: bool
+) -> None:
+    packet = record(NOW, protocol=TCP, tcp_flags=flags)
+    told = of(call(7, NOW, protocol=TCP, is_syn=True), call(8, NOW, protocol=TCP))
+    assert who(told, packet) == [({7 if is_syn else 8}, True)]
+    # Flags of what is no TCP are no flags.
+    assert who(of(call(7, NOW)), record(NOW, tcp_flags=flags)) == [({7}, True)]
+
+
+def test_a_packet_is_of_one_record() -> None:
+    told = of(call(7, NOW - 3), call(7, NOW - 2))
+    assert who(told, record(NOW), record(NOW), record(NOW)) == [({7}, True), ({7}, True), None]
+    assert (told._kept, told._by_key) == (0, {})
+    told.add(call(8, NOW - 1))
+    assert who(told, record(NOW)) == [({8}, True)]
+
+
+def test_of_several_that_sent_the_same_it_may_have_been_each_and_stays_so() -> None:
+    told = of(call(7, NOW - 3), call(8, NOW - 2))
+    assert who(told, record(NOW), record(NOW)) == [({7, 8}, True)] * 2
+
+
+@pytest.mark.parametrize(("number", "is_told"), [(16, True), (17, False)])
+def test_of_too_many_nobody_is_told(number: int, *, is_told: bool) -> None:
+    (found,) = who(of(*(call(each, NOW) for each in range(1, number + 1))), record(NOW))
+    assert (found is not None) == is_told
+
+
+def test_what_was_refused_before_the_first_record_was_logged_is_not_it() -> None:
+    told = of(call(7, NOW - 5000), call(8, NOW - 1000))
+    assert who(told, record(NOW), since_ns=NOW - 1000) == [({8}, True)]
+    assert who(told, record(NOW), since_ns=NOW - 999) == [None]
+    assert who(told, record(NOW), since_ns=NOW - 5000) == [({7}, True)]
+
+
+def test_that_a_socket_was_closed_says_nothing_of_its_packets() -> None:
+    assert who(of(call(7, NOW - 2), Closed(NOW - 1, 1)), record(NOW)) == [({7}, True)]
+
+
+def test_where_nobody_knows_who_sent_one_it_may_have_been_anybody() -> None:
+    told = of(call(7, NOW), call(0, NOW, image=NOBODY))
+    assert who(told, record(NOW)) == [({7}, False)]
+    assert who(of(call(0, NOW, image=NOBODY)), record(NOW)) == [None]
+
+
+def test_what_could_not_be_read_may_be_any_packet() -> None:
+    told = of(call(7, NOW), call(8, NOW, **ANY))
+    packets = record(NOW), record(NOW, source_port=9), record(NOW, uid=0)
+    assert who(told, *packets) == [({7, 8}, True), ({8}, True), None]
+    assert who(told, packets[0]) == [({7}, True)]
+
+
+def test_frames_are_whoever_sent_any_then() -> None:
+    frame = record(NOW, rule="link", protocol=None, destination=None)
+    sent = call(7, NOW, is_frame=True)
+    assert who(of(sent, call(9, NOW)), frame, frame) == [({7}, True), None]
+    assert who(of(sent, call(8, NOW, is_frame=True)), frame) == [({7, 8}, True)]
+    assert who(of(sent), replace(frame, uid=0)) == [None]
+
+
+@pytest.mark.parametrize(
+    ("later_ns", "is_known"), [(0, True), (SECOND // 2, True), (SECOND, False)]
+)
+def test_what_is_not_told_for_a_while_is_known_for_that_while(
+    later_ns: int, *, is_known: bool
+) -> None:
+    told = of(call(7, NOW, has_more=True), call(8, NOW + later_ns))
+    found = who(told, record(NOW), since_ns=NOW + later_ns)
+    assert found == [({7, 8} if is_known else {8}, True)]
+    silent = of(call(7, NOW, has_more=True))
+    packets = [record(NOW)] * 3
+    assert who(silent, *packets, since_ns=NOW + later_ns) == [({7}, True) if is_known else None] * 3
+
+
+def test_of_several_threads_none_is_told() -> None:
+    told = of(call(7, NOW - 2, tid=8), call(7, NOW - 1))
+    found = match(told, record(NOW), record(NOW))
+    assert [each.calls[0].tid for each in found if each is not None] == [0, 0]
+    (alone,) = match(of(call(7, NOW, tid=8)), record(NOW))
+    assert alone is not None
+    assert alone.calls[0].tid == 8
+
+
+def test_one_that_is_still_to_be_told_is_waited_for() -> None:
+    packet = record(NOW)
+
+    def is_late(told: Refusals, number: int = 1) -> bool:
+        return told.is_late(logged(*[packet] * number, now_ns=NOW))
+
+    assert is_late(of())
+    assert is_late(of(call(7, NOW - SECOND)))  # one that was not logged
+    assert not is_late(of(call(7, NOW)))
+    assert is_late(of(call(7, NOW)), 2)
+    assert not is_late(of(call(7, NOW), call(8, NOW)), 2)
+    assert not is_late(of(call(7, NOW - SECOND // 2, has_more=True)), 100)
+    assert not is_late(of(call(7, NOW, **ANY)))
+    assert not of().is_late(logged(record(NOW, uid=None), now_ns=NOW))
+
+
+def test_where_some_were_lost_it_may_have_been_others_until_what_comes_is_later() -> None:
+    told = of(call(7, NOW - 1000))
+    told.lose(NOW)
+    assert who(told, record(NOW), since_ns=NOW - 2000) == [({7}, False)]
+    told.add(call(7, NOW + 1000))
+    assert who(told, record(NOW), since_ns=NOW + 1) == [({7}, True)]
+
+
+def test_no_more_are_kept_than_should_and_who_was_forgotten_may_have_sent_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refusals, "_KEPT", 10)
+    told = of(*(call(7, NOW + each, source_port=each + 1) for each in range(25)))
+    assert (told._kept, len(told._by_key)) == (10, 10)
+    packet = record(NOW, source_port=25)
+    assert who(told, packet, since_ns=NOW + 14) == [({7}, False)]
+    told.add(call(7, NOW + 25, source_port=25))
+    assert who(told, packet, since_ns=NOW + 15) == [({7}, True)]
+
+
+def test_who_was_silent_when_it_was_forgotten_may_have_sent_what_comes_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refusals, "_KEPT", 1)
+    told = of(call(7, NOW, has_more=True), call(8, NOW + 1, source_port=9))
+    packet = record(NOW, source_port=9)
+    assert who(told, packet, since_ns=NOW + 1) == [({8}, False)]
+
+
+def test_of_many_alike_the_latest_are_kept() -> None:
+    told = of(*(call(7, NOW + each) for each in range(1000)))
+    assert told._kept == 16
+    assert who(told, *[record(NOW)] * 17) == [({7}, True)] * 16 + [None]
+    assert told._kept == 0
+
+
+def test_of_many_processes_alike_the_first_is_forgotten() -> None:
+    told = of(*(call(each, NOW + each) for each in range(1, 66)))
+    assert told._kept == 64
+    told.add(call(99, NOW + 99, source_port=9))
+    packet = record(NOW, source_port=9)
+    assert who(told, packet, since_ns=NOW + 1) == [({99}, False)]

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft import proc
+from tests.attribution.living import WAITING, copied, descriptors, now, python, running, send, until
+from tests.attribution.told import GONE, NAMES, PYTHON, TICK_NS, called, directory, state, ticks
+
+# What the kernel writes.
+
+FIELDS = st.lists(st.integers(0, 1 << 64), min_size=49, max_size=55)
+
+
+@given(st.binary(max_size=64), FIELDS, st.sampled_from(["S", "R", "Z"]))
+def test_whatever_its_name_is_the_rest_is_read_right(
+    name: bytes, numbers: list[int], letter: str
+) -> None:
+    rest = " ".join([letter, *map(str, numbers)])
+    stat = proc.parsed_stat(b"%d (%b) %b\n" % (numbers[0], name, rest.encode()))
+    assert stat.name == name
+    assert stat.is_dead == (letter == "Z")
+    assert (stat.parent, stat.threads, stat.start) == (numbers[0], numbers[16], numbers[18])
+    assert stat.flags == numbers[5]
+    assert stat.had_children == any((numbers[7], numbers[9], *numbers[12:14]))
+    places = tuple(str(each).encode() for each in (*numbers[22:25], *numbers[41:48]))
+    assert stat.layout == (places if numbers[44] else None)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"1 (a) S 1", b"1 a S" + b" 1" * 60, b"1 (a) S x" + b" 1" * 60]
+)
+def test_what_is_no_stat_is_not_read(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"no stat of a process|invalid literal"):
+        proc.parsed_stat(text)
+
+
+STATUS = b"Name:\t%b\nTgid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nNStgid:\t7\t1\n"
+
+
+def shown(name: bytes) -> bytes:
+    """What ``status`` makes of a name: of ends of lines it escapes only the usual one."""
+    return name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+
+
+@given(st.binary(max_size=20))
+def test_status_is_the_kernels_whatever_the_name_is(name: bytes) -> None:
+    status = proc.parsed_status(STATUS % shown(name))
+    assert status == proc.Status(group=7, uid=2, gid=6, numbers=(7, 1))
+
+
+@pytest.mark.parametrize("end", [b"\r", b"\x0b", b"\x0c", b"\x1c", b"\x85", b"\n"])
+def test_no_end_of_a_line_in_a_name_begins_a_line_of_status(end: bytes) -> None:
+    lines = [b"Tgid:\t1", b"Uid:\t9\t9\t9\t9", b"Gid:\t9\t9\t9\t9", b"NStgid:\t9", b""]
+    status = proc.parsed_status(STATUS % shown(end.join([b"a", *lines])))
+    assert status == proc.Status(group=7, uid=2, gid=6, numbers=(7, 1))
+
+
+def test_a_kernel_without_pid_namespaces_has_no_numbers_in_them() -> None:
+    status = proc.parsed_status((STATUS % b"a").replace(b"NStgid:\t7\t1\n", b""))
+    assert (status.group, status.numbers) == (7, ())
+
+
+@pytest.mark.parametrize("line", [b"Tgid:", b"Uid:", b"Gid:"])
+def test_what_is_no_status_is_not_read(line: bytes) -> None:
+    with pytest.raises(ValueError, match="no status of a process"):
+        proc.parsed_status((STATUS % b"a").replace(line, b"x"))
+
+
+# A process.
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_is_the_same_whatever_it_calls_itself(name: bytes) -> None:
+    with python(called(name)) as process, directory(process.pid) as descriptor:
+        stat, status = proc.stat(descriptor), proc.status(descriptor)
+    assert (stat.name, stat.parent, stat.is_dead) == (name, os.getpid(), False)
+    assert stat.layout is not None
+    assert status == proc.Status(process.pid, 0, 0, (process.pid,))
+
+
+@pytest.mark.kernel
+def test_when_it_started_is_told_by_the_clock_tick() -> None:
+    before_ns, since_ns = now(), time.time_ns()
+    with python(WAITING) as process, directory(process.pid) as descriptor:
+        stat = proc.stat(descriptor)
+        assert stat.started_ns == ticks(process.pid) * TICK_NS
+    assert before_ns - TICK_NS <= stat.started_ns <= now()
+    assert since_ns - 2 * TICK_NS <= stat.created_ns <= time.time_ns()
+    assert len({stat.created_ns for _ in range(20)}) <= 2
+
+
+@pytest.mark.kernel
+def test_a_directory_never_comes_to_mean_another_process() -> None:
+    with python(WAITING) as process, directory(process.pid) as descriptor:
+        process.kill()
+        until(lambda: state(process.pid) == "Z")
+        assert proc.stat(descriptor).is_dead
+        process.wait()
+        for read in (proc.stat, proc.status, proc.arguments):
+            with pytest.raises(GONE):
+                read(descriptor)
+        assert proc.link("exe", descriptor) is None
+
+
+@pytest.mark.kernel
+def test_nothing_stays_open() -> None:
+    before = descriptors()
+    with proc.opened("/proc/self") as whole, proc.opened("task", whole) as tasks:
+        proc.stat(tasks, f"{os.getpid()}/stat")
+        proc.status(whole)
+        with pytest.raises(FileNotFoundError):
+            proc.read("nothing", whole)
+    assert descriptors() == before
+
+
+@pytest.mark.kernel
+def test_of_who_waited_for_a_child_that_is_known() -> None:
+    with (
+        running("/bin/sh", "-c", "/bin/true; echo; read line") as parent,
+        directory(parent.pid) as descriptor,
+    ):
+        assert proc.stat(descriptor).had_children
+    with python(WAITING) as process, directory(process.pid) as descriptor:
+        assert not proc.stat(descriptor).had_children
+
+
+@pytest.mark.kernel
+def test_of_another_users_process_neither_program_nor_layout_is_seen() -> None:
+    code = """
+import sys
+from ocsf_nft import proc
+with proc.opened(f"/proc/{sys.argv[1]}") as directory:
+    print(proc.stat(directory).layout, proc.link("exe", directory), proc.status(directory).uid)
+"""
+    with python(WAITING) as process:
+        command = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", code]
+        done = subprocess.run(
+            [*command, str(process.pid)], capture_output=True, text=True, check=True
+        )
+    assert done.stdout == "None None 0\n"
+
+
+@pytest.mark.kernel
+def test_a_link_says_byte_by_byte_where_it_points(tmp_path: Path) -> None:
+    program = copied(Path(os.fsdecode(os.fsencode(tmp_path) + b'/\xff\xc3\x28 "}\n')))
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        send(process)
+        with directory(process.pid) as descriptor:
+            assert proc.link("exe", descriptor) == str(program)
+            program.unlink()
+            assert proc.link("exe", descriptor) == f"{program} (deleted)"
+    with directory(2) as kernel_thread:
+        assert proc.link("exe", kernel_thread) is None
+
+
+# How much of it.
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8192, 9000, 20_000])
+@pytest.mark.parametrize("most", [4096, 9000, 1 << 20])
+def test_no_more_is_read_than_there_is_a_use_for(tmp_path: Path, size: int, most: int) -> None:
+    content = bytes(each % 251 for each in range(size))
+    (tmp_path / "file").write_bytes(content)
+    with proc.opened(str(tmp_path)) as descriptor:
+        assert proc.read("file", descriptor, most=most) == content[:most]
+
+
+@pytest.mark.kernel
+def test_of_who_is_in_very_many_groups_the_whole_status_is_read() -> None:
+    code = f"import os; os.setgroups(range(4_000_000_000, 4_000_030_000)); {WAITING}"
+    with python(code) as process, directory(process.pid) as descriptor:
+        assert len(proc.read("status", descriptor)) > 300_000
+        assert proc.status(descriptor) == proc.Status(process.pid, 0, 0, (process.pid,))
+
+
+@pytest.mark.kernel
+def test_arguments_are_told_up_to_a_page() -> None:
+    with python(WAITING, "a b", "") as process, directory(process.pid) as descriptor:
+        assert proc.arguments(descriptor) == f"{sys.executable} -c {WAITING} a b"
+    with python(WAITING, *["x" * 100_000] * 10) as process, directory(process.pid) as descriptor:
+        told = proc.arguments(descriptor)
+    assert told is not None
+    assert len(told) == 4096
+    with directory(2) as kernel_thread:
+        assert proc.arguments(kernel_thread) is None
+
+
+@pytest.mark.kernel
+def test_arguments_need_be_no_text() -> None:
+    command = ("/bin/sh", "-c", "echo; read line", "sh", os.fsdecode(b"\xff\n\x1b[2J"))
+    with running(*command) as process, directory(process.pid) as descriptor:
+        told = proc.arguments(descriptor)
+    assert told is not None
+    assert told.encode("utf-8", "surrogateescape").endswith(b" sh \xff\n\x1b[2J")
+
+
+# Another program meanwhile.
+
+ONE, OTHER = (b"1", b"2"), (b"3", b"4")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "has_program", "is_same"),
+    [
+        ((b"a", ONE), (b"a", ONE), True, True),
+        ((b"a", ONE), (b"b", ONE), True, True),  # it calls itself something else
+        ((b"a", ONE), (b"a", OTHER), True, False),
+        ((b"a", ONE), (b"a", None), True, False),
+        ((b"a", None), (b"a", ONE), True, False),
+        ((b"a", None), (b"a", None), True, False),  # about to start it
+        ((b"a", None), (b"a", None), False, True),
+        ((b"a", None), (b"b", None), False, False),
+        ((b"a", ONE), (b"a", None), False, False),
+    ],
+)
+def test_another_program_has_another_layout(
+    before: tuple[bytes, tuple[bytes, ...] | None],
+    after: tuple[bytes, tuple[bytes, ...] | None],
+    has_program: bool,
+    is_same: bool,
+) -> None:
+    stat = proc.parsed_stat(b"1 (a) S" + b" 1" * 60)
+    looks = [stat._replace(name=name, layout=layout) for name, layout in (before, after)]
+    assert proc.is_same_program(*looks, has_program=has_program) == is_same
+
+
+@pytest.mark.kernel
+def test_the_same_program_anew_is_another_one() -> None:
+    code = "import os, sys; print(flush=True); input(); os.execv(sys.argv[1], sys.argv[1:])"
+    with (
+        python(code, sys.executable, "-c", WAITING) as process,
+        directory(process.pid) as descriptor,
+    ):
+        before, again = proc.stat(descriptor), proc.stat(descriptor)
+        assert proc.is_same_program(before, again, has_program=True)
+        send(process)
+        after = proc.stat(descriptor)
+        assert proc.link("exe", descriptor) == str(PYTHON)
+        assert after.name == before.name
+        assert not proc.is_same_program(before, after, has_program=True)
+
+
+# Where we are.
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    "under",
+    [("unshare", "-p", "-f"), ("unshare", "-p", "-f", "--mount-proc"), ("unshare", "-m")],
+)
+def test_only_the_initial_pid_namespace_is_the_initial_one(under: tuple[str, ...]) -> None:
+    code = "from ocsf_nft import proc; print(proc.is_initial())"
+    done = subprocess.run(
+        [*under, sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(under == ("unshare", "-m"))
+
+
+@pytest.mark.kernel
+def test_a_proc_that_calls_us_something_else_is_another_namespaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert proc.is_initial()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert not proc.is_initial()
+
+
+@pytest.mark.kernel
+def test_where_there_is_no_proc_nobody_is_in_the_initial_one() -> None:
+    code = """
+import subprocess
+from ocsf_nft import proc
+subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
+print(proc.is_initial())
+"""
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
