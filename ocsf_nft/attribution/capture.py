@@ -1,8 +1,9 @@
-"""Capture at the call: BPF programs tell who connects and sends in a sandbox, while they do.
+"""Capture: BPF programs tell who sends what in a sandbox, while it does.
 
-Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, libbpf, cgroup v2, and
-Linux 5.14 or later. On a kernel that describes its types (CONFIG_DEBUG_INFO_BTF) it sees as well
-what the processes are, and what is sent past the programs of a cgroup.
+Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, and libbpf. On a
+kernel that describes its types (CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later) each packet is told of
+that is refused, and what the processes are. Of a fence that refuses nothing, and on other kernels
+(Linux 5.15 or later), it is calls that are told of, for which it takes cgroup v2.
 """
 
 from __future__ import annotations

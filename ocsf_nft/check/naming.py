@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _NAME: Final = "attribution"
 _CAPTURE: Final = (
     "capture takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace (root has "
-    "them), libbpf 1, and Linux 5.17 with CONFIG_DEBUG_INFO_BTF; or, for less, cgroup v2 and 5.14"
+    "them), libbpf 1, and Linux 5.18 with CONFIG_DEBUG_INFO_BTF; or, for less, cgroup v2 and 5.15"
 )
 
 
