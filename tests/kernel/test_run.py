@@ -19,7 +19,7 @@ from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from ocsf_nft.sources.nflog import Nflog
-from tests.kernel import attempts, command, conftest
+from tests.kernel import attempts, command, conftest, scripted
 from tests.kernel.journald import in_journal, journald
 
 if TYPE_CHECKING:
@@ -252,6 +252,28 @@ def test_a_run_keeps_only_the_capabilities_that_it_needs(
         assert running.stop(signal.SIGTERM)[0] == 0
     sets = (f"{name}:\t{needed:016x}" for name in ("CapPrm", "CapEff", "CapBnd"))
     assert held == {*sets, "NoNewPrivs:\t1"}
+
+
+@pytest.mark.parametrize(("attribution", "confidence"), [("capture", "High"), ("socket", "Medium")])
+def test_with_these_it_names_another_users_process(
+    lab: Lab, state: StateDirectory, tmp_path: Path, attribution: str, confidence: str
+) -> None:
+    output = tmp_path / "events.jsonl"
+    options = (*_options(lab, state, output), "--install", "--attribution", attribution)
+    by = ("/usr/bin/setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", *scripted.BY)
+    program = f"{scripted.START}\ns = udp()\ns.sendto(b'x', TO4)\nsys.stdin.read()"
+    with command.running(*options) as running:
+        sender = lab.sandbox_namespace.call(
+            lambda: subprocess.Popen([*by, program], stdin=subprocess.PIPE)
+        )
+        with sender:
+            _until(lambda: bool(_refused(_events(output))))
+            sender.communicate(timeout=10)
+        assert running.stop(signal.SIGTERM)[0] == 0
+    (event,) = _refused(_events(output))
+    assert event["actor"]["process"]["pid"] == sender.pid
+    assert event["actor"]["process"]["file"]["path"] == scripted.PYTHON
+    assert event["enrichments"][0]["data"]["confidence"] == confidence
 
 
 def test_a_run_without_a_fence_does_not_begin(
