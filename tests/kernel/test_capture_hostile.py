@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _UDP, _TCP, _ICMP, _ICMPV6 = 17, 6, 1, 58
+_FORKS_A_SECOND = 5000
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +347,14 @@ async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
     forks = tmp_path / "forks"
     source = Path(__file__).with_name("forks.c")
     await asyncio.to_thread(lambda: subprocess.run(["cc", "-O2", "-o", forks, source], check=True))
+    for _ in range(3):  # others may be using this machine
+        if await _named_in_a_flood(lab, attackers, forks) >= _FORKS_A_SECOND:
+            return
+    pytest.fail("it was no flood")
+
+
+async def _named_in_a_flood(lab: Lab, attackers: Swarm, forks: Path) -> float:
+    """Children a second, beside the attackers' own."""
     numbers = range(FIRST, FIRST + 1000)
     async with watching(lab) as watched:
         flood = lab.sandbox_namespace.call(
@@ -355,7 +364,6 @@ async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
         truth = await asyncio.to_thread(attackers.truth, running)
         told, _ = await asyncio.to_thread(flood.communicate)
         await watched.until(len(numbers), protocol=_UDP)
-    assert int(told) / 3 > 1000  # children a second, beside the attackers' own
     named = [
         (by.process, truth[number])
         for record, by in watched.found
@@ -365,6 +373,7 @@ async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
     for process, true in named:
         assert process.pid == true.pid
         assert process.path in {true.path, None}
+    return int(told) / 3
 
 
 async def test_a_permissive_fence_names_nobody_whom_it_did_not_see(
