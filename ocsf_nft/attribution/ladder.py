@@ -17,6 +17,7 @@ import structlog
 from ocsf_nft.attribution import procfs
 from ocsf_nft.attribution.capture import Capture, cookie
 from ocsf_nft.attribution.captured import Captured, Named
+from ocsf_nft.attribution.credit import Credit
 from ocsf_nft.attribution.hashes import Hashes
 from ocsf_nft.attribution.sockets import SocketLookup
 from ocsf_nft.attribution.users import KeptNames, Names
@@ -43,8 +44,6 @@ _LATER_SECONDS: Final = 0.001
 _CHECK_SECONDS: Final = 1.0
 #: More than a ring holds, if nothing is added meanwhile.
 _MOST_READS: Final = 32
-_PART: Final = 0.25
-_MOST_AT_ONCE: Final = 1.0
 #: Records looked at before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 16
 #: The rules whose packets are sent by processes of the sandbox.
@@ -55,27 +54,6 @@ _NOT_SEEN: Final = "no process was seen to try this since it was last told of"
 _OF_ONE: Final = "it sent one of the packets; whose the others are was not seen"
 _TOO_LONG: Final = "to look for its process would have taken too long"
 _NOBODY: Final = Attribution(rung="none", reason="no process of the sandbox sent it by a socket")
-
-
-class _Credit:
-    """Time that may be spent on looking: whoever makes us look all the time is not to slow us down.
-
-    A quarter of the time, and a second at once.
-    """
-
-    def __init__(self) -> None:
-        self._left, self._at = _MOST_AT_ONCE, time.monotonic()
-
-    def has_some(self) -> bool:
-        """Whether there is any left."""
-        self.spend(0)
-        return self._left > 0
-
-    def spend(self, seconds: float) -> None:
-        """Take some off."""
-        now = time.monotonic()
-        self._left = min(self._left + (now - self._at) * _PART, _MOST_AT_ONCE) - seconds
-        self._at = now
 
 
 class Ladder:
@@ -106,7 +84,7 @@ class Ladder:
         self._lost = 0
         self._lookups: dict[str, SocketLookup] = {}
         self._stack = contextlib.ExitStack()
-        self._credit = _Credit()
+        self._credit = Credit()
         #: Who is held up by a hostile process is not waited for a second time.
         self._busy: asyncio.Future[None] | None = None
         #: Nor a name service.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from ocsf_nft.attribution import ladder
+from ocsf_nft.attribution import credit, ladder
 from ocsf_nft.attribution.capture import Lost
 from ocsf_nft.attribution.ladder import Ladder, of_one_packet
 from ocsf_nft.attribution.layout import NOBODY
@@ -283,7 +283,7 @@ async def test_the_sockets_are_not_closed_while_somebody_looks(host: Host) -> No
 async def test_who_makes_us_look_all_the_time_is_looked_for_a_part_of_it(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ladder, "_MOST_AT_ONCE", 0.0)
+    monkeypatch.setattr(credit, "_MOST_AT_ONCE", 0.0)
     host.programs.fault = "no BPF here"
     async with host.ladder() as standing:
         (found,) = await standing.attributions("sb", [read()], 0)
