@@ -324,13 +324,13 @@ class Ladder:
         await self._in_thread(read_all, deadline)
         # Who has run another program meanwhile has told of it by now.
         await self.take_in()
-        for number, (image, by) in enumerate(
-            zip((each.image for each in found), told, strict=True)
-        ):
+        for number, (by, image) in enumerate(found):
             seen = None if image is None else read.get(image)
-            if seen and seen.sha256 and image and captured.is_latest(image) and by and by.process:
-                process = replace(by.process, sha256=seen.sha256)
-                told[number] = replace(by, process=process)
+            if image is None or seen is None or by is None or by.process is None:
+                continue
+            # Of who has left the sandbox long ago another program may not have been told.
+            if captured.is_latest(image) and seen.path == by.process.path:
+                told[number] = replace(by, process=replace(by.process, sha256=seen.sha256))
         return told
 
     async def _in_thread(self, work: Callable[[float], None], deadline: float) -> None:
