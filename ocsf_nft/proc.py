@@ -157,8 +157,9 @@ def parsed_stat(content: bytes) -> Stat:
         had_children=any(map(int, taken)),
         threads=int(fields[17]),
         start=int(fields[19]),
-        # Where the arguments are is 0 where there are none, and where we may not see it.
-        layout=None if fields[45] == b"0" else (*fields[23:26], *fields[42:49]),
+        # Where the arguments begin and end is 0 where there are none, and where we may not see it;
+        # where they end, until the program is loaded that a process is about to start.
+        layout=None if b"0" in fields[45:47] else (*fields[23:26], *fields[42:49]),
     )
 
 

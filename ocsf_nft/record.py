@@ -68,7 +68,8 @@ class Record:
     ``verdict`` is told of a foreign rule, as far as its prefix says it; ``permit`` for one of ours
     that only watches; None for one of ours that refuses, whose answers are known.
     Times are nanoseconds since the epoch, UTC; they and the origin do not take part in equality,
-    because two transports see the same packet at slightly different moments.
+    because two transports see the same packet at slightly different moments. ``captured_sum`` is
+    the Adler-32 (RFC 1950) of as many of the packet's bytes as were captured; None where none were.
     """
 
     prefix: str
@@ -93,6 +94,7 @@ class Record:
     details: Mapping[str, Detail] = field(default_factory=dict)
     time_ns: int = field(compare=False)
     received_ns: int = field(compare=False)
+    captured_sum: int | None = field(default=None, compare=False)
     origin: Origin = field(compare=False)
 
 
@@ -130,8 +132,8 @@ class Batch:
 
     ``cursor`` is the source's position after this batch, opaque to everybody else: handed back to
     the source, it resumes with the next record. ``None`` where the transport has no position.
-    ``since_ns``: none of the records was logged before that (ns since the epoch, UTC); 0 where the
-    source can't tell.
+    ``since_ns``: none of the records was logged before that (CLOCK_BOOTTIME); 0 where the source
+    can't tell.
     """
 
     records: tuple[Record, ...] = ()

@@ -157,6 +157,7 @@ _RECORD: Final[Mapping[str, _Reader]] = {
     "details": _details,
     "time_ns": _LONG,
     "received_ns": _LONG,
+    "captured_sum": _32_BITS,
     "origin": _nested(Origin, _ORIGIN),
 }
 _CONTAINER: Final[Mapping[str, _Reader]] = {

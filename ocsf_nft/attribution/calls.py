@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from ocsf_nft.attribution.layout import Call, Closed
 from ocsf_nft.attribution.match import Way, match, way_of, way_of_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ocsf_nft.attribution.layout import Call, Closed
     from ocsf_nft.attribution.match import Logged, Match
     from ocsf_nft.record import Record
 
@@ -79,12 +79,13 @@ class Calls:
         #: Of packets before this, not all calls are here.
         self._forgotten_ns = 0
 
-    def add(self, told: Call | Closed) -> None:
-        """Take in a call, or the end of a socket."""
-        if isinstance(told, Closed):
-            for made in self._by_socket.get(told.socket, ()):
-                made.closed(told.time_ns)
-            return
+    def close(self, closed: Closed) -> None:
+        """Take in the end of a socket."""
+        for made in self._by_socket.get(closed.socket, ()):
+            made.closed(closed.time_ns)
+
+    def add(self, told: Call) -> None:
+        """Take in a call."""
         if told.is_any:
             self.lose(told.time_ns)
         made = _Made(told)

@@ -122,7 +122,8 @@ class Captured:
         else:
             # Cookies of sockets are the machine's: no two namespaces have the same.
             for sandbox in self._by_netns.values():
-                sandbox.told.add(told)
+                if isinstance(sandbox.told, Calls):
+                    sandbox.told.close(told)
 
     def is_late(self, sandbox: str, records: Sequence[Record]) -> bool:
         """Whether who sent the packet of one of these is still to be told."""
@@ -134,7 +135,7 @@ class Captured:
     ) -> Iterator[Match | None]:
         """What the packets of some records may be of, in the kernel's order.
 
-        Each is asked for once. None of them was logged before ``since_ns`` (epoch). All that has
+        Each is asked for once. None of them was logged before ``since_ns`` (boottime). All that has
         come is to be taken in before.
         """
         began_ns = self._began_ns + _booted_ns()
@@ -158,23 +159,24 @@ class Captured:
         """Whether a process is known to have run nothing else until now."""
         return self._images.is_latest(image)
 
-    def since_last(self, sandbox: str, record: Record, packets: int) -> Attribution | None:
+    def since_last(
+        self, sandbox: str, record: Record, packets: int, until_ns: int
+    ) -> Attribution | None:
         """Who has tried what a record is of since this was asked last; None where nobody was seen.
 
-        One process is named where each of the ``packets`` is a call of it that was seen: somebody
-        else's was none of those then.
+        The ``packets`` were counted until then (epoch). One process is named where each of them is
+        a packet of it that was seen: somebody else's was none of those then.
         """
         where = where_of(record)
         if where is None:
             return None
         tried = self._by_name[sandbox]
-        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        calls, unnamed, is_silent = tried.tally.take(where, now_ns)
+        calls, unnamed, is_mixed = tried.tally.take(where, until_ns - _booted_ns())
         if not calls:
             return None
         seen = tuple(Seen(process=self._images.process(call), calls=times) for call, times in calls)
         times = sum(times for _, times in calls)
-        is_all = tried.is_refused and times == packets and not unnamed and not is_silent
+        is_all = tried.is_refused and times == packets and not unnamed and not is_mixed
         if where.protocol is None and not is_all:
             return None  # they may have sent other frames than these
         if is_all and len(seen) == 1:
@@ -188,11 +190,12 @@ class Captured:
             unnamed=unnamed,
         )
 
-    def told(self, sandbox: str, record: Record, process: Process) -> None:
-        """A packet was told by itself, as a process's."""
+    def told(self, sandbox: str, record: Record, process: Process | None) -> None:
+        """A packet was told by itself, as a process's or nobody's."""
         where = where_of(record)
         if where is not None:
-            self._by_name[sandbox].tally.take_one(where, process.pid)
+            pid = None if process is None else process.pid
+            self._by_name[sandbox].tally.take_one(where, pid)
 
     def _of_match(self, match: Match, *, is_refused: bool) -> Attribution:
         processes = [self._images.process(call) for call in match.calls]
@@ -218,8 +221,7 @@ def _logged(records: Sequence[Record], since_ns: int) -> list[Logged]:
     for record in records:
         # The clock may have been set since it was read.
         until_ns = min(record.received_ns - booted_ns, now_ns)
-        earliest_ns = max(0, min(since_ns - booted_ns, until_ns))
-        logged.append(Logged(record, earliest_ns, until_ns))
+        logged.append(Logged(record, since_ns, until_ns))
     return logged
 
 

@@ -156,7 +156,7 @@ class Ladder:
     ) -> list[Attribution]:
         """Who sent the packets of some records, in the kernel's order.
 
-        None of them was logged before ``since_ns`` (epoch).
+        None of them was logged before ``since_ns`` (CLOCK_BOOTTIME).
         """
         if not records or sandbox not in self._sandboxes:
             return [_of_user(each, _NOT_ASKED_FOR) for each in records]
@@ -185,18 +185,21 @@ class Ladder:
             ]
         return told
 
-    def since_last(self, sandbox: str, record: Record, packets: int) -> Attribution | None:
+    def since_last(
+        self, sandbox: str, record: Record, packets: int, until_ns: int
+    ) -> Attribution | None:
         """Who was seen to try what a record is of, since this was asked last.
 
-        It is told of so many packets. None where nobody was, or nobody looks.
+        It is told of so many packets, which were counted until then (epoch). None where nobody
+        was, or nobody looks.
         """
         if self._captured is None or sandbox not in self._sandboxes:
             return None
-        found = self._captured.since_last(sandbox, record, packets)
+        found = self._captured.since_last(sandbox, record, packets, until_ns)
         return None if found is None else self._with_names(record, found)
 
-    def told(self, sandbox: str, record: Record, process: Process) -> None:
-        """A packet was told by itself, as a process's: it is not one of those to come."""
+    def told(self, sandbox: str, record: Record, process: Process | None) -> None:
+        """A packet was told by itself, as a process's or nobody's: it is none of those to come."""
         if self._captured is not None and sandbox in self._sandboxes:
             self._captured.told(sandbox, record, process)
 

@@ -13,8 +13,8 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 #: What a call is: the flags of ``capture.bpf.c``.
 _CONNECT, _MORE, _SYN, _ANY = 1, 2, 4, 8
-#: kind, family, protocol, flags, ports; time, socket, netns; the caller; owner; two addresses.
-_CALL_FORM: Final = struct.Struct("=BBBBHHQQQIIQQIII4x16sI16s16s4x")
+#: kind, family, protocol, flags, ports; time, socket, netns; the caller; owner; addresses; sum.
+_CALL_FORM: Final = struct.Struct("=BBBBHHQQQIIQQIII4x16sI16s16sI")
 _CLOSED_FORM: Final = struct.Struct("=B7xQQ")
 _PROCESS_FORM: Final = struct.Struct("=BB2xIIIQQIIQQIIQ16sHHHH")
 
@@ -39,11 +39,13 @@ class Call(NamedTuple):
 
     Which of the two is told of a network namespace, :class:`Capture` is told. Times are of
     CLOCK_BOOTTIME. Addresses are packed, an address of IPv4 in 4 bytes, empty where none is known;
-    ports are 0 where they are not known. ``socket`` is the kernel's cookie, 0 where it has none.
-    ``uid`` and ``gid`` are the process's real ones, ``owner`` is the user that the socket is of,
-    whom a record of it names (of a call: who would get a socket that is made now). ``image``
-    is :data:`NOBODY` where it is not known who sent a packet; ``tid`` is 0 where several threads
-    did.
+    ports are 0 where they are not known. ``uid`` and ``gid`` are the process's real ones, ``owner``
+    is the user that the socket is of, whom a record of it names (of a call: who would get a socket
+    that is made now). ``tid`` is 0 where it is one of several threads.
+
+    Of a call, ``socket`` is the kernel's number of the socket. Of a packet, ``image`` is
+    :data:`NOBODY` where it is not known who sent it; ``sum`` is that of its first bytes, as
+    :attr:`Record.captured_sum` is, 0 where they could not be read.
 
     ``is_frame``: it is sent by a packet socket. ``is_connect``: it connects a socket that sends
     nothing by that. ``is_syn``: a connection of TCP begins with it. ``is_any``: what it is was not
@@ -69,6 +71,7 @@ class Call(NamedTuple):
     gid: int
     owner: int
     comm: bytes
+    sum: int
 
 
 class Closed(NamedTuple):
@@ -118,7 +121,7 @@ def told(sample: bytes) -> Told:
 def _call(sample: bytes) -> Call:
     (
         _, family, protocol, flags, source_port, destination_port, time_ns, socket, netns,
-        pid, _, started_ns, execs, tid, uid, gid, comm, owner, source, destination,
+        pid, _, started_ns, execs, tid, uid, gid, comm, owner, source, destination, check,
     ) = _CALL_FORM.unpack_from(sample)  # fmt: skip
     return Call(
         time_ns=time_ns,
@@ -140,6 +143,7 @@ def _call(sample: bytes) -> Call:
         gid=gid,
         owner=owner,
         comm=_text(comm),
+        sum=check,
     )
 
 

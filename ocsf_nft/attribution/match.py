@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
 #: Of more processes, that it may have been any of them says nothing.
-_MOST: Final = 16
+MOST: Final = 16
 #: The rules that refuse frames, which name no socket.
 _OF_FRAMES: Final = frozenset({"link"})
 
@@ -31,7 +31,10 @@ FRAME: Final = Way(None)
 
 
 class Logged(NamedTuple):
-    """A record, and between which two moments it was logged (CLOCK_BOOTTIME)."""
+    """A record, and between which two moments it was logged (CLOCK_BOOTTIME).
+
+    ``until_ns`` is when its source says that it was, which may be a bit late.
+    """
 
     record: Record
     since_ns: int
@@ -51,7 +54,7 @@ class Match(NamedTuple):
 def match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
     """The same of as many processes as it is of any use to name; None of none, or of more."""
     latest = {each.image: each for each in calls}
-    return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= _MOST else None
+    return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None
 
 
 def way_of(record: Record) -> Way | None:

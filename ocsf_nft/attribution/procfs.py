@@ -211,7 +211,8 @@ def _once(
         program = digest = None
         if executed is not None and is_same:
             program = _program(executed)
-            digest = None if hashes is None else hashes.sha256(executed)
+            # Who is about to run another program has not told of it yet.
+            digest = hashes.sha256(executed) if hashes is not None and is_of_one else None
     look = _Look(
         stat=after,
         status=status,

@@ -1,8 +1,9 @@
 """Whose a refused packet was, where the kernel tells of each packet that is refused who sent it.
 
 It tells so just after the packet was logged, if it was: most of a flood are not. So a packet that
-was told explains one record, and one that was logged before it. Who sends by another one's socket,
-or from its port, is told of by himself. Where nobody knows who sent one, that is told too.
+was told explains one record, that of the same bytes where the record has them, which was logged
+before it. Who sends by another one's socket, or from its port, is told of by himself. Where nobody
+knows who sent one, that is told too.
 """
 
 from __future__ import annotations
@@ -11,24 +12,24 @@ from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.layout import NOBODY, Call
-from ocsf_nft.attribution.match import FRAME, Way, match, way_of, way_of_call
+from ocsf_nft.attribution.match import FRAME, MOST, Way, match, way_of, way_of_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ocsf_nft.attribution.layout import Closed, Image
+    from ocsf_nft.attribution.layout import Image
     from ocsf_nft.attribution.match import Logged, Match
     from ocsf_nft.record import Record
 
 #: Packets that are kept, some megabytes.
 _KEPT: Final = 8192
-#: Of one process with one socket to one place, and processes that send such packets.
-_KEPT_ALIKE: Final = 16
-_KEPT_PROCESSES: Final = 64
+#: Of one process, with one socket to one place: more are not told (``capture.bpf.c``: TIMES).
+_KEPT_ALIKE: Final = 8
 #: How long more of a packet is not told (``capture.bpf.c``: AGAIN).
 _SILENCE_NS: Final = 500_000_000
-#: A packet is told microseconds after it was logged: those before were others.
-_SOON_NS: Final = 1_000_000
+#: Where a record has no bytes, its packet is one that was told after it was logged, as far as the
+#: stamp of a log can say when that was.
+_SOON_NS: Final = 20_000_000
 _TCP: Final = 6
 _SYN: Final = 0x02
 _ACK: Final = 0x10
@@ -46,37 +47,60 @@ class _Key(NamedTuple):
 _ANY: Final = _Key(-1, FRAME)
 
 
+class _Asked(NamedTuple):
+    """What a record says of its packet.
+
+    It was not logged before ``since_ns``, and as far as that is known about ``soon_ns`` or later.
+    """
+
+    key: _Key
+    sum: int | None
+    since_ns: int
+    soon_ns: int
+
+    def may_be(self, packet: Call) -> bool:
+        """Whether it may have been that one."""
+        is_alike = self.sum is None or packet.sum in {0, self.sum}
+        return is_alike and packet.time_ns >= self.since_ns
+
+    def is_likely(self, packet: Call) -> bool:
+        """Whether it is one that it may be by its bytes or, without these, was of about then."""
+        has_bytes = self.sum is not None and packet.sum != 0
+        return self.may_be(packet) and (has_bytes or packet.time_ns >= self.soon_ns)
+
+
 class _Sent:
     """Packets alike, of one process, that may still be one of those that were logged."""
 
     __slots__ = ("calls", "silent_ns")
 
     def __init__(self) -> None:
-        self.calls: deque[Call] = deque(maxlen=_KEPT_ALIKE)
-        #: Until when there may be more that are not told.
-        self.silent_ns = 0
+        self.calls: deque[Call] = deque()
+        #: Until when there may be more that are not here.
+        self.silent_ns = -1
 
     def add(self, call: Call) -> None:
+        if len(self.calls) == _KEPT_ALIKE:
+            self.silent_ns = max(self.silent_ns, self.calls.popleft().time_ns)
         self.calls.append(call)
         if call.has_more:
             self.silent_ns = call.time_ns + _SILENCE_NS
 
-    def since(self, since_ns: int) -> list[Call]:
-        """Those that may have been logged after that."""
-        if self.silent_ns >= since_ns:
+    def of(self, asked: _Asked) -> list[Call]:
+        """Those that it may have been; all of them, where it may have been one that is not here."""
+        if self.silent_ns >= asked.since_ns:
             return list(self.calls)
-        return [each for each in self.calls if each.time_ns >= since_ns]
+        return [each for each in self.calls if asked.may_be(each)]
 
-    def spend(self) -> int:
-        """One of them is that of a record, and so of no other one; how many are left."""
-        if self.calls[-1].has_more:
-            return len(self.calls)
-        # The latest: what is left then is not taken for one that is told of later.
-        gone = self.calls.pop()
-        if any(each.tid != gone.tid for each in self.calls):  # it may have been another one
-            for _ in range(len(self.calls)):
-                self.calls.append(self.calls.popleft()._replace(tid=0))
-        return len(self.calls)
+    def spend(self, asked: _Asked) -> None:
+        """One of those is that of a record, and so of no other one."""
+        found = self.of(asked)
+        if self.silent_ns >= asked.since_ns:
+            return
+        # The first: who is told of later than that may have sent what comes.
+        self.calls.remove(found[0])
+        if any(each.tid != found[0].tid for each in found):  # it may have been another one
+            self.calls = deque(each._replace(tid=0) for each in self.calls)
 
 
 class Refusals:
@@ -88,20 +112,18 @@ class Refusals:
         #: Of the packets that were logged until then, not all are here.
         self._forgotten_ns = -1
 
-    def add(self, told: Call | Closed) -> None:
-        """Take in a packet that was refused; that its socket was closed since is the same."""
-        if not isinstance(told, Call):
-            return
-        key = _key_of_call(told)
+    def add(self, packet: Call) -> None:
+        """Take in a packet that was refused."""
+        key = _key_of_call(packet)
         alike = self._by_key.setdefault(key, {})
         self._by_key.move_to_end(key)
-        if told.image not in alike:
-            if len(alike) >= _KEPT_PROCESSES:
+        if packet.image not in alike:
+            if len(alike) > MOST:
                 self._forget(alike.pop(next(iter(alike))))
-            alike[told.image] = _Sent()
-        sent = alike[told.image]
+            alike[packet.image] = _Sent()
+        sent = alike[packet.image]
         self._kept += len(sent.calls) < _KEPT_ALIKE
-        sent.add(told)
+        sent.add(packet)
         while self._kept > _KEPT:
             for each in self._by_key.popitem(last=False)[1].values():
                 self._forget(each)
@@ -112,12 +134,12 @@ class Refusals:
 
     def is_late(self, logged: Sequence[Logged]) -> bool:
         """Whether a packet of one of these is still to be told of."""
-        wanted: Counter[_Key] = Counter()
+        wanted: Counter[tuple[_Key, int | None]] = Counter()
         for each in logged:
-            key = _key_of_record(each.record)
-            if key is not None:
-                wanted[key] += 1
-                if wanted[key] > self._told_since(key, each.until_ns - _SOON_NS):
+            asked = _asked(each)
+            if asked is not None:
+                wanted[asked.key, asked.sum] += 1
+                if wanted[asked.key, asked.sum] > self._told(asked):
                     return True
         return False
 
@@ -127,36 +149,41 @@ class Refusals:
         A packet is of one record alone, so none is to be asked for twice.
         """
         for each in logged:
-            key = _key_of_record(each.record)
-            yield None if key is None else self._match(key, each.since_ns)
+            asked = _asked(each)
+            yield None if asked is None else self._match(asked)
 
-    def _match(self, key: _Key, since_ns: int) -> Match | None:
+    def _match(self, asked: _Asked) -> Match | None:
         found: dict[Image, Call] = {}
         keys = {}
-        for each in (_ANY, key):
-            for image, sent in self._by_key.get(each, {}).items():
-                if calls := sent.since(since_ns):
-                    found[image], keys[image] = _latest(calls), each
+        for key in (_ANY, asked.key):
+            for image, sent in self._by_key.get(key, {}).items():
+                if calls := sent.of(asked):
+                    found[image], keys[image] = _latest(calls), key
+        is_sender = (
+            NOBODY not in found and asked.since_ns > self._forgotten_ns and self._told(asked) > 0
+        )
         if len(found) == 1:
-            ((image, of),) = keys.items()
-            self._spend(of, image)
-        is_sender = NOBODY not in found and since_ns > self._forgotten_ns
+            ((image, key),) = keys.items()
+            self._spend(key, image, asked)
         found.pop(NOBODY, None)
         return match(found.values(), is_sender=is_sender)
 
-    def _told_since(self, key: _Key, since_ns: int) -> int:
-        alike = [sent for each in (key, _ANY) for sent in self._by_key.get(each, {}).values()]
-        if any(sent.silent_ns >= since_ns for sent in alike):
-            return _KEPT
-        return sum(len(sent.since(since_ns)) for sent in alike)
+    def _told(self, asked: _Asked) -> int:
+        """How many packets were told that it is likely to be."""
+        return sum(
+            asked.is_likely(each)
+            for key in (_ANY, asked.key)
+            for sent in self._by_key.get(key, {}).values()
+            for each in sent.calls
+        )
 
-    def _spend(self, key: _Key, image: Image) -> None:
+    def _spend(self, key: _Key, image: Image, asked: _Asked) -> None:
         alike = self._by_key[key]
         sent = alike[image]
         before = len(sent.calls)
-        left = sent.spend()
-        self._kept -= before - left
-        if not left:
+        sent.spend(asked)
+        self._kept -= before - len(sent.calls)
+        if not sent.calls:
             del alike[image]
         if not alike:
             del self._by_key[key]
@@ -183,3 +210,10 @@ def _key_of_record(record: Record) -> _Key | None:
         return None
     flags = (record.tcp_flags or 0) if record.protocol == _TCP else 0
     return _Key(record.uid, way, flags & (_SYN | _ACK) == _SYN)
+
+
+def _asked(logged: Logged) -> _Asked | None:
+    key = _key_of_record(logged.record)
+    if key is None:
+        return None
+    return _Asked(key, logged.record.captured_sum, logged.since_ns, logged.until_ns - _SOON_NS)

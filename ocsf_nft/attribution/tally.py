@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.layout import NOBODY
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.layout import Call, Image
     from ocsf_nft.record import Record
 
-#: How long more of the same may not be told (``capture.bpf.c``: AGAIN).
-_SILENCE_NS: Final = 500_000_000
 #: Flows that are kept, and processes of each: who tries more fills no memory.
 _FLOWS: Final = 2048
 _PROCESSES: Final = 32
+#: Of the latest calls it is kept when they were.
+_RECENT: Final = 64
 
 
 class Where(NamedTuple):
@@ -36,32 +36,31 @@ class _Latest(NamedTuple):
 class Tried(NamedTuple):
     """The latest call of each process, and how often it was told.
 
-    ``unnamed`` is how many more processes there were, at least. ``is_silent``: some of it was not
-    told.
+    ``unnamed`` is how many more processes there were, at least. ``is_mixed``: some of it may be of
+    packets that were told by themselves, or are counted later.
     """
 
     calls: tuple[tuple[Call, int], ...] = ()
     unnamed: int = 0
-    is_silent: bool = False
+    is_mixed: bool = False
 
 
 class _Flow:
     """The processes that try one flow, who called last at the end."""
 
-    __slots__ = ("latest", "silent_ns", "unnamed", "youngest_ns")
+    __slots__ = ("is_mixed", "latest", "recent", "unnamed", "youngest_ns")
 
     def __init__(self) -> None:
         self.latest: OrderedDict[Image, _Latest] = OrderedDict()
+        self.recent: deque[Call] = deque(maxlen=_RECENT)
         self.unnamed = 0
         #: When the youngest of all was started.
         self.youngest_ns = 0
-        #: Until when some may not be told.
-        self.silent_ns = 0
+        self.is_mixed = False
 
     def add(self, call: Call) -> None:
-        if call.has_more:
-            self.silent_ns = call.time_ns + _SILENCE_NS
         image = call.image
+        self.recent.append(call)
         before = self.latest.pop(image, None)
         if before is None and len(self.latest) >= _PROCESSES:
             self.latest.popitem(last=False)
@@ -72,6 +71,24 @@ class _Flow:
             call = call._replace(tid=0)  # several threads of it
         self.latest[image] = _Latest(call, 1 if before is None else before.times + 1)
         self.youngest_ns = max(self.youngest_ns, image.started_ns)
+
+    def take_one(self, image: Image) -> None:
+        latest = self.latest.get(image)
+        if latest is not None and latest.times > 1:
+            self.latest[image] = latest._replace(times=latest.times - 1)
+        else:
+            self.latest.pop(image, None)
+
+    def after(self, until_ns: int) -> _Flow:
+        """What was called after that, taken off this."""
+        rest = _Flow()
+        later = [each for each in self.recent if each.time_ns > until_ns]
+        if len(later) == _RECENT:  # and more than those
+            self.is_mixed = rest.is_mixed = True
+        for call in later:
+            self.take_one(call.image)
+            rest.add(call)
+        return rest
 
 
 class Tally:
@@ -94,28 +111,27 @@ class Tally:
         while len(self._flows) > _FLOWS:
             self._flows.popitem(last=False)
 
-    def take(self, where: Where, now_ns: int) -> Tried:
-        """Who has tried it since this was asked last, until now (CLOCK_BOOTTIME)."""
+    def take(self, where: Where, until_ns: int) -> Tried:
+        """Who has tried it since this was asked last, and until then (CLOCK_BOOTTIME)."""
         flow = self._flows.pop(where, None)
         if flow is None:
             return Tried()
-        if flow.silent_ns > now_ns:
-            # What is silent now is counted later.
-            rest = self._flows[where] = _Flow()
-            rest.silent_ns = flow.silent_ns
+        rest = flow.after(until_ns)
+        if rest.latest:
+            self._flows[where] = rest
         calls = tuple((each.call, each.times) for each in flow.latest.values())
-        return Tried(calls, flow.unnamed, is_silent=flow.silent_ns > 0)
+        return Tried(calls, flow.unnamed, flow.is_mixed)
 
-    def take_one(self, where: Where, pid: int) -> None:
-        """One try of a process was told by itself."""
-        flow = self._flows.get(where) or _Flow()
-        for image, latest in list(flow.latest.items()):
-            if image.pid == pid:
-                if latest.times > 1:
-                    flow.latest[image] = latest._replace(times=latest.times - 1)
-                else:
-                    del flow.latest[image]
-                return
+    def take_one(self, where: Where, pid: int | None) -> None:
+        """One try was told by itself, as a process's or nobody's."""
+        flow = self._flows.get(where)
+        if flow is None:
+            return
+        image = next((each for each in flow.latest if each.pid == pid), None)
+        if image is None:
+            flow.is_mixed = True
+        else:
+            flow.take_one(image)
 
 
 def where_of(record: Record) -> Where | None:

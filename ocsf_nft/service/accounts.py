@@ -323,13 +323,15 @@ class Account:
         """The same, with who was seen to try it, where it is more than the packet of a record."""
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
-            if known is not None and known.process is not None:
+            if known is not None:
                 self._ladder.told(self.sandbox, attempt.record, known.process)
             return attempt
         if known is not None and attempt.packets > 1:
             known = of_one_packet(known)
         if attempt.merged is None:
-            seen = self._ladder.since_last(self.sandbox, attempt.record, attempt.packets)
+            until_ns = self._ledger.read_ns or 0
+            record, packets = attempt.record, attempt.packets
+            seen = self._ladder.since_last(self.sandbox, record, packets, until_ns)
             known = seen or known
         elif attempt.record.uid is None:
             return attempt  # of whichever users

@@ -67,6 +67,11 @@ class KernelClock:
         return self._last_ns
 
 
+def boottime_ns() -> int:
+    """CLOCK_BOOTTIME, which nobody sets."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 def wall_ns(monotonic_ns: int) -> int:
     """Nanoseconds since the epoch, UTC, of a CLOCK_MONOTONIC reading.
 

@@ -39,7 +39,15 @@ _ADDRESS_CHARACTERS: Final = 45
 _split = lru_cache(maxsize=1024)(split_prefix)
 
 
-def record(prefix: str, facts: Facts, *, time_ns: int, received_ns: int, origin: Origin) -> Record:
+def record(  # noqa: PLR0913 - what a source knows of a packet besides its facts
+    prefix: str,
+    facts: Facts,
+    *,
+    time_ns: int,
+    received_ns: int,
+    origin: Origin,
+    captured_sum: int | None = None,
+) -> Record:
     """The Record of a packet's facts; ``facts`` is taken over, not copied."""
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
     said = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
@@ -54,6 +62,7 @@ def record(prefix: str, facts: Facts, *, time_ns: int, received_ns: int, origin:
         time_ns=time_ns,
         received_ns=received_ns,
         origin=origin,
+        captured_sum=captured_sum,
         **known,
     )
 

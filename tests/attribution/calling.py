@@ -66,6 +66,7 @@ def call(by: int, time_ns: int, **facts: Any) -> Call:
         gid=1000,
         owner=1000,
         comm=b"x",
+        sum=0,
     )
     return told._replace(**facts)
 
@@ -156,6 +157,9 @@ class Kernel:
     unlogged: int = 0
     #: Packets that can't be read when they are refused, of those that come next.
     strange: int = 0
+    #: Whether records have the bytes of packets. Some of these are the same.
+    has_bytes: bool = True
+    _packets: itertools.count[int] = field(default_factory=itertools.count)
     _cookies: itertools.count[int] = field(default_factory=itertools.count)
     _repeated: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
     _remembered: set[int] = field(default_factory=set)
@@ -290,9 +294,10 @@ class Kernel:
         """Send a packet, now or later."""
 
         def go_on() -> None:
-            self._log(sock, by, place, **facts)
+            number = 1 + next(self._packets) % 5
+            self._log(sock, by, place, captured_sum=number if self.has_bytes else None, **facts)
             if self.is_refused:
-                refused = self._refused(sock, by, place, **facts)
+                refused = self._refused(sock, by, place, **facts)._replace(sum=number)
                 self._later(sock, lambda: self._tell(refused), is_sent=True)
 
         self._later(sock, go_on)
@@ -361,7 +366,7 @@ class Kernel:
         self.now_ns += 100
 
     def _times(self, event: Call) -> int:
-        key = event._replace(time_ns=0)
+        key = event._replace(time_ns=0, sum=0)
         known = self._repeated.get(key)
         if known is None or event.time_ns - known[0] > _AGAIN_NS:
             known = self._repeated[key] = [event.time_ns, 0]

@@ -26,7 +26,10 @@ def match(calls_made: Calls, *records: Record, now_ns: int = NOW) -> list[Match 
 def of(*told: Call | Closed) -> Calls:
     found = Calls()
     for each in told:
-        found.add(each)
+        if isinstance(each, Closed):
+            found.close(each)
+        else:
+            found.add(each)
     return found
 
 
@@ -176,7 +179,7 @@ def test_what_was_closed_before_all_that_comes_is_forgotten_without_loss(
     for number in range(100):
         now_ns = NOW + number * 1000
         made.add(call(number, now_ns, socket=number + 1, source_port=number, protocol=TCP))
-        made.add(Closed(now_ns + 500, number + 1))
+        made.close(Closed(now_ns + 500, number + 1))
         packet = record(now_ns + 600, source_port=number, protocol=TCP, tcp_flags=2)
         found = match(made, packet, now_ns=now_ns + 600)
         assert found[0] is not None

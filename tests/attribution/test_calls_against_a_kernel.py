@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft.attribution import calls, refusals
 from ocsf_nft.attribution.calls import Calls
+from ocsf_nft.attribution.layout import Call
 from ocsf_nft.attribution.refusals import Refusals
 from tests.attribution.calling import (
     ICMP,
@@ -103,13 +104,16 @@ class Reader:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.told = Refusals() if kernel.is_refused else Calls()
+        self.told: Refusals | Calls = Refusals() if kernel.is_refused else Calls()
         self.sure = self.packets = 0
 
     def read(self, most: int) -> None:
         sent = self.kernel.read(most)
         for event in self.kernel.told:
-            self.told.add(event)
+            if isinstance(event, Call):
+                self.told.add(event)
+            elif isinstance(self.told, Calls):
+                self.told.close(event)
         self.kernel.told.clear()
         if self.kernel.has_lost:
             self.told.lose(self.kernel.now_ns)
@@ -132,13 +136,17 @@ class Reader:
         self.read(len(self.kernel.logged))
 
 
-_WAYS: Final = {"refusals": True, "calls": False}
+_WAYS: Final[dict[str, dict[str, Any]]] = {
+    "refusals": {},
+    "refusals, by text": {"has_bytes": False},
+    "calls": {"is_refused": False},
+}
 
 
 @settings(max_examples=200)
 @given(deeds=st.lists(DEEDS, min_size=40, max_size=60), way=st.sampled_from(list(_WAYS)))
 def test_who_is_said_to_have_sent_it_has_sent_it(deeds: list[Deed], way: str) -> None:
-    Reader(Kernel(is_refused=_WAYS[way])).follow(deeds)
+    Reader(Kernel(**_WAYS[way])).follow(deeds)
 
 
 def _deeds(chance: random.Random) -> list[Deed]:
@@ -164,7 +172,7 @@ def test_so_it_is_whatever_is_done_and_however_much_is_forgotten(
     monkeypatch.setattr(refusals, "_KEPT", kept)
     sure = 0
     for seed in range(500):
-        reader = Reader(Kernel(is_refused=_WAYS[way]))
+        reader = Reader(Kernel(**_WAYS[way]))
         reader.follow(_deeds(random.Random(seed)))
         sure += reader.sure
     assert sure > 300

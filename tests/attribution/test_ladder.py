@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -158,7 +159,7 @@ async def test_without_a_capture_it_is_the_socket_and_says_why(host: Host) -> No
         assert (standing.rung, standing.reason) == ("socket", "no BPF here")
         (found,) = await standing.attributions("sb", [read()], 0)
         assert found.process == Process(pid=7)
-        assert standing.since_last("sb", read(), 1) is None
+        assert standing.since_last("sb", read(), 1, time.time_ns()) is None
 
 
 async def test_without_anything_it_is_the_user(host: Host) -> None:
@@ -237,7 +238,7 @@ async def test_in_another_sandbox_nobody_is_looked_for(host: Host) -> None:
         (found,) = await standing.attributions("another", [read()], 0)
         assert (found.rung, found.reason) == ("user", "processes are not looked for")
         assert await standing.attributions("sb", [], 0) == []
-        assert standing.since_last("another", read(), 1) is None
+        assert standing.since_last("another", read(), 1, time.time_ns()) is None
         standing.told("another", read(), Process(pid=7))
     assert host.sockets.asked == []
 
@@ -294,19 +295,20 @@ async def test_names_are_told_once_they_are_known_and_nobody_waits_for_a_name_se
     host: Host,
 ) -> None:
     host.names.goes_on.clear()
-    host.programs.readings = [[made(7, has_more=True)]]
+    host.programs.readings = [[made(7, sum=1), made(7, sum=2), made(7, sum=3)]]
     loop = asyncio.get_running_loop()
     async with host.ladder(wait_seconds=0.1) as standing:
+        packet = read(captured_sum=1)
         began = loop.time()
-        (found,) = await standing.attributions("sb", [read()], 0)
+        (found,) = await standing.attributions("sb", [packet], 0)
         assert 0.09 <= loop.time() - began < _LONG / 2
         assert (found.user_name, found.process and found.process.user_name) == (None, None)
-        await standing.attributions("sb", [read()], 0)
+        await standing.attributions("sb", [replace(packet, captured_sum=2)], 0)
         assert host.names.asked == 1
         host.names.goes_on.set()
         assert standing._asking is not None
         await standing._asking
-        (found,) = await standing.attributions("sb", [read()], 0)
+        (found,) = await standing.attributions("sb", [replace(packet, captured_sum=3)], 0)
         assert found.process is not None
         assert (found.user_name, found.process.group_name) == ("user1000", "group1000")
         assert standing.of_user(read()).group_name == "group1000"
@@ -319,7 +321,7 @@ async def test_much_that_comes_is_read_though_nobody_asks(host: Host) -> None:
         os.eventfd_write(host.programs.descriptor, 1)
         await asyncio.sleep(0.01)
         assert host.programs.readings == []
-        found = standing.since_last("sb", read(), 1)
+        found = standing.since_last("sb", read(), 1, time.time_ns())
         assert found is not None
         assert found.process is not None
 

@@ -106,6 +106,7 @@ def test_no_compiler_puts_anything_between_the_members() -> None:
         "caller.uid": UINT32,
         "caller.gid": UINT32,
         "owner": UINT32,
+        "sum": UINT32,
         "caller.comm": COMMS,
         "protocol": UINT8,
     }),

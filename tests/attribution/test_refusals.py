@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ocsf_nft.attribution import refusals
-from ocsf_nft.attribution.layout import NOBODY, Call, Closed
+from ocsf_nft.attribution.layout import NOBODY, Call
 from ocsf_nft.attribution.refusals import Refusals
 from tests.attribution.calling import SECOND, TCP, call, logged, record
 
@@ -20,7 +20,7 @@ NOW: Final = 100 * SECOND
 ANY: Final = {"is_any": True, "protocol": 0, "source_port": 0, "destination": b""}
 
 
-def of(*told: Call | Closed) -> Refusals:
+def of(*told: Call) -> Refusals:
     found = Refusals()
     for each in told:
         found.add(each)
@@ -82,6 +82,12 @@ def test_a_packet_is_of_one_record() -> None:
     assert who(told, record(NOW)) == [({8}, True)]
 
 
+def test_what_was_told_first_is_of_the_record_that_was_logged_first() -> None:
+    told = of(call(7, NOW - 3), call(7, NOW - 2))
+    assert who(told, record(NOW)) == [({7}, True)]
+    assert who(told, record(NOW), since_ns=NOW - 2) == [({7}, True)]
+
+
 def test_of_several_that_sent_the_same_it_may_have_been_each_and_stays_so() -> None:
     told = of(call(7, NOW - 3), call(8, NOW - 2))
     assert who(told, record(NOW), record(NOW)) == [({7, 8}, True)] * 2
@@ -100,8 +106,25 @@ def test_what_was_refused_before_the_first_record_was_logged_is_not_it() -> None
     assert who(told, record(NOW), since_ns=NOW - 5000) == [({7}, True)]
 
 
-def test_that_a_socket_was_closed_says_nothing_of_its_packets() -> None:
-    assert who(of(call(7, NOW - 2), Closed(NOW - 1, 1)), record(NOW)) == [({7}, True)]
+def test_a_packet_is_the_one_of_the_same_bytes() -> None:
+    told = of(call(7, NOW, sum=1), call(8, NOW, sum=2), call(9, NOW, sum=3))
+    packets = [record(NOW, captured_sum=number) for number in (2, 3, 4, 1, 1)]
+    assert who(told, *packets) == [({8}, True), ({9}, True), None, ({7}, True), None]
+    # Where they were not read it may be any.
+    told = of(call(7, NOW, sum=1), call(8, NOW))
+    assert who(told, *packets[3:]) == [({7, 8}, True)] * 2
+    assert who(told, packets[0]) == [({8}, True)]
+
+
+def test_where_a_record_has_no_bytes_its_packet_was_told_about_when_it_was_logged() -> None:
+    soon_ns = 20_000_000
+    for packet, told in (
+        (record(NOW), call(7, NOW - soon_ns - 1, sum=1)),
+        (record(NOW, captured_sum=1), call(7, NOW - soon_ns - 1)),
+    ):
+        assert who(of(told), packet) == [({7}, False)]
+        assert who(of(told._replace(time_ns=NOW - soon_ns)), packet) == [({7}, True)]
+    assert who(of(call(7, NOW - SECOND, sum=1)), record(NOW, captured_sum=1)) == [({7}, True)]
 
 
 def test_where_nobody_knows_who_sent_one_it_may_have_been_anybody() -> None:
@@ -128,15 +151,21 @@ def test_frames_are_whoever_sent_any_then() -> None:
 @pytest.mark.parametrize(
     ("later_ns", "is_known"), [(0, True), (SECOND // 2, True), (SECOND, False)]
 )
-def test_what_is_not_told_for_a_while_is_known_for_that_while(
+def test_who_is_not_told_for_a_while_may_have_sent_it_for_that_while(
     later_ns: int, *, is_known: bool
 ) -> None:
-    told = of(call(7, NOW, has_more=True), call(8, NOW + later_ns))
-    found = who(told, record(NOW), since_ns=NOW + later_ns)
-    assert found == [({7, 8} if is_known else {8}, True)]
-    silent = of(call(7, NOW, has_more=True))
-    packets = [record(NOW)] * 3
-    assert who(silent, *packets, since_ns=NOW + later_ns) == [({7}, True) if is_known else None] * 3
+    told = of(call(7, NOW - later_ns, has_more=True, sum=1), call(8, NOW, sum=2))
+    found = who(told, *[record(NOW, captured_sum=2)] * 2, since_ns=NOW)
+    assert found == [({7, 8}, True)] * 2 if is_known else [({8}, True), None]
+    # What is not told is of him or of nobody, or of somebody who is still to be told of.
+    assert who(told, record(NOW, captured_sum=3), since_ns=NOW) == [
+        ({7}, False) if is_known else None
+    ]
+
+
+def test_what_is_not_told_is_not_spent() -> None:
+    told = of(call(7, NOW, has_more=True, sum=1))
+    assert who(told, *[record(NOW, captured_sum=1)] * 3) == [({7}, True)] * 3
 
 
 def test_of_several_threads_none_is_told() -> None:
@@ -146,21 +175,25 @@ def test_of_several_threads_none_is_told() -> None:
     (alone,) = match(of(call(7, NOW, tid=8)), record(NOW))
     assert alone is not None
     assert alone.calls[0].tid == 8
+    told = of(call(7, NOW, tid=8, sum=1), call(7, NOW, tid=9, sum=2))
+    found = match(told, record(NOW, captured_sum=1), record(NOW, captured_sum=2))
+    assert [each.calls[0].tid for each in found if each is not None] == [8, 9]
 
 
 def test_one_that_is_still_to_be_told_is_waited_for() -> None:
-    packet = record(NOW)
-
-    def is_late(told: Refusals, number: int = 1) -> bool:
-        return told.is_late(logged(*[packet] * number, now_ns=NOW))
+    def is_late(told: Refusals, number: int = 1, captured_sum: int | None = None) -> bool:
+        packets = [record(NOW, captured_sum=captured_sum)] * number
+        return told.is_late(logged(*packets, now_ns=NOW))
 
     assert is_late(of())
     assert is_late(of(call(7, NOW - SECOND)))  # one that was not logged
     assert not is_late(of(call(7, NOW)))
     assert is_late(of(call(7, NOW)), 2)
     assert not is_late(of(call(7, NOW), call(8, NOW)), 2)
-    assert not is_late(of(call(7, NOW - SECOND // 2, has_more=True)), 100)
+    assert is_late(of(call(7, NOW - SECOND // 2, has_more=True)))
     assert not is_late(of(call(7, NOW, **ANY)))
+    assert is_late(of(call(7, NOW, sum=1)), captured_sum=2)
+    assert not is_late(of(call(7, NOW - SECOND, sum=1)), captured_sum=1)
     assert not of().is_late(logged(record(NOW, uid=None), now_ns=NOW))
 
 
@@ -193,16 +226,19 @@ def test_who_was_silent_when_it_was_forgotten_may_have_sent_what_comes_then(
     assert who(told, packet, since_ns=NOW + 1) == [({8}, False)]
 
 
-def test_of_many_alike_the_latest_are_kept() -> None:
-    told = of(*(call(7, NOW + each) for each in range(1000)))
-    assert told._kept == 16
-    assert who(told, *[record(NOW)] * 17) == [({7}, True)] * 16 + [None]
-    assert told._kept == 0
+def test_of_many_alike_the_latest_are_kept_and_it_may_have_been_one_of_the_others() -> None:
+    told = of(*(call(7, NOW + each, sum=each + 1) for each in range(1000)))
+    assert told._kept == 8
+    packets = [record(NOW, captured_sum=number) for number in (1000, 1000, 999, 1)]
+    late_ns = NOW + 992
+    assert who(told, *packets, since_ns=late_ns) == [({7}, True), None, ({7}, True), None]
+    assert told._kept == 6
+    assert who(told, *packets[:1], since_ns=NOW + 990) == [({7}, False)]
 
 
 def test_of_many_processes_alike_the_first_is_forgotten() -> None:
-    told = of(*(call(each, NOW + each) for each in range(1, 66)))
-    assert told._kept == 64
+    told = of(*(call(each, NOW + each) for each in range(1, 19)))
+    assert told._kept == 17
     told.add(call(99, NOW + 99, source_port=9))
     packet = record(NOW, source_port=9)
     assert who(told, packet, since_ns=NOW + 1) == [({99}, False)]

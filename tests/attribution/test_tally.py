@@ -11,6 +11,7 @@ from ocsf_nft.attribution.layout import NOBODY, Image
 from ocsf_nft.attribution.tally import Tally, Tried, Where, where_of
 from tests.attribution.calling import PLACES, TCP, call, packed, record
 
+LATER = 1 << 62
 HERE = Where(1000, 17, packed(PLACES[0][0]), PLACES[0][1])
 
 
@@ -27,13 +28,13 @@ def tallied(*by: int, **facts: Any) -> Tally:
 
 def test_each_process_is_told_once_with_its_latest_call_and_how_often_it_tried() -> None:
     found = tallied(7, 8, 7, 9, 7)
-    calls, unnamed, _ = found.take(HERE, 0)
+    calls, unnamed, _ = found.take(HERE, LATER)
     assert tried(calls) == {8: 1, 9: 1, 7: 3}
     assert [each.time_ns for each, _ in calls] == [1, 3, 4]
     assert unnamed == 0
-    assert found.take(HERE, 0) == Tried()
+    assert found.take(HERE, LATER) == Tried()
     found.add(call(7, 9))
-    assert tried(found.take(HERE, 0).calls) == {7: 1}
+    assert tried(found.take(HERE, LATER).calls) == {7: 1}
 
 
 @pytest.mark.parametrize(
@@ -41,42 +42,59 @@ def test_each_process_is_told_once_with_its_latest_call_and_how_often_it_tried()
 )
 def test_who_tried_something_else_is_not_told(facts: dict[str, Any]) -> None:
     found = tallied(7, **facts)
-    assert found.take(HERE, 0) == Tried()
+    assert found.take(HERE, LATER) == Tried()
     assert len(found._flows) == 1
 
 
 def test_who_the_process_is_for_others_decides_not_who_it_is_itself() -> None:
     """A socket belongs to the user that a process acts as when it makes it."""
-    assert tried(tallied(7, uid=0, owner=1000).take(HERE, 0).calls) == {7: 1}
+    assert tried(tallied(7, uid=0, owner=1000).take(HERE, LATER).calls) == {7: 1}
 
 
 @pytest.mark.parametrize("facts", [{"is_any": True}, {"image": NOBODY}])
 def test_what_is_not_known_is_nobodys(facts: dict[str, Any]) -> None:
-    assert tallied(7, **facts).take(HERE, 0) == Tried()
+    assert tallied(7, **facts).take(HERE, LATER) == Tried()
 
 
 def test_of_several_threads_none_is_told() -> None:
     found = tallied(7)
     found.add(call(7, 1, tid=8))
     found.add(call(7, 2, tid=8))
-    ((latest, times),) = found.take(HERE, 0).calls
+    ((latest, times),) = found.take(HERE, LATER).calls
     assert (latest.tid, times) == (0, 3)
-    assert tallied(7, 7).take(HERE, 0).calls[0][0].tid == 7
+    assert tallied(7, 7).take(HERE, LATER).calls[0][0].tid == 7
 
 
-def test_while_not_all_is_told_it_may_have_been_others() -> None:
-    """What is silent when it is asked for is counted later: so it is silent then too."""
-    until_ns = 500_000_000
-    found = tallied(7, 7)
-    assert not found.take(HERE, 0).is_silent
-    found.add(call(7, 0, has_more=True))
-    assert found.take(HERE, until_ns - 1) == Tried(((call(7, 0, has_more=True), 1),), 0, True)
-    assert found.take(HERE, until_ns) == Tried(is_silent=True)
-    assert found.take(HERE, until_ns) == Tried()
+def test_what_is_called_after_the_packets_were_counted_is_of_those_that_are_counted_later() -> None:
+    found = tallied(7, 7, 8, 7)  # at 0, 1, 2 and 3
+    assert tried(found.take(HERE, 1).calls) == {7: 2}
+    found.add(call(9, 4))
+    assert tried(found.take(HERE, 3).calls) == {8: 1, 7: 1}
+    assert tried(found.take(HERE, 3).calls) == {}
+    assert tried(found.take(HERE, 4).calls) == {9: 1}
+    assert list(found._flows) == []
+
+
+def test_where_it_is_not_kept_when_all_were_called_it_is_not_known_which_are_counted() -> None:
+    found = tallied(*[7] * 100)
+    assert found.take(HERE, 35).is_mixed
+    assert found.take(HERE, 100).is_mixed
+    assert not tallied(*[7] * 100).take(HERE, 36).is_mixed
+
+
+def test_what_was_told_as_nobodys_leaves_it_open_whose_the_others_are() -> None:
+    for pid in (None, 9):
+        found = tallied(7, 7)
+        found.take_one(HERE, pid)
+        assert found.take(HERE, LATER) == Tried(((call(7, 1), 2),), 0, is_mixed=True)
+        found.add(call(7, 1))
+        assert not found.take(HERE, LATER).is_mixed
+    found.take_one(HERE, None)
+    assert found.take(HERE, LATER) == Tried()
 
 
 def test_who_connects_has_not_tried_yet() -> None:
-    assert tallied(7, is_connect=True).take(HERE, 0) == Tried()
+    assert tallied(7, is_connect=True).take(HERE, LATER) == Tried()
 
 
 def test_frames_are_their_users_alone() -> None:
@@ -84,7 +102,7 @@ def test_frames_are_their_users_alone() -> None:
     frame = record(0, rule="link", protocol=None, destination=None, source_port=None)
     where = where_of(frame)
     assert where == Where(1000)
-    assert tried(found.take(where, 0).calls) == {7: 1}
+    assert tried(found.take(where, LATER).calls) == {7: 1}
 
 
 def test_a_record_says_what_it_is_of() -> None:
@@ -100,7 +118,7 @@ def test_what_was_told_by_itself_is_not_told_again() -> None:
     found.take_one(HERE, 8)
     found.take_one(HERE, 9)
     found.take_one(HERE._replace(uid=0), 7)
-    assert tried(found.take(HERE, 0).calls) == {7: 1}
+    assert tried(found.take(HERE, LATER).calls) == {7: 1}
     assert list(found._flows) == []
 
 
@@ -121,21 +139,21 @@ def started(*began: int) -> Tally:
 
 
 def test_of_many_processes_the_latest_are_named_and_the_others_counted() -> None:
-    calls, unnamed, _ = started(*range(1, 101)).take(HERE, 0)
+    calls, unnamed, _ = started(*range(1, 101)).take(HERE, LATER)
     assert list(tried(calls)) == list(range(69, 101))
     assert unnamed == 68
 
 
 def test_who_comes_again_and_was_not_named_any_more_is_not_counted_again() -> None:
-    assert started(*(list(range(1, 34)) * 10)).take(HERE, 0).unnamed == 1
-    assert started(*(list(range(33, 0, -1)) * 10)).take(HERE, 0).unnamed == 1
+    assert started(*(list(range(1, 34)) * 10)).take(HERE, LATER).unnamed == 1
+    assert started(*(list(range(33, 0, -1)) * 10)).take(HERE, LATER).unnamed == 1
 
 
 @given(began=st.lists(st.integers(1, 60), max_size=150))
 def test_there_were_as_many_as_are_told_at_least_and_each_call_is_told_once(
     began: list[int],
 ) -> None:
-    calls, unnamed, _ = started(*began).take(HERE, 0)
+    calls, unnamed, _ = started(*began).take(HERE, LATER)
     assert len(calls) <= 32
     assert len(calls) + unnamed <= len(set(began))
     assert bool(unnamed) == (len(set(began)) > 32)

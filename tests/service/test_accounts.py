@@ -373,12 +373,15 @@ class Seeing(Ladder):
         assert (sandbox, since_ns) == ("sb", NOW)
         return [_by(1) for _ in records]
 
-    def told(self, sandbox: str, record: Record, process: Process) -> None:
-        assert (sandbox, process.pid) == ("sb", 1)
+    def told(self, sandbox: str, record: Record, process: Process | None) -> None:
+        assert (sandbox, process and process.pid) == ("sb", 1)
         self.alone.append(record)
 
-    def since_last(self, sandbox: str, record: Record, packets: int) -> Attribution | None:
+    def since_last(
+        self, sandbox: str, record: Record, packets: int, until_ns: int
+    ) -> Attribution | None:
         assert sandbox == "sb"
+        assert until_ns <= record.received_ns  # when the reading of the counters began
         self.windows.append(packets)
         return _by(1 + len(self.windows)) if record.destination_port != 81 else None
 

@@ -71,11 +71,9 @@ static __always_inline int call4(struct bpf_sock_addr *ctx, int flags)
 		return connecting(ctx);
 	start(&call, ctx, netns);
 	*(__u32 *)call.destination = ctx->user_ip4;
-	if (who(&call.caller) && !is_repeated(&call)) {
-		call.owner = owner();
+	call.owner = owner();
+	if (who(&call.caller) && tell_call(&call, call.socket))
 		remember(call.socket);
-		tell_call(&call);
-	}
 	return 1;
 }
 
@@ -93,11 +91,9 @@ static __always_inline int call6(struct bpf_sock_addr *ctx, int flags)
 	((__u32 *)call.destination)[1] = ctx->user_ip6[1];
 	((__u32 *)call.destination)[2] = ctx->user_ip6[2];
 	((__u32 *)call.destination)[3] = ctx->user_ip6[3];
-	if (who(&call.caller) && !is_repeated(&call)) {
-		call.owner = owner();
+	call.owner = owner();
+	if (who(&call.caller) && tell_call(&call, call.socket))
 		remember(call.socket);
-		tell_call(&call);
-	}
 	return 1;
 }
 
@@ -155,8 +151,8 @@ SEC("sockops") int established(struct bpf_sock_ops *ctx)
 		return 1;
 	}
 	call.owner = owner();
-	remember(call.socket);
-	tell_call(&call);
+	if (tell_call(&call, 0))
+		remember(call.socket);
 	return 1;
 }
 

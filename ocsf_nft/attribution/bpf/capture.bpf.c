@@ -68,7 +68,7 @@ struct call {
 	__u32 owner; /* the user that the socket is of, or who calls */
 	__u8 source[16];
 	__u8 destination[16];
-	__u8 reserved[4];
+	__u32 sum; /* Adler-32 of the packet's first bytes, 0 where they were not read */
 };
 
 struct closed {
@@ -130,23 +130,32 @@ struct budget {
 	__u64 calls;
 };
 
+struct spender {
+	__u64 netns;
+	__u32 tgid;
+	__u32 reserved;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 12);
-	__type(key, __u32);
+	__type(key, struct spender);
 	__type(value, struct budget);
 } budgets SEC(".maps");
 
 /* Who sends where by which socket; since when, and how often that was told. */
 struct repeated {
 	__u64 socket;
+	__u64 netns;
 	__u32 tgid;
+	__u32 owner;
 	__u16 destination_port;
 	__u16 source_port;
 	__u8 destination[16];
+	__u8 family;
 	__u8 protocol;
 	__u8 flags;
-	__u8 reserved[6];
+	__u8 reserved;
 };
 
 struct {
@@ -156,37 +165,44 @@ struct {
 	__type(value, struct budget);
 } repeats SEC(".maps");
 
-/* Whether one more of a process is not to be told. The last one that is may be any of those. */
-static __always_inline int is_too_many(struct call *call)
+/* Whether so many were told of a process that no more are, for a while. */
+static __always_inline int is_spent(const struct budget *budget, __u64 now_ns)
 {
-	__u32 tgid = call->caller.image.tgid;
-	struct budget *budget = bpf_map_lookup_elem(&budgets, &tgid);
+	return budget && budget->calls >= MOST && now_ns - budget->since_ns <= AGAIN;
+}
+
+/* Take one off what may be told of a process. Where that was the last one it may be any of those that
+ * come. */
+static __always_inline void spend(struct call *call, const struct spender *spender,
+				  struct budget *budget)
+{
 	struct budget fresh = { .since_ns = call->time_ns, .calls = 1 };
 
 	if (!budget || call->time_ns - budget->since_ns > AGAIN) {
-		bpf_map_update_elem(&budgets, &tgid, &fresh, BPF_ANY);
-		return 0;
-	}
-	budget->calls += 1;
-	if (budget->calls == MOST) {
+		bpf_map_update_elem(&budgets, spender, &fresh, BPF_ANY);
+	} else if (__sync_fetch_and_add(&budget->calls, 1) + 1 >= MOST) {
 		/* So long as it is silent from now on. */
 		budget->since_ns = call->time_ns;
 		call->flags |= MORE | ANY;
 	}
-	return budget->calls > MOST;
 }
 
-static __always_inline int is_repeated(struct call *call)
+/* Whether the same was told often enough. */
+static __always_inline int is_repeated(struct call *call, __u64 socket)
 {
 	struct repeated key = {
-		.socket = call->socket,
+		.socket = socket,
+		.netns = call->netns,
 		.tgid = call->caller.image.tgid,
+		.owner = call->owner,
 		.destination_port = call->destination_port,
 		.source_port = call->source_port,
+		.family = call->family,
 		.protocol = call->protocol,
 		.flags = call->flags,
 	};
 	struct budget fresh = { .since_ns = call->time_ns, .calls = 1 }, *known;
+	__u64 calls;
 
 	__builtin_memcpy(key.destination, call->destination, sizeof(key.destination));
 	known = bpf_map_lookup_elem(&repeats, &key);
@@ -194,13 +210,13 @@ static __always_inline int is_repeated(struct call *call)
 		bpf_map_update_elem(&repeats, &key, &fresh, BPF_ANY);
 		return 0;
 	}
-	known->calls += 1;
-	if (known->calls == TIMES) {
-		/* So long as it is silent from now on. */
+	calls = __sync_fetch_and_add(&known->calls, 1) + 1;
+	if (calls == TIMES) {
+		/* As above. */
 		known->since_ns = call->time_ns;
 		call->flags |= MORE;
 	}
-	return known->calls > TIMES;
+	return calls > TIMES;
 }
 
 /* Whoever reads is woken when there is much to read: what it needs it fetches itself. */
@@ -246,10 +262,18 @@ static __always_inline int who(struct caller *caller)
 	return caller->image.tgid != 0;
 }
 
-static __always_inline void tell_call(struct call *call)
+/* Tell of a call or a packet, unless enough is known of it; whether it was told. `socket` is what the
+ * socket is known by here, or 0 where each is another one. */
+static __always_inline int tell_call(struct call *call, __u64 socket)
 {
-	if (!is_too_many(call))
-		tell(call, sizeof(*call));
+	struct spender spender = { .netns = call->netns, .tgid = call->caller.image.tgid };
+	struct budget *budget = bpf_map_lookup_elem(&budgets, &spender);
+
+	if (is_spent(budget, call->time_ns) || (socket && is_repeated(call, socket)))
+		return 0;
+	spend(call, &spender, budget);
+	tell(call, sizeof(*call));
+	return 1;
 }
 
 #include "called.h"

@@ -143,15 +143,19 @@ struct socket {
 	struct file *file;
 };
 
-/* A spinlock, as it is where it is one (not with PREEMPT_RT). */
-typedef struct {
+/* A spinlock, where it is a queued one (not with PREEMPT_RT). */
+struct qspinlock {
 	struct {
-		struct {
-			struct {
-				int counter;
-			} val;
-		} raw_lock;
-	} rlock;
+		int counter;
+	} val;
+};
+
+struct raw_spinlock {
+	struct qspinlock raw_lock;
+};
+
+typedef struct {
+	struct raw_spinlock rlock;
 } spinlock_t;
 
 typedef struct {

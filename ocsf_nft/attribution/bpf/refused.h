@@ -17,8 +17,9 @@
 #define IPPROTO_DSTOPTS 60
 #define IPPROTO_UDPLITE 136
 #define EXTENSIONS 8
-/* NFLOG copies as many bytes of a packet (sources/nflog/group.py): ports behind them are in no record. */
+/* As many bytes of a packet NFLOG copies (rules/accounting.nft: snaplen). */
 #define COPIED 128
+#define ADLER 65521 /* RFC 1950 */
 
 /* The bytes of a packet that are there to be read: from its network header up to `size`. */
 struct header {
@@ -109,10 +110,10 @@ static __always_inline int read_ipv6(struct call *call, struct header *header)
 		    bpf_probe_read_kernel(extension, sizeof(extension), header->start + at))
 			return 0;
 		if (next == IPPROTO_FRAGMENT) {
-			/* What is behind it in a later fragment is no header. */
+			/* What is behind it in a later fragment is no header (sources/packet.py). */
 			if (extension[2] || extension[3] & 0xf8) {
 				call->protocol = extension[0];
-				return 1;
+				return extension[0] != IPPROTO_FRAGMENT;
 			}
 			at += 8;
 		} else if (next == IPPROTO_AH) {
@@ -148,6 +149,24 @@ static __always_inline void read_header(struct call *call, struct sk_buff *skb)
 		call->flags |= ANY;
 }
 
+/* Of as much of it as NFLOG tells; 0 where that is not all here. */
+static __always_inline __u32 sum_of(struct sk_buff *skb)
+{
+	__u32 size = BPF_CORE_READ(skb, len), a = 1, b = 0;
+	__u8 bytes[COPIED];
+
+	if (size > COPIED)
+		size = COPIED;
+	if (size > BPF_CORE_READ(skb, len) - BPF_CORE_READ(skb, data_len) || size == 0 ||
+	    bpf_probe_read_kernel(bytes, size, BPF_CORE_READ(skb, data)))
+		return 0;
+	for (__u32 at = 0; at < COPIED && at < size; at++) {
+		a += bytes[at];
+		b += a;
+	}
+	return (b % ADLER) << 16 | a;
+}
+
 /* Whether it is refused as a frame, on its way out of a device. */
 static __always_inline int is_frame(struct sk_buff *skb, __u16 family)
 {
@@ -171,6 +190,10 @@ static __always_inline int is_below_another(struct net_device *dev)
  * one in the end, has the spinlock or does not own it (net/core/sock.c: release_sock()). */
 static __always_inline int is_held(struct sock *sk)
 {
+	struct sock *typed = sk;
+
+	if (!bpf_core_field_exists(typed->sk_lock.slock.rlock.raw_lock.val.counter))
+		return 0;
 	return BPF_CORE_READ(sk, sk_lock.owned) &&
 	       !BPF_CORE_READ(sk, sk_lock.slock.rlock.raw_lock.val.counter);
 }
@@ -225,17 +248,15 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	call.owner = BPF_CORE_READ(file, f_cred, fsuid.val);
 	call.time_ns = bpf_ktime_get_boot_ns();
-	/* It has one where a program of ours has asked for it before. */
-	call.socket = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 	family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	if (is_frame(skb, family))
 		call.family = AF_PACKET;
 	else
 		read_header(&call, skb);
+	call.sum = sum_of(skb);
 	if (is_sent_now(&call, skb, sk, family))
 		who(&call.caller);
-	/* Each connection is another one. */
-	if (call.flags & SYN || !is_repeated(&call))
-		tell_call(&call);
+	/* What begins a connection is not repeated. */
+	tell_call(&call, call.flags & SYN ? 0 : (__u64)sk);
 	return 0;
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
+from ocsf_nft.sources.clock import boottime_ns
 from ocsf_nft.sources.journal import library as journal_library
 from ocsf_nft.sources.journal.command import CommandReading
 from ocsf_nft.sources.journal.kernel import KernelEntries
@@ -128,7 +129,7 @@ class Journal:
             gaps=tuple(gaps),
             rejects=tuple(rejects),
             cursor=chunk.cursor,
-            since_ns=max(0, earliest_ns - _STAMP_NS),
+            since_ns=max(0, earliest_ns - time.time_ns() + boottime_ns() - _STAMP_NS),
         )
 
 

@@ -20,7 +20,7 @@ from ocsf_nft.record import Batch, Gap, Origin, Record, Reject
 from ocsf_nft.sources import text
 from ocsf_nft.sources.author import author_of_facility, forged
 from ocsf_nft.sources.boot import boot_id
-from ocsf_nft.sources.clock import KMSG_SLACK_NS, KernelClock, wall_ns
+from ocsf_nft.sources.clock import KMSG_SLACK_NS, KernelClock, boottime_ns, wall_ns
 from ocsf_nft.sources.facts import readable
 from ocsf_nft.sources.kmsg import line as kmsg_line
 from ocsf_nft.sources.waiting import until_readable
@@ -71,7 +71,7 @@ class Kmsg:
         self._next: int = 0
         self._clock = KernelClock(KMSG_SLACK_NS)
         self._seen_ns = 0
-        #: When there was nothing to be read.
+        #: When there was nothing to be read (CLOCK_BOOTTIME).
         self._empty_ns = 0
         self._told_ns = 0
         self._told = 0
@@ -165,7 +165,7 @@ class Kmsg:
         since_ns = max(0, self._empty_ns - _WRITING_NS)
         end_ns = time.monotonic_ns() + _BATCH_NS
         for _ in range(_BATCH_RECORDS):
-            asked_ns = time.time_ns()
+            asked_ns = boottime_ns()
             raw = _read(descriptor)
             if raw is None:
                 drained = True

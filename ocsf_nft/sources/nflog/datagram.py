@@ -7,6 +7,7 @@ one line of text and reads that back.
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.sources import facts as fact
@@ -105,6 +106,7 @@ def record(datagram: Datagram, origin: Origin) -> Record:
         time_ns=time_ns,
         received_ns=datagram.received_ns,
         origin=origin,
+        captured_sum=zlib.adler32(datagram.captured) if datagram.captured else None,
     )
 
 

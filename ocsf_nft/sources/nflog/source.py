@@ -17,6 +17,7 @@ from ocsf_nft import netlink
 from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
 from ocsf_nft.sources.boot import boot_id
+from ocsf_nft.sources.clock import boottime_ns
 from ocsf_nft.sources.nflog import group as nflog_group
 from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.nflog import message as nflog_message
@@ -59,7 +60,7 @@ class Nflog:
         self._buffer = bytearray(nflog_group.DATAGRAM_BYTES)
         self._identity = ""
         self._seen_ns = 0
-        #: When there was nothing to be read.
+        #: When there was nothing to be read (CLOCK_BOOTTIME).
         self._empty_ns = 0
         self._overrun = False
         self._unnumbered = 0
@@ -75,7 +76,7 @@ class Nflog:
         binding = f"{self._namespace.identity()}:{self._group}:{secrets.token_hex(8)}"
         self._identity = f"{nflog_line.IDENTITY_START}{boot_id()}:{binding}"
         # Nothing was logged to it before it is bound.
-        self._empty_ns = time.time_ns()
+        self._empty_ns = boottime_ns()
         try:
             self._links.open()
             bound = self._namespace.call(lambda: nflog_group.bind(self._group, self._pace.batching))
@@ -127,7 +128,7 @@ class Nflog:
             if self._early:
                 datagram, port = memoryview(self._early.pop(0)), 0
             else:
-                asked_ns = time.time_ns()
+                asked_ns = boottime_ns()
                 try:
                     size, (port, _groups) = sock.recvfrom_into(view)
                 except BlockingIOError:
