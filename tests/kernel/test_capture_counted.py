@@ -37,6 +37,9 @@ def as_another_user(port, times):
     libc.setfsuid(4242)
     for each in sockets:
         with refused: each.connect((TO4[0], port))
+def with_another_users_sockets(port, times):
+    libc.setfsuid(4242)
+    by_tcp(port, times)
 def by_hand(port, times):
     sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, 6)
     for number in range(times):
@@ -53,6 +56,7 @@ PAIRS = {
     1003: [(by_tcp, 1), (by_hand, 200)],
     1004: [(with_one_socket, 200), (with_one_socket, 1)],
     1005: [(by_tcp, 1), (by_tcp, 50)],
+    1006: [(by_tcp, 1), (with_another_users_sockets, 30)],
 }
 time.sleep(0.5)
 for number in range(2):
@@ -82,7 +86,7 @@ async def test_no_packet_is_counted_for_who_has_not_sent_it(lab: Lab, tmp_path: 
         running.add_done_callback(lambda _: service.stop())
         async for event in service:
             port = event.get("dst_endpoint", {}).get("port", 0)
-            if event["class_uid"] == 4001 and 1001 <= port <= 1005:
+            if event["class_uid"] == 4001 and 1001 <= port <= 1006:
                 packets[port] += event["count"]
                 is_sure, whose = _named(event)
                 for pid, times in whose.items():

@@ -48,16 +48,22 @@ class Watched:
 
 
 def fence(
-    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch, *, is_permissive: bool = False
+    lab: Lab,
+    state: StateDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_permissive: bool = False,
+    is_generous: bool = True,
 ) -> None:
-    """The real fence, but that it logs each packet: so each can be looked at by itself."""
+    """The real fence, but where it ``is_generous`` it logs each packet: each can be looked at."""
     policy = ruleset._policy
 
     @functools.cache
     def generous(file: str) -> str:
         return policy(file).replace(_BUDGET, "limit rate 1000000/second burst 100000 packets")
 
-    monkeypatch.setattr(ruleset, "_policy", generous)
+    if is_generous:
+        monkeypatch.setattr(ruleset, "_policy", generous)
     proxies = (endpoint(f"{GATEWAY4}:{PROXY_PORT}"), endpoint(f"[{GATEWAY6}]:{PROXY_PORT}"))
     spec = FenceSpec(sandbox=SANDBOX, proxies=proxies, is_permissive=is_permissive)
     installer.install(spec, lab.sandbox_namespace, state, "nflog")

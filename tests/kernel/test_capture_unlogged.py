@@ -1,0 +1,205 @@
+"""Who did it, where one's packet is not logged, and another sees to it that his own looks like it.
+
+Most packets of a flow are refused and not logged: the capture tells of them too, and none of them
+may stand for one that it tells later, or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel import scripted
+from tests.kernel.watching import fence, watching
+
+if TYPE_CHECKING:
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.process import Attribution
+    from tests.kernel.watching import Watched
+
+pytestmark = pytest.mark.kernel
+
+_UDP, _ICMP, _ICMPV6 = 17, 1, 58
+#: What the second sends, in a packet that is longer than any other one.
+_MARK = "exfil by another" * 2
+_LONGEST_PLAIN = 48
+_WITH = f"""
+import select
+MARK = {_MARK!r}.encode()
+"""
+_WITH += """
+PING4, PING6 = struct.pack("!BBHHH", 8, 0, 0, 7, 1), struct.pack("!BBHHH", 128, 0, 0, 7, 1)
+def be(number):
+    os.setgroups([])
+    os.setresgid(number, number, number)
+    os.setresuid(number, number, number)
+def at(when):
+    time.sleep(max(0.0, when - time.monotonic()))
+def sharing():
+    sock = udp()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return sock
+def shared():
+    sock = sharing()
+    sock.bind(("", 5555))
+    return sock
+def send(sock, data, to=TO4):
+    with refused: sock.sendto(data, to)
+def five(sock, data, to=TO4):
+    # Four are logged, the fifth is not.
+    at(START)
+    for _ in range(4): send(sock, data, to)
+    at(START + 0.9)
+    send(sock, data, to)
+here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+"""
+#: By a user's own socket so often that it is not told any more, then by one of the other user.
+_BY_ANOTHER_USERS = (
+    _UDP,
+    "be(1000); five(shared(), b'')",
+    """
+    if not os.fork():
+        be(1000)
+        passed = shared()
+        socket.send_fds(there, [b"x"], [passed.fileno()])
+        os._exit(0)
+    os.wait()
+    (given,) = socket.recv_fds(here, 1, 1)[1]
+    be(1001)
+    own = shared()
+    at(START + 0.6)
+    for _ in range(20): send(own, b"")
+    at(START + 1.05)
+    send(socket.socket(fileno=given), MARK)
+    """,
+)
+#: What is not told of a process for a while, and of its flow for longer.
+_AFTER_A_FLOOD = (
+    _UDP,
+    """
+    be(1000)
+    own = shared()
+    at(START)
+    for _ in range(4): send(own, b"")
+    at(START + 0.8)
+    send(udp(), b"", (TO4[0], 99))  # whose record says that no more is to come of those before
+    at(START + 0.9)
+    send(own, b"")
+    """,
+    """
+    be(1000)
+    own = shared()
+    at(START + 0.12)
+    for _ in range(2001): send(udp(), b"", ("203.0.113.9", 443))
+    flooded = time.monotonic()
+    at(flooded + 0.45)
+    for _ in range(10): send(own, b"")
+    at(max(flooded + 0.75, START + 1.02))
+    send(own, MARK)
+    """,
+)
+#: Whoever waits for the answer of the fence is woken before the packet is dropped.
+_HELD_UP = """
+    be(1000)
+    {opened}
+    copies = [os.dup(own.fileno()) for _ in range(400)]
+    waiting = [select.epoll() for _ in range(400)]
+    for each in waiting:
+        for copy in copies: each.register(copy, select.EPOLLPRI)
+    at(START + 1.05)
+    {sent}
+"""
+_HELD_UP_UDP = (
+    _UDP,
+    "be(1000); five(shared(), b'')",
+    _HELD_UP.format(
+        opened="own = sharing(); own.setsockopt(0, 11, 1)",  # IP_RECVERR
+        # Later it would get the errors of the other one's packets.
+        sent="own.bind(('', 5555)); own.connect(TO4)\n    with refused: own.send(MARK)",
+    ),
+)
+_PING = "socket.socket(2, socket.SOCK_DGRAM, 1)"
+_HELD_UP_PING = (
+    _ICMP,
+    f"be(1000); five({_PING}, PING4)",
+    _HELD_UP.format(
+        opened=f"own = {_PING}; own.setsockopt(0, 11, 1)", sent="send(own, PING4 + MARK)"
+    ),
+)
+#: A header that is of a late fragment, behind another one.
+_IN_LATE_FRAGMENTS = (
+    _ICMPV6,
+    "five(socket.socket(10, socket.SOCK_DGRAM, 58), PING6, TO6)",
+    """
+    late = bytes([44, 0, 0, 8, 0, 0, 0, 7]) + bytes([58, 0, 0, 0, 0, 0, 0, 0]) + MARK
+    addresses = socket.inet_pton(10, "fd00:200::2") + socket.inet_pton(10, TO6[0])
+    at(START + 1.05)
+    by_hand = socket.socket(10, socket.SOCK_RAW, 255)
+    send(by_hand, struct.pack("!IHBB", 6 << 28, len(late), 44, 64) + addresses + late, (TO6[0], 0))
+    """,
+)
+_DEEDS = {
+    "by another user's socket": _BY_ANOTHER_USERS,
+    "after a flood": _AFTER_A_FLOOD,
+    "held up": _HELD_UP_UDP,
+    "held up, ping": _HELD_UP_PING,
+    "in late fragments": _IN_LATE_FRAGMENTS,
+}
+
+
+@pytest.mark.parametrize(("protocol", "first", "second"), _DEEDS.values(), ids=_DEEDS)
+async def test_what_was_not_logged_stands_for_nobody_elses(
+    lab: Lab,
+    state: StateDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    protocol: int,
+    first: str,
+    second: str,
+) -> None:
+    fence(lab, state, monkeypatch, is_generous=False)
+    lab.sandbox_namespace.call(_let_everybody_ping)
+    program = "\n".join(
+        [
+            _WITH,
+            "START = time.monotonic() + 1.5",
+            "one = os.fork()",
+            "if not one:",
+            textwrap.indent(textwrap.dedent(first), "    "),
+            "    time.sleep(0.5)",
+            "    os._exit(0)",
+            "other = os.fork()",
+            "if not other:",
+            textwrap.indent(textwrap.dedent(second), "    "),
+            "    os._exit(0)",
+            "print(one, other)",
+            "os.wait(), os.wait()",
+        ]
+    )
+    async with watching(lab) as watched:
+        one, other = await asyncio.to_thread(scripted.run, lab, program)
+        async with asyncio.timeout(10), watched.more:
+            await watched.more.wait_for(lambda: _of(watched, protocol, is_marked=True))
+    (by,) = _of(watched, protocol, is_marked=True)
+    assert by.process is None or by.process.pid == other, (one, other)
+    named = [each.process for each in _of(watched, protocol, is_marked=False)]
+    assert [each and each.pid for each in named[:4]] == [one] * 4
+
+
+def _of(watched: Watched, protocol: int, *, is_marked: bool) -> list[Attribution]:
+    return [
+        by
+        for record, by in watched.found
+        if record.protocol == protocol
+        and record.uid is not None
+        and is_marked == ((record.length or 0) > _LONGEST_PLAIN)
+    ]
+
+
+def _let_everybody_ping() -> None:
+    Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 9999", encoding="ascii")
