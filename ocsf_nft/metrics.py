@@ -44,7 +44,7 @@ _GAPS: Final = (
 _STANDS: Final = "Whether the fence stands as it was installed; absent where nft can't be asked."
 _WATCHED: Final = "Whether a run watches the sandbox now."
 _RUNG: Final = (
-    "1 for the best way in use to name a process, 0 for the others: capture, at the call; socket, "
+    "1 for the best way in use to name a process, 0 for the others: capture, as it sends; socket, "
     "who has the socket afterwards; user, its user alone."
 )
 _CAPTURE_LOST: Final = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-#: How somebody found out who did it, best first. ``capture``: the kernel was asked at the call.
+#: How somebody found out who did it, best first. ``capture``: the kernel told who sent it.
 #: ``socket``: whoever had the socket when the record arrived. ``user``: the kernel's record names
 #: the user, and nobody knows more. ``none``: not even that.
 Rung: TypeAlias = Literal["capture", "socket", "user", "none"]

@@ -281,7 +281,7 @@ class Ladder:
         sent = [number for number, record in enumerate(records) if _is_sent(record)]
         asked = [records[number] for number in sent]
         await self.take_in()
-        if captured.is_late(sandbox, asked):
+        if await _is_late(captured, sandbox, asked):
             await asyncio.sleep(_LATER_SECONDS)
             await self.take_in()
         matches: list[Match | None] = []
@@ -370,6 +370,14 @@ class Ladder:
         if records and self._credit.has_some():
             await self._in_thread(look_up, deadline)
         return list(found)
+
+
+async def _is_late(captured: Captured, sandbox: str, records: Sequence[Record]) -> bool:
+    for begin in range(0, len(records), _SLICE):
+        if captured.is_late(sandbox, records[begin : begin + _SLICE]):
+            return True
+        await asyncio.sleep(0)
+    return False
 
 
 def of_one_packet(known: Attribution) -> Attribution:

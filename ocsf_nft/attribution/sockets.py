@@ -1,6 +1,6 @@
 """The rung ``socket``: who has the socket that a packet came from, looked up afterwards.
 
-For hosts where the kernel can't be asked at the call. A process is named where all of this holds:
+For hosts where the kernel can't be asked who sends. A process is named where all of this holds:
 
 - no socket that had the packet's port has ended since (:mod:`ended`): so the one that sent it is
   among those that have the port now, and whoever has taken the port after it is never named;

@@ -44,10 +44,10 @@ def _captured(capture: Capture) -> Finding:
         return Finding(
             name=_NAME,
             severity="info",
-            meaning="a process is named at the call, by its number, name and user alone, and who "
+            meaning="a process is named as it calls, by its number, name and user alone, and who "
             "sends by another one's socket is not seen: this kernel doesn't describe its types",
             remedy="use a kernel with CONFIG_DEBUG_INFO_BTF",
         )
     return Finding(
-        name=_NAME, severity="ok", meaning="a process is named at the call, also if it is gone"
+        name=_NAME, severity="ok", meaning="a process is named as it sends, also if it is gone"
     )

@@ -121,8 +121,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     Each event is in the store before any sink gets it, and stays until all have it: see
     `ocsf-nft events`. A disk that is full is waited for, and no record is read meanwhile.
 
-    The process behind an attempt is named as the kernel tells it at the call (BPF), or else as the
-    one that has the socket afterwards, or not: each event says how. `check` says what this host
+    The process behind an attempt is named as the kernel tells it while it sends (BPF), or else as
+    the one that has the socket afterwards, or not: each event says how. `check` says what this host
     allows.
 
     Ctrl-C and SIGTERM: what the kernel has logged by then is kept and delivered, then exit 0. What

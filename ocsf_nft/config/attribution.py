@@ -13,7 +13,7 @@ from ocsf_nft.config.tables import Table
 class AttributionConfig(Table):
     """How processes are named, ``[attribution]``.
 
-    ``top`` is the best way that may be used: ``capture`` at the call, by BPF; ``socket``, who has
+    ``top`` is the best way that may be used: ``capture`` as it sends, by BPF; ``socket``, who has
     the socket afterwards; ``user``, nobody but the user. No record waits for longer than
     ``wait_ms`` to have its process named. The SHA-256 of its program is told where that is no
     larger than ``hash_max_bytes`` and can be read in that time; of none by default.

@@ -80,7 +80,7 @@ PROCESSES: Final = {
 
 
 def done_by(process: Process) -> Attribution:
-    """It is the one: the kernel said so at the call."""
+    """It is the one: the kernel said so."""
     return Attribution(
         rung="capture",
         sureness="high",

@@ -81,7 +81,7 @@ def refusals(events: list[dict[str, Any]]) -> set[tuple[str, int | None]]:
 
 
 def captured(events: list[dict[str, Any]], address: str) -> dict[str, Any] | None:
-    """Who tried to reach an address, as the kernel told it at the call; None where it did not."""
+    """Who tried to reach an address, as the kernel told it; None where it did not."""
     for event in events:
         actor = event.get("actor", {})
         if event.get("dst_endpoint", {}).get("ip") == address and "process" in actor:

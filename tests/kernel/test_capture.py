@@ -1,4 +1,4 @@
-"""Who did it, captured at the call: by many processes that are gone before anybody could look."""
+"""Who did it, captured as they send: by many processes that are gone before anybody could look."""
 
 from __future__ import annotations
 

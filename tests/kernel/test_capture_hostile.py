@@ -1,4 +1,4 @@
-"""Who did it, captured at the call, where somebody does all he can to look like somebody else."""
+"""Who did it, captured as he sends, where somebody does all he can to look like somebody else."""
 
 from __future__ import annotations
 

@@ -1,0 +1,63 @@
+"""A source says since when its records can have been logged, and never too late."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ocsf_nft.sources.clock import boottime_ns
+from ocsf_nft.sources.journal import Journal
+from ocsf_nft.sources.kmsg import Kmsg
+from ocsf_nft.sources.nflog import Nflog
+from tests.kernel.attempts import GROUP, attempt
+from tests.kernel.journald import journald
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.record import Batch
+
+pytestmark = pytest.mark.kernel
+
+_MS: Final = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("transport", "exactness_ms"), [("nflog", 100), ("kmsg", 100), ("journal", 1500)]
+)
+async def test_no_record_was_logged_before_that_and_not_much_later_either(
+    namespace: Namespace, sandbox: str, tmp_path: Path, transport: str, exactness_ms: int
+) -> None:
+    with journald(tmp_path) if transport == "journal" else nullcontext() as running:
+        if transport == "nflog":
+            source: Nflog | Kmsg | Journal = Nflog(namespace, GROUP)
+        elif transport == "kmsg":
+            source = Kmsg(frozenset({sandbox}))
+        else:
+            assert running is not None
+            source = Journal(frozenset({sandbox}), directory=running.directory)
+        async with source:
+            batches = source.batches()
+            for number in range(3):
+                before_ns = boottime_ns()
+                attempt(namespace, 0, 1, "udp4")
+                batch = await _next(batches)
+                assert batch.since_ns <= before_ns
+                # What came before was read by then.
+                if number or transport == "journal":
+                    assert batch.since_ns >= before_ns - exactness_ms * _MS
+                await asyncio.sleep(0.05)
+
+
+async def _next(batches: AsyncIterator[Batch]) -> Batch:
+    """The next batch that has a record."""
+    async with asyncio.timeout(10):
+        async for batch in batches:
+            if batch.records:
+                return batch
+    raise AssertionError("the source has ended")
