@@ -31,7 +31,7 @@ def test_whatever_its_name_is_the_rest_is_read_right(
     assert stat.flags == numbers[5]
     assert stat.had_children == any((numbers[7], numbers[9], *numbers[12:14]))
     places = tuple(str(each).encode() for each in (*numbers[22:25], *numbers[41:48]))
-    assert stat.layout == (places if numbers[44] else None)
+    assert stat.layout == (places if numbers[44] and numbers[45] else None)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft import proc
 from ocsf_nft.attribution import procfs
 from ocsf_nft.attribution.hashes import Hashes
 from ocsf_nft.process import Container, Process
@@ -47,6 +48,17 @@ def test_a_process_is_told_with_all_that_there_is_to_know(tmp_path: Path) -> Non
             group_name="root",
             ancestors=told.ancestors,
         )
+
+
+def test_who_is_about_to_run_another_program_has_no_hash_of_it_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It runs it as far as /proc says, and nobody was told of that."""
+    monkeypatch.setattr(proc, "is_same_program", lambda *_, **__: False)
+    with running(sys.executable, "-c", WAITING) as process:
+        told = procfs.read(process.pid, hashes=Hashes())
+    assert told is not None
+    assert (told.path, told.sha256) == (str(PYTHON), None)
 
 
 def test_who_started_later_is_another_one() -> None:
