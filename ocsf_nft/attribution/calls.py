@@ -120,7 +120,7 @@ class Calls:
         since = []
         #: The calls of which one is known to have sent the packet, where that is known.
         found: list[Sequence[_Made]] = []
-        for record, since_ns, until_ns in logged:
+        for record, since_ns, until_ns, _ in logged:
             self._since_ns = max(self._since_ns, since_ns, until_ns - _LATEST_NS)
             since.append(self._since_ns)
             made = self._made(way_of(record), _Moment(self._since_ns, until_ns))

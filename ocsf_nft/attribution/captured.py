@@ -221,7 +221,8 @@ def _logged(records: Sequence[Record], since_ns: int) -> list[Logged]:
     for record in records:
         # The clock may have been set since it was read.
         until_ns = min(record.received_ns - booted_ns, now_ns)
-        logged.append(Logged(record, since_ns, until_ns))
+        stamp_ns = min(record.time_ns - booted_ns, until_ns)
+        logged.append(Logged(record, since_ns, until_ns, stamp_ns))
     return logged
 
 

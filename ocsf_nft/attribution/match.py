@@ -31,14 +31,15 @@ FRAME: Final = Way(None)
 
 
 class Logged(NamedTuple):
-    """A record, and between which two moments it was logged (CLOCK_BOOTTIME).
+    """A record, and when it was logged (CLOCK_BOOTTIME).
 
-    ``until_ns`` is when its source says that it was, which may be a bit late.
+    That was between ``since_ns`` and ``until_ns``, and about at ``stamp_ns`` as its source says.
     """
 
     record: Record
     since_ns: int
     until_ns: int
+    stamp_ns: int
 
 
 class Match(NamedTuple):

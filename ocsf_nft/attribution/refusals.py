@@ -28,8 +28,8 @@ _KEPT_ALIKE: Final = 8
 #: How long more of a packet is not told (``capture.bpf.c``: AGAIN).
 _SILENCE_NS: Final = 500_000_000
 #: Where a record has no bytes, its packet is one that was told after it was logged, as far as the
-#: stamp of a log can say when that was.
-_SOON_NS: Final = 20_000_000
+#: stamp of a log can say when that was (``sources/clock.py``).
+_SOON_NS: Final = 500_000_000
 _TCP: Final = 6
 _SYN: Final = 0x02
 _ACK: Final = 0x10
@@ -216,4 +216,4 @@ def _asked(logged: Logged) -> _Asked | None:
     key = _key_of_record(logged.record)
     if key is None:
         return None
-    return _Asked(key, logged.record.captured_sum, logged.since_ns, logged.until_ns - _SOON_NS)
+    return _Asked(key, logged.record.captured_sum, logged.since_ns, logged.stamp_ns - _SOON_NS)

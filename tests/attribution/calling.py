@@ -99,7 +99,7 @@ def record(read_ns: int, **facts: Any) -> Record:
 
 def logged(*records: Record, now_ns: int, since_ns: int = 0) -> list[Logged]:
     """Some records that were read by now, and logged since."""
-    return [Logged(each, since_ns, now_ns) for each in records]
+    return [Logged(each, since_ns, now_ns, now_ns) for each in records]
 
 
 @dataclass(eq=False)
@@ -265,7 +265,7 @@ class Kernel:
             self.empty_ns = self.now_ns
         self.now_ns += 1000
         return [
-            Sent(Logged(record, since_ns, self.now_ns), time_ns, by)
+            Sent(Logged(record, since_ns, self.now_ns, time_ns), time_ns, by)
             for record, time_ns, by in found
         ]
 

@@ -117,7 +117,7 @@ def test_a_packet_is_the_one_of_the_same_bytes() -> None:
 
 
 def test_where_a_record_has_no_bytes_its_packet_was_told_about_when_it_was_logged() -> None:
-    soon_ns = 20_000_000
+    soon_ns = 500_000_000
     for packet, told in (
         (record(NOW), call(7, NOW - soon_ns - 1, sum=1)),
         (record(NOW, captured_sum=1), call(7, NOW - soon_ns - 1)),
@@ -190,7 +190,7 @@ def test_one_that_is_still_to_be_told_is_waited_for() -> None:
     assert not is_late(of(call(7, NOW)))
     assert is_late(of(call(7, NOW)), 2)
     assert not is_late(of(call(7, NOW), call(8, NOW)), 2)
-    assert is_late(of(call(7, NOW - SECOND // 2, has_more=True)))
+    assert is_late(of(call(7, NOW - SECOND, has_more=True)))
     assert not is_late(of(call(7, NOW, **ANY)))
     assert is_late(of(call(7, NOW, sum=1)), captured_sum=2)
     assert not is_late(of(call(7, NOW - SECOND, sum=1)), captured_sum=1)
