@@ -114,12 +114,22 @@ def test_each_attempt_is_one_true_event_whatever_the_transport(
     for event in refused:
         seen[_seen(event)] += event["count"]
     assert seen == expected
+    # The attempts of each user are one process's, and it is gone by now.
+    whose = {(event["actor"]["user"]["uid"], _named(event)) for event in refused}
+    assert len(whose) == len({uid for uid, _ in whose}) == 2
+    assert {confidence for _, (_, confidence) in whose} == {"High"}
     assert len({event["metadata"]["uid"] for event in events}) == len(events)
     started, ended = span
     assert all(started - 20 <= event["time"] <= ended + 20 for event in refused)
     states = [event["state_id"] for event in events if event["class_uid"] == 5019]
     assert states == [2, 1]  # enabled, disabled
     assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
+
+
+def _named(event: dict[str, Any]) -> tuple[str, str]:
+    """The number of the process, and how sure that is."""
+    (how,) = event["enrichments"]
+    return how["value"], how["data"]["confidence"]
 
 
 def _run(
