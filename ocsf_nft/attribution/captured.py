@@ -160,25 +160,27 @@ class Captured:
         return self._images.is_latest(image)
 
     def since_last(
-        self, sandbox: str, record: Record, packets: int, until_ns: int
+        self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
         """Who has tried what a record is of since this was asked last; None where nobody was seen.
 
-        The ``packets`` were counted until then (epoch). One process is named where each of them is
-        a packet of it that was seen: somebody else's was none of those then.
+        The ``packets`` were counted from then on (epoch), until the record was made. One process
+        is named where each of them is a packet of it that was seen: somebody else's was none of
+        those then.
         """
         where = where_of(record)
         if where is None:
             return None
         tried = self._by_name[sandbox]
-        calls, unnamed, is_mixed = tried.tally.take(where, until_ns - _booted_ns())
+        booted_ns = _booted_ns()
+        calls, unnamed, is_mixed = tried.tally.take(
+            where, began_ns - booted_ns, record.received_ns - booted_ns
+        )
         if not calls:
             return None
         seen = tuple(Seen(process=self._images.process(call), calls=times) for call, times in calls)
         times = sum(times for _, times in calls)
         is_all = tried.is_refused and times == packets and not unnamed and not is_mixed
-        if where.protocol is None and not is_all:
-            return None  # they may have sent other frames than these
         if is_all and len(seen) == 1:
             process = seen[0].process
             return Attribution(rung="capture", sureness="high", reason=_TRIED, process=process)

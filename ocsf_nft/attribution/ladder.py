@@ -186,16 +186,16 @@ class Ladder:
         return told
 
     def since_last(
-        self, sandbox: str, record: Record, packets: int, until_ns: int
+        self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
         """Who was seen to try what a record is of, since this was asked last.
 
-        It is told of so many packets, which were counted until then (epoch). None where nobody
-        was, or nobody looks.
+        It is told of so many packets, which were counted from then on (epoch), until it was made.
+        None where nobody was, or nobody looks.
         """
         if self._captured is None or sandbox not in self._sandboxes:
             return None
-        found = self._captured.since_last(sandbox, record, packets, until_ns)
+        found = self._captured.since_last(sandbox, record, packets, began_ns)
         return None if found is None else self._with_names(record, found)
 
     def told(self, sandbox: str, record: Record, process: Process | None) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: Of more processes, that it may have been any of them says nothing.
 MOST: Final = 16
 #: The rules that refuse frames, which name no socket.
-_OF_FRAMES: Final = frozenset({"link"})
+OF_FRAMES: Final = frozenset({"link"})
 
 
 class Way(NamedTuple):
@@ -62,7 +62,7 @@ def way_of(record: Record) -> Way | None:
     """None where no process has sent its packet, or nobody can tell by what socket."""
     if record.uid is None:
         return None
-    if record.rule in _OF_FRAMES:
+    if record.rule in OF_FRAMES:
         return FRAME
     if record.protocol is None:
         return None

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.layout import NOBODY, Call
-from ocsf_nft.attribution.match import FRAME, MOST, Way, match, way_of, way_of_call
+from ocsf_nft.attribution.match import MOST, Way, match, way_of, way_of_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,6 +30,8 @@ _SILENCE_NS: Final = 500_000_000
 #: Where a record has no bytes, its packet is one that was told after it was logged, as far as the
 #: stamp of a log can say when that was (``sources/clock.py``).
 _SOON_NS: Final = 500_000_000
+#: One that was told so long before may be an earlier one of the same bytes.
+_LATE_NS: Final = 1_000_000
 _TCP: Final = 6
 _SYN: Final = 0x02
 _ACK: Final = 0x10
@@ -43,20 +45,22 @@ class _Key(NamedTuple):
     is_syn: bool = False
 
 
-#: Of packets that may be any.
-_ANY: Final = _Key(-1, FRAME)
+#: Of packets that may be any of a user.
+_ANY: Final = Way(-1)
 
 
 class _Asked(NamedTuple):
-    """What a record says of its packet.
-
-    It was not logged before ``since_ns``, and as far as that is known about ``soon_ns`` or later.
-    """
+    """What a record says of its packet: not logged before ``since_ns``, about at ``stamp_ns``."""
 
     key: _Key
     sum: int | None
     since_ns: int
-    soon_ns: int
+    stamp_ns: int
+
+    @property
+    def keys(self) -> tuple[_Key, _Key]:
+        """Where it is looked for, the more exact one last."""
+        return _Key(self.key.owner, _ANY), self.key
 
     def may_be(self, packet: Call) -> bool:
         """Whether it may have been that one."""
@@ -66,7 +70,7 @@ class _Asked(NamedTuple):
     def is_likely(self, packet: Call) -> bool:
         """Whether it is one that it may be by its bytes or, without these, was of about then."""
         has_bytes = self.sum is not None and packet.sum != 0
-        return self.may_be(packet) and (has_bytes or packet.time_ns >= self.soon_ns)
+        return self.may_be(packet) and (has_bytes or packet.time_ns >= self.stamp_ns - _SOON_NS)
 
 
 class _Sent:
@@ -86,17 +90,19 @@ class _Sent:
         if call.has_more:
             self.silent_ns = call.time_ns + _SILENCE_NS
 
+    def is_silent(self, asked: _Asked) -> bool:
+        """Whether it may have been one that is not here."""
+        return self.silent_ns >= asked.since_ns
+
     def of(self, asked: _Asked) -> list[Call]:
-        """Those that it may have been; all of them, where it may have been one that is not here."""
-        if self.silent_ns >= asked.since_ns:
-            return list(self.calls)
-        return [each for each in self.calls if asked.may_be(each)]
+        """Those that it may have been; all of them, where it may have been another one."""
+        return [each for each in self.calls if self.is_silent(asked) or asked.may_be(each)]
 
     def spend(self, asked: _Asked) -> None:
         """One of those is that of a record, and so of no other one."""
-        found = self.of(asked)
-        if self.silent_ns >= asked.since_ns:
+        if self.is_silent(asked):
             return
+        found = self.of(asked)
         # The first: who is told of later than that may have sent what comes.
         self.calls.remove(found[0])
         if any(each.tid != found[0].tid for each in found):  # it may have been another one
@@ -139,7 +145,7 @@ class Refusals:
             asked = _asked(each)
             if asked is not None:
                 wanted[asked.key, asked.sum] += 1
-                if wanted[asked.key, asked.sum] > self._told(asked):
+                if wanted[asked.key, asked.sum] > self._told(asked, asked.stamp_ns - _LATE_NS):
                     return True
         return False
 
@@ -155,12 +161,12 @@ class Refusals:
     def _match(self, asked: _Asked) -> Match | None:
         found: dict[Image, Call] = {}
         keys = {}
-        for key in (_ANY, asked.key):
+        for key in asked.keys:
             for image, sent in self._by_key.get(key, {}).items():
                 if calls := sent.of(asked):
                     found[image], keys[image] = _latest(calls), key
         is_sender = (
-            NOBODY not in found and asked.since_ns > self._forgotten_ns and self._told(asked) > 0
+            NOBODY not in found and asked.since_ns > self._forgotten_ns and self._told(asked, 0) > 0
         )
         if len(found) == 1:
             ((image, key),) = keys.items()
@@ -168,11 +174,11 @@ class Refusals:
         found.pop(NOBODY, None)
         return match(found.values(), is_sender=is_sender)
 
-    def _told(self, asked: _Asked) -> int:
-        """How many packets were told that it is likely to be."""
+    def _told(self, asked: _Asked, after_ns: int) -> int:
+        """How many packets were told after that which it is likely to be."""
         return sum(
-            asked.is_likely(each)
-            for key in (_ANY, asked.key)
+            each.time_ns >= after_ns and asked.is_likely(each)
+            for key in asked.keys
             for sent in self._by_key.get(key, {}).values()
             for each in sent.calls
         )
@@ -201,7 +207,9 @@ def _latest(calls: Sequence[Call]) -> Call:
 
 
 def _key_of_call(call: Call) -> _Key:
-    return _ANY if call.is_any else _Key(call.owner, way_of_call(call), call.is_syn)
+    if call.is_any:
+        return _Key(call.owner, _ANY)
+    return _Key(call.owner, way_of_call(call), call.is_syn)
 
 
 def _key_of_record(record: Record) -> _Key | None:
@@ -216,4 +224,4 @@ def _asked(logged: Logged) -> _Asked | None:
     key = _key_of_record(logged.record)
     if key is None:
         return None
-    return _Asked(key, logged.record.captured_sum, logged.since_ns, logged.stamp_ns - _SOON_NS)
+    return _Asked(key, logged.record.captured_sum, logged.since_ns, logged.stamp_ns)

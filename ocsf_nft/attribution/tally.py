@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.layout import NOBODY
+from ocsf_nft.attribution.match import OF_FRAMES
 
 if TYPE_CHECKING:
     from ocsf_nft.attribution.layout import Call, Image
@@ -20,12 +21,12 @@ _RECENT: Final = 64
 
 
 class Where(NamedTuple):
-    """What somebody tries, and as which user; nothing but the user, of frames."""
+    """What somebody tries, and as which user."""
 
     uid: int
-    protocol: int | None = None
-    destination: bytes = b""
-    port: int = 0
+    protocol: int
+    destination: bytes
+    port: int
 
 
 class _Latest(NamedTuple):
@@ -37,7 +38,7 @@ class Tried(NamedTuple):
     """The latest call of each process, and how often it was told.
 
     ``unnamed`` is how many more processes there were, at least. ``is_mixed``: some of it may be of
-    packets that were told by themselves, or are counted later.
+    packets that were told by themselves, or were counted before or after.
     """
 
     calls: tuple[tuple[Call, int], ...] = ()
@@ -78,13 +79,18 @@ class _Flow:
             self.latest[image] = latest._replace(times=latest.times - 1)
         else:
             self.latest.pop(image, None)
+        told = next((each for each in reversed(self.recent) if each.image == image), None)
+        if told is not None:
+            self.recent.remove(told)
 
-    def after(self, until_ns: int) -> _Flow:
-        """What was called after that, taken off this."""
+    def after(self, began_ns: int, ended_ns: int) -> _Flow:
+        """What was called after a reading of the counters began, taken off this."""
         rest = _Flow()
-        later = [each for each in self.recent if each.time_ns > until_ns]
+        later = [each for each in self.recent if each.time_ns > began_ns]
         if len(later) == _RECENT:  # and more than those
             self.is_mixed = rest.is_mixed = True
+        # Those in the middle of it may have been counted.
+        rest.is_mixed |= any(each.time_ns <= ended_ns for each in later)
         for call in later:
             self.take_one(call.image)
             rest.add(call)
@@ -99,24 +105,28 @@ class Tally:
 
     def add(self, call: Call) -> None:
         """Take in a call."""
-        if call.is_connect or call.is_any or call.image == NOBODY:
+        if call.is_connect or call.is_any or call.is_frame or call.image == NOBODY:
             return
-        where = Where(call.owner, call.protocol, call.destination, call.destination_port)
-        if call.is_frame:
-            where = Where(call.owner)
-        if where not in self._flows:
-            self._flows[where] = _Flow()
-        self._flows[where].add(call)
+        self._flow(Where(call.owner, call.protocol, call.destination, call.destination_port)).add(
+            call
+        )
+
+    def _flow(self, where: Where) -> _Flow:
+        found = self._flows.setdefault(where, _Flow())
         self._flows.move_to_end(where)
         while len(self._flows) > _FLOWS:
             self._flows.popitem(last=False)
+        return found
 
-    def take(self, where: Where, until_ns: int) -> Tried:
-        """Who has tried it since this was asked last, and until then (CLOCK_BOOTTIME)."""
+    def take(self, where: Where, began_ns: int, ended_ns: int) -> Tried:
+        """Who has tried it since this was asked last, as far as the counters tell.
+
+        They were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME).
+        """
         flow = self._flows.pop(where, None)
         if flow is None:
             return Tried()
-        rest = flow.after(until_ns)
+        rest = flow.after(began_ns, ended_ns)
         if rest.latest:
             self._flows[where] = rest
         calls = tuple((each.call, each.times) for each in flow.latest.values())
@@ -124,9 +134,7 @@ class Tally:
 
     def take_one(self, where: Where, pid: int | None) -> None:
         """One try was told by itself, as a process's or nobody's."""
-        flow = self._flows.get(where)
-        if flow is None:
-            return
+        flow = self._flow(where)
         image = next((each for each in flow.latest if each.pid == pid), None)
         if image is None:
             flow.is_mixed = True
@@ -135,10 +143,13 @@ class Tally:
 
 
 def where_of(record: Record) -> Where | None:
-    """What a record is of; None where no user's process has sent it."""
-    if record.uid is None:
+    """What a record is of; None where no user's process has sent it, and of frames.
+
+    Frames are counted by what they say they are, which is not what they are told as.
+    """
+    if record.uid is None or record.rule in OF_FRAMES:
         return None
     if record.protocol is None or record.destination is None:
-        return Where(record.uid)
+        return None
     destination = ipaddress.ip_address(record.destination).packed
     return Where(record.uid, record.protocol, destination, record.destination_port or 0)

@@ -329,9 +329,9 @@ class Account:
         if known is not None and attempt.packets > 1:
             known = of_one_packet(known)
         if attempt.merged is None:
-            until_ns = self._ledger.read_ns or 0
+            began_ns = self._ledger.read_ns or 0
             record, packets = attempt.record, attempt.packets
-            seen = self._ladder.since_last(self.sandbox, record, packets, until_ns)
+            seen = self._ladder.since_last(self.sandbox, record, packets, began_ns)
             known = seen or known
         elif attempt.record.uid is None:
             return attempt  # of whichever users

@@ -191,6 +191,33 @@ async def test_what_was_not_logged_stands_for_nobody_elses(
     assert [each and each.pid for each in named[:4]] == [one] * 4
 
 
+async def test_what_a_process_sends_is_not_told_as_by_the_program_that_it_ran_before(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which had sent the same so often that it was not told any more."""
+    fence(lab, state, monkeypatch, is_generous=False)
+    program = """
+        s = udp()
+        s.setsockopt(0, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO: no numbers, the same bytes
+        s.connect(TO4)
+        begun = time.monotonic()
+        def send():
+            with refused: s.send(b"x")
+            s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        for _ in range(4): send()
+        time.sleep(max(0.0, begun + 0.8 - time.monotonic()))
+        for _ in range(12): send()
+        os.dup2(s.fileno(), 9)
+        os.execv("/usr/bin/bash", ["bash", "-c", "sleep 0.25; printf x >&9; exit 0"])
+    """
+    async with watching(lab) as watched:
+        await asyncio.to_thread(scripted.run, lab, program)
+        found = await watched.until(5, protocol=_UDP)
+    paths = [by.process and by.process.path for by in found]
+    assert paths[:4] == [scripted.PYTHON] * 4
+    assert paths[4] in {None, "/usr/bin/bash"}
+
+
 def _of(watched: Watched, protocol: int, *, is_marked: bool) -> list[Attribution]:
     return [
         by

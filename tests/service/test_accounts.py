@@ -378,10 +378,10 @@ class Seeing(Ladder):
         self.alone.append(record)
 
     def since_last(
-        self, sandbox: str, record: Record, packets: int, until_ns: int
+        self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
         assert sandbox == "sb"
-        assert until_ns <= record.received_ns  # when the reading of the counters began
+        assert began_ns <= record.received_ns  # when the reading of the counters began
         self.windows.append(packets)
         return _by(1 + len(self.windows)) if record.destination_port != 81 else None
 

@@ -130,9 +130,12 @@ struct budget {
 	__u64 calls;
 };
 
+/* Another program of a process, or a socket of another user, is another one: whoever asks what was not
+ * told asks by these. */
 struct spender {
 	__u64 netns;
-	__u32 tgid;
+	struct image image;
+	__u32 owner;
 	__u32 reserved;
 };
 
@@ -147,7 +150,8 @@ struct {
 struct repeated {
 	__u64 socket;
 	__u64 netns;
-	__u32 tgid;
+	struct image image;
+	__u32 tid;
 	__u32 owner;
 	__u16 destination_port;
 	__u16 source_port;
@@ -193,7 +197,8 @@ static __always_inline int is_repeated(struct call *call, __u64 socket)
 	struct repeated key = {
 		.socket = socket,
 		.netns = call->netns,
-		.tgid = call->caller.image.tgid,
+		.image = call->caller.image,
+		.tid = call->caller.tid,
 		.owner = call->owner,
 		.destination_port = call->destination_port,
 		.source_port = call->source_port,
@@ -266,7 +271,9 @@ static __always_inline int who(struct caller *caller)
  * socket is known by here, or 0 where each is another one. */
 static __always_inline int tell_call(struct call *call, __u64 socket)
 {
-	struct spender spender = { .netns = call->netns, .tgid = call->caller.image.tgid };
+	struct spender spender = {
+		.netns = call->netns, .image = call->caller.image, .owner = call->owner
+	};
 	struct budget *budget = bpf_map_lookup_elem(&budgets, &spender);
 
 	if (is_spent(budget, call->time_ns) || (socket && is_repeated(call, socket)))

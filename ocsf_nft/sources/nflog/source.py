@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 #: A batch ends when it holds this many records or took this long, so that the loop stays lively.
 _BATCH_RECORDS: Final = 1024
 _BATCH_NS: Final = 10_000_000
-#: How long the kernel may keep a record back to gather others, generously (``group.FLOOD``).
-_KEPT_BACK_NS: Final = 30_000_000
+#: How long the kernel may keep a record back to gather others: by a timer of 10 ms
+#: (``group.FLOOD``), which may be held up.
+_KEPT_BACK_NS: Final = 200_000_000
 #: How long nothing must come before an overflow is reported without its number.
 _QUIET_S: Final = 0.15
 
