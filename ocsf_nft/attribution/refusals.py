@@ -30,8 +30,6 @@ _SILENCE_NS: Final = 500_000_000
 #: Where a record has no bytes, its packet is one that was told after it was logged, as far as the
 #: stamp of a log can say when that was (``sources/clock.py``).
 _SOON_NS: Final = 500_000_000
-#: One that was told so long before may be an earlier one of the same bytes.
-_LATE_NS: Final = 1_000_000
 _TCP: Final = 6
 _SYN: Final = 0x02
 _ACK: Final = 0x10
@@ -145,7 +143,7 @@ class Refusals:
             asked = _asked(each)
             if asked is not None:
                 wanted[asked.key, asked.sum] += 1
-                if wanted[asked.key, asked.sum] > self._told(asked, asked.stamp_ns - _LATE_NS):
+                if wanted[asked.key, asked.sum] > self._told(asked):
                     return True
         return False
 
@@ -166,7 +164,7 @@ class Refusals:
                 if calls := sent.of(asked):
                     found[image], keys[image] = _latest(calls), key
         is_sender = (
-            NOBODY not in found and asked.since_ns > self._forgotten_ns and self._told(asked, 0) > 0
+            NOBODY not in found and asked.since_ns > self._forgotten_ns and self._told(asked) > 0
         )
         if len(found) == 1:
             ((image, key),) = keys.items()
@@ -174,10 +172,10 @@ class Refusals:
         found.pop(NOBODY, None)
         return match(found.values(), is_sender=is_sender)
 
-    def _told(self, asked: _Asked, after_ns: int) -> int:
-        """How many packets were told after that which it is likely to be."""
+    def _told(self, asked: _Asked) -> int:
+        """How many packets were told that it is likely to be."""
         return sum(
-            each.time_ns >= after_ns and asked.is_likely(each)
+            asked.is_likely(each)
             for key in asked.keys
             for sent in self._by_key.get(key, {}).values()
             for each in sent.calls
