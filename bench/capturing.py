@@ -133,9 +133,9 @@ def run() -> Subject:
         notes=(
             f"{_ROUNDS} rounds without and with it, in turn: of each the quickest of some batches,",
             "so that what else goes on is left out; of these the medians. Noise: so far apart is",
-            "the middle half of the rounds, without it or with it. Each call is told of, but for",
-            "the same again and again, and what the kernel keeps of calls is full. Elsewhere: in a",
-            "network namespace that is not watched. Whoever reads what is told is not in it.",
+            "the middle half of the rounds, without it or with it. Each refused packet is told of,",
+            "but for the same again and again, and what the kernel keeps of those is full.",
+            "Elsewhere: in a network namespace that is not watched. Whoever reads is not in it.",
         ),
         failures=tuple(failures),
     )

@@ -164,9 +164,9 @@ class Captured:
     ) -> Attribution | None:
         """Who has tried what a record is of since this was asked last; None where nobody was seen.
 
-        The ``packets`` were counted from then on (epoch), until the record was made. One process
-        is named where each of them is a packet of it that was seen: somebody else's was none of
-        those then.
+        The ``packets`` are what the counters said, whose reading began at ``began_ns`` (epoch) and
+        ended when the record was made. One process is named where each of them is a packet of it
+        that was seen: somebody else's was none of those then.
         """
         where = where_of(record)
         if where is None:

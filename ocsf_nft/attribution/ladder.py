@@ -190,8 +190,8 @@ class Ladder:
     ) -> Attribution | None:
         """Who was seen to try what a record is of, since this was asked last.
 
-        It is told of so many packets, which were counted from then on (epoch), until it was made.
-        None where nobody was, or nobody looks.
+        It is told of so many packets, by counters whose reading began at ``began_ns`` (epoch). None
+        where nobody was, or nobody looks.
         """
         if self._captured is None or sandbox not in self._sandboxes:
             return None

@@ -269,3 +269,11 @@ def news(seen: Installed, look: Look, *, came: bool = False) -> str | None:
     if look.was_renewed:
         return f"it was altered or gone, and has been put back: {look.difference}"
     return None if now == seen else "it was installed anew"
+
+
+def on_record(sandbox: str, state: StateDirectory) -> Installed | None:
+    """What is on record for a sandbox; None where that can't be read, which the run tells."""
+    try:
+        return state.read(sandbox)
+    except FenceError:
+        return None

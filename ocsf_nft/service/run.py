@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import orjson
 
 from ocsf_nft.accounting import book
-from ocsf_nft.attribution.ladder import Ladder
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.delivery.shelf import FILE
 from ocsf_nft.delivery.store import Store
-from ocsf_nft.errors import FenceError, OcsfNftError, UsageError
+from ocsf_nft.errors import OcsfNftError, UsageError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.context import product, this_host
 from ocsf_nft.ocsf.notices import attribution_fell, lifecycle
 from ocsf_nft.privileges import Capability
-from ocsf_nft.service import fences
+from ocsf_nft.service import fences, naming
 from ocsf_nft.service.accounts import Account
 from ocsf_nft.service.feeds import HOST, Early, feeds, log_of
 from ocsf_nft.service.iterated import Iterated
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from ocsf_nft.attribution.ladder import Ladder
     from ocsf_nft.config import Config, SandboxConfig
-    from ocsf_nft.fence.state import Installed
     from ocsf_nft.service.fences import Fence
 
 #: The form of the handshake: another number is another form.
@@ -199,7 +198,7 @@ class Service:
         for sandbox in config.sandbox:
             stack.enter_context(self._state.watching(sandbox.name))
         # Before anything is logged: so no record is of a call from before it.
-        self.ladder = await stack.enter_async_context(self._ladder())
+        self.ladder = await stack.enter_async_context(naming.ladder(config, self._state))
         early = Early()
         for sandbox in config.sandbox:
             await early.open(sandbox, self._state, stack)
@@ -297,24 +296,6 @@ class Service:
             drops=wanted.when_full == "drop",
         )
 
-    def _ladder(self) -> Ladder:
-        wanted = self.config.attribution
-        namespaces, permissive = {}, set()
-        for sandbox in self.config.sandbox:
-            found = None if sandbox.install else _on_record(sandbox.name, self._state)
-            if sandbox.profile != "tap":  # a VM's processes are its own kernel's
-                known = HOST if found is None else found.namespace
-                namespaces[sandbox.name] = sandbox.namespace or known
-                if sandbox.permissive if found is None else found.spec.is_permissive:
-                    permissive.add(sandbox.name)
-        return Ladder(
-            namespaces,
-            permissive=permissive,
-            top=wanted.top,
-            wait_seconds=wanted.wait_ms / 1000,
-            hashed_bytes=wanted.hash_max_bytes,
-        )
-
     async def _fell(self, reason: str) -> None:
         """Tell that processes are not captured any more."""
         event = attribution_fell(
@@ -360,7 +341,7 @@ def capabilities(config: Config) -> frozenset[Capability]:
         needed.add(Capability.NET_ADMIN)  # binding NFLOG, listing and renewing the fence
         if sandbox.profile != "tap":
             needed |= _TO_ATTRIBUTE[config.attribution.top]
-        found = None if sandbox.install else _on_record(sandbox.name, state)
+        found = None if sandbox.install else fences.on_record(sandbox.name, state)
         namespace = sandbox.namespace or (found.namespace if found else HOST)
         if namespace != HOST:
             needed.add(Capability.SYS_ADMIN)  # setns(2) into another namespace
@@ -370,14 +351,6 @@ def capabilities(config: Config) -> frozenset[Capability]:
         if transport != "nflog":
             needed.add(Capability.SYSLOG)
     return frozenset(needed)
-
-
-def _on_record(sandbox: str, state: StateDirectory) -> Installed | None:
-    """What is on record for a sandbox; None where that can't be read, which the run tells."""
-    try:
-        return state.read(sandbox)
-    except FenceError:
-        return None
 
 
 async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
