@@ -57,7 +57,7 @@ def fence(namespace: Namespace, sandbox: str, *, nflog: bool = False, kmsg: bool
     logs += [f'log prefix "{prefix}" flags all'] if kmsg else []
     rules = _RULES.format(log="\n        ".join(logs), four=INTERNET4, six=INTERNET6)
     namespace.call(lambda: subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True))
-    namespace.call(_allow_ping)
+    namespace.call(allow_ping)
 
 
 def refused(namespace: Namespace) -> int:
@@ -96,7 +96,7 @@ def _program(uid: int, times: int, *kinds: str) -> subprocess.Popen[bytes]:
         )
 
 
-def _allow_ping() -> None:
+def allow_ping() -> None:
     Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647", encoding="ascii")
 
 

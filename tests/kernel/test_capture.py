@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.kernel
 _ATTEMPTS = 10_000
 _PROGRAMS = 50
 _ENOUGH = 0.999
+_FORKS_A_SECOND = 5000
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,46 @@ async def test_each_of_ten_thousand_that_are_gone_at_once_is_named(
     assert verdicts.total() == _ATTEMPTS
     assert verdicts["right"] >= _ENOUGH * _ATTEMPTS, (verdicts, lost)
     assert set(verdicts) <= {"right", "unknown"}
+
+
+async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
+    lab: Lab,
+    state: StateDirectory,
+    attackers: Swarm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fence(lab, state, monkeypatch)
+    forks = tmp_path / "forks"
+    source = Path(__file__).with_name("forks.c")
+    await asyncio.to_thread(lambda: subprocess.run(["cc", "-O2", "-o", forks, source], check=True))
+    for _ in range(3):  # others may be using this machine
+        if await _named_in_a_flood(lab, attackers, forks) >= _FORKS_A_SECOND:
+            return
+    pytest.fail("it was no flood")
+
+
+async def _named_in_a_flood(lab: Lab, attackers: Swarm, forks: Path) -> float:
+    """Children a second, beside the attackers' own."""
+    numbers = range(FIRST, FIRST + 1000)
+    async with watching(lab) as watched:
+        flood = lab.sandbox_namespace.call(
+            lambda: subprocess.Popen([forks, "3000"], stdout=subprocess.PIPE, text=True)
+        )
+        running = attackers.start(lab.sandbox_namespace, numbers, UDP, mask=1)
+        truth = await asyncio.to_thread(attackers.truth, running)
+        told, _ = await asyncio.to_thread(flood.communicate)
+        await watched.until(len(numbers), protocol=17)
+    named = [
+        (by.process, truth[number])
+        for record, by in watched.found
+        if (number := swarm.number_of(record)) in truth and by.process is not None
+    ]
+    assert len(named) >= 0.99 * len(numbers)
+    for process, true in named:
+        assert process.pid == true.pid
+        assert process.path in {true.path, None}
+    return int(told) / 3
 
 
 def _verdict(by: Attribution, truth: Truth, launcher: str) -> str:

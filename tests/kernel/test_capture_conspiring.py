@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel import scripted
+from tests.kernel import attempts, scripted
 from tests.kernel.watching import fence, watching
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ async def test_each_is_told_as_who_it_is(
     second: str,
 ) -> None:
     fence(lab, state, monkeypatch)
-    lab.sandbox_namespace.call(_let_everybody_ping)
+    lab.sandbox_namespace.call(attempts.allow_ping)
     program = "\n".join(
         [
             _WITH,
@@ -162,7 +161,3 @@ async def test_each_is_told_as_who_it_is(
 
 def _refused(deed: str) -> str:
     return "with refused:\n" + textwrap.indent(textwrap.dedent(deed), "    ")
-
-
-def _let_everybody_ping() -> None:
-    Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 99", encoding="ascii")

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel import scripted, swarm
+from tests.kernel import scripted
 from tests.kernel.scripted import PYTHON, START
-from tests.kernel.swarm import FIRST, UDP
 from tests.kernel.watching import fence, watching
 
 if TYPE_CHECKING:
@@ -24,17 +23,10 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.process import Process
-    from tests.kernel.swarm import Swarm
 
 pytestmark = pytest.mark.kernel
 
 _UDP, _TCP, _ICMP, _ICMPV6 = 17, 6, 1, 58
-_FORKS_A_SECOND = 5000
-
-
-@pytest.fixture(scope="module")
-def attackers(tmp_path_factory: pytest.TempPathFactory) -> Swarm:
-    return swarm.build(tmp_path_factory.mktemp("swarm"), 10)
 
 
 @pytest.fixture
@@ -334,46 +326,6 @@ async def test_who_has_the_number_of_another_one_now_is_not_taken_for_it(
             assert process.pid == pid
             return
     pytest.fail("the number was not given out again")
-
-
-async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
-    lab: Lab,
-    state: StateDirectory,
-    attackers: Swarm,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    fence(lab, state, monkeypatch)
-    forks = tmp_path / "forks"
-    source = Path(__file__).with_name("forks.c")
-    await asyncio.to_thread(lambda: subprocess.run(["cc", "-O2", "-o", forks, source], check=True))
-    for _ in range(3):  # others may be using this machine
-        if await _named_in_a_flood(lab, attackers, forks) >= _FORKS_A_SECOND:
-            return
-    pytest.fail("it was no flood")
-
-
-async def _named_in_a_flood(lab: Lab, attackers: Swarm, forks: Path) -> float:
-    """Children a second, beside the attackers' own."""
-    numbers = range(FIRST, FIRST + 1000)
-    async with watching(lab) as watched:
-        flood = lab.sandbox_namespace.call(
-            lambda: subprocess.Popen([forks, "3000"], stdout=subprocess.PIPE, text=True)
-        )
-        running = attackers.start(lab.sandbox_namespace, numbers, UDP, mask=1)
-        truth = await asyncio.to_thread(attackers.truth, running)
-        told, _ = await asyncio.to_thread(flood.communicate)
-        await watched.until(len(numbers), protocol=_UDP)
-    named = [
-        (by.process, truth[number])
-        for record, by in watched.found
-        if (number := swarm.number_of(record)) in truth and by.process is not None
-    ]
-    assert len(named) >= 0.99 * len(numbers)
-    for process, true in named:
-        assert process.pid == true.pid
-        assert process.path in {true.path, None}
-    return int(told) / 3
 
 
 async def test_a_permissive_fence_names_nobody_whom_it_did_not_see(

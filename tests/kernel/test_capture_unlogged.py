@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel import scripted
+from tests.kernel import attempts, scripted
 from tests.kernel.watching import fence, watching
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ async def test_what_was_not_logged_stands_for_nobody_elses(
     second: str,
 ) -> None:
     fence(lab, state, monkeypatch, is_generous=False)
-    lab.sandbox_namespace.call(_let_everybody_ping)
+    lab.sandbox_namespace.call(attempts.allow_ping)
     program = "\n".join(
         [
             _WITH,
@@ -226,7 +225,3 @@ def _of(watched: Watched, protocol: int, *, is_marked: bool) -> list[Attribution
         and record.uid is not None
         and is_marked == ((record.length or 0) > _LONGEST_PLAIN)
     ]
-
-
-def _let_everybody_ping() -> None:
-    Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 9999", encoding="ascii")

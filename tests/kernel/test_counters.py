@@ -73,7 +73,7 @@ def accounted(rule: RuleReading) -> int:
 
 def test_each_flow_is_read_with_its_own_count(lab: Lab, reader: Counters) -> None:
     namespace = lab.sandbox_namespace
-    namespace.call(attempts._allow_ping)
+    namespace.call(attempts.allow_ping)
     attempts.attempt(namespace, _UID, 3, *(kind for kind, *_ in attempts.UNPRIVILEGED))
     attempts.attempt(namespace, 0, 2, "raw4", "raw6", "udp4")
     reading = reader.read()
@@ -198,7 +198,7 @@ def test_flows_that_come_meanwhile_are_read_once_and_none_is_missed(
 def test_elements_as_this_kernel_tells_them_are_taken_apart_at_once(
     lab: Lab, reader: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab.sandbox_namespace.call(attempts._allow_ping)
+    lab.sandbox_namespace.call(attempts.allow_ping)
     kinds = [kind for kind, *_ in (*attempts.UNPRIVILEGED, *attempts.PRIVILEGED)]
     attempts.attempt(lab.sandbox_namespace, 0, 1, *kinds)
     wanted = reader.read().rules["egress"].elements

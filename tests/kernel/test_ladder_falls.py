@@ -91,18 +91,24 @@ def stays() -> Iterator[Callable[[subprocess.Popen[str]], None]]:
 def test_without_something_the_next_rung_stands_and_says_why(
     host: list[str], why: str | None
 ) -> None:
+    rung, reason = _stood(host, _STANDS)
+    assert rung == ("socket" if why else "capture")
+    assert (why or "") in (reason or "")
+
+
+def _stood(host: list[str], script: str) -> tuple[str, str | None]:
+    """On which rung a ladder stands there, and why on no better one."""
     done = subprocess.run(
-        [*host, sys.executable, "-c", _STANDS],
+        [*host, sys.executable, "-c", script],
         capture_output=True,
         text=True,
         check=True,
         cwd=_ROOT,
     )
+    assert done.stderr == ""
     # What is logged comes before it.
     rung, reason = json.loads(done.stdout.splitlines()[-1])
-    assert rung == ("socket" if why else "capture")
-    assert (why or "") in (reason or "")
-    assert done.stderr == ""
+    return rung, reason
 
 
 @pytest.mark.parametrize(
@@ -119,14 +125,7 @@ def test_without_cgroup_v2_what_is_refused_is_told_of_and_else_the_next_rung_sta
 ) -> None:
     script = _STANDS.replace("async def stand", f"{needs_it}\nasync def stand")
     without = f'umount -l $({_NO_CGROUP2}); exec "$@"'
-    done = subprocess.run(
-        ["unshare", "-nm", "sh", "-c", without, "sh", sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=_ROOT,
-    )
-    rung, reason = json.loads(done.stdout.splitlines()[-1])
+    rung, reason = _stood(["unshare", "-nm", "sh", "-c", without, "sh"], script)
     assert rung == ("socket" if why else "capture")
     assert (why or "") in (reason or "")
 

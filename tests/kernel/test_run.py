@@ -9,7 +9,6 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -19,11 +18,12 @@ from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from ocsf_nft.sources.nflog import Nflog
-from tests.kernel import attempts, command, conftest, scripted
+from tests.kernel import attempts, command, conftest
 from tests.kernel.journald import in_journal, journald
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
@@ -64,7 +64,7 @@ def _until(holds: Callable[[], bool]) -> None:
 def _make_attempts(lab: Lab) -> Counter[tuple[object, ...]]:
     """Make them, and tell how many events of each kind must come of it."""
     namespace = lab.sandbox_namespace
-    namespace.call(attempts._allow_ping)
+    namespace.call(attempts.allow_ping)
     expected: Counter[tuple[object, ...]] = Counter()
     for uid, kinds in (
         (0, attempts.UNPRIVILEGED + attempts.PRIVILEGED),
@@ -234,56 +234,6 @@ def test_two_sandboxes_of_one_file_are_watched_at_once(
         if event.get("dst_endpoint", {}).get("port") == 9
     }
     assert seen == {"one", "two"}
-
-
-#: CAP_NET_ADMIN, _SYS_ADMIN, and _SYS_PTRACE for the namespace of another user's process.
-_OF_A_FENCE = 1 << 12 | 1 << 19 | 1 << 21
-
-
-@pytest.mark.parametrize(
-    ("attribution", "needed"),
-    # CAP_PERFMON, CAP_BPF.
-    [("capture", _OF_A_FENCE | 1 << 38 | 1 << 39), ("socket", _OF_A_FENCE), ("user", _OF_A_FENCE)],
-)
-def test_a_run_keeps_only_the_capabilities_that_it_needs(
-    lab: Lab, state: StateDirectory, tmp_path: Path, attribution: str, needed: int
-) -> None:
-    options = _options(lab, state, tmp_path / "events.jsonl")
-    more = ("--install", "--transport", "nflog", "--attribution", attribution)
-    with command.running(*options, *more) as running:
-        held: set[str] = set()
-        for task in Path(f"/proc/{running.process.pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it just ended
-                held.update(
-                    line
-                    for line in (task / "status").read_text().splitlines()
-                    if line.startswith(("CapPrm", "CapEff", "CapBnd", "NoNewPrivs"))
-                )
-        assert running.stop(signal.SIGTERM)[0] == 0
-    sets = (f"{name}:\t{needed:016x}" for name in ("CapPrm", "CapEff", "CapBnd"))
-    assert held == {*sets, "NoNewPrivs:\t1"}
-
-
-@pytest.mark.parametrize(("attribution", "confidence"), [("capture", "High"), ("socket", "Medium")])
-def test_with_these_it_names_another_users_process(
-    lab: Lab, state: StateDirectory, tmp_path: Path, attribution: str, confidence: str
-) -> None:
-    output = tmp_path / "events.jsonl"
-    options = (*_options(lab, state, output), "--install", "--attribution", attribution)
-    by = ("/usr/bin/setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", *scripted.BY)
-    program = f"{scripted.START}\ns = udp()\ns.sendto(b'x', TO4)\nsys.stdin.read()"
-    with command.running(*options) as running:
-        sender = lab.sandbox_namespace.call(
-            lambda: subprocess.Popen([*by, program], stdin=subprocess.PIPE)
-        )
-        with sender:
-            _until(lambda: bool(_refused(_events(output))))
-            sender.communicate(timeout=10)
-        assert running.stop(signal.SIGTERM)[0] == 0
-    (event,) = _refused(_events(output))
-    assert event["actor"]["process"]["pid"] == sender.pid
-    assert event["actor"]["process"]["file"]["path"] == scripted.PYTHON
-    assert event["enrichments"][0]["data"]["confidence"] == confidence
 
 
 def test_a_run_without_a_fence_does_not_begin(

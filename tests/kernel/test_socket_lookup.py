@@ -55,11 +55,11 @@ class Attempt:
 
 @pytest.fixture
 def sandbox(fenced: Lab) -> Lab:
-    fenced.sandbox_namespace.call(_allow_ping)
+    fenced.sandbox_namespace.call(allow_ping)
     return fenced
 
 
-def _allow_ping() -> None:
+def allow_ping() -> None:
     Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647", encoding="ascii")
 
 
