@@ -15,7 +15,7 @@ import pytest
 from ocsf_nft.lab import INTERNET4, INTERNET6, ip
 from tests.guest import machine, network
 from tests.guest.conftest import OWN_INIT, refusals
-from tests.kernel import command, conftest, tap
+from tests.kernel import command, conftest, tap, written
 from tests.kernel.packets import PAYLOAD
 from tests.kernel.vm_escapes import FORBIDDEN
 
@@ -63,7 +63,7 @@ class Behind:
     before: tuple[str, dict[str, str]]
 
     def events(self) -> list[dict[str, Any]]:
-        return [orjson.loads(line) for line in self.output.read_bytes().splitlines()]
+        return written.events(self.output)
 
     def refused(self, rule: str) -> int:
         """The kernel's own total."""

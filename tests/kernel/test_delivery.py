@@ -10,13 +10,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import pytest
 
 from ocsf_nft.delivery.shelf import FILE
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
-from tests.kernel import attempts, command, conftest
+from tests.kernel import attempts, command, conftest, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,24 +56,24 @@ def options(lab: Lab, state: StateDirectory, output: Path) -> list[str]:
     ]
 
 
-def events(path: Path) -> list[dict[str, Any]]:
-    """What a file holds; it ends with a whole line, and none comes twice."""
-    content = path.read_bytes() if path.exists() else b""
-    assert content.endswith(b"\n") or not content
-    found = [orjson.loads(line) for line in content.splitlines()]
-    uids = [event["metadata"]["uid"] for event in found]
-    assert len(set(uids)) == len(uids)
-    return found
-
-
-def told(path: Path) -> Counter[tuple[int, int]]:
-    """The packets that were told, by user and port."""
+def told_so_far(path: Path) -> Counter[tuple[int, int]]:
+    """The packets that were told, by user and port; no event comes twice."""
     found: Counter[tuple[int, int]] = Counter()
-    for event in events(path):
+    uids: set[str] = set()
+    for event in written.events(path):
+        assert event["metadata"]["uid"] not in uids
+        uids.add(event["metadata"]["uid"])
         if event["class_uid"] == 4001 and event["dst_endpoint"].get("ip") == attempts.INTERNET4:
             uid, port = int(event["actor"]["user"]["uid"]), event["dst_endpoint"]["port"]
             found[uid, port] += event["count"]
     return found
+
+
+def told(path: Path) -> Counter[tuple[int, int]]:
+    """The same once nobody writes any more: the file ends with a whole line."""
+    content = path.read_bytes() if path.exists() else b""
+    assert content.endswith(b"\n") or not content
+    return told_so_far(path)
 
 
 def wait_for(what: Any, seconds: float = 20) -> None:
@@ -94,14 +93,14 @@ def test_a_full_disk_of_a_sink_is_waited_for(lab: Lab, state: StateDirectory, di
     output = disk / "events.jsonl"
     with command.running(*options(lab, state, output), "--install") as running:
         first = sweep(lab, 1001)
-        wait_for(lambda: told(output) == first)
+        wait_for(lambda: told_so_far(output) == first)
         ballast = fill(disk)
         second = sweep(lab, 1002)
         time.sleep(1.5)
         assert running.process.poll() is None
-        assert told(output) != first + second
+        assert told_so_far(output) != first + second
         ballast.unlink()
-        wait_for(lambda: told(output) == first + second)
+        wait_for(lambda: told_so_far(output) == first + second)
         code, said = running.stop(signal.SIGTERM)
     assert code == 0, said
     assert said.count("sink down") == 1
@@ -122,7 +121,7 @@ def test_what_a_full_disk_of_a_sink_keeps_out_comes_with_the_next_run(
     assert "events wait in the store for the next run" in said
     ballast.unlink()
     with command.running(*options(lab, state, output), "--install") as running:
-        wait_for(lambda: told(output) == expected)
+        wait_for(lambda: told_so_far(output) == expected)
         assert running.stop(signal.SIGTERM)[0] == 0
     assert told(output) == expected
     assert not list((state.path / conftest.SANDBOX).glob("*")), "nobody needs anything of it"
@@ -134,14 +133,14 @@ def test_a_full_disk_of_the_state_stops_the_reading_and_loses_no_count(
     output, state = tmp_path / "events.jsonl", StateDirectory(disk / "state")
     with command.running(*options(lab, state, output), "--install") as running:
         first = sweep(lab, 1001)
-        wait_for(lambda: told(output) == first)
+        wait_for(lambda: told_so_far(output) == first)
         ballast = fill(disk)
         second = sweep(lab, 1002)
         time.sleep(2)
         assert running.process.poll() is None
         assert told(output) == first
         ballast.unlink()
-        wait_for(lambda: told(output) == first + second)
+        wait_for(lambda: told_so_far(output) == first + second)
         code, said = running.stop(signal.SIGTERM)
     assert code == 0, said
     assert said.count("nothing can be kept") == 1
@@ -164,7 +163,7 @@ def test_a_run_that_is_to_end_on_a_full_disk_ends_in_a_sentence_and_the_next_one
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
     ballast.unlink()
     with command.running(*options(lab, state, output)) as running:
-        wait_for(lambda: told(output) == expected)
+        wait_for(lambda: told_so_far(output) == expected)
         assert running.stop(signal.SIGTERM)[0] == 0
     assert told(output) == expected
 
@@ -179,7 +178,7 @@ def test_a_disk_that_is_read_only_for_a_while_is_waited_for(
     output, state = places["output"] / "events.jsonl", StateDirectory(places["state"])
     with command.running(*options(lab, state, output), "--install") as running:
         first = sweep(lab, 1001)
-        wait_for(lambda: told(output) == first)
+        wait_for(lambda: told_so_far(output) == first)
         # A disk that is in use can't be made read-only: another one comes over it.
         over = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(places[what])]
         subprocess.run(over, check=True)
@@ -189,7 +188,7 @@ def test_a_disk_that_is_read_only_for_a_while_is_waited_for(
             assert running.process.poll() is None
         finally:
             subprocess.run(["umount", str(places[what])], check=True)
-        wait_for(lambda: told(output) == first + second)
+        wait_for(lambda: told_so_far(output) == first + second)
         code, said = running.stop(signal.SIGTERM)
     assert code == 0, said
     assert "Read-only file system" in said
@@ -206,7 +205,7 @@ def test_a_permission_that_is_lost_for_a_while_is_waited_for(
     output, state = places["output"] / "events.jsonl", StateDirectory(places["state"])
     with command.running(*options(lab, state, output), "--install") as running:
         first = sweep(lab, 1001)
-        wait_for(lambda: told(output) == first)
+        wait_for(lambda: told_so_far(output) == first)
         places[what].chmod(0)  # a run has dropped the capability to override it
         try:
             second = sweep(lab, 1002)
@@ -214,7 +213,7 @@ def test_a_permission_that_is_lost_for_a_while_is_waited_for(
             assert running.process.poll() is None
         finally:
             places[what].chmod(0o700)
-        wait_for(lambda: told(output) == first + second)
+        wait_for(lambda: told_so_far(output) == first + second)
         code, said = running.stop(signal.SIGTERM)
     assert code == 0, said
     assert "Permission denied" in said
@@ -227,11 +226,11 @@ def test_a_store_that_is_deleted_under_a_run_is_put_back(
     output = tmp_path / "events.jsonl"
     with command.running(*options(lab, state, output), "--install") as running:
         first = sweep(lab, 1001)
-        wait_for(lambda: told(output) == first)
+        wait_for(lambda: told_so_far(output) == first)
         for path in (state.path / conftest.SANDBOX).glob("*.sqlite3*"):
             path.unlink()
         second = sweep(lab, 1002)
-        wait_for(lambda: told(output) == first + second)
+        wait_for(lambda: told_so_far(output) == first + second)
         running.process.kill()
         running.process.wait()
     assert (state.path / conftest.SANDBOX / FILE).exists()
@@ -252,12 +251,12 @@ def test_a_clock_that_jumps_loses_and_doubles_nothing(
     under = ["env", f"LD_PRELOAD={library}", f"CLOCK={clock}"]
     with command.running(*options(lab, state, output), "--install", under=under) as running:
         first = sweep(lab, 1001)
-        wait_for(lambda: told(output) == first)
+        wait_for(lambda: told_so_far(output) == first)
         clock.write_text(str(seconds))
         second = sweep(lab, 1002)
-        wait_for(lambda: told(output) == first + second)
+        wait_for(lambda: told_so_far(output) == first + second)
         code, said = running.stop(signal.SIGTERM)
     assert code == 0, said
     assert told(output) == first + second
-    times = [event["time"] for event in events(output)]
+    times = [event["time"] for event in written.events(output)]
     assert max(times) - min(times) > 300 * 86_400 * 1000

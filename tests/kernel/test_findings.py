@@ -9,11 +9,10 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import pytest
 
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from tests.kernel import attempts, command, conftest
+from tests.kernel import attempts, command, conftest, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,10 +33,6 @@ def _ask_for_credentials() -> None:
     for _ in range(3):
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.connect((METADATA, 80))
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def _findings(events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -76,7 +71,7 @@ def _hold_together(events: list[dict[str, Any]]) -> None:
 
 def _wait_for(path: Path, holds: Callable[[list[dict[str, Any]]], bool]) -> None:
     deadline = time.monotonic() + 20
-    while not path.exists() or not holds(_events(path)):
+    while not holds(written.events(path)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -113,7 +108,7 @@ def test_what_matters_is_found_and_each_sink_is_told_in_its_version(
         attempts.attempt(lab.sandbox_namespace, 1000, 2, "udp6")
         attempts.attempt(lab.sandbox_namespace, 0, 1, "raw4")
         assert running.stop(signal.SIGTERM)[0] == 0
-    events = _events(siem)
+    events = written.events(siem)
     assert [fault for event in events for fault in judge(event, "1.8.0")] == []
     _hold_together(events)
     assert {told[-1]["dst_endpoint"]["ip"] for told in _evidences(events)} == {
@@ -127,7 +122,7 @@ def test_what_matters_is_found_and_each_sink_is_told_in_its_version(
         for event in events
         if event["class_uid"] == 4001 and "actor" in event
     )
-    then = _events(lake)
+    then = written.events(lake)
     assert [fault for event in then for fault in judge(event, "1.1.0")] == []
     wanted = [event for event in events if event["class_uid"] in {4001, 2004}]
     assert [e["metadata"]["uid"] for e in then] == [e["metadata"]["uid"] for e in wanted]
@@ -157,7 +152,7 @@ def test_a_finding_goes_on_and_ends_though_the_run_that_began_it_was_killed(
             lambda events: any(told[-1]["count"] == 6 for told in _findings(events).values()),
         )
         assert running.stop(signal.SIGTERM)[0] == 0
-    events = _events(output)
+    events = written.events(output)
     (told,) = _findings(events).values()
     assert told[-1]["activity_name"] == "Close"
     assert told[-1]["count"] == 6

@@ -10,11 +10,10 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import pytest
 
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from tests.kernel import attempts, command, conftest, kernel_log
+from tests.kernel import attempts, command, conftest, kernel_log, written
 from tests.kernel.journald import in_journal, journald
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def _send_each(lab: Lab) -> None:
 
 
 def _events(folder: Path) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in (folder / "events.jsonl").read_bytes().splitlines()]
+    return written.events(folder / "events.jsonl")
 
 
 def _there(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

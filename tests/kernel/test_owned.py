@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import orjson
 import pytest
 
 from ocsf_nft import netlink
@@ -24,7 +23,7 @@ from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
 from ocsf_nft.nfnetlink import Nftables, Statement
-from tests.kernel import command, conftest
+from tests.kernel import command, conftest, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,8 +90,7 @@ def installing(lab: Lab) -> list[str]:
 
 def _told(output: Path) -> list[str]:
     """What became of the fence."""
-    lines = output.read_bytes().splitlines() if output.exists() else []
-    events = [orjson.loads(line) for line in lines]
+    events = written.events(output)
     return [event.get("status_detail", "") for event in events if event["class_uid"] == 5019]
 
 

@@ -11,14 +11,13 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from ocsf_nft.sources.nflog import Nflog
-from tests.kernel import attempts, command, conftest
+from tests.kernel import attempts, command, conftest, written
 from tests.kernel.journald import in_journal, journald
 
 if TYPE_CHECKING:
@@ -39,10 +38,6 @@ def _options(lab: Lab, state: StateDirectory, output: Path) -> list[str]:
         *("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--proxy", f"[{GATEWAY6}]:{PROXY_PORT}"),
         *("--state-dir", str(state.path), "--output", str(output)),
     ]
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def _refused(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,7 +101,7 @@ def test_each_attempt_is_one_true_event_whatever_the_transport(
             expected, span = _run(lab, arguments, in_journal(tmp_path / "journald"))
     else:
         expected, span = _run(lab, arguments, ())
-    events = _events(output)
+    events = written.events(output)
     faults = {event["message"]: judge(event) for event in events}
     assert not any(faults.values()), faults
     refused = _refused(events)
@@ -152,7 +147,7 @@ def test_sigterm_right_after_the_attempts_leaves_none_untold(
     with command.running(*_options(lab, state, output), "--install") as running:
         attempts.attempt(lab.sandbox_namespace, 0, burst, "flood")
         code, said = running.stop(signal.SIGTERM)
-    events = _events(output)
+    events = written.events(output)
     assert code == 0, said
     assert burst == _packets(
         [e for e in events if e.get("dst_endpoint", {}).get("port") == attempts.PORT]
@@ -175,7 +170,7 @@ def test_a_sandbox_is_watched_again_by_its_name_alone(
     with command.running(*named, "--output", str(output)) as running:
         attempts.attempt(fenced.sandbox_namespace, 0, 3, "udp4")
         assert running.stop(signal.SIGTERM)[0] == 0
-    refused = _refused(_events(output))
+    refused = _refused(written.events(output))
     assert _packets(refused) == 3
     assert refused[0]["proxy_endpoint"] == {"ip": GATEWAY4, "port": PROXY_PORT}
     assert refused[0]["firewall_rule"]["uid"].startswith("inet/ocsf_nft/log_egress/")
@@ -190,7 +185,8 @@ def test_an_interface_that_appears_later_is_fenced_too(
         _until(lambda: installer.verify(conftest.SANDBOX, state).verdict == "as installed")
         assert "late0" in conftest.nft(lab.sandbox_namespace, "list", "table", "netdev", "ocsf_nft")
         assert running.stop(signal.SIGTERM)[0] == 0
-    details = [e.get("status_detail") or "" for e in _events(output) if e["class_uid"] == 5019]
+    told = [event for event in written.events(output) if event["class_uid"] == 5019]
+    details = [event.get("status_detail") or "" for event in told]
     assert any("late0" in detail for detail in details)
 
 
@@ -230,7 +226,7 @@ def test_two_sandboxes_of_one_file_are_watched_at_once(
         assert running.stop(signal.SIGTERM)[0] == 0
     seen = {
         event["src_endpoint"]["name"]
-        for event in _events(output)
+        for event in written.events(output)
         if event.get("dst_endpoint", {}).get("port") == 9
     }
     assert seen == {"one", "two"}
@@ -272,7 +268,8 @@ def test_a_fence_that_is_flushed_under_a_run_is_put_back_and_told(
         conftest.nft(lab.sandbox_namespace, "flush", "ruleset")
         _until(lambda: installer.verify(conftest.SANDBOX, state).verdict == "as installed")
         assert running.stop(signal.SIGTERM)[0] == 0
-    details = [e.get("status_detail") or "" for e in _events(output) if e["class_uid"] == 5019]
+    told = [event for event in written.events(output) if event["class_uid"] == 5019]
+    details = [event.get("status_detail") or "" for event in told]
     assert any("put back" in detail for detail in details)
 
 
@@ -286,7 +283,7 @@ def test_a_fence_that_somebody_opened_is_told_to_be_altered_and_not_to_stand(
         ip("-n", fenced.sandbox, "link", "set", "lo", "mtu", "60000")  # look at it now
         _until(lambda: b"5019" in output.read_bytes())
         assert running.stop(signal.SIGTERM)[0] == 0
-    (altered,) = (event for event in _events(output) if event["class_uid"] == 5019)
+    (altered,) = (event for event in written.events(output) if event["class_uid"] == 5019)
     assert (altered["state_id"], altered["state"], altered["severity"]) == (99, "Altered", "High")
     assert "may hold nothing back (before: standing)" in altered["message"]
     assert "accept" in altered["status_detail"]
@@ -300,7 +297,7 @@ def test_a_fence_that_somebody_removed_is_told_at_the_end(
         installer.remove(conftest.SANDBOX, state)
         code, said = running.stop(signal.SIGTERM)
     assert code == 0, said
-    *before, stopped = _events(output)
+    *before, stopped = written.events(output)
     stood, gone = (event for event in before if event["class_uid"] == 5019)
     assert (stood["state_id"], gone["state_id"]) == (2, 1)
     assert "before: standing" in gone["message"]
@@ -343,7 +340,7 @@ def test_a_record_that_names_a_sandbox_of_another_namespace_is_a_forgery(
     assert code == 0
     assert "forged" in said
     assert "victim" not in output.read_text()
-    assert _packets(_refused(_events(output))) == 3
+    assert _packets(_refused(written.events(output))) == 3
 
 
 def test_a_namespace_that_was_made_anew_ends_the_run_with_its_fence_standing(

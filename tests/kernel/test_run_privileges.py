@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel import command, scripted
-from tests.kernel.test_run import _events, _options, _refused, _until
+from tests.kernel import command, scripted, written
+from tests.kernel.test_run import _options, _refused, _until
 
 if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
@@ -60,10 +60,10 @@ def test_with_these_it_names_another_users_process(
             lambda: subprocess.Popen([*by, program], stdin=subprocess.PIPE)
         )
         with sender:
-            _until(lambda: bool(_refused(_events(output))))
+            _until(lambda: bool(_refused(written.events(output))))
             sender.communicate(timeout=10)
         assert running.stop(signal.SIGTERM)[0] == 0
-    (event,) = _refused(_events(output))
+    (event,) = _refused(written.events(output))
     assert event["actor"]["process"]["pid"] == sender.pid
     assert event["actor"]["process"]["file"]["path"] == scripted.PYTHON
     assert event["enrichments"][0]["data"]["confidence"] == confidence

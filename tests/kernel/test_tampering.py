@@ -12,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.sentry import MOST_TIMES
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
-from tests.kernel import command, conftest
+from tests.kernel import command, conftest, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,9 +43,7 @@ class Output:
 
     def told(self) -> list[dict[str, Any]]:
         """What became of the fence."""
-        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        events = [orjson.loads(line) for line in lines]
-        return [event for event in events if event["class_uid"] == 5019]
+        return [event for event in written.events(self.path) if event["class_uid"] == 5019]
 
     def tampered(self) -> list[dict[str, Any]]:
         return [event for event in self.told() if "changes" in event["unmapped"]]

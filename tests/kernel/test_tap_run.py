@@ -8,11 +8,10 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import pytest
 
 from ocsf_nft.fence import installer
-from tests.kernel import command, conftest, tap
+from tests.kernel import command, conftest, tap, written
 from tests.kernel.test_tap_refused import PUBLISHED, send
 from tests.kernel.vm_escapes import ALLOWED, FORBIDDEN, LINK
 
@@ -35,10 +34,6 @@ def _arguments(site: tap.Site, state: StateDirectory, output: Path) -> list[str]
         *(part for subnet in tap.SUBNETS for part in ("--subnet", subnet)),
         *("--state-dir", str(state.path), "--output", str(output), "--install"),
     ]
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def _until(holds: Callable[[], bool]) -> None:
@@ -65,7 +60,7 @@ def test_each_thing_that_a_vm_is_refused_is_told_in_a_valid_event(
         assert code == 0, said
         assert conftest.nft(site.host, "-a", "list", "ruleset") == ruleset
         assert tap.settings(site.host) == before
-    events = _events(output)
+    events = written.events(output)
     faults = {event["message"]: judge(event) for event in events}
     assert not any(faults.values()), faults
     refused = [event for event in events if event["class_uid"] == 4001]
@@ -103,7 +98,7 @@ def test_a_device_that_is_made_anew_is_fenced_again_and_its_vm_told_of(
             machine.send(LINK[1].sent.replace(tap.VM_MAC, _OTHER_MAC))
             code, said = running.stop(signal.SIGTERM)
     assert code == 0, said
-    events = _events(output)
+    events = written.events(output)
     told = [
         (event["unmapped"]["ethertype"], event["count"], event["src_endpoint"]["mac"])
         for event in events
