@@ -8,11 +8,11 @@ thousands of them a second; :func:`flow` says in words what one means.
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from ocsf_nft.address import packed, text_of
 from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def flow(key: Key) -> Flow:
     return Flow(
         uid=_owner(uid),
         protocol=protocol,
-        destination=str(ipaddress.ip_address(address)),
+        destination=text_of(address),
         port=int.from_bytes(port, "big") if protocol in _WITH_PORTS else None,
     )
 
@@ -170,8 +170,8 @@ def _renumbered(elements: Iterable[Element], here: Callable[[int], int]) -> tupl
 def keys(record: Record) -> tuple[Key, ...]:
     """Where the kernel may have counted the packet of a record, the likeliest first."""
     uid = _NOBODY if record.uid is None else record.uid
-    if record.destination is not None and record.protocol is not None:
-        address = ipaddress.ip_address(record.destination).packed
+    address = packed(record.destination)
+    if address is not None and record.protocol is not None:
         has_port = (
             record.protocol in _WITH_PORTS
             and record.destination_port is not None
@@ -206,10 +206,9 @@ def without_port(key: Key) -> Key:
     return key if key.kind == "others" else Key(key.kind, key.data[:-4] + bytes(4))
 
 
-def user_of(key: Key) -> int:
-    """The user that a key is of; 4294967295 for nobody."""
-    (uid,) = _UID.unpack_from(key.data)
-    return int(uid)
+def user_of(key: Key) -> int | None:
+    """The user that a key is of, None for nobody."""
+    return _owner(*_UID.unpack_from(key.data))
 
 
 def coarser(key: Key) -> tuple[Key, ...]:

@@ -61,18 +61,21 @@ class Counted:
 
     def take(self, element: Element, read_ns: int) -> int:
         """Take in what the counter says at ``read_ns``; the packets that are new."""
-        idle_ms = min(element.idle_ms, KEPT_MS)
+        _, packets, octets, idle_ms = element
+        idle_ms = min(idle_ms, KEPT_MS)
         last_ns = read_ns - idle_ms * 1_000_000
         # As many packets and yet a later one: forgotten, and begun anew by a job of every ten
         # minutes. By the kernel's own measure of time: the clock may be set.
-        if element.packets == self.seen_packets and self.idle_ms - idle_ms > _RENEWED_MS:
+        if packets == self.seen_packets and self.idle_ms - idle_ms > _RENEWED_MS:
             self.seen_packets = self.seen_bytes = 0
         self.idle_ms = idle_ms
-        fresh = self.grow(element.packets, element.bytes)
-        if fresh:
-            self.last_ns = last_ns
         self.expires_ns = last_ns + KEPT_MS * 1_000_000
         self.missed = 0
+        if packets == self.seen_packets and octets == self.seen_bytes:
+            return 0  # as nearly all of tens of thousands
+        fresh = self.grow(packets, octets)
+        if fresh:
+            self.last_ns = last_ns
         return fresh
 
     def grow(self, packets: int, octets: int) -> int:

@@ -245,7 +245,7 @@ class RuleAccount:
             if telling := self._tellings.get(key):
                 telling.grew()
             if self._is_outbound:
-                self._fan_outs.count(flow(key).uid, fresh)
+                self._fan_outs.count(user_of(key), fresh)
 
     def _miss(self, key: Key, began_ns: int) -> None:
         """Take in that a reading had no such element."""

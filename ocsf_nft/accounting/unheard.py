@@ -22,11 +22,11 @@ class Unheard:
     """Counters of which nothing has been told, by user."""
 
     def __init__(self, counters: Iterable[tuple[Key, Counted]]) -> None:
-        self._of_user: dict[int, list[tuple[Key, Counted]]] = {}
+        self._of_user: dict[int | None, list[tuple[Key, Counted]]] = {}
         for key, counted in counters:
             self._of_user.setdefault(user_of(key), []).append((key, counted))
 
-    def owing(self, packets: int, user: int) -> list[tuple[Key, Counted]]:
+    def owing(self, packets: int, user: int | None) -> list[tuple[Key, Counted]]:
         """One that owes so many packets of a user, or none; those that owe less are passed over."""
         found = self._of_user.get(user, [])
         while found and found[-1][1].owed_packets < packets:

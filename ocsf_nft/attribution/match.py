@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.address import packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +70,7 @@ def way_of(record: Record) -> Way | None:
     return Way(
         record.protocol,
         record.source_port or 0,
-        b"" if record.destination is None else ipaddress.ip_address(record.destination).packed,
+        packed(record.destination) or b"",
         record.destination_port or 0,
     )
 

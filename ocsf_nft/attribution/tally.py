@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ocsf_nft.address import packed
 from ocsf_nft.attribution.layout import NOBODY
 from ocsf_nft.attribution.match import OF_FRAMES
 
@@ -149,7 +149,7 @@ def where_of(record: Record) -> Where | None:
     """
     if record.uid is None or record.rule in OF_FRAMES:
         return None
-    if record.protocol is None or record.destination is None:
+    destination = packed(record.destination)
+    if record.protocol is None or destination is None:
         return None
-    destination = ipaddress.ip_address(record.destination).packed
     return Where(record.uid, record.protocol, destination, record.destination_port or 0)

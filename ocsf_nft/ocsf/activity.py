@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from ocsf_nft.address import packed
 from ocsf_nft.ocsf import (
     actors,
     attack,
@@ -16,7 +17,7 @@ from ocsf_nft.ocsf import (
     verdict,
     wording,
 )
-from ocsf_nft.ocsf.addresses import packed, place_of
+from ocsf_nft.ocsf.addresses import place_of
 from ocsf_nft.ocsf.caching import CACHED
 from ocsf_nft.ocsf.context import device_of, product
 from ocsf_nft.ocsf.endpoints import boundary, endpoints, observables_of

@@ -6,12 +6,12 @@ looked up in a table, which is made once of the networks below.
 
 from __future__ import annotations
 
-import socket
 from bisect import bisect_right
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from ocsf_nft.address import packed
 from ocsf_nft.ocsf.enums import NetworkScope
 
 _Version: TypeAlias = Literal[4, 6]
@@ -68,16 +68,6 @@ class Place:
     is_multicast: bool
     is_broadcast: bool
     is_cloud_metadata: bool
-
-
-def packed(text: str | None) -> bytes | None:
-    """An address in network bytes; None for what is none (a scoped one is none on the wire)."""
-    if text is None:
-        return None
-    try:
-        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
-    except (OSError, ValueError):  # a ValueError where it has a NUL or a lone surrogate
-        return None
 
 
 def place_of(address: bytes) -> Place:

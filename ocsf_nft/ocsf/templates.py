@@ -23,7 +23,6 @@ from ocsf_nft.ocsf import services, verdict
 from ocsf_nft.ocsf.activity import Derived
 from ocsf_nft.ocsf.text import encodable, plain, printable, visible
 from ocsf_nft.ocsf.versions import line_at
-from ocsf_nft.process import Attribution
 from ocsf_nft.record import Origin, Record
 
 if TYPE_CHECKING:
@@ -32,18 +31,19 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.activity import Activities
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.enums import Severity
-    from ocsf_nft.process import Rung, Sureness
+    from ocsf_nft.process import Attribution
     from ocsf_nft.record import Detail, LogFormat, Verdict
 
 #: Templates that are kept. Who sends packets can choose among so many shapes as he likes.
 KEPT: Final = 512
 #: A shape that does not come again is not worth a template, which takes as long as three events.
 SIGHTINGS: Final = 3
-#: A shape with more text than this has no template: it would take too much memory.
-_CHARACTERS: Final = 512
+#: What their lines may take together, and one alone: he can choose how much text there is, too.
+KEPT_BYTES: Final = 3 << 20
+_LONGEST_BYTES: Final = 1 << 14
 
-#: A port that is only copied. All others may mean something.
-_ANY_PORT: Final = -1
+#: A port, a user or a group that is only copied. All others may mean something.
+_COPIED: Final = -1
 _PORTS: Final = services.PORTS | verdict.NAME_PORTS | {None}
 #: Details that decide what a packet is, and what became of it.
 _DECISIVE: Final = (
@@ -52,7 +52,7 @@ _DECISIVE: Final = (
 #: Details that decide it and are no numbers, and names that other facts have in ``unmapped``.
 _SPECIAL: Final = frozenset({
     "arp", "prefix", "sandbox", "mac_source", "mac_destination", "source_port",
-    "destination_port", "gid", "ethertype",
+    "destination_port", "gid", "ethertype", "unit", "pod_uid", "sha256",
 })  # fmt: skip
 _NOT_JUST_COPIED: Final = _SPECIAL.union(_DECISIVE)
 
@@ -70,8 +70,9 @@ _Values: TypeAlias = tuple[bytes | int | None, ...]
 class Shape(NamedTuple):
     """What the line of an event depends on, apart from what it copies.
 
-    A port is ``_ANY_PORT`` where it is only copied, and ``packets`` 2 where it is more than one.
-    ``rung`` and what follows it are of an attribution that names no process.
+    A port is ``_COPIED`` where that is all that becomes of it, as are ``uid`` and ``gid`` where
+    they are not those of a process; ``packets`` is 2 where it is more than one. A process that
+    tries one thing after another is the same each time, and so it is a part of the shape.
     """
 
     version: str
@@ -97,16 +98,12 @@ class Shape(NamedTuple):
     packets: int
     is_moment: bool
     has_bytes: bool
-    has_uid: bool
-    has_gid: bool
+    uid: int | None
+    gid: int | None
     has_sequence: bool
     has_original_time: bool
     has_community_uid: bool
-    rung: Rung | None
-    sureness: Sureness | None
-    reason: str | None
-    user_name: str | None
-    group_name: str | None
+    attribution: Attribution | None
 
 
 class _Template(NamedTuple):
@@ -122,6 +119,7 @@ class Templates:
     def __init__(self, activities: Activities) -> None:
         self._activities = activities
         self._kept: dict[Shape, _Template] = {}
+        self._kept_bytes = 0
         self._seen: Counter[int] = Counter()
         self._lock = threading.Lock()
 
@@ -138,19 +136,22 @@ class Templates:
         return template.form % template.pick(_values(attempt, of_it, processed_ns))
 
     def _new(self, shape: Shape) -> _Template | None:
-        if sum(len(part) for part in shape if isinstance(part, str)) > _CHARACTERS:
-            return None
         sighting = hash(shape)  # the shape itself would have to be kept
         with self._lock:
             if len(self._seen) >= KEPT:
                 self._seen.clear()
             self._seen[sighting] += 1
-            if self._seen[sighting] < SIGHTINGS:
+            if self._seen[sighting] != SIGHTINGS:
+                return None
+            template = _template(self._activities, shape)
+            size = len(template.form)
+            if size > _LONGEST_BYTES:  # it stays seen, so that it is not made again and again
                 return None
             del self._seen[sighting]
-            if len(self._kept) >= KEPT:
-                del self._kept[next(iter(self._kept))]
-            template = self._kept[shape] = _template(self._activities, shape)
+            self._kept[shape] = template
+            self._kept_bytes += size
+            while len(self._kept) > KEPT or self._kept_bytes > KEPT_BYTES:
+                self._kept_bytes -= len(self._kept.pop(next(iter(self._kept))).form)
         return template
 
 
@@ -159,7 +160,7 @@ def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
     if attempt.merged is not None:
         return None
-    if by is not None and not by.names_nobody:
+    if by is not None and (by.seen or by.unnamed):
         return None
     if of_it.source is None and record.source is not None:
         return None
@@ -171,6 +172,7 @@ def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
         if decisive is None:
             return None
         details = decisive
+    is_known = by is not None and by.process is not None
     return Shape(
         version,
         record.sandbox,
@@ -185,8 +187,8 @@ def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
         of_it.source,
         of_it.destination,
         record.protocol,
-        record.source_port if record.source_port in _PORTS else _ANY_PORT,
-        record.destination_port if record.destination_port in _PORTS else _ANY_PORT,
+        record.source_port if record.source_port in _PORTS else _COPIED,
+        record.destination_port if record.destination_port in _PORTS else _COPIED,
         record.tcp_flags,
         details,
         origin.log_source,
@@ -195,16 +197,12 @@ def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
         min(attempt.packets, 2),
         attempt.start_ns // 1_000_000 == attempt.end_ns // 1_000_000,
         attempt.bytes is not None,
-        record.uid is not None,
-        record.gid is not None,
+        record.uid if is_known or record.uid is None else _COPIED,
+        record.gid if is_known or record.gid is None else _COPIED,
         origin.sequence is not None,
         origin.original_time is not None,
         of_it.community_uid is not None,
-        None if by is None else by.rung,
-        None if by is None else by.sureness,
-        None if by is None else by.reason,
-        None if by is None else by.user_name,
-        None if by is None else by.group_name,
+        by,
     )
 
 
@@ -299,8 +297,8 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
         source_port=shape.source_port,
         destination_port=shape.destination_port,
         tcp_flags=shape.tcp_flags,
-        uid=_number() if shape.has_uid else None,
-        gid=_number() if shape.has_gid else None,
+        uid=_number() if shape.uid == _COPIED else shape.uid,
+        gid=_number() if shape.gid == _COPIED else shape.gid,
         details={**dict(shape.details), _text(): True},
         time_ns=_number() * 1_000_000,
         received_ns=_number() * 1_000_000,
@@ -320,7 +318,7 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
         bytes=_number() if shape.has_bytes else None,
         start_ns=start * 1_000_000,
         end_ns=(start if shape.is_moment else start + _number()) * 1_000_000,
-        attribution=_attribution(shape),
+        attribution=shape.attribution,
     )
     of_it = Derived(
         source=shape.source,
@@ -332,18 +330,6 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
         raw_bytes=_number(),
     )
     return attempt, of_it, _number() * 1_000_000
-
-
-def _attribution(shape: Shape) -> Attribution | None:
-    if shape.rung is None or shape.reason is None:
-        return None
-    return Attribution(
-        rung=shape.rung,
-        sureness=shape.sureness,
-        reason=shape.reason,
-        user_name=shape.user_name,
-        group_name=shape.group_name,
-    )
 
 
 def _number() -> int:
@@ -367,9 +353,9 @@ def _with_ports(attempt: Attempt, which: int) -> Attempt:
         attempt,
         record=replace(
             record,
-            source_port=source if record.source_port == _ANY_PORT else record.source_port,
+            source_port=source if record.source_port == _COPIED else record.source_port,
             destination_port=(
-                destination if record.destination_port == _ANY_PORT else record.destination_port
+                destination if record.destination_port == _COPIED else record.destination_port
             ),
         ),
     )

@@ -67,18 +67,6 @@ def record(  # noqa: PLR0913 - what a source knows of a packet besides its facts
     )
 
 
-@lru_cache(maxsize=_CACHED)
-def ipv4_text(packed: bytes) -> str:
-    """An IPv4 address of four bytes in dotted form."""
-    return str(ipaddress.IPv4Address(packed))
-
-
-@lru_cache(maxsize=_CACHED)
-def ipv6_text(packed: bytes) -> str:
-    """An IPv6 address of sixteen bytes in RFC 5952 form."""
-    return str(ipaddress.IPv6Address(packed))
-
-
 def canonical_address(text: str) -> str | None:
     """An address in canonical form; ``None`` when it is none (a zone index makes it none)."""
     return _canonical(text) if len(text) <= _ADDRESS_CHARACTERS else None

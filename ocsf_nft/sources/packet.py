@@ -12,7 +12,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.sources.facts import ipv4_text, ipv6_text, mac_text
+from ocsf_nft.address import text_of
+from ocsf_nft.sources.facts import mac_text
 
 if TYPE_CHECKING:
     from ocsf_nft.sources.facts import Facts
@@ -120,9 +121,9 @@ def arp_facts(data: bytes) -> Facts:
         else:
             mac, address, target_mac, target = _ETHERNET_ARP.unpack_from(data, _ARP.size)
             arp["mac_source"] = mac_text(mac)
-            arp["source"] = ipv4_text(address)
+            arp["source"] = text_of(address)
             arp["mac_destination"] = mac_text(target_mac)
-            arp["destination"] = ipv4_text(target)
+            arp["destination"] = text_of(target)
     return {"arp": arp}
 
 
@@ -140,8 +141,8 @@ def _ipv4(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
         _IPV4.unpack_from(packet.data, at)
     )
     facts["ip_version"] = 4
-    facts["source"] = ipv4_text(source)
-    facts["destination"] = ipv4_text(destination)
+    facts["source"] = text_of(source)
+    facts["destination"] = text_of(destination)
     facts["length"] = length
     facts["tos"] = tos & 0xFE  # IPTOS_TOS_MASK | IPTOS_PREC_MASK: the lowest bit is not printed
     facts["ttl"] = ttl
@@ -171,8 +172,8 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
         return
     word, payload, following, hops, source, destination = _IPV6.unpack_from(packet.data, at)
     facts["ip_version"] = 6
-    facts["source"] = ipv6_text(source)
-    facts["destination"] = ipv6_text(destination)
+    facts["source"] = text_of(source)
+    facts["destination"] = text_of(destination)
     facts["length"] = payload + _IPV6.size
     facts["traffic_class"] = word >> 20 & 0xFF
     facts["hop_limit"] = hops
@@ -312,7 +313,7 @@ def _icmp(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
         facts["icmp_parameter"] = high >> 8
     elif kind in ICMP_QUOTES:
         if kind == ICMP_REDIRECT:
-            facts["icmp_gateway"] = ipv4_text(packet.data[at + 4 : at + 8])
+            facts["icmp_gateway"] = text_of(packet.data[at + 4 : at + 8])
         if (kind, code) == (3, 4):
             facts["icmp_mtu"] = low
         if not quoted:

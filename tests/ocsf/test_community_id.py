@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from ocsf_nft.address import packed
 from ocsf_nft.ocsf import community_id
-from ocsf_nft.ocsf.addresses import packed
 from tests.conformance.corpus import V4, record
 from tests.strategies import PORTS
 

@@ -26,10 +26,10 @@ from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.services import service
 from ocsf_nft.ocsf.severity import SeverityRule
-from ocsf_nft.ocsf.templates import KEPT, SIGHTINGS
+from ocsf_nft.ocsf.templates import KEPT, KEPT_BYTES, SIGHTINGS
 from ocsf_nft.ocsf.verdict import NAME_PORTS
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS, line_at
-from ocsf_nft.process import Attribution
+from ocsf_nft.process import Attribution, Process
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import (
     ATTEMPTS,
@@ -134,8 +134,9 @@ def attempts(draw: st.DrawFn, said: Record) -> Attempt:
 
 @st.composite
 def others(draw: st.DrawFn, of: Attempt) -> Attempt:
-    """Another attempt of the same shape."""
+    """Another attempt of the same shape: by the same process, where one is known."""
     said, origin = of.record, of.record.origin
+    is_copied = of.process is None
 
     def other(value: Any, values: st.SearchStrategy[Any]) -> Any:
         return None if value is None else draw(values)
@@ -170,8 +171,8 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
             destination=address(said.destination),
             source_port=port(said.source_port),
             destination_port=port(said.destination_port),
-            uid=other(said.uid, UINT32),
-            gid=other(said.gid, UINT32),
+            uid=other(said.uid, UINT32) if is_copied else said.uid,
+            gid=other(said.gid, UINT32) if is_copied else said.gid,
             details=copied | special if draw(st.booleans()) else special | copied,
             time_ns=draw(MOMENTS),
             received_ns=draw(MOMENTS),
@@ -211,10 +212,10 @@ def test_a_template_of_one_attempt_tells_all_of_its_shape(
         assert has_template(mapper, another, version) is has_one
 
 
-def names(attempt: Attempt) -> bool:
-    """Whether it is known of some process that it may have been the one."""
+def is_of_several(attempt: Attempt) -> bool:
+    """Whether it is known of some processes that it may have been each of them."""
     by = attempt.attribution
-    return by is not None and by.rung in {"capture", "socket"}
+    return by is not None and bool(by.seen or by.unnamed)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -225,9 +226,13 @@ def test_every_attempt_that_we_know_is_told_as_the_model_does(context: str, vers
         name for name, each in _EVERY_ATTEMPT.items() if not assert_told(mapper, each, version)
     }
     assert without == {
-        *(name for name, each in _EVERY_ATTEMPT.items() if each.merged is not None or names(each)),
+        *(
+            name
+            for name, each in _EVERY_ATTEMPT.items()
+            if each.merged is not None or is_of_several(each)
+        ),
         "no address",
-        *(name for name in _EVERY_ATTEMPT if "link arp" in name),
+        *(name for name in _EVERY_ATTEMPT if "link arp" in name or name.startswith("long, ")),
     }
 
 
@@ -342,28 +347,63 @@ def test_so_many_templates_are_kept_and_no_more() -> None:
     assert assert_told(mapper, every[0])
 
 
-@pytest.mark.parametrize(("characters", "most"), [(0, 2_500_000), (400, 6_000_000)])
-def test_all_templates_together_take_little_memory(characters: int, most: int) -> None:
-    mapper, some = Mapper(CONTEXT), KEPT // 8
+def by(text: str, number: int) -> Attribution:
+    """A process of ancestors with a text in each of its places."""
+    ancestors = tuple(
+        Process(pid=pid, name=text, path=f"/{text}", cmd_line=text) for pid in range(1, 9)
+    )
+    process = Process(
+        pid=number, name=text, path=f"/{text}", cmd_line=text, uid=0, unit=text, ancestors=ancestors
+    )
+    return Attribution(rung="capture", sureness="high", reason="", process=process)
+
+
+@pytest.mark.parametrize(
+    ("characters", "is_by_process", "most"),
+    [(0, False, 2_500_000), (400, False, 6_000_000), (0, True, 6_500_000), (30, True, 6_500_000)],
+)
+def test_all_templates_together_take_little_memory(
+    monkeypatch: pytest.MonkeyPatch, characters: int, is_by_process: bool, most: int
+) -> None:
+    part = 8
+    monkeypatch.setattr(templates, "KEPT", KEPT // part)
+    monkeypatch.setattr(templates, "KEPT_BYTES", KEPT_BYTES // part)
+    mapper, text = Mapper(CONTEXT), HOSTILE_CHARACTER * characters
     tracemalloc.start()
     try:
-        for number in range(some):
-            name = f"veth{number}{HOSTILE_CHARACTER * characters}"
-            each = Attempt.of(record(**V4, **TCP, out_interface=name))
+        for number in range(KEPT // part):
+            name = f"veth{number}{'' if is_by_process else text}"
+            said = record(**V4, **TCP, out_interface=name)
+            each = Attempt.of(said, by(f"{number}{text}", number) if is_by_process else None)
             for _ in range(SIGHTINGS):
                 mapper.line(each, processed_ns=NOW_NS)
-        assert len(mapper._templates._kept) == some
+        assert mapper._templates._kept_bytes <= KEPT_BYTES // part
         before = tracemalloc.get_traced_memory()[0]
-        del each
+        del said, each
         mapper._templates._kept.clear()
-        assert (before - tracemalloc.get_traced_memory()[0]) * 8 < most
+        assert 1_000_000 < (before - tracemalloc.get_traced_memory()[0]) * part < most
     finally:
         tracemalloc.stop()
 
 
-def test_a_shape_with_very_much_text_has_no_template() -> None:
-    said = record("x" * 10_000, **V4, **TCP)
-    assert not assert_told(Mapper(CONTEXT), Attempt.of(said))
+def test_a_template_with_very_much_text_is_not_kept_nor_made_again_and_again() -> None:
+    mapper, said = Mapper(CONTEXT), record("x" * 10_000, **V4, **TCP)
+    assert not assert_told(mapper, Attempt.of(said))
+    (times,) = mapper._templates._seen.values()
+    assert times > SIGHTINGS
+    assert mapper._templates._kept_bytes == 0
+
+
+def test_what_was_kept_first_makes_room_for_what_takes_much() -> None:
+    mapper = Mapper(CONTEXT)
+    every = [Attempt.of(record(**V4, **TCP), by("x" * 300, number)) for number in range(KEPT)]
+    for each in every:
+        assert_told(mapper, each)
+    kept = mapper._templates._kept
+    assert sum(len(each.form) for each in kept.values()) == mapper._templates._kept_bytes
+    there = [has_template(mapper, each) for each in every]
+    assert there == [False] * (KEPT - len(kept)) + [True] * len(kept)
+    assert 0 < len(kept) < KEPT
 
 
 def test_many_threads_may_share_a_mapper(monkeypatch: pytest.MonkeyPatch) -> None:
