@@ -189,8 +189,9 @@ class Forwarder:
 
     async def _wait(self) -> bool:
         """Wait for a batch; whether there is one. There may be something else to look at."""
-        look = _LOOK_SECONDS if self.progress.dead else None
-        await _first((self._store.grown(self.done), self._leaving.wait()), look)
+        if self._store.end <= self.done:
+            look = _LOOK_SECONDS if self.progress.dead else None
+            await _first((self._store.grown(self.done), self._leaving.wait()), look)
         if self._store.end <= self.done or self._leaving.is_set():
             return False
         if self._pace.seconds and not self._hurry.is_set():
