@@ -157,5 +157,5 @@ def _took(fenced: Fenced, program: Path, work: _Work) -> float:
 
 
 def _read_all(capture: Capture) -> None:
-    while capture.read():
+    while capture.read()[1]:
         pass

@@ -98,10 +98,10 @@ class Changes:
                         self.counted.append((name, *key, *_columns(counted)))
                 yield
             account.touched.clear()
-            state = json.dumps(_state(account))
+            state = _state(account)
             if state != account.kept:
                 account.kept = state
-                self.rules.append((name, account.epoch, state))
+                self.rules.append((name, account.epoch, json.dumps(state)))
         changed = iter(ledger.opened.changed.items())
         while some_open := tuple(islice(changed, _FEW)):
             for identity, each in some_open:
@@ -284,7 +284,7 @@ def _account(ledger: Ledger, name: str, epoch: str, state: Mapping[str, Any]) ->
     for uid, flows, columns in state["many"]:
         account.many[uid] = Pot(_counted(columns))
         (account.many[uid].flows,) = _whole([flows])
-    account.kept = json.dumps(state)
+    account.kept = _state(account)
     return account
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ocsf_nft.accounting import statements
 from ocsf_nft.accounting.counted import Counted
@@ -17,7 +17,7 @@ from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys, user_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ocsf_nft.accounting.gravity import Gravity
     from ocsf_nft.accounting.opened import Open, Opened
@@ -75,7 +75,7 @@ class RuleAccount:
         #: What has changed since it was last kept.
         self.touched: set[Key] = set()
         #: What is kept under the rule's name; None when it is not of these counters.
-        self.kept: str | None = None
+        self.kept: Mapping[str, Any] | None = None
         #: Records that were written, by the last reading, and those of them that were received.
         self.logged = self.received = 0
         self._owing: set[Key] = set()

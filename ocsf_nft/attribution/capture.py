@@ -110,9 +110,11 @@ class Capture:
         """Readable when much has come that was not read."""
         return tuple(ring.descriptor for ring in self._rings)
 
-    def read(self) -> list[Told]:
-        """What has come, first the processes; some of it where there is much."""
-        return [layout.told(sample) for ring in self._rings for sample in ring.read(_MOST)]
+    def read(self) -> tuple[list[Told], bool]:
+        """What has come, first the processes; of much some, and whether there may be more."""
+        read = [ring.read(_MOST) for ring in self._rings]
+        told = [layout.told(sample) for samples in read for sample in samples]
+        return told, any(len(samples) >= _MOST for samples in read)
 
     def check(self) -> None:
         """Raise UnsupportedError when it captures no more."""

@@ -94,7 +94,7 @@ class Captured:
 
         Some milliseconds of work at most. Raises UnsupportedError when it can't be read any more.
         """
-        told = self._capture.read()
+        told, has_more = self._capture.read()
         lost = self._capture.lost()
         if lost.calls > self.lost.calls:
             self.lose()
@@ -103,7 +103,7 @@ class Captured:
         self.lost = lost
         for event in told:
             self._take_in(event)
-        return bool(told)
+        return has_more
 
     def lose(self) -> None:
         """Some calls before now are not known."""

@@ -374,9 +374,10 @@ class Ladder:
 
 async def _is_late(captured: Captured, sandbox: str, records: Sequence[Record]) -> bool:
     for begin in range(0, len(records), _SLICE):
+        if begin:
+            await asyncio.sleep(0)
         if captured.is_late(sandbox, records[begin : begin + _SLICE]):
             return True
-        await asyncio.sleep(0)
     return False
 
 

@@ -83,6 +83,8 @@ class Loaded:
         self._object: int | None = None
         self._links: list[int] = []
         self._of_cgroups: dict[str, int] = {}
+        self._maps: dict[str, int] = {}
+        self._cpus = self._library.libbpf_num_possible_cpus()
         self._object = self._library.bpf_object__open_mem(content, len(content), None)
         if not self._object:
             raise self._failure("the BPF programs can't be read")
@@ -140,8 +142,7 @@ class Loaded:
 
     def totals(self, name: str, keys: int) -> tuple[int, ...]:
         """The sums over all CPUs of an array of 64-bit counters; raises UnsupportedError."""
-        cpus = self._library.libbpf_num_possible_cpus()
-        values = (c_uint64 * cpus)()
+        values = (c_uint64 * self._cpus)()
         found, sums = self._map(name), []
         for number in range(keys):
             key = c_uint32(number)
@@ -163,8 +164,10 @@ class Loaded:
         return found
 
     def _map(self, name: str) -> int:
-        found: int = self._library.bpf_object__find_map_by_name(self._object, name.encode())
-        return found
+        if name not in self._maps:
+            found = self._library.bpf_object__find_map_by_name(self._object, name.encode())
+            self._maps[name] = found
+        return self._maps[name]
 
     def _keep(self, link: int | None, name: str) -> None:
         if not link:

@@ -112,8 +112,11 @@ class Tally:
         )
 
     def _flow(self, where: Where) -> _Flow:
-        found = self._flows.setdefault(where, _Flow())
-        self._flows.move_to_end(where)
+        found = self._flows.get(where)
+        if found is not None:
+            self._flows.move_to_end(where)
+            return found
+        found = self._flows[where] = _Flow()
         while len(self._flows) > _FLOWS:
             self._flows.popitem(last=False)
         return found

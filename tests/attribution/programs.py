@@ -33,13 +33,13 @@ class Programs:
     def descriptors(self) -> tuple[int, ...]:
         return (self.descriptor,)
 
-    def read(self) -> list[Told]:
+    def read(self) -> tuple[list[Told], bool]:
         self.check()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.descriptor)
         if self.is_endless:
-            return [made(9, socket=9, source_port=9)]
-        return self.readings.pop(0) if self.readings else []
+            return [made(9, socket=9, source_port=9)], True
+        return self.readings.pop(0) if self.readings else [], bool(self.readings)
 
     def lost(self) -> Lost:
         return self.so_far

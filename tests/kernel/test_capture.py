@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel import swarm
+from ocsf_nft.attribution.capture import Capture, cookie
+from ocsf_nft.attribution.layout import Call
+from tests.kernel import scripted, swarm
 from tests.kernel.swarm import CONNECTED, FIRST, IPV6, NONBLOCKING, UDP
 from tests.kernel.watching import fence, watching
 
@@ -26,6 +28,7 @@ _ATTEMPTS = 10_000
 _PROGRAMS = 50
 _ENOUGH = 0.999
 _FORKS_A_SECOND = 5000
+_AT_ONCE = 1500
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,30 @@ async def test_each_of_ten_thousand_that_are_gone_at_once_is_named(
     assert verdicts.total() == _ATTEMPTS
     assert verdicts["right"] >= _ENOUGH * _ATTEMPTS, (verdicts, lost)
     assert set(verdicts) <= {"right", "unknown"}
+
+
+def test_of_much_some_is_read_at_once_and_that_there_is_more_is_told(
+    lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fence(lab, state, monkeypatch)
+    with Capture([cookie(lab.sandbox_namespace)]) as capture:
+        program = f"""
+            say()
+            for port in range(1, {_AT_ONCE} + 1):
+                with refused: udp().sendto(b"x", (TO4[0], port))
+            """
+        (pid,) = scripted.run(lab, program)
+        read = [capture.read()]
+        while read[-1][1]:
+            read.append(capture.read())
+    assert len(read) > 2
+    sent = [
+        each.destination_port
+        for told, _ in read
+        for each in told
+        if isinstance(each, Call) and each.image.pid == pid
+    ]
+    assert sent == list(range(1, _AT_ONCE + 1))
 
 
 async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
