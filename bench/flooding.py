@@ -83,7 +83,7 @@ class _Measured:
 
 def run() -> Subject:
     """Measure each, one after the other; raises an OcsfNftError when the system doesn't let us."""
-    ours = [_ours("flood"), _ours("scatter")]
+    ours = [_ours("flood"), _ours("scatter"), _ours("scatter", "--attribution", "user")]
     notes = [
         "µs: CPU time of the senders for each packet, the kernel's part of refusing it included.",
         "unsaid: refused packets that nothing tells of afterwards; of all that was written the",
@@ -100,7 +100,7 @@ def run() -> Subject:
     measured += [
         _kernel_log("log prefix, kernel log", usual.TO_KERNEL_LOG),
         _kernel_log("the same, limit 5/second", usual.AT_MOST_5),
-        ours[1],
+        *ours[1:],
     ]
     if peer is not None:
         measured.append(_ulogd(peer, "scatter"))
@@ -114,16 +114,16 @@ def run() -> Subject:
     )  # fmt: skip
 
 
-def _ours(work: _Work) -> _Measured:
+def _ours(work: _Work, *options: str) -> _Measured:
     with stage.fenced("nflog", ipv6=False) as fenced:
         output = fenced.folder / "events.jsonl"
-        with stage.ending(fenced.start(output)) as service:
+        with stage.ending(fenced.start(output, *options)) as service:
             stage.wait_until_ready(service, output)
             flood = _flood(fenced.namespace, work, service)
         events, told = _told(output)
     return _Measured(
         work=work,
-        program=f"ocsf-nft {version('ocsf-nft')} run",
+        program=" ".join(("ocsf-nft", version("ocsf-nft"), "run", *options)),
         flood=flood,
         written=events,
         told=told,

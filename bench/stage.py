@@ -81,11 +81,11 @@ class Fenced:
         """The store of a run that :meth:`start` began."""
         return self.state / SANDBOX / FILE
 
-    def start(self, output: Path) -> subprocess.Popen[bytes]:
+    def start(self, output: Path, *options: str) -> subprocess.Popen[bytes]:
         """Start ``ocsf-nft run`` on it, writing to a file."""
         return self._started(
             output, "--sandbox", SANDBOX, "--netns", self.lab.sandbox,
-            "--state-dir", str(self.state), "--output", str(output),
+            "--state-dir", str(self.state), "--output", str(output), *options,
         )  # fmt: skip
 
     def start_with(self, output: Path, sinks: str) -> subprocess.Popen[bytes]:
