@@ -201,7 +201,7 @@ def test_of_flows_that_are_told_together_the_sentence_says_who_as_well() -> None
     assert by_many["message"].startswith("4 processes of uid 1000 in sandbox sb1 sent 934465")
 
 
-def test_what_is_known_of_nobody_is_of_a_shape_and_what_names_somebody_of_none() -> None:
+def test_who_did_it_is_a_part_of_the_shape_and_who_of_several_of_none() -> None:
     mapper, attempt = Mapper(CONTEXT), Attempt.of(RECORDS["tcp4"])
     by_user = replace(attempt, attribution=BY_THE_USER)
     assert assert_told(mapper, attempt)
@@ -212,14 +212,16 @@ def test_what_is_known_of_nobody_is_of_a_shape_and_what_names_somebody_of_none()
         replace(BY_THE_USER, rung="none"),
         replace(BY_THE_USER, reason="another"),
         replace(BY_THE_USER, user_name="another", group_name=None),
+        done_by(PROCESSES["a pid"]),
+        done_by(PROCESSES["all of it"]),
     ):
+        assert not has_template(mapper, replace(attempt, attribution=by))
         assert assert_told(mapper, replace(attempt, attribution=by))
     for by in (
-        done_by(PROCESSES["a pid"]),
         ONE_OF_SEVERAL,
         replace(BY_THE_USER, unnamed=1),
-        replace(BY_THE_USER, reason="x" * 512),
-        replace(BY_THE_USER, user_name="x" * 512),
-        replace(BY_THE_USER, group_name="x" * 512),
+        replace(BY_THE_USER, reason="x" * 20_000),
+        replace(BY_THE_USER, user_name="x" * 20_000),
+        replace(BY_THE_USER, group_name="x" * 20_000),
     ):
         assert not assert_told(mapper, replace(attempt, attribution=by))
