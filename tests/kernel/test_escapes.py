@@ -45,7 +45,7 @@ async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_o
     async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
         with Counters(installed) as counters, far_side.watch(lab) as far:
             far.strays()
-            began = counters.read()
+            began, _ = await _at_rest(source, counters)
             for escape in ESCAPES:
 
                 def wanted(record: Record, escape: Escape = escape) -> bool:
@@ -60,8 +60,8 @@ async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_o
                     missed[escape.name] = "not logged"
                 if far.strays():
                     missed[escape.name] = "got out"
-            records += await taken(source, lambda _record: False)
-            ended = counters.read()
+            ended, found = await _at_rest(source, counters)
+            records += found
     assert not missed
     for rule, reading in ended.rules.items():
         elements = [element for kind in KINDS for element in reading.elements[kind]]
@@ -75,6 +75,21 @@ async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_o
     assert {key: min(packets, 4) for key, packets in (+counted).items()} == {
         key: min(packets, 4) for key, packets in logged.items()
     }
+
+
+async def _at_rest(source: Nflog, counters: Counters) -> tuple[Reading, list[Record]]:
+    """The counters when all that they have was read, and what was read until then.
+
+    The kernel speaks by itself at any time, and a packet may be counted before the counters are
+    read and its record be read after them, or the other way round.
+    """
+    found: list[Record] = []
+    while True:
+        reading = counters.read()
+        more = await taken(source, lambda _record: False)
+        if not more:
+            return reading, found
+        found += more
 
 
 def _element(record: Record, counted: Mapping[tuple[str, Key], int]) -> Key | None:
