@@ -12,6 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
+from ocsf_nft.address import text_of
 from ocsf_nft.errors import OcsfNftError
 
 if TYPE_CHECKING:
@@ -129,10 +130,8 @@ class Files:
 def address(family: int, raw: bytes) -> str:
     """An address in a table as text: one of IPv4 as such, though a socket of IPv6 has it."""
     if family == socket.AF_INET:
-        return socket.inet_ntop(socket.AF_INET, raw[:4])
-    if raw.startswith(_MAPPED):
-        return socket.inet_ntop(socket.AF_INET, raw[12:])
-    return socket.inet_ntop(socket.AF_INET6, raw)
+        return text_of(raw[:4])
+    return text_of(raw[12:] if raw.startswith(_MAPPED) else raw)
 
 
 def _text_socket(line: bytes, family: int, protocol: int) -> Socket:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft.address import packed
 from ocsf_nft.attribution import sock_diag, socket_files
 from ocsf_nft.attribution.sock_diag import Tables
 from ocsf_nft.attribution.socket_files import TooManySocketsError
@@ -233,3 +234,19 @@ def test_what_the_table_of_packet_sockets_says_is_read() -> None:
     found = socket_files._packet_socket(line)
     assert (found.family, found.protocol) == (socket.AF_PACKET, 3)
     assert (found.uid, found.inode) == (1000, 44321)
+
+
+@pytest.mark.parametrize(
+    ("family", "address"),
+    [
+        (socket.AF_INET, "192.0.2.1"),
+        (socket.AF_INET6, "2001:db8::7"),
+        (socket.AF_INET6, "::102:304"),  # which the C library writes as ::1.2.3.4
+        (socket.AF_INET6, "192.0.2.1"),
+    ],
+)
+def test_an_address_is_written_as_records_have_it(family: int, address: str) -> None:
+    mapped = family == socket.AF_INET6 and ":" not in address
+    raw = packed(f"::ffff:{address}" if mapped else address)
+    assert raw is not None
+    assert socket_files.address(family, raw.ljust(16, b"\0")) == address
