@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import random
-import threading
-import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_network
 from types import MappingProxyType
@@ -26,10 +22,10 @@ from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.services import service
 from ocsf_nft.ocsf.severity import SeverityRule
-from ocsf_nft.ocsf.templates import KEPT, KEPT_BYTES, SIGHTINGS
+from ocsf_nft.ocsf.templates import SIGHTINGS
 from ocsf_nft.ocsf.verdict import NAME_PORTS
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS, line_at
-from ocsf_nft.process import Attribution, Process
+from ocsf_nft.process import Attribution
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import (
     ATTEMPTS,
@@ -93,8 +89,6 @@ _NAMES_OF_OTHER_FACTS: Final = (
 DEEP: Final[dict[str, Any]] = functools.reduce(
     lambda inner, _: {"quoted": inner}, range(12), {"ttl": 1}
 )
-#: It takes eleven bytes in JSON.
-HOSTILE_CHARACTER: Final = "\U000e0041"
 
 
 def line_of_model(mapper: Mapper, attempt: Attempt, version: str, now_ns: int = NOW_NS) -> bytes:
@@ -152,7 +146,9 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
     start_ms = draw(st.integers(0, 7_258_118_400_000))
     is_moment = of.start_ns // 1_000_000 == of.end_ns // 1_000_000
     end_ms = start_ms if is_moment else start_ms + draw(st.integers(1, 1 << 40))
-    special = {name: value for name, value in said.details.items() if name in templates._DECISIVE}
+    special = {
+        name: value for name, value in said.details.items() if name in templates._NOT_JUST_COPIED
+    }
     copied = {
         name: value
         for name, value in draw(DETAILS).items()
@@ -323,103 +319,3 @@ def test_an_end_that_is_no_address_is_told_as_the_model_does(end: str) -> None:
 def test_a_port_is_found_where_the_same_digit_stands_before_it() -> None:
     (hole,) = templates._holes_of_ports(b"x111111y", b"x122222y")
     assert (hole.start, hole.end, hole.number) == (2, 7, 0)
-
-
-def shapes(number: int) -> list[Attempt]:
-    return [Attempt.of(record(**V4, **TCP, out_interface=f"veth{each}")) for each in range(number)]
-
-
-def test_a_shape_that_does_not_come_again_has_no_template() -> None:
-    mapper = Mapper(CONTEXT)
-    for each in shapes(3 * KEPT):
-        mapper.line(each, processed_ns=NOW_NS)
-    assert not mapper._templates._kept
-    assert len(mapper._templates._seen) <= KEPT
-
-
-def test_so_many_templates_are_kept_and_no_more() -> None:
-    mapper = Mapper(CONTEXT)
-    every = shapes(KEPT + 10)
-    for each in every:
-        assert_told(mapper, each)
-    assert len(mapper._templates._kept) == KEPT
-    assert [has_template(mapper, each) for each in every] == [False] * 10 + [True] * KEPT
-    assert assert_told(mapper, every[0])
-
-
-def by(text: str, number: int) -> Attribution:
-    """A process of ancestors with a text in each of its places."""
-    ancestors = tuple(
-        Process(pid=pid, name=text, path=f"/{text}", cmd_line=text) for pid in range(1, 9)
-    )
-    process = Process(
-        pid=number, name=text, path=f"/{text}", cmd_line=text, uid=0, unit=text, ancestors=ancestors
-    )
-    return Attribution(rung="capture", sureness="high", reason="", process=process)
-
-
-@pytest.mark.parametrize(
-    ("characters", "is_by_process", "most"),
-    [(0, False, 2_500_000), (400, False, 6_000_000), (0, True, 6_500_000), (30, True, 6_500_000)],
-)
-def test_all_templates_together_take_little_memory(
-    monkeypatch: pytest.MonkeyPatch, characters: int, is_by_process: bool, most: int
-) -> None:
-    part = 8
-    monkeypatch.setattr(templates, "KEPT", KEPT // part)
-    monkeypatch.setattr(templates, "KEPT_BYTES", KEPT_BYTES // part)
-    mapper, text = Mapper(CONTEXT), HOSTILE_CHARACTER * characters
-    tracemalloc.start()
-    try:
-        for number in range(KEPT // part):
-            name = f"veth{number}{'' if is_by_process else text}"
-            said = record(**V4, **TCP, out_interface=name)
-            each = Attempt.of(said, by(f"{number}{text}", number) if is_by_process else None)
-            for _ in range(SIGHTINGS):
-                mapper.line(each, processed_ns=NOW_NS)
-        assert mapper._templates._kept_bytes <= KEPT_BYTES // part
-        before = tracemalloc.get_traced_memory()[0]
-        del said, each
-        mapper._templates._kept.clear()
-        assert 1_000_000 < (before - tracemalloc.get_traced_memory()[0]) * part < most
-    finally:
-        tracemalloc.stop()
-
-
-def test_a_template_with_very_much_text_is_not_kept_nor_made_again_and_again() -> None:
-    mapper, said = Mapper(CONTEXT), record("x" * 10_000, **V4, **TCP)
-    assert not assert_told(mapper, Attempt.of(said))
-    (times,) = mapper._templates._seen.values()
-    assert times > SIGHTINGS
-    assert mapper._templates._kept_bytes == 0
-
-
-def test_what_was_kept_first_makes_room_for_what_takes_much() -> None:
-    mapper = Mapper(CONTEXT)
-    every = [Attempt.of(record(**V4, **TCP), by("x" * 300, number)) for number in range(KEPT)]
-    for each in every:
-        assert_told(mapper, each)
-    kept = mapper._templates._kept
-    assert sum(len(each.form) for each in kept.values()) == mapper._templates._kept_bytes
-    there = [has_template(mapper, each) for each in every]
-    assert there == [False] * (KEPT - len(kept)) + [True] * len(kept)
-    assert 0 < len(kept) < KEPT
-
-
-def test_many_threads_may_share_a_mapper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "KEPT", 3)
-    mapper, every = Mapper(CONTEXT), shapes(6)
-    wanted = [line_of_model(mapper, each, LATEST) for each in every]
-    start = threading.Barrier(4)
-
-    def told(seed: int) -> bool:
-        order = random.Random(seed)
-        start.wait()
-        return all(
-            mapper.line(every[number], processed_ns=NOW_NS) == wanted[number]
-            for number in order.choices(range(len(every)), k=300)
-        )
-
-    with ThreadPoolExecutor(4) as threads:
-        assert all(threads.map(told, range(4)))
-    assert len(mapper._templates._kept) <= 3
