@@ -63,7 +63,7 @@ class Behind:
     before: tuple[str, dict[str, str]]
 
     def events(self) -> list[dict[str, Any]]:
-        return written.events(self.output)
+        return written.so_far(self.output)
 
     def refused(self, rule: str) -> int:
         """The kernel's own total."""

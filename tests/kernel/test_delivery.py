@@ -58,22 +58,21 @@ def options(lab: Lab, state: StateDirectory, output: Path) -> list[str]:
 
 def told_so_far(path: Path) -> Counter[tuple[int, int]]:
     """The packets that were told, by user and port; no event comes twice."""
+    return _attempts(written.so_far(path))
+
+
+def told(path: Path) -> Counter[tuple[int, int]]:
+    """The same once nobody writes any more."""
+    return _attempts(written.events(path))
+
+
+def _attempts(events: list[dict[str, Any]]) -> Counter[tuple[int, int]]:
     found: Counter[tuple[int, int]] = Counter()
-    uids: set[str] = set()
-    for event in written.events(path):
-        assert event["metadata"]["uid"] not in uids
-        uids.add(event["metadata"]["uid"])
+    for event in written.distinct(events):
         if event["class_uid"] == 4001 and event["dst_endpoint"].get("ip") == attempts.INTERNET4:
             uid, port = int(event["actor"]["user"]["uid"]), event["dst_endpoint"]["port"]
             found[uid, port] += event["count"]
     return found
-
-
-def told(path: Path) -> Counter[tuple[int, int]]:
-    """The same once nobody writes any more: the file ends with a whole line."""
-    content = path.read_bytes() if path.exists() else b""
-    assert content.endswith(b"\n") or not content
-    return told_so_far(path)
 
 
 def wait_for(what: Any, seconds: float = 20) -> None:

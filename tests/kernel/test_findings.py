@@ -71,7 +71,7 @@ def _hold_together(events: list[dict[str, Any]]) -> None:
 
 def _wait_for(path: Path, holds: Callable[[list[dict[str, Any]]], bool]) -> None:
     deadline = time.monotonic() + 20
-    while not holds(written.events(path)):
+    while not holds(written.so_far(path)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

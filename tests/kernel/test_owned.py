@@ -90,7 +90,7 @@ def installing(lab: Lab) -> list[str]:
 
 def _told(output: Path) -> list[str]:
     """What became of the fence."""
-    events = written.events(output)
+    events = written.so_far(output)
     return [event.get("status_detail", "") for event in events if event["class_uid"] == 5019]
 
 

@@ -60,7 +60,7 @@ def test_with_these_it_names_another_users_process(
             lambda: subprocess.Popen([*by, program], stdin=subprocess.PIPE)
         )
         with sender:
-            _until(lambda: bool(_refused(written.events(output))))
+            _until(lambda: bool(_refused(written.so_far(output))))
             sender.communicate(timeout=10)
         assert running.stop(signal.SIGTERM)[0] == 0
     (event,) = _refused(written.events(output))

@@ -43,7 +43,7 @@ class Output:
 
     def told(self) -> list[dict[str, Any]]:
         """What became of the fence."""
-        return [event for event in written.events(self.path) if event["class_uid"] == 5019]
+        return [event for event in written.so_far(self.path) if event["class_uid"] == 5019]
 
     def tampered(self) -> list[dict[str, Any]]:
         return [event for event in self.told() if "changes" in event["unmapped"]]

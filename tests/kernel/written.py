@@ -1,4 +1,4 @@
-"""What a run has written to a file so far."""
+"""What a run has written to a file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ if TYPE_CHECKING:
 
 
 def events(path: Path) -> list[dict[str, Any]]:
-    """The events of its whole lines: a write that still goes on is seen in part."""
+    """All of it, once nobody writes any more: it ends with a whole line."""
+    content = path.read_bytes()
+    assert content.endswith(b"\n") or not content
+    return so_far(path)
+
+
+def so_far(path: Path) -> list[dict[str, Any]]:
+    """The whole lines, while it may be written to: a write that goes on is seen in part."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [orjson.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def distinct(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same, none of which comes twice."""
+    uids = [event["metadata"]["uid"] for event in found]
+    assert len(set(uids)) == len(uids)
+    return found
