@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import socket
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
+# rules/accounting.nft: so many packets may any flow log at once, and one more each second. The
+# kernel joins groups by itself whenever a device comes up, and may so have spent the budget of
+# those reports: who is not logged tries again when there is a token.
+_LOG_BUDGET = 4
+_WAITS_S = 0.0, 1.1, 1.1
+
 
 async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_once(
     lab: Lab, spec: FenceSpec, state: StateDirectory
@@ -53,10 +60,14 @@ async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_o
                     wanted = escape.rule, escape.protocol, escape.is_owned
                     return (record.rule, said, record.uid is not None) == wanted
 
-                lab.sandbox_namespace.call(escape.attempt)
-                found = await taken(source, wanted)
-                records += found
-                if not any(map(wanted, found)):
+                for wait_s in _WAITS_S:
+                    await asyncio.sleep(wait_s)
+                    lab.sandbox_namespace.call(escape.attempt)
+                    found = await taken(source, wanted)
+                    records += found
+                    if any(map(wanted, found)):
+                        break
+                else:
                     missed[escape.name] = "not logged"
                 if far.strays():
                     missed[escape.name] = "got out"
@@ -67,14 +78,14 @@ async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_o
         elements = [element for kind in KINDS for element in reading.elements[kind]]
         assert reading.overflow.packets == 0
         assert sum(element.packets for element in elements) == reading.refused.packets, rule
-    counted = _counted(ended)
-    counted.subtract(_counted(began))
+    before, after = _counted(began), _counted(ended)
     # The first of a record's keys that there is, is the element that counted its packet.
-    logged = Counter((record.rule, _element(record, counted)) for record in records)
-    # More of a flow than its log budget are counted, and not all of them logged.
-    assert {key: min(packets, 4) for key, packets in (+counted).items()} == {
-        key: min(packets, 4) for key, packets in logged.items()
-    }
+    logged = Counter((record.rule, _element(record, after)) for record in records)
+    assert logged.keys() <= after.keys()
+    for key, all_told in after.items():
+        # A flow's first packets are logged each; of more than its budget not all are.
+        at_least = min(all_told, _LOG_BUDGET) - min(before[key], _LOG_BUDGET)
+        assert at_least <= logged[key] <= all_told - before[key], key
 
 
 async def _at_rest(source: Nflog, counters: Counters) -> tuple[Reading, list[Record]]:
