@@ -344,8 +344,8 @@ class RuleAccount:
         telling = self._telling(key, counted, now_ns)
         if telling is None:
             return
-        # It may be what a record was told of that leads elsewhere: two readings show.
-        is_waiting = bool(self._unread) and telling.is_young(now_ns)
+        # It may be what a record was told of that leads elsewhere.
+        is_waiting = bool(self._unread) and telling.is_young(self._readings)
         if closing or (telling.is_due(now_ns) and not is_waiting):
             self._owing.discard(key)
             record = telling.record
@@ -361,7 +361,7 @@ class RuleAccount:
         if telling is None and key not in self._folded:
             what = flow(key)
             if is_unplaced(key) or self._tellings.take(key, what.uid, what.destination, now_ns):
-                telling = self._tellings.begin(key, now_ns)
+                telling = self._tellings.begin_unheard(key, now_ns, self._readings)
         if telling is None:
             self._folded.add(key, counted)
             self._owing.discard(key)

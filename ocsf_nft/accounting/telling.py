@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft.accounting import streaks
 from ocsf_nft.accounting.opened import OpenStreak
 from ocsf_nft.accounting.quota import Quota
+from ocsf_nft.accounting.remainder import LAST_READINGS
 from ocsf_nft.accounting.schedule import OVER_NS, Schedule
 from ocsf_nft.attempt import Merged
 from ocsf_nft.flow import flow, lacks_port, without_port
@@ -31,8 +32,9 @@ _TELLINGS: Final = 4000
 #: Those beside that go to a destination that is too grave to be told with others.
 _RIGHTS: Final = 256
 _RIGHTS_OF_A_USER: Final = 16
-#: Two readings and more, when they are not hard to make.
-_YOUNG_NS: Final = 2 * 1_000_000_000
+#: Two readings show of a record that its packet was counted elsewhere; the first of them may have
+#: begun before the record came.
+_YOUNG_READINGS: Final = LAST_READINGS + 1
 _IP: Final = frozenset({0x0800, 0x86DD})
 
 
@@ -43,7 +45,8 @@ class Telling:
     """
 
     __slots__ = (
-        "_grew_ns", "_is_growing", "attribution", "end", "is_new", "key", "record", "schedule"
+        "_grew_ns", "_is_growing", "attribution", "end", "first_reading", "is_new", "key", "record",
+        "schedule",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +61,8 @@ class Telling:
         #: When there was last more of it; known when it is next asked for.
         self._grew_ns = begun_ns
         self._is_growing = False
+        #: The number of the reading that showed it first; None where it was not the first to.
+        self.first_reading: int | None = None
         self.record = record
         #: Who sent that one.
         self.attribution = attribution
@@ -72,10 +77,13 @@ class Telling:
         """Whether no record came of it, and nothing has been told."""
         return self.record is None and self.schedule is None
 
-    def is_young(self, now_ns: int) -> bool:
-        """Whether a record that was told may still turn out to be of it."""
-        begun_ns = self._grew_ns
-        return self.is_unheard and begun_ns is not None and now_ns - begun_ns < _YOUNG_NS
+    def is_young(self, reading: int) -> bool:
+        """Whether a record that was told may still turn out to be of it, after so many readings.
+
+        A time says nothing of that: readings that are hard to make are far between.
+        """
+        first = self.first_reading
+        return self.is_unheard and first is not None and reading - first < _YOUNG_READINGS
 
     def logged(self, record: Record, attribution: Attribution | None) -> None:
         """Let a later record stand for it."""
@@ -167,6 +175,12 @@ class Tellings(dict["Key", Telling]):
         """Tell of a flow by itself from now on."""
         telling = self[key] = Telling(key, now_ns, record, attribution)
         self._by_destination[without_port(key)] = key
+        return telling
+
+    def begin_unheard(self, key: Key, now_ns: int, reading: int) -> Telling:
+        """The same of a flow that a reading was the first to show."""
+        telling = self.begin(key, now_ns)
+        telling.first_reading = reading
         return telling
 
     def resume(self, opened: OpenStreak) -> None:

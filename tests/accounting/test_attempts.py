@@ -277,11 +277,14 @@ def test_a_set_that_is_emptied_again_and_again_fills_no_memory(ledger: Ledger) -
 def test_what_may_be_of_a_record_that_leads_elsewhere_waits_for_two_readings(
     ledger: Ledger,
 ) -> None:
-    """A record may name another flow of its user than the counter that has its packet."""
+    """A record may name another flow of its user than the counter that has its packet.
+
+    On a busy machine they are far between.
+    """
     assert _record(ledger, tcp(1)) is not None
-    for second in (1, 2):
+    for second in (5, 10):
         observe(ledger, reading({key(tcp(2)): 1}, NOW + second * SECOND))
-        assert _due(ledger, second) == []
+        assert _due(ledger, second) == _due(ledger, second + 4) == []
     (balance,) = ledger.balances()
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
 
@@ -291,10 +294,11 @@ def test_what_was_held_back_for_a_record_is_told_when_that_is_found_elsewhere(
 ) -> None:
     assert _record(ledger, tcp()) is not None
     observe(ledger, reading({_others(tcp()): 3}, NOW + SECOND))
-    assert _due(ledger) == []
-    assert [each.packets for each in _due(ledger, 3)] == [2]
-    observe(ledger, reading({_others(tcp()): 3, key(tcp()): 1}, NOW + 2 * SECOND))
-    assert [each.packets for each in _due(ledger, 4, closing=True)] == [1]
+    assert _due(ledger, 1) == _due(ledger, 3) == []
+    observe(ledger, reading({_others(tcp()): 3}, NOW + 4 * SECOND))
+    assert [each.packets for each in _due(ledger, 4)] == [2]
+    observe(ledger, reading({_others(tcp()): 3, key(tcp()): 1}, NOW + 5 * SECOND))
+    assert [each.packets for each in _due(ledger, 5, closing=True)] == [1]
     (balance,) = ledger.balances()
     assert (balance.reported, balance.in_flight, balance.imbalance) == (4, 0, 0)
 
