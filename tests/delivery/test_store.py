@@ -311,7 +311,7 @@ from tests.delivery.receiver import event
 
 async def main() -> None:
     number = 0
-    async with Store(Path(sys.argv[1]), most_bytes=1 << 20) as store:
+    async with Store(Path(sys.argv[1]), most_bytes=1 << 30) as store:
         while True:
             await store.put([event(number * 4 + each, 200) for each in range(4)])
             number += 1

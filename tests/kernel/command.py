@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 import orjson
@@ -51,12 +52,34 @@ def run(*arguments: str, under: Sequence[str] = (), stdin: str | None = None) ->
 class Running:
     process: subprocess.Popen[str]
     stderr: IO[str]
+    heard: list[str] = field(default_factory=list)
+
+    def until_said(self, words: str) -> None:
+        """Wait for a line with these words; raises AssertionError when it ends without."""
+        with self._killed_after(20):
+            for line in self.stderr:
+                self.heard.append(line)
+                if words in line:
+                    return
+        raise AssertionError(f"it never said {words!r}: {''.join(self.heard)}")
 
     def stop(self, number: int) -> tuple[int, str]:
-        """Send a signal; the exit code, and what it said until then."""
+        """Send a signal; the exit code, and what it said since it was ready."""
         self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=30)
-        return self.process.returncode, said
+        with self._killed_after(30):
+            self.heard += self.stderr
+            code = self.process.wait()
+        return code, "".join(self.heard)
+
+    @contextlib.contextmanager
+    def _killed_after(self, seconds: float) -> Iterator[None]:
+        watchdog = threading.Timer(seconds, self.process.kill)
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
+            watchdog.join()
 
 
 @contextlib.contextmanager

@@ -140,6 +140,15 @@ def load(namespace: Namespace, ruleset: str) -> None:
     namespace.call(lambda: subprocess.run(["nft", "-f", "-"], input=ruleset, text=True, check=True))
 
 
+def fresh_budgets(namespace: Namespace) -> None:
+    """Give the flows of the rule `egress` their log budgets back.
+
+    The kernel joins groups whenever a device comes up, and may so have spent those of its reports.
+    """
+    for family in "46":
+        nft(namespace, "flush", "set", "inet", "ocsf_nft", f"logged{family}_egress")
+
+
 def counted(namespace: Namespace) -> Counter[str]:
     """The packets in the elements of the rule `egress`, by destination."""
     found: Counter[str] = Counter()

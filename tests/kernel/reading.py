@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ocsf_nft.sources.nflog import Nflog
 
 _QUIET_SECONDS = 0.15
+_PATIENCE_SECONDS = 5.0
 
 
 async def until(
@@ -83,18 +84,29 @@ def lost(batch: Batch) -> int:
 
 
 async def taken(source: Nflog, wanted: Callable[[Record], bool]) -> list[Record]:
-    """What the source gives until a wanted record came, or nothing came for a while.
+    """What the source gives until a wanted record came, or it did not come in good time.
 
     All that comes with the wanted one is in it.
     """
+    found: list[Record] = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            async for batch in source.batches():
+                assert not batch.rejects
+                found += batch.records
+                if any(map(wanted, batch.records)):
+                    break
+    return found
+
+
+async def rest(source: Nflog) -> list[Record]:
+    """What the source gives until nothing came for a while."""
     found: list[Record] = []
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_QUIET_SECONDS) as quiet:
             async for batch in source.batches():
                 assert not batch.rejects
                 found += batch.records
-                if any(map(wanted, batch.records)):
-                    break
                 quiet.reschedule(asyncio.get_running_loop().time() + _QUIET_SECONDS)
     return found
 

@@ -118,14 +118,16 @@ def shared_port() -> None:
         return sock
 
     sock = have()
+    mine, others = socket.socketpair()
 
     def other() -> None:
         sock.close()
         _kept = have()
+        others.send(b"have")
         stay()
 
     child = fork(other)
-    time.sleep(0.2)
+    mine.recv(16)
     attempt(sock)
     say(sender=os.getpid(), other=child)
     stay()

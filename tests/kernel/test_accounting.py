@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import secrets
@@ -19,7 +20,7 @@ from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import named
-from tests.kernel import accounts, attempts, command, conftest, flooding
+from tests.kernel import accounts, attempts, command, conftest, flooding, stalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _PACKETS = 1_000_000
+#: How old a reading of the counters may be in a flood.
+_BEFORE_MS = 4_000
 #: The size of a rule's sets of flows, in rules/accounting.nft.
 _PLACES = 16_384
 
@@ -72,6 +75,15 @@ def _told_by_itself(events: list[dict[str, Any]], rare: flooding.Rare) -> int | 
     return None
 
 
+def _each_was_told_within_a_second(
+    events: list[dict[str, Any]], tried: list[flooding.Rare], stalled: stalls.Stalls
+) -> None:
+    """By itself; and a second is as much longer as this machine has stood still."""
+    took = [_told_by_itself(events, rare) for rare in tried]
+    most = 1000 + stalled.worst_ms
+    assert all(ms is not None and ms <= most for ms in took), list(zip(tried, took, strict=True))
+
+
 def _same_flood(namespace: Namespace, packets: int) -> list[subprocess.Popen[bytes]]:
     """Two programs that flood one flow each."""
     return [
@@ -84,7 +96,8 @@ def test_each_rare_attempt_in_a_flood_has_its_event_and_the_counts_add_up(
     fenced: Lab, installed: Installed, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
-    with command.running(*accounts.options(state, output)) as running:
+    options = accounts.options(state, output)
+    with stalls.watched(tmp_path) as stalled, command.running(*options) as running:
         floods = _same_flood(fenced.sandbox_namespace, _PACKETS)
         tried = flooding.made(flooding.start(fenced.sandbox_namespace, "rare", "4"))
         assert [flood.wait(60) for flood in floods] == [0, 0]
@@ -94,15 +107,16 @@ def test_each_rare_attempt_in_a_flood_has_its_event_and_the_counts_add_up(
     refused = accounts.refused_by(installed)
     assert refused["egress"] >= _PACKETS + len(tried)
     assert accounts.told(events) == refused
-    took = [_told_by_itself(events, rare) for rare in tried]
     assert len(tried) > 20
-    assert all(ms is not None and ms <= 1000 for ms in took), list(zip(tried, took, strict=True))
+    _each_was_told_within_a_second(events, tried, stalled)
     assert accounts.status(state).code == 0
 
 
 def test_a_million_distinct_flows_are_bounded_and_counted_and_hide_no_other_sandbox(
     lab: Lab, state: StateDirectory, tmp_path: Path, more_namespaces: tuple[str, str]
 ) -> None:
+    # Or it would look for routers between the last event and the counters.
+    lab.sandbox_namespace.call(conftest.without_ipv6)
     namespaces = dict(zip(("flooded", "one", "two"), (lab.sandbox, *more_namespaces), strict=True))
     fences = {
         name: installer.install(
@@ -116,7 +130,7 @@ def test_a_million_distinct_flows_are_bounded_and_counted_and_hide_no_other_sand
         f'output = "{output}"\nstate_dir = "{state.path}"\n'
         + "".join(f'[[sandbox]]\nname = "{name}"\n' for name in namespaces)
     )
-    with command.running("--config", str(config)) as running:
+    with stalls.watched(tmp_path) as stalled, command.running("--config", str(config)) as running:
         floods = [
             flooding.start(lab.sandbox_namespace, "distinct", octet, str(_PACKETS // 2))
             for octet in ("20", "21")
@@ -136,9 +150,8 @@ def test_a_million_distinct_flows_are_bounded_and_counted_and_hide_no_other_sand
         assert accounts.told(events, name) == by_rule
     for name, rare in tried.items():
         of_it = [e for e in events if e.get("src_endpoint", {}).get("name") == name]
-        took = [_told_by_itself(of_it, each) for each in rare]
         assert len(rare) > 20
-        assert all(ms is not None and ms <= 1000 for ms in took), list(zip(rare, took, strict=True))
+        _each_was_told_within_a_second(of_it, rare, stalled)
     assert all(len(found) <= _PLACES for found in _elements(fences["flooded"]))
     together = [e["count"] for e in events if "merged" in e.get("unmapped", {})]
     assert sum(together) > _PACKETS - 3 * _PLACES
@@ -157,8 +170,9 @@ def test_a_reader_that_is_stopped_in_a_flood_tells_the_gap_and_the_account_close
     with command.running(*accounts.options(state, output)) as running:
         flood = _long_flood(fenced.sandbox_namespace, kind)
         time.sleep(1)
-        before = accounts.refused_by(installed).total()
         running.process.send_signal(signal.SIGSTOP)
+        os.waitpid(running.process.pid, os.WUNTRACED)
+        stopped_ms, before = _now_ms(), accounts.refused_by(installed).total()
         time.sleep(10)
         flood.kill()
         flood.wait()
@@ -166,13 +180,16 @@ def test_a_reader_that_is_stopped_in_a_flood_tells_the_gap_and_the_account_close
         running.process.send_signal(signal.SIGCONT)
         time.sleep(2)
         code, said = running.stop(signal.SIGTERM)
+        ended_ms = _now_ms()
     assert code == 0, said
     events = accounts.events_of(output)
     assert accounts.told(events) == accounts.refused_by(installed)
     (gap,) = (event for event in events if event.get("activity_name") == "Not Reading")
     # The readings are some tenths of a second before the stop, and after it.
     assert during <= gap["count"] <= accounts.refused_by(installed).total()
-    assert 9_500 < gap["end_time"] - gap["start_time"] < 14_000
+    assert gap["end_time"] - gap["start_time"] > 9_500
+    assert stopped_ms - _BEFORE_MS <= gap["start_time"]
+    assert gap["end_time"] <= ended_ms
     assert accounts.status(state).code == 0
 
 
@@ -181,10 +198,12 @@ def test_a_reader_that_is_killed_in_a_flood_tells_the_gap_and_the_account_closes
 ) -> None:
     output = tmp_path / "events.jsonl"
     flood = _long_flood(fenced.sandbox_namespace, "same")
+    killed_ms: list[int] = []
     for seconds_down in (10.0, 0.0, 0.3, 0.0):
         with command.running(*accounts.options(state, output)) as running:
             time.sleep(random.uniform(0.7, 2))
             before = accounts.refused_by(installed).total()
+            killed_ms.append(_now_ms())
             running.process.kill()
             running.process.wait()
         if seconds_down:
@@ -200,7 +219,12 @@ def test_a_reader_that_is_killed_in_a_flood_tells_the_gap_and_the_account_closes
     events = accounts.events_of(output)
     assert accounts.told(events) == accounts.refused_by(installed)
     gaps = [event for event in events if event.get("activity_name") == "Not Reading"]
-    assert any(9_500 < gap["end_time"] - gap["start_time"] < 16_000 for gap in gaps)
+    assert any(
+        gap["end_time"] - gap["start_time"] > 9_500
+        and killed_ms[0] - _BEFORE_MS <= gap["start_time"]
+        and gap["end_time"] <= killed_ms[1]
+        for gap in gaps
+    )
     assert accounts.status(state).code == 0
 
 
@@ -257,6 +281,10 @@ def test_a_fence_that_is_installed_anew_under_a_run_keeps_the_account(
     refused = accounts.refused_by(installed)
     assert refused["egress"] >= _PACKETS // 4
     assert accounts.told(accounts.events_of(output)) == refused
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _long_flood(namespace: Namespace, kind: str) -> subprocess.Popen[bytes]:

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft import lab as laboratory
+from ocsf_nft.fence.state import StateDirectory
 from tests.kernel import attempts, scripted
 from tests.kernel.watching import fence, watching
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.state import StateDirectory
+    from pathlib import Path
+
     from ocsf_nft.lab import Lab
     from ocsf_nft.process import Attribution
     from tests.kernel.watching import Watched
@@ -27,8 +30,10 @@ _UDP, _ICMP, _ICMPV6 = 17, 1, 58
 #: What the second sends, in a packet that is longer than any other one.
 _MARK = "exfil by another" * 2
 _LONGEST_PLAIN = 48
+#: How late a process may be for what it does to be what is meant.
+_LATE_SECONDS = 0.05
 _WITH = f"""
-import select
+import mmap, select
 MARK = {_MARK!r}.encode()
 """
 _WITH += """
@@ -37,8 +42,21 @@ def be(number):
     os.setgroups([])
     os.setresgid(number, number, number)
     os.setresuid(number, number, number)
+# Both have it: when the first four were sent, and how late any of it was.
+shared_times = memoryview(mmap.mmap(-1, 4096)).cast("d")
+def was_late(seconds):
+    shared_times[1] = max(shared_times[1], seconds)
 def at(when):
     time.sleep(max(0.0, when - time.monotonic()))
+    was_late(time.monotonic() - when)
+def four(sock, data, to=TO4):
+    at(START)
+    for _ in range(4): send(sock, data, to)
+    shared_times[0] = time.monotonic()
+    was_late(shared_times[0] - START)
+def after_four(seconds):
+    while not shared_times[0]: time.sleep(0.001)
+    at(shared_times[0] + seconds)
 def sharing():
     sock = udp()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,9 +70,8 @@ def send(sock, data, to=TO4):
     with refused: sock.sendto(data, to)
 def five(sock, data, to=TO4):
     # Four are logged, the fifth is not.
-    at(START)
-    for _ in range(4): send(sock, data, to)
-    at(START + 0.9)
+    four(sock, data, to)
+    after_four(0.9)
     send(sock, data, to)
 here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 """
@@ -72,9 +89,9 @@ _BY_ANOTHER_USERS = (
     (given,) = socket.recv_fds(here, 1, 1)[1]
     be(1001)
     own = shared()
-    at(START + 0.6)
+    after_four(0.6)
     for _ in range(20): send(own, b"")
-    at(START + 1.05)
+    after_four(1.05)
     send(socket.socket(fileno=given), MARK)
     """,
 )
@@ -84,22 +101,22 @@ _AFTER_A_FLOOD = (
     """
     be(1000)
     own = shared()
-    at(START)
-    for _ in range(4): send(own, b"")
-    at(START + 0.8)
+    four(own, b"")
+    after_four(0.8)
     send(udp(), b"", (TO4[0], 99))  # whose record says that no more is to come of those before
-    at(START + 0.9)
+    after_four(0.9)
     send(own, b"")
     """,
     """
     be(1000)
     own = shared()
-    at(START + 0.12)
+    after_four(0.12)
     for _ in range(2001): send(udp(), b"", ("203.0.113.9", 443))
     flooded = time.monotonic()
+    was_late(flooded - shared_times[0] - 0.45)
     at(flooded + 0.45)
     for _ in range(10): send(own, b"")
-    at(max(flooded + 0.75, START + 1.02))
+    at(max(flooded + 0.75, shared_times[0] + 1.02))
     send(own, MARK)
     """,
 )
@@ -111,7 +128,7 @@ _HELD_UP = """
     waiting = [select.epoll() for _ in range(400)]
     for each in waiting:
         for copy in copies: each.register(copy, select.EPOLLPRI)
-    at(START + 1.05)
+    after_four(1.05)
     {sent}
 """
 _HELD_UP_UDP = (
@@ -138,7 +155,7 @@ _IN_LATE_FRAGMENTS = (
     """
     late = bytes([44, 0, 0, 8, 0, 0, 0, 7]) + bytes([58, 0, 0, 0, 0, 0, 0, 0]) + MARK
     addresses = socket.inet_pton(10, "fd00:200::2") + socket.inet_pton(10, TO6[0])
-    at(START + 1.05)
+    after_four(1.05)
     by_hand = socket.socket(10, socket.SOCK_RAW, 255)
     send(by_hand, struct.pack("!IHBB", 6 << 28, len(late), 44, 64) + addresses + late, (TO6[0], 0))
     """,
@@ -154,15 +171,8 @@ _DEEDS = {
 
 @pytest.mark.parametrize(("protocol", "first", "second"), _DEEDS.values(), ids=_DEEDS)
 async def test_what_was_not_logged_stands_for_nobody_elses(
-    lab: Lab,
-    state: StateDirectory,
-    monkeypatch: pytest.MonkeyPatch,
-    protocol: int,
-    first: str,
-    second: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int, first: str, second: str
 ) -> None:
-    fence(lab, state, monkeypatch, is_generous=False)
-    lab.sandbox_namespace.call(attempts.allow_ping)
     program = "\n".join(
         [
             _WITH,
@@ -176,18 +186,32 @@ async def test_what_was_not_logged_stands_for_nobody_elses(
             "if not other:",
             textwrap.indent(textwrap.dedent(second), "    "),
             "    os._exit(0)",
-            "print(one, other)",
             "os.wait(), os.wait()",
+            "print(one, other, round(shared_times[1] * 1e6))",
         ]
     )
+    for number in range(3):  # others may be using this machine
+        with laboratory.throwaway() as lab:
+            fence(lab, StateDirectory(tmp_path / str(number)), monkeypatch, is_generous=False)
+            lab.sandbox_namespace.call(attempts.allow_ping)
+            if await _is_seen_through(lab, program, protocol):
+                return
+    pytest.fail("this machine is too slow for it")
+
+
+async def _is_seen_through(lab: Lab, program: str, protocol: int) -> bool:
+    """False when the processes were too late for what was meant."""
     async with watching(lab) as watched:
-        one, other = await asyncio.to_thread(scripted.run, lab, program)
+        one, other, late_us = await asyncio.to_thread(scripted.run, lab, program)
+        if late_us > _LATE_SECONDS * 1e6:
+            return False
         async with asyncio.timeout(10), watched.more:
             await watched.more.wait_for(lambda: _of(watched, protocol, is_marked=True))
     (by,) = _of(watched, protocol, is_marked=True)
     assert by.process is None or by.process.pid == other, (one, other)
     named = [each.process for each in _of(watched, protocol, is_marked=False)]
     assert [each and each.pid for each in named[:4]] == [one] * 4
+    return True
 
 
 async def test_what_a_process_sends_is_not_told_as_by_the_program_that_it_ran_before(

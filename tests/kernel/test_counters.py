@@ -71,12 +71,20 @@ def accounted(rule: RuleReading) -> int:
     return sum(count.packets for count in told(rule).values()) + rule.overflow.packets
 
 
+def at_rest(reader: Counters) -> Reading:
+    """A reading that no packet came into: the kernel sends some by itself."""
+    while True:
+        reading = reader.read()
+        if all(rule.refused_before == rule.refused for rule in reading.rules.values()):
+            return reading
+
+
 def test_each_flow_is_read_with_its_own_count(lab: Lab, reader: Counters) -> None:
     namespace = lab.sandbox_namespace
     namespace.call(attempts.allow_ping)
     attempts.attempt(namespace, _UID, 3, *(kind for kind, *_ in attempts.UNPRIVILEGED))
     attempts.attempt(namespace, 0, 2, "raw4", "raw6", "udp4")
-    reading = reader.read()
+    reading = at_rest(reader)
     assert reading.rules.keys() == {"egress", "forward", "ingress", "link"}
     egress = reading.rules["egress"]
     found = {
@@ -126,13 +134,22 @@ def test_frames_and_what_comes_in_are_counted_in_their_own_rules(
 
     lab.sandbox_namespace.call(send_frames)
     lab.gateway_namespace.call(send_in)
-    rules = reader.read().rules
+    rules = _until_arrived(reader).rules
     link = told(rules["link"])
     assert link[Flow(uid=0, protocol=17, destination=INTERNET4, port=53)].packets == 1
     assert link[Flow(uid=0, protocol=None, ethertype=0x88B5)].packets == 1
     arrived = told(rules["ingress"])
     assert arrived[Flow(uid=None, protocol=17, destination=SANDBOX4, port=9001)] == Count(1, 30)
     assert rules["forward"].refused == Count()
+
+
+def _until_arrived(reader: Counters) -> Reading:
+    """Once something came in: it waits for its neighbour's address, and for a processor."""
+    end = time.monotonic() + 20
+    while not (reading := reader.read()).rules["ingress"].refused.packets:
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+    return reading
 
 
 def test_a_guard_is_read_where_it_stands(lab: Lab, spec: FenceSpec, state: StateDirectory) -> None:
@@ -172,9 +189,9 @@ def test_a_flood_is_accounted_for_at_every_moment(lab: Lab, reader: Counters) ->
         # A packet that a processor is at is in the total and not yet in its flow.
         assert egress.refused_before.packets - len(senders) <= counted <= egress.refused.packets
         readings += 1
-    egress = reader.read().rules["egress"]
+    egress = at_rest(reader).rules["egress"]
     assert readings > 10
-    assert accounted(egress) == egress.refused.packets == egress.refused_before.packets
+    assert accounted(egress) == egress.refused.packets
 
 
 def test_flows_that_come_meanwhile_are_read_once_and_none_is_missed(
@@ -190,7 +207,7 @@ def test_flows_that_come_meanwhile_are_read_once_and_none_is_missed(
         assert known <= flows.keys()
         assert accounted(egress) <= egress.refused.packets
         known |= flows.keys()
-    egress = reader.read().rules["egress"]
+    egress = at_rest(reader).rules["egress"]
     assert len(told(egress)) >= 12_000
     assert accounted(egress) == egress.refused.packets
 
@@ -209,7 +226,11 @@ def test_elements_as_this_kernel_tells_them_are_taken_apart_at_once(
 
     monkeypatch.setattr(Elements, "parse_each", one_by_one)
     found = reader.read().rules["egress"].elements
-    assert {kind: len(found[kind]) for kind in KINDS} == {kind: len(wanted[kind]) for kind in KINDS}
+    for kind in KINDS:
+        before, after = ({each.data for each in of[kind]} for of in (wanted, found))
+        assert before <= after
+        # The kernel joins groups of IPv6 by itself.
+        assert {flow(Key(kind, data)).protocol for data in after - before} <= {58}
     assert len(found["flows4"]) >= 4
     assert len(found["flows6"]) >= 4
 

@@ -110,6 +110,19 @@ def _events(folder: Path) -> list[dict[str, Any]]:
     return written.events(folder / "events.jsonl")
 
 
+def _until_told(folder: Path, number: int) -> None:
+    """So many of the other firewalls' packets: a journal that has them late is not waited for."""
+    end = time.monotonic() + 20
+    while sum(map(_is_foreign, written.so_far(folder / "events.jsonl"))) < number:
+        assert time.monotonic() < end, "they were not told"
+        time.sleep(0.05)
+
+
+def _is_foreign(event: dict[str, Any]) -> bool:
+    is_there = event.get("dst_endpoint", {}).get("ip") == TARGET
+    return is_there and not event["firewall_rule"].get("uid")
+
+
 def _there(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events of what went to the target, in the order of its ports."""
     found = [event for event in events if event.get("dst_endpoint", {}).get("ip") == TARGET]
@@ -130,6 +143,7 @@ def test_what_other_firewalls_log_becomes_events_without_any_fence(
     with command.running(*_config(tmp_path, log), under=under) as running:
         begun = time.time_ns() // 1_000_000
         _send_each(firewalled)
+        _until_told(tmp_path, len(FOREIGN))
         ended = time.time_ns() // 1_000_000
         code, said = running.stop(signal.SIGTERM)
     assert code == 0, said
@@ -154,6 +168,7 @@ def test_what_a_program_writes_in_another_firewalls_name_is_a_forgery(
         for prefix in ("[UFW BLOCK] ", "<4>DROP ", "<0>openshell:bypass:vm-1:", "<12>mine, x"):
             kernel_log.write(prefix + packet)
         _send(firewalled, PORT)
+        _until_told(tmp_path, 1)
         code, said = running.stop(signal.SIGTERM)
     assert code == 0, said
     assert [_said(event)[0] for event in _there(_events(tmp_path))] == ["UFW BLOCK"]
@@ -174,6 +189,7 @@ def test_a_log_that_serves_both_gives_neither_what_is_the_others(
     with command.running(*_config(tmp_path, log, sandbox), under=under) as running:
         _send_each(firewalled)
         attempts.attempt(firewalled.sandbox_namespace, 0, 3, "udp4")
+        _until_told(tmp_path, len(FOREIGN))
         code, said = running.stop(signal.SIGTERM)
     assert code == 0, said
     events = _events(tmp_path)

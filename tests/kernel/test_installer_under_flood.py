@@ -17,6 +17,7 @@ from ocsf_nft.lab import INTERNET4, ip
 from tests.kernel import conftest
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Iterator
 
     from ocsf_nft.fence.spec import FenceSpec
@@ -96,10 +97,20 @@ def test_replacing_the_fence_under_a_flood_lets_no_packet_out_and_loses_no_count
     assert far_counter() == 0
     assert seen == sorted(seen)
     # The kernel's own multicast reports are refused as well, for nothing else is sent.
-    counted = conftest.counted(lab.sandbox_namespace)
+    refused, counted = _at_rest(lab.sandbox_namespace, counters)
     assert counted.pop(INTERNET4) == sent
-    refused = counters(lab.sandbox_namespace)["refused_egress"]
     assert refused - sent == sum(counted.values()) < 100
+
+
+def _at_rest(
+    namespace: Namespace, counters: Callable[[Namespace], dict[str, int]]
+) -> tuple[int, Counter[str]]:
+    """What the rule `egress` has refused, and of which destination, with no packet in between."""
+    while True:
+        before = counters(namespace)["refused_egress"]
+        counted = conftest.counted(namespace)
+        if counters(namespace)["refused_egress"] == before:
+            return before, counted
 
 
 def test_installing_under_a_flood_stops_it(
@@ -109,11 +120,13 @@ def test_installing_under_a_flood_stops_it(
     far_counter: Callable[[], int],
     flood: Callable[[float], subprocess.Popen[str]],
 ) -> None:
-    process = flood(1.5)
+    process = flood(60)
     while far_counter() == 0:
         time.sleep(0.01)
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     time.sleep(0.05)  # what is still in the veth's queue
     before = far_counter()
+    time.sleep(0.05)
+    process.terminate()
     assert _sent(process) > before
     assert far_counter() == before > 0

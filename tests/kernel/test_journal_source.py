@@ -20,7 +20,7 @@ from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import kernel_log
 from tests.kernel.attempts import GROUP, UNPRIVILEGED, attempt, refused
 from tests.kernel.journald import journald
-from tests.kernel.reading import lost, until, until_quiet
+from tests.kernel.reading import joined, lost, until, until_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +84,9 @@ async def test_resuming_neither_loses_nor_doubles(
     attempt(namespace, 0, 5, "udp6")
     async with Journal(names, first.cursor, directory) as source:
         attempt(namespace, 0, 3, "tcp4")
-        second = await until_quiet(source.batches(), seconds=QUIET_S)
+        batches = source.batches()
+        second = await until(batches, lambda batch: len(batch.records) >= 8)
+        second = joined(second, await until_quiet(batches, seconds=QUIET_S))
     async with Journal(names, second.cursor, directory) as source:
         third = await until_quiet(source.batches(), seconds=QUIET_S)
     assert [record.protocol for record in second.records] == [17] * 5 + [6] * 3
@@ -114,7 +116,9 @@ async def test_what_journald_missed_is_counted(
         attempt(namespace, 0, 20_000, "flood")
         # Its notice comes with the first message after those that it missed.
         attempt(namespace, 0, 1, "udp4")
-        read = await until_quiet(source.batches(), seconds=QUIET_S)
+        batches = source.batches()
+        read = await until(batches, lambda batch: len(batch.records) + lost(batch) >= 20_001)
+        read = joined(read, await until_quiet(batches, seconds=QUIET_S))
     assert len(read.records) < 20_001
     # What else the machine logs meanwhile may be among what was missed.
     assert 20_001 <= len(read.records) + lost(read) < 20_101

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import ipaddress
 import socket
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, PROXY_PORT, SANDBOX4,
 from ocsf_nft.netns import named
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import far_side, packets
-from tests.kernel.reading import refused_at, taken
+from tests.kernel.reading import refused_at, rest, taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,9 +47,21 @@ def nested(fenced: Lab) -> Iterator[Namespace]:
         ip("-n", name, "route", "add", "default", "via", "10.201.0.1")
         forward = "/proc/sys/net/ipv4/ip_forward"
         fenced.sandbox_namespace.call(lambda: _write(forward, "1"))
+        _until_up(fenced.sandbox, "n0")
         yield named(name)
     finally:
         ip("netns", "del", name)
+
+
+def _until_up(namespace: str, device: str) -> None:
+    """Some time after both of its ends are set up the kernel gives a device its queue."""
+    command, end = ["ip", "-n", namespace, "link", "show", device], time.monotonic() + 20
+    while True:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        if "state UP" in shown and "qdisc noop " not in shown:
+            return
+        assert time.monotonic() < end, shown
+        time.sleep(0.01)
 
 
 def _write(path: str, text: str) -> None:
@@ -130,7 +143,8 @@ async def test_what_is_to_be_forwarded_from_outside_draws_no_answer(
     ip("-n", fenced.gateway, "route", "add", "10.201.0.0/24", "via", SANDBOX4)
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         fenced.gateway_namespace.call(send)
-        found = await taken(source, lambda record: record.protocol == 1)
+        found = await taken(source, lambda record: record.protocol == 17)
+        found += await rest(source)
         about_it = [record.rule for record in found if record.protocol in {1, 17}]
         assert about_it == ["forward"]
 

@@ -13,12 +13,11 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import orjson
 import pytest
 
 from ocsf_nft.lab import INTERNET4, INTERNET6, SANDBOX4
 from tests.deploy.manifests import EXAMPLE, Object, Pod, example_pod, rendered
-from tests.kernel import command
+from tests.kernel import command, written
 from tests.kernel.pod import Played, World, played
 
 if TYPE_CHECKING:
@@ -343,8 +342,7 @@ def _try_under(under: list[str]) -> dict[tuple[str, str, int], str]:
 
 def _events(output: Path) -> list[dict[str, Any]]:
     """Each event once: what a reader that is killed may tell twice has the same uid."""
-    events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
-    return list({event["metadata"]["uid"]: event for event in events}.values())
+    return list({event["metadata"]["uid"]: event for event in written.so_far(output)}.values())
 
 
 def _activities(output: Path) -> list[dict[str, Any]]:

@@ -133,8 +133,8 @@ def _run(
     with command.running(*arguments, under=under) as running:
         started = time.time_ns() // 1_000_000
         expected = _make_attempts(lab)
-        ended = time.time_ns() // 1_000_000
         code, said = running.stop(signal.SIGTERM)
+        ended = time.time_ns() // 1_000_000
     assert code == 0, said
     return expected, (started, ended)
 

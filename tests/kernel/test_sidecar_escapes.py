@@ -43,9 +43,6 @@ _UNPRIVILEGED: Final = tuple(
 )
 
 
-_TABLE: Final = ("inet", "ocsf_nft")
-
-
 class _Who(NamedTuple):
     uid: int
     capabilities: frozenset[int]
@@ -104,9 +101,7 @@ async def _try_all(pod: Lab, who: _Who, *, has_exceptions: bool) -> None:
                     return (record.rule, said, record.uid) == wanted
 
                 if not escape.is_owned:
-                    # The kernel's own reports have this log budget as well.
-                    for name in ("logged4_egress", "logged6_egress"):
-                        conftest.nft(pod.sandbox_namespace, "flush", "set", *_TABLE, name)
+                    conftest.fresh_budgets(pod.sandbox_namespace)
                 attempt = as_user(who.uid, escape.attempt, capabilities=who.capabilities)
                 try:
                     pod.sandbox_namespace.call(attempt)

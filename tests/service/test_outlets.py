@@ -85,10 +85,12 @@ async def test_each_sink_is_told_in_its_version_and_of_its_classes(tmp_path: Pat
 async def test_what_a_sink_did_not_take_waits_for_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_outlets, "_DRAIN_SECONDS", 0.05)
     down, well = Kept(down=True), Kept()
-    async with made(tmp_path, down=one("down", down), well=one("well", well)) as kept:
-        await kept.keep([REFUSED])
+    with monkeypatch.context() as impatient:
+        impatient.setattr(service_outlets, "_DRAIN_SECONDS", 0.05)
+        async with made(tmp_path, down=one("down", down), well=one("well", well)) as kept:
+            await kept.keep([REFUSED])
+            await well.has(1)
     assert (down.lines, well.lines) == ([], [REFUSED])
     back = Kept()
     async with made(tmp_path, down=one("down", back), well=one("well", well)) as kept:

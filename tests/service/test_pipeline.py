@@ -128,7 +128,7 @@ async def test_what_can_not_be_delivered_in_time_is_counted(
 
 async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.0)
-    monkeypatch.setattr(module, "_COUNT_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_COUNT_SECONDS", 1.0)
     source, stop = Endless(0), asyncio.Event()
     stop.set()
     await Pipeline(Reporter(Kept().keep, Host(hostname="test")), {}).pump(source, stop)

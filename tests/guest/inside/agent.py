@@ -46,15 +46,20 @@ def shell(*command: str, seconds: int = 300) -> dict[str, Any]:
 
 
 def terminate(words: str) -> int:
-    """End the processes whose command line has these words; how many."""
-    found = [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if words.encode() in path.read_bytes().replace(b"\0", b" ")
-    ]
-    for process in found:
+    """End the processes whose command line has these words; how many.
+
+    Less those that one of them starts just now: until it is another program, it has its words.
+    """
+    found: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            if words.encode() in path.read_bytes().replace(b"\0", b" "):
+                _, _, fields = (path.parent / "stat").read_text("ascii", "replace").rpartition(")")
+                found[int(path.parent.name)] = int(fields.split()[1])
+    first = [process for process, parent in found.items() if parent not in found]
+    for process in first:
         os.kill(process, signal.SIGTERM)
-    return len(found)
+    return len(first)
 
 
 def escape(name: str) -> dict[str, Any]:
@@ -116,9 +121,10 @@ def refused() -> dict[str, int]:
 
 
 def events(path: str = "/var/log/ocsf-nft/events.jsonl") -> list[Any]:
-    """All events so far."""
+    """All events so far, less one that is being written."""
     with contextlib.suppress(FileNotFoundError):
-        return [json.loads(line) for line in Path(path).read_bytes().splitlines()]
+        lines = Path(path).read_bytes().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
     return []
 
 
