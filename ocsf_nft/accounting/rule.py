@@ -172,6 +172,8 @@ class RuleAccount:
         self._passing = reading.refused.packets - reading.refused_before.packets
         self.read_ns, self._ended_ns = began_ns, ended_ns
         self._readings += 1
+        # Whoever asks for the balance now must not find what readings have shown already.
+        self._move(closing=False)
 
     def fold(self, now_ns: int) -> Iterator[None]:
         """Put together what is to be told together; yields now and then, as :meth:`observe` does.
@@ -345,7 +347,7 @@ class RuleAccount:
         if telling is None:
             return
         # It may be what a record was told of that leads elsewhere.
-        is_waiting = bool(self._unread) and telling.is_young(self._readings)
+        is_waiting = bool(self._unread) and telling.is_young(self._readings, now_ns)
         if closing or (telling.is_due(now_ns) and not is_waiting):
             self._owing.discard(key)
             record = telling.record

@@ -35,6 +35,8 @@ _RIGHTS_OF_A_USER: Final = 16
 #: Two readings show of a record that its packet was counted elsewhere; the first of them may have
 #: begun before the record came.
 _YOUNG_READINGS: Final = LAST_READINGS + 1
+#: Where nobody can read any more.
+_YOUNG_NS: Final = 60 * 1_000_000_000
 _IP: Final = frozenset({0x0800, 0x86DD})
 
 
@@ -77,13 +79,15 @@ class Telling:
         """Whether no record came of it, and nothing has been told."""
         return self.record is None and self.schedule is None
 
-    def is_young(self, reading: int) -> bool:
+    def is_young(self, reading: int, now_ns: int) -> bool:
         """Whether a record that was told may still turn out to be of it, after so many readings.
 
-        A time says nothing of that: readings that are hard to make are far between.
+        A short time says nothing of that: readings that are hard to make are far between.
         """
-        first = self.first_reading
-        return self.is_unheard and first is not None and reading - first < _YOUNG_READINGS
+        first, begun_ns = self.first_reading, self._grew_ns
+        if not self.is_unheard or first is None or begun_ns is None:
+            return False
+        return reading - first < _YOUNG_READINGS and now_ns - begun_ns < _YOUNG_NS
 
     def logged(self, record: Record, attribution: Attribution | None) -> None:
         """Let a later record stand for it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -285,6 +285,26 @@ def test_what_may_be_of_a_record_that_leads_elsewhere_waits_for_two_readings(
     for second in (5, 10):
         observe(ledger, reading({key(tcp(2)): 1}, NOW + second * SECOND))
         assert _due(ledger, second) == _due(ledger, second + 4) == []
+    (balance,) = ledger.balances()
+    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+
+
+def test_what_is_held_back_for_a_record_is_told_though_nobody_can_read_any_more(
+    ledger: Ledger,
+) -> None:
+    assert _record(ledger, tcp(1)) is not None
+    observe(ledger, reading({key(tcp(2)): 5}, NOW + SECOND))
+    assert _due(ledger, 1) == _due(ledger, 30) == []
+    assert [each.packets for each in _due(ledger, 62)] == [5]
+
+
+@pytest.mark.parametrize("elsewhere", [{"counts": {key(tcp(2)): 1}}, {"counts": {}, "overflow": 1}])
+def test_a_balance_needs_two_readings_and_no_telling(
+    ledger: Ledger, elsewhere: dict[str, Any]
+) -> None:
+    assert _record(ledger, tcp(1)) is not None
+    for second in (1, 2):
+        observe(ledger, reading(**elsewhere, at_ns=NOW + second * SECOND))
     (balance,) = ledger.balances()
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
 

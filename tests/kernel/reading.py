@@ -101,14 +101,9 @@ async def taken(source: Nflog, wanted: Callable[[Record], bool]) -> list[Record]
 
 async def rest(source: Nflog) -> list[Record]:
     """What the source gives until nothing came for a while."""
-    found: list[Record] = []
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_QUIET_SECONDS) as quiet:
-            async for batch in source.batches():
-                assert not batch.rejects
-                found += batch.records
-                quiet.reschedule(asyncio.get_running_loop().time() + _QUIET_SECONDS)
-    return found
+    batch = await until_quiet(source.batches(), seconds=_QUIET_SECONDS)
+    assert not batch.rejects
+    return list(batch.records)
 
 
 async def refused_at(source: Nflog, rule: str, protocol: int) -> bool:

@@ -6,19 +6,27 @@ import contextlib
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_PERIOD_SECONDS = 0.02
+_PERIOD_MS = 20
 
 
 @dataclass
 class Stalls:
-    worst_ms: float = 0.0
+    """When each look at the clock was to be made (ms since the epoch), and how late it was."""
+
+    looks: list[tuple[float, float]] = field(default_factory=list)
+
+    def worst_ms(self, from_ms: float, to_ms: float) -> float:
+        """The longest of those that were on at a time."""
+        return max(
+            (late for at, late in self.looks if at <= to_ms and at + late >= from_ms), default=0
+        )
 
 
 @contextlib.contextmanager
@@ -29,12 +37,11 @@ def watched(folder: Path) -> Iterator[Stalls]:
     def look() -> None:
         with (folder / "stalls").open("wb", buffering=0) as file:
             while not ended.is_set():
-                began = time.monotonic()
-                ended.wait(_PERIOD_SECONDS)
+                due_ms = time.time() * 1000 + _PERIOD_MS
+                ended.wait(_PERIOD_MS / 1000)
                 file.write(b".")
                 os.fsync(file.fileno())
-                late = time.monotonic() - began - _PERIOD_SECONDS
-                stalls.worst_ms = max(stalls.worst_ms, late * 1000)
+                stalls.looks.append((due_ms, max(0.0, time.time() * 1000 - due_ms)))
 
     looking = threading.Thread(target=look)
     looking.start()

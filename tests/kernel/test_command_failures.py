@@ -192,7 +192,8 @@ ip address add 192.0.2.2/24 dev v0
 ip link set v0 up && ip link set v1 up
 output=$1; shift
 "$@" --output "$output" &
-for _ in $(seq 1000); do
+end=$(($(date +%s) + 20))
+while [ $(date +%s) -lt $end ]; do
     grep -q '"class_uid":6002' "$output" 2>/dev/null && break
     sleep 0.05
 done

@@ -96,6 +96,7 @@ def test_a_full_disk_of_a_sink_is_waited_for(lab: Lab, state: StateDirectory, di
         ballast = fill(disk)
         second = sweep(lab, 1002)
         running.until_said("sink down")
+        time.sleep(1.5)  # so often does it try again, and say nothing of that
         assert running.process.poll() is None
         assert told_so_far(output) != first + second
         ballast.unlink()
@@ -136,6 +137,7 @@ def test_a_full_disk_of_the_state_stops_the_reading_and_loses_no_count(
         ballast = fill(disk)
         second = sweep(lab, 1002)
         running.until_said("nothing can be kept")
+        time.sleep(2)
         assert running.process.poll() is None
         assert told(output) == first
         ballast.unlink()
@@ -184,6 +186,7 @@ def test_a_disk_that_is_read_only_for_a_while_is_waited_for(
         try:
             second = sweep(lab, 1002)
             running.until_said("Read-only file system")
+            time.sleep(1)
             assert running.process.poll() is None
         finally:
             subprocess.run(["umount", str(places[what])], check=True)
@@ -208,6 +211,7 @@ def test_a_permission_that_is_lost_for_a_while_is_waited_for(
         try:
             second = sweep(lab, 1002)
             running.until_said("Permission denied")
+            time.sleep(1)
             assert running.process.poll() is None
         finally:
             places[what].chmod(0o700)

@@ -106,17 +106,19 @@ def _at_rest(
     namespace: Namespace, counters: Callable[[Namespace], dict[str, int]]
 ) -> tuple[int, Counter[str]]:
     """What the rule `egress` has refused, and of which destination, with no packet in between."""
-    while True:
+    for _ in range(20):
         before = counters(namespace)["refused_egress"]
         counted = conftest.counted(namespace)
         if counters(namespace)["refused_egress"] == before:
             return before, counted
+    raise AssertionError("packets come into each reading")
 
 
 def test_installing_under_a_flood_stops_it(
     lab: Lab,
     spec: FenceSpec,
     state: StateDirectory,
+    counters: Callable[[Namespace], dict[str, int]],
     far_counter: Callable[[], int],
     flood: Callable[[float], subprocess.Popen[str]],
 ) -> None:
@@ -125,8 +127,10 @@ def test_installing_under_a_flood_stops_it(
         time.sleep(0.01)
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     time.sleep(0.05)  # what is still in the veth's queue
-    before = far_counter()
-    time.sleep(0.05)
+    before, refused = far_counter(), counters(lab.sandbox_namespace)["refused_egress"]
+    end = time.monotonic() + 20
+    while counters(lab.sandbox_namespace)["refused_egress"] < refused + 10_000:
+        assert time.monotonic() < end
     process.terminate()
     assert _sent(process) > before
     assert far_counter() == before > 0

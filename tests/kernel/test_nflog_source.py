@@ -124,10 +124,12 @@ async def test_what_overflows_is_told_at_once_and_counted_by_the_next_record(
 
 async def test_binding_under_fire_misses_nothing_after_it(namespace: Namespace) -> None:
     flood = attempting(namespace, 0, 10_000_000, "flood")
-    while refused(namespace) == 0:  # noqa: ASYNC110 - the kernel has no event for it
-        await asyncio.sleep(0.001)
-    async with Nflog(namespace, GROUP) as source:
-        read = await until(source.batches(), lambda batch: len(batch.records) >= 2_000)
+    try:
+        while refused(namespace) == 0:  # noqa: ASYNC110 - the kernel has no event for it
+            await asyncio.sleep(0.001)
+        async with Nflog(namespace, GROUP) as source:
+            read = await until(source.batches(), lambda batch: len(batch.records) >= 2_000)
+    finally:
         flood.kill()
         flood.wait()
     numbers = [record.origin.sequence for record in read.records]

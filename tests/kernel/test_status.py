@@ -74,8 +74,7 @@ def test_each_of_the_ways_round_the_usual_ruleset_is_told_once(
     with command.running(*accounts.options(state, output)) as running:
         for escape in ESCAPES:
             fenced.sandbox_namespace.call(escape.attempt)
-        time.sleep(2.5)
-        assert accounts.status(state).code == 0
+        accounts.until(lambda: accounts.status(state).code == 0)
         assert running.stop(signal.SIGTERM)[0] == 0
     told = accounts.told(accounts.events_of(output))
     installed = state.read(conftest.SANDBOX)

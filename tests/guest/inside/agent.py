@@ -48,7 +48,8 @@ def shell(*command: str, seconds: int = 300) -> dict[str, Any]:
 def terminate(words: str) -> int:
     """End the processes whose command line has these words; how many.
 
-    Less those that one of them starts just now: until it is another program, it has its words.
+    Those that one of them has started are ended and not counted: until it is another program, what
+    is just being started has the words too.
     """
     found: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -56,10 +57,10 @@ def terminate(words: str) -> int:
             if words.encode() in path.read_bytes().replace(b"\0", b" "):
                 _, _, fields = (path.parent / "stat").read_text("ascii", "replace").rpartition(")")
                 found[int(path.parent.name)] = int(fields.split()[1])
-    first = [process for process, parent in found.items() if parent not in found]
-    for process in first:
-        os.kill(process, signal.SIGTERM)
-    return len(first)
+    for process in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    return sum(parent not in found for parent in found.values())
 
 
 def escape(name: str) -> dict[str, Any]:
