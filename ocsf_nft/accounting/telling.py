@@ -96,6 +96,10 @@ class Telling:
         self.is_new = True
         self.grew()
 
+    def overheard(self, record: Record) -> None:
+        """Let a record stand for it that may be of another packet, and so of another sender."""
+        self.record = self.record or record
+
     def grew(self) -> None:
         """There is more of it."""
         self._is_growing = True

@@ -10,6 +10,7 @@ import pytest
 from ocsf_nft.accounting.gravity import Gravity
 from ocsf_nft.accounting.ledger import Ledger
 from ocsf_nft.flow import Key, keys
+from ocsf_nft.process import Attribution
 from tests.accounting.kernel_model import RULE, Packet
 from tests.accounting.reading import NOW, SECOND, attempts, key, observe, reading, record, tcp
 
@@ -68,6 +69,31 @@ def test_a_record_without_its_port_that_comes_first_is_told_once(ledger: Ledger)
     for second in (1, 2, 3):
         observe(ledger, reading({key(counted): 1}, NOW + second * SECOND))
     assert _due(ledger, 4, closing=True) == []
+
+
+def test_who_sent_what_names_no_port_is_not_who_sent_to_one_of_them(ledger: Ledger) -> None:
+    """A header of a raw socket may be cut short: the record has no port, and another counter."""
+    one, other = tcp(443), tcp(80)
+    by = [Attribution(rung="capture", sureness="high", reason=why) for why in ("one", "other")]
+    assert ledger.record(record(one), 1000 * SECOND, by[0]) is not None
+    observe(ledger, reading({key(one): 1}, NOW + SECOND))
+    assert _due(ledger, 1) == []
+    cut = dataclasses.replace(other, port=None)
+    assert ledger.record(record(cut, 2), 1002 * SECOND, by[1]) is None
+    observe(ledger, reading({key(one): 2, key(other): 1}, NOW + 3 * SECOND))
+    told = _due(ledger, 20)
+    assert {(each.record.destination_port, each.packets) for each in told} == {(443, 1), (80, 1)}
+    assert [each.attribution for each in told] == [None, None]
+
+
+def test_what_names_no_port_takes_no_name_from_what_is_to_be_told(ledger: Ledger) -> None:
+    assert _record(ledger, tcp()) is not None
+    by = Attribution(rung="capture", sureness="high", reason="it was seen")
+    assert ledger.record(record(tcp(), 2), 1001 * SECOND, by) is None
+    cut = dataclasses.replace(tcp(), port=None)
+    assert ledger.record(record(cut, 3), 1002 * SECOND, None) is None
+    observe(ledger, reading({key(tcp()): 3}, NOW + 3 * SECOND))
+    assert [(each.packets, each.attribution) for each in _due(ledger, 20)] == [(2, by)]
 
 
 def test_a_flow_that_goes_on_is_told_at_growing_intervals(ledger: Ledger) -> None:
