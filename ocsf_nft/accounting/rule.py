@@ -103,11 +103,11 @@ class RuleAccount:
         self.received += 1
         key = keys(record)[0]
         telling = self._tellings.of(key, record)
-        if telling is not None and telling.key == key:
-            telling.logged(record, attribution)
-            return None
         if telling is not None:
-            telling.overheard(record)
+            if telling.key == key:
+                telling.logged(record, attribution)
+            else:
+                telling.overheard(record)
             return None
         counted = self._entry(key)
         if key in self._folded or not self._tellings.take(

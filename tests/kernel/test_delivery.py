@@ -96,7 +96,7 @@ def test_a_full_disk_of_a_sink_is_waited_for(lab: Lab, state: StateDirectory, di
         ballast = fill(disk)
         second = sweep(lab, 1002)
         running.until_said("sink down")
-        time.sleep(1.5)  # so often does it try again, and say nothing of that
+        time.sleep(1.5)  # it tries again meanwhile, and does not say so again
         assert running.process.poll() is None
         assert told_so_far(output) != first + second
         ballast.unlink()
