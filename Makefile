@@ -17,7 +17,11 @@ PACKAGES := nftables iptables iproute2 iputils-ping curl jq systemd systemd-jour
 # What `make bench` measures beside.
 PEERS := mawk ulogd2 ulogd2-json
 
-.PHONY: help demo test test-guest lint bench events sinks clean system
+# Tests that wait run beside each other: more workers than cores.
+WORKERS ?= 4
+PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
+
+.PHONY: help demo test test-slow lint bench events sinks clean system
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
@@ -25,11 +29,11 @@ help:  ## List the targets.
 demo: .venv/ready  ## Fence a throw-away sandbox and watch programs fail to get out of it.
 	$(SUDO) $(BIN)/ocsf-nft demo
 
-test: .venv/ready  ## Run all tests but the slow ones, on the real kernel, in namespaces of their own.
-	$(SUDO) $(BIN)/pytest -q
+test: .venv/ready  ## Run all tests but the slow ones, or a part: make test ARGS="tests/fence -k name".
+	$(PYTEST) $(or $(ARGS),-n $(WORKERS))
 
-test-guest: .venv/ready  ## Run the slow tests: whole systems in a virtual machine, 200 kills, a long outage.
-	$(SUDO) $(BIN)/pytest -q -m slow
+test-slow: .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a long outage, whole floods.
+	$(PYTEST) -m slow $(or $(ARGS),-n 2)
 
 lint: .venv/ready  ## Check style, types and the direction of imports.
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures and hooks of all tests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from tests import scheduling
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 #: Elsewhere the pure parts are tested. On Linux nothing is left out, whatever is missing.
 collect_ignore = [] if sys.platform == "linux" else ["guest", "kernel"]
@@ -19,10 +21,24 @@ settings.register_profile("house", deadline=None)
 settings.load_profile("house")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out single tests that need Linux's kernel, where there is another one."""
+    """Drop the tests that need Linux where there is another kernel, and order the others."""
     if sys.platform != "linux":
         items[:] = [item for item in items if item.get_closest_marker("kernel") is None]
+    scheduling.schedule(items)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a test when what it needs of the machine is free."""
+    with scheduling.reserved(item):
+        return (yield)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.FileScheduling:
+    """Give each worker whole files (``-n``)."""
+    return scheduling.FileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.guest.network import Network
     from tests.kernel.far_side import FarSide
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("guest")]
 
 _BOOT_SECONDS = 300
 

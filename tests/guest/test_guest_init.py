@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.guest.machine import Machine
     from tests.guest.network import Network
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("guest")]
 
 _BOOT_SECONDS = 300
 _SCRIPT = cache.PROJECT / "deploy/guest-init/guest-init"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tests.guest.network import Network
     from tests.kernel.far_side import FarSide
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("guest")]
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.guest.machine import Machine
     from tests.kernel.vm_escapes import Forbidden
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("guest")]
 
 _BOOT_SECONDS = 300
 _NAME = "vm-7"

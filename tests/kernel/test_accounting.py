@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.alone]
 
 _PACKETS = 1_000_000
 #: How old a reading of the counters may be in a flood.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Attribution
     from tests.kernel.swarm import Swarm, Truth
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.alone]
 
 _ATTEMPTS = 10_000
 _PROGRAMS = 50

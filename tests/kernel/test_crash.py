@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
 UID = 1001
 PORTS = 60_000

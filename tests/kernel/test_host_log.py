@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
 #: Nobody else on this machine sends there: its kernel log is shared by all tests.
 TARGET = "198.51.100.23"

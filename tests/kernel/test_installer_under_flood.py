@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.alone]
 
 _HERE = Path(__file__).parent
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.netns import Namespace
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
 Way = Literal["library", "command"]
 TOLERANCE_NS = 200_000_000

@@ -18,7 +18,7 @@ from tests.kernel.reading import lost, must_leave_nothing_behind, until, until_q
 if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
 #: Behind the kernel's tick, our own reading and what the clocks differ by.
 TOLERANCE_NS = 30_000_000

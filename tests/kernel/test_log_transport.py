@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
 _HERE = Path(__file__).parent
 _ALL_NETNS = Path("/proc/sys/net/netfilter/nf_log_all_netns")

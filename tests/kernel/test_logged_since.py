@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
     from ocsf_nft.record import Batch
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
 _MS: Final = 1_000_000
 

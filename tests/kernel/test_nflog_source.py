@@ -30,7 +30,7 @@ from tests.kernel.attempts import (
 )
 from tests.kernel.reading import lost, must_leave_nothing_behind, until
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
 _PROXY = ("--proxy", f"{GATEWAY4}:{PROXY_PORT}")
 

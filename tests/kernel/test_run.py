@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
 _TIMES = 4
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.alone]
 
 _FAMILIES = pytest.mark.parametrize("family", list(GATEWAY), ids=["ip4", "ip6"])
 _FLOOD: Final = Path(__file__).with_name("flood.py")

@@ -1,0 +1,78 @@
+"""The machine as something that tests share: which tests run beside each other, and which do not.
+
+Most tests run beside each other, file by file. The marker ``alone`` names a test that needs the
+whole machine (a flood, a storm of forks, a latency): it runs after all others, with nothing beside
+it. The marker ``kernel_log`` names a test that reads the machine's one kernel log, or changes the
+sysctl that lets namespaces write to it: one such test runs at a time.
+
+pytest-xdist keeps the tests of a marker on one worker. The locks also hold between two runs on one
+machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from xdist.scheduler import LoadGroupScheduling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ALONE: Final = "alone"
+KERNEL_LOG: Final = "kernel_log"
+
+
+class FileScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist ships no types for it
+    """Distribution of whole files to workers, and of whole groups where a test names one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        group: str = super()._split_scope(nodeid)
+        return group if group != nodeid else nodeid.partition("::")[0]
+
+
+def schedule(items: list[pytest.Item]) -> None:
+    """Sort tests by when they run, and group those that one worker runs in turn."""
+    for item in items:
+        for marker in (ALONE, KERNEL_LOG):
+            if item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.xdist_group(marker))
+                break
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Return the test's place: long groups first, what needs the machine last."""
+    if item.get_closest_marker(ALONE) is not None:
+        return 3
+    if item.get_closest_marker("xdist_group") is not None:
+        return 0
+    return 1 if item.get_closest_marker("kernel") is not None else 2
+
+
+@contextlib.contextmanager
+def reserved(item: pytest.Item) -> Iterator[None]:
+    """Hold what a test needs of the machine; wait until it is free."""
+    is_alone = item.get_closest_marker(ALONE) is not None
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(_locked("machine", fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH))
+        if item.get_closest_marker(KERNEL_LOG) is not None:
+            locks.enter_context(_locked(KERNEL_LOG, fcntl.LOCK_EX))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(name: str, how: int) -> Iterator[None]:
+    path = Path(tempfile.gettempdir()) / f"ocsf-nft-tests-{os.geteuid()}.{name}"
+    # Anybody may put a link into that folder: it is not followed.
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
