@@ -21,10 +21,10 @@ PEERS := mawk ulogd2 ulogd2-json
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow lint bench events sinks clean system
+.PHONY: help demo test test-slow test-loaded lint bench events sinks clean system
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-11s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/ready  ## Fence a throw-away sandbox and watch programs fail to get out of it.
 	$(SUDO) $(BIN)/ocsf-nft demo
@@ -34,6 +34,9 @@ test: .venv/ready  ## Run all tests but the slow ones, or a part: make test ARGS
 
 test-slow: .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a long outage, whole floods.
 	$(PYTEST) -m slow $(or $(ARGS),-n 2)
+
+test-loaded: .venv/ready  ## Run the tests that could depend on luck 20 times beside busy processes.
+	$(SUDO) $(BIN)/python -m tests.loaded --runs $(or $(RUNS),20) $(if $(ARGS),-- $(ARGS))
 
 lint: .venv/ready  ## Check style, types and the direction of imports.
 	$(BIN)/ruff format --check .
