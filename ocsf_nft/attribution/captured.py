@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ocsf_nft import clocks
 from ocsf_nft.attribution.calls import Calls
 from ocsf_nft.attribution.images import Images
 from ocsf_nft.attribution.layout import Call, Closed, Portrait
@@ -229,4 +230,4 @@ def _logged(records: Sequence[Record], since_ns: int) -> list[Logged]:
 
 
 def _booted_ns() -> int:
-    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return clocks.epoch_of(time.CLOCK_BOOTTIME)

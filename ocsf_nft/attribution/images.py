@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from ocsf_nft import clocks
 from ocsf_nft.attribution import containers
 from ocsf_nft.process import Process
 
@@ -51,7 +52,7 @@ class Images:
     def __init__(self, names: KeptNames) -> None:
         self._names = names
         #: The same for all: so a process that is told again began when it did before.
-        self._booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
         self._known: OrderedDict[Image, Portrait] = OrderedDict()
         #: Those that were asked for, as long as nothing new was learnt.
         self._made: OrderedDict[_Caller, Process] = OrderedDict()

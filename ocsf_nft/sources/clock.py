@@ -15,6 +15,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from ocsf_nft import clocks
+
 #: A record that its reader waited for is not older than this when it is read: printk wakes readers
 #: at the next timer tick (10 ms at HZ=100).
 KMSG_SLACK_NS: Final = 20_000_000
@@ -73,9 +75,9 @@ def boottime_ns() -> int:
 
 
 def wall_ns(monotonic_ns: int) -> int:
-    """Nanoseconds since the epoch, UTC, of a CLOCK_MONOTONIC reading.
+    """Return the nanoseconds since the epoch, UTC, of a CLOCK_MONOTONIC reading.
 
-    By the difference of the two clocks now: right for what happened since the wall clock was last
+    The difference of the two clocks now is right for what happened since the wall clock was last
     set and the machine last suspended.
     """
-    return monotonic_ns + time.time_ns() - time.monotonic_ns()
+    return monotonic_ns + clocks.epoch_of(time.CLOCK_MONOTONIC)
