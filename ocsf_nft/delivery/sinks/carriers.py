@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -23,6 +24,7 @@ _HANDSHAKE_SECONDS: Final = 10.0
 #: How long a new connection has to stay until what was sent through it counts. Who is let in, and
 #: shown out when his certificate or address was looked at, would lose a batch each time; so with
 #: TLS 1.3, whose handshake is at an end before that, and with a balancer whose receiver is down.
+#: The same time is given to the ICMP error that answers the first datagrams of a new socket.
 _PROBATION_SECONDS: Final = 0.5
 
 #: Datagrams are sent in bursts that a receiver's socket has room for by default.
@@ -100,11 +102,13 @@ class Datagrams:
         self._host = host
         self._port = port
         self._socket: socket.socket | None = None
+        self._is_new = True
 
     async def open(self) -> None:
         """Find the receiver's address; raises DeliveryError."""
         try:
             self._socket = await connected(self._host, self._port, socket.SOCK_DGRAM)
+            self._is_new = True
         except OSError as error:
             raise self._failure(error) from error
 
@@ -124,6 +128,9 @@ class Datagrams:
             raise DeliveryError(f"{_named(self._host, self._port)} is not open")
         try:
             await self._send(self._socket, frames)
+            if self._is_new and frames:
+                await _wait_for_refusal(self._socket)
+                self._is_new = False
         except OSError as error:
             raise self._failure(error) from error
 
@@ -142,6 +149,16 @@ class Datagrams:
     def _failure(self, error: OSError) -> DeliveryError:
         sentence = f"{_named(self._host, self._port)} can't be sent to: {cause(error)}"
         return (RefusedError if error.errno == errno.EMSGSIZE else DeliveryError)(sentence)
+
+
+async def _wait_for_refusal(opened: socket.socket) -> None:
+    """Wait a while for an ICMP error; raise the OSError that the kernel makes of it.
+
+    On a busy machine the error comes after the send, on the same host too.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PROBATION_SECONDS):
+            await asyncio.get_running_loop().sock_recv(opened, 1)
 
 
 def _named(host: str, port: int) -> str:
