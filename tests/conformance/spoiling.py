@@ -344,12 +344,7 @@ NEWEST: Final[dict[int, dict[str, Spoil]]] = {
 }
 
 
-def cases() -> dict[str, tuple[int, str, Spoil]]:
-    """Every sample with every single thing that spoils it."""
-    found = {}
-    for uid, version in GOOD:
-        tables = [ANY, OF_CLASS[uid], (LATER if version == VERSIONS[0] else NEWEST)[uid]]
-        for table in tables:
-            for name, spoil in table.items():
-                found[f"{uid} {version}: {name}"] = (uid, version, spoil)
-    return found
+def spoils(uid: int, version: str) -> dict[str, Spoil]:
+    """Return every single thing that spoils the sample of a class and version, by name."""
+    of_version = LATER if version == VERSIONS[0] else NEWEST
+    return ANY | OF_CLASS[uid] | of_version[uid]
