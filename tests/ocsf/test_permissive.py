@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -27,9 +27,6 @@ from tests.conformance.corpus import (
 from tests.conformance.streaks import ENDED, GOING_ON, fan_out_of
 from tests.ocsf.test_notices import became
 
-if TYPE_CHECKING:
-    from ocsf_nft.attempt import FanOut
-
 MAPPER = Mapper(CONTEXT)
 _ENDING = ", let pass"
 
@@ -40,26 +37,25 @@ def event_of(attempt: Attempt) -> dict[str, Any]:
     return event
 
 
-@pytest.mark.parametrize("name", LET_PASS)
-def test_what_was_let_pass_differs_from_what_was_refused_in_what_became_of_it_alone(
-    name: str,
-) -> None:
-    told = event_of(Attempt.of(LET_PASS[name]))
-    refused = event_of(Attempt.of(RECORDS[name.removesuffix(_ENDING)]))
-    assert (told["activity_name"], told["status"]) == ("Open", "Success")
-    assert (told["action"], told["disposition"]) == ("Observed", "Logged")
-    assert told["status_code"] == "permissive"
+def test_let_pass_event_differs_only_in_outcome(subtests: pytest.Subtests) -> None:
     of_the_outcome = {
         "activity_id", "activity_name", "type_uid", "type_name", "status_id", "status",
         "status_code", "status_detail", "action_id", "action", "disposition_id", "disposition",
         "message", "unmapped",
     }  # fmt: skip
-    for key in told.keys() | refused.keys():
-        if key not in of_the_outcome:
-            assert told.get(key) == refused.get(key), key
-    # Severity among them, and the technique: it is what it would be.
-    assert told["message"].partition(";")[0] == refused["message"].partition(";")[0]
-    assert told["unmapped"]["prefix"].endswith(":permissive:")
+    assert LET_PASS
+    for name, record in LET_PASS.items():
+        with subtests.test(name):
+            told = event_of(Attempt.of(record))
+            refused = event_of(Attempt.of(RECORDS[name.removesuffix(_ENDING)]))
+            assert (told["activity_name"], told["status"]) == ("Open", "Success")
+            assert (told["action"], told["disposition"]) == ("Observed", "Logged")
+            assert told["status_code"] == "permissive"
+            # Severity among them, and the technique: it is what it would be.
+            for key in (told.keys() | refused.keys()) - of_the_outcome:
+                assert told.get(key) == refused.get(key), key
+            assert told["message"].partition(";")[0] == refused["message"].partition(";")[0]
+            assert told["unmapped"]["prefix"].endswith(":permissive:")
 
 
 def test_the_sentences_say_what_happened_and_what_to_do_before_the_fence_refuses() -> None:
@@ -79,71 +75,74 @@ def test_the_sentences_say_what_happened_and_what_to_do_before_the_fence_refuses
                          "HTTPS_PROXY=http://10.200.0.1:3128 and try again.")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ATTEMPTS_LET_PASS)
-def test_no_window_of_what_was_let_pass_is_called_refused(name: str) -> None:
-    event = event_of(ATTEMPTS_LET_PASS[name])
-    assert event["disposition"] == "Logged"
-    for said in (event["message"], event["status_detail"]):
-        rest = said.replace("would have been refused", "").replace("Once the fence refuses", "")
-        assert not [word for word in ("refused", "dropped", "not lost") if word in rest], said
-        assert "permissive" in said
+def test_let_pass_window_is_not_called_refused(subtests: pytest.Subtests) -> None:
+    assert ATTEMPTS_LET_PASS
+    for name, attempt in ATTEMPTS_LET_PASS.items():
+        with subtests.test(name):
+            event = event_of(attempt)
+            assert event["disposition"] == "Logged"
+            for said in (event["message"], event["status_detail"]):
+                rest = said.replace("would have been refused", "")
+                rest = rest.replace("Once the fence refuses", "")
+                found = [word for word in ("refused", "dropped", "not lost") if word in rest]
+                assert not found, said
+                assert "permissive" in said
 
 
-@pytest.mark.parametrize("name", ATTEMPTS)
-def test_nothing_of_an_enforcing_fence_is_called_permissive(name: str) -> None:
-    assert "permissive" not in json.dumps(event_of(ATTEMPTS[name]))
+def test_event_of_enforcing_fence_is_not_called_permissive() -> None:
+    events = {name: json.dumps(event_of(attempt)) for name, attempt in ATTEMPTS.items()}
+    assert events
+    assert {name: said for name, said in events.items() if "permissive" in said} == {}
 
 
 @pytest.mark.parametrize("why", ["many", "unplaced", "forgotten"])
-def test_what_is_told_together_says_so_too(why: Any) -> None:
+def test_let_pass_aggregate_says_so(why: Any) -> None:
     attempt = replace(ATTEMPTS_LET_PASS["counted tcp4, let pass"], merged=Merged(why=why))
     detail = event_of(attempt)["status_detail"]
     assert "They were let pass, because the sandbox's fence is permissive" in detail
 
 
-@pytest.mark.parametrize("name", [each for each in {**GOING_ON, **ENDED} if _ENDING in each])
-def test_a_finding_of_what_was_let_pass_says_so(name: str) -> None:
-    found: Attempt | Ended = GOING_ON.get(name) or ENDED[name]
-    told = MAPPER.finding(found, processed_ns=NOW_NS)
-    refused = MAPPER.finding(
-        GOING_ON.get(name.removesuffix(_ENDING)) or ENDED[name.removesuffix(_ENDING)],
-        processed_ns=NOW_NS,
-    )
-    assert (told is None) == (refused is None)
-    if told is None or refused is None:
-        return
-    assert (told.action, told.disposition) == ("Observed", "Logged")
-    assert told.severity == refused.severity
-    assert told.attacks == refused.attacks
-    assert told.finding_info.title == refused.finding_info.title.replace("refused", "let pass")
-    assert told.finding_info.desc.endswith(
-        "The fence is permissive and let it pass: it would have been refused."
-    )
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("stage", ["begun", "goes on", "ended"])
-def test_in_every_version_and_stage_a_finding_was_observed_or_allowed(
-    version: str, stage: Any
+@pytest.mark.parametrize("streaks", [GOING_ON, ENDED], ids=["going on", "ended"])
+def test_let_pass_finding_says_so(
+    streaks: dict[str, Attempt | Ended], subtests: pytest.Subtests
 ) -> None:
-    found: FanOut = fan_out_of(stage=stage, verdict="permit")
-    line = line_at(fan_out(CONTEXT, found, processed_ns=NOW_NS).to_json(), version)
-    event = json.loads(line)
-    observed = VERSIONS.index(version) >= VERSIONS.index("1.4.0")
-    assert event["action"] == ("Observed" if observed else "Allowed")
-    assert event["disposition"] == "Logged"
-    assert event["message"].endswith("all let pass, because the fence is permissive")
-    assert event["finding_info"]["title"].endswith("was let pass")
+    found = {}
+    for name, streak in streaks.items():
+        if _ENDING not in name:
+            continue
+        with subtests.test(name):
+            found[name] = told = MAPPER.finding(streak, processed_ns=NOW_NS)
+            other = streaks[name.removesuffix(_ENDING)]
+            refused = MAPPER.finding(other, processed_ns=NOW_NS)
+            assert (told is None) == (refused is None)
+            if told is None or refused is None:
+                continue
+            assert (told.action, told.disposition) == ("Observed", "Logged")
+            assert told.severity == refused.severity
+            assert told.attacks == refused.attacks
+            title = refused.finding_info.title.replace("refused", "let pass")
+            assert told.finding_info.title == title
+            assert told.finding_info.desc.endswith(
+                "The fence is permissive and let it pass: it would have been refused."
+            )
+    assert any(found.values())
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_in_every_version_an_attempt_was_observed_or_allowed(version: str) -> None:
-    record = LET_PASS["tcp4, let pass"]
-    line = MAPPER.line(Attempt.of(record), processed_ns=NOW_NS, version=version)
-    event = json.loads(line)
+def test_let_pass_is_observed_or_allowed_in_each_version(version: str) -> None:
+    line = MAPPER.line(Attempt.of(LET_PASS["tcp4, let pass"]), processed_ns=NOW_NS, version=version)
+    stages: tuple[Any, ...] = ("begun", "goes on", "ended")
+    found = [
+        json.loads(line_at(fan_out(CONTEXT, each, processed_ns=NOW_NS).to_json(), version))
+        for each in (fan_out_of(stage=stage, verdict="permit") for stage in stages)
+    ]
     observed = VERSIONS.index(version) >= VERSIONS.index("1.4.0")
-    assert event["action"] == ("Observed" if observed else "Allowed")
-    assert event["disposition"] == "Logged"
+    for event in (json.loads(line), *found):
+        assert event["action"] == ("Observed" if observed else "Allowed")
+        assert event["disposition"] == "Logged"
+    for event in found:
+        assert event["message"].endswith("all let pass, because the fence is permissive")
+        assert event["finding_info"]["title"].endswith("was let pass")
 
 
 @pytest.mark.parametrize(
