@@ -177,14 +177,21 @@ def _told(behind: Behind, address: str, port: int) -> bool:
     return any((end.get("ip"), end.get("port")) == (address, port) for end in ends)
 
 
-@pytest.mark.parametrize("what", FORBIDDEN, ids=lambda what: f"{what.rule}: {what.name}")
-def test_what_it_has_no_business_sending_is_refused(behind: Behind, what: Forbidden) -> None:
+@pytest.mark.parametrize("rule", sorted({what.rule for what in FORBIDDEN}))
+def test_fence_refuses_forbidden_packets_of_guest(behind: Behind, rule: str) -> None:
+    """Stop at the first that passes: without a guest the kernel's tests list all of them."""
+    for what in FORBIDDEN:
+        if what.rule == rule:
+            _assert_refused(behind, what)
+
+
+def _assert_refused(behind: Behind, what: Forbidden) -> None:
     before = behind.refused(what.rule)
     if what.is_from_outside:
         behind.site.internet.call(lambda: _from_outside(what.sent))
     else:
         behind.guest.ask("frame", what.sent.hex())
-    _until(lambda: behind.refused(what.rule) > before, "it was not refused")
+    _until(lambda: behind.refused(what.rule) > before, f"passed: {what.name}")
 
 
 def _from_outside(packet: bytes) -> None:

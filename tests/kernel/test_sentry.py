@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import socket
@@ -130,24 +131,24 @@ def _verdict(state: StateDirectory) -> str:
     return f"{found.verdict} {found.difference}".strip()
 
 
-@pytest.mark.parametrize("tampering", _TAMPERINGS)
 @pytest.mark.parametrize("profile", _SPECS)
-@pytest.mark.parametrize("way", ["kept", "whole"])
-def test_what_is_prepared_is_what_nft_loads(
-    lab: Lab, state: StateDirectory, profile: str, tampering: str, way: str
+def test_prepared_batch_restores_what_nft_loads(
+    lab: Lab, state: StateDirectory, profile: str, subtests: pytest.Subtests
 ) -> None:
     ns = lab.sandbox_namespace
     installed = installer.install(_SPECS[profile], ns, state, "nflog")
     ((_, load),) = remedy.prepare(installed).loads
-    statements = load.kept if way == "kept" else load.whole
-    assert statements is not None
     (table,) = {place.table for place in load.places}
-    if text := _TAMPERINGS[tampering].format(table=table):
-        conftest.nft(ns, text)
-    with ns.call(Nftables) as nftables:
-        nftables.commit(statements)
-    found = loading.listings(installed.spec, ns)
-    assert comparison.difference(installed.listings, found) == []
+    for way, tampering in itertools.product(("kept", "whole"), _TAMPERINGS):
+        with subtests.test(way=way, tampering=tampering):
+            statements = load.kept if way == "kept" else load.whole
+            assert statements is not None
+            if text := _TAMPERINGS[tampering].format(table=table):
+                conftest.nft(ns, text)
+            with ns.call(Nftables) as nftables:
+                nftables.commit(statements)
+            found = loading.listings(installed.spec, ns)
+            assert comparison.difference(installed.listings, found) == []
 
 
 def test_a_transaction_that_is_refused_changes_nothing_and_says_why(fenced: Lab) -> None:

@@ -162,31 +162,29 @@ def _tasks_of_ours() -> set[asyncio.Task[Any]]:
     return {task for task in asyncio.all_tasks() if "aiohttp/web_" not in repr(task)}
 
 
-@pytest.mark.parametrize(
-    ("status", "cause"),
-    [
-        (302, "redirects are not followed"),
-        (401, "give credentials that it takes"),
-        (403, "give credentials that it takes"),
-        (404, "give the URL that it takes events at"),
-        (429, "429 Too Many Requests"),
-        (500, "500 Internal Server Error"),
-        (503, "503 Service Unavailable"),
-        (799, "answers 799: "),
-    ],
-)
-async def test_what_may_pass_is_tried_again(
-    kind: Kind, token: Secret, status: int, cause: str
+async def test_delivery_error_of_web_sink_is_temporary(
+    kind: Kind, token: Secret, subtests: pytest.Subtests
 ) -> None:
     server = kind.server()
-    server.then(says(status, f"see\x1b[2J\n{SECRET} \u202e" + "x" * 900))
     async with serving(server) as url:
-        error = await fault(kind.sink(url, token))
-    assert not isinstance(error, RefusedError)
-    assert cause in str(error)
-    assert "see?[2J *** ?xxx" in str(error)
-    assert len(str(error)) < 400
-    assert error.after_seconds is None
+        for status, cause in (
+            (302, "redirects are not followed"),
+            (401, "give credentials that it takes"),
+            (403, "give credentials that it takes"),
+            (404, "give the URL that it takes events at"),
+            (429, "429 Too Many Requests"),
+            (500, "500 Internal Server Error"),
+            (503, "503 Service Unavailable"),
+            (799, "answers 799: "),
+        ):
+            with subtests.test(status=status):
+                server.then(says(status, f"see\x1b[2J\n{SECRET} \u202e" + "x" * 900))
+                error = await fault(kind.sink(url, token))
+                assert not isinstance(error, RefusedError)
+                assert cause in str(error)
+                assert "see?[2J *** ?xxx" in str(error)
+                assert len(str(error)) < 400
+                assert error.after_seconds is None
 
 
 async def test_nobody_else_gets_the_events_by_a_redirect(kind: Kind, token: Secret) -> None:
@@ -197,48 +195,48 @@ async def test_nobody_else_gets_the_events_by_a_redirect(kind: Kind, token: Secr
     assert other.seen == []
 
 
-@pytest.mark.parametrize("status", [413, 422])
-async def test_a_batch_that_is_wrong_as_a_whole_is_refused(
-    kind: Kind, token: Secret, status: int
+async def test_web_sink_refuses_batch_that_is_wrong_as_a_whole(
+    kind: Kind, token: Secret, subtests: pytest.Subtests
 ) -> None:
     server = kind.server()
-    server.then(says(status, "too much"))
     async with serving(server) as url:
-        error = await fault(kind.sink(url, token))
-    assert isinstance(error, RefusedError)
-    assert "too much" in str(error)
+        for status in (413, 422):
+            with subtests.test(status=status):
+                server.then(says(status, "too much"))
+                error = await fault(kind.sink(url, token))
+                assert isinstance(error, RefusedError)
+                assert "too much" in str(error)
 
 
-@pytest.mark.parametrize(
-    ("asked", "least", "most"),
-    [
-        ("17", 17, 17),
-        ("0", 0, 0),
-        ("a date", 10, 101),
-        (formatdate(1, usegmt=True), 0, 0),
-        ("9" * 400, 1e19, 1e20),
-    ],
-)
-async def test_a_receiver_is_left_alone_for_as_long_as_it_asks(
-    kind: Kind, token: Secret, asked: str, least: float, most: float
+async def test_web_sink_reads_retry_after(
+    kind: Kind, token: Secret, subtests: pytest.Subtests
 ) -> None:
-    if asked == "a date":  # from now, not from when the tests were gathered
-        asked = formatdate(time.time() + 100, usegmt=True)
     server = kind.server()
-    server.then(says(429, Retry_After=asked))
+    in_100_s = formatdate(time.time() + 100, usegmt=True)
     async with serving(server) as url:
-        error = await fault(kind.sink(url, token))
-    assert error.after_seconds is not None
-    assert least <= error.after_seconds <= most
+        for asked, least, most in (
+            ("17", 17, 17),
+            ("0", 0, 0),
+            (in_100_s, 10, 101),
+            (formatdate(1, usegmt=True), 0, 0),
+            ("9" * 400, 1e19, 1e20),
+        ):
+            with subtests.test(asked=asked):
+                server.then(says(429, Retry_After=asked))
+                error = await fault(kind.sink(url, token))
+                assert error.after_seconds is not None
+                assert least <= error.after_seconds <= most
 
 
-@pytest.mark.parametrize("asked", ["soon", "-5", "", "1.5", "٣", "Tue, 99 Foo 2026 00:00:00 GMT"])
-async def test_a_wait_that_makes_no_sense_is_none(kind: Kind, token: Secret, asked: str) -> None:
+async def test_web_sink_ignores_invalid_retry_after(
+    kind: Kind, token: Secret, subtests: pytest.Subtests
+) -> None:
     server = kind.server()
-    server.then(says(503, Retry_After=asked))
     async with serving(server) as url:
-        error = await fault(kind.sink(url, token))
-    assert error.after_seconds is None
+        for asked in ("soon", "-5", "", "1.5", "٣", "Tue, 99 Foo 2026 00:00:00 GMT"):
+            with subtests.test(asked=asked):
+                server.then(says(503, Retry_After=asked))
+                assert (await fault(kind.sink(url, token))).after_seconds is None
 
 
 @pytest.mark.parametrize("status", [200, 500])
@@ -257,16 +255,19 @@ async def test_of_an_endless_answer_little_is_read(kind: Kind, token: Secret, st
     assert len(sent) < 30
 
 
-@pytest.mark.parametrize("answer", ["<html>Log in</html>", '{"text":', "[]", "null", "7", '"x"'])
 @pytest.mark.parametrize("name", READING)
-async def test_a_success_that_makes_no_sense_is_none(name: str, token: Secret, answer: str) -> None:
+async def test_web_sink_rejects_invalid_success(
+    name: str, token: Secret, subtests: pytest.Subtests
+) -> None:
     kind = KINDS[name]
     server = kind.server()
-    server.then(says(200, answer))
     async with serving(server) as url:
-        error = await fault(kind.sink(url, token))
-    assert not isinstance(error, RefusedError)
-    assert "answers 200 OK" in str(error)
+        for answer in ("<html>Log in</html>", '{"text":', "[]", "null", "7", '"x"'):
+            with subtests.test(answer=answer):
+                server.then(says(200, answer))
+                error = await fault(kind.sink(url, token))
+                assert not isinstance(error, RefusedError)
+                assert "answers 200 OK" in str(error)
 
 
 async def test_what_is_no_http_is_an_error(kind: Kind, token: Secret) -> None:
@@ -285,15 +286,16 @@ async def test_what_is_no_http_is_an_error(kind: Kind, token: Secret) -> None:
     assert "what it answers is no HTTP" in str(error)
 
 
-@pytest.mark.parametrize("secret", ["caf\x07e", "a\u2028b"])
-async def test_a_secret_that_no_header_may_have_is_not_told(
-    kind: Kind, token: Secret, secret: str, monkeypatch: pytest.MonkeyPatch
+async def test_web_sink_does_not_repeat_secret_that_no_header_holds(
+    kind: Kind, token: Secret, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
-    monkeypatch.setenv(token.place, secret)
     async with serving(kind.server()) as url:
-        with pytest.raises(DeliveryError, match="header Authorization has characters") as caught:
-            await kind.sink(url, token).open()
-    assert secret not in str(caught.value)
+        for secret in ("caf\x07e", "a\u2028b"):
+            monkeypatch.setenv(token.place, secret)
+            with subtests.test(secret=secret):
+                with pytest.raises(DeliveryError, match="header Authorization has char") as caught:
+                    await kind.sink(url, token).open()
+                assert secret not in str(caught.value)
 
 
 async def test_a_sink_shows_no_secret_of_itself(kind: Kind, token: Secret) -> None:
