@@ -25,6 +25,7 @@ from tests.conformance.corpus import (
     RECORDS,
     TIME_NS,
 )
+from tests.conformance.shapes import of_each_shape
 from tests.conformance.streaks import ENDED, FAN_OUTS, GOING_ON
 from tests.golden.situations import FOLDER
 
@@ -40,16 +41,25 @@ FOUND = 2004
 
 @cache
 def messages(version: str) -> tuple[Message, ...]:
-    """Each event of the corpus in a version of OCSF, and those that are read by people."""
+    """Return each event of the corpus in the newest version, in an older one those of each shape.
+
+    Texts and numbers are the same in each version; which attributes there are is not.
+    """
+    events = _newest()
+    if version == LATEST:
+        return tuple(message_of(line) for line in events)
+    few = of_each_shape({line: orjson.loads(line) for line in events})
+    return tuple(message_of(line_at(line, version)) for line in few)
+
+
+@cache
+def _newest() -> tuple[bytes, ...]:
+    """The corpus, and what is read by people."""
     events = chain(_of_attempts(), _of_streaks(), _of_fences())
     golden = (orjson.loads(path.read_bytes()) for path in sorted(FOLDER.glob("*.json")))
-    return tuple(
-        [message_of(line_at(event.to_json(), version)) for event in events]
-        + [
-            message_of(line_at(orjson.dumps(event), version))
-            for event in golden
-            if event["metadata"]["version"] == LATEST
-        ]
+    return (
+        *(event.to_json() for event in events),
+        *(orjson.dumps(each) for each in golden if each["metadata"]["version"] == LATEST),
     )
 
 
