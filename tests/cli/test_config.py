@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from tests.cli import forked
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -32,13 +34,7 @@ timeout_seconds = 5
 
 
 def check(path: Path, *options: str, kept: str = "t0ps3cret") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ocsf_nft", "config", path, *options],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"SIEM_TOKEN": kept} if kept else {},
-    )
+    return forked.run("config", path, *options, env={"SIEM_TOKEN": kept} if kept else {})
 
 
 def written(folder: Path, port: int = 9) -> Path:
@@ -50,6 +46,9 @@ def written(folder: Path, port: int = 9) -> Path:
 def test_what_a_run_would_make_of_it_is_said(tmp_path: Path) -> None:
     done = check(written(tmp_path))
     assert (done.returncode, done.stdout) == (0, "")
+    command = (sys.executable, "-m", "ocsf_nft", "config", written(tmp_path))
+    alone = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (alone.stdout, alone.stderr) == (done.stdout, done.stderr)
     assert done.stderr.splitlines() == [
         "sandbox agent-1: fenced and watched, profile sandbox",
         "sandbox agent-2: watched, profile sandbox",

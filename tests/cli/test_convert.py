@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cli import forked
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -22,14 +24,7 @@ MESSAGE = (
 
 
 def convert(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ocsf_nft", "convert", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"TZ": "Asia/Tokyo"},
-    )
+    return forked.run("convert", *arguments, input=stdin, env=os.environ | {"TZ": "Asia/Tokyo"})
 
 
 def test_a_line_without_a_stamp_is_as_old_as_its_file(tmp_path: Path) -> None:
@@ -41,12 +36,7 @@ def test_a_line_without_a_stamp_is_as_old_as_its_file(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["time"] == 1_600_000_000_123
     for command in (("convert",), ("run", "--source", "replay:-")):
         with log.open() as stdin:
-            piped = subprocess.run(
-                [sys.executable, "-m", "ocsf_nft", *command],
-                stdin=stdin,
-                capture_output=True,
-                check=True,
-            )
+            piped = forked.run(*command, stdin=stdin, check=True)
         assert json.loads(piped.stdout)["time"] == 1_600_000_000_123
 
 
@@ -129,12 +119,7 @@ def test_an_input_is_not_emptied_to_take_its_own_rejects(tmp_path: Path) -> None
         assert done.returncode == 2
         assert "--rejects" in done.stderr
         with log.open() as stdin:
-            piped = subprocess.run(
-                [sys.executable, "-m", "ocsf_nft", "convert", "--rejects", str(rejects)],
-                stdin=stdin,
-                capture_output=True,
-                check=False,
-            )
+            piped = forked.run("convert", "--rejects", str(rejects), stdin=stdin)
         assert piped.returncode == 2
     assert log.read_text() == "ocsf-nft:sb:egress:IN= torn"
     assert convert("--rejects", str(other), str(log)).returncode == 0

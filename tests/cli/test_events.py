@@ -16,6 +16,7 @@ import pytest
 from ocsf_nft.delivery.archive import Archive
 from ocsf_nft.delivery.shelf import FILE, Refused
 from ocsf_nft.delivery.store import Store
+from tests.cli import forked
 from tests.conformance.spoiling import GOOD
 
 if TYPE_CHECKING:
@@ -54,12 +55,7 @@ async def _fill(folder: Path) -> None:
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ocsf_nft", "events", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return forked.run("events", *arguments)
 
 
 def uids(done: subprocess.CompletedProcess[str]) -> list[str]:

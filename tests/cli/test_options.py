@@ -12,6 +12,7 @@ from ocsf_nft.cli import options
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import spec, state
 from ocsf_nft.ocsf import versions
+from tests.cli import forked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,8 +57,7 @@ def test_an_option_that_a_file_would_overrule_is_refused(
 ) -> None:
     file = tmp_path / "ocsf-nft.toml"
     file.write_text('[[sandbox]]\nname = "a"\nnetns = "/nowhere"\n')
-    command = (sys.executable, "-m", "ocsf_nft", "run", "--config", str(file))
-    done = subprocess.run([*command, *besides], capture_output=True, text=True, check=False)
+    done = forked.run("run", "--config", file, *besides)
     assert done.returncode == 2
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith("ocsf-nft: --config is in place of")
@@ -79,22 +79,19 @@ def test_an_option_that_means_nothing_to_a_replay_is_refused(
 ) -> None:
     log = tmp_path / "kernel.log"
     log.touch()
-    command = (sys.executable, "-m", "ocsf_nft", "run", "--source", f"replay:{log}")
-    done = subprocess.run([*command, *besides], capture_output=True, text=True, check=False)
+    command = ("run", "--source", f"replay:{log}")
+    done = forked.run(*command, *besides)
     assert done.returncode == 2
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith("ocsf-nft: --source replay:PATH only reads a file")
     assert all(option in sentence for option in besides if option.startswith("--"))
     events = tmp_path / "events.jsonl"
-    done = subprocess.run(
-        [*command, "--output", str(events)], capture_output=True, text=True, check=False
-    )
+    done = forked.run(*command, "--output", events)
     assert done.returncode == 0
 
 
 def test_a_way_to_name_processes_that_there_is_not_is_answered_with_those_that_there_are() -> None:
-    command = (sys.executable, "-m", "ocsf_nft", "run", "--sandbox", "a", "--attribution", "ebpf")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.run("run", "--sandbox", "a", "--attribution", "ebpf")
     assert done.returncode == 2
     assert done.stderr == (
         "ocsf-nft: options: attribution.top: input should be 'capture', 'socket' or 'user'\n"

@@ -20,6 +20,7 @@ from hypothesis import given
 from ocsf_nft.cli import painting
 from ocsf_nft.cli.growing import LINE_BYTES
 from ocsf_nft.ocsf.shorthand import plain, shorthand
+from tests.cli import forked
 from tests.hostile_events import EVENTS
 
 if TYPE_CHECKING:
@@ -54,13 +55,7 @@ def numbers(shown: str) -> list[int]:
 
 
 def tail(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        input=b"" if stdin is None else stdin,
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
+    done = forked.run("tail", *arguments, input=stdin or b"", text=False)
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
@@ -128,10 +123,7 @@ def test_the_last_events_are_shown(
             done = tail(*arguments, str(fifo))
     else:
         with events.open("rb") as stdin:
-            run = subprocess.run(
-                [*COMMAND, *arguments, "-"], stdin=stdin, capture_output=True, text=True, check=True
-            )
-        done = run
+            done = forked.run("tail", *arguments, "-", stdin=stdin)
     assert (done.returncode, done.stderr) == (0, "")
     assert numbers(done.stdout) == list(range(first, 30))
 

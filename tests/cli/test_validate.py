@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.cli import forked
 from tests.conformance.spoiling import GOOD
 from tests.validation.events import good
 
@@ -20,13 +21,7 @@ BAD = good(dst_endpoint={"ip": "203.0.113.7", "port": 70000}, observables=[])
 
 
 def validate(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ocsf_nft", "validate", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return forked.run("validate", *arguments, input=stdin)
 
 
 def lines(*events: Any) -> str:
@@ -174,13 +169,7 @@ def test_what_convert_makes_is_valid() -> None:
         "[1.5] ocsf-nft:sb:egress:IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 "
         "PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 UID=0 GID=0 \n"
     )
-    made = subprocess.run(
-        [sys.executable, "-m", "ocsf_nft", "convert"],
-        input=line,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    made = forked.run("convert", input=line, check=True)
     done = validate(stdin=made.stdout)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "1 event: 0 errors, 0 warnings\n"

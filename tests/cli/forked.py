@@ -1,0 +1,65 @@
+"""The command line in a fork of the test process, which has imported it already."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import traceback
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+# Some of these are for what commands import when they need it.
+from ocsf_nft import config, service, validation  # noqa: F401
+from ocsf_nft.cli import formats, main  # noqa: F401
+from ocsf_nft.ocsf import mapper  # noqa: F401
+from ocsf_nft.sources import replay  # noqa: F401
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+#: Higher descriptors are not closed: the tests open fewer.
+_DESCRIPTORS: Final = 4096
+
+
+def run(
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    check: bool = False,
+    **options: Any,
+) -> subprocess.CompletedProcess[Any]:
+    """Run a command to its end, and return what a process of its own would return.
+
+    ``options`` are those of ``subprocess.run``. A fork starts in a tenth of the time.
+    """
+    become = partial(_become, [str(each) for each in arguments], env)
+    defaults = {"text": True, "timeout": 60, "capture_output": "stdout" not in options}
+    # A fork asks for nothing that other threads of the tests hold.
+    return subprocess.run([sys.executable], check=check, preexec_fn=become, **(defaults | options))
+
+
+def _become(arguments: Sequence[str], env: Mapping[str, str] | None) -> NoReturn:
+    os.closerange(3, _DESCRIPTORS)  # among them that by which subprocess would wait for an exec
+    code: object = 1
+    try:
+        sys.argv = ["ocsf-nft", *arguments]
+        sys.stdin, sys.stdout, sys.stderr = (
+            open(number, mode, closefd=False)  # noqa: SIM115 - a descriptor, until the end
+            for number, mode in enumerate(("r", "w", "w"))
+        )
+        if env is not None:
+            os.environ.clear()
+            os.environ.update(env)
+            time.tzset()
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:  # noqa: BLE001 - the fork must not go on as a test
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
