@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,6 @@ from tests.hostile_events import EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "ocsf_nft", "tail")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -85,6 +85,19 @@ def next_number(process: subprocess.Popen[str]) -> int:
     assert process.stdout is not None
     (number,) = numbers(process.stdout.readline())
     return number
+
+
+def until_it_waits(process: subprocess.Popen[str], path: Path) -> None:
+    """Wait until a process that has no output yet has opened the file and sleeps."""
+    proc = Path("/proc") / str(process.pid)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):  # a descriptor that was closed meanwhile
+            is_open = any(link.readlink() == path for link in (proc / "fd").iterdir())
+            if is_open and (proc / "stat").read_text().rpartition(") ")[2].startswith("S"):
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"{path} was not followed")
 
 
 def end(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
@@ -179,10 +192,11 @@ def test_a_file_is_followed_until_ctrl_c(events: Path, number: int) -> None:
     assert said == "1 line was no OCSF event and not shown\n"
 
 
+@pytest.mark.kernel  # for /proc
 def test_it_follows_from_the_end_when_no_line_is_wanted(events: Path) -> None:
     append(events, event(30)[:50])
     with following("-n", "0", str(events)) as process:
-        time.sleep(1)
+        until_it_waits(process, events)
         append(events, event(30)[50:])
         assert next_number(process) == 30
         assert end(process, signal.SIGINT) == (0, "", "")
