@@ -178,7 +178,10 @@ async def test_a_sink_that_is_down_holds_up_no_replacing(tmp_path: Path) -> None
     assert down.lines == [REFUSED, STARTED]
 
 
-async def test_a_replacing_that_is_cancelled_is_done_all_the_same(tmp_path: Path) -> None:
+async def test_a_replacing_that_is_cancelled_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_outlets, "_DRAIN_SECONDS", 0.3)
     stuck, well = Kept(stuck=True), Kept()
     async with made(tmp_path, stuck=one("stuck", stuck), well=one("well", well)) as kept:
         await kept.keep([REFUSED])
