@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -92,12 +93,17 @@ class Pod:
 
 def rendered(folder: Path) -> list[Object]:
     """What kustomize makes of a folder; it must have nothing to complain of."""
+    return list(yaml.safe_load_all(_built(folder)))
+
+
+@cache
+def _built(folder: Path) -> str:
     done = subprocess.run(
         ["kustomize", "build", folder], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return done.stdout
 
 
 def with_components(

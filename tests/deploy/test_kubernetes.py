@@ -112,17 +112,22 @@ def test_a_key_that_the_api_does_not_know_would_be_found(
         kubernetes_validate.validate(spoilt, _WITH_SIDECARS[-1], strict=True)
 
 
-@pytest.mark.parametrize("kind", _KINDS)
+@pytest.fixture(scope="module", params=_KINDS)
+def fenced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pod:
+    """Return the pod of an object of each kind, with the base."""
+    folder = tmp_path_factory.mktemp("fenced")
+    (found,) = with_components(folder, _somebodys(request.param), "base")
+    return pod_of(found)
+
+
 def test_the_fence_stands_and_is_watched_before_anything_of_the_pods_own_starts(
-    tmp_path: Path, kind: str
+    fenced: Pod,
 ) -> None:
-    (found,) = with_components(tmp_path, _somebodys(kind), "base")
-    pod = pod_of(found)
-    assert [each.name for each in pod.starting] == [*_FENCE, "own-init"]
+    assert [each.name for each in fenced.starting] == [*_FENCE, "own-init"]
     # One that ends, and whose failure ends the start; then one that stays, and is waited for.
-    assert [each.is_sidecar for each in pod.starting] == [False, True, False]
-    assert "startupProbe" in pod["fence"].spec
-    assert {"name": "own", "emptyDir": {}} in pod.spec["volumes"]
+    assert [each.is_sidecar for each in fenced.starting] == [False, True, False]
+    assert "startupProbe" in fenced["fence"].spec
+    assert {"name": "own", "emptyDir": {}} in fenced.spec["volumes"]
 
 
 def test_the_examples_proxy_listens_before_its_workload_starts(pod: Pod) -> None:
@@ -131,10 +136,8 @@ def test_the_examples_proxy_listens_before_its_workload_starts(pod: Pod) -> None
     assert "startupProbe" in pod["proxy"].spec
 
 
-@pytest.mark.parametrize("kind", _KINDS)
-def test_the_node_itself_is_never_fenced(tmp_path: Path, kind: str) -> None:
-    (found,) = with_components(tmp_path, _somebodys(kind), "base")
-    assert pod_of(found).spec["hostNetwork"] is False
+def test_the_node_itself_is_never_fenced(fenced: Pod) -> None:
+    assert fenced.spec["hostNetwork"] is False
 
 
 def test_a_pod_has_users_of_its_own_where_that_is_asked_for(tmp_path: Path, pod: Pod) -> None:
