@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.guest.kernel import Kernel
+    from tests.guest.machine import Machine
     from tests.guest.network import Network
+
+
+#: What takes longer hangs, however busy the machine is.
+PATIENCE_SECONDS = 900
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +84,22 @@ def refusals(events: list[dict[str, Any]]) -> set[tuple[str, int | None]]:
             event.get("unmapped", {}).get("ethertype"),
         )
     }
+
+
+def counted(events: list[Any]) -> Counter[str]:
+    """Return the packets that events report, each event once, by rule."""
+    once = {event["metadata"]["uid"]: event for event in events if event["class_uid"] == 4001}
+    found: Counter[str] = Counter()
+    for event in once.values():
+        found[event["firewall_rule"]["name"]] += event["count"]
+    return found
+
+
+def counter_mismatches(guest: Machine) -> dict[str, tuple[int, int]]:
+    """Return the packets in events and in the fence's counters, by rule, where they differ."""
+    reported, refused = counted(guest.ask("events")), guest.ask("refused")
+    both = {rule: (reported[rule], refused.get(rule, 0)) for rule in reported.keys() | refused}
+    return {rule: numbers for rule, numbers in both.items() if numbers[0] != numbers[1]}
 
 
 def captured(events: list[dict[str, Any]], address: str) -> dict[str, Any] | None:

@@ -42,7 +42,7 @@ class Machine:
     _unread: bytes = b""
     _asked: int = 0
 
-    def ask(self, call: str, *arguments: Any, seconds: float = 330, **options: Any) -> Any:
+    def ask(self, call: str, *arguments: Any, seconds: float = 930, **options: Any) -> Any:
         """What the agent's function returns; raises AssertionError with what it raised."""
         self._asked += 1
         request = {"id": self._asked, "call": call, "with": arguments, "options": options}

@@ -10,7 +10,7 @@ import compileall
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT
 from tests.guest import cache, distribution, image, kernel
@@ -195,16 +195,6 @@ def exposure(guest: Machine, unit: str) -> float:
     found = re.search(rf"exposure level for {re.escape(name)}: ([0-9.]+)", told["stdout"])
     assert found is not None, told
     return float(found[1])
-
-
-def counted(events: list[Any]) -> dict[str, int]:
-    """The packets that events tell, each event once, by rule."""
-    once = {event["metadata"]["uid"]: event for event in events if event["class_uid"] == 4001}
-    found: dict[str, int] = {}
-    for event in once.values():
-        rule = event["firewall_rule"]["name"]
-        found[rule] = found.get(rule, 0) + event["count"]
-    return found
 
 
 def stated() -> dict[str, float]:

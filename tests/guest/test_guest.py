@@ -1,4 +1,7 @@
-"""A machine that fences itself early in its boot, before its network is up."""
+"""A machine that fences itself early in its boot, and what guest-init says where it can't.
+
+One boot answers all of it: Python starts slowly in a machine that software emulates.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import pytest
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.guest import machine, network
-from tests.guest.conftest import IN_LAB, captured, refusals
+from tests.guest.conftest import IN_LAB, PATIENCE_SECONDS, captured, counter_mismatches, refusals
+from tests.guest.stripped import GUEST_INIT, NO_FENCE, Stripped
 from tests.kernel import far_side
 from tests.kernel.escapes import ESCAPES
 
@@ -25,7 +29,17 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("guest")]
 
-_BOOT_SECONDS = 300
+#: The command line names it, and so does the settings file, which has the second word.
+_SANDBOX = "vm-8"
+_SETTINGS = "/etc/ocsf-nft/guest.conf"
+_CANT = "guest-init: the kernel can't do"
+_OPTIONS = "(CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)"
+#: What takes the place of ocsf-nft for a moment: its exit codes by its command.
+_BROKEN = """#!/bin/sh
+case $1 in
+{cases}
+esac
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +59,22 @@ def guest(
         initramfs,
         around.host_namespace,
         tap=network.TAP,
-        command_line=f"{IN_LAB} guest_test.fence",
+        command_line=f"{IN_LAB} guest_test.fence "
+        f"ocsf_nft.sandbox={_SANDBOX} ocsf_nft.state_dir=/run/state",
     ) as running:
-        running.greet(_BOOT_SECONDS)
+        running.greet(PATIENCE_SECONDS)
         yield running
+
+
+@pytest.fixture(scope="module")
+def stripped(guest: Machine, guest_kernel: Kernel) -> Stripped:
+    """The same machine without a fence, and without the modules that one needs."""
+    return Stripped(guest, f"/lib/modules/{guest_kernel.version}")
 
 
 def test_guest_init_fences_the_machine_and_reports(guest: Machine) -> None:
     assert guest.greeting == "0"
-    assert "ready: watching vm-7" in guest.said()
+    assert f"ready: watching {_SANDBOX}" in guest.said()
 
 
 def test_conntrack_is_not_needed(guest: Machine) -> None:
@@ -75,7 +96,7 @@ def test_a_connection_is_refused_by_a_reset(guest: Machine, address: str) -> Non
 
 def test_an_attempt_names_the_process_that_made_it(guest: Machine) -> None:
     assert guest.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not (process := captured(guest.ask("events"), INTERNET4)):
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -96,7 +117,7 @@ def test_every_way_round_the_usual_ruleset_is_refused_and_told(
     assert far.strays() == [], "nothing but what the proxy needs, since the machine is on"
     wanted = {(escape.rule, escape.protocol) for escape in ESCAPES}
     events = guest.ask("events")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not wanted <= refusals(events):
         assert time.monotonic() < deadline, wanted - refusals(events)
         time.sleep(0.5)
@@ -106,20 +127,152 @@ def test_every_way_round_the_usual_ruleset_is_refused_and_told(
     assert {event["metadata"]["product"]["name"] for event in events} == {"ocsf-nft"}
 
 
-def test_the_account_of_what_was_refused_closes(guest: Machine) -> None:
-    # It may have told a packet of what goes on while it looks, that it has not counted yet.
-    for _ in range(5):
-        told = guest.ask("shell", "ocsf-nft", "status", "--sandbox", "vm-7")
-        if told["code"] == 0:
-            return
-    raise AssertionError(told["stderr"])
+def test_the_events_count_every_packet_that_was_refused(guest: Machine) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while mismatches := counter_mismatches(guest):
+        assert time.monotonic() < deadline, mismatches
+        time.sleep(0.5)
 
 
 def test_what_reports_is_started_again_and_the_fence_stays(guest: Machine) -> None:
     assert guest.ask("terminate", "ocsf-nft run") == 1
-    deadline = time.monotonic() + 300
-    while guest.said().count("ready: watching vm-7") < 2:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while guest.said().count(f"ready: watching {_SANDBOX}") < 2:
         assert guest.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert "the fence stands" in guest.said()
+
+
+# The tests that follow are one story of the same machine, stripped: each gives it something more.
+
+
+def test_a_kernel_without_nf_tables_is_told_which_module_and_options_it_wants(
+    stripped: Stripped,
+) -> None:
+    told = stripped.guest_init()
+    assert told == (
+        3,
+        [
+            f"{_CANT} nftables for IPv4 and IPv6: it wants the module nf_tables {_OPTIONS}",
+            "guest-init: the kernel can't hold a fence",
+            NO_FENCE,
+        ],
+    )
+
+
+def test_all_that_a_kernel_lacks_is_told_at_once(stripped: Stripped) -> None:
+    stripped.give("nf_tables")
+    told = stripped.guest_init()
+    assert told.code == 3
+    assert [line.partition(" it wants the module ")[2] for line in told.lines[:3]] == [
+        "nft_reject_inet (CONFIG_NFT_REJECT_INET)",
+        "nft_fib_inet (CONFIG_NFT_FIB_INET)",
+        "nft_limit (CONFIG_NFT_LIMIT)",
+    ]
+    assert told.lines[-1] == NO_FENCE
+
+
+def test_no_more_is_told_than_is_missing(stripped: Stripped) -> None:
+    stripped.give("nft_reject_inet", "nft_fib_inet")
+    told = stripped.guest_init("fence")
+    assert (told.code, len(told.lines)) == (3, 3)
+    assert "nft_limit (CONFIG_NFT_LIMIT)" in told.lines[0]
+
+
+@pytest.mark.parametrize("program", ["/usr/sbin/nft", "/usr/bin/ocsf-nft"])
+def test_an_image_without_a_program_is_told(stripped: Stripped, program: str) -> None:
+    with stripped.without(program):
+        told = stripped.guest_init()
+    name = program.rpartition("/")[2]
+    assert told.code == 3
+    assert told.lines[0].startswith(f"guest-init: {name} was not found: put ")
+    assert told.lines[1:] == [NO_FENCE]
+
+
+def test_an_unknown_setting_is_told(stripped: Stripped) -> None:
+    with stripped.written(_SETTINGS, "proxy=10.200.0.1:3128\ncolour=red\n"):
+        told = stripped.guest_init("fence")
+    assert told == (
+        2,
+        [
+            "guest-init: there is no setting colour: the README.md of guest-init names them",
+            NO_FENCE,
+        ],
+    )
+
+
+def test_a_value_reaches_ocsf_nft_word_for_word_and_is_never_a_command(stripped: Stripped) -> None:
+    stripped.give("nft_limit")
+    proxy, allow = "$(touch /tmp/run):1", "`touch /tmp/run` *"
+    refuse = "printf '%s\\n' \"$@\" >/tmp/given; exit 2 ;;"  # as `install` ends on bad values
+    with (
+        stripped.written(_SETTINGS, f"proxy={proxy}\nallow={allow}\n"),
+        stripped.written("/usr/bin/ocsf-nft", _BROKEN.format(cases=f"install) {refuse}")),
+    ):
+        told = stripped.guest_init("fence")
+    assert told.code == 2
+    assert "ocsf-nft takes a setting for wrong" in told.lines[-2]
+    assert told.lines[-1] == NO_FENCE
+    given = stripped.machine.ask("shell", "cat", "/tmp/given")["stdout"].splitlines()  # noqa: S108
+    assert {f"--proxy={proxy}", f"--allow={allow}"} <= set(given)
+    assert stripped.machine.ask("shell", "ls", "/tmp/run")["code"] != 0  # noqa: S108
+
+
+@pytest.mark.parametrize(
+    ("cases", "code", "last"),
+    [
+        ("install) exit 1 ;; verify) exit 2 ;;", 3, NO_FENCE),
+        ("install) exit 3 ;;", 3, NO_FENCE),
+        ("install) kill -9 $$ ;;", 3, NO_FENCE),
+        (
+            "install) ;; run) exit 3 ;;",
+            1,
+            "guest-init: the fence stands, but nothing reports what it refuses",
+        ),
+    ],
+    ids=["breaks down", "can't", "is killed", "does not report"],
+)
+def test_never_takes_a_failure_for_a_fence(
+    stripped: Stripped, cases: str, code: int, last: str
+) -> None:
+    with stripped.written("/usr/bin/ocsf-nft", _BROKEN.format(cases=cases)):
+        told = stripped.guest_init()
+        stripped.machine.ask("terminate", GUEST_INIT)
+    assert (told.code, told.lines[-1]) == (code, last)
+
+
+def test_a_kernel_without_nft_log_gets_a_fence_that_says_it_does_not_log(
+    stripped: Stripped, judge: Callable[[Any], list[str]]
+) -> None:
+    told = stripped.guest_init()
+    assert told.code == 1
+    assert told.lines[0] == (
+        f"{_CANT} a log of what is refused: it wants the module nft_log "
+        "(CONFIG_NFT_LOG) with nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG), or the module nft_log "
+        "(CONFIG_NFT_LOG) with nf_log_syslog (CONFIG_NF_LOG_SYSLOG)"
+    )
+    assert any(line.startswith("ocsf-nft: the fence stands, but") for line in told.lines)
+    assert f"ready: watching {_SANDBOX}" in told.lines
+    assert stripped.machine.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
+    assert stripped.machine.ask("talk", GATEWAY4, PROXY_PORT) == SANDBOX4
+    events = _events_until(
+        stripped.machine, lambda event: event.get("dst_endpoint", {}).get("port") == 443
+    )
+    (degraded,) = [event for event in events if event["class_uid"] == 5019]
+    assert degraded["state"] == "Degraded"
+    assert "nft_log" in degraded["status_detail"]
+    faults = {event["message"]: judge(event) for event in events}
+    assert not any(faults.values()), faults
+
+
+def _events_until(
+    running: Machine, wanted: Callable[[dict[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        events: list[dict[str, Any]] = running.ask("events")
+        if any(map(wanted, events)):
+            return events
+        assert time.monotonic() < deadline, events
+        time.sleep(0.5)

@@ -15,7 +15,7 @@ import pytest
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.guest import image, machine, network, system
-from tests.guest.conftest import captured, refusals
+from tests.guest.conftest import PATIENCE_SECONDS, captured, counter_mismatches, refusals
 from tests.guest.system import AGENT, CONFIG, RECEIVED, SANDBOX, shell, show
 from tests.kernel import far_side
 from tests.kernel.escapes import ESCAPES
@@ -32,8 +32,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("guest")]
 
 T = TypeVar("T")
 
-_BOOT_SECONDS = 300
-_PATIENCE_SECONDS = 300
 _MACHINE, _HOST = "ocsf-nft.service", "ocsf-nft-host.service"
 _ACTIVITY, _LIFECYCLE = 4001, 6002
 _STANDS, _ABSENT = 0, 2  # what `verify` ends with
@@ -80,7 +78,7 @@ def guest(
         "systemd.journald.forward_to_console=1",
         megabytes=1024,
     ) as running:
-        running.greet(_BOOT_SECONDS)
+        running.greet(PATIENCE_SECONDS)
         yield running
 
 
@@ -105,7 +103,7 @@ def host(guest: Machine) -> Machine:
 
 def _until(what: Callable[[], T | None]) -> T:
     """What it gives as soon as that is true."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not (found := what()):
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
@@ -181,22 +179,13 @@ def test_the_fence_stays_and_nothing_is_lost_while_the_run_is_started_again(
     assert int(show(guest, _MACHINE, "NRestarts")) == restarts + 1
     # What requires it goes on.
     assert show(guest, "workload.service", "MainPID") == workload
-    _until(lambda: _imbalance(guest) == {})
+    _until(lambda: not counter_mismatches(guest))
     kept = shell(
         guest, "ocsf-nft", "events", "--store", _STORE, "--lines", "0", "--format", "jsonl"
     )
     uids = [json.loads(line)["metadata"]["uid"] for line in kept.splitlines()]
     assert len(uids) == len(set(uids)) > 0
     assert {event["metadata"]["uid"] for event in guest.ask("events")} >= set(uids)
-
-
-def _imbalance(guest: Machine) -> dict[str, tuple[int, int]]:
-    """By rule: what was told and what was refused, where these differ."""
-    told = system.counted(guest.ask("events"))
-    refused = {rule: packets for rule, packets in guest.ask("refused").items() if packets}
-    rules = told.keys() | refused.keys()
-    both = {rule: (told.get(rule, 0), refused.get(rule, 0)) for rule in rules}
-    return {rule: numbers for rule, numbers in both.items() if numbers[0] != numbers[1]}
 
 
 def test_what_is_refused_is_told_from_the_journal(

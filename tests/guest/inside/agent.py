@@ -33,7 +33,7 @@ _ESCAPES: Final = {escape.name: escape for escape in ESCAPES}
 _heard: list[bytes] = []
 
 
-def shell(*command: str, seconds: int = 300) -> dict[str, Any]:
+def shell(*command: str, seconds: int = 900) -> dict[str, Any]:
     """Run a command of the guest's to its end; what it started may go on."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         done = subprocess.run(

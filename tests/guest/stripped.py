@@ -1,0 +1,82 @@
+"""A guest that lacks what a fence needs: modules, programs, settings."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from tests.guest import image, kernel
+from tests.guest.conftest import PATIENCE_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.guest.machine import Machine
+
+GUEST_INIT: Final = f"/{image.GUEST_INIT}"
+NO_FENCE: Final = "guest-init: there is no fence: the workload must not start"
+_EVENTS: Final = "/var/log/ocsf-nft/events.jsonl"
+_STATE: Final = "/run/state"
+_REMOVED: Final = ("nf_tables", "nft_reject_inet", "nft_fib_inet", "nft_limit", "nft_log")
+
+
+class Told(NamedTuple):
+    code: int
+    lines: list[str]
+
+
+class Stripped:
+    """A machine without a fence, state or events, whose kernel has none of a fence's modules."""
+
+    def __init__(self, running: Machine, modules: str) -> None:
+        self.machine = running
+        self._modules = modules
+        self._remove_fence()
+        for name in _REMOVED:
+            self.machine.ask("move", self._place(name), f"/tmp/{name}.ko")  # noqa: S108 - the guest's
+
+    def give(self, *names: str) -> None:
+        """Put modules where modprobe looks."""
+        for name in names:
+            self.machine.ask("move", f"/tmp/{name}.ko", self._place(name))  # noqa: S108 - the guest's
+
+    def guest_init(self, *arguments: str) -> Told:
+        done = self.machine.ask("shell", GUEST_INIT, *arguments)
+        return Told(done["code"], done["stderr"].splitlines())
+
+    @contextlib.contextmanager
+    def without(self, path: str) -> Iterator[None]:
+        """Take a file away for a while."""
+        self.machine.ask("move", path, f"{path}.aside")
+        try:
+            yield
+        finally:
+            self.machine.ask("move", f"{path}.aside", path)
+
+    @contextlib.contextmanager
+    def written(self, path: str, text: str) -> Iterator[None]:
+        """Put another file in a file's place for a while."""
+        with self.without(path):
+            self.machine.ask("write", path, text)
+            yield
+
+    def _remove_fence(self) -> None:
+        """End what guest-init started, and unload what it loaded."""
+        for words in (GUEST_INIT, "ocsf-nft run"):
+            self._repeat("terminate", words, until=lambda ended: ended == 0)
+        for path in (_EVENTS, _STATE):
+            self.machine.ask("move", path, f"{path}.of-the-first-fence")
+        self.machine.ask("shell", "nft", "flush", "ruleset")
+        # What a module depends on may be in use by the next one, and rules go a moment later.
+        unload = f"modprobe -r {' '.join(reversed(kernel.FENCE))}; lsmod"
+        self._repeat("shell", "sh", "-c", unload, until=lambda told: "nf_" not in told["stdout"])
+
+    def _repeat(self, *call: str, until: Callable[[Any], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not until(answer := self.machine.ask(*call)):
+            assert time.monotonic() < deadline, (call, answer)
+            time.sleep(0.2)
+
+    def _place(self, name: str) -> str:
+        return f"{self._modules}/kernel/net/netfilter/{name}.ko"
