@@ -1,0 +1,141 @@
+"""The files that say what was installed, and the locks beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.errors import DeliveryError, FenceError, SourceError
+from ocsf_nft.fence.state import StateDirectory
+from tests.standing import INSTALLED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ocsf_nft.fence.spec import LogTransport
+
+_SANDBOX = INSTALLED.spec.sandbox
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDirectory:
+    return StateDirectory(tmp_path / "state")
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def _is_waited_for(directory: Path) -> bool:
+    """Tell whether the kernel holds back somebody who asked for a lock on a file in a directory."""
+    inodes = {str(each.stat().st_ino) for each in directory.iterdir()}
+    waiting = (line for line in Path("/proc/locks").read_text().splitlines() if "->" in line)
+    return any(line.split()[-3].rpartition(":")[2] in inodes for line in waiting)
+
+
+def test_state_lock_lets_one_holder_in_and_the_next_one_after_it(state: StateDirectory) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with state.locked():
+            entered.set()
+
+    other = threading.Thread(target=enter)
+    with state.locked():
+        other.start()
+        _until(lambda: entered.is_set() or _is_waited_for(state.path))
+        assert not entered.is_set()
+    other.join(10)
+    assert entered.is_set()
+
+
+def test_state_lets_one_run_watch_a_sandbox(state: StateDirectory) -> None:
+    assert not state.is_watched(_SANDBOX)
+    with state.watching(_SANDBOX), state.watching("another"):
+        assert state.is_watched(_SANDBOX)
+        with pytest.raises(SourceError, match="another run watches sandbox"):
+            state.watching(_SANDBOX).__enter__()
+        assert state.is_watched(_SANDBOX)
+    assert not state.is_watched(_SANDBOX)
+    with state.watching(_SANDBOX):
+        pass
+
+
+def test_state_gives_back_a_record_that_only_its_owner_may_read(state: StateDirectory) -> None:
+    assert state.read(_SANDBOX) is None
+    assert state.written_ns(_SANDBOX) is None
+    before = time.time_ns() - 1_000_000_000
+    with state.locked():
+        state.write(INSTALLED)
+    assert state.read(_SANDBOX) == INSTALLED
+    assert before <= (state.written_ns(_SANDBOX) or 0) <= time.time_ns()
+    assert list(state.sandboxes()) == [_SANDBOX]
+    assert [each.name for each in state.directory(_SANDBOX).iterdir()] == ["fence.json"]
+    assert state.path.stat().st_mode & 0o777 == 0o700
+    assert state.directory(_SANDBOX).stat().st_mode & 0o777 == 0o700
+
+
+def test_state_mark_differs_after_each_writing(state: StateDirectory) -> None:
+    marks = [state.mark(_SANDBOX)]
+    transports: tuple[LogTransport, ...] = ("nflog", "kmsg")
+    for transport in transports:
+        state.write(dataclasses.replace(INSTALLED, transport=transport))
+        assert state.mark(_SANDBOX) == state.mark(_SANDBOX)
+        marks.append(state.mark(_SANDBOX))
+    assert marks[0] is None
+    assert len(set(marks)) == 3
+
+
+def test_state_forgets_a_record_and_nothing_else(state: StateDirectory) -> None:
+    state.forget(_SANDBOX)
+    state.write(INSTALLED)
+    (state.directory(_SANDBOX) / "account").write_text("kept")
+    state.forget(_SANDBOX)
+    assert state.read(_SANDBOX) is None
+    assert list(state.sandboxes()) == []
+    assert (state.directory(_SANDBOX) / "account").read_text() == "kept"
+    (state.directory(_SANDBOX) / "account").unlink()
+    state.forget(_SANDBOX)
+    assert not state.directory(_SANDBOX).exists()
+
+
+def test_state_names_a_damaged_record_and_the_remedy(state: StateDirectory) -> None:
+    state.write(INSTALLED)
+    (state.directory(_SANDBOX) / "fence.json").write_text("{}")
+    with pytest.raises(FenceError, match="is damaged: remove it and install the fence again"):
+        state.read(_SANDBOX)
+
+
+def test_state_names_a_directory_that_cannot_be_written_or_read(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("no directory")
+    state = StateDirectory(tmp_path / "state")
+    with pytest.raises(DeliveryError, match="make room or name another --state-dir"):
+        state.write(INSTALLED)
+    with pytest.raises(DeliveryError, match="make room or name another --state-dir"):
+        state.locked().__enter__()
+    with pytest.raises(FenceError, match="can't be read"):
+        list(state.sandboxes())
+
+
+def test_state_keeps_kernel_settings_until_they_are_restored(state: StateDirectory) -> None:
+    assert state.all_netns_before() is None
+    assert state.forwarding_before("4:1") is None
+    state.keep_all_netns_before("1\n")
+    state.keep_forwarding_before("4:1", b"0")
+    assert state.all_netns_before() == "1"
+    assert state.forwarding_before("4:1") == b"0"
+    assert state.forwarding_before("4:2") is None
+    assert list(state.sandboxes()) == []
+    for _ in range(2):
+        state.forget_all_netns_before()
+        state.forget_forwarding_before("4:1")
+    assert state.all_netns_before() is None
+    assert state.forwarding_before("4:1") is None
