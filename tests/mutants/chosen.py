@@ -1,0 +1,41 @@
+"""Run chosen tests in a chosen order, and note the one that runs and the one that fails.
+
+A plugin of pytest: `pytest -p tests.mutants.chosen`. The environment variable MUTANTS_CHOSEN names
+a file with the tests' names, one a line; the notes go to the same name with `.notes`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+_chosen = Path(os.environ["MUTANTS_CHOSEN"])
+_notes = _chosen.with_suffix(".notes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the chosen tests, in their order; files given without a test's name come first."""
+    order = {name: at for at, name in enumerate(_chosen.read_text().splitlines())}
+    left = [item for item in items if item.nodeid in order or item.nodeid.split("::")[0] in order]
+    config.hook.pytest_deselected(items=[item for item in items if item not in left])
+    items[:] = sorted(left, key=lambda item: order.get(item.nodeid, -1))
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Note the test that runs: it is the last one when the run is ended from outside."""
+    _note("runs", nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note a test that fails."""
+    if report.failed:
+        _note("failed", report.nodeid)
+
+
+def _note(what: str, test: str) -> None:
+    with _notes.open("a") as file:
+        file.write(f"{what} {test}\n")

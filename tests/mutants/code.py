@@ -1,0 +1,105 @@
+"""Find the lines that run a changed line, so that the coverage map can name the tests."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def lines_that_show(path: Path, line: int, package: Path) -> dict[Path, set[int]]:
+    """Return the lines, by file, on which a change of one line has an effect.
+
+    In a function, they are those of its statement. A line that runs at import has its effect in the
+    functions of its module that read a name that it defines, or in those of other modules, or,
+    when nothing reads the name, in all functions of its module.
+    """
+    tree = _parsed(path)
+    for function in _functions(tree):
+        if function.body[0].lineno <= line <= (function.end_lineno or 0):
+            return {path: _statement_lines(function, line)}
+    names = _names(tree, line)
+    for paths in ([path], sorted(package.rglob("*.py"))):
+        found = {each: lines for each in paths if (lines := _readers(_parsed(each), names))}
+        if found:
+            return found
+    return {path: {line for each in _functions(tree) for line in _body_lines(each)}}
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def _functions(tree: ast.AST) -> Iterator[_Function]:
+    return (node for node in ast.walk(tree) if isinstance(node, _Function))
+
+
+def _body_lines(function: _Function) -> range:
+    return range(function.body[0].lineno, (function.end_lineno or 0) + 1)
+
+
+def _statement_lines(function: _Function, line: int) -> set[int]:
+    """Return the lines of the innermost statement around a line; of a compound one, its head."""
+    innermost = function.body[0]
+    for node in ast.walk(function):
+        if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0):
+            innermost = node
+    body = getattr(innermost, "body", None)
+    end = body[0].lineno - 1 if body else innermost.end_lineno or 0
+    return set(range(innermost.lineno, max(end, innermost.lineno) + 1))
+
+
+def _names(tree: ast.Module, line: int) -> set[str]:
+    """Return the names that a line defines at import, and those defined from them in turn."""
+    defined = {node: names for node in _import_time(tree) if (names := set(_defined(node)))}
+    around = [node for node in defined if node.lineno <= line <= (node.end_lineno or 0)]
+    names = set().union(*(defined[node] for node in around[-1:]))
+    for node, more in defined.items():
+        if not isinstance(node, ast.ClassDef) and names & _read(node):
+            names |= more
+    return names
+
+
+def _import_time(tree: ast.AST) -> Iterator[ast.stmt]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.stmt):
+            yield node
+        if not isinstance(node, _Function):
+            yield from _import_time(node)
+
+
+def _defined(node: ast.stmt) -> Iterator[str]:
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.Assign(targets=targets):
+            yield from (part.id for each in targets for part in ast.walk(each)
+                        if isinstance(part, ast.Name))  # fmt: skip
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            yield name
+
+
+def _readers(tree: ast.Module, names: set[str]) -> set[int]:
+    """Return the lines of the functions that read a name, or that have it."""
+    return {
+        line
+        for function in _functions(tree)
+        if function.name in names or names & _read(*function.body)
+        for line in _body_lines(function)
+    }
+
+
+def _read(*nodes: ast.stmt) -> set[str]:
+    found = set()
+    for node in (each for outer in nodes for each in ast.walk(outer)):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name):
+                found.add(name)
+    return found

@@ -1,0 +1,89 @@
+"""Know which tests run a line, from one run of all tests under coverage.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import coverage
+
+from tests.mutants.code import lines_that_show
+
+if TYPE_CHECKING:
+    from tests.mutants.sampling import Mutant
+
+_HERE: Final = Path(__file__).parent
+
+
+class CoverageMap:
+    """Which tests run a line, and how long each took."""
+
+    def __init__(self, folder: Path, package: Path) -> None:
+        self._package = package
+        self._data = coverage.CoverageData(str(folder / "coverage"))
+        self._data.read()
+        self._files = {_below(Path(name), package): name for name in self._data.measured_files()}
+        self.tests: dict[str, dict[str, Any]] = json.loads((folder / "tests.json").read_text())
+
+    def tests_of(self, mutant: Mutant) -> list[str]:
+        """Return the tests that run a mutant's lines: unit tests first, then the quickest first.
+
+        A test that failed when it was measured says nothing about a mutant.
+        """
+        shown = lines_that_show(mutant.place.path, mutant.place.line, self._package)
+        found = {
+            test
+            for path, lines in shown.items()
+            if path in self._files
+            for line, tests in self._data.contexts_by_lineno(self._files[path]).items()
+            if line in lines
+            for test in tests
+            if test in self.tests and not self.tests[test]["failed"]
+        }
+        return sorted(found, key=lambda test: (_is_slow_part(test), self.tests[test]["seconds"]))
+
+
+def _is_slow_part(test: str) -> bool:
+    return test.startswith(("tests/kernel/", "tests/guest/", "tests/deploy/"))
+
+
+def _below(path: Path, package: Path) -> Path:
+    at = path.parts.index(package.name)
+    return Path(*path.parts[at:])
+
+
+def measured(package: Path, folder: Path) -> CoverageMap:
+    """Return the map of the package's present text; run all tests first where there is none."""
+    texts = b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))
+    place = folder / f"map-{hashlib.sha256(texts).hexdigest()[:12]}"
+    if not (place / "tests.json").exists():
+        _measure(place)
+    return CoverageMap(place, package)
+
+
+def _measure(place: Path) -> None:
+    """Run all tests once; a test that fails is left out of the map, and the run goes on."""
+    print("measuring which tests run each line: this takes as long as all tests", flush=True)
+    place.mkdir(parents=True, exist_ok=True)
+    place.chmod(0o1777)  # tests start programs as other users
+    environment = {
+        **os.environ,
+        "COVERAGE_FILE": str((place / "coverage").absolute()),
+        "MUTANTS_TESTS": str((place / "new.json").absolute()),
+    }
+    rules = f"--rcfile={_HERE / 'coverage.ini'}"
+    run = ["-m", "coverage", "run", rules, "-m", "pytest", "-q", "-p", "tests.mutants.contexts"]
+    subprocess.run(
+        [sys.executable, *run, "-n", "3", "--dist", "load", "--maxfail=200"],
+        env=environment, check=False,
+    )  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "coverage", "combine", "--quiet", str(place)],
+        env=environment, check=True,
+    )  # fmt: skip
+    (place / "new.json").replace(place / "tests.json")

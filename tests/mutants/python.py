@@ -1,0 +1,82 @@
+"""Mutate the package's Python code, and report which mutants the tests let pass.
+
+`python -m tests.mutants.python --seed 7 --sample 200`, as root, in the top folder of the tree. A
+run that was interrupted goes on where it ended. It ends with 1 when less than 90% is caught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from tests.mutants import report
+from tests.mutants.coverage_map import measured
+from tests.mutants.running import Judge, Result
+from tests.mutants.sampling import PACKAGE, Mutant, sample
+
+_FOLDER: Final = Path("build/mutants")
+
+
+def main() -> int:
+    """Run the sample and print the report."""
+    wanted = _arguments()
+    mutants = sample(wanted.seed, wanted.sample, wanted.paths)
+    explained = report.explanations()
+    results = _Results(_FOLDER / "python.jsonl", again=wanted.again)
+    left = [each for each in mutants if not report.why(each, explained) and each not in results]
+    judge = Judge(measured(PACKAGE, _FOLDER), wanted.seconds, wanted.also)
+    with ThreadPoolExecutor(wanted.workers) as workers:
+        running = {workers.submit(judge.result, each): each for each in left}
+        for count, done in enumerate(as_completed(running), 1):
+            results.add(running[done], done.result())
+            print(f"[{count}/{len(left)}]", report.line(running[done], done.result()), flush=True)
+    return report.show([(each, results.of(each)) for each in mutants], explained)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--seed", type=int, default=1)
+    add("--sample", type=int, default=60, metavar="N")
+    add("--paths", nargs="*", default=[], help="only files whose paths begin with one of these")
+    add("--workers", type=int, default=2)
+    add("--seconds", type=float, default=150, help="the most that the tests of a mutant may take")
+    add("--also", nargs="*", default=[], help="test files to run first, which the map doesn't know")
+    add("--again", action="store_true", help="run mutants again that survived an earlier run")
+    return parser.parse_args()
+
+
+class _Results:
+    """The results, in a file with a line of JSON for each."""
+
+    def __init__(self, path: Path, *, again: bool) -> None:
+        self._path = path
+        self._found: dict[tuple[Any, ...], Result] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for line in path.read_text().splitlines() if path.exists() else ():
+            stored = json.loads(line)
+            self._found[tuple(stored.pop("key"))] = Result(**stored)
+        if again:
+            self._found = {
+                key: each for key, each in self._found.items() if each.status in report.CAUGHT
+            }
+
+    def __contains__(self, mutant: Mutant) -> bool:
+        return mutant.key in self._found
+
+    def of(self, mutant: Mutant) -> Result | None:
+        return self._found.get(mutant.key)
+
+    def add(self, mutant: Mutant, result: Result) -> None:
+        self._found[mutant.key] = result
+        with self._path.open("a") as file:
+            file.write(json.dumps({"key": mutant.key, **asdict(result)}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Run the tests of one mutant, on a file mounted over the original for those processes alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.mutants.supervised import TIME_IS_OVER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.mutants.coverage_map import CoverageMap
+    from tests.mutants.sampling import Mutant
+
+#: Mount a file over another one in a mount namespace of our own, and run a command there.
+_MOUNTED: Final = (
+    "unshare", "--mount", "sh", "-ec", 'mount --bind "$1" "$2"; shift 2; exec "$@"', "sh",
+)  # fmt: skip
+#: A test that is not quick may fail by itself on a busy machine: then it runs once more.
+_QUICK: Final = 0.5
+_ROUNDS: Final = 4
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of a mutant, and by which test; which tests fail without a mutant as well."""
+
+    status: str
+    by: str = ""
+    ran: int = 0
+    unreliable: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    code: int
+    ran: int
+    test: str
+    """The test that failed, or the last one that ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Finds out whether tests notice a mutant, in `seconds` (of recorded durations) at most."""
+
+    map: CoverageMap
+    seconds: float
+    also: list[str]
+
+    def result(self, mutant: Mutant) -> Result:
+        """Run the tests until one of them fails for the mutant, and for nothing else."""
+        unreliable: list[str] = []
+        found = _Run(0, 0, "")
+        for _ in range(_ROUNDS):
+            tests = [*self.also, *self._within_limit(mutant, unreliable)]
+            found = self._run(mutant, tests) if tests else found
+            if found.code == 0:
+                break
+            if self._is_noticed(mutant, found):
+                status = "hangs" if found.code == TIME_IS_OVER else "caught"
+                return Result(status, found.test, found.ran, unreliable)
+            unreliable.append(found.test)
+        return Result("survived" if found.ran else "no test", "", found.ran, unreliable)
+
+    def _within_limit(self, mutant: Mutant, without: list[str]) -> Iterable[str]:
+        left = self.seconds
+        for test in self.map.tests_of(mutant):
+            left -= self._recorded(test)
+            if left >= 0 and test not in without:
+                yield test
+
+    def _recorded(self, test: str) -> float:
+        seconds: float = self.map.tests.get(test, {"seconds": 5})["seconds"]
+        return seconds
+
+    def _is_noticed(self, mutant: Mutant, found: _Run) -> bool:
+        """Tell whether a failure is the mutant's: the same test passes without it."""
+        alone = [found.test] if found.test else list(self.map.tests_of(mutant))[:1]
+        if self._run(None, alone).code != 0:
+            return False
+        return self._recorded(found.test) < _QUICK or self._run(mutant, alone).code != 0
+
+    def _run(self, mutant: Mutant | None, tests: list[str]) -> _Run:
+        limit = 60 + 3 * sum(map(self._recorded, tests))
+        with tempfile.TemporaryDirectory(prefix="mutant", ignore_cleanup_errors=True) as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            chosen = folder / "chosen"
+            chosen.write_text("\n".join(tests))
+            mounted: tuple[str, ...] = ()
+            if mutant is not None:
+                mounted = (*_MOUNTED, str(folder / "mutant.py"), str(mutant.place.path))
+                (folder / "mutant.py").write_text(mutant.text)
+                (folder / "mutant.py").chmod(0o644)
+            command = (
+                *mounted, sys.executable, "-m", "tests.mutants.supervised", str(limit),
+                sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.mutants.chosen",
+                "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp"), "-m", "",
+                *dict.fromkeys(test.split("::")[0] for test in tests),
+            )  # fmt: skip
+            environment = {
+                **os.environ, "MUTANTS_CHOSEN": str(chosen), "PYTHONDONTWRITEBYTECODE": "1",
+            }  # fmt: skip
+            code = subprocess.run(
+                command, env=environment, check=False, capture_output=True
+            ).returncode
+            return _Run(code, *_noted(chosen.with_suffix(".notes")))
+
+
+def _noted(notes: Path) -> tuple[int, str]:
+    """Return how many tests ran, and the one that failed, or else the last."""
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    failed = [line.removeprefix("failed ") for line in lines if line.startswith("failed ")]
+    ran = [line.removeprefix("runs ") for line in lines if line.startswith("runs ")]
+    return len(ran), (failed or ran or [""])[-1]

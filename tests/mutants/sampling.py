@@ -1,0 +1,125 @@
+"""Draw a sample of mutants: a file by its lines of code, a group of operators, then a place."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import parso
+from cosmic_ray.ast import ast_nodes
+from cosmic_ray.mutating import mutate_code
+
+from tests.mutants.declarations import Span, declarations, is_within
+from tests.mutants.operators import by_group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE: Final = Path("ocsf_nft")
+
+_GROUPS: Final = by_group()
+_OPERATORS: Final = {name: each for group in _GROUPS.values() for name, each in group.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Something in a file that an operator can change, the nth for this operator."""
+
+    path: Path
+    operator: str
+    occurrence: int
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A changed file: its text, and its changed lines before and after."""
+
+    place: Place
+    text: str
+    before: str
+    after: str
+    diff: str
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What identifies a mutant among the results of an earlier run."""
+        return str(self.place.path), self.place.operator, self.place.occurrence, self.before
+
+
+def sample(seed: int, size: int, below: list[str]) -> list[Mutant]:
+    """Return `size` different mutants of the files whose paths begin with one of `below`.
+
+    A smaller sample of the same seed is the beginning of a larger one.
+    """
+    files = [
+        path
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if not below or any(path.as_posix().startswith(each) for each in below)
+    ]
+    weights = [_lines_of_code(path) for path in files]
+    drawing = random.Random(seed)
+    drawn: dict[Place, Mutant | None] = {}
+    for _ in range(100 * size):
+        if sum(mutant is not None for mutant in drawn.values()) == size:
+            break
+        groups = places(drawing.choices(files, weights)[0])
+        if groups:
+            place = drawing.choice(groups[drawing.choice(sorted(groups))])
+            if place not in drawn:
+                drawn[place] = mutate(place)
+    return [mutant for mutant in drawn.values() if mutant is not None]
+
+
+@cache
+def places(path: Path) -> dict[str, list[Place]]:
+    """Return the places of a file that a mutation can change, by the operators' groups."""
+    text = path.read_text()
+    nodes = list(ast_nodes(parso.parse(text)))
+    left_out = declarations(ast.parse(text))
+    return {
+        group: found
+        for group, operators in _GROUPS.items()
+        if (found := [each for name in operators for each in _places(path, name, nodes, left_out)])
+    }
+
+
+def _places(path: Path, operator: str, nodes: list[Any], left_out: list[Span]) -> Iterator[Place]:
+    starts = (start for node in nodes for start, _ in _OPERATORS[operator].mutation_positions(node))
+    for occurrence, start in enumerate(starts):
+        # A decorator begins at its sign, one column before its name.
+        begin = (start[0], start[1] + (operator == "RemoveDecorator"))
+        if not is_within(begin, left_out):
+            yield Place(path, operator, occurrence, start[0])
+
+
+def _lines_of_code(path: Path) -> int:
+    """Count the lines on which code begins, without docstrings and comments."""
+    tree = ast.parse(path.read_text())
+    return len({node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt)})
+
+
+def mutate(place: Place) -> Mutant | None:
+    """Apply a mutation; return None when it doesn't parse or changes no code."""
+    text = place.path.read_text()
+    mutated = mutate_code(text, _OPERATORS[place.operator], place.occurrence)
+    try:
+        if mutated is None or ast.dump(ast.parse(mutated)) == ast.dump(ast.parse(text)):
+            return None
+    except SyntaxError:
+        return None
+    lines = list(
+        difflib.unified_diff(
+            text.splitlines(), mutated.splitlines(), str(place.path), "mutant", n=2, lineterm=""
+        )
+    )
+    return Mutant(place, mutated, _side(lines, "-"), _side(lines, "+"), "\n".join(lines[2:]))
+
+
+def _side(diff: list[str], sign: str) -> str:
+    return "\n".join(line[1:].strip() for line in diff[2:] if line.startswith(sign))

@@ -1,0 +1,44 @@
+"""Run a command with a limit of time, and end every process that it leaves behind.
+
+`python -m tests.mutants.supervised SECONDS COMMAND...` ends with the command's exit code, or with
+124 when the time is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36
+TIME_IS_OVER = 124
+
+
+def main(seconds: float, command: list[str]) -> int:
+    """Run the command."""
+    # Processes whose parents have ended become our children, not those of init.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return TIME_IS_OVER
+    finally:
+        while children := _children():
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, 0)
+
+
+def _children() -> list[int]:
+    return [int(pid) for pid in Path("/proc/self/task").joinpath(
+        str(os.getpid()), "children").read_text().split()]  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))
