@@ -1,0 +1,169 @@
+"""Sockets that the kernel sends to: messages from others are ignored, and losses are noticed."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft import netlink, nfnetlink, rtnetlink
+from ocsf_nft.fence.keeping import Place
+from ocsf_nft.fence.post import OVERRUN, Post
+from ocsf_nft.lab import ip
+from ocsf_nft.sources.nflog import Nflog
+from ocsf_nft.sources.nflog import group as nflog_group
+from ocsf_nft.sources.nflog.group import CALM
+from ocsf_nft.sources.nflog.links import Links
+from tests.kernel.attempts import GROUP, attempt, fence
+from tests.kernel.conftest import load
+from tests.kernel.reading import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+_TABLE = Place("inet", "observed")
+_FULL = "the NFLOG socket's buffer was full"
+
+
+@pytest.fixture
+def namespace(lab: Lab) -> Namespace:
+    return lab.sandbox_namespace
+
+
+@pytest.fixture
+def links(namespace: Namespace) -> Iterator[Links]:
+    made = Links(namespace)
+    made.open()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def post(namespace: Namespace) -> Iterator[Post]:
+    made = Post(namespace, (_TABLE,))
+    yield made
+    made.close()
+
+
+def _forge(namespace: Namespace, receiver: socket.socket, family: int, *messages: bytes) -> None:
+    """Send messages to a socket as another process does; they are there when this returns."""
+    port = receiver.getsockname()[0]
+
+    def send() -> None:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, family) as sock:
+            for message in messages:
+                sock.sendto(message, (port, 0))
+
+    namespace.call(send)
+
+
+def _have_little_room(receiver: socket.socket) -> None:
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+
+
+def _index(namespace: Namespace, device: str) -> int:
+    return namespace.call(lambda: socket.if_nametoindex(device))
+
+
+async def test_nflog_reader_rejects_a_record_of_another_process(namespace: Namespace) -> None:
+    async with Nflog(namespace, GROUP) as source:
+        assert source._socket is not None
+        forged = netlink.message(nflog_group.PACKET, 0, bytes(64))
+        failure = netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", -1).ljust(20, b"\0"))
+        _forge(namespace, source._socket, netlink.NETLINK_NETFILTER, forged, failure)
+        read = await until(source.batches(), lambda batch: len(batch.rejects) == 2)
+    assert {reject.kind for reject in read.rejects} == {"forged"}
+    assert [bytes.fromhex(reject.line) for reject in read.rejects] == [forged, failure]
+    assert not read.records
+    assert not read.gaps
+
+
+async def test_nflog_reader_names_the_full_buffer_and_counts_what_it_lost(
+    namespace: Namespace,
+) -> None:
+    fence(namespace, "sb1", nflog=True)
+    async with Nflog(namespace, GROUP) as source:
+        assert source._socket is not None
+        _have_little_room(source._socket)
+        attempt(namespace, 0, 20, "udp4")
+        batches = source.batches()
+        read = await until(batches, lambda batch: bool(batch.gaps))
+        attempt(namespace, 0, 1, "udp4")
+        last = await until(batches, lambda batch: bool(batch.records))
+    assert [(gap.lost, gap.reason[: len(_FULL)]) for gap in read.gaps] == [(None, _FULL)]
+    assert [gap.lost for gap in last.gaps] == [20 - len(read.records)]
+
+
+def test_nflog_binding_ignores_the_messages_of_another_process(namespace: Namespace) -> None:
+    def bound() -> tuple[bytes, ...]:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
+        with sock:
+            sock.bind((0, 0))
+            sock.settimeout(5)
+            forged = netlink.message(nflog_group.PACKET, 0, bytes(64))
+            _forge(namespace, sock, netlink.NETLINK_NETFILTER, forged)
+            return nflog_group._configure(sock, GROUP, CALM)
+
+    assert namespace.call(bound) == ()
+
+
+def test_link_names_ignore_the_messages_of_another_process(
+    namespace: Namespace, links: Links
+) -> None:
+    index = _index(namespace, "sb0")
+    assert links._socket is not None
+    body = struct.pack("=BxHiII", 0, 0, index, 0, 0) + netlink.attribute(3, b"forged\0")
+    forged = netlink.message(rtnetlink.RTM_NEWLINK, 0, body)
+    _forge(namespace, links._socket, netlink.NETLINK_ROUTE, forged)
+    links.refresh()
+    assert links.name(index) == "sb0"
+
+
+def test_link_names_are_right_again_after_lost_notices(
+    lab: Lab, namespace: Namespace, links: Links
+) -> None:
+    index = _index(namespace, "sb0")
+    assert links.name(index) == "sb0"
+    assert links._socket is not None
+    _have_little_room(links._socket)
+    changes = "".join(f"link set dev sb0 alias a{number}\n" for number in range(50))
+    batch = ["ip", "-n", lab.sandbox, "-batch", "-"]
+    subprocess.run(batch, input=changes, text=True, check=True)
+    ip("-n", lab.sandbox, "link", "set", "dev", "sb0", "name", "renamed")
+    until = time.monotonic() + 20
+    while links.name(index) != "renamed":
+        assert time.monotonic() < until
+        time.sleep(0.01)  # the kernel is asked for all names once a second at most
+        links.refresh()
+
+
+def test_fence_notices_ignore_the_messages_of_another_process(
+    namespace: Namespace, post: Post
+) -> None:
+    head = struct.pack("!BBH", nfnetlink.NFPROTO_INET, 0, 7)
+    deleted = head + netlink.attribute(1, b"observed\0")
+    ended = head + netlink.attribute(1, struct.pack("!I", 7))
+    forged = [
+        netlink.message(nfnetlink.SUBSYSTEM | kind, 0, body)
+        for kind, body in ((2, deleted), (15, ended))
+    ]
+    _forge(namespace, post.notices, netlink.NETLINK_NETFILTER, *forged)
+    assert post.read() == []
+
+
+def test_fence_notices_that_were_lost_are_noticed(namespace: Namespace, post: Post) -> None:
+    _have_little_room(post.notices)
+    for _ in range(20):
+        load(namespace, "add table inet observed\ndelete table inet observed\n")
+    assert OVERRUN in post.read()
+    load(namespace, "add table inet observed\n")
+    assert [each.changes for each in post.read()] == ["table inet observed was made or changed"]
