@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft import netlink, nfnetlink
+from ocsf_nft import netlink, nfnetlink, rtnetlink
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence import comparison, installer, links, loading, nft, remedy, sentry
 from ocsf_nft.fence.sentry import Alteration, Sentry
@@ -427,11 +427,7 @@ def test_a_new_link_is_fenced_before_anybody_looks(
     fenced: Lab, installed: Installed, post: Callable[..., Post]
 ) -> None:
     one = post()
-    ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
-    deadline = time.monotonic() + 20
-    while not {"late0", "late1"} <= set(_hooked(installed)):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    _add_links(fenced, installed, "late0", "late1")
     assert one.sentry.has_hooked
     # So it stays, whoever alters the fence before it is on record.
     _tamper(fenced, "flush ruleset")
@@ -512,3 +508,44 @@ def test_a_ruleset_is_prepared_without_a_namespace_to_try_it_in(
     with fenced.sandbox_namespace.call(Nftables) as nftables:
         nftables.commit(load.whole)
     assert _verdict(state) == "as installed"
+
+
+def test_sentry_ignores_a_deleted_link_that_another_process_announces(
+    fenced: Lab, installed: Installed, post: Callable[..., Post]
+) -> None:
+    one = post()
+    _add_links(fenced, installed, "late0", "late1")
+    assert one.sentry._links is not None
+    port = one.sentry._links.getsockname()[0]
+    body = struct.pack("=BxHiII", 0, 0, 77, 0, 0) + netlink.attribute(3, b"late0\0")
+
+    def forge() -> None:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE) as sock:
+            sock.sendto(netlink.message(rtnetlink.RTM_DELLINK, 0, body), (port, 0))
+
+    fenced.sandbox_namespace.call(forge)
+    _add_links(fenced, installed, "late2", "late3")  # read after the forged message
+    _tamper(fenced, "delete table netdev ocsf_nft")
+    assert one.alteration().mended_ns is not None
+    assert {"late0", "late1", "late2", "late3", "sb0"} <= set(_hooked(installed))
+
+
+def _add_links(lab: Lab, installed: Installed, *pair: str) -> None:
+    """Add two links, and wait until the sentry has hooked them."""
+    ip("-n", lab.sandbox, "link", "add", pair[0], "type", "veth", "peer", "name", pair[1])
+    deadline = time.monotonic() + 20
+    while not set(pair) <= set(_hooked(installed)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_sentry_asks_for_a_check_after_lost_link_notices(
+    fenced: Lab, post: Callable[..., Post]
+) -> None:
+    one = post(begins=False)
+    with fenced.sandbox_namespace.call(rtnetlink.subscribe) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for number in range(20):
+            ip("-n", fenced.sandbox, "link", "set", "dev", "sb0", "alias", f"a{number}")
+        one.sentry._see_links(sock)
+    assert one.told.get_nowait() is None
