@@ -46,25 +46,33 @@ def _body_lines(function: _Function) -> range:
 
 
 def _statement_lines(function: _Function, line: int) -> set[int]:
-    """Return the lines of the innermost statement around a line; of a compound one, its head."""
+    """Return the lines of the innermost statement around a line.
+
+    Of a compound statement they are its head, or the line alone: that of an `except`, for example.
+    """
     innermost = function.body[0]
     for node in ast.walk(function):
         if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0):
             innermost = node
     body = getattr(innermost, "body", None)
-    end = body[0].lineno - 1 if body else innermost.end_lineno or 0
-    return set(range(innermost.lineno, max(end, innermost.lineno) + 1))
+    end = max(body[0].lineno - 1, innermost.lineno) if body else innermost.end_lineno or 0
+    return set(range(innermost.lineno, end + 1)) if line <= end else {line}
 
 
 def _names(tree: ast.Module, line: int) -> set[str]:
     """Return the names that a line defines at import, and those defined from them in turn."""
     defined = {node: names for node in _import_time(tree) if (names := set(_defined(node)))}
-    around = [node for node in defined if node.lineno <= line <= (node.end_lineno or 0)]
+    around = [node for node in defined if _begin(node) <= line <= (node.end_lineno or 0)]
     names = set().union(*(defined[node] for node in around[-1:]))
     for node, more in defined.items():
         if not isinstance(node, ast.ClassDef) and names & _read(node):
             names |= more
     return names
+
+
+def _begin(node: ast.stmt) -> int:
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(each.lineno for each in decorators)])
 
 
 def _import_time(tree: ast.AST) -> Iterator[ast.stmt]:
