@@ -98,6 +98,11 @@ def test_an_entry_is_cut_to_what_a_pipe_takes_at_once() -> None:
     assert line.endswith("…\n".encode())
 
 
+def test_log_entry_that_just_fits_is_whole() -> None:
+    assert logs._cut("é" * 5, 10).decode() == "é" * 5
+    assert logs._cut("x" * 11, 10).decode() == "x" * 7 + "…"
+
+
 def test_what_can_not_be_written_is_told_as_dropped() -> None:
     with standard_error() as reader:
         with Path(os.devnull).open("rb") as unwritable, standard_error_to(unwritable.fileno()):

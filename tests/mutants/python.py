@@ -60,7 +60,8 @@ class _Results:
         path.parent.mkdir(parents=True, exist_ok=True)
         for line in path.read_text().splitlines() if path.exists() else ():
             stored = json.loads(line)
-            self._found[tuple(stored.pop("key"))] = Result(**stored)
+            key = tuple(stored.pop("key"))
+            self._found[key] = Result(**stored)
         if again:
             self._found = {
                 key: each for key, each in self._found.items() if each.status in report.CAUGHT

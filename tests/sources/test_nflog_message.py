@@ -113,6 +113,22 @@ def test_a_packet_on_netdev_egress_begins_with_its_link_header() -> None:
     assert (found.source, found.destination_port, found.rule) == ("10.202.0.2", 53, "link")
 
 
+@pytest.mark.parametrize(
+    ("length", "shown"), [(6, "02c0ffee0001"), (0, ""), (60, "02c0ffee00010203")]
+)
+def test_nflog_message_hardware_address_has_its_own_length(length: int, shown: str) -> None:
+    address = bytes.fromhex("02c0ffee00010203")
+    found = nflog(
+        message(
+            [
+                (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3)),
+                (nflog_message.NFULA_HWADDR, struct.pack("!HH", length, 0) + address),
+            ]
+        )
+    )
+    assert f" hwaddr={shown} " in found.origin.raw
+
+
 def message(attributes: list[tuple[int, bytes]], family: int = 2) -> bytes:
     head = struct.pack("!BBH", family, 0, 5)
     return head + b"".join(netlink.attribute(kind, value) for kind, value in attributes)
