@@ -326,6 +326,25 @@ async def test_much_that_comes_is_read_though_nobody_asks(host: Host) -> None:
         assert found.process is not None
 
 
+async def test_ladder_reads_the_capture_at_each_regular_check(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few calls don't wake a reader: unread, they fill the kernel's buffer."""
+    monkeypatch.setattr(ladder, "_CHECK_SECONDS", 0.01)
+    fell: list[str] = []
+
+    async def tell(reason: str) -> None:
+        fell.append(reason)
+
+    async with host.ladder() as standing, asyncio.timeout(_LONG):
+        checking = asyncio.create_task(standing.keep(tell))
+        host.programs.readings = [[made(7)]]
+        while host.programs.readings:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.01)
+        checking.cancel()
+    assert fell == []
+
+
 async def test_what_has_no_end_is_read_a_bit_of(host: Host) -> None:
     host.programs.readings = [[made(7, has_more=True)]]
     async with host.ladder() as standing:
