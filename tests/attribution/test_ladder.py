@@ -137,6 +137,28 @@ async def test_it_stands_on_the_best_rung_and_lets_go_of_it_in_the_end(host: Hos
     assert (host.sockets.is_open, host.programs.is_closed, standing.lost) == (False, True, 7)
 
 
+async def test_ladder_that_is_cancelled_while_it_opens_releases_what_it_opened(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, goes_on = threading.Event(), threading.Event()
+
+    def capture(*_: Any, **__: Any) -> Programs:
+        opening.set()
+        assert goes_on.wait(_LONG)
+        return host.programs
+
+    monkeypatch.setattr(ladder, "Capture", capture)
+    entering = asyncio.create_task(host.ladder().__aenter__())
+    await asyncio.to_thread(opening.wait, _LONG)
+    entering.cancel()
+    await asyncio.sleep(0)
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    assert host.programs.is_closed
+    assert not host.sockets.is_open
+
+
 async def test_without_types_it_captures_what_it_can_and_says_why(host: Host) -> None:
     host.programs.knows_types = False
     async with host.ladder() as standing:

@@ -13,23 +13,22 @@ if TYPE_CHECKING:
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def lines_that_show(path: Path, line: int, package: Path) -> dict[Path, set[int]]:
-    """Return the lines, by file, on which a change of one line has an effect.
+def lines_that_show(path: Path, line: int, package: Path) -> Iterator[dict[Path, set[int]]]:
+    """Yield the lines, by file, on which a change of one line has an effect; the nearest first.
 
     In a function, they are those of its statement. A line that runs at import has its effect in the
     functions of its module that read a name that it defines, or in those of other modules, or,
     when nothing reads the name, in all functions of its module.
     """
     tree = _parsed(path)
+    names = _names(tree, line)
     for function in _functions(tree):
         if function.body[0].lineno <= line <= (function.end_lineno or 0):
-            return {path: _statement_lines(function, line)}
-    names = _names(tree, line)
+            yield {path: _statement_lines(function, line)}
+            names = {function.name}
     for paths in ([path], sorted(package.rglob("*.py"))):
-        found = {each: lines for each in paths if (lines := _readers(_parsed(each), names))}
-        if found:
-            return found
-    return {path: {line for each in _functions(tree) for line in _body_lines(each)}}
+        yield {each: _readers(_parsed(each), names) for each in paths}
+    yield {path: {line for each in _functions(tree) for line in _body_lines(each)}}
 
 
 @cache
@@ -99,14 +98,14 @@ def _readers(tree: ast.Module, names: set[str]) -> set[int]:
     return {
         line
         for function in _functions(tree)
-        if function.name in names or names & _read(*function.body)
+        if function.name in names or names & _read(function)
         for line in _body_lines(function)
     }
 
 
-def _read(*nodes: ast.stmt) -> set[str]:
+def _read(statement: ast.stmt) -> set[str]:
     found = set()
-    for node in (each for outer in nodes for each in ast.walk(outer)):
+    for node in ast.walk(statement):
         match node:
             case ast.Name(id=name) | ast.Attribute(attr=name):
                 found.add(name)

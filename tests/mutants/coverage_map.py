@@ -35,17 +35,21 @@ class CoverageMap:
 
         A test that failed when it was measured says nothing about a mutant.
         """
-        shown = lines_that_show(mutant.place.path, mutant.place.line, self._package)
-        found = {
-            test
-            for path, lines in shown.items()
-            if path in self._files
-            for line, tests in self._data.contexts_by_lineno(self._files[path]).items()
-            if line in lines
-            for test in tests
-            if test in self.tests and not self.tests[test]["failed"]
-        }
+        found: set[str] = set()
+        path, line = mutant.place.path, mutant.place.line
+        for shown in lines_that_show(path, line, self._package):
+            contexts = set().union(*(self._contexts(*each) for each in shown.items()))
+            found = {each for each in contexts if each in self.tests}
+            # Where it runs outside of a test, the one context is "".
+            if found or (not contexts and line in shown.get(path, ())):
+                break
+        found = {test for test in found if not self.tests[test]["failed"]}
         return sorted(found, key=lambda test: (_is_slow_part(test), self.tests[test]["seconds"]))
+
+    def _contexts(self, path: Path, lines: set[int]) -> set[str]:
+        """Return the contexts in which a file's lines ran."""
+        by_line = self._data.contexts_by_lineno(self._files.get(path, ""))
+        return {context for line in lines for context in by_line.get(line, ())}
 
 
 def _is_slow_part(test: str) -> bool:

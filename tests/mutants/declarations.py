@@ -13,8 +13,8 @@ Span = tuple[Position, Position]
 
 #: mypy checks what these say, or they only save time.
 _DECORATORS: Final = {
-    "dataclass", "override", "overload", "final", "abstractmethod", "runtime_checkable", "cache",
-    "lru_cache",
+    "dataclass", "override", "overload", "final", "abstractmethod", "runtime_checkable", "unique",
+    "cache", "lru_cache",
 }  # fmt: skip
 
 

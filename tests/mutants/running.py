@@ -76,7 +76,8 @@ class Judge:
                 yield test
 
     def _recorded(self, test: str) -> float:
-        seconds: float = self.map.tests.get(test, {"seconds": 5})["seconds"]
+        """Return the seconds that a test took when it was measured; of a new file, a guess."""
+        seconds: float = self.map.tests.get(test, {"seconds": 60})["seconds"]
         return seconds
 
     def _is_noticed(self, mutant: Mutant, found: _Run) -> bool:
