@@ -122,7 +122,11 @@ def test_an_input_is_not_emptied_to_take_its_own_rejects(tmp_path: Path) -> None
             piped = forked.run("convert", "--rejects", str(rejects), stdin=stdin)
         assert piped.returncode == 2
     assert log.read_text() == "ocsf-nft:sb:egress:IN= torn"
-    assert convert("--rejects", str(other), str(log)).returncode == 0
+    other.write_text("of an earlier run\n")
+    for taken in (str(other), os.devnull):
+        done = convert("--rejects", taken, str(log), os.devnull)
+        assert done.returncode == 0, done.stderr
+    assert "of an earlier run" not in other.read_text()
     assert len(other.read_text().splitlines()) == 1
 
 

@@ -1,0 +1,71 @@
+"""Which packets a rule stops, as far as its matches and statements say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ocsf_nft.check import journey
+from ocsf_nft.check.diagnosis import Question
+from ocsf_nft.check.ruleset import from_json
+from ocsf_nft.check.walk import Walker
+from ocsf_nft.fence.values import subnet
+from ocsf_nft.netns import Namespace
+
+_PLACE = {"family": "inet", "table": "t"}
+_BASE = {"type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}
+_SET = {"name": "seen", "type": "ipv4_addr", "elem": []}
+_QUESTION = Question(
+    namespace=Namespace(),
+    device="vmtap-1",
+    subnets=(subnet("172.16.0.1/30"), subnet("fd00:16::1/64")),
+    port=3128,
+)
+
+
+def _stopped(*statements: dict[str, Any]) -> set[tuple[int, bool]]:
+    """Return the IP versions of the flows that a rule stops, and whether it does so for sure."""
+    ruleset = from_json(
+        {
+            "nftables": [
+                {"set": {**_PLACE, **_SET}},
+                {"chain": {**_PLACE, "name": "base", **_BASE}},
+                {"rule": {**_PLACE, "chain": "base", "handle": 1, "expr": [*statements]}},
+            ]
+        }
+    )
+    hooks, walker = journey.by_hook(ruleset), Walker(ruleset, 1_000_000)
+    return {
+        (flow.packet.version, ending.is_certain)
+        for flow in _QUESTION.flows()
+        for ending in journey.endings(flow, hooks, walker)
+    }
+
+
+def _match(left: dict[str, Any], right: Any) -> dict[str, Any]:
+    return {"match": {"op": "==", "left": left, "right": right}}
+
+
+@pytest.mark.parametrize(("name", "version"), [("ipv4", 4), ("ipv6", 6)])
+def test_check_stops_the_packets_of_a_family(name: str, version: int) -> None:
+    family = _match({"meta": {"key": "nfproto"}}, name)
+    assert _stopped(family, {"drop": None}) == {(version, True)}
+
+
+@pytest.mark.parametrize("below", [0, 100])
+@pytest.mark.parametrize("above", [0, 100])
+def test_check_finds_an_element_wherever_it_is_in_a_set(below: int, above: int) -> None:
+    elements: list[Any] = [f"10.0.0.{number}" for number in range(below)]
+    elements += [f"192.0.2.{number}" for number in range(above)]
+    elements.append({"prefix": {"addr": "172.16.0.0", "len": 29}})
+    source = _match({"payload": {"protocol": "ip", "field": "saddr"}}, {"set": elements})
+    assert (4, True) in _stopped(source, {"drop": None})
+
+
+@pytest.mark.parametrize(("statement", "is_certain"), [("counter", True), ("limit", False)])
+def test_check_of_an_updated_set_depends_on_the_statement_of_its_elements(
+    statement: str, *, is_certain: bool
+) -> None:
+    update = {"op": "update", "elem": "192.0.2.1", "set": "@seen", "stmt": [{statement: None}]}
+    assert _stopped({"set": update}, {"drop": None}) == {(4, is_certain), (6, is_certain)}

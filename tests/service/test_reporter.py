@@ -1,0 +1,37 @@
+"""Rendering many events leaves turns to other tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.ocsf.context import Host
+from ocsf_nft.service import reporter as module
+from ocsf_nft.service.reporter import Reporter
+from tests.conformance.corpus import TCP, V4, record
+from tests.service.keeping import Kept
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+async def test_reporter_gives_other_tasks_a_turn_after_each_slice() -> None:
+    attempt = Attempt.of(record(**V4, **TCP))
+    waited: list[int] = [0]
+
+    def found() -> Iterator[Attempt]:
+        for _ in range(10 * module._SLICE):
+            waited[-1] += 1
+            yield attempt
+
+    async def take_turns() -> None:
+        while True:
+            waited.append(0)
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(take_turns())
+    lines = await Reporter(Kept().keep, Host(hostname="test")).lines(found())
+    other.cancel()
+    assert len(lines) == sum(waited) == 10 * module._SLICE
+    assert max(waited) <= module._SLICE
