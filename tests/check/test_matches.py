@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft.check import journey
-from ocsf_nft.check.diagnosis import Question
+from ocsf_nft.check.diagnosis import Question, judge
 from ocsf_nft.check.ruleset import from_json
 from ocsf_nft.check.walk import Walker
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
+
+if TYPE_CHECKING:
+    from ocsf_nft.check.ruleset import Ruleset
 
 _PLACE = {"family": "inet", "table": "t"}
 _BASE = {"type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}
@@ -24,17 +27,22 @@ _QUESTION = Question(
 )
 
 
-def _stopped(*statements: dict[str, Any]) -> set[tuple[int, bool]]:
-    """Return the IP versions of the flows that a rule stops, and whether it does so for sure."""
-    ruleset = from_json(
+def _ruleset(*statements: dict[str, Any], hook: str = "forward") -> Ruleset:
+    """Return a ruleset with one rule."""
+    return from_json(
         {
             "nftables": [
                 {"set": {**_PLACE, **_SET}},
-                {"chain": {**_PLACE, "name": "base", **_BASE}},
+                {"chain": {**_PLACE, "name": "base", **_BASE, "hook": hook}},
                 {"rule": {**_PLACE, "chain": "base", "handle": 1, "expr": [*statements]}},
             ]
         }
     )
+
+
+def _stopped(*statements: dict[str, Any]) -> set[tuple[int, bool]]:
+    """Return the IP versions of the flows that a rule stops, and whether it does so for sure."""
+    ruleset = _ruleset(*statements)
     hooks, walker = journey.by_hook(ruleset), Walker(ruleset, 1_000_000)
     return {
         (flow.packet.version, ending.is_certain)
@@ -69,3 +77,15 @@ def test_check_of_an_updated_set_depends_on_the_statement_of_its_elements(
 ) -> None:
     update = {"op": "update", "elem": "192.0.2.1", "set": "@seen", "stmt": [{statement: None}]}
     assert _stopped({"set": update}, {"drop": None}) == {(4, is_certain), (6, is_certain)}
+
+
+def test_check_names_the_flows_that_a_rule_stops() -> None:
+    port = _match({"payload": {"protocol": "tcp", "field": "dport"}}, 3128)
+    ipv4 = _match({"meta": {"key": "nfproto"}}, "ipv4")
+    new = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}
+    for statements, flows in (
+        ((port, {"drop": None}), "tcp 3128; IPv4 and IPv6"),
+        ((port, ipv4, new, {"drop": None}), "tcp 3128; IPv4"),
+    ):
+        (found,) = judge(_ruleset(*statements, hook="input"), _QUESTION)
+        assert found.meaning.endswith(f"drops what the VM sends to the gateway's port ({flows})")

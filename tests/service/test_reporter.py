@@ -1,4 +1,4 @@
-"""Rendering many events leaves turns to other tasks."""
+"""What a reporter knows of a sandbox, and the turns that it leaves to other tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf.context import Host
+from ocsf_nft.ocsf.context import Context, Host
+from ocsf_nft.ocsf.enums import Severity
+from ocsf_nft.ocsf.severity import SeverityRule, Threshold
+from ocsf_nft.process import Container
 from ocsf_nft.service import reporter as module
 from ocsf_nft.service.reporter import Reporter
 from tests.conformance.corpus import TCP, V4, record
@@ -35,3 +38,18 @@ async def test_reporter_gives_other_tasks_a_turn_after_each_slice() -> None:
     other.cancel()
     assert len(lines) == sum(waited) == 10 * module._SLICE
     assert max(waited) <= module._SLICE
+
+
+def test_reporter_knows_a_sandbox_with_the_hosts_rules_of_severity() -> None:
+    reporter = Reporter(Kept().keep, Host(hostname="test"))
+    container = Container(name="one")
+    reporter.know("one", Context(container=container))
+    for rules, threshold in (
+        ((), Threshold()),
+        ((SeverityRule(severity=Severity.LOW),), Threshold(repeats=3)),
+    ):
+        reporter.reconsider(rules, threshold)
+        for name, known in (("one", container), ("another", None), (None, None)):
+            context = reporter.context(name)
+            assert context.container == known
+            assert (context.severities, context.threshold) == (rules, threshold)
