@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 _chosen = Path(os.environ["MUTANTS_CHOSEN"])
 _notes = _chosen.with_suffix(".notes")
 
 
+@pytest.hookimpl(trylast=True)  # whoever else sorts tests comes before
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the chosen tests, in their order; files given without a test's name come first."""
     order = {name: at for at, name in enumerate(_chosen.read_text().splitlines())}

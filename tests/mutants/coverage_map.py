@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,8 @@ class CoverageMap:
         self._package = package
         self._data = coverage.CoverageData(str(folder / "coverage"))
         self._data.read()
-        self._files = {_below(Path(name), package): name for name in self._data.measured_files()}
-        self.tests: dict[str, dict[str, Any]] = json.loads((folder / "tests.json").read_text())
+        tests = json.loads((folder / "tests.json").read_text())
+        self.tests: dict[str, dict[str, Any]] = {_plain(test): tests[test] for test in tests}
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Return the tests that run a mutant's lines: unit tests first, then the quickest first.
@@ -39,7 +40,7 @@ class CoverageMap:
         path, line = mutant.place.path, mutant.place.line
         for shown in lines_that_show(path, line, self._package):
             contexts = set().union(*(self._contexts(*each) for each in shown.items()))
-            found = {each for each in contexts if each in self.tests}
+            found = {test for test in map(_plain, contexts) if test in self.tests}
             # Where it runs outside of a test, the one context is "".
             if found or (not contexts and line in shown.get(path, ())):
                 break
@@ -48,17 +49,17 @@ class CoverageMap:
 
     def _contexts(self, path: Path, lines: set[int]) -> set[str]:
         """Return the contexts in which a file's lines ran."""
-        by_line = self._data.contexts_by_lineno(self._files.get(path, ""))
+        by_line = self._data.contexts_by_lineno(str(path.absolute()))
         return {context for line in lines for context in by_line.get(line, ())}
+
+
+def _plain(test: str) -> str:
+    """Return a test's name without the group that xdist puts after it."""
+    return re.sub(r"@\w+$", "", test)
 
 
 def _is_slow_part(test: str) -> bool:
     return test.startswith(("tests/kernel/", "tests/guest/", "tests/deploy/"))
-
-
-def _below(path: Path, package: Path) -> Path:
-    at = path.parts.index(package.name)
-    return Path(*path.parts[at:])
 
 
 def measured(package: Path, folder: Path) -> CoverageMap:
@@ -81,13 +82,9 @@ def _measure(place: Path) -> None:
         "MUTANTS_TESTS": str((place / "new.json").absolute()),
     }
     rules = f"--rcfile={_HERE / 'coverage.ini'}"
-    run = ["-m", "coverage", "run", rules, "-m", "pytest", "-q", "-p", "tests.mutants.contexts"]
-    subprocess.run(
-        [sys.executable, *run, "-n", "3", "--dist", "load", "--maxfail=200"],
-        env=environment, check=False,
-    )  # fmt: skip
-    subprocess.run(
-        [sys.executable, "-m", "coverage", "combine", "--quiet", str(place)],
-        env=environment, check=True,
-    )  # fmt: skip
+    tests = ["pytest", "-q", "-n", "4", "-p", "tests.mutants.contexts"]
+    measuring = [sys.executable, "-m", "coverage", "run", rules, "-m", *tests]
+    subprocess.run(measuring, env=environment, check=False)
+    combining = [sys.executable, "-m", "coverage", "combine", "--quiet", str(place)]
+    subprocess.run(combining, env=environment, check=True)
     (place / "new.json").replace(place / "tests.json")
