@@ -89,3 +89,16 @@ def test_check_names_the_flows_that_a_rule_stops() -> None:
     ):
         (found,) = judge(_ruleset(*statements, hook="input"), _QUESTION)
         assert found.meaning.endswith(f"drops what the VM sends to the gateway's port ({flows})")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "is_certain"), [("ttl", 9, True), ("saddr", "10.9.9.9", False)]
+)
+def test_check_knows_which_rewritten_field_changes_where_a_packet_is_from(
+    field: str, value: int | str, *, is_certain: bool
+) -> None:
+    key = {"payload": {"protocol": "ip", "field": field}}
+    elements = {"set": [{"prefix": {"addr": "172.16.0.0", "len": 29}}]}
+    source = _match({"payload": {"protocol": "ip", "field": "saddr"}}, elements)
+    stopped = _stopped({"mangle": {"key": key, "value": value}}, source, {"drop": None})
+    assert ((4, True) in stopped) is is_certain

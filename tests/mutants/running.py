@@ -62,7 +62,7 @@ class Judge:
             found = self._run(mutant, tests) if tests else found
             if found.code == 0:
                 break
-            if self._is_noticed(mutant, found):
+            if self._is_noticed(mutant, found.test or tests[0]):
                 status = "hangs" if found.code == TIME_IS_OVER else "caught"
                 return Result(status, found.test, found.ran, unreliable)
             unreliable.append(found.test)
@@ -80,12 +80,11 @@ class Judge:
         seconds: float = self.map.tests.get(test, {"seconds": 60})["seconds"]
         return seconds
 
-    def _is_noticed(self, mutant: Mutant, found: _Run) -> bool:
+    def _is_noticed(self, mutant: Mutant, test: str) -> bool:
         """Tell whether a failure is the mutant's: the same test passes without it."""
-        alone = [found.test] if found.test else list(self.map.tests_of(mutant))[:1]
-        if self._run(None, alone).code != 0:
+        if self._run(None, [test]).code != 0:
             return False
-        return self._recorded(found.test) < _QUICK or self._run(mutant, alone).code != 0
+        return self._recorded(test) < _QUICK or self._run(mutant, [test]).code != 0
 
     def _run(self, mutant: Mutant | None, tests: list[str]) -> _Run:
         limit = 60 + 3 * sum(map(self._recorded, tests))

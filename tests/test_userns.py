@@ -1,0 +1,35 @@
+"""The users of a user namespace, and their numbers here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ocsf_nft import userns
+from ocsf_nft.userns import Users
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [(0, 1000), (1, 100_000), (100, 100_099), (101, 65534), (499, 65534), (500, 7), (501, 65534)],
+)
+def test_user_has_the_number_of_its_range(there: int, here: int) -> None:
+    assert Users(((0, 1000, 1), (1, 100_000, 100), (500, 7, 1))).here(there) == here
+
+
+@pytest.mark.kernel
+def test_users_are_those_of_the_owner_of_the_network_namespace() -> None:
+    program = "from ocsf_nft import userns; print(userns.users())"
+    map_of_root = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", program]
+    shown = subprocess.run(map_of_root, capture_output=True, text=True, check=True).stdout
+    assert shown == "None\n"  # its own
+
+
+def test_looking_for_users_leaves_no_descriptor_open() -> None:
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208 - shorter
+    for _ in range(10):
+        userns.users()
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208 - shorter
