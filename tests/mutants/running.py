@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 _MOUNTED: Final = (
     "unshare", "--mount", "sh", "-ec", 'mount --bind "$1" "$2"; shift 2; exec "$@"', "sh",
 )  # fmt: skip
-#: A test that is not quick may fail by itself on a busy machine: then it runs once more.
-_QUICK: Final = 0.5
 _ROUNDS: Final = 4
 
 
@@ -81,10 +79,8 @@ class Judge:
         return seconds
 
     def _is_noticed(self, mutant: Mutant, test: str) -> bool:
-        """Tell whether a failure is the mutant's: the same test passes without it."""
-        if self._run(None, [test]).code != 0:
-            return False
-        return self._recorded(test) < _QUICK or self._run(mutant, [test]).code != 0
+        """Tell whether a failure is the mutant's: the test passes without it, and fails again."""
+        return self._run(None, [test]).code == 0 and self._run(mutant, [test]).code != 0
 
     def _run(self, mutant: Mutant | None, tests: list[str]) -> _Run:
         limit = 60 + 3 * sum(map(self._recorded, tests))
