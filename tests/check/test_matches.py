@@ -88,6 +88,7 @@ def test_check_names_the_flows_that_a_rule_stops() -> None:
         ((port, ipv4, new, {"drop": None}), "tcp 3128; IPv4"),
     ):
         (found,) = judge(_ruleset(*statements, hook="input"), _QUESTION)
+        assert found.meaning.startswith("table inet t, chain base (nftables): rule 1 `")
         assert found.meaning.endswith(f"drops what the VM sends to the gateway's port ({flows})")
 
 
