@@ -137,9 +137,11 @@ def test_a_journal_entry_of_another_facility_is_a_forgery(facility: bytes | None
 def test_only_journald_itself_says_what_it_missed() -> None:
     entries = KernelEntries(Wanted())
     message = b"Missed 12 kernel messages"
+    realtime_ns = entry().realtime_us * 1000
     said = entries.read(entry(transport=b"driver", message=message), received_ns=1)
     assert isinstance(said, Gap)
     assert said.lost == 12
+    assert (said.since_ns, said.until_ns) == (realtime_ns, realtime_ns)
     assert entries.read(entry(message=message), received_ns=1) is None
     assert worth_reading(Wanted())(message)
 
