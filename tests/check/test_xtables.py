@@ -74,6 +74,10 @@ def _meta(key: str) -> Any:
         # The words of a module that isn't known may look like options.
         ("-m string --string -j --algo bm -j ACCEPT", [_UNKNOWN, ("accept", None)]),
         ("-m string --string -s --algo bm -j DROP", [_UNKNOWN, ("drop", None)]),
+        (
+            "-p udp -m string --string -j --algo bm -j DROP",
+            [_match(_meta("l4proto"), "udp"), _UNKNOWN, ("drop", None)],
+        ),
         ("-p udp -m recent --rcheck", [_match(_meta("l4proto"), "udp"), _UNKNOWN]),
         ("-m conntrack --ctorigdst 10.0.0.1 -j DROP", [_UNKNOWN, ("drop", None)]),
         ("-s 10.0.0.0/255.0.255.0 -j DROP", [_UNKNOWN, ("drop", None)]),
