@@ -243,6 +243,7 @@ def test_our_own_prefix_is_never_ambiguous() -> None:
         (f"{OURS}IN= OUT=eth0 {TCP.replace('443', '٤٤٣')}", "DPT is not a number"),
         (f"{OURS}IN= OUT=eth0 {TCP.replace('443', '-1')}", "DPT is not a number"),
         (f"{OURS}IN= OUT=eth0 {TCP.replace('TTL=64', 'TTL=256')}", "TTL is 256, more than 255"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('DF', 'FRAG:8192')}", "FRAG is 8192, more than 8191"),
         (f"{OURS}IN= OUT=eth0 {TCP.replace('.7 ', '.777 ')}", "DST is not an IP address"),
         (f"{OURS}IN= OUT=eth0 {TCP.replace('.7 ', '.07 ')}", "DST is not an IP address"),
         (f"{OURS}IN= OUT=eth0 {TCP.replace('203.0.113.7', '::1')}", "two IP versions"),
