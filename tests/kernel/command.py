@@ -1,20 +1,36 @@
-"""The command line, as a user runs it."""
+"""The command line, as a user runs it.
+
+A start of Python and the imports take longer than most commands do. A command that runs under no
+other one is therefore a fork of this process, which has the package imported already.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
 import subprocess
 import sys
 import threading
+import warnings
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import orjson
+
+# What the commands import when they run.
+from ocsf_nft import check, cli, config, metrics, service  # noqa: F401
+from ocsf_nft.cli import logs, output  # noqa: F401
+from ocsf_nft.service import status  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from ocsf_nft.netns import Namespace
+
 COMMAND = (sys.executable, "-m", "ocsf_nft")
+#: A process of its own from the start: ``under`` a command that changes nothing.
+FRESH = ("env",)
 
 
 @dataclass(frozen=True)
@@ -32,20 +48,67 @@ class Outcome:
         return line
 
 
-def run(*arguments: str, under: Sequence[str] = (), stdin: str | None = None) -> Outcome:
-    """Run it to its end. ``under`` is a command that runs it, such as ``unshare -m``."""
-    done = subprocess.run(
-        [*under, *COMMAND, *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert "Traceback" not in done.stderr
-    lines = done.stdout.splitlines() if done.stdout.startswith("{") else []
+def run(
+    *arguments: str,
+    under: Sequence[str] = (),
+    inside: Namespace | None = None,
+    stdin: str | None = None,
+) -> Outcome:
+    """Run it to its end.
+
+    ``under`` is a command that runs it, such as ``unshare -m``. ``inside`` is the network namespace
+    that it begins in.
+    """
+    pipe = subprocess.PIPE
+    with _started(arguments, under, inside, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=60)
+        except BaseException:
+            process.kill()
+            raise
+    assert "Traceback" not in stderr
+    lines = stdout.splitlines() if stdout.startswith("{") else []
     events = tuple(orjson.loads(line) for line in lines)
-    return Outcome(done.returncode, events, done.stdout, done.stderr)
+    return Outcome(process.returncode, events, stdout, stderr)
+
+
+def _started(
+    arguments: Sequence[str], under: Sequence[str], inside: Namespace | None, **streams: Any
+) -> subprocess.Popen[str]:
+    command = [*under, *COMMAND, *arguments]
+    work = None if under else lambda: _become(arguments)
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, text=True, preexec_fn=work, **streams)  # noqa: PLW1509
+
+    return start() if inside is None else inside.call(start)
+
+
+def _become(arguments: Sequence[str]) -> NoReturn:
+    """Be the command line in a new child of this process, in place of another program.
+
+    ``subprocess`` waits until the last of its descriptors is closed. No object of the parent may
+    be finalized: its descriptor may be one of the command's by then.
+    """
+    gc.freeze()
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    warnings.resetwarnings()
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, closefd=False)  # noqa: SIM115 - they live as long as the process
+        for number, mode in enumerate("rww")
+    )
+    sys.argv = ["ocsf-nft", *arguments]
+    code: Any = 1
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:  # noqa: BLE001
+        sys.excepthook(*sys.exc_info())
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 @dataclass
@@ -84,12 +147,13 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    *arguments: str, under: Sequence[str] = (), stdout: IO[bytes] | None = None
+    *arguments: str,
+    under: Sequence[str] = (),
+    inside: Namespace | None = None,
+    stdout: IO[bytes] | None = None,
 ) -> Iterator[Running]:
     """A ``run`` that says it is ready; killed at the end when it still runs."""
-    process = subprocess.Popen(
-        [*under, *COMMAND, "run", *arguments], stdout=stdout, stderr=subprocess.PIPE, text=True
-    )
+    process = _started(("run", *arguments), under, inside, stdout=stdout, stderr=subprocess.PIPE)
     try:
         assert process.stderr is not None
         for line in process.stderr:

@@ -288,13 +288,12 @@ def test_the_guard_on_the_host_is_guarded_too(
     lab: Lab, state: StateDirectory, output: Output
 ) -> None:
     """The gateway's namespace is the host of this run."""
-    host = ("nsenter", f"--net=/run/netns/{lab.gateway}")
     options = [
         *("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox, "--install"),
         *("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--host-guard", _GATEWAY_DEVICE),
         *("--state-dir", str(state.path), "--output", str(output.path)),
     ]
-    with command.running(*options, under=host) as running:
+    with command.running(*options, inside=lab.gateway_namespace) as running:
         pid = _tamper(lab.gateway_namespace, "flush ruleset")
         output.wait(lambda: bool(output.tampered()))
         listed = conftest.nft(lab.gateway_namespace, "list", "table", "netdev", "ocsf_nft_gw0")
