@@ -54,7 +54,7 @@ def options(state: StateDirectory, output: Path) -> tuple[str, ...]:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)

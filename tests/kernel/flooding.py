@@ -1,7 +1,8 @@
 """Programs that run inside a sandbox: two that flood, and one that tries what is rare.
 
-``same ADDRESS TIMES``: as many datagrams to one address. ``distinct OCTET TIMES``: as many
-datagrams, no two to the same address and port. ``users FIRST TIMES``: one datagram as each of so
+``same ADDRESS TIMES [PAUSE]``: as many datagrams to one address. ``distinct OCTET TIMES [PAUSE]``:
+as many datagrams, no two to the same address and port. PAUSE is in seconds, after each thousand.
+``users FIRST TIMES``: one datagram as each of so
 many users. ``rare SECONDS``: attempts at random moments, each of which is one of a kind; prints
 them as JSON.
 """
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Final, TypedDict
 import orjson
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ocsf_nft.netns import Namespace
 
 FLOODED: Final = ("203.0.113.1", "203.0.113.2")
@@ -36,21 +39,27 @@ class Rare(TypedDict):
     port: int | None
 
 
-def flood_one(address: str, times: int) -> None:
+def flood_one(address: str, times: int, pause: float = 0) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         send, target = sock.sendto, (address, PORT)
-        for _ in range(times):
+        for _ in _paced(times, pause):
             with contextlib.suppress(OSError):
                 send(b"flood", target)
 
 
-def flood_all(octet: int, times: int) -> None:
+def flood_all(octet: int, times: int, pause: float = 0) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         send = sock.sendto
-        for number in range(times):
+        for number in _paced(times, pause):
             address = f"{octet}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
             with contextlib.suppress(OSError):
                 send(b"flood", (address, 1 + number % 60_000))
+
+
+def _paced(times: int, pause: float) -> Iterator[int]:
+    for first in range(0, times, 1000):
+        yield from range(first, min(first + 1000, times))
+        time.sleep(pause)
 
 
 def flood_as_users(first: int, number: int) -> None:
@@ -129,9 +138,9 @@ def made(program: subprocess.Popen[bytes]) -> list[Rare]:
 if __name__ == "__main__":
     what, argument, *more = sys.argv[1:]
     if what == "same":
-        flood_one(argument, int(more[0]))
+        flood_one(argument, int(more[0]), *map(float, more[1:]))
     elif what == "distinct":
-        flood_all(int(argument), int(more[0]))
+        flood_all(int(argument), int(more[0]), *map(float, more[1:]))
     elif what == "users":
         flood_as_users(int(argument), int(more[0]))
     else:
