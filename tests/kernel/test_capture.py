@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Attribution
     from tests.kernel.swarm import Swarm, Truth
 
-pytestmark = [pytest.mark.kernel, pytest.mark.alone]
+pytestmark = pytest.mark.kernel
 
-_ATTEMPTS = 10_000
 _PROGRAMS = 50
 _ENOUGH = 0.999
 _FORKS_A_SECOND = 5000
@@ -38,20 +37,24 @@ def attackers(tmp_path_factory: pytest.TempPathFactory) -> Swarm:
 
 
 @pytest.mark.parametrize(
+    "attempts", [1000, pytest.param(10_000, marks=(pytest.mark.slow, pytest.mark.alone))]
+)
+@pytest.mark.parametrize(
     ("flags", "mask"),
     [(0, IPV6 | NONBLOCKING), (UDP, IPV6 | NONBLOCKING | CONNECTED)],
     ids=["tcp", "udp"],
 )
-async def test_each_of_ten_thousand_that_are_gone_at_once_is_named(
+async def test_each_of_many_that_are_gone_at_once_is_named(
     lab: Lab,
     state: StateDirectory,
     attackers: Swarm,
     monkeypatch: pytest.MonkeyPatch,
     flags: int,
     mask: int,
+    attempts: int,
 ) -> None:
     fence(lab, state, monkeypatch)
-    middle, end = FIRST + _ATTEMPTS // 2, FIRST + _ATTEMPTS
+    middle, end = FIRST + attempts // 2, FIRST + attempts
     async with watching(lab) as watched:
         assert watched.ladder.rung == "capture", watched.ladder.reason
         # Two that start them, at the same time: so parents differ too.
@@ -62,7 +65,7 @@ async def test_each_of_ten_thousand_that_are_gone_at_once_is_named(
         truths = await asyncio.gather(
             *(asyncio.to_thread(attackers.truth, each) for each in running)
         )
-        await watched.until(_ATTEMPTS, protocol=17 if flags & UDP else 6)
+        await watched.until(attempts, protocol=17 if flags & UDP else 6)
         lost = watched.ladder.lost
     truth = truths[0] | truths[1]
     verdicts = Counter(
@@ -70,8 +73,8 @@ async def test_each_of_ten_thousand_that_are_gone_at_once_is_named(
         for record, by in watched.found
         if (number := swarm.number_of(record)) in truth
     )
-    assert verdicts.total() == _ATTEMPTS
-    assert verdicts["right"] >= _ENOUGH * _ATTEMPTS, (verdicts, lost)
+    assert verdicts.total() == attempts
+    assert verdicts["right"] >= _ENOUGH * attempts, (verdicts, lost)
     assert set(verdicts) <= {"right", "unknown"}
 
 
@@ -99,12 +102,15 @@ def test_of_much_some_is_read_at_once_and_that_there_is_more_is_told(
     assert sent == list(range(1, _AT_ONCE + 1))
 
 
+@pytest.mark.alone  # it has to be a flood
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(3.0, marks=pytest.mark.slow)])
 async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
     lab: Lab,
     state: StateDirectory,
     attackers: Swarm,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
 ) -> None:
     fence(lab, state, monkeypatch)
     forks = tmp_path / "forks"
@@ -113,18 +119,20 @@ async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
     command = ["cc", "-O2", "-static", "-o", str(forks), str(source)]
     await asyncio.to_thread(lambda: subprocess.run(command, check=True))
     for _ in range(3):  # others may be using this machine
-        if await _named_in_a_flood(lab, attackers, forks) >= _FORKS_A_SECOND:
+        if await _named_in_a_flood(lab, attackers, forks, seconds) >= _FORKS_A_SECOND:
             return
     pytest.fail("it was no flood")
 
 
-async def _named_in_a_flood(lab: Lab, attackers: Swarm, forks: Path) -> float:
+async def _named_in_a_flood(lab: Lab, attackers: Swarm, forks: Path, seconds: float) -> float:
     """Children a second, beside the attackers' own."""
-    numbers = range(FIRST, FIRST + 1000)
+    numbers = range(FIRST, FIRST + int(333 * seconds))
     async with watching(lab) as watched:
         flood = [
             lab.sandbox_namespace.call(
-                lambda: subprocess.Popen([forks, "3000"], stdout=subprocess.PIPE, text=True)
+                lambda: subprocess.Popen(
+                    [forks, str(int(seconds * 1000))], stdout=subprocess.PIPE, text=True
+                )
             )
             for _ in os.sched_getaffinity(0)
         ]
@@ -141,7 +149,7 @@ async def _named_in_a_flood(lab: Lab, attackers: Swarm, forks: Path) -> float:
     for process, true in named:
         assert process.pid == true.pid
         assert process.path in {true.path, None}
-    return sum(children) / 3
+    return sum(children) / seconds
 
 
 def _verdict(by: Attribution, truth: Truth, launcher: str) -> str:

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
 
-pytestmark = [pytest.mark.kernel, pytest.mark.alone]
+pytestmark = pytest.mark.kernel
 
 _FAMILIES = pytest.mark.parametrize("family", list(GATEWAY), ids=["ip4", "ip6"])
 _FLOOD: Final = Path(__file__).with_name("flood.py")
 _OTHER: Final = dataclasses.replace(SPEC, exceptions=(exception("udp:10.200.0.9:53"),))
-_REPLACED: Final = 24
+#: A tenth of each kind of replacement would be none of some: ten are the fewest with all kinds.
+_TIMES = pytest.mark.parametrize(
+    "times", [10, pytest.param(24, marks=(pytest.mark.slow, pytest.mark.alone))]
+)
 
 
 @pytest.fixture
@@ -53,9 +56,9 @@ def flood(lab: Lab) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def _replacements(lab: Lab, state: StateDirectory) -> Iterator[None]:
+def _replacements(lab: Lab, state: StateDirectory, times: int) -> Iterator[None]:
     """Replace it by another policy, for other links, and after it was tampered with, by turns."""
-    for replaced in range(_REPLACED):
+    for replaced in range(times):
         if replaced % 5 == 4:
             conftest.nft(lab.sandbox_namespace, "add chain inet ocsf_nft foreign { "
                          "type filter hook output priority -5; }; "
@@ -69,11 +72,13 @@ def _replacements(lab: Lab, state: StateDirectory) -> Iterator[None]:
         yield
 
 
+@_TIMES
 def test_under_a_flood_nothing_gets_out_no_count_is_lost_and_the_proxy_goes_on(
     lab: Lab,
     state: StateDirectory,
     counters: Callable[[Namespace], dict[str, int]],
     flood: subprocess.Popen[str],
+    times: int,
 ) -> None:
     conftest.nft(lab.gateway_namespace, 'add table netdev far; add counter netdev far out; '
                  'add chain netdev far ingress '
@@ -91,7 +96,8 @@ def test_under_a_flood_nothing_gets_out_no_count_is_lost_and_the_proxy_goes_on(
             rounds.start()
             seen = [counters(lab.sandbox_namespace)["refused_egress"]]
             seen += [
-                counters(lab.sandbox_namespace)["refused_egress"] for _ in _replacements(lab, state)
+                counters(lab.sandbox_namespace)["refused_egress"]
+                for _ in _replacements(lab, state, times)
             ]
             rounds.end()
             ours.shutdown(socket.SHUT_WR)
@@ -100,13 +106,14 @@ def test_under_a_flood_nothing_gets_out_no_count_is_lost_and_the_proxy_goes_on(
     flood.communicate(timeout=30)
     assert counters(lab.gateway_namespace)["out"] == out
     assert seen == sorted(seen)
-    assert rounds.made > _REPLACED
+    assert rounds.made > times
     assert sidecar.refused(lab, "egress", "tcp") == sidecar.refused(lab, "ingress", "tcp") == 0
 
 
+@_TIMES
 @_FAMILIES
 def test_what_is_in_the_buffer_of_a_closed_connection_arrives_while_the_fence_is_replaced(
-    lab: Lab, state: StateDirectory, family: socket.AddressFamily
+    lab: Lab, state: StateDirectory, family: socket.AddressFamily, times: int
 ) -> None:
     installer.install(SPEC, lab.sandbox_namespace, state, "nflog")
     with sidecar.server(lab, family, socket.SOCK_STREAM) as server:
@@ -114,10 +121,10 @@ def test_what_is_in_the_buffer_of_a_closed_connection_arrives_while_the_fence_is
         with theirs:
             with ours:
                 sent = sidecar.fill(ours)
-            replacing = threading.Thread(target=lambda: list(_replacements(lab, state)))
+            replacing = threading.Thread(target=lambda: list(_replacements(lab, state, times)))
             replacing.start()
             received = 0
-            while part := theirs.recv(sent // _REPLACED):
+            while part := theirs.recv(sent // times):
                 received += len(part)
                 time.sleep(0.01)
             replacing.join()
@@ -152,7 +159,7 @@ class _Rounds(threading.Thread):
         self.made = 0
 
     def run(self) -> None:
-        while not self._ends.is_set():
+        while not self._ends.wait(0.001):
             self._sock.sendall(b"to and fro")
             if self._sock.recv(100) != b"to and fro":
                 return
