@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ocsf_nft.delivery import backoff, patience
 from ocsf_nft.delivery.shelf import FILE
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.service import outlets
 from tests.kernel import attempts, command, conftest, written
 
 if TYPE_CHECKING:
@@ -25,6 +27,20 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 PORTS = 40
+
+
+@pytest.fixture(autouse=True)
+def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs, which are forks of this process, try again sooner."""
+    monkeypatch.setattr(patience, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(backoff, "_FIRST_SECONDS", 0.05)
+
+
+@pytest.fixture
+def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs wait for a disk that takes nothing for a shorter time when they end."""
+    monkeypatch.setattr(patience, "_CLOSING_SECONDS", 0.5)
+    monkeypatch.setattr(outlets, "_DRAIN_SECONDS", 0.5)
 
 
 @pytest.fixture
@@ -96,7 +112,7 @@ def test_a_full_disk_of_a_sink_is_waited_for(lab: Lab, state: StateDirectory, di
         ballast = fill(disk)
         second = sweep(lab, 1002)
         running.until_said("sink down")
-        time.sleep(1.5)  # it tries again meanwhile, and does not say so again
+        time.sleep(0.5)  # it tries again meanwhile, and does not say so again
         assert running.process.poll() is None
         assert told_so_far(output) != first + second
         ballast.unlink()
@@ -109,6 +125,7 @@ def test_a_full_disk_of_a_sink_is_waited_for(lab: Lab, state: StateDirectory, di
     assert told(output) == first + second
 
 
+@pytest.mark.usefixtures("quick_end")
 def test_what_a_full_disk_of_a_sink_keeps_out_comes_with_the_next_run(
     lab: Lab, state: StateDirectory, disk: Path
 ) -> None:
@@ -137,7 +154,7 @@ def test_a_full_disk_of_the_state_stops_the_reading_and_loses_no_count(
         ballast = fill(disk)
         second = sweep(lab, 1002)
         running.until_said("nothing can be kept")
-        time.sleep(2)
+        time.sleep(0.5)
         assert running.process.poll() is None
         assert told(output) == first
         ballast.unlink()
@@ -149,11 +166,15 @@ def test_a_full_disk_of_the_state_stops_the_reading_and_loses_no_count(
     assert told(output) == first + second
 
 
+@pytest.mark.usefixtures("quick_end")
 def test_a_run_that_is_to_end_on_a_full_disk_ends_in_a_sentence_and_the_next_one_tells_all(
     lab: Lab, disk: Path, tmp_path: Path
 ) -> None:
     output, state = tmp_path / "events.jsonl", StateDirectory(disk / "state")
+    where = ("--state-dir", str(state.path))
     with command.running(*options(lab, state, output), "--install") as running:
+        # Or what is delivered of its begin, and not noted as such any more, comes again.
+        wait_for(lambda: ": 0 events wait" in command.run("events", "--sinks", *where).stdout)
         ballast = fill(disk)
         expected = sweep(lab, 1001)
         code, said = running.stop(signal.SIGTERM)
@@ -186,7 +207,7 @@ def test_a_disk_that_is_read_only_for_a_while_is_waited_for(
         try:
             second = sweep(lab, 1002)
             running.until_said("Read-only file system")
-            time.sleep(1)
+            time.sleep(0.3)
             assert running.process.poll() is None
         finally:
             subprocess.run(["umount", str(places[what])], check=True)
@@ -211,7 +232,7 @@ def test_a_permission_that_is_lost_for_a_while_is_waited_for(
         try:
             second = sweep(lab, 1002)
             running.until_said("Permission denied")
-            time.sleep(1)
+            time.sleep(0.3)
             assert running.process.poll() is None
         finally:
             places[what].chmod(0o700)
