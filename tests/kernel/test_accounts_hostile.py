@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft.fence import ruleset
+from ocsf_nft.service import accounts as service_accounts
 from tests.kernel import accounts, command, conftest
 
 if TYPE_CHECKING:
@@ -39,19 +40,29 @@ def _write_totals(installed: Installed) -> str:
     return text
 
 
+def _egress(state: StateDirectory) -> dict[str, Any]:
+    (found,) = (each for each in accounts.status(state).events if each["rule"] == "egress")
+    return found
+
+
 def test_counts_that_no_event_can_hold_end_no_run(
-    installed: Installed, state: StateDirectory, tmp_path: Path
+    installed: Installed,
+    state: StateDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = accounts.options(state, tmp_path / "events.jsonl")
     with command.running(*options) as running:
         conftest.load(installed.namespace, _write_counts(30))
-        time.sleep(3)
+        accounts.until(lambda: _egress(state)["reported"] == 30 << 62)
         assert running.stop(signal.SIGTERM)[0] == 0
-    (egress,) = (each for each in accounts.status(state).events if each["rule"] == "egress")
+    egress = _egress(state)
     assert egress["reported"] == 30 << 62
     assert egress["imbalance"] < 0
     # Nobody reads for a while; then the totals are higher than an event can say, all of them.
     conftest.load(installed.namespace, _write_totals(installed))
-    time.sleep(5)
+    late_seconds = 1
+    monkeypatch.setattr(service_accounts, "_LATE_NS", late_seconds * 10**9)
+    time.sleep(late_seconds)
     with command.running(*options) as running:
         assert running.stop(signal.SIGTERM)[0] == 0

@@ -340,6 +340,7 @@ def test_a_host_without_privilege(with_namespace: bool) -> None:
     assert told.code == 3
     found = {finding["name"]: finding for finding in told.events}
     assert found["fence"]["severity"] == "fatal"
+    assert "CAP_SYS_ADMIN" in str(found["fence"])
     assert "CAP_NET_ADMIN (install" in found["privileges"]["meaning"]
     assert "can't be read" in found["ruleset"]["meaning"]
     assert "CAP_NET_ADMIN" in found["ruleset"]["remedy"]

@@ -35,7 +35,7 @@ def resident_kib(pid: int) -> int:
 @pytest.mark.parametrize(
     "seconds",
     [
-        pytest.param(8, id="seconds"),
+        pytest.param(5, id="seconds"),
         pytest.param(
             float(os.environ.get("OCSF_NFT_OUTAGE_SECONDS", "60")), id="long",
             marks=pytest.mark.slow,

@@ -14,6 +14,7 @@ import pytest
 
 from tests.kernel import attempts, command, sidecar
 from tests.kernel.attempts import PRIVILEGED, UNPRIVILEGED
+from tests.kernel.conftest import nft
 from tests.kernel.pod import World
 from tests.kernel.sidecar import ADDRESS, POD, PROXY_UID, WORKLOAD_UID
 
@@ -79,7 +80,7 @@ def test_with_that_it_installs_watches_verifies_and_removes_and_knows_every_user
     assert all(of_user == everything for of_user in told.values())
     assert command.run("status", "--state-dir", str(state.path), under=under).code == 0
     assert command.run("remove", *where, under=under).code == 0
-    assert command.run("verify", *where, under=under).code == 2
+    assert nft(lab.sandbox_namespace, "list", "ruleset") == ""
 
 
 @pytest.mark.parametrize(
@@ -94,12 +95,12 @@ def test_with_that_it_installs_watches_verifies_and_removes_and_knows_every_user
 def test_a_run_on_the_fence_of_its_own_namespace_keeps_that_and_gives_up_the_rest(
     lab: Lab, state: StateDirectory, tmp_path: Path, attribution: str, needed: int
 ) -> None:
-    under = ["nsenter", f"--net=/run/netns/{lab.sandbox}"]
+    here = lab.sandbox_namespace
     where = ("--sandbox", POD, "--state-dir", str(state.path))
-    assert command.run("install", *where, *_INSTALL, under=under).code == 0
+    assert command.run("install", *where, *_INSTALL, inside=here).code == 0
     output = tmp_path / "events.jsonl"
     more = ("--output", str(output), "--attribution", attribution)
-    with command.running(*where, *more, under=under) as running:
+    with command.running(*where, *more, inside=here) as running:
         held: set[str] = set()
         for task in Path(f"/proc/{running.process.pid}/task").iterdir():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it just ended

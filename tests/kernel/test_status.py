@@ -6,7 +6,6 @@ import dataclasses
 import re
 import signal
 import socket
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +98,7 @@ def test_a_record_that_the_kernel_never_counted_shows_as_an_imbalance(
     with command.running(*accounts.options(state, output)) as running:
         fenced.sandbox_namespace.call(_connect_to_the_proxy)
         accounts.until(lambda: b'"10.200.0.1"' in output.read_bytes())
-        time.sleep(2)
+        accounts.until(lambda: accounts.status(state).code == 1)
         assert running.stop(signal.SIGTERM)[0] == 0
     assert (
         accounts.told(accounts.events_of(output))["egress"]

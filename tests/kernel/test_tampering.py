@@ -129,7 +129,7 @@ def test_tampering_under_a_flood_is_one_event_that_names_it_and_the_fence_stands
     assert installed
     with command.running(*named) as running:
         senders = flood()
-        time.sleep(0.3)
+        output.wait(lambda: any(e["class_uid"] == 4001 for e in written.so_far(output.path)))
         pid = _tamper(fenced.sandbox_namespace, tampering)
         output.wait(lambda: bool(output.tampered()))
         assert _stands(state)
