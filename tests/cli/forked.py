@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import subprocess
 import sys
 import time
 import traceback
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 # Some of these are for what commands import when they need it.
-from ocsf_nft import config, service, validation  # noqa: F401
-from ocsf_nft.cli import formats, main  # noqa: F401
+from ocsf_nft import config, metrics, service, validation  # noqa: F401
+from ocsf_nft.check import findings  # noqa: F401
+from ocsf_nft.cli import formats, logs, main  # noqa: F401
 from ocsf_nft.ocsf import mapper  # noqa: F401
+from ocsf_nft.service import status  # noqa: F401
 from ocsf_nft.sources import replay  # noqa: F401
 
 if TYPE_CHECKING:
@@ -34,16 +39,23 @@ def run(
 
     ``options`` are those of ``subprocess.run``. A fork starts in a tenth of the time.
     """
-    become = partial(_become, [str(each) for each in arguments], env)
+    work = partial(become, [str(each) for each in arguments], env)
     defaults = {"text": True, "timeout": 60, "capture_output": "stdout" not in options}
     # A fork asks for nothing that other threads of the tests hold.
-    return subprocess.run([sys.executable], check=check, preexec_fn=become, **(defaults | options))
+    return subprocess.run([sys.executable], check=check, preexec_fn=work, **(defaults | options))
 
 
-def _become(arguments: Sequence[str], env: Mapping[str, str] | None) -> NoReturn:
+def become(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
+    """Run a command in this process, a new fork of the test process, and end with it.
+
+    It is for ``preexec_fn`` of ``subprocess``.
+    """
+    # A finalizer of the test process would close a descriptor that is the command's by then.
+    gc.freeze()
     os.closerange(3, _DESCRIPTORS)  # among them that by which subprocess would wait for an exec
     code: object = 1
     try:
+        warnings.resetwarnings()
         sys.argv = ["ocsf-nft", *arguments]
         sys.stdin, sys.stdout, sys.stderr = (
             open(number, mode, closefd=False)  # noqa: SIM115 - a descriptor, until the end
@@ -60,6 +72,7 @@ def _become(arguments: Sequence[str], env: Mapping[str, str] | None) -> NoReturn
     except BaseException:  # noqa: BLE001 - the fork must not go on as a test
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code if isinstance(code, int) else 1)

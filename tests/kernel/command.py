@@ -1,27 +1,21 @@
 """The command line, as a user runs it.
 
-A start of Python and the imports take longer than most commands do. A command that runs under no
-other one is therefore a fork of this process, which has the package imported already.
+A command that runs under no other one is a fork of the test process (tests/cli/forked.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import os
 import subprocess
 import sys
 import threading
-import warnings
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
-# What the commands import when they run.
-from ocsf_nft import check, cli, config, metrics, service  # noqa: F401
-from ocsf_nft.cli import logs, output  # noqa: F401
-from ocsf_nft.service import status  # noqa: F401
+from tests.cli import forked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,39 +70,12 @@ def _started(
     arguments: Sequence[str], under: Sequence[str], inside: Namespace | None, **streams: Any
 ) -> subprocess.Popen[str]:
     command = [*under, *COMMAND, *arguments]
-    work = None if under else lambda: _become(arguments)
+    work = None if under else partial(forked.become, arguments)
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(command, text=True, preexec_fn=work, **streams)  # noqa: PLW1509
 
     return start() if inside is None else inside.call(start)
-
-
-def _become(arguments: Sequence[str]) -> NoReturn:
-    """Be the command line in a new child of this process, in place of another program.
-
-    ``subprocess`` waits until the last of its descriptors is closed. No object of the parent may
-    be finalized: its descriptor may be one of the command's by then.
-    """
-    gc.freeze()
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    warnings.resetwarnings()
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, closefd=False)  # noqa: SIM115 - they live as long as the process
-        for number, mode in enumerate("rww")
-    )
-    sys.argv = ["ocsf-nft", *arguments]
-    code: Any = 1
-    try:
-        cli.main()
-    except SystemExit as ended:
-        code = ended.code or 0
-    except BaseException:  # noqa: BLE001
-        sys.excepthook(*sys.exc_info())
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(code)
 
 
 @dataclass
