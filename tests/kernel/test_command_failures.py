@@ -367,7 +367,7 @@ def test_a_standard_error_that_nobody_reads_holds_up_neither_the_watch_nor_the_s
 def _read_until(descriptor: int, end: bytes) -> None:
     read = b""
     while not read.endswith(end):
-        assert select.select([descriptor], [], [], 10)[0], read
+        assert select.select([descriptor], [], [], 60)[0], read
         chunk = os.read(descriptor, 4096)
         assert chunk, read
         read += chunk
