@@ -2,7 +2,7 @@
 
 Two network namespaces joined by a veth pair: the sandbox's, and a gateway's that stands for the
 rest of the world. Traffic never leaves the two, and both are gone when the context ends, however
-it ends. Needs root and iproute2.
+it ends. The host's sysctls don't reach them. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import secrets
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netns
@@ -29,6 +30,63 @@ SANDBOX6: Final = "fd00:200::2"
 #: Documentation addresses (RFC 5737, RFC 3849) that stand for the internet.
 INTERNET4: Final = "203.0.113.7"
 INTERNET6: Final = "2001:db8::7"
+
+_NET: Final = Path("/proc/sys/net")
+#: What net.ipv4.conf holds for each device, as the kernel is built.
+_CONF4: Final = {
+    **dict.fromkeys(
+        [
+            "accept_local",
+            "accept_source_route",
+            "arp_accept",
+            "arp_announce",
+            "arp_filter",
+            "arp_ignore",
+            "arp_notify",
+            "bc_forwarding",
+            "bootp_relay",
+            "disable_policy",
+            "disable_xfrm",
+            "drop_gratuitous_arp",
+            "drop_unicast_in_l2_multicast",
+            "force_igmp_version",
+            "ignore_routes_with_linkdown",
+            "log_martians",
+            "medium_id",
+            "promote_secondaries",
+            "proxy_arp",
+            "proxy_arp_pvlan",
+            "route_localnet",
+            "rp_filter",
+            "src_valid_mark",
+            "tag",
+        ],
+        "0",
+    ),
+    **dict.fromkeys(
+        [
+            "accept_redirects",
+            "arp_evict_nocarrier",
+            "secure_redirects",
+            "send_redirects",
+            "shared_media",
+        ],
+        "1",
+    ),
+    "igmpv2_unsolicited_report_interval": "10000",
+    "igmpv3_unsolicited_report_interval": "1000",
+}
+#: The same of net.ipv6.conf, but that an address is usable at once and nothing asks for routers.
+_CONF6: Final = {
+    "accept_dad": "0",
+    "accept_ra": "1",
+    "accept_redirects": "1",
+    "addr_gen_mode": "0",
+    "autoconf": "1",
+    "disable_ipv6": "0",
+    "router_solicitations": "0",
+    "use_tempaddr": "0",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +130,45 @@ def ip(*arguments: str) -> None:
 
 
 @contextlib.contextmanager
+def new_namespace(name: str) -> Iterator[netns.Namespace]:
+    """Make a network namespace that has the sysctls of a new kernel; remove it at the end.
+
+    Raises UnsupportedError when the system doesn't let us.
+    """
+    ip("netns", "add", name)
+    try:
+        made = netns.named(name)
+        made.call(set_sysctls)
+        yield made
+    finally:
+        ip("netns", "del", name)
+
+
+def set_sysctls() -> None:
+    """Set the sysctls of the calling thread's namespace that it has from the initial one.
+
+    A new namespace starts with the initial one's net.ipv4.conf, buffers of TCP and congestion
+    control, whatever an administrator or Docker set there; with net.ipv6.conf too where
+    net.core.devconf_inherit_init_net says so. It starts with all others as the kernel is built.
+    """
+    # These two first: a change of them sets others.
+    _set("ipv4/ip_forward", "0")
+    _set("ipv6/conf/all/forwarding", "0")
+    for version, values in (("ipv4", _CONF4), ("ipv6", _CONF6)):
+        for device in (_NET / version / "conf").iterdir():
+            for key, value in values.items():
+                _set(f"{version}/conf/{device.name}/{key}", value)
+    _set("ipv4/tcp_rmem", "4096 131072 6291456")
+    _set("ipv4/tcp_wmem", "4096 16384 4194304")
+    _set("ipv4/tcp_congestion_control", "reno")
+
+
+def _set(key: str, value: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # not every kernel has every one of them
+        (_NET / key).write_text(value, encoding="ascii")
+
+
+@contextlib.contextmanager
 def throwaway() -> Iterator[Lab]:
     """Make the two namespaces, and remove them at the end.
 
@@ -81,28 +178,19 @@ def throwaway() -> Iterator[Lab]:
     lab = Lab(f"ocsf-nft-{token}-sb", f"ocsf-nft-{token}-gw", "sb0", "gw0")
     with contextlib.ExitStack() as cleanup:
         for name in (lab.sandbox, lab.gateway):
-            ip("netns", "add", name)
-            cleanup.callback(ip, "netns", "del", name)
-        # No duplicate address detection: an address must be usable at once.
-        for namespace in (lab.sandbox_namespace, lab.gateway_namespace):
-            namespace.call(_without_dad)
+            cleanup.enter_context(new_namespace(name))
         ip("-n", lab.sandbox, "link", "add", lab.sandbox_device, "type", "veth", "peer",
            "name", lab.gateway_device, "address", GATEWAY_MAC, "netns", lab.gateway)  # fmt: skip
-        _configure(lab.gateway, lab.gateway_device, f"{GATEWAY4}/24", f"{GATEWAY6}/64")
-        _configure(lab.sandbox, lab.sandbox_device, f"{SANDBOX4}/24", f"{SANDBOX6}/64")
+        configure(lab.gateway, lab.gateway_device, f"{GATEWAY4}/24", f"{GATEWAY6}/64")
+        configure(lab.sandbox, lab.sandbox_device, f"{SANDBOX4}/24", f"{SANDBOX6}/64")
         ip("-n", lab.sandbox, "route", "add", "default", "via", GATEWAY4)
         ip("-n", lab.sandbox, "-6", "route", "add", "default", "via", GATEWAY6)
         yield lab
 
 
-def _configure(namespace: str, device: str, *addresses: str) -> None:
-    ip("-n", namespace, "link", "set", "lo", "up")
+def configure(name: str, device: str, *addresses: str) -> None:
+    """Set a device of a named namespace up, and its loopback."""
+    ip("-n", name, "link", "set", "lo", "up")
     for address in addresses:
-        ip("-n", namespace, "address", "add", address, "dev", device)
-    ip("-n", namespace, "link", "set", device, "up")
-
-
-def _without_dad() -> None:
-    for scope in ("all", "default"):
-        with open(f"/proc/sys/net/ipv6/conf/{scope}/accept_dad", "w") as sysctl:  # noqa: PTH123 - procfs
-            sysctl.write("0")
+        ip("-n", name, "address", "add", address, "dev", device)
+    ip("-n", name, "link", "set", device, "up")

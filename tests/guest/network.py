@@ -53,17 +53,14 @@ def throwaway() -> Iterator[Network]:
     network = Network(f"ocsf-nft-{token}-vmhost", f"ocsf-nft-{token}-inet")
     with contextlib.ExitStack() as cleanup:
         for name in (network.host, network.internet):
-            ip("netns", "add", name)
-            cleanup.callback(ip, "netns", "del", name)
-        for namespace in (network.host_namespace, network.internet_namespace):
-            namespace.call(lab._without_dad)
+            cleanup.enter_context(lab.new_namespace(name))
         ip("-n", network.host, "tuntap", "add", "dev", TAP, "mode", "tap")
         ip("-n", network.host, "link", "set", TAP, "address", GATEWAY_MAC)
         ip("-n", network.host, "link", "add", UPLINK, "type", "veth", "peer",
            "name", "inet0", "netns", network.internet)  # fmt: skip
-        lab._configure(network.host, TAP, f"{GATEWAY4}/24", f"{GATEWAY6}/64")
-        lab._configure(network.host, UPLINK, f"{UPLINK4}/24", f"{UPLINK6}/64")
-        lab._configure(network.internet, "inet0", f"{INTERNET4}/24", f"{INTERNET6}/64")
+        lab.configure(network.host, TAP, f"{GATEWAY4}/24", f"{GATEWAY6}/64")
+        lab.configure(network.host, UPLINK, f"{UPLINK4}/24", f"{UPLINK6}/64")
+        lab.configure(network.internet, "inet0", f"{INTERNET4}/24", f"{INTERNET6}/64")
         # The internet has no way back to the guest but through the host, were it to know of it.
         ip("-n", network.internet, "route", "add", "default", "via", UPLINK4)
         ip("-n", network.internet, "-6", "route", "add", "default", "via", UPLINK6)

@@ -16,7 +16,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
-from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, SANDBOX4, SANDBOX6, ip
+from ocsf_nft.lab import (
+    GATEWAY4,
+    GATEWAY6,
+    INTERNET4,
+    INTERNET6,
+    SANDBOX4,
+    SANDBOX6,
+    ip,
+    set_sysctls,
+)
 from ocsf_nft.netns import of_process
 
 if TYPE_CHECKING:
@@ -129,6 +138,7 @@ def played(spec: Pod, objects: list[Object], lab: Lab, folder: Path) -> Iterator
         holder.stdin.write(b"ready")
         assert holder.stdout.read(5) == b"ready"
         namespace = of_process(holder.pid)
+        namespace.call(set_sysctls)
         ip("-n", lab.sandbox, "link", "set", "sb0", "netns", str(holder.pid))
         namespace.call(
             lambda: subprocess.run(["ip", "-batch", "-"], input=_LINK, text=True, check=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.values import endpoint
-from ocsf_nft.lab import GATEWAY4, GATEWAY6, SANDBOX4, SANDBOX6, ip
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, SANDBOX4, SANDBOX6, ip, set_sysctls
 from tests.kernel import far_side, means, packets
 from tests.kernel.conftest import nft
 from tests.kernel.users import as_user
@@ -251,6 +251,7 @@ def rootless(lab: Lab) -> Iterator[tuple[Lab, list[str]]]:
         assert holder.stdout.read(5) == b"ready"
         made = dataclasses.replace(lab, sandbox=f"/proc/{holder.pid}/ns/net")
         ip("-n", lab.sandbox, "link", "set", "sb0", "netns", str(holder.pid))
+        made.sandbox_namespace.call(set_sysctls)
         try:
             made.sandbox_namespace.call(
                 lambda: subprocess.run(["ip", "-batch", "-"], input=_LINK, text=True, check=True)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.values import endpoint, subnet
-from ocsf_nft.lab import INTERNET4, INTERNET6, ip
+from ocsf_nft.lab import INTERNET4, INTERNET6, ip, new_namespace
 from ocsf_nft.netns import Namespace, named
 from tests.kernel import packets
 
@@ -200,18 +200,8 @@ def _plugged(
 
 
 def _namespace(name: str, cleanup: contextlib.ExitStack) -> None:
-    ip("netns", "add", name)
-    cleanup.callback(ip, "netns", "del", name)
-    named(name).call(_calm)
+    cleanup.enter_context(new_namespace(name))
     ip("-n", name, "link", "set", "lo", "up")
-
-
-def _calm() -> None:
-    """No duplicate address detection, and nobody looks for routers."""
-    for scope in ("all", "default"):
-        for sysctl in ("accept_dad", "router_solicitations"):
-            with open(f"/proc/sys/net/ipv6/conf/{scope}/{sysctl}", "w") as file:  # noqa: PTH123 - procfs
-                file.write("0")
 
 
 def routes_back(site: Site) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
 import secrets
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,12 @@ from ocsf_nft.fence import installer
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.values import endpoint
-from ocsf_nft.lab import ip
+from ocsf_nft.lab import ip, new_namespace
 from ocsf_nft.netns import named
 from tests.kernel import accounts, attempts, command, conftest, flooding, stalls, written
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator, Sequence
 
     from ocsf_nft.fence.state import Installed, StateDirectory
@@ -52,10 +53,9 @@ def more_namespaces() -> Iterator[tuple[str, str]]:
     """Two more sandboxes, which have a way to the internet, as far as they know."""
     token = secrets.token_hex(3)
     names = (f"ocsf-nft-{token}-one", f"ocsf-nft-{token}-two")
-    try:
+    with contextlib.ExitStack() as cleanup:
         for name in names:
-            ip("netns", "add", name)
-            named(name).call(conftest.without_ipv6)
+            cleanup.enter_context(new_namespace(name)).call(conftest.without_ipv6)
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "link", "add", "out0", "type", "veth", "peer", "name", "out1")
             for device in ("out0", "out1"):
@@ -63,9 +63,6 @@ def more_namespaces() -> Iterator[tuple[str, str]]:
             ip("-n", name, "address", "add", "10.200.0.2/24", "dev", "out0")
             ip("-n", name, "route", "add", "default", "via", "10.200.0.1")
         yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False)
 
 
 def _told_by_itself(events: list[dict[str, Any]], rare: flooding.Rare) -> int | None:

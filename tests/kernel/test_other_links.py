@@ -15,8 +15,16 @@ import pytest
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.fence.values import Endpoint
-from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, PROXY_PORT, SANDBOX4, SANDBOX6, ip
-from ocsf_nft.netns import named
+from ocsf_nft.lab import (
+    GATEWAY4,
+    GATEWAY_MAC,
+    INTERNET4,
+    PROXY_PORT,
+    SANDBOX4,
+    SANDBOX6,
+    ip,
+    new_namespace,
+)
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import far_side, packets
 from tests.kernel.reading import refused_at, rest, taken
@@ -37,20 +45,17 @@ pytestmark = pytest.mark.kernel
 def nested(fenced: Lab) -> Iterator[Namespace]:
     """A namespace inside the sandbox that routes through it, made after the fence."""
     name = f"{fenced.sandbox}-nested"
-    ip("netns", "add", name)
-    try:
+    with new_namespace(name) as made:
         ip("-n", fenced.sandbox, "link", "add", "n0", "type", "veth", "peer", "name", "n1",
            "netns", name)  # fmt: skip
-        for namespace, device, address in ((fenced.sandbox, "n0", 1), (name, "n1", 2)):
-            ip("-n", namespace, "address", "add", f"10.201.0.{address}/24", "dev", device)
-            ip("-n", namespace, "link", "set", device, "up")
+        for place, device, address in ((fenced.sandbox, "n0", 1), (name, "n1", 2)):
+            ip("-n", place, "address", "add", f"10.201.0.{address}/24", "dev", device)
+            ip("-n", place, "link", "set", device, "up")
         ip("-n", name, "route", "add", "default", "via", "10.201.0.1")
         forward = "/proc/sys/net/ipv4/ip_forward"
         fenced.sandbox_namespace.call(lambda: _write(forward, "1"))
         _until_up(fenced.sandbox, "n0")
-        yield named(name)
-    finally:
-        ip("netns", "del", name)
+        yield made
 
 
 def _until_up(namespace: str, device: str) -> None:

@@ -25,8 +25,8 @@ from ocsf_nft.lab import (
     SANDBOX4,
     SANDBOX6,
     ip,
+    new_namespace,
 )
-from ocsf_nft.netns import named
 from ocsf_nft.ocsf.versions import VERSIONS, at_version
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.validation import Judge
@@ -308,20 +308,17 @@ async def test_who_connects_from_outside_is_let_in_and_told(lab: Lab) -> None:
 def nested(lab: Lab) -> Iterator[Namespace]:
     """A namespace inside the sandbox that routes through it, and knows no other way."""
     name = f"{lab.sandbox}-nested"
-    ip("netns", "add", name)
-    try:
-        named(name).call(conftest.without_ipv6)
+    with new_namespace(name) as made:
+        made.call(conftest.without_ipv6)
         ip("-n", lab.sandbox, "link", "add", "n0", "type", "veth", "peer", "name", "n1",
            "netns", name)  # fmt: skip
-        for namespace, device, address in ((lab.sandbox, "n0", 1), (name, "n1", 2)):
-            ip("-n", namespace, "address", "add", f"10.201.0.{address}/24", "dev", device)
-            ip("-n", namespace, "link", "set", device, "up")
+        for place, device, address in ((lab.sandbox, "n0", 1), (name, "n1", 2)):
+            ip("-n", place, "address", "add", f"10.201.0.{address}/24", "dev", device)
+            ip("-n", place, "link", "set", device, "up")
         ip("-n", name, "route", "add", "default", "via", "10.201.0.1")
         ip("-n", lab.gateway, "route", "add", "10.201.0.0/24", "via", SANDBOX4)
         lab.sandbox_namespace.call(_forward)
-        yield named(name)
-    finally:
-        ip("netns", "del", name)
+        yield made
 
 
 def _forward() -> None:

@@ -15,8 +15,7 @@ import pytest
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.fence.values import exception
-from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, SANDBOX4, SANDBOX6, ip
-from ocsf_nft.netns import Namespace, named
+from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, SANDBOX4, SANDBOX6, ip, new_namespace
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import command, conftest, packets, sidecar
 from tests.kernel.reading import refused_at, taken
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
     from ocsf_nft.record import Record
 
 pytestmark = pytest.mark.kernel
@@ -57,8 +57,7 @@ def pod(lab: Lab, state: StateDirectory) -> Lab:
 def nested(lab: Lab) -> Iterator[Namespace]:
     """A namespace nested in the pod, which has it for a router."""
     name = f"{lab.sandbox}-nested"
-    ip("netns", "add", name)
-    try:
+    with new_namespace(name) as made:
         ip("-n", lab.sandbox, "link", "add", "n0", "type", "veth", "peer", "name", "n1",
            "netns", name)  # fmt: skip
         ip("-n", lab.sandbox, "address", "add", "10.201.0.1/24", "dev", "n0")
@@ -67,9 +66,7 @@ def nested(lab: Lab) -> Iterator[Namespace]:
         ip("-n", name, "link", "set", "n1", "up")
         ip("-n", name, "route", "add", "default", "via", "10.201.0.1")
         lab.sandbox_namespace.call(_forward)
-        yield named(name)
-    finally:
-        ip("netns", "del", name)
+        yield made
 
 
 def _forward() -> None:

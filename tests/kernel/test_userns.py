@@ -18,6 +18,7 @@ from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.flow import Count, Element, RuleReading, renumbered
+from ocsf_nft.lab import set_sysctls
 from ocsf_nft.netns import Namespace, of_process
 from ocsf_nft.userns import Users
 from tests.kernel import attempts, command
@@ -157,6 +158,7 @@ def _living(command_line: list[str]) -> Iterator[int]:
         assert process.stdout is not None
         process.stdin.write(b"ready")
         assert process.stdout.read(5) == b"ready"
+        of_process(process.pid).call(set_sysctls)
         yield process.pid
         process.stdin.close()
 

@@ -23,7 +23,7 @@ from ocsf_nft import netns
 from ocsf_nft.check.flows import INTERNET, Direction, Flow
 from ocsf_nft.check.packet import TCP
 from ocsf_nft.fence.values import Subnet, subnet
-from ocsf_nft.lab import ip
+from ocsf_nft.lab import ip, set_sysctls
 from tests.kernel import packets
 
 if TYPE_CHECKING:
@@ -159,8 +159,6 @@ def vm_host() -> Iterator[VmHost]:
         host, far = (cleanup.enter_context(_namespace()) for _ in range(2))
         tap = host.call(_tap)
         cleanup.callback(os.close, tap)
-        for place in (host, far):
-            place.call(_settle)
         host.call(lambda: _batch(_HOST))
         # The far end is made there, and moved: only the host's side is configured.
         far.call(lambda: _batch([f"link add up1 address {_FAR_MAC} type veth peer name {UPLINK}"]))
@@ -205,7 +203,9 @@ def _namespace() -> Iterator[Namespace]:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        yield netns.of_process(process.pid)
+        made = netns.of_process(process.pid)
+        made.call(set_sysctls)
+        yield made
     finally:
         process.kill()
         process.communicate()
@@ -220,11 +220,6 @@ def _move(source: Namespace, to: Namespace) -> None:
 def _batch(lines: list[str]) -> None:
     for line in lines:
         ip(*line.split())
-
-
-def _settle() -> None:
-    for scope in ("all", "default"):
-        Path(f"/proc/sys/net/ipv6/conf/{scope}/accept_dad").write_text("0")
 
 
 def _forward() -> None:
