@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-from tests import scheduling
+from tests import leftovers, scheduling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -19,6 +19,12 @@ collect_ignore = [] if sys.platform == "linux" else ["guest", "kernel"]
 # How fast an example runs is the machine's business: `make bench` measures ours.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have tests fail that leave something behind."""
+    if sys.platform == "linux":
+        config.pluginmanager.register(leftovers.Leftovers(config))
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

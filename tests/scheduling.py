@@ -60,14 +60,15 @@ def reserved(item: pytest.Item) -> Iterator[None]:
     """Hold what a test needs of the machine; wait until it is free."""
     is_alone = item.get_closest_marker(ALONE) is not None
     with contextlib.ExitStack() as locks:
-        locks.enter_context(_locked("machine", fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH))
+        locks.enter_context(locked("machine", fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH))
         if item.get_closest_marker(KERNEL_LOG) is not None:
-            locks.enter_context(_locked(KERNEL_LOG, fcntl.LOCK_EX))
+            locks.enter_context(locked(KERNEL_LOG, fcntl.LOCK_EX))
         yield
 
 
 @contextlib.contextmanager
-def _locked(name: str, how: int) -> Iterator[None]:
+def locked(name: str, how: int) -> Iterator[None]:
+    """Hold a lock of the machine's, such as :data:`KERNEL_LOG`; ``how`` is flock(2)'s operation."""
     path = Path(tempfile.gettempdir()) / f"ocsf-nft-tests-{os.geteuid()}.{name}"
     # Anybody may put a link into that folder: it is not followed.
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -1,0 +1,139 @@
+"""A test fails for what it leaves behind, and for nothing that another one does."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.kernel
+
+_ROOT: Final = Path(__file__).parents[2]
+_CONFTEST: Final = """
+from tests import leftovers
+leftovers._GONE_SECONDS = 0.1
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "kernel_log: as here")
+    config.pluginmanager.register(leftovers.Leftovers(config))
+"""
+_START: Final = """
+import os, socket, subprocess, threading, time
+import pytest
+kept = []
+def run(*command): subprocess.run(command, check=True)
+def meet(mine, others):
+    open(mine, "w").close()
+    end = time.monotonic() + 20
+    while not os.path.exists(others):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+def start(*command, **more):
+    kept.append(subprocess.Popen(command, stdout=subprocess.PIPE, **more))
+    kept[-1].stdout.readline()
+"""
+#: What a test does, and the words of what it leaves.
+_KINDS: Final = {
+    "namespace": ("run('ip', 'netns', 'add', 'one')", r"mount \d+ on /run/netns/one.*space one"),
+    "child": ("start('sh', '-c', 'echo; exec sleep 5')", r"descriptor .*process \d+ \(sleep 5\)"),
+    "orphan": ("run('sh', '-c', 'setsid env -i sleep 5 >&- 2>&- &')", r"process \d+ \(sleep 5\)"),
+    "elsewhere": (
+        "run('sh', '-c', 'setsid unshare -m sleep 5 >&- 2>&- &')",
+        r"process \d+ \(sleep 5\)",
+    ),
+    "zombie": ("kept.append(os.posix_spawn('/bin/true', ['true'], {}))", r"process \d+ \(ended\)"),
+    "mount": ("run('mount', '-t', 'tmpfs', 'tmpfs', '/mnt')", r"mount \d+ on /mnt"),
+    "descriptor": ("kept.append(socket.socket())", r"descriptor \d+ of socket:\[\d+\]"),
+    "thread": (
+        "threading.Thread(target=threading.Event().wait, args=[5], daemon=True, name='x').start()",
+        r"thread \d+ \(x\)",
+    ),
+}
+#: The same of the machine, for which a namespace of its own stands here.
+_OF_THE_MACHINE: Final = {
+    "table": ("run('nft', 'add', 'table', 'ip', 'mine')", "table ip mine"),
+    "link": ("run('ip', 'link', 'add', 'mine0', 'type', 'veth')", "link mine0"),
+    "sysctl": (
+        "run('sh', '-c', 'echo 500 >/proc/sys/net/ipv4/icmp_ratelimit')",
+        "sysctl net/ipv4/icmp_ratelimit = 500",
+    ),
+}
+
+
+def _run(folder: Path, program: str, *options: str) -> str:
+    """Run tests in a network namespace of their own; what pytest says."""
+    (folder / "conftest.py").write_text(_CONFTEST)
+    (folder / "test_it.py").write_text(_START + program)
+    done = subprocess.run(
+        ["unshare", "-n", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(_ROOT), "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return done.stdout + done.stderr
+
+
+def _test(name: str, body: str) -> str:
+    return f"def test_{name}():\n    {body}\n"
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup of version two that is not there yet."""
+    lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    (mounted, *_) = (Path(words[1]) for words in lines if words[2] == "cgroup2")
+    made = mounted / f"ocsf-nft-{secrets.token_hex(4)}"
+    yield made
+    made.rmdir()
+
+
+def test_leftovers_fail_the_test_that_left_them(tmp_path: Path, cgroup: Path) -> None:
+    kinds = _KINDS | _OF_THE_MACHINE | {"cgroup": (f"os.mkdir('{cgroup}')", str(cgroup))}
+    tests = (
+        _test(name, body) + _test(f"after_{name}", "pass") for name, (body, _) in kinds.items()
+    )
+    said = _run(tmp_path, "".join(tests))
+    blamed = dict(re.findall(r"^ERROR test_it.py::test_(\w+) - (.*)$", said, re.MULTILINE))
+    assert blamed.keys() == kinds.keys(), said
+    for name, (_, words) in kinds.items():
+        assert re.search(f"left behind: .*{words}", blamed[name]), (name, blamed[name])
+
+
+def test_leftovers_of_a_fixture_of_more_tests_fail_the_last(tmp_path: Path) -> None:
+    def fixture(name: str, scope: str, after: str) -> str:
+        return (
+            f"@pytest.fixture(scope='{scope}')\ndef {name}():\n"
+            f"    start('sh', '-c', 'echo; exec sleep 5')\n    yield kept[-1]\n    {after}\n"
+        )
+
+    ended = "kept[-1].kill(); kept[-1].communicate()"
+    fixtures = fixture("whole", "session", "pass") + fixture("some", "module", ended)
+    tests = "def test_a(whole, some): pass\ndef test_b(some): pass\ndef test_c(): pass\n"
+    said = _run(tmp_path, fixtures + tests)
+    blamed = re.findall(
+        r"^ERROR test_it.py::test_(\w+) - .*process \d+ \(sleep", said, re.MULTILINE
+    )
+    assert blamed == ["c"], said
+
+
+def test_leftovers_of_one_worker_are_not_blamed_on_another(tmp_path: Path) -> None:
+    kinds = {**_KINDS, "table": _OF_THE_MACHINE["table"]}
+    leaving = "; ".join(kinds[name][0] for name in ("namespace", "mount", "orphan", "table"))
+    tests = _test("leaving", f"meet('b', 'a'); {leaving}; meet('d', 'c')")
+    tests += _test("beside", "meet('a', 'b'); meet('c', 'd')")
+    said = _run(tmp_path, tests, "-n", "2")
+    assert re.findall(r"^ERROR test_it.py::test_(\w+)", said, re.MULTILINE) == ["leaving"], said
+    assert "left behind (run without -n to see by which test)" in said
+    assert "table ip mine" in said

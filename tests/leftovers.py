@@ -1,0 +1,270 @@
+"""What a test leaves behind: it fails for each namespace, process, mount, thread and descriptor.
+
+A worker of pytest-xdist is not blamed for another's test. It lives in a mount namespace of its own,
+whose ``/run/netns`` is empty at first, so names of namespaces and mounts are its own. A process is
+its own where it is in that mount namespace, or has the worker's token in its environment, or is its
+child. What a program has loaded into the kernel (BPF) is held by descriptors, so it ends with them.
+
+What is the machine's (tables, links and sysctls of the initial namespace, cgroups) is compared
+after each test where there is one worker, and else once, when all are done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import os
+import secrets
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests import scheduling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+_TOKEN: Final = "OCSF_NFT_TESTS"  # noqa: S105 - a variable's name
+_NAMESPACES: Final = Path("/run/netns")
+_CLONE_NEWNS: Final = 0x20000  # include/uapi/linux/sched.h
+_MS_REC_PRIVATE: Final = 0x4000 | 1 << 18  # include/uapi/linux/mount.h
+#: What was ended is gone some time after; what is there so long later was not ended.
+_GONE_SECONDS: Final = 10.0
+_ALL_NETNS: Final = "net/netfilter/nf_log_all_netns"
+_SYSCTLS: Final = (
+    _ALL_NETNS,
+    "kernel/pid_max",
+    "net/core/rmem_max",
+    "net/core/wmem_max",
+    "net/ipv4/icmp_ratelimit",
+    "net/ipv4/ip_forward",
+    "net/ipv4/ip_local_port_range",
+    "net/ipv4/ip_unprivileged_port_start",
+    "net/ipv4/ping_group_range",
+    "net/ipv4/conf/all/rp_filter",
+    "net/ipv4/conf/default/rp_filter",
+    "net/ipv4/conf/default/forwarding",
+    "net/ipv6/conf/all/disable_ipv6",
+    "net/ipv6/conf/all/forwarding",
+    "net/ipv6/conf/default/accept_dad",
+    "net/ipv6/conf/default/accept_ra",
+    "net/ipv6/conf/default/disable_ipv6",
+    "net/ipv6/conf/default/forwarding",
+    "user/max_net_namespaces",
+)
+
+
+class Leftovers:
+    """Plugin that compares what there is after each test with what there was before it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        is_worker = hasattr(config, "workerinput")
+        self._is_controller = not is_worker and bool(config.getoption("numprocesses", None))
+        self._compares_machine = not is_worker and not self._is_controller
+        self._processes = Processes()
+        self._machine_changed: set[str] = set()
+        #: What fixtures of more than one test made.
+        self._of_fixtures: set[str] = set()
+        self._before: set[str] = set()
+        self._machine: set[str] = set()
+
+    def pytest_sessionstart(self) -> None:
+        """Move into a mount namespace of one's own, and note what there is."""
+        self._machine = machine()
+        if not self._is_controller:
+            _own_mounts()
+            os.environ[_TOKEN] = self._processes.token
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[object]
+    ) -> Generator[None, object, object]:
+        """Let a fixture of more than one test have what it makes until the end."""
+        if fixturedef.scope == "function":
+            return (yield)
+        before = self._found()
+        try:
+            return (yield)
+        finally:
+            self._of_fixtures |= self._found() - before
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self) -> Generator[None, None, None]:
+        """Note what there is before a test's fixtures are made."""
+        self._before = self._found()
+        if self._compares_machine:
+            self._machine = machine()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, None, None]:
+        """Fail where a test, its fixtures ended, leaves something behind."""
+        yield
+        left = _settled(lambda: self._found() - self._before - self._of_fixtures)
+        if nextitem is None:
+            # Now the fixtures of more than one test have ended too.
+            left |= _settled(lambda: self._found() & self._of_fixtures)
+        if self._compares_machine:
+            is_ours = item.get_closest_marker(scheduling.KERNEL_LOG) is not None
+            # Another run's test may change that one now.
+            others = set() if is_ours else {each for each in machine() if _ALL_NETNS in each}
+            left |= _settled(lambda: machine() - self._machine - others)
+        if left:
+            pytest.fail("left behind: " + "; ".join(sorted(map(_described, left))), pytrace=False)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Compare the machine after all tests with the machine before."""
+        if not self._is_controller:
+            return
+        with scheduling.locked(scheduling.KERNEL_LOG, fcntl.LOCK_EX):
+            self._machine_changed = _settled(lambda: machine() - self._machine)
+        if self._machine_changed:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what of the machine has changed."""
+        if self._machine_changed:
+            terminalreporter.section("left behind (run without -n to see by which test)")
+            for each in sorted(self._machine_changed):
+                terminalreporter.line(each)
+
+    def _found(self) -> set[str]:
+        return namespaces() | mounts() | descriptors() | threads() | self._processes.found()
+
+
+class Processes:
+    """The processes that this one has started, and those that they have."""
+
+    def __init__(self) -> None:
+        self.token: Final = secrets.token_hex(8)
+        #: Others', each by its number and its inode in /proc: they are looked at once.
+        self._others: set[tuple[int, int]] = set()
+
+    def found(self) -> set[str]:
+        """Return what runs, and what has ended and was not waited for."""
+        own = Path("/proc/thread-self/ns/mnt").readlink()
+        with os.scandir("/proc") as entries:
+            there = {(int(each.name), each.inode()) for each in entries if each.name.isdecimal()}
+        self._others &= there
+        found = set()
+        for pid, inode in there - self._others:
+            if pid != os.getpid():
+                try:
+                    is_ours = self._is_ours(pid, own)
+                except PermissionError:  # none that a test may start
+                    is_ours = False
+                except (FileNotFoundError, ProcessLookupError):  # it has ended
+                    continue
+                if is_ours:
+                    found.add(f"process {pid}")
+                else:
+                    self._others.add((pid, inode))
+        return found
+
+    def _is_ours(self, pid: int, own_mounts: Path) -> bool:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        state, parent = stat.rpartition(")")[2].split()[:2]
+        if int(parent) == os.getpid():
+            return True
+        if state == "Z":  # its parent's
+            return False
+        if Path(f"/proc/{pid}/ns/mnt").readlink() == own_mounts:
+            return True
+        return self.token.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def namespaces() -> set[str]:
+    """Return the named network namespaces."""
+    if not _NAMESPACES.exists():
+        return set()
+    return {f"namespace {name}" for name in os.listdir(_NAMESPACES)}  # noqa: PTH208 - quicker
+
+
+def mounts() -> set[str]:
+    """Return what is mounted, by the kernel's numbers and the places."""
+    lines = Path("/proc/thread-self/mountinfo").read_text("utf-8", "replace").splitlines()
+    return {f"mount {number} on {place}" for number, _, _, _, place, *_ in map(str.split, lines)}
+
+
+def descriptors() -> set[str]:
+    """Return what this process has open."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - quicker
+        with contextlib.suppress(FileNotFoundError):  # that of the list itself
+            found.add(f"descriptor {name} of {Path('/proc/self/fd', name).readlink()}")
+    return found
+
+
+def threads() -> set[str]:
+    """Return the threads of this process that Python knows."""
+    return {f"thread {each.ident} ({each.name})" for each in threading.enumerate()}
+
+
+def machine() -> set[str]:
+    """Return the tables, links and sysctls of the initial namespace, and the cgroups at the top."""
+    listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+    links = {f"link {name}" for _, name in socket.if_nameindex()}
+    sysctls = {
+        f"sysctl {name} = {' '.join(path.read_text('ascii').split())}"
+        for name in _SYSCTLS
+        if (path := Path("/proc/sys", name)).exists()
+    }
+    return {
+        *listed.stdout.splitlines(),
+        *links,
+        *sysctls,
+        *(f"cgroup {each}" for each in _cgroups()),
+    }
+
+
+def _cgroups() -> Iterator[Path]:
+    for line in Path("/proc/mounts").read_text("utf-8", "replace").splitlines():
+        _, place, kind, *_ = line.split()
+        if kind == "cgroup2":
+            yield from (each for each in Path(place).iterdir() if each.is_dir())
+
+
+def _settled(left: Callable[[], set[str]]) -> set[str]:
+    """Return what is left when what was ended has had time to go."""
+    end = time.monotonic() + _GONE_SECONDS
+    while found := left():
+        gc.collect()
+        if time.monotonic() > end:
+            return found
+        time.sleep(0.01)
+    return set()
+
+
+def _described(thing: str) -> str:
+    kind, _, number = thing.partition(" ")
+    if kind != "process":
+        return thing
+    try:
+        command = Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ")
+    except OSError:
+        return thing
+    return f"{thing} ({command.decode(errors='replace').strip()[:200] or 'ended'})"
+
+
+def _own_mounts() -> None:
+    """Move into a mount namespace of one's own, where there are no named network namespaces."""
+    if os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    _NAMESPACES.mkdir(exist_ok=True)
+    for done in (
+        libc.unshare(_CLONE_NEWNS),
+        libc.mount(None, b"/", None, _MS_REC_PRIVATE, None),
+        libc.mount(b"tmpfs", bytes(_NAMESPACES), b"tmpfs", 0, b"mode=755"),
+    ):
+        if done != 0:
+            raise OSError(ctypes.get_errno(), "no mount namespace can be had")
