@@ -193,17 +193,20 @@ def _sharing() -> None:
 
 def forged() -> None:
     """A process makes a UDP packet by hand, as if it came from another's socket."""
-    _forge().close()
+    sock, victim = _forge()
+    sock.close()  # before anybody looks: who still has it may have made any packet
+    say(sender=os.getpid(), victim=victim)
     stay()
 
 
 def forged_openly() -> None:
     """The same, and it keeps what it has made the packet with."""
-    _kept = _forge()
+    _kept, victim = _forge()
+    say(sender=os.getpid(), victim=victim)
     stay()
 
 
-def _forge() -> socket.socket:
+def _forge() -> tuple[socket.socket, int]:
     ready, done = os.pipe()
     os.set_inheritable(done, True)
     victim = fork(lambda: other_program("_bound", done))
@@ -212,8 +215,7 @@ def _forge() -> socket.socket:
     addresses = socket.inet_aton(OWN_ADDRESS) + socket.inet_aton(INTERNET4)
     header = struct.pack("!BBHHHBBH", 0x45, 0, 34, 0, 0, 64, 17, 0) + addresses
     attempt(sock, header + struct.pack("!HHHH", OWN_PORT, PORT, 14, 0) + b"forged", port=0)
-    say(sender=os.getpid(), victim=victim)
-    return sock
+    return sock, victim
 
 
 def _bound() -> None:

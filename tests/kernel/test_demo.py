@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _NAMESPACES = Path("/run/netns")
-_SYSCTL = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 _COMMAND = [sys.executable, "-m", "ocsf_nft", "demo"]
 
 
 @dataclass
 class Demo:
-    """A demo that runs in a session of its own, its temporary files in a folder of its own."""
+    """A demo that runs in a session of its own, its temporary files in a folder of its own.
+
+    No other test has namespaces in this worker's /run/netns.
+    """
 
     folder: Path
-    namespaces: set[str] = field(default_factory=lambda: _entries(_NAMESPACES))
-    sysctl: str = field(default_factory=lambda: _SYSCTL.read_text("ascii"))
 
     @contextlib.contextmanager
     def start(self, *command: str) -> Iterator[subprocess.Popen[str]]:
@@ -51,23 +51,7 @@ class Demo:
             env={**os.environ, "TMPDIR": str(self.folder), "COLUMNS": "140"},
         ) as process:
             yield process
-        assert self._left_behind(process.pid) == {}
-
-    def _left_behind(self, session: int) -> dict[str, Any]:
-        """What is new. Other tests may run on this machine, but what they make goes away soon."""
-        deadline = time.monotonic() + 10
-        suspects = _entries(_NAMESPACES) - self.namespaces
-        found: dict[str, Any] = {
-            "files": _entries(self.folder),
-            "processes": _processes(session),
-        }
-        while time.monotonic() < deadline:
-            found["namespaces"] = suspects & _entries(_NAMESPACES)
-            found["sysctl"] = set() if _SYSCTL.read_text("ascii") == self.sysctl else {"changed"}
-            if not found["namespaces"] and not found["sysctl"]:
-                break
-            time.sleep(0.05)
-        return {kind: left for kind, left in found.items() if left}
+        assert _entries(self.folder) | _entries(_NAMESPACES) | _processes(process.pid) == set()
 
 
 @pytest.fixture
@@ -134,7 +118,7 @@ def test_leaves_nothing_when_interrupted(
     with demo.start() as process:
         assert process.stderr is not None
         if when == "started":
-            _until(lambda: _entries(_NAMESPACES) - demo.namespaces)
+            _until(lambda: _entries(_NAMESPACES))
         else:
             assert process.stderr.readline() == "\n"  # the fence stands, the first attempt is next
         for _ in range(times):

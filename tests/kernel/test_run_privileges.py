@@ -6,7 +6,7 @@ import contextlib
 import signal
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +21,14 @@ pytestmark = pytest.mark.kernel
 
 #: CAP_NET_ADMIN, _SYS_ADMIN, and _SYS_PTRACE for the namespace of another user's process.
 _OF_A_FENCE = 1 << 12 | 1 << 19 | 1 << 21
+#: On a busy machine a lookup may take longer than an event waits for it, so it tries until it ends.
+_SENDER = f"""{scripted.START}
+import select
+s, port = udp(), 0
+while not select.select([sys.stdin], [], [], 0.2)[0]:
+    port += 1
+    with refused: s.sendto(b'x', (TO4[0], port))
+"""
 
 
 @pytest.mark.parametrize(
@@ -54,16 +62,19 @@ def test_with_these_it_names_another_users_process(
     output = tmp_path / "events.jsonl"
     options = (*_options(lab, state, output), "--install", "--attribution", attribution)
     by = ("/usr/bin/setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", *scripted.BY)
-    program = f"{scripted.START}\ns = udp()\nwith refused: s.sendto(b'x', TO4)\nsys.stdin.read()"
     with command.running(*options) as running:
         sender = lab.sandbox_namespace.call(
-            lambda: subprocess.Popen([*by, program], stdin=subprocess.PIPE)
+            lambda: subprocess.Popen([*by, _SENDER], stdin=subprocess.PIPE)
         )
         with sender:
-            _until(lambda: bool(_refused(written.so_far(output))))
+            _until(lambda: bool(_named(written.so_far(output))))
             sender.communicate(timeout=10)
         assert running.stop(signal.SIGTERM)[0] == 0
-    (event,) = _refused(written.events(output))
-    assert event["actor"]["process"]["pid"] == sender.pid
-    assert event["actor"]["process"]["file"]["path"] == scripted.PYTHON
-    assert event["enrichments"][0]["data"]["confidence"] == confidence
+    for event in _named(written.events(output)):
+        assert event["actor"]["process"]["pid"] == sender.pid
+        assert event["actor"]["process"]["file"]["path"] == scripted.PYTHON
+        assert event["enrichments"][0]["data"]["confidence"] == confidence
+
+
+def _named(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in _refused(events) if "process" in event["actor"]]
