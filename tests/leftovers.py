@@ -1,4 +1,4 @@
-"""What a test leaves behind: it fails for each namespace, process, mount, thread and descriptor.
+"""What a kernel test leaves behind: it fails for each namespace, process, mount and descriptor.
 
 A worker of pytest-xdist is not blamed for another's test. It lives in a mount namespace of its own,
 whose ``/run/netns`` is empty at first, so names of namespaces and mounts are its own. A process is
@@ -84,10 +84,10 @@ class Leftovers:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
-        self, fixturedef: pytest.FixtureDef[object]
+        self, fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
         """Let a fixture of more than one test have what it makes until the end."""
-        if fixturedef.scope == "function":
+        if fixturedef.scope == "function" or not _is_checked(request._pyfuncitem):
             return (yield)
         before = self._found()
         try:
@@ -96,11 +96,12 @@ class Leftovers:
             self._of_fixtures |= self._found() - before
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_setup(self) -> Generator[None, None, None]:
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
         """Note what there is before a test's fixtures are made."""
-        self._before = self._found()
-        if self._compares_machine:
-            self._machine = machine()
+        if _is_checked(item):
+            self._before = self._found()
+            if self._compares_machine:
+                self._machine = machine()
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -109,15 +110,17 @@ class Leftovers:
     ) -> Generator[None, None, None]:
         """Fail where a test, its fixtures ended, leaves something behind."""
         yield
-        left = _settled(lambda: self._found() - self._before - self._of_fixtures)
+        left: set[str] = set()
+        if _is_checked(item):
+            left |= _settled(lambda: self._found() - self._before - self._of_fixtures)
+            if self._compares_machine:
+                # Another run's test may change that one now.
+                own = item.get_closest_marker(scheduling.KERNEL_LOG) is not None
+                others = set() if own else {each for each in machine() if _ALL_NETNS in each}
+                left |= _settled(lambda: machine() - self._machine - others)
         if nextitem is None:
             # Now the fixtures of more than one test have ended too.
             left |= _settled(lambda: self._found() & self._of_fixtures)
-        if self._compares_machine:
-            is_ours = item.get_closest_marker(scheduling.KERNEL_LOG) is not None
-            # Another run's test may change that one now.
-            others = set() if is_ours else {each for each in machine() if _ALL_NETNS in each}
-            left |= _settled(lambda: machine() - self._machine - others)
         if left:
             pytest.fail("left behind: " + "; ".join(sorted(map(_described, left))), pytrace=False)
 
@@ -139,6 +142,10 @@ class Leftovers:
 
     def _found(self) -> set[str]:
         return namespaces() | mounts() | descriptors() | threads() | self._processes.found()
+
+
+def _is_checked(item: pytest.Item) -> bool:
+    return item.get_closest_marker("kernel") is not None
 
 
 class Processes:

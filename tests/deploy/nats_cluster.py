@@ -7,11 +7,11 @@ import os
 import socket
 import subprocess
 import time
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.delivery.sinks.brokers import Certificates
 from tests.deploy.manifests import ROOT
+from tests.ports import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ class NatsCluster:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.certificates = Certificates(folder)
-        ports = _free_ports(6)
+        ports = free_ports(6)
         self._ports, self._routes = ports[:3], ports[3:]
         self.urls = [f"tls://127.0.0.1:{port}" for port in self._ports]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -117,15 +117,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
     return json.dumps(value)
-
-
-def _free_ports(number: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on, each another one."""
-    with ExitStack() as stack:
-        probes = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
-        ]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def _listens(port: int) -> bool:

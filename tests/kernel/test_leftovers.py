@@ -23,12 +23,14 @@ from tests import leftovers
 leftovers._GONE_SECONDS = 0.1
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "kernel_log: as here")
+    for name in ("kernel", "kernel_log"):
+        config.addinivalue_line("markers", f"{name}: as here")
     config.pluginmanager.register(leftovers.Leftovers(config))
 """
 _START: Final = """
 import os, socket, subprocess, threading, time
 import pytest
+pytestmark = pytest.mark.kernel
 kept = []
 def run(*command): subprocess.run(command, check=True)
 def meet(mine, others):

@@ -12,10 +12,10 @@ import orjson
 import pytest
 
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from tests.delivery.sinks.brokers import free_port
 from tests.delivery.sinks.servers import AnyJson, serving
 from tests.kernel import conftest
 from tests.kernel.test_crash import begun, load, stored
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory

@@ -17,19 +17,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import trustme
 
+from tests.ports import free_port
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _STARTED_SECONDS = 20
 _MOCK = Path(__file__).with_name("kafka_mock.py")
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Certificates:

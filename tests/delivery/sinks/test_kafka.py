@@ -23,7 +23,8 @@ from ocsf_nft.ocsf.notices import lifecycle
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
 from tests.delivery.sinks.batches import messages
-from tests.delivery.sinks.brokers import Certificates, KafkaBroker, KafkaRelay, free_port
+from tests.delivery.sinks.brokers import Certificates, KafkaBroker, KafkaRelay
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

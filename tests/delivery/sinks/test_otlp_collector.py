@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import importlib.util
 import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from ocsf_nft.delivery.sinks.receiver import Receiver
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts
 from tests.delivery.sinks.servers import attributes, plain
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,7 +60,7 @@ def _folder(package: str) -> Path:
 @contextlib.asynccontextmanager
 async def _rotel(far: str) -> AsyncIterator[str]:
     """Its URL; what it is sent it sends on, to ``far``."""
-    ports = [_free_port(), _free_port()]
+    ports = [free_port(), free_port()]
     async with _running(
         _folder("rotel") / "rotel-agent",
         "start",
@@ -72,12 +72,6 @@ async def _rotel(far: str) -> AsyncIterator[str]:
         async with asyncio.timeout(LONG):
             await _listening(ports[0])
         yield f"http://127.0.0.1:{ports[0]}"
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 async def _listening(port: int) -> None:

@@ -17,8 +17,9 @@ from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.syslog import MAX_BYTES, Syslog
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts
-from tests.delivery.sinks.daemons import Rsyslog, ended, free_port
+from tests.delivery.sinks.daemons import Rsyslog, ended
 from tests.delivery.sinks.hostile import hostile
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator

@@ -15,8 +15,9 @@ from ocsf_nft.delivery.sinks.syslog import Syslog
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts
-from tests.delivery.sinks.daemons import Rsyslog, ServerTls, ended, free_port
+from tests.delivery.sinks.daemons import Rsyslog, ServerTls, ended
 from tests.delivery.sinks.hostile import hostile
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

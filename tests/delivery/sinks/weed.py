@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
 from obstore.store import S3Store
+
+from tests.ports import free_ports
 
 BUCKET: Final = "lake"
 ACCESS_KEY: Final = "AKIAEXAMPLEWRITER"
@@ -46,7 +46,7 @@ class Weed:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "data").mkdir()
         (folder / "s3.json").write_text(json.dumps(_IDENTITIES))
@@ -154,14 +154,6 @@ class Weed:
             client_options={"allow_http": True},
         )
         store.delete(list(self.objects()))
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def _status(method: str, url: str) -> int | None:

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from tests.delivery.sinks.brokers import free_port
 from tests.delivery.sinks.servers import (
     AnyJson,
     Bulk,
@@ -21,6 +20,7 @@ from tests.delivery.sinks.servers import (
 )
 from tests.delivery.trials.receivers import RIGHT, Receiver, Setting, uid_of
 from tests.delivery.trials.relay import Relay
+from tests.ports import free_port
 
 #: What is in no event.
 _NOTHING: Final = b"\0 nothing at all \0"

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, Final
 
-from tests.delivery.sinks.brokers import free_port
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     import ssl
