@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ settings.load_profile("house")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have tests fail that leave something behind."""
+    """Have a user's habits changed for all tests, and tests fail that leave something behind."""
+    os.umask(0o022)
+    os.environ["LC_ALL"] = "C.UTF-8"
     if sys.platform == "linux":
         config.pluginmanager.register(leftovers.Leftovers(config))
 
