@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from ocsf_nft.database import Database
 from ocsf_nft.delivery.retention import LAST
@@ -75,7 +75,9 @@ class Archive:
             return last
         new = Database(self.path, "")
         new.open(read_only=True)
-        if not _is_begun(new):  # a run makes it this moment: nothing is missed until it has
+        with new.at_work() as connection:
+            is_begun = _is_begun(connection)
+        if not is_begun:  # a run makes it this moment: nothing is missed until it has
             new.close()
             return last
         self._database.close()
@@ -100,40 +102,32 @@ class Archive:
     def dead(self, sink: str | None = None) -> Iterator[Dead]:
         """The dead letters, of one sink or of all, in order; raises SourceError."""
         last = 0
-        while True:
-            with self._database.at_work() as connection:
-                rows = connection.execute(
-                    "SELECT * FROM dead WHERE id > ? AND sink = IFNULL(?, sink) "
-                    "ORDER BY id LIMIT ?",
-                    (last, sink, _ROWS),
-                ).fetchall()
-            if not rows:
-                return
+        query = "SELECT * FROM dead WHERE id > ? AND sink = IFNULL(?, sink) ORDER BY id LIMIT ?"
+        while rows := self._found(query, last, sink, _ROWS):
             yield from (Dead(*row) for row in rows)
             last = rows[-1][0]
 
     def standings(self) -> list[Standing]:
         """How each sink stands; raises SourceError."""
-        with self._database.at_work() as connection:
-            rows = connection.execute(
-                "SELECT name, (SELECT COUNT(*) FROM event WHERE number > acknowledged), "
-                "(SELECT COUNT(*) FROM dead WHERE sink = name) FROM sink ORDER BY name"
-            )
-            return [Standing(*row) for row in rows]
+        rows = self._found(
+            "SELECT name, (SELECT COUNT(*) FROM event WHERE number > acknowledged), "
+            "(SELECT COUNT(*) FROM dead WHERE sink = name) FROM sink ORDER BY name"
+        )
+        return [Standing(*row) for row in rows]
 
     def _rows(self, which: str, *numbers: int) -> list[Kept]:
+        query = f"SELECT number, stored_ms, line FROM event WHERE {which} LIMIT ?"  # noqa: S608 - ours
+        return [Kept(*row) for row in self._found(query, *numbers, _ROWS)]
+
+    def _found(self, query: str, *parameters: object) -> list[Any]:
+        """Return the rows of a query; none where a run has only just made the file."""
         with self._database.at_work() as connection:
-            rows = connection.execute(
-                f"SELECT number, stored_ms, line FROM event WHERE {which} LIMIT ?",  # noqa: S608 - ours
-                (*numbers, _ROWS),
-            )
-            return [Kept(*row) for row in rows]
+            return connection.execute(query, parameters).fetchall() if _is_begun(connection) else []
 
 
-def _is_begun(database: Database) -> bool:
-    with database.at_work() as connection:
-        row = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'event'")
-        return bool(row.fetchone()[0])
+def _is_begun(connection: sqlite3.Connection) -> bool:
+    row = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'event'")
+    return bool(row.fetchone()[0])
 
 
 def retry(path: Path, sink: str | None, uid: str | None) -> int:

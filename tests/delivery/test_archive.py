@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -151,3 +152,12 @@ async def test_what_is_no_store_is_one_sentence_and_stays_as_it_is(tmp_path: Pat
     with pytest.raises(DeliveryError, match="can't be written"):
         retry(path, None, None)
     assert path.read_bytes() == b"no database" * 1000
+
+
+def test_archive_holds_nothing_while_a_run_makes_its_file(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    with contextlib.closing(sqlite3.connect(path)) as made:
+        made.execute("PRAGMA journal_mode = WAL")
+        with Archive(path) as archive:
+            assert list(archive.beyond(0)) == list(archive.newest()) == []
+            assert [*archive.dead(), *archive.standings()] == []
