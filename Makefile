@@ -21,10 +21,10 @@ PEERS := mawk ulogd2 ulogd2-json
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded mutants lint bench events sinks clean system
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants lint bench events sinks clean system
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/ready  ## Fence a throw-away sandbox and watch programs fail to get out of it.
 	$(SUDO) $(BIN)/ocsf-nft demo
@@ -37,6 +37,10 @@ test-slow: .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a lo
 
 test-loaded: .venv/ready  ## Run the tests that could depend on luck 20 times beside busy processes.
 	$(SUDO) $(BIN)/python -m tests.loaded --runs $(or $(RUNS),20) $(if $(ARGS),-- $(ARGS))
+
+test-odd-host: PACKAGES += docker.io docker-cli locales
+test-odd-host: system .venv/ready  ## Run the tests where Docker and a firewall run, and a user's umask and locale are odd.
+	$(SUDO) tests/odd_host.sh $(or $(ARGS),-n $(WORKERS))
 
 mutants: .venv/ready  ## Break the Python code in small ways, one by one: make mutants ARGS="--seed 7".
 	$(BIN)/pip install --quiet --constraint constraints.txt --group mutants
