@@ -8,6 +8,10 @@ set -eu
 for each in busybox docker dockerd localedef; do
     command -v "$each" >/dev/null || { echo "$0: $each is missing" >&2; exit 2; }
 done
+if ip link show docker0 >/dev/null 2>&1; then
+    echo "$0: Docker runs here already: stop it, and remove docker0" >&2
+    exit 2
+fi
 
 work=$(mktemp -d /var/tmp/odd-host.XXXXXX)
 docker="docker --host unix://$work/docker.sock"
