@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ALONE: Final = "alone"
 KERNEL_LOG: Final = "kernel_log"
+_LOCKS: Final = Path("/run/lock")
 
 
 class FileScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist ships no types for it
@@ -69,7 +70,9 @@ def reserved(item: pytest.Item) -> Iterator[None]:
 @contextlib.contextmanager
 def locked(name: str, how: int) -> Iterator[None]:
     """Hold a lock of the machine's, such as :data:`KERNEL_LOG`; ``how`` is flock(2)'s operation."""
-    path = Path(tempfile.gettempdir()) / f"ocsf-nft-tests-{os.geteuid()}.{name}"
+    # Not in TMPDIR, which may be another one in a second run.
+    folder = _LOCKS if os.access(_LOCKS, os.W_OK) else Path(tempfile.gettempdir())
+    path = folder / f"ocsf-nft-tests-{os.geteuid()}.{name}"
     # Anybody may put a link into that folder: it is not followed.
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
