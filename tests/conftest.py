@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Have a user's habits changed for all tests, and tests fail that leave something behind."""
     os.umask(0o022)
     os.environ["LC_ALL"] = "C.UTF-8"
+    # nohup(1) and a shell's background ignore these, and what a test starts would ignore them too.
+    for number, handler in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
     if sys.platform == "linux":
         config.pluginmanager.register(leftovers.Leftovers(config))
 
