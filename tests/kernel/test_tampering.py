@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -82,12 +83,27 @@ def flood(lab: Lab) -> Iterator[Callable[[], list[subprocess.Popen[str]]]]:
             )
             for _ in os.sched_getaffinity(0)
         )
+        for process in started:
+            _until_it_catches_sigterm(process.pid)
         return started
 
     yield start
     for process in started:
         process.kill()
         process.communicate()
+
+
+def _until_it_catches_sigterm(pid: int) -> None:
+    """Wait for it: before that, SIGTERM ends a process without its last words."""
+    end = time.monotonic() + 60
+    while True:
+        (caught,) = re.findall(
+            r"^SigCgt:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
+        )
+        if int(caught, 16) & 1 << signal.SIGTERM - 1:
+            return
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def _tamper(namespace: Namespace, text: str) -> int:
