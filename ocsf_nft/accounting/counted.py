@@ -28,8 +28,8 @@ class Counted:
     """
 
     __slots__ = (
-        "expires_ns", "idle_ms", "last_ns", "missed", "owed_bytes", "owed_packets", "seen_bytes",
-        "seen_packets", "since_ns",
+        "expires_ns", "idle_ms", "is_shown", "last_ns", "missed", "owed_bytes", "owed_packets",
+        "seen_bytes", "seen_packets", "since_ns",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913 - what is kept of it between two runs
@@ -53,14 +53,20 @@ class Counted:
         self.missed = 0
         #: How long its last packet was past when it was read.
         self.idle_ms = 0
+        #: Whether the latest reading had such an element.
+        self.is_shown = False
 
     @property
     def is_unread(self) -> bool:
         """Whether it is known from records alone, and no reading has had it."""
         return self.seen_packets == 0
 
-    def take(self, element: Element, read_ns: int) -> int:
-        """Take in what the counter says at ``read_ns``; the packets that are new."""
+    def take(self, element: Element, read_ns: int, before_ns: int) -> int:
+        """Take in an element of a reading that ended at ``read_ns``; return its new packets.
+
+        ``before_ns`` is when the reading before began. New packets of an element that it showed
+        are not older.
+        """
         _, packets, octets, idle_ms = element
         idle_ms = min(idle_ms, KEPT_MS)
         last_ns = read_ns - idle_ms * 1_000_000
@@ -71,12 +77,21 @@ class Counted:
         self.idle_ms = idle_ms
         self.expires_ns = last_ns + KEPT_MS * 1_000_000
         self.missed = 0
+        was_shown, self.is_shown = self.is_shown, True
         if packets == self.seen_packets and octets == self.seen_bytes:
             return 0  # as nearly all of tens of thousands
         fresh = self.grow(packets, octets)
         if fresh:
             self.last_ns = last_ns
+            if was_shown and self.owed_packets <= fresh and self.since_ns < before_ns <= last_ns:
+                self.since_ns = before_ns
         return fresh
+
+    def follow_the_clock_back(self, now_ns: int) -> None:
+        """Bring times that are still to come back to ``now_ns``: the wall clock was set back."""
+        self.expires_ns = min(self.expires_ns, now_ns + KEPT_MS * 1_000_000)
+        if self.is_unread:
+            self.last_ns = min(self.last_ns, now_ns)
 
     def grow(self, packets: int, octets: int) -> int:
         """Take in a counter's value; one that is smaller than before has begun anew."""

@@ -115,7 +115,10 @@ class RuleAccount:
         ):
             return None
         telling = self._tellings.begin(key, now_ns, record, attribution)
-        if counted is not None and counted.owed_packets < 1:
+        if counted is not None and (
+            counted.owed_packets < 1
+            or telling.new_record(counted.since_ns, counted.last_ns) is None
+        ):
             # Whether a reading has had its packet, the next one shows.
             return None
         if counted is None and now_ns < self._named_from_ns:
@@ -157,6 +160,8 @@ class RuleAccount:
 
     def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
         """Take in the counters; yields now and then, so that other work is not held up."""
+        if began_ns < self.read_ns:
+            self._follow_the_clock_back(began_ns)
         for kind in KINDS:
             elements = iter(reading.elements.get(kind, ()))
             there: set[bytes] = set()
@@ -240,7 +245,7 @@ class RuleAccount:
                 self._fan_outs.saw(key, ended_ns)
         self._unread.discard(key)
         before = counted.owed_bytes
-        fresh = counted.take(element, ended_ns)
+        fresh = counted.take(element, ended_ns, self.read_ns)
         if fresh:
             self.placed = Count(
                 self.placed.packets + fresh, self.placed.bytes + counted.owed_bytes - before
@@ -252,9 +257,16 @@ class RuleAccount:
             if self._is_outbound:
                 self._fan_outs.count(user_of(key), fresh)
 
+    def _follow_the_clock_back(self, began_ns: int) -> None:
+        """Bring times that are still to come back to ``began_ns``: the wall clock was set back."""
+        for kind in KINDS:
+            for counted in self.entries[kind].values():
+                counted.follow_the_clock_back(began_ns)
+
     def _miss(self, key: Key, began_ns: int) -> None:
         """Take in that a reading had no such element."""
         counted = self.entries[key.kind][key.data]
+        counted.is_shown = False
         if counted.is_unread:
             # Its packet came before the reading, so it was counted elsewhere. Twice, because the
             # kernel may leave out an element while it makes its table larger.
@@ -353,8 +365,8 @@ class RuleAccount:
         is_waiting = bool(self._unread) and telling.is_young(self._readings, now_ns)
         if closing or (telling.is_due(now_ns) and not is_waiting):
             self._owing.discard(key)
-            record = telling.record
-            if telling.is_new and record is not None and counted.owed_packets == 1:
+            record = telling.new_record(counted.since_ns, counted.last_ns)
+            if record is not None and counted.owed_packets == 1:
                 yield self._of_record(key, counted, telling, record, now_ns)
             else:
                 merged = Merged(why="unplaced") if is_unplaced(key) else None
@@ -391,6 +403,7 @@ class RuleAccount:
         merged: Merged | None,
     ) -> Attempt:
         held = 0 if merged is None else self._held(merged.why)
+        is_of_these = telling.new_record(counted.since_ns, counted.last_ns) is not None
         attempt = statements.attempt(
             self.whose,
             counted,
@@ -400,7 +413,7 @@ class RuleAccount:
             number=self.reported,
             read_ns=self._ended_ns,
             specimen=telling.record,
-            attribution=telling.attribution if telling.is_new else None,
+            attribution=telling.attribution if is_of_these else None,
             merged=merged,
         )
         if merged is not None:

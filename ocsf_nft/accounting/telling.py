@@ -37,6 +37,8 @@ _RIGHTS_OF_A_USER: Final = 16
 _YOUNG_READINGS: Final = LAST_READINGS + 1
 #: Where nobody can read any more.
 _YOUNG_NS: Final = 60 * 1_000_000_000
+#: An element's idle time is in ticks of the kernel (10 ms), a journal's times are up to 0.1 s off.
+_CLOCKS_APART_NS: Final = 200_000_000
 _IP: Final = frozenset({0x0800, 0x86DD})
 
 
@@ -95,6 +97,22 @@ class Telling:
         self.attribution = attribution
         self.is_new = True
         self.grew()
+
+    def new_record(self, since_ns: int, last_ns: int) -> Record | None:
+        """Return the record that no attempt is of yet, if its packet is from the given time.
+
+        An earlier one is late: an attempt has counted its packet. The packet of a later one is not
+        in the reading that showed what is owed. NFLOG has no time of a packet that goes out: the
+        record has the time when it was read, and its packet may be older.
+        """
+        record = self.record if self.is_new else None
+        if record is None:
+            return None
+        is_first = self.schedule is None and self.end is None
+        earliest_ns = since_ns - _CLOCKS_APART_NS if is_first else since_ns
+        is_exact = record.time_ns != record.received_ns
+        is_later = is_exact and record.time_ns > last_ns + _CLOCKS_APART_NS
+        return record if record.time_ns >= earliest_ns and not is_later else None
 
     def overheard(self, record: Record) -> None:
         """Let a record stand for it that may be of another packet, and so of another sender."""

@@ -76,39 +76,39 @@ def test_users_beyond_the_bound_wait_until_others_have_rested() -> None:
 
 def test_a_counter_owes_what_is_new() -> None:
     counted = Counted(since_ns=NOW)
-    assert counted.take(Element(b"", 3, 180, 0), NOW) == 3
+    assert counted.take(Element(b"", 3, 180, 0), NOW, NOW) == 3
     counted.told(3, 180)
-    assert counted.take(Element(b"", 5, 300, 200), NOW + SECOND) == 2
+    assert counted.take(Element(b"", 5, 300, 200), NOW + SECOND, NOW) == 2
     assert (counted.owed_packets, counted.owed_bytes) == (2, 120)
     assert counted.last_ns == NOW + SECOND - 200_000_000
 
 
 def test_a_smaller_counter_has_begun_anew() -> None:
     counted = Counted(since_ns=NOW)
-    counted.take(Element(b"", 3, 180, 0), NOW)
-    assert counted.take(Element(b"", 2, 100, 0), NOW) == 2
+    counted.take(Element(b"", 3, 180, 0), NOW, NOW)
+    assert counted.take(Element(b"", 2, 100, 0), NOW, NOW) == 2
     assert (counted.owed_packets, counted.owed_bytes) == (5, 280)
 
 
 def test_a_job_of_every_ten_minutes_is_counted_each_time() -> None:
     """Its element is forgotten and made anew between two readings, and says 1 again."""
     counted = Counted(since_ns=NOW)
-    assert counted.take(Element(b"", 1, 60, 0), NOW) == 1
-    assert counted.take(Element(b"", 1, 60, KEPT_MS - 100), NOW + 599 * SECOND) == 0
-    assert counted.take(Element(b"", 1, 60, 50), NOW + 601 * SECOND) == 1
+    assert counted.take(Element(b"", 1, 60, 0), NOW, NOW) == 1
+    assert counted.take(Element(b"", 1, 60, KEPT_MS - 100), NOW + 599 * SECOND, NOW) == 0
+    assert counted.take(Element(b"", 1, 60, 50), NOW + 601 * SECOND, NOW) == 1
     assert counted.owed_packets == 2
 
 
 def test_a_clock_that_is_set_forward_counts_nothing_twice() -> None:
     counted = Counted(since_ns=NOW)
-    counted.take(Element(b"", 1, 60, 0), NOW)
-    assert counted.take(Element(b"", 1, 60, 500), NOW + 3600 * SECOND) == 0
+    counted.take(Element(b"", 1, 60, 0), NOW, NOW)
+    assert counted.take(Element(b"", 1, 60, 500), NOW + 3600 * SECOND, NOW) == 0
 
 
 def test_numbers_that_somebody_wrote_into_a_counter_can_be_kept() -> None:
     counted, most = Counted(since_ns=NOW), (1 << 64) - 1
     for packets in (most, 0, most, 0, most, 0, most):
-        counted.take(Element(b"", packets, packets, most), NOW)
+        counted.take(Element(b"", packets, packets, most), NOW, NOW)
     numbers = (counted.seen_packets, counted.seen_bytes, counted.owed_packets, counted.owed_bytes)
     assert all(abs(number) < 1 << 63 for number in numbers)
     assert NOW - counted.last_ns <= KEPT_MS * 1_000_000

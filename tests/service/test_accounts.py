@@ -226,7 +226,7 @@ async def test_a_record_that_comes_just_after_a_reading_stands_for_what_it_read(
 
     async def record_after_reading() -> None:
         await asyncio.sleep(0.03)
-        await account.take(batch(record(tcp())))
+        await account.take(batch(record(tcp(), at_ns=NOW + SECOND)))
 
     async with _account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp()): 1}
@@ -318,7 +318,7 @@ async def test_the_first_record_after_the_mode_has_changed_is_told_at_once(tmp_p
     counters, sink = Changing(), Kept()
     async with _account(counters, tmp_path, sink) as account:
         counters.let_pass = {key(tcp()): 1}
-        await account.take(batch(let_pass(record(tcp()))))
+        await account.take(batch(let_pass(record(tcp(), at_ns=NOW + SECOND))))
         (told,) = sink.of_class(4001)
         assert (told["disposition"], told["metadata"]["log_source"]) == ("Logged", "nflog")
         balances = await account.close()
