@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 collect_ignore = [] if sys.platform == "linux" else ["guest", "kernel"]
 
 # How fast an example runs is the machine's business: `make bench` measures ours.
-settings.register_profile("house", deadline=None)
+settings.register_profile("house", deadline=None, print_blob=True)
+#: More of everything that has no number of its own: `pytest --hypothesis-profile thorough`.
+settings.register_profile("thorough", settings.get_profile("house"), max_examples=2000)
 settings.load_profile("house")
 
 

@@ -67,6 +67,8 @@ class Kernel:
     """Counts, forgets and logs; time passes when it is told to."""
 
     now_ms: int = 0
+    #: By how much the wall clock was set, which the kernel's own time does not follow.
+    clock_offset_ns: int = 0
     epoch: int = 1
     refused: Count = field(default_factory=Count)
     overflow: Count = field(default_factory=Count)
@@ -78,7 +80,7 @@ class Kernel:
     @property
     def now_ns(self) -> int:
         """The clock of the records."""
-        return START_NS + self.now_ms * 1_000_000
+        return START_NS + self.now_ms * 1_000_000 + self.clock_offset_ns
 
     def refuse(self, packet: Packet, *, is_logged: bool) -> None:
         """Count a packet where there is a place for it."""

@@ -324,6 +324,4 @@ def _numbers(found: FanOut) -> tuple[int, ...]:
 
 
 TestReported = Reported.TestCase
-TestReported.settings = settings(
-    max_examples=150, stateful_step_count=40, report_multiple_bugs=False
-)
+TestReported.settings = settings(stateful_step_count=40, report_multiple_bugs=False)

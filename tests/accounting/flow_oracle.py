@@ -1,0 +1,227 @@
+"""The packets of one flow as the kernel refused them, and what attempts may say of them.
+
+The oracle shares no code and no state with the ledger. It keeps every packet, and what each
+reading showed of the flow's element.
+
+What no reading and no record shows is not known by its flow: the ledger emits it as "forgotten".
+That is so for an element that expires between two readings. If the kernel made the element again
+meanwhile, its count tells that only sometimes (``_new_life``). So a flow's sum has two bounds, and
+both are equal as long as no element expired between two readings.
+
+Allowed slack of an attempt's window:
+
+- The end may be late by as long as the reading took. An element says how long ago its last packet
+  was, and only the end of the whole reading is known.
+- The start may be early, up to the beginning of the reading before, which had the element and
+  not these packets, or up to the end of the attempt before. It may not be later than the
+  first packet, but for two cases. The attempt before may end late, and windows are disjoint.
+  A record that is emitted at once may overtake an earlier packet whose own record was lost:
+  that earlier packet is counted in the next window.
+- If the wall clock was set since the attempt before, the start is only not after the end. The end
+  is the last packet's time by the clock as it was set at the reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from ocsf_nft.attempt import Attempt
+    from ocsf_nft.flow import Reading
+
+KEPT_MS: Final = 600_000
+#: An element with as many packets as before is a new one if it was idle for so much longer before.
+RENEWED_MS: Final = KEPT_MS // 2
+#: A flow of which nothing came for so long has ended: all of it is reported.
+OVER_MS: Final = 10_000
+#: The record of a packet that came so soon after the reading may stand for the one that it showed.
+CLOCKS_APART_NS: Final = 200_000_000
+#: The ledger takes two times that are this close for times of one clock.
+CLAMP_NS: Final = 12_000_000_000
+
+
+class Sent(NamedTuple):
+    """One refused packet: by the kernel's time, by the wall clock, and how long it was."""
+
+    at_ms: int
+    time_ns: int
+    bytes: int
+    clock_settings: int
+
+
+class Shown(NamedTuple):
+    """The packets (from, to) that an element counted when it was read, and how long ago."""
+
+    first: int
+    end: int
+    idle_ms: int
+
+
+@dataclass
+class FlowOracle:
+    """All packets of one flow, and what is known of them."""
+
+    packets: list[Sent] = field(default_factory=list)
+    #: The element as the latest reading that had it showed it.
+    shown: Shown | None = None
+    #: Packets that a reading showed and no attempt counted, oldest first.
+    owed: list[int] = field(default_factory=list)
+    #: Packets that a record told before a reading showed them.
+    ahead: set[int] = field(default_factory=set)
+    #: Packets that an attempt has counted.
+    done: set[int] = field(default_factory=set)
+    #: The fewest and the most packets that attempts of this flow may count in the end.
+    least: int = 0
+    most: int = 0
+    counted: int = 0
+    counted_bytes: int = 0
+    unsaid_bytes: int = 0
+    #: Whether each packet was shown in time, so that windows and bytes are exact.
+    is_exact: bool = True
+    #: The earliest and the latest time that the window of what is owed may end.
+    end_ns: tuple[int, int] = (0, 0)
+    end_settings: int = 0
+    #: When a report was due first, by the kernel's time, since a reading showed more.
+    asked_ms: int | None = None
+    #: The end of the attempt before, and how often the clock was set by then.
+    before_ns: int = 0
+    before_settings: int = 0
+    #: By how much that end may be late.
+    before_late_ns: int = 0
+    #: When the latest reading began, and the clock's settings, if it had the element.
+    read: tuple[int, int] | None = None
+    #: The same of the reading before the one that showed the oldest packet that is owed.
+    quiet_ns: int = 0
+    quiet_settings: int = 0
+    #: The latest time of a packet that was emitted by its own record.
+    overtaken_ns: int = 0
+
+    def show(
+        self, number: int, now_ms: int, reading: Reading, ended_ms: int, clock_settings: int
+    ) -> None:
+        """Take in a reading that came to this flow when ``number`` packets had been sent."""
+        shown = self._alive(number, now_ms)
+        previous, self.read = (
+            self.read,
+            None if shown is None else (reading.began_ns, clock_settings),
+        )
+        if shown is None:
+            return
+        before, self.shown = self.shown, shown
+        if before is not None and shown.first == before.first:
+            new = range(before.end, shown.end)
+            is_sure = True
+        else:
+            new = range(shown.first, shown.end)
+            is_sure = self._is_surely_new(before, shown)
+        if not new:
+            return
+        if not self.owed and not self.ahead and previous is not None:
+            self.quiet_ns, self.quiet_settings = previous
+        self._count(new, before, is_sure=is_sure)
+        self.asked_ms = None
+        low_ns = reading.ended_ns - (ended_ms - self.packets[shown.end - 1].at_ms) * 1_000_000
+        self.end_settings = clock_settings
+        self.end_ns = low_ns, reading.ended_ns - shown.idle_ms * 1_000_000
+
+    def _count(self, new: range, before: Shown | None, *, is_sure: bool) -> None:
+        unread = [packet for packet in self.ahead if packet < new.start]
+        if unread:
+            # Their element expired before it was read: they are taken off the new one's.
+            self.is_exact = False
+            self.ahead.difference_update(unread)
+        self.most += len(new) - len(self.ahead.intersection(new))
+        least = len(new) - len(unread) - len(self.ahead.intersection(new))
+        if not is_sure and before is not None:
+            self.is_exact = False
+            least -= min(before.end - before.first, len(new))
+        self.least += least
+        self.owed += [packet for packet in new if packet not in self.ahead]
+        self.ahead.difference_update(new)
+
+    def _alive(self, number: int, now_ms: int) -> Shown | None:
+        if not number or now_ms - self.packets[number - 1].at_ms >= KEPT_MS:
+            return None
+        first = number - 1
+        while first and self.packets[first].at_ms - self.packets[first - 1].at_ms < KEPT_MS:
+            first -= 1
+        return Shown(first, number, now_ms - self.packets[number - 1].at_ms)
+
+    @staticmethod
+    def _is_surely_new(before: Shown | None, shown: Shown) -> bool:
+        """Return whether the counts alone tell a new element from the one that was shown."""
+        if before is None:
+            return True
+        packets, packets_before = shown.end - shown.first, before.end - before.first
+        if packets != packets_before:
+            return packets < packets_before
+        return before.idle_ms - shown.idle_ms > RENEWED_MS
+
+    def told_by_record(self, attempt: Attempt, number: int) -> None:
+        """Check the attempt that the record of packet ``number`` is."""
+        packet = self.packets[number]
+        assert attempt.packets == 1
+        assert attempt.start_ns == attempt.end_ns == attempt.record.time_ns == packet.time_ns
+        self.counted += 1
+        # The record of a frame has no length: its bytes are counted in the next attempt.
+        self.counted_bytes += packet.bytes if attempt.bytes is None else attempt.bytes
+        self.unsaid_bytes += packet.bytes if attempt.bytes is None else 0
+        assert number not in self.done
+        if number not in self.owed and self.owed and self.is_exact:
+            assert packet.time_ns <= self.end_ns[1] + CLOCKS_APART_NS
+            number = self.owed[0]
+        self.done.add(number)
+        if number in self.owed:
+            self.owed.remove(number)
+        else:
+            self.ahead.add(number)
+            self.least += 1
+            self.most += 1
+        assert self.counted <= self.most
+        self.overtaken_ns = max(self.overtaken_ns, packet.time_ns)
+        self.before_ns, self.before_settings = packet.time_ns, packet.clock_settings
+
+    def told(self, attempt: Attempt) -> None:
+        """Check an attempt that a counter is."""
+        counted = self.owed[: attempt.packets]
+        del self.owed[: attempt.packets]
+        self.done.update(counted)
+        self.counted += attempt.packets
+        assert self.counted <= self.most
+        assert attempt.bytes is not None
+        self.counted_bytes += attempt.bytes - self.unsaid_bytes
+        self.unsaid_bytes = 0
+        if not self.is_exact:
+            return
+        packets = [self.packets[number] for number in counted]
+        assert len(packets) == attempt.packets
+        low_ns, high_ns = self.end_ns
+        was_set = not self.end_settings == self.before_settings == packets[0].clock_settings
+        if not low_ns <= attempt.end_ns <= high_ns:
+            # What is not after the attempt before, but for some seconds, is at its end.
+            assert attempt.start_ns == attempt.end_ns
+            assert high_ns < attempt.end_ns < high_ns + CLAMP_NS
+            assert was_set or attempt.end_ns == self.before_ns
+        if not was_set:
+            assert self.before_ns <= attempt.start_ns
+            if self.quiet_settings == self.end_settings:
+                assert self.quiet_ns <= attempt.start_ns
+            first_ns = packets[0].time_ns + self.before_late_ns
+            assert attempt.start_ns <= max(first_ns, self.overtaken_ns)
+        self.before_late_ns = high_ns - low_ns
+        if attempt.end_ns <= high_ns:
+            self.before_settings = self.end_settings
+        self.before_ns = attempt.end_ns
+
+    def restart(self) -> None:
+        """Forget what only a running service knows: how long the element had been idle."""
+        if self.shown is not None:
+            self.shown = self.shown._replace(idle_ms=0)
+        self.asked_ms = self.read = None
+
+    def check_report_in_time(self, now_ms: int) -> None:
+        """Check that nothing is owed of a flow that ended 10 s before a report, or earlier."""
+        if self.asked_ms is None:
+            self.asked_ms = now_ms
+        assert not self.owed or not self.is_exact or now_ms - self.asked_ms < OVER_MS

@@ -1,0 +1,192 @@
+"""The documented limits of fan-outs, aggregation and quotas, each by its number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.accounting.balance import Balance
+from ocsf_nft.accounting.counted import Counted
+from ocsf_nft.accounting.fan_out import FanOuts
+from ocsf_nft.accounting.folded import Folded
+from ocsf_nft.accounting.opened import Opened
+from ocsf_nft.accounting.quota import Quota
+from ocsf_nft.accounting.whose import Whose
+from tests.accounting.kernel_model import Packet
+from tests.accounting.reading import NOW, SECOND, key, tcp
+
+if TYPE_CHECKING:
+    from ocsf_nft.accounting.telling import Pot
+    from ocsf_nft.attempt import FanOut
+
+WHOSE = Whose(sandbox="sb", rule="egress", epoch="boot:1")
+MINUTE = 60 * SECOND
+
+
+def _saw(fan_outs: FanOuts, flows: int, *, uid: int = 1000, at_ns: int = NOW) -> None:
+    for port in range(1, flows + 1):
+        fan_outs.saw(key(tcp(port, uid=uid)), at_ns)
+
+
+def _due(fan_outs: FanOuts, now_ns: int) -> list[tuple[str, int | None]]:
+    return [(each.stage, each.uid) for each in fan_outs.due(now_ns)]
+
+
+@pytest.mark.parametrize(("flows", "begun"), [(19, 0), (20, 1)])
+def test_fan_out_begins_with_twenty_flows(flows: int, begun: int) -> None:
+    fan_outs = FanOuts(WHOSE, Opened())
+    _saw(fan_outs, flows)
+    assert len(list(fan_outs.due(0))) == begun
+
+
+@pytest.mark.parametrize(("late_ns", "begun"), [(0, 1), (1, 0)])
+def test_fan_out_begins_only_within_a_minute(late_ns: int, begun: int) -> None:
+    fan_outs = FanOuts(WHOSE, Opened())
+    start = 1000 * SECOND
+    _saw(fan_outs, 1)
+    assert _due(fan_outs, start) == []
+    _saw(fan_outs, 1)
+    assert _due(fan_outs, start + MINUTE + late_ns) == []
+    _saw(fan_outs, 18)
+    assert len(_due(fan_outs, start + MINUTE + 2)) == begun
+
+
+def test_fan_out_ends_a_minute_after_its_last_flow() -> None:
+    fan_outs = FanOuts(WHOSE, Opened())
+    _saw(fan_outs, 20)
+    stages = [stage for stage, _ in _due(fan_outs, 0)]
+    for half in range(1, 11):
+        _saw(fan_outs, 1, at_ns=NOW + half * 30 * SECOND)
+        stages += [stage for stage, _ in _due(fan_outs, half * 30 * SECOND)]
+    assert stages == ["begun", *["goes on"] * 7]
+    assert _due(fan_outs, 6 * MINUTE - 1) == [("goes on", 1000)]
+    (end,) = fan_outs.due(6 * MINUTE)
+    assert (end.stage, end.start_ns, end.end_ns) == ("ended", NOW, NOW + 5 * MINUTE)
+
+
+def test_fan_out_goes_on_when_its_interval_is_over_and_not_earlier() -> None:
+    fan_outs = FanOuts(WHOSE, Opened())
+    _saw(fan_outs, 20)
+    assert len(_due(fan_outs, 0)) == 1
+    _saw(fan_outs, 1)
+    assert _due(fan_outs, SECOND - 1) == []
+    assert _due(fan_outs, SECOND) == [("goes on", 1000)]
+    assert _due(fan_outs, MINUTE - 1) == []
+
+
+def test_fan_out_counts_4096_destinations_and_ports_at_least() -> None:
+    fan_outs = FanOuts(WHOSE, Opened())
+    for number in range(1, 4200):
+        fan_outs.saw(key(tcp(number, f"10.0.{number >> 8}.{number & 255}")), NOW)
+    (found,) = fan_outs.due(0)
+    assert (found.flows, found.destinations, found.ports) == (4199, 4096, 4096)
+
+
+def test_fan_out_of_frames_has_neither_destinations_nor_ports() -> None:
+    fan_outs = FanOuts(WHOSE, Opened())
+    for number in range(20):
+        frame = Packet(
+            uid=1000, protocol=None, destination=None, port=None, ethertype=0x8000 + number
+        )
+        fan_outs.saw(key(frame), NOW)
+    (found,) = fan_outs.due(0)
+    assert (found.flows, found.destinations, found.ports) == (20, 0, 0)
+
+
+def test_fan_out_of_a_user_beyond_the_limit_takes_the_place_of_the_oldest_without_result() -> None:
+    fan_outs = FanOuts(WHOSE, Opened())
+    _saw(fan_outs, 20, uid=1)
+    for uid in range(2, 1025):
+        _saw(fan_outs, 1, uid=uid)
+    _saw(fan_outs, 20, uid=5000)
+    assert sorted(fan_outs._watched, key=str) == sorted([1, *range(3, 1025), 5000], key=str)
+    assert _due(fan_outs, 0) == [("begun", 1), ("begun", 5000)]
+
+
+def test_fan_out_of_a_user_beyond_the_limit_takes_no_place_of_1024_that_have_begun() -> None:
+    fan_outs = FanOuts(WHOSE, Opened())
+    for uid in range(1024):
+        _saw(fan_outs, 20, uid=uid)
+    _saw(fan_outs, 20, uid=5000)
+    assert len(fan_outs._watched) == 1024
+    assert 5000 not in fan_outs._watched
+
+
+def test_fan_out_that_does_not_change_is_stored_once() -> None:
+    opened = Opened()
+    fan_outs = FanOuts(WHOSE, opened)
+    _saw(fan_outs, 20)
+    list(fan_outs.due(0))
+    assert len(opened.changed) == 1
+    opened.changed.clear()
+    list(fan_outs.due(SECOND))
+    assert opened.changed == {}
+
+
+def test_fan_out_after_a_restart_is_not_reported_again_without_news() -> None:
+    fan_outs, opened = FanOuts(WHOSE, Opened()), Opened()
+    before = FanOuts(WHOSE, opened)
+    _saw(before, 20)
+    list(before.due(0))
+    (stored,) = opened.changed.values()
+    assert stored is not None
+    fan_outs.resume(stored)  # type: ignore[arg-type]
+    found: list[FanOut] = [
+        each for second in range(61) for each in fan_outs.due((1000 + second) * SECOND)
+    ]
+    assert [each.stage for each in found] == ["ended"]
+
+
+def _folded(users: int) -> tuple[Folded, dict[int | None, Pot]]:
+    pots: dict[int | None, Pot] = {}
+    folded = Folded(pots)
+    for uid in range(users):
+        counted = Counted(since_ns=NOW, owed_packets=2, owed_bytes=120, last_ns=NOW + SECOND)
+        folded.add(key(tcp(uid=uid)), counted)
+        assert (counted.owed_packets, counted.since_ns) == (0, NOW + SECOND)
+    return folded, pots
+
+
+def test_aggregated_flows_of_256_users_have_a_sum_each_and_all_others_one() -> None:
+    _, pots = _folded(300)
+    assert len(pots) == 257
+    assert pots[None].counted.owed_packets == 2 * (300 - 256)
+    assert {pots[uid].counted.owed_packets for uid in range(256)} == {2}
+
+
+def test_aggregated_user_keeps_its_sum_when_there_are_256() -> None:
+    folded, pots = _folded(256)
+    more = Counted(since_ns=NOW, owed_packets=3, last_ns=NOW + SECOND)
+    folded.add(key(tcp(81, uid=7)), more)
+    assert (len(pots), pots[7].counted.owed_packets, pots[7].flows) == (256, 5, 2)
+
+
+def test_aggregated_flow_that_grows_keeps_its_sum_from_ending() -> None:
+    folded, pots = _folded(1)
+    assert not pots[0].telling.is_over(100 * SECOND)
+    folded.add(key(tcp(uid=0)), Counted(since_ns=NOW, owed_packets=3, last_ns=NOW + SECOND))
+    assert not pots[0].telling.is_over(200 * SECOND)
+    assert pots[0].telling.is_over(210 * SECOND)
+    assert pots[0].flows == 1
+
+
+def test_aggregated_flow_is_one_of_its_own_again_after_it_was_evicted() -> None:
+    folded, _ = _folded(1)
+    assert key(tcp(uid=0)) in folded
+    folded.forget(key(tcp(uid=0)))
+    assert key(tcp(uid=0)) not in folded
+
+
+def test_quota_of_a_user_who_has_rested_is_forgotten_first() -> None:
+    quota = Quota()
+    for uid in range(256):
+        assert quota.grants(uid, NOW)
+    assert quota.grants(3, NOW + SECOND // 20)  # a user that is known needs no new place
+    assert quota.grants(9999, NOW + SECOND // 10)
+    assert quota._earned_ns.keys() == {3, 9999}
+
+
+def test_balance_of_a_mode_counts_nothing_of_the_other() -> None:
+    balance = Balance(sandbox="sb", rule="egress", reported=0, overflowed=0, in_flight=0, lost=0)
+    assert (balance.refused, balance.let_pass, balance.imbalance) == (0, 0, 0)
