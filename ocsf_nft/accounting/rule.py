@@ -87,7 +87,7 @@ class RuleAccount:
         #: What a record is of that may have been told with others, and the readings until then.
         self._waiting: dict[Key, int] = {}
         #: Until then a record may come of what was told with others.
-        self._named_from_ns = 0
+        self.named_from_ns = 0
         self._readings = 0
         self._remainder = Remainder()
         #: Packets that came during the last reading.
@@ -121,7 +121,7 @@ class RuleAccount:
         ):
             # Whether a reading has had its packet, the next one shows.
             return None
-        if counted is None and now_ns < self._named_from_ns:
+        if counted is None and now_ns < self.named_from_ns:
             # So it does where its packet may have been told without its name.
             self._waiting[key] = self._readings
             return None
@@ -419,7 +419,7 @@ class RuleAccount:
         if merged is not None:
             self.overflowed += attempt.packets
             if merged.why != "many":
-                self._named_from_ns = now_ns + _LATE_NS
+                self.named_from_ns = now_ns + _LATE_NS
         if key is not None and held:
             self._owing.add(key)
         return self._told(key, telling, attempt, now_ns)
