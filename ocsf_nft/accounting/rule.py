@@ -196,7 +196,7 @@ class RuleAccount:
                     self._telling(key, counted, now_ns)
             yield
 
-    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut | Ended]:
+    def due(self, now_ns: int, *, closing: bool) -> Iterator[Attempt | FanOut | Ended]:
         """What is to be told now; all that is owed, when ``closing``."""
         self._find_what_was_forgotten(closing=closing)
         self._move(closing=closing)

@@ -1,0 +1,229 @@
+"""Records and readings of one rule, reconciled: what is pending, held back or of no known flow."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.accounting.book import FILE, Book
+from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.attempt import FanOut
+from ocsf_nft.flow import Count, keys
+from tests.accounting.kernel_model import RULE
+from tests.accounting.reading import (
+    NOW,
+    SECOND,
+    attempts,
+    changes,
+    key,
+    observe,
+    reading,
+    record,
+    tcp,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from ocsf_nft.attempt import Attempt, Ended
+    from ocsf_nft.flow import Key, Reading
+
+UNPLACED = keys(record(tcp()))[-2]
+MANY = {key(tcp(port)): 1 for port in range(1, 1501)}
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    begun = Ledger("sb", begun_ns=NOW - SECOND)
+    observe(begun, reading({}))
+    return begun
+
+
+def _due(ledger: Ledger, second: float, *, closing: bool = False) -> list[Attempt | FanOut | Ended]:
+    return list(ledger.due(int(second * SECOND), closing=closing))
+
+
+def _step(ledger: Ledger, counts: Mapping[Key, int], second: int, **more: Any) -> list[Attempt]:
+    observe(ledger, reading(counts, NOW + second * SECOND, **more))
+    return attempts(_due(ledger, second))
+
+
+def _during(found: Reading, before: int) -> Reading:
+    """A reading that began when ``before`` packets had been refused."""
+    of_rule = dataclasses.replace(found.rules[RULE], refused_before=Count(before, 60 * before))
+    return dataclasses.replace(found, rules={RULE: of_rule})
+
+
+def _pending(ledger: Ledger) -> tuple[int, int]:
+    (balance,) = ledger.balances()
+    return balance.in_flight, balance.imbalance
+
+
+def test_pending_packets_are_those_that_came_during_the_reading_too(ledger: Ledger) -> None:
+    observe(ledger, _during(reading({key(tcp()): 3}, NOW + SECOND, refused=5), 3))
+    assert _pending(ledger) == (5, 0)
+    assert len(_due(ledger, 1)) == 1
+    assert _pending(ledger) == (2, 0)
+
+
+def test_pending_packets_without_a_place_are_counted_once(ledger: Ledger) -> None:
+    observe(ledger, _during(reading({}, NOW + SECOND, overflow=7), 5))
+    assert _pending(ledger) == (7, 0)
+    assert len(attempts(_due(ledger, 1))) == 1
+    assert _pending(ledger) == (0, 0)
+
+
+def test_pending_packets_of_aggregated_flows_are_counted_once(ledger: Ledger) -> None:
+    observe(ledger, reading(MANY, NOW + SECOND))
+    for _ in ledger.fold(SECOND):
+        pass
+    assert _pending(ledger) == (1500, 0)
+    assert ledger.rules[RULE].many[1000].counted.owed_packets == 500
+
+
+def test_pending_packets_are_none_of_those_that_were_reported_as_forgotten(ledger: Ledger) -> None:
+    told = [each for second in range(700, 709) for each in _step(ledger, {}, second, refused=5)]
+    assert [(each.packets, each.bytes) for each in told] == [(5, 300)]
+    observe(ledger, _during(reading({key(tcp()): 2}, NOW + 710 * SECOND, refused=7), 5))
+    assert _pending(ledger) == (2, 0)
+    told = [
+        each
+        for second in range(720, 740)
+        for each in _step(ledger, {key(tcp()): 2}, second, refused=10)
+    ]
+    assert [(each.packets, each.bytes) for each in told] == [(2, 120), (3, 180)]
+
+
+def test_record_of_a_packet_that_was_forgotten_is_reported_once(ledger: Ledger) -> None:
+    assert ledger.record(record(tcp()), SECOND) is not None
+    for second in (700, 701):
+        observe(ledger, reading({}, NOW + second * SECOND, refused=1))
+    assert attempts(_due(ledger, 701, closing=True)) == []
+    assert _pending(ledger) == (0, 0)
+
+
+def test_flows_wait_for_an_unread_record_for_three_readings_and_no_longer(ledger: Ledger) -> None:
+    assert ledger.record(record(tcp(1)), SECOND) is not None
+    other = {key(tcp(2, uid=7)): 5}
+    assert [_step(ledger, other, second) for second in (1, 2, 3)] == [[], [], []]
+    assert [each.packets for each in _step(ledger, other, 4)] == [5]
+
+
+@pytest.mark.parametrize(("second", "is_told"), [(60, False), (61, True)])
+def test_record_waits_for_its_counter_for_a_minute_after_packets_without_a_flow(
+    ledger: Ledger, second: int, is_told: bool
+) -> None:
+    assert len(_step(ledger, {UNPLACED: 1}, 1)) == 1
+    found = ledger.record(record(tcp(443), at_ns=NOW + second * SECOND), second * SECOND)
+    assert (found is not None) is is_told
+
+
+def test_record_of_an_aggregated_flow_begins_nothing(ledger: Ledger) -> None:
+    assert len(_step(ledger, MANY, 1)) == 1001
+    folded = key(tcp(1400))
+    assert folded in ledger.rules[RULE]._folded
+    # By then the user is granted flows again.
+    assert ledger.record(record(tcp(1400), at_ns=NOW + 9 * SECOND), 9 * SECOND) is None
+    told = _step(ledger, MANY | {folded: 4}, 10)
+    assert [each.merged.why for each in told if each.merged is not None] == ["many"]
+
+
+def test_packets_that_a_record_is_one_of_have_a_window_after_it(ledger: Ledger) -> None:
+    observe(ledger, reading({key(tcp()): 3}, NOW + 2 * SECOND))
+    first = ledger.record(record(tcp(), at_ns=NOW + SECOND), 2 * SECOND)
+    assert first is not None
+    (rest,) = _step(ledger, {key(tcp()): 3}, 13)
+    assert (rest.packets, rest.start_ns, rest.end_ns) == (2, NOW + SECOND, NOW + 2 * SECOND)
+
+
+def _begun(found: list[Attempt | FanOut | Ended]) -> list[tuple[str, int]]:
+    return [(each.stage, each.flows) for each in found if isinstance(each, FanOut)]
+
+
+def test_fan_out_counts_a_flow_once_whether_a_record_or_a_reading_has_it_first(
+    ledger: Ledger,
+) -> None:
+    for port in range(1, 21):
+        assert ledger.record(record(tcp(port)), SECOND) is not None
+    assert _begun(_due(ledger, 1)) == [("begun", 20)]
+    observe(ledger, reading({key(tcp(port)): 1 for port in range(1, 21)}, NOW + SECOND))
+    assert _begun(_due(ledger, 2)) == []
+
+
+def test_fan_out_is_of_flows_with_a_place_only(ledger: Ledger) -> None:
+    def other(protocol: int) -> Key:
+        return keys(record(dataclasses.replace(tcp(), protocol=protocol)))[-2]
+
+    observe(ledger, reading({other(number): 1 for number in range(1, 31)}, NOW + SECOND))
+    assert _begun(_due(ledger, 1, closing=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_outbound"),
+    [
+        *((rule, True) for rule in ("egress", "forward", "link", "guard")),
+        *((rule, True) for rule in ("vm-forward", "vm-input", "vm-link")),
+        ("ingress", False),
+    ],
+)
+def test_fan_out_is_of_a_rule_whose_packets_the_sandbox_sends(rule: str, is_outbound: bool) -> None:
+    def of_rule(found: Reading) -> Reading:
+        return dataclasses.replace(
+            found, rules={rule: found.rules[RULE]}, epochs={rule: found.epochs[RULE]}
+        )
+
+    ledger = Ledger("sb", begun_ns=NOW - SECOND)
+    counts = {key(tcp(port)): 1 for port in range(1, 21)}
+    observe(ledger, of_rule(reading({})), of_rule(reading(counts, NOW + SECOND)))
+    assert bool(_begun(_due(ledger, 1, closing=True))) is is_outbound
+    if not is_outbound:
+        said = dataclasses.replace(record(tcp(99)), rule=rule)
+        assert ledger.record(said, SECOND) is not None
+        assert _begun(_due(ledger, 2, closing=True)) == []
+
+
+def test_record_before_new_counters_is_found_where_those_counted_it(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    assert ledger.record(record(tcp(1)), SECOND) is not None
+    both = {key(tcp(2)): 1}
+    observe(ledger, reading(both, NOW + 2 * SECOND, epoch="boot:2"))
+    stored, taken = Book(tmp_path / FILE).open(), Ledger("sb", begun_ns=NOW)
+    stored.commit(changes(ledger), [])
+    stored.load(taken)
+    stored.close()
+    for each in (ledger, taken):
+        for second in (3, 4):
+            observe(each, reading(both, NOW + second * SECOND, epoch="boot:2"))
+        assert attempts(_due(each, 4, closing=True)) == []
+        assert _pending(each) == (0, 0)
+
+
+def test_packets_that_are_owed_before_a_restart_are_reported_after_it(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    observe(ledger, reading({key(tcp()): 1}, NOW + SECOND))
+    stored, taken = Book(tmp_path / FILE).open(), Ledger("sb", begun_ns=NOW)
+    stored.commit(changes(ledger), [])
+    stored.load(taken)
+    stored.close()
+    assert [each.packets for each in attempts(_due(taken, 2))] == [1]
+
+
+def test_reading_of_two_rules_is_as_old_as_the_older(ledger: Ledger) -> None:
+    one = reading({}, NOW + SECOND)
+    observe(
+        ledger,
+        dataclasses.replace(one, rules={"link": one.rules[RULE]}, epochs={"link": "boot:1"}),
+    )
+    assert ledger.read_ns == NOW
+
+
+def test_balance_has_no_lost_record_when_more_were_read_than_the_last_reading_counted(
+    ledger: Ledger,
+) -> None:
+    ledger.record(record(tcp()), SECOND)
+    assert [each.lost for each in ledger.balances()] == [0]
