@@ -227,3 +227,25 @@ def test_balance_has_no_lost_record_when_more_were_read_than_the_last_reading_co
 ) -> None:
     ledger.record(record(tcp()), SECOND)
     assert [each.lost for each in ledger.balances()] == [0]
+
+
+def test_record_is_found_elsewhere_after_two_readings_and_not_after_one(ledger: Ledger) -> None:
+    """One reading may leave out an element."""
+    assert ledger.record(record(tcp(1)), SECOND) is not None
+    other = {key(tcp(2)): 1}
+    assert _step(ledger, other, 2) == []
+    assert ledger.rules[RULE].entries["flows4"].keys() == {key(tcp(1)).data, key(tcp(2)).data}
+    both = {key(tcp(1)): 1, key(tcp(2)): 1}
+    assert [each.packets for each in _step(ledger, both, 3)] == [1]
+    assert _pending(ledger) == (0, 0)
+
+
+def test_record_is_taken_off_what_has_no_place_after_nine_readings(ledger: Ledger) -> None:
+    assert ledger.record(record(tcp(1)), SECOND) is not None
+    entries = ledger.rules[RULE].entries["flows4"]
+    for second in range(2, 10):
+        observe(ledger, reading({}, NOW + second * SECOND, refused=0))
+        assert len(entries) == 1
+    observe(ledger, reading({}, NOW + 10 * SECOND, refused=0))
+    assert len(entries) == 0
+    assert ledger.rules[RULE].overflow.counted.owed_packets == -1
