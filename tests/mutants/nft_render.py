@@ -1,0 +1,74 @@
+"""Render a mutated policy file as the installer does, and check it as nft does."""
+
+from __future__ import annotations
+
+import importlib.resources
+import subprocess
+from typing import TYPE_CHECKING, Final
+from unittest import mock
+
+from ocsf_nft.fence import ruleset
+from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
+from ocsf_nft.fence.values import endpoint, subnet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.mutants.nft_mutations import Mutant
+
+_PROXIES: Final = (endpoint("10.0.0.1:3128"), endpoint("[fd00::1]:3128"))
+_TAP: Final = Tap(device="lo", subnets=(subnet("10.0.0.1/29"), subnet("fd00::1/64")))
+_AROUND: Final = Surroundings(
+    links=("lo",), uplinks=("lo",), neighbours=tuple(end.address for end in _PROXIES), ifindex=1
+)
+_SANDBOX: Final = FenceSpec(sandbox="a", proxies=_PROXIES)
+_PERMISSIVE: Final = FenceSpec(sandbox="a", proxies=_PROXIES, is_permissive=True)
+#: A fence that each policy file is a part of.
+_SPECS: Final = {
+    "accounting.nft": _SANDBOX,
+    "guard.nft": FenceSpec(sandbox="a", proxies=_PROXIES, guard_device="lo"),
+    "permissive.nft": _PERMISSIVE,
+    "permissive_tap.nft": FenceSpec(sandbox="a", proxies=_PROXIES, tap=_TAP, is_permissive=True),
+    "sandbox.nft": _SANDBOX,
+    "sidecar.nft": FenceSpec(sandbox="a", proxies=_PROXIES, proxy_uids=(3128,)),
+    "tap.nft": FenceSpec(sandbox="a", proxies=_PROXIES, tap=_TAP),
+}
+FILES: Final = tuple(_SPECS)
+
+
+def policy(file: str) -> str:
+    """Return the text of a policy file."""
+    return (importlib.resources.files("ocsf_nft.rules") / file).read_text("utf-8")
+
+
+def rendered(file: str, text: str) -> str:
+    """Return the ruleset that the installer makes of a policy file with this text."""
+
+    def read(name: str) -> str:
+        return text if name == file else policy(name)
+
+    render = ruleset.guard if file == "guard.nft" else ruleset.fence
+    with mock.patch.object(ruleset, "_policy", read):
+        lines = render(_SPECS[file], _AROUND, "nflog").splitlines()
+    return "\n".join(line for line in map(str.strip, lines) if line and line[0] != "#")
+
+
+def valid(mutants: Iterable[Mutant]) -> list[Mutant]:
+    """Return the mutants that the installer renders, nft accepts, and that change something."""
+    found: dict[tuple[str, str], Mutant] = {}
+    for mutant in mutants:
+        original = policy(mutant.file)
+        try:
+            text = rendered(mutant.file, mutant.applied(original))
+        except AssertionError:  # the installer refuses the file
+            continue
+        is_new = (mutant.file, text) not in found and text != rendered(mutant.file, original)
+        if is_new and _is_accepted(text):
+            found[mutant.file, text] = mutant
+    return list(found.values())
+
+
+def _is_accepted(text: str) -> bool:
+    command = ["unshare", "--net", "nft", "--check", "--file", "-"]
+    done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+    return done.returncode == 0
