@@ -1,0 +1,396 @@
+"""A bench for a fence's rules: packets of any sender, and what became of each.
+
+A packet that no socket has sent is made by nftables itself: in `output` from one that root sends
+(`dup`), on a link from a frame that comes in on another one (`fwd`). So the rules for the kernel's
+own packets are tested with any packet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft import lab as laboratory
+from ocsf_nft import netlink, nfnetlink
+from ocsf_nft.fence import installer
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, ip
+from ocsf_nft.netns import Namespace, named
+from ocsf_nft.nfnetlink import Nftables
+from tests.kernel import conftest, packets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.lab import Lab
+
+UPLINK: Final = "sb0"
+#: A link to a nested namespace.
+NESTED: Final = "n0"
+NESTED4, NESTED6 = "10.201.0.2", "fd00:201::2"
+HOST4, HOST6 = "10.201.0.1", "fd00:201::1"
+#: What a packet's mark asks for: no owner, past the chain `output`, and the IPv6 header's length.
+_UNOWNED, _PAST_OUTPUT, _SAYS_LESS, _SAYS_MORE = 1, 2, 4, 8
+_DEVICES: Final = (UPLINK, NESTED)
+_SO_MARK: Final = 36
+_IPV6_HDRINCL: Final = 36
+_NFT_MSG_GETOBJ: Final = 19
+_WRONG_AT_MOST: Final = 9
+_SECONDS: Final = 2.0
+#: The counters that a packet may be found in, by what they say of it.
+_COUNTED: Final = {
+    "egress": ("inet", "ocsf_nft", "refused_egress"),
+    "forward": ("inet", "ocsf_nft", "refused_forward"),
+    "ingress": ("inet", "ocsf_nft", "refused_ingress"),
+    "link": ("netdev", "ocsf_nft", "refused_link"),
+    "out": ("netdev", "observer", "got_out"),
+    "in": ("inet", "observer", "came_in"),
+    "reset": ("inet", "observer", "answered_rst"),
+    "error": ("inet", "observer", "answered_icmp"),
+}
+#: What is left of a packet once a fence has let it through.
+_OBSERVER: Final = """
+table inet observer {
+    counter came_in { }
+    counter answered_rst { }
+    counter answered_icmp { }
+    chain input {
+        type filter hook input priority 1000
+        iif != lo counter name came_in drop
+    }
+    chain output {
+        type filter hook output priority 1000
+        meta skuid >= 0 accept
+        tcp flags & rst == rst counter name answered_rst
+        icmp type 3 icmp code 13 counter name answered_icmp
+        icmpv6 type 1 icmpv6 code 1 counter name answered_icmp
+    }
+}
+table netdev observer {
+    counter got_out { }
+    chain egress {
+        type filter hook egress devices = { sb0, n0 } priority 1000
+        counter name got_out
+    }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A packet, and what must become of it.
+
+    ``expected`` names the rules that count it, "out" or "in" where it gets through, and "reset" or
+    "error" where the fence answers it.
+    """
+
+    name: str
+    send: Callable[[], None]
+    expected: str
+
+
+class Bench:
+    """A fenced sandbox with a link out and a link to a nested namespace."""
+
+    def __init__(self, lab: Lab, nested: Namespace, installed: Installed) -> None:
+        self.lab = lab
+        self.installed = installed
+        self._nested = nested
+        self._sandbox = lab.sandbox_namespace
+        self._nftables = self._sandbox.call(Nftables)
+        self._macs = {device: self._sandbox.call(lambda d=device: _mac(d)) for device in _DEVICES}
+
+    def close(self) -> None:
+        self._nftables.close()
+
+    def owned(self, packet: bytes, device: str = UPLINK, *, past_output: bool = False) -> None:
+        """Send an IP packet by a raw socket of root's that is bound to a device."""
+        self._sandbox.call(lambda: _send_raw(packet, device, _PAST_OUTPUT * past_output))
+
+    def unowned(
+        self,
+        packet: bytes,
+        device: str = UPLINK,
+        *,
+        past_output: bool = False,
+        says_less: bool = False,
+        says_more: bool = False,
+    ) -> None:
+        """Send an IP packet that no socket owns."""
+        mark = _UNOWNED | _PAST_OUTPUT * past_output
+        mark |= _SAYS_LESS * says_less | _SAYS_MORE * says_more
+        self._sandbox.call(lambda: _send_raw(packet, device, mark))
+
+    def frame(self, kind: int, payload: bytes, device: str = UPLINK) -> None:
+        """Send a frame by a packet socket."""
+        frame = packets.frame(_gateway(), self._macs[device], kind, payload)
+        self._sandbox.call(lambda: _send_frame(frame, device))
+
+    def unowned_frame(
+        self,
+        kind: int,
+        payload: bytes,
+        device: str = UPLINK,
+        *,
+        pad: bool = True,
+        tag: bytes = b"",
+    ) -> None:
+        """Send a frame that no socket owns, and that no route was looked up for.
+
+        The kernel takes a VLAN tag off the frame and keeps it beside (packet(7)).
+        """
+        to = bytes((2, 0, 0, 0, 0xAA, _DEVICES.index(device)))
+        frame = to + b"\x02\0\0\0\xbb\1" + tag + struct.pack("!H", kind) + payload
+        frame = frame.ljust(60 if pad else 0, b"\0")
+        self.lab.gateway_namespace.call(lambda: _send_frame(frame, "x1"))
+
+    def arrives(self, packet: bytes) -> None:
+        """Let an IP packet come in on the link out."""
+        frame = packets.frame(self._macs[UPLINK], _gateway(), _kind(packet), packet)
+        self.lab.gateway_namespace.call(lambda: _send_frame(frame, self.lab.gateway_device))
+
+    def from_nested(self, packet: bytes) -> None:
+        """Let an IP packet come in from the nested namespace."""
+        frame = packets.frame(self._macs[NESTED], b"\x02\0\0\0\0\x09", _kind(packet), packet)
+        self._nested.call(lambda: _send_frame(frame, "n1"))
+
+    def on_loopback(self, packet: bytes) -> None:
+        """Let an IP packet come in on loopback, as nothing that the IP stack has sent."""
+        frame = packets.frame(bytes(6), bytes(6), _kind(packet), packet)
+        self._sandbox.call(lambda: _send_frame(frame, "lo"))
+
+    def outcome(self, send: Callable[[], None]) -> str:
+        """Send, and name the counters that have grown, each once for each packet."""
+        before = self._counts()
+        send()
+        end = time.monotonic() + _SECONDS
+        while (after := self._counts()) == before and time.monotonic() < end:
+            time.sleep(0.005)
+        return " ".join(name for name, count in after.items() for _ in range(count - before[name]))
+
+    def wrong(self, cases: Iterable[Case]) -> dict[str, str]:
+        """What became of the first cases that went wrong."""
+        found: dict[str, str] = {}
+        for case in cases:
+            outcome = self.outcome(case.send)
+            if outcome != case.expected:
+                found[case.name] = f"{outcome or 'nothing'}, not {case.expected}"
+                if len(found) == _WRONG_AT_MOST:
+                    break
+        return found
+
+    def quiet(self) -> None:
+        """Wait until the kernel has said what it says by itself once a link is up."""
+        before, since = self._counts(), time.monotonic()
+        while time.monotonic() - since < 0.1:
+            time.sleep(0.01)
+            if (after := self._counts()) != before:
+                before, since = after, time.monotonic()
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            label: self._count(family, table, counter)
+            for label, (family, table, counter) in _COUNTED.items()
+        }
+
+    def _count(self, family: str, table: str, counter: str) -> int:
+        asked = b"".join(
+            netlink.attribute(kind, value)
+            for kind, value in (
+                (1, table.encode() + b"\0"), (2, counter.encode() + b"\0"),
+                (3, struct.pack("!I", 1)),  # NFT_OBJECT_COUNTER
+            )
+        )  # fmt: skip
+        found = self._nftables.ask(_NFT_MSG_GETOBJ, nfnetlink.FAMILIES[family], asked)
+        data = dict(netlink.attributes(memoryview(found[4])))
+        return int.from_bytes(bytes(data[2]), "big")
+
+
+@contextlib.contextmanager
+def bench(spec: FenceSpec, state: StateDirectory) -> Iterator[Bench]:
+    """Fence a throw-away sandbox, with what makes packets before the fence and sees them after."""
+    with laboratory.throwaway() as lab, _nested(lab) as nested:
+        lab.sandbox_namespace.call(_forward)
+        installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
+        _more_links(lab)
+        conftest.load(lab.sandbox_namespace, _OBSERVER + _craft())
+        conftest.load(lab.gateway_namespace, _sink(lab.gateway_device))
+        conftest.load(nested, _sink("n1"))
+        accept = f"insert rule inet ocsf_nft output meta mark & {_PAST_OUTPUT} != 0 accept"
+        conftest.nft(lab.sandbox_namespace, accept)
+        made = Bench(lab, nested, installed)
+        try:
+            made.quiet()
+            yield made
+        finally:
+            made.close()
+
+
+@contextlib.contextmanager
+def _nested(lab: Lab) -> Iterator[Namespace]:
+    name = f"{lab.sandbox}-nested"
+    ip("netns", "add", name)
+    try:
+        for namespace in (lab.sandbox_namespace, lab.gateway_namespace, named(name)):
+            namespace.call(_calm)
+        ip("-n", lab.sandbox, "link", "add", NESTED, "type", "veth", "peer", "name", "n1",
+           "netns", name)  # fmt: skip
+        for namespace, device, own4, own6 in (
+            (lab.sandbox, NESTED, HOST4, HOST6),
+            (name, "n1", NESTED4, NESTED6),
+        ):
+            ip("-n", namespace, "address", "add", f"{own4}/24", "dev", device)
+            ip("-n", namespace, "address", "add", f"{own6}/64", "dev", device, "nodad")
+            ip("-n", namespace, "link", "set", device, "up")
+        yield named(name)
+    finally:
+        ip("netns", "del", name)
+
+
+def _calm() -> None:
+    """Keep the calling thread's namespace from speaking by itself on a link that comes up."""
+    for name, value in (
+        ("accept_dad", "0"), ("mldv2_unsolicited_report_interval", "1"),
+        ("router_solicitations", "0"),
+    ):  # fmt: skip
+        for scope in Path("/proc/sys/net/ipv6/conf").iterdir():
+            (scope / name).write_text(value, encoding="ascii")
+
+
+def _forward() -> None:
+    """Let the calling thread's namespace forward, and answer whatever it has to answer."""
+    for name, value in (
+        ("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv4/icmp_ratelimit", "0"),
+        ("ipv4/icmp_msgs_per_sec", "100000"), ("ipv4/icmp_msgs_burst", "100000"),
+        ("ipv6/icmp/ratelimit", "0"),
+    ):  # fmt: skip
+        Path("/proc/sys/net", name).write_text(value, encoding="ascii")
+
+
+def _more_links(lab: Lab) -> None:
+    """Add a link that the fence doesn't know, and an address behind each link that it knows."""
+    sandbox = ("-n", lab.sandbox)
+    ip(*sandbox, "link", "add", "x0", "type", "veth", "peer", "name", "x1", "netns", lab.gateway)
+    ip(*sandbox, "link", "set", "x0", "up")
+    ip("-n", lab.gateway, "link", "set", "x1", "up")
+    for number, device in enumerate(_DEVICES):
+        for family, next_hop, target in (
+            ("-4", f"192.0.2.{10 + number}", f"198.18.0.{number}"),
+            ("-6", f"fe80::a{number}", f"2001:db8:d::{number}"),
+        ):
+            ip(*sandbox, family, "route", "add", target, "via", next_hop, "dev", device, "onlink")
+            ip(*sandbox, "neigh", "add", next_hop, "lladdr", GATEWAY_MAC, "dev", device)
+    # For sockets that are bound to the link.
+    ip(
+        *sandbox,
+        "-6",
+        "route",
+        "add",
+        "default",
+        "via",
+        "fe80::a1",
+        "dev",
+        NESTED,
+        "metric",
+        "9999",
+    )
+    for device, addresses in (
+        (UPLINK, (GATEWAY4, GATEWAY6)),
+        (NESTED, (NESTED4, NESTED6, GATEWAY4)),
+    ):
+        for address in addresses:
+            ip(*sandbox, "neigh", "replace", address, "lladdr", GATEWAY_MAC, "dev", device)
+
+
+def _craft() -> str:
+    """Tables that make packets without an owner."""
+    dup = {
+        family: "".join(
+            f'oifname "{device}" dup to {target}{number} device "{device}" drop\n'
+            for number, device in enumerate(_DEVICES)
+        )
+        for family, target in (("ip", "198.18.0."), ("ip6", "2001:db8:d::"))
+    }
+    forward = "".join(
+        f'ether daddr 02:00:00:00:aa:{number:02x} fwd to "{device}"\n'
+        for number, device in enumerate(_DEVICES)
+    )
+    chains = "".join(
+        f"""
+        table {family} craft {{
+            chain output {{
+                type filter hook output priority -1000
+                meta mark & {_UNOWNED} == {_UNOWNED} meta skuid >= 0 jump unowned
+            }}
+            chain unowned {{
+                {dup[family]}
+            }}
+        }}
+        """
+        for family in ("ip", "ip6")
+    )
+    return f"""
+        {chains}
+        table ip6 lies {{
+            chain output {{
+                type filter hook output priority -999
+                meta mark & {_SAYS_LESS} != 0 ip6 length set 24
+                meta mark & {_SAYS_MORE} != 0 ip6 length set 48
+            }}
+        }}
+        table netdev craft {{
+            chain ingress {{
+                type filter hook ingress device x0 priority 0
+                {forward}
+            }}
+        }}
+        """
+
+
+def _sink(device: str) -> str:
+    """A table that keeps a namespace from answering what comes to it."""
+    return (
+        "table netdev sink { chain ingress { "
+        f"type filter hook ingress device {device} priority 0; policy drop; }}; }}\n"
+    )
+
+
+def _send_raw(packet: bytes, device: str, mark: int) -> None:
+    is_ip4 = packet[0] >> 4 == 4
+    family = socket.AF_INET if is_ip4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+        if not is_ip4:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
+        to = packet[16:20] if is_ip4 else packet[24:40]
+        with contextlib.suppress(PermissionError):  # what the fence has refused, or `craft` dropped
+            sock.sendto(packet, (socket.inet_ntop(family, to), 0))
+
+
+def _send_frame(frame: bytes, device: str) -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind((device, 0))
+        with contextlib.suppress(PermissionError, OSError):
+            sock.sendto(frame, (device, int.from_bytes(frame[12:14], "big")))
+
+
+def _mac(device: str) -> bytes:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind((device, 0))
+        address: bytes = sock.getsockname()[4]
+        return address
+
+
+def _gateway() -> bytes:
+    return bytes.fromhex(GATEWAY_MAC.replace(":", ""))
+
+
+def _kind(packet: bytes) -> int:
+    return packets.ETH_IP if packet[0] >> 4 == 4 else packets.ETH_IP6
