@@ -31,7 +31,7 @@ def icmp(source: str, to: str, kind: int, code: int = 0, body: bytes = bytes(12)
     return _packet(source, to, ICMP6 if ":" in to else ICMP, message)
 
 
-def neighbour(  # noqa: PLR0913 - one for each field
+def neighbour(
     source: str,
     to: str,
     kind: int = 135,
@@ -65,7 +65,7 @@ def with_options4(packet: bytes) -> bytes:
 
 
 def with_extension6(packet: bytes, kind: int = 60, header: bytes = bytes(7)) -> bytes:
-    """The IPv6 packet with an extension header of a kind; ``header`` is what follows the first byte."""
+    """The IPv6 packet with an extension header; ``header`` is what follows its first byte."""
     payload = packet[6:7] + header + packet[40:]
     return packet[:4] + struct.pack("!HB", len(payload), kind) + packet[7:40] + payload
 

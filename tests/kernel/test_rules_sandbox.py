@@ -226,7 +226,7 @@ def test_link_rules_judge_frames_without_an_owner(bench: Bench) -> None:
     request = arp()
     send, nested = bench.unowned_frame, partial(bench.unowned_frame, device=NESTED)
     unpadded = partial(send, pad=False)
-    tagged = {"tag": b"\x81\0\0\5"}
+    tag = b"\x81\0\0\5"
     not_arp = {
         "another hardware": b"\0\6" + request[2:],
         "another protocol": request[:2] + b"\x86\xdd" + request[4:],
@@ -244,7 +244,7 @@ def test_link_rules_judge_frames_without_an_owner(bench: Bench) -> None:
             Case("answer", partial(send, ETH_ARP, request[:7] + b"\2" + request[8:]), "out"),
             Case("padded", partial(unpadded, ETH_ARP, request + _PADDING), "out"),
             Case("longer", partial(unpadded, ETH_ARP, request + _PADDING + b"x"), "link"),
-            Case("tagged", partial(send, ETH_ARP, request, **tagged), "link"),
+            Case("tagged", partial(send, ETH_ARP, request, tag=tag), "link"),
             Case("of another ethertype", partial(send, 0x88B5, request), "link"),
             *(Case(name, partial(send, ETH_ARP, bad), "link") for name, bad in not_arp.items()),
         )
@@ -260,24 +260,24 @@ def test_link_rules_judge_frames_without_an_owner(bench: Bench) -> None:
                 partial(nested, ETH_ARP, stranger + _PADDING + b"x", pad=False),
                 "link",
             ),
-            Case("nested, tagged", partial(nested, ETH_ARP, stranger, **tagged), "link"),
+            Case("nested, tagged", partial(nested, ETH_ARP, stranger, tag=tag), "link"),
             Case("nested, of another ethertype", partial(nested, 0x88B5, stranger), "link"),
         )
     )
     solicitation = headers.neighbour(SANDBOX6, GATEWAY6)
     assert not bench.wrong(
-        Case(f"{name} as a frame{label}", partial(send, kind, packet, **more), "link")
+        Case(f"{name} as a frame, tag {tag!r}", partial(send, kind, packet, tag=tag), "link")
         for name, kind, packet in (
             ("ip4 to the proxy", ETH_IP, _PROXIED[0]),
             ("ip6 to the proxy", ETH_IP6, _PROXIED[1]),
             ("a solicitation", ETH_IP6, solicitation),
         )
-        for label, more in (("", {}), (" with a tag", tagged))
+        for tag in (b"", b"\x81\0\0\5")
     )
     assert not bench.wrong(
         Case(
             f"nested: tagged {name}",
-            partial(nested, ETH_IP6 if " ip6" in name else ETH_IP, packet, **tagged),
+            partial(nested, ETH_IP6 if " ip6" in name else ETH_IP, packet, tag=tag),
             "link",
         )
         for name, packet in _answers().items()
@@ -317,6 +317,12 @@ def test_input_rules_let_in_the_errors_and_neighbours_that_the_sandbox_needs(ben
             packet = headers.neighbour(GATEWAY6, SANDBOX6, kind, hop_limit=hop_limit)
             found = bench.outcome(partial(bench.arrives, packet))
             assert found == ("in" if is_in else "ingress"), (kind, hop_limit)
+
+
+def test_loopback_is_free(bench: Bench) -> None:
+    for own in ("127.0.0.1", SANDBOX4, "::1", SANDBOX6):
+        for packet in (headers.tcp(own, own, 80), headers.udp(own, own, 80)):
+            assert bench.outcome(partial(bench.looped, packet)) == "loop", own
 
 
 def test_forward_rules_answer_a_nested_namespace_and_nobody_else(bench: Bench) -> None:

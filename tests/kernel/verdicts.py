@@ -12,8 +12,9 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft import lab as laboratory
 from ocsf_nft import netlink, nfnetlink
@@ -22,13 +23,17 @@ from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, ip
 from ocsf_nft.netns import Namespace, named
 from ocsf_nft.nfnetlink import Nftables
 from tests.kernel import conftest, packets
+from tests.kernel.users import CAP_NET_RAW, as_user
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.lab import Lab
+
+#: A named counter: the family and the name of its table, and its own name.
+Counter: TypeAlias = tuple[str, str, str]
 
 UPLINK: Final = "sb0"
 #: A link to a nested namespace.
@@ -44,13 +49,14 @@ _NFT_MSG_GETOBJ: Final = 19
 _WRONG_AT_MOST: Final = 9
 _SECONDS: Final = 2.0
 #: The counters that a packet may be found in, by what they say of it.
-_COUNTED: Final = {
+_COUNTED: Final[Mapping[str, Counter]] = {
     "egress": ("inet", "ocsf_nft", "refused_egress"),
     "forward": ("inet", "ocsf_nft", "refused_forward"),
     "ingress": ("inet", "ocsf_nft", "refused_ingress"),
     "link": ("netdev", "ocsf_nft", "refused_link"),
     "out": ("netdev", "observer", "got_out"),
     "in": ("inet", "observer", "came_in"),
+    "loop": ("inet", "observer", "looped"),
     "reset": ("inet", "observer", "answered_rst"),
     "error": ("inet", "observer", "answered_icmp"),
 }
@@ -58,11 +64,14 @@ _COUNTED: Final = {
 _OBSERVER: Final = """
 table inet observer {
     counter came_in { }
+    counter looped { }
     counter answered_rst { }
     counter answered_icmp { }
     chain input {
         type filter hook input priority 1000
         iif != lo counter name came_in drop
+        ip dscp 4 counter name looped drop
+        ip6 dscp 4 counter name looped drop
     }
     chain output {
         type filter hook output priority 1000
@@ -86,8 +95,8 @@ table netdev observer {
 class Case:
     """A packet, and what must become of it.
 
-    ``expected`` names the rules that count it, "out" or "in" where it gets through, and "reset" or
-    "error" where the fence answers it.
+    ``expected`` names the rules that count it, "out", "in" or (on loopback) "loop" where it gets
+    through, and "reset" or "error" where the fence answers it.
     """
 
     name: str
@@ -95,75 +104,15 @@ class Case:
     expected: str
 
 
-class Bench:
-    """A fenced sandbox with a link out and a link to a nested namespace."""
+class Outcomes:
+    """The counters of a namespace by which what became of a packet is known."""
 
-    def __init__(self, lab: Lab, nested: Namespace, installed: Installed) -> None:
-        self.lab = lab
-        self.installed = installed
-        self._nested = nested
-        self._sandbox = lab.sandbox_namespace
-        self._nftables = self._sandbox.call(Nftables)
-        self._macs = {device: self._sandbox.call(lambda d=device: _mac(d)) for device in _DEVICES}
+    def __init__(self, namespace: Namespace, counted: Mapping[str, Counter]) -> None:
+        self._counted = counted
+        self._nftables = namespace.call(Nftables)
 
     def close(self) -> None:
         self._nftables.close()
-
-    def owned(self, packet: bytes, device: str = UPLINK, *, past_output: bool = False) -> None:
-        """Send an IP packet by a raw socket of root's that is bound to a device."""
-        self._sandbox.call(lambda: _send_raw(packet, device, _PAST_OUTPUT * past_output))
-
-    def unowned(
-        self,
-        packet: bytes,
-        device: str = UPLINK,
-        *,
-        past_output: bool = False,
-        says_less: bool = False,
-        says_more: bool = False,
-    ) -> None:
-        """Send an IP packet that no socket owns."""
-        mark = _UNOWNED | _PAST_OUTPUT * past_output
-        mark |= _SAYS_LESS * says_less | _SAYS_MORE * says_more
-        self._sandbox.call(lambda: _send_raw(packet, device, mark))
-
-    def frame(self, kind: int, payload: bytes, device: str = UPLINK) -> None:
-        """Send a frame by a packet socket."""
-        frame = packets.frame(_gateway(), self._macs[device], kind, payload)
-        self._sandbox.call(lambda: _send_frame(frame, device))
-
-    def unowned_frame(
-        self,
-        kind: int,
-        payload: bytes,
-        device: str = UPLINK,
-        *,
-        pad: bool = True,
-        tag: bytes = b"",
-    ) -> None:
-        """Send a frame that no socket owns, and that no route was looked up for.
-
-        The kernel takes a VLAN tag off the frame and keeps it beside (packet(7)).
-        """
-        to = bytes((2, 0, 0, 0, 0xAA, _DEVICES.index(device)))
-        frame = to + b"\x02\0\0\0\xbb\1" + tag + struct.pack("!H", kind) + payload
-        frame = frame.ljust(60 if pad else 0, b"\0")
-        self.lab.gateway_namespace.call(lambda: _send_frame(frame, "x1"))
-
-    def arrives(self, packet: bytes) -> None:
-        """Let an IP packet come in on the link out."""
-        frame = packets.frame(self._macs[UPLINK], _gateway(), _kind(packet), packet)
-        self.lab.gateway_namespace.call(lambda: _send_frame(frame, self.lab.gateway_device))
-
-    def from_nested(self, packet: bytes) -> None:
-        """Let an IP packet come in from the nested namespace."""
-        frame = packets.frame(self._macs[NESTED], b"\x02\0\0\0\0\x09", _kind(packet), packet)
-        self._nested.call(lambda: _send_frame(frame, "n1"))
-
-    def on_loopback(self, packet: bytes) -> None:
-        """Let an IP packet come in on loopback, as nothing that the IP stack has sent."""
-        frame = packets.frame(bytes(6), bytes(6), _kind(packet), packet)
-        self._sandbox.call(lambda: _send_frame(frame, "lo"))
 
     def outcome(self, send: Callable[[], None]) -> str:
         """Send, and name the counters that have grown, each once for each packet."""
@@ -196,7 +145,7 @@ class Bench:
     def _counts(self) -> dict[str, int]:
         return {
             label: self._count(family, table, counter)
-            for label, (family, table, counter) in _COUNTED.items()
+            for label, (family, table, counter) in self._counted.items()
         }
 
     def _count(self, family: str, table: str, counter: str) -> int:
@@ -210,6 +159,83 @@ class Bench:
         found = self._nftables.ask(_NFT_MSG_GETOBJ, nfnetlink.FAMILIES[family], asked)
         data = dict(netlink.attributes(memoryview(found[4])))
         return int.from_bytes(bytes(data[2]), "big")
+
+
+class Bench(Outcomes):
+    """A fenced sandbox with a link out and a link to a nested namespace."""
+
+    def __init__(self, lab: Lab, nested: Namespace, installed: Installed) -> None:
+        super().__init__(lab.sandbox_namespace, _COUNTED)
+        self.lab = lab
+        self.installed = installed
+        self._nested = nested
+        self._sandbox = lab.sandbox_namespace
+        self._macs = {device: self._sandbox.call(partial(_mac, device)) for device in _DEVICES}
+
+    def owned(
+        self, packet: bytes, device: str = UPLINK, *, past_output: bool = False, uid: int = 0
+    ) -> None:
+        """Send an IP packet by a raw socket of a user's that is bound to a device."""
+        self._as_user(uid, lambda: _send_raw(packet, device, _PAST_OUTPUT * past_output))
+
+    def unowned(
+        self,
+        packet: bytes,
+        device: str = UPLINK,
+        *,
+        past_output: bool = False,
+        says_less: bool = False,
+        says_more: bool = False,
+    ) -> None:
+        """Send an IP packet that no socket owns."""
+        mark = _UNOWNED | _PAST_OUTPUT * past_output
+        mark |= _SAYS_LESS * says_less | _SAYS_MORE * says_more
+        self._sandbox.call(lambda: _send_raw(packet, device, mark))
+
+    def frame(self, kind: int, payload: bytes, device: str = UPLINK, *, uid: int = 0) -> None:
+        """Send a frame by a packet socket of a user's."""
+        frame = packets.frame(_gateway(), self._macs[device], kind, payload)
+        self._as_user(uid, lambda: send_frame(frame, device))
+
+    def looped(self, packet: bytes, *, uid: int = 0) -> None:
+        """Send an IP packet on loopback, by a raw socket of a user's."""
+        self._as_user(uid, lambda: _send_raw(_seen_on_loopback(packet), "lo", 0))
+
+    def unowned_frame(
+        self,
+        kind: int,
+        payload: bytes,
+        device: str = UPLINK,
+        *,
+        pad: bool = True,
+        tag: bytes = b"",
+    ) -> None:
+        """Send a frame that no socket owns, and that no route was looked up for.
+
+        The kernel takes a VLAN tag off the frame and keeps it beside (packet(7)).
+        """
+        to = bytes((2, 0, 0, 0, 0xAA, _DEVICES.index(device)))
+        frame = to + b"\x02\0\0\0\xbb\1" + tag + struct.pack("!H", kind) + payload
+        frame = frame.ljust(60 if pad else 0, b"\0")
+        self.lab.gateway_namespace.call(lambda: send_frame(frame, "x1"))
+
+    def arrives(self, packet: bytes) -> None:
+        """Let an IP packet come in on the link out."""
+        frame = packets.frame(self._macs[UPLINK], _gateway(), _kind(packet), packet)
+        self.lab.gateway_namespace.call(lambda: send_frame(frame, self.lab.gateway_device))
+
+    def from_nested(self, packet: bytes) -> None:
+        """Let an IP packet come in from the nested namespace."""
+        frame = packets.frame(self._macs[NESTED], b"\x02\0\0\0\0\x09", _kind(packet), packet)
+        self._nested.call(lambda: send_frame(frame, "n1"))
+
+    def on_loopback(self, packet: bytes) -> None:
+        """Let an IP packet come in on loopback, as nothing that the IP stack has sent."""
+        frame = packets.frame(bytes(6), bytes(6), _kind(packet), _seen_on_loopback(packet))
+        self._sandbox.call(lambda: send_frame(frame, "lo"))
+
+    def _as_user(self, uid: int, work: Callable[[], None]) -> None:
+        self._sandbox.call(as_user(uid, work, capabilities=frozenset({CAP_NET_RAW})))
 
 
 @contextlib.contextmanager
@@ -237,8 +263,8 @@ def _nested(lab: Lab) -> Iterator[Namespace]:
     name = f"{lab.sandbox}-nested"
     ip("netns", "add", name)
     try:
-        for namespace in (lab.sandbox_namespace, lab.gateway_namespace, named(name)):
-            namespace.call(_calm)
+        for quiet in (lab.sandbox_namespace, lab.gateway_namespace, named(name)):
+            quiet.call(_calm)
         ip("-n", lab.sandbox, "link", "add", NESTED, "type", "veth", "peer", "name", "n1",
            "netns", name)  # fmt: skip
         for namespace, device, own4, own6 in (
@@ -287,19 +313,9 @@ def _more_links(lab: Lab) -> None:
             ip(*sandbox, family, "route", "add", target, "via", next_hop, "dev", device, "onlink")
             ip(*sandbox, "neigh", "add", next_hop, "lladdr", GATEWAY_MAC, "dev", device)
     # For sockets that are bound to the link.
-    ip(
-        *sandbox,
-        "-6",
-        "route",
-        "add",
-        "default",
-        "via",
-        "fe80::a1",
-        "dev",
-        NESTED,
-        "metric",
-        "9999",
-    )
+    for family, next_hop in (("-4", "192.0.2.11"), ("-6", "fe80::a1")):
+        way = ("via", next_hop, "dev", NESTED, "metric", "9999", "onlink")
+        ip(*sandbox, family, "route", "add", "default", *way)
     for device, addresses in (
         (UPLINK, (GATEWAY4, GATEWAY6)),
         (NESTED, (NESTED4, NESTED6, GATEWAY4)),
@@ -365,7 +381,8 @@ def _send_raw(packet: bytes, device: str, mark: int) -> None:
     is_ip4 = packet[0] >> 4 == 4
     family = socket.AF_INET if is_ip4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        if device != "lo":  # what is for the namespace itself goes there anyway
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
         sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
         if not is_ip4:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
@@ -374,11 +391,21 @@ def _send_raw(packet: bytes, device: str, mark: int) -> None:
             sock.sendto(packet, (socket.inet_ntop(family, to), 0))
 
 
-def _send_frame(frame: bytes, device: str) -> None:
+def send_frame(frame: bytes, device: str) -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
         sock.bind((device, 0))
         with contextlib.suppress(PermissionError, OSError):
             sock.sendto(frame, (device, int.from_bytes(frame[12:14], "big")))
+
+
+def _seen_on_loopback(packet: bytes) -> bytes:
+    """The packet with the traffic class that it is known by there."""
+    if packet[0] >> 4 == 6:
+        return b"\x61\0" + packet[2:]
+    length = 4 * (packet[0] & 15)
+    header = packet[:1] + b"\x10" + packet[2:10] + b"\0\0" + packet[12:length]
+    total = struct.pack("!H", packets.checksum(header))
+    return header[:10] + total + header[12:] + packet[length:]
 
 
 def _mac(device: str) -> bytes:

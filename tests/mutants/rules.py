@@ -39,13 +39,18 @@ _KERNEL: Final = "tests/kernel"
 #: The tests of each policy file in groups, the quickest and most telling first.
 TESTS: Final = {
     "accounting.nft": [
+        ["test_rules_loaded.py", "test_rules_accounting.py"],
         ["test_counters.py", "test_escapes.py"],
     ],
-    "guard.nft": [["test_guard.py"]],
+    "guard.nft": [["test_rules_guard.py", "test_rules_loaded.py"], ["test_guard.py"]],
     "permissive.nft": [["test_permissive_profiles.py"], ["test_permissive.py"]],
     "permissive_tap.nft": [["test_permissive_profiles.py"]],
-    "sandbox.nft": [["test_rules_sandbox.py"], ["test_escapes.py", "test_flows.py", "test_other_links.py"]],
+    "sandbox.nft": [
+        ["test_rules_sandbox.py", "test_rules_rivals.py"],
+        ["test_rules_loaded.py", "test_other_links.py", "test_escapes.py", "test_flows.py"],
+    ],
     "sidecar.nft": [
+        ["test_rules_sidecar.py", "test_rules_rivals.py", "test_rules_loaded.py"],
         ["test_sidecar_unowned.py", "test_sidecar_links.py", "test_sidecar_answers.py"],
         ["test_sidecar.py", "test_sidecar_escapes.py"],
     ],

@@ -1,0 +1,229 @@
+"""By what each refused packet is counted and logged: rules/accounting.nft, kind after kind."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import struct
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ocsf_nft.fence import counters
+from ocsf_nft.fence.counters import Counters
+from ocsf_nft.fence.spec import FenceSpec
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.values import endpoint
+from ocsf_nft.flow import KINDS, Key
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
+from tests.kernel import conftest, headers, verdicts
+from tests.kernel.packets import ETH_IP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ocsf_nft.flow import Kind, Reading
+    from tests.kernel.verdicts import Bench
+
+pytestmark = pytest.mark.kernel
+
+_SPEC: Final = FenceSpec(sandbox="lab", proxies=(endpoint(f"{GATEWAY4}:{PROXY_PORT}"),))
+_ROOT, _NOBODY = 0, 0xFFFF_FFFF
+_WITH_PORTS: Final = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
+_WITHOUT_PORTS: Final = {1: "icmp", 47: "gre", 50: "esp", 58: "icmpv6", 253: "experiment"}
+_FLOW_BURST, _OTHER_BURST, _OVERFLOW_BURST = 4, 10, 200
+_UNKNOWN: Final = 0x88B5
+_SECONDS: Final = 5.0
+#: Each packet goes to a port of its own, so that it has an element of its own.
+_PORTS: Final = itertools.count(5000)
+
+
+@pytest.fixture
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with verdicts.bench(_SPEC, StateDirectory(tmp_path_factory.mktemp("rules"))) as made:
+        yield made
+
+
+@pytest.fixture
+def reader(bench: Bench) -> Iterator[Counters]:
+    with Counters(bench.installed) as opened:
+        yield opened
+
+
+def _key(uid: int, protocol: int, to: str, port: int) -> Key:
+    """The element of a flow, as nftables lays it out."""
+    address = ipaddress.ip_address(to).packed
+    kind: Kind = "flows4" if len(address) == 4 else "flows6"
+    data = struct.pack("=I", uid) + struct.pack("!B3x", protocol) + address
+    return Key(kind, data + struct.pack("!H2x", port))
+
+
+def _other_key(uid: int, ethertype: int, protocol: int) -> Key:
+    return Key("others", struct.pack("=I", uid) + struct.pack("!H2xB3x", ethertype, protocol))
+
+
+def _elements(reading: Reading, rule: str) -> dict[Key, int]:
+    of_rule = reading.rules[rule]
+    return {
+        Key(kind, element.data): element.packets
+        for kind in KINDS
+        for element in of_rule.elements[kind]
+    }
+
+
+def _counted(
+    reader: Counters, rule: str, send: Callable[[], None], times: int = 1
+) -> tuple[dict[Key, int], int, int]:
+    """What has grown by sending so often: elements, and packets in the overflow and in the log."""
+    before = reader.read()
+    for _ in range(times):
+        send()
+    end = time.monotonic() + _SECONDS
+    while True:
+        after = reader.read()
+        if after.rules[rule].refused.packets - before.rules[rule].refused.packets >= times:
+            break
+        assert time.monotonic() < end, "not counted"
+        time.sleep(0.005)
+    elements = _elements(before, rule)
+    grown = {
+        key: count - elements.get(key, 0)
+        for key, count in _elements(after, rule).items()
+        if count != elements.get(key, 0)
+    }
+    overflow = after.rules[rule].overflow.packets - before.rules[rule].overflow.packets
+    return grown, overflow, after.rules[rule].logged - before.rules[rule].logged
+
+
+def _packets(source: str, to: str) -> Iterator[tuple[str, bytes, int, int]]:
+    """Packets of one family: their names, and what protocol and port they are counted by."""
+    for number, name in _WITH_PORTS.items():
+        port = next(_PORTS)
+        yield (
+            name,
+            headers.other(source, to, number, struct.pack("!HH12x", 4000, port)),
+            number,
+            port,
+        )
+    for number, name in _WITHOUT_PORTS.items():
+        yield name, headers.other(source, to, number, bytes(16)), number, 0
+    yield from (_fragments6 if ":" in to else _fragments4)(source, to)
+
+
+def _fragments4(source: str, to: str) -> Iterator[tuple[str, bytes, int, int]]:
+    for name, field in (
+        ("first", 0x2000),
+        ("second", 0x0001),
+        ("last", 0x1FFF),
+        ("middle", 0x3F00),
+    ):
+        packet = headers.udp(source, to, next(_PORTS))
+        yield f"{name} fragment", headers.with_flags4(packet, field), 17, 0
+    port = next(_PORTS)
+    whole = headers.with_flags4(headers.udp(source, to, port), headers.DONT_FRAGMENT)
+    yield "not to be fragmented", whole, 17, port
+
+
+def _fragments6(source: str, to: str) -> Iterator[tuple[str, bytes, int, int]]:
+    for name, offset, more in (("first", 0, 1), ("last", 1, 0)):
+        packet = headers.udp(source, to, next(_PORTS))
+        yield f"{name} fragment", headers.fragment6(packet, offset, more), 17, 0
+    port = next(_PORTS)
+    packet = headers.with_extension6(headers.udp(source, to, port))
+    yield "options before the datagram", packet, 17, port
+
+
+@pytest.mark.parametrize(
+    ("rule", "uid"), [("egress", _ROOT), ("egress", _NOBODY), ("forward", _NOBODY)]
+)
+def test_accounting_counts_each_packet_by_its_flow_and_logs_it(
+    bench: Bench, reader: Counters, rule: str, uid: int
+) -> None:
+    send: Callable[[bytes], None] = bench.arrives
+    if rule == "egress":
+        send = bench.owned if uid == _ROOT else bench.unowned
+    wrong = {}
+    # What comes in to be forwarded is not from the sandbox itself.
+    own4, own6 = (GATEWAY4, GATEWAY6) if rule == "forward" else (SANDBOX4, SANDBOX6)
+    for own, to in ((own4, INTERNET4), (own6, INTERNET6)):
+        flows: set[Key] = set()
+        for name, packet, protocol, port in _packets(own, to):
+            # A copy without an owner goes out whole.
+            if uid == _NOBODY and rule == "egress" and "fragment" in name and ":" not in to:
+                continue
+            key = _key(uid, protocol, to, port)
+            found = _counted(reader, rule, partial(send, packet))
+            expected = ({key: 1}, 0, 1)
+            if found != expected and not (key in flows and found[:2] == expected[:2]):
+                wrong[f"{name} to {to}"] = found
+            flows.add(key)
+    assert not wrong
+
+
+def test_accounting_counts_what_is_no_ip_by_its_ethertype(bench: Bench, reader: Counters) -> None:
+    for send, uid in ((bench.frame, _ROOT), (bench.unowned_frame, _NOBODY)):
+        for kind, payload in ((_UNKNOWN, bytes(46)), (ETH_IP, bytes(2)), (0x8847, bytes(46))):
+            found = _counted(reader, "link", partial(send, kind, payload))
+            assert found == ({_other_key(uid, kind, 0): 1}, 0, 1), (uid, hex(kind))
+
+
+@pytest.mark.parametrize("is_owned", [True, False], ids=["owned", "unowned"])
+def test_accounting_logs_the_first_packets_of_each_flow_and_counts_all(
+    bench: Bench, reader: Counters, is_owned: bool
+) -> None:
+    uid = _ROOT if is_owned else _NOBODY
+    send = bench.owned if is_owned else bench.unowned
+    frame = bench.frame if is_owned else bench.unowned_frame
+    times = 3 * _OTHER_BURST
+    for own, to in ((SANDBOX4, INTERNET4), (SANDBOX6, INTERNET6)):
+        for packet, protocol, port in (
+            (headers.udp(own, to, 7000), 17, 7000),
+            (headers.other(own, to, 47, bytes(16)), 47, 0),
+        ):
+            began = time.monotonic()
+            found = _counted(reader, "egress", partial(send, packet), times)
+            assert found[0] == {_key(uid, protocol, to, port): times}
+            assert _FLOW_BURST <= found[2] <= _FLOW_BURST + time.monotonic() - began
+    began = time.monotonic()
+    found = _counted(reader, "link", partial(frame, _UNKNOWN, bytes(46)), times)
+    assert found[0] == {_other_key(uid, _UNKNOWN, 0): times}
+    assert _OTHER_BURST <= found[2] <= _OTHER_BURST + time.monotonic() - began
+
+
+def test_accounting_counts_what_finds_no_place_by_its_sender_and_then_together(
+    bench: Bench, reader: Counters
+) -> None:
+    _fill(bench, "flows4", (f"7 . udp . {ipaddress.IPv4Address(n)} . 9" for n in range(1 << 14)))
+    _fill(bench, "flows6", (f"7 . udp . {ipaddress.IPv6Address(n)} . 9" for n in range(1 << 14)))
+    times = 3 * _OTHER_BURST
+    for send, uid in ((bench.owned, _ROOT), (bench.unowned, _NOBODY)):
+        for own, to, ethertype in (
+            (SANDBOX4, INTERNET4, 0x0800),
+            (SANDBOX6, INTERNET6, 0x86DD),
+        ):
+            began = time.monotonic()
+            packet = headers.udp(own, to, 7000)
+            grown, overflow, logged = _counted(reader, "egress", partial(send, packet), times)
+            assert (grown, overflow) == ({_other_key(uid, ethertype, 17): times}, 0)
+            assert _OTHER_BURST <= logged <= _OTHER_BURST + time.monotonic() - began
+    _fill(bench, "others", (f"{n} . arp . tcp" for n in range(1 << 10)))
+    packet = headers.other(SANDBOX4, INTERNET4, 47, bytes(16))
+    grown, overflow, logged = _counted(reader, "egress", partial(bench.unowned, packet), 1)
+    assert (grown, overflow, logged) == ({}, 1, 1)
+    times = 2 * _OVERFLOW_BURST
+    began = time.monotonic()
+    grown, overflow, logged = _counted(reader, "egress", partial(bench.owned, packet), times)
+    assert (grown, overflow) == ({}, times)
+    seconds = time.monotonic() - began
+    assert _OVERFLOW_BURST - 1 <= logged <= min(times, _OVERFLOW_BURST + 100 * seconds)
+
+
+def _fill(bench: Bench, kind: Kind, elements: Iterator[str]) -> None:
+    """Fill a set of the rule `egress` to the last place."""
+    namespace = bench.lab.sandbox_namespace
+    name = f"inet ocsf_nft {kind}_egress"
+    conftest.nft(namespace, "flush", "set", *name.split())
+    wanted = ", ".join(itertools.islice(elements, counters._SIZES[kind]))
+    conftest.load(namespace, f"add element {name} {{ {wanted} }}\n")

@@ -1,0 +1,185 @@
+"""The numbers of a loaded fence that only matter over minutes, or under a flood.
+
+They are read from the kernel, and held to what depends on them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import socket
+import subprocess
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import pytest
+
+from ocsf_nft import netns
+from ocsf_nft.accounting import counted
+from ocsf_nft.fence import counters, nft, ruleset
+from ocsf_nft.fence.loading import HOST
+from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
+from ocsf_nft.fence.values import endpoint, subnet
+from ocsf_nft.flow import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.flow import Kind
+
+pytestmark = pytest.mark.kernel
+
+_GROUP: Final = 77
+_PROXIES: Final = (endpoint("10.0.0.1:3128"), endpoint("[fd00::1]:3128"))
+_TAP: Final = Tap(device="d0", subnets=(subnet("10.0.0.1/29"), subnet("fd00::1/64")))
+_AROUND: Final = Surroundings(
+    links=("d0",), uplinks=("d0",), neighbours=(ipaddress.ip_address("10.0.0.1"),), ifindex=7
+)
+_FENCES: Final = {
+    "sandbox": FenceSpec(sandbox="a", proxies=_PROXIES, group=_GROUP),
+    "guard": FenceSpec(sandbox="a", proxies=_PROXIES, group=_GROUP, guard_device="d0"),
+    "sidecar": FenceSpec(sandbox="a", proxies=_PROXIES, group=_GROUP, proxy_uids=(3128,)),
+    "tap": FenceSpec(sandbox="a", proxies=_PROXIES, group=_GROUP, tap=_TAP),
+    "permissive": FenceSpec(sandbox="a", proxies=_PROXIES, group=_GROUP, is_permissive=True),
+    "permissive tap": FenceSpec(
+        sandbox="a", proxies=_PROXIES, group=_GROUP, tap=_TAP, is_permissive=True
+    ),
+}
+#: RFC 6298: the longest pause before TCP sends again.
+_LONGEST_RESEND: Final = 120
+#: The ports that a client's kernel chooses from (net.ipv4.ip_local_port_range).
+_CLIENT_PORTS: Final = 60_999 - 32_768 + 1
+_FLOW_BURST, _OTHER_BURST = 4, 10
+
+
+class Loaded:
+    """A ruleset as the kernel lists it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        spec = _FENCES[name]
+        render = ruleset.guard if name == "guard" else ruleset.fence
+        text = render(spec, _AROUND, "nflog")
+        self.text, objects = netns.in_scratch(lambda: _load(text))
+        self.sets: list[dict[str, Any]] = [each["set"] for each in objects if "set" in each]
+        tables = ruleset.guard_tables(spec) if name == "guard" else ruleset.tables(spec)
+        self.rules = {rule for table in tables for rule in table.rules}
+
+    def named(self, pattern: str) -> Iterator[tuple[re.Match[str], dict[str, Any]]]:
+        for each in self.sets:
+            if found := re.fullmatch(pattern, each["name"]):
+                yield found, each
+
+
+def _load(text: str) -> tuple[str, list[dict[str, Any]]]:
+    nft.load(HOST, text)
+    listed = [
+        subprocess.run(["nft", *options], capture_output=True, text=True, check=True).stdout
+        for options in (("list", "ruleset"), ("-j", "list", "sets"))
+    ]
+    return listed[0], json.loads(listed[1])["nftables"]
+
+
+@pytest.fixture(scope="module", params=list(_FENCES))
+def loaded(request: pytest.FixtureRequest) -> Loaded:
+    return Loaded(request.param)
+
+
+def test_counting_sets_have_the_size_and_the_timeout_that_their_readers_assume(
+    loaded: Loaded,
+) -> None:
+    found = list(loaded.named(rf"({'|'.join(KINDS)})_.*"))
+    assert len(found) == len(KINDS) * len(loaded.rules)
+    for name, each in found:
+        assert each["size"] == counters._SIZES[cast("Kind", name[1])], each["name"]
+        assert each["timeout"] * 1000 == counted.KEPT_MS, each["name"]
+        assert sorted(each["flags"]) == ["dynamic", "timeout"]
+        assert each["stmt"] == [{"counter": None}]
+
+
+def test_log_budgets_last_until_they_are_whole_again_and_no_longer_than_counts(
+    loaded: Loaded,
+) -> None:
+    sizes = {"4": "flows4", "6": "flows6", "_others": "others"}
+    found = list(loaded.named(r"logged(4|6|_others)_.*"))
+    assert len(found) == len(sizes) * len(loaded.rules)
+    for name, each in found:
+        burst = _OTHER_BURST if name[1] == "_others" else _FLOW_BURST
+        assert 2 * burst <= each["timeout"] <= counted.KEPT_MS / 1000
+        assert each["size"] == counters._SIZES[sizes[name[1]]]  # type: ignore[index]
+        assert sorted(each["flags"]) == ["dynamic", "timeout"]
+
+
+def test_memory_of_flows_outlasts_the_longest_pause_of_tcp(loaded: Loaded) -> None:
+    """No longer than counts, however, and with room for all the ports of a client."""
+    for name, each in loaded.named("(asked|proxied|addressed|excepted)[46]"):
+        assert 2 * _LONGEST_RESEND < each["timeout"] <= counted.KEPT_MS / 1000
+        assert sorted(each["flags"]) == ["dynamic", "timeout"]
+        least = 2 * _CLIENT_PORTS if name[1] == "proxied" else _CLIENT_PORTS // 2
+        assert least <= each["size"] <= 4 * _CLIENT_PORTS
+
+
+def test_a_vm_has_one_link_address(loaded: Loaded) -> None:
+    for _, each in loaded.named("macs"):
+        assert each["size"] == 1
+        assert "timeout" not in each
+        assert each["flags"] == ["dynamic"]
+
+
+def test_sets_of_the_operator_keep_what_he_put_into_them(loaded: Loaded) -> None:
+    found = [each for _, each in loaded.named("(allowed|neighbours)[46]")]
+    assert found
+    assert not [each for each in found if each.keys() & {"timeout", "size", "flags"}]
+
+
+def test_chains_that_refuse_refuse_what_no_rule_of_theirs_names(loaded: Loaded) -> None:
+    """Permissive ones let it pass; round a VM those of IP judge the packets of its device alone."""
+    chains = re.findall(r"hook (\w+) .*priority \S+; policy (\w+);", loaded.text)
+    assert chains
+    expected = "accept" if loaded.name.startswith("permissive") else "drop"
+    for hook, policy in chains:
+        own = hook == "ingress" or not loaded.name.endswith("tap")
+        assert policy == (expected if own else "accept"), hook
+
+
+def test_each_rule_logs_its_name_to_its_group_and_no_content(loaded: Loaded) -> None:
+    """IPv6 and TCP with all options have 100 bytes; what comes after is the sender's business."""
+    logs = re.findall(
+        r'log prefix "ocsf-nft:a:([\w-]+):(?:permissive:)?" group (\d+) snaplen (\d+) '
+        r'counter name "logged_([\w-]+?)(?:_permissive)?"',
+        loaded.text,
+    )
+    assert {rule for rule, _, _, _ in logs} == loaded.rules
+    assert len(logs) == len(loaded.rules) == loaded.text.count("log prefix")
+    for rule, group, snaplen, counter in logs:
+        assert counter == rule
+        assert int(group) == _GROUP
+        assert 100 <= int(snaplen) <= 128
+
+
+def test_a_flow_logs_its_first_packets_at_once_and_one_a_second_after_that(
+    loaded: Loaded,
+) -> None:
+    budgets = re.findall(
+        r"(?:update @logged(_?\w+?)_\S+ \{.*? )?limit rate (\d+)/second burst (\d+) packets",
+        loaded.text,
+    )
+    expected = {"4": (1, _FLOW_BURST), "6": (1, _FLOW_BURST), "_others": (1, _OTHER_BURST)}
+    assert len(budgets) in {7 * len(loaded.rules), 13 * len(loaded.rules)}
+    for name, rate, burst in budgets:
+        # What fits into no set has one budget together.
+        assert (int(rate), int(burst)) == expected.get(name, (100, 200)), name
+
+
+@pytest.mark.parametrize("name", ["sandbox", "sidecar"])
+def test_loopback_works_where_there_is_no_other_link(name: str) -> None:
+    """The chain of the link layer is then a chain of loopback."""
+
+    def talk() -> None:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        nft.load(HOST, ruleset.fence(_FENCES[name], Surroundings(), "nflog"))
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            with socket.create_server((address, 9), family=family):
+                socket.create_connection((address, 9), 5).close()
+
+    netns.in_scratch(talk)

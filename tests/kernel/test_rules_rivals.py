@@ -1,0 +1,162 @@
+"""Chains of other tables beside ours change nothing of what a fence sees, refuses and counts.
+
+A chain that comes before the fence's may turn a packet to somewhere else: the fence judges what
+leaves. One that comes after may drop it, or send it elsewhere: by then it is refused and counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ocsf_nft.fence.spec import FenceSpec
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.values import endpoint, exception
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
+from tests.kernel import conftest, headers, packets, verdicts
+from tests.kernel.packets import ACK
+from tests.kernel.verdicts import NESTED4, NESTED6, Bench, Case
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.kernel
+
+_PLACES: Final = (f"{GATEWAY4}:{PROXY_PORT}", f"[{GATEWAY6}]:{PROXY_PORT}")
+_SANDBOX: Final = FenceSpec(sandbox="lab", proxies=tuple(map(endpoint, _PLACES)))
+_SIDECAR: Final = FenceSpec(
+    sandbox="lab",
+    proxies=(endpoint("127.0.0.1:3128"),),
+    proxy_uids=(4242,),
+    exceptions=tuple(exception(f"tcp:{place}") for place in _PLACES),
+)
+#: The ports by which a rival knows the packets that it turns, by NAT or by hand, and that it drops.
+_TURNED, _DROPPED, _TRANSLATED = 6001, 6002, 6003
+_RIVALS: Final = f"""
+table inet rival {{
+    chain output_before {{
+        type filter hook output priority -1
+        tcp sport {_TURNED} ip daddr set {INTERNET4}
+        tcp sport {_TURNED} ip6 daddr set {INTERNET6}
+    }}
+    chain output_after {{
+        type filter hook output priority 1
+        th sport {_DROPPED} drop
+    }}
+    chain nat {{
+        type nat hook output priority -100
+        meta nfproto ipv4 tcp sport {_TRANSLATED} dnat ip to {INTERNET4}
+        meta nfproto ipv6 tcp sport {_TRANSLATED} dnat ip6 to {INTERNET6}
+    }}
+    chain forward_before {{
+        type filter hook forward priority -1
+        udp sport {_TURNED} ip saddr set 10.200.0.9
+        udp sport {_TURNED} ip6 saddr set fd00:200::9
+    }}
+    chain forward_after {{
+        type filter hook forward priority 1
+        th sport {_DROPPED} drop
+    }}
+    chain input_before {{
+        type filter hook input priority -1
+        tcp dport {_TURNED} ip saddr set {INTERNET4}
+        tcp dport {_TURNED} ip6 saddr set {INTERNET6}
+    }}
+    chain input_after {{
+        type filter hook input priority 1
+        th dport {_DROPPED} drop
+    }}
+}}
+table netdev rival {{
+    chain before {{
+        type filter hook egress device {verdicts.UPLINK} priority -1
+        ether type ip udp sport {_TURNED} ip daddr set {INTERNET4}
+        ether type ip6 udp sport {_TURNED} ip6 daddr set {INTERNET6}
+    }}
+    chain after {{
+        type filter hook egress device {verdicts.UPLINK} priority 1
+        ether type ip udp sport {_DROPPED} fwd to {verdicts.NESTED}
+        ether type ip6 udp sport {_DROPPED} fwd to {verdicts.NESTED}
+    }}
+}}
+"""
+_BOTH: Final = (
+    (SANDBOX4, GATEWAY4, INTERNET4, NESTED4),
+    (SANDBOX6, GATEWAY6, INTERNET6, NESTED6),
+)
+
+
+@pytest.fixture(scope="module", params=[_SANDBOX, _SIDECAR], ids=["sandbox", "sidecar"])
+def bench(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bench]:
+    allowed = (exception(f"udp:{GATEWAY4}:53"), exception(f"udp:[{GATEWAY6}]:53"))
+    spec = dataclasses.replace(request.param, exceptions=request.param.exceptions + allowed)
+    with verdicts.bench(spec, StateDirectory(tmp_path_factory.mktemp("rules"))) as made:
+        conftest.load(made.lab.sandbox_namespace, _RIVALS)
+        yield made
+
+
+def test_rivals_in_output_neither_hide_a_packet_nor_turn_it(bench: Bench) -> None:
+    for own, proxy, internet, _ in _BOTH:
+        tcp = partial(headers.tcp, own, proxy, PROXY_PORT)
+        assert not bench.wrong(
+            (
+                Case("as it is", partial(bench.owned, tcp()), "out"),
+                Case("turned", partial(bench.owned, tcp(source_port=_TURNED)), "egress reset"),
+                Case("by NAT", partial(bench.owned, tcp(source_port=_TRANSLATED)), "egress reset"),
+                Case(
+                    "dropped afterwards",
+                    partial(bench.owned, headers.udp(own, internet, 53, _DROPPED)),
+                    "egress error",
+                ),
+            )
+        )
+
+
+def test_rivals_in_input_neither_hide_a_packet_nor_turn_it(bench: Bench) -> None:
+    for own, proxy, internet, _ in _BOTH:
+        from_proxy = partial(headers.tcp, proxy, own, flags=ACK, source_port=PROXY_PORT)
+        assert not bench.wrong(
+            (
+                Case("as it is", partial(bench.arrives, from_proxy(4000)), "in"),
+                Case("turned", partial(bench.arrives, from_proxy(_TURNED)), "ingress"),
+                Case(
+                    "dropped afterwards",
+                    partial(bench.arrives, headers.udp(internet, own, _DROPPED)),
+                    "ingress",
+                ),
+            )
+        )
+
+
+def test_rivals_in_forward_neither_hide_a_packet_nor_turn_its_answer(bench: Bench) -> None:
+    answered = "forward" if bench.installed.spec.proxy_uids else "forward out error"
+    for _, _, internet, nested in _BOTH:
+        for name, port, expected in (
+            ("as it is", 4000, answered),
+            ("turned", _TURNED, "forward"),
+            ("dropped afterwards", _DROPPED, answered),
+        ):
+            packet = headers.udp(nested, internet, 53, port)
+            assert bench.outcome(partial(bench.from_nested, packet)) == expected, name
+
+
+def test_rivals_on_a_link_neither_hide_a_packet_nor_turn_it(bench: Bench) -> None:
+    past = partial(bench.owned, past_output=True)
+    for own, proxy, internet, _ in _BOTH:
+        kind = packets.ETH_IP6 if ":" in own else packets.ETH_IP
+        assert not bench.wrong(
+            (
+                Case("as it is", partial(past, headers.udp(own, proxy, 53)), "out"),
+                Case("turned", partial(past, headers.udp(own, proxy, 53, _TURNED)), "link"),
+                Case(
+                    "sent elsewhere afterwards",
+                    partial(bench.frame, kind, headers.udp(own, internet, 53, _DROPPED)),
+                    "link",
+                ),
+            )
+        )

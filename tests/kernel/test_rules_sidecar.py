@@ -1,0 +1,362 @@
+"""What becomes of each packet at the rules of rules/sidecar.nft, one property of it at a time."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ocsf_nft.fence.spec import FenceSpec
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.values import endpoint, exception
+from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, SANDBOX4, SANDBOX6
+from tests.kernel import headers, packets, verdicts
+from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, PSH, RST, SYN
+from tests.kernel.verdicts import HOST4, NESTED, NESTED4, NESTED6, Bench, Case
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.kernel
+
+_PROXY, _ROOT, _WORKLOAD = 4242, 0, 1001
+_ANYBODY: Final = (_ROOT, _WORKLOAD)
+_EXCEPTION: Final = 9443
+_SPEC: Final = FenceSpec(
+    sandbox="lab",
+    proxies=(endpoint("127.0.0.1:3128"),),
+    proxy_uids=(_PROXY,),
+    exceptions=(
+        exception(f"tcp:{GATEWAY4}:{_EXCEPTION}"), exception(f"tcp:[{GATEWAY6}]:{_EXCEPTION}"),
+        exception(f"udp:{GATEWAY4}:53"), exception(f"udp:[{GATEWAY6}]:53"),
+    ),
+)  # fmt: skip
+_BOTH: Final = ((SANDBOX4, GATEWAY4, INTERNET4), (SANDBOX6, GATEWAY6, INTERNET6))
+_WITH_PORTS: Final = (6, 17, 33, 132, 136)
+#: Each flow has a port of its own.
+_PORTS: Final = itertools.count(20_000)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with verdicts.bench(_SPEC, StateDirectory(tmp_path_factory.mktemp("rules"))) as made:
+        yield made
+
+
+def _with_ports(source: str, to: str, protocol: int, port: int, source_port: int) -> bytes:
+    if protocol == headers.TCP:
+        return headers.tcp(source, to, port, SYN | ACK if source_port == 443 else SYN, source_port)
+    return headers.other(source, to, protocol, struct.pack("!HH12x", source_port, port))
+
+
+def test_proxy_sends_what_it_likes_and_nobody_else_does(bench: Bench) -> None:
+    for own, _, internet in _BOTH:
+        sent = [
+            *(_with_ports(own, internet, protocol, 443, next(_PORTS)) for protocol in _WITH_PORTS),
+            headers.icmp(own, internet, 128 if ":" in own else 8),
+            headers.other(own, internet, 47),
+        ]
+        for packet in sent:
+            for device in (verdicts.UPLINK, NESTED):
+                send = partial(bench.owned, packet, device)
+                assert bench.outcome(partial(send, uid=_PROXY)) == "out"
+                for uid in _ANYBODY:
+                    assert bench.outcome(partial(send, uid=uid)).split()[0] == "egress", uid
+    for kind, payload in (
+        (0x88B5, bytes(46)),
+        (ETH_IP, headers.udp(SANDBOX4, INTERNET4, 53)),
+        (ETH_IP6, headers.udp(SANDBOX6, INTERNET6, 53)),
+    ):
+        send_frame = partial(bench.frame, kind, payload)
+        assert bench.outcome(partial(send_frame, uid=_PROXY)) == "out"
+        for uid in _ANYBODY:
+            assert bench.outcome(partial(send_frame, uid=uid)) == "link"
+        assert bench.outcome(partial(bench.unowned_frame, kind, payload)) == "link"
+
+
+@pytest.mark.parametrize("uid", _ANYBODY)
+def test_exceptions_are_for_everybody_and_as_narrow_as_a_proxy(bench: Bench, uid: int) -> None:
+    send = partial(bench.owned, uid=uid)
+    nested = partial(send, device=NESTED)
+    for own, gateway, internet in _BOTH:
+        excepted = headers.tcp(own, gateway, _EXCEPTION)
+        assert not bench.wrong(
+            Case(name, partial(send, packet), expected)
+            for name, packet, expected in (
+                ("exception", excepted, "out"),
+                ("datagram", headers.udp(own, gateway, 53), "out"),
+                ("another port", headers.tcp(own, gateway, 443), "egress reset"),
+                ("another protocol", headers.udp(own, gateway, _EXCEPTION), "egress error"),
+                ("another place", headers.udp(own, internet, 53), "egress error"),
+                ("forged", headers.tcp(internet, gateway, _EXCEPTION), "egress egress"),
+            )
+        )
+        assert bench.outcome(partial(nested, excepted)).split()[0] == "egress"
+    excepted4 = headers.tcp(SANDBOX4, GATEWAY4, _EXCEPTION)
+    for field, expected in ((0x4000, "out"), (0x2000, "egress"), (1, "egress"), (0x1FFF, "egress")):
+        packet = headers.with_flags4(excepted4, field)
+        assert bench.outcome(partial(send, packet)).split()[0] == expected, hex(field)
+    extended = headers.with_extension6(headers.tcp(SANDBOX6, GATEWAY6, _EXCEPTION))
+    for packet in (headers.with_options4(excepted4), extended):
+        assert bench.outcome(partial(send, packet)).split()[0] == "egress"
+
+
+def test_link_rules_judge_what_others_have_routed(bench: Bench) -> None:
+    excepted4, excepted6 = (headers.tcp(own, to, _EXCEPTION) for own, to, _ in _BOTH)
+    for uid in _ANYBODY:
+        past = partial(bench.owned, past_output=True, uid=uid)
+        cases = [
+            *((packet, "out", verdicts.UPLINK) for packet in (excepted4, excepted6)),
+            *((packet, "link", NESTED) for packet in (excepted4, excepted6)),
+            (headers.with_options4(excepted4), "link", verdicts.UPLINK),
+            (headers.with_extension6(excepted6), "link", verdicts.UPLINK),
+            *(
+                (headers.with_flags4(excepted4, field), expected, verdicts.UPLINK)
+                for field, expected in (
+                    (0x4000, "out"), (0x2000, "link"), (1, "link"), (0x1FFF, "link"),
+                )
+            ),
+            *((headers.udp(own, to, 53), "out", verdicts.UPLINK) for own, to, _ in _BOTH),
+            *((headers.udp(own, to, 54), "link", verdicts.UPLINK) for own, to, _ in _BOTH),
+            *((headers.tcp(own, to, _EXCEPTION), "link", verdicts.UPLINK) for own, _, to in _BOTH),
+        ]  # fmt: skip
+        for packet, expected, device in cases:
+            assert bench.outcome(partial(past, packet, device)) == expected, packet
+        for kind, packet in ((ETH_IP, excepted4), (ETH_IP6, excepted6)):
+            assert bench.outcome(partial(bench.frame, kind, packet, uid=uid)) == "link"
+
+
+def test_kernel_sends_for_a_flow_of_the_proxy_all_but_its_first_packet(bench: Bench) -> None:
+    for own, _, internet in _BOTH:
+        port = next(_PORTS)
+        flow = partial(headers.tcp, own, internet, 443, source_port=port)
+        other = partial(headers.tcp, own, internet, 443, source_port=next(_PORTS))
+        late = partial(bench.unowned, flow(flags=FIN | ACK))
+        assert bench.outcome(late) == "egress reset"
+        assert bench.outcome(partial(bench.owned, flow(), uid=_PROXY)) == "out"
+        for flags in (FIN | ACK, ACK, ACK | PSH):
+            assert bench.outcome(partial(bench.unowned, flow(flags=flags))) == "out", flags
+        assert bench.outcome(partial(bench.unowned, flow(flags=RST))) == "out reset"
+        for flags in (SYN, SYN | ACK, SYN | RST):
+            found = bench.outcome(partial(bench.unowned, flow(flags=flags)))
+            assert found.split()[0] == "egress", flags
+        assert bench.outcome(partial(bench.unowned, other(flags=FIN | ACK))) == "egress reset"
+        datagram = headers.udp(own, internet, 443, port)
+        assert bench.outcome(partial(bench.unowned, datagram)) == "egress error"
+        # Whoever has the port after the proxy ends that.
+        assert bench.outcome(partial(bench.owned, flow(), uid=_WORKLOAD)) == "egress reset"
+        assert bench.outcome(late) == "egress reset"
+
+
+def test_links_remember_the_flows_of_the_proxy_and_of_the_exceptions(bench: Bench) -> None:
+    unowned = partial(bench.unowned, past_output=True)
+    for own, gateway, internet in _BOTH:
+        for to, port, uid in ((internet, 443, _PROXY), (gateway, _EXCEPTION, _WORKLOAD)):
+            flow = partial(headers.tcp, own, to, port, source_port=next(_PORTS))
+            late = partial(unowned, flow(flags=FIN | ACK))
+            assert bench.outcome(late) == "link"
+            assert bench.outcome(partial(bench.owned, flow(), past_output=True, uid=uid)) == "out"
+            assert bench.outcome(late) == "out"
+            for flags in (SYN, SYN | ACK):
+                assert bench.outcome(partial(unowned, flow(flags=flags))) == "link"
+            datagram = headers.udp(own, to, port, next(_PORTS))
+            assert bench.outcome(partial(unowned, datagram)) == "link"
+            kind = ETH_IP6 if ":" in own else ETH_IP
+            frame = partial(bench.unowned_frame, kind, flow(flags=FIN | ACK))
+            assert bench.outcome(frame) == "link"
+            # What the kernel sends keeps the flow in mind, whoever had begun it.
+            assert bench.outcome(late) == "out"
+
+
+def test_kernel_ends_connections_to_the_exceptions(bench: Bench) -> None:
+    for own, gateway, internet in _BOTH:
+        flow = partial(headers.tcp, own, gateway, _EXCEPTION)
+        assert bench.outcome(partial(bench.owned, flow(), uid=_WORKLOAD)) == "out"
+        assert bench.outcome(partial(bench.unowned, flow(flags=FIN | ACK))) == "out"
+        assert bench.outcome(partial(bench.unowned, flow(flags=SYN))) == "egress reset"
+        elsewhere = headers.tcp(own, internet, _EXCEPTION, FIN | ACK)
+        assert bench.outcome(partial(bench.unowned, elsewhere)) == "egress reset"
+        assert (
+            bench.outcome(partial(bench.unowned, headers.udp(own, gateway, 53))) == "egress error"
+        )
+
+
+@pytest.mark.parametrize(("rule", "past_output"), [("egress", False), ("link", True)])
+def test_neighbour_discovery_of_the_kernel_passes_and_nothing_like_it(
+    bench: Bench, rule: str, past_output: bool
+) -> None:
+    send = partial(bench.unowned, past_output=past_output)
+    about = partial(headers.neighbour, SANDBOX6)
+    refused = {
+        "a code": about(GATEWAY6, code=1),
+        "routable": about(GATEWAY6, hop_limit=254),
+        "a router's solicitation": about(GATEWAY6, 133),
+        "a router's advertisement": about(GATEWAY6, 134),
+        "a redirect": about(GATEWAY6, 137),
+        "one byte more": about(GATEWAY6, options=bytes(17)),
+        "an extension header": headers.with_extension6(about(GATEWAY6)),
+    }
+    passing = {
+        "an answer": about(GATEWAY6, 136),
+        "the longest options": about(GATEWAY6, options=bytes(16)),
+        **{f"to {to}": about(to) for to in (GATEWAY6, "ff02::1", INTERNET6)},
+    }
+    cases = [
+        *(Case(name, partial(send, packet), "out") for name, packet in passing.items()),
+        *(Case(name, partial(send, packet), rule) for name, packet in refused.items()),
+        Case("longer", partial(send, about(GATEWAY6, options=bytes(17)), says_less=True), rule),
+        Case("shorter", partial(send, about(GATEWAY6), says_more=True), rule),
+    ]
+    wrong = {
+        case.name: found
+        for case in cases
+        if (found := bench.outcome(case.send).removesuffix(" error")) != case.expected
+    }
+    assert not wrong
+    for packet in (about(GATEWAY6), about(GATEWAY6, 136)):
+        owned = partial(bench.owned, packet, past_output=past_output)
+        for uid in _ANYBODY:
+            assert bench.outcome(partial(owned, uid=uid)).split()[0] == rule
+        assert bench.outcome(partial(bench.unowned_frame, ETH_IP6, packet)) == "link"
+
+
+def test_arp_of_the_kernel_passes_and_nothing_like_it(bench: Bench) -> None:
+    request = packets.arp(SANDBOX4, "10.200.0.77", b"\x02\0\0\0\xbb\1")
+    padding = bytes(18)
+    send = partial(bench.unowned_frame, ETH_ARP)
+    bad = (
+        b"\0\6" + request[2:], request[:2] + b"\x86\xdd" + request[4:],
+        request[:4] + b"\7" + request[5:], request[:5] + b"\5" + request[6:],
+        request[:4] + b"\5" + request[5:], request[:5] + b"\3" + request[6:],
+        request[:7] + b"\0" + request[8:], request[:7] + b"\3" + request[8:],
+    )  # fmt: skip
+    for frame in bad:
+        assert bench.outcome(partial(send, frame)) == "link", frame
+    assert not bench.wrong(
+        (
+            Case("request", partial(send, request), "out"),
+            Case("answer", partial(send, request[:7] + b"\2" + request[8:]), "out"),
+            Case("padded", partial(send, request + padding, pad=False), "out"),
+            Case("longer", partial(send, request + padding + b"x", pad=False), "link"),
+            Case("tagged", partial(send, request, tag=b"\x81\0\0\5"), "link"),
+            Case("of another type", partial(bench.unowned_frame, 0x88B5, request), "link"),
+            Case("a socket's", partial(bench.frame, ETH_ARP, request), "link"),
+        )
+    )
+
+
+def test_answers_come_in_to_the_proxy_from_where_it_has_sent_to(bench: Bench) -> None:
+    for own, _, internet in _BOTH:
+        for protocol in _WITH_PORTS:
+            port = next(_PORTS)
+            answer = _with_ports(internet, own, protocol, port, 443)
+            assert bench.outcome(partial(bench.arrives, answer)) == "ingress"
+            question = _with_ports(own, internet, protocol, 443, port)
+            assert bench.outcome(partial(bench.owned, question, uid=_PROXY)) == "out"
+            assert bench.outcome(partial(bench.arrives, answer)) == "in", protocol
+            for to, source_port in ((port + 1, 443), (port, 444)):
+                packet = _with_ports(internet, own, protocol, to, source_port)
+                assert bench.outcome(partial(bench.arrives, packet)) == "ingress", protocol
+        begun = headers.tcp(internet, own, port, SYN, 443)
+        assert bench.outcome(partial(bench.arrives, begun)) == "ingress"
+
+
+def test_answers_without_ports_come_in_from_whom_the_proxy_has_addressed(bench: Bench) -> None:
+    for own, _, internet in _BOTH:
+        stranger = "2001:db8::99" if ":" in own else "203.0.113.99"
+        answer = headers.other(internet, own, 50)
+        assert bench.outcome(partial(bench.arrives, answer)) == "ingress"
+        question = headers.other(own, internet, 50)
+        assert bench.outcome(partial(bench.owned, question, uid=_PROXY)) == "out"
+        assert bench.outcome(partial(bench.arrives, answer)) == "in"
+        for packet in (headers.other(stranger, own, 50), headers.other(internet, own, 51)):
+            assert bench.outcome(partial(bench.arrives, packet)) == "ingress"
+
+
+def test_input_rules_judge_what_comes_in(bench: Bench) -> None:
+    for own, gateway, internet in _BOTH:
+        answer = partial(headers.tcp, gateway, own, 4000, source_port=_EXCEPTION)
+        cases = [
+            *((f"flags {flags}", answer(flags=flags), "in") for flags in (SYN | ACK, ACK, RST)),
+            *((f"flags {flags}", answer(flags=flags), "ingress") for flags in (SYN, SYN | FIN)),
+            ("exception", headers.udp(gateway, own, 4000, 53), "in"),
+            ("another port", headers.tcp(gateway, own, 4000, ACK, 443), "ingress"),
+            ("another protocol", headers.udp(gateway, own, 4000, _EXCEPTION), "ingress"),
+            ("internet", headers.tcp(internet, own, 4000, ACK, _EXCEPTION), "ingress"),
+        ]
+        assert not bench.wrong(
+            Case(name, partial(bench.arrives, packet), expected) for name, packet, expected in cases
+        )
+    late = partial(headers.fragment6, headers.udp(INTERNET6, SANDBOX6, 9))
+    for offset, expected in ((0, "ingress"), (1, "in"), (2, "in")):
+        packet = late(offset, 1)
+        assert bench.outcome(partial(bench.arrives, packet)) == expected, offset
+
+
+@pytest.mark.parametrize("is_addressed", [False, True])
+def test_input_rules_let_in_errors_neighbours_and_the_echoes_that_were_asked_for(
+    bench: Bench, is_addressed: bool
+) -> None:
+    stranger4, stranger6 = ("198.18.7.7", "2001:db8:7::7")
+    if is_addressed:
+        for own, to, kind in ((SANDBOX4, stranger4, 8), (SANDBOX6, stranger6, 128)):
+            asked = headers.icmp(own, to, kind)
+            assert bench.outcome(partial(bench.owned, asked, uid=_PROXY)) == "out"
+    for kind in range(19):
+        is_in = kind in {3, 11, 12} or (kind == 0 and is_addressed)
+        packet = headers.icmp(stranger4, SANDBOX4, kind)
+        found = bench.outcome(partial(bench.arrives, packet))
+        assert found == ("in" if is_in else "ingress"), kind
+    for kind in (*range(6), *range(127, 144)):
+        needed = kind in {1, 2, 3, 4} or (kind == 129 and is_addressed)
+        for hop_limit, is_in in ((255, needed or kind in {134, 135, 136}), (254, needed)):
+            packet = headers.neighbour(stranger6, SANDBOX6, kind, hop_limit=hop_limit)
+            found = bench.outcome(partial(bench.arrives, packet))
+            assert found == ("in" if is_in else "ingress"), (kind, hop_limit)
+
+
+def test_forward_rules_count_and_answer_nobody(bench: Bench) -> None:
+    for nested, internet in ((NESTED4, INTERNET4), (NESTED6, INTERNET6)):
+        for packet in (headers.tcp(nested, internet, 443), headers.udp(nested, internet, 53)):
+            assert bench.outcome(partial(bench.from_nested, packet)) == "forward"
+        back = headers.udp(internet, nested, 53)
+        assert bench.outcome(partial(bench.arrives, back)) == "forward"
+
+
+def test_loopback_is_everybodys_but_for_what_is_forged(bench: Bench) -> None:
+    send = partial(bench.looped, uid=_WORKLOAD)
+    for source, to in (
+        ("127.0.0.1", "127.0.0.1"), ("127.200.0.1", "127.0.0.1"), (SANDBOX4, SANDBOX4),
+        (HOST4, SANDBOX4), ("::1", "::1"), (SANDBOX6, SANDBOX6), ("fe80::7", SANDBOX6),
+        ("fea0::7", SANDBOX6),
+    ):  # fmt: skip
+        assert bench.outcome(partial(send, headers.tcp(source, to, 80))) == "loop", source
+        assert bench.outcome(partial(send, headers.udp(source, to, 80))) == "loop", source
+        assert bench.outcome(partial(send, headers.tcp(source, to, 80, RST))) == "loop"
+    for source, to in (
+        (INTERNET4, SANDBOX4),
+        ("126.0.0.1", SANDBOX4),
+        (INTERNET6, SANDBOX6),
+        ("fec0::7", SANDBOX6),
+    ):
+        segment = headers.tcp(source, to, 80, ACK)
+        assert bench.outcome(partial(send, segment)) == "ingress", source
+        reset = headers.tcp(source, to, 80, RST)
+        assert bench.outcome(partial(send, reset)) == "egress", source
+        # A refusal's own reset has such a source.
+        assert bench.outcome(partial(bench.on_loopback, reset)) == "loop", source
+
+
+def test_answers_to_the_proxy_do_not_come_from_inside(bench: Bench) -> None:
+    for own, _, internet in _BOTH:
+        port = next(_PORTS)
+        for protocol in (6, 17):
+            question = _with_ports(own, internet, protocol, 443, port)
+            forged = _with_ports(internet, own, protocol, port, 443)
+            if protocol == 17:
+                assert bench.outcome(partial(bench.looped, forged)) == "loop"
+            assert bench.outcome(partial(bench.owned, question, uid=_PROXY)) == "out"
+            assert bench.outcome(partial(bench.looped, forged)) == "ingress", protocol
