@@ -38,7 +38,7 @@ HOST_MAC = bytes.fromhex("020000000701")
 #: The host's address on its uplink, and the next hop there.
 UPLINK = "up0"
 UPLINK4, UPLINK6 = "198.51.100.1", "2001:db8:1::1"
-_NEXT4, _NEXT6 = "198.51.100.254", "2001:db8:1::fe"
+NEXT_HOPS = _NEXT4, _NEXT6 = "198.51.100.254", "2001:db8:1::fe"
 
 _TUNSETIFF = 0x400454CA  # include/uapi/linux/if_tun.h
 _IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000

@@ -170,7 +170,7 @@ class Bench(Outcomes):
         self.installed = installed
         self._nested = nested
         self._sandbox = lab.sandbox_namespace
-        self._macs = {device: self._sandbox.call(partial(_mac, device)) for device in _DEVICES}
+        self._macs = {device: self._sandbox.call(partial(mac_of, device)) for device in _DEVICES}
 
     def owned(
         self, packet: bytes, device: str = UPLINK, *, past_output: bool = False, uid: int = 0
@@ -408,7 +408,7 @@ def _seen_on_loopback(packet: bytes) -> bytes:
     return header[:10] + total + header[12:] + packet[length:]
 
 
-def _mac(device: str) -> bytes:
+def mac_of(device: str) -> bytes:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
         sock.bind((device, 0))
         address: bytes = sock.getsockname()[4]

@@ -23,7 +23,7 @@ import pytest
 _SECONDS: Final = 240
 _FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 _OPTIONS: Final = (
-    *("-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"),
+    *("-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "--basetemp=temporary"),
     *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
 )
 

@@ -54,7 +54,10 @@ TESTS: Final = {
         ["test_sidecar_unowned.py", "test_sidecar_links.py", "test_sidecar_answers.py"],
         ["test_sidecar.py", "test_sidecar_escapes.py"],
     ],
-    "tap.nft": [["test_tap_refused.py", "test_tap_host.py"], ["test_tap.py"]],
+    "tap.nft": [
+        ["test_rules_tap.py", "test_rules_vm_rivals.py", "test_rules_loaded.py"],
+        ["test_tap_refused.py", "test_tap_host.py"], ["test_tap.py"],
+    ],
 }  # fmt: skip
 
 
@@ -67,6 +70,8 @@ def main() -> None:
             _say(f"{mutant.key} {_shown(mutant)}")
         return
     results = _known(arguments.results)
+    if arguments.again:
+        results = {key: result for key, result in results.items() if result["failed"]}
     todo = iter([mutant for mutant in wanted if mutant.key not in results])
     lock = threading.Lock()
     with arguments.results.open("a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as at:
@@ -88,6 +93,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument("--quick", action="store_true", help="run the first group of tests alone")
+    parser.add_argument("--again", action="store_true", help="run those again that survived")
     parser.add_argument("--lines", help="mutants of lines FIRST-LAST alone")
     parser.add_argument("--results", type=Path, default=Path(".mutants-rules.jsonl"))
     return parser.parse_args()

@@ -1,0 +1,164 @@
+"""A bench for the rules of a VM's fence: frames of the VM, and what became of each on its host."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.fence import installer
+from ocsf_nft.fence.values import exception
+from ocsf_nft.lab import ip
+from tests.kernel import conftest, packets, tap, verdicts
+from tests.kernel.tap import DEVICE, GATEWAY4, GATEWAY6, UPLINK
+from tests.kernel.verdicts import Outcomes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ocsf_nft.fence.state import StateDirectory
+    from tests.kernel.verdicts import Counter
+
+SANDBOX: Final = "vm"
+TABLE: Final = f"ocsf_nft_{DEVICE}"
+#: A port of the gateway that takes datagrams.
+DNS: Final = 53
+#: What is left of a packet once the fence has let it through, at each hook.
+_OBSERVER: Final = f"""
+table inet observer {{
+    counter through {{ }}
+    counter host {{ }}
+    counter vm {{ }}
+    counter uplink {{ }}
+    chain forward {{
+        type filter hook forward priority 1000
+        iifname {DEVICE} counter name through
+        oifname {DEVICE} counter name vm
+    }}
+    chain input {{
+        type filter hook input priority 1000
+        iifname {DEVICE} counter name host
+        iifname {UPLINK} counter name uplink
+    }}
+}}
+table netdev observer {{
+    counter link {{ }}
+    chain ingress {{
+        type filter hook ingress device {DEVICE} priority 1000
+        counter name link
+    }}
+}}
+"""
+COUNTED: Final[Mapping[str, Counter]] = {
+    "link": ("netdev", "observer", "link"),
+    **{
+        rule: ("netdev" if rule == "vm-link" else "inet", TABLE, f"refused_{rule}")
+        for rule in ("vm-link", "vm-forward", "vm-input", "vm-ingress")
+    },
+    "through": ("inet", "observer", "through"),
+    "host": ("inet", "observer", "host"),
+    "vm": ("inet", "observer", "vm"),
+    "uplink": ("inet", "observer", "uplink"),
+}
+
+
+class VmBench(Outcomes):
+    """A fenced VM that does nothing by itself, on a host with an uplink."""
+
+    def __init__(
+        self, site: tap.Site, machine: tap.Machine, counted: Mapping[str, Counter] = COUNTED
+    ) -> None:
+        super().__init__(site.host, counted)
+        self.site = site
+        self.machine = machine
+        self._uplink = site.internet.call(_hearing)
+
+    def close(self) -> None:
+        self._uplink.close()
+        super().close()
+
+    def sent(
+        self,
+        kind: int,
+        payload: bytes,
+        *,
+        to: bytes = tap.HOST_MAC,
+        source: bytes = tap.VM_MAC,
+        tag: bytes = b"",
+    ) -> str:
+        """What became of a frame of the VM."""
+        frame = to + source + tag + kind.to_bytes(2, "big") + payload
+        return self.outcome(lambda: self.machine.send(frame))
+
+    def routed(self, packet: bytes) -> str:
+        """What became of an IP packet of the VM once the link had let it through."""
+        kind = packets.ETH_IP if packet[0] >> 4 == 4 else packets.ETH_IP6
+        found = self.sent(kind, packet)
+        assert found.startswith("link"), found
+        return found.removeprefix("link").strip()
+
+    def arrives(self, packet: bytes) -> str:
+        """What became of an IP packet that comes in from the internet."""
+        kind = packets.ETH_IP if packet[0] >> 4 == 4 else packets.ETH_IP6
+        mac = self.site.host.call(lambda: verdicts.mac_of(UPLINK))
+        frame = packets.frame(mac, b"\x02\0\0\0\0\xfe", kind, packet)
+        send = verdicts.send_frame
+        return self.outcome(lambda: self.site.internet.call(lambda: send(frame, "in0")))
+
+    def left(self) -> list[bytes]:
+        """The frames that have left by the uplink until now."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found.append(self._uplink.recv(65535))
+        return found
+
+
+@contextlib.contextmanager
+def bench(state: StateDirectory) -> Iterator[VmBench]:
+    """Fence a VM, on a host whose uplink nothing answers on."""
+    spec = dataclasses.replace(
+        tap.spec(SANDBOX),
+        exceptions=(exception(f"udp:{GATEWAY4}:{DNS}"), exception(f"udp:[{GATEWAY6}]:{DNS}")),
+    )
+    with tap.site() as site, tap.silent_machine(site) as machine:
+        conftest.load(
+            site.internet,
+            "table netdev sink { chain ingress { "
+            "type filter hook ingress device in0 priority 0; policy drop; }; }\n",
+        )
+        for next_hop in tap.NEXT_HOPS:
+            ip("-n", site.host_name, "neigh", "replace", next_hop, "lladdr", "02:00:00:00:00:fe",
+               "dev", UPLINK)  # fmt: skip
+        for address in (tap.VM4, tap.VM6):
+            ip("-n", site.host_name, "neigh", "replace", address, "lladdr", tap.VM_MAC.hex(":"),
+               "dev", DEVICE)  # fmt: skip
+        installer.install(spec, site.host, state, "nflog")
+        conftest.load(site.host, _OBSERVER)
+        made = VmBench(site, machine)
+        try:
+            made.quiet()
+            yield made
+        finally:
+            made.close()
+
+
+def _hearing() -> socket.socket:
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    sock.bind(("in0", 3))
+    sock.setblocking(False)
+    return sock
+
+
+def source_port(frame: bytes, source: str, protocol: int) -> int | None:
+    """The source port of a frame's packet of this source and protocol."""
+    packet = frame[14:]
+    is_ip4 = packet[0] >> 4 == 4
+    found = packet[9] if is_ip4 else packet[6]
+    address = packet[12:16] if is_ip4 else packet[8:24]
+    if found != protocol or address != ipaddress.ip_address(source).packed:
+        return None
+    start = 20 if is_ip4 else 40
+    return int.from_bytes(packet[start : start + 2], "big")
