@@ -119,6 +119,16 @@ def test_memory_of_flows_outlasts_the_longest_pause_of_tcp(loaded: Loaded) -> No
         assert least <= each["size"] <= 4 * _CLIENT_PORTS
 
 
+def test_marks_of_a_permissive_fence_are_one_bit_that_nothing_else_is_made_of(
+    loaded: Loaded,
+) -> None:
+    bits = re.findall(r"meta mark (?:set meta mark [|]|&) (0x[0-9a-f]+)", loaded.text)
+    bits += re.findall(r"meta mark & \S+ == (0x[0-9a-f]+)", loaded.text)
+    assert bool(bits) == loaded.name.startswith("permissive")
+    assert len(set(bits)) <= 1
+    assert all(int(bit, 16).bit_count() == 1 for bit in bits)
+
+
 def test_a_vm_has_one_link_address(loaded: Loaded) -> None:
     for _, each in loaded.named("macs"):
         assert each["size"] == 1

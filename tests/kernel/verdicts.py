@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from ocsf_nft import lab as laboratory
 from ocsf_nft import netlink, nfnetlink
 from ocsf_nft.fence import installer
+from ocsf_nft.flow import counting_name
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, ip
 from ocsf_nft.netns import Namespace, named
 from ocsf_nft.nfnetlink import Nftables
@@ -165,7 +166,9 @@ class Bench(Outcomes):
     """A fenced sandbox with a link out and a link to a nested namespace."""
 
     def __init__(self, lab: Lab, nested: Namespace, installed: Installed) -> None:
-        super().__init__(lab.sandbox_namespace, _COUNTED)
+        super().__init__(
+            lab.sandbox_namespace, of_mode(_COUNTED, is_permissive=installed.spec.is_permissive)
+        )
         self.lab = lab
         self.installed = installed
         self._nested = nested
@@ -173,10 +176,17 @@ class Bench(Outcomes):
         self._macs = {device: self._sandbox.call(partial(mac_of, device)) for device in _DEVICES}
 
     def owned(
-        self, packet: bytes, device: str = UPLINK, *, past_output: bool = False, uid: int = 0
+        self,
+        packet: bytes,
+        device: str = UPLINK,
+        *,
+        past_output: bool = False,
+        uid: int = 0,
+        mark: int = 0,
     ) -> None:
         """Send an IP packet by a raw socket of a user's that is bound to a device."""
-        self._as_user(uid, lambda: _send_raw(packet, device, _PAST_OUTPUT * past_output))
+        mark |= _PAST_OUTPUT * past_output
+        self._as_user(uid, lambda: _send_raw(packet, device, mark))
 
     def unowned(
         self,
@@ -192,14 +202,16 @@ class Bench(Outcomes):
         mark |= _SAYS_LESS * says_less | _SAYS_MORE * says_more
         self._sandbox.call(lambda: _send_raw(packet, device, mark))
 
-    def frame(self, kind: int, payload: bytes, device: str = UPLINK, *, uid: int = 0) -> None:
+    def frame(
+        self, kind: int, payload: bytes, device: str = UPLINK, *, uid: int = 0, mark: int = 0
+    ) -> None:
         """Send a frame by a packet socket of a user's."""
         frame = packets.frame(_gateway(), self._macs[device], kind, payload)
-        self._as_user(uid, lambda: send_frame(frame, device))
+        self._as_user(uid, lambda: send_frame(frame, device, mark))
 
-    def looped(self, packet: bytes, *, uid: int = 0) -> None:
+    def looped(self, packet: bytes, *, uid: int = 0, mark: int = 0) -> None:
         """Send an IP packet on loopback, by a raw socket of a user's."""
-        self._as_user(uid, lambda: _send_raw(_seen_on_loopback(packet), "lo", 0))
+        self._as_user(uid, lambda: _send_raw(_seen_on_loopback(packet), "lo", mark))
 
     def unowned_frame(
         self,
@@ -391,11 +403,23 @@ def _send_raw(packet: bytes, device: str, mark: int) -> None:
             sock.sendto(packet, (socket.inet_ntop(family, to), 0))
 
 
-def send_frame(frame: bytes, device: str) -> None:
+def send_frame(frame: bytes, device: str, mark: int = 0) -> None:
+    """Send a frame from the calling thread's namespace."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
         sock.bind((device, 0))
         with contextlib.suppress(PermissionError, OSError):
             sock.sendto(frame, (device, int.from_bytes(frame[12:14], "big")))
+
+
+def of_mode(counted: Mapping[str, Counter], *, is_permissive: bool) -> Mapping[str, Counter]:
+    """The counters of a fence by the names that its mode has."""
+    return {
+        label: (family, table, name)
+        if table == "observer"
+        else (family, table, counting_name(name, is_permissive=is_permissive))
+        for label, (family, table, name) in counted.items()
+    }
 
 
 def _seen_on_loopback(packet: bytes) -> bytes:

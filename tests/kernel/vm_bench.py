@@ -67,10 +67,8 @@ COUNTED: Final[Mapping[str, Counter]] = {
 class VmBench(Outcomes):
     """A fenced VM that does nothing by itself, on a host with an uplink."""
 
-    def __init__(
-        self, site: tap.Site, machine: tap.Machine, counted: Mapping[str, Counter] = COUNTED
-    ) -> None:
-        super().__init__(site.host, counted)
+    def __init__(self, site: tap.Site, machine: tap.Machine, *, is_permissive: bool) -> None:
+        super().__init__(site.host, verdicts.of_mode(COUNTED, is_permissive=is_permissive))
         self.site = site
         self.machine = machine
         self._uplink = site.internet.call(_hearing)
@@ -117,10 +115,11 @@ class VmBench(Outcomes):
 
 
 @contextlib.contextmanager
-def bench(state: StateDirectory) -> Iterator[VmBench]:
+def bench(state: StateDirectory, *, is_permissive: bool = False) -> Iterator[VmBench]:
     """Fence a VM, on a host whose uplink nothing answers on."""
     spec = dataclasses.replace(
         tap.spec(SANDBOX),
+        is_permissive=is_permissive,
         exceptions=(exception(f"udp:{GATEWAY4}:{DNS}"), exception(f"udp:[{GATEWAY6}]:{DNS}")),
     )
     with tap.site() as site, tap.silent_machine(site) as machine:
@@ -137,7 +136,7 @@ def bench(state: StateDirectory) -> Iterator[VmBench]:
                "dev", DEVICE)  # fmt: skip
         installer.install(spec, site.host, state, "nflog")
         conftest.load(site.host, _OBSERVER)
-        made = VmBench(site, machine)
+        made = VmBench(site, machine, is_permissive=is_permissive)
         try:
             made.quiet()
             yield made

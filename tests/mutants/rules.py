@@ -43,8 +43,13 @@ TESTS: Final = {
         ["test_counters.py", "test_escapes.py"],
     ],
     "guard.nft": [["test_rules_guard.py", "test_rules_loaded.py"], ["test_guard.py"]],
-    "permissive.nft": [["test_permissive_profiles.py"], ["test_permissive.py"]],
-    "permissive_tap.nft": [["test_permissive_profiles.py"]],
+    "permissive.nft": [
+        ["test_rules_permissive.py", "test_rules_loaded.py"],
+        ["test_permissive_profiles.py", "test_permissive.py"],
+    ],
+    "permissive_tap.nft": [
+        ["test_rules_permissive.py", "test_rules_loaded.py"], ["test_permissive_profiles.py"],
+    ],
     "sandbox.nft": [
         ["test_rules_sandbox.py", "test_rules_rivals.py"],
         ["test_rules_loaded.py", "test_other_links.py", "test_escapes.py", "test_flows.py"],
