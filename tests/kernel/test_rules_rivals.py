@@ -78,8 +78,8 @@ table netdev rival {{
     }}
     chain after {{
         type filter hook egress device {verdicts.UPLINK} priority 1
-        ether type ip udp sport {_DROPPED} fwd to {verdicts.NESTED}
-        ether type ip6 udp sport {_DROPPED} fwd to {verdicts.NESTED}
+        ether type ip udp sport {_DROPPED} fwd to x0
+        ether type ip6 udp sport {_DROPPED} fwd to x0
     }}
 }}
 """
