@@ -175,7 +175,7 @@ def test_guard_passes_arp_for_the_proxy_and_nothing_like_it(lab: Lab, outcomes: 
             Case("request", send(ETH_ARP, request), "passes"),
             Case("answer", send(ETH_ARP, request[:7] + b"\2" + request[8:]), "passes"),
             Case("padded", send(ETH_ARP, request + padding), "passes"),
-            Case("longer", send(ETH_ARP, request + padding + bytes(14) + b"x"), "guard"),
+            Case("longer", send(ETH_ARP, request + padding + b"x"), "guard"),
             Case("tagged", send(ETH_ARP, request, tag=_TAG), "guard"),
             Case("of another type", send(0x88B5, request), "guard"),
         )
