@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import struct
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -348,6 +349,22 @@ def test_loopback_is_everybodys_but_for_what_is_forged(bench: Bench) -> None:
         assert bench.outcome(partial(send, reset)) == "egress", source
         # A refusal's own reset has such a source.
         assert bench.outcome(partial(bench.on_loopback, reset)) == "loop", source
+
+
+def test_loopback_addresses_from_outside_do_not_come_in(bench: Bench) -> None:
+    """Where the kernel takes such a packet at all, as some cluster networks have it do."""
+
+    def take(value: str) -> None:
+        for name in ("route_localnet", "accept_local"):
+            Path("/proc/sys/net/ipv4/conf/sb0", name).write_text(value, encoding="ascii")
+
+    sandbox = bench.lab.sandbox_namespace
+    sandbox.call(lambda: take("1"))
+    packet = headers.udp("127.0.0.1", SANDBOX4, 53)
+    try:
+        assert bench.outcome(partial(bench.arrives, packet)) == "ingress"
+    finally:
+        sandbox.call(lambda: take("0"))
 
 
 def test_answers_to_the_proxy_do_not_come_from_inside(bench: Bench) -> None:
