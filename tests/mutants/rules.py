@@ -3,7 +3,7 @@
     python -m tests.mutants.rules [--file tap.nft] [--sample N --seed S] [--list] [--results FILE]
 
 Needs root, as the tests do. Results are JSON lines in a file; a run that is started again goes on
-where it ended. The report tells for each policy file how many mutants the tests caught, and shows
+where it ended. The report gives for each policy file how many mutants the tests caught, and shows
 each one that they did not.
 """
 
@@ -13,16 +13,17 @@ import argparse
 import contextlib
 import json
 import os
+import queue
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import tomllib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tests.mutants import nft_render
 from tests.mutants.nft_mutations import Mutant, mutants
@@ -30,40 +31,37 @@ from tests.mutants.nft_mutations import Mutant, mutants
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+#: The outcomes of runs, by the mutant's key.
+Results: TypeAlias = dict[str, dict[str, Any]]
+
 _TREE: Final = Path(__file__).parents[2]
-_EQUIVALENT: Final = Path(__file__).with_name("equivalent.toml")
+_EQUIVALENT: Final = Path(__file__).with_name("equivalent_rules.toml")
 _LEFT_OUT: Final = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "bench", "deploy")
 _WORKERS: Final = 2
-_QUICK = "--quick" in sys.argv
-_KERNEL: Final = "tests/kernel"
-#: The tests of each policy file in groups, the quickest and most telling first.
-TESTS: Final = {
-    "accounting.nft": [
-        ["test_rules_loaded.py", "test_rules_accounting.py"],
-        ["test_counters.py", "test_escapes.py"],
-    ],
-    "guard.nft": [["test_rules_guard.py", "test_rules_loaded.py"], ["test_guard.py"]],
-    "permissive.nft": [
-        ["test_rules_permissive.py", "test_rules_loaded.py"],
-        ["test_permissive_profiles.py", "test_permissive.py"],
-    ],
-    "permissive_tap.nft": [
-        ["test_rules_permissive.py", "test_rules_loaded.py"], ["test_permissive_profiles.py"],
-    ],
-    "sandbox.nft": [
-        ["test_rules_sandbox.py", "test_rules_rivals.py"],
-        ["test_rules_loaded.py", "test_other_links.py", "test_escapes.py", "test_flows.py"],
-    ],
-    "sidecar.nft": [
-        ["test_rules_sidecar.py", "test_rules_rivals.py", "test_rules_loaded.py"],
-        ["test_sidecar_unowned.py", "test_sidecar_links.py", "test_sidecar_answers.py"],
-        ["test_sidecar.py", "test_sidecar_escapes.py"],
-    ],
-    "tap.nft": [
-        ["test_rules_tap.py", "test_rules_vm_rivals.py", "test_rules_loaded.py"],
-        ["test_tap_refused.py", "test_tap_host.py"], ["test_tap.py"],
-    ],
-}  # fmt: skip
+#: The test files of each policy file in groups, the quickest and most telling first.
+_TESTS: Final = {
+    "accounting.nft": (("rules_loaded", "rules_accounting"), ("counters", "escapes")),
+    "guard.nft": (("rules_guard", "rules_loaded"), ("guard",)),
+    "permissive.nft": (
+        ("rules_permissive", "rules_loaded"),
+        ("permissive_profiles", "permissive"),
+    ),
+    "permissive_tap.nft": (("rules_permissive", "rules_loaded"), ("permissive_profiles",)),
+    "sandbox.nft": (
+        ("rules_sandbox", "rules_rivals", "rules_loaded"),
+        ("other_links", "escapes", "flows"),
+    ),
+    "sidecar.nft": (
+        ("rules_sidecar", "rules_rivals", "rules_loaded"),
+        ("sidecar_unowned", "sidecar_links", "sidecar_answers"),
+        ("sidecar", "sidecar_escapes"),
+    ),
+    "tap.nft": (
+        ("rules_tap", "rules_vm_rivals", "rules_loaded"),
+        ("tap_refused", "tap_host"),
+        ("tap",),
+    ),
+}
 
 
 def main() -> None:
@@ -77,17 +75,12 @@ def main() -> None:
     results = _known(arguments.results)
     if arguments.again:
         results = {key: result for key, result in results.items() if result["failed"]}
-    todo = iter([mutant for mutant in wanted if mutant.key not in results])
-    lock = threading.Lock()
+    todo = [mutant for mutant in wanted if mutant.key not in results]
     with arguments.results.open("a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as at:
-        threads = [
-            threading.Thread(target=_work, args=(Path(at) / str(number), todo, lock, results, file))
-            for number in range(_WORKERS)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        for key, result in _run(todo, Path(at), is_quick=arguments.quick):
+            results[key] = result
+            file.write(json.dumps(result) + "\n")
+            file.flush()
     _report(wanted, results)
 
 
@@ -99,7 +92,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument("--quick", action="store_true", help="run the first group of tests alone")
     parser.add_argument("--again", action="store_true", help="run those again that survived")
-    parser.add_argument("--lines", help="mutants of lines FIRST-LAST alone")
     parser.add_argument("--results", type=Path, default=Path(".mutants-rules.jsonl"))
     return parser.parse_args()
 
@@ -110,18 +102,14 @@ def _wanted(arguments: argparse.Namespace) -> list[Mutant]:
         for file in arguments.file or nft_render.FILES
         for mutant in mutants(file, nft_render.policy(file))
     ]
-    if arguments.lines:
-        first, last = map(int, arguments.lines.split("-"))
-        found = [mutant for mutant in found if first <= mutant.line <= last]
-    if arguments.sample is not None:
-        random.Random(arguments.seed).shuffle(found)
-        # Of those that are drawn some are no ruleset.
-        found = found[: arguments.sample * 2]
-    checked = nft_render.valid(found)
-    return checked if arguments.sample is None else checked[: arguments.sample]
+    if arguments.sample is None:
+        return nft_render.valid(found)
+    random.Random(arguments.seed).shuffle(found)
+    # Some of those that are drawn are no ruleset.
+    return nft_render.valid(found[: arguments.sample * 3 // 2])[: arguments.sample]
 
 
-def _known(path: Path) -> dict[str, dict[str, Any]]:
+def _known(path: Path) -> Results:
     """Return the results of earlier runs."""
     if not path.exists():
         return {}
@@ -129,42 +117,41 @@ def _known(path: Path) -> dict[str, dict[str, Any]]:
     return {line["key"]: line for line in lines}
 
 
-def _work(
-    tree: Path,
-    todo: Iterator[Mutant],
-    lock: threading.Lock,
-    results: dict[str, dict[str, Any]],
-    file: Any,
-) -> None:
-    with _worker(tree) as worker:
-        while True:
-            with lock:
-                mutant = next(todo, None)
-            if mutant is None:
-                return
-            answer = _answer(worker, mutant)
-            with lock:
-                results[mutant.key] = {"key": mutant.key, **mutant._asdict(), **answer}
-                file.write(json.dumps(results[mutant.key]) + "\n")
-                file.flush()
-                outcome = answer["failed"] or "SURVIVED"
-                _say(f"{answer['seconds']:6} s  {_shown(mutant)}  {outcome}")
+def _run(todo: list[Mutant], at: Path, *, is_quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the result of each mutant, as the workers come to them."""
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(_worker(at / str(each))) for each in range(_WORKERS)]
+        pool = stack.enter_context(ThreadPoolExecutor(_WORKERS))
+        idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
+        for worker in workers:
+            idle.put(worker)
+
+        def tried(mutant: Mutant) -> dict[str, Any]:
+            worker = idle.get()
+            try:
+                return _answer(worker, mutant, is_quick=is_quick)
+            finally:
+                idle.put(worker)
+
+        for mutant, answer in zip(todo, pool.map(tried, todo), strict=True):
+            _say(f"{answer['seconds']:6} s  {_shown(mutant)}  {answer['failed'] or 'SURVIVED'}")
+            yield mutant.key, {"key": mutant.key, **mutant._asdict(), **answer}
 
 
-def _answer(worker: subprocess.Popen[str], mutant: Mutant) -> dict[str, Any]:
+def _answer(worker: subprocess.Popen[str], mutant: Mutant, *, is_quick: bool) -> dict[str, Any]:
     if worker.stdin is None or worker.stdout is None:
         raise AssertionError("a worker has pipes")
-    groups = [
-        [f"{_KERNEL}/{name}" for name in group]
-        for group in TESTS[mutant.file][: 1 if _QUICK else None]
-    ]
-    text = mutant.applied(nft_render.policy(mutant.file))
-    json.dump({"file": mutant.file, "text": text, "tests": groups}, worker.stdin)
-    worker.stdin.write("\n")
+    groups = _TESTS[mutant.file][: 1 if is_quick else None]
+    request = {
+        "file": mutant.file,
+        "text": mutant.applied(nft_render.policy(mutant.file)),
+        "tests": [[f"tests/kernel/test_{name}.py" for name in group] for group in groups],
+    }
+    worker.stdin.write(json.dumps(request) + "\n")
     worker.stdin.flush()
     line = worker.stdout.readline()
     if not line:
-        raise RuntimeError("a worker ended")
+        raise RuntimeError("a worker ended: its error output says why")
     answer: dict[str, Any] = json.loads(line)
     return answer
 
@@ -173,6 +160,7 @@ def _answer(worker: subprocess.Popen[str], mutant: Mutant) -> dict[str, Any]:
 def _worker(tree: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a worker in a copy of the tree, where it and its children import the copy's code."""
     shutil.copytree(_TREE, tree, ignore=_LEFT_OUT)
+    # An editable install has the rules elsewhere.
     (tree / "ocsf_nft" / "rules").symlink_to("../rules")
     with subprocess.Popen(
         [sys.executable, "-m", "tests.mutants.nft_worker"],
@@ -189,21 +177,20 @@ def _worker(tree: Path) -> Iterator[subprocess.Popen[str]]:
                 worker.stdin.close()
 
 
-def _report(wanted: Iterable[Mutant], results: dict[str, dict[str, Any]]) -> None:
+def _report(wanted: Iterable[Mutant], results: Results) -> None:
     reasons = _explained()
     counts: dict[str, Counter[str]] = {}
     for mutant in wanted:
         of_file = counts.setdefault(mutant.file, Counter())
+        change = f"{mutant.file}:{mutant.line}\n    - {mutant.before}\n    + {mutant.after}"
         if results[mutant.key]["failed"]:
             of_file["caught"] += 1
-        elif reason := reasons.get(mutant[:1] + mutant[2:]):
+        elif reason := reasons.get((f"rules/{mutant.file}", mutant.before, mutant.after)):
             of_file["explained"] += 1
-            _say(f"explained {_shown(mutant)}\n    {reason}")
+            _say(f"explained {change}\n    {reason}")
         else:
             of_file["survived"] += 1
-            _say(
-                f"SURVIVED {mutant.file}:{mutant.line}\n    - {mutant.before}\n    + {mutant.after}"
-            )
+            _say(f"SURVIVED {change}")
     for file, of_file in counts.items():
         _say(f"{file}: " + ", ".join(f"{count} {name}" for name, count in of_file.items()))
     total = sum(counts.values(), Counter())
@@ -213,9 +200,7 @@ def _report(wanted: Iterable[Mutant], results: dict[str, dict[str, Any]]) -> Non
 
 def _explained() -> dict[tuple[str, str, str], str]:
     """Return why mutants are redundant, by their file and the line before and after."""
-    if not _EQUIVALENT.exists():
-        return {}
-    entries = tomllib.loads(_EQUIVALENT.read_text("utf-8")).get("rules", [])
+    entries = tomllib.loads(_EQUIVALENT.read_text("utf-8"))["mutant"]
     return {(each["file"], each["before"], each["after"]): each["why"] for each in entries}
 
 
