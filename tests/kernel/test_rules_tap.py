@@ -17,6 +17,7 @@ from tests.kernel.vm_bench import DNS, VmBench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.kernel
 
@@ -55,6 +56,14 @@ def test_link_takes_frames_of_the_vm_alone(bench: VmBench) -> None:
         assert send(to=to) == "link"
     for kind in (0x88B5, 0x8847, 0x8864, 0x86DE):
         assert bench.sent(kind, datagram) == "vm-link", hex(kind)
+
+
+def test_link_address_of_a_group_is_no_vms(tmp_path: Path) -> None:
+    """Not even where it is the first, which the fence would remember."""
+    with vm_bench.bench(StateDirectory(tmp_path / "state")) as bench:
+        datagram = headers.udp(VM4, INTERNET4, 53)
+        assert bench.sent(ETH_IP, datagram, source=b"\3\0\0\0\7\2") == "vm-link"
+        assert bench.sent(ETH_IP, datagram) == "link through"
 
 
 def test_link_takes_arp_that_is_true(bench: VmBench) -> None:
@@ -315,6 +324,33 @@ def test_answers_reach_the_vm_and_what_it_did_not_ask_for_does_not(bench: VmBenc
                 assert bench.arrives(headers.udp(to, uplink, port, 444)) == "uplink"
         for packet in (headers.udp(to, own, 9), headers.tcp(to, own, 22)):
             assert bench.arrives(packet) == "vm-ingress"
+
+
+def test_what_has_no_ports_leaves_under_the_hosts_address_as_well(bench: VmBench) -> None:
+    for own, to, uplink in ((VM4, INTERNET4, UPLINK4), (VM6, INTERNET6, UPLINK6)):
+        echo = headers.icmp(own, to, 128 if ":" in own else 8, body=bytes(4) + b"x")
+        for packet, protocol in (
+            (headers.other(own, to, 253), 253),
+            (echo, 58 if ":" in own else 1),
+        ):
+            bench.left()
+            assert bench.routed(packet) == "through"
+            assert set(vm_bench.sources(bench.left(), protocol)) == {uplink}
+
+
+def test_what_concerns_no_packet_of_the_vm_is_not_touched(bench: VmBench) -> None:
+    for vm, uplink, source, to in (
+        ("172.16.7.3", UPLINK4, INTERNET4, "203.0.113.200"),
+        ("fd00:7::3", UPLINK6, INTERNET6, "2001:db8::200"),
+    ):
+        for packet in (headers.udp(source, to, 53), headers.tcp(source, to, 80, ACK)):
+            assert bench.arrives(packet) == "other"
+        for packet in (headers.udp(source, uplink, 53), headers.tcp(source, uplink, 80)):
+            assert bench.arrives(packet) == "uplink"
+        # Whoever has such an address on another link keeps it.
+        bench.left()
+        assert bench.arrives(headers.udp(vm, to, 53)) == "other"
+        assert vm_bench.sources(bench.left(), headers.UDP) == [vm]
 
 
 def _sctp(source: str, to: str) -> bytes:

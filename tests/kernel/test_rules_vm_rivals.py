@@ -44,6 +44,13 @@ table inet rival {{
         type filter hook prerouting priority -299
         udp sport {_DROPPED} drop
     }}
+    chain published {{
+        type nat hook prerouting priority -100
+        meta nfproto ipv4 tcp dport 8080 dnat ip to {INTERNET4}:80
+        meta nfproto ipv6 tcp dport 8080 dnat ip6 to [{INTERNET6}]:80
+        meta nfproto ipv4 tcp sport {_TRANSLATED} dnat ip to {INTERNET4}:80
+        meta nfproto ipv6 tcp sport {_TRANSLATED} dnat ip6 to [{INTERNET6}]:80
+    }}
     chain forward_before {{
         type filter hook forward priority -21
         tcp sport {_TURNED} ip saddr set 172.16.7.9
@@ -107,6 +114,17 @@ def test_rivals_do_not_hide_what_is_forwarded_nor_turn_it(bench: VmBench) -> Non
         assert bench.routed(headers.tcp(own, internet, 80, source_port=_TURNED)) == "vm-forward"
         # Of no connection.
         assert bench.routed(headers.tcp(own, internet, 81, RST, _DROPPED)) == "vm-forward"
+
+
+def test_what_a_host_publishes_is_not_for_its_vm_but_for_the_gateways_port(
+    bench: VmBench,
+) -> None:
+    for own, gateway, internet, uplink, _ in _BOTH:
+        for to in (gateway, uplink, internet):
+            assert bench.routed(headers.tcp(own, to, 8080)) == "vm-forward", to
+        # That port may be a container's.
+        turned = headers.tcp(own, gateway, PORT, source_port=_TRANSLATED)
+        assert bench.routed(turned) == "through"
 
 
 def test_rivals_do_not_hide_what_is_for_the_host_nor_turn_it(bench: VmBench) -> None:

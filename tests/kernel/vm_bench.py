@@ -25,6 +25,7 @@ SANDBOX: Final = "vm"
 TABLE: Final = f"ocsf_nft_{DEVICE}"
 #: A port of the gateway that takes datagrams.
 DNS: Final = 53
+_PACKET_OUTGOING: Final = 4
 #: What is left of a packet once the fence has let it through, at each hook.
 _OBSERVER: Final = f"""
 table inet observer {{
@@ -32,10 +33,12 @@ table inet observer {{
     counter host {{ }}
     counter vm {{ }}
     counter uplink {{ }}
+    counter other {{ }}
     chain forward {{
         type filter hook forward priority 1000
         iifname {DEVICE} counter name through
         oifname {DEVICE} counter name vm
+        iifname {UPLINK} oifname {UPLINK} counter name other
     }}
     chain input {{
         type filter hook input priority 1000
@@ -61,6 +64,7 @@ COUNTED: Final[Mapping[str, Counter]] = {
     "host": ("inet", "observer", "host"),
     "vm": ("inet", "observer", "vm"),
     "uplink": ("inet", "observer", "uplink"),
+    "other": ("inet", "observer", "other"),
 }
 
 
@@ -110,7 +114,9 @@ class VmBench(Outcomes):
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                found.append(self._uplink.recv(65535))
+                frame, address = self._uplink.recvfrom(65535)
+                if address[2] != _PACKET_OUTGOING:
+                    found.append(frame)
         return found
 
 
@@ -149,6 +155,17 @@ def _hearing() -> socket.socket:
     sock.bind(("in0", 3))
     sock.setblocking(False)
     return sock
+
+
+def sources(frames: list[bytes], protocol: int) -> list[str]:
+    """The sources of the packets of a protocol among frames."""
+    found = []
+    for packet in (frame[14:] for frame in frames):
+        if packet[0] >> 4 == 4 and packet[9] == protocol:
+            found.append(socket.inet_ntop(socket.AF_INET, packet[12:16]))
+        elif packet[0] >> 4 == 6 and packet[6] == protocol:
+            found.append(socket.inet_ntop(socket.AF_INET6, packet[8:24]))
+    return found
 
 
 def source_port(frame: bytes, source: str, protocol: int) -> int | None:
