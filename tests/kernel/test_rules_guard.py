@@ -22,9 +22,9 @@ from ocsf_nft.lab import (
     SANDBOX4,
     SANDBOX6,
 )
-from tests.kernel import conftest, headers, packets, verdicts
+from tests.kernel import conftest, headers, packets
+from tests.kernel.outcomes import Case, Outcomes, send_frame
 from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6
-from tests.kernel.verdicts import Case, Outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,7 +91,7 @@ def _sender(lab: Lab) -> Callable[..., Callable[[], None]]:
 
     def send(kind: int, payload: bytes, *, tag: bytes = b"", pad: int = 60) -> Callable[[], None]:
         frame = gateway + _MAC + tag + kind.to_bytes(2, "big") + payload
-        work = partial(verdicts.send_frame, frame.ljust(pad, b"\0"), lab.sandbox_device)
+        work = partial(send_frame, frame.ljust(pad, b"\0"), lab.sandbox_device)
         return partial(lab.sandbox_namespace.call, work)
 
     return send

@@ -17,8 +17,9 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.kernel import headers, packets, tap, verdicts, vm_bench
+from tests.kernel.outcomes import Case
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, PSH, RST, SYN
-from tests.kernel.verdicts import NESTED4, NESTED6, Bench, Case
+from tests.kernel.verdicts import NESTED4, NESTED6, Bench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,7 +202,7 @@ def test_marks_of_senders_hide_nothing(bench: Bench) -> None:
         assert bench.outcome(partial(bench.frame, kind, packet, mark=_JUDGED)) == "link out"
     # What the sandbox sends to a group comes back to it, and was counted on its way out.
     group = headers.udp(SANDBOX6, "ff02::1", next(_PORTS))
-    assert bench.outcome(partial(bench.owned, group)) == "egress out in"
+    assert bench.outcome(partial(bench.owned, group), "egress out in") == "egress out in"
     if bench.installed.spec.proxy_uids:
         forged = headers.udp(INTERNET4, SANDBOX4, 9)
         segment = headers.tcp(INTERNET4, SANDBOX4, 9, ACK)

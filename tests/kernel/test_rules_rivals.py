@@ -17,8 +17,9 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.kernel import conftest, headers, packets, verdicts
+from tests.kernel.outcomes import Case
 from tests.kernel.packets import ACK
-from tests.kernel.verdicts import NESTED4, NESTED6, Bench, Case
+from tests.kernel.verdicts import NESTED4, NESTED6, Bench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,7 +143,7 @@ def test_rivals_in_forward_neither_hide_a_packet_nor_turn_its_answer(bench: Benc
             ("dropped afterwards", _DROPPED, answered),
         ):
             packet = headers.udp(nested, internet, 53, port)
-            assert bench.outcome(partial(bench.from_nested, packet)) == expected, name
+            assert bench.outcome(partial(bench.from_nested, packet), expected) == expected, name
 
 
 def test_rivals_on_a_link_neither_hide_a_packet_nor_turn_it(bench: Bench) -> None:

@@ -14,8 +14,9 @@ from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.flow import KINDS
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.kernel import headers, packets, verdicts
+from tests.kernel.outcomes import Case
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, PSH, RST, SYN
-from tests.kernel.verdicts import HOST4, HOST6, NESTED, NESTED4, NESTED6, Bench, Case
+from tests.kernel.verdicts import HOST4, HOST6, NESTED, NESTED4, NESTED6, Bench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -342,10 +343,10 @@ def test_forward_rules_answer_a_nested_namespace_and_nobody_else(bench: Bench) -
     for nested, internet in ((NESTED4, INTERNET4), (NESTED6, INTERNET6)):
         connection = headers.tcp(nested, internet, 443)
         expected = "forward out reset"
-        assert bench.outcome(partial(bench.from_nested, connection)) == expected
+        assert bench.outcome(partial(bench.from_nested, connection), expected) == expected
         proxy = GATEWAY6 if ":" in internet else GATEWAY4
         to_proxy = headers.tcp(nested, proxy, PROXY_PORT)
-        assert bench.outcome(partial(bench.from_nested, to_proxy)) == expected
+        assert bench.outcome(partial(bench.from_nested, to_proxy), expected) == expected
 
 
 def _forged(packet: bytes) -> bytes:

@@ -15,8 +15,9 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, SANDBOX4, SANDBOX6
 from tests.kernel import headers, packets, verdicts
+from tests.kernel.outcomes import Case
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, PSH, RST, SYN
-from tests.kernel.verdicts import HOST4, NESTED, NESTED4, NESTED6, Bench, Case
+from tests.kernel.verdicts import HOST4, NESTED, NESTED4, NESTED6, Bench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -322,7 +323,7 @@ def test_input_rules_let_in_errors_neighbours_and_the_echoes_that_were_asked_for
 def test_forward_rules_count_and_answer_nobody(bench: Bench) -> None:
     for nested, internet in ((NESTED4, INTERNET4), (NESTED6, INTERNET6)):
         for packet in (headers.tcp(nested, internet, 443), headers.udp(nested, internet, 53)):
-            assert bench.outcome(partial(bench.from_nested, packet)) == "forward"
+            assert bench.outcome(partial(bench.from_nested, packet), "forward") == "forward"
         back = headers.udp(internet, nested, 53)
         assert bench.outcome(partial(bench.arrives, back)) == "forward"
 

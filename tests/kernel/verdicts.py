@@ -10,31 +10,24 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import lab as laboratory
-from ocsf_nft import netlink, nfnetlink
 from ocsf_nft.fence import installer
-from ocsf_nft.flow import counting_name
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, ip
 from ocsf_nft.netns import Namespace, named
-from ocsf_nft.nfnetlink import Nftables
 from tests.kernel import conftest, packets
+from tests.kernel.outcomes import SO_MARK, Counter, Outcomes, mac_of, of_mode, send_frame
 from tests.kernel.users import CAP_NET_RAW, as_user
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.lab import Lab
-
-#: A named counter: the family and the name of its table, and its own name.
-Counter: TypeAlias = tuple[str, str, str]
 
 UPLINK: Final = "sb0"
 #: A link to a nested namespace.
@@ -44,11 +37,7 @@ HOST4, HOST6 = "10.201.0.1", "fd00:201::1"
 #: What a packet's mark asks for: no owner, past the chain `output`, and the IPv6 header's length.
 _UNOWNED, _PAST_OUTPUT, _SAYS_LESS, _SAYS_MORE = 1, 2, 4, 8
 _DEVICES: Final = (UPLINK, NESTED)
-_SO_MARK: Final = 36
 _IPV6_HDRINCL: Final = 36
-_NFT_MSG_GETOBJ: Final = 19
-_WRONG_AT_MOST: Final = 3
-_SECONDS: Final = 2.0
 #: The counters that a packet may be found in, by what they say of it.
 _COUNTED: Final[Mapping[str, Counter]] = {
     "egress": ("inet", "ocsf_nft", "refused_egress"),
@@ -90,77 +79,6 @@ table netdev observer {
     }
 }
 """
-
-
-@dataclass(frozen=True)
-class Case:
-    """A packet, and what must become of it.
-
-    ``expected`` names the rules that count it, "out", "in" or (on loopback) "loop" where it gets
-    through, and "reset" or "error" where the fence answers it.
-    """
-
-    name: str
-    send: Callable[[], None]
-    expected: str
-
-
-class Outcomes:
-    """The counters of a namespace by which what became of a packet is known."""
-
-    def __init__(self, namespace: Namespace, counted: Mapping[str, Counter]) -> None:
-        self._counted = counted
-        self._nftables = namespace.call(Nftables)
-
-    def close(self) -> None:
-        self._nftables.close()
-
-    def outcome(self, send: Callable[[], None]) -> str:
-        """Send, and name the counters that have grown, each once for each packet."""
-        before = self.counts()
-        send()
-        end = time.monotonic() + _SECONDS
-        while (after := self.counts()) == before and time.monotonic() < end:
-            time.sleep(0.005)
-        return " ".join(name for name, count in after.items() for _ in range(count - before[name]))
-
-    def wrong(self, cases: Iterable[Case]) -> dict[str, str]:
-        """What became of the first cases that went wrong."""
-        found: dict[str, str] = {}
-        for case in cases:
-            outcome = self.outcome(case.send)
-            if outcome != case.expected:
-                found[case.name] = f"{outcome or 'nothing'}, not {case.expected}"
-                if len(found) == _WRONG_AT_MOST:
-                    break
-        return found
-
-    def quiet(self) -> None:
-        """Wait until the kernel has said what it says by itself once a link is up."""
-        before, since = self.counts(), time.monotonic()
-        while time.monotonic() - since < 0.1:
-            time.sleep(0.01)
-            if (after := self.counts()) != before:
-                before, since = after, time.monotonic()
-
-    def counts(self) -> dict[str, int]:
-        """What each counter has counted."""
-        return {
-            label: self._count(family, table, counter)
-            for label, (family, table, counter) in self._counted.items()
-        }
-
-    def _count(self, family: str, table: str, counter: str) -> int:
-        asked = b"".join(
-            netlink.attribute(kind, value)
-            for kind, value in (
-                (1, table.encode() + b"\0"), (2, counter.encode() + b"\0"),
-                (3, struct.pack("!I", 1)),  # NFT_OBJECT_COUNTER
-            )
-        )  # fmt: skip
-        found = self._nftables.ask(_NFT_MSG_GETOBJ, nfnetlink.FAMILIES[family], asked)
-        data = dict(netlink.attributes(memoryview(found[4])))
-        return int.from_bytes(bytes(data[2]), "big")
 
 
 class Bench(Outcomes):
@@ -396,31 +314,12 @@ def _send_raw(packet: bytes, device: str, mark: int) -> None:
     with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
         if device != "lo":  # what is for the namespace itself goes there anyway
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
         if not is_ip4:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
         to = packet[16:20] if is_ip4 else packet[24:40]
         with contextlib.suppress(PermissionError):  # what the fence has refused, or `craft` dropped
             sock.sendto(packet, (socket.inet_ntop(family, to), 0))
-
-
-def send_frame(frame: bytes, device: str, mark: int = 0) -> None:
-    """Send a frame from the calling thread's namespace."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, mark)
-        sock.bind((device, 0))
-        with contextlib.suppress(PermissionError, OSError):
-            sock.sendto(frame, (device, int.from_bytes(frame[12:14], "big")))
-
-
-def of_mode(counted: Mapping[str, Counter], *, is_permissive: bool) -> Mapping[str, Counter]:
-    """The counters of a fence by the names that its mode has."""
-    return {
-        label: (family, table, name)
-        if table == "observer"
-        else (family, table, counting_name(name, is_permissive=is_permissive))
-        for label, (family, table, name) in counted.items()
-    }
 
 
 def _seen_on_loopback(packet: bytes) -> bytes:
@@ -431,13 +330,6 @@ def _seen_on_loopback(packet: bytes) -> bytes:
     header = packet[:1] + b"\x10" + packet[2:10] + b"\0\0" + packet[12:length]
     total = struct.pack("!H", packets.checksum(header))
     return header[:10] + total + header[12:] + packet[length:]
-
-
-def mac_of(device: str) -> bytes:
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
-        sock.bind((device, 0))
-        address: bytes = sock.getsockname()[4]
-        return address
 
 
 def _gateway() -> bytes:

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import ip
-from tests.kernel import conftest, packets, tap, verdicts
+from tests.kernel import conftest, outcomes, packets, tap
+from tests.kernel.outcomes import Outcomes
 from tests.kernel.tap import DEVICE, GATEWAY4, GATEWAY6, UPLINK
-from tests.kernel.verdicts import Outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ocsf_nft.fence.state import StateDirectory
-    from tests.kernel.verdicts import Counter
+    from tests.kernel.outcomes import Counter
 
 SANDBOX: Final = "vm"
 TABLE: Final = f"ocsf_nft_{DEVICE}"
@@ -72,7 +72,7 @@ class VmBench(Outcomes):
     """A fenced VM that does nothing by itself, on a host with an uplink."""
 
     def __init__(self, site: tap.Site, machine: tap.Machine, *, is_permissive: bool) -> None:
-        super().__init__(site.host, verdicts.of_mode(COUNTED, is_permissive=is_permissive))
+        super().__init__(site.host, outcomes.of_mode(COUNTED, is_permissive=is_permissive))
         self.site = site
         self.machine = machine
         self._uplink = site.internet.call(_hearing)
@@ -104,9 +104,9 @@ class VmBench(Outcomes):
     def arrives(self, packet: bytes) -> str:
         """What became of an IP packet that comes in from the internet."""
         kind = packets.ETH_IP if packet[0] >> 4 == 4 else packets.ETH_IP6
-        mac = self.site.host.call(lambda: verdicts.mac_of(UPLINK))
+        mac = self.site.host.call(lambda: outcomes.mac_of(UPLINK))
         frame = packets.frame(mac, b"\x02\0\0\0\0\xfe", kind, packet)
-        send = verdicts.send_frame
+        send = outcomes.send_frame
         return self.outcome(lambda: self.site.internet.call(lambda: send(frame, "in0")))
 
     def left(self) -> list[bytes]:

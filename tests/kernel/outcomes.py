@@ -1,0 +1,139 @@
+"""What became of a packet, by the counters of a fence and of whoever sees it afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from ocsf_nft import netlink, nfnetlink
+from ocsf_nft.flow import counting_name
+from ocsf_nft.nfnetlink import Nftables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from ocsf_nft.netns import Namespace
+
+#: A named counter: the family and the name of its table, and its own name.
+Counter: TypeAlias = tuple[str, str, str]
+
+SO_MARK: Final = 36  # include/uapi/asm-generic/socket.h
+_NFT_MSG_GETOBJ: Final = 19
+_WRONG_AT_MOST: Final = 3
+#: How long a packet may take to be seen, and then to be seen once more.
+_SECONDS: Final = 2.0
+_SETTLED_SECONDS: Final = 0.5
+_QUIET_SECONDS: Final = 20.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A packet, and what must become of it.
+
+    ``expected`` names the rules that count it, "out", "in" or (on loopback) "loop" where it gets
+    through, and "reset" or "error" where the fence answers it.
+    """
+
+    name: str
+    send: Callable[[], None]
+    expected: str
+
+
+class Outcomes:
+    """The counters of a namespace by which what became of a packet is known."""
+
+    def __init__(self, namespace: Namespace, counted: Mapping[str, Counter]) -> None:
+        self._counted = counted
+        self._nftables = namespace.call(Nftables)
+
+    def close(self) -> None:
+        self._nftables.close()
+
+    def outcome(self, send: Callable[[], None], expected: str = "") -> str:
+        """Send, and name the counters that have grown, each once for each packet.
+
+        What is expected is waited for; without that, for whatever comes first.
+        """
+        before, began = self.counts(), time.monotonic()
+        send()
+        found, end = "", began + _SECONDS
+        while time.monotonic() < end:
+            after = self.counts()
+            names = (name for name, count in after.items() for _ in range(count - before[name]))
+            was, found = found, " ".join(names)
+            if found and found == (expected or was):
+                break
+            if found and not was:
+                end = min(end, time.monotonic() + _SETTLED_SECONDS)
+            time.sleep(0.001)
+        return found
+
+    def wrong(self, cases: Iterable[Case]) -> dict[str, str]:
+        """What became of the first cases that went wrong."""
+        found: dict[str, str] = {}
+        for case in cases:
+            outcome = self.outcome(case.send, case.expected)
+            if outcome != case.expected:
+                found[case.name] = f"{outcome or 'nothing'}, not {case.expected}"
+                if len(found) == _WRONG_AT_MOST:
+                    break
+        return found
+
+    def quiet(self) -> None:
+        """Wait until the kernel has said what it says by itself once a link is up."""
+        before, since = self.counts(), time.monotonic()
+        end = since + _QUIET_SECONDS
+        while time.monotonic() - since < 0.1:
+            assert since < end, before
+            time.sleep(0.01)
+            if (after := self.counts()) != before:
+                before, since = after, time.monotonic()
+
+    def counts(self) -> dict[str, int]:
+        """What each counter has counted."""
+        return {
+            label: self._count(family, table, counter)
+            for label, (family, table, counter) in self._counted.items()
+        }
+
+    def _count(self, family: str, table: str, counter: str) -> int:
+        asked = b"".join(
+            netlink.attribute(kind, value)
+            for kind, value in (
+                (1, table.encode() + b"\0"), (2, counter.encode() + b"\0"),
+                (3, struct.pack("!I", 1)),  # NFT_OBJECT_COUNTER
+            )
+        )  # fmt: skip
+        found = self._nftables.ask(_NFT_MSG_GETOBJ, nfnetlink.FAMILIES[family], asked)
+        data = dict(netlink.attributes(memoryview(found[4])))
+        return int.from_bytes(bytes(data[2]), "big")
+
+
+def send_frame(frame: bytes, device: str, mark: int = 0) -> None:
+    """Send a frame from the calling thread's namespace."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+        sock.bind((device, 0))
+        with contextlib.suppress(PermissionError, OSError):
+            sock.sendto(frame, (device, int.from_bytes(frame[12:14], "big")))
+
+
+def mac_of(device: str) -> bytes:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
+        sock.bind((device, 0))
+        address: bytes = sock.getsockname()[4]
+        return address
+
+
+def of_mode(counted: Mapping[str, Counter], *, is_permissive: bool) -> Mapping[str, Counter]:
+    """The counters of a fence by the names that its mode has."""
+    return {
+        label: (family, table, name)
+        if table == "observer"
+        else (family, table, counting_name(name, is_permissive=is_permissive))
+        for label, (family, table, name) in counted.items()
+    }
