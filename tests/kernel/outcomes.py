@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft import netlink, nfnetlink
@@ -120,6 +121,16 @@ def send_frame(frame: bytes, device: str, mark: int = 0) -> None:
         sock.bind((device, 0))
         with contextlib.suppress(PermissionError, OSError):
             sock.sendto(frame, (device, int.from_bytes(frame[12:14], "big")))
+
+
+def take_any_source() -> None:
+    """Let the calling thread's namespace take packets from any source on any link.
+
+    It has inherited what its host does with sources that are on another link.
+    """
+    for scope in Path("/proc/sys/net/ipv4/conf").iterdir():
+        for name in ("rp_filter", "accept_local", "route_localnet"):
+            (scope / name).write_text("0", encoding="ascii")
 
 
 def mac_of(device: str) -> bytes:

@@ -19,7 +19,15 @@ from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, ip
 from ocsf_nft.netns import Namespace, named
 from tests.kernel import conftest, packets
-from tests.kernel.outcomes import SO_MARK, Counter, Outcomes, mac_of, of_mode, send_frame
+from tests.kernel.outcomes import (
+    SO_MARK,
+    Counter,
+    Outcomes,
+    mac_of,
+    of_mode,
+    send_frame,
+    take_any_source,
+)
 from tests.kernel.users import CAP_NET_RAW, as_user
 
 if TYPE_CHECKING:
@@ -174,6 +182,7 @@ def bench(spec: FenceSpec, state: StateDirectory) -> Iterator[Bench]:
     """Fence a throw-away sandbox, with what makes packets before the fence and sees them after."""
     with laboratory.throwaway() as lab, _nested(lab) as nested:
         lab.sandbox_namespace.call(_forward)
+        lab.sandbox_namespace.call(take_any_source)
         installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
         _more_links(lab)
         conftest.load(lab.sandbox_namespace, _OBSERVER + _craft())

@@ -140,6 +140,7 @@ def bench(state: StateDirectory, *, is_permissive: bool = False) -> Iterator[VmB
         for address in (tap.VM4, tap.VM6):
             ip("-n", site.host_name, "neigh", "replace", address, "lladdr", tap.VM_MAC.hex(":"),
                "dev", DEVICE)  # fmt: skip
+        site.host.call(outcomes.take_any_source)
         installer.install(spec, site.host, state, "nflog")
         conftest.load(site.host, _OBSERVER)
         made = VmBench(site, machine, is_permissive=is_permissive)

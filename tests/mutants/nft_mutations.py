@@ -137,7 +137,8 @@ def _rule(line: str) -> Iterator[str]:
             yield pattern.sub(other, line)
     yield line.replace(" == ", " != ")
     yield line.replace(" != ", " == ")
-    yield line.replace("jump ", "goto ")
+    if "jump account_" not in line and "jump log_" not in line:  # nothing but a verdict follows
+        yield line.replace("jump ", "goto ")
     yield from _numbers(line)
     yield from _elements(line)
     yield from _budget(line)
