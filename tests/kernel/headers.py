@@ -15,18 +15,18 @@ MORE_FRAGMENTS, DONT_FRAGMENT = 0x2000, 0x4000
 def tcp(
     source: str, to: str, port: int, flags: int = packets.SYN, source_port: int = 4000
 ) -> bytes:
-    """A TCP segment."""
+    """Return a TCP segment."""
     return _packet(source, to, TCP, packets.tcp(port, flags, source_port))
 
 
 def udp(source: str, to: str, port: int, source_port: int = 4000) -> bytes:
-    """A UDP datagram."""
+    """Return a UDP datagram."""
     header = struct.pack("!HHHH", source_port, port, 8 + len(PAYLOAD), 0)
     return _packet(source, to, UDP, header + PAYLOAD)
 
 
 def icmp(source: str, to: str, kind: int, code: int = 0, body: bytes = bytes(12)) -> bytes:
-    """An ICMP message, or ICMPv6."""
+    """Return an ICMP message; an ICMPv6 message for an IPv6 address."""
     message = struct.pack("!BBH", kind, code, 0) + body
     return _packet(source, to, ICMP6 if ":" in to else ICMP, message)
 
@@ -41,37 +41,37 @@ def neighbour(
     hop_limit: int = 255,
     options: bytes = b"",
 ) -> bytes:
-    """A message of neighbour discovery: 135 asks, 136 answers."""
+    """Return a neighbour discovery message: type 135 solicits, type 136 advertises."""
     body = bytes(4) + ipaddress.IPv6Address(target).packed + options
     message = struct.pack("!BBH", kind, code, 0) + body
     return packets.summed(packets.ip6(source, to, ICMP6, message, hop_limit=hop_limit))
 
 
 def other(source: str, to: str, protocol: int, payload: bytes = PAYLOAD) -> bytes:
-    """A packet of a protocol by its number."""
+    """Return a packet of a protocol by its number."""
     make = packets.ip6 if ":" in to else packets.ip4
     return make(source, to, protocol, payload)
 
 
 def with_flags4(packet: bytes, field: int) -> bytes:
-    """The IPv4 packet with this flags and fragment offset field."""
+    """Return the IPv4 packet with this flags and fragment offset field."""
     return _header4(packet[:6] + struct.pack("!H", field) + packet[8:20]) + packet[20:]
 
 
 def with_options4(packet: bytes) -> bytes:
-    """The IPv4 packet with options that do nothing."""
+    """Return the IPv4 packet with four no-operation options."""
     length = struct.pack("!H", len(packet) + 4)
     return _header4(b"\x46" + packet[1:2] + length + packet[4:20] + b"\1\1\1\0") + packet[20:]
 
 
 def with_extension6(packet: bytes, kind: int = 60, header: bytes = bytes(7)) -> bytes:
-    """The IPv6 packet with an extension header; ``header`` is what follows its first byte."""
+    """Insert an extension header; ``header`` holds the bytes after its first one."""
     payload = packet[6:7] + header + packet[40:]
     return packet[:4] + struct.pack("!HB", len(payload), kind) + packet[7:40] + payload
 
 
 def fragment6(packet: bytes, offset: int, more: int = 0) -> bytes:
-    """The IPv6 packet as a fragment; ``offset`` in units of 8 bytes."""
+    """Return the IPv6 packet as a fragment; ``offset`` in units of 8 bytes."""
     return with_extension6(packet, 44, struct.pack("!BHI", 0, offset << 3 | more, 7))
 
 

@@ -1,4 +1,4 @@
-"""What became of a packet, by the counters of a fence and of whoever sees it afterwards."""
+"""Verdicts on packets, read from the counters of a fence and of observers behind it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _QUIET_SECONDS: Final = 20.0
 
 @dataclass(frozen=True)
 class Case:
-    """A packet, and what must become of it.
+    """A packet and its expected verdict.
 
     ``expected`` names the rules that count it, "out", "in" or (on loopback) "loop" where it gets
     through, and "reset" or "error" where the fence answers it.
@@ -45,7 +45,7 @@ class Case:
 
 
 class Outcomes:
-    """The counters of a namespace by which what became of a packet is known."""
+    """The named counters of a namespace that show the verdict on a packet."""
 
     def __init__(self, namespace: Namespace, counted: Mapping[str, Counter]) -> None:
         self._counted = counted
@@ -55,9 +55,9 @@ class Outcomes:
         self._nftables.close()
 
     def outcome(self, send: Callable[[], None], expected: str = "") -> str:
-        """Send, and name the counters that have grown, each once for each packet.
+        """Send, and return the labels of the counters that grew, once for each packet.
 
-        What is expected is waited for; without that, for whatever comes first.
+        Wait for the expected labels; without them, for the first ones that stay the same.
         """
         before, began = self.counts(), time.monotonic()
         send()
@@ -74,7 +74,7 @@ class Outcomes:
         return found
 
     def wrong(self, cases: Iterable[Case]) -> dict[str, str]:
-        """What became of the first cases that went wrong."""
+        """Return the verdicts on the first cases that differ from the expected ones."""
         found: dict[str, str] = {}
         for case in cases:
             outcome = self.outcome(case.send, case.expected)
@@ -85,7 +85,7 @@ class Outcomes:
         return found
 
     def quiet(self) -> None:
-        """Wait until the kernel has said what it says by itself once a link is up."""
+        """Wait until the kernel sends nothing more by itself on new links."""
         before, since = self.counts(), time.monotonic()
         end = since + _QUIET_SECONDS
         while time.monotonic() - since < 0.1:
@@ -95,7 +95,7 @@ class Outcomes:
                 before, since = after, time.monotonic()
 
     def counts(self) -> dict[str, int]:
-        """What each counter has counted."""
+        """Return the packets of each counter."""
         return {
             label: self._count(family, table, counter)
             for label, (family, table, counter) in self._counted.items()
@@ -124,9 +124,9 @@ def send_frame(frame: bytes, device: str, mark: int = 0) -> None:
 
 
 def take_any_source() -> None:
-    """Let the calling thread's namespace take packets from any source on any link.
+    """Let the calling thread's namespace accept packets from any source on any link.
 
-    It has inherited what its host does with sources that are on another link.
+    A new namespace inherits the host's reverse path filter.
     """
     for scope in Path("/proc/sys/net/ipv4/conf").iterdir():
         for name in ("rp_filter", "accept_local", "route_localnet"):
@@ -141,7 +141,7 @@ def mac_of(device: str) -> bytes:
 
 
 def of_mode(counted: Mapping[str, Counter], *, is_permissive: bool) -> Mapping[str, Counter]:
-    """The counters of a fence by the names that its mode has."""
+    """Return the counters with the names that they have in this mode of the fence."""
     return {
         label: (family, table, name)
         if table == "observer"

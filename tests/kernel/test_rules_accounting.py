@@ -1,4 +1,4 @@
-"""By what each refused packet is counted and logged: rules/accounting.nft, kind after kind."""
+"""The element that counts each refused packet, and its log budget: rules/accounting.nft."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def reader(bench: Bench) -> Iterator[Counters]:
 
 
 def _key(uid: int, protocol: int, to: str, port: int) -> Key:
-    """The element of a flow, as nftables lays it out."""
+    """Return the element of a flow in the layout of nftables."""
     address = ipaddress.ip_address(to).packed
     kind: Kind = "flows4" if len(address) == 4 else "flows6"
     data = struct.pack("=I", uid) + struct.pack("!B3x", protocol) + address
@@ -76,7 +76,7 @@ def _elements(reading: Reading, rule: str) -> dict[Key, int]:
 def _counted(
     bench: Bench, reader: Counters, rule: str, send: Callable[[], None], times: int = 1
 ) -> tuple[dict[Key, int], int, int]:
-    """What has grown by sending so often: elements, and packets in the overflow and in the log."""
+    """Send; return how much the elements, the overflow and the log counter have grown."""
     before, wanted = reader.read(), bench.counts()[rule] + times
     for _ in range(times):
         send()
@@ -96,7 +96,7 @@ def _counted(
 
 
 def _packets(source: str, to: str) -> Iterator[tuple[str, bytes, int, int]]:
-    """Packets of one family: their names, and what protocol and port they are counted by."""
+    """Yield packets of one family: name, packet, and protocol and port of their element."""
     for number, name in _WITH_PORTS.items():
         port = next(_PORTS)
         yield (
@@ -160,7 +160,7 @@ def test_accounting_counts_each_packet_by_its_flow_and_logs_it(
     assert not wrong
 
 
-def test_accounting_counts_what_is_no_ip_by_its_ethertype(bench: Bench, reader: Counters) -> None:
+def test_accounting_counts_other_frames_by_its_ethertype(bench: Bench, reader: Counters) -> None:
     for send, uid in ((bench.frame, _ROOT), (bench.unowned_frame, _NOBODY)):
         for kind, payload in ((_UNKNOWN, bytes(46)), (ETH_IP, bytes(2)), (0x8847, bytes(46))):
             found = _counted(bench, reader, "link", partial(send, kind, payload))
@@ -190,7 +190,7 @@ def test_accounting_logs_the_first_packets_of_each_flow_and_counts_all(
     assert _OTHER_BURST <= found[2] <= _OTHER_BURST + time.monotonic() - began
 
 
-def test_accounting_counts_what_finds_no_place_by_its_sender_and_then_together(
+def test_accounting_of_full_sets_counts_by_sender_and_then_together(
     bench: Bench, reader: Counters
 ) -> None:
     times = 3 * _OTHER_BURST

@@ -1,4 +1,4 @@
-"""What becomes of each frame at the rules of rules/guard.nft, one property of it at a time."""
+"""The verdict on each frame at the rules of rules/guard.nft, one property at a time."""
 
 from __future__ import annotations
 

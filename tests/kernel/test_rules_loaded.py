@@ -1,6 +1,6 @@
-"""The numbers of a loaded fence that only matter over minutes, or under a flood.
+"""The numbers of a loaded fence that matter over minutes or under a flood.
 
-They are read from the kernel, and held to what depends on them.
+The kernel reports them; each test states what depends on them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def loaded(request: pytest.FixtureRequest) -> Loaded:
     return Loaded(request.param)
 
 
-def test_counting_sets_have_the_size_and_the_timeout_that_their_readers_assume(
+def test_counting_sets_have_the_size_and_timeout_of_their_readers(
     loaded: Loaded,
 ) -> None:
     found = list(loaded.named(rf"({'|'.join(KINDS)})_.*"))
@@ -97,7 +97,7 @@ def test_counting_sets_have_the_size_and_the_timeout_that_their_readers_assume(
         assert each["stmt"] == [{"counter": None}]
 
 
-def test_log_budgets_last_until_they_are_whole_again_and_no_longer_than_counts(
+def test_log_budgets_outlast_their_refill(
     loaded: Loaded,
 ) -> None:
     sizes = {"4": "flows4", "6": "flows6", "_others": "others"}
@@ -111,7 +111,7 @@ def test_log_budgets_last_until_they_are_whole_again_and_no_longer_than_counts(
 
 
 def test_memory_of_flows_outlasts_the_longest_pause_of_tcp(loaded: Loaded) -> None:
-    """No longer than counts, however, and with room for all the ports of a client."""
+    """The memory is no longer than that of counts, and has room for the ports of a client."""
     for name, each in loaded.named("(asked|proxied|addressed|excepted)[46]"):
         assert 2 * _LONGEST_RESEND < each["timeout"] <= counted.KEPT_MS / 1000
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
@@ -119,7 +119,7 @@ def test_memory_of_flows_outlasts_the_longest_pause_of_tcp(loaded: Loaded) -> No
         assert least <= each["size"] <= 4 * _CLIENT_PORTS
 
 
-def test_marks_of_a_permissive_fence_are_one_bit_that_nothing_else_is_made_of(
+def test_permissive_mark_is_one_bit(
     loaded: Loaded,
 ) -> None:
     bits = re.findall(r"meta mark (?:set meta mark [|]|&) (0x[0-9a-f]+)", loaded.text)
@@ -129,21 +129,21 @@ def test_marks_of_a_permissive_fence_are_one_bit_that_nothing_else_is_made_of(
     assert all(int(bit, 16).bit_count() == 1 for bit in bits)
 
 
-def test_a_vm_has_one_link_address(loaded: Loaded) -> None:
+def test_vm_has_one_link_address(loaded: Loaded) -> None:
     for _, each in loaded.named("macs"):
         assert each["size"] == 1
         assert "timeout" not in each
         assert each["flags"] == ["dynamic"]
 
 
-def test_sets_of_the_operator_keep_what_he_put_into_them(loaded: Loaded) -> None:
+def test_sets_of_the_operator_never_expire(loaded: Loaded) -> None:
     found = [each for _, each in loaded.named("(allowed|neighbours)[46]")]
     assert found
     assert not [each for each in found if each.keys() & {"timeout", "size", "flags"}]
 
 
-def test_chains_that_refuse_refuse_what_no_rule_of_theirs_names(loaded: Loaded) -> None:
-    """Permissive ones let it pass; round a VM those of IP judge the packets of its device alone."""
+def test_base_chains_drop_by_policy(loaded: Loaded) -> None:
+    """Permissive chains accept; round a VM the chains of IP judge packets of its device alone."""
     chains = re.findall(r"hook (\w+) .*priority \S+; policy (\w+);", loaded.text)
     assert chains
     expected = "accept" if loaded.name.startswith("permissive") else "drop"
@@ -152,8 +152,8 @@ def test_chains_that_refuse_refuse_what_no_rule_of_theirs_names(loaded: Loaded) 
         assert policy == (expected if own else "accept"), hook
 
 
-def test_each_rule_logs_its_name_to_its_group_and_no_content(loaded: Loaded) -> None:
-    """IPv6 and TCP with all options have 100 bytes; what comes after is the sender's business."""
+def test_log_statements_have_the_rule_the_group_and_headers_alone(loaded: Loaded) -> None:
+    """The headers of IPv6 and of TCP with all options have 100 bytes."""
     logs = re.findall(
         r'log prefix "ocsf-nft:a:([\w-]+):(?:permissive:)?" group (\d+) snaplen (\d+) '
         r'counter name "logged_([\w-]+?)(?:_permissive)?"',
@@ -167,7 +167,7 @@ def test_each_rule_logs_its_name_to_its_group_and_no_content(loaded: Loaded) -> 
         assert 100 <= int(snaplen) <= 128
 
 
-def test_a_flow_logs_its_first_packets_at_once_and_one_a_second_after_that(
+def test_log_budgets_have_a_burst_and_one_record_a_second(
     loaded: Loaded,
 ) -> None:
     budgets = re.findall(

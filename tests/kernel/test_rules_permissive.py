@@ -1,4 +1,4 @@
-"""What a permissive fence counts of what it lets pass: each attempt once, and no answer to one.
+"""The counts of a permissive fence: each attempt once, and no answer to an attempt.
 
 rules/permissive.nft round the policies of a sandbox and of a pod, and rules/permissive_tap.nft.
 """
@@ -61,7 +61,7 @@ def _with_ports(source: str, to: str, protocol: int, port: int, source_port: int
     return headers.other(source, to, protocol, struct.pack("!HH12x", source_port, port))
 
 
-def test_what_a_socket_sends_is_counted_each_time_and_gets_out(bench: Bench) -> None:
+def test_permissive_fence_counts_each_packet_of_a_socket(bench: Bench) -> None:
     for own, internet, _ in _BOTH:
         port = next(_PORTS)
         unreachable, echo = (1, 129) if ":" in own else (3, 0)
@@ -78,7 +78,7 @@ def test_what_a_socket_sends_is_counted_each_time_and_gets_out(bench: Bench) -> 
         assert bench.outcome(partial(bench.owned, packet)) == "egress out"
 
 
-def test_what_the_kernel_sends_for_an_attempt_is_none_itself(bench: Bench) -> None:
+def test_permissive_fence_counts_no_packet_of_the_kernel_for_an_attempt(bench: Bench) -> None:
     for own, internet, _ in _BOTH:
         port = next(_PORTS)
         flow, other = (partial(headers.tcp, own, internet, each) for each in (port, port + 1))
@@ -110,7 +110,7 @@ def test_what_the_kernel_sends_for_an_attempt_is_none_itself(bench: Bench) -> No
             next(_PORTS)
 
 
-def test_neighbour_discovery_of_the_kernel_is_no_attempt(bench: Bench) -> None:
+def test_permissive_fence_counts_no_neighbour_discovery_of_the_kernel(bench: Bench) -> None:
     about = partial(headers.neighbour, SANDBOX6)
     send = bench.unowned
     assert not bench.wrong(
@@ -145,7 +145,7 @@ def test_neighbour_discovery_of_the_kernel_is_no_attempt(bench: Bench) -> None:
     )
 
 
-def test_answers_to_an_attempt_are_none_themselves(bench: Bench) -> None:
+def test_permissive_fence_counts_no_answer_to_an_attempt(bench: Bench) -> None:
     for own, internet, _ in _BOTH:
         for protocol in _WITH_PORTS:
             port = next(_PORTS)
@@ -178,7 +178,7 @@ def test_answers_to_an_attempt_are_none_themselves(bench: Bench) -> None:
             assert bench.outcome(answered) == after, source
 
 
-def test_attempts_of_a_nested_namespace_and_their_answers_are_told_apart(bench: Bench) -> None:
+def test_permissive_fence_counts_attempts_of_a_nested_namespace_and_no_answer(bench: Bench) -> None:
     for _, internet, nested in _BOTH:
         port = next(_PORTS)
         out = partial(headers.tcp, nested, internet, port)
@@ -194,7 +194,7 @@ def test_attempts_of_a_nested_namespace_and_their_answers_are_told_apart(bench: 
         )
 
 
-def test_marks_of_senders_hide_nothing(bench: Bench) -> None:
+def test_permissive_fence_counts_packets_that_their_sender_has_marked(bench: Bench) -> None:
     for own, internet, _ in _BOTH:
         packet = headers.udp(own, internet, next(_PORTS))
         kind = ETH_IP6 if ":" in own else ETH_IP
@@ -210,7 +210,7 @@ def test_marks_of_senders_hide_nothing(bench: Bench) -> None:
         assert bench.outcome(partial(bench.looped, forged, mark=_JUDGED)) == "loop"
 
 
-def test_frames_are_counted_by_the_link_but_for_the_kernels_own_arp(bench: Bench) -> None:
+def test_permissive_fence_counts_frames_but_for_the_kernels_arp(bench: Bench) -> None:
     request = packets.arp(SANDBOX4, "10.200.0.77", b"\x02\0\0\0\xbb\1")
     padding = bytes(18)
     send = partial(bench.unowned_frame, ETH_ARP)
@@ -235,7 +235,7 @@ def test_frames_are_counted_by_the_link_but_for_the_kernels_own_arp(bench: Bench
     )
 
 
-def test_packets_of_a_vm_are_counted_once_and_get_on(vm: VmBench) -> None:
+def test_permissive_fence_counts_each_packet_of_a_vm_once(vm: VmBench) -> None:
     for own, gateway, internet, forged, metadata, neighbour in (
         (tap.VM4, tap.GATEWAY4, INTERNET4, "203.0.113.99", "169.254.169.254", "172.16.7.3"),
         (tap.VM6, tap.GATEWAY6, INTERNET6, "2001:db8::99", "fd00:ec2::254", "fd00:7::3"),

@@ -1,7 +1,7 @@
-"""Chains of other tables beside ours change nothing of what a fence sees, refuses and counts.
+"""Chains of other tables beside a fence change nothing of what it refuses and counts.
 
-A chain that comes before the fence's may turn a packet to somewhere else: the fence judges what
-leaves. One that comes after may drop it, or send it elsewhere: by then it is refused and counted.
+An earlier chain may change the destination of a packet: the fence judges the packet that leaves.
+A later chain may drop the packet or forward it: the fence has refused and counted it by then.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def bench(
         yield made
 
 
-def test_rivals_in_output_neither_hide_a_packet_nor_turn_it(bench: Bench) -> None:
+def test_rivals_in_output_neither_hide_a_packet_nor_change_it(bench: Bench) -> None:
     for own, proxy, internet, _ in _BOTH:
         tcp = partial(headers.tcp, own, proxy, PROXY_PORT)
         assert not bench.wrong(
@@ -118,7 +118,7 @@ def test_rivals_in_output_neither_hide_a_packet_nor_turn_it(bench: Bench) -> Non
         )
 
 
-def test_rivals_in_input_neither_hide_a_packet_nor_turn_it(bench: Bench) -> None:
+def test_rivals_in_input_neither_hide_a_packet_nor_change_it(bench: Bench) -> None:
     for own, proxy, internet, _ in _BOTH:
         from_proxy = partial(headers.tcp, proxy, own, flags=ACK, source_port=PROXY_PORT)
         assert not bench.wrong(
@@ -134,7 +134,7 @@ def test_rivals_in_input_neither_hide_a_packet_nor_turn_it(bench: Bench) -> None
         )
 
 
-def test_rivals_in_forward_neither_hide_a_packet_nor_turn_its_answer(bench: Bench) -> None:
+def test_rivals_in_forward_neither_hide_a_packet_nor_change_its_answer(bench: Bench) -> None:
     answered = "forward" if bench.installed.spec.proxy_uids else "forward out error"
     for _, _, internet, nested in _BOTH:
         for name, port, expected in (
@@ -146,7 +146,7 @@ def test_rivals_in_forward_neither_hide_a_packet_nor_turn_its_answer(bench: Benc
             assert bench.outcome(partial(bench.from_nested, packet), expected) == expected, name
 
 
-def test_rivals_on_a_link_neither_hide_a_packet_nor_turn_it(bench: Bench) -> None:
+def test_rivals_on_a_link_neither_hide_a_packet_nor_change_it(bench: Bench) -> None:
     past = partial(bench.owned, past_output=True)
     for own, proxy, internet, _ in _BOTH:
         kind = packets.ETH_IP6 if ":" in own else packets.ETH_IP

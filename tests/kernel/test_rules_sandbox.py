@@ -1,4 +1,4 @@
-"""What becomes of each packet at the rules of rules/sandbox.nft, one property of it at a time."""
+"""The verdict on each packet at the rules of rules/sandbox.nft, one property at a time."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_output_rules_judge_what_a_socket_sends(bench: Bench) -> None:
 
 
 def _answers() -> dict[str, bytes]:
-    """What the fence answers to a nested namespace."""
+    """Return the fence's answers to a nested namespace."""
     return {
         "reset": headers.tcp(HOST4, NESTED4, 4000, RST),
         "reset of data": headers.tcp(HOST4, NESTED4, 4000, RST | ACK),
@@ -179,7 +179,7 @@ def test_neighbour_discovery_of_the_kernel_passes_and_nothing_like_it(
 
 
 def test_link_rules_judge_what_was_routed(bench: Bench) -> None:
-    """A packet that another rule let out, or another namespace's stack sent."""
+    """Such a packet passed `output` here, or in a nested namespace."""
     proxied4, proxied6 = _PROXIED
     for send in (bench.owned, bench.unowned):
         past = partial(send, past_output=True)
@@ -320,7 +320,7 @@ def test_input_rules_let_in_the_errors_and_neighbours_that_the_sandbox_needs(ben
             assert found == ("in" if is_in else "ingress"), (kind, hop_limit)
 
 
-def test_loopback_is_free(bench: Bench) -> None:
+def test_loopback_passes_for_everybody(bench: Bench) -> None:
     for own in ("127.0.0.1", SANDBOX4, "::1", SANDBOX6):
         for packet in (headers.tcp(own, own, 80), headers.udp(own, own, 80)):
             assert bench.outcome(partial(bench.looped, packet)) == "loop", own
@@ -350,13 +350,13 @@ def test_forward_rules_answer_a_nested_namespace_and_nobody_else(bench: Bench) -
 
 
 def _forged(packet: bytes) -> bytes:
-    """The packet of a source that is on another link."""
+    """Return the packet with a source that is on another link."""
     if packet[0] >> 4 == 4:
         return headers.udp("10.200.0.9", INTERNET4, 53)
     return headers.udp("fd00:200::9", INTERNET6, 53)
 
 
-def test_each_packet_is_counted_in_one_element_of_its_rule(bench: Bench) -> None:
+def test_rules_count_each_packet_in_one_element(bench: Bench) -> None:
     with Counters(bench.installed) as counters:
         reading = counters.read()
     for rule, of_rule in reading.rules.items():

@@ -1,4 +1,4 @@
-"""What becomes of each packet at the rules of rules/sidecar.nft, one property of it at a time."""
+"""The verdict on each packet at the rules of rules/sidecar.nft, one property at a time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _with_ports(source: str, to: str, protocol: int, port: int, source_port: int
     return headers.other(source, to, protocol, struct.pack("!HH12x", source_port, port))
 
 
-def test_proxy_sends_what_it_likes_and_nobody_else_does(bench: Bench) -> None:
+def test_proxy_alone_sends_to_any_destination(bench: Bench) -> None:
     for own, _, internet in _BOTH:
         sent = [
             *(_with_ports(own, internet, protocol, 443, next(_PORTS)) for protocol in _WITH_PORTS),
@@ -80,7 +80,7 @@ def test_proxy_sends_what_it_likes_and_nobody_else_does(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("uid", _ANYBODY)
-def test_exceptions_are_for_everybody_and_as_narrow_as_a_proxy(bench: Bench, uid: int) -> None:
+def test_exceptions_pass_for_everybody_and_nothing_like_them(bench: Bench, uid: int) -> None:
     send = partial(bench.owned, uid=uid)
     nested = partial(send, device=NESTED)
     for own, gateway, internet in _BOTH:
@@ -299,7 +299,7 @@ def test_input_rules_judge_what_comes_in(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("is_addressed", [False, True])
-def test_input_rules_let_in_errors_neighbours_and_the_echoes_that_were_asked_for(
+def test_input_rules_accept_errors_neighbours_and_requested_echoes(
     bench: Bench, is_addressed: bool
 ) -> None:
     stranger4, stranger6 = ("198.18.7.7", "2001:db8:7::7")
@@ -328,7 +328,7 @@ def test_forward_rules_count_and_answer_nobody(bench: Bench) -> None:
         assert bench.outcome(partial(bench.arrives, back)) == "forward"
 
 
-def test_loopback_is_everybodys_but_for_what_is_forged(bench: Bench) -> None:
+def test_loopback_passes_for_everybody_but_for_forged_sources(bench: Bench) -> None:
     send = partial(bench.looped, uid=_WORKLOAD)
     for source, to in (
         ("127.0.0.1", "127.0.0.1"), ("127.200.0.1", "127.0.0.1"), (SANDBOX4, SANDBOX4),
@@ -353,7 +353,7 @@ def test_loopback_is_everybodys_but_for_what_is_forged(bench: Bench) -> None:
 
 
 def test_loopback_addresses_from_outside_do_not_come_in(bench: Bench) -> None:
-    """Where the kernel takes such a packet at all, as some cluster networks have it do."""
+    """Some cluster networks set the sysctls that let the kernel accept such a packet."""
 
     def take(value: str) -> None:
         for name in ("route_localnet", "accept_local"):

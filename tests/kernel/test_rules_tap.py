@@ -1,4 +1,4 @@
-"""What becomes of each frame of a VM at the rules of rules/tap.nft, one property at a time."""
+"""The verdict on each frame of a VM at the rules of rules/tap.nft, one property at a time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _wrong(found: Callable[[bytes], str], cases: dict[str, tuple[str, bytes]]) -
     }
 
 
-def test_link_takes_frames_of_the_vm_alone(bench: VmBench) -> None:
+def test_link_accepts_frames_of_the_vm_alone(bench: VmBench) -> None:
     datagram = headers.udp(VM4, INTERNET4, 53)
     send = partial(bench.sent, ETH_IP, datagram)
     assert send() == "link through"
@@ -58,15 +58,15 @@ def test_link_takes_frames_of_the_vm_alone(bench: VmBench) -> None:
         assert bench.sent(kind, datagram) == "vm-link", hex(kind)
 
 
-def test_link_address_of_a_group_is_no_vms(tmp_path: Path) -> None:
-    """Not even where it is the first, which the fence would remember."""
+def test_link_refuses_a_group_address_as_the_first_source(tmp_path: Path) -> None:
+    """The fence remembers the first link address, so this one comes first."""
     with vm_bench.bench(StateDirectory(tmp_path / "state")) as bench:
         datagram = headers.udp(VM4, INTERNET4, 53)
         assert bench.sent(ETH_IP, datagram, source=b"\3\0\0\0\7\2") == "vm-link"
         assert bench.sent(ETH_IP, datagram) == "link through"
 
 
-def test_link_takes_arp_that_is_true(bench: VmBench) -> None:
+def test_link_accepts_true_arp_alone(bench: VmBench) -> None:
     request = packets.arp(VM4, GATEWAY4, VM_MAC)
     probe = packets.arp("0.0.0.0", VM4, VM_MAC)
     padding = bytes(18)
@@ -97,7 +97,7 @@ def test_link_takes_arp_that_is_true(bench: VmBench) -> None:
     assert [frame for frame in bad if send(frame) != "vm-link"] == []
 
 
-def test_link_takes_ip4_from_the_vm_to_where_there_is_a_way(bench: VmBench) -> None:
+def test_link_accepts_ip4_of_the_vm_to_unicast_destinations(bench: VmBench) -> None:
     to = partial(headers.udp, VM4)
     good = {
         f"to {address}": ("link through", to(address, 53))
@@ -125,7 +125,7 @@ def test_link_takes_ip4_from_the_vm_to_where_there_is_a_way(bench: VmBench) -> N
     assert _wrong(send, good | bad | sources | options) == {}
 
 
-def test_link_takes_ip6_from_the_vm_to_where_there_is_a_way(bench: VmBench) -> None:
+def test_link_accepts_ip6_of_the_vm_to_unicast_destinations(bench: VmBench) -> None:
     to = partial(headers.udp, VM6)
     good = {
         f"to {address}": ("link through", to(address, 53))
@@ -157,7 +157,7 @@ def test_link_takes_ip6_from_the_vm_to_where_there_is_a_way(bench: VmBench) -> N
     assert _wrong(send, good | bad | sources | extended) == {}
 
 
-def test_link_keeps_to_itself_what_is_a_links_affair(bench: VmBench) -> None:
+def test_link_refuses_link_local_icmp_types(bench: VmBench) -> None:
     send = partial(bench.sent, ETH_IP6)
     for kind in _LINK_TYPES:
         packet = headers.neighbour(VM6, INTERNET6, kind)
@@ -171,7 +171,7 @@ def test_link_keeps_to_itself_what_is_a_links_affair(bench: VmBench) -> None:
         assert send(packet).startswith("link"), kind
 
 
-def test_link_takes_neighbour_discovery_that_is_true(bench: VmBench) -> None:
+def test_link_accepts_true_neighbour_discovery_alone(bench: VmBench) -> None:
     def send(packet: bytes) -> str:
         return bench.sent(ETH_IP6, packet, to=_GROUP6)
 
@@ -218,7 +218,7 @@ def test_link_takes_neighbour_discovery_that_is_true(bench: VmBench) -> None:
     assert {name for name, packet in bad.items() if send(packet) != "vm-link"} == set()
 
 
-def test_destinations_that_take_the_vm_for_its_host_are_refused(bench: VmBench) -> None:
+def test_prerouting_refuses_metadata_destinations(bench: VmBench) -> None:
     allowed = (
         "169.253.9.9", "169.255.9.9", "100.100.100.201", "168.63.129.17", "fd00:ec2::253",
         "fd20:ce::255", "64:ff9b::a9ff:1", "64:ff9b::a9fd:1", "2002:a9ff::1", "2002:a9fd::1",
@@ -234,7 +234,7 @@ def test_destinations_that_take_the_vm_for_its_host_are_refused(bench: VmBench) 
             assert bench.routed(packet) == expected, to
 
 
-def test_destinations_take_nothing_that_only_a_router_says(bench: VmBench) -> None:
+def test_prerouting_refuses_messages_of_routers_and_dhcp_servers(bench: VmBench) -> None:
     for kind in range(3, 19):
         packet = headers.icmp(VM4, INTERNET4, kind, body=bytes(4) + bytes(8))
         if kind in {5, 9}:
@@ -253,7 +253,7 @@ def test_destinations_take_nothing_that_only_a_router_says(bench: VmBench) -> No
     assert bench.routed(first) == "", "judged before it is whole"
 
 
-def test_forward_lets_out_what_the_vm_begins(bench: VmBench) -> None:
+def test_forward_accepts_flows_that_the_vm_begins(bench: VmBench) -> None:
     for own, to in ((VM4, INTERNET4), (VM6, INTERNET6)):
         same_link = "172.16.7.3" if to == INTERNET4 else "fd00:7::3"
         cases = {
@@ -268,7 +268,7 @@ def test_forward_lets_out_what_the_vm_begins(bench: VmBench) -> None:
         assert _wrong(bench.routed, cases) == {}
 
 
-def test_host_is_reached_at_the_gateways_port_alone(bench: VmBench) -> None:
+def test_input_accepts_the_gateways_ports_alone(bench: VmBench) -> None:
     for own, gateway, uplink in ((VM4, GATEWAY4, UPLINK4), (VM6, GATEWAY6, UPLINK6)):
         cases = {
             "the port": ("host", headers.tcp(own, gateway, PORT)),
@@ -286,7 +286,7 @@ def test_host_is_reached_at_the_gateways_port_alone(bench: VmBench) -> None:
         assert bench.routed(packet) == "host"
 
 
-def test_host_takes_errors_about_what_the_vm_began(bench: VmBench) -> None:
+def test_input_accepts_errors_about_flows_of_the_vm(bench: VmBench) -> None:
     for own, gateway, kinds, others in (
         (VM4, GATEWAY4, (3, 11, 12), (4,)),
         (VM6, GATEWAY6, (1, 2, 3, 4), (5,)),
@@ -303,7 +303,7 @@ def test_host_takes_errors_about_what_the_vm_began(bench: VmBench) -> None:
             assert bench.routed(error(body=bytes(4) + unasked)) == "vm-input", kind
 
 
-def test_answers_reach_the_vm_and_what_it_did_not_ask_for_does_not(bench: VmBench) -> None:
+def test_forward_accepts_answers_to_the_vm_alone(bench: VmBench) -> None:
     for own, to, uplink in ((VM4, INTERNET4, UPLINK4), (VM6, INTERNET6, UPLINK6)):
         for protocol, question in (
             (headers.TCP, headers.tcp(own, to, 443, source_port=500)),
@@ -326,7 +326,7 @@ def test_answers_reach_the_vm_and_what_it_did_not_ask_for_does_not(bench: VmBenc
             assert bench.arrives(packet) == "vm-ingress"
 
 
-def test_what_has_no_ports_leaves_under_the_hosts_address_as_well(bench: VmBench) -> None:
+def test_postrouting_masquerades_protocols_without_ports(bench: VmBench) -> None:
     for own, to, uplink in ((VM4, INTERNET4, UPLINK4), (VM6, INTERNET6, UPLINK6)):
         echo = headers.icmp(own, to, 128 if ":" in own else 8, body=bytes(4) + b"x")
         for packet, protocol in (
@@ -338,7 +338,7 @@ def test_what_has_no_ports_leaves_under_the_hosts_address_as_well(bench: VmBench
             assert set(vm_bench.sources(bench.left(), protocol)) == {uplink}
 
 
-def test_what_concerns_no_packet_of_the_vm_is_not_touched(bench: VmBench) -> None:
+def test_fence_leaves_packets_of_others_alone(bench: VmBench) -> None:
     for vm, uplink, source, to in (
         ("172.16.7.3", UPLINK4, INTERNET4, "203.0.113.200"),
         ("fd00:7::3", UPLINK6, INTERNET6, "2001:db8::200"),
@@ -354,7 +354,7 @@ def test_what_concerns_no_packet_of_the_vm_is_not_touched(bench: VmBench) -> Non
 
 
 def _sctp(source: str, to: str) -> bytes:
-    """An INIT, which begins an association; conntrack checks its CRC32c."""
+    """Return an INIT, which begins an association; conntrack checks its CRC32c."""
     chunk = struct.pack("!BBHIIHHI", 1, 0, 20, 7, 65_535, 1, 1, 7)
     header = struct.pack("!HHI", 500, 443, 0)
     return headers.other(

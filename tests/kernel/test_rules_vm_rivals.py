@@ -1,4 +1,4 @@
-"""Chains of the host's other tables beside those of a VM's fence: see test_rules_rivals.py."""
+"""Chains of other tables on the host beside those of a VM's fence: see test_rules_rivals.py."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VmBench]:
         yield made
 
 
-def test_rivals_do_not_hide_where_a_vm_wants_to_go_nor_turn_it(bench: VmBench) -> None:
+def test_rivals_in_prerouting_neither_hide_a_destination_nor_change_it(bench: VmBench) -> None:
     for own, _, internet, _, _ in _BOTH:
         metadata = "fd00:ec2::254" if ":" in own else "169.254.169.254"
         assert bench.routed(headers.udp(own, internet, 80)) == "through"
@@ -108,7 +108,7 @@ def test_rivals_do_not_hide_where_a_vm_wants_to_go_nor_turn_it(bench: VmBench) -
         assert bench.routed(headers.udp(own, metadata, 80, _DROPPED)) == "vm-forward"
 
 
-def test_rivals_do_not_hide_what_is_forwarded_nor_turn_it(bench: VmBench) -> None:
+def test_rivals_in_forward_neither_hide_a_packet_nor_change_it(bench: VmBench) -> None:
     for own, _, internet, _, _ in _BOTH:
         assert bench.routed(headers.tcp(own, internet, 80)) == "through"
         assert bench.routed(headers.tcp(own, internet, 80, source_port=_TURNED)) == "vm-forward"
@@ -116,7 +116,7 @@ def test_rivals_do_not_hide_what_is_forwarded_nor_turn_it(bench: VmBench) -> Non
         assert bench.routed(headers.tcp(own, internet, 81, RST, _DROPPED)) == "vm-forward"
 
 
-def test_what_a_host_publishes_is_not_for_its_vm_but_for_the_gateways_port(
+def test_destination_nat_of_the_host_is_refused_but_for_the_gateways_port(
     bench: VmBench,
 ) -> None:
     for own, gateway, internet, uplink, _ in _BOTH:
@@ -127,20 +127,20 @@ def test_what_a_host_publishes_is_not_for_its_vm_but_for_the_gateways_port(
         assert bench.routed(turned) == "through"
 
 
-def test_rivals_do_not_hide_what_is_for_the_host_nor_turn_it(bench: VmBench) -> None:
+def test_rivals_in_input_neither_hide_a_packet_nor_change_it(bench: VmBench) -> None:
     for own, gateway, _, _, _ in _BOTH:
         assert bench.routed(headers.tcp(own, gateway, PORT)) == "host"
         assert bench.routed(headers.tcp(own, gateway, PORT, source_port=_TURNED)) == "vm-input"
         assert bench.routed(headers.tcp(own, gateway, 22, source_port=_DROPPED)) == "vm-input"
 
 
-def test_rivals_on_the_link_do_not_send_frames_past_the_fence(bench: VmBench) -> None:
+def test_rivals_on_the_link_forward_no_frame_past_the_fence(bench: VmBench) -> None:
     assert bench.sent(0x88B5, bytes(46)) == "vm-link"
     assert not [frame for frame in bench.left() if frame[12:14] == b"\x88\xb5"]
 
 
-def test_rivals_translate_before_the_fence_does_and_not_after(bench: VmBench) -> None:
-    """An operator's own translation applies; a masquerade for everybody keeps no port of the VM."""
+def test_rivals_in_postrouting_translate_before_the_fence_alone(bench: VmBench) -> None:
+    """The operator's own source NAT applies; a later masquerade keeps no port of the VM."""
     for own, _, internet, uplink, operator in _BOTH:
         kind = ETH_IP6 if ":" in own else ETH_IP
         bench.left()

@@ -1,8 +1,8 @@
-"""A bench for a fence's rules: packets of any sender, and what became of each.
+"""A bench for the rules of a fence: packets of any sender, and the verdict on each.
 
-A packet that no socket has sent is made by nftables itself: in `output` from one that root sends
-(`dup`), on a link from a frame that comes in on another one (`fwd`). So the rules for the kernel's
-own packets are tested with any packet.
+nftables makes the packets without an owner: in `output` from a packet of root (`dup`), on a link
+from a frame that comes in on another link (`fwd`). So tests can pass any packet to the rules for
+the kernel's own packets.
 """
 
 from __future__ import annotations
@@ -149,9 +149,9 @@ class Bench(Outcomes):
         pad: bool = True,
         tag: bytes = b"",
     ) -> None:
-        """Send a frame that no socket owns, and that no route was looked up for.
+        """Send a frame without an owner and without a route.
 
-        The kernel takes a VLAN tag off the frame and keeps it beside (packet(7)).
+        The kernel moves a VLAN tag from the frame to its metadata (packet(7)).
         """
         to = bytes((2, 0, 0, 0, 0xAA, _DEVICES.index(device)))
         frame = to + b"\x02\0\0\0\xbb\1" + tag + struct.pack("!H", kind) + payload
@@ -169,7 +169,7 @@ class Bench(Outcomes):
         self._nested.call(lambda: send_frame(frame, "n1"))
 
     def on_loopback(self, packet: bytes) -> None:
-        """Let an IP packet come in on loopback, as nothing that the IP stack has sent."""
+        """Let an IP packet come in on loopback, sent by a packet socket."""
         frame = packets.frame(bytes(6), bytes(6), _kind(packet), _seen_on_loopback(packet))
         self._sandbox.call(lambda: send_frame(frame, "lo"))
 
@@ -179,7 +179,7 @@ class Bench(Outcomes):
 
 @contextlib.contextmanager
 def bench(spec: FenceSpec, state: StateDirectory) -> Iterator[Bench]:
-    """Fence a throw-away sandbox, with what makes packets before the fence and sees them after."""
+    """Fence a throw-away sandbox, with packet makers before the fence and observers behind it."""
     with laboratory.throwaway() as lab, _nested(lab) as nested:
         lab.sandbox_namespace.call(_forward)
         lab.sandbox_namespace.call(take_any_source)
@@ -220,7 +220,7 @@ def _nested(lab: Lab) -> Iterator[Namespace]:
 
 
 def _calm() -> None:
-    """Keep the calling thread's namespace from speaking by itself on a link that comes up."""
+    """Keep the calling thread's namespace from sending by itself on new links."""
     for name, value in (
         ("accept_dad", "0"), ("mldv2_unsolicited_report_interval", "1"),
         ("router_solicitations", "0"),
@@ -230,7 +230,7 @@ def _calm() -> None:
 
 
 def _forward() -> None:
-    """Let the calling thread's namespace forward, and answer whatever it has to answer."""
+    """Let the calling thread's namespace forward, and send ICMP errors without a limit."""
     for name, value in (
         ("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv4/icmp_ratelimit", "0"),
         ("ipv4/icmp_msgs_per_sec", "100000"), ("ipv4/icmp_msgs_burst", "100000"),
@@ -240,7 +240,7 @@ def _forward() -> None:
 
 
 def _more_links(lab: Lab) -> None:
-    """Add a link that the fence doesn't know, and an address behind each link that it knows."""
+    """Add a link that the fence doesn't know, and routes to an address behind each other link."""
     sandbox = ("-n", lab.sandbox)
     ip(*sandbox, "link", "add", "x0", "type", "veth", "peer", "name", "x1", "netns", lab.gateway)
     ip(*sandbox, "link", "set", "x0", "up")
@@ -265,7 +265,7 @@ def _more_links(lab: Lab) -> None:
 
 
 def _craft() -> str:
-    """Tables that make packets without an owner."""
+    """Return tables that make packets without an owner."""
     dup = {
         family: "".join(
             f'oifname "{device}" dup to {target}{number} device "{device}" drop\n'
@@ -310,7 +310,7 @@ def _craft() -> str:
 
 
 def _sink(device: str) -> str:
-    """A table that keeps a namespace from answering what comes to it."""
+    """Return a table that drops what comes in, so that a namespace answers nothing."""
     return (
         "table netdev sink { chain ingress { "
         f"type filter hook ingress device {device} priority 0; policy drop; }}; }}\n"
@@ -332,7 +332,7 @@ def _send_raw(packet: bytes, device: str, mark: int) -> None:
 
 
 def _seen_on_loopback(packet: bytes) -> bytes:
-    """The packet with the traffic class that it is known by there."""
+    """Return the packet with the traffic class that the observer on loopback counts."""
     if packet[0] >> 4 == 6:
         return b"\x61\0" + packet[2:]
     length = 4 * (packet[0] & 15)

@@ -1,4 +1,4 @@
-"""A bench for the rules of a VM's fence: frames of the VM, and what became of each on its host."""
+"""A bench for the rules of a VM's fence: frames of the VM, and the verdict on each."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ COUNTED: Final[Mapping[str, Counter]] = {
 
 
 class VmBench(Outcomes):
-    """A fenced VM that does nothing by itself, on a host with an uplink."""
+    """A fenced VM that sends nothing by itself, on a host with an uplink."""
 
     def __init__(self, site: tap.Site, machine: tap.Machine, *, is_permissive: bool) -> None:
         super().__init__(site.host, outcomes.of_mode(COUNTED, is_permissive=is_permissive))
@@ -90,19 +90,19 @@ class VmBench(Outcomes):
         source: bytes = tap.VM_MAC,
         tag: bytes = b"",
     ) -> str:
-        """What became of a frame of the VM."""
+        """Send a frame as the VM and return the verdict on it."""
         frame = to + source + tag + kind.to_bytes(2, "big") + payload
         return self.outcome(lambda: self.machine.send(frame))
 
     def routed(self, packet: bytes) -> str:
-        """What became of an IP packet of the VM once the link had let it through."""
+        """Send an IP packet as the VM; return the verdict after the one of the link."""
         kind = packets.ETH_IP if packet[0] >> 4 == 4 else packets.ETH_IP6
         found = self.sent(kind, packet)
         assert found.startswith("link"), found
         return found.removeprefix("link").strip()
 
     def arrives(self, packet: bytes) -> str:
-        """What became of an IP packet that comes in from the internet."""
+        """Send an IP packet from the internet and return the verdict on it."""
         kind = packets.ETH_IP if packet[0] >> 4 == 4 else packets.ETH_IP6
         mac = self.site.host.call(lambda: outcomes.mac_of(UPLINK))
         frame = packets.frame(mac, b"\x02\0\0\0\0\xfe", kind, packet)
@@ -110,7 +110,7 @@ class VmBench(Outcomes):
         return self.outcome(lambda: self.site.internet.call(lambda: send(frame, "in0")))
 
     def left(self) -> list[bytes]:
-        """The frames that have left by the uplink until now."""
+        """Return the frames that have left by the uplink until now."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -122,7 +122,7 @@ class VmBench(Outcomes):
 
 @contextlib.contextmanager
 def bench(state: StateDirectory, *, is_permissive: bool = False) -> Iterator[VmBench]:
-    """Fence a VM, on a host whose uplink nothing answers on."""
+    """Fence a VM on a host; nothing answers on its uplink."""
     spec = dataclasses.replace(
         tap.spec(SANDBOX),
         is_permissive=is_permissive,
@@ -159,7 +159,7 @@ def _hearing() -> socket.socket:
 
 
 def sources(frames: list[bytes], protocol: int) -> list[str]:
-    """The sources of the packets of a protocol among frames."""
+    """Return the sources of the packets of a protocol among frames."""
     found = []
     for packet in (frame[14:] for frame in frames):
         if packet[0] >> 4 == 4 and packet[9] == protocol:
@@ -170,7 +170,7 @@ def sources(frames: list[bytes], protocol: int) -> list[str]:
 
 
 def source_port(frame: bytes, source: str, protocol: int) -> int | None:
-    """The source port of a frame's packet of this source and protocol."""
+    """Return the source port of a frame that has this source and protocol."""
     packet = frame[14:]
     is_ip4 = packet[0] >> 4 == 4
     found = packet[9] if is_ip4 else packet[6]
