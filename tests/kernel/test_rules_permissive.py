@@ -166,6 +166,10 @@ def test_permissive_fence_counts_no_answer_to_an_attempt(bench: Bench) -> None:
         for flags, expected in ((SYN | ACK, "in"), (RST, "in"), (SYN, "ingress in")):
             packet = headers.tcp(internet, own, 4000, flags, port)
             assert bench.outcome(partial(bench.arrives, packet)) == expected, flags
+        # Port 0 is a port, and not the mark of a protocol without one.
+        assert bench.outcome(partial(bench.owned, headers.udp(own, internet, 0))) == "egress out"
+        unasked = headers.udp(internet, own, 4000, next(_PORTS))
+        assert bench.outcome(partial(bench.arrives, unasked)) == "ingress in"
         stranger = "2001:db8::99" if ":" in own else "203.0.113.99"
         for source, before, after in (
             (internet, "ingress in", "in"), (stranger, "ingress in", "ingress in"),
