@@ -115,8 +115,8 @@ def test_memory_of_flows_outlasts_the_longest_pause_of_tcp(loaded: Loaded) -> No
     for name, each in loaded.named("(asked|proxied|addressed|excepted)[46]"):
         assert 2 * _LONGEST_RESEND < each["timeout"] <= counted.KEPT_MS / 1000
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
-        least = 2 * _CLIENT_PORTS if name[1] == "proxied" else _CLIENT_PORTS // 2
-        assert least <= each["size"] <= 4 * _CLIENT_PORTS
+        size = each["size"] if name[1] == "proxied" else 4 * each["size"]
+        assert 2 * _CLIENT_PORTS <= size <= 3 * _CLIENT_PORTS
 
 
 def test_permissive_mark_is_one_bit(

@@ -204,6 +204,8 @@ def test_permissive_fence_counts_packets_that_their_sender_has_marked(bench: Ben
         kind = ETH_IP6 if ":" in own else ETH_IP
         assert bench.outcome(partial(bench.owned, packet, mark=_JUDGED)) == "egress out"
         assert bench.outcome(partial(bench.frame, kind, packet, mark=_JUDGED)) == "link out"
+        # Another rule has let it out, so nothing has judged it before the link.
+        assert bench.outcome(partial(bench.owned, packet, past_output=True)) == "link out"
     # What the sandbox sends to a group comes back to it, and was counted on its way out.
     group = headers.udp(SANDBOX6, "ff02::1", next(_PORTS))
     assert bench.outcome(partial(bench.owned, group), "egress out in") == "egress out in"
