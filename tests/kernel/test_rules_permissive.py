@@ -253,6 +253,8 @@ def test_permissive_fence_counts_each_packet_of_a_vm_once(vm: VmBench) -> None:
             (headers.udp(forged, gateway, 22), "link vm-link host"),
             (headers.udp(forged, metadata, 80), "link vm-link through"),
             (headers.udp(own, metadata, 80), "link vm-forward through"),
+            # Refused where it arrives, and once more where it is forwarded.
+            (headers.tcp(own, metadata, 80, RST), "link vm-forward through"),
             (headers.udp(own, gateway, 22), "link vm-input host"),
             (headers.tcp(own, gateway, 22), "link vm-input host"),
         ):
