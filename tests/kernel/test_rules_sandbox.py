@@ -88,6 +88,10 @@ def test_output_rules_judge_what_a_socket_sends(bench: Bench) -> None:
             ("group's solicitation", headers.neighbour(SANDBOX6, "ff02::1:ff00:7"), "egress"),
         )
     )
+    # An address of the namespace's own is on no link.
+    for own in (SANDBOX4, SANDBOX6):
+        to_itself = partial(send, headers.tcp(own, own, 443), NESTED)
+        assert bench.outcome(to_itself).split()[0] == "egress", own
     assert not bench.wrong(
         Case(f"to a nested namespace: {name}", partial(nested, packet), "egress")
         for name, packet in _answers().items()

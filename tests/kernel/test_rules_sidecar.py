@@ -16,7 +16,7 @@ from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, SANDBOX4, SANDBOX6
 from tests.kernel import headers, packets, verdicts
 from tests.kernel.outcomes import Case
-from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, PSH, RST, SYN
+from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, RST, SYN
 from tests.kernel.verdicts import HOST4, NESTED, NESTED4, NESTED6, Bench
 
 if TYPE_CHECKING:
@@ -97,6 +97,10 @@ def test_exceptions_pass_for_everybody_and_nothing_like_them(bench: Bench, uid: 
             )
         )
         assert bench.outcome(partial(nested, excepted)).split()[0] == "egress"
+    # An address of the namespace's own is on no link.
+    for own in (SANDBOX4, SANDBOX6):
+        to_itself = partial(send, headers.tcp(own, own, 443), NESTED)
+        assert bench.outcome(to_itself).split()[0] == "egress", own
     excepted4 = headers.tcp(SANDBOX4, GATEWAY4, _EXCEPTION)
     for field, expected in ((0x4000, "out"), (0x2000, "egress"), (1, "egress"), (0x1FFF, "egress")):
         packet = headers.with_flags4(excepted4, field)
@@ -129,61 +133,6 @@ def test_link_rules_judge_what_others_have_routed(bench: Bench) -> None:
             assert bench.outcome(partial(past, packet, device)) == expected, packet
         for kind, packet in ((ETH_IP, excepted4), (ETH_IP6, excepted6)):
             assert bench.outcome(partial(bench.frame, kind, packet, uid=uid)) == "link"
-
-
-def test_kernel_sends_for_a_flow_of_the_proxy_all_but_its_first_packet(bench: Bench) -> None:
-    for own, _, internet in _BOTH:
-        port = next(_PORTS)
-        flow = partial(headers.tcp, own, internet, 443, source_port=port)
-        other = partial(headers.tcp, own, internet, 443, source_port=next(_PORTS))
-        late = partial(bench.unowned, flow(flags=FIN | ACK))
-        assert bench.outcome(late) == "egress reset"
-        assert bench.outcome(partial(bench.owned, flow(), uid=_PROXY)) == "out"
-        for flags in (FIN | ACK, ACK, ACK | PSH):
-            assert bench.outcome(partial(bench.unowned, flow(flags=flags))) == "out", flags
-        assert bench.outcome(partial(bench.unowned, flow(flags=RST))) == "out reset"
-        for flags in (SYN, SYN | ACK, SYN | RST):
-            found = bench.outcome(partial(bench.unowned, flow(flags=flags)))
-            assert found.split()[0] == "egress", flags
-        assert bench.outcome(partial(bench.unowned, other(flags=FIN | ACK))) == "egress reset"
-        datagram = headers.udp(own, internet, 443, port)
-        assert bench.outcome(partial(bench.unowned, datagram)) == "egress error"
-        # Whoever has the port after the proxy ends that.
-        assert bench.outcome(partial(bench.owned, flow(), uid=_WORKLOAD)) == "egress reset"
-        assert bench.outcome(late) == "egress reset"
-
-
-def test_links_remember_the_flows_of_the_proxy_and_of_the_exceptions(bench: Bench) -> None:
-    unowned = partial(bench.unowned, past_output=True)
-    for own, gateway, internet in _BOTH:
-        for to, port, uid in ((internet, 443, _PROXY), (gateway, _EXCEPTION, _WORKLOAD)):
-            flow = partial(headers.tcp, own, to, port, source_port=next(_PORTS))
-            late = partial(unowned, flow(flags=FIN | ACK))
-            assert bench.outcome(late) == "link"
-            assert bench.outcome(partial(bench.owned, flow(), past_output=True, uid=uid)) == "out"
-            assert bench.outcome(late) == "out"
-            for flags in (SYN, SYN | ACK):
-                assert bench.outcome(partial(unowned, flow(flags=flags))) == "link"
-            datagram = headers.udp(own, to, port, next(_PORTS))
-            assert bench.outcome(partial(unowned, datagram)) == "link"
-            kind = ETH_IP6 if ":" in own else ETH_IP
-            frame = partial(bench.unowned_frame, kind, flow(flags=FIN | ACK))
-            assert bench.outcome(frame) == "link"
-            # What the kernel sends keeps the flow in mind, whoever had begun it.
-            assert bench.outcome(late) == "out"
-
-
-def test_kernel_ends_connections_to_the_exceptions(bench: Bench) -> None:
-    for own, gateway, internet in _BOTH:
-        flow = partial(headers.tcp, own, gateway, _EXCEPTION)
-        assert bench.outcome(partial(bench.owned, flow(), uid=_WORKLOAD)) == "out"
-        assert bench.outcome(partial(bench.unowned, flow(flags=FIN | ACK))) == "out"
-        assert bench.outcome(partial(bench.unowned, flow(flags=SYN))) == "egress reset"
-        elsewhere = headers.tcp(own, internet, _EXCEPTION, FIN | ACK)
-        assert bench.outcome(partial(bench.unowned, elsewhere)) == "egress reset"
-        assert (
-            bench.outcome(partial(bench.unowned, headers.udp(own, gateway, 53))) == "egress error"
-        )
 
 
 @pytest.mark.parametrize(("rule", "past_output"), [("egress", False), ("link", True)])
@@ -248,34 +197,6 @@ def test_arp_of_the_kernel_passes_and_nothing_like_it(bench: Bench) -> None:
             Case("a socket's", partial(bench.frame, ETH_ARP, request), "link"),
         )
     )
-
-
-def test_answers_come_in_to_the_proxy_from_where_it_has_sent_to(bench: Bench) -> None:
-    for own, _, internet in _BOTH:
-        for protocol in _WITH_PORTS:
-            port = next(_PORTS)
-            answer = _with_ports(internet, own, protocol, port, 443)
-            assert bench.outcome(partial(bench.arrives, answer)) == "ingress"
-            question = _with_ports(own, internet, protocol, 443, port)
-            assert bench.outcome(partial(bench.owned, question, uid=_PROXY)) == "out"
-            assert bench.outcome(partial(bench.arrives, answer)) == "in", protocol
-            for to, source_port in ((port + 1, 443), (port, 444)):
-                packet = _with_ports(internet, own, protocol, to, source_port)
-                assert bench.outcome(partial(bench.arrives, packet)) == "ingress", protocol
-        begun = headers.tcp(internet, own, port, SYN, 443)
-        assert bench.outcome(partial(bench.arrives, begun)) == "ingress"
-
-
-def test_answers_without_ports_come_in_from_whom_the_proxy_has_addressed(bench: Bench) -> None:
-    for own, _, internet in _BOTH:
-        stranger = "2001:db8::99" if ":" in own else "203.0.113.99"
-        answer = headers.other(internet, own, 50)
-        assert bench.outcome(partial(bench.arrives, answer)) == "ingress"
-        question = headers.other(own, internet, 50)
-        assert bench.outcome(partial(bench.owned, question, uid=_PROXY)) == "out"
-        assert bench.outcome(partial(bench.arrives, answer)) == "in"
-        for packet in (headers.other(stranger, own, 50), headers.other(internet, own, 51)):
-            assert bench.outcome(partial(bench.arrives, packet)) == "ingress"
 
 
 def test_input_rules_judge_what_comes_in(bench: Bench) -> None:

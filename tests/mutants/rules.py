@@ -52,7 +52,7 @@ _TESTS: Final = {
         ("other_links", "escapes", "flows"),
     ),
     "sidecar.nft": (
-        ("rules_sidecar", "rules_rivals", "rules_loaded"),
+        ("rules_sidecar", "rules_sidecar_memory", "rules_rivals", "rules_loaded"),
         ("sidecar_unowned", "sidecar_links", "sidecar_answers"),
         ("sidecar", "sidecar_escapes"),
     ),

@@ -1,0 +1,149 @@
+"""The memory of a pod's fence: what comes in and goes out for the flows of its proxy."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.fence.state import StateDirectory
+from tests.kernel import conftest, headers, verdicts
+from tests.kernel.packets import ACK, ETH_IP, ETH_IP6, FIN, PSH, RST, SYN
+from tests.kernel.test_rules_sidecar import (
+    _BOTH,
+    _EXCEPTION,
+    _PORTS,
+    _PROXY,
+    _SPEC,
+    _WITH_PORTS,
+    _WORKLOAD,
+    _with_ports,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.kernel.verdicts import Bench
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with verdicts.bench(_SPEC, StateDirectory(tmp_path_factory.mktemp("rules"))) as made:
+        yield made
+
+
+def test_kernel_sends_for_a_flow_of_the_proxy_all_but_its_first_packet(bench: Bench) -> None:
+    for own, _, internet in _BOTH:
+        port = next(_PORTS)
+        flow = partial(headers.tcp, own, internet, 443, source_port=port)
+        other = partial(headers.tcp, own, internet, 443, source_port=next(_PORTS))
+        late = partial(bench.unowned, flow(flags=FIN | ACK))
+        assert bench.outcome(late) == "egress reset"
+        assert bench.outcome(partial(bench.owned, flow(), uid=_PROXY)) == "out"
+        for flags in (FIN | ACK, ACK, ACK | PSH):
+            assert bench.outcome(partial(bench.unowned, flow(flags=flags))) == "out", flags
+        assert bench.outcome(partial(bench.unowned, flow(flags=RST))) == "out reset"
+        for flags in (SYN, SYN | ACK, SYN | RST):
+            found = bench.outcome(partial(bench.unowned, flow(flags=flags)))
+            assert found.split()[0] == "egress", flags
+        assert bench.outcome(partial(bench.unowned, other(flags=FIN | ACK))) == "egress reset"
+        datagram = headers.udp(own, internet, 443, port)
+        assert bench.outcome(partial(bench.unowned, datagram)) == "egress error"
+        # Whoever has the port after the proxy ends that.
+        assert bench.outcome(partial(bench.owned, flow(), uid=_WORKLOAD)) == "egress reset"
+        assert bench.outcome(late) == "egress reset"
+
+
+def test_links_remember_the_flows_of_the_proxy_and_of_the_exceptions(bench: Bench) -> None:
+    unowned = partial(bench.unowned, past_output=True)
+    for own, gateway, internet in _BOTH:
+        for to, port, uid in ((internet, 443, _PROXY), (gateway, _EXCEPTION, _WORKLOAD)):
+            flow = partial(headers.tcp, own, to, port, source_port=next(_PORTS))
+            late = partial(unowned, flow(flags=FIN | ACK))
+            assert bench.outcome(late) == "link"
+            assert bench.outcome(partial(bench.owned, flow(), past_output=True, uid=uid)) == "out"
+            assert bench.outcome(late) == "out"
+            for flags in (SYN, SYN | ACK):
+                assert bench.outcome(partial(unowned, flow(flags=flags))) == "link"
+            datagram = headers.udp(own, to, port, next(_PORTS))
+            assert bench.outcome(partial(unowned, datagram)) == "link"
+            kind = ETH_IP6 if ":" in own else ETH_IP
+            frame = partial(bench.unowned_frame, kind, flow(flags=FIN | ACK))
+            assert bench.outcome(frame) == "link"
+            # What the kernel sends keeps the flow in mind, whoever had begun it.
+            assert bench.outcome(late) == "out"
+
+
+def test_packets_of_the_kernel_keep_a_flow_in_memory(bench: Bench) -> None:
+    for own, gateway, internet in _BOTH:
+        version = 6 if ":" in own else 4
+        for family, name, to, port, uid in (
+            ("inet", "proxied", internet, 443, _PROXY),
+            ("netdev", "proxied", internet, 443, _PROXY),
+            ("netdev", "excepted", gateway, _EXCEPTION, _WORKLOAD),
+        ):
+            source_port = next(_PORTS)
+            flow = partial(headers.tcp, own, to, port, source_port=source_port)
+            past = family == "netdev"
+            left = partial(_left, bench, f"{family} ocsf_nft {name}{version}", source_port)
+            bench.owned(flow(), uid=uid, past_output=past)
+            began = left()
+            while (before := left()) > began - 50:
+                pass
+            bench.unowned(flow(flags=FIN | ACK), past_output=past)
+            assert left() > before, (family, name)
+
+
+def _left(bench: Bench, name: str, port: int) -> int:
+    """Return the milliseconds that a set keeps the flow of a source port."""
+    listed = conftest.nft(bench.lab.sandbox_namespace, "list", "set", *name.split())
+    (found,) = re.findall(rf"\b{port} \. [^,}}]*? expires ([0-9ms]+)", listed)
+    minutes, seconds, milliseconds = re.fullmatch(
+        r"(?:(\d+)m(?!s))?(?:(\d+)s)?(?:(\d+)ms)?", found
+    ).groups("0")  # type: ignore[union-attr]
+    return (int(minutes) * 60 + int(seconds)) * 1000 + int(milliseconds)
+
+
+def test_kernel_ends_connections_to_the_exceptions(bench: Bench) -> None:
+    for own, gateway, internet in _BOTH:
+        flow = partial(headers.tcp, own, gateway, _EXCEPTION)
+        assert bench.outcome(partial(bench.owned, flow(), uid=_WORKLOAD)) == "out"
+        assert bench.outcome(partial(bench.unowned, flow(flags=FIN | ACK))) == "out"
+        assert bench.outcome(partial(bench.unowned, flow(flags=SYN))) == "egress reset"
+        elsewhere = headers.tcp(own, internet, _EXCEPTION, FIN | ACK)
+        assert bench.outcome(partial(bench.unowned, elsewhere)) == "egress reset"
+        assert (
+            bench.outcome(partial(bench.unowned, headers.udp(own, gateway, 53))) == "egress error"
+        )
+
+
+def test_answers_come_in_to_the_proxy_from_where_it_has_sent_to(bench: Bench) -> None:
+    for own, _, internet in _BOTH:
+        for protocol in _WITH_PORTS:
+            port = next(_PORTS)
+            answer = _with_ports(internet, own, protocol, port, 443)
+            assert bench.outcome(partial(bench.arrives, answer)) == "ingress"
+            question = _with_ports(own, internet, protocol, 443, port)
+            assert bench.outcome(partial(bench.owned, question, uid=_PROXY)) == "out"
+            assert bench.outcome(partial(bench.arrives, answer)) == "in", protocol
+            for to, source_port in ((port + 1, 443), (port, 444)):
+                packet = _with_ports(internet, own, protocol, to, source_port)
+                assert bench.outcome(partial(bench.arrives, packet)) == "ingress", protocol
+        begun = headers.tcp(internet, own, port, SYN, 443)
+        assert bench.outcome(partial(bench.arrives, begun)) == "ingress"
+
+
+def test_answers_without_ports_come_in_from_whom_the_proxy_has_addressed(bench: Bench) -> None:
+    for own, _, internet in _BOTH:
+        stranger = "2001:db8::99" if ":" in own else "203.0.113.99"
+        answer = headers.other(internet, own, 50)
+        assert bench.outcome(partial(bench.arrives, answer)) == "ingress"
+        question = headers.other(own, internet, 50)
+        assert bench.outcome(partial(bench.owned, question, uid=_PROXY)) == "out"
+        assert bench.outcome(partial(bench.arrives, answer)) == "in"
+        for packet in (headers.other(stranger, own, 50), headers.other(internet, own, 51)):
+            assert bench.outcome(partial(bench.arrives, packet)) == "ingress"
