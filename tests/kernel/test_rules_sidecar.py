@@ -101,6 +101,8 @@ def test_exceptions_pass_for_everybody_and_nothing_like_them(bench: Bench, uid: 
     for own in (SANDBOX4, SANDBOX6):
         to_itself = partial(send, headers.tcp(own, own, 443), NESTED)
         assert bench.outcome(to_itself).split()[0] == "egress", own
+    link_local = headers.udp("fe80::7", INTERNET6, 53)
+    assert bench.outcome(partial(send, link_local)).split()[0] == "egress"
     excepted4 = headers.tcp(SANDBOX4, GATEWAY4, _EXCEPTION)
     for field, expected in ((0x4000, "out"), (0x2000, "egress"), (1, "egress"), (0x1FFF, "egress")):
         packet = headers.with_flags4(excepted4, field)
@@ -249,8 +251,9 @@ def test_forward_rules_count_and_answer_nobody(bench: Bench) -> None:
         assert bench.outcome(partial(bench.arrives, back)) == "forward"
 
 
-def test_loopback_passes_for_everybody_but_for_forged_sources(bench: Bench) -> None:
-    send = partial(bench.looped, uid=_WORKLOAD)
+@pytest.mark.parametrize("uid", _ANYBODY)
+def test_loopback_passes_for_everybody_but_for_forged_sources(bench: Bench, uid: int) -> None:
+    send = partial(bench.looped, uid=uid)
     for source, to in (
         ("127.0.0.1", "127.0.0.1"), ("127.200.0.1", "127.0.0.1"), (SANDBOX4, SANDBOX4),
         (HOST4, SANDBOX4), ("::1", "::1"), (SANDBOX6, SANDBOX6), ("fe80::7", SANDBOX6),
