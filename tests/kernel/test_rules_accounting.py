@@ -106,7 +106,7 @@ def _packets(source: str, to: str) -> Iterator[tuple[str, bytes, int, int]]:
             port,
         )
     for number, name in _WITHOUT_PORTS.items():
-        yield name, headers.other(source, to, number, bytes(16)), number, 0
+        yield name, headers.other(source, to, number, b"\1\2\3\4" * 4), number, 0
     yield from (_fragments6 if ":" in to else _fragments4)(source, to)
 
 

@@ -206,6 +206,7 @@ def test_link_accepts_true_neighbour_discovery_alone(bench: VmBench) -> None:
         "free, of the gateway": ask("::", "ff02::1:ff00:1", target=GATEWAY6),
         "free, of a stranger": ask("::", "ff02::1:ff00:1", target="2001:db8::9"),
         "free, on another link": ask("::", "ff02::1:ff00:1", target="fe80:0:0:1::2"),
+        "of a stranger about the vm": ask("2001:db8::9", GATEWAY6, target=VM6),
         "of an extension": headers.with_extension6(asked()),
         **{f"from {each}": ask(each, GATEWAY6, target=GATEWAY6)
            for each in (GATEWAY6, "fd00:7::", "2001:db8::9", "fe80:0:0:1::2", "fd00:7:0:1::2")},
