@@ -205,7 +205,7 @@ def _explained() -> dict[tuple[str, str, str], str]:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - the report
+    print(text, flush=True)
 
 
 def _shown(mutant: Mutant) -> str:
