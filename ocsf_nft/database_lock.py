@@ -55,6 +55,8 @@ class Lock:
     def let_go(self) -> None:
         """Leave it to others."""
         if self._descriptor is not None:
+            # Closing alone keeps the lock as long as a child that is starting has a copy.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None
 

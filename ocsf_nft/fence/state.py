@@ -102,7 +102,7 @@ class StateDirectory:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(descriptor)
+            _unlock(descriptor)
 
     @contextlib.contextmanager
     def watching(self, sandbox: str) -> Iterator[None]:
@@ -117,7 +117,7 @@ class StateDirectory:
                 ) from error
             yield
         finally:
-            os.close(descriptor)
+            _unlock(descriptor)
 
     def is_watched(self, sandbox: str) -> bool:
         """Whether a run watches a sandbox now."""
@@ -130,7 +130,7 @@ class StateDirectory:
         except BlockingIOError:
             return True
         finally:
-            os.close(descriptor)
+            _unlock(descriptor)
         return False
 
     def _lock_path(self, name: str) -> Path:
@@ -233,3 +233,13 @@ class StateDirectory:
     def _forwarding(self, identity: str) -> Path:
         # No sandbox has a colon in its name, so this is no sandbox's.
         return self.path / f"forwarding-{identity}.before"
+
+
+def _unlock(descriptor: int) -> None:
+    """Release a lock, and close its descriptor.
+
+    Closing alone keeps the lock as long as a child has a copy: each has one until it runs another
+    program.
+    """
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

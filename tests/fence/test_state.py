@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import threading
 import time
 from pathlib import Path
@@ -10,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft.database_lock import Lock
 from ocsf_nft.errors import DeliveryError, FenceError, SourceError
 from ocsf_nft.fence.state import StateDirectory
 from tests.standing import INSTALLED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ocsf_nft.fence.spec import LogTransport
 
@@ -139,3 +142,36 @@ def test_state_keeps_kernel_settings_until_they_are_restored(state: StateDirecto
         state.forget_forwarding_before("4:1")
     assert state.all_netns_before() is None
     assert state.forwarding_before("4:1") is None
+
+
+@contextlib.contextmanager
+def _child_before_its_program() -> Iterator[None]:
+    """Hold a child as it is between fork and exec: with a copy of each descriptor."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    os.close(reader)
+    try:
+        yield
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
+
+
+def test_locks_end_with_their_holder_while_a_child_is_starting(state: StateDirectory) -> None:
+    events = Lock(state.path / "events")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(state.watching(_SANDBOX))
+        stack.enter_context(state.locked())
+        events.hold()
+        stack.callback(events.let_go)
+        child = contextlib.ExitStack()
+        child.enter_context(_child_before_its_program())
+    with child, state.watching(_SANDBOX), state.locked():
+        assert state.is_watched(_SANDBOX)
+        next_one = Lock(state.path / "events")
+        next_one.hold()
+        next_one.let_go()
