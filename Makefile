@@ -21,7 +21,7 @@ PEERS := mawk ulogd2 ulogd2-json
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded test-odd-host mutants lint bench events sinks clean system
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench events sinks clean system
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ test-odd-host: system .venv/ready  ## Run the tests where Docker and a firewall 
 mutants: .venv/ready  ## Break the Python code in small ways, one by one: make mutants ARGS="--seed 7".
 	$(BIN)/pip install --quiet --constraint constraints.txt --group mutants
 	$(SUDO) $(BIN)/python -m tests.mutants.python $(ARGS)
+
+mutants-rules: .venv/ready  ## Break the rulesets line by line: make mutants-rules ARGS="--file tap.nft".
+	$(SUDO) $(BIN)/python -m tests.mutants.rules $(ARGS)
 
 lint: .venv/ready  ## Check style, types and the direction of imports.
 	$(BIN)/ruff format --check .

@@ -38,6 +38,8 @@ _TREE: Final = Path(__file__).parents[2]
 _EQUIVALENT: Final = Path(__file__).with_name("equivalent_rules.toml")
 _LEFT_OUT: Final = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "bench", "deploy")
 _WORKERS: Final = 2
+#: The share of mutants, in percent, that the tests are to catch.
+_ENOUGH: Final = 95
 #: The test files of each policy file in groups, the quickest and most telling first.
 _TESTS: Final = {
     "accounting.nft": (("rules_loaded", "rules_accounting"), ("counters", "escapes")),
@@ -64,24 +66,25 @@ _TESTS: Final = {
 }
 
 
-def main() -> None:
-    """Run what the command line asks for, and report."""
+def main() -> int:
+    """Run what the command line asks for, and report; return the exit code."""
     arguments = _arguments()
     wanted = _wanted(arguments)
     if arguments.list:
         for mutant in wanted:
             _say(f"{mutant.key} {_shown(mutant)}")
-        return
+        return 0
     results = _known(arguments.results)
     if arguments.again:
         results = {key: result for key, result in results.items() if result["failed"]}
     todo = [mutant for mutant in wanted if mutant.key not in results]
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
     with arguments.results.open("a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as at:
         for key, result in _run(todo, Path(at), is_quick=arguments.quick):
             results[key] = result
             file.write(json.dumps(result) + "\n")
             file.flush()
-    _report(wanted, results)
+    return _report(wanted, results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -92,7 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument("--quick", action="store_true", help="run the first group of tests alone")
     parser.add_argument("--again", action="store_true", help="run those again that survived")
-    parser.add_argument("--results", type=Path, default=Path(".mutants-rules.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path("build/mutants/rules.jsonl"))
     return parser.parse_args()
 
 
@@ -177,7 +180,8 @@ def _worker(tree: Path) -> Iterator[subprocess.Popen[str]]:
                 worker.stdin.close()
 
 
-def _report(wanted: Iterable[Mutant], results: Results) -> None:
+def _report(wanted: Iterable[Mutant], results: Results) -> int:
+    """Print the report; return 1 when too few mutants are caught or explained."""
     reasons = _explained()
     counts: dict[str, Counter[str]] = {}
     for mutant in wanted:
@@ -195,7 +199,10 @@ def _report(wanted: Iterable[Mutant], results: Results) -> None:
         _say(f"{file}: " + ", ".join(f"{count} {name}" for name, count in of_file.items()))
     total = sum(counts.values(), Counter())
     share = 100 * (total["caught"] + total["explained"]) / max(total.total(), 1)
-    _say(f"{total.total()} mutants, {share:.1f}% caught or explained")
+    _say(
+        f"{total.total()} mutants, {share:.1f}% caught or explained; at least {_ENOUGH}% are wanted"
+    )
+    return int(share < _ENOUGH)
 
 
 def _explained() -> dict[tuple[str, str, str], str]:
@@ -213,4 +220,4 @@ def _shown(mutant: Mutant) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
