@@ -170,7 +170,8 @@ class StateDirectory:
     def _write(self, path: Path, content: bytes) -> None:
         temporary = path.parent / f".{path.name}.{os.getpid()}"
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.path, path.parent):  # parents of one made would be 0755
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
