@@ -11,7 +11,7 @@ from ocsf_nft.accounting.fan_out import FanOuts
 from ocsf_nft.accounting.folded import Folded
 from ocsf_nft.accounting.opened import OpenStreak
 from ocsf_nft.accounting.remainder import LAST_READINGS, READINGS, Remainder
-from ocsf_nft.accounting.telling import Pot, Tellings, is_unplaced
+from ocsf_nft.accounting.telling import NamedRecord, Pot, Tellings, is_unplaced
 from ocsf_nft.accounting.unheard import Unheard
 from ocsf_nft.attempt import Attempt, Merged
 from ocsf_nft.flow import KINDS, Count, Flow, Key, coarser, flow, keys, user_of
@@ -103,13 +103,13 @@ class RuleAccount:
         self.received += 1
         key = keys(record)[0]
         telling = self._tellings.of(key, record)
+        counted = self._entry(key)
         if telling is not None:
             if telling.key == key:
-                telling.logged(record, attribution)
+                telling.logged(record, attribution, 0 if counted is None else counted.last_ns)
             else:
                 telling.overheard(record)
             return None
-        counted = self._entry(key)
         if key in self._folded or not self._tellings.take(
             key, record.uid, record.destination, now_ns
         ):
@@ -131,7 +131,7 @@ class RuleAccount:
             if self._is_outbound:
                 self._fan_outs.saw(key, record.received_ns)
         counted.last_ns = max(counted.last_ns, record.time_ns)
-        return self._of_record(key, counted, telling, record, now_ns)
+        return self._of_record(key, counted, telling, NamedRecord(record, attribution), now_ns)
 
     def take_over(self, before: RuleAccount) -> None:
         """Take on what was told on the word of records that no counter of before showed."""
@@ -253,7 +253,7 @@ class RuleAccount:
             self._owing.add(key)
             self.touched.add(key)
             if telling := self._tellings.get(key):
-                telling.grew()
+                telling.shown(counted.last_ns)
             if self._is_outbound:
                 self._fan_outs.count(user_of(key), fresh)
 
@@ -345,7 +345,8 @@ class RuleAccount:
             for where, counted in self._elsewhere(key):
                 if counted.owed_packets > len(self._unread):
                     del self._waiting[key]
-                    yield self._of_record(where, counted, telling, record, now_ns)
+                    named = NamedRecord(record, telling.attribution)
+                    yield self._of_record(where, counted, telling, named, now_ns)
                     break
             else:
                 if self._readings - readings >= LAST_READINGS:
@@ -365,9 +366,9 @@ class RuleAccount:
         is_waiting = bool(self._unread) and telling.is_young(self._readings, now_ns)
         if closing or (telling.is_due(now_ns) and not is_waiting):
             self._owing.discard(key)
-            record = telling.new_record(counted.since_ns, counted.last_ns)
-            if record is not None and counted.owed_packets == 1:
-                yield self._of_record(key, counted, telling, record, now_ns)
+            named = telling.new_record(counted.since_ns, counted.last_ns)
+            if named is not None and counted.owed_packets == 1:
+                yield self._of_record(key, counted, telling, named, now_ns)
             else:
                 merged = Merged(why="unplaced") if is_unplaced(key) else None
                 yield self._tell(counted, key, flow(key), telling, now_ns, merged)
@@ -386,12 +387,13 @@ class RuleAccount:
         return telling
 
     def _of_record(
-        self, key: Key | None, counted: Counted, telling: Telling, record: Record, now_ns: int
+        self, key: Key | None, counted: Counted, telling: Telling, named: NamedRecord, now_ns: int
     ) -> Attempt:
-        attempt = Attempt.of(record, telling.attribution)
+        attempt = Attempt.of(named.record, named.attribution)
         counted.told(1, attempt.bytes or 0)
-        counted.since_ns = record.time_ns
-        return self._told(key, telling, attempt, now_ns)
+        counted.since_ns = named.record.time_ns
+        last_ns = max(counted.last_ns, named.record.time_ns)
+        return self._told(key, telling, attempt, now_ns, last_ns)
 
     def _tell(  # noqa: PLR0913, PLR0917 - what is told, how, and in whose words
         self,
@@ -403,7 +405,7 @@ class RuleAccount:
         merged: Merged | None,
     ) -> Attempt:
         held = 0 if merged is None else self._held(merged.why)
-        is_of_these = telling.new_record(counted.since_ns, counted.last_ns) is not None
+        named = telling.new_record(counted.since_ns, counted.last_ns)
         attempt = statements.attempt(
             self.whose,
             counted,
@@ -412,8 +414,8 @@ class RuleAccount:
             packets=counted.owed_packets - held,
             number=self.reported,
             read_ns=self._ended_ns,
-            specimen=telling.record,
-            attribution=telling.attribution if is_of_these else None,
+            specimen=telling.record if named is None else named.record,
+            attribution=None if named is None else named.attribution,
             merged=merged,
         )
         if merged is not None:
@@ -422,13 +424,15 @@ class RuleAccount:
                 self.named_from_ns = now_ns + _LATE_NS
         if key is not None and held:
             self._owing.add(key)
-        return self._told(key, telling, attempt, now_ns)
+        return self._told(key, telling, attempt, now_ns, counted.last_ns)
 
-    def _told(self, key: Key | None, telling: Telling, attempt: Attempt, now_ns: int) -> Attempt:
+    def _told(
+        self, key: Key | None, telling: Telling, attempt: Attempt, now_ns: int, last_ns: int
+    ) -> Attempt:
         self.reported += attempt.packets
         if key is not None:
             self.touched.add(key)
-        return self._tellings.told(telling, self._attributed(attempt), now_ns)
+        return self._tellings.told(telling, self._attributed(attempt), now_ns, last_ns)
 
     def _held(self, why: Merger) -> int:
         """Packets that may have been told already, and are not to be told with others before."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.accounting import streaks
 from ocsf_nft.accounting.opened import OpenStreak
@@ -42,6 +42,13 @@ _CLOCKS_APART_NS: Final = 200_000_000
 _IP: Final = frozenset({0x0800, 0x86DD})
 
 
+class NamedRecord(NamedTuple):
+    """A record, and the process that sent its packet, where that is known."""
+
+    record: Record
+    attribution: Attribution | None
+
+
 class Telling:
     """What is being told: when the next time is due, and the record that stands for it.
 
@@ -49,8 +56,8 @@ class Telling:
     """
 
     __slots__ = (
-        "_grew_ns", "_is_growing", "attribution", "end", "first_reading", "is_new", "key", "record",
-        "schedule",
+        "_grew_ns", "_is_growing", "_shown", "attribution", "end", "first_reading", "is_new", "key",
+        "record", "schedule",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +79,8 @@ class Telling:
         self.attribution = attribution
         #: Whether the record has not been told yet.
         self.is_new = record is not None
+        #: The latest record of a packet that a reading has shown, until an attempt is of it.
+        self._shown: NamedRecord | None = None
         self.schedule: Schedule | None = None
         #: What its streak comes to so far; None when nothing of one has been told.
         self.end: Ended | None = None
@@ -91,28 +100,36 @@ class Telling:
             return False
         return reading - first < _YOUNG_READINGS and now_ns - begun_ns < _YOUNG_NS
 
-    def logged(self, record: Record, attribution: Attribution | None) -> None:
-        """Let a later record stand for it."""
+    def logged(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
+        """Let a later record stand for it; ``last_ns`` is of the last packet that was read."""
+        self._keep_shown(last_ns)
         self.record = record
         self.attribution = attribution
         self.is_new = True
         self.grew()
 
-    def new_record(self, since_ns: int, last_ns: int) -> Record | None:
+    def shown(self, last_ns: int) -> None:
+        """Take in that a reading showed more packets, the last one of ``last_ns``."""
+        self.grew()
+        self._keep_shown(last_ns)
+
+    def new_record(self, since_ns: int, last_ns: int) -> NamedRecord | None:
         """Return the record that no attempt is of yet, if its packet is from the given time.
 
         An earlier one is late: an attempt has counted its packet. The packet of a later one is not
-        in the reading that showed what is owed. NFLOG has no time of a packet that goes out: the
-        record has the time when it was read, and its packet may be older.
+        in the reading that showed what is owed: it waits for the next attempt.
         """
-        record = self.record if self.is_new else None
-        if record is None:
-            return None
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _CLOCKS_APART_NS if is_first else since_ns
-        is_exact = record.time_ns != record.received_ns
-        is_later = is_exact and record.time_ns > last_ns + _CLOCKS_APART_NS
-        return record if record.time_ns >= earliest_ns and not is_later else None
+        found = [] if self._shown is None else [self._shown]
+        if self.is_new and self.record is not None:
+            found.append(NamedRecord(self.record, self.attribution))
+        fitting = (
+            each
+            for each in reversed(found)
+            if each.record.time_ns >= earliest_ns and not _is_later(each.record, last_ns)
+        )
+        return next(fitting, None)
 
     def overheard(self, record: Record) -> None:
         """Let a record stand for it that may be of another packet, and so of another sender."""
@@ -133,9 +150,10 @@ class Telling:
             return now_ns - last_ns >= OVER_NS
         return self.schedule.is_over(now_ns, last_ns)
 
-    def told(self, now_ns: int) -> None:
-        """It has been told of."""
-        self.is_new = False
+    def told(self, now_ns: int, last_ns: int) -> None:
+        """Take in that an attempt was emitted, whose last packet was at ``last_ns``."""
+        self.is_new = self.is_new and self.record is not None and _is_later(self.record, last_ns)
+        self._shown = None
         if self.schedule is None:
             # It may have been told of before a restart.
             before = 0 if self.end is None else self.end.streak.windows
@@ -143,10 +161,25 @@ class Telling:
         else:
             self.schedule.told(now_ns)
 
+    def _keep_shown(self, last_ns: int) -> None:
+        """Keep the record, if a reading has shown its packet, beside those that follow."""
+        if self.is_new and self.record is not None and not _is_later(self.record, last_ns):
+            self._shown = NamedRecord(self.record, self.attribution)
+
     def _last_ns(self, now_ns: int) -> int:
         if self._is_growing or self._grew_ns is None:
             self._grew_ns, self._is_growing = now_ns, False
         return self._grew_ns
+
+
+def _is_later(record: Record, last_ns: int) -> bool:
+    """Tell whether the kernel logged a record's packet after a time.
+
+    NFLOG has no time of a packet that goes out: its record has the time when it was read, and the
+    packet may be older.
+    """
+    is_exact = record.time_ns != record.received_ns
+    return is_exact and record.time_ns > last_ns + _CLOCKS_APART_NS
 
 
 class Tellings(dict["Key", Telling]):
@@ -216,9 +249,9 @@ class Tellings(dict["Key", Telling]):
         telling.is_new = False
         telling.end = opened.end
 
-    def told(self, telling: Telling, attempt: Attempt, now_ns: int) -> Attempt:
+    def told(self, telling: Telling, attempt: Attempt, now_ns: int, last_ns: int) -> Attempt:
         """Take down what is told; the same, with the streak that it goes on with."""
-        telling.told(now_ns)
+        telling.told(now_ns, last_ns)
         key = telling.key
         if key is None or attempt.merged is not None:
             return attempt

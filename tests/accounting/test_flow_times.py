@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attempt import Attempt
     from ocsf_nft.flow import Key
+    from ocsf_nft.record import Record
 
 MINUTE = 60 * SECOND
 KEPT_NS = KEPT_MS * 1_000_000
 FLOW = key(tcp())
 BY = Attribution(rung="capture", sureness="high", reason="it was seen")
+OTHER = Attribution(rung="socket", sureness="medium", reason="it has the socket")
 
 
 @pytest.fixture
@@ -117,6 +119,48 @@ def test_packet_that_is_owed_has_no_time_of_a_later_packet(
     assert [(each.packets, each.record.origin.transport) for each in told] == [(1, transport)]
     assert told[0].attribution == (BY if transport == "nflog" else None)
     assert told[0].end_ns == (at_ns if transport == "nflog" else NOW + SECOND)
+
+
+def _exact(at_ns: int) -> Record:
+    """Return a record of the kernel log, which has the time of its packet."""
+    return replace(record(tcp(), at_ns=at_ns), received_ns=at_ns + 1)
+
+
+def test_record_of_a_later_packet_names_the_attempt_that_counts_it(ledger: Ledger) -> None:
+    first = ledger.record(_exact(NOW + SECOND), SECOND)
+    assert first is not None
+    observe(ledger, reading({FLOW: 1}, NOW + SECOND * 3 // 2))
+    observe(ledger, reading({FLOW: 2}, NOW + 2 * SECOND, idle_ms=400))
+    assert ledger.record(_exact(NOW + SECOND * 23 // 10), SECOND * 23 // 10, BY) is None
+    (unnamed,) = attempts(ledger.due(MINUTE))
+    assert (unnamed.packets, unnamed.attribution) == (1, None)
+    observe(ledger, reading({FLOW: 3}, NOW + SECOND * 31 // 10, idle_ms=800))
+    (named,) = attempts(ledger.due(2 * MINUTE))
+    assert (named.packets, named.attribution) == (1, BY)
+    observe(ledger, reading({FLOW: 4}, NOW + 5 * SECOND))
+    (next_one,) = attempts(ledger.due(3 * MINUTE))
+    assert (next_one.packets, next_one.attribution) == (1, None), "one record names one attempt"
+
+
+@pytest.mark.parametrize("is_read_first", [True, False])
+def test_record_of_a_later_packet_leaves_the_attempt_its_own(
+    ledger: Ledger, is_read_first: bool
+) -> None:
+    first = ledger.record(_exact(NOW + SECOND), SECOND)
+    assert first is not None
+    observe(ledger, reading({FLOW: 1}, NOW + SECOND * 3 // 2))
+    own = _exact(NOW + SECOND * 8 // 5)
+    if is_read_first:
+        ledger.record(own, 2 * SECOND, BY)
+    observe(ledger, reading({FLOW: 2}, NOW + 2 * SECOND, idle_ms=400))
+    if not is_read_first:
+        ledger.record(own, 2 * SECOND, BY)
+    ledger.record(_exact(NOW + SECOND * 23 // 10), SECOND * 23 // 10, OTHER)
+    (told,) = attempts(ledger.due(MINUTE))
+    assert (told.packets, told.attribution) == (1, BY)
+    observe(ledger, reading({FLOW: 3}, NOW + SECOND * 31 // 10, idle_ms=800))
+    (later,) = attempts(ledger.due(2 * MINUTE))
+    assert (later.packets, later.attribution) == (1, OTHER)
 
 
 def test_record_that_is_late_by_the_clocks_only_stands_for_its_packet(ledger: Ledger) -> None:
