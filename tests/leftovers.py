@@ -17,6 +17,7 @@ import fcntl
 import gc
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import threading
@@ -114,10 +115,13 @@ class Leftovers:
         if _is_checked(item):
             left |= _settled(lambda: self._found() - self._before - self._of_fixtures)
             if self._compares_machine:
-                # Another run's test may change that one now.
+                # Another run's test may change that sysctl now.
                 own = item.get_closest_marker(scheduling.KERNEL_LOG) is not None
-                others = set() if own else {each for each in machine() if _ALL_NETNS in each}
-                left |= _settled(lambda: machine() - self._machine - others)
+                left |= _settled(
+                    lambda: {
+                        each for each in changes(self._machine) if own or _ALL_NETNS not in each
+                    }
+                )
         if nextitem is None:
             # Now the fixtures of more than one test have ended too.
             left |= _settled(lambda: self._found() & self._of_fixtures)
@@ -129,7 +133,7 @@ class Leftovers:
         if not self._is_controller:
             return
         with scheduling.locked(scheduling.KERNEL_LOG, fcntl.LOCK_EX):
-            self._machine_changed = _settled(lambda: machine() - self._machine)
+            self._machine_changed = _settled(lambda: changes(self._machine))
         if self._machine_changed:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -216,9 +220,23 @@ def threads() -> set[str]:
     return {f"thread {each.ident} ({each.name})" for each in threading.enumerate()}
 
 
+def changes(before: set[str]) -> set[str]:
+    """Return what the machine has now and had not before, and what it has no longer."""
+    now = machine()
+    return (now - before) | {f"no more {each}" for each in before - now}
+
+
 def machine() -> set[str]:
     """Return the tables, links and sysctls of the initial namespace, and the cgroups at the top."""
-    listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+    folders = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # a user's may lack these
+    nft = shutil.which("nft", path=folders)
+    listed = subprocess.run(
+        [nft or "true", "list", "tables"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+    )
     links = {f"link {name}" for _, name in socket.if_nameindex()}
     sysctls = {
         f"sysctl {name} = {' '.join(path.read_text('ascii').split())}"

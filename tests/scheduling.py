@@ -79,4 +79,6 @@ def locked(name: str, how: int) -> Iterator[None]:
         fcntl.flock(descriptor, how)
         yield
     finally:
+        # Closing alone keeps the lock as long as a child has a copy of the descriptor.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

@@ -32,6 +32,7 @@ def test_judge_reports_each_fault_at_its_path(uid: int, version: str) -> None:
         if {fault.severity for fault in found if fault.path == path} != {spoil.severity}:
             missed[name] = found
     assert missed == {}
+    assert len(spoils(uid, version)) > 50
 
 
 @pytest.mark.parametrize("uid", LATER)

@@ -60,9 +60,12 @@ _KINDS: Final = {
         r"thread \d+ \(x\)",
     ),
 }
+#: A machine with a table of its own, in which pytest runs.
+_HOST: Final = 'nft add table ip hosts; exec "$0" -m pytest -q -p no:cacheprovider "$@"'
 #: The same of the machine, for which a namespace of its own stands here.
 _OF_THE_MACHINE: Final = {
     "table": ("run('nft', 'add', 'table', 'ip', 'mine')", "table ip mine"),
+    "no_table": ("run('nft', 'delete', 'table', 'ip', 'hosts')", "no more table ip hosts"),
     "link": ("run('ip', 'link', 'add', 'mine0', 'type', 'veth')", "link mine0"),
     "sysctl": (
         "run('sh', '-c', 'echo 500 >/proc/sys/net/ipv4/icmp_ratelimit')",
@@ -76,7 +79,7 @@ def _run(folder: Path, program: str, *options: str) -> str:
     (folder / "conftest.py").write_text(_CONFTEST)
     (folder / "test_it.py").write_text(_START + program)
     done = subprocess.run(
-        ["unshare", "-n", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        ["unshare", "-n", "sh", "-c", _HOST, sys.executable, *options],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(_ROOT), "COLUMNS": "300"},
         capture_output=True,

@@ -70,7 +70,10 @@ def test_with_these_it_names_another_users_process(
             _until(lambda: bool(_named(written.so_far(output))))
             sender.communicate(timeout=10)
         assert running.stop(signal.SIGTERM)[0] == 0
-    for event in _named(written.events(output)):
+    events = written.events(output)
+    if attribution == "capture":
+        assert len(_named(events)) == len(_refused(events)), "a capture names each sender"
+    for event in _named(events):
         assert event["actor"]["process"]["pid"] == sender.pid
         assert event["actor"]["process"]["file"]["path"] == scripted.PYTHON
         assert event["enrichments"][0]["data"]["confidence"] == confidence

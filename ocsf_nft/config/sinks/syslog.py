@@ -53,6 +53,8 @@ class SyslogSink(SinkTable):
     host: Annotated[str, checked(_host)]
     port: Annotated[int, Field(ge=1, le=65_535)] | None = None
     tls: TlsTable | None = None
+    # A new connection has to stay for half a second (delivery/sinks/carriers.py).
+    timeout_seconds: Annotated[float, Field(ge=1, le=3600)] | None = 30.0
     max_bytes: Annotated[int, Field(ge=480, le=1 << 20)] = 8096
 
     @model_validator(mode="after")
