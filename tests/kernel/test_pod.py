@@ -234,6 +234,7 @@ def test_installing_again_changes_nothing_and_a_pod_whose_fence_was_altered_is_n
     stood = _ruleset(pod)
     _start_init_container(pod)
     assert _ruleset(pod) == stood
+    assert _probe(pod, "fence", "readinessProbe").code == 0
     fence = pod.inside(pod.spec["fence"])
     subprocess.run([*fence, "nft", "delete", "table", "netdev", "ocsf_nft"], check=True)
     assert _probe(pod, "fence", "readinessProbe").code == 1
