@@ -249,7 +249,7 @@ def test_a_reader_that_is_killed_in_a_flood_tells_the_gap_and_the_account_closes
     killed_ms: list[int] = []
     for seconds_down in (2.0, 0.0, 0.3, 0.0):
         with command.running(*accounts.options(state, output)) as running:
-            # A run that was killed before it stored a reading leaves nothing for a gap to begin with.
+            # A run that was killed before it stored a reading leaves no gap.
             accounts.until(lambda: _total(output) > _BURST)
             time.sleep(random.uniform(0.2, 1.5))
             before = accounts.refused_by(installed).total()
