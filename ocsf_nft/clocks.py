@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-#: Two readings of a clock that are this close had no other thread in between.
+#: No other thread ran between two readings of a clock that are this close.
 _TIGHT_NS: Final = 2_000
 _TRIES: Final = 10
 
@@ -13,12 +13,12 @@ _TRIES: Final = 10
 def epoch_of(clock: int) -> int:
     """Return the nanoseconds since the epoch, UTC, at which ``clock`` was 0.
 
-    ``clock`` is ``time.CLOCK_BOOTTIME`` or ``time.CLOCK_MONOTONIC``. The result is right for what
-    happened since the wall clock was last set (for CLOCK_MONOTONIC: and since the machine was last
-    suspended).
+    ``clock`` is ``time.CLOCK_BOOTTIME`` or ``time.CLOCK_MONOTONIC``. The result is valid for times
+    after the wall clock was last set. For CLOCK_MONOTONIC, the machine must not have been suspended
+    since then.
 
-    The thread may lose its processor between two readings. So the wall clock is read between two
-    readings of ``clock``, and the tightest of a few tries counts.
+    The scheduler may stop the thread between two readings. So the wall clock is read between two
+    readings of ``clock``, several times. The try with the shortest duration gives the result.
     """
     width_ns, epoch_ns = _read(clock)
     for _ in range(_TRIES):
@@ -29,7 +29,7 @@ def epoch_of(clock: int) -> int:
 
 
 def _read(clock: int) -> tuple[int, int]:
-    """Read both clocks once: how long that took, and the epoch of ``clock``."""
+    """Read both clocks once; return the duration of the readings and the epoch of ``clock``."""
     before_ns = time.clock_gettime_ns(clock)
     wall_ns = time.time_ns()
     width_ns = time.clock_gettime_ns(clock) - before_ns

@@ -55,7 +55,7 @@ class Lock:
     def let_go(self) -> None:
         """Leave it to others."""
         if self._descriptor is not None:
-            # Closing alone keeps the lock as long as a child that is starting has a copy.
+            # Closing alone keeps the lock while a starting child has a copy of the descriptor.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None

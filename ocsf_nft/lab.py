@@ -32,7 +32,7 @@ INTERNET4: Final = "203.0.113.7"
 INTERNET6: Final = "2001:db8::7"
 
 _NET: Final = Path("/proc/sys/net")
-#: What net.ipv4.conf holds for each device, as the kernel is built.
+#: The defaults of the kernel for net.ipv4.conf of each device.
 _CONF4: Final = {
     **dict.fromkeys(
         [
@@ -76,7 +76,7 @@ _CONF4: Final = {
     "igmpv2_unsolicited_report_interval": "10000",
     "igmpv3_unsolicited_report_interval": "1000",
 }
-#: The same of net.ipv6.conf, but that an address is usable at once and nothing asks for routers.
+#: The same for net.ipv6.conf, except that an address is usable at once and no router is solicited.
 _CONF6: Final = {
     "accept_dad": "0",
     "accept_ra": "1",
@@ -133,7 +133,7 @@ def ip(*arguments: str) -> None:
 def new_namespace(name: str) -> Iterator[netns.Namespace]:
     """Make a network namespace that has the sysctls of a new kernel; remove it at the end.
 
-    Raises UnsupportedError when the system doesn't let us.
+    Raises UnsupportedError if the system does not permit it.
     """
     ip("netns", "add", name)
     try:
@@ -145,13 +145,13 @@ def new_namespace(name: str) -> Iterator[netns.Namespace]:
 
 
 def set_sysctls() -> None:
-    """Set the sysctls of the calling thread's namespace that it has from the initial one.
+    """Reset the sysctls that the calling thread's namespace inherited from the initial one.
 
-    A new namespace starts with the initial one's net.ipv4.conf, buffers of TCP and congestion
-    control, whatever an administrator or Docker set there; with net.ipv6.conf too where
-    net.core.devconf_inherit_init_net says so. It starts with all others as the kernel is built.
+    A new namespace inherits net.ipv4.conf, the TCP buffers and the congestion control, with the
+    changes of an administrator or Docker. It also inherits net.ipv6.conf if
+    net.core.devconf_inherit_init_net is set so. All other sysctls have the kernel's defaults.
     """
-    # These two first: a change of them sets others.
+    # These two come first, because they change others.
     _set("ipv4/ip_forward", "0")
     _set("ipv6/conf/all/forwarding", "0")
     for version, values in (("ipv4", _CONF4), ("ipv6", _CONF6)):
@@ -164,7 +164,7 @@ def set_sysctls() -> None:
 
 
 def _set(key: str, value: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # not every kernel has every one of them
+    with contextlib.suppress(FileNotFoundError):  # some kernels lack some of them
         (_NET / key).write_text(value, encoding="ascii")
 
 
@@ -189,7 +189,7 @@ def throwaway() -> Iterator[Lab]:
 
 
 def configure(name: str, device: str, *addresses: str) -> None:
-    """Set a device of a named namespace up, and its loopback."""
+    """Enable a device of a named namespace, and its loopback."""
     ip("-n", name, "link", "set", "lo", "up")
     for address in addresses:
         ip("-n", name, "address", "add", address, "dev", device)

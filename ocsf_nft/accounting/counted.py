@@ -62,10 +62,10 @@ class Counted:
         return self.seen_packets == 0
 
     def take(self, element: Element, read_ns: int, before_ns: int) -> int:
-        """Take in an element of a reading that ended at ``read_ns``; return its new packets.
+        """Process an element of a reading that ended at ``read_ns``; return its new packets.
 
-        ``before_ns`` is when the reading before began. New packets of an element that it showed
-        are not older.
+        ``before_ns`` is the start of the previous reading. If that reading had the element, its new
+        packets are not older.
         """
         _, packets, octets, idle_ms = element
         idle_ms = min(idle_ms, KEPT_MS)
@@ -88,7 +88,7 @@ class Counted:
         return fresh
 
     def follow_the_clock_back(self, now_ns: int) -> None:
-        """Bring times that are still to come back to ``now_ns``: the wall clock was set back."""
+        """Limit times in the future to ``now_ns``, after the wall clock was set back."""
         self.expires_ns = min(self.expires_ns, now_ns + KEPT_MS * 1_000_000)
         if self.is_unread:
             self.last_ns = min(self.last_ns, now_ns)

@@ -258,7 +258,7 @@ class RuleAccount:
                 self._fan_outs.count(user_of(key), fresh)
 
     def _follow_the_clock_back(self, began_ns: int) -> None:
-        """Bring times that are still to come back to ``began_ns``: the wall clock was set back."""
+        """Limit times in the future to ``began_ns``, after the wall clock was set back."""
         for kind in KINDS:
             for counted in self.entries[kind].values():
                 counted.follow_the_clock_back(began_ns)

@@ -37,7 +37,7 @@ _RIGHTS_OF_A_USER: Final = 16
 _YOUNG_READINGS: Final = LAST_READINGS + 1
 #: Where nobody can read any more.
 _YOUNG_NS: Final = 60 * 1_000_000_000
-#: An element's idle time is in ticks of the kernel (10 ms), a journal's times are up to 0.1 s off.
+#: An element's idle time is in kernel ticks (10 ms). Times in a journal are wrong by up to 0.1 s.
 _CLOCKS_APART_NS: Final = 200_000_000
 _IP: Final = frozenset({0x0800, 0x86DD})
 
@@ -114,10 +114,10 @@ class Telling:
         self._keep_shown(last_ns)
 
     def new_record(self, since_ns: int, last_ns: int) -> NamedRecord | None:
-        """Return the record that no attempt is of yet, if its packet is from the given time.
+        """Return the record without an attempt, if its packet is within the given times.
 
-        An earlier one is late: an attempt has counted its packet. The packet of a later one is not
-        in the reading that showed what is owed: it waits for the next attempt.
+        An earlier record is late: an attempt has counted its packet. A later record's packet is not
+        in the reading that showed the unreported packets: it waits for the next attempt.
         """
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _CLOCKS_APART_NS if is_first else since_ns

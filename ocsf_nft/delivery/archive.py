@@ -77,7 +77,7 @@ class Archive:
         new.open(read_only=True)
         with new.at_work() as connection:
             is_begun = _is_begun(connection)
-        if not is_begun:  # a run makes it this moment: nothing is missed until it has
+        if not is_begun:  # a run is creating the file, and has stored no event in it yet
             new.close()
             return last
         self._database.close()
@@ -120,7 +120,7 @@ class Archive:
         return [Kept(*row) for row in self._found(query, *numbers, _ROWS)]
 
     def _found(self, query: str, *parameters: object) -> list[Any]:
-        """Return the rows of a query; none where a run has only just made the file."""
+        """Return the rows of a query; no rows if a run has only created the file so far."""
         with self._database.at_work() as connection:
             return connection.execute(query, parameters).fetchall() if _is_begun(connection) else []
 

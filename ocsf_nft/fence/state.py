@@ -170,7 +170,7 @@ class StateDirectory:
     def _write(self, path: Path, content: bytes) -> None:
         temporary = path.parent / f".{path.name}.{os.getpid()}"
         try:
-            for folder in (self.path, path.parent):  # parents of one made would be 0755
+            for folder in (self.path, path.parent):  # parents that mkdir creates would be 0755
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 file.write(content)
@@ -239,8 +239,8 @@ class StateDirectory:
 def _unlock(descriptor: int) -> None:
     """Release a lock, and close its descriptor.
 
-    Closing alone keeps the lock as long as a child has a copy: each has one until it runs another
-    program.
+    Closing alone keeps the lock while a child has a copy. Each child has a copy until it runs
+    another program.
     """
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

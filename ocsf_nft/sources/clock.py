@@ -77,7 +77,7 @@ def boottime_ns() -> int:
 def wall_ns(monotonic_ns: int) -> int:
     """Return the nanoseconds since the epoch, UTC, of a CLOCK_MONOTONIC reading.
 
-    The difference of the two clocks now is right for what happened since the wall clock was last
+    The current difference of the two clocks is valid for times after the wall clock was last
     set and the machine last suspended.
     """
     return monotonic_ns + clocks.epoch_of(time.CLOCK_MONOTONIC)

@@ -24,7 +24,7 @@ _HANDSHAKE_SECONDS: Final = 10.0
 #: How long a new connection has to stay until what was sent through it counts. Who is let in, and
 #: shown out when his certificate or address was looked at, would lose a batch each time; so with
 #: TLS 1.3, whose handshake is at an end before that, and with a balancer whose receiver is down.
-#: The same time is given to the ICMP error that answers the first datagrams of a new socket.
+#: A UDP sink waits the same time for an ICMP error after the first datagrams of a new socket.
 _PROBATION_SECONDS: Final = 0.5
 
 #: Datagrams are sent in bursts that a receiver's socket has room for by default.
@@ -152,9 +152,9 @@ class Datagrams:
 
 
 async def _wait_for_refusal(opened: socket.socket) -> None:
-    """Wait a while for an ICMP error; raise the OSError that the kernel makes of it.
+    """Wait a short time for an ICMP error; raise the OSError that the kernel derives from it.
 
-    On a busy machine the error comes after the send, on the same host too.
+    On a busy machine the error may come after the send, even on the same host.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_PROBATION_SECONDS):
