@@ -1,7 +1,7 @@
-"""Run chosen tests in a chosen order, and note the one that runs and the one that fails.
+"""Run chosen tests in a chosen order, and record the running test and the failed test.
 
 A plugin of pytest: `pytest -p tests.mutants.chosen`. The environment variable MUTANTS_CHOSEN names
-a file with the tests' names, one a line; the notes go to the same name with `.notes`.
+a file with the tests' names, one a line. The records go to a file with `.notes` after that name.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _chosen = Path(os.environ["MUTANTS_CHOSEN"])
 _notes = _chosen.with_suffix(".notes")
 
 
-@pytest.hookimpl(trylast=True)  # whoever else sorts tests comes before
+@pytest.hookimpl(trylast=True)  # other plugins sort tests before
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the chosen tests, in their order; files given without a test's name come first."""
+    """Select the chosen tests in their order. Files without a test's name come first."""
     order = {name: at for at, name in enumerate(_chosen.read_text().splitlines())}
     left = [item for item in items if item.nodeid in order or item.nodeid.split("::")[0] in order]
     config.hook.pytest_deselected(items=[item for item in items if item not in left])
@@ -25,12 +25,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    """Note the test that runs: it is the last one when the run is ended from outside."""
+    """Record the running test: if the run is killed, this test was the last."""
     _note("runs", nodeid)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note a test that fails."""
+    """Record a failed test."""
     if report.failed:
         _note("failed", report.nodeid)
 

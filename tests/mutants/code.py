@@ -1,4 +1,4 @@
-"""Find the lines that run a changed line, so that the coverage map can name the tests."""
+"""Find the lines that show the effect of a changed line. The coverage map has their tests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 def lines_that_show(path: Path, line: int, package: Path) -> Iterator[dict[Path, set[int]]]:
     """Yield the lines, by file, on which a change of one line has an effect; the nearest first.
 
-    In a function, they are those of its statement. A line that runs at import has its effect in the
-    functions of its module that read a name that it defines, or in those of other modules, or,
-    when nothing reads the name, in all functions of its module.
+    In a function, they are the lines of the changed statement. A line that runs at import defines
+    names: the lines are the functions that read such a name, in its module or in other modules. If
+    no function reads the names, the lines are all functions of its module.
     """
     tree = _parsed(path)
     names = _names(tree, line)
@@ -47,7 +47,7 @@ def _body_lines(function: _Function) -> range:
 def _statement_lines(function: _Function, line: int) -> set[int]:
     """Return the lines of the innermost statement around a line.
 
-    Of a compound statement they are its head, or the line alone: that of an `except`, for example.
+    For a compound statement, return its head, or the line alone (an `except`, for example).
     """
     innermost = function.body[0]
     for node in ast.walk(function):
@@ -59,7 +59,7 @@ def _statement_lines(function: _Function, line: int) -> set[int]:
 
 
 def _names(tree: ast.Module, line: int) -> set[str]:
-    """Return the names that a line defines at import, and those defined from them in turn."""
+    """Return the names that a line defines at import, and the names that depend on them."""
     defined = {node: names for node in _import_time(tree) if (names := set(_defined(node)))}
     around = [node for node in defined if _begin(node) <= line <= (node.end_lineno or 0)]
     names = set().union(*(defined[node] for node in around[-1:]))
@@ -94,7 +94,7 @@ def _defined(node: ast.stmt) -> Iterator[str]:
 
 
 def _readers(tree: ast.Module, names: set[str]) -> set[int]:
-    """Return the lines of the functions that read a name, or that have it."""
+    """Return the lines of the functions that read one of the names, or that have such a name."""
     return {
         line
         for function in _functions(tree)

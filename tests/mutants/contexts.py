@@ -1,4 +1,4 @@
-"""Give each test a context of its own in the coverage data, and record its duration and outcome.
+"""Give each test its own context in the coverage data, and record its duration and outcome.
 
 A plugin of pytest: `pytest -p tests.mutants.contexts`. The environment variable MUTANTS_TESTS names
 the JSON file that it writes.
@@ -34,7 +34,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Add the duration of a phase of a test."""
+    """Add the duration of one phase of a test."""
     _seconds[report.nodeid] += report.duration
     if report.failed:
         _failed.add(report.nodeid)

@@ -1,4 +1,4 @@
-"""Know which tests run a line, from one run of all tests under coverage.py."""
+"""Map from lines to the tests that run them, from one run of all tests under coverage.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HERE: Final = Path(__file__).parent
 
 
 class CoverageMap:
-    """Which tests run a line, and how long each took."""
+    """Map from each line to the tests that run it, with their durations."""
 
     def __init__(self, folder: Path, package: Path) -> None:
         self._package = package
@@ -34,14 +34,14 @@ class CoverageMap:
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Return the tests that run a mutant's lines: unit tests first, then the quickest first.
 
-        A test that failed when it was measured says nothing about a mutant.
+        Tests that failed in the measurement are left out: they say nothing about a mutant.
         """
         found: set[str] = set()
         path, line = mutant.place.path, mutant.place.line
         for shown in lines_that_show(path, line, self._package):
             contexts = set().union(*(self._contexts(*each) for each in shown.items()))
             found = {test for test in map(_plain, contexts) if test in self.tests}
-            # Where it runs outside of a test, the one context is "".
+            # A line that runs outside of tests has the one context "".
             if found or (not contexts and line in shown.get(path, ())):
                 break
         found = {test for test in found if not self.tests[test]["failed"]}
@@ -54,7 +54,7 @@ class CoverageMap:
 
 
 def _plain(test: str) -> str:
-    """Return a test's name without the group that xdist puts after it."""
+    """Return a test's name without the group that xdist appends."""
     return re.sub(r"@\w+$", "", test)
 
 
@@ -63,7 +63,7 @@ def _is_slow_part(test: str) -> bool:
 
 
 def measured(package: Path, folder: Path) -> CoverageMap:
-    """Return the map of the package's present text; run all tests first where there is none."""
+    """Return the map for the current text of the package; run all tests if there is no map."""
     texts = b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))
     place = folder / f"map-{hashlib.sha256(texts).hexdigest()[:12]}"
     if not (place / "tests.json").exists():
@@ -72,7 +72,7 @@ def measured(package: Path, folder: Path) -> CoverageMap:
 
 
 def _measure(place: Path) -> None:
-    """Run all tests once; a test that fails is left out of the map, and the run goes on."""
+    """Run all tests once. A test that fails is left out of the map, and the run continues."""
     print("measuring which tests run each line: this takes as long as all tests", flush=True)
     place.mkdir(parents=True, exist_ok=True)
     place.chmod(0o1777)  # tests start programs as other users

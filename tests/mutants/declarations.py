@@ -1,4 +1,4 @@
-"""Find the code that no run can show to be wrong: types, declarations and texts of a log."""
+"""Find the code in which no run can show a fault: types, declarations and log messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 Position = tuple[int, int]
 Span = tuple[Position, Position]
 
-#: mypy checks what these say, or they only save time.
+#: mypy checks these, or they only save time.
 _DECORATORS: Final = {
     "dataclass", "override", "overload", "final", "abstractmethod", "runtime_checkable", "unique",
     "cache", "lru_cache",
@@ -19,12 +19,12 @@ _DECORATORS: Final = {
 
 
 def declarations(tree: ast.AST) -> list[Span]:
-    """Return where types and declarations begin and end, as lines and columns."""
+    """Return the spans of types and declarations, as lines and columns."""
     return [_span(node) for node in _nodes(tree)]
 
 
 def is_within(position: Position, spans: list[Span]) -> bool:
-    """Tell whether a position is in one of the spans."""
+    """Return whether a position is in one of the spans."""
     return any(begin <= position < end for begin, end in spans)
 
 
@@ -49,7 +49,7 @@ def _nodes(tree: ast.AST) -> Iterator[ast.expr | ast.stmt]:
 
 
 def _is_type(node: ast.expr) -> bool:
-    """Tell whether an operand of `|` is a class, by its name, or None."""
+    """Return whether an operand of `|` is None or has the name of a class."""
     if isinstance(node, ast.Constant):
         return node.value is None
     name = _name(node)
@@ -57,7 +57,7 @@ def _is_type(node: ast.expr) -> bool:
 
 
 def _name(node: ast.expr) -> str:
-    """Return the last part of a name, of what is called or subscripted."""
+    """Return the last part of a name, or of the called or subscripted name."""
     match node:
         case ast.Call(func=inner) | ast.Subscript(value=inner):
             return _name(inner)

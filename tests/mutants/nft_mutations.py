@@ -47,7 +47,7 @@ _TIMES: Final = ("1s", "5s", "24h")
 
 
 class Mutant(NamedTuple):
-    """One changed line of a policy file; ``after`` is empty where the line is removed."""
+    """One changed line of a policy file; ``after`` is empty if the line is removed."""
 
     file: str
     line: int
@@ -56,7 +56,7 @@ class Mutant(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Return what identifies the mutant in any run."""
+        """Return the identifier of the mutant, which is the same in any run."""
         return hashlib.sha256("\0".join(map(str, self)).encode()).hexdigest()[:12]
 
     def applied(self, text: str) -> str:
@@ -137,7 +137,7 @@ def _rule(line: str) -> Iterator[str]:
             yield pattern.sub(other, line)
     yield line.replace(" == ", " != ")
     yield line.replace(" != ", " == ")
-    if "jump account_" not in line and "jump log_" not in line:  # nothing but a verdict follows
+    if "jump account_" not in line and "jump log_" not in line:  # only a verdict follows
         yield line.replace("jump ", "goto ")
     yield from _numbers(line)
     yield from _elements(line)
@@ -154,7 +154,7 @@ def _parts(rule: str) -> list[str]:
         starts = _STATEMENTS.fullmatch(token) or (
             _MATCHES.fullmatch(token) and not _OPERATORS.fullmatch(before)
         )
-        # The operand of `arp saddr ip`, of `fib … . iif oif`, and of a statement.
+        # The operand of `arp saddr ip`, of `fib … . iif oif`, or of a statement.
         if parts and _is_operand(parts[-1], token):
             starts = None
         if starts or not parts:

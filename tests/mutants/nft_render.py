@@ -1,4 +1,4 @@
-"""Render a mutated policy file as the installer does, and check it as nft does."""
+"""Render a mutated policy file with the installer's code, and check the ruleset with nft."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _AROUND: Final = Surroundings(
 )
 _SANDBOX: Final = FenceSpec(sandbox="a", proxies=_PROXIES)
 _PERMISSIVE: Final = FenceSpec(sandbox="a", proxies=_PROXIES, is_permissive=True)
-#: A fence that each policy file is a part of.
+#: For each policy file, a fence that contains it.
 _SPECS: Final = {
     "accounting.nft": _SANDBOX,
     "guard.nft": FenceSpec(sandbox="a", proxies=_PROXIES, guard_device="lo"),
@@ -42,7 +42,7 @@ def policy(file: str) -> str:
 
 
 def rendered(file: str, text: str) -> str:
-    """Return the ruleset that the installer makes of a policy file with this text."""
+    """Return the ruleset that the installer renders from a policy file with this text."""
 
     def read(name: str) -> str:
         return text if name == file else policy(name)
@@ -54,9 +54,9 @@ def rendered(file: str, text: str) -> str:
 
 
 def valid(mutants: Iterable[Mutant]) -> list[Mutant]:
-    """Return the mutants that nft accepts, and that it makes something else of for the kernel.
+    """Return the mutants that nft accepts and that change the instructions for the kernel.
 
-    What the installer can't render is no mutant.
+    A text that the installer cannot render is no mutant.
     """
     found: dict[tuple[str, str], Mutant] = {}
     originals = {file: _compiled(rendered(file, policy(file))) for file in FILES}
@@ -72,7 +72,7 @@ def valid(mutants: Iterable[Mutant]) -> list[Mutant]:
 
 
 def _compiled(text: str) -> str:
-    """Return the instructions and the listing of a ruleset; empty where nft refuses it."""
+    """Return the instructions and the listing of a ruleset; empty if nft refuses it."""
     script = "nft --debug=netlink --file - && nft list ruleset"
     command = ["unshare", "--net", "sh", "-c", script]
     done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)

@@ -1,7 +1,8 @@
-"""Run the tests of one mutant after another, each in a fork of a process that has imported all.
+"""Run the tests of one mutant after another, each in a fork of a process with all imports done.
 
-Started in a copy of the tree. Reads a JSON line for each run: the policy file, its text, and groups
-of tests that run one after another until one fails. Writes a JSON line for each run.
+It starts in a copy of the tree. It reads a JSON line for each run: the policy file, its text, and
+groups of tests. The groups run one after another until a test fails. It writes a JSON line for each
+run.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _OPTIONS: Final = (
 )
 
 
-#: What every fork would have to import.
+#: The modules that every fork would have to import.
 _IMPORTED: Final = (
     *("hypothesis", "pytest_asyncio", "ocsf_nft.fence.installer", "ocsf_nft.fence.counters"),
     "ocsf_nft.sources.nflog",
@@ -36,7 +37,7 @@ _IMPORTED: Final = (
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer requests until the input ends."""
     for module in _IMPORTED:
         importlib.import_module(module)
 
@@ -62,7 +63,7 @@ def _first_failure(groups: list[list[str]]) -> str | None:
 
 
 def _failure(tests: list[str]) -> str | None:
-    """Return the first test that fails, or what happened to the run."""
+    """Return the first test that fails, or a description of a run that broke."""
     output = Path("run.txt")
     child = os.fork()
     if child == 0:
@@ -88,7 +89,7 @@ def _failure(tests: list[str]) -> str | None:
 
 
 def _run(tests: list[str], output: Path) -> None:
-    """Run pytest in the calling process, which ends."""
+    """Run pytest in the calling process, and exit."""
     code = 70
     try:
         os.setpgid(0, 0)

@@ -1,4 +1,4 @@
-"""The mutation operators: those of cosmic-ray that make a plausible mistake, and two of ours.
+"""Mutation operators: those of cosmic-ray that make a plausible mistake, and two of our own.
 
 Operators come in groups. The sample draws a group first, so that comparisons, which are many, do
 not crowd out removed statements, which are few.
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 Position = tuple[tuple[int, int], tuple[int, int]]
 
-#: Statements of these types may disappear. Without a plain assignment the name is undefined, which
-#: any test notices.
+#: Statements of these types may be removed. Plain assignments are not among them: without one, the
+#: name is undefined, and any test detects that.
 _TARGETS: Final = {"atom_expr", "power"}
 _LOGGERS: Final = ("log.", "_log.", "logger.")
 
 
 class RemoveStatement:
-    """Put `pass` in the place of a call, a raise, a deletion or an assignment to a part."""
+    """Operator that replaces a call, a raise, a deletion or an assignment to a part by `pass`."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
-        """Yield the position of a statement that may disappear."""
+        """Yield the position of a statement that may be removed."""
         if node.type == "simple_stmt" and _is_removable(node.children[0]):
             yield node.start_pos, node.children[0].end_pos
 
     def mutate(self, node: Any, _index: int) -> Any:
-        """Put `pass` in the place of the statement."""
+        """Replace the statement by `pass`."""
         leaf = parso.parse("pass").children[0]
         leaf.prefix = node.children[0].get_first_leaf().prefix
         node.children[0] = leaf
@@ -39,7 +39,7 @@ class RemoveStatement:
 
 
 class SwapMembership:
-    """Put `not in` in the place of `in`, and the reverse."""
+    """Operator that replaces `in` by `not in`, and the reverse."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         """Yield the position of each membership test of a comparison."""

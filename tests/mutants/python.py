@@ -1,7 +1,7 @@
-"""Mutate the package's Python code, and report which mutants the tests let pass.
+"""Mutate the package's Python code, and report the mutants that no test detects.
 
-`python -m tests.mutants.python --seed 7 --sample 200`, as root, in the top folder of the tree. A
-run that was interrupted goes on where it ended. It ends with 1 when less than 90% is caught.
+`python -m tests.mutants.python --seed 7 --sample 200`, as root, in the top folder of the tree. An
+interrupted run continues where it stopped. It exits with 1 if the tests catch less than 90%.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--seed", type=int, default=1)
     add("--sample", type=int, default=60, metavar="N")
-    add("--paths", nargs="*", default=[], help="only files whose paths begin with one of these")
+    add("--paths", nargs="*", default=[], help="only files with paths that begin with one of these")
     add("--workers", type=int, default=2)
     add("--seconds", type=float, default=150, help="the most that the tests of a mutant may take")
     add("--also", nargs="*", default=[], help="test files to run first, which the map doesn't know")
@@ -52,7 +52,7 @@ def _arguments() -> argparse.Namespace:
 
 
 class _Results:
-    """The results, in a file with a line of JSON for each."""
+    """The results, in a file with one JSON line for each."""
 
     def __init__(self, path: Path, *, again: bool) -> None:
         self._path = path

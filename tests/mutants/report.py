@@ -1,4 +1,4 @@
-"""Report what became of the mutants, by package, with the diff of each one that survived."""
+"""Report the results of the mutants by package, with the diff of each surviving mutant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.mutants.sampling import Mutant
 
 CAUGHT: Final = ("caught", "hangs")
-#: The share of the sample that tests must catch, or that has an explanation.
+#: The share of the sample that tests must catch or that must have an explanation.
 _ENOUGH: Final = 0.9
 _EQUIVALENT: Final = Path(__file__).parent / "equivalent.toml"
 
@@ -20,13 +20,13 @@ Explanations = dict[tuple[str, str, str], str]
 
 
 def explanations() -> Explanations:
-    """Read why mutants are equivalent, by file, line before and line after."""
+    """Return the reasons why mutants are equivalent, by file, line before and line after."""
     entries = tomllib.loads(_EQUIVALENT.read_text()).get("mutant", ())
     return {(each["file"], each["before"], each["after"]): each["why"] for each in entries}
 
 
 def why(mutant: Mutant, explained: Explanations) -> str | None:
-    """Return why a mutant is equivalent, or None."""
+    """Return the reason why a mutant is equivalent, or None."""
     return explained.get((mutant.place.path.as_posix(), mutant.before, mutant.after))
 
 
@@ -37,7 +37,7 @@ def line(mutant: Mutant, result: Result) -> str:
 
 
 def show(mutants: list[tuple[Mutant, Result | None]], explained: Explanations) -> int:
-    """Print the report; return 1 when too few mutants are caught or explained."""
+    """Print the report; return 1 if too few mutants are caught or explained."""
     table: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for mutant, result in mutants:
         status = "survived"

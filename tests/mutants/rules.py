@@ -1,10 +1,10 @@
-"""Mutate rules/*.nft line by line, and see whether the tests notice.
+"""Mutate rules/*.nft line by line, and check whether the tests detect each mutant.
 
     python -m tests.mutants.rules [--file tap.nft] [--sample N --seed S] [--list] [--results FILE]
 
-Needs root, as the tests do. Results are JSON lines in a file; a run that is started again goes on
-where it ended. The report gives for each policy file how many mutants the tests caught, and shows
-each one that they did not.
+Needs root, as the tests do. Results are JSON lines in a file. A run that is started again continues
+where it stopped. The report has the number of caught mutants for each policy file, and shows each
+mutant that no test caught.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _TREE: Final = Path(__file__).parents[2]
 _EQUIVALENT: Final = Path(__file__).with_name("equivalent_rules.toml")
 _LEFT_OUT: Final = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "bench", "deploy")
 _WORKERS: Final = 2
-#: The share of mutants, in percent, that the tests are to catch.
+#: The share of mutants, in percent, that the tests must catch.
 _ENOUGH: Final = 95
-#: The test files of each policy file in groups, the quickest and most telling first.
+#: The test files of each policy file in groups: first the quickest ones that detect the most.
 _TESTS: Final = {
     "accounting.nft": (("rules_loaded", "rules_accounting"), ("counters", "escapes")),
     "guard.nft": (("rules_guard", "rules_loaded"), ("guard",)),
@@ -67,7 +67,7 @@ _TESTS: Final = {
 
 
 def main() -> int:
-    """Run what the command line asks for, and report; return the exit code."""
+    """Run the requested mutants, and report; return the exit code."""
     arguments = _arguments()
     wanted = _wanted(arguments)
     if arguments.list:
@@ -90,7 +90,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Mutate rules/*.nft and run their tests.")
     parser.add_argument("--file", choices=nft_render.FILES, action="append", default=[])
-    parser.add_argument("--sample", type=int, help="so many mutants, drawn at random")
+    parser.add_argument("--sample", type=int, help="the number of mutants to draw at random")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument("--quick", action="store_true", help="run the first group of tests alone")
@@ -108,7 +108,7 @@ def _wanted(arguments: argparse.Namespace) -> list[Mutant]:
     if arguments.sample is None:
         return nft_render.valid(found)
     random.Random(arguments.seed).shuffle(found)
-    # Some of those that are drawn are no ruleset.
+    # nft refuses some of the drawn mutants.
     return nft_render.valid(found[: arguments.sample * 3 // 2])[: arguments.sample]
 
 
@@ -121,7 +121,7 @@ def _known(path: Path) -> Results:
 
 
 def _run(todo: list[Mutant], at: Path, *, is_quick: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the result of each mutant, as the workers come to them."""
+    """Yield the result of each mutant, in the order in which the workers finish."""
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_worker(at / str(each))) for each in range(_WORKERS)]
         pool = stack.enter_context(ThreadPoolExecutor(_WORKERS))
@@ -161,9 +161,9 @@ def _answer(worker: subprocess.Popen[str], mutant: Mutant, *, is_quick: bool) ->
 
 @contextlib.contextmanager
 def _worker(tree: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start a worker in a copy of the tree, where it and its children import the copy's code."""
+    """Start a worker in a copy of the tree. It and its children import the code of the copy."""
     shutil.copytree(_TREE, tree, ignore=_LEFT_OUT)
-    # An editable install has the rules elsewhere.
+    # An editable install reads the rules from another folder.
     (tree / "ocsf_nft" / "rules").symlink_to("../rules")
     with subprocess.Popen(
         [sys.executable, "-m", "tests.mutants.nft_worker"],
@@ -206,7 +206,7 @@ def _report(wanted: Iterable[Mutant], results: Results) -> int:
 
 
 def _explained() -> dict[tuple[str, str, str], str]:
-    """Return why mutants are redundant, by their file and the line before and after."""
+    """Return the reasons why mutants are redundant, by file, line before and line after."""
     entries = tomllib.loads(_EQUIVALENT.read_text("utf-8"))["mutant"]
     return {(each["file"], each["before"], each["after"]): each["why"] for each in entries}
 

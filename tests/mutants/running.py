@@ -1,4 +1,4 @@
-"""Run the tests of one mutant, on a file mounted over the original for those processes alone."""
+"""Run the tests of one mutant. Only their processes see its file, mounted over the original."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.mutants.coverage_map import CoverageMap
     from tests.mutants.sampling import Mutant
 
-#: Mount a file over another one in a mount namespace of our own, and run a command there.
+#: Mount a file over another one in a new mount namespace, and run a command there.
 _MOUNTED: Final = (
     "unshare", "--mount", "sh", "-ec", 'mount --bind "$1" "$2"; shift 2; exec "$@"', "sh",
 )  # fmt: skip
@@ -27,7 +27,7 @@ _ROUNDS: Final = 4
 
 @dataclass(slots=True)
 class Result:
-    """What became of a mutant, and by which test; which tests fail without a mutant as well."""
+    """Result of one mutant: its outcome, its test, and the tests that fail without it as well."""
 
     status: str
     by: str = ""
@@ -45,14 +45,14 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Finds out whether tests notice a mutant, in `seconds` (of recorded durations) at most."""
+    """Runner that checks whether tests detect a mutant, in `seconds` of recorded time at most."""
 
     map: CoverageMap
     seconds: float
     also: list[str]
 
     def result(self, mutant: Mutant) -> Result:
-        """Run the tests until one of them fails for the mutant, and for nothing else."""
+        """Run the tests until one of them fails because of the mutant."""
         unreliable: list[str] = []
         found = _Run(0, 0, "")
         for _ in range(_ROUNDS):
@@ -74,12 +74,12 @@ class Judge:
                 yield test
 
     def _recorded(self, test: str) -> float:
-        """Return the seconds that a test took when it was measured; of a new file, a guess."""
+        """Return the measured duration of a test in seconds; an estimate for a new file."""
         seconds: float = self.map.tests.get(test, {"seconds": 60})["seconds"]
         return seconds
 
     def _is_noticed(self, mutant: Mutant, test: str) -> bool:
-        """Tell whether a failure is the mutant's: the test passes without it, and fails again."""
+        """Return whether the mutant causes a failure: without it the test passes."""
         return self._run(None, [test]).code == 0 and self._run(mutant, [test]).code != 0
 
     def _run(self, mutant: Mutant | None, tests: list[str]) -> _Run:
@@ -110,7 +110,7 @@ class Judge:
 
 
 def _noted(notes: Path) -> tuple[int, str]:
-    """Return how many tests ran, and the one that failed, or else the last."""
+    """Return the number of tests that ran, and the failed test or else the last one."""
     lines = notes.read_text().splitlines() if notes.exists() else []
     failed = [line.removeprefix("failed ") for line in lines if line.startswith("failed ")]
     ran = [line.removeprefix("runs ") for line in lines if line.startswith("runs ")]

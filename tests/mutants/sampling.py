@@ -1,4 +1,4 @@
-"""Draw a sample of mutants: a file by its lines of code, a group of operators, then a place."""
+"""Draw a sample of mutants: a file by its lines of code, a group of operators, then a position."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OPERATORS: Final = {name: each for group in _GROUPS.values() for name, each in 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Something in a file that an operator can change, the nth for this operator."""
+    """The nth position in a file that an operator can change."""
 
     path: Path
     operator: str
@@ -48,12 +48,12 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        """What identifies a mutant among the results of an earlier run."""
+        """Return the identifier of the mutant in the results of any run."""
         return str(self.place.path), self.place.operator, self.place.occurrence, self.before
 
 
 def sample(seed: int, size: int, below: list[str]) -> list[Mutant]:
-    """Return `size` different mutants of the files whose paths begin with one of `below`.
+    """Return `size` different mutants of the files with paths that begin with one of `below`.
 
     A smaller sample of the same seed is the beginning of a larger one.
     """
@@ -78,7 +78,7 @@ def sample(seed: int, size: int, below: list[str]) -> list[Mutant]:
 
 @cache
 def places(path: Path) -> dict[str, list[Place]]:
-    """Return the places of a file that a mutation can change, by the operators' groups."""
+    """Return the positions in a file that a mutation can change, by group of operators."""
     text = path.read_text()
     nodes = list(ast_nodes(parso.parse(text)))
     left_out = declarations(ast.parse(text))
@@ -92,20 +92,20 @@ def places(path: Path) -> dict[str, list[Place]]:
 def _places(path: Path, operator: str, nodes: list[Any], left_out: list[Span]) -> Iterator[Place]:
     starts = (start for node in nodes for start, _ in _OPERATORS[operator].mutation_positions(node))
     for occurrence, start in enumerate(starts):
-        # A decorator begins at its sign, one column before its name.
+        # A decorator begins at its "@", one column before its name.
         begin = (start[0], start[1] + (operator == "RemoveDecorator"))
         if not is_within(begin, left_out):
             yield Place(path, operator, occurrence, start[0])
 
 
 def _lines_of_code(path: Path) -> int:
-    """Count the lines on which code begins, without docstrings and comments."""
+    """Return the number of lines on which code begins, without docstrings and comments."""
     tree = ast.parse(path.read_text())
     return len({node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt)})
 
 
 def mutate(place: Place) -> Mutant | None:
-    """Apply a mutation; return None when it doesn't parse or changes no code."""
+    """Apply a mutation; return None if the result doesn't parse or is the same code."""
     text = place.path.read_text()
     mutated = mutate_code(text, _OPERATORS[place.operator], place.occurrence)
     try:

@@ -1,7 +1,7 @@
-"""Run a command with a limit of time, and end every process that it leaves behind.
+"""Run a command with a time limit, and end every process that it leaves behind.
 
-`python -m tests.mutants.supervised SECONDS COMMAND...` ends with the command's exit code, or with
-124 when the time is over.
+`python -m tests.mutants.supervised SECONDS COMMAND...` exits with the command's exit code, or with
+124 after a timeout.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ TIME_IS_OVER = 124
 
 
 def main(seconds: float, command: list[str]) -> int:
-    """Run the command."""
-    # Processes whose parents have ended become our children, not those of init.
+    """Run the command; return its exit code, or 124 after a timeout."""
+    # Orphaned processes become children of this process, not of init.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     process = subprocess.Popen(command, start_new_session=True)
     try:
