@@ -1,6 +1,6 @@
 """The command line, as a user runs it.
 
-A command that runs under no other one is a fork of the test process (tests/cli/forked.py).
+A command without ``under`` is a fork of the test process (tests/cli/forked.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
 COMMAND = (sys.executable, "-m", "ocsf_nft")
-#: A process of its own from the start: ``under`` a command that changes nothing.
+#: Value of ``under`` for a new process instead of a fork: this command changes nothing.
 FRESH = ("env",)
 
 
@@ -48,10 +48,10 @@ def run(
     inside: Namespace | None = None,
     stdin: str | None = None,
 ) -> Outcome:
-    """Run it to its end.
+    """Run a command, and return its result after it exits.
 
     ``under`` is a command that runs it, such as ``unshare -m``. ``inside`` is the network namespace
-    that it begins in.
+    in which it starts.
     """
     pipe = subprocess.PIPE
     with _started(arguments, under, inside, stdin=pipe, stdout=pipe, stderr=pipe) as process:

@@ -1,4 +1,4 @@
-"""Packets for the tables of tests/kernel/test_rules_*.py, each with a right checksum."""
+"""Packets with valid checksums for tests/kernel/test_rules_*.py."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Counter: TypeAlias = tuple[str, str, str]
 SO_MARK: Final = 36  # include/uapi/asm-generic/socket.h
 _NFT_MSG_GETOBJ: Final = 19
 _WRONG_AT_MOST: Final = 3
-#: How long a packet may take to be seen, and then to be seen once more.
+#: The longest time until a counter shows a packet, and then until another counter shows it.
 _SECONDS: Final = 2.0
 _SETTLED_SECONDS: Final = 0.5
 _QUIET_SECONDS: Final = 20.0
@@ -35,8 +35,8 @@ _QUIET_SECONDS: Final = 20.0
 class Case:
     """A packet and its expected verdict.
 
-    ``expected`` names the rules that count it, "out", "in" or (on loopback) "loop" where it gets
-    through, and "reset" or "error" where the fence answers it.
+    ``expected`` names the rules that count it. It has "out", "in" or (on loopback) "loop" if the
+    fence accepts the packet, and "reset" or "error" if the fence answers it.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Outcomes:
     def outcome(self, send: Callable[[], None], expected: str = "") -> str:
         """Send, and return the labels of the counters that grew, once for each packet.
 
-        Wait for the expected labels; without them, for the first ones that stay the same.
+        Wait for the expected labels. Without expected labels, wait until the labels stay the same.
         """
         before, began = self.counts(), time.monotonic()
         send()
@@ -74,7 +74,7 @@ class Outcomes:
         return found
 
     def wrong(self, cases: Iterable[Case]) -> dict[str, str]:
-        """Return the verdicts on the first cases that differ from the expected ones."""
+        """Return the first verdicts that differ from the expected ones."""
         found: dict[str, str] = {}
         for case in cases:
             outcome = self.outcome(case.send, case.expected)
@@ -85,7 +85,7 @@ class Outcomes:
         return found
 
     def quiet(self) -> None:
-        """Wait until the kernel sends nothing more by itself on new links."""
+        """Wait until the kernel sends no more packets of its own on new links."""
         before, since = self.counts(), time.monotonic()
         end = since + _QUIET_SECONDS
         while time.monotonic() - since < 0.1:
@@ -141,7 +141,7 @@ def mac_of(device: str) -> bytes:
 
 
 def of_mode(counted: Mapping[str, Counter], *, is_permissive: bool) -> Mapping[str, Counter]:
-    """Return the counters with the names that they have in this mode of the fence."""
+    """Return the counters under their names in this mode of the fence."""
     return {
         label: (family, table, name)
         if table == "observer"

@@ -194,7 +194,7 @@ def _sharing() -> None:
 def forged() -> None:
     """A process makes a UDP packet by hand, as if it came from another's socket."""
     sock, victim = _forge()
-    sock.close()  # before anybody looks: who still has it may have made any packet
+    sock.close()  # before a lookup: a process with such a socket may have made any packet
     say(sender=os.getpid(), victim=victim)
     stay()
 

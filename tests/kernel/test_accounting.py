@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _WHOLE = (pytest.mark.slow, pytest.mark.alone)
-#: How long a flood rests after each thousand packets: at a tenth of its speed, or not at all.
+#: The pause of a flood after each thousand packets: for a tenth of its speed, or none.
 _PAUSES = pytest.mark.parametrize("pause", [0.1, pytest.param(0.0, marks=_WHOLE)])
 #: How old a reading of the counters may be in a flood.
 _BEFORE_MS = 4_000
 #: A machine that stands still for longer shows nothing.
 _LONGEST_STALL_MS = 2_000
-#: A gap: readings are never so long apart (``service/accounts.py``).
+#: The shortest gap: the time between two readings is always less (``service/accounts.py``).
 _GAP_SECONDS = 6.0
-#: One of so many stops is not in the middle of a reading.
+#: The most stops of a reader; one of them is not in the middle of a reading.
 _STOPS = 4
-#: What the flow of a flood may have logged at once.
+#: The number of packets that one flow of a flood may have logged at once.
 _BURST = 100
 #: The size of a rule's sets of flows, in rules/accounting.nft.
 _PLACES = 16_384
@@ -230,7 +230,7 @@ def test_a_reader_that_is_stopped_in_a_flood_tells_the_gap_and_the_account_close
     assert code == 0, said
     events = accounts.events_of(output)
     assert accounts.told(events) == accounts.refused_by(installed)
-    # A machine that holds the reader up for long makes other gaps.
+    # A busy machine may delay the reader and cause other gaps.
     (gap,) = _gaps_over(output, stopped_ms)
     # The readings are some time before the stop, and after it.
     assert during <= gap["count"] <= accounts.refused_by(installed).total()
@@ -289,7 +289,7 @@ def test_each_flow_has_a_log_budget_of_its_own_and_no_more(
             attempts.attempt(fenced.sandbox_namespace, 0, 200, kind)
             after, took = counters.read().rules["egress"], time.monotonic() - began
             assert after.refused.packets - before.refused.packets >= 200, kind
-            # IPv6 asks for routers meanwhile.
+            # IPv6 sends router solicitations meanwhile.
             assert 4 <= after.logged - before.logged <= 4 + took + 8, kind
 
 

@@ -102,7 +102,7 @@ def test_of_much_some_is_read_at_once_and_that_there_is_more_is_told(
     assert sent == list(range(1, _AT_ONCE + 1))
 
 
-@pytest.mark.alone  # it has to be a flood
+@pytest.mark.alone  # it must be a flood
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(3.0, marks=pytest.mark.slow)])
 async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
     lab: Lab,

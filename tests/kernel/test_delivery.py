@@ -31,14 +31,14 @@ PORTS = 40
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have runs, which are forks of this process, try again sooner."""
+    """Shorten the retry intervals of runs, which are forks of this process."""
     monkeypatch.setattr(patience, "_AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(backoff, "_FIRST_SECONDS", 0.05)
 
 
 @pytest.fixture
 def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have runs wait for a disk that takes nothing for a shorter time when they end."""
+    """Shorten the time that an ending run waits for a disk that accepts no data."""
     monkeypatch.setattr(patience, "_CLOSING_SECONDS", 0.5)
     monkeypatch.setattr(outlets, "_DRAIN_SECONDS", 0.5)
 
@@ -112,7 +112,7 @@ def test_a_full_disk_of_a_sink_is_waited_for(lab: Lab, state: StateDirectory, di
         ballast = fill(disk)
         second = sweep(lab, 1002)
         running.until_said("sink down")
-        time.sleep(0.5)  # it tries again meanwhile, and does not say so again
+        time.sleep(0.5)  # it tries again meanwhile, and logs no second line
         assert running.process.poll() is None
         assert told_so_far(output) != first + second
         ballast.unlink()
@@ -173,7 +173,7 @@ def test_a_run_that_is_to_end_on_a_full_disk_ends_in_a_sentence_and_the_next_one
     output, state = tmp_path / "events.jsonl", StateDirectory(disk / "state")
     where = ("--state-dir", str(state.path))
     with command.running(*options(lab, state, output), "--install") as running:
-        # Or what is delivered of its begin, and not noted as such any more, comes again.
+        # Otherwise its first events may be delivered twice, since their delivery is not stored.
         wait_for(lambda: ": 0 events wait" in command.run("events", "--sinks", *where).stdout)
         ballast = fill(disk)
         expected = sweep(lab, 1001)

@@ -33,7 +33,7 @@ _COMMAND = [sys.executable, "-m", "ocsf_nft", "demo"]
 
 @dataclass
 class Demo:
-    """A demo that runs in a session of its own, its temporary files in a folder of its own.
+    """A demo in its own session, with its own folder for temporary files.
 
     No other test has namespaces in this worker's /run/netns.
     """

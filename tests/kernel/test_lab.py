@@ -1,4 +1,4 @@
-"""The sysctls of the throw-away namespaces that the demo, the tests and the benchmarks make."""
+"""The sysctls of the temporary namespaces of the demo, the tests and the benchmarks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NET = Path("/proc/sys/net")
 def test_set_sysctls_resets_every_sysctl_that_a_namespace_inherits() -> None:
     def after_another_host() -> dict[str, str]:
         changed = sum(_change(path) for path in _inherited())
-        assert changed > 90  # net.ipv4.conf of all, default and lo, but what the kernel refuses
+        assert changed > 90  # net.ipv4.conf of all, default and lo, if the kernel allows it
         return afterwards()
 
     def afterwards() -> dict[str, str]:
@@ -45,7 +45,7 @@ def _inherited() -> Iterator[Path]:
 
 
 def _change(path: Path) -> bool:
-    """Write another value, as an administrator of the host may have."""
+    """Write another value, as an administrator of the host may do."""
     before = path.read_text("ascii")
     *others, last = before.split()
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A test fails for what it leaves behind, and for nothing that another one does."""
+"""The plugin fails a test for its own leftovers, and never for those of another test."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def start(*command, **more):
     kept.append(subprocess.Popen(command, stdout=subprocess.PIPE, **more))
     kept[-1].stdout.readline()
 """
-#: What a test does, and the words of what it leaves.
+#: The code of a test, and the pattern of the failure that reports its leftover.
 _KINDS: Final = {
     "namespace": ("run('ip', 'netns', 'add', 'one')", r"mount \d+ on /run/netns/one.*space one"),
     "child": ("start('sh', '-c', 'echo; exec sleep 5')", r"descriptor .*process \d+ \(sleep 5\)"),
@@ -60,9 +60,9 @@ _KINDS: Final = {
         r"thread \d+ \(x\)",
     ),
 }
-#: A machine with a table of its own, in which pytest runs.
+#: Run pytest on a machine with its own table.
 _HOST: Final = 'nft add table ip hosts; exec "$0" -m pytest -q -p no:cacheprovider "$@"'
-#: The same of the machine, for which a namespace of its own stands here.
+#: The same for leftovers on the machine. A separate network namespace replaces the machine here.
 _OF_THE_MACHINE: Final = {
     "table": ("run('nft', 'add', 'table', 'ip', 'mine')", "table ip mine"),
     "no_table": ("run('nft', 'delete', 'table', 'ip', 'hosts')", "no more table ip hosts"),
@@ -75,7 +75,7 @@ _OF_THE_MACHINE: Final = {
 
 
 def _run(folder: Path, program: str, *options: str) -> str:
-    """Run tests in a network namespace of their own; what pytest says."""
+    """Run tests in their own network namespace; return the output of pytest."""
     (folder / "conftest.py").write_text(_CONFTEST)
     (folder / "test_it.py").write_text(_START + program)
     done = subprocess.run(
@@ -96,7 +96,7 @@ def _test(name: str, body: str) -> str:
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    """A cgroup of version two that is not there yet."""
+    """Yield the path of a cgroup (version 2) that does not exist yet."""
     lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     (mounted, *_) = (Path(words[1]) for words in lines if words[2] == "cgroup2")
     made = mounted / f"ocsf-nft-{secrets.token_hex(4)}"
@@ -116,7 +116,7 @@ def test_leftovers_fail_the_test_that_left_them(tmp_path: Path, cgroup: Path) ->
         assert re.search(f"left behind: .*{words}", blamed[name]), (name, blamed[name])
 
 
-def test_leftovers_of_a_fixture_of_more_tests_fail_the_last(tmp_path: Path) -> None:
+def test_leftovers_of_a_shared_fixture_fail_its_last_test(tmp_path: Path) -> None:
     def fixture(name: str, scope: str, after: str) -> str:
         return (
             f"@pytest.fixture(scope='{scope}')\ndef {name}():\n"

@@ -1,4 +1,4 @@
-"""Sockets that the kernel sends to: messages from others are ignored, and losses are noticed."""
+"""Netlink receivers: they ignore messages of other processes and notice lost ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def post(namespace: Namespace) -> Iterator[Post]:
 
 
 def _forge(namespace: Namespace, receiver: socket.socket, family: int, *messages: bytes) -> None:
-    """Send messages to a socket as another process does; they are there when this returns."""
+    """Send messages to a socket from another process; return when they have arrived."""
     port = receiver.getsockname()[0]
 
     def send() -> None:
@@ -66,7 +66,7 @@ def _forge(namespace: Namespace, receiver: socket.socket, family: int, *messages
     namespace.call(send)
 
 
-def _have_little_room(receiver: socket.socket) -> None:
+def _shrink_buffer(receiver: socket.socket) -> None:
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
 
 
@@ -87,13 +87,13 @@ async def test_nflog_reader_rejects_a_record_of_another_process(namespace: Names
     assert not read.gaps
 
 
-async def test_nflog_reader_names_the_full_buffer_and_counts_what_it_lost(
+async def test_nflog_reader_names_the_full_buffer_and_counts_lost_records(
     namespace: Namespace,
 ) -> None:
     fence(namespace, "sb1", nflog=True)
     async with Nflog(namespace, GROUP) as source:
         assert source._socket is not None
-        _have_little_room(source._socket)
+        _shrink_buffer(source._socket)
         attempt(namespace, 0, 20, "udp4")
         batches = source.batches()
         read = await until(batches, lambda batch: bool(batch.gaps))
@@ -128,13 +128,13 @@ def test_link_names_ignore_the_messages_of_another_process(
     assert links.name(index) == "sb0"
 
 
-def test_link_names_are_right_again_after_lost_notices(
+def test_link_names_are_correct_again_after_lost_notices(
     lab: Lab, namespace: Namespace, links: Links
 ) -> None:
     index = _index(namespace, "sb0")
     assert links.name(index) == "sb0"
     assert links._socket is not None
-    _have_little_room(links._socket)
+    _shrink_buffer(links._socket)
     changes = "".join(f"link set dev sb0 alias a{number}\n" for number in range(50))
     batch = ["ip", "-n", lab.sandbox, "-batch", "-"]
     subprocess.run(batch, input=changes, text=True, check=True)
@@ -142,7 +142,7 @@ def test_link_names_are_right_again_after_lost_notices(
     until = time.monotonic() + 20
     while links.name(index) != "renamed":
         assert time.monotonic() < until
-        time.sleep(0.01)  # the kernel is asked for all names once a second at most
+        time.sleep(0.01)  # the reader requests all names once a second at most
         links.refresh()
 
 
@@ -160,8 +160,8 @@ def test_fence_notices_ignore_the_messages_of_another_process(
     assert post.read() == []
 
 
-def test_fence_notices_that_were_lost_are_noticed(namespace: Namespace, post: Post) -> None:
-    _have_little_room(post.notices)
+def test_fence_monitor_detects_lost_notices(namespace: Namespace, post: Post) -> None:
+    _shrink_buffer(post.notices)
     for _ in range(20):
         load(namespace, "add table inet observed\ndelete table inet observed\n")
     assert OVERRUN in post.read()

@@ -257,9 +257,9 @@ def test_links_that_come_and_go_are_fenced_while_it_is_held(
         for link in ("late0", "late1"):
             pair = ("type", "veth", "peer", "name", f"peer-{link}")
             ip("-n", fenced.sandbox, "link", "add", link, *pair)
-            _until(lambda link=link: any(link in told for told in _told(output)))  # type: ignore[misc]
+            _until(lambda link=link: any(link in each for each in _told(output)))  # type: ignore[misc]
             _wait_until_held(ns)
-            if link == "late0":  # what is told of the next one comes after it is gone
+            if link == "late0":  # the report of the next link comes after this one is gone
                 ip("-n", fenced.sandbox, "link", "delete", link)
         assert _verdict(state) == "as installed"
         assert _is_held(ns) == [True, True]
@@ -372,7 +372,7 @@ def test_a_fence_and_a_guard_in_one_namespace_are_held_by_one(
     ]
     with command.running(*options, inside=lab.gateway_namespace) as running:
         ip("-n", lab.gateway, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
-        _until(lambda: any("late0" in told for told in _told(output)))
+        _until(lambda: any("late0" in each for each in _told(output)))
         listed = conftest.nft(lab.gateway_namespace, "list", "ruleset")
         assert listed.count("flags owner,persist") == 3
         assert command.run("verify", *named[:4], inside=lab.gateway_namespace).code == 0

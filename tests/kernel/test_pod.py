@@ -288,7 +288,7 @@ def _probe(pod: Played, name: str, kind: str = "startupProbe") -> command.Outcom
 
 
 def _ruleset(pod: Played) -> str:
-    """All rules of the pod, without what they counted."""
+    """Return all rules of the pod without their counts."""
     return conftest.nft(pod.namespace, "-s", "-t", "list", "ruleset")
 
 

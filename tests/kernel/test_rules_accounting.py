@@ -1,4 +1,4 @@
-"""The element that counts each refused packet, and its log budget: rules/accounting.nft."""
+"""The element that counts each refused packet, and its log budget, in rules/accounting.nft."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WITHOUT_PORTS: Final = {1: "icmp", 47: "gre", 50: "esp", 58: "icmpv6", 253: "ex
 _FLOW_BURST, _OTHER_BURST, _OVERFLOW_BURST = 4, 10, 200
 _UNKNOWN: Final = 0x88B5
 _SECONDS: Final = 5.0
-#: Each packet goes to a port of its own, so that it has an element of its own.
+#: Each packet goes to a different port, so that it has its own element.
 _PORTS: Final = itertools.count(5000)
 
 
@@ -76,7 +76,7 @@ def _elements(reading: Reading, rule: str) -> dict[Key, int]:
 def _counted(
     bench: Bench, reader: Counters, rule: str, send: Callable[[], None], times: int = 1
 ) -> tuple[dict[Key, int], int, int]:
-    """Send; return how much the elements, the overflow and the log counter have grown."""
+    """Send; return the increase of the elements, the overflow and the log counter."""
     before, wanted = reader.read(), bench.counts()[rule] + times
     for _ in range(times):
         send()
@@ -143,12 +143,12 @@ def test_accounting_counts_each_packet_by_its_flow_and_logs_it(
     if rule == "egress":
         send = bench.owned if uid == _ROOT else bench.unowned
     wrong = {}
-    # What comes in to be forwarded is not from the sandbox itself.
+    # A packet that arrives and is forwarded does not come from the sandbox itself.
     own4, own6 = (GATEWAY4, GATEWAY6) if rule == "forward" else (SANDBOX4, SANDBOX6)
     for own, to in ((own4, INTERNET4), (own6, INTERNET6)):
         flows: set[Key] = set()
         for name, packet, protocol, port in _packets(own, to):
-            # A copy without an owner goes out whole.
+            # A copy without an owner leaves without fragmentation.
             if uid == _NOBODY and rule == "egress" and name.endswith(" fragment") and ":" not in to:
                 continue
             key = _key(uid, protocol, to, port)
@@ -190,7 +190,7 @@ def test_accounting_logs_the_first_packets_of_each_flow_and_counts_all(
     assert _OTHER_BURST <= found[2] <= _OTHER_BURST + time.monotonic() - began
 
 
-def test_accounting_of_full_sets_counts_by_sender_and_then_together(
+def test_accounting_of_full_sets_counts_by_sender_and_then_in_total(
     bench: Bench, reader: Counters
 ) -> None:
     times = 3 * _OTHER_BURST
@@ -220,7 +220,7 @@ def test_accounting_of_full_sets_counts_by_sender_and_then_together(
 
 
 def _fill(bench: Bench, kind: str, elements: Iterator[str]) -> None:
-    """Fill a set of the rule `egress` to the last place."""
+    """Fill a set of the rule `egress` up to its size."""
     namespace = bench.lab.sandbox_namespace
     name = f"inet ocsf_nft {kind}_egress"
     conftest.nft(namespace, "flush", "set", *name.split())

@@ -42,7 +42,7 @@ _SPEC: Final = FenceSpec(
     guard_device=_DEVICE,
 )
 _AROUND: Final = Surroundings(neighbours=tuple(map(ipaddress.ip_address, (GATEWAY4, GATEWAY6))))
-#: A rival's chain comes as early as one can after the guard, and sends everything elsewhere.
+#: A rival chain with the earliest priority after the guard. It forwards every frame elsewhere.
 _AFTER: Final = f"""
 table netdev rival {{
     counter passed {{ }}
@@ -52,7 +52,7 @@ table netdev rival {{
     }}
 }}
 """
-#: The sandbox has no fence here, and its kernel is to send nothing by itself.
+#: The sandbox has no fence here, and its kernel must send no packets of its own.
 _MUTE: Final = """
 table netdev mute {
     chain egress {
@@ -97,7 +97,7 @@ def _sender(lab: Lab) -> Callable[..., Callable[[], None]]:
     return send
 
 
-def test_guard_passes_packets_to_the_proxy_and_nothing_like_them(
+def test_guard_accepts_packets_to_the_proxy_and_refuses_variants(
     lab: Lab, outcomes: Outcomes
 ) -> None:
     send = _sender(lab)
@@ -133,7 +133,9 @@ def test_guard_passes_packets_to_the_proxy_and_nothing_like_them(
             assert outcomes.outcome(send(*frame, tag=tag)) == "guard", (frame, tag)
 
 
-def test_guard_passes_neighbour_discovery_and_nothing_like_it(lab: Lab, outcomes: Outcomes) -> None:
+def test_guard_accepts_neighbour_discovery_and_refuses_variants(
+    lab: Lab, outcomes: Outcomes
+) -> None:
     send = _sender(lab)
     about = partial(headers.neighbour, SANDBOX6)
     long = about(GATEWAY6, options=bytes(16))
@@ -147,8 +149,8 @@ def test_guard_passes_neighbour_discovery_and_nothing_like_it(lab: Lab, outcomes
             *(about(GATEWAY6, kind) for kind in (133, 134, 137)),
             about(GATEWAY6, options=bytes(17)),
             headers.with_extension6(about(GATEWAY6)),
-            long + b"x",  # longer than it says
-            long[:4] + b"\0\x29" + long[6:],  # shorter than it says
+            long + b"x",  # longer than its length field
+            long[:4] + b"\0\x29" + long[6:],  # shorter than its length field
         ),
     }  # fmt: skip
     for expected, sent in packet.items():
@@ -157,7 +159,7 @@ def test_guard_passes_neighbour_discovery_and_nothing_like_it(lab: Lab, outcomes
             assert outcomes.outcome(send(ETH_IP6, each, tag=_TAG)) == "guard"
 
 
-def test_guard_passes_arp_for_the_proxy_and_nothing_like_it(lab: Lab, outcomes: Outcomes) -> None:
+def test_guard_accepts_arp_for_the_proxy_and_refuses_variants(lab: Lab, outcomes: Outcomes) -> None:
     send = _sender(lab)
     request = packets.arp(SANDBOX4, GATEWAY4, _MAC)
     padding = bytes(18)

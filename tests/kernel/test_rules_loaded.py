@@ -1,6 +1,6 @@
-"""The numbers of a loaded fence that matter over minutes or under a flood.
+"""The sizes, timeouts and limits of a loaded fence, as the kernel reports them.
 
-The kernel reports them; each test states what depends on them.
+They take effect only after minutes or under a flood. Each test states what depends on them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FENCES: Final = {
         sandbox="a", proxies=_PROXIES, group=_GROUP, tap=_TAP, is_permissive=True
     ),
 }
-#: RFC 6298: the longest pause before TCP sends again.
+#: RFC 6298: the longest pause before a TCP retransmission.
 _LONGEST_RESEND: Final = 120
 #: The ports that a client's kernel chooses from (net.ipv4.ip_local_port_range).
 _CLIENT_PORTS: Final = 60_999 - 32_768 + 1
@@ -110,8 +110,8 @@ def test_log_budgets_outlast_their_refill(
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
 
 
-def test_memory_of_flows_outlasts_the_longest_pause_of_tcp(loaded: Loaded) -> None:
-    """The memory is no longer than that of counts, and has room for the ports of a client."""
+def test_flow_sets_outlast_the_longest_pause_of_tcp(loaded: Loaded) -> None:
+    """Their timeout is at most that of counts, and their size holds all ports of a client."""
     for name, each in loaded.named("(asked|proxied|addressed|excepted)[46]"):
         assert 2 * _LONGEST_RESEND < each["timeout"] <= counted.KEPT_MS / 1000
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
@@ -143,7 +143,7 @@ def test_sets_of_the_operator_never_expire(loaded: Loaded) -> None:
 
 
 def test_base_chains_drop_by_policy(loaded: Loaded) -> None:
-    """Permissive chains accept; round a VM the chains of IP judge packets of its device alone."""
+    """Permissive chains accept. The IP chains of a VM check only packets of its device."""
     chains = re.findall(r"hook (\w+) .*priority \S+; policy (\w+);", loaded.text)
     assert chains
     expected = "accept" if loaded.name.startswith("permissive") else "drop"
@@ -153,7 +153,7 @@ def test_base_chains_drop_by_policy(loaded: Loaded) -> None:
 
 
 def test_log_statements_have_the_rule_the_group_and_headers_alone(loaded: Loaded) -> None:
-    """The headers of IPv6 and of TCP with all options have 100 bytes."""
+    """IPv6 and TCP headers with all options have 100 bytes."""
     logs = re.findall(
         r'log prefix "ocsf-nft:a:([\w-]+):(?:permissive:)?" group (\d+) snaplen (\d+) '
         r'counter name "logged_([\w-]+?)(?:_permissive)?"',
@@ -177,13 +177,13 @@ def test_log_budgets_have_a_burst_and_one_record_a_second(
     expected = {"4": (1, _FLOW_BURST), "6": (1, _FLOW_BURST), "_others": (1, _OTHER_BURST)}
     assert len(budgets) in {7 * len(loaded.rules), 13 * len(loaded.rules)}
     for name, rate, burst in budgets:
-        # What fits into no set has one budget together.
+        # Packets that fit into no set share one budget.
         assert (int(rate), int(burst)) == expected.get(name, (100, 200)), name
 
 
 @pytest.mark.parametrize("name", ["sandbox", "sidecar"])
-def test_loopback_works_where_there_is_no_other_link(name: str) -> None:
-    """The chain of the link layer is then a chain of loopback."""
+def test_loopback_works_without_another_link(name: str) -> None:
+    """The netdev chain is then attached to loopback."""
 
     def talk() -> None:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

@@ -1,6 +1,7 @@
 """The counts of a permissive fence: each attempt once, and no answer to an attempt.
 
-rules/permissive.nft round the policies of a sandbox and of a pod, and rules/permissive_tap.nft.
+Tests of rules/permissive.nft with the policies of a sandbox and of a pod, and of
+rules/permissive_tap.nft.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.kernel
 _PLACES: Final = (endpoint(f"{GATEWAY4}:{PROXY_PORT}"), endpoint(f"[{GATEWAY6}]:{PROXY_PORT}"))
 _SANDBOX: Final = FenceSpec(sandbox="lab", proxies=_PLACES, is_permissive=True)
 _POD: Final = FenceSpec(sandbox="lab", proxy_uids=(4242,), exceptions=_PLACES, is_permissive=True)
-#: The bit of a packet's mark that says that it has been judged.
+#: The mark bit of a packet that the fence has checked already.
 _JUDGED: Final = 0x4000_0000
 _BOTH: Final = ((SANDBOX4, INTERNET4, NESTED4), (SANDBOX6, INTERNET6, NESTED6))
 _WITH_PORTS: Final = (6, 17, 33, 132, 136)
@@ -78,7 +79,7 @@ def test_permissive_fence_counts_each_packet_of_a_socket(bench: Bench) -> None:
         assert bench.outcome(partial(bench.owned, packet)) == "egress out"
 
 
-def test_permissive_fence_counts_no_packet_of_the_kernel_for_an_attempt(bench: Bench) -> None:
+def test_permissive_fence_counts_no_kernel_packet_of_a_counted_attempt(bench: Bench) -> None:
     for own, internet, _ in _BOTH:
         port = next(_PORTS)
         flow, other = (partial(headers.tcp, own, internet, each) for each in (port, port + 1))
@@ -86,7 +87,7 @@ def test_permissive_fence_counts_no_packet_of_the_kernel_for_an_attempt(bench: B
         assert not bench.wrong(
             (
                 Case("of no attempt", partial(unowned, flow(FIN | ACK)), "egress out"),
-                # What was counted is an attempt, whoever made it.
+                # A counted packet is an attempt, also if the kernel sent it.
                 Case("of that one", partial(unowned, flow(FIN | ACK)), "out"),
                 Case("of another", partial(owned, other(SYN)), "egress out"),
                 Case("its end", partial(unowned, other(FIN | ACK)), "out"),
@@ -166,7 +167,7 @@ def test_permissive_fence_counts_no_answer_to_an_attempt(bench: Bench) -> None:
         for flags, expected in ((SYN | ACK, "in"), (RST, "in"), (SYN, "ingress in")):
             packet = headers.tcp(internet, own, 4000, flags, port)
             assert bench.outcome(partial(bench.arrives, packet)) == expected, flags
-        # Port 0 is a port, and not the mark of a protocol without one.
+        # Port 0 is a port. It does not mean a protocol without ports.
         assert bench.outcome(partial(bench.owned, headers.udp(own, internet, 0))) == "egress out"
         unasked = headers.udp(internet, own, 4000, next(_PORTS))
         assert bench.outcome(partial(bench.arrives, unasked)) == "ingress in"
@@ -198,15 +199,15 @@ def test_permissive_fence_counts_attempts_of_a_nested_namespace_and_no_answer(be
         )
 
 
-def test_permissive_fence_counts_packets_that_their_sender_has_marked(bench: Bench) -> None:
+def test_permissive_fence_counts_packets_with_a_mark_of_their_sender(bench: Bench) -> None:
     for own, internet, _ in _BOTH:
         packet = headers.udp(own, internet, next(_PORTS))
         kind = ETH_IP6 if ":" in own else ETH_IP
         assert bench.outcome(partial(bench.owned, packet, mark=_JUDGED)) == "egress out"
         assert bench.outcome(partial(bench.frame, kind, packet, mark=_JUDGED)) == "link out"
-        # Another rule has let it out, so nothing has judged it before the link.
+        # Another rule has accepted it, so no chain has checked it before the link.
         assert bench.outcome(partial(bench.owned, packet, past_output=True)) == "link out"
-    # What the sandbox sends to a group comes back to it, and was counted on its way out.
+    # A packet to a group also returns to the sandbox. It was counted when it left.
     group = headers.udp(SANDBOX6, "ff02::1", next(_PORTS))
     assert bench.outcome(partial(bench.owned, group), "egress out in") == "egress out in"
     if bench.installed.spec.proxy_uids:
@@ -216,7 +217,7 @@ def test_permissive_fence_counts_packets_that_their_sender_has_marked(bench: Ben
         assert bench.outcome(partial(bench.looped, forged, mark=_JUDGED)) == "loop"
 
 
-def test_permissive_fence_counts_frames_but_for_the_kernels_arp(bench: Bench) -> None:
+def test_permissive_fence_counts_frames_except_arp_of_the_kernel(bench: Bench) -> None:
     request = packets.arp(SANDBOX4, "10.200.0.77", b"\x02\0\0\0\xbb\1")
     padding = bytes(18)
     send = partial(bench.unowned_frame, ETH_ARP)
@@ -253,13 +254,13 @@ def test_permissive_fence_counts_each_packet_of_a_vm_once(vm: VmBench) -> None:
             (headers.udp(forged, gateway, 22), "link vm-link host"),
             (headers.udp(forged, metadata, 80), "link vm-link through"),
             (headers.udp(own, metadata, 80), "link vm-forward through"),
-            # Refused where it arrives, and once more where it is forwarded.
+            # Both prerouting and forward refuse it, and it is counted once.
             (headers.tcp(own, metadata, 80, RST), "link vm-forward through"),
             (headers.udp(own, gateway, 22), "link vm-input host"),
             (headers.tcp(own, gateway, 22), "link vm-input host"),
         ):
             assert vm.sent(kind, packet) == expected, packet
-        # Back to the VM's own link, where nobody sees it.
+        # It returns to the VM's own link, which has no observer.
         assert vm.sent(kind, headers.udp(own, neighbour, 9)).startswith("link vm-forward through")
         unasked = headers.udp(internet, own, 9)
         assert vm.arrives(unasked) == "vm-ingress vm"

@@ -1,7 +1,7 @@
-"""Chains of other tables beside a fence change nothing of what it refuses and counts.
+"""Chains of other tables do not change what a fence refuses and counts.
 
-An earlier chain may change the destination of a packet: the fence judges the packet that leaves.
-A later chain may drop the packet or forward it: the fence has refused and counted it by then.
+An earlier chain may change the destination of a packet: the fence checks the packet that leaves.
+A later chain may drop or forward a packet: the fence has already refused and counted it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SIDECAR: Final = FenceSpec(
     proxy_uids=(4242,),
     exceptions=tuple(exception(f"tcp:{place}") for place in _PLACES),
 )
-#: The ports by which a rival knows the packets that it turns, by NAT or by hand, and that it drops.
+#: The ports of packets that a rival redirects by NAT, redirects by a rewrite, or drops.
 _TURNED, _DROPPED, _TRANSLATED = 6001, 6002, 6003
 _RIVALS: Final = f"""
 table inet rival {{
@@ -101,7 +101,7 @@ def bench(
         yield made
 
 
-def test_rivals_in_output_neither_hide_a_packet_nor_change_it(bench: Bench) -> None:
+def test_rivals_in_output_neither_hide_nor_change_a_packet(bench: Bench) -> None:
     for own, proxy, internet, _ in _BOTH:
         tcp = partial(headers.tcp, own, proxy, PROXY_PORT)
         assert not bench.wrong(
@@ -118,7 +118,7 @@ def test_rivals_in_output_neither_hide_a_packet_nor_change_it(bench: Bench) -> N
         )
 
 
-def test_rivals_in_input_neither_hide_a_packet_nor_change_it(bench: Bench) -> None:
+def test_rivals_in_input_neither_hide_nor_change_a_packet(bench: Bench) -> None:
     for own, proxy, internet, _ in _BOTH:
         from_proxy = partial(headers.tcp, proxy, own, flags=ACK, source_port=PROXY_PORT)
         assert not bench.wrong(
@@ -146,7 +146,7 @@ def test_rivals_in_forward_neither_hide_a_packet_nor_change_its_answer(bench: Be
             assert bench.outcome(partial(bench.from_nested, packet), expected) == expected, name
 
 
-def test_rivals_on_a_link_neither_hide_a_packet_nor_change_it(bench: Bench) -> None:
+def test_rivals_on_a_link_neither_hide_nor_change_a_packet(bench: Bench) -> None:
     past = partial(bench.owned, past_output=True)
     for own, proxy, internet, _ in _BOTH:
         kind = packets.ETH_IP6 if ":" in own else packets.ETH_IP

@@ -32,13 +32,13 @@ _PROXIED: Final = (
     headers.tcp(SANDBOX4, GATEWAY4, PROXY_PORT),
     headers.tcp(SANDBOX6, GATEWAY6, PROXY_PORT),
 )
-#: Whom the kernel may look for: on the link, and by the groups of neighbour discovery.
+#: The neighbours that the kernel may look up on the link, and their neighbour discovery groups.
 _FOUND: Final = (
     *(GATEWAY6, "fe80::7", "fe80::8000:0:0:7", "ff02::1"),
     *("ff02::1:ff00:7", "ff02::1:ff80:7"),
 )
 _NOT_FOUND: Final = (INTERNET6, "fe80:0:0:1::7", "ff02::2", "ff02::1:fe00:7")
-#: What a frame padded to the shortest that there is has after its ARP.
+#: The padding after the ARP message in a frame of the minimum length.
 _PADDING: Final = bytes(18)
 
 
@@ -48,10 +48,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield made
 
 
-def test_output_rules_judge_what_a_socket_sends(bench: Bench) -> None:
+def test_output_rules_check_packets_of_a_socket(bench: Bench) -> None:
     send, nested = bench.owned, partial(bench.owned, device=NESTED)
     proxied4, proxied6 = _PROXIED
-    # The answer to the first of these would leave by that link as well.
+    # The answer to the first of these would also leave by that link.
     assert not bench.wrong(
         (
             Case("on another link", partial(nested, proxied4), "egress egress"),
@@ -75,7 +75,7 @@ def test_output_rules_judge_what_a_socket_sends(bench: Bench) -> None:
             ("late fragment over ip6", headers.fragment6(proxied6, 1), "egress"),
             ("exception", headers.udp(SANDBOX4, GATEWAY4, 53), "out"),
             ("exception over ip6", headers.udp(SANDBOX6, GATEWAY6, 53), "out"),
-            # The answer would leave, to whoever is named as the source.
+            # The answer would leave, to the address in the source field.
             ("forged source", headers.tcp(INTERNET4, GATEWAY4, PROXY_PORT), "egress egress"),
             ("forged ip6 source", headers.tcp(INTERNET6, GATEWAY6, PROXY_PORT), "egress egress"),
             ("port of tcp over udp", headers.udp(SANDBOX4, GATEWAY4, PROXY_PORT), "egress error"),
@@ -88,7 +88,7 @@ def test_output_rules_judge_what_a_socket_sends(bench: Bench) -> None:
             ("group's solicitation", headers.neighbour(SANDBOX6, "ff02::1:ff00:7"), "egress"),
         )
     )
-    # An address of the namespace's own is on no link.
+    # A local address of the namespace is on no link.
     for own in (SANDBOX4, SANDBOX6):
         to_itself = partial(send, headers.tcp(own, own, 443), NESTED)
         assert bench.outcome(to_itself).split()[0] == "egress", own
@@ -130,7 +130,7 @@ def _no_answers() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("rule", "past_output"), [("egress", False), ("link", True)])
-def test_answers_to_a_nested_namespace_pass_and_nothing_like_them(
+def test_answers_to_a_nested_namespace_pass_and_variants_do_not(
     bench: Bench, rule: str, past_output: bool
 ) -> None:
     def sent(packet: bytes, device: str) -> partial[None]:
@@ -146,7 +146,7 @@ def test_answers_to_a_nested_namespace_pass_and_nothing_like_them(
 
 
 @pytest.mark.parametrize(("rule", "past_output"), [("egress", False), ("link", True)])
-def test_neighbour_discovery_of_the_kernel_passes_and_nothing_like_it(
+def test_neighbour_discovery_of_the_kernel_passes_and_variants_do_not(
     bench: Bench, rule: str, past_output: bool
 ) -> None:
     send = partial(bench.unowned, past_output=past_output)
@@ -173,7 +173,7 @@ def test_neighbour_discovery_of_the_kernel_passes_and_nothing_like_it(
         Case("longer than it says", partial(send, long, says_less=True), rule),
         Case("shorter than it says", partial(send, about(GATEWAY6), says_more=True), rule),
     ]
-    # A message to the gateway is answered with an error, where the fence can answer at all.
+    # The fence answers a message to the gateway with an error, if it can answer.
     wrong = {
         case.name: found
         for case in cases
@@ -182,7 +182,7 @@ def test_neighbour_discovery_of_the_kernel_passes_and_nothing_like_it(
     assert not wrong
 
 
-def test_link_rules_judge_what_was_routed(bench: Bench) -> None:
+def test_link_rules_check_routed_packets(bench: Bench) -> None:
     """Such a packet passed `output` here, or in a nested namespace."""
     proxied4, proxied6 = _PROXIED
     for send in (bench.owned, bench.unowned):
@@ -216,7 +216,7 @@ def test_link_rules_judge_what_was_routed(bench: Bench) -> None:
             partial(bench.owned, packet, past_output=True),
             found,
         )
-        # What is sent to a group comes back as well.
+        # A packet to a group also returns.
         for to, found in ((GATEWAY6, "link"), ("ff02::1", "link in"))
         for packet in (headers.neighbour(SANDBOX6, to),)
     )
@@ -226,7 +226,7 @@ def test_link_rules_judge_what_was_routed(bench: Bench) -> None:
     )
 
 
-def test_link_rules_judge_frames_without_an_owner(bench: Bench) -> None:
+def test_link_rules_check_frames_without_an_owner(bench: Bench) -> None:
     arp = partial(packets.arp, SANDBOX4, GATEWAY4, b"\x02\0\0\0\xbb\1")
     request = arp()
     send, nested = bench.unowned_frame, partial(bench.unowned_frame, device=NESTED)
@@ -254,7 +254,7 @@ def test_link_rules_judge_frames_without_an_owner(bench: Bench) -> None:
             *(Case(name, partial(send, ETH_ARP, bad), "link") for name, bad in not_arp.items()),
         )
     )
-    # A nested namespace is asked for whoever it is.
+    # The kernel may look up any address in a nested namespace.
     stranger = not_arp["a stranger"]
     assert not bench.wrong(
         (
@@ -289,7 +289,7 @@ def test_link_rules_judge_frames_without_an_owner(bench: Bench) -> None:
     )
 
 
-def test_input_rules_judge_what_comes_in(bench: Bench) -> None:
+def test_input_rules_check_incoming_packets(bench: Bench) -> None:
     for own, proxy, internet in (
         (SANDBOX4, GATEWAY4, INTERNET4),
         (SANDBOX6, GATEWAY6, INTERNET6),
@@ -311,7 +311,7 @@ def test_input_rules_judge_what_comes_in(bench: Bench) -> None:
     assert bench.outcome(lambda: bench.arrives(extended)) == "ingress"
 
 
-def test_input_rules_let_in_the_errors_and_neighbours_that_the_sandbox_needs(bench: Bench) -> None:
+def test_input_rules_accept_the_errors_and_neighbours_that_the_sandbox_needs(bench: Bench) -> None:
     for kind in range(19):
         expected = "in" if kind in {3, 11, 12} else "ingress"
         packet = headers.icmp(INTERNET4, SANDBOX4, kind)
@@ -324,13 +324,13 @@ def test_input_rules_let_in_the_errors_and_neighbours_that_the_sandbox_needs(ben
             assert found == ("in" if is_in else "ingress"), (kind, hop_limit)
 
 
-def test_loopback_passes_for_everybody(bench: Bench) -> None:
+def test_loopback_passes_for_every_user(bench: Bench) -> None:
     for own in ("127.0.0.1", SANDBOX4, "::1", SANDBOX6):
         for packet in (headers.tcp(own, own, 80), headers.udp(own, own, 80)):
             assert bench.outcome(partial(bench.looped, packet)) == "loop", own
 
 
-def test_forward_rules_answer_a_nested_namespace_and_nobody_else(bench: Bench) -> None:
+def test_forward_rules_answer_a_nested_namespace_alone(bench: Bench) -> None:
     datagrams = {
         4: (headers.udp(NESTED4, INTERNET4, 53), headers.udp(INTERNET4, NESTED4, 53)),
         6: (headers.udp(NESTED6, INTERNET6, 53), headers.udp(INTERNET6, NESTED6, 53)),
@@ -354,7 +354,7 @@ def test_forward_rules_answer_a_nested_namespace_and_nobody_else(bench: Bench) -
 
 
 def _forged(packet: bytes) -> bytes:
-    """Return the packet with a source that is on another link."""
+    """Return the packet with a source address of another link."""
     if packet[0] >> 4 == 4:
         return headers.udp("10.200.0.9", INTERNET4, 53)
     return headers.udp("fd00:200::9", INTERNET6, 53)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _PROXY, _ROOT, _WORKLOAD = 4242, 0, 1001
-_ANYBODY: Final = (_ROOT, _WORKLOAD)
+_USERS: Final = (_ROOT, _WORKLOAD)
 _EXCEPTION: Final = 9443
 _SPEC: Final = FenceSpec(
     sandbox="lab",
@@ -38,7 +38,7 @@ _SPEC: Final = FenceSpec(
 )  # fmt: skip
 _BOTH: Final = ((SANDBOX4, GATEWAY4, INTERNET4), (SANDBOX6, GATEWAY6, INTERNET6))
 _WITH_PORTS: Final = (6, 17, 33, 132, 136)
-#: Each flow has a port of its own.
+#: Each flow has a different port.
 _PORTS: Final = itertools.count(20_000)
 
 
@@ -65,7 +65,7 @@ def test_proxy_alone_sends_to_any_destination(bench: Bench) -> None:
             for device in (verdicts.UPLINK, NESTED):
                 send = partial(bench.owned, packet, device)
                 assert bench.outcome(partial(send, uid=_PROXY)) == "out"
-                for uid in _ANYBODY:
+                for uid in _USERS:
                     assert bench.outcome(partial(send, uid=uid)).split()[0] == "egress", uid
     for kind, payload in (
         (0x88B5, bytes(46)),
@@ -74,13 +74,13 @@ def test_proxy_alone_sends_to_any_destination(bench: Bench) -> None:
     ):
         send_frame = partial(bench.frame, kind, payload)
         assert bench.outcome(partial(send_frame, uid=_PROXY)) == "out"
-        for uid in _ANYBODY:
+        for uid in _USERS:
             assert bench.outcome(partial(send_frame, uid=uid)) == "link"
         assert bench.outcome(partial(bench.unowned_frame, kind, payload)) == "link"
 
 
-@pytest.mark.parametrize("uid", _ANYBODY)
-def test_exceptions_pass_for_everybody_and_nothing_like_them(bench: Bench, uid: int) -> None:
+@pytest.mark.parametrize("uid", _USERS)
+def test_exceptions_pass_for_every_user_and_variants_do_not(bench: Bench, uid: int) -> None:
     send = partial(bench.owned, uid=uid)
     nested = partial(send, device=NESTED)
     for own, gateway, internet in _BOTH:
@@ -97,7 +97,7 @@ def test_exceptions_pass_for_everybody_and_nothing_like_them(bench: Bench, uid: 
             )
         )
         assert bench.outcome(partial(nested, excepted)).split()[0] == "egress"
-    # An address of the namespace's own is on no link.
+    # A local address of the namespace is on no link.
     for own in (SANDBOX4, SANDBOX6):
         to_itself = partial(send, headers.tcp(own, own, 443), NESTED)
         assert bench.outcome(to_itself).split()[0] == "egress", own
@@ -112,9 +112,9 @@ def test_exceptions_pass_for_everybody_and_nothing_like_them(bench: Bench, uid: 
         assert bench.outcome(partial(send, packet)).split()[0] == "egress"
 
 
-def test_link_rules_judge_what_others_have_routed(bench: Bench) -> None:
+def test_link_rules_check_packets_that_bypassed_output(bench: Bench) -> None:
     excepted4, excepted6 = (headers.tcp(own, to, _EXCEPTION) for own, to, _ in _BOTH)
-    for uid in _ANYBODY:
+    for uid in _USERS:
         past = partial(bench.owned, past_output=True, uid=uid)
         cases = [
             *((packet, "out", verdicts.UPLINK) for packet in (excepted4, excepted6)),
@@ -138,7 +138,7 @@ def test_link_rules_judge_what_others_have_routed(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("rule", "past_output"), [("egress", False), ("link", True)])
-def test_neighbour_discovery_of_the_kernel_passes_and_nothing_like_it(
+def test_neighbour_discovery_of_the_kernel_passes_and_variants_do_not(
     bench: Bench, rule: str, past_output: bool
 ) -> None:
     send = partial(bench.unowned, past_output=past_output)
@@ -171,12 +171,12 @@ def test_neighbour_discovery_of_the_kernel_passes_and_nothing_like_it(
     assert not wrong
     for packet in (about(GATEWAY6), about(GATEWAY6, 136)):
         owned = partial(bench.owned, packet, past_output=past_output)
-        for uid in _ANYBODY:
+        for uid in _USERS:
             assert bench.outcome(partial(owned, uid=uid)).split()[0] == rule
         assert bench.outcome(partial(bench.unowned_frame, ETH_IP6, packet)) == "link"
 
 
-def test_arp_of_the_kernel_passes_and_nothing_like_it(bench: Bench) -> None:
+def test_arp_of_the_kernel_passes_and_variants_do_not(bench: Bench) -> None:
     request = packets.arp(SANDBOX4, "10.200.0.77", b"\x02\0\0\0\xbb\1")
     padding = bytes(18)
     send = partial(bench.unowned_frame, ETH_ARP)
@@ -201,7 +201,7 @@ def test_arp_of_the_kernel_passes_and_nothing_like_it(bench: Bench) -> None:
     )
 
 
-def test_input_rules_judge_what_comes_in(bench: Bench) -> None:
+def test_input_rules_check_incoming_packets(bench: Bench) -> None:
     for own, gateway, internet in _BOTH:
         answer = partial(headers.tcp, gateway, own, 4000, source_port=_EXCEPTION)
         cases = [
@@ -243,7 +243,7 @@ def test_input_rules_accept_errors_neighbours_and_requested_echoes(
             assert found == ("in" if is_in else "ingress"), (kind, hop_limit)
 
 
-def test_forward_rules_count_and_answer_nobody(bench: Bench) -> None:
+def test_forward_rules_count_and_do_not_answer(bench: Bench) -> None:
     for nested, internet in ((NESTED4, INTERNET4), (NESTED6, INTERNET6)):
         for packet in (headers.tcp(nested, internet, 443), headers.udp(nested, internet, 53)):
             assert bench.outcome(partial(bench.from_nested, packet), "forward") == "forward"
@@ -251,8 +251,8 @@ def test_forward_rules_count_and_answer_nobody(bench: Bench) -> None:
         assert bench.outcome(partial(bench.arrives, back)) == "forward"
 
 
-@pytest.mark.parametrize("uid", _ANYBODY)
-def test_loopback_passes_for_everybody_but_for_forged_sources(bench: Bench, uid: int) -> None:
+@pytest.mark.parametrize("uid", _USERS)
+def test_loopback_passes_for_every_user_except_with_forged_sources(bench: Bench, uid: int) -> None:
     send = partial(bench.looped, uid=uid)
     for source, to in (
         ("127.0.0.1", "127.0.0.1"), ("127.200.0.1", "127.0.0.1"), (SANDBOX4, SANDBOX4),
@@ -272,11 +272,11 @@ def test_loopback_passes_for_everybody_but_for_forged_sources(bench: Bench, uid:
         assert bench.outcome(partial(send, segment)) == "ingress", source
         reset = headers.tcp(source, to, 80, RST)
         assert bench.outcome(partial(send, reset)) == "egress", source
-        # A refusal's own reset has such a source.
+        # The reset that refuses a packet has such a source.
         assert bench.outcome(partial(bench.on_loopback, reset)) == "loop", source
 
 
-def test_loopback_addresses_from_outside_do_not_come_in(bench: Bench) -> None:
+def test_loopback_addresses_from_outside_are_refused(bench: Bench) -> None:
     """Some cluster networks set the sysctls that let the kernel accept such a packet."""
 
     def take(value: str) -> None:
@@ -292,7 +292,7 @@ def test_loopback_addresses_from_outside_do_not_come_in(bench: Bench) -> None:
         sandbox.call(lambda: take("0"))
 
 
-def test_answers_to_the_proxy_do_not_come_from_inside(bench: Bench) -> None:
+def test_answers_to_the_proxy_from_inside_are_refused(bench: Bench) -> None:
     for own, _, internet in _BOTH:
         port = next(_PORTS)
         for protocol in (6, 17):

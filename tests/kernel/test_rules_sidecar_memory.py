@@ -1,4 +1,4 @@
-"""The memory of a pod's fence: what comes in and goes out for the flows of its proxy."""
+"""The flow sets of a pod's fence: packets that pass in and out for flows of its proxy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield made
 
 
-def test_kernel_sends_for_a_flow_of_the_proxy_all_but_its_first_packet(bench: Bench) -> None:
+def test_kernel_may_send_every_packet_of_a_proxy_flow_except_the_first(bench: Bench) -> None:
     for own, _, internet in _BOTH:
         port = next(_PORTS)
         flow = partial(headers.tcp, own, internet, 443, source_port=port)
@@ -53,7 +53,7 @@ def test_kernel_sends_for_a_flow_of_the_proxy_all_but_its_first_packet(bench: Be
         assert bench.outcome(partial(bench.unowned, other(flags=FIN | ACK))) == "egress reset"
         datagram = headers.udp(own, internet, 443, port)
         assert bench.outcome(partial(bench.unowned, datagram)) == "egress error"
-        # Whoever has the port after the proxy ends that.
+        # This ends when another user sends from the proxy's port.
         assert bench.outcome(partial(bench.owned, flow(), uid=_WORKLOAD)) == "egress reset"
         assert bench.outcome(late) == "egress reset"
 
@@ -74,11 +74,11 @@ def test_links_remember_the_flows_of_the_proxy_and_of_the_exceptions(bench: Benc
             kind = ETH_IP6 if ":" in own else ETH_IP
             frame = partial(bench.unowned_frame, kind, flow(flags=FIN | ACK))
             assert bench.outcome(frame) == "link"
-            # What the kernel sends keeps the flow in mind, whoever had begun it.
+            # A packet of the kernel keeps the flow in the set, also if a user began the flow.
             assert bench.outcome(late) == "out"
 
 
-def test_packets_of_the_kernel_keep_a_flow_in_memory(bench: Bench) -> None:
+def test_packets_of_the_kernel_keep_a_flow_in_the_set(bench: Bench) -> None:
     for own, gateway, internet in _BOTH:
         version = 6 if ":" in own else 4
         for family, name, to, port, uid in (
@@ -99,7 +99,7 @@ def test_packets_of_the_kernel_keep_a_flow_in_memory(bench: Bench) -> None:
 
 
 def _left(bench: Bench, name: str, port: int) -> int:
-    """Return the milliseconds that a set keeps the flow of a source port."""
+    """Return the milliseconds until a set removes the flow of a source port."""
     listed = conftest.nft(bench.lab.sandbox_namespace, "list", "set", *name.split())
     (found,) = re.findall(rf"\b{port} \. [^,}}]*? expires ([0-9ms]+)", listed)
     minutes, seconds, milliseconds = re.fullmatch(
@@ -108,7 +108,7 @@ def _left(bench: Bench, name: str, port: int) -> int:
     return (int(minutes) * 60 + int(seconds)) * 1000 + int(milliseconds)
 
 
-def test_kernel_ends_connections_to_the_exceptions(bench: Bench) -> None:
+def test_kernel_may_end_connections_to_the_exceptions(bench: Bench) -> None:
     for own, gateway, internet in _BOTH:
         flow = partial(headers.tcp, own, gateway, _EXCEPTION)
         assert bench.outcome(partial(bench.owned, flow(), uid=_WORKLOAD)) == "out"
@@ -121,7 +121,7 @@ def test_kernel_ends_connections_to_the_exceptions(bench: Bench) -> None:
         )
 
 
-def test_answers_come_in_to_the_proxy_from_where_it_has_sent_to(bench: Bench) -> None:
+def test_answers_to_the_proxy_pass_from_destinations_of_its_flows(bench: Bench) -> None:
     for own, _, internet in _BOTH:
         for protocol in _WITH_PORTS:
             port = next(_PORTS)
@@ -137,7 +137,7 @@ def test_answers_come_in_to_the_proxy_from_where_it_has_sent_to(bench: Bench) ->
         assert bench.outcome(partial(bench.arrives, begun)) == "ingress"
 
 
-def test_answers_without_ports_come_in_from_whom_the_proxy_has_addressed(bench: Bench) -> None:
+def test_answers_without_ports_pass_from_destinations_of_the_proxy(bench: Bench) -> None:
     for own, _, internet in _BOTH:
         stranger = "2001:db8::99" if ":" in own else "203.0.113.99"
         answer = headers.other(internet, own, 50)

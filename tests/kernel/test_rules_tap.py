@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _OTHER_MAC: Final = b"\x02\0\0\0\7\x77"
-_EVERYBODY: Final = b"\xff" * 6
+_BROADCAST: Final = b"\xff" * 6
 _GROUP6: Final = b"33\0\0\0\1"
-#: Types of ICMPv6 that are a link's own affair.
+#: Types of ICMPv6 that belong to the link alone.
 _LINK_TYPES: Final = (130, 131, 132, 133, 134, 135, 136, 137, 138, 143)
 
 
@@ -52,14 +52,14 @@ def test_link_accepts_frames_of_the_vm_alone(bench: VmBench) -> None:
     for source in (_OTHER_MAC, b"\3\0\0\0\7\2", b"\1\0\0\0\7\2"):
         assert send(source=source) == "vm-link", source
     assert send(to=_OTHER_MAC) == "vm-link"
-    for to in (_EVERYBODY, _GROUP6):  # no IP stack passes that on
+    for to in (_BROADCAST, _GROUP6):  # no IP stack forwards that
         assert send(to=to) == "link"
     for kind in (0x88B5, 0x8847, 0x8864, 0x86DE):
         assert bench.sent(kind, datagram) == "vm-link", hex(kind)
 
 
 def test_link_refuses_a_group_address_as_the_first_source(tmp_path: Path) -> None:
-    """The fence remembers the first link address, so this one comes first."""
+    """The fence stores the first link address, so this test has its own fence."""
     with vm_bench.bench(StateDirectory(tmp_path / "state")) as bench:
         datagram = headers.udp(VM4, INTERNET4, 53)
         assert bench.sent(ETH_IP, datagram, source=b"\3\0\0\0\7\2") == "vm-link"
@@ -92,7 +92,7 @@ def test_link_accepts_true_arp_alone(bench: VmBench) -> None:
         *(packets.arp("0.0.0.0", to, VM_MAC) for to in (GATEWAY4, "172.16.7.8", "0.0.0.0")),
         *(packets.arp("0.0.0.1", VM4, VM_MAC) for _ in range(1)),
     ]  # fmt: skip
-    send = partial(bench.sent, ETH_ARP, to=_EVERYBODY)
+    send = partial(bench.sent, ETH_ARP, to=_BROADCAST)
     assert [frame for frame in good if send(frame) != "link"] == []
     assert [frame for frame in bad if send(frame) != "vm-link"] == []
 
@@ -163,7 +163,7 @@ def test_link_refuses_link_local_icmp_types(bench: VmBench) -> None:
         packet = headers.neighbour(VM6, INTERNET6, kind)
         assert send(packet) == "vm-link", kind
         assert send(headers.with_extension6(packet)) == "vm-link", kind
-        # The host puts together what is in fragments; then it is no way out.
+        # The host reassembles fragments, so they do not bypass the rule.
         atomic = headers.fragment6(headers.neighbour(VM6, INTERNET6, kind), 0)
         assert send(atomic).startswith("link"), kind
     for kind in (1, 2, 3, 4, 128, 129, 139, 142, 144):
@@ -202,7 +202,7 @@ def test_link_accepts_true_neighbour_discovery_alone(bench: VmBench) -> None:
         "answer about the gateway": answer(own, "ff02::1", target=GATEWAY6),
         "answer about a stranger": answer(own, "ff02::1", target="2001:db8::9"),
         "answer about another link": answer(own, "ff02::1", target="fe80:0:0:1::2"),
-        "answer from nobody": answer("::", "ff02::1", target=VM6),
+        "answer from no address": answer("::", "ff02::1", target=VM6),
         "free, of the gateway": ask("::", "ff02::1:ff00:1", target=GATEWAY6),
         "free, of a stranger": ask("::", "ff02::1:ff00:1", target="2001:db8::9"),
         "free, on another link": ask("::", "ff02::1:ff00:1", target="fe80:0:0:1::2"),
@@ -318,7 +318,7 @@ def test_forward_accepts_answers_to_the_vm_alone(bench: VmBench) -> None:
                 for frame in bench.left()
                 if (port := vm_bench.source_port(frame, uplink, protocol))
             }
-            # Not one of a service's of the host, whatever the VM has chosen.
+            # It is no port of a service of the host, whatever port the VM chooses.
             assert 32_768 <= port <= 60_999
             if protocol == headers.UDP:
                 assert bench.arrives(headers.udp(to, uplink, port, 443)) == "vm"
@@ -348,7 +348,7 @@ def test_fence_leaves_packets_of_others_alone(bench: VmBench) -> None:
             assert bench.arrives(packet) == "other"
         for packet in (headers.udp(source, uplink, 53), headers.tcp(source, uplink, 80)):
             assert bench.arrives(packet) == "uplink"
-        # Whoever has such an address on another link keeps it.
+        # The fence does not translate such an address on another link.
         bench.left()
         assert bench.arrives(headers.udp(vm, to, 53)) == "other"
         assert vm_bench.sources(bench.left(), headers.UDP) == [vm]

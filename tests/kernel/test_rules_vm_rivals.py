@@ -1,4 +1,4 @@
-"""Chains of other tables on the host beside those of a VM's fence: see test_rules_rivals.py."""
+"""Chains of other tables on the host of a VM, as in test_rules_rivals.py for a sandbox."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-#: The ports by which a rival knows the packets that it turns, drops or translates.
+#: The ports of packets that a rival redirects, drops or translates.
 _TURNED, _DROPPED, _TRANSLATED = 6001, 6002, 6003
 _OPERATOR4, _OPERATOR6 = "198.51.100.77", "2001:db8:1::77"
 _RIVALS: Final = f"""
@@ -100,7 +100,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VmBench]:
         yield made
 
 
-def test_rivals_in_prerouting_neither_hide_a_destination_nor_change_it(bench: VmBench) -> None:
+def test_rivals_in_prerouting_neither_hide_nor_change_a_destination(bench: VmBench) -> None:
     for own, _, internet, _, _ in _BOTH:
         metadata = "fd00:ec2::254" if ":" in own else "169.254.169.254"
         assert bench.routed(headers.udp(own, internet, 80)) == "through"
@@ -108,26 +108,26 @@ def test_rivals_in_prerouting_neither_hide_a_destination_nor_change_it(bench: Vm
         assert bench.routed(headers.udp(own, metadata, 80, _DROPPED)) == "vm-forward"
 
 
-def test_rivals_in_forward_neither_hide_a_packet_nor_change_it(bench: VmBench) -> None:
+def test_rivals_in_forward_neither_hide_nor_change_a_packet(bench: VmBench) -> None:
     for own, _, internet, _, _ in _BOTH:
         assert bench.routed(headers.tcp(own, internet, 80)) == "through"
         assert bench.routed(headers.tcp(own, internet, 80, source_port=_TURNED)) == "vm-forward"
-        # Of no connection.
+        # It belongs to no connection.
         assert bench.routed(headers.tcp(own, internet, 81, RST, _DROPPED)) == "vm-forward"
 
 
-def test_destination_nat_of_the_host_is_refused_but_for_the_gateways_port(
+def test_destination_nat_of_the_host_is_refused_except_for_the_gateways_port(
     bench: VmBench,
 ) -> None:
     for own, gateway, internet, uplink, _ in _BOTH:
         for to in (gateway, uplink, internet):
             assert bench.routed(headers.tcp(own, to, 8080)) == "vm-forward", to
-        # That port may be a container's.
+        # That port may belong to a container.
         turned = headers.tcp(own, gateway, PORT, source_port=_TRANSLATED)
         assert bench.routed(turned) == "through"
 
 
-def test_rivals_in_input_neither_hide_a_packet_nor_change_it(bench: VmBench) -> None:
+def test_rivals_in_input_neither_hide_nor_change_a_packet(bench: VmBench) -> None:
     for own, gateway, _, _, _ in _BOTH:
         assert bench.routed(headers.tcp(own, gateway, PORT)) == "host"
         assert bench.routed(headers.tcp(own, gateway, PORT, source_port=_TURNED)) == "vm-input"
@@ -139,8 +139,8 @@ def test_rivals_on_the_link_forward_no_frame_past_the_fence(bench: VmBench) -> N
     assert not [frame for frame in bench.left() if frame[12:14] == b"\x88\xb5"]
 
 
-def test_rivals_in_postrouting_translate_before_the_fence_alone(bench: VmBench) -> None:
-    """The operator's own source NAT applies; a later masquerade keeps no port of the VM."""
+def test_rivals_in_postrouting_translate_only_before_the_fence(bench: VmBench) -> None:
+    """The operator's source NAT applies. A later masquerade does not preserve a port of the VM."""
     for own, _, internet, uplink, operator in _BOTH:
         kind = ETH_IP6 if ":" in own else ETH_IP
         bench.left()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kernel
 
 #: CAP_NET_ADMIN, _SYS_ADMIN, and _SYS_PTRACE for the namespace of another user's process.
 _OF_A_FENCE = 1 << 12 | 1 << 19 | 1 << 21
-#: On a busy machine a lookup may take longer than an event waits for it, so it tries until it ends.
+#: On a busy machine an event may not wait for its lookup, so the sender tries until it ends.
 _SENDER = f"""{scripted.START}
 import select
 s, port = udp(), 0

@@ -531,7 +531,7 @@ def test_sentry_ignores_a_deleted_link_that_another_process_announces(
 
 
 def _add_links(lab: Lab, installed: Installed, *pair: str) -> None:
-    """Add two links, and wait until the sentry has hooked them."""
+    """Add two links, and wait until the sentry has attached its chains to them."""
     ip("-n", lab.sandbox, "link", "add", pair[0], "type", "veth", "peer", "name", pair[1])
     deadline = time.monotonic() + 20
     while not set(pair) <= set(_hooked(installed)):

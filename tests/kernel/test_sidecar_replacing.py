@@ -30,7 +30,7 @@ pytestmark = pytest.mark.kernel
 _FAMILIES = pytest.mark.parametrize("family", list(GATEWAY), ids=["ip4", "ip6"])
 _FLOOD: Final = Path(__file__).with_name("flood.py")
 _OTHER: Final = dataclasses.replace(SPEC, exceptions=(exception("udp:10.200.0.9:53"),))
-#: A tenth of each kind of replacement would be none of some: ten are the fewest with all kinds.
+#: Ten replacements are the fewest that include every kind.
 _TIMES = pytest.mark.parametrize(
     "times", [10, pytest.param(24, marks=(pytest.mark.slow, pytest.mark.alone))]
 )

@@ -387,7 +387,7 @@ async def test_of_many_attempts_none_is_told_wrongly(
     with tempfile.TemporaryDirectory() as folder, SocketLookup(namespace) as lookup:
         program = lookups.build(Path(folder))
         async with Nflog(namespace, spec.group) as source:
-            # With all the time that it takes: how many are named says nothing of the machine.
+            # Without a time limit, so the speed of the machine has no effect on the result.
             stays = await lookups.rate(
                 namespace, source, lookup, program, "udp", "stays", _ATTEMPTS
             )
@@ -397,7 +397,7 @@ async def test_of_many_attempts_none_is_told_wrongly(
                 for protocol in ("tcp", "udp")
                 for ending in ("gone", "stays")
             ]
-    print(stays, *rates, sep="\n")  # noqa: T201 - what was measured
+    print(stays, *rates, sep="\n")  # noqa: T201 - the measured rates
     assert [rate.wrong for rate in (stays, *rates)] == [0] * 5
     # A port that another one had within five seconds is in doubt.
     assert stays.named + stays.seen >= 0.9 * _ATTEMPTS

@@ -94,7 +94,7 @@ def flood(lab: Lab) -> Iterator[Callable[[], list[subprocess.Popen[str]]]]:
 
 
 def _until_it_catches_sigterm(pid: int) -> None:
-    """Wait for it: before that, SIGTERM ends a process without its last words."""
+    """Wait until a process handles SIGTERM. Before that, the signal ends it without a message."""
     end = time.monotonic() + 60
     while True:
         (caught,) = re.findall(

@@ -1,8 +1,8 @@
 """A bench for the rules of a fence: packets of any sender, and the verdict on each.
 
-nftables makes the packets without an owner: in `output` from a packet of root (`dup`), on a link
-from a frame that comes in on another link (`fwd`). So tests can pass any packet to the rules for
-the kernel's own packets.
+nftables makes the packets without an owner. In `output` it copies a packet of root (`dup`). On a
+link it forwards a frame that arrives on another link (`fwd`). So tests can send any packet through
+the rules for packets of the kernel.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ UPLINK: Final = "sb0"
 NESTED: Final = "n0"
 NESTED4, NESTED6 = "10.201.0.2", "fd00:201::2"
 HOST4, HOST6 = "10.201.0.1", "fd00:201::1"
-#: What a packet's mark asks for: no owner, past the chain `output`, and the IPv6 header's length.
+#: The options in a packet's mark: no owner, bypass the chain `output`, and the IPv6 header length.
 _UNOWNED, _PAST_OUTPUT, _SAYS_LESS, _SAYS_MORE = 1, 2, 4, 8
 _DEVICES: Final = (UPLINK, NESTED)
 _IPV6_HDRINCL: Final = 36
-#: The counters that a packet may be found in, by what they say of it.
+#: The counters that may count a packet, by the label of the verdict.
 _COUNTED: Final[Mapping[str, Counter]] = {
     "egress": ("inet", "ocsf_nft", "refused_egress"),
     "forward": ("inet", "ocsf_nft", "refused_forward"),
@@ -58,7 +58,7 @@ _COUNTED: Final[Mapping[str, Counter]] = {
     "reset": ("inet", "observer", "answered_rst"),
     "error": ("inet", "observer", "answered_icmp"),
 }
-#: What is left of a packet once a fence has let it through.
+#: The tables that count a packet after the fence has accepted it.
 _OBSERVER: Final = """
 table inet observer {
     counter came_in { }
@@ -111,7 +111,7 @@ class Bench(Outcomes):
         uid: int = 0,
         mark: int = 0,
     ) -> None:
-        """Send an IP packet by a raw socket of a user's that is bound to a device."""
+        """Send an IP packet by a user's raw socket that is bound to a device."""
         mark |= _PAST_OUTPUT * past_output
         self._as_user(uid, lambda: _send_raw(packet, device, mark))
 
@@ -124,7 +124,7 @@ class Bench(Outcomes):
         says_less: bool = False,
         says_more: bool = False,
     ) -> None:
-        """Send an IP packet that no socket owns."""
+        """Send an IP packet without an owning socket."""
         mark = _UNOWNED | _PAST_OUTPUT * past_output
         mark |= _SAYS_LESS * says_less | _SAYS_MORE * says_more
         self._sandbox.call(lambda: _send_raw(packet, device, mark))
@@ -132,12 +132,12 @@ class Bench(Outcomes):
     def frame(
         self, kind: int, payload: bytes, device: str = UPLINK, *, uid: int = 0, mark: int = 0
     ) -> None:
-        """Send a frame by a packet socket of a user's."""
+        """Send a frame by a user's packet socket."""
         frame = packets.frame(_gateway(), self._macs[device], kind, payload)
         self._as_user(uid, lambda: send_frame(frame, device, mark))
 
     def looped(self, packet: bytes, *, uid: int = 0, mark: int = 0) -> None:
-        """Send an IP packet on loopback, by a raw socket of a user's."""
+        """Send an IP packet on loopback, by a user's raw socket."""
         self._as_user(uid, lambda: _send_raw(_seen_on_loopback(packet), "lo", mark))
 
     def unowned_frame(
@@ -159,17 +159,17 @@ class Bench(Outcomes):
         self.lab.gateway_namespace.call(lambda: send_frame(frame, "x1"))
 
     def arrives(self, packet: bytes) -> None:
-        """Let an IP packet come in on the link out."""
+        """Deliver an IP packet to the sandbox on the link out."""
         frame = packets.frame(self._macs[UPLINK], _gateway(), _kind(packet), packet)
         self.lab.gateway_namespace.call(lambda: send_frame(frame, self.lab.gateway_device))
 
     def from_nested(self, packet: bytes) -> None:
-        """Let an IP packet come in from the nested namespace."""
+        """Deliver an IP packet to the sandbox from the nested namespace."""
         frame = packets.frame(self._macs[NESTED], b"\x02\0\0\0\0\x09", _kind(packet), packet)
         self._nested.call(lambda: send_frame(frame, "n1"))
 
     def on_loopback(self, packet: bytes) -> None:
-        """Let an IP packet come in on loopback, sent by a packet socket."""
+        """Deliver an IP packet on loopback, sent by a packet socket."""
         frame = packets.frame(bytes(6), bytes(6), _kind(packet), _seen_on_loopback(packet))
         self._sandbox.call(lambda: send_frame(frame, "lo"))
 
@@ -179,7 +179,7 @@ class Bench(Outcomes):
 
 @contextlib.contextmanager
 def bench(spec: FenceSpec, state: StateDirectory) -> Iterator[Bench]:
-    """Fence a throw-away sandbox, with packet makers before the fence and observers behind it."""
+    """Fence a temporary sandbox, with packet makers before the fence and observers after it."""
     with laboratory.throwaway() as lab, _nested(lab) as nested:
         lab.sandbox_namespace.call(_forward)
         lab.sandbox_namespace.call(take_any_source)
@@ -220,7 +220,7 @@ def _nested(lab: Lab) -> Iterator[Namespace]:
 
 
 def _calm() -> None:
-    """Keep the calling thread's namespace from sending by itself on new links."""
+    """Stop the kernel's own packets on new links of the calling thread's namespace."""
     for name, value in (
         ("accept_dad", "0"), ("mldv2_unsolicited_report_interval", "1"),
         ("router_solicitations", "0"),
@@ -230,7 +230,7 @@ def _calm() -> None:
 
 
 def _forward() -> None:
-    """Let the calling thread's namespace forward, and send ICMP errors without a limit."""
+    """Enable forwarding and unlimited ICMP errors in the calling thread's namespace."""
     for name, value in (
         ("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1"), ("ipv4/icmp_ratelimit", "0"),
         ("ipv4/icmp_msgs_per_sec", "100000"), ("ipv4/icmp_msgs_burst", "100000"),
@@ -240,7 +240,7 @@ def _forward() -> None:
 
 
 def _more_links(lab: Lab) -> None:
-    """Add a link that the fence doesn't know, and routes to an address behind each other link."""
+    """Add a link that the fence doesn't know, and a route to an address behind each other link."""
     sandbox = ("-n", lab.sandbox)
     ip(*sandbox, "link", "add", "x0", "type", "veth", "peer", "name", "x1", "netns", lab.gateway)
     ip(*sandbox, "link", "set", "x0", "up")
@@ -252,7 +252,7 @@ def _more_links(lab: Lab) -> None:
         ):
             ip(*sandbox, family, "route", "add", target, "via", next_hop, "dev", device, "onlink")
             ip(*sandbox, "neigh", "add", next_hop, "lladdr", GATEWAY_MAC, "dev", device)
-    # For sockets that are bound to the link.
+    # For sockets that are bound to the link:
     for family, next_hop in (("-4", "192.0.2.11"), ("-6", "fe80::a1")):
         way = ("via", next_hop, "dev", NESTED, "metric", "9999", "onlink")
         ip(*sandbox, family, "route", "add", "default", *way)
@@ -310,7 +310,7 @@ def _craft() -> str:
 
 
 def _sink(device: str) -> str:
-    """Return a table that drops what comes in, so that a namespace answers nothing."""
+    """Return a table that drops incoming packets, so that a namespace answers nothing."""
     return (
         "table netdev sink { chain ingress { "
         f"type filter hook ingress device {device} priority 0; policy drop; }}; }}\n"
@@ -321,13 +321,13 @@ def _send_raw(packet: bytes, device: str, mark: int) -> None:
     is_ip4 = packet[0] >> 4 == 4
     family = socket.AF_INET if is_ip4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-        if device != "lo":  # what is for the namespace itself goes there anyway
+        if device != "lo":  # a packet to the namespace itself reaches it anyway
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
         sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
         if not is_ip4:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
         to = packet[16:20] if is_ip4 else packet[24:40]
-        with contextlib.suppress(PermissionError):  # what the fence has refused, or `craft` dropped
+        with contextlib.suppress(PermissionError):  # refused by the fence, or dropped by `craft`
             sock.sendto(packet, (socket.inet_ntop(family, to), 0))
 
 

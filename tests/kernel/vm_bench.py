@@ -26,7 +26,7 @@ TABLE: Final = f"ocsf_nft_{DEVICE}"
 #: A port of the gateway that takes datagrams.
 DNS: Final = 53
 _PACKET_OUTGOING: Final = 4
-#: What is left of a packet once the fence has let it through, at each hook.
+#: The tables that count a packet at each hook after the fence has accepted it.
 _OBSERVER: Final = f"""
 table inet observer {{
     counter through {{ }}
@@ -69,7 +69,7 @@ COUNTED: Final[Mapping[str, Counter]] = {
 
 
 class VmBench(Outcomes):
-    """A fenced VM that sends nothing by itself, on a host with an uplink."""
+    """A fenced VM without traffic of its own, on a host with an uplink."""
 
     def __init__(self, site: tap.Site, machine: tap.Machine, *, is_permissive: bool) -> None:
         super().__init__(site.host, outcomes.of_mode(COUNTED, is_permissive=is_permissive))
@@ -95,7 +95,7 @@ class VmBench(Outcomes):
         return self.outcome(lambda: self.machine.send(frame))
 
     def routed(self, packet: bytes) -> str:
-        """Send an IP packet as the VM; return the verdict after the one of the link."""
+        """Send an IP packet as the VM; return the verdict without that of the link."""
         kind = packets.ETH_IP if packet[0] >> 4 == 4 else packets.ETH_IP6
         found = self.sent(kind, packet)
         assert found.startswith("link"), found
@@ -110,7 +110,7 @@ class VmBench(Outcomes):
         return self.outcome(lambda: self.site.internet.call(lambda: send(frame, "in0")))
 
     def left(self) -> list[bytes]:
-        """Return the frames that have left by the uplink until now."""
+        """Return the frames that have left by the uplink so far."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:
