@@ -1,24 +1,24 @@
-"""The packets of one flow as the kernel refused them, and what attempts may say of them.
+"""An oracle of one flow: the packets that the kernel refused, and the attempts that may count them.
 
-The oracle shares no code and no state with the ledger. It keeps every packet, and what each
-reading showed of the flow's element.
+The oracle shares no code and no state with the ledger. It stores every packet, and the state of the
+flow's element at each reading.
 
-What no reading and no record shows is not known by its flow: the ledger emits it as "forgotten".
-That is so for an element that expires between two readings. If the kernel made the element again
-meanwhile, its count tells that only sometimes (``_new_life``). So a flow's sum has two bounds, and
-both are equal as long as no element expired between two readings.
+The ledger cannot assign a packet to its flow when no reading and no record shows the packet. It
+reports such packets as "forgotten". This happens when an element expires between two readings. If
+the kernel made a new element meanwhile, the count does not always show it (``_is_surely_new``). So
+a flow's sum has two bounds. Both are equal as long as no element expired between two readings.
 
 Allowed slack of an attempt's window:
 
-- The end may be late by as long as the reading took. An element says how long ago its last packet
-  was, and only the end of the whole reading is known.
-- The start may be early, up to the beginning of the reading before, which had the element and
-  not these packets, or up to the end of the attempt before. It may not be later than the
-  first packet, but for two cases. The attempt before may end late, and windows are disjoint.
-  A record that is emitted at once may overtake an earlier packet whose own record was lost:
-  that earlier packet is counted in the next window.
-- If the wall clock was set since the attempt before, the start is only not after the end. The end
-  is the last packet's time by the clock as it was set at the reading.
+- The end may be late by the duration of the reading. An element has the age of its last packet, and
+  only the end of the whole reading is known.
+- The start may be as early as the end of the previous attempt. It may also be as early as the
+  beginning of the previous reading, if that had the element without these packets.
+- The start may not be later than the first packet, with two exceptions. The previous attempt may
+  end late, and windows are disjoint. A record that is emitted at once may overtake an earlier
+  packet that lost its own record: the next window counts that earlier packet.
+- If the wall clock was set since the previous attempt, the start is only not after the end. The end
+  is the time of the last packet, by the clock as it was set at the reading.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from ocsf_nft.flow import Reading
 
 KEPT_MS: Final = 600_000
-#: An element with as many packets as before is a new one if it was idle for so much longer before.
+#: An element with an unchanged count is a new one if its idle time fell by more than this.
 RENEWED_MS: Final = KEPT_MS // 2
-#: A flow of which nothing came for so long has ended: all of it is reported.
+#: A flow without a packet for this long has ended: all of its packets are reported.
 OVER_MS: Final = 10_000
-#: The record of a packet that came so soon after the reading may stand for the one that it showed.
+#: A record that is this little later than a reading may be that of a packet in the reading.
 CLOCKS_APART_NS: Final = 200_000_000
-#: The ledger takes two times that are this close for times of one clock.
+#: The ledger treats two times that are this close as times of one clock.
 CLAMP_NS: Final = 12_000_000_000
 
 
 class Sent(NamedTuple):
-    """One refused packet: by the kernel's time, by the wall clock, and how long it was."""
+    """One refused packet: its time by the kernel's clock and by the wall clock, and its length."""
 
     at_ms: int
     time_ns: int
@@ -51,7 +51,7 @@ class Sent(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """The packets (from, to) that an element counted when it was read, and how long ago."""
+    """The range of packets that an element counted when it was read, and its idle time."""
 
     first: int
     end: int
@@ -60,18 +60,18 @@ class Shown(NamedTuple):
 
 @dataclass
 class FlowOracle:
-    """All packets of one flow, and what is known of them."""
+    """All packets of one flow, and their state: shown by a reading, counted by an attempt."""
 
     packets: list[Sent] = field(default_factory=list)
-    #: The element as the latest reading that had it showed it.
+    #: The element in the latest reading that had it.
     shown: Shown | None = None
     #: Packets that a reading showed and no attempt counted, oldest first.
     owed: list[int] = field(default_factory=list)
-    #: Packets that a record told before a reading showed them.
+    #: Packets that a record reported before a reading showed them.
     ahead: set[int] = field(default_factory=set)
     #: Packets that an attempt has counted.
     done: set[int] = field(default_factory=set)
-    #: The fewest and the most packets that attempts of this flow may count in the end.
+    #: The fewest and the most packets that attempts of this flow may count in total.
     least: int = 0
     most: int = 0
     counted: int = 0
@@ -79,19 +79,19 @@ class FlowOracle:
     unsaid_bytes: int = 0
     #: Whether each packet was shown in time, so that windows and bytes are exact.
     is_exact: bool = True
-    #: The earliest and the latest time that the window of what is owed may end.
+    #: The earliest and the latest end that the window of unreported packets may have.
     end_ns: tuple[int, int] = (0, 0)
     end_settings: int = 0
-    #: When a report was due first, by the kernel's time, since a reading showed more.
+    #: The kernel's time of the first report after the latest reading with new packets.
     asked_ms: int | None = None
-    #: The end of the attempt before, and how often the clock was set by then.
+    #: The end of the previous attempt, and how often the clock had been set by then.
     before_ns: int = 0
     before_settings: int = 0
-    #: By how much that end may be late.
+    #: The longest time by which that end may be late.
     before_late_ns: int = 0
-    #: When the latest reading began, and the clock's settings, if it had the element.
+    #: The start of the latest reading, and the clock's settings, if it had the element.
     read: tuple[int, int] | None = None
-    #: The same of the reading before the one that showed the oldest packet that is owed.
+    #: The same for the reading before the one that showed the oldest unreported packet.
     quiet_ns: int = 0
     quiet_settings: int = 0
     #: The latest time of a packet that was emitted by its own record.
@@ -100,7 +100,7 @@ class FlowOracle:
     def show(
         self, number: int, now_ms: int, reading: Reading, ended_ms: int, clock_settings: int
     ) -> None:
-        """Take in a reading that came to this flow when ``number`` packets had been sent."""
+        """Process a reading that reached this flow after ``number`` packets were sent."""
         shown = self._alive(number, now_ms)
         previous, self.read = (
             self.read,
@@ -128,7 +128,7 @@ class FlowOracle:
     def _count(self, new: range, before: Shown | None, *, is_sure: bool) -> None:
         unread = [packet for packet in self.ahead if packet < new.start]
         if unread:
-            # Their element expired before it was read: they are taken off the new one's.
+            # Their element expired before a reading. The ledger subtracts them from the new one.
             self.is_exact = False
             self.ahead.difference_update(unread)
         self.most += len(new) - len(self.ahead.intersection(new))
@@ -150,7 +150,7 @@ class FlowOracle:
 
     @staticmethod
     def _is_surely_new(before: Shown | None, shown: Shown) -> bool:
-        """Return whether the counts alone tell a new element from the one that was shown."""
+        """Return whether the counts alone show that the element is a new one."""
         if before is None:
             return True
         packets, packets_before = shown.end - shown.first, before.end - before.first
@@ -158,8 +158,8 @@ class FlowOracle:
             return packets < packets_before
         return before.idle_ms - shown.idle_ms > RENEWED_MS
 
-    def told_by_record(self, attempt: Attempt, number: int) -> None:
-        """Check the attempt that the record of packet ``number`` is."""
+    def check_recorded(self, attempt: Attempt, number: int) -> None:
+        """Check an attempt that was made from the record of packet ``number``."""
         packet = self.packets[number]
         assert attempt.packets == 1
         assert attempt.start_ns == attempt.end_ns == attempt.record.time_ns == packet.time_ns
@@ -182,8 +182,8 @@ class FlowOracle:
         self.overtaken_ns = max(self.overtaken_ns, packet.time_ns)
         self.before_ns, self.before_settings = packet.time_ns, packet.clock_settings
 
-    def told(self, attempt: Attempt) -> None:
-        """Check an attempt that a counter is."""
+    def check_counted(self, attempt: Attempt) -> None:
+        """Check an attempt that was made from a counter."""
         counted = self.owed[: attempt.packets]
         del self.owed[: attempt.packets]
         self.done.update(counted)
@@ -199,7 +199,7 @@ class FlowOracle:
         low_ns, high_ns = self.end_ns
         was_set = not self.end_settings == self.before_settings == packets[0].clock_settings
         if not low_ns <= attempt.end_ns <= high_ns:
-            # What is not after the attempt before, but for some seconds, is at its end.
+            # Packets that end within seconds of the previous attempt get its end as their time.
             assert attempt.start_ns == attempt.end_ns
             assert high_ns < attempt.end_ns < high_ns + CLAMP_NS
             assert was_set or attempt.end_ns == self.before_ns
@@ -215,13 +215,13 @@ class FlowOracle:
         self.before_ns = attempt.end_ns
 
     def restart(self) -> None:
-        """Forget what only a running service knows: how long the element had been idle."""
+        """Clear the idle time of the element, which a service loses when it restarts."""
         if self.shown is not None:
             self.shown = self.shown._replace(idle_ms=0)
         self.asked_ms = self.read = None
 
     def check_report_in_time(self, now_ms: int) -> None:
-        """Check that nothing is owed of a flow that ended 10 s before a report, or earlier."""
+        """Check that a flow that ended 10 s before a report, or earlier, is fully reported."""
         if self.asked_ms is None:
             self.asked_ms = now_ms
         assert not self.owed or not self.is_exact or now_ms - self.asked_ms < OVER_MS

@@ -67,7 +67,7 @@ class Kernel:
     """Counts, forgets and logs; time passes when it is told to."""
 
     now_ms: int = 0
-    #: By how much the wall clock was set, which the kernel's own time does not follow.
+    #: The total change of the wall clock. The kernel's own time does not follow it.
     clock_offset_ns: int = 0
     epoch: int = 1
     refused: Count = field(default_factory=Count)

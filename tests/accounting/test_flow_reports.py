@@ -1,4 +1,4 @@
-"""When a flow is reported by itself, and when what is known of it is evicted."""
+"""Times of a flow's own reports, and the eviction of its state."""
 
 from __future__ import annotations
 
@@ -97,28 +97,28 @@ def test_flow_that_a_record_began_waits_for_no_other_record(ledger: Ledger) -> N
     assert [each.packets for each in attempts(_step(ledger, {key(tcp(2)): 5}, 2))] == [4]
 
 
-def test_places_of_grave_destinations_are_free_again_when_their_flows_are_over(
+def test_slots_of_priority_destinations_are_free_again_after_their_flows_end(
     ledger: Ledger,
 ) -> None:
     flood = {key(tcp(port)): 1 for port in range(1, 1501)}
 
     def single(first: int, second: int) -> int:
-        grave = {key(tcp(port, METADATA)): 1 for port in range(first, first + 20)}
-        found = attempts(_step(ledger, flood | grave, second))
+        priority = {key(tcp(port, METADATA)): 1 for port in range(first, first + 20)}
+        found = attempts(_step(ledger, flood | priority, second))
         return sum(each.record.destination == METADATA for each in found)
 
     _step(ledger, flood, 1)
     assert single(100, 1) == 16
     assert single(200, 1) == 0
     _step(ledger, flood, 20)
-    # By now the user is granted flows again: it has spent them first.
+    # The user's quota has recovered by now, so these flows use it up first.
     spent = {key(tcp(port, "198.51.100.9")): 1 for port in range(1, 1201)}
     flood |= spent
     _step(ledger, flood, 21)
     assert single(300, 21) == 16
 
 
-def test_record_without_a_port_is_of_no_flow_that_is_over(ledger: Ledger) -> None:
+def test_record_without_a_port_matches_no_ended_flow(ledger: Ledger) -> None:
     counts = {key(tcp()): 1}
     _step(ledger, counts, 1)
     assert len(ended(_step(ledger, counts, 12))) == 1
@@ -127,16 +127,16 @@ def test_record_without_a_port_is_of_no_flow_that_is_over(ledger: Ledger) -> Non
     assert found.record.destination_port is None
 
 
-def test_record_without_a_port_is_of_the_latest_flow_to_its_destination(ledger: Ledger) -> None:
+def test_record_without_a_port_matches_the_latest_flow_to_its_destination(ledger: Ledger) -> None:
     _step(ledger, {key(tcp(1)): 1}, 1)
     both = {key(tcp(1)): 1, key(tcp(2)): 1}
     _step(ledger, both, 6)
-    # The first of them ends, and the latest remains known.
+    # The first flow ends, and the latest one stays known.
     assert len(ended(_step(ledger, both, 12))) == 1
     assert ledger.record(record(CUT, at_ns=NOW + 12 * SECOND), 12 * SECOND) is None
 
 
-def test_record_without_a_port_is_of_a_flow_from_before_a_restart(
+def test_record_without_a_port_matches_a_flow_from_before_a_restart(
     ledger: Ledger, tmp_path: Path
 ) -> None:
     _step(ledger, {key(tcp()): 1}, 1)
@@ -162,50 +162,50 @@ def test_aggregated_report_names_only_the_flows_since_the_one_before(ledger: Led
     assert merged(1) == [(500, 500, 10)]
     flood |= {key(tcp(port, "198.51.100.9")): 2 for port in range(1, 31)}
     flood |= {key(tcp(1500)): 8}
-    # Ten a second are granted, and the aggregated flow that grew is none of the new ones.
+    # The quota is ten flows a second. The aggregated flow that grew is not a new one.
     assert merged(2) == [(2 * 20 + 7, 20, 10)]
 
 
-def test_unplaced_packets_are_of_ip_only(ledger: Ledger) -> None:
+def test_frames_never_count_as_unplaced(ledger: Ledger) -> None:
     frame = dataclasses.replace(tcp(), destination=None, protocol=None, port=None, ethertype=0x0806)
     found = attempts(_step(ledger, {key(frame): 2}, 1))
     assert [(each.packets, each.merged) for each in found] == [(2, None)]
     assert ledger.rules[RULE].overflowed == 0
 
 
-def test_flow_that_a_record_comes_of_waits_for_no_other_record(ledger: Ledger) -> None:
+def test_flow_with_a_record_waits_for_no_other_record(ledger: Ledger) -> None:
     assert ledger.record(record(tcp(1)), 0) is not None
     assert _step(ledger, {key(tcp(2)): 5}, 1) == []
     assert ledger.record(record(tcp(2), at_ns=NOW + SECOND), SECOND) is None
     assert [each.packets for each in attempts(ledger.due(2 * SECOND, closing=False))] == [5]
 
 
-def test_flow_that_comes_again_is_reported_as_often_as_a_new_one(ledger: Ledger) -> None:
+def test_resumed_flow_is_reported_as_often_as_a_new_one(ledger: Ledger) -> None:
     for second in range(1, 33):
         _step(ledger, {key(tcp()): second}, second)
     assert len(ended(_step(ledger, {key(tcp()): 32}, 60))) == 1
-    told = [
+    reported = [
         second
         for second in range(100, 110)
         if attempts(_step(ledger, {key(tcp()): second}, second))
     ]
-    assert told == [100, 101, 103, 107]
+    assert reported == [100, 101, 103, 107]
 
 
-def test_attempt_of_one_packet_is_of_its_latest_record(ledger: Ledger) -> None:
+def test_attempt_of_one_packet_has_its_latest_record(ledger: Ledger) -> None:
     assert ledger.record(record(tcp(), 1, NOW + SECOND), SECOND) is not None
     assert ledger.record(record(tcp(), 2, NOW + 3 * SECOND), 3 * SECOND) is None
-    (told,) = attempts(_step(ledger, {key(tcp()): 2}, 4))
-    assert told.record.origin.identity == "record/2"
-    assert told.start_ns == NOW + 3 * SECOND
+    (attempt,) = attempts(_step(ledger, {key(tcp()): 2}, 4))
+    assert attempt.record.origin.identity == "record/2"
+    assert attempt.start_ns == NOW + 3 * SECOND
 
 
-def test_record_that_waits_is_of_its_own_counter_when_there_is_one(ledger: Ledger) -> None:
+def test_waiting_record_matches_its_own_counter_when_there_is_one(ledger: Ledger) -> None:
     unplaced = keys(record(tcp()))[-2]
     assert len(attempts(_step(ledger, {unplaced: 1}, 1))) == 1
     assert ledger.record(record(tcp(443), at_ns=NOW + 2 * SECOND), 2 * SECOND) is None
-    told = attempts(_step(ledger, {unplaced: 2, key(tcp(443)): 1}, 3))
-    assert {(each.record.origin.transport, each.merged is None) for each in told} == {
+    reported = attempts(_step(ledger, {unplaced: 2, key(tcp(443)): 1}, 3))
+    assert {(each.record.origin.transport, each.merged is None) for each in reported} == {
         ("nflog", True),
         ("counters", False),
     }

@@ -1,4 +1,4 @@
-"""Counts and times of one flow, at the limits of each duration that the ledger knows."""
+"""Counts and times of one flow, at the limits of each duration that the ledger uses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _step(
     return attempts(ledger.due(at_ns + SECOND))
 
 
-def test_element_timeout_is_that_of_the_ruleset() -> None:
+def test_element_timeout_equals_the_timeout_in_the_ruleset() -> None:
     text = (Path(__file__).parents[2] / "rules/accounting.nft").read_text("utf-8")
     sets = re.findall(r"set (?:flows4|flows6|others)_egress \{(.*?)\}", text, re.DOTALL)
     found = {line.strip() for each in sets for line in each.splitlines() if "timeout 1" in line}
@@ -57,15 +57,15 @@ def test_element_timeout_is_that_of_the_ruleset() -> None:
 def test_flow_that_resumes_after_an_idle_gap_is_counted_once(ledger: Ledger, idle_s: int) -> None:
     assert [each.packets for each in _step(ledger, {FLOW: 10}, SECOND)] == [10]
     assert _step(ledger, {FLOW: 10}, idle_s * SECOND, idle_ms=(idle_s - 1) * 1000) == []
-    (told,) = _step(ledger, {FLOW: 11}, (idle_s + 2) * SECOND, idle_ms=500)
-    assert (told.packets, told.bytes) == (1, 60)
-    # Not before the reading that showed no such packet.
-    assert told.start_ns == NOW + idle_s * SECOND
-    assert told.end_ns == NOW + (idle_s + 2) * SECOND - 500_000_000
+    (attempt,) = _step(ledger, {FLOW: 11}, (idle_s + 2) * SECOND, idle_ms=500)
+    assert (attempt.packets, attempt.bytes) == (1, 60)
+    # The window starts at the earliest when a reading showed no new packet.
+    assert attempt.start_ns == NOW + idle_s * SECOND
+    assert attempt.end_ns == NOW + (idle_s + 2) * SECOND - 500_000_000
 
 
 @pytest.mark.parametrize(("shorter_ms", "renewed"), [(300_000, 0), (300_001, 10)])
-def test_element_with_as_many_packets_is_new_if_it_was_idle_for_much_longer(
+def test_element_with_an_unchanged_count_is_new_if_its_idle_time_fell_much(
     shorter_ms: int, renewed: int
 ) -> None:
     counted = Counted(since_ns=NOW)
@@ -76,49 +76,53 @@ def test_element_with_as_many_packets_is_new_if_it_was_idle_for_much_longer(
     assert (counted.owed_packets, counted.owed_bytes) == (10 + renewed, 60 * (10 + renewed))
 
 
-def test_element_that_a_reading_left_out_may_have_had_its_packets_before_that(
+def test_packets_of_an_omitted_element_may_be_older_than_the_reading(
     ledger: Ledger,
 ) -> None:
     assert len(_step(ledger, {FLOW: 1}, SECOND)) == 1
     assert _step(ledger, {}, 20 * SECOND, refused=2) == []
-    (told,) = _step(ledger, {FLOW: 2}, 40 * SECOND, idle_ms=25_000)
-    assert (told.start_ns, told.end_ns) == (NOW + SECOND, NOW + 15 * SECOND)
+    (attempt,) = _step(ledger, {FLOW: 2}, 40 * SECOND, idle_ms=25_000)
+    assert (attempt.start_ns, attempt.end_ns) == (NOW + SECOND, NOW + 15 * SECOND)
 
 
-def test_window_begins_with_the_first_packet_that_is_owed(ledger: Ledger) -> None:
+def test_window_begins_with_the_first_unreported_packet(ledger: Ledger) -> None:
     assert len(_step(ledger, {FLOW: 1}, SECOND)) == 1
     for second in (2, 3):
         observe(ledger, reading({FLOW: second}, NOW + second * SECOND))
-    (told,) = _step(ledger, {FLOW: 4}, 4 * SECOND)
-    assert (told.packets, told.start_ns, told.end_ns) == (3, NOW + SECOND, NOW + 4 * SECOND)
+    (attempt,) = _step(ledger, {FLOW: 4}, 4 * SECOND)
+    assert (attempt.packets, attempt.start_ns, attempt.end_ns) == (
+        3,
+        NOW + SECOND,
+        NOW + 4 * SECOND,
+    )
 
 
-def test_packet_has_neither_time_nor_process_of_a_late_record(ledger: Ledger) -> None:
+def test_packet_gets_neither_time_nor_process_from_a_late_record(ledger: Ledger) -> None:
     assert len(_step(ledger, {FLOW: 1}, SECOND)) == 1
     late = record(tcp(), at_ns=NOW + SECOND // 2)
     assert ledger.record(late, 2 * SECOND, BY) is None
-    (told,) = _step(ledger, {FLOW: 2}, 8 * SECOND)
-    assert (told.packets, told.record.origin.transport) == (1, "counters")
-    assert told.attribution is None
-    assert (told.start_ns, told.end_ns) == (NOW + SECOND, NOW + 8 * SECOND)
+    (attempt,) = _step(ledger, {FLOW: 2}, 8 * SECOND)
+    assert (attempt.packets, attempt.record.origin.transport) == (1, "counters")
+    assert attempt.attribution is None
+    assert (attempt.start_ns, attempt.end_ns) == (NOW + SECOND, NOW + 8 * SECOND)
 
 
 @pytest.mark.parametrize(
     ("after_ns", "read_ns", "transport"),
     [(0, 1, "nflog"), (200_000_001, 1, "counters"), (200_000_001, 0, "nflog")],
 )
-def test_packet_that_is_owed_has_no_time_of_a_later_packet(
+def test_unreported_packet_gets_no_time_from_a_later_packet(
     ledger: Ledger, after_ns: int, read_ns: int, transport: str
 ) -> None:
-    """A service that was held up reads the record of a packet that it has no reading of."""
+    """A delayed service reads the record of a packet before a reading shows the packet."""
     observe(ledger, reading({FLOW: 1}, NOW + SECOND))
     at_ns = NOW + SECOND + after_ns
     later = replace(record(tcp(), at_ns=at_ns), received_ns=at_ns + read_ns)
     found = ledger.record(later, MINUTE, BY)
-    told = [found] if found is not None else attempts(ledger.due(MINUTE))
-    assert [(each.packets, each.record.origin.transport) for each in told] == [(1, transport)]
-    assert told[0].attribution == (BY if transport == "nflog" else None)
-    assert told[0].end_ns == (at_ns if transport == "nflog" else NOW + SECOND)
+    reported = [found] if found is not None else attempts(ledger.due(MINUTE))
+    assert [(each.packets, each.record.origin.transport) for each in reported] == [(1, transport)]
+    assert reported[0].attribution == (BY if transport == "nflog" else None)
+    assert reported[0].end_ns == (at_ns if transport == "nflog" else NOW + SECOND)
 
 
 def _exact(at_ns: int) -> Record:
@@ -156,37 +160,37 @@ def test_record_of_a_later_packet_leaves_the_attempt_its_own(
     if not is_read_first:
         ledger.record(own, 2 * SECOND, BY)
     ledger.record(_exact(NOW + SECOND * 23 // 10), SECOND * 23 // 10, OTHER)
-    (told,) = attempts(ledger.due(MINUTE))
-    assert (told.packets, told.attribution) == (1, BY)
+    (attempt,) = attempts(ledger.due(MINUTE))
+    assert (attempt.packets, attempt.attribution) == (1, BY)
     observe(ledger, reading({FLOW: 3}, NOW + SECOND * 31 // 10, idle_ms=800))
     (later,) = attempts(ledger.due(2 * MINUTE))
     assert (later.packets, later.attribution) == (1, OTHER)
 
 
-def test_record_that_is_late_by_the_clocks_only_stands_for_its_packet(ledger: Ledger) -> None:
+def test_record_that_only_the_clocks_make_late_matches_its_packet(ledger: Ledger) -> None:
     observe(ledger, reading({FLOW: 1}, NOW + SECOND))
     at_ns = NOW + SECOND + 200_000_000
     said = replace(record(tcp(), at_ns=at_ns), received_ns=at_ns + 1)
-    told = ledger.record(said, 2 * SECOND, BY)
-    assert told is not None
-    assert (told.record.origin.transport, told.attribution) == ("nflog", BY)
+    attempt = ledger.record(said, 2 * SECOND, BY)
+    assert attempt is not None
+    assert (attempt.record.origin.transport, attempt.attribution) == ("nflog", BY)
 
 
 @pytest.mark.parametrize(("early_ns", "transport"), [(0, "nflog"), (1, "counters")])
-def test_record_that_is_early_by_the_clocks_only_stands_for_its_packet(
+def test_record_that_only_the_clocks_make_early_matches_its_packet(
     ledger: Ledger, early_ns: int, transport: str
 ) -> None:
-    """The packet came after the reading before, by the kernel's time."""
+    """The kernel's time of the packet is after the previous reading."""
     observe(ledger, reading({}, NOW + SECOND))
     observe(ledger, reading({FLOW: 1}, NOW + 2 * SECOND))
     early = record(tcp(), at_ns=NOW + SECOND - 200_000_000 - early_ns)
     found = ledger.record(early, 2 * SECOND)
-    (told,) = [found] if found is not None else attempts(ledger.due(2 * SECOND))
-    assert told.record.origin.transport == transport
+    (attempt,) = [found] if found is not None else attempts(ledger.due(2 * SECOND))
+    assert attempt.record.origin.transport == transport
 
 
 @pytest.mark.parametrize("late_ns", [0, 1])
-def test_flow_is_evicted_when_two_readings_lack_it_after_its_life(
+def test_flow_is_evicted_when_two_readings_lack_it_after_its_timeout(
     ledger: Ledger, late_ns: int
 ) -> None:
     _step(ledger, {FLOW: 5}, SECOND)
@@ -196,12 +200,12 @@ def test_flow_is_evicted_when_two_readings_lack_it_after_its_life(
     assert len(entries) == 1
     _step(ledger, {}, end_ns + late_ns, refused=5)
     assert len(entries) == 1 - late_ns
-    # Its element is made again with more packets: all of them are new if it was evicted.
-    (told,) = _step(ledger, {FLOW: 7}, end_ns + MINUTE, refused=12)
-    assert told.packets == (7 if late_ns else 2)
+    # A new element has more packets: all of them are new if the flow was evicted.
+    (attempt,) = _step(ledger, {FLOW: 7}, end_ns + MINUTE, refused=12)
+    assert attempt.packets == (7 if late_ns else 2)
 
 
-def test_flow_that_one_reading_leaves_out_by_turns_is_not_evicted(ledger: Ledger) -> None:
+def test_flow_that_every_other_reading_omits_is_not_evicted(ledger: Ledger) -> None:
     _step(ledger, {FLOW: 5}, SECOND)
     for minute in range(11, 20):
         counts = {FLOW: 5} if minute % 2 else {}
@@ -211,7 +215,7 @@ def test_flow_that_one_reading_leaves_out_by_turns_is_not_evicted(ledger: Ledger
 
 
 @pytest.mark.parametrize("back_s", [3600, 30])
-def test_record_whose_packet_was_counted_elsewhere_is_found_though_the_clock_is_set_back(
+def test_record_of_a_packet_counted_elsewhere_is_found_after_the_clock_is_set_back(
     ledger: Ledger, back_s: int
 ) -> None:
     assert ledger.record(record(tcp(1)), SECOND) is not None
@@ -222,7 +226,7 @@ def test_record_whose_packet_was_counted_elsewhere_is_found_though_the_clock_is_
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
 
 
-def test_flow_is_evicted_after_its_life_though_the_clock_is_set_back(ledger: Ledger) -> None:
+def test_flow_is_evicted_after_its_timeout_when_the_clock_is_set_back(ledger: Ledger) -> None:
     _step(ledger, {FLOW: 5}, SECOND)
     back = -30 * 24 * 60 * MINUTE
     for at_ns in (2 * SECOND, SECOND + KEPT_NS, 3 * SECOND + KEPT_NS, 4 * SECOND + KEPT_NS):
@@ -245,17 +249,17 @@ def test_counter_is_as_old_as_its_first_packet_can_be() -> None:
     assert counted.last_ns == NOW + 2 * MINUTE
 
 
-def test_record_that_tells_no_port_is_the_specimen_of_a_flow_without_a_record(
+def test_record_without_a_port_describes_a_flow_without_a_record(
     ledger: Ledger,
 ) -> None:
     assert len(_step(ledger, {FLOW: 1}, SECOND)) == 1
     cut = replace(record(replace(tcp(), port=None)), in_interface="eth0")
     assert ledger.record(cut, 2 * SECOND) is None
-    (told,) = _step(ledger, {FLOW: 3}, 8 * SECOND)
-    assert told.record.in_interface == "eth0"
+    (attempt,) = _step(ledger, {FLOW: 3}, 8 * SECOND)
+    assert attempt.record.in_interface == "eth0"
 
 
-def test_element_with_fewer_packets_is_new_though_it_has_as_many_bytes() -> None:
+def test_element_with_fewer_packets_and_the_same_bytes_is_new() -> None:
     counted = Counted(since_ns=NOW)
     assert counted.take(Element(b"", 3, 120, 0), NOW, NOW) == 3
     assert counted.take(Element(b"", 2, 120, 0), NOW + SECOND, NOW) == 2

@@ -1,4 +1,4 @@
-"""Counts and times of each flow over hours: idle gaps, expiry, restarts and a clock that is set."""
+"""Counts and times of each flow over hours, with idle gaps, expiry, restarts and clock steps."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from ocsf_nft.attempt import Ended, FanOut
     from ocsf_nft.record import Record
 
-#: One flow for each user: a record of one is never taken for a packet of another.
+#: One flow for each user: a record of one flow never matches a packet of another.
 FLOWS = (
     Packet(uid=1000, protocol=6, destination="192.0.2.1", port=443),
     Packet(uid=0, protocol=17, destination="2001:db8::1", port=53),
     Packet(uid=None, protocol=None, destination=None, port=None, ethertype=0x0806),
 )
 SECOND_MS, MINUTE_MS, HOUR_MS = 1_000, 60_000, 3_600_000
-#: Around the service's pauses, the end of a flow (10 s), a record's lateness and the longest
-#: report interval (1 minute), half an element's life (5 minutes), and its life (10 minutes).
+#: Durations close to the ledger's limits: the service's pauses, the end of a flow (10 s), a
+#: record's delay and the longest report interval (1 minute), and an element's timeout (10 minutes)
+#: and half of it.
 GAPS_MS = st.one_of(
     st.sampled_from([1, 500, SECOND_MS, 2 * SECOND_MS]),
     st.builds(
@@ -51,7 +52,7 @@ CLOCK_STEPS_MS = st.builds(
 TRAFFIC = st.lists(
     st.tuples(st.sampled_from(range(len(FLOWS))), st.integers(1, 4), st.booleans()), max_size=3
 )
-#: How long each part of a reading takes.
+#: The duration of each part of a reading.
 DUMP_MS = st.sampled_from([0, 0, 1, 1_000])
 
 
@@ -105,7 +106,7 @@ class OverTime(RuleBasedStateMachine):
     def resume_flows_after_a_gap(
         self, milliseconds: int, traffic: list[tuple[int, int, bool]]
     ) -> None:
-        """Read to the end of the gap and after it, as a service does that runs meanwhile."""
+        """Read until the gap ends and after it, as a running service does."""
         self.kernel.now_ms += milliseconds
         self._lose_late_records()
         self._read()
@@ -119,7 +120,7 @@ class OverTime(RuleBasedStateMachine):
     @rule(number=st.integers(1, 6))
     def deliver(self, number: int) -> None:
         for _ in range(min(number, len(self.kernel.log))):
-            # Of each packet the time is known: it was logged before it is read.
+            # The time of each packet is known, because it was logged before it is read.
             record = replace(self.kernel.log.popleft(), received_ns=self.kernel.now_ns + 1)
             attempt = self.ledger.record(record, self.kernel.now_ms * 1_000_000)
             self._check([] if attempt is None else [attempt])
@@ -213,7 +214,7 @@ class OverTime(RuleBasedStateMachine):
             flow.check_report_in_time(self.kernel.now_ms)
 
     def _settle(self) -> None:
-        """Take in all records, and read twice, as when a service ends."""
+        """Process all records, and read twice, as a service does when it ends."""
         self.deliver(len(self.kernel.log))
         self._read()
         self._read()
@@ -235,17 +236,17 @@ class OverTime(RuleBasedStateMachine):
             return
         number = _flow_of(record)
         if record.origin.transport == "counters":
-            self.flows[number].told(attempt)
+            self.flows[number].check_counted(attempt)
         else:
             of, packet = self.numbers[record.origin.identity]
             assert of == number
-            self.flows[number].told_by_record(attempt, packet)
+            self.flows[number].check_recorded(attempt, packet)
 
     def _commit(self) -> None:
         self.book.commit(changes(self.ledger), [])
 
     def _lose_late_records(self) -> None:
-        """Lose a record that comes a minute after its packet or later, and after a reading."""
+        """Drop records of packets that are older than 55 s and older than the latest reading."""
         late_ms = min(self.kernel.now_ms - 55 * SECOND_MS, self.read_ms)
         while self.kernel.log:
             flow, packet = self.numbers[self.kernel.log[0].origin.identity]

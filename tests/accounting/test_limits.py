@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ocsf_nft.accounting.telling import Pot
     from ocsf_nft.attempt import FanOut
 
-WHOSE = Whose(sandbox="sb", rule="egress", epoch="boot:1")
+COUNTER_ID = Whose(sandbox="sb", rule="egress", epoch="boot:1")
 MINUTE = 60 * SECOND
 
 
@@ -35,14 +35,14 @@ def _due(fan_outs: FanOuts, now_ns: int) -> list[tuple[str, int | None]]:
 
 @pytest.mark.parametrize(("flows", "begun"), [(19, 0), (20, 1)])
 def test_fan_out_begins_with_twenty_flows(flows: int, begun: int) -> None:
-    fan_outs = FanOuts(WHOSE, Opened())
+    fan_outs = FanOuts(COUNTER_ID, Opened())
     _saw(fan_outs, flows)
     assert len(list(fan_outs.due(0))) == begun
 
 
 @pytest.mark.parametrize(("late_ns", "begun"), [(0, 1), (1, 0)])
 def test_fan_out_begins_only_within_a_minute(late_ns: int, begun: int) -> None:
-    fan_outs = FanOuts(WHOSE, Opened())
+    fan_outs = FanOuts(COUNTER_ID, Opened())
     start = 1000 * SECOND
     _saw(fan_outs, 1)
     assert _due(fan_outs, start) == []
@@ -53,7 +53,7 @@ def test_fan_out_begins_only_within_a_minute(late_ns: int, begun: int) -> None:
 
 
 def test_fan_out_ends_a_minute_after_its_last_flow() -> None:
-    fan_outs = FanOuts(WHOSE, Opened())
+    fan_outs = FanOuts(COUNTER_ID, Opened())
     _saw(fan_outs, 20)
     stages = [stage for stage, _ in _due(fan_outs, 0)]
     for half in range(1, 11):
@@ -66,7 +66,7 @@ def test_fan_out_ends_a_minute_after_its_last_flow() -> None:
 
 
 def test_fan_out_goes_on_when_its_interval_is_over_and_not_earlier() -> None:
-    fan_outs = FanOuts(WHOSE, Opened())
+    fan_outs = FanOuts(COUNTER_ID, Opened())
     _saw(fan_outs, 20)
     assert len(_due(fan_outs, 0)) == 1
     _saw(fan_outs, 1)
@@ -76,7 +76,7 @@ def test_fan_out_goes_on_when_its_interval_is_over_and_not_earlier() -> None:
 
 
 def test_fan_out_counts_4096_destinations_and_ports_at_least() -> None:
-    fan_outs = FanOuts(WHOSE, Opened())
+    fan_outs = FanOuts(COUNTER_ID, Opened())
     for number in range(1, 4200):
         fan_outs.saw(key(tcp(number, f"10.0.{number >> 8}.{number & 255}")), NOW)
     (found,) = fan_outs.due(0)
@@ -84,7 +84,7 @@ def test_fan_out_counts_4096_destinations_and_ports_at_least() -> None:
 
 
 def test_fan_out_of_frames_has_neither_destinations_nor_ports() -> None:
-    fan_outs = FanOuts(WHOSE, Opened())
+    fan_outs = FanOuts(COUNTER_ID, Opened())
     for number in range(20):
         frame = Packet(
             uid=1000, protocol=None, destination=None, port=None, ethertype=0x8000 + number
@@ -94,8 +94,8 @@ def test_fan_out_of_frames_has_neither_destinations_nor_ports() -> None:
     assert (found.flows, found.destinations, found.ports) == (20, 0, 0)
 
 
-def test_fan_out_of_a_user_beyond_the_limit_takes_the_place_of_the_oldest_without_result() -> None:
-    fan_outs = FanOuts(WHOSE, Opened())
+def test_fan_out_of_a_user_beyond_the_limit_replaces_the_oldest_that_has_not_begun() -> None:
+    fan_outs = FanOuts(COUNTER_ID, Opened())
     _saw(fan_outs, 20, uid=1)
     for uid in range(2, 1025):
         _saw(fan_outs, 1, uid=uid)
@@ -104,8 +104,8 @@ def test_fan_out_of_a_user_beyond_the_limit_takes_the_place_of_the_oldest_withou
     assert _due(fan_outs, 0) == [("begun", 1), ("begun", 5000)]
 
 
-def test_fan_out_of_a_user_beyond_the_limit_takes_no_place_of_1024_that_have_begun() -> None:
-    fan_outs = FanOuts(WHOSE, Opened())
+def test_fan_out_of_a_user_beyond_the_limit_replaces_none_of_1024_that_have_begun() -> None:
+    fan_outs = FanOuts(COUNTER_ID, Opened())
     for uid in range(1024):
         _saw(fan_outs, 20, uid=uid)
     _saw(fan_outs, 20, uid=5000)
@@ -113,9 +113,9 @@ def test_fan_out_of_a_user_beyond_the_limit_takes_no_place_of_1024_that_have_beg
     assert 5000 not in fan_outs._watched
 
 
-def test_fan_out_that_does_not_change_is_stored_once() -> None:
+def test_unchanged_fan_out_is_stored_once() -> None:
     opened = Opened()
-    fan_outs = FanOuts(WHOSE, opened)
+    fan_outs = FanOuts(COUNTER_ID, opened)
     _saw(fan_outs, 20)
     list(fan_outs.due(0))
     assert len(opened.changed) == 1
@@ -124,9 +124,9 @@ def test_fan_out_that_does_not_change_is_stored_once() -> None:
     assert opened.changed == {}
 
 
-def test_fan_out_after_a_restart_is_not_reported_again_without_news() -> None:
-    fan_outs, opened = FanOuts(WHOSE, Opened()), Opened()
-    before = FanOuts(WHOSE, opened)
+def test_fan_out_after_a_restart_is_not_reported_again_without_a_change() -> None:
+    fan_outs, opened = FanOuts(COUNTER_ID, Opened()), Opened()
+    before = FanOuts(COUNTER_ID, opened)
     _saw(before, 20)
     list(before.due(0))
     (stored,) = opened.changed.values()
@@ -171,22 +171,22 @@ def test_aggregated_flow_that_grows_keeps_its_sum_from_ending() -> None:
     assert pots[0].flows == 1
 
 
-def test_aggregated_flow_is_one_of_its_own_again_after_it_was_evicted() -> None:
+def test_evicted_flow_is_no_longer_aggregated() -> None:
     folded, _ = _folded(1)
     assert key(tcp(uid=0)) in folded
     folded.forget(key(tcp(uid=0)))
     assert key(tcp(uid=0)) not in folded
 
 
-def test_quota_of_a_user_who_has_rested_is_forgotten_first() -> None:
+def test_quota_of_an_idle_user_is_evicted_first() -> None:
     quota = Quota()
     for uid in range(256):
         assert quota.grants(uid, NOW)
-    assert quota.grants(3, NOW + SECOND // 20)  # a user that is known needs no new place
+    assert quota.grants(3, NOW + SECOND // 20)  # a known user needs no new slot
     assert quota.grants(9999, NOW + SECOND // 10)
     assert quota._earned_ns.keys() == {3, 9999}
 
 
-def test_balance_of_a_mode_counts_nothing_of_the_other() -> None:
+def test_balance_of_a_mode_excludes_the_other_mode() -> None:
     balance = Balance(sandbox="sb", rule="egress", reported=0, overflowed=0, in_flight=0, lost=0)
     assert (balance.refused, balance.let_pass, balance.imbalance) == (0, 0, 0)

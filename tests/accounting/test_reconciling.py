@@ -1,4 +1,4 @@
-"""Records and readings of one rule, reconciled: what is pending, held back or of no known flow."""
+"""Records and readings of one rule, reconciled: pending and waiting packets, and unknown flows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _step(ledger: Ledger, counts: Mapping[Key, int], second: int, **more: Any) -
 
 
 def _during(found: Reading, before: int) -> Reading:
-    """A reading that began when ``before`` packets had been refused."""
+    """Return the reading, as if it began after ``before`` refused packets."""
     of_rule = dataclasses.replace(found.rules[RULE], refused_before=Count(before, 60 * before))
     return dataclasses.replace(found, rules={RULE: of_rule})
 
@@ -62,7 +62,7 @@ def _pending(ledger: Ledger) -> tuple[int, int]:
     return balance.in_flight, balance.imbalance
 
 
-def test_pending_packets_are_those_that_came_during_the_reading_too(ledger: Ledger) -> None:
+def test_pending_packets_include_those_that_came_during_the_reading(ledger: Ledger) -> None:
     observe(ledger, _during(reading({key(tcp()): 3}, NOW + SECOND, refused=5), 3))
     assert _pending(ledger) == (5, 0)
     assert len(_due(ledger, 1)) == 1
@@ -84,20 +84,20 @@ def test_pending_packets_of_aggregated_flows_are_counted_once(ledger: Ledger) ->
     assert ledger.rules[RULE].many[1000].counted.owed_packets == 500
 
 
-def test_pending_packets_are_none_of_those_that_were_reported_as_forgotten(ledger: Ledger) -> None:
-    told = [each for second in range(700, 709) for each in _step(ledger, {}, second, refused=5)]
-    assert [(each.packets, each.bytes) for each in told] == [(5, 300)]
+def test_pending_packets_exclude_those_reported_as_forgotten(ledger: Ledger) -> None:
+    first = [each for second in range(700, 709) for each in _step(ledger, {}, second, refused=5)]
+    assert [(each.packets, each.bytes) for each in first] == [(5, 300)]
     observe(ledger, _during(reading({key(tcp()): 2}, NOW + 710 * SECOND, refused=7), 5))
     assert _pending(ledger) == (2, 0)
-    told = [
+    later = [
         each
         for second in range(720, 740)
         for each in _step(ledger, {key(tcp()): 2}, second, refused=10)
     ]
-    assert [(each.packets, each.bytes) for each in told] == [(2, 120), (3, 180)]
+    assert [(each.packets, each.bytes) for each in later] == [(2, 120), (3, 180)]
 
 
-def test_record_of_a_packet_that_was_forgotten_is_reported_once(ledger: Ledger) -> None:
+def test_packet_with_a_record_and_no_element_is_reported_once(ledger: Ledger) -> None:
     assert ledger.record(record(tcp()), SECOND) is not None
     for second in (700, 701):
         observe(ledger, reading({}, NOW + second * SECOND, refused=1))
@@ -112,26 +112,26 @@ def test_flows_wait_for_an_unread_record_for_three_readings_and_no_longer(ledger
     assert [each.packets for each in _step(ledger, other, 4)] == [5]
 
 
-@pytest.mark.parametrize(("second", "is_told"), [(60, False), (61, True)])
+@pytest.mark.parametrize(("second", "is_reported"), [(60, False), (61, True)])
 def test_record_waits_for_its_counter_for_a_minute_after_packets_without_a_flow(
-    ledger: Ledger, second: int, is_told: bool
+    ledger: Ledger, second: int, is_reported: bool
 ) -> None:
     assert len(_step(ledger, {UNPLACED: 1}, 1)) == 1
     found = ledger.record(record(tcp(443), at_ns=NOW + second * SECOND), second * SECOND)
-    assert (found is not None) is is_told
+    assert (found is not None) is is_reported
 
 
-def test_record_of_an_aggregated_flow_begins_nothing(ledger: Ledger) -> None:
+def test_record_of_an_aggregated_flow_is_not_an_attempt(ledger: Ledger) -> None:
     assert len(_step(ledger, MANY, 1)) == 1001
     folded = key(tcp(1400))
     assert folded in ledger.rules[RULE]._folded
-    # By then the user is granted flows again.
+    # The user's quota has recovered by then.
     assert ledger.record(record(tcp(1400), at_ns=NOW + 9 * SECOND), 9 * SECOND) is None
-    told = _step(ledger, MANY | {folded: 4}, 10)
-    assert [each.merged.why for each in told if each.merged is not None] == ["many"]
+    reported = _step(ledger, MANY | {folded: 4}, 10)
+    assert [each.merged.why for each in reported if each.merged is not None] == ["many"]
 
 
-def test_packets_that_a_record_is_one_of_have_a_window_after_it(ledger: Ledger) -> None:
+def test_window_of_a_flow_begins_at_its_reported_record(ledger: Ledger) -> None:
     observe(ledger, reading({key(tcp()): 3}, NOW + 2 * SECOND))
     first = ledger.record(record(tcp(), at_ns=NOW + SECOND), 2 * SECOND)
     assert first is not None
@@ -153,7 +153,7 @@ def test_fan_out_counts_a_flow_once_whether_a_record_or_a_reading_has_it_first(
     assert _begun(_due(ledger, 2)) == []
 
 
-def test_fan_out_is_of_flows_with_a_place_only(ledger: Ledger) -> None:
+def test_fan_out_excludes_packets_without_a_flow(ledger: Ledger) -> None:
     def other(protocol: int) -> Key:
         return keys(record(dataclasses.replace(tcp(), protocol=protocol)))[-2]
 
@@ -169,7 +169,7 @@ def test_fan_out_is_of_flows_with_a_place_only(ledger: Ledger) -> None:
         ("ingress", False),
     ],
 )
-def test_fan_out_is_of_a_rule_whose_packets_the_sandbox_sends(rule: str, is_outbound: bool) -> None:
+def test_fan_out_covers_rules_for_outbound_packets_only(rule: str, is_outbound: bool) -> None:
     def of_rule(found: Reading) -> Reading:
         return dataclasses.replace(
             found, rules={rule: found.rules[RULE]}, epochs={rule: found.epochs[RULE]}
@@ -185,7 +185,7 @@ def test_fan_out_is_of_a_rule_whose_packets_the_sandbox_sends(rule: str, is_outb
         assert _begun(_due(ledger, 2, closing=True)) == []
 
 
-def test_record_before_new_counters_is_found_where_those_counted_it(
+def test_record_before_new_counters_is_found_in_the_new_counters(
     ledger: Ledger, tmp_path: Path
 ) -> None:
     assert ledger.record(record(tcp(1)), SECOND) is not None
@@ -202,7 +202,7 @@ def test_record_before_new_counters_is_found_where_those_counted_it(
         assert _pending(each) == (0, 0)
 
 
-def test_packets_that_are_owed_before_a_restart_are_reported_after_it(
+def test_packets_unreported_before_a_restart_are_reported_after_it(
     ledger: Ledger, tmp_path: Path
 ) -> None:
     observe(ledger, reading({key(tcp()): 1}, NOW + SECOND))
@@ -222,7 +222,7 @@ def test_reading_of_two_rules_is_as_old_as_the_older(ledger: Ledger) -> None:
     assert ledger.read_ns == NOW
 
 
-def test_balance_has_no_lost_record_when_more_were_read_than_the_last_reading_counted(
+def test_balance_has_no_lost_record_when_records_are_ahead_of_the_reading(
     ledger: Ledger,
 ) -> None:
     ledger.record(record(tcp()), SECOND)
@@ -230,7 +230,7 @@ def test_balance_has_no_lost_record_when_more_were_read_than_the_last_reading_co
 
 
 def test_record_is_found_elsewhere_after_two_readings_and_not_after_one(ledger: Ledger) -> None:
-    """One reading may leave out an element."""
+    """One reading may omit an element."""
     assert ledger.record(record(tcp(1)), SECOND) is not None
     other = {key(tcp(2)): 1}
     assert _step(ledger, other, 2) == []
@@ -240,7 +240,7 @@ def test_record_is_found_elsewhere_after_two_readings_and_not_after_one(ledger: 
     assert _pending(ledger) == (0, 0)
 
 
-def test_record_is_taken_off_what_has_no_place_after_nine_readings(ledger: Ledger) -> None:
+def test_record_is_subtracted_from_overflow_packets_after_nine_readings(ledger: Ledger) -> None:
     assert ledger.record(record(tcp(1)), SECOND) is not None
     entries = ledger.rules[RULE].entries["flows4"]
     for second in range(2, 10):

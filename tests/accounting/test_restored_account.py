@@ -1,4 +1,4 @@
-"""What a restart takes up of an account, row by row."""
+"""The account that a restart restores, row by row."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _store(path: Path) -> None:
 def test_record_of_a_packet_reported_without_its_flow_is_not_reported_after_a_restart(
     path: Path,
 ) -> None:
-    """A kernel log is read on from where the killed service was."""
+    """A restarted service reads the kernel log from the killed service's position."""
     kept, ledger = book.Book(path).open(), _ledger()
     observe(ledger, reading({}))
     observe(ledger, reading({}, NOW + SECOND, overflow=1))
@@ -78,7 +78,7 @@ def test_state_of_an_earlier_version_is_read(path: Path) -> None:
     assert taken.rules[RULE].refused.packets > 0
 
 
-def test_rows_that_did_not_change_are_not_written_again_and_those_that_went_are_deleted(
+def test_unchanged_rows_are_not_written_again_and_obsolete_rows_are_deleted(
     path: Path,
 ) -> None:
     kept, ledger = book.Book(path).open(), _ledger()
@@ -98,7 +98,7 @@ def test_rows_that_did_not_change_are_not_written_again_and_those_that_went_are_
     assert taken.rules[RULE].entries["flows4"] == {}
 
 
-def test_cursor_of_a_source_is_the_latest_and_of_no_other(path: Path) -> None:
+def test_cursor_is_the_latest_of_its_own_source(path: Path) -> None:
     kept = book.Book(path).open()
     assert kept.position("kmsg") is None
     kept.commit(book.Changes(), [], ("kmsg", "7"))
@@ -110,7 +110,7 @@ def test_cursor_of_a_source_is_the_latest_and_of_no_other(path: Path) -> None:
     kept.close()
 
 
-def test_packets_that_many_flows_owe_are_restored_with_their_user(path: Path) -> None:
+def test_unreported_packets_of_many_flows_are_restored_with_their_user(path: Path) -> None:
     ledger, taken = _ledger(), _ledger()
     observe(ledger, reading({key(tcp(port)): 2 for port in range(1, 1101)}))
     for _ in ledger.fold(SECOND):
@@ -121,8 +121,8 @@ def test_packets_that_many_flows_owe_are_restored_with_their_user(path: Path) ->
     kept.close()
     pot = taken.rules[RULE].many[1000]
     assert (pot.flows, pot.counted.owed_packets, pot.counted.owed_bytes) == (100, 200, 12000)
-    told = attempts(taken.due(2 * SECOND, closing=True))
-    assert sum(each.packets for each in told) == 2200
+    reported = attempts(taken.due(2 * SECOND, closing=True))
+    assert sum(each.packets for each in reported) == 2200
 
 
 def test_removed_account_leaves_no_file(path: Path) -> None:

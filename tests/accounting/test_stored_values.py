@@ -1,4 +1,4 @@
-"""The range of each stored value: what no version can have written is damage."""
+"""The range of each stored value: a value that no version writes shows damage."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_stored_details_are_facts_at_every_depth() -> None:
             open_state._details(wrong)
 
 
-def test_nothing_is_open_after_a_damaged_file_was_set_aside() -> None:
+def test_no_incident_is_open_after_a_damaged_file_is_quarantined() -> None:
     opened, attempt = Opened(), Attempt.of(record(tcp()))
     end = grown(None, key(tcp()), attempt, lambda *_: False)
     streak = OpenStreak(Whose(sandbox="sb", rule="egress", epoch="boot:1"), key(tcp()), end)

@@ -153,14 +153,14 @@ def test_where_nobody_knows_who_is_younger_there_were_as_many_as_at_once_at_leas
         assert all_of(first, last).unnamed == unnamed
 
 
-def test_calls_that_nobody_counted_add_nothing() -> None:
+def test_uncounted_calls_add_nothing() -> None:
     unknown = by_several(Seen(process=CURL, calls=None), Seen(process=WGET, calls=None))
     assert named(together(unknown, unknown)) == {4242: None, 4243: None}
     assert named(together(unknown, by(CURL))) == {4242: 1, 4243: None}
     assert named(together(by(CURL), unknown)) == {4242: 1, 4243: None}
 
 
-def test_processes_of_one_number_are_two_when_they_began_ten_seconds_apart() -> None:
+def test_processes_with_one_pid_are_two_if_they_began_ten_seconds_apart() -> None:
     assert CURL.created_ns is not None
     for apart_ns, number in ((10 * _SECOND - 1, 0), (10 * _SECOND, 2)):
         later = replace(CURL, created_ns=CURL.created_ns + apart_ns)
