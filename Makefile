@@ -39,7 +39,7 @@ test-loaded: .venv/ready  ## Run the tests that could depend on luck 20 times be
 	$(SUDO) $(BIN)/python -m tests.loaded --runs $(or $(RUNS),20) $(if $(ARGS),-- $(ARGS))
 
 test-odd-host: PACKAGES += docker.io docker-cli locales
-test-odd-host: system .venv/ready  ## Run the tests where Docker and a firewall run, and a user's umask and locale are odd.
+test-odd-host: system .venv/ready  ## Run the tests beside Docker and a firewall, with an unusual umask and locale.
 	$(SUDO) tests/odd_host.sh $(or $(ARGS),-n $(WORKERS))
 
 mutants: .venv/ready  ## Break the Python code in small ways, one by one: make mutants ARGS="--seed 7".

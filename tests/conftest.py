@@ -20,16 +20,16 @@ collect_ignore = [] if sys.platform == "linux" else ["guest", "kernel"]
 
 # How fast an example runs is the machine's business: `make bench` measures ours.
 settings.register_profile("house", deadline=None, print_blob=True)
-#: More of everything that has no number of its own: `pytest --hypothesis-profile thorough`.
+#: More examples for tests without their own number: `pytest --hypothesis-profile thorough`.
 settings.register_profile("thorough", settings.get_profile("house"), max_examples=2000)
 settings.load_profile("house")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have a user's habits changed for all tests, and tests fail that leave something behind."""
+    """Set umask, locale and signals for all tests, and fail tests that leave something behind."""
     os.umask(0o022)
     os.environ["LC_ALL"] = "C.UTF-8"
-    # nohup(1) and a shell's background ignore these, and what a test starts would ignore them too.
+    # nohup(1) and background jobs ignore these signals, and child processes inherit that.
     for number, handler in (
         (signal.SIGHUP, signal.SIG_DFL),
         (signal.SIGINT, signal.default_int_handler),
@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Drop the tests that need Linux where there is another kernel, and order the others."""
+    """Drop the tests that need Linux on other systems, and sort the remaining tests."""
     if sys.platform != "linux":
         items[:] = [item for item in items if item.get_closest_marker("kernel") is None]
     scheduling.schedule(items)
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Run a test when what it needs of the machine is free."""
+    """Run a test when the resources that it needs are free."""
     with scheduling.reserved(item):
         return (yield)
 

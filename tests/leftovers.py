@@ -1,12 +1,13 @@
-"""What a kernel test leaves behind: it fails for each namespace, process, mount and descriptor.
+"""Plugin that fails a kernel test for each namespace, process, mount or descriptor that it leaves.
 
-A worker of pytest-xdist is not blamed for another's test. It lives in a mount namespace of its own,
-whose ``/run/netns`` is empty at first, so names of namespaces and mounts are its own. A process is
-its own where it is in that mount namespace, or has the worker's token in its environment, or is its
-child. What a program has loaded into the kernel (BPF) is held by descriptors, so it ends with them.
+A worker of pytest-xdist checks only the leftovers of its own tests. It has its own mount namespace
+with an empty ``/run/netns``, so it sees only its own names of namespaces and mounts. A process is
+the worker's own in three cases: it is in that mount namespace, it has the worker's token in its
+environment, or it is a child of the worker. Descriptors hold the BPF programs in the kernel, so
+these end with the descriptors.
 
-What is the machine's (tables, links and sysctls of the initial namespace, cgroups) is compared
-after each test where there is one worker, and else once, when all are done.
+The machine has tables, links and sysctls of the initial namespace, and cgroups. With one worker
+they are compared after each test. With more workers they are compared once, after all tests.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _TOKEN: Final = "OCSF_NFT_TESTS"  # noqa: S105 - a variable's name
 _NAMESPACES: Final = Path("/run/netns")
 _CLONE_NEWNS: Final = 0x20000  # include/uapi/linux/sched.h
 _MS_REC_PRIVATE: Final = 0x4000 | 1 << 18  # include/uapi/linux/mount.h
-#: What was ended is gone some time after; what is there so long later was not ended.
+#: A process or namespace that a test ended takes some time to go. After this it is a leftover.
 _GONE_SECONDS: Final = 10.0
 _ALL_NETNS: Final = "net/netfilter/nf_log_all_netns"
 _SYSCTLS: Final = (
@@ -63,7 +64,7 @@ _SYSCTLS: Final = (
 
 
 class Leftovers:
-    """Plugin that compares what there is after each test with what there was before it."""
+    """Plugin that compares the state after each test with the state before it."""
 
     def __init__(self, config: pytest.Config) -> None:
         is_worker = hasattr(config, "workerinput")
@@ -71,13 +72,13 @@ class Leftovers:
         self._compares_machine = not is_worker and not self._is_controller
         self._processes = Processes()
         self._machine_changed: set[str] = set()
-        #: What fixtures of more than one test made.
+        #: Objects that fixtures of more than one test made.
         self._of_fixtures: set[str] = set()
         self._before: set[str] = set()
         self._machine: set[str] = set()
 
     def pytest_sessionstart(self) -> None:
-        """Move into a mount namespace of one's own, and note what there is."""
+        """Move into a new mount namespace, and record the state of the machine."""
         self._machine = machine()
         if not self._is_controller:
             _own_mounts()
@@ -87,7 +88,7 @@ class Leftovers:
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
-        """Let a fixture of more than one test have what it makes until the end."""
+        """Allow a fixture of more than one test to keep its objects until the end."""
         if fixturedef.scope == "function" or not _is_checked(request._pyfuncitem):
             return (yield)
         before = self._found()
@@ -98,7 +99,7 @@ class Leftovers:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, None, None]:
-        """Note what there is before a test's fixtures are made."""
+        """Record the state before the fixtures of a test."""
         if _is_checked(item):
             self._before = self._found()
             if self._compares_machine:
@@ -109,13 +110,13 @@ class Leftovers:
     def pytest_runtest_teardown(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, None, None]:
-        """Fail where a test, its fixtures ended, leaves something behind."""
+        """Fail a test that leaves something behind after the end of its fixtures."""
         yield
         left: set[str] = set()
         if _is_checked(item):
             left |= _settled(lambda: self._found() - self._before - self._of_fixtures)
             if self._compares_machine:
-                # Another run's test may change that sysctl now.
+                # A test of another run may change this sysctl now.
                 own = item.get_closest_marker(scheduling.KERNEL_LOG) is not None
                 left |= _settled(
                     lambda: {
@@ -123,13 +124,13 @@ class Leftovers:
                     }
                 )
         if nextitem is None:
-            # Now the fixtures of more than one test have ended too.
+            # By now the fixtures of more than one test have ended too.
             left |= _settled(lambda: self._found() & self._of_fixtures)
         if left:
             pytest.fail("left behind: " + "; ".join(sorted(map(_described, left))), pytrace=False)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Compare the machine after all tests with the machine before."""
+        """Compare the machine after all tests with the machine before them."""
         if not self._is_controller:
             return
         with scheduling.locked(scheduling.KERNEL_LOG, fcntl.LOCK_EX):
@@ -138,7 +139,7 @@ class Leftovers:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say what of the machine has changed."""
+        """Print the changes of the machine."""
         if self._machine_changed:
             terminalreporter.section("left behind (run without -n to see by which test)")
             for each in sorted(self._machine_changed):
@@ -153,15 +154,15 @@ def _is_checked(item: pytest.Item) -> bool:
 
 
 class Processes:
-    """The processes that this one has started, and those that they have."""
+    """The processes that this one has started, and their descendants."""
 
     def __init__(self) -> None:
         self.token: Final = secrets.token_hex(8)
-        #: Others', each by its number and its inode in /proc: they are looked at once.
+        #: Processes of others, by number and inode in /proc: each is checked once.
         self._others: set[tuple[int, int]] = set()
 
     def found(self) -> set[str]:
-        """Return what runs, and what has ended and was not waited for."""
+        """Return the running processes, and the ended ones that were not waited for."""
         own = Path("/proc/thread-self/ns/mnt").readlink()
         with os.scandir("/proc") as entries:
             there = {(int(each.name), each.inode()) for each in entries if each.name.isdecimal()}
@@ -171,7 +172,7 @@ class Processes:
             if pid != os.getpid():
                 try:
                     is_ours = self._is_ours(pid, own)
-                except PermissionError:  # none that a test may start
+                except PermissionError:  # a test cannot start such a process
                     is_ours = False
                 except (FileNotFoundError, ProcessLookupError):  # it has ended
                     continue
@@ -186,7 +187,7 @@ class Processes:
         state, parent = stat.rpartition(")")[2].split()[:2]
         if int(parent) == os.getpid():
             return True
-        if state == "Z":  # its parent's
+        if state == "Z":  # a zombie: only its parent can remove it
             return False
         if Path(f"/proc/{pid}/ns/mnt").readlink() == own_mounts:
             return True
@@ -201,16 +202,16 @@ def namespaces() -> set[str]:
 
 
 def mounts() -> set[str]:
-    """Return what is mounted, by the kernel's numbers and the places."""
+    """Return the mounts, by the kernel's numbers and the mount points."""
     lines = Path("/proc/thread-self/mountinfo").read_text("utf-8", "replace").splitlines()
     return {f"mount {number} on {place}" for number, _, _, _, place, *_ in map(str.split, lines)}
 
 
 def descriptors() -> set[str]:
-    """Return what this process has open."""
+    """Return the open descriptors of this process."""
     found = set()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - quicker
-        with contextlib.suppress(FileNotFoundError):  # that of the list itself
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
             found.add(f"descriptor {name} of {Path('/proc/self/fd', name).readlink()}")
     return found
 
@@ -259,7 +260,7 @@ def _cgroups() -> Iterator[Path]:
 
 
 def _settled(left: Callable[[], set[str]]) -> set[str]:
-    """Return what is left when what was ended has had time to go."""
+    """Return the leftovers that remain after ended processes have had time to go."""
     end = time.monotonic() + _GONE_SECONDS
     while found := left():
         gc.collect()
@@ -281,7 +282,7 @@ def _described(thing: str) -> str:
 
 
 def _own_mounts() -> None:
-    """Move into a mount namespace of one's own, where there are no named network namespaces."""
+    """Move into a new mount namespace without named network namespaces."""
     if os.geteuid() != 0:
         return
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,9 +1,9 @@
 """Run tests many times on a machine that is busy with something else: `make test-loaded`.
 
-Two processes compute without pause and one writes to the disk and syncs, while the tests of the
-kernel, the service, the guests and delivery run again and again. A test that depends on luck fails
-here sooner or later. Prints one line for each run and the failed tests at the end; exits with 1 if
-one failed.
+Two processes compute without pause, and one writes to the disk and syncs. Meanwhile the tests of
+the kernel, the service, the guests and delivery run repeatedly. A test that depends on timing fails
+here sooner or later. Prints one line for each run, and the failed tests at the end. Exits with 1 if
+a test failed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FILE_BYTES: Final = 64 << 20
 
 
 def main() -> int:
-    """Run the tests under load as often as asked for; return the exit code."""
+    """Run the tests under load the requested number of times; return the exit code."""
     arguments = _parser().parse_args()
     failures: Counter[str] = Counter()
     with _load(arguments.busy):
@@ -72,7 +72,7 @@ def _run(arguments: Sequence[str]) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def _load(busy: int) -> Iterator[None]:
-    """Keep processors and the disk busy; what does so ends with the context, or with us."""
+    """Keep processors and the disk busy until the context or this process ends."""
     with tempfile.TemporaryDirectory() as folder:
         spinners = [multiprocessing.Process(target=_compute, daemon=True) for _ in range(busy)]
         writer = multiprocessing.Process(target=_write, args=(Path(folder),), daemon=True)

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Run tests on a host unlike a new one, as root: tests/odd_host.sh [ARGUMENTS OF PYTEST]
+# Run tests on an unusual host, as root: tests/odd_host.sh [ARGUMENTS OF PYTEST]
 #
-# Docker and a container run; there is a ruleset of firewalld's size; the host routes and filters
-# reverse paths; umask, locale and TMPDIR are others. All that is taken down again at the end.
+# Docker and a container run. There is a ruleset of the size of firewalld's. The host forwards
+# packets and filters by reverse path. The umask, the locale and TMPDIR differ from the defaults.
+# All of this is removed at the end.
 # Needs docker.io, docker-cli, busybox-static and locales.
 set -eu
 for each in busybox docker dockerd localedef; do

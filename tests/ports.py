@@ -1,4 +1,4 @@
-"""Ports on loopback for servers that can't choose one by themselves."""
+"""Loopback ports for servers that cannot choose a free port."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import socket
 from contextlib import ExitStack
 from typing import Final
 
-#: Below those that the kernel gives to clients and to whoever binds to port 0, so that none of
-#: them has taken a port before its server has (net.ipv4.ip_local_port_range).
+#: Below the ports that the kernel gives to clients and to sockets that bind to port 0
+#: (net.ipv4.ip_local_port_range). So no other socket takes a port before its server does.
 _FIRST, _LAST = 10_000, 32_767
 _KINDS: Final = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
 
 
 def free_ports(number: int) -> list[int]:
-    """Return so many ports, each another one, that are free on 127.0.0.1 by TCP and UDP."""
+    """Return `number` different ports that are free on 127.0.0.1 for TCP and UDP."""
     found: list[int] = []
     with ExitStack() as bound:
         while len(found) < number:
@@ -29,6 +29,6 @@ def free_ports(number: int) -> list[int]:
 
 
 def free_port() -> int:
-    """Return one such port."""
+    """Return a port that is free on 127.0.0.1 for TCP and UDP."""
     (port,) = free_ports(1)
     return port

@@ -1,9 +1,9 @@
-"""The machine as something that tests share: which tests run beside each other, and which do not.
+"""Scheduling of tests that share one machine: which tests run in parallel, and which do not.
 
-Most tests run beside each other, file by file. The marker ``alone`` names a test that needs the
-whole machine (a flood, a storm of forks, a latency): it runs after all others, with nothing beside
-it. The marker ``kernel_log`` names a test that reads the machine's one kernel log, or changes the
-sysctl that lets namespaces write to it: one such test runs at a time.
+Most tests run in parallel, file by file. The marker ``alone`` is for a test that needs the whole
+machine (a flood, many forks, a latency): it runs after all others, with no other test beside it.
+The marker ``kernel_log`` is for a test that reads the machine's only kernel log. It is also for a
+test that changes the sysctl that lets namespaces write to that log. One such test runs at a time.
 
 pytest-xdist keeps the tests of a marker on one worker. The locks also hold between two runs on one
 machine.
@@ -30,7 +30,7 @@ _LOCKS: Final = Path("/run/lock")
 
 
 class FileScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist ships no types for it
-    """Distribution of whole files to workers, and of whole groups where a test names one."""
+    """Distribution of whole files to workers, and of whole groups for tests that name a group."""
 
     def _split_scope(self, nodeid: str) -> str:
         group: str = super()._split_scope(nodeid)
@@ -38,7 +38,7 @@ class FileScheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist ships 
 
 
 def schedule(items: list[pytest.Item]) -> None:
-    """Sort tests by when they run, and group those that one worker runs in turn."""
+    """Sort tests into their order, and group those that must run on one worker."""
     for item in items:
         for marker in (ALONE, KERNEL_LOG):
             if item.get_closest_marker(marker) is not None:
@@ -48,7 +48,7 @@ def schedule(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    """Return the test's place: long groups first, what needs the machine last."""
+    """Return a test's rank: long groups come first, tests that need the whole machine last."""
     if item.get_closest_marker(ALONE) is not None:
         return 3
     if item.get_closest_marker("xdist_group") is not None:
@@ -58,7 +58,7 @@ def _turn(item: pytest.Item) -> int:
 
 @contextlib.contextmanager
 def reserved(item: pytest.Item) -> Iterator[None]:
-    """Hold what a test needs of the machine; wait until it is free."""
+    """Hold the locks of the resources that a test needs; wait until they are free."""
     is_alone = item.get_closest_marker(ALONE) is not None
     with contextlib.ExitStack() as locks:
         locks.enter_context(locked("machine", fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH))
@@ -69,11 +69,11 @@ def reserved(item: pytest.Item) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(name: str, how: int) -> Iterator[None]:
-    """Hold a lock of the machine's, such as :data:`KERNEL_LOG`; ``how`` is flock(2)'s operation."""
-    # Not in TMPDIR, which may be another one in a second run.
+    """Hold a machine-wide lock, such as :data:`KERNEL_LOG`; ``how`` is flock(2)'s operation."""
+    # Not in TMPDIR, which may differ in a second run.
     folder = _LOCKS if os.access(_LOCKS, os.W_OK) else Path(tempfile.gettempdir())
     path = folder / f"ocsf-nft-tests-{os.geteuid()}.{name}"
-    # Anybody may put a link into that folder: it is not followed.
+    # Any user may put a symbolic link into that folder: it is not followed.
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, how)

@@ -1,4 +1,4 @@
-"""Conversion between clocks, also where the thread loses its processor between two readings."""
+"""Conversion between clocks, also if the scheduler stops the thread between two readings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EPOCH_NS = 1_000_000_000_000
 
 
 class _Machine:
-    """Two clocks that go on by the given nanoseconds before each reading of one of them."""
+    """Two clocks that advance by the given nanoseconds before each reading."""
 
     def __init__(self, pauses: Iterable[int]) -> None:
         self.now_ns = 0
@@ -40,7 +40,7 @@ class _Machine:
         (0, 5_000_000),  # between the first reading and the wall clock
         (0, 0, 5_000_000),  # between the wall clock and the second reading
         (0, 5_000_000, 0, 0, 7_000_000, 0, 0, 0, 9_000_000),
-        (0, 5_000_000, 0, 0, 1_500, 1_500, *(0, 5_000_000, 0) * 10),  # once little, never tight
+        (0, 5_000_000, 0, 0, 1_500, 1_500, *(0, 5_000_000, 0) * 10),  # short once, never tight
     ],
 )
 def test_epoch_of_ignores_readings_that_were_interrupted(

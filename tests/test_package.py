@@ -74,9 +74,9 @@ def test_commands_work_or_name_linux_where_system_is_not_linux(tmp_path: Path) -
     assert "Traceback" not in done.stderr
     converted, *others, rest = re.split(r"exited with (\d+)\n", done.stderr)
     assert (others[0], rest) == ("0", ""), converted
-    said = dict(zip(needs_linux, zip(others[1::2], others[2::2], strict=True), strict=True))
-    assert {what: told for what, told in said.items() if told[1] != "3"} == {}
-    assert {what: told for what, told in said.items() if "Linux" not in told[0]} == {}
+    results = dict(zip(needs_linux, zip(others[1::2], others[2::2], strict=True), strict=True))
+    assert {what: each for what, each in results.items() if each[1] != "3"} == {}
+    assert {what: each for what, each in results.items() if "Linux" not in each[0]} == {}
 
 
 #: What clang compiles, and what it makes of that.

@@ -1,4 +1,4 @@
-"""Opening what the kernel runs for a capture."""
+"""Opening the BPF programs and the cgroup of a capture."""
 
 from __future__ import annotations
 

@@ -351,7 +351,7 @@ async def test_much_that_comes_is_read_though_nobody_asks(host: Host) -> None:
 async def test_ladder_reads_the_capture_at_each_regular_check(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few calls don't wake a reader: unread, they fill the kernel's buffer."""
+    """A few calls don't wake a reader. Without a regular check they fill the kernel's buffer."""
     monkeypatch.setattr(ladder, "_CHECK_SECONDS", 0.01)
     fell: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Which packets a rule stops, as far as its matches and statements say."""
+"""The packets that a rule stops, as its matches and statements show."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_check_stops_the_packets_of_a_family(name: str, version: int) -> None:
 
 @pytest.mark.parametrize("below", [0, 100])
 @pytest.mark.parametrize("above", [0, 100])
-def test_check_finds_an_element_wherever_it_is_in_a_set(below: int, above: int) -> None:
+def test_check_finds_an_element_at_any_position_in_a_set(below: int, above: int) -> None:
     elements: list[Any] = [f"10.0.0.{number}" for number in range(below)]
     elements += [f"192.0.2.{number}" for number in range(above)]
     elements.append({"prefix": {"addr": "172.16.0.0", "len": 29}})
@@ -95,7 +95,7 @@ def test_check_names_the_flows_that_a_rule_stops() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "is_certain"), [("ttl", 9, True), ("saddr", "10.9.9.9", False)]
 )
-def test_check_knows_which_rewritten_field_changes_where_a_packet_is_from(
+def test_check_knows_which_rewritten_field_changes_the_origin_of_a_packet(
     field: str, value: int | str, *, is_certain: bool
 ) -> None:
     key = {"payload": {"protocol": "ip", "field": field}}

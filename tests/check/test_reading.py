@@ -1,4 +1,4 @@
-"""Reading the rules that iptables keeps in a form of its own."""
+"""Reading the rules that iptables stores in its own form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line in a fork of the test process, which has imported it already."""
+"""Run the command line in a fork of the test process, which has imported it already."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-# Some of these are for what commands import when they need it.
+# Commands import some of these modules only when they need them.
 from ocsf_nft import config, metrics, service, validation  # noqa: F401
 from ocsf_nft.check import findings  # noqa: F401
 from ocsf_nft.cli import formats, logs, main  # noqa: F401
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-#: Higher descriptors are not closed: the tests open fewer.
+#: A fork closes no descriptor above this number: the tests open fewer.
 _DESCRIPTORS: Final = 4096
 
 
@@ -35,30 +35,30 @@ def run(
     check: bool = False,
     **options: Any,
 ) -> subprocess.CompletedProcess[Any]:
-    """Run a command to its end, and return what a process of its own would return.
+    """Run a command, wait until it exits, and return the result as `subprocess.run` does.
 
     ``options`` are those of ``subprocess.run``. A fork starts in a tenth of the time.
     """
     work = partial(become, [str(each) for each in arguments], env)
     defaults = {"text": True, "timeout": 60, "capture_output": "stdout" not in options}
-    # A fork asks for nothing that other threads of the tests hold.
+    # The fork waits for no lock that another thread of the tests holds.
     return subprocess.run([sys.executable], check=check, preexec_fn=work, **(defaults | options))
 
 
 def become(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
-    """Run a command in this process, a new fork of the test process, and end with it.
+    """Run a command in this process, a new fork of the test process, and exit with its code.
 
-    It is for ``preexec_fn`` of ``subprocess``.
+    Pass it to ``subprocess`` as ``preexec_fn``.
     """
-    # A finalizer of the test process would close a descriptor that is the command's by then.
+    # A finalizer of the test process would close a descriptor that the command has reused by then.
     gc.freeze()
-    os.closerange(3, _DESCRIPTORS)  # among them that by which subprocess would wait for an exec
+    os.closerange(3, _DESCRIPTORS)  # also the one that subprocess waits on until exec
     code: object = 1
     try:
         warnings.resetwarnings()
         sys.argv = ["ocsf-nft", *arguments]
         sys.stdin, sys.stdout, sys.stderr = (
-            open(number, mode, closefd=False)  # noqa: SIM115 - a descriptor, until the end
+            open(number, mode, closefd=False)  # noqa: SIM115 - stays open until the process exits
             for number, mode in enumerate(("r", "w", "w"))
         )
         if env is not None:

@@ -88,11 +88,11 @@ def next_number(process: subprocess.Popen[str]) -> int:
 
 
 def until_it_waits(process: subprocess.Popen[str], path: Path) -> None:
-    """Wait until a process that has no output yet has opened the file and sleeps."""
+    """Wait until a process without output has opened the file and sleeps."""
     proc = Path("/proc") / str(process.pid)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError):  # a descriptor that was closed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # the descriptor was closed meanwhile
             is_open = any(link.readlink() == path for link in (proc / "fd").iterdir())
             if is_open and (proc / "stat").read_text().rpartition(") ")[2].startswith("S"):
                 return

@@ -1,4 +1,4 @@
-"""Few events that stand for many, where only the shape of their objects matters."""
+"""A small set of events that represents many, where only the shape of their objects matters."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _OBSERVED = ("observables", "name")
 
 
 def of_each_shape(events: Mapping[Key, Any]) -> dict[Key, Any]:
-    """Return events that hold each set of attributes, and each id, that an object of them has.
+    """Return a few of the events: with each set of attributes, and each id, of their objects.
 
-    A schema constrains each object by itself: other events only combine the same objects anew.
+    A schema constrains each object independently: the other events only combine the same objects.
     """
     seen: set[Any] = set()
     chosen = {}

@@ -345,6 +345,6 @@ NEWEST: Final[dict[int, dict[str, Spoil]]] = {
 
 
 def spoils(uid: int, version: str) -> dict[str, Spoil]:
-    """Return every single thing that spoils the sample of a class and version, by name."""
+    """Return all changes that make the sample of a class and version invalid, by name."""
     of_version = LATER if version == VERSIONS[0] else NEWEST
     return ANY | OF_CLASS[uid] | of_version[uid]

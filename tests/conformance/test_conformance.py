@@ -61,8 +61,8 @@ if TYPE_CHECKING:
 
     Judge = Callable[[Any, str], list[str]]
 
-#: How processes are named from some moment on, when it is not any more by a capture.
-RUNGS: tuple[Rung, ...] = ("socket", "user")
+#: The attribution methods that replace a capture.
+METHODS: tuple[Rung, ...] = ("socket", "user")
 CONTEXTS = {"a host": CONTEXT, "a container": CONTAINED, "nothing": Context()}
 
 
@@ -133,9 +133,9 @@ def about_fences(context: Context) -> Iterator[tuple[str, Event]]:
 def about_the_service(context: Context, text: str = "why") -> Iterator[tuple[str, Event]]:
     yield "start", lifecycle(context, activity="start", time_ns=TIME_NS)
     yield "stop", lifecycle(context, activity="stop", time_ns=TIME_NS, reason=text)
-    for rung in RUNGS:
-        fell = attribution_fell(context, rung=rung, reason=text, time_ns=TIME_NS)
-        yield f"attribution by {rung}", fell
+    for method in METHODS:
+        fell = attribution_fell(context, rung=method, reason=text, time_ns=TIME_NS)
+        yield f"attribution by {method}", fell
     for lost in (None, 0, 1, 655_090):
         for transport in ("nflog", "kmsg", "journal", "replay", "counters"):
             missing = Gap(
@@ -160,7 +160,7 @@ def as_json(event: Event) -> Any:
 
 @pytest.fixture(scope="module")
 def events() -> dict[str, Any]:
-    """Every event that we know, in the newest version."""
+    """Return every event that the project emits, in the newest version of OCSF."""
     return {
         f"{where}, {name} ({number})": as_json(event)
         for where, context in CONTEXTS.items()
@@ -207,9 +207,10 @@ def test_json_schema_accepts_events_of_each_shape(version: str, few: dict[str, A
 
     faults = {}
     for name, event in few.items():
-        told = _at(version, event)
-        held_to = validator(told["class_uid"], tuple(told["metadata"].get("profiles", ())))
-        if found := [error.message for error in held_to.iter_errors(told)]:
+        converted = _at(version, event)
+        profiles = tuple(converted["metadata"].get("profiles", ()))
+        schema = validator(converted["class_uid"], profiles)
+        if found := [error.message for error in schema.iter_errors(converted)]:
             faults[name] = found
     assert not faults
     assert {event["class_uid"] for event in few.values()} == CLASSES.keys()

@@ -44,7 +44,7 @@ def test_judge_knows_later_attributes_in_later_version(uid: int) -> None:
             for version in ("1.1.0", "1.8.0")
         )
         unknown = {told for told in then if "is no attribute of" in told}
-        if both := {told.replace("1.1.0", "1.8.0") for told in unknown} & now:
+        if both := {fault.replace("1.1.0", "1.8.0") for fault in unknown} & now:
             rejected[name] = both
     assert rejected == {}
 

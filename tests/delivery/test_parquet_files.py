@@ -85,7 +85,7 @@ def test_files_of_a_class_have_one_schema(version: str) -> None:
         of_class.setdefault(message.event()["class_uid"], []).append(message)
     for messages in of_class.values():
         assert len(messages) > 1
-        # The longest holds nearly every attribute, the shortest those that every event has.
+        # The longest event has nearly every attribute. The shortest has those of every event.
         ordered = sorted(messages, key=lambda message: len(message.line))
         files = [*_files(ordered[:1], version), *_files(ordered[-1:], version)]
         one, other = (pq.read_schema(pa.BufferReader(file.content)) for file in files)

@@ -41,9 +41,9 @@ FOUND = 2004
 
 @cache
 def messages(version: str) -> tuple[Message, ...]:
-    """Return each event of the corpus in the newest version, in an older one those of each shape.
+    """Return each event of the corpus in the newest version; in an older one, a few of each shape.
 
-    Texts and numbers are the same in each version; which attributes there are is not.
+    Texts and numbers are the same in each version. Only the set of attributes differs.
     """
     events = _newest()
     if version == LATEST:
@@ -54,7 +54,7 @@ def messages(version: str) -> tuple[Message, ...]:
 
 @cache
 def _newest() -> tuple[bytes, ...]:
-    """The corpus, and what is read by people."""
+    """Return the corpus and the golden events, in the newest version."""
     events = chain(_of_attempts(), _of_streaks(), _of_fences())
     golden = (orjson.loads(path.read_bytes()) for path in sorted(FOLDER.glob("*.json")))
     return (

@@ -1,4 +1,4 @@
-"""A fence that is installed over another one knows of the mode that was before."""
+"""The previous mode of a fence, when another fence replaces it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.standing import INSTALLED
         ("another namespace", True, False, False),
     ],
 )
-def test_installer_knows_whether_a_fence_of_the_namespace_was_of_the_other_mode(
+def test_installer_knows_whether_a_fence_of_the_namespace_had_the_other_mode(
     identity: str, *, had_changed: bool, was_permissive: bool, has_changed: bool
 ) -> None:
     spec = dataclasses.replace(

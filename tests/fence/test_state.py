@@ -1,4 +1,4 @@
-"""The files that say what was installed, and the locks beside them."""
+"""The records of installed fences, and the locks beside them."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 def _is_waited_for(directory: Path) -> bool:
-    """Tell whether the kernel holds back somebody who asked for a lock on a file in a directory."""
+    """Return whether a thread or process waits for a lock on a file in a directory."""
     inodes = {str(each.stat().st_ino) for each in directory.iterdir()}
     waiting = (line for line in Path("/proc/locks").read_text().splitlines() if "->" in line)
     return any(line.split()[-3].rpartition(":")[2] in inodes for line in waiting)
 
 
-def test_state_lock_lets_one_holder_in_and_the_next_one_after_it(state: StateDirectory) -> None:
+def test_state_lock_has_one_holder_at_a_time(state: StateDirectory) -> None:
     entered = threading.Event()
 
     def enter() -> None:
@@ -72,7 +72,7 @@ def test_state_lets_one_run_watch_a_sandbox(state: StateDirectory) -> None:
         pass
 
 
-def test_state_gives_back_a_record_that_only_its_owner_may_read(state: StateDirectory) -> None:
+def test_state_returns_a_record_that_only_its_owner_may_read(state: StateDirectory) -> None:
     assert state.read(_SANDBOX) is None
     assert state.written_ns(_SANDBOX) is None
     before = time.time_ns() - 1_000_000_000
@@ -86,7 +86,7 @@ def test_state_gives_back_a_record_that_only_its_owner_may_read(state: StateDire
     assert state.directory(_SANDBOX).stat().st_mode & 0o777 == 0o700
 
 
-def test_state_mark_differs_after_each_writing(state: StateDirectory) -> None:
+def test_state_version_differs_after_each_write(state: StateDirectory) -> None:
     marks = [state.mark(_SANDBOX)]
     transports: tuple[LogTransport, ...] = ("nflog", "kmsg")
     for transport in transports:
@@ -97,7 +97,7 @@ def test_state_mark_differs_after_each_writing(state: StateDirectory) -> None:
     assert len(set(marks)) == 3
 
 
-def test_state_forgets_a_record_and_nothing_else(state: StateDirectory) -> None:
+def test_state_deletes_a_record_and_nothing_else(state: StateDirectory) -> None:
     state.forget(_SANDBOX)
     state.write(INSTALLED)
     (state.directory(_SANDBOX) / "account").write_text("kept")
@@ -128,7 +128,7 @@ def test_state_names_a_directory_that_cannot_be_written_or_read(tmp_path: Path) 
         list(state.sandboxes())
 
 
-def test_state_keeps_kernel_settings_until_they_are_restored(state: StateDirectory) -> None:
+def test_state_stores_kernel_settings_until_they_are_restored(state: StateDirectory) -> None:
     assert state.all_netns_before() is None
     assert state.forwarding_before("4:1") is None
     state.keep_all_netns_before("1\n")
@@ -146,7 +146,7 @@ def test_state_keeps_kernel_settings_until_they_are_restored(state: StateDirecto
 
 @contextlib.contextmanager
 def _child_before_its_program() -> Iterator[None]:
-    """Hold a child as it is between fork and exec: with a copy of each descriptor."""
+    """Hold a child between fork and exec, where it has a copy of each descriptor."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

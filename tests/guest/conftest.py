@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.guest.network import Network
 
 
-#: What takes longer hangs, however busy the machine is.
+#: A step that takes longer than this hangs, even on a busy machine.
 PATIENCE_SECONDS = 900
 
 
@@ -96,7 +96,7 @@ def counted(events: list[Any]) -> Counter[str]:
 
 
 def counter_mismatches(guest: Machine) -> dict[str, tuple[int, int]]:
-    """Return the packets in events and in the fence's counters, by rule, where they differ."""
+    """Return the packets in events and in the fence's counters, for each rule with a difference."""
     reported, refused = counted(guest.ask("events")), guest.ask("refused")
     both = {rule: (reported[rule], refused.get(rule, 0)) for rule in reported.keys() | refused}
     return {rule: numbers for rule, numbers in both.items() if numbers[0] != numbers[1]}

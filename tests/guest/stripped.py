@@ -21,13 +21,15 @@ _STATE: Final = "/run/state"
 _REMOVED: Final = ("nf_tables", "nft_reject_inet", "nft_fib_inet", "nft_limit", "nft_log")
 
 
-class Told(NamedTuple):
+class Outcome(NamedTuple):
+    """The exit code of guest-init and the lines that it printed."""
+
     code: int
     lines: list[str]
 
 
 class Stripped:
-    """A machine without a fence, state or events, whose kernel has none of a fence's modules."""
+    """A machine without a fence, state or events. Its kernel lacks all modules of a fence."""
 
     def __init__(self, running: Machine, modules: str) -> None:
         self.machine = running
@@ -37,17 +39,17 @@ class Stripped:
             self.machine.ask("move", self._place(name), f"/tmp/{name}.ko")  # noqa: S108 - the guest's
 
     def give(self, *names: str) -> None:
-        """Put modules where modprobe looks."""
+        """Put modules into the folder that modprobe reads."""
         for name in names:
             self.machine.ask("move", f"/tmp/{name}.ko", self._place(name))  # noqa: S108 - the guest's
 
-    def guest_init(self, *arguments: str) -> Told:
+    def guest_init(self, *arguments: str) -> Outcome:
         done = self.machine.ask("shell", GUEST_INIT, *arguments)
-        return Told(done["code"], done["stderr"].splitlines())
+        return Outcome(done["code"], done["stderr"].splitlines())
 
     @contextlib.contextmanager
     def without(self, path: str) -> Iterator[None]:
-        """Take a file away for a while."""
+        """Move a file away until the context ends."""
         self.machine.ask("move", path, f"{path}.aside")
         try:
             yield
@@ -56,21 +58,23 @@ class Stripped:
 
     @contextlib.contextmanager
     def written(self, path: str, text: str) -> Iterator[None]:
-        """Put another file in a file's place for a while."""
+        """Replace a file until the context ends."""
         with self.without(path):
             self.machine.ask("write", path, text)
             yield
 
     def _remove_fence(self) -> None:
-        """End what guest-init started, and unload what it loaded."""
+        """End the processes that guest-init started, and unload the modules that it loaded."""
         for words in (GUEST_INIT, "ocsf-nft run"):
             self._repeat("terminate", words, until=lambda ended: ended == 0)
         for path in (_EVENTS, _STATE):
             self.machine.ask("move", path, f"{path}.of-the-first-fence")
         self.machine.ask("shell", "nft", "flush", "ruleset")
-        # What a module depends on may be in use by the next one, and rules go a moment later.
+        # Another module may still use one of them, and the kernel removes rules a little later.
         unload = f"modprobe -r {' '.join(reversed(kernel.FENCE))}; lsmod"
-        self._repeat("shell", "sh", "-c", unload, until=lambda told: "nf_" not in told["stdout"])
+        self._repeat(
+            "shell", "sh", "-c", unload, until=lambda answer: "nf_" not in answer["stdout"]
+        )
 
     def _repeat(self, *call: str, until: Callable[[Any], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -1,6 +1,6 @@
-"""A machine that fences itself early in its boot, and what guest-init says where it can't.
+"""A machine that fences itself early in its boot, and the errors of guest-init if it can't.
 
-One boot answers all of it: Python starts slowly in a machine that software emulates.
+All tests use one boot, because Python starts slowly in an emulated machine.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("guest")]
 
-#: The command line names it, and so does the settings file, which has the second word.
+#: The command line has this name. It overrides the name in the settings file.
 _SANDBOX = "vm-8"
 _SETTINGS = "/etc/ocsf-nft/guest.conf"
 _CANT = "guest-init: the kernel can't do"
 _OPTIONS = "(CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET)"
-#: What takes the place of ocsf-nft for a moment: its exit codes by its command.
+#: A temporary replacement of ocsf-nft, with an exit code for each command.
 _BROKEN = """#!/bin/sh
 case $1 in
 {cases}
@@ -68,7 +68,7 @@ def guest(
 
 @pytest.fixture(scope="module")
 def stripped(guest: Machine, guest_kernel: Kernel) -> Stripped:
-    """The same machine without a fence, and without the modules that one needs."""
+    """Return the same machine without a fence, and without the modules that a fence needs."""
     return Stripped(guest, f"/lib/modules/{guest_kernel.version}")
 
 
@@ -144,14 +144,14 @@ def test_what_reports_is_started_again_and_the_fence_stays(guest: Machine) -> No
     assert "the fence stands" in guest.said()
 
 
-# The tests that follow are one story of the same machine, stripped: each gives it something more.
+# The tests below use the same stripped machine in this order. Each one adds something to it.
 
 
-def test_a_kernel_without_nf_tables_is_told_which_module_and_options_it_wants(
+def test_guest_init_names_the_module_and_options_of_a_kernel_without_nf_tables(
     stripped: Stripped,
 ) -> None:
-    told = stripped.guest_init()
-    assert told == (
+    outcome = stripped.guest_init()
+    assert outcome == (
         3,
         [
             f"{_CANT} nftables for IPv4 and IPv6: it wants the module nf_tables {_OPTIONS}",
@@ -161,39 +161,39 @@ def test_a_kernel_without_nf_tables_is_told_which_module_and_options_it_wants(
     )
 
 
-def test_all_that_a_kernel_lacks_is_told_at_once(stripped: Stripped) -> None:
+def test_guest_init_names_all_missing_modules_at_once(stripped: Stripped) -> None:
     stripped.give("nf_tables")
-    told = stripped.guest_init()
-    assert told.code == 3
-    assert [line.partition(" it wants the module ")[2] for line in told.lines[:3]] == [
+    outcome = stripped.guest_init()
+    assert outcome.code == 3
+    assert [line.partition(" it wants the module ")[2] for line in outcome.lines[:3]] == [
         "nft_reject_inet (CONFIG_NFT_REJECT_INET)",
         "nft_fib_inet (CONFIG_NFT_FIB_INET)",
         "nft_limit (CONFIG_NFT_LIMIT)",
     ]
-    assert told.lines[-1] == NO_FENCE
+    assert outcome.lines[-1] == NO_FENCE
 
 
-def test_no_more_is_told_than_is_missing(stripped: Stripped) -> None:
+def test_guest_init_names_only_missing_modules(stripped: Stripped) -> None:
     stripped.give("nft_reject_inet", "nft_fib_inet")
-    told = stripped.guest_init("fence")
-    assert (told.code, len(told.lines)) == (3, 3)
-    assert "nft_limit (CONFIG_NFT_LIMIT)" in told.lines[0]
+    outcome = stripped.guest_init("fence")
+    assert (outcome.code, len(outcome.lines)) == (3, 3)
+    assert "nft_limit (CONFIG_NFT_LIMIT)" in outcome.lines[0]
 
 
 @pytest.mark.parametrize("program", ["/usr/sbin/nft", "/usr/bin/ocsf-nft"])
-def test_an_image_without_a_program_is_told(stripped: Stripped, program: str) -> None:
+def test_guest_init_names_a_missing_program(stripped: Stripped, program: str) -> None:
     with stripped.without(program):
-        told = stripped.guest_init()
+        outcome = stripped.guest_init()
     name = program.rpartition("/")[2]
-    assert told.code == 3
-    assert told.lines[0].startswith(f"guest-init: {name} was not found: put ")
-    assert told.lines[1:] == [NO_FENCE]
+    assert outcome.code == 3
+    assert outcome.lines[0].startswith(f"guest-init: {name} was not found: put ")
+    assert outcome.lines[1:] == [NO_FENCE]
 
 
-def test_an_unknown_setting_is_told(stripped: Stripped) -> None:
+def test_guest_init_names_an_unknown_setting(stripped: Stripped) -> None:
     with stripped.written(_SETTINGS, "proxy=10.200.0.1:3128\ncolour=red\n"):
-        told = stripped.guest_init("fence")
-    assert told == (
+        outcome = stripped.guest_init("fence")
+    assert outcome == (
         2,
         [
             "guest-init: there is no setting colour: the README.md of guest-init names them",
@@ -202,18 +202,18 @@ def test_an_unknown_setting_is_told(stripped: Stripped) -> None:
     )
 
 
-def test_a_value_reaches_ocsf_nft_word_for_word_and_is_never_a_command(stripped: Stripped) -> None:
+def test_guest_init_passes_a_value_unchanged_and_never_as_a_command(stripped: Stripped) -> None:
     stripped.give("nft_limit")
     proxy, allow = "$(touch /tmp/run):1", "`touch /tmp/run` *"
-    refuse = "printf '%s\\n' \"$@\" >/tmp/given; exit 2 ;;"  # as `install` ends on bad values
+    refuse = "printf '%s\\n' \"$@\" >/tmp/given; exit 2 ;;"  # `install` exits with 2 on bad values
     with (
         stripped.written(_SETTINGS, f"proxy={proxy}\nallow={allow}\n"),
         stripped.written("/usr/bin/ocsf-nft", _BROKEN.format(cases=f"install) {refuse}")),
     ):
-        told = stripped.guest_init("fence")
-    assert told.code == 2
-    assert "ocsf-nft takes a setting for wrong" in told.lines[-2]
-    assert told.lines[-1] == NO_FENCE
+        outcome = stripped.guest_init("fence")
+    assert outcome.code == 2
+    assert "ocsf-nft takes a setting for wrong" in outcome.lines[-2]
+    assert outcome.lines[-1] == NO_FENCE
     given = stripped.machine.ask("shell", "cat", "/tmp/given")["stdout"].splitlines()  # noqa: S108
     assert {f"--proxy={proxy}", f"--allow={allow}"} <= set(given)
     assert stripped.machine.ask("shell", "ls", "/tmp/run")["code"] != 0  # noqa: S108
@@ -233,27 +233,27 @@ def test_a_value_reaches_ocsf_nft_word_for_word_and_is_never_a_command(stripped:
     ],
     ids=["breaks down", "can't", "is killed", "does not report"],
 )
-def test_never_takes_a_failure_for_a_fence(
+def test_guest_init_reports_each_failure_of_ocsf_nft(
     stripped: Stripped, cases: str, code: int, last: str
 ) -> None:
     with stripped.written("/usr/bin/ocsf-nft", _BROKEN.format(cases=cases)):
-        told = stripped.guest_init()
+        outcome = stripped.guest_init()
         stripped.machine.ask("terminate", GUEST_INIT)
-    assert (told.code, told.lines[-1]) == (code, last)
+    assert (outcome.code, outcome.lines[-1]) == (code, last)
 
 
-def test_a_kernel_without_nft_log_gets_a_fence_that_says_it_does_not_log(
+def test_guest_init_reports_a_fence_without_a_log_on_a_kernel_without_nft_log(
     stripped: Stripped, judge: Callable[[Any], list[str]]
 ) -> None:
-    told = stripped.guest_init()
-    assert told.code == 1
-    assert told.lines[0] == (
+    outcome = stripped.guest_init()
+    assert outcome.code == 1
+    assert outcome.lines[0] == (
         f"{_CANT} a log of what is refused: it wants the module nft_log "
         "(CONFIG_NFT_LOG) with nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG), or the module nft_log "
         "(CONFIG_NFT_LOG) with nf_log_syslog (CONFIG_NF_LOG_SYSLOG)"
     )
-    assert any(line.startswith("ocsf-nft: the fence stands, but") for line in told.lines)
-    assert f"ready: watching {_SANDBOX}" in told.lines
+    assert any(line.startswith("ocsf-nft: the fence stands, but") for line in outcome.lines)
+    assert f"ready: watching {_SANDBOX}" in outcome.lines
     assert stripped.machine.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
     assert stripped.machine.ask("talk", GATEWAY4, PROXY_PORT) == SANDBOX4
     events = _events_until(

@@ -179,7 +179,7 @@ def _told(behind: Behind, address: str, port: int) -> bool:
 
 @pytest.mark.parametrize("rule", sorted({what.rule for what in FORBIDDEN}))
 def test_fence_refuses_forbidden_packets_of_guest(behind: Behind, rule: str) -> None:
-    """Stop at the first that passes: without a guest the kernel's tests list all of them."""
+    """Stop at the first packet that passes. The kernel tests list all of them without a guest."""
     for what in FORBIDDEN:
         if what.rule == rule:
             _assert_refused(behind, what)

@@ -1,4 +1,4 @@
-"""What an event says of the host and of itself."""
+"""The host and the metadata in an event."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from ocsf_nft.ocsf import context
 
 
-def test_host_is_the_one_that_the_kernel_describes() -> None:
+def test_host_is_as_the_kernel_describes_it() -> None:
     host = context.this_host()
     booted_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     assert host.boot_time_ns is not None
-    # The kernel gives whole seconds; a clock that is set meanwhile would differ by much more.
+    # The kernel's value has whole seconds. A clock step would make a much larger difference.
     assert abs(host.boot_time_ns - booted_ns) < 5_000_000_000
     assert host.hostname == platform.node()
     assert host.kernel_release == os.uname().release

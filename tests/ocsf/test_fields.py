@@ -25,7 +25,7 @@ def test_fields_of_our_events_have_a_source(subtests: pytest.Subtests) -> None:
         with subtests.test(name):
             found = list(fields(event))
             unknown = {field.path for field in found if field.source == "not known to ocsf-nft"}
-            # What older versions say in words of their own is no field of a model.
+            # Attributes in the form of an older version are no fields of a model.
             known = (path.endswith((".type", ".tid")) or ".lineage[" in path for path in unknown)
             assert all(known), unknown
             assert len({field.path for field in found}) == len(found)

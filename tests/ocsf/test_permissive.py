@@ -46,16 +46,16 @@ def test_let_pass_event_differs_only_in_outcome(subtests: pytest.Subtests) -> No
     assert LET_PASS
     for name, record in LET_PASS.items():
         with subtests.test(name):
-            told = event_of(Attempt.of(record))
+            allowed = event_of(Attempt.of(record))
             refused = event_of(Attempt.of(RECORDS[name.removesuffix(_ENDING)]))
-            assert (told["activity_name"], told["status"]) == ("Open", "Success")
-            assert (told["action"], told["disposition"]) == ("Observed", "Logged")
-            assert told["status_code"] == "permissive"
-            # Severity among them, and the technique: it is what it would be.
-            for key in (told.keys() | refused.keys()) - of_the_outcome:
-                assert told.get(key) == refused.get(key), key
-            assert told["message"].partition(";")[0] == refused["message"].partition(";")[0]
-            assert told["unmapped"]["prefix"].endswith(":permissive:")
+            assert (allowed["activity_name"], allowed["status"]) == ("Open", "Success")
+            assert (allowed["action"], allowed["disposition"]) == ("Observed", "Logged")
+            assert allowed["status_code"] == "permissive"
+            # These include the severity and the technique, which are those of a refused attempt.
+            for key in (allowed.keys() | refused.keys()) - of_the_outcome:
+                assert allowed.get(key) == refused.get(key), key
+            assert allowed["message"].partition(";")[0] == refused["message"].partition(";")[0]
+            assert allowed["unmapped"]["prefix"].endswith(":permissive:")
 
 
 def test_the_sentences_say_what_happened_and_what_to_do_before_the_fence_refuses() -> None:
@@ -111,18 +111,18 @@ def test_let_pass_finding_says_so(
         if _ENDING not in name:
             continue
         with subtests.test(name):
-            found[name] = told = MAPPER.finding(streak, processed_ns=NOW_NS)
+            found[name] = allowed = MAPPER.finding(streak, processed_ns=NOW_NS)
             other = streaks[name.removesuffix(_ENDING)]
             refused = MAPPER.finding(other, processed_ns=NOW_NS)
-            assert (told is None) == (refused is None)
-            if told is None or refused is None:
+            assert (allowed is None) == (refused is None)
+            if allowed is None or refused is None:
                 continue
-            assert (told.action, told.disposition) == ("Observed", "Logged")
-            assert told.severity == refused.severity
-            assert told.attacks == refused.attacks
+            assert (allowed.action, allowed.disposition) == ("Observed", "Logged")
+            assert allowed.severity == refused.severity
+            assert allowed.attacks == refused.attacks
             title = refused.finding_info.title.replace("refused", "let pass")
-            assert told.finding_info.title == title
-            assert told.finding_info.desc.endswith(
+            assert allowed.finding_info.title == title
+            assert allowed.finding_info.desc.endswith(
                 "The fence is permissive and let it pass: it would have been refused."
             )
     assert any(found.values())

@@ -75,7 +75,7 @@ def test_attribute_is_gated_from_where_schema_has_it(version: str) -> None:
             if not versions.is_before(version, since.get(field, VERSIONS[0]))
         }
         if model.__name__ == "ProcessEntity" and not there:
-            continue  # an object of attributes that are gated themselves
+            continue  # an object with attributes that have their own gates
         if off := ours ^ (set(model.model_fields) & set(there)):
             wrong[model.__name__] = off
     assert wrong == {}

@@ -1,4 +1,4 @@
-"""What a reporter knows of a sandbox, and the turns that it leaves to other tasks."""
+"""The reporter: the severity rules of a sandbox, and the turns that it yields to other tasks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_reporter_gives_other_tasks_a_turn_after_each_slice() -> None:
     assert max(waited) <= module._SLICE
 
 
-def test_reporter_knows_a_sandbox_with_the_hosts_rules_of_severity() -> None:
+def test_reporter_applies_the_severity_rules_of_the_host_to_a_sandbox() -> None:
     reporter = Reporter(Kept().keep, Host(hostname="test"))
     container = Container(name="one")
     reporter.know("one", Context(container=container))

@@ -1,4 +1,4 @@
-"""A UDP receiver that is down, where its ICMP error is slow."""
+"""A UDP receiver that is down, with a slow ICMP error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PORT = 514
 _LATE_SECONDS = 0.05
 _PORT_UNREACHABLE = struct.pack("!BBHI", 3, 3, 0, 0)
-#: The kernel's own errors are dropped; those that this test sends have this mark.
+#: The mark of the errors that this test sends. The kernel's own errors are dropped.
 _MARK = 7
 _RULES = f"""table ip slow {{
     chain out {{
@@ -42,7 +42,7 @@ def _checksum(message: bytes) -> int:
 
 @contextmanager
 def _slow_errors() -> Iterator[None]:
-    """Answer each datagram to the closed port by an ICMP error that is late."""
+    """Answer each datagram to the closed port with a late ICMP error."""
     frames = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
     errors = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     errors.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _MARK)

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.shelf import Dead
 
-#: A receiver is gone until so many attempts to deliver have failed.
+#: A receiver is down until this number of delivery attempts has failed.
 _FAILURES: Final = 3
-#: And for so long: `OCSF_NFT_DOWN_SECONDS=60` is the trial of a whole minute.
+#: It is also down for this time: `OCSF_NFT_DOWN_SECONDS=60` makes it a whole minute.
 DOWN_SECONDS: Final = float(os.environ.get("OCSF_NFT_DOWN_SECONDS", "0"))
 _EVERY_SECONDS: Final = 0.004
 _SOON_SECONDS: Final = 20.0
