@@ -45,7 +45,8 @@ class SyslogSink(SinkTable):
 
     Syslog has no acknowledgement. By TCP and TLS an event counts as delivered when the receiver's
     system has it, so that one which dies loses what it had not read, or kept. By UDP what the
-    network or the receiver has no room for is lost, and nobody knows.
+    network or the receiver has no room for is lost, and nobody knows. ``timeout_seconds`` is at
+    least 1: a new connection counts once it has lasted for half a second.
     """
 
     type: Literal["syslog"]

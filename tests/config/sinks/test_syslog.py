@@ -60,6 +60,7 @@ def test_a_sink_goes_by_its_transport() -> None:
         ({"transport": "tcp", "tls": {}}, 'has tls, and goes by tcp: give transport = "tls"'),
         ({"transport": "udp", "max_bytes": 65_508}, "a datagram has at most 65507"),
         ({"max_bytes": 479}, "max_bytes"),
+        ({"timeout_seconds": 0.99}, "timeout_seconds"),
         ({"port": 0}, "port"),
         ({"port": 65_536}, "port"),
         *(
