@@ -66,11 +66,12 @@ class Ended:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the thread and close the socket."""
+        """End the thread and close the socket. :meth:`doubt` raises OSError from then on."""
         os.eventfd_write(self._stop, 1)
         self._thread.join()
         os.close(self._stop)
-        self._socket.close()
+        with self._lock:  # another thread may be in the middle of a call of doubt
+            self._socket.close()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
         """Why a socket that had the port at that time may have ended; None where none has.

@@ -129,10 +129,9 @@ class Ladder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Look for nobody any more."""
+        """Close the capture and the socket lookups. A lookup in progress ends without a result."""
         self._let_go()
-        if self._busy is None or self._busy.done():
-            self._stack.close()
+        self._stack.close()
 
     async def keep(self, fell: Callable[[str], Awaitable[None]]) -> None:
         """See to it that the capture goes on; where it doesn't, step down and say why."""

@@ -109,7 +109,10 @@ class SocketLookup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the namespace go; a lookup that goes on ends without a result."""
+        """Close the sockets of the namespace. A lookup in another thread ends without a result.
+
+        Blocks for a tenth of a second at most, while such a lookup reads the namespace's sockets.
+        """
         with self._lock:
             self._is_open = False
             self._opened.close()

@@ -9,10 +9,11 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -378,6 +379,26 @@ async def test_what_no_socket_of_the_sandbox_has_sent_is_not_looked_up(
             assert why in told, change
         attempt.lookup.__exit__()
         assert "not watched any more" in str(await attempt.told())
+
+
+async def test_socket_lookup_closed_during_a_lookup_gives_no_result(
+    sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, goes_on = threading.Event(), threading.Event()
+    all_holders = holders.holders
+
+    def held_up(*arguments: Any) -> Scan:
+        reading.set()
+        assert goes_on.wait(10)
+        return all_holders(*arguments)
+
+    monkeypatch.setattr(sockets, "holders", held_up)
+    async with attempted(sandbox, spec, "udp") as attempt:
+        answer = asyncio.create_task(attempt.told())
+        await asyncio.to_thread(reading.wait, 10)
+        attempt.lookup.__exit__()
+        goes_on.set()
+        assert "sockets can't be looked at" in str(await answer)
 
 
 async def test_of_many_attempts_none_is_told_wrongly(
