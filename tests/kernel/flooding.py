@@ -12,10 +12,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
+import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
 import orjson
@@ -37,6 +40,19 @@ class Rare(TypedDict):
     protocol: int
     destination: str
     port: int | None
+
+
+def wait_for_sigterm_handler(pid: int) -> None:
+    """Wait until a process handles SIGTERM. Before that, the signal ends it without a message."""
+    end = time.monotonic() + 60
+    while True:
+        (caught,) = re.findall(
+            r"^SigCgt:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
+        )
+        if int(caught, 16) & 1 << signal.SIGTERM - 1:
+            return
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def flood_one(address: str, times: int, pause: float = 0) -> None:

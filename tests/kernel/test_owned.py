@@ -23,7 +23,7 @@ from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
 from ocsf_nft.nfnetlink import Nftables, Statement
-from tests.kernel import command, conftest, written
+from tests.kernel import command, conftest, flooding, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,6 +210,7 @@ def test_a_flush_lets_nothing_out(
             )
         )
         try:
+            flooding.wait_for_sigterm_handler(flood.pid)
             for _ in range(20):
                 assert _by_another(ns, "flush ruleset") == ""
         finally:

@@ -15,7 +15,7 @@ import pytest
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import INTERNET4, ip
-from tests.kernel import conftest, sidecar
+from tests.kernel import conftest, flooding, sidecar
 from tests.kernel.sidecar import GATEWAY, PORT, SPEC, WORKLOAD_UID
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _TIMES = pytest.mark.parametrize(
 
 @pytest.fixture
 def flood(lab: Lab) -> Iterator[subprocess.Popen[str]]:
-    """The workload's, until it is stopped; ready when it says so."""
+    """A flood of the workload's user, until the test stops it."""
     with _FLOOD.open("rb") as program:
         process = lab.sandbox_namespace.call(
             lambda: subprocess.Popen(
@@ -51,6 +51,7 @@ def flood(lab: Lab) -> Iterator[subprocess.Popen[str]]:
                 extra_groups=[],
             )
         )
+    flooding.wait_for_sigterm_handler(process.pid)
     yield process
     process.kill()
     process.communicate()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from ocsf_nft.fence import installer
 from ocsf_nft.fence.sentry import MOST_TIMES
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
-from tests.kernel import command, conftest, written
+from tests.kernel import command, conftest, flooding, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,26 +83,13 @@ def flood(lab: Lab) -> Iterator[Callable[[], list[subprocess.Popen[str]]]]:
             for _ in os.sched_getaffinity(0)
         )
         for process in started:
-            _until_it_catches_sigterm(process.pid)
+            flooding.wait_for_sigterm_handler(process.pid)
         return started
 
     yield start
     for process in started:
         process.kill()
         process.communicate()
-
-
-def _until_it_catches_sigterm(pid: int) -> None:
-    """Wait until a process handles SIGTERM. Before that, the signal ends it without a message."""
-    end = time.monotonic() + 60
-    while True:
-        (caught,) = re.findall(
-            r"^SigCgt:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE
-        )
-        if int(caught, 16) & 1 << signal.SIGTERM - 1:
-            return
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def _tamper(namespace: Namespace, text: str) -> int:
