@@ -138,6 +138,23 @@ def test_a_program_that_says_nothing_readable_is_judged_by_its_end(
     assert (outcome.saw, outcome.got_through) == (saw, got_through)
 
 
+def test_curl_gives_its_own_duration_in_milliseconds_and_its_reason() -> None:
+    script = (
+        "import sys; print('page'); print('200 0.25', end='');"
+        "print('curl: (7) Failed to connect to 203.0.113.7 port 443: refused', file=sys.stderr);"
+        "sys.exit({code})"
+    )
+    for code, saw in ((0, "200: page"), (7, "refused")):
+        with subprocess.Popen(
+            [sys.executable, "-c", script.format(code=code)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            outcome = attempts._watch_curl(process, 0.0)
+        assert outcome == Outcome(got_through=code == 0, saw=saw, milliseconds=250)
+
+
 def test_the_stand_in_answers_what_a_proxy_is_asked_and_goes_nowhere() -> None:
     assert b" 200 OK\r\n" in proxy._answer(b"GET http://example.com/ HTTP/1.1\r\n\r\n")
     assert b" 501 " in proxy._answer(b"CONNECT example.com:443 HTTP/1.1\r\n\r\n")
