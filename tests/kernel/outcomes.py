@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import socket
 import struct
 import time
@@ -115,12 +115,16 @@ class Outcomes:
 
 
 def send_frame(frame: bytes, device: str, mark: int = 0) -> None:
-    """Send a frame from the calling thread's namespace."""
+    """Send a frame from the calling thread's namespace. A rule may refuse it."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sock:
         sock.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
         sock.bind((device, 0))
-        with contextlib.suppress(PermissionError, OSError):
+        try:
             sock.sendto(frame, (device, int.from_bytes(frame[12:14], "big")))
+        except OSError as error:
+            # The output hook answers with EPERM, the egress hook of a device with ENOBUFS.
+            if error.errno not in {errno.EPERM, errno.ENOBUFS}:
+                raise
 
 
 def take_any_source() -> None:
