@@ -269,6 +269,39 @@ def test_what_a_line_gets_wrong_is_named(message: str, reason: str) -> None:
     assert found.line == message
 
 
+#: The largest value of each field: a line of the corpus, and its fields.
+LIMITS: dict[str, dict[str, int]] = {
+    "tcp4 syn root": {
+        "LEN": 524_280, "TTL": 0xFF, "ID": 0xFFFF, "SPT": 0xFFFF, "DPT": 0xFFFF,
+        "SEQ": 0xFFFFFFFF, "ACK": 0xFFFFFFFF, "WINDOW": 0xFFFF, "URGP": 0xFFFF,
+        "UID": 0xFFFFFFFF, "GID": 0xFFFFFFFF,
+    },
+    "mptcp6 syn": {
+        "LEN": 0xFFFF + 40, "TC": 0xFF, "HOPLIMIT": 0xFF, "FLOWLBL": 0xFFFFF, "SPT": 0xFFFF,
+        "DPT": 0xFFFF, "SEQ": 0xFFFFFFFF, "ACK": 0xFFFFFFFF, "WINDOW": 0xFFFF, "URGP": 0xFFFF,
+    },
+    "udp4 port 0 dst 65535": {"SPT": 0xFFFF, "DPT": 0xFFFF},
+    "icmp4 echo ping socket": {"CODE": 0xFF, "SEQ": 0xFFFF},
+    "icmp4 fragneeded mtu": {"MTU": 0xFFFF},
+    "icmp4 param problem": {"PARAMETER": 0xFF},
+    "icmp6 pkt too big": {"MTU": 0xFFFFFFFF},
+    "gw ingress vlan 7": {"VID": 0xFFFF},
+}  # fmt: skip
+
+
+def test_text_field_has_its_largest_value_and_none_above() -> None:
+    lines = {case.name: case.messages[0] for case in cases()}
+    for name, fields in LIMITS.items():
+        for key, limit in fields.items():
+            most, more = (
+                re.sub(rf" {key}=\d+", f" {key}={value}", lines[name], count=1)
+                for value in (limit, limit + 1)
+            )
+            found = record(most)
+            assert limit in facts(found).values() or key == "VID", (name, key)
+            assert f"{key} is {limit + 1}, more than {limit}" in reject(more).reason, (name, key)
+
+
 def test_words_that_the_kernel_never_prints_are_kept_in_sight() -> None:
     found = record(f"{OURS}IN= OUT=eth0 {UDP}NEW=1 evil ")
     assert found.details["unparsed"] == "NEW=1 evil"

@@ -335,3 +335,29 @@ async def test_the_event_loop_makes_no_file_itself(
     monkeypatch.setattr(Maker, "make", made)
     await deliver(tmp_path, told.packets(1))
     assert threads == ["parquet_0"]
+
+
+async def test_parquet_sink_closes_without_the_file_that_its_thread_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, goes_on = threading.Event(), threading.Event()
+
+    def held_up(_maker: Maker, _messages: Sequence[Message]) -> Made:
+        making.set()
+        assert goes_on.wait(60)
+        raise AssertionError("nobody waits for the file")
+
+    monkeypatch.setattr(Maker, "make", held_up)
+    sink = parquet(tmp_path)
+    await sink.open()
+    delivering = asyncio.create_task(sink.deliver(told.packets(1)))
+    await asyncio.to_thread(making.wait, 60)
+    # A close that waits for the thread ends when the timer does.
+    timer = threading.Timer(5, goes_on.set)
+    timer.start()
+    await sink.close()
+    assert not goes_on.is_set()
+    timer.cancel()
+    goes_on.set()
+    with pytest.raises(AssertionError, match="nobody waits"):
+        await delivering
