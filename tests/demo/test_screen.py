@@ -52,6 +52,11 @@ def test_folded_lines_fit(numbers: list[int], width: int) -> None:
     assert all(len(line) <= width for line in folded({"n": numbers}, width).splitlines())
 
 
+def test_folding_prints_letters_of_all_languages_as_they_are() -> None:
+    assert folded({"größe": ["é", 1]}, 80) == '{"größe": ["é", 1]}'
+    assert folded({"größe": ["é", 1]}, 3) == '{\n  "größe": [\n    "é",\n    1\n  ]\n}'
+
+
 @pytest.mark.parametrize(
     ("trace", "outcome", "event", "fault"),
     [
