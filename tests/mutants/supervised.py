@@ -14,14 +14,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+# include/uapi/linux/prctl.h
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 TIME_IS_OVER = 124
 
 
 def main(seconds: float, command: list[str]) -> int:
     """Run the command; return its exit code, or 124 after a timeout."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    libc = ctypes.CDLL(None)
+    # The processes end with the mutation run, also when that is killed.
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     # Orphaned processes become children of this process, not of init.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     process = subprocess.Popen(command, start_new_session=True)
     try:
         return process.wait(seconds)
