@@ -151,6 +151,22 @@ def test_prepared_batch_restores_what_nft_loads(
             assert comparison.difference(installed.listings, found) == []
 
 
+def test_prepared_batch_restores_the_guard_on_the_host(lab: Lab, state: StateDirectory) -> None:
+    """The gateway's namespace is the host of this guard."""
+    host = lab.gateway_namespace
+    spec = replace(_SPECS["sandbox"], guard_device=lab.gateway_device)
+    installed = host.call(lambda: installer.install(spec, lab.sandbox_namespace, state, "nflog"))
+    _, (_, load) = host.call(lambda: remedy.prepare(installed)).loads
+    assert {place.table for place in load.places} == {"ocsf_nft_gw0"}
+    before = conftest.nft(host, "list", "ruleset")
+    for statements in (load.kept, load.whole):
+        assert statements is not None
+        conftest.nft(host, "flush ruleset")
+        with host.call(Nftables) as nftables:
+            nftables.commit(statements)
+        assert conftest.nft(host, "list", "ruleset") == before
+
+
 def test_a_transaction_that_is_refused_changes_nothing_and_says_why(fenced: Lab) -> None:
     missing = struct.pack("!BBH", 1, 0, 0) + netlink.attribute(1, b"missing\0")
     flush = Statement(2, 0, struct.pack("!BBH", 0, 0, 0))
