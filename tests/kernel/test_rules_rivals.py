@@ -22,7 +22,7 @@ from tests.kernel.packets import ACK
 from tests.kernel.verdicts import NESTED4, NESTED6, Bench
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 pytestmark = pytest.mark.kernel
 
@@ -34,8 +34,8 @@ _SIDECAR: Final = FenceSpec(
     proxy_uids=(4242,),
     exceptions=tuple(exception(f"tcp:{place}") for place in _PLACES),
 )
-#: The ports of packets that a rival redirects by NAT, redirects by a rewrite, or drops.
-_TURNED, _DROPPED, _TRANSLATED = 6001, 6002, 6003
+#: The ports of packets that a rival rewrites, drops later, redirects by NAT, or drops before.
+_TURNED, _DROPPED, _TRANSLATED, _STOPPED = 6001, 6002, 6003, 6004
 _RIVALS: Final = f"""
 table inet rival {{
     chain output_before {{
@@ -56,6 +56,7 @@ table inet rival {{
         type filter hook forward priority -1
         udp sport {_TURNED} ip saddr set 10.200.0.9
         udp sport {_TURNED} ip6 saddr set fd00:200::9
+        udp sport {_STOPPED} drop
     }}
     chain forward_after {{
         type filter hook forward priority 1
@@ -144,6 +145,15 @@ def test_rivals_in_forward_neither_hide_a_packet_nor_change_its_answer(bench: Be
         ):
             packet = headers.udp(nested, internet, 53, port)
             assert bench.outcome(partial(bench.from_nested, packet), expected) == expected, name
+        # The fence counts the last packet alone. A rival has dropped the others before.
+        sent = [headers.udp(nested, internet, 53, port) for port in (_STOPPED, _STOPPED, 4000)]
+        send_all = partial(_for_each, bench.from_nested, sent)
+        assert bench.outcome(send_all, answered) == answered
+
+
+def _for_each(send: Callable[[bytes], None], sent: Iterable[bytes]) -> None:
+    for packet in sent:
+        send(packet)
 
 
 def test_rivals_on_a_link_neither_hide_nor_change_a_packet(bench: Bench) -> None:

@@ -17,7 +17,7 @@ from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, SANDBOX4, SAN
 from tests.kernel import headers, packets, verdicts
 from tests.kernel.outcomes import Case
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, RST, SYN
-from tests.kernel.verdicts import HOST4, NESTED, NESTED4, NESTED6, Bench
+from tests.kernel.verdicts import HOST4, HOST6, NESTED, NESTED4, NESTED6, Bench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +34,7 @@ _SPEC: Final = FenceSpec(
     exceptions=(
         exception(f"tcp:{GATEWAY4}:{_EXCEPTION}"), exception(f"tcp:[{GATEWAY6}]:{_EXCEPTION}"),
         exception(f"udp:{GATEWAY4}:53"), exception(f"udp:[{GATEWAY6}]:53"),
+        exception(f"tcp:{HOST4}:{_EXCEPTION}"), exception(f"tcp:[{HOST6}]:{_EXCEPTION}"),
     ),
 )  # fmt: skip
 _BOTH: Final = ((SANDBOX4, GATEWAY4, INTERNET4), (SANDBOX6, GATEWAY6, INTERNET6))
@@ -97,10 +98,11 @@ def test_exceptions_pass_for_every_user_and_variants_do_not(bench: Bench, uid: i
             )
         )
         assert bench.outcome(partial(nested, excepted)).split()[0] == "egress"
-    # A local address of the namespace is on no link.
-    for own in (SANDBOX4, SANDBOX6):
-        to_itself = partial(send, headers.tcp(own, own, 443), NESTED)
-        assert bench.outcome(to_itself).split()[0] == "egress", own
+    # A local address of the namespace is on no link, also as an exception.
+    for own, other in ((SANDBOX4, HOST4), (SANDBOX6, HOST6)):
+        for to, device in ((own, NESTED), (other, verdicts.UPLINK)):
+            to_itself = partial(send, headers.tcp(own, to, _EXCEPTION), device)
+            assert bench.outcome(to_itself).split()[0] == "egress", to
     link_local = headers.udp("fe80::7", INTERNET6, 53)
     assert bench.outcome(partial(send, link_local)).split()[0] == "egress"
     excepted4 = headers.tcp(SANDBOX4, GATEWAY4, _EXCEPTION)

@@ -137,6 +137,34 @@ def test_answers_to_the_proxy_pass_from_destinations_of_its_flows(bench: Bench) 
         assert bench.outcome(partial(bench.arrives, begun)) == "ingress"
 
 
+def test_datagrams_of_other_users_leave_the_flows_of_the_proxy_in_the_set(bench: Bench) -> None:
+    for own, _, internet in _BOTH:
+        port = next(_PORTS)
+        question = headers.udp(own, internet, 443, port)
+        assert bench.outcome(partial(bench.owned, question, uid=_PROXY)) == "out"
+        assert bench.outcome(partial(bench.owned, question, uid=_WORKLOAD)) == "egress error"
+        answer = headers.udp(internet, own, port, 443)
+        assert bench.outcome(partial(bench.arrives, answer)) == "in"
+
+
+def test_new_flows_of_the_proxy_pass_although_the_sets_are_full(bench: Bench) -> None:
+    sandbox = bench.lab.sandbox_namespace
+    for own, _, internet in _BOTH:
+        version = 6 if ":" in own else 4
+        proxied, addressed = (f"inet ocsf_nft {name}{version}" for name in ("proxied", "addressed"))
+        places = (
+            f"2001:db8::1:{number:x}" if version == 6 else f"198.18.{number >> 8}.{number & 255}"
+            for number in range(1 << 14)
+        )
+        conftest.nft(sandbox, f"flush set {proxied}; flush set {addressed}")
+        flows = (f"{own} . {port} . {internet} . 443 . tcp" for port in range(1 << 16))
+        for name, elements in ((proxied, flows), (addressed, (f"{to} . udp" for to in places))):
+            conftest.load(sandbox, f"add element {name} {{ {', '.join(elements)} }}")
+        for packet in (headers.udp(own, internet, 53), headers.other(own, internet, 47)):
+            assert bench.outcome(partial(bench.owned, packet, uid=_PROXY)) == "out"
+        conftest.nft(sandbox, f"flush set {proxied}; flush set {addressed}")
+
+
 def test_answers_without_ports_pass_from_destinations_of_the_proxy(bench: Bench) -> None:
     for own, _, internet in _BOTH:
         stranger = "2001:db8::99" if ":" in own else "203.0.113.99"
