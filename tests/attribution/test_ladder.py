@@ -272,6 +272,16 @@ async def test_who_is_told_of_a_moment_later_is_found(host: Host) -> None:
     assert (found.process and found.process.pid, host.sockets.asked) == (7, [])
 
 
+async def test_ladder_does_not_wait_for_a_call_that_it_has_read(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "_LATER_SECONDS", 60.0)
+    host.programs.readings = [[made(7)]]
+    async with host.ladder() as standing, asyncio.timeout(_LONG):
+        (found,) = await standing.attributions("sb", [read()], 0)
+    assert (found.process and found.process.pid) == 7
+
+
 async def test_no_record_waits_for_who_is_held_up_and_the_next_one_not_at_all(host: Host) -> None:
     host.programs.fault = "no BPF here"
     host.sockets.goes_on.clear()
