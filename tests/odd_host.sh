@@ -10,7 +10,8 @@ for each in busybox docker dockerd localedef; do
     command -v "$each" >/dev/null || { echo "$0: $each is missing" >&2; exit 2; }
 done
 if ip link show docker0 >/dev/null 2>&1; then
-    echo "$0: Docker runs here already: stop it, and remove docker0" >&2
+    echo "$0: Docker runs here already: systemctl stop docker.socket docker," \
+        "and ip link delete docker0" >&2
     exit 2
 fi
 
@@ -29,8 +30,11 @@ restore() {
     [ -s "$work/docker.pid" ] && kill "$(cat "$work/docker.pid")"
     [ -n "${dockerd-}" ] && wait "$dockerd"
     ip link delete docker0
-    nft list tables | while read -r table; do
-        grep -qxF "$table" "$work/tables" || nft delete "$table"
+    # Only the tables of this script and of Docker, and none from before.
+    for table in 'inet firewalld' 'ip raw' 'ip mangle' 'ip nat' 'ip filter' \
+        'ip6 raw' 'ip6 mangle' 'ip6 nat' 'ip6 filter'; do
+        # shellcheck disable=SC2086  # the family and the name are two arguments
+        grep -qxF "table $table" "$work/tables" || nft delete table $table 2>/dev/null
     done
     sysctl --quiet --load "$work/sysctls"
     rm -rf "$work"
