@@ -78,6 +78,18 @@ def test_links_remember_the_flows_of_the_proxy_and_of_the_exceptions(bench: Benc
             assert bench.outcome(late) == "out"
 
 
+def test_links_remember_no_flows_of_datagrams(bench: Bench) -> None:
+    for own, gateway, internet in _BOTH:
+        version = 6 if ":" in own else 4
+        for name, to, uid in (("proxied", internet, _PROXY), ("excepted", gateway, _WORKLOAD)):
+            port = next(_PORTS)
+            send = partial(bench.owned, headers.udp(own, to, 53, port), uid=uid)
+            assert bench.outcome(partial(send, past_output=True)) == "out"
+            table = ("netdev", "ocsf_nft", f"{name}{version}")
+            listed = conftest.nft(bench.lab.sandbox_namespace, "list", "set", *table)
+            assert f". {port} ." not in listed, name
+
+
 def test_packets_of_the_kernel_keep_a_flow_in_the_set(bench: Bench) -> None:
     for own, gateway, internet in _BOTH:
         version = 6 if ":" in own else 4
