@@ -13,7 +13,7 @@ from ocsf_nft.lab import INTERNET4, INTERNET6
 from tests.kernel import headers, packets, vm_bench
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, RST, SYN
 from tests.kernel.tap import GATEWAY4, GATEWAY6, PORT, UPLINK4, UPLINK6, VM4, VM6, VM_MAC
-from tests.kernel.vm_bench import DNS, VmBench
+from tests.kernel.vm_bench import DNS, METADATA4, METADATA6, METADATA_PORT, VmBench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -233,6 +233,19 @@ def test_prerouting_refuses_metadata_destinations(bench: VmBench) -> None:
         for to in addresses:
             packet = headers.tcp(VM6 if ":" in to else VM4, to, 80)
             assert bench.routed(packet) == expected, to
+    for own, to in ((VM4, METADATA4), (VM6, METADATA6)):
+        assert bench.routed(headers.tcp(own, to, METADATA_PORT)) == "through"
+        assert bench.routed(headers.udp(own, to, METADATA_PORT)) == "vm-forward"
+
+
+def test_prerouting_refuses_a_routing_header_in_a_later_fragment(bench: VmBench) -> None:
+    fragment = partial(headers.other, VM6, INTERNET6, 60)
+    # The link can't see the routing header: the first fragment has the options alone.
+    options = struct.pack("!BB6x", 43, 0)
+    assert bench.routed(headers.fragment6(fragment(options), 0, 1)) == ""
+    routing = struct.pack("!BBBBI", headers.UDP, 0, 4, 0, 0)
+    last = headers.fragment6(fragment(routing + headers.udp(VM6, INTERNET6, 53)[40:]), 1)
+    assert bench.routed(last) == "vm-forward"
 
 
 def test_prerouting_refuses_messages_of_routers_and_dhcp_servers(bench: VmBench) -> None:
@@ -240,8 +253,8 @@ def test_prerouting_refuses_messages_of_routers_and_dhcp_servers(bench: VmBench)
         packet = headers.icmp(VM4, INTERNET4, kind, body=bytes(4) + bytes(8))
         if kind in {5, 9}:
             assert bench.routed(packet) == "vm-forward", kind
-    redirect = headers.icmp(VM4, GATEWAY4, 5, 1)
-    assert bench.routed(redirect) == "vm-forward"
+    for message in (headers.icmp(VM4, GATEWAY4, 5, 1), headers.icmp(VM4, GATEWAY4, 9)):
+        assert bench.routed(message) == "vm-forward"
     for own, to in ((VM4, INTERNET4), (VM6, INTERNET6)):
         for source_port, port, expected in (
             (67, 68, "vm-forward"), (547, 546, "vm-forward"), (67, 69, "through"),
@@ -344,7 +357,10 @@ def test_fence_leaves_packets_of_others_alone(bench: VmBench) -> None:
         ("172.16.7.3", UPLINK4, INTERNET4, "203.0.113.200"),
         ("fd00:7::3", UPLINK6, INTERNET6, "2001:db8::200"),
     ):
-        for packet in (headers.udp(source, to, 53), headers.tcp(source, to, 80, ACK)):
+        for packet in (
+            headers.udp(source, to, 53), headers.tcp(source, to, 80, ACK),
+            headers.udp(source, to, 68, 67), headers.udp(source, to, 546, 547),
+        ):  # fmt: skip
             assert bench.arrives(packet) == "other"
         for packet in (headers.udp(source, uplink, 53), headers.tcp(source, uplink, 80)):
             assert bench.arrives(packet) == "uplink"

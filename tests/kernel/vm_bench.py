@@ -25,6 +25,8 @@ SANDBOX: Final = "vm"
 TABLE: Final = f"ocsf_nft_{DEVICE}"
 #: A port of the gateway that takes datagrams.
 DNS: Final = 53
+#: Addresses of metadata services, and the one port of theirs that the operator excepts.
+METADATA4, METADATA6, METADATA_PORT = "169.254.169.254", "fd00:ec2::254", 8080
 _PACKET_OUTGOING: Final = 4
 #: The tables that count a packet at each hook after the fence has accepted it.
 _OBSERVER: Final = f"""
@@ -126,7 +128,12 @@ def bench(state: StateDirectory, *, is_permissive: bool = False) -> Iterator[VmB
     spec = dataclasses.replace(
         tap.spec(SANDBOX),
         is_permissive=is_permissive,
-        exceptions=(exception(f"udp:{GATEWAY4}:{DNS}"), exception(f"udp:[{GATEWAY6}]:{DNS}")),
+        exceptions=(
+            exception(f"udp:{GATEWAY4}:{DNS}"),
+            exception(f"udp:[{GATEWAY6}]:{DNS}"),
+            exception(f"tcp:{METADATA4}:{METADATA_PORT}"),
+            exception(f"tcp:[{METADATA6}]:{METADATA_PORT}"),
+        ),
     )
     with tap.site() as site, tap.silent_machine(site) as machine:
         conftest.load(
