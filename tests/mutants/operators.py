@@ -65,6 +65,8 @@ def _words(node: Any) -> str:
 def _is_removable(node: Any) -> bool:
     if node.type == "expr_stmt":
         target, sign = node.children[0], node.children[1]
+        if sign.type == "annassign" and len(sign.children) == 2:
+            return False  # it declares a type alone
         return target.type in _TARGETS or (sign.type == "operator" and sign.value != "=")
     if node.type in {"raise_stmt", "del_stmt"}:
         return True

@@ -19,10 +19,14 @@ _EQUIVALENT: Final = Path(__file__).parent / "equivalent.toml"
 Explanations = dict[tuple[str, str, str], str]
 
 
-def explanations() -> Explanations:
+def explanations(path: Path = _EQUIVALENT) -> Explanations:
     """Return the reasons why mutants are equivalent, by file, line before and line after."""
-    entries = tomllib.loads(_EQUIVALENT.read_text()).get("mutant", ())
-    return {(each["file"], each["before"], each["after"]): each["why"] for each in entries}
+    entries = tomllib.loads(path.read_text("utf-8"))["mutants"]
+    return {
+        (each["file"], before, after): each["why"]
+        for each in entries
+        for before, after in each["changes"]
+    }
 
 
 def why(mutant: Mutant, explained: Explanations) -> str | None:

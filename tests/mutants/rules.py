@@ -19,13 +19,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from tests.mutants import nft_render
+from tests.mutants import nft_render, report
 from tests.mutants.nft_mutations import Mutant, mutants
 
 if TYPE_CHECKING:
@@ -182,7 +181,7 @@ def _worker(tree: Path) -> Iterator[subprocess.Popen[str]]:
 
 def _report(wanted: Iterable[Mutant], results: Results) -> int:
     """Print the report; return 1 when too few mutants are caught or explained."""
-    reasons = _explained()
+    reasons = report.explanations(_EQUIVALENT)
     counts: dict[str, Counter[str]] = {}
     for mutant in wanted:
         of_file = counts.setdefault(mutant.file, Counter())
@@ -203,12 +202,6 @@ def _report(wanted: Iterable[Mutant], results: Results) -> int:
         f"{total.total()} mutants, {share:.1f}% caught or explained; at least {_ENOUGH}% are wanted"
     )
     return int(share < _ENOUGH)
-
-
-def _explained() -> dict[tuple[str, str, str], str]:
-    """Return the reasons why mutants are redundant, by file, line before and line after."""
-    entries = tomllib.loads(_EQUIVALENT.read_text("utf-8"))["mutant"]
-    return {(each["file"], each["before"], each["after"]): each["why"] for each in entries}
 
 
 def _say(text: str) -> None:
