@@ -79,8 +79,6 @@ def _look() -> dict[str, Device]:
         netlink.NETLINK_ROUTE, rtnetlink.RTM_GETLINK, rtnetlink.ALL_LINKS, dump=True
     ):
         body = memoryview(reply)
-        if len(body) < _IFINFOMSG.size:
-            continue
         _family, _type, index, _flags, _change = _IFINFOMSG.unpack_from(body)
         values = dict(netlink.attributes(body[_IFINFOMSG.size :]))
         name = _text(values.get(_IFLA_IFNAME))
@@ -102,8 +100,6 @@ def _with_filters() -> set[int]:
     found = set()
     for reply in netlink.request(netlink.NETLINK_ROUTE, _RTM_GETQDISC, question, dump=True):
         body = memoryview(reply)
-        if len(body) < _TCMSG.size:
-            continue
         values = dict(netlink.attributes(body[_TCMSG.size :]))
         if _text(values.get(_TCA_KIND)) in _FILTERING:
             found.add(_TCMSG.unpack_from(body)[1])

@@ -50,8 +50,6 @@ XT_TRACKING: Final = frozenset({"CT", "NOTRACK"})
 def mangled(body: Any, packet: Packet) -> Packet:
     """The packet after a field was set: a constant is known then, anything else is not."""
     key = body.get("key") if isinstance(body, dict) else None
-    if not isinstance(key, dict):
-        return packet
     if key == {"meta": {"key": "mark"}}:
         return replace(packet, mark=_mark(body.get("value"), packet))
     return without_addresses(packet) if rewrites(key) else packet

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _STATUS: Final = Path("/proc/thread-self/status")
-_EFFECTIVE: Final = "CapEff:"
+_EFFECTIVE: Final = "\nCapEff:"
 
 #: What each command can't do without, and what it is for.
 _NEEDS: Final = (
@@ -45,7 +45,5 @@ def privileges() -> Iterator[Finding]:
 
 
 def _effective() -> int:
-    for line in _STATUS.read_text("ascii", "replace").splitlines():
-        if line.startswith(_EFFECTIVE):
-            return int(line.removeprefix(_EFFECTIVE), 16)
-    return 0
+    after = _STATUS.read_text("ascii", "replace").partition(_EFFECTIVE)[2]
+    return int(after.split(maxsplit=1)[0], 16)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 #: IPv6).
 _TRACKING: Final = -200
 _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
-_DEVICE_HOOKS: Final = frozenset({"ingress", "egress"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,14 +132,10 @@ def _through(
 def _passes(chain: Chain, step: Step, packet: Packet) -> Truth:
     """Whether a packet passes a base chain at all."""
     base, family = chain.base, chain.key.family
-    if base is None:
-        return Truth.NO
-    if step.hook in _DEVICE_HOOKS:
-        if family not in {"netdev", "inet"} or step.device is None:
-            return Truth.NO
-        device = step.device
+    device = step.device
+    if base is not None and device is not None:
         return any_of(_answers_to(device, name) for name in base.devices)
-    if family not in {"inet", "ip" if packet.version == 4 else "ip6"}:
+    if base is None or family not in {"inet", "ip" if packet.version == 4 else "ip6"}:
         return Truth.NO
     # Only the first packet of a connection passes a chain of NAT (nf_nat_core.c).
     return Truth.NO if base.kind == "nat" and not packet.is_first else Truth.YES

@@ -292,9 +292,7 @@ def _spelled(text: str) -> Span | None:
 
 
 def _prefix(address: Any, length: Any) -> Span | None:
-    if is_number(address) and is_number(length) and 0 <= length <= 32:  # of a mark, or a port
-        return None
-    try:
+    try:  # of a mark or a port it is no address
         network = ipaddress.ip_network(f"{address}/{length}", strict=False)
     except ValueError:
         return None

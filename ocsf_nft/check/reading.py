@@ -81,13 +81,8 @@ def _of_nft(namespace: Namespace, binary: str) -> tuple[Ruleset, list[str]]:
 
 
 def _json(namespace: Namespace, command: list[str]) -> Any:
-    listed = answer(namespace, command)
     try:
-        return orjson.loads(listed)
-    except orjson.JSONDecodeError:
-        pass
-    try:  # a name may hold bytes that are no UTF-8
-        return orjson.loads(listed.decode("utf-8", "backslashreplace"))
+        return orjson.loads(answer(namespace, command))
     except orjson.JSONDecodeError as error:
         raise NoAnswerError("nft lists the ruleset in a form that can't be read") from error
 

@@ -91,10 +91,8 @@ def _kinds(annotation: Any) -> Iterator[str]:
         yield ", ".join(f"`{each}`" for each in inner)
     elif origin is tuple:
         yield f"list of {_type(inner[0])}"
-    elif origin is not None:
-        yield f"table of {_type(inner[-1])}"
     else:
-        yield _WORDS.get(annotation, "text")
+        yield f"table of {_type(inner[-1])}"
 
 
 def _default(field: FieldInfo, *, is_common: bool) -> str:
