@@ -102,10 +102,10 @@ class Matcher:
         if pairs is None:
             return Truth.MAYBE
         keys = [plain(pair[0] if isinstance(pair, list) and pair else pair) for pair in pairs]
-        if "*" in keys:
-            return Truth.YES
         held = self.holds(family, table, body.get("key"), {"set": keys}, packet)
-        return Truth.NO if held is None else held
+        if held is None:  # the packet has no such field, and no default either
+            return Truth.NO
+        return Truth.YES if "*" in keys else held
 
     def _has_room(self, family: str, table: str, body: dict[str, Any], kind: str) -> Truth:
         found = self._ruleset.sets.get((family, table, str(body.get(kind)).removeprefix("@")))

@@ -264,16 +264,12 @@ class _Walk:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
             return False
         before, any_so_far = self._reach, Truth.NO
+        family, table = self._chain.key.family, self._chain.key.table
         for item, verdicts in pairs:
-            if item == "*":
-                answer: Truth | None = any_so_far.inverted()
-            else:
-                family, table = self._chain.key.family, self._chain.key.table
-                answer = self._walker.matcher.holds(
-                    family, table, key, {"set": [item]}, self._packet
-                )
-            if answer is None:
+            held = self._walker.matcher.holds(family, table, key, {"set": [item]}, self._packet)
+            if held is None:  # the packet has no such field, and no default either
                 return True
+            answer = any_so_far.inverted() if item == "*" else held
             any_so_far = max(any_so_far, answer)
             matched = min(answer, matches)
             if matched is Truth.NO or not isinstance(verdicts, dict):

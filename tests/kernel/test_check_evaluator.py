@@ -270,6 +270,20 @@ _CASES: Final = {
     "a map that holds something doesn't": (
         _chain_at("forward", 0, "meta mark set tcp dport map { 443 : 1 } accept", policy="drop"),
         "passes"),
+    "a default is for what the map doesn't hold": (
+        _chain_at("forward", 0, "tcp dport vmap { 22 : accept, * : drop }"), "drops"),
+    "and for nothing else": (
+        _chain_at("forward", 0, "tcp dport vmap { 443 : accept, * : drop }"), "passes"),
+    "a default gives a value too": (
+        _chain_at("forward", 0, "meta mark set tcp dport map { 22 : 1, * : 2 } accept",
+                  policy="drop"), "passes"),
+    "no default is for the other family": (
+        _chain_at("forward", 0, "ip6 saddr vmap { * : drop }"), "passes"),
+    "nor a value": (
+        _chain_at("forward", 0, "meta mark set ip6 saddr map { * : 2 } accept", policy="drop"),
+        "drops"),
+    "at its own place tracking may come first or not": (
+        _chain_at("prerouting", -200, "ct state invalid drop"), "may drop"),
     "no object is found either": (
         "\tcounter some { }\n"
         + _chain_at("forward", 0, 'counter name tcp dport map { 22 : "some" } drop'), "passes"),
