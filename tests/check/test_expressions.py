@@ -1,0 +1,256 @@
+"""The answers to a rule's matches for one packet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.check.matching import Matcher
+from ocsf_nft.check.operand import flags_of
+from ocsf_nft.check.packet import NEW, TCP, UNTRACKED, Packet
+from ocsf_nft.check.ruleset import Ruleset, from_json
+from ocsf_nft.check.truth import MARKS, Bits, Name, Span, Truth, bits, exactly
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PACKET: Final = Packet(
+    version=4,
+    protocol=TCP,
+    source=exactly(0xAC100002),  # 172.16.0.2
+    destination=exactly(0x01020304),
+    source_port=Span(32768, 60999),
+    destination_port=exactly(443),
+    came_by=Name("vmtap-1"),
+    leaves_by=Name("", is_start=True, unlike=("vmtap-", "lo")),
+    mark=exactly(6),
+)
+_LATER: Final = replace(_PACKET, is_first=False)
+_EITHER: Final = replace(_PACKET, state=Bits(NEW.alternatives | UNTRACKED.alternatives))
+_MACHINES: Final = replace(_PACKET, came_by=Name("vmtap-", is_start=True), mark=MARKS)
+_IPV6: Final = replace(_PACKET, version=6, source=exactly((1 << 128) - 1))
+
+_DPORT: Final = {"payload": {"protocol": "tcp", "field": "dport"}}
+_SPORT: Final = {"payload": {"protocol": "tcp", "field": "sport"}}
+_SADDR: Final = {"payload": {"protocol": "ip", "field": "saddr"}}
+_SADDR6: Final = {"payload": {"protocol": "ip6", "field": "saddr"}}
+_FLAGS: Final = {"payload": {"protocol": "tcp", "field": "flags"}}
+_STATE: Final = {"ct": {"key": "state"}}
+_MARK: Final = {"meta": {"key": "mark"}}
+_LENGTH: Final = {"meta": {"key": "length"}}
+_IN: Final = {"meta": {"key": "iifname"}}
+_OUT: Final = {"meta": {"key": "oifname"}}
+_BOTH: Final = {"concat": [_SADDR, _DPORT]}
+_NO, _MAYBE, _YES = Truth.NO, Truth.MAYBE, Truth.YES
+
+_SETS: Final = from_json(
+    {
+        "nftables": [
+            {"set": {"family": "inet", "table": "t", "name": "unread", "elem": "?"}},
+            {"set": {"family": "inet", "table": "t", "name": "ports", "size": 66, "elem": [443]}},
+            {"set": {"family": "inet", "table": "t", "name": "full", "size": 64, "elem": [443]}},
+            {"map": {"family": "inet", "table": "t", "name": "marks", "elem": [[443, 2]]}},
+            {"map": {"family": "inet", "table": "t", "name": "rest", "elem": [[22, 1], ["*", 2]]}},
+            {"rule": {"family": "inet", "table": "t", "chain": "c", "expr": [
+                {"set": {"op": "add", "elem": _SADDR, "set": "@unread"}}]}},
+        ]
+    }
+)  # fmt: skip
+
+
+def _matcher(ruleset: Ruleset = _SETS) -> Matcher:
+    return Matcher(ruleset, lambda _: None)
+
+
+def _assert_answers(cases: Iterable[tuple[Any, str, Any, Packet, Truth]]) -> None:
+    for left, operator, right, packet, expected in cases:
+        body = {"op": operator, "left": left, "right": right}
+        answer = _matcher().match("inet", "t", body, packet)
+        assert answer is expected, (left, operator, right)
+
+
+def test_match_compares_a_field_with_a_limit() -> None:
+    _assert_answers(
+        (left, operator, right, _IPV6 if left is _SADDR6 else _PACKET, expected)
+        for left, operator, right, expected in (
+            (_DPORT, "<", 443, _NO), (_DPORT, "<", 444, _YES),
+            (_DPORT, "<=", 442, _NO), (_DPORT, "<=", 443, _YES),
+            (_DPORT, ">", 443, _NO), (_DPORT, ">", 442, _YES),
+            (_DPORT, ">=", 444, _NO), (_DPORT, ">=", 443, _YES),
+            (_SPORT, "<", 32768, _NO), (_SPORT, "<=", 32768, _MAYBE), (_SPORT, "<", 61000, _YES),
+            (_SPORT, ">", 60999, _NO), (_SPORT, ">=", 60999, _MAYBE), (_SPORT, ">", 32767, _YES),
+            (_SADDR6, ">", "::1", _YES), (_SADDR6, "<=", "::1", _NO),
+            (_DPORT, "<", {"range": [1, 1000]}, _MAYBE), (_LENGTH, ">", 0, _MAYBE),
+        )
+    )  # fmt: skip
+
+
+def test_match_masks_numbers() -> None:
+    fragment = {"payload": {"protocol": "ip", "field": "frag-off"}}
+    _assert_answers(
+        (left, operator, right, packet, expected)
+        for left, operator, right, packet, expected in (
+            ({"&": [_MARK, 3]}, "==", 2, _PACKET, _YES),
+            ({"&": [_MARK, 3]}, "!=", 2, _PACKET, _NO),
+            ({"|": [_MARK, 9]}, "==", 15, _PACKET, _YES),
+            ({"^": [_MARK, 3]}, "==", 5, _PACKET, _YES),
+            ({"&": [_MARK, 3]}, "==", 2, _MACHINES, _MAYBE),
+            ({"&": [_MARK]}, "==", 2, _PACKET, _MAYBE),
+            ({"&": [_SADDR6, 3]}, "!=", 2, _PACKET, _NO),
+            ({"&": [fragment, 0x3FFF]}, "==", 0, _PACKET, _YES),
+            ({"&": [fragment, 0x4000]}, "==", 0, _PACKET, _MAYBE),
+            (_MARK, "in", 4, _PACKET, _YES), (_MARK, "!", 4, _PACKET, _NO),
+            (_MARK, "in", 9, _PACKET, _NO), (_MARK, "!", 9, _PACKET, _YES),
+            (_MARK, "in", True, _PACKET, _MAYBE), (_MARK, "in", 4, _MACHINES, _MAYBE),
+            (_LENGTH, "in", 4, _PACKET, _MAYBE),
+        )
+    )  # fmt: skip
+
+
+def test_match_compares_flags() -> None:
+    of_state = {"&": [_STATE, {"|": ["established", "new"]}]}
+    handshake = {"&": [_FLAGS, {"|": ["fin", "syn", "rst", "ack"]}]}
+    _assert_answers(
+        [
+            (_STATE, "in", ["established", "new"], _PACKET, _YES),
+            (_STATE, "in", "established", _PACKET, _NO),
+            (_STATE, "!", "established", _PACKET, _YES),
+            (_STATE, "==", "new", _EITHER, _MAYBE),
+            (_STATE, "==", "established", _EITHER, _NO),
+            (_STATE, "in", "new", _EITHER, _MAYBE),
+            (_STATE, "in", ["new", "untracked"], _EITHER, _YES),
+            (of_state, "==", "new", _PACKET, _YES),
+            (of_state, "==", "established", _PACKET, _NO),
+            (of_state, "==", 0, _PACKET, _NO),
+            (of_state, "==", "new", _EITHER, _MAYBE),
+            ({"&": [_STATE, "established"]}, "==", 0, _EITHER, _YES),
+            (handshake, "==", "syn", _PACKET, _YES),
+            (handshake, "==", {"|": ["syn", "ack"]}, _PACKET, _NO),
+            (handshake, "==", "ack", _LATER, _MAYBE),
+            ({"&": [_FLAGS, {"|": [{"|": ["syn", "fin"]}, "rst"]}]}, "==", "syn", _PACKET, _YES),
+            ({"&": [_FLAGS, {"|": ["ack", {"|": ["fin"]}]}]}, "==", {"|": []}, _PACKET, _YES),
+            (_FLAGS, "!", ["syn", "ack"], _PACKET, _NO),
+        ]
+    )  # fmt: skip
+    assert flags_of({"|": [{"|": ["a", "b"]}, "c", 0]}) == {"a", "b", "c"}
+    assert bits("").masked(frozenset({"a"})) == bits("")
+
+
+def test_match_compares_names_of_interfaces() -> None:
+    literal = replace(_PACKET, came_by=Name("vmtap*"))
+    _assert_answers(
+        [
+            (_IN, "==", "vmtap-1", _PACKET, _YES), (_IN, "==", "vmtap-2", _PACKET, _NO),
+            (_IN, "==", "vmtap\\*", literal, _YES), (_IN, "==", "vmtap\\*", _PACKET, _NO),
+            (_IN, "==", 5, _PACKET, _MAYBE), (_IN, "==", "5", _PACKET, _NO),
+            (_IN, "==", "5", replace(_PACKET, came_by=Name("", is_start=True)), _MAYBE),
+            (_IN, "==", "vm*", _MACHINES, _YES), (_IN, "==", "vmtap-1*", _MACHINES, _MAYBE),
+            (_IN, "==", "eth*", _MACHINES, _NO),
+            (_OUT, "==", "lo", _PACKET, _NO), (_OUT, "==", "up0", _PACKET, _MAYBE),
+            (_OUT, "==", "vmtap-1*", _PACKET, _NO), (_OUT, "==", "vm*", _PACKET, _MAYBE),
+            (_OUT, "==", "up*", _PACKET, _MAYBE),
+        ]
+    )  # fmt: skip
+
+
+def test_match_reads_protocols_and_addresses_in_any_form() -> None:
+    protocol = {"meta": {"key": "l4proto"}}
+    _assert_answers(
+        (left, "==", right, _PACKET, expected)
+        for left, right, expected in (
+            (protocol, "tcp", _YES), (protocol, "udp", _NO), (protocol, "icmp", _NO),
+            (protocol, 6, _YES), (protocol, "6", _YES), (protocol, 17, _NO),
+            (protocol, {"range": [1, 5]}, _NO), (protocol, {"range": [1, 6]}, _YES),
+            (_DPORT, "443", _YES), (_DPORT, "444", _NO), (_DPORT, "https", _MAYBE),
+            (_MARK, {"prefix": {"addr": 4, "len": 30}}, _MAYBE),
+            (_SADDR, {"prefix": {"addr": "172.16.0.0", "len": 30}}, _YES),
+            (_SADDR, {"prefix": {"addr": "172.16.0.4", "len": 30}}, _NO),
+            (_SADDR, {"prefix": {"addr": "host", "len": 30}}, _MAYBE),
+            (_SADDR, {"range": ["172.16.0.3", "172.16.0.9"]}, _NO),
+            (_SADDR, {"range": ["172.16.0.2", "172.16.0.9"]}, _YES),
+            (_SADDR, {"range": ["host", "172.16.0.9"]}, _MAYBE),
+        )
+    )  # fmt: skip
+
+
+def test_match_knows_which_addresses_are_local() -> None:
+    local = replace(_PACKET, is_local=_YES, comes_from_here=_NO, has_way_back=_NO)
+    to = {"fib": {"result": "type", "flags": ["daddr"]}}
+    by = {"fib": {"result": "type", "flags": ["daddr", "iif"]}}
+    source = {"fib": {"result": "type", "flags": "saddr"}}
+    back = {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}
+    _assert_answers(
+        (left, "==", right, packet, expected)
+        for left, right, packet, expected in (
+            (to, "local", local, _YES), (to, "unicast", local, _NO),
+            (to, "local", _PACKET, _NO), (to, "unicast", _PACKET, _YES),
+            (by, "unicast", _PACKET, _MAYBE), (by, "unicast", local, _NO),
+            (source, "local", local, _NO), (source, "unicast", local, _YES),
+            (to, "broadcast", local, _NO), (to, "prohibit", local, _MAYBE),
+            (back, True, local, _NO), (back, False, local, _YES), (back, "5", local, _MAYBE),
+            ({"fib": {"result": "oif", "flags": ["daddr"]}}, True, local, _MAYBE),
+        )
+    )  # fmt: skip
+
+
+def test_match_finds_the_elements_of_a_set() -> None:
+    timed = {"elem": {"val": 443, "timeout": 60}}
+    here = {"concat": ["172.16.0.2", 443]}
+    _assert_answers(
+        (left, operator, right, _PACKET, expected)
+        for left, operator, right, expected in (
+            (_DPORT, "==", {"set": [timed]}, _YES), (_DPORT, "!=", {"set": [timed]}, _NO),
+            (_DPORT, "==", {"set": 443}, _YES), (_DPORT, "==", "@ports", _YES),
+            (_DPORT, "!=", "@ports", _NO), (_SADDR, "==", "@unread", _MAYBE),
+            (_SADDR, "!=", "@unread", _MAYBE), (_DPORT, "==", "@other", _MAYBE),
+            (_BOTH, "==", here, _YES), (_BOTH, "!=", here, _NO),
+            (_BOTH, "==", {"concat": ["172.16.0.2", 22]}, _NO),
+            (_BOTH, "==", {"concat": ["*", 443]}, _YES),
+            (_BOTH, "==", {"concat": ["172.16.0.2", 443, 1]}, _MAYBE),
+            (_BOTH, "==", "172.16.0.2", _MAYBE),
+            ({"concat": [_SADDR6, _DPORT]}, "!=", here, _NO),
+        )
+    )  # fmt: skip
+
+
+def test_match_of_an_unknown_form_is_undecided() -> None:
+    assert _matcher().match("inet", "t", None, _PACKET) is _MAYBE
+    _assert_answers(
+        (left, operator, right, _PACKET, _MAYBE)
+        for left, operator, right in (
+            (_DPORT, "~", 443), ("443", "==", 443), ({"meta": "mark"}, "==", 6),
+            ({"socket": {"key": "mark"}}, "==", 6), ({"exthdr": {"name": "new"}}, "==", True),
+            ({**_MARK, **_DPORT}, "==", 6),
+        )
+    )  # fmt: skip
+
+
+def test_statement_runs_where_its_map_or_field_has_a_value() -> None:
+    def assignment(data: Any, key: Any = _DPORT) -> dict[str, Any]:
+        return {"key": _MARK, "value": {"map": {"key": key, "data": data}}}
+
+    def change(name: str, operator: str = "add") -> dict[str, Any]:
+        return {"op": operator, "elem": _SADDR, "set": f"@{name}"}
+
+    for kind, body, expected in (
+        ("mangle", assignment("@marks"), _YES),
+        ("mangle", assignment("@marks", _SPORT), _NO),
+        ("mangle", assignment("@rest"), _YES),
+        ("mangle", assignment("@rest", _SADDR6), _NO),
+        ("mangle", assignment("@unread"), _MAYBE),
+        ("mangle", assignment({"set": [[22, 1]]}), _NO),
+        ("mangle", assignment("@marks", _SADDR6), _NO),
+        ("mangle", {"key": _SADDR6, "value": 1}, _NO),
+        ("mangle", {"key": {"tcp option": {"name": "maxseg"}}, "value": 1}, _MAYBE),
+        ("set", change("ports"), _YES),
+        ("set", change("full"), _MAYBE),
+        ("set", change("full", "delete"), _YES),
+        ("set", change("unread"), _MAYBE),
+        ("set", change("other"), _MAYBE),
+        ("set", {**change("ports"), "elem": _SADDR6}, _NO),
+        ("reject", {"type": "icmpv6"}, _NO),
+        ("reject", {"type": "icmp"}, _YES),
+        ("drop", None, _YES),
+    ):
+        answer = _matcher().runs("inet", "t", kind, body, _PACKET)
+        assert answer is expected, (kind, body)
