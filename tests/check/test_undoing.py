@@ -77,6 +77,12 @@ def test_what_each_firewall_does_is_told_where_it_is_enabled(tmp_path: Path) -> 
     assert "MANAGE_BUILTINS=yes" in _named(tmp_path)["ufw"].meaning
 
 
+def test_check_of_services_ignores_a_target_that_is_no_directory(tmp_path: Path) -> None:
+    _enable(tmp_path, "ufw.service")
+    _write(tmp_path, "etc/systemd/system/a.wants", "")
+    assert set(_named(tmp_path)) == {"ufw"}
+
+
 def test_a_file_may_have_any_name(tmp_path: Path) -> None:
     directory = tmp_path / "etc" / "nftables.d"
     directory.mkdir(parents=True)

@@ -32,6 +32,16 @@ def _meta(key: str) -> Any:
     return {"meta": {"key": key}}
 
 
+_ALL_FLAGS = "fin syn rst psh ack urg"
+
+
+def _flags(mask: str, wanted: str, operator: str = "==") -> list[tuple[str, Any]]:
+    """Return the statements of a TCP rule that drops packets with these flags under a mask."""
+    left = {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, {"|": mask.split()}]}
+    flags = _match(left, {"|": wanted.split()}, operator)
+    return [_match(_meta("l4proto"), "tcp"), flags, ("drop", None)]
+
+
 @pytest.mark.parametrize(
     ("line", "statements"),
     [
@@ -68,6 +78,28 @@ def _meta(key: str) -> Any:
                         "value": {"^": [{"&": [_meta("mark"), 0xFFFFFFFB]}, 4]},
                     },
                 )
+            ],
+        ),
+        (
+            "-j MARK --set-xmark 0x4",
+            [
+                (
+                    "mangle",
+                    {"key": _meta("mark"), "value": {"^": [{"&": [_meta("mark"), 0]}, 4]}},
+                )
+            ],
+        ),
+        ("-j MARK --set-xmark some", [("xt", {"type": "target", "name": "MARK"})]),
+        ("-j MARK --and-mark 0x4", [("xt", {"type": "target", "name": "MARK"})]),
+        ("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP", _flags("fin syn rst ack", "syn")),
+        ("-p tcp -m tcp ! --tcp-flags ALL NONE -j DROP", _flags(_ALL_FLAGS, "", "!=")),
+        ("-p tcp -m tcp --tcp-flags SYN,ACK ALL -j DROP", _flags("syn ack", _ALL_FLAGS)),
+        (
+            "-p tcp -m tcp --dport ftp -j ACCEPT",
+            [
+                _match(_meta("l4proto"), "tcp"),
+                _match({"payload": {"protocol": "tcp", "field": "dport"}}, {"set": ["ftp"]}),
+                ("accept", None),
             ],
         ),
         ('-m comment --comment "a -j DROP \\"b" -j ACCEPT', [("accept", None)]),

@@ -1,0 +1,171 @@
+"""The end of a packet by a rule's statements, as far as nft's listing tells it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.check import journey
+from ocsf_nft.check.diagnosis import Question, judge
+from ocsf_nft.check.ruleset import from_json
+from ocsf_nft.check.walk import Walker
+from ocsf_nft.fence.values import subnet
+from ocsf_nft.netns import Namespace
+
+if TYPE_CHECKING:
+    from ocsf_nft.check.ruleset import Ruleset
+
+#: nft isn't asked for the rules of a table with such a name.
+_PLACE: Final = {"family": "ip", "table": "a table"}
+_QUESTION: Final = Question(
+    namespace=Namespace(), device="vmtap-1", subnets=(subnet("172.16.0.1/30"),), port=3128
+)
+_LIMITED: Final = {"limit": {"rate": 1}}
+_DROP: Final[dict[str, Any]] = {"drop": None}
+_TCP: Final = {"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}
+_DPORT: Final = {"payload": {"protocol": "tcp", "field": "dport"}}
+
+
+def _match(left: dict[str, Any], right: Any) -> dict[str, Any]:
+    return {"match": {"op": "==", "left": left, "right": right}}
+
+
+def _xt(name: str, kind: str = "target") -> dict[str, Any]:
+    return {"xt": {"type": kind, "name": name}}
+
+
+def _ruleset(
+    *rules: list[dict[str, Any]],
+    later: list[dict[str, Any]] | None = None,
+    hook: str = "forward",
+    priority: int = 0,
+    policy: str = "accept",
+) -> Ruleset:
+    """Return a ruleset of a base chain, and of another one behind it with the rule ``later``."""
+    base = {"type": "filter", "hook": hook, "prio": priority, "policy": policy}
+    objects: list[dict[str, Any]] = [
+        {"map": {**_PLACE, "name": "unread", "elem": None}},
+        {"chain": {**_PLACE, "name": "base", **base}},
+        *({"rule": {**_PLACE, "chain": "base", "handle": handle, "expr": rule}}
+          for handle, rule in enumerate(rules, 1)),
+        {"chain": {**_PLACE, "name": "later", **base, "prio": 500, "policy": "accept"}},
+        *({"rule": {**_PLACE, "chain": "later", "expr": rule}} for rule in [later] if rule),
+    ]  # fmt: skip
+    return from_json({"nftables": objects})
+
+
+def _ends(ruleset: Ruleset) -> set[tuple[str, bool]]:
+    """Return the verbs for the VM's first packets, and whether they hold for sure."""
+    hooks, walker = journey.by_hook(ruleset), Walker(ruleset)
+    return {
+        (ending.stop.verb, ending.is_certain)
+        for flow in _QUESTION.flows()
+        if flow.label == "tcp 443" and flow.packet.direction == "original"
+        for ending in journey.endings(flow, hooks, walker)
+    }
+
+
+def test_check_knows_what_the_targets_of_iptables_do_by_their_names() -> None:
+    sure, unsure = {("drops", True)}, {("drops", False)}
+    mark = _match({"meta": {"key": "mark"}}, 5)
+    for rules, ends in (
+        ([[_xt("REJECT")]], {("refuses", True)}),
+        ([[_xt("DNAT")]], {("redirects", True)}),
+        ([[_xt("REDIRECT")]], {("redirects", True)}),
+        ([[_xt("SYNPROXY")]], {("answers itself", True)}),
+        ([[_LIMITED, _xt("REJECT")]], {("refuses", False)}),
+        ([[_xt("LOG")], [_DROP]], sure),
+        ([[_xt("LOG")]], set()),
+        ([[_xt("SNAT")], [_DROP]], set()),
+        ([[_xt("MASQUERADE")], [_DROP]], set()),
+        ([[_xt("LED"), _DROP]], sure),
+        ([[_xt("OTHER")]], {("may drop", False)}),
+        ([[_xt("comment", "match"), _DROP]], unsure),
+        ([[{"xt": None}]], {("may drop", False)}),
+        ([[mark, _DROP]], set()),
+        ([[_xt("MARK")], [mark, _DROP]], unsure),
+        ([[_xt("CONNMARK")], [mark, _DROP]], unsure),
+        ([[_xt("REJECT")], [_xt("OTHER")]], {("refuses", True)}),
+    ):
+        assert _ends(_ruleset(*rules)) == ends, rules
+
+
+def test_check_forgets_the_source_that_nat_replaces() -> None:
+    source = _match({"payload": {"protocol": "ip", "field": "saddr"}}, "9.9.9.9")
+    for statement, ends in (
+        (_xt("SNAT"), {("drops", False)}),
+        (_xt("MASQUERADE"), {("drops", False)}),
+        ({"snat": {"addr": "9.9.9.9"}}, {("drops", False)}),
+        ({"masquerade": None}, {("drops", False)}),
+        ({"accept": None}, set()),
+    ):
+        assert _ends(_ruleset([statement], later=[source, _DROP])) == ends, statement
+
+
+def test_check_follows_the_targets_that_may_turn_tracking_off() -> None:
+    untracked = [_match({"ct": {"key": "state"}}, "untracked"), _DROP]
+    for name, ends in (
+        ("CT", {("drops", False)}),
+        ("NOTRACK", {("drops", False)}),
+        ("LOG", set()),
+    ):
+        rules = _ruleset([_xt(name)], untracked, hook="prerouting", priority=-300)
+        assert _ends(rules) == ends, name
+
+
+def test_check_tells_packets_that_a_program_or_a_proxy_may_take() -> None:
+    queued = {("hands to a program", False)}
+    proxied = {("redirects", False)}
+    for statement, policy, ends in (
+        ("queue", "accept", queued),
+        ("queue", "drop", queued),
+        ("tproxy", "accept", proxied),
+        ("tproxy", "drop", {("drops", True)}),
+        ("new statement", "accept", {("may drop", False)}),
+    ):
+        ruleset = _ruleset([_TCP, {statement: None}], policy=policy)
+        assert _ends(ruleset) == ends, (statement, policy)
+    assert _ends(_ruleset([{"queue": None}], [_DROP])) == queued
+    assert _ends(_ruleset([{"queue": None}], later=[_DROP])) == queued | {("drops", True)}
+    assert _ends(_ruleset([_LIMITED, {"queue": None}], [_DROP])) == queued | {("drops", False)}
+
+
+def test_check_follows_a_verdict_map_of_any_form() -> None:
+    def mapped(data: Any, **more: Any) -> dict[str, Any]:
+        return {"vmap": {"key": _DPORT, "data": data, **more}}
+
+    unknown, sure = {("may drop", False)}, {("drops", True)}
+    for statement, ends in (
+        (mapped({"set": [[22, {"accept": None}], ["*", _DROP]]}), sure),
+        (mapped({"set": [[443, {"accept": None}], ["*", _DROP]]}), set()),
+        (mapped({"set": [[{"range": [1, 99]}, _DROP], ["*", {"return": None}]]}), set()),
+        (mapped({"set": [["https", {"accept": None}], ["*", _DROP]]}), {("drops", False)}),
+        (mapped({"set": [[443, {"counter": None}], ["*", _DROP]]}), set()),
+        (mapped({"set": [[443, None], ["*", _DROP]]}), set()),
+        (mapped("@unread"), unknown),
+        (mapped({"set": [443]}), unknown),
+        (mapped({"set": [[443, _DROP, 1]]}), unknown),
+        ({"vmap": None}, unknown),
+    ):
+        assert _ends(_ruleset([statement])) == ends, statement
+
+
+def test_check_names_the_rule_that_decides_what_can_not_be_told() -> None:
+    accept: list[dict[str, Any]] = [_LIMITED, {"accept": None}]
+    (found,) = judge(_ruleset(accept, hook="input", policy="drop"), _QUESTION)
+    assert (found.name, found.severity) == ("may-drop", "blocked")
+    shown = '[{"limit":{"rate":1}},{"accept":null}]'
+    assert found.meaning == (
+        "table ip a table, chain base (nftables): its policy may stop (drops) what the VM sends to "
+        "the gateway's port (tcp 3128; IPv4); "
+        f"it depends on `{shown}`, which can't be told beforehand"
+    )
+    # A rule that is itself the place needs no second mention.
+    (found,) = judge(_ruleset([_LIMITED, _DROP], hook="input"), _QUESTION)
+    assert "depends" not in found.meaning
+
+
+def test_check_counts_the_rules_that_it_does_not_tell_one_by_one() -> None:
+    for rules, more in ((32, []), (34, ["2 more rules drop what the fence accepts, or may"])):
+        found = list(judge(_ruleset(*[[_LIMITED, _DROP]] * rules, hook="input"), _QUESTION))
+        assert [each.meaning for each in found[32:]] == more
+        assert {(each.name, each.severity) for each in found} == {("may-drop", "blocked")}
