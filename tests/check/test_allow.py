@@ -104,6 +104,7 @@ def test_nft_accepts_each_direction_at_its_hook() -> None:
         ("postrouting", _REPLY, [f"oifname {device} {states}"]),
         ("prerouting", _REPLY, [states]),
         ("ingress", _REPLY, []),
+        ("egress", _OUT, []),
         ("input", _GATEWAY, [f"iifname {device} ip daddr 172.16.0.1 tcp dport 3128"]),
         ("output", _ANSWER, [f"oifname {device} tcp sport 3128"]),
         ("output", _PROXY, ["ip daddr 192.0.2.1 tcp dport 3128"]),
