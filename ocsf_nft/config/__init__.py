@@ -161,6 +161,8 @@ def _sentence(error: ValidationError) -> str:
         return f"there is no key {place}: did you mean {near[0]}?"
     if fault["type"] == "tuple_type":
         return f"{place}: must be a list: put it in [ ]"
+    if fault["type"] in {"model_type", "model_attributes_type"}:
+        return f"{place}: must be one table, such as {{ key = value }}"  # the value may be secret
     if fault["type"] == "union_tag_invalid":
         return f"{place}: there is no sink of such a type: give one of {', '.join(KINDS)}"
     message = fault["msg"].removeprefix("Value error, ")

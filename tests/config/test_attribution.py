@@ -66,7 +66,7 @@ def test_a_fault_is_one_sentence_that_names_the_key(found: dict[str, Any], sente
 
 
 def test_it_is_one_table() -> None:
-    with pytest.raises(UsageError, match="attribution: input should be a valid dictionary"):
+    with pytest.raises(UsageError, match="attribution: must be one table"):
         config.parse(_WATCHED | {"attribution": [{"top": "user"}]}, where="test")
 
 
