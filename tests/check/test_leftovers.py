@@ -1,0 +1,98 @@
+"""Leftovers of an older set-up, as nft lists them without iptables."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ocsf_nft.check.devices import Device
+from ocsf_nft.check.diagnosis import Question
+from ocsf_nft.check.leftovers import leftovers, told
+from ocsf_nft.check.ruleset import from_json
+from ocsf_nft.fence.values import subnet
+from ocsf_nft.netns import Namespace
+
+_QUESTION: Final = Question(
+    namespace=Namespace(), device="vmtap-1", subnets=(subnet("172.16.0.1/30"),), port=3128
+)
+_ACCEPT: Final[dict[str, Any]] = {"accept": None}
+
+
+def _device(name: str, kind: str = "tun") -> Device:
+    return Device(
+        ifindex=1, name=name, kind=kind, master=None, lower=None, is_lower_elsewhere=False,
+        has_xdp=False, has_filters=False,
+    )  # fmt: skip
+
+
+def _match(key: str, field: str, right: Any, operator: str = "==") -> dict[str, Any]:
+    left = {"meta": {"key": field}} if key == "meta" else {key: {"protocol": "ip", "field": field}}
+    return {"match": {"op": operator, "left": left, "right": right}}
+
+
+def _found(
+    *rules: list[dict[str, Any]], chain: str = "", question: Question = _QUESTION
+) -> list[tuple[str, str]]:
+    """Return the texts and reasons of the leftovers of a host with the device vmtap-1."""
+    place = {"family": "ip", "table": "filter"}
+    objects: list[Any] = [
+        {"chain": {**place, "name": "FORWARD", "hook": "forward", "prio": 0}},
+        *({"rule": {**place, "chain": "FORWARD", "handle": handle, "expr": rule}}
+          for handle, rule in enumerate(rules, 1)),
+        *([{"chain": {**place, "name": chain}}] if chain else []),
+    ]  # fmt: skip
+    found = leftovers(from_json({"nftables": objects}), {"vmtap-1": _device("vmtap-1")}, question)
+    return [(each.text, each.reason) for each in found]
+
+
+def test_leftover_is_named_by_its_statements_where_no_iptables_tells_its_text() -> None:
+    gone, here = _match("meta", "iifname", "vmtap-9"), _match("meta", "oif", "vmtap-1")
+    assert _found([gone, _ACCEPT], [here, {"drop": None}], [_ACCEPT]) == [
+        (
+            "rule handle 1 in ip filter FORWARD: match accept",
+            "it is for vmtap-9, which isn't there",
+        ),
+        (
+            "rule handle 2 in ip filter FORWARD: match drop",
+            "it is for vmtap-1, which a fence takes care of",
+        ),
+    ]
+    place = {"family": "ip", "table": "filter", "chain": "FORWARD"}
+    base = {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "prio": 0}
+    listed = [{"chain": base}, {"rule": {**place, "handle": 7, "expr": [gone, _ACCEPT]}}]
+    (finding,) = told(leftovers(from_json({"nftables": listed}), {}, _QUESTION))
+    assert finding.place is not None
+    assert (finding.place.handle, finding.place.rule) == (7, "match accept")
+
+
+def test_leftover_chain_is_named_for_its_device() -> None:
+    for name, reason in (
+        ("vmtap-1", "it is named for vmtap-1"),
+        ("in-vmtap-1-accept", "it is named for vmtap-1"),
+        ("vmtap-9-in", "it is named for vmtap-9-in, which isn't there"),
+        ("vmtap-12", None),  # begins with the name of a device that is there
+        ("myvmtap-1", None),
+        ("in", None),
+    ):
+        text = f"chain ip filter {name}, with the 0 rules in it"
+        expected = [] if reason is None else [(text, reason)]
+        assert _found(chain=name) == expected, name
+
+
+def test_leftover_nat_is_for_a_subnet_of_the_machine() -> None:
+    prefix = {"prefix": {"addr": "172.16.0.0", "len": 30}}
+    for source, statement, is_leftover in (
+        (prefix, {"masquerade": None}, True),
+        ("172.16.0.0/30", {"snat": {"addr": "192.0.2.1"}}, True),
+        (prefix, {"xt": {"type": "target", "name": "MASQUERADE"}}, True),
+        (prefix, {"xt": {"type": "target", "name": "LOG"}}, False),
+        (prefix, _ACCEPT, False),
+        ({"prefix": {"addr": "172.16.0.0", "len": 16}}, {"masquerade": None}, False),
+        ("@machines", {"masquerade": None}, False),
+        ({"set": ["172.16.0.2"]}, {"masquerade": None}, False),
+    ):
+        found = _found([_match("payload", "saddr", source), statement])
+        reasons = ["it translates 172.16.0.0/30, which a fence takes care of"] * is_leftover
+        assert [reason for _, reason in found] == reasons, (source, statement)
+    # Rules behind one that can't be read are judged too.
+    both = [_match("payload", "saddr", "@machines"), _match("payload", "saddr", prefix)]
+    assert len(_found([*both, {"masquerade": None}])) == 1
