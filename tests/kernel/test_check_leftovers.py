@@ -10,6 +10,7 @@ import pytest
 
 from ocsf_nft import check
 from ocsf_nft.check import devices, leftovers, reading
+from ocsf_nft.fence import nft
 from tests.kernel import command
 from tests.kernel.vm_host import DEVICE, SUBNETS, UPLINK, VmHost, vm_host
 
@@ -178,3 +179,37 @@ def test_nat_for_a_subnet_that_another_interface_has_is_its_own(host: VmHost, ba
     _iptables(host, backend, "", "-t", "nat", *rule.split())
     assert _run(host, "--remove-leftovers").code == 0
     assert rule in _rules(host, backend)
+
+
+def test_leftover_chain_that_is_gone_by_then_has_changed(host: VmHost, backend: str) -> None:
+    asked, found = _found(host)
+    _iptables(host, backend, "", "-F", "vmtap-old-in")
+    _iptables(host, backend, "", "-D", "INPUT", "-i", "vmtap-old", "-j", "vmtap-old-in")
+    _iptables(host, backend, "", "-X", "vmtap-old-in")
+    (chain,) = (each for each in found if each.rule is None)
+    assert list(leftovers.remove([chain], asked.namespace)) == [(chain, "it has changed meanwhile")]
+
+
+def test_leftover_stays_where_no_command_can_remove_it(
+    host: VmHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = nft.program
+    monkeypatch.setattr(
+        nft, "program", lambda name: None if name == "iptables-legacy" else program(name)
+    )
+    rule = ("FORWARD", "-i", "vmtap-old", "-j", "ACCEPT")
+    for backend, chain, reason in (
+        ("legacy", "vmtap-old", "iptables-legacy is not installed"),
+        ("nft", "vmtap-old{", "its name can't be written safely"),
+    ):
+        _iptables(host, backend, "", "-N", chain)
+        _iptables(host, backend, "", "-A", *rule)
+        asked, found = _found(host)
+        before = _rules(host, backend)
+        ours = [each for each in found if (each.chain.key.backend == backend)]
+        kept = {one.rule is None: why for one, why in leftovers.remove(ours, asked.namespace)}
+        assert kept[True] == reason
+        # A rule of nft's is removed by its handle, in a chain with a plain name.
+        assert kept[False] == (reason if backend == "legacy" else None)
+        assert len(_rules(host, backend)) == len(before) - (backend == "nft")
+        assert f":{chain} " in _iptables(host, backend, "-save")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -13,19 +14,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft import check
-from ocsf_nft.check import bypassing, devices, programs, reading, sysctls
+from ocsf_nft.attribution import capture
+from ocsf_nft.check import bypassing, devices, naming, programs, reading, sysctls
+from ocsf_nft.check.diagnosis import Question
+from ocsf_nft.check.programs import NoAnswerError
 from ocsf_nft.check.ruleset import Ruleset, from_json
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence import nft
 from ocsf_nft.lab import ip
+from ocsf_nft.netns import Namespace, in_scratch, named
 from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, UPLINK, VmHost, vm_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocsf_nft.check import Finding
-    from ocsf_nft.check.diagnosis import Question
-    from ocsf_nft.netns import Namespace
 
 pytestmark = pytest.mark.kernel
 
@@ -75,6 +78,23 @@ def test_what_shares_or_precedes_a_device_is_told(host: VmHost) -> None:
     host.namespace.call(lambda: ip("link", "add", "br0", "type", "bridge"))
     host.namespace.call(lambda: ip("link", "set", DEVICE, "master", "br0"))
     assert "vmtap-1 is a port of br0" in _ways_past(host)["bridge-port"].meaning
+
+
+def test_check_tells_a_device_that_is_stacked_on_a_link_of_another_namespace(
+    host: VmHost,
+) -> None:
+    assert host.namespace.path is not None
+    pid = host.namespace.path.parts[2]
+
+    def around() -> Mapping[str, devices.Device]:
+        ip("link", "add", "lower", "type", "veth", "peer", "name", "other")
+        ip("link", "add", "vmtap-2", "link", "lower", "netns", pid, "type", "macvlan")
+        return devices.survey(host.namespace)
+
+    asked = Question(namespace=host.namespace, device="vmtap-2", port=PORT)
+    (found,) = bypassing.ways_past(Ruleset(), in_scratch(around), asked)
+    assert (found.name, found.severity) == ("shared-link", "info")
+    assert found.meaning.startswith("vmtap-2 is stacked on a link of another namespace")
 
 
 def test_flowtables_and_rules_that_take_packets_are_told(host: VmHost) -> None:
@@ -167,6 +187,59 @@ def test_a_program_that_does_not_end_is_ended(
         programs.answer(host.namespace, ["/usr/bin/sleep", "60"])
     with pytest.raises(UnsupportedError, match="more than 0 MiB"):
         programs.answer(host.namespace, ["/usr/bin/yes"], 1000)
+
+
+def test_check_gives_up_on_a_program_that_closes_its_output_and_goes_on(
+    host: VmHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "_TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(NoAnswerError, match="/bin/sh doesn't end"):
+        programs.answer(host.namespace, ["/bin/sh", "-c", "exec >&- 2>&-; exec sleep 60"])
+
+
+def test_check_says_why_a_program_gives_no_answer(host: VmHost) -> None:
+    for command, reason in (
+        (["/no/program"], "/no/program can't be run: No such file or directory"),
+        (["/bin/sh", "-c", "echo a; echo no  luck >&2; exit 3"], "/bin/sh failed: no luck"),
+        (["/bin/sh", "-c", "exit 3"], "/bin/sh failed: exit 3"),
+    ):
+        with pytest.raises(NoAnswerError) as refused:
+            programs.answer(host.namespace, command)
+        assert str(refused.value) == reason
+    assert programs.answer(host.namespace, ["/bin/sh", "-c", "echo a; echo b >&2"]) == b"a\n"
+
+
+def test_check_says_that_interfaces_can_not_be_listed(
+    host: VmHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _question(host)
+
+    def fail(_: Namespace) -> None:
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    monkeypatch.setattr(devices, "survey", fail)
+    (found,) = (each for each in check.findings(asked) if each.name == "ruleset")
+    assert found.severity == "blocked"
+    assert "(the interfaces can't be listed)" in found.meaning
+    assert found.remedy == "No buffer space available"
+
+
+def test_check_tells_how_processes_are_named_here(
+    host: VmHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (found,) = naming.naming(host.namespace)
+    assert (found.severity, found.remedy) == ("ok", None)
+    assert found.meaning == "a process is named as it sends, also if it is gone"
+    (found,) = naming.naming(named("no-such-namespace"))
+    assert found.severity == "info"
+    assert found.meaning.startswith("a process is named by its user alone: ")
+    assert found.meaning.count("no-such-namespace") == 2
+    assert "CAP_BPF" in str(found.remedy)
+    monkeypatch.setattr(capture, "_TYPES", tmp_path / "vmlinux")
+    (found,) = naming.naming(host.namespace)
+    assert found.severity == "info"
+    assert found.meaning.startswith("a process is named as it calls, by its number, name and user")
+    assert found.remedy == "use a kernel with CONFIG_DEBUG_INFO_BTF"
 
 
 def test_a_ruleset_that_changes_while_it_is_read_is_read_again(
