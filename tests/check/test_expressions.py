@@ -47,7 +47,7 @@ _SETS: Final = from_json(
     {
         "nftables": [
             {"set": {"family": "inet", "table": "t", "name": "unread", "elem": "?"}},
-            {"set": {"family": "inet", "table": "t", "name": "ports", "size": 66, "elem": [443]}},
+            {"set": {"family": "inet", "table": "t", "name": "ports", "size": 65, "elem": [443]}},
             {"set": {"family": "inet", "table": "t", "name": "full", "size": 64, "elem": [443]}},
             {"map": {"family": "inet", "table": "t", "name": "marks", "elem": [[443, 2]]}},
             {"map": {"family": "inet", "table": "t", "name": "rest", "elem": [[22, 1], ["*", 2]]}},
@@ -177,6 +177,7 @@ def test_match_knows_which_addresses_are_local() -> None:
     local = replace(_PACKET, is_local=_YES, comes_from_here=_NO, has_way_back=_NO)
     to = {"fib": {"result": "type", "flags": ["daddr"]}}
     by = {"fib": {"result": "type", "flags": ["daddr", "iif"]}}
+    by_mark = {"fib": {"result": "type", "flags": ["daddr", "mark"]}}
     source = {"fib": {"result": "type", "flags": "saddr"}}
     back = {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}
     _assert_answers(
@@ -185,6 +186,7 @@ def test_match_knows_which_addresses_are_local() -> None:
             (to, "local", local, _YES), (to, "unicast", local, _NO),
             (to, "local", _PACKET, _NO), (to, "unicast", _PACKET, _YES),
             (by, "unicast", _PACKET, _MAYBE), (by, "unicast", local, _NO),
+            (by_mark, "unicast", _PACKET, _YES),
             (source, "local", local, _NO), (source, "unicast", local, _YES),
             (to, "broadcast", local, _NO), (to, "prohibit", local, _MAYBE),
             (back, True, local, _NO), (back, False, local, _YES), (back, "5", local, _MAYBE),

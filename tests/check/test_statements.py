@@ -72,6 +72,7 @@ def test_check_knows_what_the_targets_of_iptables_do_by_their_names() -> None:
         ([[_xt("DNAT")]], {("redirects", True)}),
         ([[_xt("REDIRECT")]], {("redirects", True)}),
         ([[_xt("SYNPROXY")]], {("answers itself", True)}),
+        ([[_xt("REJECT"), _DROP]], {("refuses", True)}),
         ([[_LIMITED, _xt("REJECT")]], {("refuses", False)}),
         ([[_xt("LOG")], [_DROP]], sure),
         ([[_xt("LOG")]], set()),
@@ -133,14 +134,15 @@ def test_check_follows_a_verdict_map_of_any_form() -> None:
     def mapped(data: Any, **more: Any) -> dict[str, Any]:
         return {"vmap": {"key": _DPORT, "data": data, **more}}
 
-    unknown, sure = {("may drop", False)}, {("drops", True)}
+    unknown, unsure, sure = {("may drop", False)}, {("drops", False)}, {("drops", True)}
     for statement, ends in (
         (mapped({"set": [[22, {"accept": None}], ["*", _DROP]]}), sure),
         (mapped({"set": [[443, {"accept": None}], ["*", _DROP]]}), set()),
         (mapped({"set": [[{"range": [1, 99]}, _DROP], ["*", {"return": None}]]}), set()),
-        (mapped({"set": [["https", {"accept": None}], ["*", _DROP]]}), {("drops", False)}),
+        (mapped({"set": [["https", {"accept": None}], ["*", _DROP]]}), unsure),
         (mapped({"set": [[443, {"counter": None}], ["*", _DROP]]}), set()),
         (mapped({"set": [[443, None], ["*", _DROP]]}), set()),
+        (mapped({"set": [["https", {"counter": None}], [22, _DROP], ["*", _DROP]]}), unsure),
         (mapped("@unread"), unknown),
         (mapped({"set": [443]}), unknown),
         (mapped({"set": [[443, _DROP, 1]]}), unknown),

@@ -90,6 +90,7 @@ def _flags(mask: str, wanted: str, operator: str = "==") -> list[tuple[str, Any]
             ],
         ),
         ("-j MARK --set-xmark some", [("xt", {"type": "target", "name": "MARK"})]),
+        ("-j MARK", [("xt", {"type": "target", "name": "MARK"})]),
         ("-j MARK --and-mark 0x4", [("xt", {"type": "target", "name": "MARK"})]),
         ("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP", _flags("fin syn rst ack", "syn")),
         ("-p tcp -m tcp ! --tcp-flags ALL NONE -j DROP", _flags(_ALL_FLAGS, "", "!=")),
