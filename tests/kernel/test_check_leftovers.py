@@ -30,6 +30,7 @@ _KEPT: Final = {
     "-A FORWARD -i vmtap-1 -m comment --comment ocsf-nft -j ACCEPT",
     "-A FORWARD -i vmtap-+ -j ACCEPT",
     "-A FORWARD -i eth0 -o eth1 -j ACCEPT",
+    "-A FORWARD -s 172.16.0.0/30 -o eth1 -j ACCEPT",
     "-A ufw-user-forward -i vmtap-old -j ACCEPT",
     "-A POSTROUTING -s 10.1.0.0/16 -o eth0 -j MASQUERADE",
 }

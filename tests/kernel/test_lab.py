@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ocsf_nft import netns
-from ocsf_nft.lab import set_sysctls
+from ocsf_nft.lab import ip, set_sysctls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
 
@@ -33,6 +36,12 @@ def test_set_sysctls_resets_every_sysctl_that_a_namespace_inherits() -> None:
     assert netns.in_scratch(after_another_host) == expected
     assert expected["/proc/sys/net/ipv4/ip_forward"] == "0\n"
     assert expected["/proc/sys/net/ipv4/conf/default/rp_filter"] == "0\n"
+
+
+def test_interrupt_of_the_terminal_does_not_reach_ip(lab: Lab) -> None:
+    """Ctrl-C signals the foreground process group, and the removal of namespaces must go on."""
+    leads_a_group = "import os; assert os.getpgid(0) == os.getpid()"
+    ip("netns", "exec", lab.sandbox, sys.executable, "-c", leads_a_group)
 
 
 def _inherited() -> Iterator[Path]:

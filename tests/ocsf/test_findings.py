@@ -121,6 +121,18 @@ def test_every_finding_begins_once_goes_on_and_ends_once(
     assert stages == [] or stages == ["Create", *["Update"] * (len(stages) - 2), "Close"]
 
 
+def test_finding_begins_with_its_first_attempt_and_ends_with_the_last() -> None:
+    began_ns, ended_ns = TIME_NS - 3_600_000_000_000, TIME_NS + 5_000_000_000
+    each = replace(streak(2, 40, 1), start_ns=began_ns)
+    for found, end_ns in ((of("tcp4", each), TIME_NS), (end_of("tcp4", each), ended_ns)):
+        event = told(found)
+        span = (began_ns // 1_000_000, end_ns // 1_000_000)
+        assert (event["start_time"], event["end_time"]) == span
+        info = event["finding_info"]
+        assert (info["first_seen_time"], info["last_seen_time"]) == span
+        assert event["duration"] == span[1] - span[0]
+
+
 def test_two_events_of_a_finding_that_counts_no_further_are_two() -> None:
     most = 1 << 62
     first, second = (told(of("tcp4", streak(number, most, 1))) for number in (5, 6))
