@@ -217,6 +217,10 @@ def test_input_rules_check_incoming_packets(bench: Bench) -> None:
         assert not bench.wrong(
             Case(name, partial(bench.arrives, packet), expected) for name, packet, expected in cases
         )
+    for source in ("fe80::7", "febf::7"):  # loopback alone knows such a neighbour
+        packet = headers.tcp(source, SANDBOX6, 443)
+        assert bench.outcome(partial(bench.arrives, packet)) == "ingress", source
+        assert bench.outcome(partial(bench.arrives, headers.udp(source, SANDBOX6, 9))) == "ingress"
     late = partial(headers.fragment6, headers.udp(INTERNET6, SANDBOX6, 9))
     for offset, expected in ((0, "ingress"), (1, "in"), (2, "in")):
         packet = late(offset, 1)

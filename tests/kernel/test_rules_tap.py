@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
 import struct
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _OTHER_MAC: Final = b"\x02\0\0\0\7\x77"
+#: Each flow of the host has a different port.
+_PORTS: Final = itertools.count(20_000)
 _BROADCAST: Final = b"\xff" * 6
 _GROUP6: Final = b"33\0\0\0\1"
 #: Types of ICMPv6 that belong to the link alone.
@@ -129,7 +133,7 @@ def test_link_accepts_ip6_of_the_vm_to_unicast_destinations(bench: VmBench) -> N
     to = partial(headers.udp, VM6)
     good = {
         f"to {address}": ("link through", to(address, 53))
-        for address in (INTERNET6, "::1:102:304", "::fffe:102:304", "fd99::1")
+        for address in (INTERNET6, "::1:102:304", "::fffe:102:304", "fd99::1", "fec0::9")
     }
     bad = {
         f"to {address}": ("vm-link", to(address, 53))
@@ -308,6 +312,11 @@ def test_input_accepts_errors_about_flows_of_the_vm(bench: VmBench) -> None:
         question = headers.udp(own, gateway, DNS, 4000)
         assert bench.routed(question) == "host"
         answer = headers.udp(gateway, own, 4000, DNS)
+        # An error about what the host began is no answer that the host needs.
+        begun = headers.udp(gateway, own, 9, next(_PORTS))
+        bench.site.host.call(partial(_send, own, begun))
+        about = headers.icmp(own, gateway, kinds[0], body=bytes(4) + begun)
+        assert bench.routed(about) == "vm-input"
         unasked = headers.udp(gateway, own, 4999, DNS)
         for kind in (*kinds, *others):
             expected = "host" if kind in kinds else "vm-input"
@@ -368,6 +377,16 @@ def test_fence_leaves_packets_of_others_alone(bench: VmBench) -> None:
         bench.left()
         assert bench.arrives(headers.udp(vm, to, 53)) == "other"
         assert vm_bench.sources(bench.left(), headers.UDP) == [vm]
+
+
+def _send(to: str, packet: bytes) -> None:
+    """Send a datagram from the calling thread's namespace with the ports of a packet."""
+    header = 40 if ":" in to else 20
+    source_port, port = struct.unpack_from("!HH", packet, header)
+    family = socket.AF_INET6 if ":" in to else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind(("", source_port))
+        sock.sendto(packet[header + 8 :], (to, port))
 
 
 def _sctp(source: str, to: str) -> bytes:

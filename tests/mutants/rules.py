@@ -76,14 +76,15 @@ def main() -> int:
     results = _known(arguments.results)
     if arguments.again:
         results = {key: result for key, result in results.items() if result["failed"]}
-    todo = [mutant for mutant in wanted if mutant.key not in results]
+    reasons = report.explanations(_EQUIVALENT)
+    todo = [mutant for mutant in wanted if mutant.key not in results and not _why(mutant, reasons)]
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     with arguments.results.open("a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as at:
         for key, result in _run(todo, Path(at), is_quick=arguments.quick):
             results[key] = result
             file.write(json.dumps(result) + "\n")
             file.flush()
-    return _report(wanted, results)
+    return _report(wanted, results, reasons)
 
 
 def _arguments() -> argparse.Namespace:
@@ -179,18 +180,22 @@ def _worker(tree: Path) -> Iterator[subprocess.Popen[str]]:
                 worker.stdin.close()
 
 
-def _report(wanted: Iterable[Mutant], results: Results) -> int:
+def _why(mutant: Mutant, reasons: report.Explanations) -> str | None:
+    """Return the reason why a mutant is redundant, or None."""
+    return reasons.get((f"rules/{mutant.file}", mutant.before, mutant.after))
+
+
+def _report(wanted: Iterable[Mutant], results: Results, reasons: report.Explanations) -> int:
     """Print the report; return 1 when too few mutants are caught or explained."""
-    reasons = report.explanations(_EQUIVALENT)
     counts: dict[str, Counter[str]] = {}
     for mutant in wanted:
         of_file = counts.setdefault(mutant.file, Counter())
         change = f"{mutant.file}:{mutant.line}\n    - {mutant.before}\n    + {mutant.after}"
-        if results[mutant.key]["failed"]:
-            of_file["caught"] += 1
-        elif reason := reasons.get((f"rules/{mutant.file}", mutant.before, mutant.after)):
+        if reason := _why(mutant, reasons):
             of_file["explained"] += 1
             _say(f"explained {change}\n    {reason}")
+        elif results[mutant.key]["failed"]:
+            of_file["caught"] += 1
         else:
             of_file["survived"] += 1
             _say(f"SURVIVED {change}")
