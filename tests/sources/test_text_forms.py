@@ -1,0 +1,92 @@
+"""Kernel log lines in forms that the corpus does not hold: damaged, or logged with fewer flags."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from ocsf_nft.record import Reject
+from ocsf_nft.sources import packet
+from tests.sources import kernel_printer
+from tests.sources.corpus_cases import read, record
+from tests.sources.test_packet import HEAD, of_bytes
+
+_IPV6 = (
+    "SRC=fd02:0202:0000:0000:0000:0000:0000:0002 DST=2001:0db8:0000:0000:0000:0000:0000:0007 "
+    "LEN=68 TC=0 HOPLIMIT=64 FLOWLBL=0 "
+)
+_IPV4 = "SRC=10.0.0.2 DST=203.0.113.7 LEN=60 TOS=0x00 PREC=0x00 TTL=64 ID=1 "
+_PORTS = "PROTO=TCP SPT=1 DPT=443 SEQ=0 ACK=0 WINDOW=8192 RES=0x00 SYN URGP=0 "
+_UDP6 = "PROTO=UDP SPT=1 DPT=53 LEN=28 "
+_REDIRECT = "PROTO=ICMP TYPE=5 CODE=1 GATEWAY={} "
+
+
+def test_text_line_names_the_field_that_is_wrong() -> None:
+    for packet_text, reason in (
+        (f"MAC=45 TUNNEL=192.0.2.1 {_IPV4}PROTO=6 ", "TUNNEL is not two addresses"),
+        (f"MAC=45 TUNNEL=192.0.2.1->x {_IPV4}PROTO=6 ", "TUNNEL is not an IP address"),
+        (f"{_IPV6}OPT ( FRAG:4 ID:0000abcd ) {_PORTS}", "FRAG is not a multiple of 8"),
+        (f"{_IPV6}OPT ( FRAG:65529 ID:0000abcd ) {_PORTS}", "FRAG is 65529, more than 65528"),
+        (_IPV4 + _REDIRECT.format("fd02::9"), "GATEWAY is not an IPv4 address"),
+        (_IPV4 + _REDIRECT.format("10.0.0"), "GATEWAY is not an IPv4 address"),
+        (f"{_IPV4}PROTO=TCP INCOMPLETE [4294967296 bytes] ", "more bytes than a packet can lack"),
+        (f"{_IPV4}{_PORTS}OPT (020405B4 UID=0 ", "OPT is not closed"),
+        (f"{_IPV4}{_PORTS}OPT () ", "OPT has no octets"),
+        (f"{_IPV4}{_PORTS}OPT (0204056) ", "OPT has no octets"),
+        (f"{_IPV4}{_PORTS}OPT ({'00' * 41}) ", "OPT has no octets"),
+        (_IPV4.replace("10.0.0.2", "10.0.0.02") + _PORTS, "SRC is not an IP address"),
+        (_IPV4.replace("203.0.113.7", "2001:db8::7") + _PORTS, "two IP versions"),
+        (_IPV4.replace("10.0.0.2", "fd02::2") + _PORTS, "two IP versions"),
+        (_IPV6.replace("fd02", "10.0.0.2", 1) + _UDP6, "SRC is not an IP address"),
+        (re.sub(r"SRC=\S+", "SRC=10.0.0.2", _IPV6) + _UDP6, "two IP versions"),
+        (re.sub(r"DST=\S+", "DST=10.0.0.2", _IPV6) + _UDP6, "two IP versions"),
+        (_IPV6.replace("TC=0", "TC=256") + _UDP6, "TC is 256, more than 255"),
+        (_IPV6.replace("HOPLIMIT=64", "HOPLIMIT=256") + _UDP6, "HOPLIMIT is 256"),
+        (_IPV6.replace("FLOWLBL=0", "FLOWLBL=1048576") + _UDP6, "FLOWLBL is 1048576"),
+        (_IPV6 + _UDP6.replace("SPT=1", "SPT=65536"), "SPT is 65536, more than 65535"),
+        (_IPV6 + _UDP6.replace("DPT=53", "DPT=65536"), "DPT is 65536, more than 65535"),
+        (_IPV6 + _UDP6.replace("LEN=28", "LEN=65536"), "LEN is 65536, more than 65535"),
+    ):
+        found = read(HEAD + packet_text)
+        assert isinstance(found, Reject), packet_text
+        assert found.kind == "malformed", packet_text
+        assert reason in found.reason, packet_text
+
+
+def test_text_line_with_an_ipv4_source_among_ipv6_fields_is_no_record() -> None:
+    addresses = "SRC=10.0.0.2 DST=203.0.113.7 LEN=68 "
+    for fields in ("TC=0 HOPLIMIT=64 FLOWLBL=0 ", "TC=0 "):
+        found = read(HEAD + addresses + fields + _UDP6)
+        assert isinstance(found, Reject)
+        assert found.reason == "TC is out of place"
+
+
+def test_text_line_holds_the_largest_incomplete_bytes() -> None:
+    found = record(f"{HEAD}{_IPV4}PROTO=TCP INCOMPLETE [4294967295 bytes] ")
+    assert found.details["incomplete_bytes"] == 4294967295
+
+
+def test_ipv6_fragment_is_read_without_the_brackets_of_logged_options() -> None:
+    """A rule without ``flags ip options`` logs FRAG alone (dump_ipv6_packet)."""
+    first = record(f"{HEAD}{_IPV6}FRAG:0 INCOMPLETE ID:0000abcd {_PORTS}")
+    assert (first.details["fragment_offset"], first.details["ip_id"]) == (0, 0xABCD)
+    assert first.details["more_fragments"] is True
+    assert (first.protocol, first.destination_port) == (6, 443)
+    late = record(f"{HEAD}{_IPV6}FRAG:65528 ID:0000abcd PROTO=TCP ")
+    assert (late.details["fragment_offset"], late.protocol) == (65528, 6)
+    assert "more_fragments" not in late.details
+    assert "truncated" not in late.details
+
+
+def test_tcp_options_beyond_the_packets_end_are_incomplete_in_bytes_and_text() -> None:
+    """The header says 60 bytes, and the packet has 40."""
+    header = bytes.fromhex("4500002805954000400600000aca0002cb007107")
+    for version, ip in ((4, header), (6, bytes.fromhex("6000000000140640") + bytes(31) + b"\1")):
+        data = ip + struct.pack("!HHIIHHHH", 1, 443, 7, 8, 0xF002, 64240, 0, 0)
+        printed = (kernel_printer.ipv4 if version == 4 else kernel_printer.ipv6)(data)
+        assert printed.endswith("OPT (TRUNCATED)")
+        said = record(HEAD + printed)
+        assert said == of_bytes(packet.ip_facts(data, version))
+        assert said.details["incomplete"] is True
+        assert "tcp_options" not in said.details
+        assert (said.destination_port, said.tcp_flags) == (443, 2)
