@@ -90,6 +90,9 @@ class Links:
 
     def _take(self, datagram: memoryview) -> None:
         for kind, body in netlink.messages(datagram):
+            if kind == netlink.NLMSG_ERROR:
+                # EBUSY (net/netlink/af_netlink.c): the dump before this one is not read yet.
+                self._dump_wanted = True
             link = rtnetlink.link(body) if kind == rtnetlink.RTM_NEWLINK else None
             if link is not None:
                 self._names.pop(link.ifindex, None)
@@ -99,7 +102,7 @@ class Links:
 
 
 def _asked_for_all(sock: socket.socket) -> bool:
-    """Ask for a dump, which comes as notices do; False when the kernel is busy with another."""
+    """Ask for a dump, whose answer comes as notices do; False when it can't be asked for."""
     request = netlink.message(
         rtnetlink.RTM_GETLINK, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP, rtnetlink.ALL_LINKS
     )
