@@ -16,6 +16,8 @@ from ocsf_nft.netns import Namespace, named
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.nflog import group as nflog_group
 from ocsf_nft.sources.nflog.group import CALM, FLOOD
+from ocsf_nft.sources.nflog.links import Links
+from ocsf_nft.sources.waiting import until_readable
 from tests.kernel.attempts import (
     EXPERIMENT,
     GROUP,
@@ -28,7 +30,7 @@ from tests.kernel.attempts import (
     fence,
     refused,
 )
-from tests.kernel.reading import lost, must_leave_nothing_behind, until
+from tests.kernel.reading import joined, lost, must_leave_nothing_behind, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
@@ -146,6 +148,33 @@ def test_records_that_overtake_the_acknowledgement_are_kept(namespace: Namespace
         early = nflog_group._configure(binding.socket, GROUP + 1, CALM)
     kinds = [kind for datagram in early for kind, _ in netlink.messages(memoryview(datagram))]
     assert kinds == [nflog_group.PACKET]
+
+
+async def test_records_that_came_while_binding_are_read_first(namespace: Namespace) -> None:
+    async with Nflog(namespace, GROUP) as source:
+        assert source._socket is not None
+        for _ in range(2):
+            attempt(namespace, 0, 1, "udp4")
+            assert await until_readable(source._socket.fileno(), 5)
+            source._early.append(source._socket.recv(nflog_group.DATAGRAM_BYTES))
+        batches = source.batches()
+        early = await until(batches, lambda batch: len(batch.records) >= 2)
+        attempt(namespace, 0, 1, "udp4")
+        read = joined(early, await until(batches, lambda batch: bool(batch.records)))
+    assert [record.origin.sequence for record in read.records] == [0, 1, 2]
+    assert not read.gaps
+    assert not read.rejects
+
+
+def test_an_interface_made_since_the_last_look_has_a_name(lab: Lab) -> None:
+    links = Links(lab.sandbox_namespace)
+    links.open()
+    try:
+        ip("-n", lab.sandbox, "link", "add", "new0", "index", "77", "type", "bridge")
+        assert links.name(77) == "new0"
+        assert links.name(78) is None
+    finally:
+        links.close()
 
 
 async def test_a_group_that_is_held_is_named_as_the_cause(namespace: Namespace) -> None:

@@ -1,0 +1,122 @@
+"""What the NFLOG source makes of datagrams that the kernel seldom or never sends, and of faults."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft import netlink
+from ocsf_nft.errors import OcsfNftError, SourceError, UnsupportedError
+from ocsf_nft.netns import Namespace
+from ocsf_nft.sources.nflog import Nflog
+from ocsf_nft.sources.nflog import group as nflog_group
+from ocsf_nft.sources.nflog import message as nflog_message
+from ocsf_nft.sources.nflog import source as nflog_source
+from ocsf_nft.sources.nflog.group import CALM, PACKET
+from tests.descriptors import no_more_descriptors
+from tests.sources.corpus_cases import nflog
+from tests.sources.test_nflog_message import message
+from tests.sources.test_text import facts
+
+if TYPE_CHECKING:
+    from ocsf_nft.record import Gap, Record, Reject
+
+_HEADER = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3))
+
+
+def _datagram(*payloads: bytes) -> memoryview:
+    return memoryview(b"".join(netlink.message(PACKET, 0, payload) for payload in payloads))
+
+
+def _sound(number: int | None) -> bytes:
+    sequence = () if number is None else ((nflog_message.NFULA_SEQ, struct.pack("!I", number)),)
+    return message([_HEADER, *sequence])
+
+
+def _read(source: Nflog, *payloads: bytes) -> tuple[list[Record], list[Gap], list[Reject]]:
+    found: tuple[list[Record], list[Gap], list[Reject]] = ([], [], [])
+    source._read(_datagram(*payloads), *found)
+    return found
+
+
+def test_nflog_reader_counts_a_damaged_message_as_read() -> None:
+    damaged = message([(nflog_message.NFULA_SEQ, struct.pack("!I", 1))])
+    records, gaps, rejects = _read(
+        Nflog(Namespace(), 5), _sound(0), damaged, _sound(2), _sound(5), damaged[:4]
+    )
+    assert [record.origin.sequence for record in records] == [0, 2, 5]
+    assert [(gap.lost, gap.reason) for gap in gaps] == [(2, "the kernel dropped records")]
+    assert [reject.kind for reject in rejects] == ["malformed"] * 2
+
+
+def test_nflog_reader_tells_records_without_a_number_apart() -> None:
+    source = Nflog(Namespace(), 5)
+    records, gaps, _ = _read(source, _sound(None), _sound(None), _sound(0))
+    more, _, _ = _read(source, _sound(None))
+    identities = [record.origin.identity for record in records + more]
+    assert identities == [":unnumbered-1", ":unnumbered-2", ":0", ":unnumbered-3"]
+    assert not gaps
+
+
+def test_nflog_reader_raises_what_the_kernel_answers() -> None:
+    source = Nflog(Namespace(), 5)
+    acknowledged = netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", 0))
+    source._read(memoryview(acknowledged), [], [], [])
+    refused = netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", -errno.ENODEV))
+    with pytest.raises(SourceError, match=r"^reading NFLOG failed: No such device$"):
+        source._read(memoryview(refused), [], [], [])
+
+
+async def test_nflog_reader_raises_when_its_socket_fails() -> None:
+    source = Nflog(Namespace(), 5)
+    with pytest.raises(SourceError, match="the NFLOG source is not open: enter its context first"):
+        await anext(source.batches())
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
+    with sock, socket.socket() as unconnected:
+        os.dup2(unconnected.fileno(), sock.fileno())
+        source._socket = sock
+        with pytest.raises(SourceError, match=r"^reading NFLOG failed: Transport endpoint is not"):
+            await anext(source.batches())
+    with pytest.raises(SourceError, match=r"^reading NFLOG failed: Bad file descriptor$"):
+        nflog_source._set_batching(sock, 5, source._pace)
+
+
+def test_nflog_group_that_can_not_be_bound_gives_its_cause() -> None:
+    cases: list[tuple[OSError, type[OcsfNftError], str]] = [
+        (OSError(code, os.strerror(code)), UnsupportedError, "this kernel has no NFLOG: load the")
+        for code in (
+            errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP,
+        )
+    ]  # fmt: skip
+    cases += [
+        (
+            OSError(errno.ENOMEM, "no memory"),
+            SourceError,
+            "binding NFLOG group 7 failed: no memory",
+        ),
+        (TimeoutError(), SourceError, "binding NFLOG group 7 failed: TimeoutError"),
+    ]
+    for error, kind, sentence in cases:
+        explained = nflog_group._explained(error, 7)
+        assert type(explained) is kind, error
+        assert str(explained).startswith(sentence), error
+    with (
+        pytest.raises(SourceError, match=r"^binding NFLOG group 7 failed: Too many open files$"),
+        no_more_descriptors(),
+    ):
+        nflog_group.bind(7, CALM)
+
+
+def test_nflog_message_of_the_arp_family_and_of_rarp_is_read_as_arp() -> None:
+    arp = bytes.fromhex("0001080006040001 4ea2fcb7c275 0aca0002 000000000000 0aca0001")
+    for family, ethertype in ((3, 0x0806), (3, 0x0800), (5, 0x8035), (5, 0x0806)):
+        header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", ethertype, 0))
+        found = nflog(message([header, (nflog_message.NFULA_PAYLOAD, arp)], family=family))
+        said = facts(found)
+        assert said["arp.destination"] == "10.202.0.1", (family, ethertype)
+        assert said["arp.operation"] == 1
