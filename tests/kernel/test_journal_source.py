@@ -14,6 +14,7 @@ import pytest
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.journal import library as journal_library
+from ocsf_nft.sources.journal import source as journal_source
 from ocsf_nft.sources.journal.command import CommandReading
 from ocsf_nft.sources.journal.library import LibraryReading
 from ocsf_nft.sources.nflog import Nflog
@@ -234,6 +235,37 @@ async def test_a_journal_that_is_empty_yet_is_waited_for(sandbox: str, tmp_path:
         await asyncio.to_thread(append, tmp_path, (BOOT, kernel_entry(sandbox, 443)))
         read = await first
     assert [record.destination_port for record in read.records] == [443]
+
+
+@pytest.mark.usefixtures("way")
+async def test_a_journal_position_moves_on_without_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_source, "_CURSOR_INTERVAL_S", 0.05)
+    append(tmp_path, (BOOT, b"_TRANSPORT=kernel\nSYSLOG_FACILITY=0\nMESSAGE=first"))
+    async with Journal(directory=tmp_path) as source:
+        batches = source.batches()
+        start = await anext(batches)
+        await asyncio.to_thread(
+            append, tmp_path, (BOOT, b"_TRANSPORT=kernel\nSYSLOG_FACILITY=0\nMESSAGE=second")
+        )
+        moved = await until(batches, lambda batch: batch.cursor is not None)
+    assert start.cursor != moved.cursor
+    assert not moved.records + moved.gaps + moved.rejects
+    async with Journal(cursor=moved.cursor, directory=tmp_path) as source:
+        assert not (await until_quiet(source.batches(), seconds=0.3)).gaps
+
+
+async def test_a_line_of_more_than_a_megabyte_ends_the_reading_by_journalctl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_library, "available", lambda _directory: False)
+    message = b"x" * (1 << 20)
+    append(tmp_path, (BOOT, b"_TRANSPORT=kernel\nSYSLOG_FACILITY=0\nMESSAGE=" + message))
+    start = f"s={'1' * 32};i=0;b={BOOT};m=1;t=1;x=1"
+    async with Journal(cursor=start, directory=tmp_path) as source:
+        with pytest.raises(SourceError, match="journalctl wrote a line of more than a megabyte"):
+            await until(source.batches(), lambda _: False)
 
 
 @pytest.mark.usefixtures("way")

@@ -171,7 +171,7 @@ def _entry(line: bytes) -> KernelEntry:
             facility=_bytes(fields.get("SYSLOG_FACILITY")),
             source_us=_bytes(fields.get("_SOURCE_MONOTONIC_TIMESTAMP")),
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise SourceError(f"journalctl wrote what is no entry: {line[:200]!r}") from error
 
 

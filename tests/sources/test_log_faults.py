@@ -1,0 +1,204 @@
+"""The kernel log, the journal and files, when they are absent, damaged or not to be opened."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.errors import OcsfNftError, SourceError, UnsupportedError
+from ocsf_nft.record import Reject
+from ocsf_nft.sources.boot import boot_id
+from ocsf_nft.sources.journal import Journal, command
+from ocsf_nft.sources.journal import files as journal_files
+from ocsf_nft.sources.journal import library as journal_library
+from ocsf_nft.sources.journal.command import CommandReading
+from ocsf_nft.sources.journal.kernel import KernelEntries
+from ocsf_nft.sources.journal.library import LibraryReading
+from ocsf_nft.sources.kmsg import Kmsg
+from ocsf_nft.sources.kmsg import source as kmsg
+from ocsf_nft.sources.replay import Replay
+from ocsf_nft.sources.wanted import Wanted
+from tests.descriptors import no_more_descriptors
+from tests.sources.replaying import MESSAGE, flat, reader
+from tests.sources.test_live_parts import entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_OVERLONG = 3 << 20
+_JOURNAL_HEADER = b"LPKSHHRH" + bytes(8)
+
+
+def _open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - two calls fewer than Path's
+
+
+async def test_log_sources_that_are_not_open_say_so() -> None:
+    for source, sentence in (
+        (Kmsg(), "the kernel log source is not open: enter its context first"),
+        (Journal(), "the journal source is not open: enter its context first"),
+    ):
+        with pytest.raises(SourceError, match=sentence):
+            await anext(source.batches())
+    with pytest.raises(SourceError, match="journalctl is not running: enter the source's context"):
+        await CommandReading(None, Wanted()).read(0)
+
+
+async def test_kernel_log_that_can_not_be_read_gives_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty, folder = tmp_path / "empty", tmp_path / "folder"
+    empty.touch()
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+    before = _open_descriptors()
+    cases: tuple[tuple[str, type[OcsfNftError], str], ...] = (
+        ("absent", UnsupportedError, "there is no {}: give the container the device, or read by"),
+        ("socket", SourceError, "{} can't be opened: No such device or address"),
+        ("empty", SourceError, "{} ended: it is not the kernel's log"),
+        ("folder", SourceError, "reading {} failed: Is a directory"),
+    )
+    for name, kind, sentence in cases:
+        device = str(tmp_path / name)
+        monkeypatch.setattr(kmsg, "_DEVICE", device)
+        with pytest.raises(kind) as caught:
+            await Kmsg().__aenter__()
+        assert str(caught.value).startswith(sentence.format(device))
+        assert _open_descriptors() == before, name
+
+
+async def test_kernel_log_record_of_an_unknown_form_is_malformed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = tmp_path / "kmsg"
+    os.mkfifo(device)
+    monkeypatch.setattr(kmsg, "_DEVICE", str(device))
+    with device.open("r+b", buffering=0) as log:
+        async with Kmsg() as source:
+            log.write(b"no record " + b"x" * 2000)
+            batch = await anext(source.batches())
+    (reject,) = batch.rejects
+    assert (reject.kind, reject.reason) == ("malformed", f"not in the form of {device}")
+    assert reject.line == "no record " + "x" * 1014
+    assert (batch.records, batch.gaps, batch.cursor) == ((), (), None)
+
+
+def test_boot_id_that_can_not_be_read_names_procfs() -> None:
+    with (
+        pytest.raises(UnsupportedError, match=r"\(Too many open files\): mount procfs at /proc"),
+        no_more_descriptors(),
+    ):
+        boot_id()
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may list."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+def test_journal_files_that_may_not_be_read_are_named(open_folder: Path) -> None:
+    (open_folder / "a.journal").symlink_to("gone")
+    denied = open_folder / "b.journal"
+    denied.write_bytes(_JOURNAL_HEADER)
+    denied.chmod(0o600)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(UnsupportedError, match=rf"reading {denied} is not permitted: run as"):
+            journal_files.samples(open_folder)
+        os.seteuid(0)
+        readable = open_folder / "c.journal"
+        readable.write_bytes(_JOURNAL_HEADER)
+        os.seteuid(65534)
+        assert journal_files.samples(open_folder) == [readable]
+    finally:
+        os.seteuid(0)
+
+
+def test_journal_without_systemd_python_is_read_by_journalctl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert journal_library.available(tmp_path)
+    monkeypatch.setitem(sys.modules, "systemd", None)
+    assert not journal_library.available(tmp_path)
+
+
+async def test_journal_that_libsystemd_can_not_read_gives_its_cause(tmp_path: Path) -> None:
+    reading = LibraryReading(tmp_path / "none", Wanted())
+    with pytest.raises(SourceError, match=r"^reading the journal failed: No such file or dir"):
+        await reading.open(None)
+    reading = LibraryReading(tmp_path, Wanted())
+    await reading.open(None)
+    reading._reader.close()
+    with pytest.raises(SourceError, match=r"^reading the journal failed: Invalid argument$"):
+        await reading.read(None)
+
+
+async def test_journalctl_that_is_absent_or_fails_gives_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = CommandReading(tmp_path / "none", Wanted())
+    with pytest.raises(SourceError, match=r"^journalctl failed: .*none"):
+        await reading.open(None)
+    monkeypatch.setattr(command, "_TRUSTED_PATH", str(tmp_path))
+    with pytest.raises(UnsupportedError, match=r"can't be read: install systemd-python \("):
+        await reading.open(None)
+
+
+def test_journalctl_line_that_is_no_entry_is_quoted() -> None:
+    for line in (b"no json", b"[]", b"{}", b'{"__CURSOR":"c","__REALTIME_TIMESTAMP":"x"}'):
+        with pytest.raises(SourceError, match="journalctl wrote what is no entry: b'"):
+            command._entry(line)
+
+
+def test_machine_id_is_the_files_or_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "machine-id"
+    monkeypatch.setattr(command, "_MACHINE_ID", file)
+    with pytest.raises(SourceError, match=r"whose journal to read is not known: .*No such file"):
+        command._machine_id()
+    file.write_text("0123456789abcdef\n")
+    assert command._machine_id() == "0123456789abcdef"
+    file.write_bytes(b"\xff")
+    with pytest.raises(SourceError, match="whose journal to read is not known"):
+        command._machine_id()
+
+
+def test_journald_notice_without_a_number_is_no_gap() -> None:
+    entries = KernelEntries(Wanted())
+    for message in (b"Missed kernel messages", b"Missed x kernel messages", b"started"):
+        assert entries.read(entry(transport=b"driver", message=message), received_ns=1) is None
+
+
+def test_overlong_line_is_rejected_only_when_it_claims_to_be_a_record() -> None:
+    for end in (b"", b"\n"):
+        for start in (b"x", MESSAGE.encode()):
+            reading = reader()
+            found = flat(reading.batches([start, b"x" * _OVERLONG, end]))
+            claims = start == MESSAGE.encode()
+            assert [item.kind for item in found if isinstance(item, Reject)] == [
+                "malformed"
+            ] * claims
+            assert (reading.tally.lines, reading.tally.skipped) == (1, not claims)
+            if claims:
+                assert isinstance(found[0], Reject)
+                assert found[0].reason == "the line is longer than any log's"
+                assert found[0].line == (MESSAGE + "x" * 1024)[:1024]
+
+
+async def test_replay_file_that_can_not_be_opened_gives_its_cause(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+    async with Replay([tmp_path / "socket"]) as source:
+        with pytest.raises(SourceError, match="socket can't be read: No such device or address"):
+            await anext(source.batches())
