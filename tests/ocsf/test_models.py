@@ -14,7 +14,15 @@ from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.events import NetworkActivity
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.notices import FenceState, fence_state
-from ocsf_nft.ocsf.objects import Device, NetworkConnectionInfo, NetworkEndpoint, Observable
+from ocsf_nft.ocsf.objects import (
+    Actor,
+    Container,
+    Device,
+    NetworkConnectionInfo,
+    NetworkEndpoint,
+    Observable,
+    User,
+)
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
 from tests.strategies import records
 
@@ -62,6 +70,18 @@ def test_an_attribute_that_is_not_ours_is_refused() -> None:
 def test_what_contradicts_itself_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         changed(**wrong)
+
+
+def test_event_takes_the_type_that_follows_from_its_class_and_activity() -> None:
+    again = changed(type_uid=EVENT.type_uid, type_name=EVENT.type_name)
+    assert (again.type_uid, again.type_name) == (400105, "Network Activity: Refuse")
+    for wrong, reason in (
+        ({"type_uid": 400106}, "type_uid is class_uid"),
+        ({"type_name": "Network Activity: Open"}, "type_name is the class's name"),
+        ({"metadata": {"version": "1.6.0"}}, "metadata"),
+    ):
+        with pytest.raises(ValidationError, match=reason):
+            changed(**wrong)
 
 
 def test_a_caption_follows_its_id() -> None:
@@ -112,6 +132,12 @@ def test_an_endpoint_and_a_device_are_somebody() -> None:
         NetworkEndpoint(port=443, mac="02:00:00:00:00:01")
     with pytest.raises(ValidationError, match="a device needs"):
         Device(type_id=enums.DeviceType.UNKNOWN)
+    with pytest.raises(ValidationError, match="a container needs a uid or a name"):
+        Container(runtime="runc")
+    with pytest.raises(ValidationError, match="an actor needs a process or a user"):
+        Actor()
+    assert Container(uid="1").name is None
+    assert Actor(user=User(uid="1000")).process is None
 
 
 @settings(max_examples=60, deadline=None)

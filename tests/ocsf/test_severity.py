@@ -60,6 +60,12 @@ def test_what_has_no_address_is_in_no_network(name: str) -> None:
     assert judged(name, anywhere) != "Critical"
 
 
+def test_severity_rule_takes_a_foreign_address_that_is_none_for_outside_of_networks() -> None:
+    anywhere = SeverityRule(severity=Severity.CRITICAL, destination=ip_network("::/0"))
+    assert not anywhere.matches(replace(RECORDS["tcp4"], destination="fe80::x"))
+    assert anywhere.matches(replace(RECORDS["tcp4"], destination="fe80::1"))
+
+
 def test_an_alert_is_what_matters_as_much_as_that() -> None:
     mapper = Mapper(replace(CONTEXT, severities=(SeverityRule(severity=Severity.LOW),)))
     assert event_of("metadata4", mapper)["is_alert"] is False

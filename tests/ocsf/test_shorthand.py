@@ -55,6 +55,15 @@ def test_a_finding_says_how_far_it_is_its_totals_and_what_to_do() -> None:
     )
 
 
+def test_outcome_is_the_first_word_that_says_one() -> None:
+    silent = {"disposition_id": 0, "status_code": None}
+    words = {"disposition": "Blocked", "action": "Denied", "activity_name": "Open", "status": "Ok"}
+    for taken in range(len(words) + 1):
+        unknown = dict.fromkeys(list(words)[:taken], "Unknown")
+        expected = [word.lower() for word in list(words.values())[taken:]][:1]
+        assert styled(tcp4(**silent | words | unknown), "outcome") == expected
+
+
 @pytest.mark.parametrize(
     ("class_uid", "told"),
     [
