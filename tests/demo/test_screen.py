@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ocsf_nft import demo
 from ocsf_nft.delivery.message import Message
 from ocsf_nft.demo import attempts, proxy, screen
 from ocsf_nft.demo.attempts import Attempt, Outcome, Trace
 from ocsf_nft.demo.collector import Collector
 from ocsf_nft.demo.screen import Row, Screen, folded
+from ocsf_nft.errors import UnsupportedError
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=12)
 _TREES: st.SearchStrategy[Any] = st.recursive(
@@ -169,3 +174,62 @@ def test_the_stand_in_answers_what_a_proxy_is_asked_and_goes_nowhere() -> None:
 def test_a_wide_screen_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     assert Screen()._console.width == screen._WIDEST
+
+
+def test_screen_of_a_terminal_grows_and_shows_the_newest_rows_that_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for variable in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.setenv(variable, "1")
+    for lines, fitting in ((21, 4), (23, 4), (24, 5), (11, 1)):
+        monkeypatch.setenv("LINES", str(lines))
+        with Screen() as shown:
+            assert shown.is_watched
+            for number in range(1, 7):
+                attempt = replace(_attempt(_TRACE), title=f"try {number}.")
+                shown.add(Row(attempt=attempt, outcome=_REFUSED, event=_EVENT))
+            capsys.readouterr()
+            shown.add(Row(attempt=_attempt(_TRACE), outcome=_REFUSED, event=_EVENT))
+            drawn = capsys.readouterr().err
+            assert "a try" in drawn
+            assert drawn.count("try ") == fitting - 1, lines
+            assert drawn.count(f"try {8 - fitting}.") == (fitting > 1)
+        final = capsys.readouterr().err.rpartition("A program tries")[2]
+        assert final.count("try ") == 6
+
+
+def test_screen_shows_what_went_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen() as shown:
+        shown.conclude([])
+        shown.add(Row(attempt=_attempt(_TRACE), outcome=_REFUSED, event=None))
+    printed = capsys.readouterr().err
+    assert "0 of 0 attempts refused and reported. The sandbox and its fence are gone." in printed
+    assert "This attempt was not reported" in printed
+    assert any(line.startswith("!  a try") for line in printed.splitlines())
+    shown.conclude([{"activity_name": "Refuse", "severity": "Medium"}])
+    assert (
+        "0 of 1 attempts refused and reported, none waited longer than 0.2 ms. The sandbox"
+        in " ".join(capsys.readouterr().err.split())
+    )
+
+
+def test_ping_that_does_not_complain_is_judged_by_its_end() -> None:
+    for script, expected in (("pass", True), ("raise SystemExit(1)", False)):
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True
+        ) as process:
+            outcome = attempts._watch_ping(process, time.perf_counter() - 1)
+        assert (outcome.got_through, outcome.saw) == (expected, "no complaint")
+        assert outcome.is_timed_outside
+        assert 1000 <= outcome.milliseconds < 60_000
+
+
+def test_demo_raises_the_error_of_its_work() -> None:
+    async def work() -> None:
+        raise UnsupportedError("not here")
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with demo._signals_held(), pytest.raises(UnsupportedError, match="not here"):
+        asyncio.run(demo._until_signal(work()))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
