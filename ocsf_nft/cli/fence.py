@@ -155,24 +155,18 @@ def remove(
 def _name_what_blocks(installed: Installed) -> None:
     """Say what the host's other rules drop of what a VM is let through, before it is started."""
     from ocsf_nft import check
-    from ocsf_nft.errors import OcsfNftError
     from ocsf_nft.ocsf.text import visible
 
     spec = installed.spec
     if spec.tap is None:
         return
-    try:
-        asked = check.question(
-            installed.namespace,
-            device=spec.tap.device,
-            subnets=spec.tap.subnets,
-            port=spec.proxies[0].port,
-        )
-        found = check.blocking(asked)
-    except OcsfNftError as error:
-        output.say(f"what other rules drop isn't known: {error}")
-        return
-    for finding in found:
+    asked = check.question(
+        installed.namespace,
+        device=spec.tap.device,
+        subnets=spec.tap.subnets,
+        port=spec.proxies[0].port,
+    )
+    for finding in check.blocking(asked):
         remedy = "" if finding.remedy is None else f" ({visible(finding.remedy)})"
         output.say(f"in the VM's way: {visible(finding.meaning)}{remedy}")
         for command in finding.commands:

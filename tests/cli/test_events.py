@@ -184,6 +184,9 @@ def test_dead_letters_are_shown_with_what_was_said_of_them(state: Path) -> None:
     told = orjson.loads(run("--state-dir", state, "--dead", "--format", "jsonl").stdout)
     assert (told["sink"], told["event"]) == ("siem", KEPT[0])
     assert run("--state-dir", state, "--dead", "--sink", "lake").stdout == ""
+    for others in (("--sandbox", "no-such"), ("--uid", "uid-1"), ("--since", "12h")):
+        done = run("--state-dir", state, "--dead", *others)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_dead_letters_are_had_sent_again(state: Path) -> None:

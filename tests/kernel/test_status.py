@@ -175,13 +175,30 @@ def test_a_sandbox_that_can_not_be_read_hides_no_other(
     fenced: Lab, installed: Installed, state: StateDirectory
 ) -> None:
     attempts.attempt(fenced.sandbox_namespace, 1000, 3, "udp4")
-    gone = dataclasses.replace(installed.spec, sandbox="gone")
-    nowhere = Namespace(Path("/run/netns/ocsf-nft-is-not-there"))
-    state.write(dataclasses.replace(installed, spec=gone, namespace=nowhere))
+    for name in ("gone", "lost"):
+        spec = dataclasses.replace(installed.spec, sandbox=name)
+        nowhere = Namespace(Path(f"/run/netns/ocsf-nft-{name}"))
+        state.write(dataclasses.replace(installed, spec=spec, namespace=nowhere))
     shown = accounts.status(state)
     assert shown.code == 2
     assert '"sandbox":"lab","rule":"egress"' in shown.stdout
-    assert "no network namespace at /run/netns/ocsf-nft-is-not-there" in shown.stderr
+    faults = [line for line in shown.stderr.splitlines() if line.startswith("ocsf-nft: ")]
+    assert len(faults) == 2
+    for name in ("gone", "lost"):
+        assert sum(f"no network namespace at /run/netns/ocsf-nft-{name}" in f for f in faults) == 1
+
+
+def test_status_names_a_fence_that_is_not_as_it_was_installed(
+    fenced: Lab, state: StateDirectory
+) -> None:
+    where = ("--state-dir", str(state.path))
+    differs = "sandbox lab: the fence is not as it was installed: `ocsf-nft verify` tells how"
+    assert differs not in command.run("status", *where).stderr
+    conftest.nft(fenced.sandbox_namespace, "add", "rule", "inet", "ocsf_nft", "output", "accept")
+    shown = command.run("status", *where)
+    assert (shown.code, differs in shown.stderr.splitlines()) == (0, True)
+    conftest.nft(fenced.sandbox_namespace, "delete", "table", "inet", "ocsf_nft")
+    assert differs not in command.run("status", *where).stderr
 
 
 def test_records_that_can_not_be_read_are_not_none(tmp_path: Path) -> None:
