@@ -55,7 +55,8 @@ def open_to_append(path: Path) -> Opened:
             _hold_link(path, found)
             if found.st_dev == _PROC.stat().st_dev:
                 # /dev/stdout: what such a link says is no path, only the kernel can follow it.
-                return Opened(os.open(path, os.O_WRONLY | _APPEND), path)
+                access = os.O_RDWR if stat.S_ISREG(path.stat().st_mode) else os.O_WRONLY
+                return Opened(os.open(path, access | _APPEND), path)
             path = path.parent / os.readlink("", dir_fd=handle)
         finally:
             os.close(handle)

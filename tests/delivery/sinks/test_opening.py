@@ -43,6 +43,19 @@ async def test_a_link_of_our_own_is_followed(tmp_path: Path, target: str) -> Non
     assert (folder / "middle").is_symlink()
 
 
+async def test_file_that_is_our_own_descriptor_is_appended_to(tmp_path: Path) -> None:
+    """A shell opens /dev/stdout for writing alone where it is redirected to a file."""
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b'{"a":1}\n{"torn')
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
+    try:
+        for _ in range(2):
+            await put(Path(f"/proc/self/fd/{descriptor}"))
+    finally:
+        os.close(descriptor)
+    assert file.read_bytes() == b'{"a":1}\n{}\n{}\n'
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("is_there", [True, False])
 async def test_a_link_of_somebody_else_is_refused(tmp_path: Path, *, is_there: bool) -> None:
