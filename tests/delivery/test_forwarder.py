@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import sqlite3
 import time
 from contextlib import closing
@@ -478,3 +479,20 @@ async def test_what_can_not_be_told_is_a_dead_letter_until_it_can(store: Store) 
         await asyncio.wait_for(_buried(forwarder), 10)
     assert lines == [line.replace(b"uid", b"UID") for line in (event(0), event(2), event(1))]
     assert await store.dead_number("a") == 0
+
+
+async def test_forwarder_takes_an_error_of_the_system_for_a_sink_that_is_down(store: Store) -> None:
+    class Full(Receiver):
+        async def open(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    forwarder = made(store, Full())
+    with pytest.raises(DeliveryError, match=r"^a: No space left on device$"):
+        await forwarder._once([])
+    forwarder = made(store, Full())
+    async with running(forwarder):
+        await store.put(events(range(1)))
+        async with asyncio.timeout(20):
+            while forwarder.progress.fault is None:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.005)
+    assert forwarder.progress.fault == "a: No space left on device"
