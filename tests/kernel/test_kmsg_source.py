@@ -9,6 +9,7 @@ import pytest
 from ocsf_nft.errors import SourceError
 from ocsf_nft.sources.boot import boot_id
 from ocsf_nft.sources.kmsg import Kmsg
+from ocsf_nft.sources.kmsg import source as kmsg_source
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.replay import Reader
 from tests.kernel import kernel_log
@@ -138,6 +139,22 @@ async def test_a_position_of_another_boot_means_all_of_this_one(
     async with Kmsg(names, f"kmsg:{boot}:{10**15}") as source:
         again = await until(source.batches(), lambda batch: len(batch.records) >= 2)
     assert again.records == read.records
+
+
+async def test_end_of_a_long_ring_is_found_in_several_steps(
+    sandbox: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        kernel_log.write("<14>of no interest")
+    async with Kmsg(frozenset({sandbox})) as source:
+        end = source._next
+    monkeypatch.setattr(kmsg_source, "_BATCH_RECORDS", 2)
+    async with Kmsg(frozenset({sandbox})) as source:
+        assert source._next >= end
+    # A ring that is written faster than read has no end: the search for it takes bounded time.
+    monkeypatch.setattr(kmsg_source, "_SCAN_NS", 0)
+    async with Kmsg(frozenset({sandbox})) as source:
+        assert source._next == 0
 
 
 async def test_a_position_that_is_none_is_refused() -> None:

@@ -90,3 +90,16 @@ def test_tcp_options_beyond_the_packets_end_are_incomplete_in_bytes_and_text() -
         assert said.details["incomplete"] is True
         assert "tcp_options" not in said.details
         assert (said.destination_port, said.tcp_flags) == (443, 2)
+
+
+def test_esp_after_a_late_fragment_is_named_and_not_looked_into() -> None:
+    """What follows a fragment with an offset is no header."""
+    addresses = bytes(15) + b"\1" + bytes(15) + b"\2"
+    for offset, spi in ((8, None), (0, 0x1001)):
+        fragment = struct.pack("!BBHI", 50, 0, offset, 0xABCD)
+        body = fragment + struct.pack("!II", 0x1001, 1) + bytes(20)
+        data = struct.pack("!IHBB", 0x60000000, len(body), 44, 64) + addresses + body
+        said = record(HEAD + kernel_printer.ipv6(data))
+        assert said == of_bytes(packet.ip_facts(data, 6))
+        assert (said.protocol, said.details.get("spi")) == (50, spi)
+        assert said.details["fragment_offset"] == offset
