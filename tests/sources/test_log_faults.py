@@ -24,7 +24,7 @@ from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.kmsg import source as kmsg
 from ocsf_nft.sources.replay import Replay
 from ocsf_nft.sources.wanted import Wanted
-from tests.descriptors import no_more_descriptors
+from tests.descriptors import no_more_descriptors, open_descriptors
 from tests.sources.replaying import MESSAGE, flat, reader
 from tests.sources.test_live_parts import entry
 
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 
 _OVERLONG = 3 << 20
 _JOURNAL_HEADER = b"LPKSHHRH" + bytes(8)
-
-
-def _open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - two calls fewer than Path's
 
 
 async def test_log_sources_that_are_not_open_say_so() -> None:
@@ -58,7 +54,7 @@ async def test_kernel_log_that_can_not_be_read_gives_its_cause(
     folder.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
-    before = _open_descriptors()
+    before = open_descriptors(collect=True)
     cases: tuple[tuple[str, type[OcsfNftError], str], ...] = (
         ("absent", UnsupportedError, "there is no {}: give the container the device, or read by"),
         ("socket", SourceError, "{} can't be opened: No such device or address"),
@@ -71,7 +67,7 @@ async def test_kernel_log_that_can_not_be_read_gives_its_cause(
         with pytest.raises(kind) as caught:
             await Kmsg().__aenter__()
         assert str(caught.value).startswith(sentence.format(device))
-        assert _open_descriptors() == before, name
+        assert open_descriptors() == before, name
 
 
 async def test_kernel_log_record_of_an_unknown_form_is_malformed(
@@ -106,6 +102,7 @@ def open_folder() -> Iterator[Path]:
         yield Path(made)
 
 
+@pytest.mark.kernel
 def test_journal_files_that_may_not_be_read_are_named(open_folder: Path) -> None:
     (open_folder / "a.journal").symlink_to("gone")
     denied = open_folder / "b.journal"

@@ -23,15 +23,12 @@ from ocsf_nft.delivery.sinks.file import File
 from ocsf_nft.delivery.sinks.unix import Unix
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.batches import messages
+from tests.descriptors import open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
 _F_ADD_SEALS, _F_SEAL_SHRINK = 1033, 2  # include/uapi/linux/fcntl.h
-
-
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - two calls fewer than Path's
 
 
 async def test_sink_that_is_not_open_says_so(tmp_path: Path) -> None:
@@ -53,15 +50,15 @@ async def test_connection_that_is_given_up_is_closed() -> None:
         # Of a backlog of 0 the kernel accepts one connection; it answers no further one.
         stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         await asyncio.sleep(0)
-        before = _descriptors()
+        before = open_descriptors(collect=True)
         task = asyncio.create_task(addresses.connected("127.0.0.1", port, socket.SOCK_STREAM))
         async with asyncio.timeout(10):
-            while _descriptors() == before:  # noqa: ASYNC110 - nothing announces it
+            while open_descriptors() == before:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert _descriptors() == before
+        assert open_descriptors() == before
 
 
 async def test_connection_that_can_not_be_prepared_is_closed(
@@ -121,8 +118,8 @@ async def test_file_whose_torn_line_can_not_be_cut_is_closed() -> None:
                 await sink.open()
             await sink.close()
             if number == 0:  # the threads of the event loop are there
-                before = _descriptors()
-        assert _descriptors() == before
+                before = open_descriptors(collect=True)
+        assert open_descriptors() == before
     finally:
         os.close(sealed)
 
@@ -147,9 +144,9 @@ def test_file_that_another_process_makes_first_is_appended_to(
 def test_names_that_can_not_be_synced_are_an_error_unless_the_file_system_never_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = _descriptors()
+    before = open_descriptors(collect=True)
     opening.sync_names(Path("/proc"))  # fsync(2) says EINVAL there
-    assert _descriptors() == before
+    assert open_descriptors() == before
 
     def failing(_descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -159,7 +156,7 @@ def test_names_that_can_not_be_synced_are_an_error_unless_the_file_system_never_
         opening.sync_names(tmp_path)
     with pytest.raises(OSError, match="Input/output error"):
         opening.open_to_append(tmp_path / "events.jsonl")
-    assert _descriptors() == before
+    assert open_descriptors() == before
 
 
 def test_web_sink_names_the_cause_in_its_own_words() -> None:
