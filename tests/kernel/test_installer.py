@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
-import resource
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,10 +16,11 @@ from ocsf_nft.fence.spec import LADDER, Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named, of_process
+from tests.descriptors import no_more_descriptors
 from tests.kernel import conftest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from ocsf_nft.fence.spec import FenceSpec, LogTransport
     from ocsf_nft.lab import Lab
@@ -295,17 +294,6 @@ def test_without_nft_nothing_is_installed(
         installer.install(spec, lab.sandbox_namespace, state)
 
 
-@contextlib.contextmanager
-def _without_files() -> Iterator[None]:
-    """The process may open nothing more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 @pytest.mark.parametrize(
     ("work", "kind"),
     [
@@ -321,7 +309,7 @@ def _without_files() -> Iterator[None]:
 def test_a_process_that_may_open_no_more_files_says_so_in_a_sentence(
     work: Callable[[], object], kind: type[Exception]
 ) -> None:
-    with _without_files(), pytest.raises(kind, match="Too many open files"):
+    with no_more_descriptors(), pytest.raises(kind, match="Too many open files"):
         work()
 
 
