@@ -197,6 +197,10 @@ def test_permissive_fence_counts_attempts_of_a_nested_namespace_and_no_answer(be
                 Case("again", partial(bench.from_nested, out()), "forward out"),
             )
         )
+        # Without ports:
+        asked, answer = headers.other(nested, internet, 47), headers.other(internet, nested, 47)
+        assert bench.outcome(partial(bench.from_nested, asked), "forward out") == "forward out"
+        assert bench.outcome(partial(bench.arrives, answer), "out") == "out"
 
 
 def test_permissive_fence_counts_packets_with_a_mark_of_their_sender(bench: Bench) -> None:
