@@ -17,7 +17,7 @@ from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
-from tests.kernel import headers, packets, tap, verdicts, vm_bench
+from tests.kernel import headers, link_cases, packets, tap, verdicts, vm_bench
 from tests.kernel.outcomes import Case
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, PSH, RST, SYN
 from tests.kernel.verdicts import NESTED4, NESTED6, Bench
@@ -222,28 +222,7 @@ def test_permissive_fence_counts_packets_with_a_mark_of_their_sender(bench: Benc
 
 
 def test_permissive_fence_counts_frames_except_arp_of_the_kernel(bench: Bench) -> None:
-    request = packets.arp(SANDBOX4, "10.200.0.77", b"\x02\0\0\0\xbb\1")
-    padding = bytes(18)
-    send = partial(bench.unowned_frame, ETH_ARP)
-    bad = (
-        b"\0\6" + request[2:], request[:2] + b"\x86\xdd" + request[4:],
-        request[:4] + b"\7" + request[5:], request[:5] + b"\5" + request[6:],
-        request[:4] + b"\5" + request[5:], request[:5] + b"\3" + request[6:],
-        request[:7] + b"\0" + request[8:], request[:7] + b"\3" + request[8:],
-    )  # fmt: skip
-    for frame in bad:
-        assert bench.outcome(partial(send, frame)) == "link out", frame
-    assert not bench.wrong(
-        (
-            Case("request", partial(send, request), "out"),
-            Case("answer", partial(send, request[:7] + b"\2" + request[8:]), "out"),
-            Case("padded", partial(send, request + padding, pad=False), "out"),
-            Case("longer", partial(send, request + padding + b"x", pad=False), "link out"),
-            Case("tagged", partial(send, request, tag=b"\x81\0\0\5"), "link out"),
-            Case("of another type", partial(bench.unowned_frame, 0x88B5, request), "link out"),
-            Case("a socket's", partial(bench.frame, ETH_ARP, request), "link out"),
-        )
-    )
+    assert not bench.wrong(link_cases.arp(bench, "link out"))
 
 
 def test_permissive_fence_counts_each_packet_of_a_vm_once(vm: VmBench) -> None:

@@ -13,7 +13,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.flow import KINDS
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
-from tests.kernel import headers, packets, verdicts
+from tests.kernel import headers, link_cases, packets, verdicts
 from tests.kernel.outcomes import Case
 from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, PSH, RST, SYN
 from tests.kernel.verdicts import HOST4, HOST6, NESTED, NESTED4, NESTED6, Bench
@@ -149,37 +149,9 @@ def test_answers_to_a_nested_namespace_pass_and_variants_do_not(
 def test_neighbour_discovery_of_the_kernel_passes_and_variants_do_not(
     bench: Bench, rule: str, past_output: bool
 ) -> None:
-    send = partial(bench.unowned, past_output=past_output)
-    about = partial(headers.neighbour, SANDBOX6)
-    refused = {
-        "a code": about(GATEWAY6, code=1),
-        "routable": about(GATEWAY6, hop_limit=254),
-        "a router's solicitation": about(GATEWAY6, 133),
-        "a router's advertisement": about(GATEWAY6, 134),
-        "a redirect": about(GATEWAY6, 137),
-        "one byte more": about(GATEWAY6, options=bytes(17)),
-        "an extension header": headers.with_extension6(about(GATEWAY6)),
-        **{f"to {to}": about(to) for to in _NOT_FOUND},
-    }
-    passing = {
-        "answer": about(GATEWAY6, 136),
-        "longest options": about(GATEWAY6, options=bytes(16)),
-        **{f"to {to}": about(to) for to in _FOUND},
-    }
-    long = about(GATEWAY6, options=bytes(17))
-    cases = [
-        *(Case(name, partial(send, packet), "out") for name, packet in passing.items()),
-        *(Case(name, partial(send, packet), rule) for name, packet in refused.items()),
-        Case("longer than it says", partial(send, long, says_less=True), rule),
-        Case("shorter than it says", partial(send, about(GATEWAY6), says_more=True), rule),
-    ]
-    # The fence answers a message to the gateway with an error, if it can answer.
-    wrong = {
-        case.name: found
-        for case in cases
-        if (found := bench.outcome(case.send).removesuffix(" error")) != case.expected
-    }
-    assert not wrong
+    assert not link_cases.wrong_neighbours(
+        bench, rule, past_output=past_output, found=_FOUND, not_found=_NOT_FOUND
+    )
 
 
 def test_link_rules_check_routed_packets(bench: Bench) -> None:

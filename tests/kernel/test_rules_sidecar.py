@@ -14,9 +14,9 @@ from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.values import endpoint, exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, SANDBOX4, SANDBOX6
-from tests.kernel import headers, packets, verdicts
+from tests.kernel import headers, link_cases, verdicts
 from tests.kernel.outcomes import Case
-from tests.kernel.packets import ACK, ETH_ARP, ETH_IP, ETH_IP6, FIN, RST, SYN
+from tests.kernel.packets import ACK, ETH_IP, ETH_IP6, FIN, RST, SYN
 from tests.kernel.verdicts import HOST4, HOST6, NESTED, NESTED4, NESTED6, Bench
 
 if TYPE_CHECKING:
@@ -143,34 +143,10 @@ def test_link_rules_check_packets_that_bypassed_output(bench: Bench) -> None:
 def test_neighbour_discovery_of_the_kernel_passes_and_variants_do_not(
     bench: Bench, rule: str, past_output: bool
 ) -> None:
-    send = partial(bench.unowned, past_output=past_output)
+    assert not link_cases.wrong_neighbours(
+        bench, rule, past_output=past_output, found=(GATEWAY6, "ff02::1", INTERNET6)
+    )
     about = partial(headers.neighbour, SANDBOX6)
-    refused = {
-        "a code": about(GATEWAY6, code=1),
-        "routable": about(GATEWAY6, hop_limit=254),
-        "a router's solicitation": about(GATEWAY6, 133),
-        "a router's advertisement": about(GATEWAY6, 134),
-        "a redirect": about(GATEWAY6, 137),
-        "one byte more": about(GATEWAY6, options=bytes(17)),
-        "an extension header": headers.with_extension6(about(GATEWAY6)),
-    }
-    passing = {
-        "an answer": about(GATEWAY6, 136),
-        "the longest options": about(GATEWAY6, options=bytes(16)),
-        **{f"to {to}": about(to) for to in (GATEWAY6, "ff02::1", INTERNET6)},
-    }
-    cases = [
-        *(Case(name, partial(send, packet), "out") for name, packet in passing.items()),
-        *(Case(name, partial(send, packet), rule) for name, packet in refused.items()),
-        Case("longer", partial(send, about(GATEWAY6, options=bytes(17)), says_less=True), rule),
-        Case("shorter", partial(send, about(GATEWAY6), says_more=True), rule),
-    ]
-    wrong = {
-        case.name: found
-        for case in cases
-        if (found := bench.outcome(case.send).removesuffix(" error")) != case.expected
-    }
-    assert not wrong
     for packet in (about(GATEWAY6), about(GATEWAY6, 136)):
         owned = partial(bench.owned, packet, past_output=past_output)
         for uid in _USERS:
@@ -179,28 +155,7 @@ def test_neighbour_discovery_of_the_kernel_passes_and_variants_do_not(
 
 
 def test_arp_of_the_kernel_passes_and_variants_do_not(bench: Bench) -> None:
-    request = packets.arp(SANDBOX4, "10.200.0.77", b"\x02\0\0\0\xbb\1")
-    padding = bytes(18)
-    send = partial(bench.unowned_frame, ETH_ARP)
-    bad = (
-        b"\0\6" + request[2:], request[:2] + b"\x86\xdd" + request[4:],
-        request[:4] + b"\7" + request[5:], request[:5] + b"\5" + request[6:],
-        request[:4] + b"\5" + request[5:], request[:5] + b"\3" + request[6:],
-        request[:7] + b"\0" + request[8:], request[:7] + b"\3" + request[8:],
-    )  # fmt: skip
-    for frame in bad:
-        assert bench.outcome(partial(send, frame)) == "link", frame
-    assert not bench.wrong(
-        (
-            Case("request", partial(send, request), "out"),
-            Case("answer", partial(send, request[:7] + b"\2" + request[8:]), "out"),
-            Case("padded", partial(send, request + padding, pad=False), "out"),
-            Case("longer", partial(send, request + padding + b"x", pad=False), "link"),
-            Case("tagged", partial(send, request, tag=b"\x81\0\0\5"), "link"),
-            Case("of another type", partial(bench.unowned_frame, 0x88B5, request), "link"),
-            Case("a socket's", partial(bench.frame, ETH_ARP, request), "link"),
-        )
-    )
+    assert not bench.wrong(link_cases.arp(bench, "link"))
 
 
 def test_input_rules_check_incoming_packets(bench: Bench) -> None:
