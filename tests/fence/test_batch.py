@@ -46,6 +46,13 @@ def test_what_nft_shows_is_what_it_sends() -> None:
     assert found == Statement(0, 0, payload)
 
 
+def test_parsed_ends_with_the_transaction() -> None:
+    begin, table = _SHOWN.index("| 00016 |"), _SHOWN.rindex(_RULE + "|  0000000036")
+    end = _SHOWN[:begin].rindex(_RULE), _SHOWN[begin:table].replace("| 00016 |", "| 00017 |")
+    after = _SHOWN[end[0] : begin] + end[1] + _SHOWN[table:]
+    assert list(batch.parsed(_SHOWN + after)) == list(batch.parsed(_SHOWN))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [

@@ -190,3 +190,9 @@ _WHOLE = told(6, "inet ocsf_nft", "output")
 @given(st.integers(0, len(_WHOLE) - 1))
 def test_a_message_that_is_cut_short_is_not_taken_for_another(cut: int) -> None:
     assert read(_WHOLE[:cut], ended()) == []
+
+
+def test_changes_skips_a_message_without_a_whole_header() -> None:
+    short = _message(2, b"", 9)
+    (found,) = read(short + told(2, "inet ocsf_nft") + short, ended())
+    assert found.changes == "table inet ocsf_nft was deleted"

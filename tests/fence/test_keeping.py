@@ -183,6 +183,7 @@ def test_a_vms_link_address_is_learned_anew() -> None:
         inet(COUNTER.replace("\n\t}", '\n\t\tcomment "x"\n\t}')),
         inet(FLOWS, FLOWS),
         inet(FLOWS, "\tflags dormant\n"),
+        inet(COUNTER.replace("\t}", "\tpackets 5\n\t}")),
         inet(FLOWS, comment='\tcomment "fence of sandbox other"\n'),
         inet(FLOWS, comment=""),
         inet("\tflowtable f { # handle 9\n\t\thook ingress priority filter\n\t}\n"),

@@ -144,6 +144,22 @@ def test_state_stores_kernel_settings_until_they_are_restored(state: StateDirect
     assert state.forwarding_before("4:1") is None
 
 
+def test_state_names_kernel_settings_that_cannot_be_read(state: StateDirectory) -> None:
+    state.keep_all_netns_before("1")
+    state.keep_forwarding_before("4:1", b"0")
+    netns, forwarding = state.path / "nf_log_all_netns.before", state.path / "forwarding-4:1.before"
+    netns.write_bytes(b"\xff")
+    with pytest.raises(FenceError, match=r"nf_log_all_netns\.before can't be read: 'ascii' codec"):
+        state.all_netns_before()
+    for file in (netns, forwarding):
+        file.unlink()
+        file.mkdir()
+    with pytest.raises(FenceError, match=r"nf_log_all_netns\.before can't be read: .*directory"):
+        state.all_netns_before()
+    with pytest.raises(FenceError, match=r"forwarding-4:1\.before can't be read: Is a directory"):
+        state.forwarding_before("4:1")
+
+
 @contextlib.contextmanager
 def _child_before_its_program() -> Iterator[None]:
     """Hold a child between fork and exec, where it has a copy of each descriptor."""
