@@ -90,6 +90,16 @@ def test_the_sysctl_is_put_back_by_the_last_that_used_it(
     assert all_netns() == "0"
 
 
+def test_sysctl_concerns_all_namespaces_but_the_initial_one(
+    lab: Lab, all_netns: Callable[[], str]
+) -> None:
+    assert kernel_log.blocked(Namespace()) is None
+    assert kernel_log.blocked(lab.sandbox_namespace) == "0"
+    kernel_log.enable()
+    assert all_netns() == "1"
+    assert kernel_log.blocked(lab.sandbox_namespace) is None
+
+
 def test_a_damaged_record_neither_loses_the_sysctl_nor_gives_it_up(
     lab: Lab, spec: FenceSpec, state: StateDirectory, all_netns: Callable[[], str]
 ) -> None:

@@ -1,0 +1,196 @@
+"""Fences that are on no record, on a damaged one, or cannot be loaded as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.errors import FenceError, UnsupportedError
+from ocsf_nft.fence import forwarding, installer, links, nft
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.lab import ip
+from ocsf_nft.netns import Namespace, named
+from tests.descriptors import no_more_descriptors
+from tests.kernel import conftest, tap
+
+if TYPE_CHECKING:
+    from ocsf_nft.fence.spec import FenceSpec
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+_NAME = "vm-1"
+_HOST = Namespace()
+
+
+def _tables(namespace: Namespace) -> list[str]:
+    return conftest.nft(namespace, "list", "tables").splitlines()
+
+
+def test_renew_loads_nothing_for_a_sandbox_on_no_record(fenced: Lab, state: StateDirectory) -> None:
+    before = conftest.nft(fenced.sandbox_namespace, "-a", "-s", "-t", "list", "ruleset")
+    assert installer.renew("nobody", state) is None
+    state.forget(conftest.SANDBOX)
+    assert installer.renew(conftest.SANDBOX, state) is None
+    assert conftest.nft(fenced.sandbox_namespace, "-a", "-s", "-t", "list", "ruleset") == before
+
+
+def test_verify_names_a_fence_on_no_record(fenced: Lab, tmp_path: Path) -> None:
+    nothing = StateDirectory(tmp_path / "nothing")
+    found = installer.verify("lab", nothing, fenced.sandbox_namespace)
+    assert (found.verdict, found.installed) == ("differs", None)
+    assert found.difference == (
+        f"a fence stands in {fenced.sandbox_namespace}, but {nothing.path} has no record of lab"
+    )
+
+
+def test_guard_that_cannot_be_loaded_leaves_what_was_there_before(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = nft.load
+    guarded = dataclasses.replace(spec, guard_device=lab.gateway_device)
+
+    def without_guard(namespace: Namespace, text: str) -> None:
+        if "guard of sandbox" in text and namespace == _HOST:
+            raise FenceError("no guard today")
+        load(namespace, text)
+
+    def install(spec: FenceSpec) -> None:
+        lab.gateway_namespace.call(
+            lambda: installer.install(spec, lab.sandbox_namespace, state, "nflog")
+        )
+
+    # What is expected is loaded in a scratch namespace, which is _HOST as well.
+    monkeypatch.setattr("ocsf_nft.fence.loading._expected", lambda *_: None)
+    monkeypatch.setattr(nft, "load", without_guard)
+    with pytest.raises(FenceError, match=r"^no guard today$"):
+        install(guarded)
+    assert _tables(lab.sandbox_namespace) == []
+    assert state.read(spec.sandbox) is None
+    install(spec)
+    with pytest.raises(FenceError, match="the fence inside was replaced, but the guard: no guard"):
+        install(guarded)
+    assert _tables(lab.sandbox_namespace) == ["table inet ocsf_nft", "table netdev ocsf_nft"]
+    assert _tables(lab.gateway_namespace) == []
+    found = state.read(spec.sandbox)
+    assert found is not None
+    assert found.spec.guard_device is None
+
+
+def test_table_of_a_vm_that_names_no_sandbox_is_replaced(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    def disguised(family: str, comment: str) -> None:
+        table = f"{family} ocsf_nft_{tap.DEVICE}"
+        conftest.nft(_HOST, f'add table {table} {{ comment "{comment}"; }}')
+
+    def install() -> None:
+        for kind in ("fence", "guard"):
+            for family in ("inet", "netdev"):
+                disguised(family, f"{kind} of sandbox ../../etc")
+            installer.install(tap.spec(_NAME), _HOST, state, "nflog")
+            assert installer.verify(_NAME, state).verdict == "as installed"
+            conftest.nft(_HOST, "flush ruleset")
+            state.forget(_NAME)
+
+    with tap.silent_machine(site):
+        site.host.call(install)
+
+
+def test_forwarding_stays_while_a_damaged_record_may_need_it(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    with tap.silent_machine(site):
+        before = tap.settings(site.host)
+        installer.install(tap.spec(_NAME), site.host, state, "nflog")
+        switched = tap.settings(site.host)
+        damaged = state.path / "other" / "fence.json"
+        damaged.parent.mkdir()
+        damaged.write_text("{}")
+        installer.remove(_NAME, state)
+        assert tap.settings(site.host) == switched != before
+        damaged.unlink()
+        installer.install(tap.spec(_NAME), site.host, state, "nflog")
+        installer.remove(_NAME, state)
+        assert tap.settings(site.host) == before
+
+
+def test_forwarding_of_each_family_is_restored_with_its_last_vm(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    four, six = "172.16.8.1/29", "fd00:8::1/64"
+    with (
+        tap.silent_machine(site, "vmtap-4", (four,)),
+        tap.silent_machine(site, "vmtap-6", (six,)),
+    ):
+        before = tap.settings(site.host)
+        installer.install(tap.spec("four", "vmtap-4", four), site.host, state, "nflog")
+        only_four = tap.settings(site.host)
+        installer.install(tap.spec("six", "vmtap-6", six), site.host, state, "nflog")
+        installer.remove("six", state)
+        assert tap.settings(site.host) == only_four != before
+        # What the operator sets from now on is not the fence's to restore.
+        key = Path("/proc/sys/net/ipv6/conf/all/forwarding")
+        site.host.call(lambda: key.write_text("1"))
+        operators = tap.settings(site.host)
+        installer.remove("four", state)
+        after = tap.settings(site.host)
+        assert {path: value for path, value in after.items() if "ipv4" in path} == {
+            path: value for path, value in before.items() if "ipv4" in path
+        }
+        assert {path: value for path, value in after.items() if "ipv6" in path} == {
+            path: value for path, value in operators.items() if "ipv6" in path
+        }
+        assert not list(state.path.glob("forwarding-*"))
+
+
+def test_forwarding_of_a_deleted_namespace_is_kept_while_a_vm_is_on_record(
+    state: StateDirectory,
+) -> None:
+    vm = tap.spec(_NAME)
+    # Deleted, and another one by the same name.
+    for namespace in (named("no-such-namespace"), _HOST):
+        state.keep_forwarding_before("4:1", b"kept")
+        forwarding.release("4:1", namespace, [vm], state)
+        assert state.forwarding_before("4:1") == b"kept"
+        forwarding.release("4:1", namespace, [], state)
+        assert state.forwarding_before("4:1") is None
+
+
+def test_forwarding_writes_existing_settings_only(lab: Lab) -> None:
+    def write() -> None:
+        forwarding._write("ipv4/conf/gone0/forwarding", "1")
+        assert forwarding._read("ipv4/conf/gone0/forwarding") is None
+        sentence = "net.ipv4.conf.lo.forwarding, which can't be switched from here (Invalid argumen"
+        with pytest.raises(UnsupportedError, match=re.escape(sentence)):
+            forwarding._write("ipv4/conf/lo/forwarding", "x")
+
+    lab.sandbox_namespace.call(write)
+
+
+def test_forwarding_without_a_cookie_is_told_apart_by_the_boot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    boot, cookie = forwarding._origin().split(" ")
+    assert int(cookie) > 0
+    monkeypatch.setattr(forwarding, "_SO_NETNS_COOKIE", 0x7FFF)  # an option that no kernel has
+    assert forwarding._origin() == boot
+
+
+def test_route_by_a_gateway_of_the_other_family_names_it(lab: Lab) -> None:
+    ip("-n", lab.sandbox, "route", "add", "203.0.113.0/24", "via", "inet6", "fe80::77",
+       "dev", lab.sandbox_device)  # fmt: skip
+    wanted = ipaddress.ip_address("203.0.113.9")
+    found = links.survey(lab.sandbox_namespace, [wanted])
+    assert set(map(str, found.neighbours)) == {"203.0.113.9", "fe80::77"}
+    assert found.uplinks == (lab.sandbox_device,)
+
+
+def test_route_is_not_absent_where_the_kernel_cannot_be_asked() -> None:
+    with no_more_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        links.route(ipaddress.ip_address("203.0.113.9"))

@@ -1,0 +1,77 @@
+"""The nft program, where it fails in another way than with an error about a ruleset."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft import privileges
+from ocsf_nft.errors import FenceError, UnsupportedError
+from ocsf_nft.fence import nft
+from ocsf_nft.netns import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ocsf_nft.errors import OcsfNftError
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+HERE = Namespace()
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put a shell script in the place of nft."""
+    monkeypatch.setattr(nft, "TRUSTED", (tmp_path,))
+
+    def plant(script: str) -> None:
+        file = tmp_path / "nft"
+        file.unlink(missing_ok=True)  # the kernel runs no file that is open for writing
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+
+    return plant
+
+
+def test_nft_failure_is_an_error_with_its_words(planted: Callable[[str], None]) -> None:
+    cases: tuple[tuple[str, type[OcsfNftError], str], ...] = (
+        ("exit 1", FenceError, "nft failed: without a word"),
+        (r"printf 'out of\n  memory\n' >&2; exit 1", FenceError, "nft failed: out of memory"),
+        ("echo Operation not permitted >&2; exit 1", UnsupportedError, "run as root, or with CAP_"),
+        ("echo 'x: Unable to initialize Netlink socket' >&2; exit 1", UnsupportedError, "as root"),
+    )
+    for script, kind, sentence in cases:
+        planted(script)
+        with pytest.raises(kind, match=sentence):
+            nft.listing(HERE, "inet", "ocsf_nft")
+        with pytest.raises(kind, match=sentence):
+            nft.load(HERE, "")
+    planted("echo 'Error: No such file or directory' >&2; exit 1")
+    assert nft.listing(HERE, "inet", "ocsf_nft") is None
+
+
+def test_nft_without_an_answer_is_ended_and_is_an_error(
+    planted: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nft, "_TIMEOUT_SECONDS", 0.2)
+    planted("exec sleep 30")
+    begun = time.monotonic()
+    with pytest.raises(FenceError, match=r"no answer in 0\.2 s, .*run `ocsf-nft verify`"):
+        nft.load(HERE, "")
+    assert time.monotonic() - begun < 20
+
+
+def test_nft_without_the_privilege_is_an_error_with_the_remedy(lab: Lab) -> None:
+    def without() -> None:
+        privileges.keep_only(frozenset())
+        with pytest.raises(UnsupportedError, match="with CAP_NET_ADMIN over this network namespac"):
+            nft.load(HERE, "table inet ocsf_nft")
+        with pytest.raises(UnsupportedError, match="with CAP_NET_ADMIN over this network namespac"):
+            nft.listing(HERE, "inet", "ocsf_nft")
+
+    lab.sandbox_namespace.call(without)
