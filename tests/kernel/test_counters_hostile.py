@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ocsf_nft import netlink, nfnetlink
-from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, ruleset
+from ocsf_nft.errors import FenceError, UnsupportedError
+from ocsf_nft.fence import counters, installer, ruleset
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.nft import load
 from ocsf_nft.flow import Count
+from ocsf_nft.netns import Namespace
 from ocsf_nft.nfnetlink import Nftables
+from tests.descriptors import no_more_descriptors
 from tests.kernel.conftest import nft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from ocsf_nft.errors import OcsfNftError
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.flow import Kind
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -145,6 +151,74 @@ def test_tables_that_are_replaced_all_the_time_are_read_or_a_fault(
         thread.join()
     assert len(epochs) > 1
     assert reader.read().rules.keys() == {"egress", "forward", "ingress", "link"}
+
+
+def _before_each_set(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Call ``act`` before each reading of the elements of the set flows4_egress."""
+    collect = counters._Rule._collect
+
+    def collected(rule: Any, kind: Kind, *more: Any) -> None:
+        if (kind, rule._rule) == ("flows4", "egress"):
+            act()
+        collect(rule, kind, *more)
+
+    monkeypatch.setattr(counters._Rule, "_collect", collected)
+
+
+def test_counters_replaced_in_each_of_three_readings_are_an_error(
+    lab: Lab, installed: Installed, reader: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fence = ruleset.fence(installed.spec, installed.around, installed.transport)
+    most = 2
+    times: list[None] = []
+
+    def replace() -> None:
+        if len(times) < most:
+            times.append(None)
+            load(lab.sandbox_namespace, fence)
+
+    _before_each_set(monkeypatch, replace)
+    assert "egress" in reader.read().rules
+    assert len(times) == most
+    most, times = 3, []
+    with pytest.raises(FenceError, match=r"of rule egress in .* are replaced again and again"):
+        reader.read()
+
+
+def test_counters_deleted_while_they_are_read_are_absent(
+    lab: Lab, reader: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _before_each_set(monkeypatch, lambda: load(lab.sandbox_namespace, "delete table inet ocsf_nft"))
+    assert reader.read().rules.keys() == {"link"}
+
+
+def test_counters_that_cannot_be_read_are_an_error_with_its_cause(
+    installed: Installed, reader: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        no_more_descriptors(),
+        pytest.raises(UnsupportedError, match="boot_id can't be read: Too many"),
+    ):
+        Counters(installed).open()
+    cases: tuple[tuple[int, type[OcsfNftError], str], ...] = (
+        (errno.EPERM, UnsupportedError, "run as root, or with CAP_NET_ADMIN over it"),
+        (errno.EINVAL, UnsupportedError, "(Invalid argument): it needs nf_tables and Linux 5.14"),
+        (errno.ENOPROTOOPT, UnsupportedError, "it needs nf_tables and Linux 5.14"),
+        (errno.EPROTONOSUPPORT, UnsupportedError, "it needs nf_tables and Linux 5.14"),
+        (errno.EOPNOTSUPP, UnsupportedError, "it needs nf_tables and Linux 5.14"),
+        (errno.EMFILE, FenceError, "can't be read: Too many open files"),
+        (errno.EIO, FenceError, "can't be read: Input/output error"),
+    )
+    for code, kind, sentence in cases:
+        found = counters._unreadable(Namespace(), OSError(code, os.strerror(code)))
+        assert type(found) is kind
+        assert sentence in str(found)
+    with monkeypatch.context() as patched:
+        patched.setattr(counters, "_READ_SECONDS", -1.0)
+        with pytest.raises(FenceError, match="can't be read: the kernel is too slow"):
+            reader.read()
+    assert reader._places[0].nftables is None, "the rest of an answer may still be on its way"
+    assert "egress" in reader.read().rules
 
 
 def _swap(lab: Lab, elements: int) -> None:
