@@ -97,6 +97,8 @@ class Nftables:
             # which whoever has CAP_NET_ADMIN in the namespace otherwise could (af_netlink.c).
             self._socket.connect((0, 0))
             _have_room(self._socket, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _BATCH_BYTES)
+            # Each statement that is refused is answered, and no answer may get lost.
+            _have_room(self._socket, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _BATCH_BYTES)
             self._socket.settimeout(_TIMEOUT_SECONDS)
             self.cookie = self._read_cookie()
             #: What the kernel calls this socket where it tells of changes that came by it.

@@ -108,6 +108,16 @@ def test_renew_of_held_tables_never_leaves_them_to_nft(
     assert standing.table(lab.sandbox_namespace, "inet", "ocsf_nft") is None
 
 
+def test_renew_names_tables_that_another_process_holds(
+    fenced: Lab, installed: Installed, one: Post
+) -> None:
+    _owned(installed)
+    with fenced.sandbox_namespace.call(Nftables) as other:
+        other.commit([batch.owned("inet", "ocsf_nft")])
+        with pytest.raises(FenceError, match="can't be changed: another process holds them"):
+            one.sentry.renew()
+
+
 def test_post_holds_its_tables_by_a_new_socket_after_a_timeout(lab: Lab, holding: Post) -> None:
     post = _of(holding)
     before = post._nftables
