@@ -40,12 +40,14 @@ class Given:
     counts: dict[Key, int] = field(default_factory=dict)
     at_ns: int = NOW
     error: FenceError | None = None
+    closed: bool = False
 
     def open(self) -> None:
-        pass
+        if self.error is not None:
+            raise self.error
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
     def read(self) -> Reading:
         if self.error is not None:
@@ -118,6 +120,30 @@ async def test_what_was_not_delivered_is_kept_though_the_reading_goes_on(tmp_pat
         (balance,) = await account.close()
     assert balance.imbalance == 0
     assert {event["dst_endpoint"]["port"] for event in sink.of_class(4001)} == {80, 81}
+
+
+async def test_account_that_cannot_be_opened_closes_its_counters(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # no folder can be made below it
+    for counters, folder, error in (
+        (Given(error=FenceError("no counters")), tmp_path, FenceError),
+        (Given(), tmp_path / "file" / "folder", DeliveryError),
+    ):
+        with pytest.raises(error):
+            async with _account(counters, folder, Kept()):
+                pass
+        async with asyncio.timeout(20):
+            while not counters.closed:  # noqa: ASYNC110 - a thread closes them
+                await asyncio.sleep(0.001)
+
+
+async def test_damaged_account_is_reported_as_lost_records(tmp_path: Path) -> None:
+    (tmp_path / book.FILE).write_bytes(b"no database" * 1000)
+    sink = Kept()
+    async with _account(Given({key(tcp()): 1}), tmp_path, sink) as account:
+        await account.close()
+    (gap,) = sink.of_class(6002)
+    assert f"{tmp_path / book.FILE} is damaged" in gap["status_detail"]
+    assert sum(event["count"] for event in sink.of_class(4001)) == 1
 
 
 async def test_a_pause_is_told_with_what_was_refused_meanwhile(tmp_path: Path) -> None:

@@ -107,6 +107,28 @@ async def test_the_last_events_are_waited_for(tmp_path: Path) -> None:
     assert sink.lines == [REFUSED]
 
 
+async def test_sink_with_a_handshake_gets_it_before_all_events(tmp_path: Path) -> None:
+    another = _another()
+    first, second, other = Kept(), Kept(), Kept()
+    async with made(
+        tmp_path, a=one("a", first, is_greeted=True), other=one("other", other)
+    ) as kept:
+        await kept.keep([STARTED])
+        await other.has(1)
+        assert first.opened == 0
+        kept.greet(b"hello")
+        await first.has(2)
+        await kept.keep([another])
+        await first.has(3)
+        await kept.replace([one("b", second, is_greeted=True)])
+        await kept.keep([REFUSED])
+        await second.has(2)
+    assert first.lines == [b"hello", STARTED, another]
+    assert second.lines == [b"hello", REFUSED]
+    assert other.lines == [STARTED, another]
+    assert (first.opened, other.opened) == (1, 1)
+
+
 async def test_a_local_sink_that_can_not_be_opened_is_told_at_once(tmp_path: Path) -> None:
     other = Kept()
     with pytest.raises(DeliveryError, match="it is down"):

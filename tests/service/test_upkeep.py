@@ -15,6 +15,7 @@ from ocsf_nft.service import upkeep
 from ocsf_nft.service.outlets import Outlet, Outlets
 from ocsf_nft.service.reporter import Reporter
 from tests.delivery.receiver import Receiver, event
+from tests.service.keeping import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +52,22 @@ async def test_a_full_store_is_swept_while_nobody_can_be_told(
         assert [row.number for row in left] == [number + 1], "the one that tells of the others"
         keeping.cancel()
         stop.set()
+
+
+async def test_damaged_store_is_reported_once_as_lost_events(tmp_path: Path) -> None:
+    file = tmp_path / FILE
+    file.write_bytes(b"no database" * 1000)
+    sink = Kept()
+    reporter = Reporter(sink.keep, host=None)
+    async with Outlets([], Store(file), Patience(asyncio.Event())) as kept:
+        until_ns = await upkeep.tell_of_losses(kept, reporter, 1_000_000)
+        assert abs(time.time_ns() - until_ns) < 60 * 10**9
+        await upkeep.tell_of_losses(kept, reporter, until_ns)
+    (lost,) = sink.events
+    assert f"{file} is damaged" in lost["status_detail"]
+    assert "begun anew" in lost["status_detail"]
+    assert lost.get("count") is None
+    assert (lost["start_time"], lost["end_time"]) == (1, until_ns // 1_000_000)
 
 
 async def _until(is_so: Callable[[], bool]) -> None:

@@ -1,0 +1,38 @@
+"""The sentences about a service that does not do its work."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+from ocsf_nft.service import health
+
+if TYPE_CHECKING:
+    from ocsf_nft.service.run import Service
+
+
+def _service(*, fault: str | None = None) -> Service:
+    made = SimpleNamespace(
+        watched=[
+            SimpleNamespace(name="sb1", fault=None),
+            SimpleNamespace(name="sb2", fault="it is gone"),
+        ],
+        accounts=[
+            SimpleNamespace(sandbox="sb1", fault=None, idle_seconds=30.0),
+            SimpleNamespace(sandbox="sb2", fault="no memory", idle_seconds=31.4),
+        ],
+        patience=SimpleNamespace(fault=fault),
+    )
+    return cast("Service", made)
+
+
+def test_faults_name_each_sandbox_and_cause() -> None:
+    fence = "the fence of sandbox sb2 does not stand: it is gone"
+    counters = "the counters of sandbox sb2 can't be read: no memory"
+    stuck = "the counters of sandbox sb2 have not been read for 31 s"
+    assert health.stuck(_service()) == (stuck,)
+    assert health.faults(_service()) == (stuck, fence, counters)
+    # Whatever waits for a disk reads no counters meanwhile, which a restart does not mend.
+    full = _service(fault="the disk is full")
+    assert health.stuck(full) == ()
+    assert health.faults(full) == (fence, counters, "nothing can be kept: the disk is full")
