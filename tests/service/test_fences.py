@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ocsf_nft import config
-from ocsf_nft.errors import DeliveryError
+from ocsf_nft.errors import AbsentError, DeliveryError
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.netns import named
 from ocsf_nft.ocsf.notices import FenceState
 from ocsf_nft.service import fences
 from ocsf_nft.service.to_its_end import to_its_end
-from tests.standing import verified
+from tests.standing import INSTALLED, verified
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +31,34 @@ def test_a_fence_that_is_not_as_it_was_installed_is_altered(
         FenceState.ALTERED,
         "it is not as it was installed: +accept",
     )
+
+
+def test_look_at_a_fence_removed_while_it_is_renewed_finds_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = StateDirectory(tmp_path)
+    verified(monkeypatch, "differs", "+accept")
+    assert fences.look("sb1", state, lambda: None) is None
+    found = fences.look("sb1", state, lambda: INSTALLED)
+    assert found is not None
+    assert (found.was_renewed, found.difference) == (True, "+accept")
+
+
+def test_record_that_is_damaged_is_none(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    state.write(INSTALLED)
+    assert fences.on_record("sb1", state) == INSTALLED
+    (state.directory("sb1") / "fence.json").write_text("{}")
+    assert fences.on_record("sb1", state) is None
+
+
+def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    state.write(dataclasses.replace(INSTALLED, namespace=named("no-such-namespace")))
+    sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
+    assert sandbox.self_heal
+    with pytest.raises(AbsentError, match="no fence of sandbox sb1 stands: `ocsf-nft install`"):
+        fences.stand(sandbox, state)
 
 
 async def test_a_look_that_has_begun_ends_before_its_watch_does() -> None:

@@ -111,6 +111,24 @@ async def test_what_waits_when_the_stop_comes_is_delivered() -> None:
     assert not sink.of_class(6002)
 
 
+async def test_gap_of_a_source_is_counted_in_the_accounts_of_its_sandboxes() -> None:
+    @dataclass
+    class Losing(Untouched):
+        lost: list[Gap]
+
+        async def lose(self, gap: Gap) -> None:
+            self.lost.append(gap)
+
+    gap = Gap(transport="nflog", reason="the buffer was full", lost=3, since_ns=1, until_ns=2)
+    sink, ours, other = Kept(), Losing([]), Losing([])
+    accounts = {"ours": cast("Account", ours), "other": cast("Account", other)}
+    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), accounts)
+    source = Fixed(Batch(gaps=(gap, gap)))
+    await pipeline.pump(source, asyncio.Event(), frozenset({"ours", "unwatched", None}))
+    assert (ours.lost, other.lost) == ([gap, gap], [])
+    assert len(sink.of_class(6002)) == 2
+
+
 async def test_what_can_not_be_delivered_in_time_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

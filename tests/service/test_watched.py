@@ -4,9 +4,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
+from ocsf_nft.fence import nft
 from ocsf_nft.fence.sentry import Alteration
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
@@ -249,6 +251,63 @@ async def test_a_fight_is_given_up_loudly_told_once_and_over_when_the_fence_stan
     await fence._look()
     assert [*has_fallen, fence.has_fallen] == [True, False]
     assert told(sink)[1:] == [("Altered", "Standing", "it stands as installed again")]
+
+
+async def test_watched_fence_that_stands_after_the_last_repair_is_given_up_as_well(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    fence = make(self_heal=True)
+    await fence._look((TAMPERED, replace(UNMENDED, changes="a rule came", given_up=True)))
+    assert [event["severity"] for event in sink.events] == ["High", "Critical"]
+    assert [after for _, after, _ in told(sink)] == ["Standing", "Standing"]
+    assert "given up: put back 10 times" in (told(sink)[1][2] or "")
+    assert "nft (pid 4711): a rule came" in (told(sink)[1][2] or "")
+    assert (fence.has_fallen, fence.verdict, fence.fault) == (False, "as installed", None)
+    await fence._look()
+    assert len(sink.events) == 2
+
+
+async def test_watched_verdict_and_fault_follow_the_last_event(
+    make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    degraded = replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log")
+    cases: tuple[tuple[Look | OcsfNftError | None, str, str | None], ...] = (
+        (WELL, "as installed", None),
+        (altered("a rule came"), "differs", "a rule came"),
+        (AbsentError("no fence"), "absent", "no fence"),
+        (UnsupportedError("no nft"), "differs", "no nft"),
+        (Look(fence=degraded), "as installed", None),
+        (altered(""), "differs", "altered"),
+        (None, "absent", "it was removed by `ocsf-nft remove`"),
+    )
+    looks(*(look for look, _, _ in cases))
+    fence = make()
+    for _, verdict, fault in cases:
+        await fence._look()
+        assert (fence.verdict, fence.fault) == (verdict, fault)
+
+
+async def test_watch_begins_after_post_only(make: Callable[..., Watched]) -> None:
+    with pytest.raises(RuntimeError, match="post it first"):
+        await make().watch()
+
+
+def test_prepare_without_nft_returns_the_version_of_the_record_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nft, "TRUSTED", ())
+    state = StateDirectory(tmp_path)
+    assert watched._prepare("sb1", state, (1,)) == (None, None)
+    state.write(INSTALLED)
+    with capture_logs() as logs:
+        found = watched._prepare("sb1", state, None)
+    assert found == (None, state.mark("sb1"))
+    (log,) = logs
+    assert (log["log_level"], log["sandbox"]) == ("warning", "sb1")
+    assert log["event"] == "putting the fence back will take longer"
+    assert "nft was not found" in log["reason"]
+    assert watched._prepare("sb1", state, state.mark("sb1")) is None
 
 
 async def test_a_fence_that_was_removed_in_the_regular_way_is_told_to_be_once(

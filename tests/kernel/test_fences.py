@@ -1,0 +1,76 @@
+"""Fences that a service finds when it starts, or restores, and their records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft import config
+from ocsf_nft.errors import FenceError
+from ocsf_nft.fence import installer, nft
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.ocsf.notices import FenceState
+from ocsf_nft.service import fences, status
+from ocsf_nft.service.reporter import Reporter
+from ocsf_nft.service.watched import Watched
+from tests.kernel import conftest
+from tests.service.keeping import Kept
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.lab import Lab
+
+pytestmark = pytest.mark.kernel
+
+
+def _sandbox(lab: Lab, **more: object) -> SandboxConfig:
+    table = {"name": conftest.SANDBOX, "netns": lab.sandbox, **more}
+    return config.parse({"sandbox": [table]}, where="test").sandbox[0]
+
+
+def test_stand_names_the_state_directory_of_a_fence_on_no_record(
+    fenced: Lab, tmp_path: Path
+) -> None:
+    nothing = StateDirectory(tmp_path / "nothing")
+    with pytest.raises(FenceError, match="no record of lab: install it again, or name the right"):
+        fences.stand(_sandbox(fenced), nothing)
+
+
+def test_stand_installs_a_fence_again_whose_record_is_damaged(
+    fenced: Lab, state: StateDirectory
+) -> None:
+    (state.directory(conftest.SANDBOX) / "fence.json").write_text("{}")
+    sandbox = _sandbox(fenced, install=True, proxy=["10.200.0.1:3128"])
+    found = fences.stand(sandbox, state)
+    assert (found.is_ours, found.before, found.state, found.tampering) == (
+        False, FenceState.STANDING, FenceState.STANDING, None,
+    )  # fmt: skip
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+
+
+async def test_watched_fence_is_restored_though_no_sentry_guards_it(
+    fenced: Lab, state: StateDirectory
+) -> None:
+    sink, sandbox = Kept(), _sandbox(fenced)
+    watched = Watched(sandbox, fences.stand(sandbox, state), state, Reporter(sink.keep, None))
+    conftest.nft(fenced.sandbox_namespace, "delete", "table", "inet", "ocsf_nft")
+    await watched._look()
+    assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+    (event,) = sink.events
+    assert "has been put back" in event["status_detail"]
+    assert event["severity"] == "High"
+
+
+@pytest.mark.usefixtures("fenced")
+def test_status_without_nft_has_counts_and_no_verdict(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((found,), _) = status.statuses(state)
+    assert found.verdict == "as installed"
+    monkeypatch.setattr(nft, "TRUSTED", ())
+    ((found,), _) = status.statuses(state)
+    assert (found.verdict, found.absent, found.is_watched) == (None, (), False)
+    assert {balance.rule for balance in found.balances} >= {"egress", "forward"}
