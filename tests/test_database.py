@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.database import Database
-from ocsf_nft.errors import DeliveryError, SourceError
+from ocsf_nft.errors import ClosedError, DeliveryError, SourceError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +84,48 @@ def test_what_is_no_database_is_set_aside_with_what_was_in_it(tmp_path: Path) ->
     assert path.with_suffix(".damaged").read_bytes() == b"no database" * 1000
 
 
+def test_first_damaged_files_are_kept_and_the_last_name_is_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "db.sqlite3"
+    for number in range(11):
+        path.write_bytes(b"no database %2d" % number * 1000)
+        opened(path).close()
+    kept = sorted(tmp_path.glob("*.damaged*"))
+    assert [each.suffix for each in kept] == [".damaged", *(f".damaged{n}" for n in range(2, 10))]
+    assert [int(each.read_bytes()[12:14]) for each in kept] == [*range(8), 10]
+
+
+def test_damaged_file_that_cannot_be_renamed_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "db.sqlite3"
+    path.write_bytes(b"no database" * 1000)
+    for number in ("", *range(2, 10)):
+        path.with_suffix(f".damaged{number}").mkdir()
+    with pytest.raises(DeliveryError, match=r"can't be written \(Is a directory\): make room"):
+        opened(path)
+    assert path.read_bytes() == b"no database" * 1000
+
+
+def test_file_damaged_while_it_is_open_is_replaced_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    with closing(opened(path)) as database:
+        for x in range(2000):
+            insert(database, x)
+    with closing(opened(path)) as database, closing(opened(path, read_only=True)) as reader:
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (len(content) - 4096))
+        assert database._connection is not None
+        database._connection.execute("PRAGMA shrink_memory")  # keep no page of it
+        with pytest.raises(
+            ClosedError, match=r"db is damaged .*: start again, which sets it aside"
+        ):
+            rows(database)
+        with pytest.raises(SourceError, match="can't be read"):
+            rows(reader)
+    with closing(opened(path)) as database:
+        assert rows(database) == []
+
+
 def test_another_file_in_its_place_is_replaced_by_what_was_open(tmp_path: Path) -> None:
     path = tmp_path / "db"
     with closing(opened(path)) as database:
@@ -95,6 +137,20 @@ def test_another_file_in_its_place_is_replaced_by_what_was_open(tmp_path: Path) 
         assert rows(database) == [1, 2]
     with closing(opened(path)) as database:
         assert rows(database) == [1, 2]
+
+
+def test_restored_file_that_could_not_be_opened_is_opened_later(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    with closing(opened(path)) as database:
+        insert(database, 1)
+        path.unlink()
+        database._schema = "no SQL"
+        for _ in range(2):
+            with pytest.raises(DeliveryError, match="can't be written"):
+                insert(database, 2)
+        database._schema = _SCHEMA
+        insert(database, 3)
+        assert rows(database) == [1, 3]
 
 
 def test_it_is_removed_with_its_folder_where_nothing_else_is_in_that(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import ctypes
+import errno
 import subprocess
 import sys
 
 import pytest
 
 from ocsf_nft import privileges
+from ocsf_nft.errors import UnsupportedError
 
 pytestmark = pytest.mark.kernel
 
@@ -41,3 +44,10 @@ def test_what_is_kept_is_kept_for_children_too_where_root_is_nobody_special() ->
     command = ["setpriv", "--securebits=+noroot", *ambient, sys.executable, "-c", _CHILD]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) == 1 << privileges.Capability.NET_ADMIN
+
+
+def test_refused_drop_of_capabilities_is_an_error_with_its_cause() -> None:
+    ctypes.set_errno(errno.EPERM)
+    privileges._check(0)
+    with pytest.raises(UnsupportedError, match="capabilities failed: Operation not permitted"):
+        privileges._check(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netns
+from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.lab import ip, set_sysctls
 
 if TYPE_CHECKING:
@@ -42,6 +44,14 @@ def test_interrupt_of_the_terminal_does_not_reach_ip(lab: Lab) -> None:
     """Ctrl-C signals the foreground process group, and the removal of namespaces must go on."""
     leads_a_group = "import os; assert os.getpgid(0) == os.getpid()"
     ip("netns", "exec", lab.sandbox, sys.executable, "-c", leads_a_group)
+
+
+def test_ip_failure_is_an_error_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsupportedError, match=r'ip nothing at all: Object "nothing" is unknown'):
+        ip("nothing", "at", "all")
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(UnsupportedError, match="the ip command is missing: install iproute2"):
+        ip("link")
 
 
 def _inherited() -> Iterator[Path]:
