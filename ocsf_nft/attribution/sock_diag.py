@@ -161,14 +161,13 @@ class Tables:
         index = 0 if device is None else _index(sock, device)
         payload = _request(family, socket.IPPROTO_TCP, _ALL_STATES, identity, index)
         self._ask(sock, netlink.NLM_F_REQUEST, payload)
-        for answer in self._answers(sock):
-            if answer.kind == netlink.NLMSG_ERROR:
-                try:
-                    netlink.raise_for_error(answer.payload)
-                except FileNotFoundError:  # no such socket; or no tcp_diag, and the list says so
-                    return None
-            return _inet_socket(answer.payload, socket.IPPROTO_TCP)
-        return None
+        answer = next(self._answers(sock))
+        if answer.kind == netlink.NLMSG_ERROR:
+            try:
+                netlink.raise_for_error(answer.payload)
+            except FileNotFoundError:  # no such socket; or no tcp_diag, and the list says so
+                return None
+        return _inet_socket(answer.payload, socket.IPPROTO_TCP)
 
     def _dumped(
         self, protocol: int, version: IpVersion, port: int, states: int, deadline_ns: int

@@ -257,6 +257,18 @@ def test_a_file_that_was_deleted_is_read_once(program: Path, read: list[int]) ->
     assert read == [7]
 
 
+def test_file_that_the_kernel_cannot_describe_is_an_error(program: Path) -> None:
+    descriptor = os.open(program, os.O_PATH)  # one by which a file has no seals
+    try:
+        program.unlink()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            hashes._is_loose(descriptor, os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        hashes._kind(-1)
+
+
 def test_nothing_stays_open(program: Path) -> None:
     with opened(program) as descriptor:
         before = descriptors()

@@ -256,6 +256,17 @@ def _close(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
     monkeypatch.setattr(proc, "directory", guarded)
 
 
+def _reopen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all processes be such as we may look at, whatever else runs on this machine."""
+    real = holders_of._Search.look_at_all
+
+    def look(search: holders_of._Search, namespace: str) -> None:
+        real(search, namespace)
+        search._closed.clear()
+
+    monkeypatch.setattr(holders_of._Search, "look_at_all", look)
+
+
 def test_where_processes_are_hidden_that_is_said(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,10 +279,12 @@ def test_in_another_pid_namespace_others_may_have_been_handed_it(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = program()
+    _reopen(monkeypatch)
+    assert scan(started.inode).unseen is None
     monkeypatch.setattr(proc, "INITIAL", "pid:[1]")
     found = scan(started.inode)
     assert found.missed is None
-    assert found.unseen is not None
+    assert found.unseen == "not every process of this host can be seen"
 
 
 def test_a_process_that_ends_meanwhile_is_told_of(
@@ -290,8 +303,40 @@ def test_a_process_that_ends_meanwhile_is_told_of(
     assert found.missed == "a process that had it has ended while they were looked at"
 
 
-def test_a_child_that_ends_meanwhile_may_have_had_it(
+def test_holder_is_not_described_after_the_deadline(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = program()
+    real = holders_of._Search.look_at_all
+
+    def until_the_deadline(search: holders_of._Search, namespace: str) -> None:
+        real(search, namespace)
+        search._deadline_ns = 0
+
+    monkeypatch.setattr(holders_of._Search, "look_at_all", until_the_deadline)
+    found = scan(started.inode)
+    assert found.holders == ()
+    assert found.missed == "there was no time to look at all processes"
+
+
+def test_descriptor_in_another_form_may_be_a_unix_socket(tmp_path: Path) -> None:
+    (tmp_path / "3").write_text("pos:\t0\n")
+    with proc.opened(str(tmp_path)) as directory:
+        found = holders_of._Descriptor.of("3", directory)
+    assert found == (0, -1, -1, True)
+
+
+def test_descriptor_that_was_closed_counts_as_inherited(tmp_path: Path) -> None:
+    (tmp_path / "fdinfo").mkdir()
+    (tmp_path / "fdinfo" / "3").write_text("pos:\t0\nflags:\t02000002\nmnt_id:\t9\nino:\t77\n")
+    with proc.opened(str(tmp_path)) as directory:
+        assert holders_of._is_closed_on_exec(directory, ".", "3")
+        assert not holders_of._is_closed_on_exec(directory, ".", "4")
+
+
+@pytest.mark.parametrize("has_a_table", [True, False])
+def test_a_child_that_ends_meanwhile_may_have_had_it(
+    program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch, has_a_table: bool
 ) -> None:
     started = program("", "child = os.fork()\nif not child:\n  os.read(0, 1)\n  os._exit(0)")
     (child,) = map(
@@ -304,7 +349,17 @@ def test_a_child_that_ends_meanwhile_may_have_had_it(
         if pid == child:
             os.kill(child, signal.SIGKILL)
             time.sleep(0.05)
+            if not has_a_table:
+                monkeypatch.setattr(proc, "directory", without)
         real(search, pid, is_inside=is_inside)
+        monkeypatch.setattr(proc, "directory", directory)
+
+    directory = proc.directory
+
+    def without(path: str, where: int | None = None) -> int:
+        if path == "./fdinfo":
+            raise FileNotFoundError
+        return directory(path, where)
 
     monkeypatch.setattr(holders_of._Search, "_look", after_its_end)
     holder = only(scan(started.inode))

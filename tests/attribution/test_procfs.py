@@ -109,6 +109,23 @@ def test_who_ends_while_we_read_is_nobody(monkeypatch: pytest.MonkeyPatch) -> No
         assert procfs.read(process.pid) is None
 
 
+def test_cgroups_are_unknown_where_the_kernel_has_none(tmp_path: Path) -> None:
+    with proc.opened(str(tmp_path)) as directory:
+        assert procfs._cgroups(directory) == ""
+        (tmp_path / "cgroup").write_text("0::/a\n")
+        assert procfs._cgroups(directory) == "0::/a\n"
+
+
+def test_process_of_dead_threads_alone_has_no_living_one() -> None:
+    with python(WAITING) as process, proc.opened(f"/proc/{process.pid}") as directory:
+        with procfs._living_thread(directory) as thread:
+            assert not proc.stat(thread).is_dead
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(ProcessLookupError):
+            procfs._living_thread(directory).__enter__()
+
+
 def test_nothing_stays_open() -> None:
     before = descriptors()
     with python(WAITING) as process:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import sys
 import time
 from pathlib import Path
@@ -146,6 +147,49 @@ def test_more_text_than_can_be_read_is_refused(
 
 def test_a_table_that_the_kernel_lacks_is_empty(tables: Tables) -> None:
     assert tables.files._lines("no-such-table", soon()) == []
+
+
+def test_protocol_that_netlink_lacks_is_read_from_the_text_files(tables: Tables) -> None:
+    unknown = 200
+    for _ in range(2):  # asked of the kernel, and known then
+        with pytest.raises(FileNotFoundError):
+            next(tables._dumped(unknown, 4, 9, sock_diag._ALL_STATES, soon()))
+        assert tables._lacking == {unknown}
+    with udp() as mine:
+        mine.bind(("127.0.0.1", 0))
+        tables._lacking.add(UDP)
+        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        assert found.inode == inode(mine)
+
+
+def test_error_at_the_end_of_a_list_is_raised(tables: Tables) -> None:
+    tables._raise_for_end(memoryview(struct.pack("=i", 0)), UDP)
+    with pytest.raises(PermissionError):
+        tables._raise_for_end(memoryview(struct.pack("=i", -errno.EPERM)), UDP)
+    assert tables._lacking == set()
+
+
+def test_socket_that_cannot_be_opened_is_an_error_and_opened_later(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_files() -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sock_diag, "_open_diag", no_files)
+        with pytest.raises(OSError, match="Too many open files"):
+            tables.by_port(UDP, 4, 9, deadline_ns=soon())
+    assert tables._lacking == set()
+    assert tables._diag(UDP).fileno() >= 0
+
+
+def test_socket_without_an_answer_is_replaced(tables: Tables) -> None:
+    stale = tables._diag(UDP)
+    stale.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        next(tables._answers(stale))  # nothing was asked
+    assert stale.fileno() == -1
+    assert tables._diag(UDP) is not stale
 
 
 @pytest.mark.parametrize(

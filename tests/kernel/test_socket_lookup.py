@@ -317,6 +317,38 @@ async def test_who_ends_while_it_is_looked_up_is_not_named(
     assert told == "a socket that had the packet's port has ended"
 
 
+async def test_socket_lookup_names_the_reason_why_it_cannot_tell(
+    sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Scan:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with attempted(sandbox, spec, "udp") as attempt:
+        lookup = attempt.lookup
+        with monkeypatch.context() as patched:
+            patched.setattr(sockets, "holders", fail)
+            told = await attempt.told()
+            assert told == "the sandbox's sockets can't be looked at: Input/output error"
+        with monkeypatch.context() as patched:
+            patched.setattr(lookup, "_process", lambda _: None)
+            told = await attempt.told()
+            assert told == "the process that had the packet's socket has ended"
+        found = lookup._candidates
+        with monkeypatch.context() as patched:
+            # A socket without a file, as after its process has closed it.
+            patched.setattr(lookup, "_candidates", lambda *asked: _without_files(found(*asked)))
+            told = await attempt.told()
+            assert (
+                told == "the socket of the packet's user with its port is closed: no process has it"
+            )
+        assert isinstance(await attempt.told(), Attribution)
+
+
+def _without_files(found: sockets._Candidates) -> sockets._Candidates:
+    closed = tuple(each._replace(inode=0) for each in found.sockets)
+    return found._replace(sockets=closed)
+
+
 def _until_told(attempt: Attempt) -> None:
     """Once the kernel has said that the attempt's socket has ended: it does so when it has time."""
     ended, end = attempt.lookup._ended, time.monotonic() + 5
