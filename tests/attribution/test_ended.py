@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,6 +117,16 @@ def test_only_the_kernel_is_believed(watch: Ended) -> None:
         forger.sendto(forged, (port, 0))
     time.sleep(0.05)
     assert 1 not in watch._last[UDP]
+
+
+def test_notices_that_cannot_be_read_are_an_error() -> None:
+    watch = Ended(Namespace())
+    watch._socket = ended._subscribe()
+    assert watch.doubt(UDP, 1, now_ns()) is None
+    with contextlib.closing(watch._socket), Path(os.devnull).open("rb") as file:
+        os.dup2(file.fileno(), watch._socket.fileno())
+        with pytest.raises(OSError, match="Socket operation on non-socket"):
+            watch.doubt(UDP, 1, now_ns())
 
 
 def test_it_ends_with_its_thread() -> None:

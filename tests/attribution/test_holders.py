@@ -326,6 +326,33 @@ def test_descriptor_in_another_form_may_be_a_unix_socket(tmp_path: Path) -> None
     assert found == (0, -1, -1, True)
 
 
+def test_unix_sockets_of_threads_and_descriptors_that_end_meanwhile_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of the threads has ended."""
+    monkeypatch.setattr(holders_of._Search, "_tables", lambda *_: iter([".", "1", "2"]))
+    for table in (".", "2"):
+        (tmp_path / table / "fdinfo").mkdir(parents=True)
+    lines = "pos:\t0\nflags:\t02000002\nmnt_id:\t9\nino:\t77\n"
+    last = tmp_path / "2" / "fdinfo" / "4"
+    with proc.opened("/proc") as root, proc.opened(str(tmp_path)) as directory:
+        search = holders_of._Search(root, frozenset(), time.monotonic_ns() + 10**10)
+        last.write_text(lines)
+        assert not search._has_unix_socket(directory, 1)
+        last.write_text(lines + "scm_fds: 0\n")
+        assert search._has_unix_socket(directory, 1)
+        assert not search._is_unix_socket(directory, "gone")
+
+
+def test_proc_without_a_first_process_hides_some(tmp_path: Path) -> None:
+    with proc.opened(str(tmp_path)) as directory:
+        assert not holders_of._hides_none(directory)
+        (tmp_path / "self").symlink_to(str(os.getpid()))
+        assert not holders_of._hides_none(directory)
+        (tmp_path / "1").mkdir()
+        assert holders_of._hides_none(directory)
+
+
 def test_descriptor_that_was_closed_counts_as_inherited(tmp_path: Path) -> None:
     (tmp_path / "fdinfo").mkdir()
     (tmp_path / "fdinfo" / "3").write_text("pos:\t0\nflags:\t02000002\nmnt_id:\t9\nino:\t77\n")

@@ -8,11 +8,13 @@ import os
 import shutil
 import subprocess
 import textwrap
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ocsf_nft.attribution import procfs
 from tests.kernel import scripted
 from tests.kernel.scripted import PYTHON, START
 from tests.kernel.watching import fence, watching
@@ -376,3 +378,27 @@ async def test_the_hash_is_that_of_what_runs_and_of_nothing_that_it_runs_later(
     assert (first.process.path, first.process.sha256) == (str(copy), expected)
     assert second.process is not None
     assert second.process.sha256 in {None, expected}
+
+
+async def test_process_that_ended_before_its_program_was_read_is_named_without_a_hash(
+    lab: Lab, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, awaited = procfs.read, []
+
+    def after_its_end(pid: int, **asked: Any) -> Process | None:
+        if asked.get("hashes") is not None:
+            awaited.append(pid)
+            end = time.monotonic() + 20
+            while Path(f"/proc/{pid}").exists():
+                assert time.monotonic() < end
+                time.sleep(0.005)
+        return real(pid, **asked)
+
+    monkeypatch.setattr(procfs, "read", after_its_end)
+    async with watching(lab, hashed_bytes=1 << 30, wait_seconds=30) as watched:
+        program = "say()\nwith refused: tcp().connect(TO4)"
+        pid = await asyncio.to_thread(run, program)
+        (by,) = await watched.until(1, protocol=_TCP)
+    assert awaited == [pid]
+    assert by.process is not None
+    assert (by.process.pid, by.process.sha256) == (pid, None)
