@@ -344,6 +344,17 @@ def test_unix_sockets_of_threads_and_descriptors_that_end_meanwhile_are_passed_o
         assert not search._is_unix_socket(directory, "gone")
 
 
+def test_process_descends_from_its_ancestors_or_has_ended() -> None:
+    with proc.opened("/proc") as root, subprocess.Popen(["/bin/sleep", "100"]) as child:
+        search = holders_of._Search(root, frozenset(), 0)
+        assert search._descends(child.pid, os.getpid())
+        assert search._descends(child.pid, os.getppid())
+        assert not search._descends(os.getpid(), child.pid)
+        child.kill()
+        child.wait()
+        assert search._descends(child.pid, 1 << 30)  # which it was is not known any more
+
+
 def test_proc_without_a_first_process_hides_some(tmp_path: Path) -> None:
     with proc.opened(str(tmp_path)) as directory:
         assert not holders_of._hides_none(directory)
