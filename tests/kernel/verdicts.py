@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft import lab as laboratory
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, GATEWAY_MAC, ip
-from ocsf_nft.netns import Namespace, named
 from tests.kernel import conftest, packets
 from tests.kernel.outcomes import (
     SO_MARK,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.lab import Lab
+    from ocsf_nft.netns import Namespace
 
 UPLINK: Final = "sb0"
 #: A link to a nested namespace.
@@ -201,9 +201,8 @@ def bench(spec: FenceSpec, state: StateDirectory) -> Iterator[Bench]:
 @contextlib.contextmanager
 def _nested(lab: Lab) -> Iterator[Namespace]:
     name = f"{lab.sandbox}-nested"
-    ip("netns", "add", name)
-    try:
-        for quiet in (lab.sandbox_namespace, lab.gateway_namespace, named(name)):
+    with laboratory.new_namespace(name) as nested:
+        for quiet in (lab.sandbox_namespace, lab.gateway_namespace, nested):
             quiet.call(_calm)
         ip("-n", lab.sandbox, "link", "add", NESTED, "type", "veth", "peer", "name", "n1",
            "netns", name)  # fmt: skip
@@ -214,9 +213,7 @@ def _nested(lab: Lab) -> Iterator[Namespace]:
             ip("-n", namespace, "address", "add", f"{own4}/24", "dev", device)
             ip("-n", namespace, "address", "add", f"{own6}/64", "dev", device, "nodad")
             ip("-n", namespace, "link", "set", device, "up")
-        yield named(name)
-    finally:
-        ip("netns", "del", name)
+        yield nested
 
 
 def _calm() -> None:
