@@ -34,7 +34,8 @@ class CoverageMap:
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Return the tests that run a mutant's lines: unit tests first, then the quickest first.
 
-        Tests that failed in the measurement are left out: they say nothing about a mutant.
+        Tests that failed in the measurement are left out: they say nothing about a mutant. A line
+        without tests may be of a program that runs without coverage: then its own tests run.
         """
         found: set[str] = set()
         path, line = mutant.place.path, mutant.place.line
@@ -44,8 +45,15 @@ class CoverageMap:
             # A line that runs outside of tests has the one context "".
             if found or (not contexts and line in shown.get(path, ())):
                 break
+        if not found:
+            found = {test for test in self.tests if test.startswith(self._named_for(path))}
         found = {test for test in found if not self.tests[test]["failed"]}
         return sorted(found, key=lambda test: (_is_slow_part(test), self.tests[test]["seconds"]))
+
+    def _named_for(self, path: Path) -> tuple[str, str]:
+        *folders, name = path.relative_to(self._package).with_suffix("").parts
+        mirror = "/".join(("tests", *folders, f"test_{name}.py::"))
+        return mirror, f"tests/kernel/test_{'_'.join((*folders, name))}.py::"
 
     def _contexts(self, path: Path, lines: set[int]) -> set[str]:
         """Return the contexts in which a file's lines ran."""
