@@ -75,6 +75,10 @@ def test_a_line_is_shown_as_the_event_that_it_becomes_with_where_each_value_is_f
     assert done.returncode == 0
     event = json.loads(done.stdout)
     shown = _fields(done.stderr)
+    heads = [row.split("┃")[1:-1] for row in done.stderr.splitlines() if row.startswith("┃")]
+    assert [[head.strip() for head in each] for each in heads] == [
+        ["field", "value"], ["field", "value", "where it is from"],
+    ]  # fmt: skip
     assert shown["dst_endpoint.ip"] == ("203.0.113.7", "the address in the packet")
     assert shown["actor.user.uid"] == ("1000", "the user's id, as this host numbers users")
     assert shown["class_uid"] == ("4001", "always so")

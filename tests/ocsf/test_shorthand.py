@@ -38,6 +38,11 @@ def test_a_refused_packet_is_one_line_from_when_to_what_to_do() -> None:
     )
 
 
+def test_one_line_form_gives_durations_below_a_second_in_milliseconds() -> None:
+    for duration, shown in ((0, "0 ms"), (999, "999 ms"), (1000, "1.0 s"), (1001, "1.0 s")):
+        assert f"3 in {shown}  " in line(by(PROCESS) | {"count": 3, "duration": duration})
+
+
 def test_each_part_says_what_it_is() -> None:
     event = by(PROCESS) | {"count": 3}
     assert [segment.style for segment in shorthand(event)] == [
