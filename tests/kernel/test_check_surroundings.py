@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import socket
 import struct
@@ -16,7 +17,7 @@ import pytest
 
 from ocsf_nft import check
 from ocsf_nft.attribution import capture
-from ocsf_nft.check import bypassing, devices, naming, programs, reading, sysctls
+from ocsf_nft.check import bypassing, devices, naming, programs, reading, sysctls, xtables
 from ocsf_nft.check.diagnosis import Question
 from ocsf_nft.check.programs import NoAnswerError
 from ocsf_nft.check.ruleset import Ruleset, from_json
@@ -299,3 +300,25 @@ def _bpf(command: int, attributes: bytes) -> int:
     if found < 0:
         raise OSError(ctypes.get_errno(), "bpf")
     return found
+
+
+def test_chains_of_iptables_have_the_priorities_of_the_kernel() -> None:
+    """Those of iptables-nft are the same, apart from the table security."""
+
+    def made() -> list[dict[str, Any]]:
+        for table, chain in (
+            ("raw", "OUTPUT"), ("mangle", "OUTPUT"), ("filter", "OUTPUT"), ("nat", "OUTPUT"),
+            ("nat", "PREROUTING"),
+        ):  # fmt: skip
+            command = ["iptables-nft", "-t", table, "-A", chain, "-j", "ACCEPT"]
+            subprocess.run(command, check=True, capture_output=True)
+        listed = subprocess.run(["nft", "-j", "list", "chains"], check=True, capture_output=True)
+        return [each["chain"] for each in json.loads(listed.stdout)["nftables"] if "chain" in each]
+
+    chains = in_scratch(made)
+    assert {chain["table"] for chain in chains} == {"raw", "mangle", "filter", "nat"}
+    for chain in chains:
+        base = xtables._base(chain["table"], chain["name"], "ACCEPT")
+        assert base is not None
+        assert (base.kind == "nat") == (chain["table"] == "nat")
+        assert (base.hook, base.priority) == (chain["hook"], chain["prio"]), chain

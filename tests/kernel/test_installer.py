@@ -249,8 +249,11 @@ def test_what_is_altered_while_it_is_installed_is_not_taken_for_what_was_install
             conftest.nft(namespace, "insert", "rule", "inet", "ocsf_nft", "output", "accept")
 
     monkeypatch.setattr(nft, "load", tampered)
-    with pytest.raises(FenceError, match="altered while it was installed"):
+    with pytest.raises(FenceError, match="altered while it was installed") as refused:
         installer.install(spec, lab.sandbox_namespace, state)
+    _, _, altered = str(refused.value).partition("installed: ")
+    expected = 'type filter hook output priority filter; policy drop; + accept oif "lo" accept'
+    assert altered.split() == expected.split()
 
 
 def test_a_guard_for_an_interface_that_is_not_there_is_refused(

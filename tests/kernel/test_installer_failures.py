@@ -102,6 +102,24 @@ def test_table_of_a_vm_that_names_no_sandbox_is_replaced(
         site.host.call(install)
 
 
+def test_table_of_a_vm_that_names_another_vm_takes_nothing_from_it(
+    site: tap.Site, state: StateDirectory
+) -> None:
+    gateways = ("172.16.8.1/29", "fd00:8::1/64")
+
+    def install() -> None:
+        installer.install(tap.spec("other", "vmtap-1", *gateways), _HOST, state, "nflog")
+        for family in ("inet", "netdev"):
+            table = f"{family} ocsf_nft_{tap.DEVICE}"
+            conftest.nft(_HOST, f'add table {table} {{ comment "fence of sandbox other"; }}')
+        installer.install(tap.spec(_NAME), _HOST, state, "nflog")
+        for name in ("other", _NAME):
+            assert installer.verify(name, state).verdict == "as installed", name
+
+    with tap.silent_machine(site), tap.silent_machine(site, "vmtap-1", gateways):
+        site.host.call(install)
+
+
 def test_forwarding_stays_while_a_damaged_record_may_need_it(
     site: tap.Site, state: StateDirectory
 ) -> None:

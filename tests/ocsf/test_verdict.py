@@ -108,12 +108,18 @@ def test_without_known_uplinks_nobody_says_which_way_a_forwarded_packet_went() -
 
 @pytest.mark.parametrize(
     "details",
-    [{"arp": {"operation": 2}}, {"icmp_type": 3, "icmp_code": 13}],
-    ids=["arp reply", "own refusal"],
+    [
+        {"arp": {"operation": 2}},
+        {"icmp_type": 3, "icmp_code": 13},
+        {"icmp_type": 1, "icmp_code": 1},
+    ],
+    ids=["arp reply", "own refusal", "own refusal over ip6"],
 )
 def test_what_a_kernel_answers_by_itself_is_no_alert(details: dict[str, Any]) -> None:
     is_arp = "arp" in details
     packet: dict[str, Any] = {"ethertype": 0x0806} if is_arp else {**V4, "protocol": 1}
+    if details.get("icmp_type") == 1:
+        packet = {**V6, "protocol": 58}
     prefix = "ocsf-nft:sb1:link:" if is_arp else "ocsf-nft:sb1:egress:"
     for uid, severity in ((None, "Informational"), (1000, "Medium")):
         said = record(prefix, out_interface="sb0", uid=uid, details=details, **packet)

@@ -120,3 +120,10 @@ def test_nflog_message_of_the_arp_family_and_of_rarp_is_read_as_arp() -> None:
         said = facts(found)
         assert said["arp.destination"] == "10.202.0.1", (family, ethertype)
         assert said["arp.operation"] == 1
+
+
+async def test_nflog_reader_reads_nothing_after_it_was_closed() -> None:
+    async with Nflog(Namespace(), 5) as source:
+        batches = source.batches()
+    with pytest.raises(SourceError, match="the NFLOG source is not open: enter its context first"):
+        await anext(batches)
