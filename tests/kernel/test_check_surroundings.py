@@ -147,6 +147,11 @@ def test_settings_that_matter_are_told_and_others_are_not(host: VmHost) -> None:
     assert "ipv6.conf.all.forwarding is 0" in found["forwarding"].meaning
     assert found["accept-ra"].commands == (f"sysctl -w net.ipv6.conf.{UPLINK}.accept_ra=2",)
     assert "strict" in found["rp-filter"].meaning
+    # The kernel takes the greater value. 2 is the loose filter.
+    for general, of_device, is_strict in (("1", "0", True), ("2", "1", False), ("1", "2", False)):
+        _set(host, "net/ipv4/conf/all/rp_filter", general)
+        _set(host, f"net/ipv4/conf/{DEVICE}/rp_filter", of_device)
+        assert ("rp-filter" in _settings(host)) == is_strict, (general, of_device)
 
 
 @pytest.mark.parametrize(("count", "is_told"), [("79", False), ("81", True)])

@@ -123,7 +123,7 @@ def test_lost_records_are_counted_between_two_moments() -> None:
     assert event["type_name"] == "Application Lifecycle: Other"
     assert event["activity_name"] == "Records Lost"
     assert event["count"] == 3
-    assert event["end_time"] - event["start_time"] == 2000
+    assert event["duration"] == event["end_time"] - event["start_time"] == 2000
     assert event["severity"] == "High"
     assert event["message"] == (
         "3 records were lost on the way from the kernel (kmsg): the kernel log was overrun."
@@ -181,6 +181,7 @@ def test_what_nobody_read_is_told_with_how_long_and_how_many() -> None:
     assert event["status_detail"] == "the service was stopped"
     assert event["count"] == 2_034_112
     assert event["time"] == event["end_time"] == event["start_time"] + 10_240
+    assert event["duration"] == 10_240
     assert event["unmapped"] == {"sandbox": "web"}
     assert event["message"] == (
         "ocsf-nft did not read the fence of sandbox web for 10.2 s; "
@@ -206,6 +207,9 @@ def test_it_matters_whether_something_was_refused_meanwhile(
 def test_a_clock_that_was_set_back_makes_no_event_that_ends_before_it_starts() -> None:
     event = not_read(until_ns=TIME_NS - 5_000_000_000)
     assert event.start_time == event.end_time == event.time == 1767225595000
+    assert event.duration is None
+    assert not_read(until_ns=TIME_NS).duration is None
+    assert not_read(until_ns=TIME_NS + 1_000_000).duration == 1
     assert "for 0 ms;" in event.message
 
 
