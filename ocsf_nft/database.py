@@ -10,6 +10,7 @@ Everything here blocks: call it from one thread at a time.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -211,6 +212,10 @@ class Database:
             with contextlib.suppress(FileNotFoundError):  # the first question finds that out
                 self._identity = self._found()
             return
+        # Of its owner alone, whatever the folder permits. SQLite gives its log the same mode. It
+        # fails as well where this does, and names the cause.
+        with contextlib.suppress(OSError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )

@@ -43,6 +43,14 @@ def test_a_transaction_is_there_or_not(tmp_path: Path) -> None:
         assert rows(database) == [1]
 
 
+def test_database_is_for_its_owner_alone(tmp_path: Path) -> None:
+    with closing(opened(tmp_path / "new" / "db")) as database:
+        insert(database, 1)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
+    assert set(modes.values()) == {0o600}, modes
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
 def test_what_may_be_lost_with_the_power_is_as_good_otherwise(tmp_path: Path) -> None:
     database = Database(tmp_path / "db", _SCHEMA, synchronous="FULL")
     database.open()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,6 +46,20 @@ def test_without_a_manager_that_listens_nothing_happens(
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     notify.tell(READY="1")
+
+
+def test_notify_does_not_wait_for_a_manager_that_reads_nothing(manager: socket.socket) -> None:
+    def tell_more_than_it_takes() -> None:
+        for _ in range(2000):
+            notify.tell(STATUS="x" * 1000)
+
+    telling = threading.Thread(target=tell_more_than_it_takes, daemon=True)
+    telling.start()
+    telling.join(30)
+    is_waiting = telling.is_alive()
+    while telling.is_alive():  # it ends once the manager reads
+        manager.recv(4096)
+    assert not is_waiting
 
 
 async def test_a_watchdog_hears_that_all_is_well_and_nothing_when_it_is_not(
