@@ -256,6 +256,7 @@ def test_our_own_prefix_is_never_ambiguous() -> None:
         (f"{OURS}IN= OUT=eth0 MAC=zz {UDP}", "MAC is not a link header"),
         (f"{OURS}IN= OUT=eth0 {TCP.replace('PROTO=TCP', 'PROTO=6')}", "SPT is out of place"),
         (f"{OURS}hello", "it begins like our prefix"),
+        (f"{OURS}IN= OUT=eth0 {UDP.partition('PROTO')[0]}PROTO=256 ", "PROTO is not a protocol"),
         ("ocsf-nft:a b:egress:IN= OUT=eth0 " + UDP, "it begins like our prefix"),
         (f"{OURS}IN=eth0", "devices"),
         (f"{OURS}IN= OUT=eth0 SRC=10.0", "inside SRC"),
@@ -300,6 +301,13 @@ def test_text_field_has_its_largest_value_and_none_above() -> None:
             found = record(most)
             assert limit in facts(found).values() or key == "VID", (name, key)
             assert f"{key} is {limit + 1}, more than {limit}" in reject(more).reason, (name, key)
+
+
+def test_text_has_each_protocol_number_up_to_255() -> None:
+    begin, _, _ = UDP.partition("PROTO=")
+    for number in (0, 2, 99, 253, 254, 255):
+        found = record(f"{OURS}IN= OUT=eth0 {begin}PROTO={number} ")
+        assert found.protocol == number
 
 
 def test_words_that_the_kernel_never_prints_are_kept_in_sight() -> None:

@@ -68,7 +68,7 @@ class FileSink(SinkTable):
                     "rotate_seconds"
                 )
         elif len(os.fsencode(self.path.name)) > _NAME_BYTES:
-            raise ValueError(f"path: old files need names of less than {_NAME_BYTES} bytes")
+            raise ValueError(f"path: old files need a name of at most {_NAME_BYTES} bytes")
         return self
 
     @property

@@ -51,7 +51,7 @@ def test_what_becomes_of_a_full_file_is_said_with_when_it_is_full() -> None:
         ({"rotate_bytes": 100}, "rotate_bytes"),
         ({"rotate_seconds": 0}, "rotate_seconds"),
         ({"rotate_seconds": 60, "keep_files": 0}, "keep_files"),
-        ({"rotate_seconds": 60, "path": "/var/log/" + "\u00e4" * 111}, "names of less than 221"),
+        ({"rotate_seconds": 60, "path": "/var/log/" + "\u00e4" * 111}, "a name of at most 221"),
         ({"batch_seconds": -1}, "batch_seconds"),
         ({"timeout_seconds": 0}, "timeout_seconds"),
     ],
@@ -59,3 +59,14 @@ def test_what_becomes_of_a_full_file_is_said_with_when_it_is_full() -> None:
 def test_what_makes_no_sense_is_one_sentence(facts: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         _sink(**facts)
+
+
+def test_old_files_need_a_name_of_at_most_221_bytes() -> None:
+    for name, is_short_enough in (("n" * 221, True), ("n" * 222, False)):
+        facts = {"path": f"/var/log/{name}"}
+        assert _sink(**facts).path.name == name  # without old files every name is good
+        if is_short_enough:
+            assert _made(rotate_seconds=60, **facts)._path.name == name
+        else:
+            with pytest.raises(ValidationError, match="a name of at most 221 bytes"):
+                _sink(rotate_seconds=60, **facts)
