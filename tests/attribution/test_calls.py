@@ -58,7 +58,8 @@ def test_what_no_socket_of_a_process_has_sent_is_nobodys(facts: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    ("flags", "is_sender"), [(2, True), (2 | 64, True), (16, False), (18, False), (0, False)]
+    ("flags", "is_sender"),
+    [(2, True), (2 | 64, True), (2 | 1, True), (16, False), (18, False), (0, False)],
 )
 def test_of_tcp_who_has_connected_is_known_to_have_sent_the_first_packet_alone(
     flags: int, *, is_sender: bool
@@ -134,10 +135,10 @@ def test_where_calls_were_lost_it_may_have_been_others_until_all_is_known_again(
     made = of(call(7, NOW - 1000))
     made.lose(NOW)
     assert list(map(who, match(made, record(NOW)))) == [({7}, False)]
-    later_ns = NOW + 19 * SECOND
+    later_ns = NOW + 20 * SECOND - 1
     made.add(call(7, later_ns - 1000))
     assert list(map(who, match(made, record(later_ns), now_ns=later_ns))) == [({7}, False)]
-    later_ns = NOW + 21 * SECOND
+    later_ns = NOW + 20 * SECOND
     made.add(call(7, later_ns - 1000))
     assert list(map(who, match(made, record(later_ns), now_ns=later_ns))) == [({7}, True)]
 
@@ -186,8 +187,43 @@ def test_what_was_closed_before_all_that_comes_is_forgotten_without_loss(
         assert found[0].is_sender
 
 
-def test_nothing_old_is_kept() -> None:
-    made = of(call(7, NOW - 21 * SECOND), call(8, NOW, socket=2, source_port=9))
+def test_calls_remembers_whether_an_evicted_call_may_be_of_a_later_packet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "_KEPT", 2)
+    elsewhere = (call(8, NOW - 800, socket=8, source_port=9), call(7, NOW - 700, socket=7))
+    for closed, is_sender in (
+        ((), False),
+        ((Closed(NOW - 599, 9),), False),
+        ((Closed(NOW - 601, 9),), True),
+    ):
+        made = of(call(9, NOW - 900, socket=9), *closed, *elsewhere)
+        (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 600))
+        assert who(found) == ({7}, is_sender)
+
+
+def test_calls_evicts_the_socket_that_was_connected_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_KEPT", 2)
+    connected: list[Call | Closed] = []
+    for number in (1, 2, 1, 3):
+        connected += call(7, NOW - 9000, socket=number, is_connect=True), Closed(NOW - 8000, number)
+    for number, is_sender in ((1, False), (2, True), (3, False)):
+        made = of(*connected, call(7, NOW - 500, socket=number))
+        (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 600))
+        assert who(found) == ({7}, is_sender)
+
+
+def test_calls_knows_the_sender_by_an_unconnected_socket_of_udp_or_udp_lite_alone() -> None:
+    for protocol, is_sender in ((17, True), (136, True), (1, False), (16, False), (137, False)):
+        made = of(call(7, NOW - 1000, protocol=protocol))
+        assert list(map(who, match(made, record(NOW, protocol=protocol)))) == [({7}, is_sender)]
+
+
+def test_calls_stores_a_call_for_twenty_seconds() -> None:
+    """Ten until its last packet, and ten more until the record of that is read."""
+    made = of(call(7, NOW - 20 * SECOND), call(8, NOW, socket=2, source_port=9))
+    assert [each.call.image.pid for each in made._order] == [7, 8]
+    made = of(call(7, NOW - 20 * SECOND - 1), call(8, NOW, socket=2, source_port=9))
     assert [each.call.image.pid for each in made._order] == [8]
     assert len(made._by_way) == len(made._by_socket) == 1
     assert list(map(who, match(made, record(NOW, source_port=9)))) == [({8}, True)]
