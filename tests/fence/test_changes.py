@@ -82,6 +82,19 @@ def test_a_transaction_is_told_with_who_made_it() -> None:
         ([told(9, "inet ocsf_nft", "m")], "set m was made in table inet ocsf_nft"),
         ([told(20, "inet ocsf_nft", "refused_egress")],
          "object refused_egress was deleted in table inet ocsf_nft"),
+        ([told(11, "inet ocsf_nft", "m")], "set m was deleted in table inet ocsf_nft"),
+        ([told(18, "inet ocsf_nft", "refused_egress")],
+         "object refused_egress was made or changed in table inet ocsf_nft"),
+        ([told(22, "inet ocsf_nft", "f")],
+         "flowtable f was made or changed in table inet ocsf_nft"),
+        ([told(24, "inet ocsf_nft", "f")], "flowtable f was deleted in table inet ocsf_nft"),
+        ([told(2, "inet ocsf_nft"), told(2, "ip nat"), told(0, "ip nat")],
+         "table inet ocsf_nft was deleted"),
+        ([told(2, "inet ocsf_nft"), told(0, "netdev ocsf_nft"), told(2, "ip nat")],
+         "table inet ocsf_nft was deleted; table netdev ocsf_nft was made or changed"),
+        ([told(8, "inet ocsf_nft", "output"), told(2, "inet ocsf_nft"),
+          told(6, "netdev ocsf_nft", "e")],
+         "table inet ocsf_nft was deleted; a rule was put into chain e of table netdev ocsf_nft"),
         ([told(0, "inet ocsf_nft")], "table inet ocsf_nft was made or changed"),
         ([told(2, "inet ocsf_nft"), told(2, "netdev ocsf_nft")],
          "table inet ocsf_nft was deleted; table netdev ocsf_nft was deleted"),
@@ -100,6 +113,9 @@ def test_of_very_many_changes_the_first_are_told_and_the_rest_counted() -> None:
     found = words(*(told(3, "inet ocsf_nft", f"c{number}") for number in range(1000)))
     assert found.startswith("chain c0 was made")
     assert found.endswith("; 992 more changes were made")
+    assert found.count("chain c") == 8
+    one_more = words(*(told(3, "inet ocsf_nft", f"c{number}") for number in range(9)))
+    assert one_more.endswith("; 1 more change was made")
     assert len(found) < 1000
 
 
@@ -131,9 +147,17 @@ def test_a_transaction_whose_end_was_lost_is_told_without_its_maker() -> None:
     assert read(told(2, "inet ocsf_nft", generation=7), changes=changes) == []
     assert changes.is_open
     (lost,) = read(told(2, "ip nat", generation=8), changes=changes)
-    assert (lost.generation, lost.pid, lost.comm) == (None, None, None)
+    assert (lost.generation, lost.port, lost.pid, lost.comm) == (None, 9, None, None)
     assert lost.changes == "table inet ocsf_nft was deleted"
     assert not changes.is_open
+
+
+def test_changes_reads_each_transaction_of_a_datagram() -> None:
+    one, other = (
+        told(2, f"{family} ocsf_nft", generation=number) + ended(generation=number, pid=number)
+        for family, number in (("inet", 7), ("netdev", 8))
+    )
+    assert [each.pid for each in read(one + other)] == [7, 8]
 
 
 def test_the_end_of_another_transaction_names_nobody() -> None:
@@ -149,7 +173,8 @@ def test_the_number_of_a_ruleset_is_compared_as_far_as_it_is_told() -> None:
 def test_a_name_is_cut_where_its_maker_ended_it_and_where_it_is_too_long() -> None:
     (found,) = read(told(2, "inet ocsf_nft"), ended(comm=b"a\nb\xff\0hidden\0"))
     assert found.comm == "a\nb\ufffd"
-    assert words(told(3, "inet ocsf_nft", "x" * 128)).count("x") == 63
+    assert words(told(3, "inet ocsf_nft", "x" * 65)).startswith(f"chain {'x' * 63}… was")
+    assert words(told(3, "inet ocsf_nft", "x" * 64)).startswith(f"chain {'x' * 64} was")
 
 
 _MESSAGES = st.builds(

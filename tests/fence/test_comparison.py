@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ocsf_nft.fence.comparison import difference
+from ocsf_nft.fence.comparison import difference, shortened
 
 ONE = "\tset a { # handle 1\n\t\ttype ipv4_addr\n\t}\n"
 OTHER = "\tchain b { # handle 2\n\t\taccept # handle 3\n\t}\n"
@@ -26,3 +26,24 @@ def test_the_order_of_rules_makes_one() -> None:
     rules = "\tchain b {\n\t\taccept # handle 3\n\t\tdrop # handle 4\n\t}\n"
     swapped = "\tchain b {\n\t\tdrop # handle 3\n\t\taccept # handle 4\n\t}\n"
     assert difference(listing(rules), listing(swapped))
+
+
+def test_shortened_cuts_long_lines_and_counts_the_lines_left_out() -> None:
+    assert shortened(["x" * 200, "y" * 201]) == ["x" * 200, "y" * 199 + "…"]
+    lines = [str(number) for number in range(22)]
+    assert shortened(lines[:20]) == lines[:20]
+    assert shortened(lines[:21]) == [*lines[:20], "… and 1 more line"]
+    assert shortened(lines) == [*lines[:20], "… and 2 more lines"]
+
+
+def test_difference_names_both_sides_and_shows_one_line_around() -> None:
+    rules = [f"\t\t{number} accept\n" for number in range(5)]
+    chain, changed = ("".join(["\tchain b {\n", *each, "\t}\n"]) for each in (rules, rules[:-1]))
+    assert difference(listing(chain), listing(changed)) == [
+        "--- inet t, as installed",
+        "+++ inet t, now",
+        "@@ -6,3 +6,2 @@",
+        " \t\t3 accept",
+        "-\t\t4 accept",
+        " \t}",
+    ]

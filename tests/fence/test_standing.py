@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from ocsf_nft import netns
 from ocsf_nft.errors import FenceError, UnsupportedError
 from ocsf_nft.fence import standing
 from ocsf_nft.netns import Namespace
@@ -48,6 +50,57 @@ def test_table_refused_by_the_kernel_is_an_error_with_its_cause() -> None:
 
         with pytest.raises(kind, match=sentence):
             standing._answered(Namespace(), refuse)
+
+
+_TABLE = """table inet t {
+    comment "ours"
+    set four { type ipv4_addr; elements = { 10.0.0.2, 10.0.0.1, * } }
+    set six { type ipv6_addr; elements = { fd00::7 } }
+    set allowed4 {
+        type ipv4_addr . inet_proto . inet_service
+        elements = { 10.0.0.2 . udp . 53, 10.0.0.1 . tcp . 3128, 10.0.0.3 . sctp . 65535 }
+    }
+    set allowed6 {
+        type ipv6_addr . inet_proto . inet_service
+        elements = { fd00::7 . tcp . 443 }
+    }
+}
+"""
+_ELEMENTS = (
+    "six: fd00::7",
+    "four: *",
+    "four: 10.0.0.1",
+    "four: 10.0.0.2",
+    "allowed4: 10.0.0.1 . tcp . 3128",
+    "allowed4: 10.0.0.2 . udp . 53",
+    "allowed4: 10.0.0.3 . 132 . 65535",
+    "allowed6: fd00::7 . tcp . 443",
+)
+
+
+@pytest.mark.kernel
+def test_elements_are_sorted_addresses_and_endpoints_up_to_a_limit() -> None:
+    def read(most: int, *sets: str, family: str = "inet") -> tuple[str, ...]:
+        return standing.elements(Namespace(), family, "t", sets, most)
+
+    def check() -> None:
+        subprocess.run(["nft", "-f", "-"], input=_TABLE, text=True, check=True)
+        assert read(3, "six", "four", "missing", "allowed4", "allowed6") == _ELEMENTS
+        assert read(2, "four", "six") == ("four: more than 2 elements", "six: fd00::7")
+        assert read(3, "four", family="netdev") == ()
+        assert standing.comment(Namespace(), "inet", "t") == "ours"
+        assert standing.comment(Namespace(), "inet", "u") is None
+
+    netns.in_scratch(check)
+
+
+def test_elements_with_a_key_of_no_endpoint_are_shown_as_bytes() -> None:
+    endpoint = bytes.fromhex("0a000001 06000000 0c380000")
+    assert standing._words(endpoint) == "10.0.0.1 . tcp . 3128"
+    for at in (5, 6, 7, 10, 11):  # the padding of the protocol, and that of the port
+        other = endpoint[:at] + b"\1" + endpoint[at + 1 :]
+        assert standing._words(other) == other.hex()
+    assert standing._words(bytes(5)) == "00" * 5
 
 
 @pytest.mark.kernel

@@ -91,6 +91,7 @@ def test_no_device_name_can_end_a_quoted_string_or_reach_over_a_line(name: str) 
 
 @pytest.mark.parametrize("number", [0, -1, 65536])
 def test_an_nflog_group_fits_16_bits(number: int) -> None:
+    assert [values.nflog_group(each) for each in (1, 65535)] == [1, 65535]
     with pytest.raises(UsageError):
         values.nflog_group(number)
 
@@ -101,6 +102,7 @@ def test_an_nflog_group_fits_16_bits(number: int) -> None:
         ("172.16.0.0/30", "172.16.0.1/30"),
         ("172.16.0.2/30", "172.16.0.2/30"),
         ("172.16.0.0/31", "172.16.0.0/31"),
+        ("172.16.0.1/31", "172.16.0.1/31"),
         ("169.254.0.21/30", "169.254.0.21/30"),
         ("fd00:7::/64", "fd00:7::1/64"),
         ("FD00:7:0::5/64", "fd00:7::5/64"),
