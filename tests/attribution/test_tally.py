@@ -133,6 +133,13 @@ def test_what_was_told_by_itself_is_not_told_again() -> None:
     assert list(found._flows) == [HERE._replace(uid=0)]
 
 
+def test_tally_forgets_the_time_of_an_attempt_that_was_reported_alone() -> None:
+    found = tallied(7, 7)  # at 0 and 1
+    found.take_one(HERE, 7)
+    assert tried(found.take(HERE, 0, 0).calls) == {7: 1}
+    assert found.take(HERE, LATER, LATER) == Tried()
+
+
 def test_of_too_many_flows_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally, "_FLOWS", 3)
     found = Tally()

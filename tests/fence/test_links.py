@@ -1,0 +1,98 @@
+"""Links and routes of a namespace, as the kernel returns them for an address."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from ipaddress import ip_address
+from typing import NoReturn
+
+import pytest
+
+from ocsf_nft import netlink, netns, rtnetlink
+from ocsf_nft.errors import AbsentError, FenceError, UsageError
+from ocsf_nft.fence import links
+from ocsf_nft.netns import Namespace
+
+pytestmark = pytest.mark.kernel
+
+_LINKS = """
+link set lo up
+link add d0 type veth peer name d1
+link add br0 type bridge
+link set d1 master br0
+address add 10.0.0.2/24 dev d0
+address add fd00::2/64 dev d0 nodad
+link set d0 up
+link set d1 up
+route add 10.1.0.0/24 via 10.0.0.1
+route add 10.2.0.0/24 via inet6 fe80::1 dev d0
+route add fd01::/64 via fd00::1
+route add unreachable 10.3.0.0/24
+route add prohibit fd03::/64
+"""
+#: An address, the links towards it (none: all of them), and the neighbours on them.
+_WAYS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("10.0.0.1", ("d0",), ("10.0.0.1",)),
+    ("10.1.0.7", ("d0",), ("10.0.0.1", "10.1.0.7")),
+    ("10.2.0.7", ("d0",), ("10.2.0.7", "fe80::1")),
+    ("fd00::1", ("d0",), ("fd00::1",)),
+    ("fd01::7", ("d0",), ("fd00::1", "fd01::7")),
+    # An address of the namespace itself.
+    ("10.0.0.2", (), ()),
+    ("fd00::2", (), ()),
+    # No route.
+    ("192.0.2.1", (), ("192.0.2.1",)),
+    ("2001:db8::1", (), ("2001:db8::1",)),
+    ("10.3.0.1", (), ("10.3.0.1",)),
+    ("fd03::1", (), ("fd03::1",)),
+)
+
+
+def test_survey_returns_the_links_and_neighbours_towards_each_address() -> None:
+    def check() -> None:
+        subprocess.run(["ip", "-batch", "-"], input=_LINKS, text=True, check=True)
+        for address, uplinks, neighbours in _WAYS:
+            found = links.survey(Namespace(), [ip_address(address)])
+            assert set(found.links) == {"d0", "d1", "br0"}
+            assert found.uplinks == (uplinks or found.links), address
+            assert tuple(map(str, found.neighbours)) == neighbours
+        both = links.survey(Namespace(), [ip_address("fd00::1"), ip_address("10.1.0.7")])
+        assert list(map(str, both.neighbours)) == ["10.0.0.1", "10.1.0.7", "fd00::1"]
+        assert links.names() == both.links
+
+    netns.in_scratch(check)
+
+
+def test_survey_of_a_device_accepts_a_routed_one_alone() -> None:
+    def check() -> None:
+        subprocess.run(["ip", "-batch", "-"], input=_LINKS, text=True, check=True)
+        (d0,) = (link.ifindex for link in rtnetlink.links() if link.name == "d0")
+        found = links.survey_device(Namespace(), "d0")
+        assert (found.links, found.ifindex) == (("d0",), d0)
+        for device, kind, sentence in (
+            ("tap0", AbsentError, "there is no interface tap0 in this network namespace"),
+            ("lo", UsageError, "is loopback: name the VM's TAP device"),
+            ("d1", FenceError, "is a port of a bridge, a bond or a VRF"),
+        ):
+            with pytest.raises(kind, match=sentence):
+                links.survey_device(Namespace(), device)
+
+    netns.in_scratch(check)
+
+
+def test_survey_names_the_cause_of_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[OSError] = [OSError(errno.EPERM, os.strerror(errno.EPERM)), TimeoutError("late")]
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(netlink, "request", fail)
+    with pytest.raises(FenceError, match="links and routes there are: Operation not permitted"):
+        links.names()
+    with pytest.raises(FenceError, match="links and routes there are: late"):
+        links.survey(Namespace(), [ip_address("10.0.0.1")])
+    errors.append(OSError(errno.EPERM, "not permitted"))
+    with pytest.raises(OSError, match="not permitted"):
+        links.route(ip_address("10.0.0.1"))
