@@ -315,9 +315,10 @@ class Sentry:
     ) -> None:
         more = len(foreign) - 1
         first = foreign[0]
+        followed = f"; {more} more change{'' if more == 1 else 's'} followed" if more else ""
         self._tell(
             Alteration(
-                changes=f"{first.changes}; {more} more changes followed" if more else first.changes,
+                changes=f"{first.changes}{followed}",
                 process=culprit(first.pid, first.comm, arrival.since_boot_ns),
                 comm=first.comm,
                 arrived_ns=arrival.epoch_ns,

@@ -1,0 +1,103 @@
+"""Decisions of a sentry about a fence, without a kernel."""
+
+from __future__ import annotations
+
+import struct
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.fence import sentry
+from ocsf_nft.fence.changes import Transaction
+from ocsf_nft.fence.sentry import Sentry
+from ocsf_nft.fence.state import StateDirectory
+from tests.standing import INSTALLED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_LOOPBACK = 0x8
+
+
+@pytest.fixture
+def told() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def one(tmp_path: Path, told: list[Any], monkeypatch: pytest.MonkeyPatch) -> Sentry:
+    """A sentry that watches nothing."""
+    monkeypatch.setattr(Sentry, "_open", lambda _self, _installed: None)
+    return Sentry(INSTALLED, StateDirectory(tmp_path), told.append, heals=True)
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Set the monotonic clock of the sentry."""
+
+    def set_clock(now: float) -> None:
+        clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: now})
+        monkeypatch.setattr(sentry, "time", clock)
+
+    return set_clock
+
+
+def test_sentry_counts_the_changes_after_the_first(one: Sentry, told: list[Any]) -> None:
+    flushed = Transaction(changes="the whole ruleset was flushed", comm="nft")
+    for number, expected in (
+        (1, "the whole ruleset was flushed"),
+        (2, "the whole ruleset was flushed; 1 more change followed"),
+        (3, "the whole ruleset was flushed; 2 more changes followed"),
+    ):
+        one._tell_of([flushed] * number, sentry._Arrival.now(), mended_ns=None)
+        assert (told[-1].changes, told[-1].comm, told[-1].process) == (expected, "nft", None)
+
+
+def test_sentry_gives_up_after_ten_restorations_in_a_minute(
+    one: Sentry, at: Callable[[float], None]
+) -> None:
+    one._mended.extend(float(number) for number in range(1, 10))
+    at(10.0)
+    assert not one._is_fighting()
+    one._mended.append(10.0)
+    for now, is_fighting in ((10.0, True), (60.9, True), (61.0, False)):
+        at(now)
+        assert one._is_fighting() == is_fighting
+    one._mended.append(60.0)  # the first of the last ten is at 2 now
+    assert one._is_fighting()
+
+
+def test_sentry_reports_lost_notices_once_a_minute(
+    one: Sentry, at: Callable[[float], None]
+) -> None:
+    reported = []
+    for now in (100.0, 100.1, 159.9, 160.0, 161.0):
+        at(now)
+        reported.append(one._tells_overrun())
+    assert reported == [True, False, False, True, False]
+
+
+def _notice(name: str, *, kind: int = rtnetlink.RTM_NEWLINK, flags: int = 0) -> bytes:
+    body = struct.pack("=BxHiII", 0, 0, 7, flags, 0)
+    return netlink.message(kind, 0, body + netlink.attribute(3, name.encode() + b"\0"))
+
+
+def test_sentry_takes_each_new_link_of_a_datagram(one: Sentry) -> None:
+    unnamed = netlink.message(rtnetlink.RTM_NEWLINK, 0, bytes(16))
+    datagram = b"".join((
+        _notice("route", kind=24), unnamed, _notice("lo", flags=_LOOPBACK), _notice("known"),
+        _notice("new0"), _notice("new1"), _notice("gone"),
+        _notice("gone", kind=rtnetlink.RTM_DELLINK), _notice("late", kind=rtnetlink.RTM_DELLINK),
+    ))  # fmt: skip
+    one._late = {"known", "late"}
+    names: set[str] = set()
+    one._take_links(datagram, names)
+    assert (names, one._late) == ({"new0", "new1"}, {"known"})
+    one._device = "new1"
+    names.clear()
+    one._take_links(datagram, names)
+    assert names == {"new1"}
