@@ -62,7 +62,8 @@ def test_what_has_another_header_or_user_is_nobodys(wrong: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(
-    ("flags", "is_syn"), [(2, True), (2 | 64, True), (16, False), (18, False), (0, False)]
+    ("flags", "is_syn"),
+    [(2, True), (2 | 64, True), (2 | 1, True), (16, False), (18, False), (0, False)],
 )
 def test_of_tcp_what_begins_a_connection_is_another_packet_than_the_others(
     flags: int, *, is_syn: bool
@@ -194,7 +195,8 @@ def test_one_that_is_still_to_be_told_is_waited_for() -> None:
     assert not is_late(of(call(7, NOW, **ANY)))
     assert is_late(of(call(7, NOW, sum=1)), captured_sum=2)
     assert not is_late(of(call(7, NOW - SECOND, sum=1)), captured_sum=1)
-    assert not of().is_late(logged(record(NOW, uid=None), now_ns=NOW))
+    for facts in ({"uid": None}, {"protocol": None}):
+        assert not of().is_late(logged(record(NOW, **facts), now_ns=NOW))
 
 
 def test_where_some_were_lost_it_may_have_been_others_until_what_comes_is_later() -> None:
@@ -215,6 +217,21 @@ def test_no_more_are_kept_than_should_and_who_was_forgotten_may_have_sent_it(
     assert who(told, packet, since_ns=NOW + 14) == [({7}, False)]
     told.add(call(7, NOW + 25, source_port=25))
     assert who(told, packet, since_ns=NOW + 15) == [({7}, True)]
+
+
+def test_refusals_evicts_the_packets_that_were_refused_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refusals, "_KEPT", 3)
+    told = of(*(call(7, NOW + each, source_port=port) for each, port in enumerate((1, 2, 1, 3))))
+    assert [key.way.source_port for key in told._by_key] == [1, 3]
+
+
+def test_refusals_returns_the_latest_packet_of_a_process() -> None:
+    told = of(call(7, NOW - 2, comm=b"early"), call(7, NOW - 1, comm=b"late"))
+    (found,) = match(told, record(NOW))
+    assert found is not None
+    assert [each.comm for each in found.calls] == [b"late"]
 
 
 def test_who_was_silent_when_it_was_forgotten_may_have_sent_what_comes_then(

@@ -28,6 +28,7 @@ def test_comment_is_found_behind_other_data_of_a_table() -> None:
         (b"\0", ""),
         (other, ""),
         (comment, "abc"),
+        (bytes([0, 3]) + b"abc", "abc"),
         (other + comment, "abc"),
         (bytes([7, 0]) + other + comment + other, "abc"),
         (bytes([0, 2]) + b"\xff\0", "\ufffd"),
