@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
+import subprocess
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,81 @@ def test_messages_end_at_a_malformed_one() -> None:
         assert len(list(read(memoryview(whole + whole)))) == 2
     ((kind, payload),) = netlink.messages(memoryview(whole))
     assert (kind, bytes(payload)) == (16, b"abcd")
+
+
+def test_attributes_are_padded_and_read_without_flags() -> None:
+    for value, padding in ((b"", 0), (b"a", 3), (b"abc", 1), (b"abcd", 0), (b"abcde", 3)):
+        made = netlink.attribute(5, value)
+        assert made == struct.pack("=HH", 4 + len(value), 5) + value + bytes(padding)
+    kinds = (1, 0x8001, 0x4002, 0x3FFF)
+    payload = b"".join(netlink.attribute(kind, b"abcde"[:at]) for at, kind in enumerate(kinds, 1))
+    found = [(kind, bytes(value)) for kind, value in netlink.attributes(memoryview(payload))]
+    assert found == [(1, b"a"), (1, b"ab"), (2, b"abc"), (0x3FFF, b"abcd")]
+
+
+def test_attributes_end_at_a_malformed_one() -> None:
+    whole = netlink.attribute(1, b"abcd")
+    for malformed in (b"\0", struct.pack("=HH", 3, 1), struct.pack("=HH", 13, 1) + b"abcd"):
+        payload = memoryview(whole + malformed + b"\0" * 4 * (len(malformed) == 4))
+        assert [kind for kind, _ in netlink.attributes(payload)] == [1]
+    empty = memoryview(whole + netlink.attribute(2, b""))
+    assert [(kind, bytes(value)) for kind, value in netlink.attributes(empty)] == [
+        (1, b"abcd"), (2, b""),
+    ]  # fmt: skip
+
+
+def test_headed_returns_the_whole_header_of_each_message() -> None:
+    head = struct.pack("=IHHII", 19, 16, 0x302, 7, 99) + b"abc\0"
+    one, other = netlink.headed(memoryview(head + netlink.message(17, 0, b"", 8)))
+    assert (one[:4], bytes(one.payload)) == ((16, 0x302, 7, 99), b"abc")
+    assert (other[:4], bytes(other.payload)) == ((17, 0, 8, 0), b"")
+    found = netlink.messages(memoryview(head + netlink.message(17, 0, b"", 8)))
+    assert [(kind, bytes(payload)) for kind, payload in found] == [(16, b"abc"), (17, b"")]
+
+
+def test_link_is_a_port_where_it_has_a_master() -> None:
+    body = _link("eth0") + netlink.attribute(10, struct.pack("=I", 3))
+    assert rtnetlink.link(memoryview(body)) == rtnetlink.Link(
+        7, "eth0", is_loopback=False, is_port=True
+    )
+    for number in (9, 11):
+        other = _link("eth0") + netlink.attribute(number, struct.pack("=I", 3))
+        assert rtnetlink.link(memoryview(other)) == rtnetlink.Link(7, "eth0", is_loopback=False)
+    for flags in (0x7, 0x10):
+        found = rtnetlink.link(memoryview(_link("eth0", flags=flags)))
+        assert found is not None
+        assert not found.is_loopback
+
+
+@pytest.mark.kernel
+def test_subscription_receives_links_and_where_asked_for_routes() -> None:
+    def notices(sock: socket.socket, *command: str) -> set[int]:
+        subprocess.run(["ip", *command], check=True)
+        kinds = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:  # the kernel sends them before the command ends
+                kinds |= {kind for kind, _ in netlink.messages(memoryview(sock.recv(1 << 16)))}
+        return kinds
+
+    def check() -> None:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        for number, routes in enumerate((False, True)):
+            with rtnetlink.subscribe(routes=routes) as sock:
+                link = "link", "set", "lo", "mtu", f"{50_000 + number}"
+                assert notices(sock, *link) == {rtnetlink.RTM_NEWLINK}
+                for version, place in (("-4", f"10.{number}.0.0/24"), ("-6", f"fd0{number}::/64")):
+                    added = notices(sock, version, "route", "add", place, "dev", "lo")
+                    assert added == ({24} if routes else set())  # RTM_NEWROUTE
+
+    netns.in_scratch(check)
+
+
+@pytest.mark.kernel
+def test_request_raises_the_error_of_the_kernel() -> None:
+    missing = struct.pack("=BxHiII", 0, 0, 999_999, 0, 0)
+    with pytest.raises(OSError, match="No such device") as refused:
+        netlink.request(netlink.NETLINK_ROUTE, rtnetlink.RTM_GETLINK, missing)
+    assert refused.value.errno == errno.ENODEV
 
 
 def test_link_without_a_name_or_cut_short_is_none() -> None:
