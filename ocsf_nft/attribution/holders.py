@@ -37,7 +37,7 @@ _PF_EXITING: Final = 0x4  # include/linux/sched.h
 _PF_FORKNOEXEC: Final = 0x40
 _O_CLOEXEC: Final = os.O_CLOEXEC
 _SIGCHLD: Final = 1 << 16  # signal 17, in the masks of /proc/PID/status
-_CAP_NET_RAW: Final = 1 << 13  # include/uapi/linux/capability.h
+_CAP_NET_RAW_MASK: Final = 1 << 13  # include/uapi/linux/capability.h
 _KCMP: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272}.get(platform.machine())
 _KCMP_FILES: Final = 2  # include/uapi/linux/kcmp.h
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -261,7 +261,7 @@ class _Search:
             return "a child of it may have had the socket too, and have ended"
         if any(self._descends(closed, pid) for closed in self._closed):
             return "a child of it may not be looked at"
-        if _mask(_PERMITTED, status) & _CAP_NET_RAW:
+        if _mask(_PERMITTED, status) & _CAP_NET_RAW_MASK:
             return "its user can make packets as if they came from it"
         if self._has_unix_socket(directory, pid):
             return "it has a Unix socket, so that it may have been handed this one"

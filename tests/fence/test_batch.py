@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft import netlink
+from ocsf_nft import netlink, netns
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import batch
-from ocsf_nft.nfnetlink import Statement
+from ocsf_nft.netns import Namespace
+from ocsf_nft.nfnetlink import Nftables, Statement, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _RULE = "----------------\t------------------\n"
 #: As nft 1.1.3 with libmnl 1.0.5 shows a table that is made, within what goes before and after.
@@ -101,3 +107,68 @@ def test_what_a_chain_does_in_the_end_is_left_as_it_is() -> None:
 
 def test_without_a_link_there_is_nothing_to_hang_a_chain_on() -> None:
     assert batch.hooked_to([_chain()], []) == ()
+
+
+_TABLE = """table inet t {
+    comment "ours"
+    counter kept { }
+    counter gone { }
+    set addresses { type ipv4_addr; elements = { 10.0.0.1, 10.0.0.2 } }
+    set gone { type inet_service; flags dynamic, timeout; timeout 1m; size 9; }
+    chain gone { }
+    chain output {
+        type filter hook output priority -5; policy drop;
+        ip daddr @addresses tcp dport 443 counter name kept accept
+        log prefix "x" group 7 snaplen 128
+        reject with icmpx admin-prohibited
+    }
+    chain emptied { counter; accept; }
+}
+"""
+_CHANGE = """flush chain inet t emptied
+delete chain inet t gone
+delete set inet t gone
+delete counter inet t gone
+add rule inet t emptied meta skuid 7 return
+table inet u {
+    chain c { }
+}
+delete table inet u
+"""
+
+
+@pytest.mark.kernel
+def test_compiled_statements_make_the_ruleset_that_nft_makes() -> None:
+    def listed(load: Callable[[str], None]) -> str:
+        load(_TABLE)
+        load(_TABLE.replace("tcp dport 443", "udp dport 53") + _CHANGE)
+        command = ["nft", "list", "ruleset"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def by_nft(text: str) -> None:
+        subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
+
+    def by_statements(text: str) -> None:
+        with Nftables() as nftables:
+            nftables.commit(batch.compiled(Namespace(), text))
+
+    expected = netns.in_scratch(lambda: listed(by_nft))
+    assert "udp dport 53" in expected
+    assert "set gone" not in expected
+    assert netns.in_scratch(lambda: listed(by_statements)) == expected
+
+
+@pytest.mark.kernel
+def test_owned_table_belongs_to_the_socket_that_sends_it() -> None:
+    def check() -> None:
+        with Nftables() as nftables:
+            nftables.commit([batch.owned("inet", "mine"), batch.owned("netdev", "mine")])
+            for family in ("inet", "netdev"):
+                assert nftables.table(family, "mine") == Table(
+                    is_owned=True, persists=True, userdata=b""
+                )
+            assert nftables.table("inet", "other") is None
+            with Nftables() as other, pytest.raises(PermissionError):
+                other.commit([Statement(2, 0, batch.owned("inet", "mine").payload)])
+
+    netns.in_scratch(check)

@@ -1,0 +1,64 @@
+"""Numbers of the kernel in the package, compared with the kernel's own headers."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+import ocsf_nft
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.kernel
+
+_HEADERS: Final = (
+    "sched.h", "linux/capability.h", "linux/if.h", "linux/if_link.h", "linux/inet_diag.h",
+    "linux/kcmp.h", "linux/magic.h", "linux/memfd.h", "linux/netfilter/nf_tables.h",
+    "linux/netfilter/nfnetlink.h", "linux/netfilter/nfnetlink_log.h", "linux/netlink.h",
+    "linux/rtnetlink.h", "linux/sock_diag.h", "linux/sockios.h", "sys/socket.h",
+)  # fmt: skip
+_DEFINED: Final = re.compile(r"^(_?([A-Z][A-Z0-9]*_[A-Z0-9_]+)): Final = [0-9]", re.MULTILINE)
+_PACKAGE: Final = Path(ocsf_nft.__file__).parent
+
+
+def _constants() -> Iterator[tuple[str, str, str]]:
+    """Yield the module of each number that may be the kernel's, its name there, and plainly."""
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts)
+        for name, plain in _DEFINED.findall(path.read_text("utf-8")):
+            yield module, name, plain
+
+
+def _in_the_headers(names: set[str], folder: Path) -> dict[str, int]:
+    """Return the values of the names that the headers define."""
+    includes = "#define _GNU_SOURCE\n" + "".join(f"#include <{each}>\n" for each in _HEADERS)
+    expanded = subprocess.run(
+        ["cc", "-E", "-dD", "-"], input=includes, capture_output=True, text=True, check=True
+    ).stdout
+    defined = sorted(names & set(re.findall(r"\w+", expanded)))
+    prints = "".join(f'printf("{name} %lld\\n", (long long){name});\n' for name in defined)
+    program = folder / "numbers"
+    source = f"{includes}#include <stdio.h>\nint main(void) {{\n{prints}return 0;\n}}\n"
+    command = ["cc", "-x", "c", "-o", str(program), "-"]
+    subprocess.run(command, input=source, text=True, check=True)
+    shown = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in map(str.split, shown.splitlines())}
+
+
+def test_constants_with_a_name_of_the_kernel_have_its_value(tmp_path: Path) -> None:
+    ours = list(_constants())
+    kernel = _in_the_headers({plain for _, _, plain in ours}, tmp_path)
+    compared = [each for each in ours if each[2] in kernel]
+    assert len(compared) > 90
+    wrong = [
+        (module, name)
+        for module, name, plain in compared
+        if getattr(importlib.import_module(module), name) != kernel[plain]
+    ]
+    assert wrong == []
