@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ocsf_nft.attribution.bpf
-from ocsf_nft.attribution.layout import Call, Closed, Image, Portrait, told
+from ocsf_nft.attribution.layout import NOBODY, Call, Closed, Image, Portrait, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -249,6 +249,12 @@ def test_half_a_text_is_none(text: str) -> None:
 def test_an_event_of_another_kind_is_none(kind: int) -> None:
     with pytest.raises(ValueError, match=f"an unknown kind, {kind}"):
         told(bytes((kind,)) + bytes(4096))
+
+
+def test_nobody_is_the_image_of_a_call_without_a_process() -> None:
+    found = told(called())
+    assert isinstance(found, Call)
+    assert found.image == NOBODY
 
 
 def test_the_flags_are_those_of_the_programs() -> None:

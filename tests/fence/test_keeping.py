@@ -102,6 +102,32 @@ def test_what_is_not_ours_goes_in_an_order_in_which_nothing_is_in_use() -> None:
     ]
 
 
+def test_keeping_deletes_foreign_parts_by_name_beside_chains_that_stay() -> None:
+    names = ["b", "z", "a", "y", "c", "x"]
+    foreign = [f"\tchain {name} {{ # handle 9\n\t}}\n" for name in names]
+    made = statements(keeping.text(DEFINITION, {NETDEV: netdev(EGRESS, *foreign)}))
+    deleted = [line.split()[4] for line in made if line.startswith("delete chain netdev")]
+    assert deleted == sorted([*names, "egress"])
+
+
+def test_keeping_makes_a_set_before_it_deletes_it() -> None:
+    """The deletion of a set that is missing would fail, and the listing may hide it."""
+    text = keeping.text(DEFINITION, {INET: inet(FLOWS)})
+    assert text is not None
+    for name in ("allowed4", "allowed6", "neighbours6"):
+        deletion = text.index(f"delete set inet ocsf_nft {name}\n")
+        assert 0 < text.index(f"\tset {name} {{\n") < deletion
+
+
+def test_keeping_refuses_a_definition_that_is_not_ours() -> None:
+    listings = {INET: inet(FLOWS)}
+    for definition in (DEFINITION + "\ndelete table inet ocsf_nft\n", "table inet ocsf_nft {\n}\n"):
+        with pytest.raises(AssertionError, match="must delete"):
+            keeping.text(definition, listings)
+    with pytest.raises(AssertionError, match="must be readable"):
+        keeping.text("\ndelete table inet ocsf_nft\ntable inet ocsf_nft {\n\todd\n}\n", listings)
+
+
 def test_a_base_chain_stays_on_its_links_and_leaves_those_that_are_gone() -> None:
     made = statements(keeping.text(DEFINITION, {NETDEV: netdev(EGRESS)}))
     assert made[-1] == (
