@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +65,9 @@ def test_attributes_end_at_a_malformed_one() -> None:
 
 def test_headed_returns_the_whole_header_of_each_message() -> None:
     head = struct.pack("=IHHII", 19, 16, 0x302, 7, 99) + b"abc\0"
-    one, other = netlink.headed(memoryview(head + netlink.message(17, 0, b"", 8)))
+    one, other = netlink.headed(memoryview(head + netlink.message(17, 0, b"")))
     assert (one[:4], bytes(one.payload)) == ((16, 0x302, 7, 99), b"abc")
-    assert (other[:4], bytes(other.payload)) == ((17, 0, 8, 0), b"")
+    assert (other[:4], bytes(other.payload)) == ((17, 0, 0, 0), b"")
     found = netlink.messages(memoryview(head + netlink.message(17, 0, b"", 8)))
     assert [(kind, bytes(payload)) for kind, payload in found] == [(16, b"abc"), (17, b"")]
 
@@ -114,6 +115,35 @@ def test_request_raises_the_error_of_the_kernel() -> None:
     with pytest.raises(OSError, match="No such device") as refused:
         netlink.request(netlink.NETLINK_ROUTE, rtnetlink.RTM_GETLINK, missing)
     assert refused.value.errno == errno.ENODEV
+
+
+@pytest.mark.kernel
+def test_request_needs_no_privilege() -> None:
+    code = "from ocsf_nft import rtnetlink; print([each.name for each in rtnetlink.links()])"
+    command = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "'lo'" in done.stdout
+
+
+@pytest.mark.kernel
+def test_commit_raises_the_error_of_the_first_refused_statement(
+    pair: tuple[Nftables, Nftables],
+) -> None:
+    nftables, _ = pair
+    nftables.commit([Statement(0, 0, _TABLE)])
+    exists, missing = Statement(0, 0x200, _TABLE), Statement(2, 0, _TABLE.replace(b"t", b"u"))
+    made = Statement(0, 0, _TABLE.replace(b"t", b"v"))
+    for statements, code in (
+        ([exists, missing, made], errno.EEXIST),
+        ([made, missing, exists], errno.ENOENT),
+        ([made, exists], errno.EEXIST),
+        ([made, missing, made], errno.ENOENT),
+    ):
+        before = nftables.generation()
+        with pytest.raises(OSError, match=os.strerror(code)):
+            nftables.commit(statements)
+        assert nftables.generation() == before
+        assert nftables.table("inet", "v") is None
 
 
 def test_link_without_a_name_or_cut_short_is_none() -> None:
