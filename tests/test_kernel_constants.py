@@ -23,7 +23,7 @@ _HEADERS: Final = (
     "linux/netfilter/nfnetlink.h", "linux/netfilter/nfnetlink_log.h", "linux/netlink.h",
     "linux/rtnetlink.h", "linux/sock_diag.h", "linux/sockios.h", "sys/socket.h",
 )  # fmt: skip
-_DEFINED: Final = re.compile(r"^(_?([A-Z][A-Z0-9]*_[A-Z0-9_]+)): Final = [0-9]", re.MULTILINE)
+_DEFINED: Final = re.compile(r"^(_?([A-Z][A-Z0-9_]{5,})): Final = [0-9]", re.MULTILINE)
 _PACKAGE: Final = Path(ocsf_nft.__file__).parent
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _PF_EXITING: Final = 0x4  # include/linux/sched.h
 _PF_FORKNOEXEC: Final = 0x40
 _O_CLOEXEC: Final = os.O_CLOEXEC
-_SIGCHLD: Final = 1 << 16  # signal 17, in the masks of /proc/PID/status
+_SIGCHLD_MASK: Final = 1 << 16  # signal 17, in the masks of /proc/PID/status
 _CAP_NET_RAW_MASK: Final = 1 << 13  # include/uapi/linux/capability.h
 _KCMP: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272}.get(platform.machine())
 _KCMP_FILES: Final = 2  # include/uapi/linux/kcmp.h
@@ -257,7 +257,7 @@ class _Search:
             return "the socket is kept on exec, so that another program may have opened it"
         status = proc.read("status", directory, most=proc.PAGE)
         # Who ignores SIGCHLD is left by its children without a trace.
-        if stat.had_children or pid in self._bereaved or _mask(_IGNORED, status) & _SIGCHLD:
+        if stat.had_children or pid in self._bereaved or _mask(_IGNORED, status) & _SIGCHLD_MASK:
             return "a child of it may have had the socket too, and have ended"
         if any(self._descends(closed, pid) for closed in self._closed):
             return "a child of it may not be looked at"

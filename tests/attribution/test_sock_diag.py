@@ -126,6 +126,9 @@ def test_more_than_can_be_looked_through_are_refused_and_the_next_lookup_works(
         for _ in range(2):
             with pytest.raises(TooManySocketsError):
                 either.by_port(UDP, 4, port, deadline_ns=soon())
+        monkeypatch.setattr(socket_files, "MOST_SOCKETS", 499)
+        with pytest.raises(TooManySocketsError):
+            either.by_port(UDP, 4, port, deadline_ns=soon())
         monkeypatch.setattr(socket_files, "MOST_SOCKETS", 500)
         assert len(either.by_port(UDP, 4, port, deadline_ns=soon())) == 500
 
@@ -258,11 +261,8 @@ def test_what_the_text_files_say_is_read() -> None:
         "  1000        0 33294 2 000000009570c100 0"
     ).encode()
     found = socket_files._text_socket(line, socket.AF_INET, UDP)
-    assert (found.local, found.local_port, found.uid, found.inode) == (
-        "10.200.0.2",
-        5000,
-        1000,
-        33294,
+    assert found == socket_files.Socket(
+        socket.AF_INET, UDP, "10.200.0.2", 5000, "0.0.0.0", 0, state=7, inode=33294, uid=1000
     )
     raw = socket.inet_pton(socket.AF_INET6, "2001:db8::7")
     words = "".join(
@@ -276,8 +276,9 @@ def test_what_the_text_files_say_is_read() -> None:
 def test_what_the_table_of_packet_sockets_says_is_read() -> None:
     line = b"00000000952b9f2c 3      3    0003   2     1 0      1000   44321 "
     found = socket_files._packet_socket(line)
-    assert (found.family, found.protocol) == (socket.AF_PACKET, 3)
-    assert (found.uid, found.inode) == (1000, 44321)
+    assert found == socket_files.Socket(
+        socket.AF_PACKET, 3, "", 0, "", 0, state=0, inode=44321, uid=1000
+    )
 
 
 @pytest.mark.parametrize(
