@@ -172,6 +172,7 @@ def test_arguments_are_a_line_and_it_shows_where_there_were_more(
         ((b"",), None, None),
         ((b"agent@1.service", b"system.slice", b""), "agent@1.service", None),
         ((b"docker-" + b"0a" * 32 + b".scope", b"system.slice", b""), None, "0a" * 32),
+        ((b"init.scope", b""), "init.scope", None),
         ((b"agent@1.service", b"system.slice"), None, None),
         ((b"x", b"docker-" + b"0a" * 32 + b".scope", b"system.slice"), None, None),
         ((), None, None),
@@ -249,6 +250,12 @@ def test_who_is_asked_for_is_kept_with_those_above_it_and_the_others_are_forgott
         found.learn(portrait(number))
     assert found.process(call(7, 0)).path is None
     assert len(found._latest) == 10
+
+
+def test_images_evict_the_process_that_was_learnt_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_KEPT", 2)
+    found = known(portrait(7), portrait(8), portrait(7), portrait(9))
+    assert [found.is_latest(image(number)) for number in (7, 8, 9)] == [True, False, True]
 
 
 def test_a_name_is_told_as_soon_as_it_is_known() -> None:
