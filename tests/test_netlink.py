@@ -99,7 +99,7 @@ def test_subscription_receives_links_and_where_asked_for_routes() -> None:
     def check() -> None:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         for number, routes in enumerate((False, True)):
-            with rtnetlink.subscribe(routes=routes) as sock:
+            with rtnetlink.subscribe(routes=True) if routes else rtnetlink.subscribe() as sock:
                 link = "link", "set", "lo", "mtu", f"{50_000 + number}"
                 assert notices(sock, *link) == {rtnetlink.RTM_NEWLINK}
                 for version, place in (("-4", f"10.{number}.0.0/24"), ("-6", f"fd0{number}::/64")):
