@@ -81,7 +81,8 @@ def test_check_tells_each_flowtable_and_its_interfaces() -> None:
 def test_check_tells_which_interfaces_are_ports_of_a_bridge() -> None:
     around = (
         _devices("vmtap-8", "br0"),
-        _devices("vmtap-2", "eth0", master=2),
+        _devices("vmtap-2", master=2),
+        _devices("eth0", master=2),
         _devices("vmtap-3", master=7),
     )
     bridge = [{"chain": {"family": "bridge", "table": "t", "name": "c"}}]
