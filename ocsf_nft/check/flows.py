@@ -115,9 +115,11 @@ def of_machine(machine: Machine) -> Iterator[Flow]:
 def _hosts(subnet: Subnet) -> Span:
     network = subnet.network
     low, high = int(network.network_address), int(network.broadcast_address)
-    if int(subnet.ip) == low + 1 and high > low + 1:
-        low += 2
-    return Span(low, high - 1 if network.version == 4 and high - 1 >= low else high)
+    if high == low + 1:  # a network of two has no broadcast address (RFC 3021)
+        return Span(low, high)
+    return Span(
+        low + 2 if int(subnet.ip) == low + 1 else low, high - 1 if network.version == 4 else high
+    )
 
 
 def _of_subnet(machine: Machine, version: int, gateway: Span, hosts: Span) -> Iterator[Flow]:
