@@ -42,7 +42,7 @@ class Matcher:
         """A ``match`` statement's answer."""
         if not isinstance(body, dict):
             return Truth.MAYBE
-        left, operator, right = body.get("left"), body.get("op"), body.get("right")
+        left, operator, right = body.get("left"), str(body.get("op")), body.get("right")
         found = value(left, packet)
         if isinstance(found, Absent):
             return Truth.NO

@@ -223,7 +223,7 @@ def flags_of(item: Any) -> frozenset[str]:
     for part in parts:
         if isinstance(part, dict) and "|" in part:
             found |= flags_of(part)
-        elif part not in {0, "0"} or isinstance(part, bool):
+        elif str(part) != "0":
             found.add(str(part))
     return frozenset(found)
 
@@ -238,7 +238,8 @@ def _one_of(names: tuple[Any, ...]) -> Operand:
 
 
 def _flags_are(flags: Bits, item: Any) -> Truth:
-    return flags.equal(flags_of(item))
+    is_unknown = isinstance(item, dict) and "|" not in item
+    return Truth.MAYBE if is_unknown else flags.equal(flags_of(item))
 
 
 def _name_is(name: Name, item: Any) -> Truth:

@@ -189,8 +189,8 @@ class _Walk:
 
     def _xt(self, rule: Rule, body: Any, matches: Truth) -> bool:
         """What iptables' own extensions do, of which nft tells no more than the name."""
-        name = body.get("name") if isinstance(body, dict) else None
-        if isinstance(name, str) and name in effects.XT_STOPS:
+        name = str(body.get("name")) if isinstance(body, dict) else ""
+        if name in effects.XT_STOPS:
             self._stop(rule, effects.XT_STOPS[name], matches)
             return True
         if name in effects.XT_ACCEPTS:

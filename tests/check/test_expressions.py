@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ocsf_nft.check.matching import Matcher
 from ocsf_nft.check.operand import flags_of
 from ocsf_nft.check.packet import NEW, TCP, UNTRACKED, Packet
-from ocsf_nft.check.ruleset import Ruleset, from_json
+from ocsf_nft.check.ruleset import UNKNOWN, Ruleset, from_json
 from ocsf_nft.check.truth import MARKS, Bits, Name, Span, Truth, bits, exactly
 
 if TYPE_CHECKING:
@@ -119,6 +119,9 @@ def test_match_compares_flags() -> None:
             (_STATE, "==", "established", _EITHER, _NO),
             (_STATE, "in", "new", _EITHER, _MAYBE),
             (_STATE, "in", ["new", "untracked"], _EITHER, _YES),
+            # An element that a rule puts into a set may be any state.
+            (_STATE, "==", {"set": ["established", UNKNOWN]}, _PACKET, _MAYBE),
+            (_STATE, "==", {"set": [UNKNOWN, "new"]}, _PACKET, _YES),
             (of_state, "==", "new", _PACKET, _YES),
             (of_state, "==", "established", _PACKET, _NO),
             (of_state, "==", 0, _PACKET, _NO),

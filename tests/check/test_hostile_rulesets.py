@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft.check import allow, journey
 from ocsf_nft.check.diagnosis import Question, judge
+from ocsf_nft.check.leftovers import leftovers
 from ocsf_nft.check.owners import OURS, owner
 from ocsf_nft.check.ruleset import Key, from_json
 from ocsf_nft.check.walk import TooLargeError, Walker
@@ -125,6 +126,33 @@ def test_a_large_set_is_looked_into_and_not_gone_through() -> None:
     found = _endings(objects)
     assert found
     assert all(ending.is_certain for ending in found)
+
+
+def test_check_judges_statements_with_bodies_of_any_type() -> None:
+    odd: tuple[Any, ...] = (None, 5, True, "x", [], [1], {}, {"a": 1, "b": 2})
+    rights = (*odd, {"prefix": 5}, {"prefix": {}}, {"range": 5}, {"range": [1]}, {"set": 5},
+              {"range": [1, 2, 3]}, {"elem": 5}, {"set": [[]]}, {"concat": 5})  # fmt: skip
+    kinds = ("meta", "payload", "ct", "fib", "exthdr", "concat", "&", "|", "map", "x")
+    usual = ({"meta": {"key": "mark"}}, {"payload": {"protocol": "ip", "field": "saddr"}},
+             {"ct": {"key": "state"}}, {"meta": {"key": "iifname"}})  # fmt: skip
+    lefts = (*odd, *({kind: body} for kind in kinds for body in odd))
+    keys = ("key", "value", "target", "name", "type", "stmt", "elem", "set", "data", "op", "map")
+    bodies = [
+        *odd,
+        *({"op": "==", "left": left, "right": 5} for left in lefts),
+        *({"op": operator, "left": left, "right": right}
+          for operator in ("==", "in", "<") for left in usual for right in rights),
+        *({key: body} for key in keys for body in (*odd, *usual)),
+    ]  # fmt: skip
+    statements = ("match", "mangle", "vmap", "jump", "goto", "set", "map", "xt", "reject", "snat",
+                  "synproxy", "queue", "limit", "x")  # fmt: skip
+    for statement in statements:
+        rules = [_rule("base", {statement: body}) for body in bodies]
+        if statement != "match":
+            rules = [rule for rule in rules if "left" not in str(rule)]
+        ruleset = from_json({"nftables": [_chain("base", **_BASE), *rules]})
+        assert list(judge(ruleset, _QUESTION)), statement
+        assert leftovers(ruleset, {}, _QUESTION) == [], statement
 
 
 _JSON = st.recursive(
