@@ -80,8 +80,23 @@ def test_check_passes_the_chains_of_a_hook_in_the_order_of_their_priorities() ->
         assert _ends(*chains) == unsure
     # It is stopped in either order, by the one chain or by the other.
     assert _ends(_chain("a", "forward", 0, _DROP), _chain("b", "forward", 0, _DROP)) == forwarded
-    both = _ends(_chain("a", "forward", 0, _LIMITED, _DROP), _chain("b", "forward", 0, _ACCEPT))
-    assert both == unsure
+    limited = _chain("a", "forward", 0, _LIMITED, _DROP)
+    assert _ends(limited, _chain("b", "forward", 0, _ACCEPT)) == unsure
+    twice = [_chain(name, "forward", 1, _DROP) for name in ("b", "c")]
+    assert _ends(limited, *twice) == forwarded | unsure
+
+
+def test_check_tells_the_last_of_the_rules_that_surely_stop_a_flow() -> None:
+    unsure = {(*each[:3], False) for each in _sure(Direction.OUT, Direction.REPLY)}
+    for rule, ends in ((_ACCEPT, set()), (_LIMITED, _sure(Direction.OUT, Direction.REPLY))):
+        assert _ends(_chain("a", "forward", 0, rule, policy="drop")) == ends
+    limited = _chain("a", "forward", 0, _LIMITED, _DROP)
+    assert _ends(limited) == unsure
+    limited[0]["chain"]["policy"] = "drop"
+    ruleset = from_json({"nftables": limited})
+    flow = next(iter(_QUESTION.flows()))
+    (found,) = journey.endings(flow, journey.by_hook(ruleset), Walker(ruleset))
+    assert (found.stop.rule, found.stop.verb, found.is_certain) == (None, "drops", True)
 
 
 def test_check_passes_the_chains_of_the_hooks_and_families_of_a_packet() -> None:
@@ -117,6 +132,8 @@ def test_check_passes_the_chains_of_the_devices_of_a_packet() -> None:
         (["vmtap-1", "eth7"], True),
         (["vmtap-2"], None),
         (["vmtap-*"], False),
+        (["vmtap-2*"], None),
+        (["eth7*"], None),
         ([], None),
     ):
         ends = _ends(_chain("a", "ingress", 0, _DROP, family="netdev", dev=devices))
@@ -141,6 +158,12 @@ def test_check_knows_the_state_of_a_packet_before_and_after_tracking() -> None:
         ):
             found = _ends(_chain("a", hook, priority, _state(state), _DROP))
             assert found == ends, (hook, priority, state)
+    # Nothing is tracked before the first hook of IP.
+    at_device = [Direction.OUT, Direction.GATEWAY]
+    for state, ends in (("invalid", _sure(*at_device)), ("new", set())):
+        rule = (_state(state), _DROP)
+        found = _ends(_chain("a", "ingress", 0, *rule, family="netdev", dev=["vmtap-1"]))
+        assert {each for each in found if each[0] in at_device} == ends, state
     # What a hook has tracked stays so at later hooks.
     forwarded = _chain("a", "forward", -300, _state("new"), _DROP)
     assert _ends(forwarded) == _sure(Direction.OUT, first=True)

@@ -39,8 +39,12 @@ def _ruleset(
     hook: str = "forward",
     priority: int = 0,
     policy: str = "accept",
+    more: list[dict[str, Any]] | None = None,
 ) -> Ruleset:
-    """Return a ruleset of a base chain, and of another one behind it with the rule ``later``."""
+    """Return a ruleset of a base chain, and of another one behind it with the rule ``later``.
+
+    ``more`` are other objects.
+    """
     base = {"type": "filter", "hook": hook, "prio": priority, "policy": policy}
     objects: list[dict[str, Any]] = [
         {"map": {**_PLACE, "name": "unread", "elem": None}},
@@ -49,6 +53,7 @@ def _ruleset(
           for handle, rule in enumerate(rules, 1)),
         {"chain": {**_PLACE, "name": "later", **base, "prio": 500, "policy": "accept"}},
         *({"rule": {**_PLACE, "chain": "later", "expr": rule}} for rule in [later] if rule),
+        *(more or ()),
     ]  # fmt: skip
     return from_json({"nftables": objects})
 
@@ -100,6 +105,18 @@ def test_check_forgets_the_source_that_nat_replaces() -> None:
         ({"accept": None}, set()),
     ):
         assert _ends(_ruleset([statement], later=[source, _DROP])) == ends, statement
+
+
+def test_check_joins_what_is_known_of_packets_that_leave_a_chain_by_different_rules() -> None:
+    mark = {"key": {"meta": {"key": "mark"}}, "value": 6}
+    some = _match({"payload": {"protocol": "tcp", "field": "sport"}}, 40000)
+    rules: list[list[dict[str, Any]]] = [
+        [some, {"accept": None}],
+        [{"mangle": mark}, {"accept": None}],
+    ]
+    for number, ends in ((6, {("drops", False)}), (0, {("drops", False)})):
+        later = [_match({"meta": {"key": "mark"}}, number), _DROP]
+        assert _ends(_ruleset(*rules, later=later)) == ends, number
 
 
 def test_check_follows_the_targets_that_may_turn_tracking_off() -> None:
@@ -161,6 +178,15 @@ def test_check_names_the_rule_that_decides_what_can_not_be_told() -> None:
         "the gateway's port (tcp 3128; IPv4); "
         f"it depends on `{shown}`, which can't be told beforehand"
     )
+    # A jump of which it can't be told whether it is made decides, too.
+    inner: list[dict[str, Any]] = [
+        {"chain": {**_PLACE, "name": "inner"}},
+        {"rule": {**_PLACE, "chain": "inner", "handle": 9, "expr": [_DROP]}},
+    ]
+    jump: list[dict[str, Any]] = [_LIMITED, {"jump": {"target": "inner"}}]
+    (found,) = judge(_ruleset(jump, hook="input", more=inner), _QUESTION)
+    assert found.meaning.startswith("table ip a table, chain inner (nftables): rule 9 `")
+    assert '; it depends on `[{"limit":{"rate":1}},{"jump":{"target":"inner"}}]`' in found.meaning
     # A rule that is itself the place needs no second mention.
     (found,) = judge(_ruleset([_LIMITED, _DROP], hook="input"), _QUESTION)
     assert "depends" not in found.meaning
