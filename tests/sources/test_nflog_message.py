@@ -156,6 +156,32 @@ def test_a_damaged_message_is_rejected_with_its_reason(payload: bytes, reason: s
     assert found.line == f"NFLOG payload={payload.hex()}"
 
 
+def test_nflog_message_timestamp_is_in_the_years_that_text_can_have() -> None:
+    header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3))
+    last = 253_402_300_799  # 9999-12-31T23:59:59Z
+    for seconds, microseconds, is_time in (
+        (0, 0, True), (last, 999_999, True), (last + 1, 0, False), (5, 1_000_000, False),
+    ):  # fmt: skip
+        stamp = struct.pack("!QQ", seconds, microseconds)
+        found = nflog_message.read(
+            memoryview(message([header, (nflog_message.NFULA_TIMESTAMP, stamp)])),
+            group=5, interface_name=str, identity=str, received_ns=7, log_source="",
+        )  # fmt: skip
+        assert isinstance(found, Record) == is_time, (seconds, microseconds)
+        if isinstance(found, Record):
+            assert found.time_ns == (seconds * 1_000_000 + microseconds) * 1000
+
+
+def test_nflog_message_has_a_vlan_only_with_protocol_and_tag() -> None:
+    header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3))
+    protocol = netlink.attribute(nflog_message.NFULA_VLAN_PROTO, struct.pack("!H", 0x8100))
+    tag = netlink.attribute(nflog_message.NFULA_VLAN_TCI, struct.pack("!H", 0x2005))
+    for nested, shown in ((protocol + tag, "vlan=8100:2005"), (protocol, None), (tag, None)):
+        found = nflog(message([header, (nflog_message.NFULA_VLAN, nested)]))
+        assert ("vlan=" in found.origin.raw) == (shown is not None)
+        assert (shown or "") in found.origin.raw, found.origin.raw
+
+
 @settings(max_examples=300)
 @given(st.sampled_from(PAYLOADS), st.integers(0, 300), st.binary(max_size=8), st.integers(0, 300))
 def test_any_bytes_are_read_without_an_exception(

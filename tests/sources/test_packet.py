@@ -207,6 +207,15 @@ def test_a_capture_cut_short_is_told_from_an_incomplete_packet() -> None:
     facts = packet.ip_facts(bytes(short), 4)
     assert facts["incomplete_bytes"] == 10
     assert "truncated" not in facts
+    whole6 = struct.pack("!IHBB", 0x60000000, 20, 6, 64) + bytes(15) + b"\1" + bytes(15) + b"\2"
+    whole6 += struct.pack("!HHIIHHHH", 41382, 443, 1, 0, 0x5002, 64240, 0, 0)
+    assert "truncated" not in packet.ip_facts(whole6, 6)
+    assert packet.ip_facts(whole6[:59], 6)["truncated"] is True
+    short6 = bytearray(whole6[:50])
+    short6[4:6] = (10).to_bytes(2, "big")
+    facts = packet.ip_facts(bytes(short6), 6)
+    assert facts["incomplete_bytes"] == 10
+    assert "truncated" not in facts
 
 
 def test_every_line_of_the_corpus_is_read() -> None:

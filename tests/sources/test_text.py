@@ -353,6 +353,26 @@ def test_a_stripped_line_loses_no_value_that_can_not_go_on() -> None:
     assert record(plain.rstrip()) == record(plain)
 
 
+def test_text_line_keeps_a_last_udp_length_that_fits_the_headers() -> None:
+    start = (
+        f"{OURS}IN= OUT=eth0 SRC=10.0.0.2 DST=203.0.113.7 LEN={{}} TOS=0x00 PREC=0x00 TTL=64 ID=1 "
+    )
+    ports = "PROTO=UDP SPT=1 DPT=53 LEN=9"
+    for length, options, is_kept in (
+        (29, "", True), (28, "", False), (30, "", False),
+        (33, "OPT (07040400) ", True), (29, "OPT (07040400) ", False),
+    ):  # fmt: skip
+        found = record(start.format(length) + options + ports)
+        assert ("udp_length" in found.details) == is_kept, (length, options)
+    for length, is_kept in ((49, True), (48, False), (50, False)):
+        found = record(
+            f"{OURS}IN= OUT=eth0 SRC=2001:db8:0000:0000:0000:0000:0000:0001 "
+            f"DST=2001:db8:0000:0000:0000:0000:0000:0002 LEN={length} TC=0 HOPLIMIT=64 FLOWLBL=0 "
+            + ports
+        )
+        assert ("udp_length" in found.details) == is_kept, length
+
+
 def test_a_last_value_that_may_have_lost_digits_is_left_out() -> None:
     found = record(f"{OURS}IN= OUT=eth0 {UDP}".rstrip())
     assert (found.uid, found.gid) == (1000, None)

@@ -84,6 +84,7 @@ def test_only_the_classes_that_are_wanted_have_columns() -> None:
         ({"endpoint": "https://"}, "a URL of http or https"),
         ({"endpoint": "https://h:99999"}, "is no URL"),
         ({"endpoint": "https://user:secret@h"}, "must not hold a user or a password"),
+        ({"endpoint": "https://user@h"}, "must not hold a user or a password"),
         ({"endpoint": "https://h/lake"}, "without a path"),
         ({"endpoint": "https://h?x=1"}, "without a path"),
         ({"endpoint": "https://h\n"}, "a URL of http or https"),

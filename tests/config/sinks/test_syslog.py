@@ -51,6 +51,10 @@ def test_a_sink_goes_by_its_transport() -> None:
     assert isinstance(datagrams._carrier, Datagrams)
     assert datagrams._carrier._port == 5140
     assert datagrams._max_bytes == MAX_BYTES
+    # A UDP datagram over IPv4 has at most 65,535 bytes, with 28 bytes of headers.
+    assert _made(transport="udp", max_bytes=65_507)._max_bytes == 65_507
+    with pytest.raises(ValidationError, match="a datagram has at most 65507"):
+        _sink(transport="udp", max_bytes=65_508)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Entries of a journal that was exported, as JSON or in the export format."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from ocsf_nft.sources.journal.entry import Entry, of_export, of_json
+
+_FIELDS: Final = {
+    "MESSAGE": "text",
+    "_TRANSPORT": "kernel",
+    "SYSLOG_FACILITY": "0",
+    "__REALTIME_TIMESTAMP": "1700000000000500",
+    "__MONOTONIC_TIMESTAMP": "9000300",
+    "_SOURCE_MONOTONIC_TIMESTAMP": "9000000",
+}
+
+
+def _entry(**changes: str | None) -> Entry:
+    """Return the entry of these fields, without those that are None."""
+    fields = {name: value for name, value in (_FIELDS | changes).items() if value is not None}
+    found = of_export({name: value.encode() for name, value in fields.items()})
+    assert found is not None
+    assert found == of_json(json.dumps(fields).encode())
+    return found
+
+
+def test_journal_entry_has_the_time_of_the_kernel_where_it_is_earlier() -> None:
+    read_us, monotonic = 1_700_000_000_000_500, "__MONOTONIC_TIMESTAMP"
+    kernel = "_SOURCE_MONOTONIC_TIMESTAMP"
+    for changes, time_us in (
+        ({}, read_us - 300),
+        ({kernel: "9000299"}, read_us - 1),
+        ({kernel: "9000300"}, read_us),
+        ({kernel: "9000301"}, read_us),
+        ({kernel: None}, read_us),
+        ({monotonic: None}, read_us),
+        ({monotonic: None, kernel: None}, read_us),
+        ({kernel: "-1"}, read_us),
+        ({kernel: "9e3"}, read_us),
+        ({kernel: ""}, read_us),
+    ):
+        assert _entry(**changes).time_ns == time_us * 1000, changes
+    without: dict[str, Any] = {monotonic: None, kernel: None}
+    for stamp, stamp_ns in (
+        (None, None),
+        ("x", None),
+        ("0", 0),
+        # JSON numbers are exact up to 2 to the power of 53.
+        ("9007199254740991", 9_007_199_254_740_991_000),
+        ("9007199254740992", None),
+        ("00000000000000001", None),
+    ):
+        found = _entry(**without, __REALTIME_TIMESTAMP=stamp)
+        assert (found.time_ns, found.stamp) == (stamp_ns, stamp), stamp
+
+
+def test_line_that_is_no_journal_entry_makes_none() -> None:
+    for line in (b"", b"{", b"null", b"5", b'"MESSAGE"', b'["MESSAGE"]', b"{}", b'{"A": "b"}'):
+        assert of_json(line) is None, line
+    for value, message in (("text", "text"), ([116, 101], "te"), (None, None), ([256], None)):
+        found = of_json(json.dumps({"MESSAGE": value}).encode())
+        assert (found and found.message) == message, value
+    assert of_export({"CURSOR": b"c"}) is None
+
+
+def test_journal_entry_names_an_author_that_is_not_the_kernel() -> None:
+    for changes, author in (
+        ({}, None),
+        ({"SYSLOG_FACILITY": "1"}, "a program of facility 1"),
+        ({"_TRANSPORT": "syslog", "_COMM": "logger", "SYSLOG_IDENTIFIER": "me"}, "logger"),
+        ({"_TRANSPORT": "syslog", "SYSLOG_IDENTIFIER": "me"}, "me"),
+        ({"_TRANSPORT": "syslog"}, "syslog"),
+        ({"_TRANSPORT": None}, "an unknown transport"),
+    ):
+        assert _entry(**changes).author == author, changes
