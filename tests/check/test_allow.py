@@ -13,6 +13,8 @@ from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
 
     from ocsf_nft.check.ruleset import Backend
@@ -118,3 +120,35 @@ def test_nft_accepts_each_direction_at_its_hook() -> None:
         )
     found = _commands(owners.NFTABLES, key, "output", _wish(_PROXY))
     assert "ip6 daddr 2001:db8::1 tcp dport 8080" in found[1]
+
+
+def test_docker_has_a_chain_for_the_rules_of_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    forward, users = (
+        Key("nft", "ip", "filter", "FORWARD"),
+        Key("nft", "ip", "filter", "DOCKER-USER"),
+    )
+    base = Base(kind="filter", hook="forward", priority=0, policy="drop")
+    for owner, key, others, name in (
+        (owners.DOCKER, forward, [users], "DOCKER-USER"),
+        (owners.DOCKER, forward, [], "FORWARD"),
+        (owners.IPTABLES, forward, [users], "FORWARD"),
+        (owners.DOCKER, forward._replace(name="INPUT"), [users], "INPUT"),
+        (owners.DOCKER, forward._replace(family="ip6"), [users], "FORWARD"),
+    ):
+        chain = Chain(key=key, base=base, rules=())
+        ruleset = Ruleset(chains={each: Chain(key=each, base=None, rules=()) for each in others})
+        (command,) = allow.commands(owner, chain, ruleset, _wish(_OUT))
+        assert f" -I {name} " in command
+    # The plain name is shown where it is the program of that kind.
+    for kind in ("nft", "legacy"):
+        (tmp_path / f"xtables-{kind}-multi").touch()
+        program = tmp_path / kind
+        program.symlink_to(f"xtables-{kind}-multi")
+        monkeypatch.setattr(nft, "program", lambda _, program=program: program)
+        (found,) = _commands(
+            owners.IPTABLES, ("nft", "ip", "filter", "FORWARD"), "forward", _wish(_OUT)
+        )
+        expected = "iptables" if kind == "nft" else "iptables-nft"
+        assert found.startswith(f"{expected} -I FORWARD "), kind

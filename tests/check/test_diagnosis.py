@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ocsf_nft.check import owners
-from ocsf_nft.check.diagnosis import _remedy
+from ocsf_nft.check.diagnosis import _remedy, _text
+from ocsf_nft.check.ruleset import Key, Rule
+from ocsf_nft.netns import Namespace
 
 
 def test_remedy_for_a_stopping_rule_fits_the_owner_of_the_rule() -> None:
@@ -22,3 +24,9 @@ def test_remedy_for_a_stopping_rule_fits_the_owner_of_the_rule() -> None:
     unwritable = _remedy(owners.FIREWALLD, has_commands=False)
     assert "have firewalld accept this traffic" in unwritable
     assert "no command is shown" in unwritable
+
+
+def test_rule_is_shown_up_to_300_characters() -> None:
+    key = Key("legacy", "ip", "filter", "FORWARD")
+    for text, shown in (("a" * 300, "a" * 300), ("a" * 301, "a" * 300 + "\u2026")):
+        assert _text(Rule(chain=key, statements=(), text=text), Namespace()) == shown

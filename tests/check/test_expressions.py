@@ -259,3 +259,34 @@ def test_statement_runs_where_its_map_or_field_has_a_value() -> None:
     ):
         answer = _matcher().runs("inet", "t", kind, body, _PACKET)
         assert answer is expected, (kind, body)
+
+
+def test_statement_for_another_protocol_or_version_does_not_run() -> None:
+    udp = replace(_PACKET, protocol=17)
+    for kind, body, packet, expected in (
+        ("reject", {"type": "icmpv6"}, _PACKET, _NO), ("reject", {"type": "icmp"}, _PACKET, _YES),
+        ("reject", {"type": "icmpv6"}, _IPV6, _YES), ("reject", {"type": "icmp"}, _IPV6, _NO),
+        ("reject", {"type": "icmpx"}, _PACKET, _YES), ("reject", None, _PACKET, _YES),
+        ("dnat", {"family": "ip"}, _IPV6, _NO), ("dnat", {"family": "ip6"}, _IPV6, _YES),
+        ("synproxy", {}, _PACKET, _YES), ("synproxy", {}, udp, _NO), ("log", {}, udp, _YES),
+        ("mangle", {"key": {"tcp option": {}}}, _PACKET, _MAYBE),
+        ("mangle", {"key": {"tcp option": {}}}, udp, _NO),
+        ("mangle", {"key": _DPORT}, _PACKET, _YES), ("mangle", {"key": _DPORT}, udp, _NO),
+        ("mangle", {"key": _MARK, "value": _DPORT}, udp, _NO),
+        ("mangle", {"key": _MARK, "value": _DPORT}, _PACKET, _YES),
+    ):  # fmt: skip
+        answer = _matcher().runs("inet", "t", kind, body, packet)
+        assert answer is expected, (kind, body, packet)
+
+
+def test_match_of_a_header_of_another_protocol_never_holds() -> None:
+    udp_port = {"payload": {"protocol": "udp", "field": "dport"}}
+    any_port = {"payload": {"protocol": "th", "field": "dport"}}
+    echo = {"payload": {"protocol": "icmp", "field": "type"}}
+    _assert_answers(
+        (left, operator, 443, _PACKET, expected)
+        for left, operator, expected in (
+            (udp_port, "==", _NO), (udp_port, "!=", _NO), (echo, "==", _NO), (echo, "!=", _NO),
+            (any_port, "==", _YES), (any_port, "!=", _NO),
+        )
+    )  # fmt: skip

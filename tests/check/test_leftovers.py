@@ -96,3 +96,69 @@ def test_leftover_nat_is_for_a_subnet_of_the_machine() -> None:
     # Rules behind one that can't be read are judged too.
     both = [_match("payload", "saddr", "@machines"), _match("payload", "saddr", prefix)]
     assert len(_found([*both, {"masquerade": None}])) == 1
+
+
+def test_leftover_rule_is_judged_by_its_table_chain_and_comment() -> None:
+    gone = _match("meta", "iifname", "vmtap-9")
+    base = {"hook": "forward", "prio": 0}
+    for family, table, name, more, is_leftover in (
+        ("ip", "filter", "FORWARD", base, True),
+        ("ip6", "nat", "POSTROUTING", base, True),
+        ("inet", "filter", "FORWARD", base, False),
+        ("ip", "site", "FORWARD", base, False),
+        ("ip", "filter", "mine", {}, True),
+        ("ip", "filter", "DOCKER-USER", {}, True),
+        ("ip", "filter", "DOCKER-FORWARD", {}, False),
+        ("ip", "filter", "ufw-user-forward", {}, False),
+    ):
+        place = {"family": family, "table": table}
+        listed = [
+            {"chain": {"family": "ip", "table": "filter", "name": "ufw-first"}},
+            {"chain": {**place, "name": name, **more}},
+            {"rule": {**place, "chain": name, "handle": 7, "expr": [gone, _ACCEPT]}},
+        ]
+        found = leftovers(from_json({"nftables": listed}), {}, _QUESTION)
+        assert len(found) == is_leftover, (family, table, name)
+    here = _match("meta", "iifname", "vmtap-1")
+    rule = {"family": "ip", "table": "filter", "chain": "FORWARD", "expr": [here, _ACCEPT]}
+    chain = {"family": "ip", "table": "filter", "name": "FORWARD", **base}
+    for comment, kind, device, is_leftover in (
+        (None, "tun", "vmtap-1", True),
+        ("site", "tun", "vmtap-1", True),
+        ("ocsf-nft", "tun", "vmtap-1", False),
+        (None, "bridge", "vmtap-1", False),
+        (None, "tun", "vmtap-*", False),
+        (None, "tun", None, False),
+    ):
+        listed = [{"chain": chain}, {"rule": {**rule, "comment": comment}}]
+        present = {"vmtap-1": _device("vmtap-1", kind)}
+        asked = Question(namespace=Namespace(), device=device, port=3128)
+        found = leftovers(from_json({"nftables": listed}), present, asked)
+        assert len(found) == is_leftover, (comment, kind, device)
+
+
+def test_leftover_rule_leads_to_a_leftover_chain() -> None:
+    reason = "it leads to chain vmtap-1: it is named for vmtap-1"
+    for rule, reasons in (
+        ([{"counter": None}, {"jump": {"target": "vmtap-1"}}], [reason]),
+        ([{"goto": {"target": "vmtap-1"}}], [reason]),
+        ([{"jump": {"target": "vmtap-2"}}], []),
+        ([{"xt": {"target": "vmtap-1"}}], []),
+    ):
+        found = [each for _, each in _found(rule, chain="vmtap-1")]
+        assert found == [*reasons, "it is named for vmtap-1"], rule
+
+
+def test_leftover_nat_leaves_out_at_most_the_device_of_its_subnet() -> None:
+    source = _match("payload", "saddr", "172.16.0.0/30")
+    for exempted, is_leftover in (("vmtap-1", True), ("vmtap-9", True), ("eth0", False)):
+        listed: list[Any] = [
+            {"chain": {"family": "ip", "table": "nat", "name": "POSTROUTING"}},
+            {"rule": {"family": "ip", "table": "nat", "chain": "POSTROUTING", "expr": [
+                source, _match("meta", "oifname", exempted, "!="), {"masquerade": None}]}},
+        ]  # fmt: skip
+        present = {name: _device(name) for name in ("vmtap-1", "eth0")}
+        found = leftovers(from_json({"nftables": listed}), present, _QUESTION)
+        assert len(found) == is_leftover, exempted
+    by_target = _match("payload", "daddr", "172.16.0.0/30")
+    assert _found([by_target, {"masquerade": None}]) == []

@@ -147,6 +147,73 @@ def test_check_tells_packets_that_a_program_or_a_proxy_may_take() -> None:
     assert _ends(_ruleset([_LIMITED, {"queue": None}], [_DROP])) == queued | {("drops", False)}
 
 
+def test_check_follows_chains_that_are_jumped_to_and_left() -> None:
+    mark = {"mangle": {"key": {"meta": {"key": "mark"}}, "value": 5}}
+    accept: dict[str, Any] = {"accept": None}
+    leave: dict[str, Any] = {"return": None}
+    if_marked = [_match({"meta": {"key": "mark"}}, 5), _DROP]
+    jump, goto = {"jump": {"target": "inner"}}, {"goto": {"target": "inner"}}
+    sure, unsure, none = {("drops", True)}, {("drops", False)}, set[tuple[str, bool]]()
+    for rules, inner, later, ends in (
+        ([[jump], [_DROP]], [[leave], [accept]], None, sure),
+        ([[jump], [_DROP]], [[accept]], None, none),
+        ([[jump], [_DROP]], [[_LIMITED, accept]], None, unsure),
+        ([[jump], [_DROP]], [[_LIMITED, leave], [accept]], None, unsure),
+        ([[jump], [accept]], [[_DROP]], None, sure),
+        ([[_LIMITED, jump], [accept]], [[_DROP]], None, unsure),
+        ([[goto], [_DROP]], [], None, none),
+        ([[goto], [_DROP]], [[leave]], None, none),
+        ([[goto], [_DROP]], [[_LIMITED, leave], [accept]], None, none),
+        ([[goto], [accept]], [[_DROP]], None, sure),
+        ([[_LIMITED, goto], [_DROP]], [], None, unsure),
+        ([[jump], if_marked], [[mark]], None, sure),
+        ([[jump], if_marked], [[mark, leave]], None, sure),
+        ([[jump], if_marked], [[_LIMITED, mark]], None, unsure),
+        ([[_LIMITED, jump], if_marked], [[mark]], None, unsure),
+        ([[goto]], [[mark]], if_marked, sure),
+        ([[goto]], [[mark, leave]], if_marked, sure),
+        ([[goto]], [[mark, accept]], if_marked, sure),
+        ([[jump]], [[mark, accept]], if_marked, sure),
+        ([[leave], [_DROP]], [], None, none),
+        ([[_LIMITED, leave], [_DROP]], [], None, unsure),
+        ([[mark, leave], [_DROP]], [], if_marked, sure),
+        ([[mark, accept]], [], if_marked, sure),
+        ([[{"jump": {"target": "missing"}}]], [], None, {("may drop", False)}),
+        ([[{"jump": None}]], [], None, {("may drop", False)}),
+    ):
+        place = {**_PLACE, "chain": "inner"}
+        chain: list[dict[str, Any]] = [{"chain": {**_PLACE, "name": "inner"}}]
+        chain += [{"rule": {**place, "expr": rule}} for rule in inner]
+        found = _ends(_ruleset(*rules, later=later, more=chain))
+        assert found == ends, (rules, inner, later)
+    for rules, ends in (([[leave]], sure), ([[goto]], sure), ([[accept]], none)):
+        chain = [{"chain": {**_PLACE, "name": "inner"}}]
+        assert _ends(_ruleset(*rules, policy="drop", more=chain)) == ends, rules
+
+
+def test_check_forgets_the_ports_that_nat_or_a_rule_replaces() -> None:
+    field = {"payload": {"protocol": "ip", "field": "daddr"}}
+    for change, told in (
+        ({"snat": {"addr": "9.9.9.9"}}, set[tuple[str, bool]]()),
+        ({"mangle": {"key": field, "value": "9.9.9.9"}}, {("may drop", False)}),
+    ):
+        for operator, port, ends in (
+            ("==", 0, {("drops", False)}), ("==", 65_535, {("drops", False)}),
+            (">=", 0, {("drops", True)}), ("<=", 65_535, {("drops", True)}),
+        ):  # fmt: skip
+            sport = {"payload": {"protocol": "tcp", "field": "sport"}}
+            match = {"match": {"op": operator, "left": sport, "right": port}}
+            assert _ends(_ruleset([change], later=[match, _DROP])) == told | ends, (change, port)
+    class_of = {"payload": {"protocol": "ip", "field": "dscp"}}
+    assert _ends(_ruleset([{"mangle": {"key": class_of, "value": 8}}])) == set()
+
+
+def test_check_tells_a_redirected_port_of_the_gateway_from_traffic_that_is_lost() -> None:
+    for hook, name, severity in (("input", "redirects", "info"), ("forward", "drops", "blocked")):
+        found = list(judge(_ruleset([_xt("REDIRECT")], hook=hook), _QUESTION))
+        assert {(each.name, each.severity) for each in found} == {(name, severity)}
+
+
 def test_check_follows_a_verdict_map_of_any_form() -> None:
     def mapped(data: Any, **more: Any) -> dict[str, Any]:
         return {"vmap": {"key": _DPORT, "data": data, **more}}

@@ -114,6 +114,15 @@ def _flags(mask: str, wanted: str, operator: str = "==") -> list[tuple[str, Any]
         ("-p udp -m recent --rcheck", [_match(_meta("l4proto"), "udp"), _UNKNOWN]),
         ("-m conntrack --ctorigdst 10.0.0.1 -j DROP", [_UNKNOWN, ("drop", None)]),
         ("-s 10.0.0.0/255.0.255.0 -j DROP", [_UNKNOWN, ("drop", None)]),
+        ("-m icmp --icmp-type 8 -j DROP", [xtables._NEVER, ("drop", None)]),
+        (
+            "! -p tcp -m multiport --dports 80 -j DROP",
+            [
+                _match(_meta("l4proto"), "tcp", "!="),
+                _match({"payload": {"protocol": "th", "field": "dport"}}, {"set": [80]}),
+                ("drop", None),
+            ],
+        ),
         ("-j NFQUEUE --queue-num 1", [("queue", None)]),
         ("-j SOMETHING --new", [("xt", {"type": "target", "name": "SOMETHING"})]),
         ("-j CT --notrack", [("notrack", None)]),
@@ -150,6 +159,12 @@ def test_the_kernels_own_chains_are_where_the_kernel_has_them(
     assert (base.hook, base.priority, base.kind, base.policy) == (
         chain.lower(), priority, kind, "drop",
     )  # fmt: skip
+
+
+def test_chain_without_a_policy_or_a_hooks_name_is_no_base_chain() -> None:
+    saved = xtables.read("*filter\n:FORWARD - [0:0]\n:mine ACCEPT [0:0]\n:INPUT DROP [0:0]\n")
+    chains = xtables.chains(saved, "ip", "legacy").values()
+    assert [chain.key.name for chain in chains if chain.base is not None] == ["INPUT"]
 
 
 @pytest.mark.parametrize(
