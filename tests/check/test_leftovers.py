@@ -139,12 +139,13 @@ def test_leftover_rule_is_judged_by_its_table_chain_and_comment() -> None:
 
 def test_leftover_rule_leads_to_a_leftover_chain() -> None:
     reason = "it leads to chain vmtap-1: it is named for vmtap-1"
-    for rule, reasons in (
+    rules: list[tuple[list[dict[str, Any]], list[str]]] = [
         ([{"counter": None}, {"jump": {"target": "vmtap-1"}}], [reason]),
         ([{"goto": {"target": "vmtap-1"}}], [reason]),
         ([{"jump": {"target": "vmtap-2"}}], []),
         ([{"xt": {"target": "vmtap-1"}}], []),
-    ):
+    ]
+    for rule, reasons in rules:
         found = [each for _, each in _found(rule, chain="vmtap-1")]
         assert found == [*reasons, "it is named for vmtap-1"], rule
 

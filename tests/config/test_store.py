@@ -42,7 +42,11 @@ def test_by_default_it_waits_for_a_sink_rather_than_lose_anything() -> None:
 
 @pytest.mark.parametrize(
     ("text", "address", "port"),
-    [("127.0.0.1:9469", "127.0.0.1", 9469), ("[::1]:1", "::1", 1), ("0.0.0.0:80", "0.0.0.0", 80)],
+    [
+        ("127.0.0.1:9469", "127.0.0.1", 9469),
+        ("[::1]:1", "::1", 1),
+        ("0.0.0.0:65535", "0.0.0.0", 65_535),
+    ],
 )
 def test_a_run_listens_at_an_address_and_port(text: str, address: str, port: int) -> None:
     found = parsed(listen=text).listen

@@ -103,3 +103,17 @@ def test_a_batch_that_was_read_late_does_not_move_the_clock() -> None:
 def test_a_reader_whose_own_stamps_lag_is_believed_within_bounds(early: int, told: int) -> None:
     clock = KernelClock(100_000_000, 100_000_000)
     assert clock.monotonic_ns(SECOND, SECOND - early, waited=True) == SECOND - told
+
+
+def test_kernel_clock_stamp_within_the_lag_gives_no_room_for_a_later_one() -> None:
+    clock = KernelClock(0, lag_ns=SECOND // 10)
+    assert clock.monotonic_ns(SECOND, SECOND - SECOND // 20, waited=False) == SECOND
+    read_ns = 2 * SECOND + SECOND // 25
+    # The clocks drift apart by at most 100 ppm.
+    assert clock.monotonic_ns(2 * SECOND, read_ns, waited=True) == 2 * SECOND + read_ns // 10_000
+
+
+def test_kernel_clock_stamp_beyond_the_lag_moves_the_difference() -> None:
+    clock = KernelClock(0, lag_ns=SECOND // 10)
+    made = clock.monotonic_ns(SECOND, SECOND - SECOND // 5, waited=False)
+    assert made == SECOND - SECOND // 10

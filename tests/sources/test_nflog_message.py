@@ -276,6 +276,12 @@ def test_a_number_out_of_range_makes_no_line(field: str) -> None:
     assert nflog_line.parse(line.replace(f"{name}=7", field)) is None
 
 
+def test_nflog_line_takes_times_of_63_bits() -> None:
+    for received_ns, is_line in (((1 << 63) - 1, True), (1 << 63, False)):
+        line = nflog_line.render(_datagram(received_ns=received_ns), ID)
+        assert (nflog_line.parse(line) is not None) == is_line, received_ns
+
+
 def _datagram(**changes: Any) -> Datagram:
     plain = Datagram(
         group=5, family=2, hardware_protocol=0x0800, hook=3, received_ns=1, prefix="p", captured=b""

@@ -218,6 +218,13 @@ def test_a_capture_cut_short_is_told_from_an_incomplete_packet() -> None:
     assert "truncated" not in facts
 
 
+def test_icmpv6_error_has_numbers_of_32_bits() -> None:
+    for kind, field in ((2, "icmp_mtu"), (4, "icmp_pointer")):
+        error = struct.pack("!BBHI", kind, 0, 0, 0x12345)
+        header = struct.pack("!IHBB", 0x60000000, len(error), 58, 64) + bytes(32)
+        assert packet.ip_facts(header + error, 6)[field] == 0x12345
+
+
 def test_every_line_of_the_corpus_is_read() -> None:
     assert len(MESSAGES) == 76
     for message in MESSAGES:
