@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import pytest
 from ocsf_nft.delivery.archive import Archive
 from ocsf_nft.delivery.shelf import FILE, Refused
 from ocsf_nft.delivery.store import Store
+from ocsf_nft.errors import UsageError
 from tests.cli import forked
 from tests.conformance.spoiling import GOOD
 
@@ -218,3 +220,78 @@ def test_bad_usage_is_one_sentence(state: Path, options: tuple[str, ...], senten
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def _events(*names: str) -> list[bytes]:
+    good = KEPT[0]
+    return lines(good | {"metadata": good["metadata"] | {"uid": name}} for name in names)
+
+
+def test_events_of_all_stores_are_in_the_order_in_which_they_were_stored(tmp_path: Path) -> None:
+    names = [f"{number:02}" for number in range(21)]
+    for number in range(0, 21, 3):
+        path = tmp_path / f"sb{number % 2}" / FILE
+        path.parent.mkdir(exist_ok=True)
+        asyncio.run(_put(path, _events(*names[number : number + 3])))
+        time.sleep(0.005)  # the order is that of milliseconds
+    for options, shown in (
+        ((), names[1:]),
+        (("-n", "0"), names),
+        (("-n", "21"), names),
+        (("-n", "5"), names[-5:]),
+        (("-n", "1"), names[-1:]),
+    ):
+        assert uids(run("--state-dir", tmp_path, "--format", "jsonl", *options)) == shown, options
+
+
+def test_events_are_asked_for_by_a_time_ago_in_any_unit() -> None:
+    module = import_module("ocsf_nft.cli.events")
+    for text, seconds in (
+        ("0s", 0), ("90s", 90), ("15m", 900), ("12h", 43_200), ("7d", 604_800),
+        ("999999s", 999_999),
+    ):  # fmt: skip
+        before = time.time_ns()
+        found = module._moment("--since", text) + seconds * 1000
+        assert before // 1_000_000 - 1 <= found <= time.time_ns() // 1_000_000, text
+    for text in ("1000000s", "1w", "s", "-1s", "1.5h"):
+        with pytest.raises(UsageError, match="is no time"):
+            module._moment("--since", text)
+    assert module._moment("--until", "1970-01-01T00:00:01.500+00:00") == 1500
+
+
+def test_events_of_a_severity_and_above_are_wanted() -> None:
+    module = import_module("ocsf_nft.cli.events")
+    names = ("informational", "low", "medium", "high", "Critical")
+    for least, name in enumerate(names, 1):
+        wanted = module._filter(None, [], name, None, None, None)
+        found = [number for number in range(7) if wanted(orjson.dumps({"severity_id": number}))]
+        assert found == [*range(least, 7)], name
+
+
+def test_dead_letters_of_all_stores_are_filtered_and_counted(tmp_path: Path) -> None:
+    async def fill(path: Path, *names: str) -> None:
+        path.parent.mkdir(exist_ok=True)
+        async with Store(path) as store:
+            await store.register(["siem"])
+            await store.put(_events(*names))
+            refused = zip(names, _events(*names), strict=True)
+            await store.acknowledge("siem", len(names), [Refused(*each, "no") for each in refused])
+
+    asyncio.run(fill(tmp_path / FILE, "a", "b", "c"))
+    asyncio.run(fill(tmp_path / "sb1" / FILE, "d"))
+
+    def dead(*options: str) -> list[tuple[str, bool]]:
+        done = run("--state-dir", tmp_path, "--dead", "--format", "jsonl", *options)
+        told = map(orjson.loads, done.stdout.splitlines())
+        return [(each["uid"], each["is_again"]) for each in told]
+
+    assert dead() == [("a", False), ("b", False), ("c", False), ("d", False)]
+    assert dead("--uid", "b") == [("b", False)]
+    for options, said in (
+        (("--uid", "b"), "1 dead letter is to be sent again"),
+        (("--uid", "x"), "0 dead letters are to be sent again"),
+    ):
+        assert run("--state-dir", tmp_path, "--dead", "--retry", *options).stderr.startswith(said)
+    assert dead() == [("a", False), ("b", True), ("c", False), ("d", False)]
+    said = run("--state-dir", tmp_path, "--dead", "--retry", "--sink", "siem").stderr
+    assert said.startswith("4 dead letters are to be sent again")

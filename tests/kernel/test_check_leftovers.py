@@ -120,7 +120,9 @@ def test_one_that_has_changed_meanwhile_is_not_touched(host: VmHost, backend: st
     _iptables(host, backend, "", "-I", "vmtap-old-in", "-p", "udp", "-j", "ACCEPT")
     _iptables(host, backend, "", "-D", "FORWARD", "-i", "vmtap-old",
               "-m", "conntrack", "--ctstate", "NEW,ESTABLISHED", "-j", "ACCEPT")  # fmt: skip
-    kept = {one.text: why for one, why in leftovers.remove(found, asked.namespace) if why}
+    results = list(leftovers.remove(found, asked.namespace))
+    assert [one for one, _ in results] == found
+    kept = {one.text: why for one, why in results if why}
     assert len(kept) == 2
     assert set(kept.values()) == {"it has changed meanwhile"}
     assert "-A vmtap-old-in -p udp -j ACCEPT" in _rules(host, backend)
@@ -128,6 +130,12 @@ def test_one_that_has_changed_meanwhile_is_not_touched(host: VmHost, backend: st
 
 def test_a_chain_that_others_still_lead_to_is_left_whole(host: VmHost, backend: str) -> None:
     _iptables(host, backend, "", "-A", "ufw-user-forward", "-j", "vmtap-old-in")
+    asked, found = _found(host)
+    (chain,) = (each for each in found if each.rule is None)
+    rule = next(each for each in found if each.rule is not None)
+    assert list(leftovers.remove([chain, rule], asked.namespace)) == [
+        (chain, "other rules lead to it"), (rule, None),
+    ]  # fmt: skip
     removed = _run(host, "--remove-leftovers")
     assert removed.code == 1
     (kept,) = (each for each in removed.events if not each["is_removed"])
