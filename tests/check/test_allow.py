@@ -72,6 +72,10 @@ def test_firewalld_gets_a_policy_for_what_a_vm_sends_out() -> None:
     for direction, has_policy in ((_OUT, True), (_REPLY, True), (_GATEWAY, False)):
         key: tuple[Backend, str, str, str] = ("nft", "inet", "firewalld", "filter_FORWARD")
         found = _commands(owners.FIREWALLD, key, "forward", _wish(direction))
+        assert found[:2] == (
+            "firewall-cmd --permanent --new-zone=ocsf-nft",
+            "firewall-cmd --permanent --zone=ocsf-nft --add-interface=vmtap-+",
+        )
         assert found[2] == "firewall-cmd --permanent --zone=ocsf-nft --add-port=3128/tcp"
         assert any("--set-target=ACCEPT" in each for each in found) == has_policy
 

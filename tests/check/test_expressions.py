@@ -273,6 +273,8 @@ def test_statement_for_another_protocol_or_version_does_not_run() -> None:
         ("mangle", {"key": {"tcp option": {}}}, udp, _NO),
         ("mangle", {"key": _DPORT}, _PACKET, _YES), ("mangle", {"key": _DPORT}, udp, _NO),
         ("mangle", {"key": _MARK, "value": _DPORT}, udp, _NO),
+        ("mangle", {"value": {"map": {"key": _DPORT, "data": {"set": [443]}}}}, _PACKET, _YES),
+        ("mangle", {"value": {"map": {"key": _DPORT, "data": {"set": [[22, 1]]}}}}, _PACKET, _NO),
         ("mangle", {"key": _MARK, "value": _DPORT}, _PACKET, _YES),
     ):  # fmt: skip
         answer = _matcher().runs("inet", "t", kind, body, packet)

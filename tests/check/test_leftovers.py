@@ -85,6 +85,7 @@ def test_leftover_nat_is_for_a_subnet_of_the_machine() -> None:
         ("172.16.0.0/30", {"snat": {"addr": "192.0.2.1"}}, True),
         (prefix, {"xt": {"type": "target", "name": "MASQUERADE"}}, True),
         (prefix, {"xt": {"type": "target", "name": "LOG"}}, False),
+        (prefix, {"counter": {"name": "MASQUERADE"}}, False),
         (prefix, _ACCEPT, False),
         ({"prefix": {"addr": "172.16.0.0", "len": 16}}, {"masquerade": None}, False),
         ("@machines", {"masquerade": None}, False),
@@ -135,6 +136,16 @@ def test_leftover_rule_is_judged_by_its_table_chain_and_comment() -> None:
         asked = Question(namespace=Namespace(), device=device, port=3128)
         found = leftovers(from_json({"nftables": listed}), present, asked)
         assert len(found) == is_leftover, (comment, kind, device)
+
+
+def test_rule_that_names_a_device_in_another_way_is_no_leftover() -> None:
+    for match in (
+        _match("meta", "iifname", "vmtap-9", "!="),
+        _match("meta", "iifname", "vmtap-9*"),
+        _match("meta", "iifname", {"set": ["vmtap-9"]}),
+        _match("ct", "helper", "vmtap-9"),
+    ):
+        assert _found([match, _ACCEPT]) == [], match
 
 
 def test_leftover_rule_leads_to_a_leftover_chain() -> None:

@@ -135,6 +135,17 @@ def test_a_file_that_was_renamed_is_left_once_nothing_more_comes_to_it(tmp_path:
     assert flat(file.new_lines()) == [b"e"]
 
 
+def test_file_that_was_renamed_is_read_as_long_as_it_grows(tmp_path: Path) -> None:
+    path, rotated = tmp_path / "events.jsonl", tmp_path / "events.jsonl.1"
+    file = file_of(path, b"")
+    path.rename(rotated)
+    path.write_bytes(b"new\n")
+    for line in (b"a", b"b", b"c"):
+        append(rotated, line + b"\n")
+        assert flat(file.new_lines()) == [line]
+    assert flat(file.new_lines()) == [b"new"]
+
+
 def test_a_name_that_comes_back_is_not_another_file(tmp_path: Path) -> None:
     path, aside = tmp_path / "events.jsonl", tmp_path / "aside"
     file = file_of(path, b"a\n")
