@@ -91,3 +91,19 @@ def test_a_file_may_have_any_name(tmp_path: Path) -> None:
     (found,) = services(tmp_path)
     assert found.meaning.isprintable()
     assert orjson.dumps(found.meaning)
+
+
+def test_check_of_services_finds_a_flush_in_the_second_configuration(tmp_path: Path) -> None:
+    _write(tmp_path, "etc/nftables.conf", "table inet t {\n}\n")
+    _write(tmp_path, "etc/sysconfig/nftables.conf", _FLUSHING)
+    assert "/etc/sysconfig/nftables.conf says" in _named(tmp_path)["flush-ruleset"].meaning
+
+
+def test_check_of_services_reads_at_most_64_files_of_a_configuration(tmp_path: Path) -> None:
+    names = [f"{number:03}.nft" for number in range(80)]
+    for last, is_found in ((62, True), (63, False)):
+        root = tmp_path / str(last)
+        for name in names:
+            _write(root, f"etc/nftables.d/{name}", _FLUSHING if name == names[last] else "")
+        _write(root, "etc/nftables.conf", 'include "/etc/nftables.d/*.nft"\n')
+        assert ("flush-ruleset" in _named(root)) == is_found, last
