@@ -55,6 +55,12 @@ def test_one_packet_of_a_longer_window_has_its_own_time() -> None:
     assert (event["start_time"], event["end_time"]) == (1767225598000, 1767225605000)
 
 
+def test_event_of_two_packets_has_the_time_of_the_windows_end() -> None:
+    event = told(window(RECORDS["tcp4"], 2, start_ns=TIME_NS - 2_000_000_000))
+    assert event["time"] == event["end_time"] == 1767225605000
+    assert ", 2 times; " in event["message"]
+
+
 def test_a_window_without_length_has_no_duration() -> None:
     assert "duration" not in told(ATTEMPTS["within a millisecond"])
     assert "duration" not in told(Attempt.of(RECORDS["tcp4"]))

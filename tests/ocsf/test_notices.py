@@ -10,6 +10,7 @@ from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.notices import (
     FenceState,
     Tampering,
+    attribution_fell,
     events_lost,
     fence_state,
     gap,
@@ -313,3 +314,64 @@ def test_a_fence_that_was_removed_in_the_regular_way_is_gone_with_a_reason_and_n
     event = became(FenceState.STANDING, FenceState.ABSENT, reason="it was removed", is_regular=True)
     assert (event.status, event.severity) == ("Success", "Medium")
     assert event.status_detail == "it was removed"
+
+
+def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
+    at, until_ns = TIME_NS // 1_000_000, TIME_NS + 2_000_000_000
+    changed = became(FenceState.ABSENT, FenceState.STANDING)
+    fell = attribution_fell(CONTEXT, rung="user", reason="no BTF", time_ns=TIME_NS)
+    for moment in (changed, lifecycle(CONTEXT, activity="stop", time_ns=TIME_NS), fell):
+        assert (moment.time, moment.start_time, moment.end_time) == (at, None, None)
+        assert moment.metadata.processed_time == at
+    lost = events_lost(CONTEXT, reason="damaged", number=2, since_ns=TIME_NS, until_ns=until_ns)
+    assert lost.metadata.processed_time == at + 2000
+    others = (gap(CONTEXT, LOST, processed_ns=NOW_NS), not_read(until_ns=until_ns))
+    assert {each.metadata.processed_time for each in others} == {NOW_NS // 1_000_000}
+    for span in (lost, *others):
+        assert (span.time, span.start_time, span.end_time) == (at + 2000, at, at + 2000)
+        assert span.duration == 2000
+
+
+def test_fence_message_says_restored_only_if_it_was() -> None:
+    for after, given_up, is_restored in (
+        (FenceState.STANDING, False, True),
+        (FenceState.PERMISSIVE_DEGRADED, False, True),
+        (FenceState.STANDING, True, False),
+        (FenceState.ALTERED, False, False),
+        (FenceState.ABSENT, False, False),
+    ):
+        tampering = replace(TAMPERING, given_up=given_up)
+        event = became(FenceState.STANDING, after, reason="why", tampering=tampering)
+        assert ("has been put back" in event.message) is is_restored
+
+
+def test_gap_has_a_duration_from_one_millisecond_on() -> None:
+    for milliseconds, duration in ((0, None), (1, 1), (2, 2)):
+        until_ns = TIME_NS + milliseconds * 1_000_000
+        event = gap(CONTEXT, replace(LOST, until_ns=until_ns), processed_ns=NOW_NS)
+        assert event.duration == duration
+
+
+def test_gap_message_agrees_with_the_number_of_records() -> None:
+    for number, text in (
+        (0, "0 records were lost"),
+        (1, "1 record was lost"),
+        (2, "2 records were lost"),
+    ):
+        event = gap(CONTEXT, replace(LOST, lost=number), processed_ns=NOW_NS)
+        assert event.message.startswith(f"{text} on the way")
+
+
+def test_events_name_the_host_if_it_is_known() -> None:
+    moments: dict[str, Any] = {"since_ns": TIME_NS, "until_ns": NOW_NS}
+    for context, names in ((CONTEXT, ["device.hostname"]), (Context(), None)):
+        facts: dict[str, Any] = {"context": context, "reason": "damaged"}
+        for event in (
+            gap(context, LOST, processed_ns=NOW_NS),
+            events_lost(number=None, **facts, **moments),
+            unread(sandbox="web", packets=1, processed_ns=NOW_NS, **facts, **moments),
+            lifecycle(activity="start", time_ns=TIME_NS, **facts),
+            attribution_fell(rung="user", time_ns=TIME_NS, **facts),
+        ):
+            found = event.observables and [each.name for each in event.observables]
+            assert found == names

@@ -21,6 +21,9 @@ from tests.strategies import DETAILS, HOSTILE_TEXT
         ("a\nb\0", "a\\x0ab\\x00"),
         ("\udcff", "\\xff"),
         ("\ud800", "\\ud800"),
+        ("\udc7f\udc80\udd00", "\\udc7f\\x80\\udd00"),
+        ("\x7f\x80\xad", "\\x7f\\x80\\xad"),
+        ("\uffff\U0001000c", "\\uffff\\U0001000c"),
         ("a\u202eb", "a\\u202eb"),
         ("\U000e0041", "\\U000e0041"),
         ("DST=9.9.9.9", "DST=9.9.9.9"),
@@ -51,6 +54,8 @@ def test_the_size_is_that_of_the_bytes_that_were_read(raw: bytes) -> None:
 
 def test_a_byte_that_is_no_utf8_counts_as_one() -> None:
     assert byte_size(b"a\xff\xc3\xbc".decode("utf-8", "surrogateescape")) == 4
+    assert byte_size("a\udc80\udcff") == 3
+    assert byte_size("a\udc7f\udd00") == 7  # no such bytes: three of UTF-8 each
 
 
 @given(details=DETAILS)
@@ -59,12 +64,16 @@ def test_any_details_become_json(details: dict[str, Any]) -> None:
 
 
 def test_numbers_and_flags_stay_what_they_are_while_json_can_hold_them() -> None:
-    told = plain({"ttl": 64, "df": True, "max": (1 << 63) - 1, "over": 1 << 63, "q": {"id": 1}})
+    most = (1 << 63) - 1
+    limits = {"max": most, "over": most + 1, "min": -most, "under": -most - 1}
+    told = plain({"ttl": 64, "df": True, **limits, "q": {"id": 1}})
     assert told == {
         "ttl": 64,
         "df": True,
-        "max": (1 << 63) - 1,
+        "max": most,
         "over": "9223372036854775808",
+        "min": -most,
+        "under": "-9223372036854775808",
         "q": {"id": 1},
     }
 
@@ -74,6 +83,23 @@ def test_nesting_has_an_end() -> None:
     for _ in range(500):
         deep = {"quoted": deep}
     json.dumps(plain(deep))
+
+
+def test_nested_details_are_objects_for_eight_levels() -> None:
+    assert _nested(plain(_nest(8))) == (8, {})
+    assert _nested(plain(_nest(9))) == (8, "{}")
+
+
+def _nest(levels: int) -> dict[str, Any]:
+    return {} if levels == 1 else {"quoted": _nest(levels - 1)}
+
+
+def _nested(value: dict[str, Any]) -> tuple[int, Any]:
+    levels, inner = 1, value
+    while isinstance(inner, dict) and inner:
+        inner = inner["quoted"]
+        levels += isinstance(inner, dict)
+    return levels, inner
 
 
 @given(

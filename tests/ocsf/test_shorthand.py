@@ -250,6 +250,8 @@ def test_what_became_of_it(facts: dict[str, Any], outcome: str) -> None:
         ("It was dropped. This is a database's port. Ask.", ["This is a database's port. Ask."]),
         ("Nobody knows", ["Nobody knows"]),
         (None, []),
+        ("So. " + "a" * 320, ["a" * 320]),
+        ("So. " + "a" * 321, ["a" * 319 + "…"]),
         ("It was dropped. " + "Ask. " * 1000, [("Ask. " * 64)[:319] + "…"]),
     ],
 )
@@ -263,6 +265,8 @@ def test_what_to_do_is_told_without_what_the_line_says_already(
     ("facts", "label", "style"),
     [
         ({"severity_id": 1}, "INFO  ", "informational"),
+        ({"severity_id": 2}, "LOW   ", "low"),
+        ({"severity_id": 4}, "HIGH  ", "high"),
         ({"severity_id": 5}, "CRIT  ", "critical"),
         ({"severity_id": 6}, "FATAL ", "critical"),
         ({"severity_id": 99, "severity": "page me"}, '"PAGE ME"', "informational"),
@@ -303,6 +307,8 @@ def test_an_event_of_anybody_is_told_by_what_it_has(event: dict[str, Any], told:
         ('a" [egress]', r'"a\x22 [egress]"'),
         ("\x1b[2J", r'"\x1b[2J"'),
         ("a\nb\u2028\u202e\udcff", r"a\x0ab\u2028\u202e\xff"),
+        ("x" * 64, "x" * 64),
+        ("x" * 65, "x" * 63 + "…"),
         ("x" * 4096, "x" * 63 + "…"),
         ("\x1b" * 4096, r"\x1b" * 15 + r"\x1" + "…"),
     ],
@@ -331,3 +337,24 @@ def test_any_event_is_one_line_that_steers_no_terminal(event: dict[str, Any]) ->
     assert len(told) < 1500
     assert told == GAP.join(segment.text for segment in segments)
     assert all(segment.text for segment in segments)
+
+
+def test_number_that_ocsf_cannot_hold_is_left_out() -> None:
+    least, most = -(1 << 63), (1 << 63) - 1
+    for pid, who in ((least, f"pid {least}"), (least - 1, ""), (most, f"pid {most}")):
+        assert styled(by({"pid": pid}), "who") == [f"uid 1000 {who}".strip()]
+    assert styled(by({"pid": most + 1}), "who") == ["uid 1000"]
+
+
+def test_count_is_shown_from_two_packets_on() -> None:
+    for count, shown in ((None, []), (0, []), (1, []), (2, ["\N{MULTIPLICATION SIGN}2"])):
+        assert styled(tcp4(count=count, duration=None), "count") == shown
+
+
+def test_protocol_has_the_name_that_people_use() -> None:
+    for number, name in ((4, "IP in IP"), (5, "ST"), (41, "IPv6 in IP"), (58, "ICMPv6")):
+        event = tcp4(connection_info={"protocol_num": number}, src_endpoint=None, dst_endpoint=None)
+        assert styled(event, "what") == [name]
+    for ethertype, name in ((0x0805, "frame 0x0805"), (0x0806, "ARP"), (0x0807, "frame 0x0807")):
+        frame = tcp4(connection_info={}, src_endpoint=None, dst_endpoint=None)
+        assert styled(frame | {"unmapped": {"ethertype": ethertype}}, "what") == [name]

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from ocsf_nft.attempt import Attempt
+from ocsf_nft.ocsf import verdict
+from ocsf_nft.ocsf.addresses import place
+from ocsf_nft.ocsf.enums import Direction
 from ocsf_nft.ocsf.mapper import Mapper
 from tests.conformance.corpus import CONTEXT, NOW_NS, OUT, TCP, V4, V6, record
 from tests.ocsf.mapped import MAPPER, event_of
@@ -166,3 +169,66 @@ def test_cloud_metadata_that_asks_us_is_not_an_attempt_to_reach_it() -> None:
     facts = V4 | {"destination": "169.254.169.254"}
     said = record("ocsf-nft:sb1:ingress:", **facts, **TCP, in_interface="sb0")
     assert MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS).severity == "Medium"
+
+
+def test_icmp_error_is_answered_by_nothing() -> None:
+    """RFC 1122 (3.2.2) lists the errors of ICMP; in ICMPv6 they are below 128 (RFC 4443)."""
+    for packet, protocol, errors in (
+        (V4, 1, {3, 4, 5, 11, 12}),
+        (V6, 58, set(range(128))),
+        (V4, 47, set()),
+    ):
+        destination = place(packet["destination"])
+        for kind in range(140):
+            said = record(**packet, **OUT, protocol=protocol, details={"icmp_type": kind})
+            answered = verdict.answer(said, Direction.OUTBOUND, destination)
+            expected = verdict.Answer.NOTHING if kind in errors else verdict.Answer.PROHIBITED
+            assert answered is expected, (protocol, kind)
+
+
+def test_housekeeping_is_what_kernels_send_to_their_link() -> None:
+    """RFC 4861, RFC 2710 and RFC 3810 have the types; a VM may also solicit its neighbours."""
+    for rule, kinds in (
+        ("egress", {130, 131, 132, 133, 143}),
+        ("vm-link", {130, 131, 132, 133, 135, 143}),
+    ):
+        found = set()
+        for kind in range(256):
+            said = record(f"ocsf-nft:sb1:{rule}:", **V6, protocol=58, details={"icmp_type": kind})
+            if verdict.is_housekeeping(said, place("ff02::16")):
+                found.add(kind)
+        assert found == kinds
+    solicitation = record(**V6, protocol=17, details={"icmp_type": 133})
+    assert not verdict.is_housekeeping(solicitation, place("ff02::16"))
+    for destination, is_near in (("fe80::1", True), ("ff02::2", True), ("2001:db8::1", False)):
+        said = record(**V6, protocol=58, details={"icmp_type": 133})
+        assert verdict.is_housekeeping(said, place(destination)) is is_near
+
+
+def test_housekeeping_has_the_refusals_of_the_kernel_and_its_arp_replies() -> None:
+    refusals = {(1, 3, 13), (58, 1, 1)}  # RFC 1812, RFC 4443
+    for protocol in (1, 58):
+        for kind in range(6):
+            for code in range(16):
+                packet = V4 if protocol == 1 else V6
+                details = {"icmp_type": kind, "icmp_code": code}
+                said = record(**packet, protocol=protocol, details=details)
+                is_refusal = (protocol, kind, code) in refusals
+                assert verdict.is_housekeeping(said, place("203.0.113.7")) is is_refusal
+    for rule, replies in (("link", {2}), ("vm-link", set())):
+        for operation in range(5):
+            said = record(f"ocsf-nft:sb1:{rule}:", details={"arp": {"operation": operation}})
+            assert verdict.is_housekeeping(said, None) is (operation in replies)
+
+
+def test_name_resolution_is_known_by_its_ports() -> None:
+    for port in (*range(1024), *range(5000, 6000)):
+        is_of_names = port in {53, 137, 853, 5353, 5355}
+        for protocol in (6, 17, 132):
+            is_asked = is_of_names and protocol != 132
+            asks = record(**V4, protocol=protocol, source_port=4000, destination_port=port)
+            answers = record(**V4, protocol=protocol, source_port=port, destination_port=4000)
+            outbound, inbound = Direction.OUTBOUND, Direction.INBOUND
+            assert verdict.is_name_resolution(asks, outbound) is is_asked
+            assert verdict.is_name_resolution(answers, inbound) is is_asked
+            assert not verdict.is_name_resolution(answers, outbound)

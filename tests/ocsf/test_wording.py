@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.ocsf.mapped import event_of
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.ocsf import wording
+from ocsf_nft.process import Attribution, Process
+from tests.conformance.corpus import NOW_NS, OUT, V4, record
+from tests.ocsf.mapped import MAPPER, event_of
 
 
 @pytest.mark.parametrize(
@@ -129,3 +133,24 @@ def test_the_message_says_what_the_record_says(name: str, message: str) -> None:
 )
 def test_the_detail_tells_a_program_what_to_do(name: str, hint: str) -> None:
     assert hint in event_of(name)["status_detail"]
+
+
+def test_message_has_the_name_of_the_protocol_that_people_use() -> None:
+    for number, name in (
+        (3, "GGP"),
+        (4, "IP in IP"),
+        (5, "ST"),
+        (41, "IPv6 in IP"),
+        (42, "IP protocol 42"),
+        (58, "ICMPv6"),
+    ):
+        said = Attempt.of(record(**V4, **OUT, protocol=number))
+        message = MAPPER.network_activity(said, processed_ns=NOW_NS).message
+        assert f" tried {name} to 203.0.113.7 directly; " in message
+
+
+def test_name_of_a_process_is_cut_after_64_characters() -> None:
+    for characters, shown in ((64, "x" * 64), (65, "x" * 63 + "…")):
+        process = Process(pid=7, name="x" * characters)
+        by = Attribution(rung="capture", reason="seen", process=process)
+        assert wording.who("sb1", 1000, by) == f"{shown}[7] (uid 1000) in sandbox sb1"

@@ -20,6 +20,7 @@ def test_a_fault_is_one_line() -> None:
         (None, "null"),
         (True, "true"),
         (-7, "-7"),
+        ((1 << 64) - 1, "18446744073709551615"),
         (1 << 64, "an integer past 64 bits"),
         (0.5, "0.5"),
         (float("nan"), "NaN"),

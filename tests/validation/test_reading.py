@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ocsf_nft.validation import Judge, judged, reading
+from ocsf_nft.validation.decoding import NotJsonError
 from ocsf_nft.validation.fault import LIMIT
 from tests.validation.events import good
 
@@ -199,3 +200,26 @@ def test_an_event_of_ten_megabytes_is_judged() -> None:
     ]
     for event in events:
         assert told(json.dumps(event)) == [(1, [])]
+
+
+def test_line_is_read_up_to_the_limit_with_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "LIMIT_BYTES", len(EVENT) + 1)
+    too_long = ["error: line: is longer than 32 MiB: write one event a line"]
+    for spaces, faults in (("", []), (" ", too_long), (" " * 2 * len(EVENT), too_long)):
+        assert told(f"{EVENT}\n{EVENT}{spaces}\n{EVENT}\n") == [(1, []), (2, faults), (3, [])]
+
+
+def test_documents_are_read_up_to_the_limit_with_their_blank_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = f"{{\n\n{PRETTY[1:]}\n"
+    size = len(text) - 2 + text.count("\n")  # a blank line counts as a number of a line only
+    monkeypatch.setattr(reading, "LIMIT_BYTES", size)
+    assert told(text) == [(1, [])]
+    monkeypatch.setattr(reading, "LIMIT_BYTES", size - 1)
+    assert told(text) == [(1, ["error: line: is longer than 32 MiB: write one event a line"])]
+
+
+def test_column_is_counted_from_the_start_of_its_line() -> None:
+    for text, at, column in (("abc", 0, 1), ("abc", 2, 3), ("\nabc", 2, 2), ("a\n\nbc", 4, 2)):
+        assert str(NotJsonError(text, at, "is wrong")) == f"is wrong (column {column})"
