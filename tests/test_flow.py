@@ -1,17 +1,33 @@
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 
-from ocsf_nft.flow import KINDS, Flow, Key, coarser, flow, keys
+from ocsf_nft.flow import (
+    KINDS,
+    Count,
+    Element,
+    Flow,
+    Key,
+    RuleReading,
+    coarser,
+    flow,
+    keys,
+    renumbered,
+    user_of,
+    without_port,
+)
+from tests.conformance.corpus import V4, V6, record
 from tests.strategies import records
 
 if TYPE_CHECKING:
+    from ocsf_nft.flow import Kind
     from ocsf_nft.record import Record
 
 PORTS = {6, 17, 33, 132, 136}
@@ -75,3 +91,49 @@ def test_two_records_of_one_flow_lead_to_one_element(record: Record) -> None:
 def test_a_key_of_the_wrong_length_says_nothing(kind: str, data: bytes) -> None:
     with pytest.raises(struct.error):
         flow(Key(kind, data))  # type: ignore[arg-type]
+
+
+def test_keys_have_the_bytes_of_the_kernel() -> None:
+    """Fields are padded to four bytes. Users are in the machine's byte order, all else as sent."""
+    user = (1000).to_bytes(4, sys.byteorder)
+    families: tuple[tuple[Kind, dict[str, Any], int, bytes], ...] = (
+        ("flows4", V4, 6, b"\x08\x00"),
+        ("flows6", V6, 33, b"\x86\xdd"),
+    )
+    for kind, packet, protocol, ethertype in families:
+        said = record(**packet, uid=1000, protocol=protocol, destination_port=443)
+        start = user + bytes([protocol, 0, 0, 0]) + ip_address(packet["destination"]).packed
+        exact = Key(kind, start + b"\x01\xbb\0\0")
+        other = user + ethertype + b"\0\0"
+        assert keys(said) == (
+            exact,
+            Key(kind, start + bytes(4)),
+            Key("others", other + bytes([protocol, 0, 0, 0])),
+            Key("others", other + bytes(4)),
+        )
+        assert without_port(exact) == Key(kind, start + bytes(4))
+        assert user_of(exact) == 1000
+        # Without an address, the packet's own ethertype comes first.
+        bare = record(ip_version=packet["ip_version"], uid=1000)
+        assert keys(bare) == (Key("others", other + bytes(4)),)
+        assert keys(replace(bare, ethertype=0x88B5))[0].data[4:6] == b"\x88\xb5"
+    assert keys(record()) == (Key("others", b"\xff" * 4 + bytes(8)),)
+
+
+def test_renumbered_users_that_share_a_number_are_added_up() -> None:
+    def key(uid: int) -> bytes:
+        return uid.to_bytes(4, sys.byteorder) + b"\x08\x00" + bytes(6)
+
+    found = (
+        Element(key(1), 2, 20, 300),
+        Element(key(2), 3, 40, 100),
+        Element(key(NOBODY), 1, 9, 5),
+    )
+    nothing = Count()
+    assert nothing == (0, 0)
+    reading = RuleReading(
+        refused_before=nothing, refused=nothing, overflow=nothing, elements={"others": found}
+    )
+    assert renumbered(reading, lambda _: 65534).elements == {
+        "others": (Element(key(65534), 5, 60, 100), Element(key(NOBODY), 1, 9, 5))
+    }

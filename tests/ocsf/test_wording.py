@@ -4,7 +4,7 @@ import pytest
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import wording
-from ocsf_nft.process import Attribution, Process
+from ocsf_nft.process import Attribution, Process, Seen
 from tests.conformance.corpus import NOW_NS, OUT, V4, record
 from tests.ocsf.mapped import MAPPER, event_of
 
@@ -154,3 +154,29 @@ def test_name_of_a_process_is_cut_after_64_characters() -> None:
         process = Process(pid=7, name="x" * characters)
         by = Attribution(rung="capture", reason="seen", process=process)
         assert wording.who("sb1", 1000, by) == f"{shown}[7] (uid 1000) in sandbox sb1"
+
+
+def test_who_counts_the_processes_that_it_may_have_been() -> None:
+    for seen, unnamed, shown in (
+        ([1], 0, "uid 1000 in sandbox sb1"),
+        ([None, 1], 0, "one or more of 2 processes of uid 1000 in sandbox sb1"),
+        ([1, 1], 0, "2 processes of uid 1000 in sandbox sb1"),
+        ([1, 2], 3, "5 processes of uid 1000 in sandbox sb1"),
+    ):
+        processes = tuple(Seen(process=Process(pid=pid), calls=n) for pid, n in enumerate(seen))
+        by = Attribution(rung="capture", reason="seen", seen=processes, unnamed=unnamed)
+        assert wording.who("sb1", 1000, by) == shown
+    nameless = Attribution(rung="capture", reason="seen", process=Process(pid=7))
+    assert wording.who("sb1", None, nameless) == "process [7] in sandbox sb1"
+
+
+def test_elapsed_time_is_in_milliseconds_below_a_second() -> None:
+    for milliseconds, shown in (
+        (-1, "0 ms"),
+        (0, "0 ms"),
+        (999, "999 ms"),
+        (1000, "1.0 s"),
+        (1001, "1.0 s"),
+        (100_060, "100.1 s"),
+    ):
+        assert wording.elapsed(NOW_NS, NOW_NS + milliseconds * 1_000_000) == shown
