@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+import stat
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -176,3 +179,59 @@ def test_it_is_removed_with_its_folder_where_nothing_else_is_in_that(tmp_path: P
 def test_one_that_is_not_open_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="open the database first"):
         rows(Database(tmp_path / "db", _SCHEMA))
+
+
+def test_database_and_its_folder_are_for_their_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "db"
+    database = Database(path, _SCHEMA, is_ours_alone=True)
+    before = os.umask(0)
+    try:
+        database.open()
+        with closing(database):
+            lock = path.with_name(".db.lock")
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+            shutil.rmtree(path.parent)
+            insert(database, 1)
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+            assert rows(database) == [1]
+    finally:
+        os.umask(before)
+
+
+def test_restored_folder_of_a_database_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "db"
+    before = os.umask(0)
+    try:
+        with closing(opened(path)) as database:
+            shutil.rmtree(path.parent)
+            insert(database, 1)
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_database_is_free_for_another_once_it_is_closed(tmp_path: Path) -> None:
+    first, second = (Database(tmp_path / "db", _SCHEMA, is_ours_alone=True) for _ in range(2))
+    first.open()
+    with pytest.raises(ClosedError, match="another run keeps its events"):
+        second.open()
+    first.close()
+    second.open()
+    second.close()
+
+
+def test_database_is_restored_over_the_rest_of_an_earlier_try(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    with closing(opened(path)) as database:
+        insert(database, 1)
+        path.with_name("db.new").write_bytes(b"no database" * 1000)
+        path.unlink()
+        insert(database, 2)
+        # What is written from now on is in the log of the new file, where readers find it.
+        insert(database, 3)
+        with closing(opened(path, read_only=True)) as reader:
+            assert rows(reader) == [1, 2, 3]
+    with closing(opened(path)) as again:
+        assert rows(again) == [1, 2, 3]

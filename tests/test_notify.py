@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,3 +100,29 @@ async def test_without_a_watchdog_for_this_process_there_is_nothing_to_keep_aliv
     if pid is not None:
         monkeypatch.setenv("WATCHDOG_PID", pid)
     await asyncio.wait_for(notify.keep_alive(lambda: True), 5)
+
+
+def test_reload_gives_the_monotonic_clock_in_microseconds(manager: socket.socket) -> None:
+    before_ns = time.monotonic_ns()
+    notify.tell_reloading()
+    after_ns = time.monotonic_ns()
+    first, second, rest = manager.recv(256).decode().split("\n")
+    assert (first, rest) == ("RELOADING=1", "")
+    name, _, microseconds = second.partition("=")
+    assert name == "MONOTONIC_USEC"
+    assert before_ns // 1000 <= int(microseconds) <= after_ns // 1000
+
+
+@pytest.mark.usefixtures("manager")
+async def test_watchdog_is_notified_twice_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await notify.keep_alive(lambda: True)
+    assert pauses == [15.0]

@@ -225,3 +225,15 @@ def test_a_prefix_that_no_foreign_rule_has_is_refused_in_one_sentence(text: str)
     with pytest.raises(UsageError) as refused:
         begins(text)
     assert "\n" not in str(refused.value)
+
+
+def test_prefix_is_as_long_as_the_kernel_allows() -> None:
+    """NF_LOG_PREFIXLEN is 128 with the NUL. Each byte that is not UTF-8 is shown by \\xNN."""
+    for text in ("x", "x" * 127, "ü" * 63 + "x"):
+        assert begins(text) == text
+    for text in ("", "x" * 128, "ü" * 64):
+        with pytest.raises(UsageError, match="one has 1 to 127 bytes"):
+            begins(text)
+    longest = "DROP " + "x" * (4 * 127 - 5)
+    assert Prefixes().of(longest) == Meaning(None, longest, "drop")
+    assert Prefixes().of(f"{longest}x") is None

@@ -135,3 +135,13 @@ def test_nothing_is_lost_of_any_event(event: dict[str, Any]) -> None:
     if row.get("free") is not None:
         row["free"] = orjson.loads(row["free"])
     assert sorted(_scalars(row)) == sorted(_scalars(event))
+
+
+def test_integer_column_holds_its_bits_and_no_more() -> None:
+    for name, bits in (("small", 32), ("big", 64)):
+        least, most = -(1 << bits - 1), (1 << bits - 1) - 1
+        for held in (least, most):
+            assert _row({name: held}) == {name: held}
+        # JSON as orjson reads it has no integer below those of 64 bits.
+        for other in (least - 1, most + 1) if bits == 32 else (most + 1,):
+            assert _row({name: other}) == {name: None, "unmapped": {name: other}}

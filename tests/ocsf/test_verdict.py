@@ -232,3 +232,14 @@ def test_name_resolution_is_known_by_its_ports() -> None:
             assert verdict.is_name_resolution(asks, outbound) is is_asked
             assert verdict.is_name_resolution(answers, inbound) is is_asked
             assert not verdict.is_name_resolution(answers, outbound)
+
+
+def test_tcp_flags_decide_the_answer_and_the_initiator() -> None:
+    """RFC 9293: FIN is 1, SYN 2, RST 4 and ACK 16. A reset is never answered with a reset."""
+    destination = place(V4["destination"])
+    for flags in range(512):
+        said = record(**V4, **OUT, protocol=6, tcp_flags=flags)
+        expected = verdict.Answer.NOTHING if flags & 4 else verdict.Answer.RESET
+        assert verdict.answer(said, Direction.OUTBOUND, destination) is expected
+        is_known = bool(flags & 2) and not flags & 4 and not flags & 16
+        assert verdict.is_initiator_known(said) is is_known

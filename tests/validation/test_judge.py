@@ -340,3 +340,11 @@ def test_a_good_event_with_anything_in_any_place_is_judged_and_told_safely(
         where, key = data.draw(st.sampled_from(places(event)))
         where[key] = data.draw(ANYTHING)
     check_told_safely(event, data.draw(st.sampled_from([None, which[1]])))
+
+
+def test_profile_that_is_no_text_hides_no_other_fault() -> None:
+    event = good()
+    event["metadata"]["profiles"] = [7, "firewall"]
+    faults = [str(fault) for fault in Judge().faults(event)]
+    assert "error: metadata.profiles[0]: 7 is no string" in faults
+    assert 'error: metadata.profiles[1]: there is no profile "firewall" in 1.8.0' in faults

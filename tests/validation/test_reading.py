@@ -40,6 +40,8 @@ def told(data: str | bytes) -> list[tuple[int, list[str]]]:
         (json.dumps([good()] * 3, indent=1), [2, 2 + LINES, 2 + 2 * LINES]),
         ("[]", []),
         ("[\n]\n", []),
+        (f"[]{EVENT}", [1]),
+        (f"[{EVENT}]{EVENT}[ ]{EVENT}", [1, 1, 1]),
     ],
 )
 def test_events_are_read_one_a_line_or_as_documents(text: str, lines: list[int]) -> None:

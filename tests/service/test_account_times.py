@@ -1,0 +1,144 @@
+"""When an account reads its counters, and from when on it reports that nobody read them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ocsf_nft.accounting import book
+from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.record import Batch
+from ocsf_nft.service import accounts
+from ocsf_nft.service.accounts import Account
+from ocsf_nft.service.reporter import Reporter
+from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
+from tests.conformance.corpus import let_pass
+from tests.service.keeping import Kept
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    import pytest
+
+    from ocsf_nft.flow import Reading
+
+
+@dataclass
+class _Counters:
+    """Counters of one flow; a reading takes some seconds of the clock of the test."""
+
+    packets: int = 1
+    at_ns: int = NOW
+    readings: int = 0
+    took: float = 0.0
+    now: float = 1000.0
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def read(self) -> Reading:
+        self.readings += 1
+        self.now += self.took
+        return reading({key(tcp()): self.packets}, self.at_ns)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def monotonic_ns(self) -> int:
+        return round(self.now * SECOND)
+
+    def time_ns(self) -> int:
+        return self.at_ns
+
+
+@contextlib.asynccontextmanager
+async def _account(
+    counters: _Counters, path: Path, sink: Kept, source: str = "kmsg"
+) -> AsyncIterator[Account]:
+    account = Account(
+        "sb",
+        counters,  # type: ignore[arg-type]
+        path / book.FILE,
+        Reporter(sink.keep, None),
+        begun_ns=NOW,
+        patience=Patience(asyncio.Event()),
+        ladder=Ladder({}),
+        source=source,
+    )
+    async with account:
+        await account.resume()
+        yield account
+
+
+async def test_pause_is_reported_from_five_seconds_on(tmp_path: Path) -> None:
+    for name, pause_ns, is_reported in (
+        ("shorter", 5 * SECOND - 1, False),
+        ("as long", 5 * SECOND, True),
+    ):
+        counters, sink = _Counters(), Kept()
+        for _ in range(2):
+            async with _account(counters, tmp_path / name, sink) as account:
+                await account.close()
+            counters.at_ns += pause_ns
+        pauses = [event["activity_name"] for event in sink.of_class(6002)]
+        assert pauses == ["Not Reading"] * is_reported
+
+
+async def test_pause_of_a_source_without_a_position_is_reported_if_packets_came(
+    tmp_path: Path,
+) -> None:
+    counters, sink = _Counters(), Kept()
+    for packets, reported in ((1, 0), (1, 0), (3, 1)):
+        counters.packets = packets
+        counters.at_ns += SECOND
+        async with _account(counters, tmp_path, sink, source="") as account:
+            assert len(sink.of_class(6002)) == reported
+            counters.at_ns += SECOND
+            await account.close()
+        assert len(sink.of_class(6002)) == reported
+    assert sink.of_class(6002)[0]["count"] == 2
+
+
+async def test_counters_that_take_long_are_read_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = _Counters()
+    monkeypatch.setattr(accounts, "time", counters)
+    async with _account(counters, tmp_path, Kept()) as account:
+        for took, pause in ((0.01, 0.5), (0.05, 0.5), (0.06, 0.6), (0.2, 2.0), (0.3, 2.0)):
+            counters.took = took
+            await account._observe()
+            assert round(account._wait_seconds, 6) == pause
+            counters.now += 7
+            assert round(account.idle_seconds, 6) == 7
+
+
+async def test_records_of_the_other_mode_have_counters_read_twice_a_second_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = _Counters()
+    monkeypatch.setattr(accounts, "time", counters)
+    async with _account(counters, tmp_path, Kept()) as account:
+        await account.take(Batch(records=(let_pass(record(tcp())),)))
+        for number, (later, readings) in enumerate(((0.499, 0), (0.001, 1), (0.499, 0))):
+            before = counters.readings
+            counters.now += later
+            await account.take(Batch(records=(let_pass(record(tcp(), number)),)))
+            assert counters.readings - before == readings
+
+
+async def test_position_stays_if_a_batch_has_none(tmp_path: Path) -> None:
+    async with _account(_Counters(), tmp_path, Kept()) as account:
+        one = Batch(records=(record(tcp()),), cursor="7")
+        await account.take(one)
+        await account.take(replace(one, cursor=None))
+        assert account.position == "7"
+    async with _account(_Counters(), tmp_path, Kept()) as account:
+        assert account.position == "7"
