@@ -217,9 +217,14 @@ def test_database_is_free_for_another_once_it_is_closed(tmp_path: Path) -> None:
     first.open()
     with pytest.raises(ClosedError, match="another run keeps its events"):
         second.open()
+    lock = first._lock
+    assert lock is not None
+    assert lock._descriptor is not None
+    copy = os.dup(lock._descriptor)  # as of a child that is about to run a program
     first.close()
     second.open()
     second.close()
+    os.close(copy)
 
 
 def test_database_is_restored_over_the_rest_of_an_earlier_try(tmp_path: Path) -> None:

@@ -106,3 +106,14 @@ def test_addresses_of_which_the_same_is_said_share_one_place() -> None:
     assert place("8.8.8.8") is place("203.0.113.7")
     assert place("8.8.8.8") is not place("2001:db8::7")
     assert place("8.8.8.8") is not place("::ffff:8.8.8.8")
+
+
+def test_multicast_address_is_internal_up_to_an_organization() -> None:
+    """RFC 7346 has the scopes: 1 to 5 and 8; 14 is global, 0 and 15 are reserved."""
+    for flags in range(16):
+        for scope in range(16):
+            found = place(f"ff{flags:x}{scope:x}::1")
+            assert found is not None
+            assert found.is_multicast
+            expected = scope in {1, 2, 3, 4, 5, 8}
+            assert (found.scope is NetworkScope.INTERNAL) is expected, (flags, scope)

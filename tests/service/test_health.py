@@ -19,7 +19,7 @@ def _service(*, fault: str | None = None) -> Service:
         ],
         accounts=[
             SimpleNamespace(sandbox="sb1", fault=None, idle_seconds=30.0),
-            SimpleNamespace(sandbox="sb2", fault="no memory", idle_seconds=31.4),
+            SimpleNamespace(sandbox="sb2", fault="no memory", idle_seconds=30.6),
         ],
         patience=SimpleNamespace(fault=fault),
     )

@@ -348,3 +348,9 @@ def test_profile_that_is_no_text_hides_no_other_fault() -> None:
     faults = [str(fault) for fault in Judge().faults(event)]
     assert "error: metadata.profiles[0]: 7 is no string" in faults
     assert 'error: metadata.profiles[1]: there is no profile "firewall" in 1.8.0' in faults
+
+
+def test_event_may_end_when_it_starts_but_not_before() -> None:
+    for end, faults in ((6, []), (5, []), (4, ["error: start_time: 5 is after end_time, 4"])):
+        event = good(start_time=5, end_time=end, duration=end - 5)
+        assert [str(fault) for fault in Judge().faults(event)] == faults

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ocsf_nft.validation import Judge
+from ocsf_nft.validation import Judge, observables
 from tests.validation.events import good
 
 JUDGE = Judge()
@@ -113,3 +113,15 @@ def test_names_that_lead_through_everything_many_times_take_no_time() -> None:
     found = JUDGE.faults(event)
     assert time.monotonic() - began < 10
     assert any("the observables point at too much" in str(fault) for fault in found)
+
+
+def test_values_that_observables_point_at_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first name takes 10: the event, 3 items, the items again, and what they hold."""
+    event = good(
+        enrichments=[{"name": "x", "value": "y", "data": {}}] * 3,
+        observables=[observable("enrichments.value", "y"), observable("message", "x")],
+    )
+    for budget, is_spent in ((10, False), (9, True)):
+        monkeypatch.setattr(observables, "_BUDGET", budget)
+        found = [str(fault) for fault in JUDGE.faults(event) if "point at too much" in str(fault)]
+        assert len(found) == is_spent
