@@ -141,6 +141,7 @@ async def test_what_can_not_be_delivered_in_time_is_counted(
     (lost,) = sink.of_class(6002)
     assert 0 < delivered < 500
     assert delivered + lost["count"] == source.made == 500
+    assert lost["status_detail"] == f"stopped before {lost['count']} were delivered"
     assert pipeline.counts.lost == lost["count"]
 
 
@@ -149,7 +150,11 @@ async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "_COUNT_SECONDS", 1.0)
     source, stop = Endless(0), asyncio.Event()
     stop.set()
-    await Pipeline(Reporter(Kept().keep, Host(hostname="test")), {}).pump(source, stop)
+    sink = Kept()
+    await Pipeline(Reporter(sink.keep, Host(hostname="test")), {}).pump(source, stop)
+    (lost,) = sink.of_class(6002)
+    assert lost["status_detail"].startswith("stopped before at least ")
+    assert "count" not in lost
     assert source.made > 5
     assert source.most_held <= 2
 
