@@ -358,3 +358,26 @@ def test_protocol_has_the_name_that_people_use() -> None:
     for ethertype, name in ((0x0805, "frame 0x0805"), (0x0806, "ARP"), (0x0807, "frame 0x0807")):
         frame = tcp4(connection_info={}, src_endpoint=None, dst_endpoint=None)
         assert styled(frame | {"unmapped": {"ethertype": ethertype}}, "what") == [name]
+
+
+def test_place_is_the_first_name_that_is_known() -> None:
+    end = {"name": "end", "container": {"name": "container"}}
+    device = {"hostname": "host", "name": "device"}
+    event = tcp4(
+        connection_info={"direction_id": 2},
+        unmapped={"prefix": "ocsf-nft:prefix:egress:", "sandbox": "sandbox"},
+        resources=[{"name": "resource"}, {"name": "other"}],
+        src_endpoint=end,
+        dst_endpoint={"name": "far-end"},
+        device=device,
+    )
+    inbound = event | {"connection_info": {"direction_id": 1}}
+    named = [("prefix", event["unmapped"]), ("sandbox", event["unmapped"])]
+    named += [("name", event["resources"][0]), ("name", end), ("name", end["container"])]
+    named += [("hostname", device), ("name", device)]
+    for key, holder in named:
+        (place,) = styled(event, "place")
+        assert place == ("prefix" if key == "prefix" else holder[key])
+        del holder[key]
+    assert styled(event, "place") == []
+    assert styled(inbound, "place") == ["far-end"]

@@ -239,3 +239,17 @@ async def test_the_log_of_another_machine_has_no_device() -> None:
         await Pipeline(Reporter(sink.keep, host), {}).pump(source, stop)
         assert len(sink.events) == 11
         assert all(("device" in event) is has_device for event in sink.events)
+
+
+async def test_position_of_the_hosts_log_is_stored_with_its_records_and_without() -> None:
+    sink = Kept()
+    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    foreign = record("[UFW BLOCK] ", **V4, **TCP)
+    for batch, position, events in (
+        (Batch(records=(foreign,), cursor="one"), "one", 1),
+        (Batch(cursor="two"), "two", 1),
+        (Batch(records=(foreign,), cursor="three"), "three", 2),
+    ):
+        await pipeline.pump(Fixed(batch), asyncio.Event(), frozenset({None}), name="kmsg")
+        assert sink.positions == {"kmsg": position}
+        assert len(sink.events) == events
