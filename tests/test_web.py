@@ -55,16 +55,16 @@ class Client:
     """A connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
+        self.reader = reader
         self.writer = writer
 
     async def answer(self) -> str:
         """What is answered to one request; empty when the connection was closed."""
         async with asyncio.timeout(20):
             try:
-                head = await self._reader.readuntil(b"\r\n\r\n")
+                head = await self.reader.readuntil(b"\r\n\r\n")
                 size = next(line for line in head.splitlines() if b"Content-Length" in line)
-                body = await self._reader.readexactly(int(size.partition(b": ")[2]))
+                body = await self.reader.readexactly(int(size.partition(b": ")[2]))
             except (asyncio.IncompleteReadError, ConnectionError):
                 return ""
         return body.decode()
@@ -253,3 +253,29 @@ async def test_an_end_waits_for_no_client() -> None:
             begun = time.monotonic()
         assert time.monotonic() - begun < web._CLIENT_SECONDS / 2
         assert await idle.answer() == ""
+
+
+async def test_answers_say_by_their_status_whether_all_is_well(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def metrics(_: object) -> bytes:
+        return b"metric 1\n"
+
+    async def asked(path: str) -> tuple[str, str]:
+        async with clients(port, 1) as (client,):
+            client.writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+            head = (await client.reader.readuntil(b"\r\n\r\n")).decode()
+            kind = next(line for line in head.splitlines() if line.startswith("Content-Type: "))
+            return head.split()[1], kind.removeprefix("Content-Type: ")
+
+    monkeypatch.setattr(web, "exposition_of", metrics)
+    text = "text/plain; charset=utf-8"
+    assert await asked("/metrics") == ("200", "text/plain; version=0.0.4; charset=utf-8")
+    assert (await asked("/other"))[0] == "404"
+    assert [await asked(path) for path in ("/healthz", "/readyz")] == [("200", text)] * 2
+    monkeypatch.setattr(WELL.patience, "fault", "the disk is full")
+    assert [await asked(path) for path in ("/healthz", "/readyz")] == [("200", text), ("503", text)]
+    monkeypatch.setattr(WELL.patience, "fault", None)
+    stuck = SimpleNamespace(sandbox="sb1", fault=None, idle_seconds=31.0)
+    monkeypatch.setattr(WELL, "accounts", (stuck,))
+    assert [await asked(path) for path in ("/healthz", "/readyz")] == [("503", text)] * 2

@@ -184,7 +184,8 @@ def test_who_did_it_is_told_by_what_is_known(
 def _several(pids: list[Any], unnamed: Any = 0, **calls: int) -> list[Any]:
     data = {"processes": [{"pid": pid} | calls for pid in pids], "unnamed": unnamed}
     return [
-        {"name": "src_endpoint.ip", "type": "location", "data": {"processes": [1, 2]}},
+        {"name": "src_endpoint.ip", "type": "attribution", "data": {"processes": [1, 2]}},
+        {"name": "actor.process", "type": "location", "data": {"processes": [1, 2]}},
         {"name": "actor.process", "type": "attribution", "data": data},
     ]
 
@@ -197,7 +198,7 @@ def _several(pids: list[Any], unnamed: Any = 0, **calls: int) -> list[Any]:
         (_several([1]), "uid 1000"),
         (_several([1, None], True), "one or more of 2 processes of uid 1000"),
         (_several([1, 2], -5), "one or more of 2 processes of uid 1000"),
-        (_several([1, 2])[:1], "uid 1000"),
+        (_several([1, 2])[:2], "uid 1000"),
         (["x", None, {"data": []}], "uid 1000"),
         ({"name": "actor.process"}, "uid 1000"),
     ],
