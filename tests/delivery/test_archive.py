@@ -161,3 +161,15 @@ def test_archive_holds_nothing_while_a_run_makes_its_file(tmp_path: Path) -> Non
         with Archive(path) as archive:
             assert list(archive.beyond(0)) == list(archive.newest()) == []
             assert [*archive.dead(), *archive.standings()] == []
+
+
+async def test_dead_letters_are_listed_beyond_the_first_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocsf_nft.delivery.archive._ROWS", 2)
+    async with Store(tmp_path / FILE) as store:
+        await store.register(["a"])
+        refused = [Refused(uid, event(number), "no") for number, uid in enumerate(uids(range(5)))]
+        await store.acknowledge("a", 5, refused)
+        with Archive(tmp_path / FILE) as archive:
+            assert [each.uid for each in archive.dead()] == uids(range(5))

@@ -39,7 +39,7 @@ def test_a_refused_packet_is_one_line_from_when_to_what_to_do() -> None:
 
 
 def test_one_line_form_gives_durations_below_a_second_in_milliseconds() -> None:
-    for duration, shown in ((0, "0 ms"), (999, "999 ms"), (1000, "1.0 s"), (1001, "1.0 s")):
+    for duration, shown in ((0, "0 ms"), (999, "999 ms"), (1000, "1.0 s"), (100_060, "100.1 s")):
         assert f"3 in {shown}  " in line(by(PROCESS) | {"count": 3, "duration": duration})
 
 
@@ -380,5 +380,5 @@ def test_place_is_the_first_name_that_is_known() -> None:
         (place,) = styled(event, "place")
         assert place == ("prefix" if key == "prefix" else holder[key])
         del holder[key]
-    assert styled(event, "place") == []
+    assert styled(event | {"resources": []}, "place") == []
     assert styled(inbound, "place") == ["far-end"]

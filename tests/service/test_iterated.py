@@ -71,3 +71,19 @@ async def test_another_forwarder_may_go_on_where_one_has_left() -> None:
     assert await asyncio.wait_for(taking, 5) == [1]
     with pytest.raises(StopAsyncIteration):
         await anext(iterated.events())
+
+
+async def test_event_of_the_next_batch_is_not_lost_if_a_batch_is_cut() -> None:
+    iterated = Iterated()
+    cut = asyncio.create_task(iterated.deliver(batch(1, 2)))
+    events = iterated.events()
+    assert (await anext(events))["number"] == 1
+    cut.cancel()
+    await asyncio.gather(cut, return_exceptions=True)
+    delivering = asyncio.create_task(iterated.deliver(batch(3, 4)))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        assert [(await anext(events))["number"] for _ in range(2)] == [3, 4]
+        iterated.end()
+        assert [event async for event in events] == []
+        await delivering

@@ -1,0 +1,38 @@
+"""Which fences are reported when a run begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ocsf_nft import config
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.ocsf.notices import FenceState, Tampering
+from ocsf_nft.service.reporter import Reporter
+from ocsf_nft.service.watched import Watched
+from tests.service.keeping import Kept
+from tests.service.test_watched import STANDING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_announce_reports_each_fence_that_is_new_or_not_as_it_should_be(
+    tmp_path: Path,
+) -> None:
+    (sandbox,) = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox
+    found = replace(STANDING, is_ours=False)
+    permissive = FenceState.PERMISSIVE
+    for fence, reported in (
+        (found, 0),
+        (STANDING, 1),
+        (replace(found, before=FenceState.ABSENT), 1),
+        (replace(found, reason="a flag differs"), 1),
+        (replace(found, tampering=Tampering(changes="a rule")), 1),
+        (replace(found, before=permissive, state=permissive), 1),
+    ):
+        sink = Kept()
+        await Watched(
+            sandbox, fence, StateDirectory(tmp_path), Reporter(sink.keep, None)
+        ).announce()
+        assert len(sink.of_class(5019)) == reported, fence
