@@ -217,16 +217,16 @@ async def test_an_old_file_that_the_disk_has_no_room_to_compress_stays_as_it_is(
             await sink.deliver(messages(noise))
             ballast.write_bytes(b"x" * 600_000)
             await sink.deliver(messages(b"B"))
-            await until(lambda: told)
+            # The thread tries twice if its first look, at the opening, comes late.
+            await until(lambda: told and not hidden(small_disk))
             assert content(old_files(small_disk)) == [noise + b"\n"]
-            assert hidden(small_disk) == []
             ballast.unlink()
             await sink.deliver(messages(b"C"))
             await until(lambda: len(list(small_disk.glob("*.gz"))) == 2)
     assert content([*old_files(small_disk), path]) == [noise + b"\n", b"B\n", b"C\n"]
-    (line,) = told
-    assert line["log_level"] == "warning"
-    assert line["reason"] == "No space left on device"
+    assert {(line["log_level"], line["reason"]) for line in told} == {
+        ("warning", "No space left on device")
+    }
 
 
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
