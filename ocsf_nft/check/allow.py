@@ -187,7 +187,7 @@ def _nft_matches(direction: Direction, base: Chain, wish: Wish) -> Iterator[list
     device, hook = f'"{wish.device}"', base.base.hook if base.base is not None else ""
     port, replies = str(wish.port), ["ct", "state", "established,related"]
     match direction:
-        case Direction.OUT if hook != "egress":  # where nobody knows how a packet came in
+        case Direction.OUT if hook != "egress":  # egress does not see the input interface
             yield ["iifname", device]
         case Direction.REPLY if hook in {"forward", "postrouting"}:
             yield ["oifname", device, *replies]

@@ -1,4 +1,4 @@
-"""What the commands say when they are asked for what can't be, or can't do it."""
+"""Messages of the commands about impossible requests and failures of the system."""
 
 from __future__ import annotations
 

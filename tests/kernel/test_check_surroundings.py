@@ -308,7 +308,7 @@ def _bpf(command: int, attributes: bytes) -> int:
 
 
 def test_chains_of_iptables_have_the_priorities_of_the_kernel() -> None:
-    """Those of iptables-nft are the same, apart from the table security."""
+    """Compare with the chains of iptables-nft: they differ in the table security alone."""
 
     def made() -> list[dict[str, Any]]:
         for table, chain in (

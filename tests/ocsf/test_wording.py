@@ -156,7 +156,7 @@ def test_name_of_a_process_is_cut_after_64_characters() -> None:
         assert wording.who("sb1", 1000, by) == f"{shown}[7] (uid 1000) in sandbox sb1"
 
 
-def test_who_counts_the_processes_that_it_may_have_been() -> None:
+def test_who_counts_the_candidate_processes() -> None:
     for seen, unnamed, shown in (
         ([1], 0, "uid 1000 in sandbox sb1"),
         ([None, 1], 0, "one or more of 2 processes of uid 1000 in sandbox sb1"),

@@ -1,4 +1,4 @@
-"""What the NFLOG source makes of datagrams that the kernel seldom or never sends, and of faults."""
+"""The NFLOG source with rare or malformed datagrams, and with failures of its socket."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_tcp_options_beyond_the_packets_end_are_incomplete_in_bytes_and_text() -
 
 
 def test_esp_after_a_late_fragment_is_named_and_not_looked_into() -> None:
-    """What follows a fragment with an offset is no header."""
+    """Read no header after a fragment with an offset."""
     addresses = bytes(15) + b"\1" + bytes(15) + b"\2"
     for offset, spi in ((8, None), (0, 0x1001)):
         fragment = struct.pack("!BBHI", 50, 0, offset, 0xABCD)

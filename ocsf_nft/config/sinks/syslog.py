@@ -44,9 +44,9 @@ class SyslogSink(SinkTable):
     arguments of a process may have 40,000 bytes.
 
     Syslog has no acknowledgement. By TCP and TLS an event counts as delivered when the receiver's
-    system has it, so that one which dies loses what it had not read, or kept. By UDP what the
-    network or the receiver has no room for is lost, and nobody knows. ``timeout_seconds`` is at
-    least 1: a new connection counts once it has lasted for half a second.
+    system has it, so that one which dies loses what it had not read, or kept. By UDP an event is
+    lost without an error if the network or the receiver drops its datagram. ``timeout_seconds`` is
+    at least 1: a new connection counts once it has lasted for half a second.
     """
 
     type: Literal["syslog"]
