@@ -54,8 +54,14 @@ class Secret:
 def _content(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(_MOST_BYTES).decode()
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise DeliveryError(f"the secret in {path} can't be read: {error.strerror}") from error
+    if len(content) > _MOST_BYTES:
+        raise DeliveryError(
+            f"the secret in {path} has more than {_MOST_BYTES} bytes: name the file of the secret"
+        )
+    try:
+        return content.decode()
     except UnicodeDecodeError as error:
         raise DeliveryError(f"the secret in {path} is not text in UTF-8") from error

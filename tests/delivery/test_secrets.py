@@ -20,6 +20,12 @@ def test_a_file_is_read_anew_each_time_without_its_line_end(tmp_path: Path) -> N
     assert secret.read() == " second ünd"
 
 
+def test_secret_file_of_65536_bytes_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("x" * 65_536)
+    assert Secret("file", str(path)).read() == "x" * 65_536
+
+
 def test_the_environment_holds_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "t0p")
     assert Secret("environment", "TOKEN").read() == "t0p"
@@ -40,6 +46,7 @@ def test_systemd_hands_one_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (b"t0ps3cret\r\nX-Other: 1", "is more than one line"),
         (b"t0ps3cret\0", "is more than one line"),
         (b"t0ps3cret\xff", "is not text in UTF-8"),
+        (b"t0ps3cret" + b"x" * 65_528, "has more than 65536 bytes"),
     ],
 )
 def test_what_is_no_secret_is_a_sentence_that_does_not_say_it(
