@@ -159,8 +159,8 @@ class Counters:
         """Open a socket in each namespace.
 
         Raises AbsentError when the sandbox's is not there or not the one that was fenced,
-        UnsupportedError when the kernel or a missing privilege doesn't let us, FenceError when
-        there are no files or no memory for it.
+        UnsupportedError when the kernel or a missing privilege doesn't let us or its boot id can't
+        be read, FenceError when there are no sockets or no memory for it.
         """
         try:
             self._boot = _BOOT_ID.read_text("ascii").strip()

@@ -1,17 +1,25 @@
-"""What keeps events in place of a store."""
+"""A store of events in memory, and an account that reports to it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ocsf_nft.accounting import book
+from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.errors import DeliveryError
+from ocsf_nft.service.accounts import Account
+from ocsf_nft.service.reporter import Reporter
+from tests.accounting.reading import NOW
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
 
 @dataclass
@@ -40,3 +48,23 @@ class Kept:
 
     def of_class(self, uid: int) -> list[dict[str, Any]]:
         return [event for event in self.events if event["class_uid"] == uid]
+
+
+@contextlib.asynccontextmanager
+async def account(
+    counters: object, path: Path, sink: Kept, ladder: Ladder | None = None, *, source: str = "kmsg"
+) -> AsyncIterator[Account]:
+    """Open the account of a sandbox, with its file in a folder."""
+    made = Account(
+        "sb",
+        counters,  # type: ignore[arg-type]
+        path / book.FILE,
+        Reporter(sink.keep, None),
+        begun_ns=NOW,
+        patience=Patience(asyncio.Event()),
+        ladder=ladder or Ladder({}),
+        source=source,
+    )
+    async with made:
+        await made.resume()
+        yield made

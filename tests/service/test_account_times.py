@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ocsf_nft.accounting import book
-from ocsf_nft.attribution.ladder import Ladder
-from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.record import Batch
 from ocsf_nft.service import accounts
-from ocsf_nft.service.accounts import Account
-from ocsf_nft.service.reporter import Reporter
 from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
 from tests.conformance.corpus import let_pass
+from tests.service import keeping
 from tests.service.keeping import Kept
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     import pytest
@@ -58,25 +51,6 @@ class _Counters:
         return self.at_ns
 
 
-@contextlib.asynccontextmanager
-async def _account(
-    counters: _Counters, path: Path, sink: Kept, source: str = "kmsg"
-) -> AsyncIterator[Account]:
-    account = Account(
-        "sb",
-        counters,  # type: ignore[arg-type]
-        path / book.FILE,
-        Reporter(sink.keep, None),
-        begun_ns=NOW,
-        patience=Patience(asyncio.Event()),
-        ladder=Ladder({}),
-        source=source,
-    )
-    async with account:
-        await account.resume()
-        yield account
-
-
 async def test_pause_is_reported_from_five_seconds_on(tmp_path: Path) -> None:
     for name, pause_ns, is_reported in (
         ("shorter", 5 * SECOND - 1, False),
@@ -84,7 +58,7 @@ async def test_pause_is_reported_from_five_seconds_on(tmp_path: Path) -> None:
     ):
         counters, sink = _Counters(), Kept()
         for _ in range(2):
-            async with _account(counters, tmp_path / name, sink) as account:
+            async with keeping.account(counters, tmp_path / name, sink) as account:
                 await account.close()
             counters.at_ns += pause_ns
         pauses = [event["activity_name"] for event in sink.of_class(6002)]
@@ -98,7 +72,7 @@ async def test_pause_of_a_source_without_a_position_is_reported_if_packets_came(
     for packets, reported in ((1, 0), (1, 0), (3, 1)):
         counters.packets = packets
         counters.at_ns += SECOND
-        async with _account(counters, tmp_path, sink, source="") as account:
+        async with keeping.account(counters, tmp_path, sink, source="") as account:
             assert len(sink.of_class(6002)) == reported
             counters.at_ns += SECOND
             await account.close()
@@ -111,7 +85,7 @@ async def test_counters_that_take_long_are_read_less_often(
 ) -> None:
     counters = _Counters()
     monkeypatch.setattr(accounts, "time", counters)
-    async with _account(counters, tmp_path, Kept()) as account:
+    async with keeping.account(counters, tmp_path, Kept()) as account:
         for took, pause in ((0.01, 0.5), (0.05, 0.5), (0.06, 0.6), (0.2, 2.0), (0.3, 2.0)):
             counters.took = took
             await account._observe()
@@ -125,7 +99,7 @@ async def test_records_of_the_other_mode_have_counters_read_twice_a_second_at_mo
 ) -> None:
     counters = _Counters()
     monkeypatch.setattr(accounts, "time", counters)
-    async with _account(counters, tmp_path, Kept()) as account:
+    async with keeping.account(counters, tmp_path, Kept()) as account:
         await account.take(Batch(records=(let_pass(record(tcp())),)))
         for number, (later, readings) in enumerate(((0.499, 0), (0.001, 1), (0.499, 0))):
             before = counters.readings
@@ -135,10 +109,10 @@ async def test_records_of_the_other_mode_have_counters_read_twice_a_second_at_mo
 
 
 async def test_position_stays_if_a_batch_has_none(tmp_path: Path) -> None:
-    async with _account(_Counters(), tmp_path, Kept()) as account:
+    async with keeping.account(_Counters(), tmp_path, Kept()) as account:
         one = Batch(records=(record(tcp()),), cursor="7")
         await account.take(one)
         await account.take(replace(one, cursor=None))
         assert account.position == "7"
-    async with _account(_Counters(), tmp_path, Kept()) as account:
+    async with keeping.account(_Counters(), tmp_path, Kept()) as account:
         assert account.position == "7"
