@@ -76,7 +76,8 @@ _CONF4: Final = {
     "igmpv2_unsolicited_report_interval": "10000",
     "igmpv3_unsolicited_report_interval": "1000",
 }
-#: The same for net.ipv6.conf, except that an address is usable at once and no router is solicited.
+#: The same for net.ipv6.conf, except that an address is usable at once, no router is solicited, and
+#: a new link reports its multicast groups within milliseconds instead of two seconds.
 _CONF6: Final = {
     "accept_dad": "0",
     "accept_ra": "1",
@@ -84,6 +85,7 @@ _CONF6: Final = {
     "addr_gen_mode": "0",
     "autoconf": "1",
     "disable_ipv6": "0",
+    "mldv2_unsolicited_report_interval": "1",
     "router_solicitations": "0",
     "use_tempaddr": "0",
 }

@@ -6,12 +6,15 @@ enclosed: records come in the order of their packets, and none is before the cal
 by, or after its socket was closed. A call is a candidate for a record where its packet can be of
 that time; where those of several processes can, all of them are.
 
-Not everybody is told of who sends: by a socket that somebody connected, or by hand.
+Not everybody is told of who sends: by a socket that somebody connected, or by hand. The port of a
+connected socket is not known. Where one is closed, the next socket may get its port.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections import OrderedDict, defaultdict, deque
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ocsf_nft.attribution.match import Way, match, way_of, way_of_call
@@ -32,6 +35,8 @@ _KEPT: Final = 8192
 _KEPT_NS: Final = 2 * _LATEST_NS
 #: Of one protocol, port and place so many are looked at.
 _MOST_ALIKE: Final = 64
+#: Closed sockets that are checked for one packet.
+_MOST_CLOSED: Final = 256
 _FOREVER: Final = 1 << 63
 _SYN: Final = 0x02
 _ACK: Final = 0x10
@@ -74,6 +79,8 @@ class Calls:
         self._by_socket: defaultdict[int, list[_Made]] = defaultdict(list)
         #: Sockets that were connected, the latest last.
         self._connected: OrderedDict[int, None] = OrderedDict()
+        #: When connected sockets were closed, and where to they were connected if that is known.
+        self._freed: list[tuple[int, Way | None]] = []
         #: No packet whose record comes from now on is from before this.
         self._since_ns = 0
         #: Of packets before this, not all calls are here.
@@ -81,8 +88,15 @@ class Calls:
 
     def close(self, closed: Closed) -> None:
         """Take in the end of a socket."""
-        for made in self._by_socket.get(closed.socket, ()):
+        known = self._by_socket.get(closed.socket, ())
+        for made in known:
             made.closed(closed.time_ns)
+        ways = {way_of_call(made.call) for made in known if made.call.is_connect}
+        for way in ways if known else (None,):
+            bisect.insort(self._freed, (closed.time_ns, way), key=_TIME)
+        if len(self._freed) > 2 * _KEPT:
+            self._forgotten_ns = max(self._forgotten_ns, self._freed[_KEPT - 1][0])
+            del self._freed[:_KEPT]
 
     def add(self, told: Call) -> None:
         """Take in a call."""
@@ -140,8 +154,7 @@ class Calls:
                 (each.call for each in made),
                 is_sender=self._is_sure(record, made, moment.since_ns),
             )
-        # A socket gets its port after it was connected.
-        made = self._made(way._replace(source_port=0), moment)
+        made = self._made(_without_port(way), moment)
         return match((each.call for each in made), is_sender=False)
 
     def _made(self, way: Way | None, moment: _Moment) -> list[_Made]:
@@ -156,9 +169,27 @@ class Calls:
             return False
         if record.protocol == _TCP:
             return (record.tcp_flags or 0) & (_SYN | _ACK) == _SYN
+        if record.protocol not in _TOLD_WHERE_NOT_CONNECTED:
+            return False
         # By a socket that is connected, others may have sent it.
-        is_told = record.protocol in _TOLD_WHERE_NOT_CONNECTED
-        return is_told and all(each.call.socket not in self._connected for each in made)
+        if any(each.call.socket in self._connected for each in made):
+            return False
+        latest_ns = max((each.call.time_ns for each in made), default=0)
+        return not self._may_be_of_closed(way_of(record), since_ns, latest_ns)
+
+    def _may_be_of_closed(self, way: Way | None, since_ns: int, until_ns: int) -> bool:
+        """Return True if a connected socket to the same place was closed in that time.
+
+        It may have sent a packet by the same port before.
+        """
+        if way is None:
+            return True
+        before = bisect.bisect_right(self._freed, until_ns, key=_TIME)
+        first = bisect.bisect_left(self._freed, since_ns, hi=before, key=_TIME)
+        if before - first > _MOST_CLOSED:
+            return True
+        wanted = {None, _without_port(way)}
+        return any(place in wanted for _, place in self._freed[first:before])
 
     def _forget(self, made: _Made) -> None:
         call = made.call
@@ -167,6 +198,15 @@ class Calls:
             self._forgotten_ns = max(self._forgotten_ns, until_ns)
         _take_out(self._by_way, way_of_call(call), made)
         _take_out(self._by_socket, call.socket, made)
+
+
+#: The time of an entry.
+_TIME: Final = itemgetter(0)
+
+
+def _without_port(way: Way) -> Way:
+    """Return the way of a call that connects: its socket gets a port afterwards."""
+    return way._replace(source_port=0)
 
 
 def _take_out(table: dict[_T, list[_Made]], key: _T, made: _Made) -> None:

@@ -137,8 +137,7 @@ class _Begun:
 class Kernel:
     """What happens in one namespace.
 
-    ``is_refused``: packets are, and told of. Where they are not, nobody gets a port of UDP soon
-    after another one.
+    ``is_refused``: packets are, and told of.
     """
 
     is_refused: bool = True
@@ -163,7 +162,6 @@ class Kernel:
     _cookies: itertools.count[int] = field(default_factory=itertools.count)
     _repeated: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
     _remembered: set[int] = field(default_factory=set)
-    _held_ports: dict[int, int] = field(default_factory=dict)
 
     def wait(self, time_ns: int) -> None:
         """Nobody does anything; a call goes on at last, and is told of soon after its packet."""
@@ -173,8 +171,7 @@ class Kernel:
 
     def open(self, by: int, protocol: int, port: int) -> Socket | None:
         taken = {each.port for each in self.sockets if each.protocol == protocol}
-        free_ns = self._held_ports.get(port, 0) + 3 * LATEST_NS if protocol == UDP else 0
-        if port in taken or self.now_ns < free_ns:
+        if port in taken:
             return None
         opened = Socket(next(self._cookies) + 1, protocol, port, by, {by}, opened_ns=self.now_ns)
         self.sockets.append(opened)
@@ -184,8 +181,6 @@ class Kernel:
         if any(each.sock is sock for each in self.pending):
             return  # whoever is calling has it
         self.sockets.remove(sock)
-        if not self.is_refused and sock.protocol == UDP:
-            self._held_ports[sock.port] = self.now_ns
         if not self.is_refused and sock.cookie in self._remembered:
             self._tell(Closed(self.now_ns, sock.cookie))
 

@@ -64,10 +64,10 @@ def installed(fenced: Lab, state: StateDirectory) -> Installed:
 
 
 def without_ipv6() -> None:
-    """Keep the calling thread's namespace from looking for routers and groups by itself."""
-    # Leaving its groups it says so twice, the second time after this many milliseconds.
-    for interval in _IPV6.glob("*/mldv2_unsolicited_report_interval"):
-        interval.write_text("1", encoding="ascii")
+    """Keep the calling thread's namespace from looking for routers and groups by itself.
+
+    Leaving its groups it says so twice, within some milliseconds (:func:`lab.set_sysctls`).
+    """
     for scope in ("all", "default"):
         (_IPV6 / scope / "disable_ipv6").write_text("1", encoding="ascii")
     time.sleep(0.05)

@@ -143,21 +143,24 @@ async def test_on_a_kernel_that_tells_no_types_the_right_numbers_are_told(
         ]
         tcp, udp = [await asyncio.to_thread(attackers.truth, each) for each in running]
         await watched.until(2 * len(numbers))
-    named = connected = 0
+    named = {6: 0, 17: 0}
+    connected = 0
     for record, by in watched.found:
         number = swarm.number_of(record)
         if number is None or number not in tcp:
             continue
         truth = (tcp if record.protocol == 6 else udp)[number]
         if by.process is not None:
-            named += 1
-            assert (by.process.pid, by.process.path) == (truth.pid, None)
+            named[record.protocol or 0] += 1
+            assert (by.process.pid, by.process.path) == (truth.pid, None), (record, by)
             assert by.process.name == Path(truth.path).name
         elif record.protocol == 17 and number & CONNECTED:
             connected += 1
     # Who sends by a connected socket is not seen there, and not made up.
     assert connected == sum(bool(number & CONNECTED) for number in numbers)
-    assert named + connected >= 0.95 * 2 * len(numbers)
+    assert named[6] >= 0.95 * len(numbers)
+    # If a connected socket was closed just before, its port may have been the sender's before.
+    assert named[17] >= 0.5 * (len(numbers) - connected)
 
 
 async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_who_stays(

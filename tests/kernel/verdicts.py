@@ -202,8 +202,6 @@ def bench(spec: FenceSpec, state: StateDirectory) -> Iterator[Bench]:
 def _nested(lab: Lab) -> Iterator[Namespace]:
     name = f"{lab.sandbox}-nested"
     with laboratory.new_namespace(name) as nested:
-        for quiet in (lab.sandbox_namespace, lab.gateway_namespace, nested):
-            quiet.call(_calm)
         ip("-n", lab.sandbox, "link", "add", NESTED, "type", "veth", "peer", "name", "n1",
            "netns", name)  # fmt: skip
         for namespace, device, own4, own6 in (
@@ -214,16 +212,6 @@ def _nested(lab: Lab) -> Iterator[Namespace]:
             ip("-n", namespace, "address", "add", f"{own6}/64", "dev", device, "nodad")
             ip("-n", namespace, "link", "set", device, "up")
         yield nested
-
-
-def _calm() -> None:
-    """Stop the kernel's own packets on new links of the calling thread's namespace."""
-    for name, value in (
-        ("accept_dad", "0"), ("mldv2_unsolicited_report_interval", "1"),
-        ("router_solicitations", "0"),
-    ):  # fmt: skip
-        for scope in Path("/proc/sys/net/ipv6/conf").iterdir():
-            (scope / name).write_text(value, encoding="ascii")
 
 
 def _forward() -> None:

@@ -1,4 +1,4 @@
-"""Mutation operators: those of cosmic-ray that make a plausible mistake, and two of our own.
+"""Mutation operators: those of cosmic-ray that make a plausible mistake, and three of our own.
 
 Operators come in groups. The sample draws a group first, so that comparisons, which are many, do
 not crowd out removed statements, which are few.
@@ -55,7 +55,38 @@ class SwapMembership:
         return node
 
 
+class ReplaceException:
+    """Operator that replaces a type of an `except` clause by an unknown name.
+
+    The one of cosmic-ray fails on a dotted name in parentheses.
+    """
+
+    def mutation_positions(self, node: Any) -> Iterator[Position]:
+        """Yield the position of each type of an `except` clause."""
+        for kind in _caught(node):
+            yield kind.start_pos, kind.end_pos
+
+    def mutate(self, node: Any, index: int) -> Any:
+        """Replace one type."""
+        kind = _caught(node)[index]
+        siblings = kind.parent.children
+        never = parso.parse("CosmicRayTestingException").children[0]
+        never.prefix = kind.get_first_leaf().prefix
+        siblings[siblings.index(kind)] = never
+        return node
+
+
 _SWAPPED: Final = {"in": " not in", "not in": " in"}
+
+
+def _caught(node: Any) -> list[Any]:
+    """Return the types of an `except` clause, and nothing for another node."""
+    if node.type != "except_clause":
+        return []
+    kinds = node.children[1]
+    if kinds.type == "atom":  # in parentheses
+        kinds = kinds.children[1]
+    return kinds.children[::2] if kinds.type == "testlist_comp" else [kinds]
 
 
 def _words(node: Any) -> str:
@@ -94,7 +125,6 @@ _GROUPS: Final = {
         "ReplaceUnaryOperator_Delete_Invert",
     ),
     "loop": ("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "ZeroIterationForLoop"),
-    "exception": ("ExceptionReplacer",),
     "decorator": ("RemoveDecorator",),
 }  # fmt: skip
 
@@ -106,5 +136,6 @@ def by_group() -> dict[str, dict[str, Any]]:
         for group, names in _GROUPS.items()
     }
     groups["comparison"]["SwapMembership"] = SwapMembership()
+    groups["exception"] = {"ReplaceException": ReplaceException()}
     groups["statement"] = {"RemoveStatement": RemoveStatement()}
     return groups
