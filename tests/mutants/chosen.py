@@ -1,4 +1,4 @@
-"""Run chosen tests in a chosen order, and record the running test and the failed test.
+"""Run chosen tests in a chosen order, and record the running test and what failed.
 
 A plugin of pytest: `pytest -p tests.mutants.chosen`. The environment variable MUTANTS_CHOSEN names
 a file with the tests' names, one a line. The records go to a file with `.notes` after that name.
@@ -22,6 +22,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left = [item for item in items if item.nodeid in order or item.nodeid.split("::")[0] in order]
     config.hook.pytest_deselected(items=[item for item in items if item not in left])
     items[:] = sorted(left, key=lambda item: order.get(item.nodeid, -1))
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Record a file that can't be imported."""
+    if report.failed:
+        _note("failed", report.nodeid)
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
