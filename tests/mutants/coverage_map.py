@@ -35,18 +35,21 @@ class CoverageMap:
         """Return the tests that run a mutant's lines: unit tests first, then the quickest first.
 
         Tests that failed in the measurement are left out: they say nothing about a mutant. A line
-        without tests may be of a program that runs without coverage: then its own tests run.
+        without tests may be of a program that runs without coverage: then the tests run that are
+        named after the module. They also run for a line that runs at import, because the tests that
+        show its effect don't run it.
         """
         found: set[str] = set()
+        is_at_import = False
         path, line = mutant.place.path, mutant.place.line
         for shown in lines_that_show(path, line, self._package):
             contexts = set().union(*(self._contexts(*each) for each in shown.items()))
             found = {test for test in map(_plain, contexts) if test in self.tests}
-            # A line that runs outside of tests has the one context "".
+            is_at_import |= "" in contexts  # the context of a line that runs outside of tests
             if found or (not contexts and line in shown.get(path, ())):
                 break
-        if not found:
-            found = {test for test in self.tests if test.startswith(self._named_for(path))}
+        if is_at_import or not found:
+            found |= {test for test in self.tests if test.startswith(self._named_for(path))}
         found = {test for test in found if not self.tests[test]["failed"]}
         return sorted(found, key=lambda test: (_is_slow_part(test), self.tests[test]["seconds"]))
 
