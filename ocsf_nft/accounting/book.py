@@ -280,8 +280,7 @@ def _account(ledger: Ledger, name: str, epoch: str, state: Mapping[str, Any]) ->
     account.placed = Count(*_whole(state["placed"]))
     told = (state["reported"], state["overflowed"], state["received"])
     account.reported, account.overflowed, account.received = _whole(told)
-    # An earlier version did not store it.
-    (account.named_from_ns,) = _whole([state.get("named_from_ns", 0)])
+    (account.named_from_ns,) = _whole([state["named_from_ns"]])
     account.overflow = Pot(_counted(state["overflow"]))
     account.forgotten = Pot(_counted(state["forgotten"]))
     for uid, flows, columns in state["many"]:

@@ -113,13 +113,13 @@ class Forwarder:
         self._hurry = asyncio.Event()
         self._leaving = asyncio.Event()
         self._greeting: Message | None = None
-        self._is_greeted = False
         self._looked = 0.0
 
     async def open(self) -> None:
         """Open the sink now, not with the first batch; raises DeliveryError."""
         await self._sink.open()
-        self._is_open, self._is_greeted = True, False
+        self._is_open = True
+        self._is_greeted = False
 
     async def close(self) -> None:
         """Leave the sink, if it is open."""

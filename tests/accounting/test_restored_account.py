@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,17 +64,6 @@ def test_record_of_a_packet_reported_without_its_flow_is_not_reported_after_a_re
         observe(taken, reading({}, NOW + second * SECOND, overflow=1))
     assert _due(taken, 61) == []
     assert [(each.reported, each.imbalance) for each in taken.balances()] == [(1, 0)]
-
-
-def test_state_of_an_earlier_version_is_read(path: Path) -> None:
-    _store(path)
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE rule SET state = json_remove(state, '$.named_from_ns')")
-    connection.close()
-    kept, taken = book.Book(path).open(), _ledger()
-    kept.load(taken)
-    kept.close()
-    assert taken.rules[RULE].refused.packets > 0
 
 
 def test_unchanged_rows_are_not_written_again_and_obsolete_rows_are_deleted(

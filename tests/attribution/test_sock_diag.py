@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,9 +144,16 @@ def test_a_lookup_ends_when_its_time_is_over(either: Tables) -> None:
 def test_more_text_than_can_be_read_is_refused(
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket_files, "_MOST_BYTES", 10)
-    with pytest.raises(TooManySocketsError):
-        tables.files.raw(4, soon())
+    tables.files.raw(4, soon())
+    with tempfile.TemporaryFile() as table:
+        monkeypatch.setitem(tables.files._open, "raw", table.fileno())
+        table.write(b"\n" * (1 << 20))
+        table.flush()
+        assert tables.files._lines("raw", soon()) == [b""] * ((1 << 20) - 1)
+        table.write(b"\n")
+        table.flush()
+        with pytest.raises(TooManySocketsError):
+            tables.files.raw(4, soon())
 
 
 def test_a_table_that_the_kernel_lacks_is_empty(tables: Tables) -> None:

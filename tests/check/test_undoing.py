@@ -48,6 +48,8 @@ def test_a_flush_ruleset_that_is_loaded_at_each_start_is_worse_than_one_that_is_
     found = _named(tmp_path)["flush-ruleset"]
     assert found.severity == ("degraded" if is_enabled else "info")
     assert "/etc/nftables.conf says `flush ruleset`" in found.meaning
+    assert ("nftables.service is enabled" in found.meaning) == is_enabled
+    assert ("is not enabled" in found.meaning) != is_enabled
 
 
 def test_one_that_is_included_counts_and_one_in_a_comment_does_not(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def _flags(mask: str, wanted: str, operator: str = "==") -> list[tuple[str, Any]
             [_match(_meta("l4proto"), "udp"), _UNKNOWN, ("drop", None)],
         ),
         ("-p udp -m recent --rcheck", [_match(_meta("l4proto"), "udp"), _UNKNOWN]),
+        ("-m something", [_UNKNOWN]),
         ("-m conntrack --ctorigdst 10.0.0.1 -j DROP", [_UNKNOWN, ("drop", None)]),
         ("-s 10.0.0.0/255.0.255.0 -j DROP", [_UNKNOWN, ("drop", None)]),
         ("-m icmp --icmp-type 8 -j DROP", [xtables._NEVER, ("drop", None)]),

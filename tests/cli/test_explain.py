@@ -47,6 +47,9 @@ def test_a_foreign_record_is_explained_by_what_its_prefix_means() -> None:
     shown = dict(_cells(row) for row in done.stderr.splitlines() if row.count("│") == 3)
     told = tuple(shown[name] for name in ("sandbox", "rule", "verdict"))
     assert told == ("'pod-1'", "'bypass'", "'reject'")
+    # Nothing is shown that the line does not say, and each detail has a row of its own.
+    assert shown.keys().isdisjoint({"uid", "details", "origin", "tcp_flags"})
+    assert shown["details.ttl"] == "64"
 
 
 def _explained(line: str, *options: str) -> subprocess.CompletedProcess[str]:

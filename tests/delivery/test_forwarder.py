@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from ocsf_nft.delivery import forwarder as module
 from ocsf_nft.delivery.archive import retry
 from ocsf_nft.delivery.forwarder import Forwarder
 from ocsf_nft.delivery.pace import Pace
@@ -496,3 +497,29 @@ async def test_forwarder_takes_an_error_of_the_system_for_a_sink_that_is_down(st
             while forwarder.progress.fault is None:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.005)
     assert forwarder.progress.fault == "a: No space left on device"
+
+
+async def test_forwarder_gives_other_tasks_a_turn_while_it_converts_a_batch(store: Store) -> None:
+    slices = 10
+    converted = [0]
+
+    def told(line: bytes) -> bytes:
+        converted[-1] += 1
+        return line
+
+    async def take_turns() -> None:
+        while True:
+            converted.append(0)
+            await asyncio.sleep(0)
+
+    await store.put(events(range(slices * module._SLICE)))
+    forwarder = Forwarder(
+        "a", Receiver(), store, told=told, pace=Pace(), patiently=Patience(asyncio.Event())
+    )
+    other = asyncio.create_task(take_turns())
+    async with running(forwarder):
+        await forwarder.drain()
+    other.cancel()
+    assert sum(converted) == slices * module._SLICE
+    assert max(converted) <= module._SLICE
+    assert sum(map(bool, converted)) <= slices + 2  # a turn costs time

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -320,6 +321,17 @@ async def main() -> None:
 
 asyncio.run(main())
 """
+
+
+async def test_store_that_cannot_be_opened_leaves_no_thread(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    async with Store(tmp_path / FILE):
+        other = Store(tmp_path / FILE)
+        with pytest.raises(DeliveryError, match="another run"):
+            await other.__aenter__()
+    async with asyncio.timeout(10):
+        while set(threading.enumerate()) - before:  # noqa: ASYNC110 - a thread says nothing
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("seconds", [0, 0.003, 0.011, 0.04])

@@ -86,6 +86,19 @@ def test_state_returns_a_record_that_only_its_owner_may_read(state: StateDirecto
     assert state.directory(_SANDBOX).stat().st_mode & 0o777 == 0o700
 
 
+def test_state_record_is_on_the_disk_before_it_replaces_the_last_one(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").read_bytes())
+
+    monkeypatch.setattr(os, "fsync", sync)
+    state.write(INSTALLED)
+    assert synced == [next(state.path.glob("*/fence.json")).read_bytes()]
+
+
 def test_state_version_differs_after_each_write(state: StateDirectory) -> None:
     marks = [state.mark(_SANDBOX)]
     transports: tuple[LogTransport, ...] = ("nflog", "kmsg")

@@ -130,6 +130,7 @@ def test_leaves_nothing_when_interrupted(
     assert "Traceback" not in shown
     # A signal that comes when everything is removed already has the kernel's own effect.
     assert process.returncode in {128 + number, -number}, shown
+    assert "Ethernet frame" not in shown, "the last attempt is not made any more"
 
 
 def _until(holds: Callable[[], object]) -> None:

@@ -13,6 +13,7 @@ from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.kernel import conftest
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from ocsf_nft.fence.spec import FenceSpec
@@ -68,6 +69,37 @@ def test_what_puts_nothing_back_puts_nothing_right(
     post.commit(batch.hooked_to(whole, ["late0"]))
     (before,) = post.read()
     assert not post.has_put_right(before)
+
+
+class _Late:
+    """The notices of a post, whose second datagram is not there at once."""
+
+    def __init__(self, notices: socket.socket) -> None:
+        self._notices = notices
+        self.reads = 0
+
+    def fileno(self) -> int:
+        return self._notices.fileno()
+
+    def recvfrom(self, size: int) -> object:
+        self.reads += 1
+        if self.reads == 2:
+            raise BlockingIOError
+        return self._notices.recvfrom(size)
+
+
+def test_post_waits_for_the_rest_of_a_transaction(
+    fenced: Lab, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = "\n".join(f"tcp dport {port} accept" for port in range(1, 500))
+    conftest.load(
+        fenced.sandbox_namespace, f"table inet ocsf_nft {{ chain more {{ {rules}\n }}\n }}"
+    )
+    late = _Late(post.notices)
+    monkeypatch.setattr(post, "notices", late)
+    assert len(post.read()) == 1
+    assert late.reads > 3
+    assert post.read() == []
 
 
 def test_a_ruleset_that_is_another_one_by_now_is_not_changed(fenced: Lab, post: Post) -> None:

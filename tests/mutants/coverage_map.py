@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tests.mutants.sampling import Mutant
 
 _HERE: Final = Path(__file__).parent
+_FEW: Final = 5
 
 
 class CoverageMap:
@@ -35,7 +36,7 @@ class CoverageMap:
         """Return the tests that run a mutant's lines: unit tests first, then the quickest first.
 
         Tests that failed in the measurement are left out: they say nothing about a mutant. A line
-        without tests may be of a program that runs without coverage: then the tests run that are
+        with few tests may be of a program that runs without coverage: then the tests run that are
         named after the module. They also run for a line that runs at import, because the tests that
         show its effect don't run it.
         """
@@ -48,15 +49,15 @@ class CoverageMap:
             is_at_import |= "" in contexts  # the context of a line that runs outside of tests
             if found or (not contexts and line in shown.get(path, ())):
                 break
-        if is_at_import or not found:
+        if is_at_import or len(found) < _FEW:
             found |= {test for test in self.tests if test.startswith(self._named_for(path))}
         found = {test for test in found if not self.tests[test]["failed"]}
         return sorted(found, key=lambda test: (_is_slow_part(test), self.tests[test]["seconds"]))
 
     def _named_for(self, path: Path) -> tuple[str, str]:
-        *folders, name = path.relative_to(self._package).with_suffix("").parts
-        mirror = "/".join(("tests", *folders, f"test_{name}.py::"))
-        return mirror, f"tests/kernel/test_{'_'.join((*folders, name))}.py::"
+        parts = path.relative_to(self._package).with_suffix("").parts
+        *folders, name = parts[:-1] if parts[-1] == "__init__" else parts
+        return "/".join(("tests", *folders, f"test_{name}")), f"tests/kernel/test_{name}"
 
     def _contexts(self, path: Path, lines: set[int]) -> set[str]:
         """Return the contexts in which a file's lines ran."""

@@ -42,6 +42,8 @@ def advice(mapper: Mapper = MAPPER, **facts: Any) -> str:
         (6, 25, "Mail is neither sent nor read from here"),
         (6, 5432, "--allow tcp:203.0.113.7:5432"),
         (6, 6379, "This is a database's port."),
+        (6, 389, "else it takes a client that goes through the proxy"),
+        (17, 389, "Whoever runs the sandbox can allow it: --allow udp:203.0.113.7:389"),
         (6, 389, "directory service"),
         (17, 123, "turn the NTP client off"),
         (6, 3389, "Remote logins"),

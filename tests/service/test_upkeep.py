@@ -50,6 +50,9 @@ async def test_a_full_store_is_swept_while_nobody_can_be_told(
         await _until(lambda: reporter.events == 1)
         left = await store.read(0, events=1 << 20, size=1 << 30)
         assert [row.number for row in left] == [number + 1], "the one that tells of the others"
+        async with asyncio.timeout(20):
+            while await kept.forgotten():  # noqa: ASYNC110 - nobody else waits for it
+                await asyncio.sleep(0.01)
         keeping.cancel()
         stop.set()
 

@@ -210,6 +210,17 @@ async def test_what_was_altered_and_is_as_it_was_again_is_told_where_nothing_is_
     ]  # fmt: skip
 
 
+async def test_watched_fence_names_the_last_of_several_changes(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    later = replace(UNMENDED, changes="table netdev ocsf_nft was deleted")
+    await make()._look((UNMENDED, later))
+    ((_, _, detail),) = told(sink)
+    assert detail is not None
+    assert detail.startswith("table netdev ocsf_nft was deleted")
+
+
 @pytest.mark.parametrize(
     ("comm", "words"),
     [

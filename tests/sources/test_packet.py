@@ -218,6 +218,18 @@ def test_a_capture_cut_short_is_told_from_an_incomplete_packet() -> None:
     assert "truncated" not in facts
 
 
+def test_ah_and_esp_headers_are_read_from_their_12_and_8_bytes() -> None:
+    for protocol, size, at in ((51, 12, 4), (50, 8, 0)):
+        header = bytes(range(1, size + 1))
+        for missing in (0, 1):
+            length = 20 + size - missing
+            start = struct.pack("!BBHHHBBHII", 0x45, 0, length, 1, 0, 64, protocol, 0, 1, 2)
+            facts = packet.ip_facts((start + header)[:length], 4)
+            spi = int.from_bytes(header[at : at + 4])
+            assert facts.get("spi") == (None if missing else spi)
+            assert facts.get("incomplete_bytes") == (size - 1 if missing else None)
+
+
 def test_icmpv6_error_has_numbers_of_32_bits() -> None:
     for kind, field in ((2, "icmp_mtu"), (4, "icmp_pointer")):
         error = struct.pack("!BBHI", kind, 0, 0, 0x12345)

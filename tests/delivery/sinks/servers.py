@@ -197,7 +197,8 @@ class Hec(Server):
     #: What is added to the number of a wrong event: some versions count otherwise.
     miscount: int = 0
     is_healthy: bool = True
-    tells_its_health: bool = True
+    #: The status for a request for its health, if it does not know such requests.
+    no_health: int | None = None
     envelopes: list[dict[str, Any]] = field(default_factory=list)
     channels: set[str] = field(default_factory=set)
     _acks: dict[str, dict[int, int]] = field(default_factory=dict)
@@ -205,8 +206,10 @@ class Hec(Server):
     _KEYS = frozenset({"time", "host", "source", "sourcetype", "index", "event", "fields"})
 
     def glance(self, request: web.Request) -> web.StreamResponse:
-        if request.path != "/services/collector/health" or not self.tells_its_health:
+        if request.path != "/services/collector/health":
             return web.Response(status=404)
+        if self.no_health is not None:
+            return web.Response(status=self.no_health)
         if not self.is_healthy:
             return _json(503, text="HEC is unhealthy, queues are full", code=18)
         if self.authorization not in {None, request.headers.get("Authorization")}:

@@ -67,8 +67,9 @@ async def test_an_unhealthy_collector_is_not_opened() -> None:
             await _sink(url).open()
 
 
-async def test_a_receiver_that_tells_nothing_of_its_health_is_opened() -> None:
-    server = _collector(tells_its_health=False)
+@pytest.mark.parametrize("status", [404, 405])
+async def test_a_receiver_that_tells_nothing_of_its_health_is_opened(status: int) -> None:
+    server = _collector(no_health=status)
     async with serving(server) as url, _sink(url) as sink:
         await sink.deliver(attempts(1))
     assert len(server.lines) == 1
