@@ -91,8 +91,10 @@ class Calls:
         known = self._by_socket.get(closed.socket, ())
         for made in known:
             made.closed(closed.time_ns)
-        ways = {way_of_call(made.call) for made in known if made.call.is_connect}
-        for way in ways if known else (None,):
+        ways: set[Way | None] = {way_of_call(made.call) for made in known if made.call.is_connect}
+        if not ways and (not known or closed.socket in self._connected):
+            ways.add(None)  # its connect was forgotten
+        for way in ways:
             bisect.insort(self._freed, (closed.time_ns, way), key=_TIME)
         if len(self._freed) > 2 * _KEPT:
             self._forgotten_ns = max(self._forgotten_ns, self._freed[_KEPT - 1][0])

@@ -97,8 +97,10 @@ def test_calls_does_not_name_the_next_owner_of_a_connected_sockets_port() -> Non
     assert named(elsewhere, closed, sends, since_ns=NOW - 3000) == ({8}, True)
     sent = call(7, NOW - 5000, socket=7, source_port=9)
     assert named(sent, closed, sends, since_ns=NOW - 3000) == ({8}, True)
-    # Its connect is forgotten.
+    # Its connect is forgotten, and another call of it is not.
     assert named(closed, sends, since_ns=NOW - 3000) == ({8}, False)
+    early = connect._replace(time_ns=NOW - 30 * SECOND)
+    assert named(early, sent, closed, sends, since_ns=NOW - 3000) == ({8}, False)
 
 
 @pytest.mark.parametrize(("closed", "is_sender"), [(256, True), (257, False)])
