@@ -126,8 +126,8 @@ class Archive:
 
 
 def _is_begun(connection: sqlite3.Connection) -> bool:
-    row = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'event'")
-    return bool(row.fetchone()[0])
+    found = connection.execute("SELECT name FROM sqlite_master WHERE name = 'event'")
+    return found.fetchone() is not None
 
 
 def retry(path: Path, sink: str | None, uid: str | None) -> int:

@@ -60,8 +60,8 @@ class Retention:
 
     def measure(self, connection: sqlite3.Connection) -> None:
         """Look how much there is."""
-        pages, free, size = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0]
+        (pages,), (free,), (size,) = (
+            connection.execute(f"PRAGMA {name}").fetchone()
             for name in ("page_count", "freelist_count", "page_size")
         )
         self.used_bytes, self._free_bytes = (pages - free) * size, free * size

@@ -119,10 +119,11 @@ class Shelf:
             self._retention.measure(connection)
             # The table's own counter: its last events may have been removed.
             row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
-            self.end = (row.fetchone() or (0,))[0]
+            (self.end,) = row.fetchone() or (0,)
             # Nor does a clock that was set back make old what came before.
             newest = connection.execute("SELECT stored_ms FROM event ORDER BY number DESC LIMIT 1")
-            self._began_ms = max(self._began_ms, (newest.fetchone() or (0,))[0])
+            (newest_ms,) = newest.fetchone() or (self._began_ms,)
+            self._began_ms = max(self._began_ms, newest_ms)
 
     def close(self) -> None:
         """Close it."""
@@ -240,7 +241,7 @@ class Shelf:
         """How many dead letters a sink has."""
         with self._database.at_work() as connection:
             row = connection.execute("SELECT COUNT(*) FROM dead WHERE sink = ?", (sink,)).fetchone()
-        return int(row[0])
+        return int(*row)
 
     def bury(self, delivered: Sequence[Dead], refused: Sequence[tuple[Dead, str]]) -> None:
         """What became of dead letters that were tried again; some may have made room meanwhile."""
@@ -260,7 +261,7 @@ class Shelf:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
             ).fetchone()
-        return None if row is None else str(row[0])
+        return None if row is None else str(*row)
 
     def remove(self) -> bool:
         """Remove the file if no sink needs anything of it; whether it was."""
@@ -283,4 +284,4 @@ def _uid(line: bytes) -> str:
 
 def _number_beyond(connection: sqlite3.Connection, number: int) -> int:
     row = connection.execute("SELECT COUNT(*) FROM event WHERE number > ?", (number,)).fetchone()
-    return int(row[0])
+    return int(*row)

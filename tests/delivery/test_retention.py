@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from contextlib import closing
 from hashlib import sha256
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 
 from ocsf_nft.delivery.retention import Forgotten, FullError
-from ocsf_nft.delivery.shelf import FILE, Refused
+from ocsf_nft.delivery.shelf import FILE, Refused, Shelf
 from ocsf_nft.delivery.store import Store
 from tests.delivery.receiver import event, events, uids
 from tests.delivery.stores import fill, held
@@ -231,3 +234,69 @@ async def test_what_is_too_old_goes_on_a_disk_that_is_nearly_full(
         monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
         assert await swept(store) == (Forgotten("a", 80_000),)
         assert await held(store) == []
+
+
+def opened(path: Path, most_bytes: int = 1 << 30, *, drops: bool = False) -> Shelf:
+    shelf = Shelf(path, most_bytes=most_bytes, most_seconds=60, drops=drops)
+    shelf.open()
+    return shelf
+
+
+def numbers(shelf: Shelf) -> list[int]:
+    return [stored.number for stored in shelf.read(0, 1 << 20, 1 << 20, 1 << 40)]
+
+
+def test_store_is_full_at_its_limit_and_not_a_byte_before(tmp_path: Path) -> None:
+    with closing(opened(tmp_path / FILE)) as shelf:
+        shelf.register(frozenset("a"))
+        shelf.put([event(1)], [])
+        used = shelf.used_bytes
+    with closing(opened(tmp_path / FILE, used)) as shelf, pytest.raises(FullError):
+        shelf.put([event(2)], [])
+    with closing(opened(tmp_path / FILE, used + 1)) as shelf:
+        shelf.put([event(2)], [])
+        assert numbers(shelf) == [1, 2]
+
+
+def test_room_in_a_small_store_is_made_of_as_few_events_as_needed(tmp_path: Path) -> None:
+    with closing(opened(tmp_path / FILE)) as shelf:
+        shelf.register(frozenset("a"))
+        for number in range(10):
+            shelf.put([event(number, 20_000)], [])
+        shelf.acknowledge("a", 9, [])
+        used = shelf.used_bytes
+    with closing(opened(tmp_path / FILE, used)) as shelf:
+        shelf.put([event(10)], [])
+        assert numbers(shelf) == [*range(2, 12)]
+
+
+def test_retention_reserves_32_mib_or_a_quarter_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(opened(tmp_path / FILE)) as shelf:
+        for total, reserve in ((1 << 40, 32 << 20), (128 << 20, 32 << 20), (100 << 10, 25 << 10)):
+            set_free_bytes(monkeypatch, reserve, total)
+            shelf.put([], [])
+            set_free_bytes(monkeypatch, reserve - 1, total)
+            with pytest.raises(FullError, match="the disk is nearly full"):
+                shelf.put([], [])
+
+
+def test_retention_drops_events_only_if_that_restores_the_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for missing, left in ((1, [1]), (0, [])):
+        path = tmp_path / str(missing) / FILE
+        with closing(opened(path, drops=True)) as shelf:
+            shelf.register(frozenset("a"))
+            shelf.put([event(1)], [])
+            set_free_bytes(monkeypatch, (32 << 20) - shelf.used_bytes - missing)
+            with pytest.raises(FullError):
+                shelf.put([event(2)], [])
+            assert numbers(shelf) == left
+        monkeypatch.undo()
+
+
+def set_free_bytes(monkeypatch: pytest.MonkeyPatch, free: int, total: int = 1 << 40) -> None:
+    disk = SimpleNamespace(f_bavail=free, f_frsize=1, f_blocks=total)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)

@@ -219,7 +219,7 @@ async def test_web_sink_reads_retry_after(
             ("0", 0, 0),
             (in_100_s, 10, 101),
             (formatdate(1, usegmt=True), 0, 0),
-            ("9" * 400, 1e19, 1e20),
+            ("9" * 400, 9e19, 1e20),
         ):
             with subtests.test(asked=asked):
                 server.then(says(429, Retry_After=asked))
