@@ -141,7 +141,7 @@ class _Part:
         pq.write_table(
             table,
             sink,
-            row_group_size=max(1, table.num_rows),
+            row_group_size=table.num_rows,
             compression="zstd",
             data_page_size=_PAGE_BYTES,
             dictionary_pagesize_limit=_PAGE_BYTES,

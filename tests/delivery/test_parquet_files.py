@@ -101,6 +101,15 @@ def test_a_file_is_as_security_lake_wants_it() -> None:
     assert {group.column(at).compression for at in range(group.num_columns)} == {"ZSTD"}
 
 
+def test_pages_of_a_file_have_less_than_1_mb(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(pq, "write_table", lambda *_, **options: given.update(options))
+    _files(told.packets(1))
+    assert 100_000 < given["data_page_size"] <= 900_000
+    assert 100_000 < given["dictionary_pagesize_limit"] <= 900_000
+    assert given["row_group_size"] == 1
+
+
 def test_a_file_is_of_one_class_and_one_day_in_utc() -> None:
     midnight = (TIME_MS // DAY_MS + 1) * DAY_MS
     finding = next(each for each in told.messages(LATEST) if b'"class_uid":2004' in each.line)
@@ -137,6 +146,7 @@ def test_another_batch_has_another_name_and_one_that_tells_the_time() -> None:
     assert [name[:17] for name in names] == [
         "20260101T000000Z-", "20260101T000001Z-", *["20260101T000000Z-"] * 3,
     ]  # fmt: skip
+    assert {len(name[17:].removesuffix(".parquet")) for name in names} == {32}
 
 
 @pytest.mark.parametrize("between", ["", ",", "\0", '","'])
