@@ -28,3 +28,11 @@ def test_report_is_due_ten_seconds_after_the_last_packet() -> None:
     schedule = Schedule(0, 7)
     assert schedule.is_due(30 * SECOND, 20 * SECOND)
     assert not schedule.is_due(30 * SECOND, 20 * SECOND + 1)
+
+
+def test_flow_is_over_ten_seconds_after_its_last_packet_and_report() -> None:
+    schedule = Schedule(20 * SECOND)
+    for last_ns in (0, 20 * SECOND):
+        assert schedule.is_over(30 * SECOND, last_ns)
+        assert not schedule.is_over(30 * SECOND - 1, last_ns)
+    assert not schedule.is_over(30 * SECOND, 21 * SECOND)

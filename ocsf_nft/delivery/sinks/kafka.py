@@ -66,12 +66,12 @@ class Kafka(Sink):
         servers: Sequence[str],
         topic: str,
         is_compressed: bool = True,
-        max_bytes: int = 1 << 20,
+        max_bytes: int,
         mechanism: Mechanism | None = None,
         user: str | None = None,
         password: Secret | None = None,
         tls: Tls | None = None,
-        timeout_seconds: float = 30.0,
+        timeout_seconds: float,
     ) -> None:
         self._servers = tuple(servers)
         self._topic = topic

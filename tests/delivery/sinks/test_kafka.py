@@ -47,10 +47,15 @@ def broker() -> Iterator[KafkaBroker]:
 
 
 def _sink(broker: KafkaBroker | KafkaRelay, **given: Any) -> Kafka:
+    return _sink_at(broker.host, **{"timeout_seconds": 20.0} | given)
+
+
+def _sink_at(server: str, **given: Any) -> Kafka:
     options: dict[str, Any] = {
-        "servers": [broker.host],
+        "servers": [server],
         "topic": "ocsf",
-        "timeout_seconds": 20.0,
+        "max_bytes": 1 << 20,
+        "timeout_seconds": 30.0,
     } | given
     return Kafka(**options)
 
@@ -115,7 +120,7 @@ async def test_what_one_sandbox_does_is_in_one_partition_and_in_order(broker: Ka
 
 
 async def test_a_broker_that_is_down_is_one_sentence_and_told_at_once() -> None:
-    sink = Kafka(servers=[f"127.0.0.1:{(port := free_port())}"], topic="ocsf")
+    sink = _sink_at(f"127.0.0.1:{(port := free_port())}")
     async with asyncio.timeout(_AT_ONCE_SECONDS):
         with pytest.raises(DeliveryError, match=f"{port} can't be used: .*Connection refused"):
             await sink.open()
@@ -262,7 +267,7 @@ async def test_who_is_cancelled_does_not_wait_for_a_broker_that_says_nothing(
 
 async def test_what_is_not_connected_delivers_nothing() -> None:
     with pytest.raises(DeliveryError, match="kafka is not connected"):
-        await Kafka(servers=["127.0.0.1:1"], topic="ocsf").deliver(messages(b"{}"))
+        await _sink_at("127.0.0.1:1").deliver(messages(b"{}"))
 
 
 async def test_nothing_is_printed(
@@ -428,6 +433,6 @@ async def test_a_broker_that_is_none_is_one_sentence(answer: bytes) -> None:
     port = server.sockets[0].getsockname()[1]
     try:
         with pytest.raises(DeliveryError, match="can't be used"):
-            await Kafka(servers=[f"127.0.0.1:{port}"], topic="ocsf", timeout_seconds=2.0).open()
+            await _sink_at(f"127.0.0.1:{port}", timeout_seconds=2.0).open()
     finally:
         server.close()
