@@ -40,3 +40,4 @@ async def test_kafka_request_and_delivery_end_before_their_time_is_over(
     assert given["max_batch_size"] == 256 << 10, "a broker accepts 1 MiB by default"
     assert given["max_request_size"] == 5000
     assert (given["acks"], given["enable_idempotence"]) == ("all", True)
+    assert not [name for name in given if name.startswith("sasl")]
