@@ -240,8 +240,10 @@ class Shelf:
     def dead_number(self, sink: str) -> int:
         """How many dead letters a sink has."""
         with self._database.at_work() as connection:
-            row = connection.execute("SELECT COUNT(*) FROM dead WHERE sink = ?", (sink,)).fetchone()
-        return int(*row)
+            (number,) = connection.execute(
+                "SELECT COUNT(*) FROM dead WHERE sink = ?", (sink,)
+            ).fetchone()
+        return int(number)
 
     def bury(self, delivered: Sequence[Dead], refused: Sequence[tuple[Dead, str]]) -> None:
         """What became of dead letters that were tried again; some may have made room meanwhile."""
@@ -261,7 +263,10 @@ class Shelf:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
             ).fetchone()
-        return None if row is None else str(*row)
+        if row is None:
+            return None
+        (position,) = row
+        return str(position)
 
     def remove(self) -> bool:
         """Remove the file if no sink needs anything of it; whether it was."""
@@ -283,5 +288,7 @@ def _uid(line: bytes) -> str:
 
 
 def _number_beyond(connection: sqlite3.Connection, number: int) -> int:
-    row = connection.execute("SELECT COUNT(*) FROM event WHERE number > ?", (number,)).fetchone()
-    return int(*row)
+    (beyond,) = connection.execute(
+        "SELECT COUNT(*) FROM event WHERE number > ?", (number,)
+    ).fetchone()
+    return int(beyond)
