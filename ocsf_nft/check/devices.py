@@ -96,7 +96,7 @@ def _look() -> dict[str, Device]:
 
 
 def _with_filters() -> set[int]:
-    question = _TCMSG.pack(0, 0, 0, 0, 0)
+    question = bytes(_TCMSG.size)
     found = set()
     for reply in netlink.request(netlink.NETLINK_ROUTE, _RTM_GETQDISC, question, dump=True):
         body = memoryview(reply)
@@ -112,7 +112,7 @@ def _inner(values: Mapping[int, memoryview], kind: int) -> dict[int, memoryview]
 
 def _text(value: memoryview | None) -> str:
     raw = b"" if value is None else bytes(value)
-    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return raw.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def _number(value: memoryview | None) -> int | None:

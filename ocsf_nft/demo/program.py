@@ -21,7 +21,7 @@ _TIMEOUT_SECONDS: Final = 2.0
 ETHERTYPE: Final = 0x88B5
 _DNS_PORT: Final = 53
 _ICMP_ECHO: Final = 8
-_ICMPV6_ECHO: Final = 128
+_ICMPV6_ECHO_REQUEST: Final = 128
 
 
 def http(url: str, proxy: str = "") -> Callable[[], str]:
@@ -56,7 +56,8 @@ def ping(address: str) -> Callable[[], str]:
     """Send one echo request, where there is no ``ping`` to do it."""
     if _family(address) == socket.AF_INET6:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
-        echo = struct.pack("!BBHHH", _ICMPV6_ECHO, 0, 0, 0, 1)  # the kernel sums it (RFC 3542)
+        # The kernel adds the checksum (RFC 3542).
+        echo = struct.pack("!BBHHH", _ICMPV6_ECHO_REQUEST, 0, 0, 0, 1)
     else:
         sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         checksum = 0xFFFF - (_ICMP_ECHO << 8) - 1

@@ -28,7 +28,6 @@ FRAGMENT: Final = 44
 ESP: Final = 50
 AH: Final = 51
 ICMPV6: Final = 58
-NO_NEXT_HEADER: Final = 59
 DESTINATION_OPTIONS: Final = 60
 UDPLITE: Final = 136
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from itertools import product
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -235,6 +236,49 @@ def test_icmpv6_error_has_numbers_of_32_bits() -> None:
         error = struct.pack("!BBHI", kind, 0, 0, 0x12345)
         header = struct.pack("!IHBB", 0x60000000, len(error), 58, 64) + bytes(32)
         assert packet.ip_facts(header + error, 6)[field] == 0x12345
+
+
+def _icmp(version: int, message: bytes) -> fact.Facts:
+    """Return the facts of a packet with an ICMP message, without those of the IP header."""
+    addresses = b"\x0a\0\0\2" + b"\xcb\0\x71\x07"
+    if version == 4:
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(message), 0, 0, 64, 1, 0) + addresses
+    else:
+        header = struct.pack("!IHBB", 0x60000000, len(message), 58, 64) + bytes(32)
+    without = packet.ip_facts(header, version)
+    facts = packet.ip_facts(header + message, version)
+    shown = {name: value for name, value in facts.items() if name not in without}
+    return {**shown, "quoted": bool(shown["quoted"])} if "quoted" in shown else shown
+
+
+def test_icmp_message_has_the_fields_of_its_type() -> None:
+    echo: fact.Facts = {"icmp_id": 0x102, "icmp_sequence": 0x304}
+    error: fact.Facts = {"quoted": True}
+    fields: dict[tuple[int, int, int], fact.Facts] = {
+        (4, 0, 0): echo, (4, 8, 0): echo, (4, 12, 0): {"icmp_parameter": 1},
+        (4, 5, 1): {**error, "icmp_gateway": "1.2.3.4"}, (4, 3, 4): {**error, "icmp_mtu": 0x304},
+        (4, 3, 3): error, (4, 3, 5): error, (4, 4, 4): error, (4, 11, 0): error,
+        (6, 128, 0): echo, (6, 129, 0): echo, (6, 1, 0): error, (6, 3, 0): error,
+        (6, 2, 0): {**error, "icmp_mtu": 0x1020304},
+        (6, 4, 0): {**error, "icmp_pointer": 0x1020304},
+    }  # fmt: skip
+    for version, kind in product((4, 6), range(256)):
+        if not any(each[:2] == (version, kind) for each in fields):
+            fields[version, kind, 0] = {}
+    for (version, kind, code), expected in fields.items():
+        message = bytes([kind, code, 0, 0, 1, 2, 3, 4]) + bytes(40)
+        facts = {"icmp_type": kind, "icmp_code": code, **expected}
+        assert _icmp(version, message) == facts, (version, kind, code)
+
+
+def test_icmp_message_below_the_length_of_its_type_is_incomplete() -> None:
+    # required_len of net/netfilter/nf_log_syslog.c
+    least = {3: 28, 4: 28, 5: 28, 11: 28, 12: 28, 13: 20, 14: 20, 17: 12, 18: 12}
+    for kind in range(20):
+        for size in range(8, 30):
+            facts = _icmp(4, bytes([kind, 0]) + bytes(size - 2))
+            incomplete = size if size < least.get(kind, 0) else None
+            assert facts.get("incomplete_bytes") == incomplete, (kind, size)
 
 
 def test_every_line_of_the_corpus_is_read() -> None:

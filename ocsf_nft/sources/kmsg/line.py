@@ -48,7 +48,7 @@ def parse(raw: bytes) -> KmsgLine | None:
     if header is None:
         return None
     priority, sequence, stamp = header.groups()
-    message = raw[header.end() :].split(b"\n", 1)[0]
+    message = raw[header.end() :].partition(b"\n")[0]
     if b"\\" in message:
         message = _ESCAPE.sub(lambda found: bytes((int(found[1], 16),)), message)
     return KmsgLine(int(priority) >> _FACILITY_SHIFT, int(sequence), int(stamp), message)

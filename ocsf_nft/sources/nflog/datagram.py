@@ -23,7 +23,7 @@ NFPROTO_ARP: Final = 3
 NFPROTO_NETDEV: Final = 5
 NFPROTO_BRIDGE: Final = 7
 NFPROTO_IPV6: Final = 10
-NETDEV_EGRESS: Final = 1  # enum nf_dev_hooks
+NF_NETDEV_EGRESS: Final = 1  # enum nf_dev_hooks
 
 # Ethertypes (include/uapi/linux/if_ether.h).
 #: Below are lengths of IEEE 802.3 frames (ETH_P_802_3_MIN).
@@ -81,7 +81,7 @@ def record(datagram: Datagram, origin: Origin) -> Record:
     Time is the kernel's when it gave one, else the time of receipt.
     """
     facts = _interface_facts(datagram)
-    if (datagram.family, datagram.hook) == (NFPROTO_NETDEV, NETDEV_EGRESS):
+    if (datagram.family, datagram.hook) == (NFPROTO_NETDEV, NF_NETDEV_EGRESS):
         kind, header, data = _on_the_wire(datagram)
         if kind != datagram.hardware_protocol and kind >= _FIRST_ETHERTYPE:
             facts["claimed_protocol"] = datagram.hardware_protocol

@@ -20,15 +20,15 @@ _NFNL_SUBSYS_ULOG: Final = 4
 PACKET: Final = _NFNL_SUBSYS_ULOG << 8  # NFULNL_MSG_PACKET
 _CONFIG: Final = PACKET | 1  # NFULNL_MSG_CONFIG
 
-_CFG_CMD: Final = 1
-_CFG_MODE: Final = 2
-_CFG_NLBUFSIZ: Final = 3
-_CFG_TIMEOUT: Final = 4
-_CFG_QTHRESH: Final = 5
-_CFG_FLAGS: Final = 6
-_CMD_BIND: Final = b"\x01"
-_COPY_PACKET: Final = 2
-_FLAG_SEQUENCE: Final = 1
+_NFULA_CFG_CMD: Final = 1
+_NFULA_CFG_MODE: Final = 2
+_NFULA_CFG_NLBUFSIZ: Final = 3
+_NFULA_CFG_TIMEOUT: Final = 4
+_NFULA_CFG_QTHRESH: Final = 5
+_NFULA_CFG_FLAGS: Final = 6
+_NFULNL_CFG_CMD_BIND: Final = b"\x01"
+_NFULNL_COPY_PACKET: Final = 2
+_NFULNL_CFG_F_SEQ: Final = 1
 
 #: Bytes of each packet to copy: the headers, and the quoted packet of an ICMP error.
 COPY_BYTES: Final = 128
@@ -66,9 +66,9 @@ def batching_message(group: int, batching: Batching, *, flags: int = 0, more: by
         netlink.NLM_F_REQUEST | flags,
         struct.pack(">BBH", socket.AF_UNSPEC, 0, group)
         + more
-        + netlink.attribute(_CFG_NLBUFSIZ, struct.pack(">I", batching.buffer_bytes))
-        + netlink.attribute(_CFG_QTHRESH, struct.pack(">I", batching.threshold))
-        + netlink.attribute(_CFG_TIMEOUT, struct.pack(">I", batching.timeout_cs)),
+        + netlink.attribute(_NFULA_CFG_NLBUFSIZ, struct.pack(">I", batching.buffer_bytes))
+        + netlink.attribute(_NFULA_CFG_QTHRESH, struct.pack(">I", batching.threshold))
+        + netlink.attribute(_NFULA_CFG_TIMEOUT, struct.pack(">I", batching.timeout_cs)),
     )
 
 
@@ -112,9 +112,9 @@ def _enlarge(sock: socket.socket) -> None:
 
 def _configure(sock: socket.socket, group: int, batching: Batching) -> tuple[bytes, ...]:
     command = (
-        netlink.attribute(_CFG_CMD, _CMD_BIND)
-        + netlink.attribute(_CFG_MODE, struct.pack(">IBx", COPY_BYTES, _COPY_PACKET))
-        + netlink.attribute(_CFG_FLAGS, struct.pack(">H", _FLAG_SEQUENCE))
+        netlink.attribute(_NFULA_CFG_CMD, _NFULNL_CFG_CMD_BIND)
+        + netlink.attribute(_NFULA_CFG_MODE, struct.pack(">IBx", COPY_BYTES, _NFULNL_COPY_PACKET))
+        + netlink.attribute(_NFULA_CFG_FLAGS, struct.pack(">H", _NFULNL_CFG_F_SEQ))
     )
     message = batching_message(group, batching, flags=netlink.NLM_F_ACK, more=command)
     sock.sendto(message, (0, 0))
