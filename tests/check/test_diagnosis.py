@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ocsf_nft.check import owners
-from ocsf_nft.check.diagnosis import _remedy, _text
-from ocsf_nft.check.ruleset import Key, Rule
+from ocsf_nft.check.diagnosis import Question, _remedy, _text, judge
+from ocsf_nft.check.ruleset import Key, Rule, from_json
+from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
 
 
@@ -30,3 +31,23 @@ def test_rule_is_shown_up_to_300_characters() -> None:
     key = Key("legacy", "ip", "filter", "FORWARD")
     for text, shown in (("a" * 300, "a" * 300), ("a" * 301, "a" * 300 + "\u2026")):
         assert _text(Rule(chain=key, statements=(), text=text), Namespace()) == shown
+
+
+def test_check_names_32_of_the_rules_that_may_drop_and_counts_the_others() -> None:
+    question = Question(
+        namespace=Namespace(), device="vmtap-1", subnets=(subnet("172.16.0.1/30"),), port=3128
+    )
+    place = {"family": "inet", "table": "site"}
+    unknown = {"match": {"op": "==", "left": {"numgen": {"mode": "random", "mod": 2}}, "right": 0}}
+    for count, more in ((32, []), (33, ["1 more rules drop"]), (35, ["3 more rules drop"])):
+        listed = [
+            {"chain": {**place, "name": "c", "type": "filter", "hook": "forward", "prio": 0,
+                       "policy": "accept"}},
+            *({"rule": {**place, "chain": "c", "handle": handle, "expr": [unknown, {"drop": None}]}}
+              for handle in range(1, count + 1)),
+        ]  # fmt: skip
+        found = list(judge(from_json({"nftables": listed}), question))
+        assert {each.name for each in found} == {"may-drop"}
+        assert [each.meaning[:17] for each in found if each.place is None] == more
+        named = [each.place.handle for each in found if each.place is not None]
+        assert named == list(range(1, 33)), count

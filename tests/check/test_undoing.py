@@ -109,3 +109,27 @@ def test_check_of_services_reads_at_most_64_files_of_a_configuration(tmp_path: P
             _write(root, f"etc/nftables.d/{name}", _FLUSHING if name == names[last] else "")
         _write(root, "etc/nftables.conf", 'include "/etc/nftables.d/*.nft"\n')
         assert ("flush-ruleset" in _named(root)) == is_found, last
+
+
+def test_first_mebibyte_of_a_file_of_rules_is_read(tmp_path: Path) -> None:
+    command = "\nflush ruleset"
+    room = (1 << 20) - len(command)
+    for before, is_found in ((room, True), (room + 1, False)):
+        _write(tmp_path, "etc/nftables.conf", "#" * before + command)
+        assert ("flush-ruleset" in _named(tmp_path)) == is_found, before
+
+
+def test_64_files_of_rules_and_64_targets_are_read(tmp_path: Path) -> None:
+    _write(tmp_path, "etc/nftables.conf", 'include "/etc/nftables.d/*.nft"\n')
+    for number in range(1, 63):
+        _write(tmp_path, f"etc/nftables.d/{number:02}.nft", "# nothing\n")
+    for name, is_found in (("63.nft", True), ("64.nft", False)):
+        _write(tmp_path, f"etc/nftables.d/{name}", _FLUSHING)
+        assert ("flush-ruleset" in _named(tmp_path)) == is_found, name
+        _write(tmp_path, f"etc/nftables.d/{name}", "# nothing\n")
+    for number in range(1, 64):
+        _enable(tmp_path, "some.service", f"target-{number:02}")
+    _enable(tmp_path, "ufw.service", "target-64")
+    _enable(tmp_path, "docker.service", "target-65")
+    found = _named(tmp_path)
+    assert ("ufw" in found, "docker" in found) == (True, False)

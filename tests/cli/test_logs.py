@@ -180,3 +180,12 @@ def test_what_can_not_be_told_harms_nobody() -> None:
         logging.getLogger("lib").error("%d", "no number")
         (line,) = lines(reader)
     assert line.endswith(b" reason='TypeError while it was told'\n")
+
+
+def test_log_entry_of_a_library_is_cut_to_300_characters() -> None:
+    with standard_error() as reader:
+        for size in (300, 301):
+            logging.getLogger("lib").error("x" * size)
+        whole, cut = lines(reader)
+    for line in (whole, cut):
+        assert re.findall(rb" reason=.?(x+)", line) == [b"x" * 300]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 from pydantic import ValidationError
 
 from ocsf_nft import config
+from ocsf_nft.config.sinks import KINDS
 from ocsf_nft.config.sinks.base import SecretTable, TlsTable
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.tls import Tls
@@ -39,3 +41,65 @@ def test_tls_table_refuses_a_key_without_a_certificate() -> None:
     for given in ({}, {"certificate": "/cert"}, {"certificate": "/cert", "key": "/key"}):
         made = TlsTable.model_validate(given).tls()
         assert made == Tls(**{name: Path(path) for name, path in given.items()})
+
+
+_COMMON: Final = {
+    "batch_events": (1, 500, 10_000),
+    "batch_bytes": (1024, 1 << 20, 64 << 20),
+    "batch_seconds": (0, 0.2, 3600),
+    "timeout_seconds": (0.001, 30.0, 3600),
+    "retry_seconds": (0.001, 30.0, 3600),
+}
+_LOCAL: Final = {"batch_seconds": (0, 0.0, 3600), "timeout_seconds": (0.001, None, 3600)}
+_SINKS: Final[list[tuple[dict[str, Any], dict[str, Any]]]] = [
+    ({"type": "file", "path": "/x"}, _LOCAL),
+    ({"type": "stdout"}, _LOCAL),
+    ({"type": "unix", "path": "/x"}, {"batch_seconds": (0, 0.0, 3600)}),
+    ({"type": "http", "url": "https://siem.example"}, {}),
+    ({"type": "otlp", "url": "https://siem.example"}, {"batch_seconds": (0, 1.0, 3600)}),
+    (
+        {"type": "opensearch", "url": "https://siem.example"},
+        {
+            "batch_events": (1, 1000, 10_000), "batch_bytes": (1024, 5 << 20, 64 << 20),
+            "batch_seconds": (0, 1.0, 3600),
+        },
+    ),
+    (
+        {"type": "splunk_hec", "url": "https://siem.example", "token": {"env": "TOKEN"}},
+        {"ack_seconds": (0.001, None, 29.999)},
+    ),
+    (
+        {"type": "syslog", "transport": "tcp", "host": "siem.example"},
+        {"timeout_seconds": (1, 30.0, 3600), "max_bytes": (480, 8096, 1 << 20)},
+    ),
+    (
+        {"type": "kafka", "servers": ["siem.example:9092"], "topic": "ocsf"},
+        {"timeout_seconds": (1, 30.0, 3600), "max_message_bytes": (1024, 1 << 20, 64 << 20)},
+    ),
+    ({"type": "nats", "servers": ["nats://siem.example"], "subject": "ocsf"}, {}),
+    (
+        {"type": "parquet", "bucket": "s3://lake", "region": "eu-central-1"},
+        {
+            "batch_events": (1, 10_000, 10_000), "batch_bytes": (1024, 16 << 20, 64 << 20),
+            "batch_seconds": (0, 300.0, 3600), "timeout_seconds": (0.001, 120.0, 3600),
+        },
+    ),
+]  # fmt: skip
+
+
+def test_number_of_a_sink_has_its_default_and_its_limits() -> None:
+    assert sorted(table["type"] for table, _ in _SINKS) == sorted(KINDS)
+
+    def made(table: dict[str, Any]) -> Any:
+        return config.parse({"sandbox": [{"name": "a"}], "sink": [table]}, where="test").sink[0]
+
+    for table, numbers in _SINKS:
+        for key, (lowest, default, highest) in (_COMMON | numbers).items():
+            where = table["type"], key
+            assert getattr(made(table), key) == default, where
+            for taken in (lowest, highest):
+                assert getattr(made(table | {key: taken}), key) == taken, where
+            step = 1 if isinstance(lowest, int) else 0.001
+            for refused in (lowest - step, highest + step):
+                with pytest.raises(UsageError, match=key):
+                    made(table | {key: refused})
