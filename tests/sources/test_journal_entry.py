@@ -75,3 +75,13 @@ def test_journal_entry_names_an_author_that_is_not_the_kernel() -> None:
         ({"_TRANSPORT": None}, "an unknown transport"),
     ):
         assert _entry(**changes).author == author, changes
+
+
+def test_journal_stamp_has_at_most_16_digits_and_53_bits() -> None:
+    largest = (1 << 53) - 1
+    for stamp, time_ns in (
+        (str(largest), largest * 1000), (str(largest + 1), None), (f"{largest:017}", None),
+        ("0" * 16, 0), ("0" * 17, None), ("-1", None), ("", None),
+    ):  # fmt: skip
+        changes = {"__REALTIME_TIMESTAMP": stamp, "_SOURCE_MONOTONIC_TIMESTAMP": None}
+        assert _entry(**changes).time_ns == time_ns, stamp

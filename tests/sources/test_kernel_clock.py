@@ -117,3 +117,7 @@ def test_kernel_clock_stamp_beyond_the_lag_moves_the_difference() -> None:
     clock = KernelClock(0, lag_ns=SECOND // 10)
     made = clock.monotonic_ns(SECOND, SECOND - SECOND // 5, waited=False)
     assert made == SECOND - SECOND // 10
+
+
+def test_clocks_drift_apart_by_at_most_100_ppm() -> None:
+    assert KernelClock(0).monotonic_ns(0, 10_000 * SECOND, waited=True) == SECOND

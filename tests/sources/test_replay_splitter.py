@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ocsf_nft.record import Record, Reject
+from ocsf_nft.sources.replay.splitter import Broken, Export, Overlong, Splitter
 from tests.sources.corpus_cases import record
 from tests.sources.replaying import (
     MESSAGE,
@@ -105,3 +106,20 @@ def test_a_line_without_end_takes_no_memory_and_is_no_record() -> None:
         Record,
     ]
     assert len(reading._splitter._rest) < 1 << 20
+
+
+def test_splitter_keeps_fields_and_lines_up_to_its_limits() -> None:
+    mebibyte = 1 << 20
+    for size, kept in ((mebibyte, {"A": b"x" * mebibyte}), (mebibyte + 1, {})):
+        splitter = Splitter({"A"})
+        field = b"A\n" + size.to_bytes(8, "little") + b"x" * size + b"\n"
+        exported = list(splitter.feed(b"__CURSOR=\n" + field + b"B=y\n\n"))
+        assert exported == ([Export(kept)] if kept else []), size
+    for size, is_broken in ((768 * mebibyte, False), (768 * mebibyte + 1, True)):
+        begun = b"__CURSOR=\nA\n" + size.to_bytes(8, "little")
+        assert any(isinstance(each, Broken) for each in Splitter(set()).feed(begun)) == is_broken
+    for size in (2 * mebibyte, 2 * mebibyte + 1):
+        splitter = Splitter(set())
+        assert list(splitter.feed(b"x" * size)) == []
+        (line,) = splitter.feed(b"\n")
+        assert line == (b"x" * size if size == 2 * mebibyte else Overlong(b"x" * 1024)), size

@@ -231,6 +231,13 @@ def test_a_line_that_can_be_read_in_two_ways_is_ambiguous() -> None:
     assert reject(f"{'x' * 200}IN= OUT=eth0 {UDP}").kind == "ambiguous"
 
 
+def test_foreign_prefix_has_at_most_127_characters() -> None:
+    # NF_LOG_PREFIXLEN of include/uapi/linux/netfilter/nf_log.h, with a final zero
+    assert record(f"{'x' * 127}IN= OUT=eth0 {UDP}").prefix == "x" * 127
+    refused = reject(f"{'x' * 128}IN= OUT=eth0 {UDP}")
+    assert refused.reason == "its prefix is longer than 127 characters"
+
+
 def test_our_own_prefix_is_never_ambiguous() -> None:
     assert record(f"{OURS}IN=IN= OUT=eth0 {UDP}").in_interface == "IN="
 
