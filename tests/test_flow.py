@@ -19,6 +19,7 @@ from ocsf_nft.flow import (
     coarser,
     flow,
     keys,
+    lacks_port,
     renumbered,
     user_of,
     without_port,
@@ -137,3 +138,11 @@ def test_renumbered_users_that_share_a_number_are_added_up() -> None:
     assert renumbered(reading, lambda _: 65534).elements == {
         "others": (Element(key(65534), 5, 60, 100), Element(key(NOBODY), 1, 9, 5))
     }
+
+
+def test_flow_has_a_port_where_its_protocol_begins_with_ports() -> None:
+    for protocol in range(256):
+        said = record(**V4, protocol=protocol, destination_port=443)
+        assert flow(keys(said)[0]).port == (443 if protocol in PORTS else None), protocol
+        without = record(**V4, protocol=protocol, destination_port=None)
+        assert lacks_port(without) == (protocol in PORTS), protocol

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _STDOUT: Final = 1
 _STDERR: Final = 2
 
-#: What a pipe with room for anything takes whole (PIPE_BUF of Linux).
-AT_ONCE_BYTES: Final = 4096
+#: What a pipe with room for anything takes whole.
+AT_ONCE_BYTES: Final = select.PIPE_BUF
 
 
 class _Stdout(io.FileIO):

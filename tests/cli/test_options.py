@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.main import get_command
 
-from ocsf_nft.cli import options
+from ocsf_nft.cli import app, options
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import spec, state
 from ocsf_nft.ocsf import versions
@@ -25,6 +26,23 @@ def test_the_command_lines_defaults_are_the_fences() -> None:
 
 def test_the_command_lines_default_version_is_the_mappers() -> None:
     assert options.DEFAULT_OCSF_VERSION == versions.LATEST
+
+
+def test_numbers_of_the_command_line_have_their_defaults() -> None:
+    commands: Any = get_command(app)
+    numbers = {
+        (name, option.name): option.default
+        for name, command in commands.commands.items()
+        for option in command.params
+        if isinstance(option.default, int | float) and not isinstance(option.default, bool)
+    }
+    assert numbers == {
+        ("check", "gateway_port"): 3128,
+        ("events", "lines"): 20,
+        ("install", "group"): 4001,
+        ("run", "group"): 4001,
+        ("tail", "lines"): 20,
+    }
 
 
 @pytest.mark.parametrize("version", versions.VERSIONS)
