@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import ocsf_nft
+from ocsf_nft.check import xtables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,8 @@ _HEADERS: Final = (
     "sched.h", "linux/capability.h", "linux/icmp.h", "linux/icmpv6.h", "linux/if.h",
     "linux/if_ether.h", "linux/if_link.h", "linux/if_tun.h", "linux/inet_diag.h", "linux/kcmp.h",
     "linux/magic.h", "linux/memfd.h", "linux/netfilter.h", "linux/netfilter/nf_tables.h",
-    "linux/netfilter/nfnetlink.h", "linux/netfilter/nfnetlink_log.h", "linux/netlink.h",
+    "linux/netfilter/nfnetlink.h", "linux/netfilter/nfnetlink_log.h", "linux/netfilter_ipv4.h",
+    "linux/netlink.h",
     "linux/nsfs.h", "linux/prctl.h", "linux/rtnetlink.h", "linux/sock_diag.h", "linux/sockios.h",
     "sys/socket.h",
 )  # fmt: skip
@@ -64,3 +66,17 @@ def test_constants_with_a_name_of_the_kernel_have_its_value(tmp_path: Path) -> N
         if getattr(importlib.import_module(module), name) != kernel[plain]
     ]
     assert wrong == []
+
+
+def test_tables_of_iptables_have_the_priorities_of_the_kernel(tmp_path: Path) -> None:
+    tables = {"raw": "RAW", "mangle": "MANGLE", "filter": "FILTER", "security": "SECURITY"}
+    chains = {"PREROUTING": "DST", "OUTPUT": "DST", "INPUT": "SRC", "POSTROUTING": "SRC"}
+    expected = {
+        **{(table, "INPUT"): f"NF_IP_PRI_{name}" for table, name in tables.items()},
+        **{("nat", chain): f"NF_IP_PRI_NAT_{name}" for chain, name in chains.items()},
+    }
+    kernel = _in_the_headers(set(expected.values()), tmp_path)
+    for (table, chain), name in expected.items():
+        base = xtables._base(table, chain, "ACCEPT")
+        assert base is not None
+        assert base.priority == kernel[name], (table, chain)

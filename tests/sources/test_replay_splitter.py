@@ -67,6 +67,19 @@ def test_what_looks_like_an_export_entry_does_not_swallow_records(before: bytes)
         assert len(rejects) == before.count(b"FOO")
 
 
+def test_line_in_the_place_of_the_end_of_a_field_is_read_whole() -> None:
+    for size in (2, 2 << 20):
+        field = b"FOO\n" + size.to_bytes(8, "little") + b"x" * size
+        data = b"__CURSOR=x\n" + field + f"4,77,1500000,-;{MESSAGE}\n".encode()
+        for chunk in (4096, len(data)):
+            broken, found = flat(
+                reader().batches(data[at : at + chunk] for at in range(0, len(data), chunk))
+            )[::-1]
+            assert isinstance(broken, Reject)
+            assert "is longer than it says" in broken.reason
+            assert found == record(MESSAGE)
+
+
 @pytest.mark.parametrize("size", [40, 3 << 20])
 def test_records_in_a_field_without_an_end_are_rejected_not_swallowed(size: int) -> None:
     field = b"FOO\n" + size.to_bytes(8, "little") + MESSAGE.encode()[:30] + b"\nx"
