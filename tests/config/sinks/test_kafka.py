@@ -120,3 +120,11 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "aiokafka", None)
     with pytest.raises(UnsupportedError, match=r"needs the extra ocsf-nft\[kafka\]"):
         _sink().sink()
+
+
+def test_server_has_a_port_of_1_to_65535() -> None:
+    for port in (1, 65_535):
+        assert _sink(servers=[f"kafka.example:{port}"]).servers == (f"kafka.example:{port}",)
+    for port in (0, 65_536, 100_000, 1_000_000):
+        with pytest.raises(ValidationError, match="must have a port of 1 to 65535"):
+            _sink(servers=[f"kafka.example:{port}"])

@@ -1,0 +1,116 @@
+"""How long the live sources wait, by a clock that only the waiting moves."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.netns import Namespace
+from ocsf_nft.sources.journal import Journal
+from ocsf_nft.sources.journal.library import LibraryReading
+from ocsf_nft.sources.journal.reading import Chunk
+from ocsf_nft.sources.nflog import Nflog
+from ocsf_nft.sources.wanted import Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_JOURNAL = "ocsf_nft.sources.journal"
+
+
+class _Clock:
+    """A clock in place of the modules `time` and `asyncio`."""
+
+    def __init__(self) -> None:
+        self.now_ns = 500_000_000
+        self.waits: list[float | None] = []
+
+    def monotonic(self) -> float:
+        return self.now_ns / 1e9
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+    def time_ns(self) -> int:
+        return self.now_ns
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now_ns += round(seconds * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    clock = _Clock()
+    monkeypatch.setattr(f"{_JOURNAL}.library.time", clock)
+    monkeypatch.setattr(f"{_JOURNAL}.library.asyncio", clock)
+    monkeypatch.setattr(f"{_JOURNAL}.source.time", clock)
+    return clock
+
+
+def test_journal_is_asked_each_10_ms_and_for_new_files_4_times_a_second(clock: _Clock) -> None:
+    asked: list[int] = []
+    files: list[int] = []
+
+    def following() -> bool:
+        asked.append(clock.now_ns)
+        return False
+
+    reading = LibraryReading(None, Wanted())
+    reading._reader = SimpleNamespace(
+        process=lambda: files.append(clock.now_ns), _next=following, close=lambda: None
+    )
+    assert asyncio.run(reading.read(1.0)) == Chunk()
+    milliseconds = [each // 1_000_000 for each in asked]
+    assert milliseconds == list(range(500, 1501, 10))
+    assert [each // 1_000_000 for each in files] == [500, 750, 1000, 1250, 1500]
+    assert clock.waits == [0.01] * 100 + [0]
+
+
+def test_journal_position_without_records_is_worth_a_batch_each_second(clock: _Clock) -> None:
+    came: Iterator[tuple[int, str | None]] = iter([
+        (400_000_000, "first"), (300_000_000, None), (299_999_999, "second"), (1, None),
+        (5_000_000_000, "third"),
+    ])  # fmt: skip
+    waits: list[float | None] = []
+
+    async def read(timeout_s: float | None) -> Chunk:
+        waits.append(timeout_s)
+        later_ns, cursor = next(came)
+        clock.now_ns += later_ns
+        return Chunk(cursor=cursor)
+
+    async def two_batches() -> list[str | None]:
+        source = Journal(directory=Path("/"))
+        source._reading = SimpleNamespace(read=read)
+        batches = source.batches()
+        return [(await anext(batches)).cursor for _ in range(2)]
+
+    assert asyncio.run(two_batches()) == ["second", "third"]
+    assert waits == [None, *map(pytest.approx, (0.6, 0.3, 1e-9)), None]
+
+
+async def test_nflog_overflow_is_reported_after_150_ms_without_a_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float | None] = []
+
+    async def until_readable(_descriptor: int, timeout_s: float | None) -> bool:
+        waits.append(timeout_s)
+        if timeout_s is None:
+            raise EOFError
+        return False
+
+    monkeypatch.setattr("ocsf_nft.sources.nflog.source.until_readable", until_readable)
+    source = Nflog(Namespace(), 5)
+    source._socket = SimpleNamespace(fileno=lambda: -1)  # type: ignore[assignment]
+    source._overrun = True
+    batches = source.batches()
+    assert [gap.lost for gap in (await anext(batches)).gaps] == [None]
+    with pytest.raises(EOFError):
+        await anext(batches)
+    assert waits == [0.15, None]
