@@ -35,11 +35,31 @@ def test_whatever_its_name_is_the_rest_is_read_right(
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"1 (a) S 1", b"1 a S" + b" 1" * 60, b"1 (a) S x" + b" 1" * 60]
+    "text",
+    [
+        b"",
+        b"1 (a) S 1",
+        b"1 (a) S" + b" 1" * 47,
+        b"1 a S" + b" 1" * 60,
+        b"1 (a) S x" + b" 1" * 60,
+    ],
 )
 def test_what_is_no_stat_is_not_read(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"no stat of a process|invalid literal"):
         proc.parsed_stat(text)
+
+
+def test_each_field_of_a_stat_has_its_own_meaning() -> None:
+    for field in range(48):
+        zeros, ones = [0] * 48, [1] * 48
+        zeros[field], ones[field] = 1, 0
+        one, others = (
+            proc.parsed_stat(b"1 (a) S %b" % " ".join(map(str, each)).encode())
+            for each in (zeros, ones)
+        )
+        # Page faults and time of children; the ends of the arguments (proc_pid_stat(5)).
+        assert one.had_children == (field in {7, 9, 12, 13})
+        assert (others.layout is None) == (field in {44, 45})
 
 
 STATUS = b"Name:\t%b\nTgid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nNStgid:\t7\t1\n"
@@ -89,6 +109,7 @@ def test_a_process_is_the_same_whatever_it_calls_itself(name: bytes) -> None:
 
 @pytest.mark.kernel
 def test_when_it_started_is_told_by_the_clock_tick() -> None:
+    assert proc.TICK_NS * os.sysconf("SC_CLK_TCK") == 1_000_000_000
     before_ns, since_ns = now(), time.time_ns()
     with python(WAITING) as process, directory(process.pid) as descriptor:
         stat = proc.stat(descriptor)
@@ -172,6 +193,12 @@ def test_no_more_is_read_than_there_is_a_use_for(tmp_path: Path, size: int, most
     (tmp_path / "file").write_bytes(content)
     with proc.opened(str(tmp_path)) as descriptor:
         assert proc.read("file", descriptor, most=most) == content[:most]
+
+
+def test_file_is_read_up_to_a_mebibyte_by_default(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes((1 << 20) + 1))
+    with proc.opened(str(tmp_path)) as descriptor:
+        assert len(proc.read("file", descriptor)) == 1 << 20
 
 
 @pytest.mark.kernel

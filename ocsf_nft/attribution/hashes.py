@@ -21,8 +21,7 @@ from typing import Final, NamedTuple
 _CHUNK: Final = 1 << 20
 _MEBIBYTE: Final = 1 << 20
 _MINUTE_NS: Final = 60_000_000_000
-#: include/uapi/linux/magic.h, FUSE_SUPER_MAGIC.
-_FUSE: Final = 0x65735546
+_FUSE_SUPER_MAGIC: Final = 0x65735546  # include/uapi/linux/magic.h
 #: Two contents within one tick of the file system's clock (FAT: 2 s) have the same times.
 _SETTLED_NS: Final = 3_000_000_000
 
@@ -84,7 +83,7 @@ class Hashes:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         descriptor = os.open(f"/proc/self/fd/{program}", flags)
         try:
-            if _kind(descriptor) == _FUSE or not self._may_read(key.size):
+            if _kind(descriptor) == _FUSE_SUPER_MAGIC or not self._may_read(key.size):
                 return None
             digest = _digest(descriptor, key.size)
             status = os.fstat(descriptor)
@@ -152,4 +151,4 @@ def _kind(descriptor: int) -> int:
     buffer = ctypes.create_string_buffer(512)  # struct statfs: 120 bytes, its type first
     if libc.fstatfs(descriptor, buffer) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
+    return ctypes.c_long.from_buffer(buffer).value

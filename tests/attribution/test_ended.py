@@ -74,6 +74,24 @@ def test_one_that_ended_before_the_packet_is_none_of_its(watch: Ended) -> None:
 def test_nothing_is_known_of_what_was_before(watch: Ended) -> None:
     doubt = watch.doubt(UDP, 1, watch._since_ns - 1)
     assert doubt == "the packet is from before the sandbox's sockets were watched"
+    assert watch.doubt(UDP, 1, watch._since_ns) is None
+
+
+@pytest.mark.parametrize(
+    ("sent_ns", "slack_ns", "is_told"),
+    [(50, 0, True), (51, 0, False), (59, 9, True), (60, 9, False)],
+)
+def test_doubt_is_about_what_ended_at_the_time_of_the_packet_or_later(
+    sent_ns: int, slack_ns: int, *, is_told: bool
+) -> None:
+    watch = Ended(Namespace())
+    watch._drain = lambda: True  # type: ignore[method-assign]
+    watch._last[UDP][7] = 50
+    ends = "a socket that had the packet's port has ended" if is_told else None
+    assert watch.doubt(UDP, 7, sent_ns, slack_ns=slack_ns) == ends
+    watch._blind_ns = 50
+    unsure = "so many sockets of the sandbox end that not each is told of" if is_told else None
+    assert watch.doubt(UDP, 8, sent_ns, slack_ns=slack_ns) == unsure
 
 
 def test_where_more_end_than_is_told_nothing_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:

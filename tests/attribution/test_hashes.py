@@ -145,6 +145,25 @@ def test_in_a_minute_no_more_is_read_than_should_be(
     assert read == [7, 7, 1, 7]
 
 
+def test_hashes_read_four_gibibytes_a_minute_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 0, 59_999_999_999, 60_000_000_000])
+    monkeypatch.setattr(time, "monotonic_ns", lambda: next(clock))
+    asked = Hashes()
+    may = [asked._may_read(size) for size in (4 << 30, 1, 1, 4 << 30)]
+    assert may == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("age_ns", "is_kept"), [(2_999_999_999, False), (3_000_000_001, True)])
+def test_hash_of_a_file_is_kept_when_no_later_change_can_have_the_same_times(
+    program: Path, monkeypatch: pytest.MonkeyPatch, age_ns: int, *, is_kept: bool
+) -> None:
+    changed_ns = program.stat().st_ctime_ns
+    monkeypatch.setattr(time, "time_ns", lambda: changed_ns + age_ns)
+    asked = Hashes()
+    assert of(program, asked) == sha256(b"content")
+    assert bool(asked._kept) == is_kept
+
+
 @pytest.mark.usefixtures("settled")
 def test_no_more_is_kept_than_should_be(tmp_path: Path, read: list[int]) -> None:
     asked = Hashes(most_entries=2)
@@ -183,7 +202,7 @@ def test_a_file_of_another_length_than_it_should_be_has_none(program: Path) -> N
     with opened(program) as descriptor:
         key = hashes._key(os.fstat(descriptor))
         assert Hashes()._hashed(descriptor, key._replace(size=6)) is None
-    for size in (6, 8):
+    for size in (0, 6, 8):
         readable = os.open(program, os.O_RDONLY)
         try:
             assert hashes._digest(readable, size) is None
@@ -223,7 +242,7 @@ def test_what_a_process_serves_has_none(program: Path, monkeypatch: pytest.Monke
     with opened(program) as descriptor:
         assert Hashes().sha256(descriptor) is not None
         # As though what it is on was that.
-        monkeypatch.setattr(hashes, "_FUSE", hashes._kind(descriptor))
+        monkeypatch.setattr(hashes, "_FUSE_SUPER_MAGIC", hashes._kind(descriptor))
         assert Hashes().sha256(descriptor) is None
 
 
