@@ -38,7 +38,6 @@ _log = structlog.get_logger()
 
 #: The best rung to be used.
 Top: TypeAlias = Literal["capture", "socket", "user"]
-WAIT_SECONDS: Final = 0.05
 #: The kernel tells of a refused packet microseconds after its record: so long later it has.
 _LATER_SECONDS: Final = 0.001
 _CHECK_SECONDS: Final = 1.0
@@ -70,7 +69,7 @@ class Ladder:
         *,
         permissive: Collection[str] = (),
         top: Top = "capture",
-        wait_seconds: float = WAIT_SECONDS,
+        wait_seconds: float = 0.05,
         hashed_bytes: int = 0,
     ) -> None:
         """Programs of no more than ``hashed_bytes`` are hashed."""

@@ -155,8 +155,8 @@ class Tables:
         identity = _IDENTITY.pack(
             local[1],
             remote[1],
-            socket.inet_pton(family, local[0]).ljust(16, b"\0"),
-            socket.inet_pton(family, remote[0]).ljust(16, b"\0"),
+            socket.inet_pton(family, local[0]),  # one of IPv4 is filled up with zeros
+            socket.inet_pton(family, remote[0]),
         )
         index = 0 if device is None else _index(sock, device)
         payload = _request(family, socket.IPPROTO_TCP, _ALL_STATES, identity, index)

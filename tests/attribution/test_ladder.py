@@ -304,6 +304,24 @@ async def test_no_record_waits_for_who_is_held_up_and_the_next_one_not_at_all(ho
         assert found_later.process == Process(pid=7)
 
 
+async def test_ladder_waits_for_50_milliseconds_by_default(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = asyncio.wait
+    waits: list[float] = []
+
+    async def wait(work: set[asyncio.Future[None]], *, timeout: float) -> None:  # noqa: ASYNC109
+        waits.append(timeout)
+        await real(work)
+
+    monkeypatch.setattr(asyncio, "wait", wait)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 0.0)
+    host.programs.fault = "no BPF here"
+    async with host.ladder() as standing:
+        await standing.attributions("sb", [read()], 0)
+    assert waits == [0.05, 0.05]  # for the socket, and for names
+
+
 async def test_ladder_closes_the_socket_lookups_beside_a_lookup_in_progress(host: Host) -> None:
     host.programs.fault = "no BPF here"
     host.sockets.goes_on.clear()
@@ -375,6 +393,49 @@ async def test_ladder_reads_the_capture_at_each_regular_check(
             await asyncio.sleep(0.01)
         checking.cancel()
     assert fell == []
+
+
+async def test_ladder_waits_a_millisecond_for_late_calls_and_a_second_between_checks(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = asyncio.sleep
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if seconds == 0.001:
+            host.programs.readings = [[made(7)]]
+        elif seconds == 1.0:
+            host.programs.fault = "somebody has detached it"
+        await real(0)
+
+    async def tell(reason: str) -> None:
+        waits.append(len(reason))
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    async with host.ladder() as standing, asyncio.timeout(_LONG):
+        (found,) = await standing.attributions("sb", [read()], 0)
+        assert (found.process and found.process.pid) == 7
+        await standing.keep(tell)
+    assert waits == [0.001, 1.0, len("somebody has detached it")]
+
+
+async def test_ladder_gives_other_tasks_a_turn_while_it_attributes_many_records(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, turns = asyncio.sleep, 0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal turns
+        turns += seconds == 0
+        await real(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    host.is_permissive = True  # no call is late then
+    async with host.ladder() as standing:
+        await standing.attributions("sb", [read()] * 160, 0)
+    # After each 16 records, but for the last ones that may be late.
+    assert turns >= 9 + 10 + 10
 
 
 async def test_what_has_no_end_is_read_a_bit_of(host: Host) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 NOW: Final = 100 * SECOND
 ANY: Final = {"is_any": True, "protocol": 0, "source_port": 0, "destination": b""}
+
+
+def test_repeats_are_those_of_the_program_in_the_kernel() -> None:
+    source = (Path(refusals.__file__).parent / "bpf/capture.bpf.c").read_text("utf-8")
+    assert f"#define AGAIN {refusals._SILENCE_NS}ULL\n" in source
+    assert f"#define TIMES {refusals._KEPT_ALIKE}\n" in source
 
 
 def of(*told: Call) -> Refusals:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft import netlink
 from ocsf_nft.address import packed
 from ocsf_nft.attribution import sock_diag, socket_files
 from ocsf_nft.attribution.sock_diag import Tables
@@ -174,9 +175,10 @@ def test_protocol_that_netlink_lacks_is_read_from_the_text_files(tables: Tables)
 
 
 def test_error_at_the_end_of_a_list_is_raised(tables: Tables) -> None:
-    tables._raise_for_end(memoryview(struct.pack("=i", 0)), UDP)
+    # The question follows the code of an error.
+    tables._raise_for_end(memoryview(struct.pack("=iI", 0, 36)), UDP)
     with pytest.raises(PermissionError):
-        tables._raise_for_end(memoryview(struct.pack("=i", -errno.EPERM)), UDP)
+        tables._raise_for_end(memoryview(struct.pack("=iI", -errno.EPERM, 36)), UDP)
     assert tables._lacking == set()
 
 
@@ -192,6 +194,29 @@ def test_socket_that_cannot_be_opened_is_an_error_and_opened_later(
             tables.by_port(UDP, 4, 9, deadline_ns=soon())
     assert tables._lacking == set()
     assert tables._diag(UDP).fileno() >= 0
+
+
+def test_answer_to_an_earlier_question_is_ignored(tables: Tables) -> None:
+    with udp() as mine:
+        mine.bind(("127.0.0.1", 0))
+        tables._sequence = 0xFFFFFFFE
+        for _ in range(2):  # the numbers of questions begin again
+            tables._ask(tables._diag(UDP), netlink.NLM_F_REQUEST, b"")  # the answer is an error
+            (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+            assert found.inode == inode(mine)
+    assert tables._diag(UDP).gettimeout() == 1.0
+
+
+def test_only_the_kernel_is_believed(tables: Tables) -> None:
+    assert not tables.by_port(UDP, 4, 0xFFFF, deadline_ns=soon())  # binds the socket
+    asked, sequence = tables._diag(UDP), tables._sequence + 1
+    end = netlink.message(netlink.NLMSG_DONE, 0, bytes(4), sequence)
+    forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, sock_diag.NETLINK_SOCK_DIAG)
+    with udp() as mine, forger:
+        forger.sendto(end, asked.getsockname())
+        mine.bind(("127.0.0.1", 0))
+        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        assert found.inode == inode(mine)
 
 
 def test_socket_without_an_answer_is_replaced(tables: Tables) -> None:
@@ -236,7 +261,8 @@ def test_a_connection_of_a_socket_that_is_bound_to_a_device_is_found(tables: Tab
         ends = mine.getsockname(), mine.getpeername()
         (found,) = tables.tcp(4, *ends, device="lo", deadline_ns=soon())
         assert found.inode == inode(mine)
-        assert not tables.tcp(4, *ends, device="no-such-device", deadline_ns=soon())
+        for other in ("no-such-device", None):
+            assert not tables.tcp(4, *ends, device=other, deadline_ns=soon())
 
 
 def test_what_has_been_refused_is_found_where_its_process_has_bound_it(tables: Tables) -> None:

@@ -64,6 +64,34 @@ async def test_a_look_is_due_at_once_and_after_each_burst_of_changes(watched: Wa
     assert await anext(changes) == ()
 
 
+async def test_looks_are_due_at_intervals_and_a_short_time_after_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(watch, "Sentry", Posted)
+    begun = Watch(INSTALLED, StateDirectory(tmp_path), heals=True)
+    await begun.begin()
+    real_sleep, real_timeout = asyncio.sleep, asyncio.timeout
+    waits: list[float | None] = []
+
+    def timeout(seconds: float | None) -> asyncio.Timeout:
+        waits.append(seconds)
+        return real_timeout(0.01)
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await real_sleep(0)
+
+    changes = begun.changes()
+    await anext(changes)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "timeout", timeout)
+    await anext(changes)
+    Posted.tell(None)
+    await real_sleep(0)
+    await anext(changes)
+    assert waits == [0.2, 5.0, 0.2, 5.0, 0.05]
+
+
 async def test_what_waits_has_a_bound(watched: Watch) -> None:
     await watched.begin()
     changes = watched.changes()
