@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import ocsf_nft
+from ocsf_nft.attribution import holders
 from ocsf_nft.check import xtables
 
 if TYPE_CHECKING:
@@ -80,3 +82,12 @@ def test_tables_of_iptables_have_the_priorities_of_the_kernel(tmp_path: Path) ->
         base = xtables._base(table, chain, "ACCEPT")
         assert base is not None
         assert base.priority == kernel[name], (table, chain)
+
+
+def test_number_of_kcmp_is_that_of_each_architecture() -> None:
+    generic = Path("/usr/include/asm-generic/unistd.h").read_text("ascii")
+    command = ["cc", "-E", "-dM", "-include", "sys/syscall.h", "-x", "c", os.devnull]
+    own = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found, ours = (int(re.findall(r"__NR_kcmp (\d+)", text)[0]) for text in (generic, own))
+    assert holders._KCMPS["aarch64"] == holders._KCMPS["riscv64"] == found
+    assert ours == holders._KCMP

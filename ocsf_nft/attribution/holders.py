@@ -38,7 +38,8 @@ _PF_FORKNOEXEC: Final = 0x40
 _O_CLOEXEC: Final = os.O_CLOEXEC
 _SIGCHLD_MASK: Final = 1 << 16  # signal 17, in the masks of /proc/PID/status
 _CAP_NET_RAW_MASK: Final = 1 << 13  # include/uapi/linux/capability.h
-_KCMP: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272}.get(platform.machine())
+_KCMPS: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272}
+_KCMP: Final = _KCMPS.get(platform.machine())
 _KCMP_FILES: Final = 2  # include/uapi/linux/kcmp.h
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 

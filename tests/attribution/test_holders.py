@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -143,17 +144,33 @@ def test_a_child_has_the_socket_too(program: Callable[..., Program]) -> None:
 
 
 @pytest.mark.kernel
-def test_who_can_make_packets_by_hand_can_frame_another() -> None:
+@pytest.mark.parametrize(
+    ("capabilities", "doubt"),
+    [
+        ("+all", "its user can make packets as if they came from it"),
+        ("-all,+net_raw", "its user can make packets as if they came from it"),
+        ("-net_raw", None),
+    ],
+)
+def test_who_can_make_packets_by_hand_can_frame_another(
+    capabilities: str, doubt: str | None
+) -> None:
     text = _PROGRAM.format(before="", after="")
     with subprocess.Popen(
-        ["/usr/bin/python3", "-I", "-c", text],
+        ["setpriv", f"--bounding-set={capabilities}", "/usr/bin/python3", "-I", "-c", text],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout is not None
-        doubt = only(scan(int(process.stdout.readline()))).doubt
-    assert doubt == "its user can make packets as if they came from it"
+        assert only(scan(int(process.stdout.readline()))).doubt == doubt
+
+
+def test_mask_of_a_status_has_all_bits_where_it_is_cut_short() -> None:
+    status = b"Name:\tx\nSigIgn:\t0000000001001000\nCapPrm:\t00000000a80425fb\n"
+    assert holders_of._mask(holders_of._IGNORED, status) == 0x1001000
+    assert holders_of._mask(holders_of._PERMITTED, status) == 0xA80425FB
+    assert holders_of._mask(holders_of._PERMITTED, status[:-30]) == -1
 
 
 def test_who_is_elsewhere_may_have_been_handed_it(program: Callable[..., Program]) -> None:
@@ -344,6 +361,20 @@ def test_unix_sockets_of_threads_and_descriptors_that_end_meanwhile_are_passed_o
         assert not search._is_unix_socket(directory, "gone")
 
 
+def test_table_of_descriptors_is_whole_unless_it_is_empty_or_one_was_closed_meanwhile(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "fdinfo").mkdir()
+    found = holders_of._Found(is_inside=True, descriptors=[], inodes=set())
+    with proc.opened("/proc") as root, proc.opened(str(tmp_path)) as directory:
+        search = holders_of._Search(root, frozenset(), time.monotonic_ns() + 10**10)
+        assert not search._look_at(directory, ".", found)
+        (tmp_path / "fdinfo" / "3").write_text("pos:\t0\n")
+        assert search._look_at(directory, ".", found)
+        (tmp_path / "fdinfo" / "4").symlink_to("closed")
+        assert not search._look_at(directory, ".", found)
+
+
 def test_process_descends_from_its_ancestors_or_has_ended() -> None:
     with proc.opened("/proc") as root, subprocess.Popen(["/bin/sleep", "100"]) as child:
         search = holders_of._Search(root, frozenset(), 0)
@@ -353,6 +384,15 @@ def test_process_descends_from_its_ancestors_or_has_ended() -> None:
         child.kill()
         child.wait()
         assert search._descends(child.pid, 1 << 30)  # which it was is not known any more
+
+
+def test_process_with_the_id_2_descends_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container."""
+    search = holders_of._Search(os.open("/proc", os.O_PATH), frozenset(), 0)
+    monkeypatch.setattr(proc, "stat", lambda *_: SimpleNamespace(parent=1))
+    assert search._descends(2, 1)
+    assert not search._descends(2, 3)
+    os.close(search._root)
 
 
 def test_proc_without_a_first_process_hides_some(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import struct
 import time
 from types import SimpleNamespace
@@ -79,6 +81,57 @@ def test_sentry_reports_lost_notices_once_a_minute(
         at(now)
         reported.append(one._tells_overrun())
     assert reported == [True, False, False, True, False]
+
+
+def test_sentry_sleeps_between_turns_and_longer_where_it_restores_nothing(
+    one: Sentry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(one, "_turn", one._ends.set)
+    for one._heals in (True, False):
+        one._ends.clear()
+        one._guard()
+    assert slept == [0.002, 0.05]
+
+
+def test_sentry_waits_until_the_next_event_it_has_to_act_on(
+    one: Sentry, at: Callable[[float], None], told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float | None] = []
+
+    class Poll:
+        def register(self, *_: object) -> None:
+            pass
+
+        def poll(self, milliseconds: float | None) -> list[tuple[int, int]]:
+            waits.append(milliseconds)
+            return []
+
+    monkeypatch.setattr(select, "poll", Poll)
+    at(100.0)
+    one._turn()
+    one._rests_until = 103.0
+    one._turn()
+    one._links_from = 100.5
+    one._turn()
+    one._links_from = 0.0
+    at(103.0)
+    one._turn()
+    assert waits == [None, 3000.0, 500.0, None]
+    assert not one.is_resting
+    assert told == [None]
+
+
+def test_sentry_reads_notices_of_links_at_intervals(
+    one: Sentry, at: Callable[[float], None], told: list[Any]
+) -> None:
+    at(100.0)
+    links, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with links, other:
+        links.setblocking(False)
+        one._see_links(links)
+    assert (one._links_from, told) == (100.02, [None])
 
 
 def _notice(name: str, *, kind: int = rtnetlink.RTM_NEWLINK, flags: int = 0) -> bytes:

@@ -207,6 +207,9 @@ def test_locks_end_with_their_holder_while_a_child_is_starting(state: StateDirec
 
 
 def test_state_directory_is_closed_to_others(state: StateDirectory) -> None:
+    with state.locked():
+        (lock,) = state.path.iterdir()
+        assert [each.stat().st_mode & 0o777 for each in (state.path, lock)] == [0o700, 0o600]
     state.write(INSTALLED)
     folders = (state.path, state.directory(_SANDBOX))
     assert [each.stat().st_mode & 0o777 for each in folders] == [0o700, 0o700]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,17 @@ def test_nft_without_an_answer_is_ended_and_is_an_error(
     with pytest.raises(FenceError, match=r"no answer in 0\.2 s, .*run `ocsf-nft verify`"):
         nft.load(HERE, "")
     assert time.monotonic() - begun < 20
+
+
+def test_nft_has_30_seconds_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], *, timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(FenceError, match="nft gave no answer in 30 s, ") as raised:
+        nft.listing(HERE, "inet", "ocsf_nft")
+    assert isinstance(raised.value.__cause__, subprocess.TimeoutExpired)
+    assert raised.value.__cause__.timeout == 30
 
 
 def test_nft_without_the_privilege_is_an_error_with_the_remedy(lab: Lab) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+import itertools
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import threading
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -315,6 +317,20 @@ async def test_who_ends_while_it_is_looked_up_is_not_named(
         monkeypatch.setattr(sockets, "holders", then_end)
         told = await attempt.told()
     assert told == "a socket that had the packet's port has ended"
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(0, [0.003]), (1, [0.0])])
+async def test_socket_lookup_waits_a_short_time_for_a_notice_that_the_socket_was_closed(
+    sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch, seconds: int, waits: list[float]
+) -> None:
+    slept: list[float] = []
+    now_ns = time.monotonic_ns()
+    clock = itertools.count(now_ns, seconds * 1_000_000_000)
+    changed = {"sleep": slept.append, "monotonic_ns": lambda: next(clock)}
+    async with attempted(sandbox, spec, "udp") as attempt:
+        monkeypatch.setattr(sockets, "time", SimpleNamespace(**{**vars(time), **changed}))
+        assert isinstance(await attempt.told(), Attribution)
+    assert slept == waits
 
 
 async def test_socket_lookup_names_the_reason_why_it_cannot_tell(
