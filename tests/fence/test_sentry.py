@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
@@ -132,6 +133,45 @@ def test_sentry_reads_notices_of_links_at_intervals(
         links.setblocking(False)
         one._see_links(links)
     assert (one._links_from, told) == (100.02, [None])
+
+
+def _post(has_put_right: bool) -> Any:
+    """A post with one notice, whose change was put right by now or not."""
+    flushed = Transaction(changes="the whole ruleset was flushed")
+    return SimpleNamespace(
+        read=lambda: [flushed],
+        has_put_right=lambda _: has_put_right,
+        was_regular=lambda _: False,
+    )
+
+
+def test_sentry_reports_a_change_that_a_look_has_repaired_as_repaired_at_once(
+    one: Sentry, told: list[Any]
+) -> None:
+    one._see(_post(has_put_right=True))
+    assert [(each.changes, each.mended_ns) for each in told] == [
+        ("the whole ruleset was flushed", 0)
+    ]
+
+
+def test_sentry_that_gives_up_rests_for_a_minute(
+    one: Sentry, at: Callable[[float], None], told: list[Any]
+) -> None:
+    at(100.0)
+    one._mended.extend([99.0] * 10)
+    one._see(_post(has_put_right=False))
+    assert [each.given_up for each in told] == [True]
+    assert one._rests_until == 160.0
+
+
+def test_sentry_closes_its_descriptor_once(one: Sentry, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[int] = []
+    monkeypatch.setattr(os, "close", closed.append)
+    one._close()
+    one._wake = 0
+    one._close()
+    one._close()
+    assert closed == [0]
 
 
 def _notice(name: str, *, kind: int = rtnetlink.RTM_NEWLINK, flags: int = 0) -> bytes:

@@ -29,6 +29,7 @@ def test_comment_is_found_behind_other_data_of_a_table() -> None:
         (other, ""),
         (comment, "abc"),
         (bytes([0, 3]) + b"abc", "abc"),
+        (bytes([0, 3]) + b"abc" + other, "abc"),
         (other + comment, "abc"),
         (bytes([5, 2, 0, 0]) + comment, "abc"),
         (bytes([7, 0]) + other + comment + other, "abc"),

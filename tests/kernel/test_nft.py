@@ -67,6 +67,13 @@ def test_nft_without_an_answer_is_ended_and_is_an_error(
     assert time.monotonic() - begun < 20
 
 
+def test_nft_has_a_process_group_of_its_own(planted: Callable[[str], None]) -> None:
+    """Ctrl-C in a terminal ends the processes of its group."""
+    planted("read -r _ _ _ _ group _ </proc/$$/stat; echo $group $$")
+    group, pid = (nft.listing(HERE, "inet", "ocsf_nft") or "").split()
+    assert group == pid
+
+
 def test_nft_has_30_seconds_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], *, timeout: float, **_: object) -> None:
         raise subprocess.TimeoutExpired(command, timeout)

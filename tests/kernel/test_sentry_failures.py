@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 from dataclasses import replace
@@ -53,6 +54,10 @@ def _posted(installed: Installed, state: StateDirectory) -> Iterator[Post]:
     yield made
     if made.sentry._wake >= 0:
         made.sentry.end()
+
+
+def test_sentry_has_nothing_to_do_when_it_begins(one: Post) -> None:
+    assert select.select([one.sentry._wake], [], [], 0) == ([], [], [])
 
 
 def _of(one: Post) -> post.Post:

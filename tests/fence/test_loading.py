@@ -1,0 +1,26 @@
+"""What is said of a fence that another process changes while it is installed."""
+
+from __future__ import annotations
+
+import pytest
+
+from ocsf_nft.errors import FenceError
+from ocsf_nft.fence import loading
+from tests.standing import INSTALLED
+
+
+def test_difference_to_the_loaded_fence_is_named_by_its_first_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected, found = (
+        {"inet ocsf_nft": f"table inet ocsf_nft {{\n\tchain c {{\n{rules}\t}}\n}}\n"}
+        for rules in ("\t\tone\n\t\ttwo\n", "\t\tother\n\t\tthree\n")
+    )
+    monkeypatch.setattr(loading, "_load_all", lambda *_, **__: False)
+    monkeypatch.setattr(loading, "_expected", lambda *_: expected)
+    monkeypatch.setattr(loading, "listings", lambda *_: found)
+    with pytest.raises(FenceError) as raised:
+        loading._load_rung(INSTALLED, "nflog", lambda *_: None)
+    assert str(raised.value).endswith(
+        "was altered while it was installed:  \tchain c { -\t\tone -\t\ttwo"
+    )
