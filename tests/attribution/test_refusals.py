@@ -82,6 +82,12 @@ def test_of_tcp_what_begins_a_connection_is_another_packet_than_the_others(
     assert who(of(call(7, NOW)), record(NOW, tcp_flags=flags)) == [({7}, True)]
 
 
+def test_packet_without_ports_is_of_who_sent_one_without() -> None:
+    ping = call(7, NOW, protocol=1, source_port=0, destination_port=0)
+    packet = record(NOW, protocol=1, source_port=None, destination_port=None)
+    assert who(of(ping), packet) == [({7}, True)]
+
+
 def test_a_packet_is_of_one_record() -> None:
     told = of(call(7, NOW - 3), call(7, NOW - 2))
     assert who(told, record(NOW), record(NOW), record(NOW)) == [({7}, True), ({7}, True), None]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft import netlink, rtnetlink
-from ocsf_nft.fence import sentry
+from ocsf_nft.fence import batch, sentry
 from ocsf_nft.fence.changes import Transaction
 from ocsf_nft.fence.sentry import Sentry
 from ocsf_nft.fence.state import StateDirectory
@@ -162,6 +162,22 @@ def test_sentry_that_gives_up_rests_for_a_minute(
     one._see(_post(has_put_right=False))
     assert [each.given_up for each in told] == [True]
     assert one._rests_until == 160.0
+
+
+def test_sentry_fences_new_links_in_the_sandbox_and_not_at_the_guard(
+    one: Sentry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[tuple[str, object]] = []
+    posts: Any = [
+        SimpleNamespace(commit=lambda what, where=where: commits.append((where, what)))
+        for where in ("sandbox", "host")
+    ]
+    loads = tuple((None, SimpleNamespace(whole=what)) for what in ("fence", "guard"))
+    monkeypatch.setattr(batch, "hooked_to", lambda whole, names: (whole, names))
+    monkeypatch.setattr(one, "_posts", posts)
+    one.adopt(SimpleNamespace(links={"old"}, loads=loads), None)  # type: ignore[arg-type]
+    one._cover({"old", "new"})
+    assert commits == [("sandbox", ("fence", {"new"}))]
 
 
 def test_sentry_closes_its_descriptor_once(one: Sentry, monkeypatch: pytest.MonkeyPatch) -> None:
