@@ -24,6 +24,7 @@ _NAMESPACE: Final = Path("/proc/self/ns/user")
 _INITIAL: Final = "user:[4026531837]"
 #: kernel.overflowuid: who has no number in a user namespace is shown there by this one.
 _UNMAPPED: Final = 65534
+_KEPT_SECONDS: Final = 300.0
 
 
 class Names:
@@ -31,12 +32,11 @@ class Names:
 
     In the initial one these are the host's ids, whichever namespace the process shown is in. In
     another one they are not, and the names that the host has for them are others' names: nobody has
-    one there. ``most`` is how many names are kept, ``seconds`` how long. Safe to share by threads.
+    one there. ``most`` is how many names are kept. Safe to share by threads.
     """
 
-    def __init__(self, *, most: int = 1024, seconds: float = 300.0) -> None:
+    def __init__(self, *, most: int = 1024) -> None:
         self._most = most
-        self._seconds = seconds
         self._lock = threading.Lock()
         self._kept: dict[tuple[Kind, int], tuple[float, str | None]] = {}
         self._is_initial: bool | None = None
@@ -75,7 +75,7 @@ class Names:
             self._kept.pop(key, None)
             while len(self._kept) >= self._most:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = now + self._seconds, name
+            self._kept[key] = now + _KEPT_SECONDS, name
         return name
 
     def _are_the_hosts(self) -> bool:

@@ -4,6 +4,7 @@ import grp
 import pwd
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,10 +55,15 @@ def test_a_name_is_asked_for_once(asked: list[int]) -> None:
     assert asked == [0, NOBODY]
 
 
-def test_a_name_is_good_for_some_time(asked: list[int]) -> None:
-    names = Names(seconds=0)
-    assert names.user(0) == names.user(0) == "root"
-    assert asked == [0, 0]
+def test_name_is_asked_for_again_after_five_minutes(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Names()
+    for now, is_kept, times in ((1000.0, False, 1), (1299.9, True, 1), (1300.0, False, 2)):
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+        assert names.kept("user", 0)[0] == is_kept
+        assert names.user(0) == "root"
+        assert len(asked) == times
 
 
 def test_no_more_names_are_kept_than_should(asked: list[int]) -> None:
