@@ -346,7 +346,7 @@ class Ladder:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.ensure_future(asyncio.to_thread(self._names.ask))
         left = deadline - asyncio.get_running_loop().time()
-        await asyncio.wait({self._asking}, timeout=max(0.0, left))
+        await asyncio.wait({self._asking}, timeout=left)
 
     async def _looked_up(
         self, sandbox: str, records: Sequence[Record], deadline: float

@@ -187,6 +187,7 @@ async def test_without_a_capture_it_is_the_socket_and_says_why(host: Host) -> No
 async def test_without_anything_it_is_the_user(host: Host) -> None:
     host.programs.fault, host.sockets.fault = "no BPF here", "no namespace here"
     async with host.ladder() as standing:
+        assert standing.lost == 0
         assert standing.rung == "user"
         (found,) = await standing.attributions("sb", [read()], 0)
     assert (found.rung, found.sureness, found.process) == ("user", "high", None)
@@ -404,7 +405,7 @@ async def test_ladder_waits_a_millisecond_for_late_calls_and_a_second_between_ch
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
         if seconds == 0.001:
-            host.programs.readings = [[made(7)]]
+            host.programs.readings = [[], [made(7)]]
         elif seconds == 1.0:
             host.programs.fault = "somebody has detached it"
         await real(0)
@@ -417,7 +418,7 @@ async def test_ladder_waits_a_millisecond_for_late_calls_and_a_second_between_ch
         (found,) = await standing.attributions("sb", [read()], 0)
         assert (found.process and found.process.pid) == 7
         await standing.keep(tell)
-    assert waits == [0.001, 1.0, len("somebody has detached it")]
+    assert waits == [0.001, 0, 1.0, len("somebody has detached it")]
 
 
 async def test_ladder_gives_other_tasks_a_turn_while_it_attributes_many_records(

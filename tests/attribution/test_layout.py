@@ -251,6 +251,11 @@ def test_an_event_of_another_kind_is_none(kind: int) -> None:
         told(bytes((kind,)) + bytes(4096))
 
 
+def test_sample_without_bytes_is_of_no_kind() -> None:
+    with pytest.raises(ValueError, match="an unknown kind, 0"):
+        told(b"")
+
+
 def test_nobody_is_the_image_of_a_call_without_a_process() -> None:
     found = told(called())
     assert isinstance(found, Call)

@@ -219,6 +219,13 @@ def test_only_the_kernel_is_believed(tables: Tables) -> None:
         assert found.inode == inode(mine)
 
 
+def test_namespace_is_closed_once() -> None:
+    opened = Tables(Namespace()).__enter__()
+    opened.__exit__()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        opened.__exit__()
+
+
 def test_socket_without_an_answer_is_replaced(tables: Tables) -> None:
     stale = tables._diag(UDP)
     stale.settimeout(0.01)
