@@ -298,12 +298,12 @@ def test_what_the_text_files_say_is_read() -> None:
     order = sys.byteorder
     word = int.from_bytes(socket.inet_aton("10.200.0.2"), order)
     line = (
-        f" 7701: {word:08X}:1388 00000000:0000 07 00000000:00000000 00:00000000 00000000"
+        f" 7701: {word:08X}:1388 00000000:0000 0A 00000000:00000000 00:00000000 00000000"
         "  1000        0 33294 2 000000009570c100 0"
     ).encode()
     found = socket_files._text_socket(line, socket.AF_INET, UDP)
     assert found == socket_files.Socket(
-        socket.AF_INET, UDP, "10.200.0.2", 5000, "0.0.0.0", 0, state=7, inode=33294, uid=1000
+        socket.AF_INET, UDP, "10.200.0.2", 5000, "0.0.0.0", 0, state=10, inode=33294, uid=1000
     )
     raw = socket.inet_pton(socket.AF_INET6, "2001:db8::7")
     words = "".join(
