@@ -144,8 +144,13 @@ def test_another_file_in_its_place_is_replaced_by_what_was_open(tmp_path: Path) 
         path.unlink()
         with closing(sqlite3.connect(path)) as other, other:
             other.execute("CREATE TABLE other (y)")
+        before = database._connection
+        assert before is not None
         insert(database, 2)
         assert rows(database) == [1, 2]
+        # Closed later, it would remove the log of the new file.
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            before.execute("SELECT 1")
     with closing(opened(path)) as database:
         assert rows(database) == [1, 2]
 

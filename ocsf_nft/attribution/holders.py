@@ -146,7 +146,8 @@ class _Search:
             told = proc.stat(self._root, f"{pid}/stat")
         except (OSError, ValueError):
             return False
-        is_ending = told.is_dead or bool(told.flags & _PF_EXITING)  # others may live on
+        # Also of a zombie (kernel/exit.c: do_exit). Other threads may live on.
+        is_ending = bool(told.flags & _PF_EXITING)
         if is_ending:
             self._bereaved.add(told.parent)
         return told.threads > 1 or not is_ending

@@ -292,3 +292,15 @@ def test_match_of_a_header_of_another_protocol_never_holds() -> None:
             (any_port, "==", _YES), (any_port, "!=", _NO),
         )
     )  # fmt: skip
+
+
+def test_packet_of_two_ways_is_known_where_both_agree() -> None:
+    one = replace(_PACKET, is_local=_YES, comes_from_here=_NO, has_way_back=_MAYBE)
+    for field in ("is_local", "comes_from_here", "has_way_back"):
+        for answer in (_NO, _MAYBE, _YES):
+            changed: dict[str, Any] = {field: answer, "mark": exactly(7)}
+            joined = one.joined(replace(one, **changed))
+            same = getattr(one, field) is answer
+            assert getattr(joined, field) is (answer if same else _MAYBE), (field, answer)
+            others = {"is_local", "comes_from_here", "has_way_back"} - {field}
+            assert all(getattr(joined, other) is getattr(one, other) for other in others)

@@ -523,3 +523,11 @@ async def test_forwarder_gives_other_tasks_a_turn_while_it_converts_a_batch(stor
     assert sum(converted) == slices * module._SLICE
     assert max(converted) <= module._SLICE
     assert sum(map(bool, converted)) <= slices + 2  # a turn costs time
+
+
+async def test_forwarder_has_no_events_to_wait_for_behind_the_end_of_its_store(
+    store: Store,
+) -> None:
+    forwarder = made(store, Receiver())
+    forwarder.done = 5
+    assert forwarder.waiting == 0

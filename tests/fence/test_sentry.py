@@ -210,3 +210,34 @@ def test_sentry_takes_each_new_link_of_a_datagram(one: Sentry) -> None:
     names.clear()
     one._take_links(datagram, names)
     assert names == {"new1"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "covered", "detail"),
+    [
+        ("none", [{"late"}], "first"),
+        ("sent", [], "first; 1 more change followed"),
+        ("failed", [], "first"),
+    ],
+)
+def test_sentry_covers_late_links_or_restores_and_reports_what_that_repaired(
+    one: Sentry,
+    told: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: str,
+    covered: list[set[str]],
+    detail: str,
+) -> None:
+    """A change that came before the restoration is repaired by it, one that came after is not."""
+    first, repaired, later = (Transaction(changes=each) for each in ("first", "second", "third"))
+    found: list[set[str]] = []
+    monkeypatch.setattr(one, "_mend", lambda _post, _foreign: outcome)
+    monkeypatch.setattr(one, "_cover", found.append)
+    monkeypatch.setattr(one, "_late", {"late"})
+    post: Any = SimpleNamespace(
+        read=lambda: [repaired, later], has_put_right=lambda each: each is repaired
+    )
+    left = one._meet(post, [first])
+    assert found == covered
+    assert [each.changes for each in told] == [detail]
+    assert left == ([repaired, later] if outcome == "sent" else [])

@@ -17,6 +17,8 @@ _DECORATORS: Final = {
     "cache", "lru_cache",
 }  # fmt: skip
 
+_VALIDATORS: Final = {"field_validator", "model_validator"}
+
 
 def declarations(tree: ast.AST) -> list[Span]:
     """Return the spans of types and declarations, as lines and columns."""
@@ -43,9 +45,11 @@ def _nodes(tree: ast.AST) -> Iterator[ast.expr | ast.stmt]:
                 yield node
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.returns:
             yield node.returns
-        for decorator in getattr(node, "decorator_list", ()):
-            if _name(decorator) in _DECORATORS:
-                yield decorator
+        decorators = {_name(each): each for each in getattr(node, "decorator_list", ())}
+        yield from (decorators[name] for name in _DECORATORS & decorators.keys())
+        # pydantic makes a class method of a validator by itself.
+        if _VALIDATORS & decorators.keys() and "classmethod" in decorators:
+            yield decorators["classmethod"]
 
 
 def _is_type(node: ast.expr) -> bool:

@@ -127,3 +127,20 @@ async def test_nflog_reader_reads_nothing_after_it_was_closed() -> None:
         batches = source.batches()
     with pytest.raises(SourceError, match="the NFLOG source is not open: enter its context first"):
         await anext(batches)
+
+
+class _Silent:
+    """A socket without a datagram."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def recvfrom_into(self, _buffer: memoryview) -> object:
+        self.reads += 1
+        raise BlockingIOError
+
+
+def test_nflog_reader_asks_an_empty_socket_once() -> None:
+    source, silent = Nflog(Namespace(), 5), _Silent()
+    assert source._drain(silent).records == ()  # type: ignore[arg-type]
+    assert silent.reads == 1

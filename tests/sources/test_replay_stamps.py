@@ -94,6 +94,11 @@ def test_what_userland_wrote_is_forged(line: str, author: str) -> None:
     assert found.line == line
 
 
+def test_date_that_no_year_has_is_rejected() -> None:
+    found = rejected(f"Feb 30 15:05:55 host kernel: {MESSAGES[0]}")
+    assert "the stamp Feb 30 15:05:55 is no time" in found.reason
+
+
 @pytest.mark.parametrize(
     "line",
     [

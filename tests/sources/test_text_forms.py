@@ -53,6 +53,14 @@ def test_text_line_names_the_field_that_is_wrong() -> None:
         assert reason in found.reason, packet_text
 
 
+def test_text_line_has_icmp_types_up_to_255() -> None:
+    line = f"{HEAD}{_IPV4}PROTO=ICMP TYPE={{}} CODE=0 "
+    assert record(line.format(255)).details["icmp_type"] == 255
+    found = read(line.format(256))
+    assert isinstance(found, Reject)
+    assert "TYPE is 256, more than 255" in found.reason
+
+
 def test_text_line_with_an_ipv4_source_among_ipv6_fields_is_no_record() -> None:
     addresses = "SRC=10.0.0.2 DST=203.0.113.7 LEN=68 "
     for fields in ("TC=0 HOPLIMIT=64 FLOWLBL=0 ", "TC=0 "):

@@ -92,3 +92,23 @@ def test_udp_sink_waits_for_a_slow_refusal_of_its_first_datagram(
             asyncio.run(_deliver())
 
     netns.in_scratch(inside)
+
+
+@pytest.mark.parametrize(("last", "pauses"), [(1 << 14, 0), ((1 << 14) + 1, 1)])
+async def test_udp_sink_pauses_after_each_64_kib(
+    monkeypatch: pytest.MonkeyPatch, last: int, pauses: int
+) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.connect(receiver.getsockname())
+            sender.setblocking(False)
+            carrier = carriers.Datagrams("127.0.0.1", receiver.getsockname()[1])
+            await carrier._send(sender, [bytes(1 << 14)] * 3 + [bytes(last)])
+    assert waited == [0.002] * pauses
