@@ -83,6 +83,7 @@ def test_of_several_that_sent_the_same_each_may_be_it(captured: Captured) -> Non
     found = by(captured, read())
     assert pids(found) == {7: None, 8: None}
     assert found.sureness == "medium"
+    assert found.reason == "the kernel saw each of them send what may be the packet"
 
 
 def test_where_it_may_have_been_somebody_unseen_nobody_is_named(captured: Captured) -> None:
@@ -90,6 +91,7 @@ def test_where_it_may_have_been_somebody_unseen_nobody_is_named(captured: Captur
     found = by(captured, read())
     assert pids(found) == {7: None}
     assert found.sureness == "low"
+    assert found.reason.startswith("it had a socket that the packet may be of, and others may")
 
 
 def test_what_is_let_pass_was_not_refused(captured: Captured) -> None:

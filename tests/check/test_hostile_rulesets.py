@@ -71,6 +71,15 @@ def test_a_ruleset_that_is_too_large_is_called_so() -> None:
         _endings(objects, budget=500)
 
 
+def test_large_set_is_read_at_three_times_its_size() -> None:
+    port = {"payload": {"protocol": "tcp", "field": "dport"}}
+    one = {"match": {"op": "==", "left": port, "right": {"set": list(range(1000, 2000))}}}
+    objects = [_chain("base", **_BASE), _rule("base", one)]
+    assert _endings(objects, budget=3100) == []
+    with pytest.raises(TooLargeError):
+        _endings(objects, budget=2999)
+
+
 def test_what_can_not_be_followed_is_not_called_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     objects = [_chain("base", **_BASE), _rule("base", {"counter": None})]
     assert [each.name for each in judge(from_json({"nftables": objects}), _QUESTION)] == [
