@@ -13,6 +13,7 @@ import pytest
 
 from ocsf_nft.database import Database
 from ocsf_nft.errors import ClosedError, DeliveryError, SourceError
+from tests.descriptors import open_descriptors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,6 +178,8 @@ def test_it_is_removed_with_its_folder_where_nothing_else_is_in_that(tmp_path: P
         if not is_alone:
             (folder / "other").touch()
         database.remove()
+        with pytest.raises(RuntimeError, match="open the database first"):
+            insert(database, 2)
         assert not (folder / "db").exists()
         assert folder.exists() is not is_alone
 
@@ -184,6 +187,19 @@ def test_it_is_removed_with_its_folder_where_nothing_else_is_in_that(tmp_path: P
 def test_one_that_is_not_open_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="open the database first"):
         rows(Database(tmp_path / "db", _SCHEMA))
+
+
+def test_closed_database_has_no_open_file_and_cannot_be_used(tmp_path: Path) -> None:
+    before = open_descriptors(collect=True)
+    for is_read_only in (False, True):
+        database = opened(tmp_path / "db")
+        database.close()
+        database.open(read_only=is_read_only)
+        assert rows(database) == []
+        database.close()
+        assert open_descriptors() == before
+        with pytest.raises(RuntimeError, match="open the database first"):
+            rows(database)
 
 
 def test_database_and_its_folder_are_for_their_owner_alone(tmp_path: Path) -> None:
