@@ -236,8 +236,9 @@ def test_restored_folder_of_a_database_is_for_its_owner_alone(tmp_path: Path) ->
 def test_database_is_free_for_another_once_it_is_closed(tmp_path: Path) -> None:
     first, second = (Database(tmp_path / "db", _SCHEMA, is_ours_alone=True) for _ in range(2))
     first.open()
-    with pytest.raises(ClosedError, match="another run keeps its events"):
-        second.open()
+    for _ in range(2):
+        with pytest.raises(ClosedError, match="another run keeps its events"):
+            second.open()
     lock = first._lock
     assert lock is not None
     assert lock._descriptor is not None
@@ -246,6 +247,22 @@ def test_database_is_free_for_another_once_it_is_closed(tmp_path: Path) -> None:
     second.open()
     second.close()
     os.close(copy)
+
+
+def test_database_whose_lock_was_removed_takes_it_again_with_one_descriptor(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "db"
+    first, second = (Database(path, _SCHEMA, is_ours_alone=True) for _ in range(2))
+    first.open()
+    with closing(first):
+        before = open_descriptors(collect=True)
+        path.with_name(".db.lock").unlink()
+        insert(first, 1)
+        assert open_descriptors() == before
+        with pytest.raises(ClosedError, match="another run keeps its events"):
+            second.open()
+        assert open_descriptors() == before
 
 
 def test_database_is_restored_over_the_rest_of_an_earlier_try(tmp_path: Path) -> None:

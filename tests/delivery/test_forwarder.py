@@ -226,17 +226,18 @@ async def test_a_dead_letter_is_sent_again_when_somebody_wants_it(
     store: Store, tmp_path: Path
 ) -> None:
     sink = Receiver(bad={"uid-1"})
-    forwarder = made(store, sink)
+    # One that waits for fuller batches does not wait with a dead letter.
+    forwarder = made(store, sink, seconds=3600.0, events=1)
     async with running(forwarder):
         await store.put(events([1]))
-        await forwarder.drain()
+        await asyncio.wait_for(_has_dead(forwarder, 1), 10)
         again(tmp_path)
         await sink.tried(2)
         await asyncio.wait_for(_none_again(store), 10)
         sink.bad = set()
         again(tmp_path)
         await sink.has(1)
-        await asyncio.wait_for(_buried(forwarder), 10)
+        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
     assert await store.dead_number("a") == 0
 
 
@@ -245,8 +246,8 @@ async def _none_again(store: Store) -> None:
         await asyncio.sleep(0.001)
 
 
-async def _buried(forwarder: Forwarder) -> None:
-    while forwarder.progress.dead:  # noqa: ASYNC110 - nobody else waits for it
+async def _has_dead(forwarder: Forwarder, number: int) -> None:
+    while forwarder.progress.dead != number:  # noqa: ASYNC110 - nobody else waits for it
         await asyncio.sleep(0.001)
 
 
@@ -477,7 +478,7 @@ async def test_what_can_not_be_told_is_a_dead_letter_until_it_can(store: Store) 
         assert (forwarder.progress.delivered, forwarder.progress.dead) == (2, 1)
         known.add("uid-1")
         retry(store.path, "a", None)
-        await asyncio.wait_for(_buried(forwarder), 10)
+        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
     assert lines == [line.replace(b"uid", b"UID") for line in (event(0), event(2), event(1))]
     assert await store.dead_number("a") == 0
 
