@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ocsf_nft.cli import growing
 from ocsf_nft.cli.growing import LINE_BYTES, TOO_LONG, GrowingFile, lines_of_pipe, opened
 from ocsf_nft.errors import AbsentError
+from tests.descriptors import open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,6 +122,7 @@ def test_half_a_line_that_is_taken_back_is_never_told(tmp_path: Path) -> None:
 def test_a_file_that_was_renamed_is_left_once_nothing_more_comes_to_it(tmp_path: Path) -> None:
     path, rotated = tmp_path / "events.jsonl", tmp_path / "events.jsonl.1"
     file = file_of(path, b"a\n")
+    before = open_descriptors(collect=True)
     assert flat(file.last_lines(5, growing=True)) == [b"a"]
     path.rename(rotated)
     append(rotated, b"b\n")
@@ -133,6 +135,7 @@ def test_a_file_that_was_renamed_is_left_once_nothing_more_comes_to_it(tmp_path:
     append(path, b"e\n")
     append(rotated, b"never\n")
     assert flat(file.new_lines()) == [b"e"]
+    assert open_descriptors() == before
 
 
 def test_file_that_was_renamed_is_read_as_long_as_it_grows(tmp_path: Path) -> None:

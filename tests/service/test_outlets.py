@@ -205,7 +205,8 @@ async def test_a_replacing_that_is_cancelled_is_done_all_the_same(
 ) -> None:
     monkeypatch.setattr(service_outlets, "_DRAIN_SECONDS", 0.3)
     stuck, well = Kept(stuck=True), Kept()
-    async with made(tmp_path, stuck=one("stuck", stuck), well=one("well", well)) as kept:
+    patient = Outlet(name="stuck", sink=stuck, pace=Pace(timeout_seconds=3600.0))
+    async with made(tmp_path, stuck=patient, well=one("well", well)) as kept:
         await kept.keep([REFUSED])
         await well.has(1)
         back, again = Kept(), Kept()
@@ -213,7 +214,7 @@ async def test_a_replacing_that_is_cancelled_is_done_all_the_same(
         await asyncio.sleep(0.05)
         replacing.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await replacing
+            await asyncio.wait_for(replacing, 20)
         await kept.keep([STARTED])
         await again.has(1)
         await back.has(2)

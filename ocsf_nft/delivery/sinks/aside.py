@@ -30,7 +30,7 @@ class Aside:
     def __init__(self, name: str) -> None:
         self._name = name
         self._loop: _Loop | None = None
-        self._ended: Future[None] = Future()
+        self._ended: Future[None]
 
     @property
     def is_begun(self) -> bool:
