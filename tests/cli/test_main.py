@@ -70,6 +70,21 @@ def test_a_mistake_of_ours_is_a_traceback_and_no_thread_keeps_it_from_ending() -
     assert done.stderr.endswith("RuntimeError: a mistake\n")
 
 
+def test_end_waits_for_a_thread_that_is_about_to_end() -> None:
+    program = (
+        "import threading, time; from ocsf_nft import cli\n"
+        "def app():\n"
+        "    threading.Thread(target=lambda: (time.sleep(0.2), print('ended'))).start()\n"
+        "    raise SystemExit(4)\n"
+        "cli.app = app\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (4, "ended\n", "")
+
+
 def _os_error(number: int, *names: str) -> OSError:
     return OSError(number, os.strerror(number), *names)
 
