@@ -77,12 +77,6 @@ class _Loop(asyncio.SelectorEventLoop):
         self._cuttable.add(transport)
         return transport, protocol
 
-    async def start_tls(self, *given: Any, **options: Any) -> Any:
-        transport = await super().start_tls(*given, **options)
-        if transport is not None:
-            self._cuttable.add(transport)
-        return transport
-
     async def cut(self) -> None:
         """Cut all connections, then cancel all tasks."""
         for transport in tuple(self._cuttable):

@@ -36,3 +36,15 @@ async def test_aside_cancels_each_task_that_is_left_when_it_ends(
     async with asyncio.timeout(10):
         await thread.end()
     assert ended == [task]
+
+
+async def test_aside_logs_no_error_of_a_callback(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        asyncio.get_running_loop().call_soon(int, "not a number")
+        await asyncio.sleep(0)
+
+    thread = Aside("library")
+    thread.begin()
+    await thread.do(fail())
+    await thread.end()
+    assert caplog.records == []
