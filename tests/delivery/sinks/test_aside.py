@@ -22,6 +22,7 @@ async def test_aside_cancels_each_task_that_is_left_when_it_ends(
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
+            await asyncio.sleep(0.1)  # to be waited for
             ended.append(asyncio.current_task())
             raise
 
