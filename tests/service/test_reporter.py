@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import orjson
+
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.context import Context, Host
 from ocsf_nft.ocsf.enums import Severity
@@ -54,3 +56,11 @@ def test_reporter_applies_the_severity_rules_of_the_host_to_a_sandbox() -> None:
             context = reporter.context(name)
             assert context.container == known
             assert (context.severities, context.threshold) == (rules, threshold)
+
+
+async def test_reporter_applies_new_severity_rules_to_records_of_no_known_sandbox() -> None:
+    reporter = Reporter(Kept().keep, Host(hostname="test"))
+    for severity in (Severity.CRITICAL, Severity.LOW):
+        reporter.reconsider((SeverityRule(severity=severity),), Threshold())
+        line, *_ = await reporter.lines([Attempt.of(record(**V4, **TCP))])
+        assert orjson.loads(line)["severity_id"] == severity

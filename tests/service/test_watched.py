@@ -163,6 +163,18 @@ async def test_each_of_several_alterations_is_an_event(
     ]
 
 
+async def test_each_of_several_repairs_begins_with_the_state_that_the_one_before_reported(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    fence = make(replace(STANDING, state=FenceState.ALTERED, reason="a rule came"), self_heal=True)
+    await fence._look((TAMPERED, TAMPERED))
+    assert [states for *states, _ in told(sink)] == [
+        ["Altered", "Standing"],
+        ["Standing", "Standing"],
+    ]
+
+
 async def test_what_only_nft_could_put_back_is_told_with_who_did_it(
     sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
