@@ -86,6 +86,26 @@ async def test_those_who_put_at_once_are_kept_together_and_each_learns_of_it(
         assert store._waiting == []
 
 
+async def test_store_keeps_all_events_that_wait_in_one_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Store(tmp_path / FILE) as store:
+        put, kept = store._shelf.put, []
+
+        def counted(lines: list[bytes], positions: list[tuple[str, str]]) -> None:
+            kept.append(len(lines))
+            put(lines, positions)
+
+        monkeypatch.setattr(store._shelf, "put", counted)
+        is_free = threading.Event()
+        before = asyncio.create_task(store._work(is_free.wait))
+        waiting = [asyncio.create_task(store.put([event(number)])) for number in range(20)]
+        await asyncio.sleep(0)
+        is_free.set()
+        await asyncio.gather(before, *waiting)
+        assert kept == [20]
+
+
 async def test_who_is_cancelled_leaves_nothing_that_waits(tmp_path: Path) -> None:
     async with Store(tmp_path / FILE) as store:
         tasks = [asyncio.create_task(store.put([event(number)])) for number in range(50)]
