@@ -266,11 +266,11 @@ class Forwarder:
         if not self.progress.dead or time.monotonic() < self._looked + _LOOK_SECONDS:
             return
         self._looked = time.monotonic()
-        await self._count_dead()  # some may have made room
         while letters := await self._patiently(
             lambda: self._store.dead(self.name, events=self._pace.events)
         ):
             await self._send_again(letters)
+        await self._count_dead()  # some may have made room
 
     async def _send_again(self, letters: Sequence[Dead]) -> None:
         messages, untold = await self._messages(letters)
@@ -281,7 +281,6 @@ class Forwarder:
         delivered = [each for each in letters if each.uid not in reasons]
         await self._patiently(lambda: self._store.bury(delivered, refused))
         self.progress.delivered += len(messages) - len(unwanted)
-        await self._count_dead()
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
         """Deliver a batch, in parts where it is refused as a whole; what is refused in the end."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.shelf import Dead
     from ocsf_nft.delivery.sinks.base import Outcome
 
 
@@ -62,6 +63,66 @@ async def test_what_is_put_is_delivered_in_order_and_in_batches(store: Store) ->
     assert sink.got == uids(range(27))
     assert [len(batch) for batch in sink.batches] == [10, 10, 5, 2]
     assert sink.opened == sink.closed == 1
+
+
+async def test_forwarder_leaves_no_task_behind_when_it_has_waited(store: Store) -> None:
+    sink = Receiver()
+    async with running(made(store, sink)):
+        for number in range(20):
+            await store.put([event(number)])
+            await sink.has(number + 1)
+        assert len(asyncio.all_tasks()) < 10
+
+
+async def test_forwarder_sends_dead_letters_of_an_earlier_run_again(
+    store: Store, tmp_path: Path
+) -> None:
+    earlier = made(store, Receiver(bad={"uid-1"}))
+    async with running(earlier):
+        await store.put(events([1]))
+        await asyncio.wait_for(earlier.drain(), 10)
+    again(tmp_path)
+    sink = Receiver()
+    async with running(made(store, sink)):
+        await sink.has(1)
+
+
+async def test_forwarder_counts_dead_letters_again_and_checks_them_once_a_second(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = Receiver(bad={"uid-0"})
+    forwarder = made(store, sink)
+    dead, checked = store.dead, 0
+
+    async def counted(sink: str, *, events: int) -> list[Dead]:
+        nonlocal checked
+        checked += 1
+        return await dead(sink, events=events)
+
+    monkeypatch.setattr(store, "dead", counted)
+    begun = time.monotonic()
+    async with running(forwarder):
+        for number in range(20):
+            await store.put([event(number)])
+            await sink.tried(number + 1)
+        await asyncio.wait_for(_has_dead(forwarder, 1), 10)
+        assert checked <= 1 + (time.monotonic() - begun)
+        with closing(sqlite3.connect(tmp_path / FILE)) as other, other:
+            other.execute("DELETE FROM dead")
+        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
+
+
+async def test_forwarder_reports_a_sink_that_refuses_an_event_as_up(store: Store) -> None:
+    sink = Receiver(down=True, unsaid={"uid-1"})
+    forwarder = made(store, sink)
+    async with running(forwarder):
+        await store.put(events([1]))
+        async with asyncio.timeout(10):
+            while forwarder.progress.fault is None:  # noqa: ASYNC110 - nobody else waits for it
+                await asyncio.sleep(0.001)
+        sink.down = False
+        await asyncio.wait_for(forwarder.drain(), 10)
+        assert forwarder.progress.fault is None
 
 
 async def test_a_batch_is_bounded_by_its_bytes(store: Store) -> None:
