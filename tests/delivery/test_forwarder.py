@@ -484,6 +484,18 @@ async def test_a_batch_whose_events_were_removed_is_passed_by_and_nothing_else(
     assert whole.got == uids(range(3, 6))
 
 
+async def test_forwarder_does_not_wait_for_events_that_were_all_removed(
+    store: Store, tmp_path: Path
+) -> None:
+    await store.put(events(range(3)))
+    with closing(sqlite3.connect(tmp_path / FILE)) as other, other:
+        other.execute("DELETE FROM event")
+    forwarder = made(store, Receiver())
+    async with running(forwarder):
+        await asyncio.wait_for(forwarder.drain(), 10)
+        assert forwarder.waiting == 0
+
+
 async def test_events_that_were_removed_before_their_time_are_passed_by(tmp_path: Path) -> None:
     sink = Receiver()
     async with Store(tmp_path / "small", most_bytes=1 << 20, drops=True) as store:

@@ -272,6 +272,24 @@ async def test_a_compressed_file_is_on_the_disk_before_the_other_one_goes(
     ]
 
 
+async def test_name_of_an_old_file_is_on_the_disk_before_the_next_file_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, sync = tmp_path / "events.jsonl", os.fsync
+    begun: list[bool] = []
+
+    def watched(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            begun.append(path.exists())
+        sync(descriptor)
+
+    async with File(path=path, rotation=Rotation(full_bytes=1)) as file:
+        await file.deliver(messages(b"A"))
+        monkeypatch.setattr(os, "fsync", watched)
+        await file.deliver(messages(b"B"))
+    assert begun == [False, True]
+
+
 async def test_one_that_can_not_be_compressed_holds_up_no_other(tmp_path: Path) -> None:
     first, second = (tmp_path / f"events-20260101T00000{n}.000000Z.jsonl" for n in range(2))
     for each in (first, second):
