@@ -69,3 +69,18 @@ async def test_who_is_cancelled_waits_no_longer() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_patience_reports_a_fault_as_long_as_one_call_waits() -> None:
+    async def fit() -> None:  # what needs no room
+        pass
+
+    patiently = Patience(asyncio.Event())
+    waiting = [asyncio.create_task(patiently(Disk(1 << 60).write)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    for each in waiting:
+        await patiently(fit)
+        assert patiently.fault == "the disk is full"
+        each.cancel()
+        await asyncio.wait([each])
+    assert patiently.fault is None
