@@ -41,6 +41,9 @@ def _nodes(tree: ast.AST) -> Iterator[ast.expr | ast.stmt]:
                 yield node
             case ast.Assign(targets=[ast.Name(id="__slots__" | "__all__")]):
                 yield node
+            # It is an assertion: both have the same length.
+            case ast.Call(func=ast.Name(id="zip"), keywords=[ast.keyword(arg="strict") as keyword]):
+                yield keyword.value
             case ast.BinOp(op=ast.BitOr()) if _is_type(node.left) or _is_type(node.right):
                 yield node
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.returns:
