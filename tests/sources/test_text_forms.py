@@ -111,3 +111,78 @@ def test_esp_after_a_late_fragment_is_named_and_not_looked_into() -> None:
         assert said == of_bytes(packet.ip_facts(data, 6))
         assert (said.protocol, said.details.get("spi")) == (50, spi)
         assert said.details["fragment_offset"] == offset
+
+
+def test_text_line_that_ends_before_a_word_that_must_follow_is_truncated() -> None:
+    mac = "MACSRC=02:00:00:00:00:01 MACDST=02:00:00:00:00:02 MACPROTO={} "
+    arp = "ARP HTYPE=1 PTYPE=0x0800 OPCODE=1 "
+    icmp, inner = "PROTO=ICMP TYPE=3 CODE=1 ", "SRC=1.1.1.1 DST=2.2.2.2 LEN=40 "
+    sender = "MACSRC=02:00:00:00:00:01 IPSRC=10.0.0.2 "
+    for line, is_truncated in (
+        (_IPV4, True),
+        (f"{_IPV4}PROTO=TCP ", True),
+        (_IPV4 + _PORTS, False),
+        (f"{_IPV4}{_PORTS}UID=0 ", True),
+        (f"{_IPV4}{_PORTS}UID=0 GID=0 ", False),
+        (_IPV4 + icmp, True),
+        (f"{_IPV4}{icmp}[", True),
+        (f"{_IPV4}{icmp}[TRUNCATED", True),
+        (f"{_IPV4}{icmp}[TRUNCATED] ", False),
+        (f"{_IPV4}{icmp}[{inner}", True),
+        (f"{_IPV4}{icmp}[{inner}PROTO=253 ", True),
+        (f"{_IPV4}{icmp}[{inner}PROTO=253 ] ", False),
+        (f"{_IPV4}PROTO=TCP SPT=1 DPT=443 WINDOW=8192 ", True),
+        (f"{_IPV4}PROTO=TCP SPT=1 DPT=443 WINDOW=8192 RES=0x00 SYN ", True),
+        (f"{_IPV4}PROTO=UDP SPT=1 DPT=53 ", True),
+        (f"{_IPV4}PROTO=ESP ", True),
+        (f"{_IPV4}PROTO=ESP SPI=0x1 ", False),
+        (f"{_IPV4}PROTO=ICMP TYPE=8 CODE=0 ID=1 ", True),
+        (f"{_IPV4}PROTO=ICMP TYPE=8 CODE=0 ID=1 SEQ=1 ", False),
+        (f"{_IPV4}PROTO=ICMP TYPE=12 CODE=0 ", True),
+        (f"{_IPV4}PROTO=ICMP TYPE=12 CODE=0 PARAMETER=3 ", False),
+        (f"{_IPV4}PROTO=ICMP TYPE=5 CODE=1 ", True),
+        (f"{_IPV4}PROTO=ICMP TYPE=3 CODE=4 [{inner}PROTO=253 ] ", True),
+        (f"{_IPV4}PROTO=ICMP TYPE=3 CODE=4 [{inner}PROTO=253 ] MTU=1300 ", False),
+        (f"{_IPV6}PROTO=ICMPv6 TYPE=4 CODE=0 ", True),
+        (f"{_IPV6}PROTO=ICMPv6 TYPE=2 CODE=0 [{_IPV6}PROTO=253 ] ", True),
+        (f"{_IPV6}PROTO=ICMPv6 TYPE=128 CODE=0 ID=1 SEQ=1 ", False),
+        (_IPV6, True),
+        (f"{_IPV6}OPT ( ", True),
+        (f"{_IPV6}FRAG:0 ", True),
+        (f"{_IPV6}FRAG:0 ID:0000abcd ", True),
+        (f"{_IPV6}OPT ( FRAG:0 ", True),
+        (f"{_IPV6}{_UDP6}", False),
+        (mac.format("0800"), True),
+        (mac.format("86dd"), True),
+        (mac.format("88b5"), False),
+        ("ARP HTYPE=1 ", True),
+        ("ARP HTYPE=1 PTYPE=0x0800 ", True),
+        (arp, False),
+        (f"{arp}{sender}", True),
+        (f"{arp}{sender}MACDST=00:00:00:00:00:00 ", True),
+        (f"{arp}{sender}MACDST=00:00:00:00:00:00 IPDST=10.0.0.1", False),
+    ):
+        assert record(HEAD + line).details.get("truncated", False) is is_truncated, line
+
+
+def test_last_word_of_a_text_line_is_believed_where_it_can_not_be_longer() -> None:
+    for line, name, value in (
+        ("TRUNCATED", "incomplete", True),
+        ("SRC=10.0.0.2 DST=203.0.113.7 LEN=60 TRUNCATED", "incomplete", True),
+        (f"{_IPV6}TRUNCATED", "incomplete", True),
+        (f"{_IPV6}FRAG:TRUNCATED", "incomplete", True),
+        (f"{_IPV4}PROTO=ICMP TYPE=3 CODE=1 [TRUNCATED", "quoted", {"incomplete": True}),
+        (
+            "ARP HTYPE=1 PTYPE=0x0800 OPCODE=12",
+            "arp",
+            {"hardware_type": 1, "protocol_type": 0x0800, "operation": 12},
+        ),
+    ):
+        said = record(HEAD + line).details
+        assert said.get(name) == value, line
+        assert "unparsed" not in said, line
+    for line in (f"{_IPV4}PROTO=TCP SPT=1 DPT=44", "ARP HTYPE=12", f"{_IPV4}{_PORTS}UID=100"):
+        said = record(HEAD + line).details
+        assert (said["unparsed"], said["truncated"]) == (line.split()[-1], True)
+    said = record(f"{HEAD}{_IPV4}{_PORTS}OPT (0204").details
+    assert (said["unparsed"], said["truncated"]) == ("OPT (0204", True)

@@ -324,8 +324,7 @@ def _fragment(words: Words, facts: Facts, chain: _Chain) -> None:
     more = words.flag("INCOMPLETE")
     ident = words.hexadecimal("ID", "([0-9a-f]{8})", ":")
     if offset is None or ident is None:
-        words.expect_more()
-        return
+        return  # if the line is cut here, the missing bracket or protocol shows it
     chain.late = chain.late or offset > 0
     if "fragment_offset" not in facts:
         facts["fragment_offset"] = offset

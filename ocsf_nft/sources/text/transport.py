@@ -104,9 +104,7 @@ def _tcp(words: Words, facts: Facts) -> None:
     _take(words, facts, "WINDOW", "tcp_window", 0xFFFF)
     reserved = words.hexadecimal("RES", RESERVED_FORM)
     flags = sum(bit for name, bit in TCP_FLAGS.items() if words.flag(name))
-    if reserved is None:
-        words.expect_more()
-    else:
+    if reserved is not None:
         facts["tcp_reserved"] = reserved >> RESERVED_SHIFT
         # Without what follows, more flags may have been cut off.
         if words.peek().startswith("URGP="):
@@ -165,9 +163,7 @@ def _icmpv6(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | 
     elif kind in ICMPV6_QUOTES:
         if kind == ICMPV6_PARAMETER_PROBLEM:
             pointer = words.hexadecimal("POINTER", "([0-9a-f]{8})")
-            if pointer is None:
-                words.expect_more()
-            else:
+            if pointer is not None:
                 facts["icmp_pointer"] = pointer
         if quote is not None:
             quote(words, facts)
@@ -189,8 +185,7 @@ def _echo(words: Words, facts: Facts) -> None:
 def _gateway(words: Words, facts: Facts) -> None:
     gateway = words.value("GATEWAY")
     if gateway is None:
-        words.expect_more()
-        return
+        return  # if the line is cut here, the missing quote shows it
     address = canonical_address(gateway)
     if address is None or ":" in address:
         raise MalformedError("GATEWAY is not an IPv4 address")
