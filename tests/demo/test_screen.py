@@ -62,6 +62,17 @@ def test_folding_prints_letters_of_all_languages_as_they_are() -> None:
     assert folded({"größe": ["é", 1]}, 3) == '{\n  "größe": [\n    "é",\n    1\n  ]\n}'
 
 
+def test_folding_puts_plain_members_on_a_line_and_trees_on_lines_of_their_own() -> None:
+    value = {"a": 1, "b": 2, "c": {"d": 3}, "e": 4, "f": [5, 6], "g": 777777777, "h": 8}
+    assert folded(value, 20) == (
+        '{\n  "a": 1, "b": 2,\n  "c": {"d": 3},\n  "e": 4,\n  "f": [5, 6],\n'
+        '  "g": 777777777,\n  "h": 8\n}'
+    )
+    assert folded({"l": [], "a": 11111, "b": 22222, "c": 3}, 26) == (
+        '{\n  "l": [],\n  "a": 11111, "b": 22222,\n  "c": 3\n}'
+    )
+
+
 @pytest.mark.parametrize(
     ("trace", "outcome", "event", "fault"),
     [
@@ -212,6 +223,71 @@ def test_screen_shows_what_went_wrong(capsys: pytest.CaptureFixture[str]) -> Non
         "0 of 1 attempts refused and reported, none waited longer than 0.2 ms. The sandbox"
         in " ".join(capsys.readouterr().err.split())
     )
+
+
+def test_screen_shows_refused_and_allowed_attempts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (
+        Row(attempt=_attempt(_TRACE), outcome=_REFUSED, event=_EVENT),
+        Row(attempt=_attempt(None), outcome=_THROUGH, event=None),
+    )
+    for columns, has_hint in ((110, True), (109, False)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with Screen() as shown:
+            for row in rows:
+                shown.add(row)
+        lines = capsys.readouterr().err.splitlines()
+        (refused,) = (line for line in lines if line.startswith("✗  a try"))
+        assert refused.split() == ["✗", "a", "try", "Medium", "[red]not", "markup[/red]"]
+        (allowed,) = (line for line in lines if line.startswith("✓  a try"))
+        assert allowed.split()[3:] == ["-", "no", "event:", "this", "is", "the", "way", "out"]
+        (took,) = (line for line in lines if "0.25 ms refused" in line)
+        assert took.split()[3:] == ["egress", *["Use", "the", "proxy."] * has_hint]
+        assert not any("≤" in line for line in lines)
+
+
+def test_screen_says_which_attempts_do_not_time_themselves(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outside = replace(_REFUSED, milliseconds=12.6, is_timed_outside=True)
+    with Screen() as shown:
+        for outcome in (outside, _REFUSED):
+            shown.add(Row(attempt=_attempt(_TRACE), outcome=outcome, event=_EVENT))
+    printed = capsys.readouterr().err
+    assert "≤ 13 ms refused" in printed
+    assert " 0.25 ms refused" in printed
+    assert "≤ counted from the start of the program; the others time themselves" in printed
+
+
+def test_screen_concludes_with_the_first_event_and_counts_events_of_the_kernel(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    quiet = {"activity_name": "Refuse", "severity": "Informational"}
+    first = _EVENT | {"message": "a line that is wider than the screen " * 4}
+    cases: tuple[tuple[list[dict[str, Any]], str], ...] = (
+        ([_EVENT, {**quiet, "activity_name": "Open"}], ""),
+        ([_EVENT, quiet], "1 more event tells what the sandbox's kernel itself sent "),
+        ([quiet, quiet], "2 more events tell what the sandbox's kernel itself sent "),
+    )
+    for events, said in cases:
+        shown = Screen()
+        for event in (None, first, _EVENT):
+            shown.rows.append(Row(attempt=_attempt(_TRACE), outcome=_REFUSED, event=event))
+        slow = replace(_THROUGH, milliseconds=700)
+        shown.rows.append(Row(attempt=_attempt(None), outcome=slow, event=None))
+        shown.conclude(events)
+        printed = capsys.readouterr().err
+        _, title, text = printed.partition("The event of the first, in full")
+        assert title
+        assert json.loads(text[text.index("{\n") : text.index("\n}") + 2]) == first
+        words = " ".join(text.split())
+        counted = "2 of 3 attempts refused and reported, none waited longer than 0.2 ms. "
+        assert f"{counted}{said}" in words
+        assert ("more event" in words) == bool(said)
+        assert "Next: ocsf-nft check says what this host can do" in words
+    shown.give_up()
+    assert capsys.readouterr().err == "Ended early. The sandbox and its fence are gone.\n"
 
 
 def test_ping_that_does_not_complain_is_judged_by_its_end() -> None:
