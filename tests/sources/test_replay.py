@@ -15,6 +15,7 @@ from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import Record, Reject
 from ocsf_nft.sources.replay import Replay
 from ocsf_nft.sources.replay import source as replay
+from tests.descriptors import open_descriptors
 from tests.sources.corpus_cases import MESSAGES, cases, nflog, record
 from tests.sources.replaying import (
     MESSAGE,
@@ -179,7 +180,9 @@ async def test_files_are_read_one_after_the_other(tmp_path: Path) -> None:
     second.write_text(f"{MESSAGE}\n")
     os.utime(first, ns=(0, 123_000_000_000))
     source = Replay([first, second])
+    before = open_descriptors(collect=True)
     found = await collect(source)
+    assert open_descriptors() == before
     assert source.tally.records == 3
     assert isinstance(found[0], Record)
     assert found[0].time_ns == 123_000_000_000

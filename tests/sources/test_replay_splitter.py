@@ -94,6 +94,13 @@ def test_an_entry_that_is_cut_does_not_swallow_the_next_one() -> None:
     assert one(b"__CURSOR=s=0\n_TRANSPORT=stdout\n" + export(entry())) == record(MESSAGE)
 
 
+def test_line_that_is_no_field_ends_an_export_entry() -> None:
+    splitter = Splitter({"MESSAGE"})
+    assert list(splitter.feed(b"__CURSOR=x\nMESSAGE=y\nno field=1\nMESSAGE=z\n")) == [
+        Export({"MESSAGE": b"y"}), b"no field=1", b"MESSAGE=z",
+    ]  # fmt: skip
+
+
 def test_a_huge_field_is_skipped_to_its_end_across_chunks() -> None:
     fields = {"__CURSOR": "s=1", "HUGE": b"x" * ((1 << 20) + 5)} | entry()
     data = export(fields)

@@ -181,7 +181,12 @@ def test_last_word_of_a_text_line_is_believed_where_it_can_not_be_longer() -> No
         said = record(HEAD + line).details
         assert said.get(name) == value, line
         assert "unparsed" not in said, line
-    for line in (f"{_IPV4}PROTO=TCP SPT=1 DPT=44", "ARP HTYPE=12", f"{_IPV4}{_PORTS}UID=100"):
+    for line in (
+        f"{_IPV4}PROTO=TCP SPT=1 DPT=44",
+        "ARP HTYPE=12",
+        f"{_IPV4}{_PORTS}UID=100",
+        f"{_IPV4}{_PORTS}UI",
+    ):
         said = record(HEAD + line).details
         assert (said["unparsed"], said["truncated"]) == (line.split()[-1], True)
     said = record(f"{HEAD}{_IPV4}{_PORTS}OPT (0204").details

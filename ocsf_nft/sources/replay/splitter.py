@@ -107,9 +107,7 @@ class Splitter:
         rest, self._rest = self._rest, b""
         if self._overlong is not None:
             yield Overlong(self._overlong)
-            self._overlong = None
         elif self._skip or b"\n" in rest:
-            self._skip = 0
             yield from self._broken("is cut by the end of the file")
         elif self._fields is not None or rest.startswith(_START):
             yield from self._entry_line(rest)

@@ -366,7 +366,6 @@ def _quote(words: Words, facts: Facts) -> None:
         except MalformedError:
             if not words.ended():
                 raise
-            words.truncated = True
     if not words.bracket("]"):
         words.expect_more()
 
