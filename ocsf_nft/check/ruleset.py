@@ -66,8 +66,7 @@ class Set:
     """
 
     elements: Sequence[Any] | None
-    is_map: bool = False
-    size: int | None = None
+    size: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -145,7 +144,7 @@ class _Found:
                 and isinstance(changed := inner.get(kind), str)
             }
         elif kind in {"set", "map"}:
-            self._sets[family, table, name] = _set(kind, body)
+            self._sets[family, table, name] = _set(body)
         elif kind == "flowtable":
             devices = tuple(_strings(body.get("dev")))
             self._flowtables.append(
@@ -202,11 +201,10 @@ def statements(expressions: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(found)
 
 
-def _set(kind: str, body: dict[str, Any]) -> Set:
+def _set(body: dict[str, Any]) -> Set:
     elements, size = body.get("elem", []), body.get("size")
     return Set(
         elements=elements if isinstance(elements, list) else None,
-        is_map=kind == "map",
         size=size if isinstance(size, int) else None,
     )
 

@@ -193,8 +193,6 @@ class _Statements:
     def _take(self, option: str, rest: Iterator[str], *, inverted: bool) -> None:
         if option in {"-j", "-g"}:
             self._found.extend(self._target(option, next(rest, ""), list(rest)))
-        elif option in {"-m", "--limit-burst"}:
-            next(rest, "")
         elif option == "--comment":
             self._comment = next(rest, "")
         elif option in _READERS:
@@ -202,7 +200,7 @@ class _Statements:
             self._found.append(method(self, argument, next(rest, ""), inverted))
         elif option == "--tcp-flags":
             self._found.append(_tcp_flags(next(rest, ""), next(rest, ""), inverted=inverted))
-        elif option.startswith("-"):
+        elif option.startswith("-") and option not in {"-m", "--limit-burst"}:
             self._found.append(_UNKNOWN)
 
     def _target(self, option: str, name: str, rest: list[str]) -> Iterator[tuple[str, Any]]:

@@ -51,3 +51,19 @@ def test_check_names_32_of_the_rules_that_may_drop_and_counts_the_others() -> No
         assert [each.meaning[:17] for each in found if each.place is None] == more
         named = [each.place.handle for each in found if each.place is not None]
         assert named == list(range(1, 33)), count
+
+
+def test_check_judges_ipv6_of_a_machine_where_a_subnet_or_an_uplink_has_it() -> None:
+    one4, one6 = subnet("172.16.0.1/30"), subnet("fd00:16::1/64")
+    for subnets, uplinks, versions in (
+        ((), {}, {4}),
+        ((), {4: "eth0"}, {4}),
+        ((), {6: "eth0"}, {4, 6}),
+        ((one4,), {}, {4}),
+        ((one6,), {}, {6}),
+        ((one4, one6), {}, {4, 6}),
+    ):
+        question = Question(
+            namespace=Namespace(), device="vmtap-1", subnets=subnets, port=3128, uplinks=uplinks
+        )
+        assert {flow.packet.version for flow in question.flows()} == versions, (subnets, uplinks)
