@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import zlib
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.nflog import message as nflog_message
 from ocsf_nft.sources.nflog.datagram import Datagram, Interface
 from tests.sources.corpus_cases import Case, cases, nflog, record
+from tests.sources.test_text import facts
 from tests.strategies import HOSTILE_TEXT, UINT8, UINT16, UINT32
 
 ID = 'nflog:"1":2'
@@ -111,6 +113,47 @@ def test_a_packet_on_netdev_egress_begins_with_its_link_header() -> None:
         )
     )
     assert (found.source, found.destination_port, found.rule) == ("10.202.0.2", 53, "link")
+
+
+def test_frame_that_leaves_says_what_its_sender_claimed_where_that_differs() -> None:
+    addresses = bytes.fromhex("d29ef2b45cdace766b73e8f3")
+    for hook, ethertype, claimed, details in (
+        (1, 0x88B5, 0x0800, {"ethertype": 0x88B5, "claimed_protocol": 0x0800}),
+        (1, 0x88B5, 0x88B5, {"ethertype": 0x88B5}),
+        (1, 0x0600, 0x0800, {"ethertype": 0x0600, "claimed_protocol": 0x0800}),
+        (1, 0x0040, 0x0800, {"ethertype": 0x0040}),  # IEEE 802.3: a length
+        (0, 0x88B5, 0x88B6, {}),
+    ):
+        frame = addresses + ethertype.to_bytes(2, "big") + bytes(20)
+        header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", claimed, hook))
+        found = nflog(message([header, (nflog_message.NFULA_PAYLOAD, frame)], family=5))
+        said = facts(found)
+        shown = ("ethertype", "claimed_protocol")
+        assert {name: said[name] for name in shown if name in said} == details
+        assert found.captured_sum == zlib.adler32(frame)
+    short = nflog(message([header, (nflog_message.NFULA_PAYLOAD, frame[:13])], family=5))
+    assert "ethertype" not in facts(short)
+    assert nflog(message([header])).captured_sum is None
+
+
+def test_bridge_port_is_the_physical_device_of_an_ip_packet_and_the_only_one_of_a_frame() -> None:
+    ports = [
+        (nflog_message.NFULA_IFINDEX_INDEV, 2), (nflog_message.NFULA_IFINDEX_OUTDEV, 3),
+        (nflog_message.NFULA_IFINDEX_PHYSINDEV, 4), (nflog_message.NFULA_IFINDEX_PHYSOUTDEV, 3),
+    ]  # fmt: skip
+    header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 2))
+    devices = [(kind, struct.pack("!I", index)) for kind, index in ports]
+    sides = ("in", "out", "physical_in", "physical_out")
+    for family, attributes, shown in (
+        (2, devices, ("d2", "d3", "d4", None)),
+        (2, devices[:2], ("d2", "d3", None, None)),
+        (2, devices[2:], (None, None, "d4", "d3")),
+        (7, devices, ("d4", "d3", None, None)),
+        (7, devices[:2], ("d2", "d3", None, None)),
+    ):
+        found = nflog(message([header, *attributes], family=family), lambda index: f"d{index}")
+        said = facts(found)
+        assert tuple(said.get(f"{side}_interface") for side in sides) == shown, family
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ def test_text_line_that_ends_before_a_word_that_must_follow_is_truncated() -> No
         (f"{_IPV4}PROTO=UDP SPT=1 DPT=53 ", True),
         (f"{_IPV4}PROTO=ESP ", True),
         (f"{_IPV4}PROTO=ESP SPI=0x1 ", False),
+        (f"{_IPV4}PROTO=AH INCOMPLETE [4 bytes] ", False),
+        (f"{_IPV6}PROTO=AH ", False),  # of IPv6 it is an extension header
         (f"{_IPV4}PROTO=ICMP TYPE=8 CODE=0 ID=1 ", True),
         (f"{_IPV4}PROTO=ICMP TYPE=8 CODE=0 ID=1 SEQ=1 ", False),
         (f"{_IPV4}PROTO=ICMP TYPE=12 CODE=0 ", True),

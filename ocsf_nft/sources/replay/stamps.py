@@ -100,8 +100,8 @@ class Zero:
 
     boot_ns: int
     now_ns: Callable[[], int]
-    zone: dt.tzinfo | None = None
-    this_boot: bool = False
+    zone: dt.tzinfo | None
+    this_boot: bool
 
     def since_boot(self, microseconds: int) -> int:
         """The time of a stamp of the kernel's clock; raises StampError when it is not this boot's.

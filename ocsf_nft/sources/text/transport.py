@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.sources.facts import canonical_address
 from ocsf_nft.sources.packet import (
-    AH,
-    ESP,
     ICMP,
     ICMP_ECHO,
     ICMP_PARAMETER_PROBLEM,
@@ -53,7 +51,7 @@ def transport(
     *,
     quote: Callable[[Words, Facts], None] | None,
 ) -> None:
-    """Take the transport header's fields; raises MalformedError.
+    """Take the fields of the transport header of a named protocol; raises MalformedError.
 
     ``quote`` takes the packet that an ICMP error quotes; ``None`` inside such a quote, for the
     kernel goes no deeper.
@@ -66,7 +64,7 @@ def transport(
         _icmp(words, facts, quote)
     elif protocol == ICMPV6:
         _icmpv6(words, facts, quote)
-    elif protocol in {AH, ESP} and facts["ip_version"] == 4 and not _incomplete(words, facts):
+    elif facts["ip_version"] == 4 and not _incomplete(words, facts):  # AH, ESP
         index = words.hexadecimal("SPI", UNPADDED)
         if index is None:
             words.expect_more()
