@@ -127,6 +127,34 @@ def test_a_journal_entry_without_a_stamp_is_as_old_as_journald_says(stamp: bytes
     assert found.time_ns == 1_700_000_000_000_000_000
 
 
+def test_journal_entry_of_another_boot_is_as_old_as_that_boots_clock_says() -> None:
+    entries = KernelEntries(Wanted())
+    for boot, monotonic_us in (("", 3_000_000), ("b", 5_000_000), ("c", 2_000_000)):
+        source_us = b"%d" % (monotonic_us - 10_000)
+        booted = entry(boot=boot, monotonic_us=monotonic_us, source_us=source_us)
+        found = entries.read(booted, received_ns=1)
+        assert isinstance(found, Record)
+        assert found.time_ns == 1_700_000_000_000_000_000 - 10 * MILLISECOND, boot
+
+
+def test_journal_entry_times_follow_the_drift_of_the_kernels_clock() -> None:
+    ten_days_us = 864_000_000_000
+    entries = KernelEntries(Wanted())
+    for later_us, source_us, age_ms in (
+        (0, ten_days_us - 10_000_000, 100),  # 10 s are drift, but for what journald may take
+        (1_000, ten_days_us - 9_950_000, 51),  # it came sooner: the drift is known
+    ):
+        came = entry(monotonic_us=ten_days_us + later_us, source_us=b"%d" % source_us)
+        found = entries.read(came, received_ns=1)
+        assert isinstance(found, Record)
+        assert found.time_ns == 1_700_000_000_000_000_000 - age_ms * MILLISECOND
+
+
+@pytest.mark.parametrize("transport", [b"stdout", b"syslog", None])
+def test_journal_entry_of_another_transport_is_passed_over(transport: bytes | None) -> None:
+    assert KernelEntries(Wanted()).read(entry(transport=transport), received_ns=1) is None
+
+
 @pytest.mark.parametrize("facility", [b"1", b"", None, b"00", b"0 "])
 def test_a_journal_entry_of_another_facility_is_a_forgery(facility: bytes | None) -> None:
     found = KernelEntries(Wanted()).read(entry(facility=facility), received_ns=1)
@@ -144,6 +172,18 @@ def test_only_journald_itself_says_what_it_missed() -> None:
     assert (said.since_ns, said.until_ns) == (realtime_ns, realtime_ns)
     assert entries.read(entry(message=message), received_ns=1) is None
     assert worth_reading(Wanted())(message)
+
+
+def test_journal_gap_begins_with_the_entry_before_it() -> None:
+    entries = KernelEntries(Wanted())
+    at_us = entry().realtime_us
+    for before_us, since_us in ((at_us - 5, at_us - 5), (at_us + 5, at_us)):
+        entries.read(entry(realtime_us=before_us, message=b"usb 1-1: new device"), received_ns=1)
+        gap = entries.read(
+            entry(transport=b"driver", message=b"Missed 12 kernel messages"), received_ns=1
+        )
+        assert isinstance(gap, Gap)
+        assert (gap.since_ns, gap.until_ns) == (since_us * 1000, at_us * 1000)
 
 
 @pytest.mark.parametrize(
