@@ -80,7 +80,25 @@ def test_how_often_each_was_seen_adds_up() -> None:
     several = by_several(Seen(process=CURL, calls=3), Seen(process=WGET, calls=4))
     found = all_of(by(CURL), several, by(WGET), several)
     assert named(found) == {4242: 7, 4243: 9}
-    assert named(together(by(CURL, seen=several.seen), by(CURL))) == {4242: 4, 4243: 4}
+    for first, last in (
+        (by(CURL, seen=several.seen), by(CURL)),
+        (by(CURL), by(CURL, seen=several.seen)),
+    ):
+        assert named(together(first, last)) == {4242: 4, 4243: 4}
+
+
+def test_unnamed_processes_beside_one_process_are_kept() -> None:
+    for first, last in ((by(CURL, unnamed=2), by(CURL)), (by(CURL), by(CURL, unnamed=2))):
+        found = together(first, last)
+        assert named(found) == {4242: 2}
+        assert found is not None
+        assert found.unnamed == 2
+
+
+def test_processes_are_named_by_age_whatever_the_order_of_their_attempts() -> None:
+    assert list(named(together(by(WGET), by(CURL)))) == [4242, 4243]
+    found = all_of(*reversed(one_after_the_other(17)))
+    assert list(named(found)) == list(range(2, 18))
 
 
 @pytest.mark.parametrize("nobody", [NOBODY, None])
