@@ -124,6 +124,19 @@ def test_a_streak_goes_on_after_a_kill_and_ends_once(path: Path) -> None:
     run.kill()
 
 
+def test_record_of_an_attempt_is_not_that_of_the_next_attempt_after_a_restart(path: Path) -> None:
+    run = Run(path)
+    run.step({}, 0)
+    record = tcp().record(1, NOW + SECOND)
+    assert run.ledger.record(record, SECOND) is not None
+    run.step({key(tcp()): 1}, 2)
+    run.kill()
+    run = Run(path)
+    (attempt,) = attempts(run.step({key(tcp()): 2}, 3))
+    assert (attempt.packets, attempt.record.origin.transport) == (1, "counters")
+    run.kill()
+
+
 def test_a_streak_that_nothing_more_comes_of_ends_after_the_usual_quiet(path: Path) -> None:
     run = Run(path)
     counts = {key(tcp()): 1}

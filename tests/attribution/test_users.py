@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ocsf_nft.attribution import users
-from ocsf_nft.attribution.users import Names
+from ocsf_nft.attribution.users import KeptNames, Names
 
 pytestmark = pytest.mark.kernel
 
@@ -95,6 +95,19 @@ print(names.user(0), names.group(0), names.known(0), names.known(65534), names.k
         )
         assert done.stdout == "None None 0 None 65533\n"
     assert Names().known(65534) == 65534
+
+
+def test_known_names_are_returned_without_asking_and_the_others_after_asking() -> None:
+    uid = 0
+    gid = max(each.gr_gid for each in grp.getgrall())
+    known = KeptNames(Names())
+    assert (known.user(uid), known.group(gid)) == (None, None)
+    assert known.wanted == {("user", uid), ("group", gid)}
+    known.ask()
+    assert known.wanted == set()
+    assert known.user(uid) == pwd.getpwuid(uid).pw_name
+    assert known.group(gid) == grp.getgrgid(gid).gr_name
+    assert known.wanted == set()
 
 
 def test_without_proc_nobody_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

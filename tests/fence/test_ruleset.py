@@ -129,3 +129,9 @@ def test_a_fence_that_may_be_held_is_the_same_but_for_that(profile: str) -> None
     assert bare == plain
     opened = [line for line in owned.splitlines() if line.startswith("table ")]
     assert owned.count(ruleset.OWNED) == len(opened)
+
+
+def test_policy_file_that_lacks_or_repeats_a_definition_is_refused() -> None:
+    for text, times in (("", 0), ("define links = a\ndefine links = b\n", 2)):
+        with pytest.raises(AssertionError, match=f"must define links once, not {times} times"):
+            ruleset._define(text, "links", "c")

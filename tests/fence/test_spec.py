@@ -6,7 +6,7 @@ import pytest
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import ruleset
-from ocsf_nft.fence.spec import FenceSpec, Tap
+from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 
 PROXY = endpoint("10.0.0.1:3128")
@@ -49,6 +49,13 @@ def test_what_is_fenced_says_the_profile_and_its_tables(
 def test_what_makes_no_fence_is_refused(asked: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         FenceSpec(sandbox="a", **asked)
+
+
+def test_names_that_do_not_belong_in_a_ruleset_are_refused() -> None:
+    with pytest.raises(UsageError, match="is no sandbox name"):
+        FenceSpec(sandbox="../a", proxies=(PROXY,))
+    with pytest.raises(UsageError, match="can't be written in a ruleset"):
+        Surroundings(links=("eth0", 'a"b'))
 
 
 @pytest.mark.parametrize(

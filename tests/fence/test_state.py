@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import threading
 import time
@@ -99,6 +100,26 @@ def test_state_record_is_on_the_disk_before_it_replaces_the_last_one(
     assert synced == [next(state.path.glob("*/fence.json")).read_bytes()]
 
 
+def test_state_keeps_the_last_record_when_the_disk_refuses_the_next(
+    state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    state.write(INSTALLED)
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(DeliveryError, match=r"can't be written \(No space left on device\)"):
+        state.write(dataclasses.replace(INSTALLED, transport="kmsg"))
+    assert state.read(_SANDBOX) == INSTALLED
+    assert [each.name for each in state.directory(_SANDBOX).iterdir()] == ["fence.json"]
+
+
+def test_state_names_a_record_that_cannot_be_read(state: StateDirectory) -> None:
+    (state.directory(_SANDBOX) / "fence.json").mkdir(parents=True)
+    with pytest.raises(FenceError, match=r"fence\.json can't be read: Is a directory"):
+        state.read(_SANDBOX)
+
+
 def test_state_version_differs_after_each_write(state: StateDirectory) -> None:
     marks = [state.mark(_SANDBOX)]
     transports: tuple[LogTransport, ...] = ("nflog", "kmsg")
@@ -125,9 +146,11 @@ def test_state_deletes_a_record_and_nothing_else(state: StateDirectory) -> None:
 
 def test_state_names_a_damaged_record_and_the_remedy(state: StateDirectory) -> None:
     state.write(INSTALLED)
-    (state.directory(_SANDBOX) / "fence.json").write_text("{}")
-    with pytest.raises(FenceError, match="is damaged: remove it and install the fence again"):
-        state.read(_SANDBOX)
+    file = state.directory(_SANDBOX) / "fence.json"
+    for damaged in ("{}", file.read_text().replace('"sandbox": "sb1"', '"sandbox": "../sb1"')):
+        file.write_text(damaged)
+        with pytest.raises(FenceError, match="is damaged: remove it and install the fence again"):
+            state.read(_SANDBOX)
 
 
 def test_state_names_a_directory_that_cannot_be_written_or_read(tmp_path: Path) -> None:
