@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -102,6 +102,7 @@ def test_where_more_end_than_is_told_nothing_is_sure(monkeypatch: pytest.MonkeyP
         with watch._lock:
             for _ in range(100):
                 ended_socket()
+            assert watch._drain()  # all that is there, though some were dropped
         doubt = watch.doubt(UDP, 1, since_ns)
         assert doubt == "so many sockets of the sandbox end that not each is told of"
         # It is over when nothing is missing since.
@@ -117,6 +118,20 @@ def test_where_more_end_than_are_read_at_once_nothing_is_sure(
         for _ in range(3):
             ended_socket()
     assert "not each is told of" in str(watch.doubt(UDP, 1, since_ns))
+
+
+def test_notices_are_read_until_there_is_none() -> None:
+    class Counted(socket.socket):
+        reads = 0
+
+        def recvfrom(self, *arguments: Any) -> Any:
+            self.reads += 1
+            return super().recvfrom(*arguments)
+
+    watch = Ended(Namespace())
+    with Counted(fileno=ended._subscribe().detach()) as watch._socket:
+        assert watch._drain()
+        assert watch._socket.reads == 1
 
 
 def test_it_is_followed_though_nobody_asks(watch: Ended) -> None:
@@ -152,5 +167,6 @@ def test_it_ends_with_its_thread() -> None:
     with Ended(Namespace()) as watch:
         thread = watch._thread
         assert thread.is_alive()
+        assert thread.daemon  # a process that fails need not close it
     assert not thread.is_alive()
     assert os.listdir("/proc/self/fd") == before  # noqa: PTH208 - shorter

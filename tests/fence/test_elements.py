@@ -96,6 +96,22 @@ def test_no_bytes_at_all_make_the_parser_fail(payload: bytes) -> None:
     parse(payload)
 
 
+@pytest.mark.parametrize("number", [1, 2, 400])
+def test_elements_that_are_alike_are_parsed_at_once(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Elements, "parse_each")
+    wanted = [element(b"%016d" % each, each) for each in range(number)]
+    assert [one.packets for one in parse(*wanted)] == list(range(number))
+
+
+@pytest.mark.parametrize("length", range(4, 9))
+def test_element_with_a_comment_is_parsed_beside_its_padding(length: int) -> None:
+    parts = attribute(1, attribute(1, b"k" * 16)) + attribute(6, bytes(length))
+    parts += attribute(7, counter(7, 420)) + attribute(5, number(_TIMEOUT_MS))
+    assert parse(attribute(1, parts)) == [Element(b"k" * 16, 7, 420, 0)]
+
+
 def test_a_timeout_of_an_elements_own_counts_for_that_one() -> None:
     found = parse(
         element(b"a" * 16, left_ms=590_000),
