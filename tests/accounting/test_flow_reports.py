@@ -166,6 +166,18 @@ def test_aggregated_report_names_only_the_flows_since_the_one_before(ledger: Led
     assert merged(2) == [(2 * 20 + 7, 20, 10)]
 
 
+def test_flow_whose_only_packet_was_reported_elsewhere_is_not_aggregated(ledger: Ledger) -> None:
+    assert ledger.record(record(tcp(9999)), 0) is not None
+    flood = {key(tcp(port)): 1 for port in range(1, 1501)} | {key(CUT): 1}
+    for second in (1, 2):  # the packet of the record was counted without its port
+        observe(ledger, reading(flood, NOW + second * SECOND))
+    for _ in ledger.fold(2 * SECOND):
+        pass
+    found = attempts(ledger.due(2 * SECOND))
+    (merged,) = [each.merged for each in found if each.merged is not None]
+    assert (merged.flows, sum(each.packets for each in found)) == (500, 1500)
+
+
 def test_frames_never_count_as_unplaced(ledger: Ledger) -> None:
     frame = dataclasses.replace(tcp(), destination=None, protocol=None, port=None, ethertype=0x0806)
     found = attempts(_step(ledger, {key(frame): 2}, 1))

@@ -83,6 +83,13 @@ def test_a_counter_owes_what_is_new() -> None:
     assert counted.last_ns == NOW + SECOND - 200_000_000
 
 
+def test_counter_whose_bytes_alone_grow_owes_them() -> None:
+    counted = Counted(since_ns=NOW)
+    counted.take(Element(b"", 3, 180, 0), NOW, NOW)
+    assert counted.take(Element(b"", 3, 240, 0), NOW, NOW) == 0
+    assert (counted.owed_packets, counted.owed_bytes) == (3, 240)
+
+
 def test_a_smaller_counter_has_begun_anew() -> None:
     counted = Counted(since_ns=NOW)
     counted.take(Element(b"", 3, 180, 0), NOW, NOW)

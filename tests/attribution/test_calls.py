@@ -237,6 +237,14 @@ def test_what_was_closed_before_all_that_comes_is_forgotten_without_loss(
         assert found[0].is_sender
 
 
+def test_calls_stores_the_latest_closed_sockets_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "_KEPT", 10)
+    made = of(*(Closed(NOW + number, number) for number in range(1, 101)))
+    assert [made._freed[0][0], made._freed[-1][0]] == [NOW + 81, NOW + 100]
+
+
 def test_calls_remembers_whether_an_evicted_call_may_be_of_a_later_packet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
