@@ -163,10 +163,13 @@ def test_a_table_that_the_kernel_lacks_is_empty(tables: Tables) -> None:
 
 def test_protocol_that_netlink_lacks_is_read_from_the_text_files(tables: Tables) -> None:
     unknown = 200
+    questions = set()
     for _ in range(2):  # asked of the kernel, and known then
         with pytest.raises(FileNotFoundError):
             next(tables._dumped(unknown, 4, 9, sock_diag._ALL_STATES, soon()))
         assert tables._lacking == {unknown}
+        questions.add(tables._sequence)
+    assert len(questions) == 1
     with udp() as mine:
         mine.bind(("127.0.0.1", 0))
         tables._lacking.add(UDP)
@@ -287,6 +290,16 @@ def test_what_has_been_refused_is_found_where_its_process_has_bound_it(tables: T
 
 def test_the_namespace_is_named_as_proc_does(tables: Tables) -> None:
     assert tables.link == str(Path("/proc/self/ns/net").readlink())
+
+
+def test_namespace_stays_the_same_when_its_path_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "netns"
+    path.symlink_to("/proc/self/ns/net")
+    with Tables(Namespace(path)) as tables, udp() as mine:
+        path.unlink()
+        mine.bind(("127.0.0.1", 0))
+        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        assert found.inode == inode(mine)
 
 
 def test_a_namespace_that_isnt_there_is_absent() -> None:
