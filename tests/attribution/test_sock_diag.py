@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft import netlink
+from ocsf_nft import netlink, netns
 from ocsf_nft.address import packed
 from ocsf_nft.attribution import sock_diag, socket_files
 from ocsf_nft.attribution.sock_diag import Tables
@@ -159,6 +159,32 @@ def test_more_text_than_can_be_read_is_refused(
 
 def test_a_table_that_the_kernel_lacks_is_empty(tables: Tables) -> None:
     assert tables.files._lines("no-such-table", soon()) == []
+
+
+def test_text_files_are_opened_again_after_they_were_closed() -> None:
+    files = socket_files.Files(Namespace())
+    for _ in range(2):
+        files.packet(soon())
+        files.close()
+
+
+@pytest.mark.kernel
+def test_ping_socket_is_found_by_its_id_with_its_protocol() -> None:
+    def check() -> None:
+        Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 0")
+        versions: tuple[tuple[IpVersion, socket.AddressFamily, int], ...] = (
+            (4, socket.AF_INET, socket.IPPROTO_ICMP),
+            (6, socket.AF_INET6, socket.IPPROTO_ICMPV6),
+        )
+        for version, family, protocol in versions:
+            files = socket_files.Files(Namespace())
+            with contextlib.closing(files), socket.socket(family, socket.SOCK_DGRAM, protocol) as s:
+                s.bind(("", 77))
+                assert files.ping(version, 78, soon()) == ()
+                (found,) = files.ping(version, 77, soon())
+                assert (found.protocol, found.inode) == (protocol, inode(s))
+
+    netns.in_scratch(check)
 
 
 def test_protocol_that_netlink_lacks_is_read_from_the_text_files(tables: Tables) -> None:
