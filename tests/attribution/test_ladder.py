@@ -234,6 +234,14 @@ async def test_who_was_captured_is_told_and_the_sockets_are_asked_for_the_others
     assert host.sockets.asked == [2, 3, 4]
 
 
+async def test_names_that_are_answered_in_time_are_those_of_the_first_process(host: Host) -> None:
+    host.programs.readings = [[made(7)]]
+    async with host.ladder() as standing:
+        (found,) = await standing.attributions("sb", [read()], 0)
+    assert found.process is not None
+    assert (found.process.user_name, found.process.group_name) == ("user1000", "group1000")
+
+
 async def test_where_the_capture_is_not_sure_the_sockets_say_more_or_nothing(host: Host) -> None:
     unsure = [made(7), made(0, image=NOBODY)]
     several = replace(by_socket(9), sureness="low", process=None, seen=())
