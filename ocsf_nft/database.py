@@ -215,7 +215,7 @@ class Database:
         # Of its owner alone, whatever the folder permits. SQLite gives its log the same mode. It
         # fails as well where this does, and names the cause.
         with contextlib.suppress(OSError):
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         connection = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )

@@ -134,7 +134,7 @@ def _unreachable(namespace: Namespace, error: OSError) -> AbsentError | Unsuppor
 
 def _enter(namespace: Namespace, path: Path) -> None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise _unreachable(namespace, error) from error
     try:

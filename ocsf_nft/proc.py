@@ -96,7 +96,7 @@ def is_initial() -> bool:
 
 def directory(path: str, where: int | None = None) -> int:
     """A descriptor of a directory, as of /proc/PID; it is the caller's to close."""
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=where)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
 
 
 @contextlib.contextmanager
@@ -111,7 +111,7 @@ def opened(path: str, where: int | None = None) -> Iterator[int]:
 
 def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
     """The beginning of a file in a directory, the whole of it where it is no longer than that."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=where)
+    descriptor = os.open(path, os.O_RDONLY, dir_fd=where)
     try:
         content = part = os.read(descriptor, PAGE)
         while len(part) >= PAGE and len(content) < most:

@@ -61,7 +61,7 @@ def users() -> Users | None:
 
 
 def _owner() -> int:
-    net = os.open(_NET, os.O_RDONLY | os.O_CLOEXEC)
+    net = os.open(_NET, os.O_RDONLY)
     try:
         return fcntl.ioctl(net, _NS_GET_USERNS)
     finally:
@@ -72,14 +72,14 @@ def _map_of(process: Path, namespace: os.stat_result) -> str | None:
     """The user ids of a process that lives in a namespace; None when it doesn't, or is gone."""
     try:
         # All three through one descriptor: its number may be given to another process.
-        directory = os.open(process, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(process, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return None
     try:
         # Before and after: it may move on to a namespace of its own making, and not back.
         if not os.path.samestat(os.stat("ns/user", dir_fd=directory), namespace):
             return None
-        opened = os.open("uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        opened = os.open("uid_map", os.O_RDONLY, dir_fd=directory)
         with os.fdopen(opened, encoding="ascii") as file:
             text = file.read()
         is_still_there = os.path.samestat(os.stat("ns/user", dir_fd=directory), namespace)

@@ -145,7 +145,7 @@ def cookie(namespace: Namespace) -> int:
 
 def _opened(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:  # another file system is mounted over it
         raise UnsupportedError(f"cgroup v2 can't be opened at {path} ({error.strerror})") from error
 

@@ -80,7 +80,7 @@ class Hashes:
 
     def _hashed(self, program: int, key: _Key) -> str | None:
         # The same file, whatever is at its path now. A lease on it (O_NONBLOCK) doesn't stop us.
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
         descriptor = os.open(f"/proc/self/fd/{program}", flags)
         try:
             if _kind(descriptor) == _FUSE_SUPER_MAGIC or not self._may_read(key.size):

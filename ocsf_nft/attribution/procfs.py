@@ -230,7 +230,7 @@ def _once(
 def _executed(directory: int) -> Iterator[int | None]:
     """The very file that is executed; None where there is none, or it is not for us to look at."""
     try:
-        descriptor = os.open("exe", os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
+        descriptor = os.open("exe", os.O_PATH, dir_fd=directory)
     except OSError:
         yield None
         return

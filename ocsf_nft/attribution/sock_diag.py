@@ -248,7 +248,7 @@ class Tables:
 
 def _pin() -> tuple[int, str]:
     path = "/proc/thread-self/ns/net"
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC), str(Path(path).readlink())
+    return os.open(path, os.O_RDONLY), str(Path(path).readlink())
 
 
 def _open_diag() -> socket.socket:

@@ -181,7 +181,7 @@ def _packet_socket(line: bytes) -> Socket:
 def _open_table(name: str) -> int | None:
     """One table of the thread's namespace; it stays that one's when the thread is gone."""
     try:
-        return os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY)
     except FileNotFoundError:
         return None
 

@@ -138,7 +138,7 @@ def _guard() -> None:
 
 def _tap() -> None:
     try:
-        descriptor = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(_TUN, os.O_RDWR)
         try:
             fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(b"probe0", _IFF_TAP | _IFF_NO_PI))
         finally:

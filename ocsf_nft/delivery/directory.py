@@ -87,7 +87,7 @@ def _nothing() -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file to the disk; raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     with open(os.open(path, flags, _MODE), "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
         rest = memoryview(content)
         while rest:
@@ -106,7 +106,7 @@ def _make(folder: Path) -> None:
 
 def _sync(folder: Path) -> None:
     """Have the names in a directory written to the disk; raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

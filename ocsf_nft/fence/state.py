@@ -122,7 +122,7 @@ class StateDirectory:
     def is_watched(self, sandbox: str) -> bool:
         """Whether a run watches a sandbox now."""
         try:
-            descriptor = os.open(self._lock_path(f"run-{sandbox}"), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._lock_path(f"run-{sandbox}"), os.O_RDONLY)
         except OSError:  # nobody ever did
             return False
         try:
@@ -139,7 +139,7 @@ class StateDirectory:
     def _lock_file(self, name: str) -> int:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return os.open(self._lock_path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return os.open(self._lock_path(name), os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._unwritable(self.path, error) from error
 

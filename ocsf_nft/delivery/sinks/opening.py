@@ -25,7 +25,7 @@ _ROOT: Final = 0
 _PROC: Final = Path("/proc/self")
 #: As many as Linux follows (path_resolution(7)).
 _MOST_LINKS: Final = 40
-_APPEND: Final = os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+_APPEND: Final = os.O_APPEND | os.O_NOCTTY
 
 
 class Opened(NamedTuple):
@@ -42,7 +42,7 @@ def open_to_append(path: Path) -> Opened:
     """
     for _ in range(_MOST_LINKS):
         try:
-            handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):  # who was faster is looked at
                 return Opened(_made(path), path)
@@ -65,7 +65,7 @@ def open_to_append(path: Path) -> Opened:
 
 def sync_names(folder: Path) -> None:
     """Have the names in a directory stay after a power cut; raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -171,9 +171,9 @@ class OldFiles:
 
     def _compress(self, source: Path, target: Path) -> None:
         """Write a compressed file to the disk; raises OSError, _StoppedError."""
-        reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
         with open(reading, "rb", buffering=0) as plain:  # noqa: PTH123 - a descriptor
-            writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
+            writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
             with open(writing, "wb") as file:  # noqa: PTH123 - the same
                 with gzip.GzipFile(source.name, "wb", fileobj=file, mtime=0) as packed:
                     while chunk := plain.read(_CHUNK_BYTES):

@@ -233,7 +233,7 @@ class Kmsg:
 
 def _opened() -> int:
     try:
-        return os.open(_DEVICE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(_DEVICE, os.O_RDONLY | os.O_NONBLOCK)
     except PermissionError as error:
         raise UnsupportedError(
             f"reading {_DEVICE} is not permitted: it needs CAP_SYSLOG "

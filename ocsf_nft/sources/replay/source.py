@@ -344,7 +344,7 @@ def _opened(path: Path) -> int:
     if str(path) == _STDIN:
         return sys.stdin.fileno()
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise _unreadable(path, error) from error
 
