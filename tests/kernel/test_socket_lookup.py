@@ -201,9 +201,10 @@ async def test_who_has_a_raw_or_a_packet_socket_may_have_sent(
 async def test_who_is_gone_is_unknown_whoever_has_the_port_now(
     sandbox: Lab, spec: FenceSpec, scenario: str, why: str
 ) -> None:
-    async with attempted(sandbox, spec, scenario) as attempt:
-        told = await attempt.told()
-    assert isinstance(told, str)
+    async with attempted(sandbox, spec, scenario) as attempt, asyncio.timeout(20):
+        # The kernel reports the end of a socket later, and much later on a busy machine.
+        while isinstance(told := await attempt.told(), Attribution):
+            assert (told.process, told.sureness) == (None, "low")
     assert why in told
 
 
