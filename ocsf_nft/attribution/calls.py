@@ -6,8 +6,9 @@ enclosed: records come in the order of their packets, and none is before the cal
 by, or after its socket was closed. A call is a candidate for a record where its packet can be of
 that time; where those of several processes can, all of them are.
 
-Not everybody is told of who sends: by a socket that somebody connected, or by hand. The port of a
-connected socket is not known. Where one is closed, the next socket may get its port.
+No program reports a packet that a process sends by a connected socket, or writes by itself. Nor is
+the port of a connected socket known. After such a socket is closed, the next one may get its port.
+So a sender is uncertain if a socket that was connected to the same address was closed just before.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _KEPT: Final = 8192
 _KEPT_NS: Final = 2 * _LATEST_NS
 #: Of one protocol, port and place so many are looked at.
 _MOST_ALIKE: Final = 64
-#: Closed sockets that are checked for one packet.
+#: The most closed sockets that are checked for one packet.
 _MOST_CLOSED: Final = 256
 _FOREVER: Final = 1 << 63
 _SYN: Final = 0x02
@@ -79,7 +80,7 @@ class Calls:
         self._by_socket: defaultdict[int, list[_Made]] = defaultdict(list)
         #: Sockets that were connected, the latest last.
         self._connected: OrderedDict[int, None] = OrderedDict()
-        #: When connected sockets were closed, and where to they were connected if that is known.
+        #: Closed sockets that had been connected: the time, and the destination if it is known.
         self._freed: list[tuple[int, Way | None]] = []
         #: No packet whose record comes from now on is from before this.
         self._since_ns = 0
@@ -180,9 +181,9 @@ class Calls:
         return not self._may_be_of_closed(way_of(record), since_ns, latest_ns)
 
     def _may_be_of_closed(self, way: Way | None, since_ns: int, until_ns: int) -> bool:
-        """Return True if a connected socket to the same place was closed in that time.
+        """Return True if a socket that was connected to the same address was closed in that time.
 
-        It may have sent a packet by the same port before.
+        It may have sent the packet: the socket that has the port now got it afterwards.
         """
         if way is None:
             return True

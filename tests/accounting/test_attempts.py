@@ -390,13 +390,3 @@ def test_a_pause_is_told_with_all_that_new_counters_say(
     observe(ledger, reading({key(tcp()): 5}, NOW + SECOND))
     late = reading({key(tcp()): 8}, NOW + 60 * SECOND, epoch=epoch)
     assert ledger.unread_since(late) == {"enforcing": refused, "permissive": 0}
-
-
-def test_packets_without_an_element_have_the_time_of_the_last_reading_that_counted_more(
-    ledger: Ledger,
-) -> None:
-    last = {}
-    for second, overflow in enumerate((5, 5, 7, 7, 7, 7), 1):
-        observe(ledger, reading({}, NOW + second * SECOND, overflow=overflow))
-        last[second] = ledger.rules[RULE].overflow.counted.last_ns
-    assert last == {second: NOW + (1 if second < 3 else 3) * SECOND for second in last}

@@ -272,5 +272,20 @@ def _flow_of(record: Record) -> int:
     return number
 
 
+def test_record_that_is_read_after_its_element_expired_counts_once() -> None:
+    """The process stood still for 11 minutes between a packet and the next reading."""
+    machine = OverTime()
+    try:
+        machine.begin()
+        machine.resume_flows_after_a_gap(milliseconds=1, traffic=[(0, 1, False), (0, 1, False)])
+        machine.send([(0, 1, True)])
+        machine.pass_time(11 * MINUTE_MS)
+        machine.send([(0, 1, False)])
+        machine.settle()
+        assert (machine.flows[0].counted, machine.forgotten) == (3, 1)
+    finally:
+        machine.teardown()
+
+
 TestOverTime = OverTime.TestCase
 TestOverTime.settings = settings(stateful_step_count=30, report_multiple_bugs=False)

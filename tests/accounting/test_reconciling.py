@@ -249,3 +249,13 @@ def test_record_is_subtracted_from_overflow_packets_after_nine_readings(ledger: 
     observe(ledger, reading({}, NOW + 10 * SECOND, refused=0))
     assert len(entries) == 0
     assert ledger.rules[RULE].overflow.counted.owed_packets == -1
+
+
+def test_packets_without_an_element_have_the_time_of_the_last_reading_that_counted_more(
+    ledger: Ledger,
+) -> None:
+    last = {}
+    for second, overflow in enumerate((5, 5, 7, 7, 7, 7), 1):
+        observe(ledger, reading({}, NOW + second * SECOND, overflow=overflow))
+        last[second] = ledger.rules[RULE].overflow.counted.last_ns
+    assert last == {second: NOW + (1 if second < 3 else 3) * SECOND for second in last}

@@ -1,4 +1,4 @@
-"""When reports of one flow are due: intervals that double up to a minute."""
+"""Intervals between reports of one flow: they double up to a minute."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class _Begun:
 class Kernel:
     """What happens in one namespace.
 
-    ``is_refused``: packets are, and told of.
+    ``is_refused``: the fence refuses each packet, and the capture reports it.
     """
 
     is_refused: bool = True

@@ -81,49 +81,49 @@ def test_where_a_socket_is_connected_others_may_use_it_that_are_not_told_of() ->
 def test_calls_does_not_name_the_next_owner_of_a_connected_sockets_port() -> None:
     """The packet may be of the connected socket, which had the port before."""
 
-    def named(*told: Call | Closed, since_ns: int) -> tuple[set[int], bool] | None:
-        (found,) = of(*told).matches(logged(record(NOW), now_ns=NOW, since_ns=since_ns))
+    def sender_of(*events: Call | Closed, since_ns: int) -> tuple[set[int], bool] | None:
+        (found,) = of(*events).matches(logged(record(NOW), now_ns=NOW, since_ns=since_ns))
         return who(found)
 
     connect = call(7, NOW - 5000, socket=7, source_port=0, is_connect=True)
     closed, sends = Closed(NOW - 3000, 7), call(8, NOW - 1000, socket=8)
-    assert named(connect, closed, sends, since_ns=NOW - 3000) == ({8}, False)
+    assert sender_of(connect, closed, sends, since_ns=NOW - 3000) == ({8}, False)
     # The connected socket was closed before the packet was sent, and after it, and is still open.
-    assert named(connect, closed, sends, since_ns=NOW - 2999) == ({8}, True)
-    assert named(connect, Closed(NOW - 999, 7), sends, since_ns=NOW - 3000) == ({8}, True)
-    assert named(connect, sends, since_ns=NOW - 3000) == ({8}, True)
+    assert sender_of(connect, closed, sends, since_ns=NOW - 2999) == ({8}, True)
+    assert sender_of(connect, Closed(NOW - 999, 7), sends, since_ns=NOW - 3000) == ({8}, True)
+    assert sender_of(connect, sends, since_ns=NOW - 3000) == ({8}, True)
     # It was connected to another destination, or it was not connected.
     elsewhere = connect._replace(destination=bytes(4))
-    assert named(elsewhere, closed, sends, since_ns=NOW - 3000) == ({8}, True)
+    assert sender_of(elsewhere, closed, sends, since_ns=NOW - 3000) == ({8}, True)
     sent = call(7, NOW - 5000, socket=7, source_port=9)
-    assert named(sent, closed, sends, since_ns=NOW - 3000) == ({8}, True)
+    assert sender_of(sent, closed, sends, since_ns=NOW - 3000) == ({8}, True)
     # Its connect is forgotten, and another call of it is not.
-    assert named(closed, sends, since_ns=NOW - 3000) == ({8}, False)
+    assert sender_of(closed, sends, since_ns=NOW - 3000) == ({8}, False)
     early = connect._replace(time_ns=NOW - 30 * SECOND)
-    assert named(early, sent, closed, sends, since_ns=NOW - 3000) == ({8}, False)
+    assert sender_of(early, sent, closed, sends, since_ns=NOW - 3000) == ({8}, False)
 
 
 @pytest.mark.parametrize(("closed", "is_sender"), [(256, True), (257, False)])
 def test_calls_checks_no_more_closed_sockets_than_it_has_time_for(
     closed: int, *, is_sender: bool
 ) -> None:
-    told: list[Call | Closed] = []
+    events: list[Call | Closed] = []
     for number in range(1, closed + 1):
-        told += (
+        events += (
             call(7, NOW - 5000, socket=number, is_connect=True, destination=bytes(4)),
             Closed(NOW - 3000, number),
         )
-    assert list(map(who, match(of(*told, call(8, NOW, socket=9999)), record(NOW)))) == [
+    assert list(map(who, match(of(*events, call(8, NOW, socket=9999)), record(NOW)))) == [
         ({8}, is_sender)
     ]
 
 
 def test_calls_remembers_that_it_forgot_closed_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "_KEPT", 2)
-    told = [Closed(NOW - 900 + number, 100 + number) for number in range(5)]
+    events = [Closed(NOW - 900 + number, 100 + number) for number in range(5)]
     sends = call(8, NOW - 950, socket=8)
     for since_ns, is_sender in ((NOW - 900, False), (NOW - 899, True)):
-        made = of(*told, sends)
+        made = of(*events, sends)
         (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=since_ns))
         assert who(found) == ({8}, is_sender)
 

@@ -1,4 +1,4 @@
-"""What `check` is asked, and the code that it exits with."""
+"""Arguments and exit codes of `check`."""
 
 from __future__ import annotations
 

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.store import Store
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 
@@ -42,3 +45,11 @@ def _mounted(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """A store with the sinks a and b."""
+    async with Store(tmp_path / FILE) as store:
+        await store.register(["a", "b"])
+        yield store

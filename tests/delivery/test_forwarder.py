@@ -1,68 +1,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import sqlite3
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-import orjson
 import pytest
 
 from ocsf_nft.delivery import forwarder as module
-from ocsf_nft.delivery.archive import retry
 from ocsf_nft.delivery.forwarder import Forwarder
 from ocsf_nft.delivery.pace import Pace
 from ocsf_nft.delivery.patience import Patience
 from ocsf_nft.delivery.shelf import FILE
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError
+from tests.delivery.forwarding import made, running
 from tests.delivery.receiver import Receiver, event, events, uids
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.shelf import Dead
     from ocsf_nft.delivery.sinks.base import Outcome
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with Store(tmp_path / FILE) as store:
-        await store.register(["a", "b"])
-        yield store
-
-
-def made(store: Store, sink: Receiver, *, name: str = "a", **pace: Any) -> Forwarder:
-    quick = {"events": 10, "retry_seconds": 0.01} | pace
-    return Forwarder(name, sink, store, pace=Pace(**quick), patiently=Patience(asyncio.Event()))
-
-
-@contextlib.asynccontextmanager
-async def running(*forwarders: Forwarder) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(each.run()) for each in forwarders]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def test_what_is_put_is_delivered_in_order_and_in_batches(store: Store) -> None:
-    sink = Receiver()
-    async with running(made(store, sink)):
-        await store.put(events(range(25)))
-        await sink.has(25)
-        await store.put(events(range(25, 27)))
-        await sink.has(27)
-    assert sink.got == uids(range(27))
-    assert [len(batch) for batch in sink.batches] == [10, 10, 5, 2]
-    assert sink.opened == sink.closed == 1
 
 
 async def test_forwarder_leaves_no_task_behind_when_it_has_waited(store: Store) -> None:
@@ -72,44 +33,6 @@ async def test_forwarder_leaves_no_task_behind_when_it_has_waited(store: Store) 
             await store.put([event(number)])
             await sink.has(number + 1)
         assert len(asyncio.all_tasks()) < 10
-
-
-async def test_forwarder_sends_dead_letters_of_an_earlier_run_again(
-    store: Store, tmp_path: Path
-) -> None:
-    earlier = made(store, Receiver(bad={"uid-1"}))
-    async with running(earlier):
-        await store.put(events([1]))
-        await asyncio.wait_for(earlier.drain(), 10)
-    again(tmp_path)
-    sink = Receiver()
-    async with running(made(store, sink)):
-        await sink.has(1)
-
-
-async def test_forwarder_counts_dead_letters_again_and_checks_them_once_a_second(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sink = Receiver(bad={"uid-0"})
-    forwarder = made(store, sink)
-    dead, checked = store.dead, 0
-
-    async def counted(sink: str, *, events: int) -> list[Dead]:
-        nonlocal checked
-        checked += 1
-        return await dead(sink, events=events)
-
-    monkeypatch.setattr(store, "dead", counted)
-    begun = time.monotonic()
-    async with running(forwarder):
-        for number in range(20):
-            await store.put([event(number)])
-            await sink.tried(number + 1)
-        await asyncio.wait_for(_has_dead(forwarder, 1), 10)
-        assert checked <= 1 + (time.monotonic() - begun)
-        with closing(sqlite3.connect(tmp_path / FILE)) as other, other:
-            other.execute("DELETE FROM dead")
-        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
 
 
 async def test_forwarder_reports_a_sink_that_refuses_an_event_as_up(store: Store) -> None:
@@ -123,37 +46,6 @@ async def test_forwarder_reports_a_sink_that_refuses_an_event_as_up(store: Store
         sink.down = False
         await asyncio.wait_for(forwarder.drain(), 10)
         assert forwarder.progress.fault is None
-
-
-async def test_a_batch_is_bounded_by_its_bytes(store: Store) -> None:
-    sink = Receiver()
-    await store.put([event(number, 1000) for number in range(6)])
-    async with running(made(store, sink, bytes=2500)):
-        await sink.has(6)
-    assert [len(batch) for batch in sink.batches] == [2, 2, 2]
-
-
-async def test_a_batch_waits_to_become_larger_and_no_longer_than_that(store: Store) -> None:
-    sink = Receiver()
-    async with running(made(store, sink, seconds=3600.0)):
-        for number in range(10):
-            await store.put([event(number)])
-        await sink.has(10)
-    assert sink.batches == [uids(range(10))]
-    patient = Receiver()
-    async with running(made(store, patient, name="b", seconds=0.01, events=100)):
-        await patient.has(10)
-
-
-async def test_what_waits_for_a_fuller_batch_is_hurried_when_the_run_ends(store: Store) -> None:
-    sink = Receiver()
-    forwarder = made(store, sink, seconds=3600.0)
-    async with running(forwarder):
-        await store.put(events(range(3)))
-        await asyncio.sleep(0.01)
-        assert sink.got == []
-        await asyncio.wait_for(forwarder.drain(), 10)
-        assert sink.got == uids(range(3))
 
 
 async def test_a_sink_that_is_down_at_first_gets_all_in_order_when_it_is_back(
@@ -209,71 +101,6 @@ async def test_a_delivery_that_takes_too_long_is_cut_and_tried_again(store: Stor
     assert sink.got == uids(range(3))
 
 
-async def test_a_batch_that_is_too_much_for_the_time_there_is_is_sent_in_smaller_ones(
-    store: Store,
-) -> None:
-    class Slow(Receiver):
-        async def deliver(self, messages: Any) -> Outcome:
-            if len(messages) > 3:
-                await asyncio.Event().wait()
-            return await super().deliver(messages)
-
-    sink = Slow()
-    forwarder = made(store, sink, timeout_seconds=0.05)
-    async with running(forwarder):
-        await store.put(events(range(10)))
-        await sink.has(10)
-        await forwarder.drain()
-    assert sink.got == uids(range(10))
-    assert forwarder.progress.dead == 0
-
-
-async def test_a_sink_that_knows_its_batches_gets_no_smaller_ones(store: Store) -> None:
-    sink = Receiver(stuck=True, repeats_batches=True)
-    async with running(made(store, sink, timeout_seconds=0.02)):
-        await store.put(events(range(10)))
-        await sink.tried(4)
-    assert {len(batch) for batch in sink.batches} == {10}
-
-
-async def test_what_is_refused_is_a_dead_letter_and_the_rest_goes_on(store: Store) -> None:
-    sink = Receiver(bad={"uid-3"})
-    forwarder = made(store, sink)
-    async with running(forwarder):
-        await store.put(events(range(8)))
-        await sink.has(7)
-        await forwarder.drain()
-        assert (forwarder.progress.refused, forwarder.progress.dead) == (1, 1)
-        assert forwarder.progress.delivered == 7
-    assert await store.dead_number("a") == 1
-    assert await store.checkpoint("a") == (8, None)
-
-
-async def test_what_is_wrong_with_a_batch_is_found_by_halving_it(store: Store) -> None:
-    sink = Receiver(unsaid={"uid-3", "uid-8"})
-    forwarder = made(store, sink)
-    async with running(forwarder):
-        await store.put(events(range(10)))
-        await forwarder.drain()
-    assert sink.got == uids(number for number in range(10) if number not in {3, 8})
-    assert await store.dead_number("a") == 2
-    assert max(map(sink.batches.count, sink.batches)) == 1
-
-
-async def test_what_was_refused_by_name_is_not_sent_again_with_what_is_refused_as_a_whole(
-    store: Store,
-) -> None:
-    sink = Receiver(bad={"uid-1"}, unsaid={"uid-8"}, most=4)
-    sink.unsaid_from = 2
-    forwarder = made(store, sink)
-    async with running(forwarder):
-        await store.put(events(range(10)))
-        await forwarder.drain()
-    assert sink.got == uids(number for number in range(10) if number not in {1, 8})
-    assert forwarder.progress.dead == 2
-    assert sum("uid-1" in batch for batch in sink.batches) == 1
-
-
 async def test_what_was_not_taken_now_is_sent_again_and_nothing_else(store: Store) -> None:
     sink = Receiver(most=4)
     async with running(made(store, sink)):
@@ -281,40 +108,6 @@ async def test_what_was_not_taken_now_is_sent_again_and_nothing_else(store: Stor
         await sink.has(10)
     assert sink.got == uids(range(10))
     assert [len(batch) for batch in sink.batches] == [10, 6, 2]
-
-
-async def test_a_dead_letter_is_sent_again_when_somebody_wants_it(
-    store: Store, tmp_path: Path
-) -> None:
-    sink = Receiver(bad={"uid-1"})
-    # One that waits for fuller batches does not wait with a dead letter.
-    forwarder = made(store, sink, seconds=3600.0, events=1)
-    async with running(forwarder):
-        await store.put(events([1]))
-        await asyncio.wait_for(_has_dead(forwarder, 1), 10)
-        again(tmp_path)
-        await sink.tried(2)
-        await asyncio.wait_for(_none_again(store), 10)
-        sink.bad = set()
-        again(tmp_path)
-        await sink.has(1)
-        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
-    assert await store.dead_number("a") == 0
-
-
-async def _none_again(store: Store) -> None:
-    while await store.dead("a", events=1):  # noqa: ASYNC110 - the same
-        await asyncio.sleep(0.001)
-
-
-async def _has_dead(forwarder: Forwarder, number: int) -> None:
-    while forwarder.progress.dead != number:  # noqa: ASYNC110 - nobody else waits for it
-        await asyncio.sleep(0.001)
-
-
-def again(folder: Path) -> None:
-    with closing(sqlite3.connect(folder / FILE)) as other, other:
-        other.execute("UPDATE dead SET is_again = 1")
 
 
 async def test_a_checkpoint_is_gone_on_from(store: Store) -> None:
@@ -522,38 +315,6 @@ async def test_messages_are_told_by_their_uid(store: Store) -> None:
         await sink.has(1)
     assert [(each.uid, each.line) for each in found] == [("uid-7", event(7))]
     assert found[0].event()["metadata"]["uid"] == "uid-7"
-
-
-async def test_what_can_not_be_told_is_a_dead_letter_until_it_can(store: Store) -> None:
-    """Such as an event that a later version of the program has kept."""
-    known = {"uid-0", "uid-2"}
-    lines: list[bytes] = []
-
-    class Kept(Receiver):
-        async def deliver(self, messages: Sequence[Message]) -> Outcome:
-            lines.extend(message.line for message in messages)
-            return await super().deliver(messages)
-
-    def told(line: bytes) -> bytes:
-        if orjson.loads(line)["metadata"]["uid"] not in known:
-            raise KeyError("class_uid 9999")
-        return line.replace(b"uid", b"UID")
-
-    sink = Kept()
-    pace, patience = Pace(retry_seconds=0.01), Patience(asyncio.Event())
-    forwarder = Forwarder("a", sink, store, told=told, pace=pace, patiently=patience)
-    await store.register(["a"])
-    async with running(forwarder):
-        await store.put(events(range(3)))
-        await sink.has(2)
-        assert sink.got == ["uid-0", "uid-2"]
-        await forwarder.drain()
-        assert (forwarder.progress.delivered, forwarder.progress.dead) == (2, 1)
-        known.add("uid-1")
-        retry(store.path, "a", None)
-        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
-    assert lines == [line.replace(b"uid", b"UID") for line in (event(0), event(2), event(1))]
-    assert await store.dead_number("a") == 0
 
 
 async def test_forwarder_takes_an_error_of_the_system_for_a_sink_that_is_down(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""What is said of a fence that another process changes while it is installed."""
+"""Errors about a fence that another process changes during the installation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When an account reads its counters, and from when on it reports that nobody read them."""
+"""Times of an account: of its readings, and of the gaps that it reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which fences are reported when a run begins."""
+"""Reports of fences at the start of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the live sources wait, by a clock that only the waiting moves."""
+"""Waits of the live sources, by a clock that only the waits move."""
 
 from __future__ import annotations
 

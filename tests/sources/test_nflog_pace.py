@@ -1,4 +1,4 @@
-"""How the kernel is to gather NFLOG records, by the records that arrive."""
+"""Settings for gathering NFLOG records in the kernel, by the rate of records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a stream ends, as its peer sees it."""
+"""The end of a stream, as its peer sees it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,35 @@
+"""Fixtures of the attribution tests."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.attribution import ladder
+from tests.attribution.calling import NETNS
+from tests.attribution.ladder_host import Host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+#: However slow this machine is, who waits for longer than this waits without an end.
+_LONG = 5.0
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    here = Host()
+    events = (here.sockets.goes_on, here.names.goes_on)
+    for event in events:
+        event.set()
+    monkeypatch.setattr(ladder, "Capture", here.capture)
+    monkeypatch.setattr(ladder, "cookie", lambda _namespace: NETNS)
+    monkeypatch.setattr(ladder, "SocketLookup", here.lookup)
+    monkeypatch.setattr(ladder, "Names", lambda: here.names)
+    yield here
+    for event in events:
+        event.set()
+    os.close(here.programs.descriptor)

@@ -1,0 +1,33 @@
+"""A forwarder of a store, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from ocsf_nft.delivery.forwarder import Forwarder
+from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.delivery.patience import Patience
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ocsf_nft.delivery.store import Store
+    from tests.delivery.receiver import Receiver
+
+
+def made(store: Store, sink: Receiver, *, name: str = "a", **pace: Any) -> Forwarder:
+    quick = {"events": 10, "retry_seconds": 0.01} | pace
+    return Forwarder(name, sink, store, pace=Pace(**quick), patiently=Patience(asyncio.Event()))
+
+
+@contextlib.asynccontextmanager
+async def running(*forwarders: Forwarder) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(each.run()) for each in forwarders]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,172 @@
+"""Events that a sink refuses, and how they are sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import orjson
+
+from ocsf_nft.delivery.archive import retry
+from ocsf_nft.delivery.forwarder import Forwarder
+from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.shelf import FILE
+from tests.delivery.forwarding import made, running
+from tests.delivery.receiver import Receiver, event, events, uids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pytest
+
+    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.shelf import Dead
+    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.store import Store
+
+
+async def test_forwarder_sends_dead_letters_of_an_earlier_run_again(
+    store: Store, tmp_path: Path
+) -> None:
+    earlier = made(store, Receiver(bad={"uid-1"}))
+    async with running(earlier):
+        await store.put(events([1]))
+        await asyncio.wait_for(earlier.drain(), 10)
+    again(tmp_path)
+    sink = Receiver()
+    async with running(made(store, sink)):
+        await sink.has(1)
+
+
+async def test_forwarder_counts_dead_letters_again_and_checks_them_once_a_second(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = Receiver(bad={"uid-0"})
+    forwarder = made(store, sink)
+    dead, checked = store.dead, 0
+
+    async def counted(sink: str, *, events: int) -> list[Dead]:
+        nonlocal checked
+        checked += 1
+        return await dead(sink, events=events)
+
+    monkeypatch.setattr(store, "dead", counted)
+    begun = time.monotonic()
+    async with running(forwarder):
+        for number in range(20):
+            await store.put([event(number)])
+            await sink.tried(number + 1)
+        await asyncio.wait_for(_has_dead(forwarder, 1), 10)
+        assert checked <= 1 + (time.monotonic() - begun)
+        with closing(sqlite3.connect(tmp_path / FILE)) as other, other:
+            other.execute("DELETE FROM dead")
+        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
+
+
+async def test_what_is_refused_is_a_dead_letter_and_the_rest_goes_on(store: Store) -> None:
+    sink = Receiver(bad={"uid-3"})
+    forwarder = made(store, sink)
+    async with running(forwarder):
+        await store.put(events(range(8)))
+        await sink.has(7)
+        await forwarder.drain()
+        assert (forwarder.progress.refused, forwarder.progress.dead) == (1, 1)
+        assert forwarder.progress.delivered == 7
+    assert await store.dead_number("a") == 1
+    assert await store.checkpoint("a") == (8, None)
+
+
+async def test_what_is_wrong_with_a_batch_is_found_by_halving_it(store: Store) -> None:
+    sink = Receiver(unsaid={"uid-3", "uid-8"})
+    forwarder = made(store, sink)
+    async with running(forwarder):
+        await store.put(events(range(10)))
+        await forwarder.drain()
+    assert sink.got == uids(number for number in range(10) if number not in {3, 8})
+    assert await store.dead_number("a") == 2
+    assert max(map(sink.batches.count, sink.batches)) == 1
+
+
+async def test_what_was_refused_by_name_is_not_sent_again_with_what_is_refused_as_a_whole(
+    store: Store,
+) -> None:
+    sink = Receiver(bad={"uid-1"}, unsaid={"uid-8"}, most=4)
+    sink.unsaid_from = 2
+    forwarder = made(store, sink)
+    async with running(forwarder):
+        await store.put(events(range(10)))
+        await forwarder.drain()
+    assert sink.got == uids(number for number in range(10) if number not in {1, 8})
+    assert forwarder.progress.dead == 2
+    assert sum("uid-1" in batch for batch in sink.batches) == 1
+
+
+async def test_a_dead_letter_is_sent_again_when_somebody_wants_it(
+    store: Store, tmp_path: Path
+) -> None:
+    sink = Receiver(bad={"uid-1"})
+    # One that waits for fuller batches does not wait with a dead letter.
+    forwarder = made(store, sink, seconds=3600.0, events=1)
+    async with running(forwarder):
+        await store.put(events([1]))
+        await asyncio.wait_for(_has_dead(forwarder, 1), 10)
+        again(tmp_path)
+        await sink.tried(2)
+        await asyncio.wait_for(_none_again(store), 10)
+        sink.bad = set()
+        again(tmp_path)
+        await sink.has(1)
+        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
+    assert await store.dead_number("a") == 0
+
+
+async def _none_again(store: Store) -> None:
+    while await store.dead("a", events=1):  # noqa: ASYNC110 - the same
+        await asyncio.sleep(0.001)
+
+
+async def _has_dead(forwarder: Forwarder, number: int) -> None:
+    while forwarder.progress.dead != number:  # noqa: ASYNC110 - nobody else waits for it
+        await asyncio.sleep(0.001)
+
+
+def again(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / FILE)) as other, other:
+        other.execute("UPDATE dead SET is_again = 1")
+
+
+async def test_what_can_not_be_told_is_a_dead_letter_until_it_can(store: Store) -> None:
+    """Such as an event that a later version of the program has kept."""
+    known = {"uid-0", "uid-2"}
+    lines: list[bytes] = []
+
+    class Kept(Receiver):
+        async def deliver(self, messages: Sequence[Message]) -> Outcome:
+            lines.extend(message.line for message in messages)
+            return await super().deliver(messages)
+
+    def told(line: bytes) -> bytes:
+        if orjson.loads(line)["metadata"]["uid"] not in known:
+            raise KeyError("class_uid 9999")
+        return line.replace(b"uid", b"UID")
+
+    sink = Kept()
+    pace, patience = Pace(retry_seconds=0.01), Patience(asyncio.Event())
+    forwarder = Forwarder("a", sink, store, told=told, pace=pace, patiently=patience)
+    await store.register(["a"])
+    async with running(forwarder):
+        await store.put(events(range(3)))
+        await sink.has(2)
+        assert sink.got == ["uid-0", "uid-2"]
+        await forwarder.drain()
+        assert (forwarder.progress.delivered, forwarder.progress.dead) == (2, 1)
+        known.add("uid-1")
+        retry(store.path, "a", None)
+        await asyncio.wait_for(_has_dead(forwarder, 0), 10)
+    assert lines == [line.replace(b"uid", b"UID") for line in (event(0), event(2), event(1))]
+    assert await store.dead_number("a") == 0
