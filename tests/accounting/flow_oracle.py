@@ -8,6 +8,12 @@ reports such packets as "forgotten". This happens when an element expires betwee
 the kernel made a new element meanwhile, the count does not always show it (``_is_surely_new``). So
 a flow's sum has two bounds. Both are equal as long as no element expired between two readings.
 
+A record may be read only after the element of its packet expired, if the service stood still for 10
+minutes. Then the ledger may take its packet for one of a new element, or for a forgotten one. Only
+the sum of all flows is exact then (``has_late_record``). The bytes of a record without a length are
+reported with the next packets. If the element expires before these, they are not
+(``has_exact_bytes``).
+
 Allowed slack of an attempt's window:
 
 - The end may be late by the duration of the reading. An element has the age of its last packet, and
@@ -79,6 +85,8 @@ class FlowOracle:
     unsaid_bytes: int = 0
     #: Whether each packet was shown in time, so that windows and bytes are exact.
     is_exact: bool = True
+    has_exact_bytes: bool = True
+    has_late_record: bool = False
     #: The earliest and the latest end that the window of unreported packets may have.
     end_ns: tuple[int, int] = (0, 0)
     end_settings: int = 0
@@ -113,6 +121,7 @@ class FlowOracle:
             new = range(before.end, shown.end)
             is_sure = True
         else:
+            self.has_exact_bytes &= not self.unsaid_bytes
             new = range(shown.first, shown.end)
             is_sure = self._is_surely_new(before, shown)
         if not new:
@@ -158,6 +167,16 @@ class FlowOracle:
             return packets < packets_before
         return before.idle_ms - shown.idle_ms > RENEWED_MS
 
+    def note_record(self, number: int, now_ms: int) -> None:
+        """Note that the record of packet ``number`` is read now."""
+        if now_ms - self.packets[number].at_ms >= KEPT_MS:
+            self.has_late_record = True
+            self.is_exact = False
+
+    def check_sum(self) -> None:
+        """Check that attempts count no more packets than were shown of this flow."""
+        assert self.has_late_record or self.counted <= self.most
+
     def check_recorded(self, attempt: Attempt, number: int) -> None:
         """Check an attempt that was made from the record of packet ``number``."""
         packet = self.packets[number]
@@ -167,11 +186,9 @@ class FlowOracle:
         # The record of a frame has no length: its bytes are counted in the next attempt.
         self.counted_bytes += packet.bytes if attempt.bytes is None else attempt.bytes
         self.unsaid_bytes += packet.bytes if attempt.bytes is None else 0
-        assert number not in self.done
+        assert self.has_late_record or number not in self.done
         if number not in self.owed and self.owed and self.is_exact:
             assert packet.time_ns <= self.end_ns[1] + CLOCKS_APART_NS
-            # Its element expired before a reading. The ledger subtracts it from the new element.
-            self.is_exact = self.shown is None or number >= self.shown.first
             number = self.owed[0]
         self.done.add(number)
         if number in self.owed:
@@ -180,7 +197,7 @@ class FlowOracle:
             self.ahead.add(number)
             self.least += 1
             self.most += 1
-        assert self.counted <= self.most
+        self.check_sum()
         self.overtaken_ns = max(self.overtaken_ns, packet.time_ns)
         self.before_ns, self.before_settings = packet.time_ns, packet.clock_settings
 
@@ -190,7 +207,7 @@ class FlowOracle:
         del self.owed[: attempt.packets]
         self.done.update(counted)
         self.counted += attempt.packets
-        assert self.counted <= self.most
+        self.check_sum()
         assert attempt.bytes is not None
         self.counted_bytes += attempt.bytes - self.unsaid_bytes
         self.unsaid_bytes = 0
