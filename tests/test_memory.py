@@ -1,0 +1,107 @@
+"""Memory goes back to the kernel. Each case has its own process, since a setting is for good."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Final
+
+_BEGINNING: Final = """
+import ctypes, resource
+from pathlib import Path
+from ocsf_nft import memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+
+class MallInfo2(ctypes.Structure):  # malloc.h
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd",
+        "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )]
+
+libc.mallinfo2.restype = MallInfo2
+
+def blocks_apart():
+    return libc.mallinfo2().hblks
+
+def is_apart(size):
+    before = blocks_apart()
+    block = libc.malloc(size)
+    found = blocks_apart() > before
+    libc.free(block)
+    return found
+"""
+
+_LARGE: Final = """
+libc.free(libc.malloc(1 << 20))  # from now on glibc keeps blocks of this size by itself
+print(is_apart(128 << 10), is_apart((128 << 10) - 64))
+"""
+
+_HEAPS: Final = """
+import os, threading
+
+def allocate(barrier):
+    libc.malloc(1000)
+    barrier.wait()
+
+barrier = threading.Barrier(5)
+threads = [threading.Thread(target=allocate, args=(barrier,)) for _ in range(4)]
+for thread in threads:
+    thread.start()
+barrier.wait()
+for thread in threads:
+    thread.join()
+libc.fdopen.restype = ctypes.c_void_p
+reader, writer = os.pipe()
+stream = ctypes.c_void_p(libc.fdopen(writer, b"w"))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+with open(reader, "rb") as told:
+    print(told.read().count(b"<heap nr="))
+"""
+
+_FREED: Final = """
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+blocks = [libc.malloc(1024) for _ in range(50_000)]
+for block in blocks[:-1]:  # the last one keeps the heap from becoming shorter
+    libc.free(block)
+before = resident_bytes()
+{work}
+print(before - resident_bytes() > 40_000_000)
+"""
+
+
+def _told(*parts: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join((_BEGINNING, *parts))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_large_blocks_are_kept_apart_from_the_size_that_glibc_begins_with() -> None:
+    assert _told(_LARGE) == "False False"
+    assert _told("memory.keep_large_apart()", _LARGE) == "True False"
+
+
+def test_threads_share_one_heap() -> None:
+    assert int(_told(_HEAPS)) > 1
+    assert _told("memory.share_heap()", _HEAPS) == "1"
+
+
+def test_what_is_free_is_given_back() -> None:
+    assert _told(_FREED.format(work="pass")) == "False"
+    assert _told(_FREED.format(work="memory.give_back()")) == "True"
+
+
+def test_another_c_library_keeps_memory_in_its_own_way() -> None:
+    without = "memory.ctypes.CDLL = lambda _: object()"
+    calls = "memory.keep_large_apart(); memory.share_heap(); memory.give_back()"
+    assert _told(without, calls) == ""
