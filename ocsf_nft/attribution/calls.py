@@ -6,22 +6,20 @@ enclosed: records come in the order of their packets, and none is before the cal
 by, or after its socket was closed. A call is a candidate for a record where its packet can be of
 that time; where those of several processes can, all of them are.
 
-No program reports a packet that a process sends by a connected socket, or writes by itself. Nor is
-the port of a connected socket known. After such a socket is closed, the next one may get its port.
-So a sender is uncertain if a socket that was connected to the same address was closed just before.
+No program reports a packet that a process sends by a connected socket, or writes by itself. So the
+sender of a datagram is uncertain while any socket is connected to its destination.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections import OrderedDict, defaultdict, deque
-from operator import itemgetter
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from ocsf_nft.attribution.connected import Connected
 from ocsf_nft.attribution.match import Way, match, way_of, way_of_call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ocsf_nft.attribution.layout import Call, Closed
     from ocsf_nft.attribution.match import Logged, Match
@@ -36,8 +34,8 @@ _KEPT: Final = 8192
 _KEPT_NS: Final = 2 * _LATEST_NS
 #: Of one protocol, port and place so many are looked at.
 _MOST_ALIKE: Final = 64
-#: The most closed sockets that are checked for one packet.
-_MOST_CLOSED: Final = 256
+#: How long calls of a process are not told after one that may be any (``capture.bpf.c``: AGAIN).
+_SILENCE_NS: Final = 500_000_000
 _FOREVER: Final = 1 << 63
 _SYN: Final = 0x02
 _ACK: Final = 0x10
@@ -78,49 +76,48 @@ class Calls:
         self._order: deque[_Made] = deque()
         self._by_way: defaultdict[Way, list[_Made]] = defaultdict(list)
         self._by_socket: defaultdict[int, list[_Made]] = defaultdict(list)
-        #: Sockets that were connected, the latest last.
-        self._connected: OrderedDict[int, None] = OrderedDict()
-        #: Closed sockets that had been connected: the time, and the destination if it is known.
-        self._freed: list[tuple[int, Way | None]] = []
+        self._connected = Connected()
         #: No packet whose record comes from now on is from before this.
         self._since_ns = 0
         #: Of packets before this, not all calls are here.
         self._forgotten_ns = 0
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether each connected socket is known."""
+        return self._connected.is_complete
+
+    def know(self, connected: Iterable[tuple[int, Way]] | None, since_ns: int) -> None:
+        """Take in all sockets that are connected, as listed since a time; None: not known."""
+        if connected is None:
+            self._connected.lose()
+        else:
+            self._connected.renew(connected, since_ns)
+
     def close(self, closed: Closed) -> None:
         """Take in the end of a socket."""
-        known = self._by_socket.get(closed.socket, ())
-        for made in known:
+        for made in self._by_socket.get(closed.socket, ()):
             made.closed(closed.time_ns)
-        ways: set[Way | None] = {way_of_call(made.call) for made in known if made.call.is_connect}
-        if not ways and (not known or closed.socket in self._connected):
-            ways.add(None)  # its connect was forgotten
-        for way in ways:
-            bisect.insort(self._freed, (closed.time_ns, way), key=_TIME)
-        if len(self._freed) > 2 * _KEPT:
-            self._forgotten_ns = max(self._forgotten_ns, self._freed[_KEPT - 1][0])
-            del self._freed[:_KEPT]
+        self._connected.close(closed.socket, closed.time_ns)
 
     def add(self, told: Call) -> None:
         """Take in a call."""
         if told.is_any:
-            self.lose(told.time_ns)
+            self.lose(told.time_ns + _SILENCE_NS)
         made = _Made(told)
         self._order.append(made)
         self._by_way[way_of_call(told)].append(made)
         if told.socket:
             self._by_socket[told.socket].append(made)
-        if told.is_connect:
-            self._connected[told.socket] = None
-            self._connected.move_to_end(told.socket)
+        if told.is_connect and told.protocol in _TOLD_WHERE_NOT_CONNECTED:
+            self._connected.add(told.socket, way_of_call(told))
         while len(self._order) > _KEPT or told.time_ns - self._order[0].call.time_ns > _KEPT_NS:
             self._forget(self._order.popleft())
-        while len(self._connected) > _KEPT:
-            self._connected.popitem(last=False)
 
     def lose(self, now_ns: int) -> None:
-        """Some calls before now were not told: nobody knows whose, and packets may still come."""
+        """Some calls until now were not told: nobody knows whose, and packets may still come."""
         self._forgotten_ns = now_ns + _LATEST_NS
+        self._connected.lose(now_ns)
 
     def matches(self, logged: Sequence[Logged]) -> Iterator[Match | None]:
         """What each of some records may be of; None where no call of it is known.
@@ -152,13 +149,13 @@ class Calls:
         way = way_of(record)
         if way is None:
             return None
-        if made := self._made(way, moment):
-            return match(
-                (each.call for each in made),
-                is_sender=self._is_sure(record, made, moment.since_ns),
-            )
-        made = self._made(_without_port(way), moment)
-        return match((each.call for each in made), is_sender=False)
+        made = self._made(way, moment)
+        if self._is_sure(record, made, moment.since_ns):
+            return match((each.call for each in made), is_sender=True)
+        connected = self._made(_without_port(way), moment)
+        calls = [each.call for each in (*connected, *made)]
+        # Of too many, those alone that are known to have sent from this port.
+        return match(calls, is_sender=False) or match(calls[len(connected) :], is_sender=False)
 
     def _made(self, way: Way | None, moment: _Moment) -> list[_Made]:
         if way is None:
@@ -168,31 +165,17 @@ class Calls:
 
     def _is_sure(self, record: Record, made: Sequence[_Made], since_ns: int) -> bool:
         """Whether it was one of these, as far as is told."""
-        if since_ns < self._forgotten_ns or len(made) == _MOST_ALIKE:
+        way = way_of(record)
+        # Of too many alike, it may be one that was not checked.
+        if way is None or len(self._by_way.get(way, ())) >= _MOST_ALIKE:
+            return False
+        if not made or since_ns < self._forgotten_ns:
             return False
         if record.protocol == _TCP:
             return (record.tcp_flags or 0) & (_SYN | _ACK) == _SYN
         if record.protocol not in _TOLD_WHERE_NOT_CONNECTED:
             return False
-        # By a socket that is connected, others may have sent it.
-        if any(each.call.socket in self._connected for each in made):
-            return False
-        latest_ns = max((each.call.time_ns for each in made), default=0)
-        return not self._may_be_of_closed(way_of(record), since_ns, latest_ns)
-
-    def _may_be_of_closed(self, way: Way | None, since_ns: int, until_ns: int) -> bool:
-        """Return True if a socket that was connected to the same address was closed in that time.
-
-        It may have sent the packet: the socket that has the port now got it afterwards.
-        """
-        if way is None:
-            return True
-        before = bisect.bisect_right(self._freed, until_ns, key=_TIME)
-        first = bisect.bisect_left(self._freed, since_ns, hi=before, key=_TIME)
-        if before - first > _MOST_CLOSED:
-            return True
-        wanted = {None, _without_port(way)}
-        return any(place in wanted for _, place in self._freed[first:before])
+        return not self._connected.may_have_sent(_without_port(way), since_ns)
 
     def _forget(self, made: _Made) -> None:
         call = made.call
@@ -201,10 +184,6 @@ class Calls:
             self._forgotten_ns = max(self._forgotten_ns, until_ns)
         _take_out(self._by_way, way_of_call(call), made)
         _take_out(self._by_socket, call.socket, made)
-
-
-#: The time of an entry.
-_TIME: Final = itemgetter(0)
 
 
 def _without_port(way: Way) -> Way:

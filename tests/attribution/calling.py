@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.attribution.layout import NOBODY, Call, Closed, Image
-from ocsf_nft.attribution.match import Logged
+from ocsf_nft.attribution.match import Logged, Way
 from ocsf_nft.record import Origin, Record
 
 if TYPE_CHECKING:
@@ -104,7 +104,10 @@ def logged(*records: Record, now_ns: int, since_ns: int = 0) -> list[Logged]:
 
 @dataclass(eq=False)
 class Socket:
-    """``holders`` are the numbers of those who have it; ``place`` where it is connected to."""
+    """``holders`` are the numbers of those who have it; ``place`` where it is connected to.
+
+    ``port`` is 0 where it has none; one that ``shares`` has it beside others (SO_REUSEPORT).
+    """
 
     cookie: int
     protocol: int
@@ -113,6 +116,7 @@ class Socket:
     holders: set[int]
     place: int | None = None
     opened_ns: int = 0
+    shares: bool = False
 
 
 class Sent(NamedTuple):
@@ -158,6 +162,8 @@ class Kernel:
     strange: int = 0
     #: Whether records have the bytes of packets. Some of these are the same.
     has_bytes: bool = True
+    #: Where sockets are connected to that are older than the capture.
+    connected_before: tuple[int, ...] = ()
     _packets: itertools.count[int] = field(default_factory=itertools.count)
     _cookies: itertools.count[int] = field(default_factory=itertools.count)
     _repeated: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
@@ -169,13 +175,38 @@ class Kernel:
             self._go_on(due[0])
         self.now_ns += time_ns
 
-    def open(self, by: int, protocol: int, port: int) -> Socket | None:
-        taken = {each.port for each in self.sockets if each.protocol == protocol}
-        if port in taken:
+    def __post_init__(self) -> None:
+        for port, place in zip(PORTS, self.connected_before, strict=False):
+            opened = self.open(place, UDP, port)
+            assert opened is not None
+            opened.place = place
+            self._remembered.add(opened.cookie)
+
+    def connected(self) -> list[tuple[int, Way]]:
+        """The connected sockets of UDP, as sock_diag lists them."""
+        return [
+            (each.cookie, Way(UDP, 0, packed(PLACES[each.place][0]), PLACES[each.place][1]))
+            for each in self.sockets
+            if each.protocol == UDP and each.place is not None
+        ]
+
+    def open(self, by: int, protocol: int, port: int, *, shares: bool = False) -> Socket | None:
+        if not self._is_free(protocol, port, shares=shares):
             return None
-        opened = Socket(next(self._cookies) + 1, protocol, port, by, {by}, opened_ns=self.now_ns)
+        opened = Socket(next(self._cookies) + 1, protocol, port, by, {by}, shares=shares)
+        opened.opened_ns = self.now_ns
         self.sockets.append(opened)
         return opened
+
+    def _is_free(self, protocol: int, port: int, *, shares: bool = False) -> bool:
+        having = [each for each in self.sockets if (each.protocol, each.port) == (protocol, port)]
+        return all(shares and each.shares for each in having)
+
+    def _has_port(self, sock: Socket) -> bool:
+        """Give a socket of UDP a port where it has none; False where none is left."""
+        if sock.port == 0:
+            sock.port = next((each for each in PORTS if self._is_free(UDP, each)), 0)
+        return sock.port != 0
 
     def close(self, sock: Socket) -> None:
         if any(each.sock is sock for each in self.pending):
@@ -196,12 +227,18 @@ class Kernel:
     def connect(self, sock: Socket, by: int, place: int) -> None:
         """Of UDP: nothing is sent by that."""
         if sock.protocol == UDP:
-            sock.place = place
             self._call(sock, by, place, is_connect=True, source_port=0)
+            if self._has_port(sock):
+                sock.place = place
+
+    def disconnect(self, sock: Socket) -> None:
+        """Of UDP, to AF_UNSPEC: it gives up its port and stays open; nothing is told of that."""
+        if sock.protocol == UDP and not any(each.sock is sock for each in self.pending):
+            sock.place, sock.port = None, 0
 
     def send(self, sock: Socket, by: int, place: int | None = None) -> None:
         """A datagram, to where the socket is connected if it is to no place."""
-        if sock.protocol != UDP:
+        if sock.protocol != UDP or not self._has_port(sock):
             return
         if place is not None:
             self._call(sock, by, place)
@@ -353,8 +390,7 @@ class Kernel:
                 event = event._replace(has_more=times == _TIMES)
             if event.socket:
                 self._remembered.add(event.socket)
-        # That a socket was connected is not lost where that is all that is told of it.
-        if self.loses and not getattr(event, "is_connect", False):
+        if self.loses:
             self.loses, self.has_lost = self.loses - 1, True
         else:
             self.told.append(event)

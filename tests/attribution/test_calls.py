@@ -10,13 +10,16 @@ import pytest
 from ocsf_nft.attribution import calls
 from ocsf_nft.attribution.calls import Calls
 from ocsf_nft.attribution.layout import Call, Closed
-from tests.attribution.calling import SECOND, TCP, call, logged, record
+from ocsf_nft.attribution.match import Way, way_of_call
+from tests.attribution.calling import SECOND, TCP, UDP, call, logged, record
 
 if TYPE_CHECKING:
     from ocsf_nft.attribution.match import Match
     from ocsf_nft.record import Record
 
 NOW: Final = 100 * SECOND
+#: Where :func:`call` sends to, of a connected socket.
+WAY: Final = way_of_call(call(7, NOW, is_connect=True))
 
 
 def match(calls_made: Calls, *records: Record, now_ns: int = NOW) -> list[Match | None]:
@@ -71,61 +74,62 @@ def test_of_tcp_who_has_connected_is_known_to_have_sent_the_first_packet_alone(
     assert who(found) == ({7}, False)
 
 
-def test_where_a_socket_is_connected_others_may_use_it_that_are_not_told_of() -> None:
-    told = (call(7, NOW - 1000, is_connect=True, source_port=0), call(7, NOW - 500))
-    assert list(map(who, match(of(*told), record(NOW)))) == [({7}, False)]
+def test_calls_lists_all_that_may_have_sent_by_a_connected_socket() -> None:
+    told = (call(7, NOW - 1000, is_connect=True, source_port=0), call(8, NOW - 500))
+    assert list(map(who, match(of(*told), record(NOW)))) == [({7, 8}, False)]
     assert list(map(who, match(of(*told[:1]), record(NOW)))) == [({7}, False)]
-    assert list(map(who, match(of(told[1]), record(NOW)))) == [({7}, True)]
+    assert list(map(who, match(of(told[1]), record(NOW)))) == [({8}, True)]
+    # Of too many, those alone that have sent from the packet's port.
+    many = (call(each, NOW - 1000, is_connect=True, socket=each) for each in range(100, 116))
+    assert list(map(who, match(of(*many, told[1]), record(NOW)))) == [({8}, False)]
 
 
-def test_calls_does_not_name_the_next_owner_of_a_connected_sockets_port() -> None:
-    """The packet may be of the connected socket, which had the port before."""
+def test_calls_names_no_sender_while_a_socket_is_connected_to_the_destination() -> None:
+    """The packet may be of the connected socket, which may have had the port before or after."""
 
-    def sender_of(*events: Call | Closed, since_ns: int) -> tuple[set[int], bool] | None:
-        (found,) = of(*events).matches(logged(record(NOW), now_ns=NOW, since_ns=since_ns))
-        return who(found)
+    def is_sender(*events: Call | Closed, since_ns: int = NOW - 3000, protocol: int = UDP) -> bool:
+        made = of(*events)
+        (found,) = made.matches(
+            logged(record(NOW, protocol=protocol), now_ns=NOW, since_ns=since_ns)
+        )
+        assert found is not None
+        return found.is_sender
 
     connect = call(7, NOW - 5000, socket=7, source_port=0, is_connect=True)
     closed, sends = Closed(NOW - 3000, 7), call(8, NOW - 1000, socket=8)
-    assert sender_of(connect, closed, sends, since_ns=NOW - 3000) == ({8}, False)
-    # The connected socket was closed before the packet was sent, and after it, and is still open.
-    assert sender_of(connect, closed, sends, since_ns=NOW - 2999) == ({8}, True)
-    assert sender_of(connect, Closed(NOW - 999, 7), sends, since_ns=NOW - 3000) == ({8}, True)
-    assert sender_of(connect, sends, since_ns=NOW - 3000) == ({8}, True)
-    # It was connected to another destination, or it was not connected.
-    elsewhere = connect._replace(destination=bytes(4))
-    assert sender_of(elsewhere, closed, sends, since_ns=NOW - 3000) == ({8}, True)
-    sent = call(7, NOW - 5000, socket=7, source_port=9)
-    assert sender_of(sent, closed, sends, since_ns=NOW - 3000) == ({8}, True)
-    # Its connect is forgotten, and another call of it is not.
-    assert sender_of(closed, sends, since_ns=NOW - 3000) == ({8}, False)
-    early = connect._replace(time_ns=NOW - 30 * SECOND)
-    assert sender_of(early, sent, closed, sends, since_ns=NOW - 3000) == ({8}, False)
+    assert not is_sender(connect, sends)
+    assert not is_sender(connect, closed, sends)
+    assert is_sender(connect, closed, sends, since_ns=NOW - 2999)
+    assert not is_sender(sends, Closed(NOW - 900, 8), connect._replace(time_ns=NOW - 800))
+    # It is connected to another destination, or not at all, or does not send what is alike.
+    assert is_sender(connect._replace(destination=bytes(4)), sends)
+    assert is_sender(call(7, NOW - 5000, socket=7, source_port=9), sends)
+    assert is_sender(connect._replace(protocol=TCP), sends)
+    lite = (connect._replace(protocol=136), sends._replace(protocol=136))
+    assert not is_sender(*lite, protocol=136)
+    # However long ago it was connected, and to where else it was connected afterwards.
+    early = connect._replace(time_ns=NOW - 3600 * SECOND)
+    assert not is_sender(early, connect._replace(destination=bytes(4)), sends)
 
 
-@pytest.mark.parametrize(("closed", "is_sender"), [(256, True), (257, False)])
-def test_calls_checks_no_more_closed_sockets_than_it_has_time_for(
-    closed: int, *, is_sender: bool
+@pytest.mark.parametrize(
+    ("connected", "is_sender"),
+    [([(7, WAY)], False), ([(7, WAY._replace(destination_port=1))], True)],
+)
+def test_calls_knows_the_sockets_that_are_listed(
+    connected: list[tuple[int, Way]], *, is_sender: bool
 ) -> None:
-    events: list[Call | Closed] = []
-    for number in range(1, closed + 1):
-        events += (
-            call(7, NOW - 5000, socket=number, is_connect=True, destination=bytes(4)),
-            Closed(NOW - 3000, number),
-        )
-    assert list(map(who, match(of(*events, call(8, NOW, socket=9999)), record(NOW)))) == [
-        ({8}, is_sender)
-    ]
-
-
-def test_calls_remembers_that_it_forgot_closed_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "_KEPT", 2)
-    events = [Closed(NOW - 900 + number, 100 + number) for number in range(5)]
-    sends = call(8, NOW - 950, socket=8)
-    for since_ns, is_sender in ((NOW - 900, False), (NOW - 899, True)):
-        made = of(*events, sends)
-        (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=since_ns))
-        assert who(found) == ({8}, is_sender)
+    made = of(call(8, NOW - 1000, socket=8))
+    made.know(None, 0)
+    states = [made.is_complete]
+    assert list(map(who, match(made, record(NOW)))) == [({8}, False)]
+    made.know(connected, NOW - 5000)
+    assert [*states, made.is_complete] == [False, True]
+    (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 4999))
+    assert who(found) == ({8}, is_sender)
+    made.close(Closed(NOW - 4000, 7))
+    (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 3999))
+    assert who(found) == ({8}, True)
 
 
 def test_what_may_be_of_somebody_who_is_not_told_of_says_nothing_of_when_others_were() -> None:
@@ -182,15 +186,19 @@ def made_of(found: Calls) -> list[Call | Closed]:
 
 
 def test_where_calls_were_lost_it_may_have_been_others_until_all_is_known_again() -> None:
-    made = of(call(7, NOW - 1000))
-    made.lose(NOW)
-    assert list(map(who, match(made, record(NOW)))) == [({7}, False)]
-    later_ns = NOW + 20 * SECOND - 1
-    made.add(call(7, later_ns - 1000))
-    assert list(map(who, match(made, record(later_ns), now_ns=later_ns))) == [({7}, False)]
-    later_ns = NOW + 20 * SECOND
-    made.add(call(7, later_ns - 1000))
-    assert list(map(who, match(made, record(later_ns), now_ns=later_ns))) == [({7}, True)]
+    for protocol in (TCP, UDP):
+        made = of(call(7, NOW - 1000, protocol=protocol))
+        made.lose(NOW)
+        made.know([], NOW)  # listed before the last of them was lost
+        later_ns = NOW + 20 * SECOND
+        for now_ns, is_sender in (
+            (NOW, False), (later_ns - 1, False), (later_ns, protocol == TCP)
+        ):  # fmt: skip
+            made.add(call(7, now_ns - 1000, protocol=protocol))
+            packet = record(now_ns, protocol=protocol, tcp_flags=2 if protocol == TCP else None)
+            assert list(map(who, match(made, packet, now_ns=now_ns))) == [({7}, is_sender)]
+        made.know([], NOW + 1)
+        assert list(map(who, match(made, packet, now_ns=later_ns))) == [({7}, True)]
 
 
 def test_no_more_calls_are_kept_than_should_and_who_was_forgotten_may_have_sent_it(
@@ -205,20 +213,30 @@ def test_no_more_calls_are_kept_than_should_and_who_was_forgotten_may_have_sent_
     for each in range(100, 400):
         made.add(call(7, NOW - 1000 + each, socket=each + 1, source_port=each % 3))
         made.add(call(each, NOW, is_connect=True, socket=each + 1))
-    assert len(made._order) == len(made._connected) == 100
+    assert len(made._order) == 100
     assert sum(map(len, made._by_way.values())) == sum(map(len, made._by_socket.values())) == 100
     assert list(map(who, match(made, record(NOW)))) == [({7}, False)]
 
 
 def test_who_calls_too_often_to_be_told_may_have_sent_anything() -> None:
+    """Nothing of it is told for half a second more, and its packet is sent ten seconds later."""
     made = of(call(7, NOW - 1000), call(8, NOW - 900, source_port=9, is_any=True))
     assert list(map(who, match(made, record(NOW)))) == [({7}, False)]
+    since_ns = NOW - 900 + 10_500_000_000
+    for earlier_ns, is_sender in ((1, False), (0, True)):
+        now_ns = since_ns + SECOND
+        made = of(call(8, NOW - 900, socket=8, source_port=9, protocol=TCP, is_any=True))
+        made.add(call(7, now_ns, protocol=TCP))
+        packet = record(now_ns, protocol=TCP, tcp_flags=2)
+        told = logged(packet, now_ns=now_ns, since_ns=since_ns - earlier_ns)
+        assert list(map(who, made.matches(told))) == [({7}, is_sender)]
 
 
 def test_of_many_calls_that_are_alike_no_more_are_looked_at_than_are_of_use() -> None:
     made = of(*(call(7, NOW - 100 + each, socket=each + 1) for each in range(63)))
     assert list(map(who, match(made, record(NOW)))) == [({7}, True)]
-    made.add(call(7, NOW - 10, socket=64))
+    # Also where the last one is of a later time than the packet.
+    made.add(call(7, NOW + 10, socket=64))
     assert list(map(who, match(made, record(NOW)))) == [({7}, False)]
 
 
@@ -237,14 +255,6 @@ def test_what_was_closed_before_all_that_comes_is_forgotten_without_loss(
         assert found[0].is_sender
 
 
-def test_calls_stores_the_latest_closed_sockets_up_to_a_limit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(calls, "_KEPT", 10)
-    made = of(*(Closed(NOW + number, number) for number in range(1, 101)))
-    assert [made._freed[0][0], made._freed[-1][0]] == [NOW + 81, NOW + 100]
-
-
 def test_calls_remembers_whether_an_evicted_call_may_be_of_a_later_packet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -256,17 +266,6 @@ def test_calls_remembers_whether_an_evicted_call_may_be_of_a_later_packet(
         ((Closed(NOW - 601, 9),), True),
     ):
         made = of(call(9, NOW - 900, socket=9), *closed, *elsewhere)
-        (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 600))
-        assert who(found) == ({7}, is_sender)
-
-
-def test_calls_evicts_the_socket_that_was_connected_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "_KEPT", 2)
-    connected: list[Call | Closed] = []
-    for number in (1, 2, 1, 3):
-        connected += call(7, NOW - 9000, socket=number, is_connect=True), Closed(NOW - 8000, number)
-    for number, is_sender in ((1, False), (2, True), (3, False)):
-        made = of(*connected, call(7, NOW - 500, socket=number))
         (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 600))
         assert who(found) == ({7}, is_sender)
 

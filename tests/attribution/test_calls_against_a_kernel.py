@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocsf_nft.attribution import calls, refusals
+from ocsf_nft.attribution import calls, connected, refusals
 from ocsf_nft.attribution.calls import Calls
 from ocsf_nft.attribution.layout import Call
 from ocsf_nft.attribution.refusals import Refusals
@@ -56,6 +56,7 @@ class Deed(NamedTuple):
 
 _BY_ITSELF: Final[dict[str, Callable[[Kernel, Deed], object]]] = {
     "open UDP": lambda kernel, deed: kernel.open(deed.by, UDP, deed.port),
+    "open UDP, shared": lambda kernel, deed: kernel.open(deed.by, UDP, deed.port, shares=True),
     "open TCP": lambda kernel, deed: kernel.dial(deed.by, deed.port, deed.place),
     "send raw": lambda kernel, deed: kernel.send_raw(deed.by, TCP, deed.port, deed.place),
     "ping": lambda kernel, deed: kernel.send_raw(deed.by, ICMP, 0, deed.place),
@@ -69,6 +70,7 @@ _BY_ITSELF: Final[dict[str, Callable[[Kernel, Deed], object]]] = {
 _BY_A_SOCKET: Final[dict[str, Callable[[Kernel, Deed, Socket], object]]] = {
     "give": lambda _kernel, deed, sock: sock.holders.add(deed.place % PROCESSES),
     "connect": lambda kernel, deed, sock: kernel.connect(sock, deed.by, deed.place),
+    "disconnect": lambda kernel, _deed, sock: kernel.disconnect(sock),
     "send": lambda kernel, deed, sock: kernel.send(sock, deed.by),
     "send to": lambda kernel, deed, sock: kernel.send(sock, deed.by, deed.place),
     "send again": lambda kernel, deed, sock: kernel.send_again(sock, deed.by),
@@ -105,6 +107,8 @@ class Reader:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.told: Refusals | Calls = Refusals() if kernel.is_refused else Calls()
+        if isinstance(self.told, Calls):
+            self.told.know(kernel.connected(), kernel.now_ns)
         self.sure = self.packets = 0
 
     def read(self, most: int) -> None:
@@ -140,6 +144,7 @@ _WAYS: Final[dict[str, dict[str, Any]]] = {
     "refusals": {},
     "refusals, by text": {"has_bytes": False},
     "calls": {"is_refused": False},
+    "calls, by sockets of before": {"is_refused": False, "connected_before": (0, 1)},
 }
 
 
@@ -178,15 +183,51 @@ def test_so_it_is_whatever_is_done_and_however_much_is_forgotten(
     assert sure > 300
 
 
+#: What is done with sockets of UDP that get the port of one another.
+_OF_UDP: Final = (
+    *("open UDP",) * 4, *("send to",) * 3, *("close",) * 3,
+    *("open UDP, shared", "connect", "connect", "disconnect", "send", "send", "read", "read"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("connected_before", [(), (0, 1)])
+@pytest.mark.parametrize("most", [2, 8192])
+def test_no_sender_is_taken_for_that_of_a_connected_socket(
+    most: int, connected_before: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sockets that are connected to the same destination, or send to it, have the same ports."""
+    monkeypatch.setattr(connected, "_MOST", most)
+    sure = 0
+    for seed in range(500):
+        chance = random.Random(seed)
+        whats = (*_OF_UDP, "lose") if seed % 5 == 0 else _OF_UDP
+        reader = Reader(Kernel(is_refused=False, connected_before=connected_before))
+        reader.follow(
+            [
+                Deed(
+                    chance.choice(whats),
+                    chance.randrange(PROCESSES),
+                    chance.randrange(4),
+                    chance.choice((0, 0, 0, 1)),
+                    chance.choice((0, 0, 0, 0, 1, 2)),
+                )
+                for _ in range(60)
+            ]
+        )
+        sure += reader.sure
+    assert sure > 200
+
+
 @pytest.mark.parametrize(
-    ("protocol", "is_refused", "share"), [(TCP, True, 0.97), (UDP, True, 0.97), (UDP, False, 0.2)]
+    ("protocol", "is_refused", "share"), [(TCP, True, 0.97), (UDP, True, 0.97), (UDP, False, 0.45)]
 )
 def test_of_those_that_are_read_soon_most_are_known(
     protocol: int, share: float, *, is_refused: bool
 ) -> None:
     """A thousand processes, some of which have the same port soon after one another.
 
-    Half of them use a connected socket. Without refusals, nobody is told of who sends by it.
+    Half of them use a connected socket. Without refusals, nobody is told of who sends by it: then
+    these send to another place, since nobody else is named who sends to the same one.
     """
     reader, chance = Reader(Kernel(is_refused=is_refused)), random.Random(protocol)
     for number in range(1000):
@@ -198,7 +239,7 @@ def test_of_those_that_are_read_soon_most_are_known(
         if sock is None:
             continue
         if is_connected:
-            reader.kernel.connect(sock, number, 0)
+            reader.kernel.connect(sock, number, 0 if is_refused else 1)
         reader.kernel.send(sock, number, None if is_connected else 0)
         while reader.kernel.pending:
             reader.kernel.go_on(0)

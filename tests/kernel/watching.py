@@ -40,10 +40,11 @@ class Watched:
     async def until(self, number: int, *, protocol: int | None = None) -> list[Attribution]:
         """Who sent the first packets (of a protocol), once there are so many."""
         async with asyncio.timeout(20), self.more:
-            await self.more.wait_for(lambda: len(self._of(protocol)) >= number)
-        return self._of(protocol)
+            await self.more.wait_for(lambda: len(self.of(protocol)) >= number)
+        return self.of(protocol)
 
-    def _of(self, protocol: int | None) -> list[Attribution]:
+    def of(self, protocol: int | None) -> list[Attribution]:
+        """Who sent the packets of a protocol so far."""
         return [by for record, by in self.found if protocol in {None, record.protocol}]
 
 
