@@ -15,6 +15,12 @@ if ip link show docker0 >/dev/null 2>&1; then
     exit 2
 fi
 
+if nft list table inet firewalld >/dev/null 2>&1; then
+    echo "$0: there is a firewalld: systemctl stop firewalld," \
+        "or nft delete table inet firewalld" >&2
+    exit 2
+fi
+
 work=$(mktemp -d /var/tmp/odd-host.XXXXXX)
 docker="docker --host unix://$work/docker.sock"
 sysctls='net.ipv4.ip_forward=1
@@ -65,11 +71,12 @@ rules() {
     echo '}'
 }
 
-trap restore EXIT
-trap 'exit 1' HUP INT TERM
+# What there was before is known before anything is removed.
 chmod 755 "$work"
 nft list tables >"$work/tables"
 for each in $sysctls; do sysctl "${each%=*}"; done >"$work/sysctls"
+trap restore EXIT
+trap 'exit 1' HUP INT TERM
 rules | nft -f -
 for each in $sysctls; do sysctl --quiet --write "$each"; done
 

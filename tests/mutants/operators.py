@@ -56,9 +56,10 @@ class SwapMembership:
 
 
 class ReplaceException:
-    """Operator that replaces a type of an `except` clause by an unknown name.
+    """Operator that replaces a type of an `except` clause by one that is never raised here.
 
-    The one of cosmic-ray fails on a dotted name in parentheses.
+    The one of cosmic-ray fails on a dotted name in parentheses, and puts in an undefined name: that
+    raises NameError, also for an exception of another type of the clause.
     """
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
@@ -70,7 +71,7 @@ class ReplaceException:
         """Replace one type."""
         kind = _caught(node)[index]
         siblings = kind.parent.children
-        never = parso.parse("CosmicRayTestingException").children[0]
+        never = parso.parse("BytesWarning").children[0]
         never.prefix = kind.get_first_leaf().prefix
         siblings[siblings.index(kind)] = never
         return node

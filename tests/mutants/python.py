@@ -1,7 +1,8 @@
 """Mutate the package's Python code, and report the mutants that no test detects.
 
 `python -m tests.mutants.python --seed 7 --sample 200`, as root, in the top folder of the tree. An
-interrupted run continues where it stopped. It exits with 1 if the tests catch less than 90%.
+interrupted run continues where it stopped. To begin again after a change of the tests, remove
+build/mutants. It exits with 1 if the tests catch less than 90%.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Judge:
         found = _Run(0, 0, "")
         for _ in range(_ROUNDS):
             tests = [*self.also, *self._within_limit(mutant, unreliable)]
-            found = self._run(mutant, tests) if tests else found
+            found = self._run(mutant, mutant.text, tests) if tests else found
             if found.code == 0:
                 break
             if self._is_noticed(mutant, found.test or tests[0]):
@@ -80,22 +80,25 @@ class Judge:
 
     def _is_noticed(self, mutant: Mutant, test: str) -> bool:
         """Return whether the mutant causes a failure: without it the test passes."""
-        return self._run(None, [test]).code == 0 and self._run(mutant, [test]).code != 0
+        original = mutant.place.path.read_text()
+        return (
+            self._run(mutant, original, [test]).code == 0
+            and self._run(mutant, mutant.text, [test]).code != 0
+        )
 
-    def _run(self, mutant: Mutant | None, tests: list[str]) -> _Run:
+    def _run(self, mutant: Mutant, text: str, tests: list[str]) -> _Run:
+        """Run tests with a text in place of the mutant's file."""
         limit = 60 + 3 * sum(map(self._recorded, tests))
         with tempfile.TemporaryDirectory(prefix="mutant", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             folder.chmod(0o755)
             chosen = folder / "chosen"
             chosen.write_text("\n".join(tests))
-            mounted: tuple[str, ...] = ()
-            if mutant is not None:
-                mounted = (*_MOUNTED, str(folder / "mutant.py"), str(mutant.place.path))
-                (folder / "mutant.py").write_text(mutant.text)
-                (folder / "mutant.py").chmod(0o644)
+            (folder / "mutant.py").write_text(text)
+            (folder / "mutant.py").chmod(0o644)
             command = (
-                *mounted, sys.executable, "-m", "tests.mutants.supervised", str(limit),
+                *_MOUNTED, str(folder / "mutant.py"), str(mutant.place.path),
+                sys.executable, "-m", "tests.mutants.supervised", str(limit),
                 sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.mutants.chosen",
                 "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp"), "-m", "",
                 *dict.fromkeys(test.split("::")[0] for test in tests),

@@ -47,9 +47,10 @@ class Mutant:
     diff: str
 
     @property
-    def key(self) -> tuple[str, str, int, str]:
+    def key(self) -> tuple[str, str, int, str, str]:
         """Return the identifier of the mutant in the results of any run."""
-        return str(self.place.path), self.place.operator, self.place.occurrence, self.before
+        place = self.place
+        return str(place.path), place.operator, place.occurrence, self.before, self.after
 
 
 def sample(seed: int, size: int, below: list[str]) -> list[Mutant]:
