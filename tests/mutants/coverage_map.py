@@ -56,7 +56,9 @@ class CoverageMap:
 
     def _named_for(self, path: Path) -> tuple[str, str]:
         parts = path.relative_to(self._package).with_suffix("").parts
-        *folders, name = parts[:-1] if parts[-1] == "__init__" else parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1] or ("package",)
+        *folders, name = parts
         return "/".join(("tests", *folders, f"test_{name}")), f"tests/kernel/test_{name}"
 
     def _contexts(self, path: Path, lines: set[int]) -> set[str]:
