@@ -82,9 +82,11 @@ def test_a_group_is_no_user() -> None:
 
 def test_in_a_user_namespace_nobody_has_the_hosts_name() -> None:
     code = """
-from ocsf_nft.attribution.users import Names
+from ocsf_nft.attribution.users import KeptNames, Names
 names = Names()
 print(names.user(0), names.group(0), names.known(0), names.known(65534), names.known(65533))
+known = KeptNames(names)
+print(known.user(0), known.wanted)
 """
     for options in ("-U", "-Ur"):
         done = subprocess.run(
@@ -93,7 +95,7 @@ print(names.user(0), names.group(0), names.known(0), names.known(65534), names.k
             text=True,
             check=True,
         )
-        assert done.stdout == "None None 0 None 65533\n"
+        assert done.stdout == "None None 0 None 65533\nNone set()\n"
     assert Names().known(65534) == 65534
 
 

@@ -101,6 +101,8 @@ def test_check_forgets_the_source_that_nat_replaces() -> None:
         (_xt("SNAT"), {("drops", False)}),
         (_xt("MASQUERADE"), {("drops", False)}),
         ({"snat": {"addr": "9.9.9.9"}}, {("drops", False)}),
+        ({"snat": {"family": "ip", "addr": "9.9.9.9"}}, {("drops", False)}),
+        ({"snat": {"family": "ip6", "addr": "2001:db8::9"}}, set()),
         ({"masquerade": None}, {("drops", False)}),
         ({"accept": None}, set()),
     ):

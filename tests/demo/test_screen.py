@@ -235,6 +235,7 @@ def test_screen_shows_refused_and_allowed_attempts(
     for columns, has_hint in ((110, True), (109, False)):
         monkeypatch.setenv("COLUMNS", str(columns))
         with Screen() as shown:
+            assert shown.is_watched is False
             for row in rows:
                 shown.add(row)
         lines = capsys.readouterr().err.splitlines()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tests.mutants.sampling import Mutant
 
 _HERE: Final = Path(__file__).parent
-_FEW: Final = 5
 
 
 class CoverageMap:
@@ -35,22 +34,18 @@ class CoverageMap:
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Return the tests that run a mutant's lines: unit tests first, then the quickest first.
 
-        Tests that failed in the measurement are left out: they say nothing about a mutant. A line
-        with few tests may be of a program that runs without coverage: then the tests run that are
-        named after the module. They also run for a line that runs at import, because the tests that
-        show its effect don't run it.
+        Tests that failed in the measurement are left out: they say nothing about a mutant. Tests
+        that are named after the module run in any case: a line that runs at import has an effect
+        that other tests show, and a program may run without coverage.
         """
         found: set[str] = set()
-        is_at_import = False
         path, line = mutant.place.path, mutant.place.line
         for shown in lines_that_show(path, line, self._package):
             contexts = set().union(*(self._contexts(*each) for each in shown.items()))
             found = {test for test in map(_plain, contexts) if test in self.tests}
-            is_at_import |= "" in contexts  # the context of a line that runs outside of tests
             if found or (not contexts and line in shown.get(path, ())):
                 break
-        if is_at_import or len(found) < _FEW:
-            found |= {test for test in self.tests if test.startswith(self._named_for(path))}
+        found |= {test for test in self.tests if test.startswith(self._named_for(path))}
         found = {test for test in found if not self.tests[test]["failed"]}
         return sorted(found, key=lambda test: (_is_slow_part(test), self.tests[test]["seconds"]))
 

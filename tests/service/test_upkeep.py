@@ -57,6 +57,30 @@ async def test_a_full_store_is_swept_while_nobody_can_be_told(
         stop.set()
 
 
+async def test_upkeep_sweeps_and_reports_every_ten_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    many = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 4:
+            many.set()
+        await asyncio.Event().wait() if many.is_set() else await _sleep(0)
+
+    _sleep = asyncio.sleep
+    store = Store(tmp_path / FILE, most_bytes=1 << 20, most_seconds=60)
+    async with Outlets([], store, Patience(asyncio.Event())) as kept:
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        keeping = asyncio.create_task(upkeep.upkeep(kept, Reporter(kept.keep, host=None)))
+        async with asyncio.timeout(20):
+            await many.wait()
+        monkeypatch.undo()
+        keeping.cancel()
+    assert set(pauses) == {10.0}
+
+
 async def test_damaged_store_is_reported_once_as_lost_events(tmp_path: Path) -> None:
     file = tmp_path / FILE
     file.write_bytes(b"no database" * 1000)

@@ -291,6 +291,15 @@ async def test_watched_fence_that_stands_after_the_last_repair_is_given_up_as_we
     assert len(sink.events) == 2
 
 
+async def test_watched_fence_goes_on_where_a_change_came_after_it_was_given_up(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    fence = make(self_heal=True)
+    await fence._look((replace(UNMENDED, given_up=True), replace(UNMENDED, changes="a rule came")))
+    assert told(sink) == []
+
+
 async def test_watched_verdict_and_fault_follow_the_last_event(
     make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
