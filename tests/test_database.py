@@ -96,6 +96,25 @@ def test_what_is_no_database_is_set_aside_with_what_was_in_it(tmp_path: Path) ->
     assert path.with_suffix(".damaged").read_bytes() == b"no database" * 1000
 
 
+def test_damaged_database_is_left_alone_by_a_reader(tmp_path: Path) -> None:
+    path = tmp_path / "db.sqlite3"
+    path.write_bytes(b"no database" * 1000)
+    with (
+        closing(opened(path, read_only=True)) as database,
+        pytest.raises(SourceError, match="can't be read"),
+    ):
+        rows(database)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_database_that_cannot_be_opened_now_is_not_quarantined(tmp_path: Path) -> None:
+    path = tmp_path / "db.sqlite3"
+    path.mkdir()
+    with pytest.raises(DeliveryError, match="can't be written"):
+        opened(path)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
 def test_first_damaged_files_are_kept_and_the_last_name_is_used_again(tmp_path: Path) -> None:
     path = tmp_path / "db.sqlite3"
     for number in range(11):

@@ -31,8 +31,8 @@ class Connected:
         self._open: dict[Way, set[int]] = {}
         #: When the last socket with a destination was closed; the latest last.
         self._closed: OrderedDict[Way, int] = OrderedDict()
-        self._evicted_ns = -1
-        self._lost_ns = -1
+        self._evicted_ns = 0
+        self._lost_ns = 0
         #: Whether each connected socket is known.
         self.is_complete = True
 
@@ -67,17 +67,16 @@ class Connected:
             sockets.remove(socket)
             if not sockets:
                 del self._open[way]
-            self._closed[way] = max(time_ns, self._closed.pop(way, -1))
+            self._closed[way] = max(time_ns, self._closed.pop(way, 0))
         while len(self._closed) > _MOST:
             self._evicted_ns = max(self._evicted_ns, self._closed.popitem(last=False)[1])
 
-    def lose(self, until_ns: int = -1) -> None:
+    def lose(self, until_ns: int = 0) -> None:
         """Sockets were connected that are not known, until a time."""
         self.is_complete, self._lost_ns = False, max(self._lost_ns, until_ns)
         self._connections = 0
         self._ways.clear()
         self._open.clear()
-        self._closed.clear()
 
     def may_have_sent(self, way: Way, since_ns: int) -> bool:
         """Return True if a connected socket may have sent a packet since a time.
@@ -86,4 +85,4 @@ class Connected:
         """
         if not self.is_complete or way in self._open:
             return True
-        return max(self._evicted_ns, self._closed.get(way, -1)) >= since_ns
+        return max(self._evicted_ns, self._closed.get(way, 0)) >= since_ns

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution import capture
+from ocsf_nft.attribution import capture, libbpf
 from ocsf_nft.attribution.libbpf import Loaded
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.netns import Namespace
@@ -55,3 +55,12 @@ def test_bpf_failures_name_the_map_and_the_cause() -> None:
 def test_capture_names_a_cgroup_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="cgroup v2 can't be opened at"):
         capture._opened(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["libc.so.6", "no-such-library.so"])
+def test_libbpf_that_is_absent_or_too_old_is_unsupported(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(libbpf, "_LIBRARY", name)
+    with pytest.raises(UnsupportedError, match="libbpf is missing"):
+        libbpf.library()

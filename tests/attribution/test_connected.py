@@ -25,7 +25,7 @@ def test_connected_counts_a_socket_until_it_is_closed(known: Connected) -> None:
     known.add(1, HERE)
     known.add(2, HERE)
     assert known.may_have_sent(HERE, 1000)
-    assert not known.may_have_sent(THERE, 0)
+    assert not known.may_have_sent(THERE, 1)
     known.close(1, 50)
     assert known.may_have_sent(HERE, 1000)
     known.close(2, 40)  # as another CPU reported it
@@ -48,7 +48,7 @@ def test_connected_counts_each_destination_that_a_socket_had(known: Connected) -
 
 def test_connected_ignores_the_end_of_a_socket_that_was_not_connected(known: Connected) -> None:
     known.close(9, 1000)
-    assert not known.may_have_sent(HERE, 0)
+    assert not known.may_have_sent(HERE, 1)
 
 
 def test_connected_stores_a_limited_number_of_closed_destinations(

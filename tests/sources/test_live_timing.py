@@ -114,3 +114,13 @@ async def test_nflog_overflow_is_reported_after_150_ms_without_a_record(
     with pytest.raises(EOFError):
         await anext(batches)
     assert waits == [0.15, None]
+
+
+def test_nflog_batch_holds_1024_records_and_forged_datagrams_at_most(clock: _Clock) -> None:
+    forged = SimpleNamespace(recvfrom_into=lambda _buffer: (4, (4711, 0)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ocsf_nft.sources.nflog.source.time", clock)
+        source = Nflog(Namespace(), 5)
+        patched.setattr(source, "_links", SimpleNamespace(refresh=lambda: None))
+        batch = source._drain(forged)  # type: ignore[arg-type]
+    assert (len(batch.records), len(batch.rejects)) == (0, 1024)

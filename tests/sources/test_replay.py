@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from pathlib import Path
@@ -204,6 +205,24 @@ async def test_a_pipe_is_read_without_holding_up_the_loop(monkeypatch: pytest.Mo
             assert len((await anext(batches)).records) == 1
             with pytest.raises(StopAsyncIteration):
                 await anext(batches)
+
+
+async def test_replay_waits_again_where_nothing_can_be_read_after_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.log"
+    file.write_text(MESSAGE)
+    answers = [BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))] * 2
+    actual = os.read
+
+    def read(descriptor: int, size: int) -> bytes:
+        if answers and os.path.samestat(os.fstat(descriptor), file.stat()):
+            raise answers.pop()
+        return actual(descriptor, size)
+
+    monkeypatch.setattr(os, "read", read)
+    assert len(await collect(Replay([file]))) == 1
+    assert answers == []
 
 
 async def test_a_line_without_stamp_is_as_old_as_its_regular_file_and_as_new_as_a_stream(

@@ -387,6 +387,15 @@ def test_a_last_value_that_may_have_lost_digits_is_left_out() -> None:
     assert found.details["unparsed"] == "GID=1000"
 
 
+def test_line_that_is_cut_in_a_quoted_packet_is_a_record_of_the_rest() -> None:
+    (case,) = (each for each in cases() if each.name == "icmp4 ttl exceeded")
+    (message,) = case.messages
+    begin, end = message.index("[SRC="), message.index(" ]")
+    for cut in range(begin + len("[SRC="), end):
+        found = record(message[:cut])
+        assert (found.protocol, found.details["truncated"]) == (1, True), message[:cut]
+
+
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_a_line_cut_anywhere_says_nothing_that_the_whole_line_does_not(case: Any) -> None:
     for message in case.messages:
