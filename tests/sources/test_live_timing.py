@@ -117,7 +117,8 @@ async def test_nflog_overflow_is_reported_after_150_ms_without_a_record(
 
 
 def test_nflog_batch_holds_1024_records_and_forged_datagrams_at_most(clock: _Clock) -> None:
-    forged = SimpleNamespace(recvfrom_into=lambda _buffer: (4, (4711, 0)))
+    sizes = iter([4] * 1024)
+    forged = SimpleNamespace(recvfrom_into=lambda _buffer: (next(sizes), (4711, 0)))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("ocsf_nft.sources.nflog.source.time", clock)
         source = Nflog(Namespace(), 5)
