@@ -266,7 +266,7 @@ def calling(request: pytest.FixtureRequest, programs: Programs) -> Captured:
     found = Captured(programs, sandboxes, Names(), permissive=permissive)  # type: ignore[arg-type]
     assert found.incomplete() == ("sb", "other")
     for name in sandboxes:
-        found.know(name, [], 0)
+        found.know(name, [], 1)
     assert found.incomplete() == ()
     return found
 
