@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 TESTS: Final = ("tests/kernel", "tests/service", "tests/guest", "tests/delivery")
-_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", re.MULTILINE)
 _CHUNK: Final = 1 << 20
 _FILE_BYTES: Final = 64 << 20
 

@@ -6,8 +6,10 @@ enclosed: records come in the order of their packets, and none is before the cal
 by, or after its socket was closed. A call is a candidate for a record where its packet can be of
 that time; where those of several processes can, all of them are.
 
-No program reports a packet that a process sends by a connected socket, or writes by itself. So the
-sender of a datagram is uncertain while any socket is connected to its destination.
+Of TCP, each first packet is reported before it is sent, with its port. Of other protocols, nobody
+knows who sent a packet: no program sees what is sent by a connected socket, nor the rest of a
+corked datagram, and a socket may give its port up and stay open (``connect`` to AF_UNSPEC). Then
+all are named that may have sent it.
 """
 
 from __future__ import annotations
@@ -15,11 +17,10 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from ocsf_nft.attribution.connected import Connected
 from ocsf_nft.attribution.match import Way, match, way_of, way_of_call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ocsf_nft.attribution.layout import Call, Closed
     from ocsf_nft.attribution.match import Logged, Match
@@ -40,8 +41,8 @@ _FOREVER: Final = 1 << 63
 _SYN: Final = 0x02
 _ACK: Final = 0x10
 _TCP: Final = 6
-#: UDP and UDP-Lite: each packet of a socket that is not connected is told of before it is sent.
-_TOLD_WHERE_NOT_CONNECTED: Final = frozenset({17, 136})
+#: With these the packet's destination may be another one than its call's (IPV6_RTHDR, IP_OPTIONS).
+_REROUTING: Final = frozenset({"extension_headers", "ip_options"})
 
 
 class _Moment(NamedTuple):
@@ -76,48 +77,31 @@ class Calls:
         self._order: deque[_Made] = deque()
         self._by_way: defaultdict[Way, list[_Made]] = defaultdict(list)
         self._by_socket: defaultdict[int, list[_Made]] = defaultdict(list)
-        self._connected = Connected()
         #: No packet whose record comes from now on is from before this.
         self._since_ns = 0
         #: Of packets before this, not all calls are here.
         self._forgotten_ns = 0
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether each connected socket is known."""
-        return self._connected.is_complete
-
-    def know(self, connected: Iterable[tuple[int, Way]] | None, since_ns: int) -> None:
-        """Take in all sockets that are connected, as listed since a time; None: not known."""
-        if connected is None:
-            self._connected.lose()
-        else:
-            self._connected.renew(connected, since_ns)
-
     def close(self, closed: Closed) -> None:
         """Take in the end of a socket."""
         for made in self._by_socket.get(closed.socket, ()):
             made.closed(closed.time_ns)
-        self._connected.close(closed.socket, closed.time_ns)
 
     def add(self, told: Call) -> None:
         """Take in a call."""
         if told.is_any:
-            self.lose(told.time_ns + _SILENCE_NS)
+            self.lose(told.time_ns)
         made = _Made(told)
         self._order.append(made)
         self._by_way[way_of_call(told)].append(made)
         if told.socket:
             self._by_socket[told.socket].append(made)
-        if told.is_connect and told.protocol in _TOLD_WHERE_NOT_CONNECTED:
-            self._connected.add(told.socket, way_of_call(told))
         while len(self._order) > _KEPT or told.time_ns - self._order[0].call.time_ns > _KEPT_NS:
             self._forget(self._order.popleft())
 
     def lose(self, now_ns: int) -> None:
         """Some calls until now were not told: nobody knows whose, and packets may still come."""
-        self._forgotten_ns = now_ns + _LATEST_NS
-        self._connected.lose(now_ns)
+        self._forgotten_ns = max(self._forgotten_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[Logged]) -> Iterator[Match | None]:
         """What each of some records may be of; None where no call of it is known.
@@ -138,9 +122,7 @@ class Calls:
             self._since_ns = max(self._since_ns, since_ns, until_ns - _LATEST_NS)
             since.append(self._since_ns)
             made = self._made(way_of(record), _Moment(self._since_ns, until_ns))
-            # Only of TCP it is told who sends in the order in which they do.
-            is_known = record.protocol == _TCP and self._is_sure(record, made, self._since_ns)
-            found.append(made if is_known else ())
+            found.append(made if self._is_sure(record, self._since_ns) else ())
             earliest_ns = min((each.call.time_ns for each in found[-1]), default=0)
             self._since_ns = max(self._since_ns, earliest_ns)
         return list(map(_Moment, since, _not_after(found, [each.until_ns for each in logged])))
@@ -150,7 +132,7 @@ class Calls:
         if way is None:
             return None
         made = self._made(way, moment)
-        if self._is_sure(record, made, moment.since_ns):
+        if made and self._is_sure(record, moment.since_ns):
             return match((each.call for each in made), is_sender=True)
         connected = self._made(_without_port(way), moment)
         calls = [each.call for each in (*connected, *made)]
@@ -163,19 +145,14 @@ class Calls:
         alike = self._by_way.get(way, [])[-_MOST_ALIKE:]
         return [each for each in alike if each.may_be_of(moment)]
 
-    def _is_sure(self, record: Record, made: Sequence[_Made], since_ns: int) -> bool:
-        """Whether it was one of these, as far as is told."""
+    def _is_sure(self, record: Record, since_ns: int) -> bool:
+        """Whether each call that a packet may be of is known, if it was not sent before a time."""
         way = way_of(record)
-        # Of too many alike, it may be one that was not checked.
+        # Of too many alike, it may be of one that is not checked.
         if way is None or len(self._by_way.get(way, ())) >= _MOST_ALIKE:
             return False
-        if not made or since_ns < self._forgotten_ns:
-            return False
-        if record.protocol == _TCP:
-            return (record.tcp_flags or 0) & (_SYN | _ACK) == _SYN
-        if record.protocol not in _TOLD_WHERE_NOT_CONNECTED:
-            return False
-        return not self._connected.may_have_sent(_without_port(way), since_ns)
+        is_first = record.protocol == _TCP and (record.tcp_flags or 0) & (_SYN | _ACK) == _SYN
+        return is_first and since_ns >= self._forgotten_ns and _REROUTING.isdisjoint(record.details)
 
     def _forget(self, made: _Made) -> None:
         call = made.call

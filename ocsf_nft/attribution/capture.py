@@ -34,8 +34,6 @@ _SO_NETNS_COOKIE: Final = 71
 _REFUSALS, _CALLS = b"\1", b"\2"
 _OF_CGROUP: Final = ("connect4", "connect6", "sendmsg4", "sendmsg6", "established", "released")
 _OF_TYPES: Final = ("forked", "executed", "refused")
-#: A struct pending (``called.h``) of a socket that nobody connects now.
-_NOBODY: Final = bytes(64)
 #: Read of a ring in one go: a few milliseconds of work.
 _MOST: Final = 256
 
@@ -117,11 +115,6 @@ class Capture:
         read = [ring.read(_MOST) for ring in self._rings]
         told = [layout.told(sample) for samples in read for sample in samples]
         return told, any(len(samples) >= _MOST for samples in read)
-
-    def tell_end(self, sockets: Iterable[int]) -> None:
-        """Have the end of these sockets told, by their cookies; raises UnsupportedError."""
-        for each in sockets:
-            self._loaded.put("sockets", struct.pack("=Q", each), _NOBODY)
 
     def check(self) -> None:
         """Raise UnsupportedError when it captures no more."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attribution.capture import Capture, Lost
     from ocsf_nft.attribution.layout import Image
-    from ocsf_nft.attribution.match import Match, Way
+    from ocsf_nft.attribution.match import Match
     from ocsf_nft.attribution.users import KeptNames
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
@@ -48,8 +48,6 @@ class _Sandbox:
 
     def __init__(self, *, is_refused: bool) -> None:
         self.told: Refusals | Calls = Refusals() if is_refused else Calls()
-        if isinstance(self.told, Calls):
-            self.told.know(None, 0)  # until the sockets are listed
         self.is_refused = is_refused
         self.tally = Tally()
 
@@ -91,26 +89,6 @@ class Captured:
     def close(self) -> None:
         """Capture no more."""
         self._capture.close()
-
-    def incomplete(self) -> tuple[str, ...]:
-        """The sandboxes of which calls are told, and not each connected socket is known."""
-        return tuple(
-            name
-            for name, each in self._by_name.items()
-            if isinstance(each.told, Calls) and not each.told.is_complete
-        )
-
-    def know(
-        self, sandbox: str, connected: Collection[tuple[int, Way]] | None, since_ns: int
-    ) -> None:
-        """Take in the sockets of UDP that are connected, as listed since a time; None: not known.
-
-        The time is of CLOCK_BOOTTIME. Raises UnsupportedError.
-        """
-        told = self._by_name[sandbox].told
-        if isinstance(told, Calls):
-            self._capture.tell_end(cookie for cookie, _ in connected or ())
-            told.know(connected, since_ns)
 
     def take_in(self) -> bool:
         """Read some of what has come; whether there may be more.

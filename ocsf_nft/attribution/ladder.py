@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ocsf_nft.attribution.layout import Image
-    from ocsf_nft.attribution.match import Match, Way
+    from ocsf_nft.attribution.match import Match
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
@@ -145,26 +145,9 @@ class Ladder:
         try:
             if self._captured is not None:
                 self._captured.check()
-                await self._list_connected(self._captured)
         except UnsupportedError as error:
             self._lose(error)
         await self.take_in()
-
-    async def _list_connected(self, captured: Captured) -> None:
-        """List the connected sockets again where calls were lost that may have connected some."""
-        for name in captured.incomplete():
-            if self._credit.has_some():
-                began = time.monotonic()
-                found = await asyncio.to_thread(self._connected, name)
-                self._credit.spend(time.monotonic() - began)
-                if self._captured is captured:  # it may have been closed meanwhile
-                    captured.know(name, *found)
-
-    def _connected(self, sandbox: str) -> tuple[list[tuple[int, Way]] | None, int]:
-        """The connected sockets of UDP in a sandbox, and since when they were listed (boottime)."""
-        since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        lookup = self._lookups.get(sandbox)
-        return None if lookup is None else lookup.connected(), since_ns
 
     async def attributions(
         self, sandbox: str, records: Sequence[Record], since_ns: int
@@ -239,13 +222,8 @@ class Ladder:
             try:
                 names = {name: cookie(each) for name, each in self._sandboxes.items()}
                 permissive = {names[each] for each in self._permissive if each in names}
-                with contextlib.ExitStack() as opened:
-                    begun = opened.enter_context(self._begun(names.values(), permissive))
-                    captured = Captured(begun, names, self._names, permissive=permissive)
-                    for name in captured.incomplete():
-                        captured.know(name, *self._connected(name))
-                    opened.pop_all()
-                self._captured = captured
+                begun = self._begun(names.values(), permissive)
+                self._captured = Captured(begun, names, self._names, permissive=permissive)
             except OcsfNftError as error:
                 self.reason = str(error)
 

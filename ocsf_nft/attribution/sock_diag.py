@@ -19,7 +19,7 @@ import struct
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft import netlink
 from ocsf_nft.attribution import socket_files
@@ -37,19 +37,12 @@ SOCK_DIAG_BY_FAMILY: Final = 20
 _REQUEST: Final = struct.Struct("=BBxxI")
 _IDENTITY: Final = struct.Struct("!HH16s16s")
 _ANY_COOKIE: Final = b"\xff" * 8  # INET_DIAG_NOCOOKIE, twice
-#: struct inet_diag_msg: family, state, then from 4 the ports, from 44 the cookie (its lower half
-#: first), and from 64 user and inode.
+#: struct inet_diag_msg: family, state, then from 4 the ports, and from 64 user and inode.
 _MESSAGE_BYTES: Final = 72
-_COOKIE: Final = struct.Struct("=II")
 _OWNER: Final = struct.Struct("=II")
 _SKV6ONLY: Final = 11
 
-_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _ALL_STATES: Final = 0xFFFFFFFF
-#: TCP_ESTABLISHED, which is what a connected socket of UDP is as well.
-_CONNECTED: Final = 1 << 1
-#: The most connected sockets of UDP that are read.
-_MOST_CONNECTED: Final = 8192
 #: A TCP socket that has a port and no connection (``TCP_BOUND_INACTIVE``, since Linux 6.8).
 _BOUND_INACTIVE: Final = 1 << 13
 
@@ -57,19 +50,6 @@ _RECEIVE_BYTES: Final = 1 << 16
 _TIMEOUT_SECONDS: Final = 1.0
 _SIOCGIFINDEX: Final = 0x8933  # include/uapi/linux/sockios.h
 _IFREQ: Final = struct.Struct("=16si20x")  # struct ifreq
-
-
-class _Wanted(NamedTuple):
-    """Sockets to be listed: those in some states, and with a port if it is not 0."""
-
-    protocol: int
-    family: int
-    port: int
-    states: int
-
-    def request(self) -> bytes:
-        identity = _IDENTITY.pack(self.port, 0, b"", b"")
-        return _request(self.family, self.protocol, self.states, identity, 0)
 
 
 class Tables:
@@ -162,17 +142,6 @@ class Tables:
         # IPV6_V6ONLY can't be changed any more once there is a port (do_ipv6_setsockopt).
         return tuple(found for found in sockets if version == 6 or not found.is_only_ipv6)
 
-    def connected(self, protocol: int, *, deadline_ns: int) -> Iterator[tuple[int, Socket]]:
-        """Iterate over the connected UDP or UDP-Lite sockets, each with its cookie.
-
-        ``deadline_ns`` is of :func:`time.monotonic_ns`. Raises TooManySocketsError, OSError.
-        """
-        for family in _FAMILIES:
-            wanted = _Wanted(protocol, family, 0, _CONNECTED)
-            for payload in self._listed(wanted, _MOST_CONNECTED, deadline_ns):
-                low, high = _COOKIE.unpack_from(payload, 44)
-                yield high << 32 | low, _inet_socket(payload, protocol)
-
     def _exact(
         self,
         version: IpVersion,
@@ -204,26 +173,27 @@ class Tables:
         self, protocol: int, version: IpVersion, port: int, states: int, deadline_ns: int
     ) -> Iterator[Socket]:
         # A socket of IPv6 sends to addresses of IPv4 as well, and not the other way round.
-        for family in _FAMILIES[1:] if version == 6 else _FAMILIES:
-            wanted = _Wanted(protocol, family, port, states)
-            for payload in self._listed(wanted, socket_files.MOST_SOCKETS, deadline_ns):
-                yield _inet_socket(payload, protocol)
-
-    def _listed(self, wanted: _Wanted, most: int, deadline_ns: int) -> Iterator[memoryview]:
-        """Iterate over the descriptions of sockets; raises as :meth:`by_port` does."""
-        sock = self._diag(wanted.protocol)
-        self._ask(sock, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP, wanted.request())
+        families = (socket.AF_INET6,) if version == 6 else (socket.AF_INET, socket.AF_INET6)
+        identity = _IDENTITY.pack(port, 0, b"", b"")
         number = 0
-        while True:
-            for answer in self._answers(sock):
-                if answer.kind in {netlink.NLMSG_DONE, netlink.NLMSG_ERROR}:
-                    self._raise_for_end(answer.payload, wanted.protocol)
-                    return
-                number += 1
-                yield answer.payload
-            if number > most or time.monotonic_ns() > deadline_ns:
-                self._forget()  # the kernel would go on with the list
-                raise too_many()
+        for family in families:
+            sock = self._diag(protocol)
+            payload = _request(family, protocol, states, identity, 0)
+            self._ask(sock, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP, payload)
+            is_done = False
+            while not is_done:
+                for answer in self._answers(sock):
+                    if answer.kind in {netlink.NLMSG_DONE, netlink.NLMSG_ERROR}:
+                        is_done = True
+                        self._raise_for_end(answer.payload, protocol)
+                        break
+                    number += 1
+                    yield _inet_socket(answer.payload, protocol)
+                if not is_done and (
+                    number > socket_files.MOST_SOCKETS or time.monotonic_ns() > deadline_ns
+                ):
+                    self._forget()  # the kernel would go on with the list
+                    raise too_many()
 
     def _raise_for_end(self, payload: memoryview, protocol: int) -> None:
         """Raise what the end of a list says: FileNotFoundError where the kernel has no such one."""

@@ -27,11 +27,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from ocsf_nft.address import packed
 from ocsf_nft.attribution import procfs
 from ocsf_nft.attribution.ended import WATCHED, Ended
 from ocsf_nft.attribution.holders import holders
-from ocsf_nft.attribution.match import Way
 from ocsf_nft.attribution.sock_diag import Tables
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.process import Attribution, Process, Seen
@@ -134,25 +132,6 @@ class SocketLookup:
             return str(error)
         except OSError as error:
             return f"the sandbox's sockets can't be looked at: {error.strerror or error}"
-
-    def connected(self) -> list[tuple[int, Way]] | None:
-        """Return the cookies of the connected sockets of UDP, and their destinations.
-
-        None where the kernel does not list them, or not in time. Blocks for a tenth of a second at
-        most.
-        """
-        deadline_ns = time.monotonic_ns() + _BUDGET_NS
-        try:
-            with self._lock:
-                if not self._is_open:
-                    return None
-                return [
-                    (cookie, Way(protocol, 0, packed(sock.remote) or b"", sock.remote_port))
-                    for protocol in (socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE)
-                    for cookie, sock in self._tables.connected(protocol, deadline_ns=deadline_ns)
-                ]
-        except (OcsfNftError, OSError):
-            return None
 
     def _lookup(self, record: Record) -> Attribution | str:
         sent_ns = record.time_ns - (time.time_ns() - _now_ns())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ocsf_nft.attribution.layout import NOBODY, Call, Closed, Image
-from ocsf_nft.attribution.match import Logged, Way
+from ocsf_nft.attribution.match import Logged
 from ocsf_nft.record import Origin, Record
 
 if TYPE_CHECKING:
@@ -162,8 +162,6 @@ class Kernel:
     strange: int = 0
     #: Whether records have the bytes of packets. Some of these are the same.
     has_bytes: bool = True
-    #: Where sockets are connected to that are older than the capture.
-    connected_before: tuple[int, ...] = ()
     _packets: itertools.count[int] = field(default_factory=itertools.count)
     _cookies: itertools.count[int] = field(default_factory=itertools.count)
     _repeated: dict[tuple[object, ...], list[int]] = field(default_factory=dict)
@@ -174,21 +172,6 @@ class Kernel:
         while due := [each for each in self.pending if self._is_due(each, time_ns)]:
             self._go_on(due[0])
         self.now_ns += time_ns
-
-    def __post_init__(self) -> None:
-        for port, place in zip(PORTS, self.connected_before, strict=False):
-            opened = self.open(place, UDP, port)
-            assert opened is not None
-            opened.place = place
-            self._remembered.add(opened.cookie)
-
-    def connected(self) -> list[tuple[int, Way]]:
-        """The connected sockets of UDP, as sock_diag lists them."""
-        return [
-            (each.cookie, Way(UDP, 0, packed(PLACES[each.place][0]), PLACES[each.place][1]))
-            for each in self.sockets
-            if each.protocol == UDP and each.place is not None
-        ]
 
     def open(self, by: int, protocol: int, port: int, *, shares: bool = False) -> Socket | None:
         if not self._is_free(protocol, port, shares=shares):

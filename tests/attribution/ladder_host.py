@@ -13,7 +13,6 @@ from tests.attribution.calling import NETNS
 from tests.attribution.programs import Programs
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.match import Way
     from ocsf_nft.attribution.users import Kind
     from ocsf_nft.record import Record
 
@@ -30,8 +29,6 @@ class Sockets:
     asked: list[int | None] = field(default_factory=list)
     goes_on: threading.Event = field(default_factory=threading.Event)
     is_open: bool = False
-    connections: list[tuple[int, Way]] | None = field(default_factory=list)
-    listed: int = 0
 
     def __enter__(self) -> Self:
         if self.fault is not None:
@@ -41,10 +38,6 @@ class Sockets:
 
     def __exit__(self, *_: object) -> None:
         self.is_open = False
-
-    def connected(self) -> list[tuple[int, Way]] | None:
-        self.listed += 1
-        return self.connections
 
     def attribution(self, said: Record) -> Attribution | str:
         self.asked.append(said.source_port)

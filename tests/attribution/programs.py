@@ -6,15 +6,13 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ocsf_nft.attribution.capture import Lost
 from ocsf_nft.errors import UnsupportedError
 from tests.attribution.calling import call, record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from ocsf_nft.attribution.layout import Call, Told
     from ocsf_nft.record import Record
 
@@ -29,8 +27,6 @@ class Programs:
     is_endless: bool = False
     knows_types: bool = True
     is_closed: bool = False
-    #: The sockets whose end is to be told, by their cookies.
-    followed: list[int] = field(default_factory=list)
     descriptor: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK))
 
     @property
@@ -51,16 +47,6 @@ class Programs:
     def check(self) -> None:
         if self.fault is not None:
             raise UnsupportedError(self.fault)
-
-    def tell_end(self, sockets: Iterable[int]) -> None:
-        self.check()
-        self.followed.extend(sockets)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         self.is_closed = True

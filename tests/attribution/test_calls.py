@@ -10,16 +10,24 @@ import pytest
 from ocsf_nft.attribution import calls
 from ocsf_nft.attribution.calls import Calls
 from ocsf_nft.attribution.layout import Call, Closed
-from ocsf_nft.attribution.match import Way, way_of_call
-from tests.attribution.calling import SECOND, TCP, UDP, call, logged, record
+from tests.attribution import calling
+from tests.attribution.calling import SECOND, SYN, TCP, UDP, image, logged
 
 if TYPE_CHECKING:
     from ocsf_nft.attribution.match import Match
     from ocsf_nft.record import Record
 
 NOW: Final = 100 * SECOND
-#: Where :func:`call` sends to, of a connected socket.
-WAY: Final = way_of_call(call(7, NOW, is_connect=True))
+
+
+def call(by: int, time_ns: int, **facts: Any) -> Call:
+    """A process begins a connection of TCP."""
+    return calling.call(by, time_ns, **({"protocol": TCP} | facts))
+
+
+def record(read_ns: int, **facts: Any) -> Record:
+    """The record of its first packet."""
+    return calling.record(read_ns, **({"protocol": TCP, "tcp_flags": SYN} | facts))
 
 
 def match(calls_made: Calls, *records: Record, now_ns: int = NOW) -> list[Match | None]:
@@ -70,79 +78,50 @@ def test_of_tcp_who_has_connected_is_known_to_have_sent_the_first_packet_alone(
     made = of(call(7, NOW - 1000, protocol=TCP))
     (found,) = match(made, record(NOW, protocol=TCP, tcp_flags=flags))
     assert who(found) == ({7}, is_sender)
-    (found,) = match(made, record(NOW, protocol=TCP))
+    (found,) = match(made, record(NOW, tcp_flags=None))
     assert who(found) == ({7}, False)
 
 
-def test_calls_lists_all_that_may_have_sent_by_a_connected_socket() -> None:
-    told = (call(7, NOW - 1000, is_connect=True, source_port=0), call(8, NOW - 500))
-    assert list(map(who, match(of(*told), record(NOW)))) == [({7, 8}, False)]
-    assert list(map(who, match(of(*told[:1]), record(NOW)))) == [({7}, False)]
-    assert list(map(who, match(of(told[1]), record(NOW)))) == [({8}, True)]
+def test_calls_lists_all_that_may_have_sent_a_datagram() -> None:
+    udp = record(NOW, protocol=UDP, tcp_flags=None)
+    told = (
+        call(7, NOW - 1000, protocol=UDP, is_connect=True, source_port=0),
+        call(8, NOW - 500, protocol=UDP),
+    )
+    assert list(map(who, match(of(*told), udp))) == [({7, 8}, False)]
+    assert list(map(who, match(of(*told[:1]), udp))) == [({7}, False)]
+    assert list(map(who, match(of(told[1]), udp))) == [({8}, False)]
     # Of too many, those alone that have sent from the packet's port.
-    many = (call(each, NOW - 1000, is_connect=True, socket=each) for each in range(100, 116))
-    assert list(map(who, match(of(*many, told[1]), record(NOW)))) == [({8}, False)]
+    many = (told[0]._replace(image=image(each), socket=each) for each in range(100, 116))
+    assert list(map(who, match(of(*many, told[1]), udp))) == [({8}, False)]
 
 
-def test_calls_names_no_sender_while_a_socket_is_connected_to_the_destination() -> None:
-    """The packet may be of the connected socket, which may have had the port before or after."""
-
-    def is_sender(*events: Call | Closed, since_ns: int = NOW - 3000, protocol: int = UDP) -> bool:
-        made = of(*events)
-        (found,) = made.matches(
-            logged(record(NOW, protocol=protocol), now_ns=NOW, since_ns=since_ns)
-        )
-        assert found is not None
-        return found.is_sender
-
-    connect = call(7, NOW - 5000, socket=7, source_port=0, is_connect=True)
-    closed, sends = Closed(NOW - 3000, 7), call(8, NOW - 1000, socket=8)
-    assert not is_sender(connect, sends)
-    assert not is_sender(connect, closed, sends)
-    assert is_sender(connect, closed, sends, since_ns=NOW - 2999)
-    assert not is_sender(sends, Closed(NOW - 900, 8), connect._replace(time_ns=NOW - 800))
-    # It is connected to another destination, or not at all, or does not send what is alike.
-    assert is_sender(connect._replace(destination=bytes(4)), sends)
-    assert is_sender(call(7, NOW - 5000, socket=7, source_port=9), sends)
-    assert is_sender(connect._replace(protocol=TCP), sends)
-    lite = (connect._replace(protocol=136), sends._replace(protocol=136))
-    assert not is_sender(*lite, protocol=136)
-    # However long ago it was connected, and to where else it was connected afterwards.
-    early = connect._replace(time_ns=NOW - 3600 * SECOND)
-    assert not is_sender(early, connect._replace(destination=bytes(4)), sends)
+@pytest.mark.parametrize("protocol", [1, 16, 17, 58, 136])
+def test_calls_knows_the_sender_of_tcp_alone(protocol: int) -> None:
+    """Of a datagram, the sender may be a connected socket, or one that gave its port up."""
+    made = of(call(7, NOW - 1000, protocol=protocol))
+    assert list(map(who, match(made, record(NOW, protocol=protocol)))) == [({7}, False)]
 
 
-@pytest.mark.parametrize(
-    ("connected", "is_sender"),
-    [([(7, WAY)], False), ([(7, WAY._replace(destination_port=1))], True)],
-)
-def test_calls_knows_the_sockets_that_are_listed(
-    connected: list[tuple[int, Way]], *, is_sender: bool
-) -> None:
-    made = of(call(8, NOW - 1000, socket=8))
-    made.know(None, 0)
-    states = [made.is_complete]
-    assert list(map(who, match(made, record(NOW)))) == [({8}, False)]
-    made.know(connected, NOW - 5000)
-    assert [*states, made.is_complete] == [False, True]
-    (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 4999))
-    assert who(found) == ({8}, is_sender)
-    made.close(Closed(NOW - 4000, 7))
-    (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 3999))
-    assert who(found) == ({8}, True)
+@pytest.mark.parametrize("header", ["extension_headers", "ip_options"])
+def test_calls_knows_no_sender_of_a_packet_that_may_be_on_a_detour(header: str) -> None:
+    """Its destination may be that of another call: the one that was told is the last one."""
+    made = of(call(7, NOW - 1000))
+    detour = record(NOW, details={header: 1})
+    assert list(map(who, match(made, detour, record(NOW)))) == [({7}, False), ({7}, True)]
 
 
 def test_what_may_be_of_somebody_who_is_not_told_of_says_nothing_of_when_others_were() -> None:
-    udp, tcp = record(NOW, source_port=9), record(NOW, protocol=TCP, tcp_flags=2)
+    udp, tcp = record(NOW, source_port=9, protocol=UDP), record(NOW)
     told = (
-        call(7, NOW - 5000, socket=7, protocol=TCP),
+        call(7, NOW - 5000, socket=7),
         Closed(NOW - 4000, 7),
-        call(9, NOW - 3000, socket=9, source_port=9),
-        call(8, NOW - 2000, socket=8, protocol=TCP),
+        call(9, NOW - 3000, socket=9, source_port=9, protocol=UDP),
+        call(8, NOW - 2000, socket=8),
     )
-    assert list(map(who, match(of(*told), udp, tcp))) == [({9}, True), ({7, 8}, True)]
+    assert list(map(who, match(of(*told), udp, tcp))) == [({9}, False), ({7, 8}, True)]
     # A first packet of TCP can only be of who has connected.
-    first = call(9, NOW - 3000, socket=9, source_port=9, protocol=TCP)
+    first = call(9, NOW - 3000, socket=9, source_port=9)
     found = match(of(*told[:2], first, told[3]), replace(tcp, source_port=9), tcp)
     assert list(map(who, found)) == [({9}, True), ({8}, True)]
 
@@ -186,19 +165,14 @@ def made_of(found: Calls) -> list[Call | Closed]:
 
 
 def test_where_calls_were_lost_it_may_have_been_others_until_all_is_known_again() -> None:
-    for protocol in (TCP, UDP):
-        made = of(call(7, NOW - 1000, protocol=protocol))
-        made.lose(NOW)
-        made.know([], NOW)  # listed before the last of them was lost
-        later_ns = NOW + 20 * SECOND
-        for now_ns, is_sender in (
-            (NOW, False), (later_ns - 1, False), (later_ns, protocol == TCP)
-        ):  # fmt: skip
-            made.add(call(7, now_ns - 1000, protocol=protocol))
-            packet = record(now_ns, protocol=protocol, tcp_flags=2 if protocol == TCP else None)
-            assert list(map(who, match(made, packet, now_ns=now_ns))) == [({7}, is_sender)]
-        made.know([], NOW + 1)
-        assert list(map(who, match(made, packet, now_ns=later_ns))) == [({7}, True)]
+    """A process may be silent for half a second more: packets come, and are read, ten later."""
+    made = of(call(7, NOW - 1000))
+    made.lose(NOW)
+    made.lose(NOW - SECOND)  # what was told before that is read later
+    later_ns = NOW + 20 * SECOND + SECOND // 2
+    for now_ns, is_sender in ((NOW, False), (later_ns - 1, False), (later_ns, True)):
+        made.add(call(7, now_ns - 1000))
+        assert list(map(who, match(made, record(now_ns), now_ns=now_ns))) == [({7}, is_sender)]
 
 
 def test_no_more_calls_are_kept_than_should_and_who_was_forgotten_may_have_sent_it(
@@ -268,12 +242,6 @@ def test_calls_remembers_whether_an_evicted_call_may_be_of_a_later_packet(
         made = of(call(9, NOW - 900, socket=9), *closed, *elsewhere)
         (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 600))
         assert who(found) == ({7}, is_sender)
-
-
-def test_calls_knows_the_sender_by_an_unconnected_socket_of_udp_or_udp_lite_alone() -> None:
-    for protocol, is_sender in ((17, True), (136, True), (1, False), (16, False), (137, False)):
-        made = of(call(7, NOW - 1000, protocol=protocol))
-        assert list(map(who, match(made, record(NOW, protocol=protocol)))) == [({7}, is_sender)]
 
 
 def test_calls_stores_a_call_for_twenty_seconds() -> None:

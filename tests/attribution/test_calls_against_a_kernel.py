@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocsf_nft.attribution import calls, connected, refusals
+from ocsf_nft.attribution import calls, refusals
 from ocsf_nft.attribution.calls import Calls
 from ocsf_nft.attribution.layout import Call
 from ocsf_nft.attribution.refusals import Refusals
@@ -107,8 +107,6 @@ class Reader:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.told: Refusals | Calls = Refusals() if kernel.is_refused else Calls()
-        if isinstance(self.told, Calls):
-            self.told.know(kernel.connected(), kernel.now_ns)
         self.sure = self.packets = 0
 
     def read(self, most: int) -> None:
@@ -144,7 +142,6 @@ _WAYS: Final[dict[str, dict[str, Any]]] = {
     "refusals": {},
     "refusals, by text": {"has_bytes": False},
     "calls": {"is_refused": False},
-    "calls, by sockets of before": {"is_refused": False, "connected_before": (0, 1)},
 }
 
 
@@ -183,52 +180,13 @@ def test_so_it_is_whatever_is_done_and_however_much_is_forgotten(
     assert sure > 300
 
 
-#: What is done with sockets of UDP that get the port of one another.
-_OF_UDP: Final = (
-    *("open UDP",) * 4, *("send to",) * 3, *("close",) * 3,
-    *("open UDP, shared", "connect", "connect", "disconnect", "send", "send", "read", "read"),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("connected_before", [(), (0, 1)])
-@pytest.mark.parametrize("most", [2, 8192])
-def test_no_sender_is_taken_for_that_of_a_connected_socket(
-    most: int, connected_before: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sockets that are connected to the same destination, or send to it, have the same ports."""
-    monkeypatch.setattr(connected, "_MOST", most)
-    sure = 0
-    for seed in range(500):
-        chance = random.Random(seed)
-        whats = (*_OF_UDP, "lose") if seed % 5 == 0 else _OF_UDP
-        reader = Reader(Kernel(is_refused=False, connected_before=connected_before))
-        reader.follow(
-            [
-                Deed(
-                    chance.choice(whats),
-                    chance.randrange(PROCESSES),
-                    chance.randrange(4),
-                    chance.choice((0, 0, 0, 1)),
-                    chance.choice((0, 0, 0, 0, 1, 2)),
-                )
-                for _ in range(60)
-            ]
-        )
-        sure += reader.sure
-    assert sure > 200
-
-
 @pytest.mark.parametrize(
-    ("protocol", "is_refused", "share"), [(TCP, True, 0.97), (UDP, True, 0.97), (UDP, False, 0.45)]
+    ("protocol", "is_refused", "share"), [(TCP, True, 0.97), (TCP, False, 0.97), (UDP, True, 0.97)]
 )
 def test_of_those_that_are_read_soon_most_are_known(
     protocol: int, share: float, *, is_refused: bool
 ) -> None:
-    """A thousand processes, some of which have the same port soon after one another.
-
-    Half of them use a connected socket. Without refusals, nobody is told of who sends by it: then
-    these send to another place, since nobody else is named who sends to the same one.
-    """
+    """A thousand processes, some of which have the same port soon after one another."""
     reader, chance = Reader(Kernel(is_refused=is_refused)), random.Random(protocol)
     for number in range(1000):
         port, is_connected = chance.randrange(1, 200), chance.random() < 0.5
@@ -239,7 +197,7 @@ def test_of_those_that_are_read_soon_most_are_known(
         if sock is None:
             continue
         if is_connected:
-            reader.kernel.connect(sock, number, 0 if is_refused else 1)
+            reader.kernel.connect(sock, number, 0)
         reader.kernel.send(sock, number, None if is_connected else 0)
         while reader.kernel.pending:
             reader.kernel.go_on(0)

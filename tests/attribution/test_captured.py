@@ -11,7 +11,6 @@ import pytest
 from ocsf_nft.attribution.capture import Lost
 from ocsf_nft.attribution.captured import Captured
 from ocsf_nft.attribution.layout import NOBODY, Closed
-from ocsf_nft.attribution.match import way_of_call
 from ocsf_nft.errors import UnsupportedError
 from tests.attribution.calling import NETNS, SECOND, TCP, image
 from tests.attribution.programs import Programs, made, read
@@ -263,44 +262,17 @@ def calling(request: pytest.FixtureRequest, programs: Programs) -> Captured:
     programs.knows_types = request.param == "permissive"
     permissive = {NETNS, OTHER} if programs.knows_types else set()
     sandboxes = {"sb": NETNS, "other": OTHER}
-    found = Captured(programs, sandboxes, Names(), permissive=permissive)  # type: ignore[arg-type]
-    assert found.incomplete() == ("sb", "other")
-    for name in sandboxes:
-        found.know(name, [], 1)
-    assert found.incomplete() == ()
-    return found
-
-
-def test_captured_has_the_end_of_listed_sockets_told(calling: Captured, programs: Programs) -> None:
-    tell(calling, made(7))
-    calling.know("sb", None, 0)
-    assert calling.incomplete() == ("sb",)
-    assert by(calling, read()).sureness == "low"
-    calling.know("sb", [(4, way_of_call(made(9, is_connect=True)))], 1)
-    assert programs.followed == [4]
-    assert calling.incomplete() == ()
-    assert by(calling, read()).sureness == "low"
-    tell(calling, Closed(now(), 4), made(8, socket=8, source_port=8))
-    found = named(calling, read(source_port=8), since_ns=now()).attribution
-    assert found is not None
-    assert found.sureness == "medium"
-
-
-def test_captured_needs_no_list_of_sockets_where_refusals_are_told(
-    captured: Captured, programs: Programs
-) -> None:
-    assert captured.incomplete() == ()
-    captured.know("sb", [(4, way_of_call(made(9)))], 1)
-    assert programs.followed == []
+    return Captured(programs, sandboxes, Names(), permissive=permissive)  # type: ignore[arg-type]
 
 
 def test_where_calls_are_told_who_made_it_has_probably_sent_the_packet(calling: Captured) -> None:
     tell(calling, made(7), made(8, socket=2, protocol=TCP))
     assert not calling.is_late("sb", [read(source_port=9)])
-    for said in (read(verdict="permit"), read(protocol=TCP, tcp_flags=2)):
-        found = by(calling, said)
+    for verdict in ("permit", "deny"):
+        found = by(calling, read(protocol=TCP, tcp_flags=2, verdict=verdict))
         assert (found.process is not None, found.sureness) == (True, "medium")
         assert found.reason == "the kernel saw it make a call that the packet may be of"
+    assert (pids(by(calling, read())), by(calling, read()).sureness) == ({7: None}, "low")
     tell(calling, made(9))
     found = by(calling, read())
     assert (pids(found), found.sureness) == ({7: None, 9: None}, "low")

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -15,20 +15,13 @@ from ocsf_nft.attribution import ladder
 from ocsf_nft.attribution.capture import Lost
 from ocsf_nft.attribution.ladder import Ladder, of_one_packet
 from ocsf_nft.attribution.layout import NOBODY
-from ocsf_nft.attribution.match import way_of_call
 from ocsf_nft.process import Process, Seen
+from tests.attribution.calling import SYN, TCP
 from tests.attribution.ladder_host import Host, Sockets, by_socket
 from tests.attribution.programs import Programs, made, read
 
-if TYPE_CHECKING:
-    from ocsf_nft.attribution.match import Way
-
 #: However slow this machine is, who waits for longer than this waits without an end.
 _LONG = 5.0
-
-
-def now() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 async def test_it_stands_on_the_best_rung_and_lets_go_of_it_in_the_end(host: Host) -> None:
@@ -69,46 +62,12 @@ async def test_without_types_it_captures_what_it_can_and_says_why(host: Host) ->
 
 async def test_of_what_a_fence_lets_pass_calls_are_captured(host: Host) -> None:
     host.is_permissive = True
-    host.programs.readings = [[made(7)]]
+    host.programs.readings = [[made(7, protocol=TCP)]]
     async with host.ladder() as standing:
-        (found,) = await standing.attributions("sb", [read(verdict="permit")], now())
+        allowed = read(verdict="permit", protocol=TCP, tcp_flags=SYN)
+        (found,) = await standing.attributions("sb", [allowed], 0)
     assert (found.rung, found.sureness) == ("capture", "medium")
     assert found.process is not None
-
-
-@pytest.mark.parametrize("connections", [None, [(4, way_of_call(made(9, is_connect=True)))]])
-async def test_ladder_names_no_sender_by_a_call_where_another_socket_may_be_connected(
-    host: Host, connections: list[tuple[int, Way]] | None
-) -> None:
-    host.is_permissive = True
-    host.sockets.connections = connections
-    host.programs.readings = [[made(7)]]
-    async with host.ladder() as standing:
-        (found,) = await standing.attributions("sb", [read(verdict="permit")], now())
-    assert (found.rung, found.sureness) == ("capture", "low")
-    assert host.programs.followed == ([4] if connections else [])
-
-
-async def test_ladder_lists_connected_sockets_again_after_a_loss(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ladder, "_CHECK_SECONDS", 0.001)
-    host.is_permissive = True
-    async with host.ladder() as standing:
-        captured = standing._captured
-        assert captured is not None
-        host.programs.so_far = Lost(1, 0)
-        await standing.take_in()
-        assert captured.incomplete() == ("sb",)
-        async with asyncio.TaskGroup() as group:
-            keeping = group.create_task(standing.keep(_ignore))
-            while captured.incomplete():  # noqa: ASYNC110 - a thread lists them
-                await asyncio.sleep(0.001)
-            keeping.cancel()
-    assert host.sockets.listed == 2
-
-
-async def _ignore(_reason: str) -> None: ...
 
 
 async def test_without_a_capture_it_is_the_socket_and_says_why(host: Host) -> None:

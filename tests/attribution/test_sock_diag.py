@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.socket_files import IpVersion
 
 UDP = socket.IPPROTO_UDP
-_SO_COOKIE = 57  # include/uapi/asm-generic/socket.h
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 
 
@@ -89,55 +88,6 @@ def test_a_socket_of_ipv6_sends_to_ipv4_as_well(either: Tables) -> None:
         for version in versions:
             (found,) = either.by_port(UDP, version, port, deadline_ns=soon())
             assert (found.local, found.remote, found.remote_port) == ("127.0.0.1", "127.0.0.1", 9)
-
-
-@pytest.mark.parametrize("protocol", [UDP, socket.IPPROTO_UDPLITE])
-def test_tables_list_connected_sockets_with_their_cookies_and_destinations(
-    tables: Tables, protocol: int
-) -> None:
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM, protocol) as one,
-        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, protocol) as two,
-        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, protocol) as three,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM, protocol) as bound,
-    ):
-        bound.bind(("127.0.0.1", 0))
-        one.connect(("127.0.0.2", 9))
-        two.connect(("::1", 10))
-        three.connect(("::ffff:127.0.0.3", 11))
-        found = dict(tables.connected(protocol, deadline_ns=soon()))
-        cookies = [
-            int.from_bytes(each.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8), sys.byteorder)
-            for each in (one, two, three, bound)
-        ]
-    assert [(found[each].remote, found[each].remote_port) for each in cookies[:3]] == [
-        ("127.0.0.2", 9), ("::1", 10), ("127.0.0.3", 11),
-    ]  # fmt: skip
-    assert {found[each].protocol for each in cookies[:3]} == {protocol}
-    assert cookies[3] not in found
-
-
-def test_tables_list_no_more_connected_sockets_than_there_is_room_for(
-    tables: Tables, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with contextlib.ExitStack() as opened:
-        for _ in range(3):
-            opened.enter_context(udp()).connect(("127.0.0.2", 9))
-        monkeypatch.setattr(sock_diag, "_MOST_CONNECTED", 2)
-        with pytest.raises(TooManySocketsError):
-            list(tables.connected(UDP, deadline_ns=soon()))
-        monkeypatch.setattr(sock_diag, "_MOST_CONNECTED", 2000)
-        with pytest.raises(TooManySocketsError):
-            list(tables.connected(UDP, deadline_ns=time.monotonic_ns()))
-        assert len(list(tables.connected(UDP, deadline_ns=soon()))) >= 3
-
-
-def test_tables_without_netlink_list_no_connected_sockets(
-    tables: Tables, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "_lacking", {UDP})
-    with pytest.raises(FileNotFoundError):
-        list(tables.connected(UDP, deadline_ns=soon()))
 
 
 def test_a_socket_of_ipv4_doesnt_send_to_ipv6(either: Tables) -> None:

@@ -28,7 +28,7 @@ _SECONDS: Final = 240
 _NO_END: Final = f"no end after {_SECONDS} s"
 #: The most tests of a group that may fail without the mutation as well.
 _MOST_UNRELIABLE: Final = 3
-_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", re.MULTILINE)
 _OPTIONS: Final = (
     *("-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "--basetemp=temporary"),
     *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),

@@ -1,0 +1,131 @@
+"""Where calls are told and not refusals, nobody is named who may not have sent the packet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.attribution import capture
+from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.sources.nflog import Nflog
+from tests.kernel import scripted
+from tests.kernel.watching import SANDBOX, fence
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.lab import Lab
+    from ocsf_nft.process import Attribution
+
+pytestmark = pytest.mark.kernel
+
+#: A socket that is connected, sends, and gives its port up.
+_GIVES_UP = """
+    sock = udp()
+    sock.connect(TO4)
+    port = sock.getsockname()[1]
+    with refused: sock.send(b"mine")
+    assert libc.connect(sock.fileno(), bytes(16), 16) == 0  # AF_UNSPEC
+    print(os.getpid(), port, flush=True)
+    sys.stdin.read()
+"""
+_SENDS = """
+    say()
+    sock = udp()
+    sock.bind(("", {port}))
+    with refused: sock.sendto(b"another", TO4)
+"""
+#: A connection from a port that ends at once.
+_CONNECTS = """
+    say()
+    sock = tcp(socket.AF_INET6)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    {header}
+    sock.setblocking(False)  # the answer to a detour is not the socket's
+    sock.bind(("", 40_000))
+    with refused: sock.connect({to})
+"""
+#: A segment routing header (RFC 8754): the packet goes to TO6 first, and then to where it was sent.
+_DETOUR = """
+    segments = bytes(16) + socket.inet_pton(socket.AF_INET6, TO6[0])
+    header = bytes((0, len(segments) // 8, 4, 1, 1, 0, 0, 0)) + segments
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RTHDR, header)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _calls_are_told(lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "_TYPES", Path("/nowhere"))
+    fence(lab, state, monkeypatch)
+
+
+class Reader:
+    """Reads what was logged once all of it was done: then a record is late."""
+
+    def __init__(self, ladder: Ladder, source: Nflog) -> None:
+        self._ladder, self._source = ladder, source
+
+    async def read(self, protocol: int, number: int) -> list[Attribution]:
+        found: list[Attribution] = []
+        async with asyncio.timeout(20):
+            async for batch in self._source.batches():
+                by = await self._ladder.attributions(SANDBOX, batch.records, batch.since_ns)
+                pairs = zip(batch.records, by, strict=True)
+                found += [each for record, each in pairs if record.protocol == protocol]
+                if len(found) == number:
+                    break
+        return found
+
+
+@pytest.fixture
+async def reader(lab: Lab) -> AsyncIterator[Reader]:
+    async with (
+        Ladder({SANDBOX: lab.sandbox_namespace}) as ladder,
+        Nflog(lab.sandbox_namespace, 4001) as source,
+    ):
+        yield Reader(ladder, source)
+
+
+@contextlib.contextmanager
+def _giving_up(lab: Lab) -> Iterator[tuple[int, int]]:
+    """The number of a process that has given a port up and stays, and the port."""
+    program = f"{scripted.START}\n{textwrap.dedent(_GIVES_UP)}"
+    with lab.sandbox_namespace.call(
+        lambda: subprocess.Popen(
+            [*scripted.BY, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    ) as process:
+        assert process.stdout is not None
+        pid, port = map(int, process.stdout.readline().split())
+        yield pid, port
+
+
+async def test_who_gave_a_port_up_is_not_taken_for_the_next_one_with_it(
+    lab: Lab, reader: Reader
+) -> None:
+    with _giving_up(lab) as (first, port):
+        (second,) = scripted.run(lab, _SENDS.format(port=port))
+        found = await reader.read(socket.IPPROTO_UDP, 2)
+    assert [(by.process, by.sureness) for by in found] == [(None, "low")] * 2
+    listed = [{each.process.pid for each in by.seen if each.process} for by in found]
+    assert listed == [{first, second}] * 2
+
+
+async def test_who_sends_by_a_detour_is_not_taken_for_who_called_the_first_place_on_it(
+    lab: Lab, reader: Reader
+) -> None:
+    (first,) = scripted.run(lab, _CONNECTS.format(header="", to="TO6"))
+    detour = textwrap.indent(textwrap.dedent(_DETOUR), "    ")
+    scripted.run(lab, _CONNECTS.format(header=detour, to='("2001:db8::9", 443)'))
+    direct, by_detour = await reader.read(socket.IPPROTO_TCP, 2)
+    assert direct.process is not None
+    assert (direct.process.pid, direct.sureness) == (first, "medium")
+    assert by_detour.process is None
