@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import ocsf_nft
-from ocsf_nft.attribution import capture, libbpf
+from ocsf_nft.attribution import capture, libbpf, sockets
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from tests.kernel import swarm
 from tests.kernel.swarm import CONNECTED, FIRST, STAYS, UDP
@@ -162,9 +162,17 @@ async def test_on_a_kernel_that_tells_no_types_the_right_numbers_are_told(
 
 
 async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_who_stays(
-    lab: Lab, attackers: Swarm, tmp_path: Path, stays: Callable[[subprocess.Popen[str]], None]
+    lab: Lab,
+    attackers: Swarm,
+    tmp_path: Path,
+    stays: Callable[[subprocess.Popen[str]], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """That is where calls are told: the programs that tell what is refused nobody can detach."""
+    """That is where calls are told: the programs that tell what is refused nobody can detach.
+
+    However slow this machine is, there is time for a lookup.
+    """
+    monkeypatch.setattr(sockets, "_BUDGET_NS", 10**10)
     sandbox = {
         "name": "agent",
         "netns": lab.sandbox,
@@ -172,7 +180,12 @@ async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_w
         "install": True,
         "permissive": True,
     }
-    config = ocsf_nft.parse({"sandbox": [sandbox], "state_dir": str(tmp_path)}, where="test")
+    wanted = {
+        "sandbox": [sandbox],
+        "state_dir": str(tmp_path),
+        "attribution": {"wait_ms": 10_000},
+    }
+    config = ocsf_nft.parse(wanted, where="test")
     events = []
     async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(30):
         captured = service.ladder._captured
