@@ -36,7 +36,7 @@ PORT = 3128
 VM_MAC = bytes.fromhex("020000000702")
 HOST_MAC = bytes.fromhex("020000000701")
 #: The host's address on its uplink, and the next hop there.
-UPLINK = "up0"
+UPLINK, INTERNET_END = "up0", "in0"
 UPLINK4, UPLINK6 = "198.51.100.1", "2001:db8:1::1"
 NEXT_HOPS = _NEXT4, _NEXT6 = "198.51.100.254", "2001:db8:1::fe"
 
@@ -132,10 +132,10 @@ def site() -> Iterator[Site]:
         host, internet = (f"ocsf-nft-{token}-{kind}" for kind in ("host", "inet"))
         for name in (host, internet):
             _namespace(name, cleanup)
-        ip("-n", host, "link", "add", UPLINK, "type", "veth", "peer", "name", "in0",
+        ip("-n", host, "link", "add", UPLINK, "type", "veth", "peer", "name", INTERNET_END,
            "netns", internet)  # fmt: skip
         _up(host, UPLINK, f"{UPLINK4}/24", f"{UPLINK6}/64")
-        _up(internet, "in0", f"{_NEXT4}/24", f"{_NEXT6}/64")
+        _up(internet, INTERNET_END, f"{_NEXT4}/24", f"{_NEXT6}/64")
         for address in (f"{INTERNET4}/32", f"{INTERNET6}/128"):
             ip("-n", internet, "address", "add", address, "dev", "lo")
         ip("-n", host, "route", "add", "default", "via", _NEXT4)
