@@ -13,10 +13,10 @@ raw, ping, packet or UDP-Lite socket doesn't say that it has ended: who has one 
 packet's user, may have sent it, and no more is said. Everything else is unknown, and that is most
 of TCP: a refused connection's socket has lost its port by the time that anybody looks.
 
-What stays possible: that processes of one user conspire within the milliseconds of a lookup, so
-that one sends, gives up the port or its copy of the socket and lives on, and the other is left with
-it (``connect`` to AF_UNSPEC, a child that closes what it has inherited). So nobody is named with
-more than medium sureness.
+What stays possible: a process sends, gives up the port or its copy of the socket and lives on, and
+another one of the same user is left with it when the record is read (``connect`` to AF_UNSPEC, a
+child that closes what it has inherited). That takes milliseconds; a corked datagram of IPv6 keeps
+its port for as long as its sender likes. So nobody is named with more than medium sureness.
 """
 
 from __future__ import annotations
