@@ -289,7 +289,7 @@ class RuleAccount:
                 continue
             unheard = unheard or Unheard(self._unheard())
             packets = -counted.owed_packets
-            there = [*self._elsewhere(key), *unheard.owing(packets, user_of(key))]
+            there = [*self._elsewhere(key), *unheard.owing(packets, key)]
             enough = (each for each in there if each[1].owed_packets >= packets)
             is_last = closing or counted.missed > READINGS
             where, other = next(enough, there[0] if is_last else (None, None))

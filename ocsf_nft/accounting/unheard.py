@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocsf_nft.flow import user_of
+from ocsf_nft.flow import user_of, without_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,16 +19,26 @@ if TYPE_CHECKING:
 
 
 class Unheard:
-    """Counters of which nothing has been told, by user."""
+    """Counters of which nothing has been told, by user, and by all but the port."""
 
     def __init__(self, counters: Iterable[tuple[Key, Counted]]) -> None:
         self._of_user: dict[int | None, list[tuple[Key, Counted]]] = {}
+        self._alike: dict[Key, list[tuple[Key, Counted]]] = {}
         for key, counted in counters:
             self._of_user.setdefault(user_of(key), []).append((key, counted))
+            self._alike.setdefault(without_port(key), []).append((key, counted))
 
-    def owing(self, packets: int, user: int | None) -> list[tuple[Key, Counted]]:
-        """One that owes so many packets of a user, or none; those that owe less are passed over."""
-        found = self._of_user.get(user, [])
-        while found and found[-1][1].owed_packets < packets:
-            found.pop()
-        return found[-1:]
+    def owing(self, packets: int, key: Key) -> list[tuple[Key, Counted]]:
+        """One that owes so many packets, or none; those that owe less are passed over.
+
+        Of the same protocol and destination as ``key`` if there is one, else of the same user: the
+        counter of another record must be left for that one.
+        """
+        alike = self._alike.get(without_port(key), [])
+        return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)
+
+
+def _last(found: list[tuple[Key, Counted]], packets: int) -> list[tuple[Key, Counted]]:
+    while found and found[-1][1].owed_packets < packets:
+        found.pop()
+    return found[-1:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from ocsf_nft.accounting.counted import KEPT_MS, Counted
 from ocsf_nft.accounting.fan_out import FLOWS, WITHIN_NS, FanOuts
 from ocsf_nft.accounting.opened import Opened
@@ -182,7 +184,7 @@ def test_thousands_of_users_hide_no_fan_out_that_has_begun_nor_fill_the_memory()
     assert [found.uid for found in fan_outs.due(0)] == [5]
 
 
-def test_counters_are_looked_at_once_however_many_records_lead_elsewhere() -> None:
+def test_counters_are_looked_at_twice_however_many_records_lead_elsewhere() -> None:
     class Looked(Counted):
         looks = 0
 
@@ -193,11 +195,23 @@ def test_counters_are_looked_at_once_however_many_records_lead_elsewhere() -> No
     many = 1000
     counters = [(key(tcp(port)), Looked(since_ns=NOW, owed_packets=1)) for port in range(many)]
     unheard = Unheard(counters)
-    assert [each[1] for each in unheard.owing(1, 1000)] == [counters[-1][1]]
-    assert unheard.owing(1, 2000) == []
+    assert [each[1] for each in unheard.owing(1, key(tcp(9)))] == [counters[-1][1]]
+    assert unheard.owing(1, key(tcp(9, uid=2000))) == []
     for _, counted in counters:
         counted.told(1, 60)
     Looked.looks = 0
     for _ in range(many):
-        assert unheard.owing(1, 1000) == []
-    assert many == Looked.looks
+        assert unheard.owing(1, key(tcp(9))) == []
+    assert 2 * many == Looked.looks
+
+
+def test_counter_of_the_same_destination_is_taken_before_others_of_the_user() -> None:
+    here, there = tcp(1), dataclasses.replace(tcp(2), destination="192.0.2.99")
+    counters = [(key(each), Counted(since_ns=NOW, owed_packets=1)) for each in (here, there)]
+    for order in (counters, counters[::-1]):
+        unheard = Unheard(order)
+        for packet in (here, there):
+            assert [each for each, _ in unheard.owing(1, key(packet))] == [key(packet)]
+        elsewhere = dataclasses.replace(here, destination="192.0.2.98")
+        assert [each for each, _ in unheard.owing(1, key(elsewhere))] == [order[-1][0]]
+        assert unheard.owing(2, key(here)) == []
