@@ -109,7 +109,7 @@ class _Visitor(asyncio.Protocol):
         self._visitors = visitors
         self._handler: asyncio.Protocol
         self._transport: asyncio.Transport
-        self._alarm: asyncio.TimerHandle
+        self._alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Hand it on, or close it."""
@@ -145,7 +145,8 @@ class _Visitor(asyncio.Protocol):
 
     def _rest(self) -> None:
         self._visitors.waited_for.pop(self, None)
-        self._alarm.cancel()
+        if self._alarm is not None:  # None if the connection was closing from the start
+            self._alarm.cancel()
 
     # The rest is aiohttp's.
 

@@ -282,3 +282,14 @@ async def test_answers_say_by_their_status_whether_all_is_well(
     stuck = SimpleNamespace(sandbox="sb1", fault=None, idle_seconds=31.0)
     monkeypatch.setattr(WELL, "accounts", (stuck,))
     assert [await asked(path) for path in ("/healthz", "/readyz")] == [("503", text)] * 2
+
+
+def test_visitor_that_was_closing_from_the_start_is_lost_without_an_error() -> None:
+    lost: list[Exception | None] = []
+    handler = SimpleNamespace(connection_made=lambda _: None, connection_lost=lost.append)
+    visitors: Any = SimpleNamespace(handler=lambda: handler, waited_for={})
+    visitor = web._Visitor(visitors)
+    closing: Any = SimpleNamespace(is_closing=lambda: True)
+    visitor.connection_made(closing)
+    visitor.connection_lost(None)
+    assert lost == [None]
