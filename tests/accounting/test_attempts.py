@@ -48,53 +48,6 @@ def test_the_first_record_is_told_at_once_and_not_again_when_it_is_counted(ledge
     assert _due(ledger, 1, closing=True) == []
 
 
-def test_a_record_without_its_port_is_not_told_besides_what_was_counted_with_it(
-    ledger: Ledger,
-) -> None:
-    """The kernel reads a port where there are four bytes, and logs one of a whole header."""
-    counted = Packet(uid=0, protocol=132, destination="192.0.2.1", port=28769)
-    observe(ledger, reading({key(counted): 1}, NOW + SECOND))
-    assert [each.packets for each in _due(ledger, 3)] == [1]
-    assert _record(ledger, dataclasses.replace(counted, port=None), at_ns=NOW) is None
-    for second in (2, 3):
-        observe(ledger, reading({key(counted): 1}, NOW + second * SECOND))
-    assert _due(ledger, 4, closing=True) == []
-    (balance,) = ledger.balances()
-    assert (balance.reported, balance.imbalance) == (1, 0)
-
-
-def test_a_record_without_its_port_that_comes_first_is_told_once(ledger: Ledger) -> None:
-    counted = Packet(uid=0, protocol=132, destination="192.0.2.1", port=28769)
-    assert _record(ledger, dataclasses.replace(counted, port=None)) is not None
-    for second in (1, 2, 3):
-        observe(ledger, reading({key(counted): 1}, NOW + second * SECOND))
-    assert _due(ledger, 4, closing=True) == []
-
-
-def test_each_record_without_its_port_is_of_the_counter_of_its_protocol(ledger: Ledger) -> None:
-    """Else one counter waits for the record of another one, until it is told as well.
-
-    A reading that takes long shows the packet of a record that comes while it goes on.
-    """
-    first, second = (
-        Packet(uid=0, protocol=protocol, destination="192.0.2.1", port=28769)
-        for protocol in (132, 33)
-    )
-    assert _record(ledger, dataclasses.replace(first, port=None)) is not None
-    told = []
-    for number in range(16):
-        at_ns = NOW + number * SECOND
-        counts = {key(first): 1} if number < 2 else {key(first): 1, key(second): 1}
-        if number == 2:
-            cut = dataclasses.replace(second, port=None)
-            assert _record(ledger, cut, 2, at_ns + 1) is not None
-        observe(ledger, reading(counts, at_ns))
-        told += _due(ledger, number)
-    assert told == []
-    (balance,) = ledger.balances()
-    assert (balance.reported, balance.imbalance) == (2, 0)
-
-
 def test_who_sent_what_names_no_port_is_not_who_sent_to_one_of_them(ledger: Ledger) -> None:
     """A header of a raw socket may be cut short: the record has no port, and another counter."""
     one, other = tcp(443), tcp(80)

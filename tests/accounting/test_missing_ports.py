@@ -1,0 +1,85 @@
+"""Records of packets whose transport header is cut short, so that the record has no port.
+
+The kernel counts such a packet by the two bytes in place of the port, if there are so many.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft.accounting.ledger import Ledger
+from tests.accounting.kernel_model import Packet
+from tests.accounting.reading import NOW, SECOND, attempts, key, observe, reading, record
+
+if TYPE_CHECKING:
+    from ocsf_nft.attempt import Attempt
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    begun = Ledger("sb", begun_ns=NOW - SECOND)
+    observe(begun, reading({}))
+    return begun
+
+
+def due(ledger: Ledger, seconds: float, *, closing: bool = False) -> list[Attempt]:
+    """Return the reports of attempts that are due; the clock differs from that of the records."""
+    return attempts(ledger.due(int((1000 + seconds) * SECOND), closing=closing))
+
+
+def take(ledger: Ledger, packet: Packet, number: int = 1, at_ns: int = NOW) -> Attempt | None:
+    """Take in the record of a packet."""
+    return ledger.record(record(packet, number, at_ns), 1000 * SECOND)
+
+
+def test_a_record_without_its_port_is_not_told_besides_what_was_counted_with_it(
+    ledger: Ledger,
+) -> None:
+    """The kernel reads a port where there are four bytes, and logs one of a whole header."""
+    counted = Packet(uid=0, protocol=132, destination="192.0.2.1", port=28769)
+    observe(ledger, reading({key(counted): 1}, NOW + SECOND))
+    assert [each.packets for each in due(ledger, 3)] == [1]
+    assert take(ledger, dataclasses.replace(counted, port=None), at_ns=NOW) is None
+    for second in (2, 3):
+        observe(ledger, reading({key(counted): 1}, NOW + second * SECOND))
+    assert due(ledger, 4, closing=True) == []
+    (balance,) = ledger.balances()
+    assert (balance.reported, balance.imbalance) == (1, 0)
+
+
+def test_a_record_without_its_port_that_comes_first_is_told_once(ledger: Ledger) -> None:
+    counted = Packet(uid=0, protocol=132, destination="192.0.2.1", port=28769)
+    assert take(ledger, dataclasses.replace(counted, port=None)) is not None
+    for second in (1, 2, 3):
+        observe(ledger, reading({key(counted): 1}, NOW + second * SECOND))
+    assert due(ledger, 4, closing=True) == []
+
+
+@pytest.mark.parametrize("protocols", [(132, 33), (33, 132)])
+def test_ledger_matches_a_record_without_its_port_by_protocol(
+    ledger: Ledger, protocols: tuple[int, int]
+) -> None:
+    """A long reading shows the packet of a record that is read during it.
+
+    If the first record took the second one's counter, the first counter would be reported as well.
+    """
+    first, second = (
+        Packet(uid=0, protocol=protocol, destination="192.0.2.1", port=28769)
+        for protocol in protocols
+    )
+    assert take(ledger, dataclasses.replace(first, port=None)) is not None
+    told = []
+    for number in range(16):
+        at_ns = NOW + number * SECOND
+        counts = {key(first): 1} if number < 2 else {key(first): 1, key(second): 1}
+        if number == 2:
+            cut = dataclasses.replace(second, port=None)
+            assert take(ledger, cut, 2, at_ns + 1) is not None
+        observe(ledger, reading(counts, at_ns))
+        told += due(ledger, number)
+    assert told == []
+    (balance,) = ledger.balances()
+    assert (balance.reported, balance.imbalance) == (2, 0)
