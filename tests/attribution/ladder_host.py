@@ -69,6 +69,14 @@ class NameService:
         self.known.add((kind, number))
 
 
+class Reasons(list[str]):
+    """Reasons why a ladder fell back, in order."""
+
+    async def add(self, reason: str) -> None:
+        """Take in one; it is the callback of :meth:`Ladder.keep`."""
+        self.append(reason)
+
+
 @dataclass
 class Host:
     """What a ladder stands on here, of which nothing hangs or fails until a test says so."""

@@ -17,7 +17,7 @@ from ocsf_nft.attribution.ladder import Ladder, of_one_packet
 from ocsf_nft.attribution.layout import NOBODY
 from ocsf_nft.process import Process, Seen
 from tests.attribution.calling import SYN, TCP
-from tests.attribution.ladder_host import Host, Sockets, by_socket
+from tests.attribution.ladder_host import Host, Reasons, Sockets, by_socket
 from tests.attribution.programs import Programs, made, read
 
 #: However slow this machine is, who waits for longer than this waits without an end.
@@ -174,13 +174,9 @@ async def test_a_capture_that_ends_is_stepped_down_from_once(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ladder, "_CHECK_SECONDS", 0.01)
-    fell: list[str] = []
-
-    async def tell(reason: str) -> None:
-        fell.append(reason)
-
+    fell = Reasons()
     async with host.ladder() as standing, asyncio.timeout(_LONG):
-        keeping = asyncio.create_task(standing.keep(tell))
+        keeping = asyncio.create_task(standing.keep(fell.add))
         await asyncio.sleep(0.05)
         assert (fell, standing.rung) == ([], "capture")
         host.programs.fault = "somebody has detached it"
@@ -192,7 +188,7 @@ async def test_a_capture_that_ends_is_stepped_down_from_once(
         assert not asyncio.get_running_loop().remove_reader(host.programs.descriptor)
         (found,) = await standing.attributions("sb", [read()], 0)
         assert found.rung == "user"
-        await standing.keep(tell)
+        await standing.keep(fell.add)
         assert len(fell) == 1
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.attribution import credit, ladder
 from ocsf_nft.process import Process
-from tests.attribution.ladder_host import Host, by_socket
+from tests.attribution.ladder_host import Host, Reasons, by_socket
 from tests.attribution.programs import made, read
 
 if TYPE_CHECKING:
@@ -137,13 +137,9 @@ async def test_ladder_reads_the_capture_at_each_regular_check(
 ) -> None:
     """A few calls don't wake a reader. Without a regular check they fill the kernel's buffer."""
     monkeypatch.setattr(ladder, "_CHECK_SECONDS", 0.01)
-    fell: list[str] = []
-
-    async def tell(reason: str) -> None:
-        fell.append(reason)
-
+    fell = Reasons()
     async with host.ladder() as standing, asyncio.timeout(_LONG):
-        checking = asyncio.create_task(standing.keep(tell))
+        checking = asyncio.create_task(standing.keep(fell.add))
         host.programs.readings = [[made(7)]]
         while host.programs.readings:  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.01)
