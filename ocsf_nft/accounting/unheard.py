@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Unheard:
-    """Counters of which nothing has been told, by user, and by all but the port."""
+    """Unreported counters, indexed by user and by everything but the port."""
 
     def __init__(self, counters: Iterable[tuple[Key, Counted]]) -> None:
         self._of_user: dict[int | None, list[tuple[Key, Counted]]] = {}
@@ -29,10 +29,10 @@ class Unheard:
             self._alike.setdefault(without_port(key), []).append((key, counted))
 
     def owing(self, packets: int, key: Key) -> list[tuple[Key, Counted]]:
-        """One that owes so many packets, or none; those that owe less are passed over.
+        """Return a counter with that many unreported packets or more, or an empty list.
 
-        Of the same protocol and destination as ``key`` if there is one, else of the same user: the
-        counter of another record must be left for that one.
+        A counter with the protocol and destination of ``key`` comes first, then any of its user.
+        Another record's counter stays available for that record.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)

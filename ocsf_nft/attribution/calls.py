@@ -6,10 +6,10 @@ enclosed: records come in the order of their packets, and none is before the cal
 by, or after its socket was closed. A call is a candidate for a record where its packet can be of
 that time; where those of several processes can, all of them are.
 
-Of TCP, each first packet is reported before it is sent, with its port. Of other protocols, nobody
-knows who sent a packet: no program sees what is sent by a connected socket, nor the rest of a
-corked datagram, and a socket may give its port up and stay open (``connect`` to AF_UNSPEC). Then
-all are named that may have sent it.
+The kernel reports the first packet of each TCP connection before it sends it, with its port. The
+sender of another protocol's packet stays uncertain. No BPF program sees a packet of a connected
+socket, or the rest of a corked datagram. A socket may also give its port up and stay open
+(``connect`` to AF_UNSPEC). Such a record lists each process that may have sent the packet.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ _KEPT: Final = 8192
 _KEPT_NS: Final = 2 * _LATEST_NS
 #: Of one protocol, port and place so many are looked at.
 _MOST_ALIKE: Final = 64
-#: How long calls of a process are not told after one that may be any (``capture.bpf.c``: AGAIN).
+#: The BPF programs report no call of a process for so long after its budget is spent
+#: (``capture.bpf.c``: AGAIN).
 _SILENCE_NS: Final = 500_000_000
 _FOREVER: Final = 1 << 63
 _SYN: Final = 0x02
 _ACK: Final = 0x10
 _TCP: Final = 6
-#: With these the packet's destination may be another one than its call's (IPV6_RTHDR, IP_OPTIONS).
+#: With one of these, a packet's destination may differ from that of its call (IPV6_RTHDR).
 _REROUTING: Final = frozenset({"extension_headers", "ip_options"})
 
 
@@ -100,7 +101,7 @@ class Calls:
             self._forget(self._order.popleft())
 
     def lose(self, now_ns: int) -> None:
-        """Some calls until now were not told: nobody knows whose, and packets may still come."""
+        """Take in that calls before now are missing; their packets may be sent and read later."""
         self._forgotten_ns = max(self._forgotten_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[Logged]) -> Iterator[Match | None]:
@@ -146,7 +147,7 @@ class Calls:
         return [each for each in alike if each.may_be_of(moment)]
 
     def _is_sure(self, record: Record, since_ns: int) -> bool:
-        """Whether each call that a packet may be of is known, if it was not sent before a time."""
+        """Return True if every call that may have made a packet, sent since a time, is known."""
         way = way_of(record)
         # Of too many alike, it may be of one that is not checked.
         if way is None or len(self._by_way.get(way, ())) >= _MOST_ALIKE:

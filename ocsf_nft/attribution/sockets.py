@@ -13,10 +13,10 @@ raw, ping, packet or UDP-Lite socket doesn't say that it has ended: who has one 
 packet's user, may have sent it, and no more is said. Everything else is unknown, and that is most
 of TCP: a refused connection's socket has lost its port by the time that anybody looks.
 
-What stays possible: a process sends, gives up the port or its copy of the socket and lives on, and
-another one of the same user is left with it when the record is read (``connect`` to AF_UNSPEC, a
-child that closes what it has inherited). That takes milliseconds; a corked datagram of IPv6 keeps
-its port for as long as its sender likes. So nobody is named with more than medium sureness.
+One case stays possible. A process sends, then gives up the port or its copy of the socket and
+stays alive. Another process of the same user has the port when the record is read. A process does
+so by ``connect`` to AF_UNSPEC, or a child closes an inherited socket. That needs milliseconds, but
+a corked IPv6 datagram keeps its port for any time. So the confidence is at most medium.
 """
 
 from __future__ import annotations
