@@ -71,7 +71,7 @@ def test_ledger_matches_a_record_without_its_port_by_protocol(
         for protocol in protocols
     )
     assert take(ledger, dataclasses.replace(first, port=None)) is not None
-    told = []
+    emitted = []
     for number in range(16):
         at_ns = NOW + number * SECOND
         counts = {key(first): 1} if number < 2 else {key(first): 1, key(second): 1}
@@ -79,7 +79,7 @@ def test_ledger_matches_a_record_without_its_port_by_protocol(
             cut = dataclasses.replace(second, port=None)
             assert take(ledger, cut, 2, at_ns + 1) is not None
         observe(ledger, reading(counts, at_ns))
-        told += due(ledger, number)
-    assert told == []
+        emitted += due(ledger, number)
+    assert emitted == []
     (balance,) = ledger.balances()
     assert (balance.reported, balance.imbalance) == (2, 0)
