@@ -141,8 +141,11 @@ class Tally:
         image = next((each for each in flow.latest if each.pid == pid), None)
         if image is None:
             flow.is_mixed = True
-        else:
-            flow.take_one(image)
+            return
+        flow.take_one(image)
+        if not flow.latest and not flow.unnamed and not flow.is_mixed:
+            # All of it is reported. A flood of such flows must not evict those with more to report.
+            del self._flows[where]
 
 
 def where_of(record: Record) -> Where | None:

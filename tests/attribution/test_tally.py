@@ -148,6 +148,25 @@ def test_of_too_many_flows_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPa
     assert [where.port for where in found._flows] == [3, 1, 4]
 
 
+def test_tally_keeps_no_flow_whose_calls_are_all_reported() -> None:
+    found = tallied(7, 8)
+    found.take_one(HERE, 7)
+    assert list(found._flows) == [HERE]
+    found.take_one(HERE, 8)
+    assert list(found._flows) == []
+
+
+def test_tally_keeps_a_reported_flow_with_unnamed_or_uncertain_senders() -> None:
+    found = started(*range(1, 34))
+    for pid in range(2, 34):
+        found.take_one(HERE, pid)
+    assert found.take(HERE, LATER, LATER).unnamed == 1
+    found.take_one(HERE, None)
+    found.add(call(7, 0))
+    found.take_one(HERE, 7)
+    assert found.take(HERE, LATER, LATER).is_mixed
+
+
 def started(*began: int) -> Tally:
     """A tally of processes by when they were started."""
     found = Tally()

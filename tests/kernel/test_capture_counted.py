@@ -1,4 +1,4 @@
-"""Who did it, where packets are told together: each is counted for who sent it, or for nobody."""
+"""The sender of packets that one event reports: each is counted for its sender, or for nobody."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import asyncio
 import subprocess
 import textwrap
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 import ocsf_nft
+from ocsf_nft.accounting import schedule
+from ocsf_nft.attribution import tally
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
+from ocsf_nft.service import accounts
 from tests.kernel import scripted
 
 if TYPE_CHECKING:
@@ -21,14 +24,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-#: Each says how often it has tried which port.
+#: Each process says how often it tries which port.
 _PROGRAM = """
+class Refused(contextlib.suppress):
+    def __enter__(self): time.sleep({pause_seconds})
+refused = Refused(OSError)
 def child(deed, port, times):
     if not os.fork():
         print(port, os.getpid(), times, flush=True)
         deed(port, times)
         os._exit(0)
-    os.wait()
 def by_tcp(port, times):
     for _ in range(times):
         with refused: tcp().connect((TO4[0], port))
@@ -67,59 +72,110 @@ PAIRS = {
     1007: [(by_frames, 8), (with_one_socket, 8)],
     1006: [(by_tcp, 1), (with_another_users_sockets, 30)],
 }
-time.sleep(0.5)
 for number in range(2):
     for port, pair in PAIRS.items():
         child(pair[number][0], port, pair[number][1])
-    time.sleep(0.3)
-for port in range(2000, 4200):  # more than are kept
-    if not port % 100: time.sleep(0.1)
-    with refused: tcp().connect((TO4[0], port))
+        os.wait()
+for _ in range(2):
+    child(by_tcp, 1008, 100)
+for _ in range(2):
+    os.wait()
 """
-#: Some of these are not told of, and frames are told by themselves alone.
+#: The capture reports only some of the first port's calls, and frames only one by one.
 _SILENT, _FRAMES = 1004, 1007
 
 
-async def test_no_packet_is_counted_for_who_has_not_sent_it(lab: Lab, tmp_path: Path) -> None:
+class _Reported(NamedTuple):
+    """Packets by port, by port and process, and the events that reported them.
+
+    ``sure`` are those of ``named`` whose process is named with high confidence.
+    """
+
+    packets: Counter[int]
+    named: Counter[tuple[int, int]]
+    sure: Counter[tuple[int, int]]
+    events: defaultdict[int, list[object]]
+
+
+async def test_packets_of_one_event_are_counted_for_their_senders(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A reading between the packets would make their sender uncertain.
+    _report_the_rest_at_the_end(monkeypatch)
+    truth, reported = await _reported(lab, tmp_path)
+    _check(truth, reported)
+    for (port, pid), times in truth.items():
+        is_named = port in {_SILENT, _FRAMES} or reported.sure[port, pid] == times
+        assert is_named, f"{times} of {pid} to {port}: {reported.events[port]}"
+    assert sum(times for (port, _), times in reported.named.items() if port == _SILENT) < 100
+
+
+async def test_packets_around_a_reading_are_counted_for_nobody_else(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "_READ_SECONDS", 0.001)
+    monkeypatch.setattr(accounts, "_GRACE_SECONDS", 0.001)
+    monkeypatch.setattr(schedule, "_FIRST_STEP_NS", 1)
+    truth, reported = await _reported(lab, tmp_path, pause_seconds=0.002)
+    _check(truth, reported)
+    assert len(reported.events[1003]) > 3
+    assert {port for port, _ in reported.named} == {port for port, _ in truth}
+
+
+async def test_packets_of_evicted_flows_are_counted_for_nobody_else(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _report_the_rest_at_the_end(monkeypatch)
+    monkeypatch.setattr(tally, "_FLOWS", 3)
+    truth, reported = await _reported(lab, tmp_path)
+    _check(truth, reported)
+    assert reported.named.total() < truth.total() // 2
+
+
+def _report_the_rest_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report each flow's first packet alone, and all others together when the service stops."""
+    monkeypatch.setattr(schedule, "_FIRST_STEP_NS", 60 * 1_000_000_000)
+
+
+def _check(truth: Counter[tuple[int, int]], reported: _Reported) -> None:
+    expected: Counter[int] = Counter()
+    for (port, _), times in truth.items():
+        expected[port] += times
+    assert reported.packets == expected
+    assert reported.named <= truth, reported.events
+
+
+async def _reported(
+    lab: Lab, state_dir: Path, pause_seconds: float = 0
+) -> tuple[Counter[tuple[int, int]], _Reported]:
     sandbox = {
         "name": "agent",
         "netns": lab.sandbox,
         "proxy": [f"{GATEWAY4}:{PROXY_PORT}"],
         "install": True,
     }
-    config = ocsf_nft.parse({"sandbox": [sandbox], "state_dir": str(tmp_path)}, where="test")
-    packets: Counter[int] = Counter()
-    named: Counter[tuple[int, int]] = Counter()
-    sure: Counter[tuple[int, int]] = Counter()
-    events: defaultdict[int, list[object]] = defaultdict(list)
+    config = ocsf_nft.parse({"sandbox": [sandbox], "state_dir": str(state_dir)}, where="test")
+    reported = _Reported(Counter(), Counter(), Counter(), defaultdict(list))
     async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(40):
-        running = asyncio.create_task(asyncio.to_thread(_run, lab))
+        running = asyncio.create_task(asyncio.to_thread(_run, lab, pause_seconds))
         running.add_done_callback(lambda _: service.stop())
         async for event in service:
             port = event.get("dst_endpoint", {}).get("port", 0)
-            if event["class_uid"] == 4001 and 1001 <= port <= 1007:
-                packets[port] += event["count"]
-                events[port].append((event["count"], event["enrichments"]))
+            if event["class_uid"] == 4001 and 1001 <= port <= 1008:
+                reported.packets[port] += event["count"]
+                reported.events[port].append((event["count"], event["enrichments"]))
                 is_sure, processes = _named(event)
                 for pid, times in processes.items():
-                    named[port, pid] += times
-                    sure[port, pid] += times * is_sure
-    truth = await running
-    expected: Counter[int] = Counter()
-    for (port, _), times in truth.items():
-        expected[port] += times
-    assert packets == expected
-    assert named <= truth
-    for (port, pid), times in truth.items():
-        is_named = port in {_SILENT, _FRAMES} or sure[port, pid] == times
-        assert is_named, f"{times} of {pid} to {port}: {events[port]}"
-    assert sum(times for (port, _), times in named.items() if port == _SILENT) < 100
+                    reported.named[port, pid] += times
+                    reported.sure[port, pid] += times * is_sure
+    return await running, reported
 
 
-def _run(lab: Lab) -> Counter[tuple[int, int]]:
+def _run(lab: Lab, pause_seconds: float) -> Counter[tuple[int, int]]:
+    program = textwrap.dedent(_PROGRAM).replace("{pause_seconds}", str(pause_seconds))
     done = lab.sandbox_namespace.call(
         lambda: subprocess.run(
-            [*scripted.BY, f"{scripted.START}\n{textwrap.dedent(_PROGRAM)}"],
+            [*scripted.BY, f"{scripted.START}\n{program}"],
             capture_output=True,
             text=True,
             timeout=30,
