@@ -6,7 +6,7 @@ has, and may put anything into them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 #: How somebody found out who did it, best first. ``capture``: the kernel told who sent it.
@@ -83,6 +83,8 @@ class Attribution:
     ``reason`` says in a sentence how it is known, or why it is not. ``sureness`` is None where
     nothing is said.
     ``user_name`` and ``group_name`` are those of the record's user and group.
+    ``sent_ns`` is when the kernel saw the process send the packet (ns since the epoch, UTC). It is
+    None if only calls or sockets are known.
     """
 
     rung: Rung
@@ -93,6 +95,7 @@ class Attribution:
     unnamed: int = 0
     user_name: str | None = None
     group_name: str | None = None
+    sent_ns: int | None = field(default=None, compare=False)
 
     @property
     def names_nobody(self) -> bool:

@@ -208,6 +208,7 @@ class Captured:
                 sureness="high" if is_refused else "medium",
                 reason=_SENT if is_refused else _CALLED,
                 process=processes[0],
+                sent_ns=match.calls[0].time_ns + _booted_ns() if is_refused else None,
             )
         is_seen = match.is_sender and is_refused
         return Attribution(

@@ -144,7 +144,7 @@ class Tally:
             return
         flow.take_one(image)
         if not flow.latest and not flow.unnamed and not flow.is_mixed:
-            # All of it is reported. A flood of such flows must not evict those with more to report.
+            # All calls of the flow are reported. It must not evict a flow with unreported calls.
             del self._flows[where]
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.patience import Patience
     from ocsf_nft.fence.counters import Counters
     from ocsf_nft.flow import Reading
+    from ocsf_nft.process import Attribution
     from ocsf_nft.record import Batch, Record
     from ocsf_nft.service.reporter import Reporter
 
@@ -176,8 +177,9 @@ class Account:
 
         The source's position behind them is kept together with what they come to.
         """
-        taken = batch.records
-        attributions = await self._ladder.attributions(self.sandbox, taken, batch.since_ns)
+        records = batch.records
+        attributions = await self._ladder.attributions(self.sandbox, records, batch.since_ns)
+        taken = list(map(_at_sending, records, attributions))
         if taken:
             await self._look_for_counters_of(taken)
         async with self._turn:
@@ -357,3 +359,14 @@ class Account:
 
     async def _work(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+
+def _at_sending(record: Record, attribution: Attribution) -> Record:
+    """Set the record's time to when its packet was sent, if only the attribution knows that.
+
+    NFLOG has no time of a packet that goes out: its record has the time when it was read. Such a
+    record could be held up, and be taken for a later packet that another process sent.
+    """
+    if attribution.sent_ns is None or record.time_ns != record.received_ns:
+        return record
+    return replace(record, time_ns=min(attribution.sent_ns, record.received_ns))

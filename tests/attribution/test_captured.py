@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
 OTHER = NETNS + 1
+#: Two clocks are not read at the same time.
+_CLOCK_NS = SECOND // 10
 
 
 def now() -> int:
@@ -76,6 +78,17 @@ def test_who_was_seen_to_send_it_is_named_with_all_that_is_known(captured: Captu
     assert found.reason == "the kernel saw it send the packet"
     tell(captured, made(7))
     assert named(captured, read()).image == image(7)
+
+
+def test_sent_packet_has_the_time_of_its_call(captured: Captured) -> None:
+    began_ns = time.time_ns()
+    tell(captured, made(7))
+    ended_ns = time.time_ns()
+    found = by(captured, read())
+    assert found.sent_ns is not None
+    assert began_ns - _CLOCK_NS <= found.sent_ns <= ended_ns + _CLOCK_NS
+    tell(captured, made(7), made(8))
+    assert by(captured, read()).sent_ns is None
 
 
 def test_of_several_that_sent_the_same_each_may_be_it(captured: Captured) -> None:

@@ -148,7 +148,7 @@ def test_of_too_many_flows_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPa
     assert [where.port for where in found._flows] == [3, 1, 4]
 
 
-def test_tally_keeps_no_flow_whose_calls_are_all_reported() -> None:
+def test_tally_drops_a_flow_after_the_report_of_its_last_call() -> None:
     found = tallied(7, 8)
     found.take_one(HERE, 7)
     assert list(found._flows) == [HERE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,7 @@ async def test_each_of_many_that_are_gone_at_once_is_named(
     middle, end = FIRST + attempts // 2, FIRST + attempts
     async with watching(lab) as watched:
         assert watched.ladder.rung == "capture", watched.ladder.reason
+        began_ns = time.time_ns()
         # Two that start them, at the same time: so parents differ too.
         running = [
             attackers.start(lab.sandbox_namespace, numbers, flags, mask=mask)
@@ -66,6 +68,7 @@ async def test_each_of_many_that_are_gone_at_once_is_named(
             *(asyncio.to_thread(attackers.truth, each) for each in running)
         )
         await watched.until(attempts, protocol=17 if flags & UDP else 6)
+        ended_ns = time.time_ns()
         lost = watched.ladder.lost
     truth = truths[0] | truths[1]
     verdicts = Counter(
@@ -74,6 +77,8 @@ async def test_each_of_many_that_are_gone_at_once_is_named(
         if (number := swarm.number_of(record)) in truth
     )
     assert verdicts.total() == attempts
+    for _, by in watched.found:
+        assert by.process is None or (by.sent_ns or 0) in range(began_ns, ended_ns)
     assert verdicts["right"] >= _ENOUGH * attempts, (verdicts, lost)
     assert set(verdicts) <= {"right", "unknown"}
 

@@ -1,4 +1,4 @@
-"""The sender of packets that one event reports: each is counted for its sender, or for nobody."""
+"""Senders of packets that one event reports: no packet is counted for another process."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import subprocess
 import textwrap
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
 import ocsf_nft
-from ocsf_nft.accounting import schedule
-from ocsf_nft.attribution import tally
+from ocsf_nft.accounting import schedule, telling
+from ocsf_nft.attribution import ladder, tally
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from ocsf_nft.service import accounts
 from tests.kernel import scripted
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-#: Each process says how often it tries which port.
+#: Each process prints the port, its own number, and how often it tries.
 _PROGRAM = """
 class Refused(contextlib.suppress):
     def __enter__(self): time.sleep({pause_seconds})
@@ -81,8 +81,9 @@ for _ in range(2):
 for _ in range(2):
     os.wait()
 """
-#: The capture reports only some of the first port's calls, and frames only one by one.
+#: The capture does not report all calls to the first port, and frames only one by one.
 _SILENT, _FRAMES = 1004, 1007
+_SECOND: Final = 1_000_000_000
 
 
 class _Reported(NamedTuple):
@@ -97,11 +98,23 @@ class _Reported(NamedTuple):
     events: defaultdict[int, list[object]]
 
 
-async def test_packets_of_one_event_are_counted_for_their_senders(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A reading between the packets would make their sender uncertain.
-    _report_the_rest_at_the_end(monkeypatch)
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait longer for the call of a logged packet: its process may be stopped in between."""
+    monkeypatch.setattr(ladder, "_LATER_SECONDS", 1.0)
+
+
+@pytest.fixture
+def _reported_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report each flow's first packet alone, and all others together when the service stops."""
+    monkeypatch.setattr(schedule, "_FIRST_STEP_NS", 60 * _SECOND)
+    monkeypatch.setattr(schedule, "OVER_NS", 60 * _SECOND)
+    monkeypatch.setattr(telling, "OVER_NS", 60 * _SECOND)
+
+
+# A report between the packets would make their sender uncertain.
+@pytest.mark.usefixtures("_reported_at_the_end")
+async def test_packets_of_one_event_are_counted_for_their_senders(lab: Lab, tmp_path: Path) -> None:
     truth, reported = await _reported(lab, tmp_path)
     _check(truth, reported)
     for (port, pid), times in truth.items():
@@ -110,31 +123,27 @@ async def test_packets_of_one_event_are_counted_for_their_senders(
     assert sum(times for (port, _), times in reported.named.items() if port == _SILENT) < 100
 
 
-async def test_packets_around_a_reading_are_counted_for_nobody_else(
+async def test_packets_around_a_reading_are_counted_for_their_senders(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounts, "_READ_SECONDS", 0.001)
-    monkeypatch.setattr(accounts, "_GRACE_SECONDS", 0.001)
+    for setting in ("_READ_SECONDS", "_LONGEST_SECONDS", "_GRACE_SECONDS"):
+        monkeypatch.setattr(accounts, setting, 0.001)
     monkeypatch.setattr(schedule, "_FIRST_STEP_NS", 1)
     truth, reported = await _reported(lab, tmp_path, pause_seconds=0.002)
     _check(truth, reported)
-    assert len(reported.events[1003]) > 3
-    assert {port for port, _ in reported.named} == {port for port, _ in truth}
+    for (port, pid), times in truth.items():
+        is_named = port in {_SILENT, _FRAMES} or reported.named[port, pid] == times
+        assert is_named, f"{times} of {pid} to {port}: {reported.events[port]}"
 
 
-async def test_packets_of_evicted_flows_are_counted_for_nobody_else(
+@pytest.mark.usefixtures("_reported_at_the_end")
+async def test_packets_of_evicted_flows_are_counted_for_no_other_process(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _report_the_rest_at_the_end(monkeypatch)
     monkeypatch.setattr(tally, "_FLOWS", 3)
     truth, reported = await _reported(lab, tmp_path)
     _check(truth, reported)
     assert reported.named.total() < truth.total() // 2
-
-
-def _report_the_rest_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Report each flow's first packet alone, and all others together when the service stops."""
-    monkeypatch.setattr(schedule, "_FIRST_STEP_NS", 60 * 1_000_000_000)
 
 
 def _check(truth: Counter[tuple[int, int]], reported: _Reported) -> None:

@@ -51,7 +51,7 @@ class Given:
         if self.error is not None:
             raise self.error
         self.at_ns += SECOND // 2
-        return reading(self.counts, self.at_ns)
+        return replace(reading(self.counts, self.at_ns), began_ns=self.at_ns - 1)
 
 
 def batch(*records: Record) -> Batch:
@@ -386,7 +386,7 @@ class Seeing(Ladder):
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
         assert sandbox == "sb"
-        assert began_ns <= record.received_ns  # when the reading of the counters began
+        assert began_ns == record.received_ns - 1  # when the reading of the counters began
         self.windows.append(packets)
         return _by(1 + len(self.windows)) if record.destination_port != 81 else None
 
