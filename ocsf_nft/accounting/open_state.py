@@ -200,6 +200,7 @@ _ATTRIBUTION: Final[Mapping[str, _Reader]] = {
     "unnamed": _PACKETS,
     "user_name": _MAY_BE_TEXT,
     "group_name": _MAY_BE_TEXT,
+    "sent_ns": _maybe(_LONG),
 }
 _STREAK: Final[Mapping[str, _Reader]] = {
     "identity": _text,
