@@ -80,6 +80,8 @@ for _ in range(2):
     child(by_tcp, 1008, 100)
 for _ in range(2):
     os.wait()
+for port in range(2000, 2000 + {flood_flows}):
+    with refused: tcp().connect((TO4[0], port))
 """
 #: The capture does not report all calls to the first port, and frames only one by one.
 _SILENT, _FRAMES = 1004, 1007
@@ -141,7 +143,7 @@ async def test_packets_of_evicted_flows_are_counted_for_no_other_process(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tally, "_FLOWS", 3)
-    truth, reported = await _reported(lab, tmp_path)
+    truth, reported = await _reported(lab, tmp_path, flood_flows=2200)
     _check(truth, reported)
     assert reported.named.total() < truth.total() // 2
 
@@ -155,7 +157,7 @@ def _check(truth: Counter[tuple[int, int]], reported: _Reported) -> None:
 
 
 async def _reported(
-    lab: Lab, state_dir: Path, pause_seconds: float = 0
+    lab: Lab, state_dir: Path, *, pause_seconds: float = 0, flood_flows: int = 0
 ) -> tuple[Counter[tuple[int, int]], _Reported]:
     sandbox = {
         "name": "agent",
@@ -163,10 +165,12 @@ async def _reported(
         "proxy": [f"{GATEWAY4}:{PROXY_PORT}"],
         "install": True,
     }
+    program = textwrap.dedent(_PROGRAM).replace("{pause_seconds}", str(pause_seconds))
+    program = program.replace("{flood_flows}", str(flood_flows))
     config = ocsf_nft.parse({"sandbox": [sandbox], "state_dir": str(state_dir)}, where="test")
     reported = _Reported(Counter(), Counter(), Counter(), defaultdict(list))
     async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(40):
-        running = asyncio.create_task(asyncio.to_thread(_run, lab, pause_seconds))
+        running = asyncio.create_task(asyncio.to_thread(_run, lab, program))
         running.add_done_callback(lambda _: service.stop())
         async for event in service:
             port = event.get("dst_endpoint", {}).get("port", 0)
@@ -180,8 +184,7 @@ async def _reported(
     return await running, reported
 
 
-def _run(lab: Lab, pause_seconds: float) -> Counter[tuple[int, int]]:
-    program = textwrap.dedent(_PROGRAM).replace("{pause_seconds}", str(pause_seconds))
+def _run(lab: Lab, program: str) -> Counter[tuple[int, int]]:
     done = lab.sandbox_namespace.call(
         lambda: subprocess.run(
             [*scripted.BY, f"{scripted.START}\n{program}"],
