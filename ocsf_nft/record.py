@@ -97,6 +97,14 @@ class Record:
     captured_sum: int | None = field(default=None, compare=False)
     origin: Origin = field(compare=False)
 
+    @property
+    def is_timed_when_read(self) -> bool:
+        """Whether ``time_ns`` is when the record was read; the packet may be older.
+
+        NFLOG has no time of a packet that goes out.
+        """
+        return self.time_ns == self.received_ns
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:

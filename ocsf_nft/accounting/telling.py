@@ -173,13 +173,8 @@ class Telling:
 
 
 def _is_later(record: Record, last_ns: int) -> bool:
-    """Tell whether the kernel logged a record's packet after a time.
-
-    NFLOG has no time of a packet that goes out: its record has the time when it was read, and the
-    packet may be older.
-    """
-    is_exact = record.time_ns != record.received_ns
-    return is_exact and record.time_ns > last_ns + _CLOCKS_APART_NS
+    """Return whether the kernel logged a record's packet after a time, as far as is known."""
+    return not record.is_timed_when_read and record.time_ns > last_ns + _CLOCKS_APART_NS
 
 
 class Tellings(dict["Key", Telling]):

@@ -362,11 +362,11 @@ class Account:
 
 
 def _at_sending(record: Record, attribution: Attribution) -> Record:
-    """Set the record's time to when its packet was sent, if only the attribution knows that.
+    """Set the record's time to when its packet was sent, if only the attribution has that time.
 
-    NFLOG has no time of a packet that goes out: its record has the time when it was read. Such a
-    record could be held up, and be taken for a later packet that another process sent.
+    With the time when it was read, a late record would be taken for one of a later packet. That
+    packet may be another process's.
     """
-    if attribution.sent_ns is None or record.time_ns != record.received_ns:
+    if attribution.sent_ns is None or not record.is_timed_when_read:
         return record
     return replace(record, time_ns=min(attribution.sent_ns, record.received_ns))
