@@ -132,7 +132,9 @@ def test_more_than_can_be_looked_through_are_refused_and_the_next_lookup_works(
         with pytest.raises(TooManySocketsError):
             either.by_port(UDP, 4, port, deadline_ns=soon())
         monkeypatch.setattr(socket_files, "MOST_SOCKETS", 500)
-        assert len(either.by_port(UDP, 4, port, deadline_ns=soon())) == 500
+        # The kernel may leave one out of its text while sockets of other programs are closed.
+        counts = [len(either.by_port(UDP, 4, port, deadline_ns=soon())) for _ in range(5)]
+        assert max(counts) == 500
 
 
 def test_a_lookup_ends_when_its_time_is_over(either: Tables) -> None:
