@@ -65,6 +65,7 @@ class Rsyslog:
     async def start(self) -> None:
         config = self.folder / "config"
         config.write_text(self._config())
+        self._remove_torn_line()
         with (self.folder / "said").open("ab") as said:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
                 ["rsyslogd", "-n", "-f", config, "-i", self.folder / "pid"],
@@ -113,6 +114,14 @@ class Rsyslog:
         async with asyncio.timeout(20):
             while len(self.kept) < number:  # noqa: ASYNC110 - another process tells nothing
                 await asyncio.sleep(0.02)
+
+    def _remove_torn_line(self) -> None:
+        """Remove the half line that a killed rsyslog left at the end of its file.
+
+        The next one appends to that file, and would continue the line with its first message.
+        """
+        with contextlib.suppress(FileNotFoundError), (self.folder / "kept").open("rb+") as kept:
+            kept.truncate(kept.read().rfind(b"\n") + 1)
 
     async def _listens(self) -> bool:
         try:

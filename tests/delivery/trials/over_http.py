@@ -163,8 +163,12 @@ class Splunk(OverHttp):
     def table(self) -> dict[str, Any]:
         found = super().table
         if self._with_ack:
+            is_slow = self._setting.is_slow
             # Two answers at least make an acknowledgement.
-            found |= {"ack_seconds": 0.8, "timeout_seconds": 1.0}
+            found |= {
+                "ack_seconds": 0.8 if is_slow else 20.0,
+                "timeout_seconds": 1.0 if is_slow else 25.0,
+            }
         return found | {"token": {"file": str(self._setting.secret)}}
 
     async def kill(self) -> None:

@@ -139,13 +139,14 @@ class Kafka(Receiver):
 
     @property
     def table(self) -> dict[str, Any]:
+        is_cut_soon = self._setting.is_slow or self._setting.is_cut_soon
         return {
             "type": "kafka",
             "servers": [self._broker.host if self._relay is None else self._relay.host],
             "topic": "ocsf",
             # It forgets what is more than 5 MiB of a partition; and poison has to be seen.
             "compress": not self._setting.is_strict,
-            "timeout_seconds": 1.0,
+            "timeout_seconds": 1.0 if is_cut_soon else 20.0,
             **self._setting.tls,
             **self._setting.secrets("password", sasl="PLAIN", user="me"),
         }

@@ -30,6 +30,9 @@ class Setting:
     With ``certificates`` it speaks TLS, and the sink trusts what is in ``trusted``. Where it
     ``is_locked`` it wants what is in ``secret``. One that ``is_slow`` can be held up, one that
     ``is_strict`` rejects some events.
+
+    A delivery may take as long as on a busy machine, so that nothing is sent twice; with
+    ``is_cut_soon`` it may not, for receivers that leave a client waiting while they are down.
     """
 
     folder: Path
@@ -38,6 +41,7 @@ class Setting:
     is_locked: bool = False
     is_slow: bool = False
     is_strict: bool = False
+    is_cut_soon: bool = False
 
     @property
     def trusted(self) -> Path:

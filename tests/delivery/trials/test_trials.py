@@ -163,7 +163,7 @@ async def pumping(run: Run) -> AsyncIterator[None]:
 @pytest.mark.parametrize("name", KINDS)
 async def test_who_is_down_for_a_while_misses_nothing(name: str, setting: Setting) -> None:
     kind = KINDS[name]
-    async with trial(name, setting) as (receiver, run):
+    async with trial(name, replace(setting, is_cut_soon=True)) as (receiver, run):
         await receiver.start()
         await run.deliver(receiver.table)
         progress = run.forwarder.progress
