@@ -429,10 +429,14 @@ def test_whoever_changes_very_much_of_his_own_makes_one_alarm_and_no_fight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(nfnetlink, "_NOTICE_BYTES", 1)
-    one = post()
+    one = post(begins=False)
     chains = "".join(f"add chain ip theirs c{number}; " for number in range(200))
-    for _ in range(sentry.MOST_TIMES + 2):
+    tampered = sentry.MOST_TIMES + 2
+    for _ in range(tampered):
+        # Nothing reads meanwhile: a reader that is quick enough would lose no notice.
         _tamper(fenced, f"add table ip theirs; {chains} delete table ip theirs")
+        one.sentry._turn()
+    assert one.told.qsize() == tampered
     assert "maybe to other tables" in one.alteration().changes
     assert not one.sentry.is_resting
     assert one.rest() == []
