@@ -435,7 +435,7 @@ def test_whoever_changes_very_much_of_his_own_makes_one_alarm_and_no_fight(
     for _ in range(tampered):
         # Nothing reads meanwhile: a reader that is quick enough would lose no notice.
         _tamper(fenced, f"add table ip theirs; {chains} delete table ip theirs")
-        one.sentry._turn()
+        one.sentry._see(one.sentry._posts[0])
     assert one.told.qsize() == tampered
     assert "maybe to other tables" in one.alteration().changes
     assert not one.sentry.is_resting
