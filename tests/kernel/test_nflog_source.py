@@ -99,7 +99,7 @@ async def test_a_flood_is_accounted_for_exactly_and_batching_follows_it(
         batches = source.batches()
         assert source._pace.batching is CALM
         flood = attempting(namespace, 0, 40_000, "flood")
-        # On a busy machine the end of the flood may be slow enough to be calm again.
+        # On a busy machine the flood may end slowly; the batching is then calm again.
         seen = set()
 
         def has_all(batch: Batch) -> bool:

@@ -31,8 +31,8 @@ class Setting:
     ``is_locked`` it wants what is in ``secret``. One that ``is_slow`` can be held up, one that
     ``is_strict`` rejects some events.
 
-    A delivery may take as long as on a busy machine, so that nothing is sent twice; with
-    ``is_cut_soon`` it may not, for receivers that leave a client waiting while they are down.
+    With ``is_cut_soon`` a delivery is cut after a second, and may be sent twice. It is for a trial
+    with a receiver that leaves its client waiting while it is down (Kafka).
     """
 
     folder: Path
