@@ -50,9 +50,19 @@ _WAYS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 
 
+def _add_links() -> None:
+    subprocess.run(["ip", "-batch", "-"], input=_LINKS, text=True, check=True)
+    # A worker of the kernel adds the route to an own IPv6 address after the address.
+    table = ["ip", "-6", "route", "show", "table", "local", "fd00::2"]
+    for _ in range(1000):
+        if subprocess.run(table, capture_output=True, check=True).stdout:
+            return
+    pytest.fail("no local route to fd00::2")
+
+
 def test_survey_returns_the_links_and_neighbours_towards_each_address() -> None:
     def check() -> None:
-        subprocess.run(["ip", "-batch", "-"], input=_LINKS, text=True, check=True)
+        _add_links()
         for address, uplinks, neighbours in _WAYS:
             found = links.survey(Namespace(), [ip_address(address)])
             assert set(found.links) == {"d0", "d1", "br0"}
@@ -67,7 +77,7 @@ def test_survey_returns_the_links_and_neighbours_towards_each_address() -> None:
 
 def test_survey_of_a_device_accepts_a_routed_one_alone() -> None:
     def check() -> None:
-        subprocess.run(["ip", "-batch", "-"], input=_LINKS, text=True, check=True)
+        _add_links()
         (d0,) = (link.ifindex for link in rtnetlink.links() if link.name == "d0")
         found = links.survey_device(Namespace(), "d0")
         assert (found.links, found.ifindex) == (("d0",), d0)
