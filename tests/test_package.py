@@ -91,7 +91,7 @@ def tree(tmp_path: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", *_OBJECTS)
     for name in ("ocsf_nft", "rules"):
         shutil.copytree(_ROOT / name, made / name, ignore=ignored)
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(_ROOT / name, made)
     return made
 
@@ -117,6 +117,7 @@ def test_the_wheel_carries_the_rulesets_the_types_and_the_programs_with_their_so
     assert {"ocsf_nft/rules/sandbox.nft", "ocsf_nft/rules/guard.nft", "ocsf_nft/py.typed"} <= names
     modules = {str(path.relative_to(tree)) for path in (tree / "ocsf_nft").rglob("*.py")}
     assert modules <= names
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     assert "capture.bpf.c" in _SOURCES
     assert {f"{_PROGRAMS}/{name}" for name in _SOURCES | _OBJECTS} <= names
     # An object of either kernel is one that its loader knows: ELF, for BPF (elf.h, EM_BPF).

@@ -30,11 +30,11 @@ async def test_a_record_tells_the_event_and_what_it_is_routed_by() -> None:
     (told,) = server.taken
     assert attributes(told.resource.attributes) == {
         "service.name": "ocsf-nft",
-        "service.version": "0.1.0",
+        "service.version": "0.2.0",
         "host.name": "host-1",
     }
     (scope,) = told.scope_logs
-    assert (scope.scope.name, scope.scope.version) == ("ocsf-nft", "0.1.0")
+    assert (scope.scope.name, scope.scope.version) == ("ocsf-nft", "0.2.0")
     record = server.records[2]
     assert plain(record.body) == batch[2].event()
     assert record.time_unix_nano == 1_767_225_600_002_000_000
