@@ -67,7 +67,13 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     ] = None,
     lines: Annotated[
         int,
-        typer.Option("--lines", "-n", help="The last so many; 0 for all.", min=0, metavar="N"),
+        typer.Option(
+            "--lines",
+            "-n",
+            help="The last N. 0: all, or with --follow only new ones.",
+            min=0,
+            metavar="N",
+        ),
     ] = 20,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what is kept from now on.")
@@ -144,7 +150,8 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
             _show_dead(archives, sink, form, wanted)
         else:
             shown = _Shown(archives, wanted, lambda found: _write(found, version, write))
-            shown.last(lines or None)
+            if lines or not follow:
+                shown.last(lines or None)
             if follow:
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
                 with contextlib.suppress(KeyboardInterrupt):  # that is how it ends

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from importlib import import_module
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -117,7 +118,7 @@ def test_they_are_told_in_another_version(state: Path) -> None:
 
 def test_what_is_kept_later_is_followed_also_in_a_store_that_is_begun_anew(state: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "ocsf_nft", "events", "--state-dir", state, "-n", "0", "-f",
+        [sys.executable, "-m", "ocsf_nft", "events", "--state-dir", state, "-n", "100", "-f",
          "--format", "jsonl"], stdout=subprocess.PIPE,
     ) as process:  # fmt: skip
         killing = threading.Timer(20, process.kill)
@@ -161,6 +162,25 @@ def test_what_is_kept_while_others_are_shown_is_left_to_who_follows(
         asyncio.run(_put(state / FILE, lines([KEPT[1]])))
         events.last(number)
     assert shown == lines(KEPT[::2])[-(number or len(KEPT)) :]
+
+
+def test_events_follow_with_no_lines_shows_only_new_events(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("ocsf_nft.cli.events")
+    (new,) = _events("new")
+    shown: list[bytes] = []
+
+    def sleep(_seconds: float) -> None:
+        if shown:
+            raise KeyboardInterrupt
+        asyncio.run(_put(state / FILE, [new]))
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(module.output, "write", shown.append)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    module.events(state_dir=state, lines=0, follow=True, form="jsonl")
+    assert b"".join(shown) == new + b"\n"
 
 
 async def _put(path: Path, events: list[bytes]) -> None:
