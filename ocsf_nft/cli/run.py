@@ -11,6 +11,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import structlog
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 _REPLAY: Final = "replay:"
+#: A second signal within this time is the first one again: GNU timeout signals its child and then
+#: the whole process group.
+_REPEATED_SIGNAL_SECONDS: Final = 1.0
 
 
 def run(  # noqa: PLR0913, PLR0917 - each is an option
@@ -126,10 +130,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     allows.
 
     Ctrl-C and SIGTERM: what the kernel has logged by then is kept and delivered, then exit 0. What
-    a sink does not take within some seconds is delivered by the next run. A second one ends it at
-    once, exit 3. SIGHUP reads --config again, for its sinks, severities and findings; without
-    --config it ends the run too. On a failure the fence stays. Exit 1: a fence was fought over, and
-    does not stand at the end.
+    a sink does not take within some seconds is delivered by the next run. A second one, more than a
+    second after the first, ends it at once: exit 3. SIGHUP reads --config again, for its sinks,
+    severities and findings; without --config it ends the run too. On a failure the fence stays.
+    Exit 1: a fence was fought over, and does not stand at the end.
 
     Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), CAP_SYS_ADMIN to enter another one,
     CAP_SYS_PTRACE to find that of another user's process and to look at processes, CAP_BPF and
@@ -290,15 +294,17 @@ async def _until_signal(
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(_Impatient(thread_name_prefix="asyncio"))
-    asked = False
+    first: float | None = None
 
     def end(number: int, _frame: object) -> None:
-        nonlocal asked
-        # SIGHUP is nobody's impatience: a closing terminal sends it twice, systemd after SIGTERM.
-        if number != signal.SIGHUP:
-            if asked:
-                _end_at_once()
-            asked = True
+        nonlocal first
+        # A closing terminal sends SIGHUP twice, and systemd sends it after SIGTERM.
+        if number == signal.SIGHUP:
+            return
+        if first is None:
+            first = monotonic()
+        elif monotonic() - first >= _REPEATED_SIGNAL_SECONDS:
+            _end_at_once()
 
     before = {number: signal.getsignal(number) for number in _ending_signals()}
     for number in before:

@@ -273,7 +273,7 @@ def test_a_second_signal_ends_a_run_whose_output_nobody_reads(
         for _ in range(2):
             process.send_signal(signal.SIGHUP)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)
+            process.wait(1.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 3
         if process.stderr is not None:
