@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -185,9 +186,35 @@ def test_help_is_there_at_once_and_shows_an_example_for_each_command() -> None:
     commands = [line.split()[0] for line in overview.partition("Commands:")[2].splitlines()[1:] if (
         line.startswith("  ") and line.strip() and not line.startswith("  Try"))]  # fmt: skip
     assert len(commands) == 13
+    assert "..." not in overview.partition("Commands:")[2], "a summary does not fit 80 columns"
     helped = {each: forked.run(each, "--help", check=True).stdout for each in commands}
     examples = "Example: ocsf-nft ", "Example: dmesg | ocsf-nft"
     assert [each for each, text in helped.items() if not any(map(text.count, examples))] == []
+
+
+def test_version_is_the_package_s_and_h_is_short_for_help() -> None:
+    assert (
+        forked.run("--version", check=True).stdout == f"ocsf-nft {metadata.version('ocsf-nft')}\n"
+    )
+    for command in ((), ("events",), ("run",)):
+        helped = forked.run(*command, "--help", check=True).stdout
+        assert forked.run(*command, "-h", check=True).stdout == helped
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_completes_commands_and_options(shell: str) -> None:
+    script = forked.run("--show-completion", shell, check=True).stdout
+    assert "_OCSF_NFT_COMPLETE" in script
+    for typed, completed in (("ocsf-nft eve", "events"), ("ocsf-nft events --foll", "--follow")):
+        asked = {
+            "_OCSF_NFT_COMPLETE": f"complete_{shell}",
+            "_TYPER_COMPLETE_ARGS": typed,
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(typed.count(" ")),
+        }
+        done = forked.run(env=os.environ | asked, check=False)
+        assert completed in done.stdout, done.stderr
 
 
 @pytest.mark.kernel  # for the packets, which Linux's sockets send

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import traceback
-from typing import Final, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -30,12 +30,21 @@ from ocsf_nft.cli.tail import tail
 from ocsf_nft.cli.validate import validate
 from ocsf_nft.errors import OcsfNftError
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - slow to import
+
+        output.write(f"ocsf-nft {version('ocsf-nft')}\n".encode())
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="ocsf-nft",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Fence a sandbox with nftables, and report every attempt to get round its egress proxy "
         "as OCSF events.\n\n"
@@ -44,6 +53,24 @@ app = typer.Typer(
     ),
     epilog="Try it: ocsf-nft demo (as root; leaves nothing behind).",
 )
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Accept the options that stand before a command."""
+
+
 for command in (
     install,
     verify,

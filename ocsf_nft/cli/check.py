@@ -71,7 +71,7 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
         ),
     ] = False,
 ) -> None:
-    """Try what this host can do, read its rules, and tell what is in a fence's way.
+    """Check what this host can do, and what would block a fence.
 
     Exit 0: a fence stands here, its records are read, and no rule of others drops what it accepts.
     1: it stands, but can't report, or something drops what it accepts, or may. 3: none stands.

@@ -24,11 +24,11 @@ def config(
         typer.Option("--connect", help="Open each sink too, as a run would, and close it again."),
     ] = False,
 ) -> None:
-    """Check a configuration file, and say what a run would make of it.
+    """Check a configuration file, and show what a run would do.
 
-    Looks at what is written there, and whether what it takes is installed. With --connect each
-    sink is opened: its secrets and certificates are read, its receiver is connected to; no event
-    is sent. Exit 0: it is good. 2: it isn't, in one sentence. 3: a sink can't be opened.
+    Checks each key, and whether the libraries of its sinks are installed. With --connect each sink
+    is opened: its secrets and certificates are read and its receiver is connected; no event is
+    sent. Exit 0: it is good. 2: it isn't, in one sentence. 3: a sink can't be opened.
 
     Needs no privilege but to read what the file names.
 

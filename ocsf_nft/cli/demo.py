@@ -6,7 +6,7 @@ from __future__ import annotations
 
 
 def demo() -> None:
-    """Fence a throw-away sandbox, try to get out, and show what is reported.
+    """Fence a throw-away sandbox, try to get out, show the events.
 
     Makes two network namespaces, lets real programs try, and removes everything at the end, also
     when it is interrupted. Nothing leaves this machine. Needs root.

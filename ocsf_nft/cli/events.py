@@ -112,16 +112,16 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         ),
     ] = None,
 ) -> None:
-    """List the events that are kept, on standard output: the last 20, or those that are asked for.
+    """List stored events: the last 20, or those that match.
 
-    A run keeps each event until every sink has it, and for a while after that (30 days or 1 GiB, if
-    the configuration doesn't say otherwise). Whoever runs goes on meanwhile. --follow ends with
+    A run stores each event until every sink has it, and then for 30 days or until the store has
+    1 GiB, if the configuration doesn't say otherwise. A run may go on meanwhile. --follow ends with
     Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store.
 
-    What a sink refuses stays apart: --dead lists it, and --dead --retry has the run (or the next
-    one) send it again, when the sink has been put right.
+    Events that a sink refuses are dead letters: --dead lists them. When the sink is repaired,
+    --dead --retry has the run, or the next one, send them again.
 
-    Reads the store alone: root's, by default. Needs no capability.
+    Reads only the store, which root alone may read by default. Needs no capability.
 
     Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
     """

@@ -25,10 +25,10 @@ def explain(
     ],
     config: options.TellingConfig = None,
 ) -> None:
-    """Take one line apart, field by field, and tell where each value is from.
+    """Show a line field by field, and the source of each value.
 
-    A line of a kernel log is shown as it was read, and as the event that it becomes, which is
-    printed on standard output. An event is shown as it is.
+    A line of a kernel log is shown as it was read, and as the event that it is converted to. That
+    event is printed on standard output. An event is shown as it is.
 
     Exit 1: the line is neither, and why. Needs no privilege.
 

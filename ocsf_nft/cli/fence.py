@@ -37,7 +37,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         bool, typer.Option("--dry-run", help="Print the ruleset and change nothing.")
     ] = False,
 ) -> None:
-    """Fence a sandbox, atomically; replaces its fence when one stands.
+    """Fence a sandbox, or replace its fence, in one transaction.
 
     With --permissive it refuses nothing, and what it would refuse is reported all the same. With
     --own a run that watches it holds its tables: no other process can change them then, `remove`
@@ -130,7 +130,9 @@ def remove(
     device: options.Device = None,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
 ) -> None:
-    """Take a sandbox's fence away, its guard on the host too. Prints the event of it.
+    """Remove a sandbox's fence, and its guard on the host.
+
+    Prints the event of the removal.
 
     Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
 

@@ -115,7 +115,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     ] = "1GiB",
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
 ) -> None:
-    """Watch fenced sandboxes and write an event for each packet refused.
+    """Watch fenced sandboxes and emit an event for each attempt.
 
     A file may name a host_log as well: what this host's other firewalls log becomes events too.
 

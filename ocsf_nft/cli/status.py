@@ -40,7 +40,9 @@ def status(
         typer.Option("--metrics", help="In Prometheus' text format, on standard output."),
     ] = False,
 ) -> None:
-    """Show that every refused packet is accounted for, whether or not a run watches.
+    """Show whether every refused packet is accounted for.
+
+    It works with and without a run that watches the sandbox.
 
     refused = reported + in flight, for each rule: what the kernel counted is told in events, or
     waits in a counter for the next one. Of what is reported, "overflowed" was told without saying

@@ -44,10 +44,10 @@ def tail(
         typer.Option("--follow", "-f", help="Go on as the file grows, over its rotation."),
     ] = False,
 ) -> None:
-    """Show the last events of a JSON Lines file, one line to read for each, on standard output.
+    """Show the last events of a JSON Lines file, one line for each.
 
-    With --follow, Ctrl-C or SIGTERM ends it, exit 0; of a pipe, all events are shown as they come,
-    until its end. In colour on a terminal, unless NO_COLOR is set. Needs no privilege.
+    Writes to standard output, in colour on a terminal unless NO_COLOR is set. From a pipe, all
+    events are shown until its end. Ctrl-C or SIGTERM ends --follow with exit 0. Needs no privilege.
 
     Example: ocsf-nft tail -f /var/log/ocsf-nft/events.jsonl
     """

@@ -46,9 +46,9 @@ def validate(
         bool, typer.Option("--json", help="One JSON object a fault, on standard output.")
     ] = False,
 ) -> None:
-    """Hold events to the OCSF schema, whoever made them: what is wrong, where, and how bad.
+    """Check events of any product against the published OCSF schema.
 
-    A line for each fault, on standard error: PATH:LINE: error: dst_endpoint.port: 70000 is more
+    One line for each fault, on standard error: PATH:LINE: error: dst_endpoint.port: 70000 is more
     than 65535. Errors are what the schema forbids; warnings (deprecated attributes, profiles
     listed in vain) don't count against an event.
 
