@@ -24,7 +24,7 @@ _PATIENCE_SECONDS = 5.0
 
 
 async def until(
-    batches: AsyncIterator[Batch], enough: Callable[[Batch], bool], *, seconds: float = 20.0
+    batches: AsyncIterator[Batch], enough: Callable[[Batch], bool], *, seconds: float = 120.0
 ) -> Batch:
     """All that came, in one batch, once that is enough; raises TimeoutError."""
     so_far = Batch()

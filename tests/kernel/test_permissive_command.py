@@ -85,9 +85,13 @@ def test_without_log_rules_what_is_let_pass_is_counted_and_told(
     with command.running(*options, "--transport", "none") as running:
         attempts.attempt(lab.sandbox_namespace, 1000, 3, "udp4")
         assert running.stop(signal.SIGTERM)[0] == 0
-    (event,) = _tried(accounts.events_of(output))
-    assert (event["count"], event["disposition"]) == (3, "Logged")
-    assert event["metadata"]["log_source"] == "nftables flows4_egress_permissive"
+    found = _tried(accounts.events_of(output))
+    # On a busy machine the counters are read between two of the packets.
+    assert sum(event["count"] for event in found) == 3
+    assert {event["disposition"] for event in found} == {"Logged"}
+    assert {event["metadata"]["log_source"] for event in found} == {
+        "nftables flows4_egress_permissive"
+    }
 
 
 def test_the_command_line_never_calls_it_a_fence_that_refuses(

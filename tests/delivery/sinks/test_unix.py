@@ -206,16 +206,16 @@ async def test_what_a_listener_says_is_nothing_to_us(listener: Listener) -> None
         assert listener.read(6) == b"A\n" * 3
 
 
-#: Reads lines, slowly, and writes each to standard output as soon as it has it.
+#: Moves bytes, slowly, to standard output. A byte that it has read is there: splice(2) moves it.
 _READER: Final = """
 import os, socket, sys, time
 listening = socket.socket(socket.AF_UNIX)
 listening.bind(sys.argv[1])
 listening.listen()
 print("ready", flush=True)
-with listening.accept()[0].makefile("rb", buffering=0) as lines:
-    for line in lines:
-        os.write(1, line)
+with listening.accept()[0] as connection:
+    while os.splice(connection.fileno(), 1, 1):
+        pass
 """
 
 
