@@ -93,11 +93,31 @@ class Post:
 
     def has_put_right(self, transaction: Transaction) -> bool:
         """Whether it came before what has been put right."""
-        return _is_by(transaction, self.covered)
+        return transaction.generation is not None and _is_by(transaction.generation, self.covered)
 
     def was_regular(self, transaction: Transaction) -> bool:
         """Whether it came before a fence that was installed in the regular way was renewed."""
-        return self.regular is not None and _is_by(transaction, self.regular)
+        return (
+            transaction.generation is not None
+            and self.regular is not None
+            and _is_by(transaction.generation, self.regular)
+        )
+
+    def generation(self) -> int:
+        """Return the present generation of the ruleset."""
+        with self._hand:
+            try:
+                return self._nftables.generation()
+            except TimeoutError:
+                self._reopen()
+                raise
+
+    def settle(self, generation: int) -> None:
+        """Take changes up to a generation for those of a regular installation."""
+        with self._hand:
+            if not _is_by(self.covered, generation):
+                return
+            self.covered = self.regular = generation
 
     def mend(self, statements: Sequence[Statement]) -> None:
         """Put the fence back by a transaction, and so right whatever came before it."""
@@ -169,8 +189,6 @@ def _opened() -> tuple[socket.socket, Nftables, int]:
         raise
 
 
-def _is_by(transaction: Transaction, generation: int) -> bool:
-    if transaction.generation is None:
-        return False
-    # The numbers begin anew at 2^32.
-    return (generation - transaction.generation) & 0xFFFFFFFF < 1 << 31
+def _is_by(earlier: int, generation: int) -> bool:
+    # The numbers begin again at 2^32.
+    return (generation - earlier) & 0xFFFFFFFF < 1 << 31

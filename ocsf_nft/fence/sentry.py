@@ -145,11 +145,25 @@ class Sentry:
             self._thread.join()
         self._close()
 
-    def adopt(self, remedy: Remedy | None, mark: tuple[int, ...] | None) -> None:
-        """Put the fence back by this from now on; by None, as it is on record, which takes longer.
+    def generations(self) -> tuple[int, ...]:
+        """Return the present generation of each ruleset that the fence is in; raises OSError."""
+        return tuple(post.generation() for post in self._posts)
 
-        ``mark`` is that of the record (:meth:`StateDirectory.mark`) that it was made for.
+    def adopt(
+        self,
+        remedy: Remedy | None,
+        mark: tuple[int, ...] | None,
+        generations: tuple[int, ...] | None = None,
+    ) -> None:
+        """Restore the fence by ``remedy`` from now on; None: from its record, which takes longer.
+
+        ``mark`` is that of the record (:meth:`StateDirectory.mark`) that the remedy was made for.
+        ``generations`` are an earlier result of :meth:`generations`, if the fence was as installed
+        at some time after that. Changes up to them then need no repair: the installer made them,
+        or they had no effect.
         """
+        for post, generation in zip(self._posts, generations or (), strict=generations is not None):
+            post.settle(generation)
         self._remedy, self._mark = remedy, mark
         self._hooked = set()
 
@@ -172,9 +186,11 @@ class Sentry:
         """Do what :func:`installer.renew` does, by the sentry's own sockets; blocks."""
         try:
             with self._state.locked():
+                # Another process may have installed it since: its changes may be unread as yet.
+                is_same = self._state.mark(self._sandbox) == self._mark
                 renewed = installer.put_back(self._sandbox, self._state, self._load)
                 remedy = self._remedy
-                if remedy is None or (renewed is not None and remedy.fits(renewed)):
+                if is_same and (remedy is None or (renewed and remedy.fits(renewed))):
                     self._mark = self._state.mark(self._sandbox)
                 else:  # somebody has installed it anew: what was prepared is not for that
                     for post in self._posts:
@@ -356,6 +372,8 @@ class Sentry:
                 # Whoever installs or removes a fence in the regular way has put that on record.
                 if self._state.mark(self._sandbox) != self._mark:
                     return "none"
+                if all(post.was_regular(each) for each in foreign):
+                    return "none"  # adopted after this thread had read them
                 if all(post.has_put_right(each) for each in foreign):
                     return "sent"  # by a look, for which this had to wait
                 if self._remedy is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.remedy import Remedy
-    from ocsf_nft.fence.sentry import Alteration
+    from ocsf_nft.fence.sentry import Alteration, Sentry
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.service.fences import Fence, Look
     from ocsf_nft.service.reporter import Reporter
@@ -292,10 +292,13 @@ class Watched:
 
     async def _prepare(self) -> None:
         """Have at hand what puts the fence back as it stands now."""
-        prepared = await asyncio.to_thread(_prepare, self.name, self._state, self._mark)
-        if prepared is not None and self._watch is not None:
-            self._watch.sentry.adopt(*prepared)
-            _, self._mark = prepared
+        if self._watch is None:
+            return
+        guard = self._watch.sentry
+        prepared = await asyncio.to_thread(_prepare, self.name, self._state, self._mark, guard)
+        if prepared is not None:
+            guard.adopt(*prepared)
+            _, self._mark, _ = prepared
 
     def _know(self, installed: Installed) -> None:
         known = fences.context(installed, self._reporter.host, self._sandbox.is_container)
@@ -361,22 +364,32 @@ def _tampering(alteration: Alteration, *, given_up: bool = False) -> Tampering:
     )
 
 
-def _prepare(
-    sandbox: str, state: StateDirectory, known: tuple[int, ...] | None
-) -> tuple[Remedy | None, tuple[int, ...] | None] | None:
-    """What puts a fence back and the mark of its record; None where the record is the known one.
+_Mark: TypeAlias = "tuple[int, ...] | None"
 
-    It takes longer without the first, which is None where nft doesn't help.
+
+def _prepare(
+    sandbox: str, state: StateDirectory, known: _Mark, guard: Sentry
+) -> tuple[Remedy | None, _Mark, tuple[int, ...] | None] | None:
+    """Return what :meth:`Sentry.adopt` takes; None if the record is the known one.
+
+    Restoring takes longer without a remedy, which is None if nft doesn't help.
     """
     mark = state.mark(sandbox)  # before the record: a newer one than this is not taken for it
     if mark == known:
         return None
     try:
+        generations = guard.generations()
         installed = state.read(sandbox)
-        return None if installed is None else remedy.prepare(installed), mark
+        if installed is None:
+            return None, mark, None
+        prepared = remedy.prepare(installed)
+        is_right = installer.verify(sandbox, state).verdict == "as installed"
+    except OSError:  # the kernel gave no answer in time: another look follows
+        return None
     except OcsfNftError as error:
         _log.warning("putting the fence back will take longer", sandbox=sandbox, reason=str(error))
-        return None, mark
+        return None, mark, None
+    return prepared, mark, generations if is_right else None
 
 
 def _remove(installed: Installed, state: StateDirectory) -> bool:

@@ -23,6 +23,7 @@ from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import ip
 from ocsf_nft.nfnetlink import SUBSYSTEM, Nftables, Statement
+from ocsf_nft.service import watched
 from tests.kernel import command, conftest
 
 if TYPE_CHECKING:
@@ -365,6 +366,95 @@ def test_what_was_prepared_is_not_put_in_the_place_of_what_was_installed_since(
     assert all(each.mended_ns is None for each in one.rest())
     assert _verdict(state) == "as installed"
     assert conftest.counted(installed.namespace)["203.0.113.7"] == 7
+
+
+def _adopt_as_a_look_does(one: Post, state: StateDirectory) -> None:
+    prepared = watched._prepare(conftest.SANDBOX, state, None, one.sentry)
+    assert prepared is not None
+    one.sentry.adopt(*prepared)
+
+
+@pytest.mark.parametrize("is_same", [False, True])
+def test_sentry_leaves_an_installation_alone_that_was_adopted_before_its_notices_were_read(
+    fenced: Lab, installed: Installed, spec: FenceSpec, state: StateDirectory,
+    post: Callable[..., Post], is_same: bool,
+) -> None:  # fmt: skip
+    """On a busy machine a look is quicker than the sentry's thread."""
+    one = post(begins=False)
+    fenced.sandbox_namespace.call(lambda: _send(7))
+    if is_same:
+        state.forget(conftest.SANDBOX)  # so that it is loaded once more
+    other = spec if is_same else replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    _adopt_as_a_look_does(one, state)
+    one.sentry.begin()
+    assert one.rest() == []
+    assert conftest.counted(installed.namespace)["203.0.113.7"] == 7
+    assert _verdict(state) == "as installed"
+
+
+def test_sentry_does_not_restore_from_the_record_of_an_installation_that_went_on(
+    fenced: Lab, installed: Installed, spec: FenceSpec, state: StateDirectory,
+    post: Callable[..., Post], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    one = post(begins=False)
+    fenced.sandbox_namespace.call(lambda: _send(7))
+    load = loading.load
+
+    def load_and_look(*arguments: Any) -> Installed:
+        _adopt_as_a_look_does(one, state)
+        return load(*arguments)
+
+    monkeypatch.setattr(loading, "load", load_and_look)
+    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    monkeypatch.setattr(loading, "load", load)
+    assert one.sentry.renew() is not None
+    one.sentry.begin()
+    assert all(each.mended_ns is None for each in one.rest())
+    assert conftest.counted(installed.namespace)["203.0.113.7"] == 7
+    assert _verdict(state) == "as installed"
+
+
+def test_sentry_restores_what_was_changed_after_an_adopted_installation(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, post: Callable[..., Post]
+) -> None:
+    one = post(begins=False)
+    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    _adopt_as_a_look_does(one, state)
+    pid = _tamper(fenced, "delete table inet ocsf_nft")
+    one.sentry.begin()
+    (told,) = one.rest()
+    assert told.mended_ns is not None
+    assert told.process is not None
+    assert told.process.pid == pid
+    assert _verdict(state) == "as installed"
+
+
+@pytest.mark.parametrize("at", ["before", "while"])
+def test_sentry_restores_what_was_changed_around_an_adoption(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, post: Callable[..., Post],
+    monkeypatch: pytest.MonkeyPatch, at: str,
+) -> None:  # fmt: skip
+    """A change that stays is no part of an installation, however early it was made."""
+    one = post(begins=False)
+    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    prepare = remedy.prepare
+
+    def prepare_late(installed: Installed) -> remedy.Remedy:
+        _tamper(fenced, "delete table inet ocsf_nft")
+        return prepare(installed)
+
+    if at == "before":
+        _tamper(fenced, "delete table inet ocsf_nft")
+    else:
+        monkeypatch.setattr(remedy, "prepare", prepare_late)
+    _adopt_as_a_look_does(one, state)
+    one.sentry.begin()
+    assert one.rest()[-1].mended_ns is not None
+    assert _verdict(state) == "as installed"
 
 
 def test_a_fence_that_was_installed_anew_is_guarded_as_such(
