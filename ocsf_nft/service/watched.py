@@ -16,11 +16,13 @@ from ocsf_nft.service import fences
 from ocsf_nft.service.to_its_end import to_its_end
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ocsf_nft.accounting.balance import Mode
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.remedy import Remedy
-    from ocsf_nft.fence.sentry import Alteration, Sentry
+    from ocsf_nft.fence.sentry import Alteration
     from ocsf_nft.fence.state import Installed, StateDirectory
     from ocsf_nft.service.fences import Fence, Look
     from ocsf_nft.service.reporter import Reporter
@@ -295,7 +297,9 @@ class Watched:
         if self._watch is None:
             return
         guard = self._watch.sentry
-        prepared = await asyncio.to_thread(_prepare, self.name, self._state, self._mark, guard)
+        prepared = await asyncio.to_thread(
+            _prepare, self.name, self._state, self._mark, guard.generations
+        )
         if prepared is not None:
             guard.adopt(*prepared)
             _, self._mark, _ = prepared
@@ -368,17 +372,18 @@ _Mark: TypeAlias = "tuple[int, ...] | None"
 
 
 def _prepare(
-    sandbox: str, state: StateDirectory, known: _Mark, guard: Sentry
+    sandbox: str, state: StateDirectory, known: _Mark, now: Callable[[], tuple[int, ...]]
 ) -> tuple[Remedy | None, _Mark, tuple[int, ...] | None] | None:
     """Return what :meth:`Sentry.adopt` takes; None if the record is the known one.
 
-    Restoring takes longer without a remedy, which is None if nft doesn't help.
+    ``now`` is :meth:`Sentry.generations`. Restoring takes longer without a remedy, which is None
+    if nft doesn't help.
     """
     mark = state.mark(sandbox)  # before the record: a newer one than this is not taken for it
     if mark == known:
         return None
     try:
-        generations = guard.generations()
+        generations = now()
         installed = state.read(sandbox)
         if installed is None:
             return None, mark, None

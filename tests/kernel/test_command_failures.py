@@ -324,7 +324,7 @@ def test_a_second_signal_ends_a_run_that_can_not_say_so(
         attempts.attempt(lab.sandbox_namespace, 0, 2000, "sweep")
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)
+            process.wait(1.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 3
     finally:

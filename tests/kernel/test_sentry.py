@@ -369,7 +369,7 @@ def test_what_was_prepared_is_not_put_in_the_place_of_what_was_installed_since(
 
 
 def _adopt_as_a_look_does(one: Post, state: StateDirectory) -> None:
-    prepared = watched._prepare(conftest.SANDBOX, state, None, one.sentry)
+    prepared = watched._prepare(conftest.SANDBOX, state, None, one.sentry.generations)
     assert prepared is not None
     one.sentry.adopt(*prepared)
 
