@@ -61,7 +61,7 @@ bench: system .venv/ready  ## Measure, beside the peers, in the same run.
 	$(SUDO) $(BIN)/python -m bench
 
 events: .venv/ready  ## Write the field guide in EVENTS.md anew.
-	$(BIN)/python -m ocsf_nft.ocsf.guide EVENTS.md
+	$(BIN)/python -m ocsf_nft.ocsf.field_guide EVENTS.md
 
 sinks: .venv/ready  ## Write the guide to sinks in SINKS.md anew.
 	$(BIN)/python -m ocsf_nft.config.guide SINKS.md

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench import calling, stage
 from bench.subject import Subject, percentile
-from ocsf_nft.attribution.capture import Capture, cookie
+from ocsf_nft.attribution.bpf_capture import Capture, cookie
 from ocsf_nft.fence import nft
 
 if TYPE_CHECKING:

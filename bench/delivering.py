@@ -22,9 +22,9 @@ from ocsf_nft.config.sinks.opensearch import OpenSearchSink
 from ocsf_nft.config.sinks.parquet import ParquetSink
 from ocsf_nft.config.sinks.syslog import SyslogSink
 from ocsf_nft.config.sinks.unix import UnixSink
-from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.retry_until_writable import Patience
 from ocsf_nft.delivery.store import Store
-from ocsf_nft.service.outlets import Outlet, Outlets
+from ocsf_nft.service.sink_delivery import Outlet, Outlets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

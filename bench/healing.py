@@ -17,9 +17,9 @@ from bench import stage
 from bench.subject import Subject, milliseconds, percentile
 from ocsf_nft import lab, netlink, nfnetlink, rtnetlink
 from ocsf_nft.fence import nft, ruleset
-from ocsf_nft.fence.changes import Changes
-from ocsf_nft.fence.keeping import Place
-from ocsf_nft.fence.sentry import MOST_TIMES
+from ocsf_nft.fence.replace_keeping_counters import Place
+from ocsf_nft.fence.ruleset_changes import Changes
+from ocsf_nft.fence.tamper_guard import MOST_TIMES
 from ocsf_nft.nfnetlink import Nftables, Statement
 
 if TYPE_CHECKING:

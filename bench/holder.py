@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from bench import command, stage
 from ocsf_nft import netns
-from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.attribution.fallback_chain import Ladder
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.attribution.fallback_chain import Top
 
 #: The rungs whose memory is measured.
 TOPS: Final[tuple[Top, ...]] = ("socket", "capture")

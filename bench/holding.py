@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.stage import Fenced
-    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.attribution.fallback_chain import Top
 
 _PROCESSES: Final = 5_000
 _ATTEMPTS: Final = 10

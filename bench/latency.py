@@ -13,7 +13,7 @@ import orjson
 from bench import disk, receivers, stage
 from bench.subject import Subject, milliseconds, percentile
 from ocsf_nft import lab
-from ocsf_nft.delivery.archive import Archive
+from ocsf_nft.delivery.stored_events import Archive
 
 if TYPE_CHECKING:
     import subprocess

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from bench import dmesg, stage
 from bench.subject import Subject
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.sandbox_accounting import Ledger
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.flow import Count, Reading, RuleReading
 from ocsf_nft.ocsf.context import Context

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from bench import receivers, stage
 from bench.subject import Subject
 from ocsf_nft import lab
-from ocsf_nft.delivery.archive import Archive
+from ocsf_nft.delivery.stored_events import Archive
 
 if TYPE_CHECKING:
     import subprocess

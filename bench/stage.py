@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench import disk
 from ocsf_nft import lab
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import installer, nft
 from ocsf_nft.fence.spec import FenceSpec

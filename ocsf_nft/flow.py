@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
-from ocsf_nft.address import packed, text_of
+from ocsf_nft.ip_text import packed, text_of
 from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:

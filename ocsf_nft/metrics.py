@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from ocsf_nft.attribution.ladder import Ladder
+    from ocsf_nft.attribution.fallback_chain import Ladder
     from ocsf_nft.delivery.forwarder import Forwarder
     from ocsf_nft.service import Service
     from ocsf_nft.service.status import Status
@@ -176,7 +176,7 @@ def _of_run(service: Service) -> Iterator[Metric]:
 def _of_ladder(ladder: Ladder) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.attribution.fallback_chain import Top
 
     rung = GaugeMetricFamily("ocsf_nft_attribution_rung", _RUNG, labels=("rung",))
     for name in get_args(Top):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 
-from ocsf_nft.accounting.balance import Balance
-from ocsf_nft.accounting.book import Lost
-from ocsf_nft.attribution.ladder import Top
+from ocsf_nft.accounting.reconciliation import Balance
+from ocsf_nft.accounting.state_db import Lost
+from ocsf_nft.attribution.fallback_chain import Top
 from ocsf_nft.metrics import exposition
 from ocsf_nft.service.status import Status
 from tests.deploy import exposed

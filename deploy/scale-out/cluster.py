@@ -21,9 +21,9 @@ import structlog
 from nats.js.errors import APIError, NotFoundError
 from pydantic import Field
 
+from ocsf_nft.config.base_table import Table
 from ocsf_nft.config.sinks.base import SecretTable, Text, TlsTable
-from ocsf_nft.config.tables import Table
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from nats.js import JetStreamContext
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.pace import Pace
-    from ocsf_nft.service.outlets import Outlet
+    from ocsf_nft.delivery.batch_settings import Pace
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.service.sink_delivery import Outlet
 
 _log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ import os
 from ctypes import CFUNCTYPE, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Final, Self
 
-from ocsf_nft import memory
+from ocsf_nft import malloc_trim
 from ocsf_nft.errors import UnsupportedError
 
 _LIBRARY: Final = "libbpf.so.1"
@@ -89,9 +89,9 @@ class Loaded:
         if not self._object:
             raise self._failure("the BPF programs can't be read")
         # To find its way it reads the types of the whole kernel, megabytes, and is done with them.
-        memory.keep_large_apart()
+        malloc_trim.keep_large_apart()
         loaded = self._library.bpf_object__load(self._object)
-        memory.give_back()
+        malloc_trim.give_back()
         if loaded < 0:
             error = self._failure("the kernel refuses the BPF programs")
             self.close()

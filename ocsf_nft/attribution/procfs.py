@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import proc
 from ocsf_nft.attribution import containers
-from ocsf_nft.attribution.users import Names
+from ocsf_nft.attribution.user_names import Names
 from ocsf_nft.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attribution.hashes import Hashes
+    from ocsf_nft.attribution.program_hashes import Hashes
 
 _MOST_ANCESTORS: Final = 16
 #: Of threads, to find one that lives.

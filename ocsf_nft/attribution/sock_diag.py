@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft import netlink
-from ocsf_nft.attribution import socket_files
-from ocsf_nft.attribution.socket_files import Files, Socket, address, too_many
+from ocsf_nft.attribution import proc_net_sockets
+from ocsf_nft.attribution.proc_net_sockets import Files, Socket, address, too_many
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attribution.socket_files import IpVersion
+    from ocsf_nft.attribution.proc_net_sockets import IpVersion
 
 NETLINK_SOCK_DIAG: Final = 4
 SOCK_DIAG_BY_FAMILY: Final = 20
@@ -190,7 +190,7 @@ class Tables:
                     number += 1
                     yield _inet_socket(answer.payload, protocol)
                 if not is_done and (
-                    number > socket_files.MOST_SOCKETS or time.monotonic_ns() > deadline_ns
+                    number > proc_net_sockets.MOST_SOCKETS or time.monotonic_ns() > deadline_ns
                 ):
                     self._forget()  # the kernel would go on with the list
                     raise too_many()
@@ -214,7 +214,7 @@ class Tables:
             except OSError as error:
                 if error.errno not in {errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EPERM}:
                     raise
-                self._lacking.update(socket_files.INET)
+                self._lacking.update(proc_net_sockets.INET)
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
         return self._socket
 

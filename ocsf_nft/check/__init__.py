@@ -11,20 +11,20 @@ import sys
 from typing import TYPE_CHECKING
 
 from ocsf_nft.check import (
-    bypassing,
+    attribution_methods,
+    bypass_paths,
+    capabilities,
+    conflicting_services,
     devices,
     diagnosis,
-    held,
-    kernel,
+    kernel_features,
     leftovers,
-    naming,
-    reading,
+    read_ruleset,
     sysctls,
-    undoing,
 )
+from ocsf_nft.check.accepted_flows import INTERNET
 from ocsf_nft.check.diagnosis import Question
 from ocsf_nft.check.finding import Finding, Place, Severity, verdict
-from ocsf_nft.check.flows import INTERNET
 from ocsf_nft.errors import OcsfNftError
 
 if TYPE_CHECKING:
@@ -87,20 +87,20 @@ def findings(asked: Question) -> Iterator[Finding]:
         )
         return
     asked.namespace.identity()
-    yield from kernel.able()
+    yield from kernel_features.able()
     if asked.device is not None:
-        yield from kernel.able_with_machines(is_wanted=not asked.device.endswith("*"))
-    yield from held.privileges()
-    yield from naming.naming(asked.namespace)
+        yield from kernel_features.able_with_machines(is_wanted=not asked.device.endswith("*"))
+    yield from capabilities.privileges()
+    yield from attribution_methods.naming(asked.namespace)
     try:
-        ruleset, around = reading.read(asked.namespace), _around(asked)
+        ruleset, around = read_ruleset.read(asked.namespace), _around(asked)
     except OcsfNftError as error:
         yield _unread(error)
     else:
         yield from diagnosis.judge(ruleset, asked)
-        yield from bypassing.ways_past(ruleset, around, asked)
+        yield from bypass_paths.ways_past(ruleset, around, asked)
         yield from leftovers.told(leftovers.leftovers(ruleset, around, asked))
-    yield from undoing.services()
+    yield from conflicting_services.services()
     yield from sysctls.settings(asked)
 
 
@@ -111,7 +111,7 @@ def blocking(asked: Question) -> tuple[Finding, ...]:
     be read, that is the one finding.
     """
     try:
-        ruleset = reading.read(asked.namespace)
+        ruleset = read_ruleset.read(asked.namespace)
     except OcsfNftError as error:
         return (_unread(error),)
     return tuple(
@@ -124,7 +124,7 @@ def remove_leftovers(asked: Question) -> Iterator[tuple[leftovers.Leftover, str 
 
     Raises UnsupportedError when the rules can't be read.
     """
-    ruleset = reading.read(asked.namespace)
+    ruleset = read_ruleset.read(asked.namespace)
     found = leftovers.leftovers(ruleset, _around(asked), asked)
     yield from leftovers.remove(found, asked.namespace)
 

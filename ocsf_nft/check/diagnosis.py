@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.check import allow, flows, journey, owners
+from ocsf_nft.check import accepted_flows, allow_commands, chain_owner, hook_path
+from ocsf_nft.check.accepted_flows import Direction
+from ocsf_nft.check.bounded_command import NoAnswerError, answer
+from ocsf_nft.check.chain_walk import Stop, TooLargeError, Walker
 from ocsf_nft.check.finding import Finding, Place
-from ocsf_nft.check.flows import Direction
-from ocsf_nft.check.programs import NoAnswerError, answer
-from ocsf_nft.check.walk import Stop, TooLargeError, Walker
 from ocsf_nft.fence import nft
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ocsf_nft.check.flows import Flow
-    from ocsf_nft.check.journey import Ending
+    from ocsf_nft.check.accepted_flows import Flow
+    from ocsf_nft.check.hook_path import Ending
     from ocsf_nft.check.ruleset import Rule, Ruleset
     from ocsf_nft.fence.values import Endpoint, Subnet
     from ocsf_nft.netns import Namespace
@@ -49,15 +49,15 @@ class Question:
     def flows(self) -> Iterator[Flow]:
         """What a fence accepts, in packets."""
         if self.device is not None:
-            machine = flows.Machine(
+            machine = accepted_flows.Machine(
                 device=self.device, subnets=self.subnets, port=self.port, uplinks=self.uplinks
             )
             # Where nothing speaks of IPv6, a VM would have none.
-            for flow in flows.of_machine(machine):
+            for flow in accepted_flows.of_machine(machine):
                 if self.subnets or flow.packet.version == 4 or 6 in self.uplinks:
                     yield flow
         for proxy in self.proxies:
-            yield from flows.of_proxy(proxy, self.links.get(proxy))
+            yield from accepted_flows.of_proxy(proxy, self.links.get(proxy))
 
 
 def judge(ruleset: Ruleset, question: Question) -> Iterator[Finding]:
@@ -103,16 +103,16 @@ def judge(ruleset: Ruleset, question: Question) -> Iterator[Finding]:
 
 def _endings(ruleset: Ruleset, question: Question) -> Iterator[Ending]:
     """Where the flows may be stopped; of our own rules, only what is certain is worth a word."""
-    hooks, walker = journey.by_hook(ruleset), Walker(ruleset)
+    hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     opening: set[tuple[Stop, bool]] = set()
     for flow in question.flows():
-        found = journey.endings(flow, hooks, walker)
+        found = hook_path.endings(flow, hooks, walker)
         # What a flow doesn't get past when it begins, it needn't get past later.
         known = opening if flow.is_later else set()
         opening = {(ending.stop, ending.is_certain) for ending in found}
         for ending in found:
             is_news = not known & {(ending.stop, True), (ending.stop, ending.is_certain)}
-            if is_news and (ending.is_certain or not owners.is_ours(ending.stop.chain.key)):
+            if is_news and (ending.is_certain or not chain_owner.is_ours(ending.stop.chain.key)):
                 yield ending
 
 
@@ -121,10 +121,10 @@ def _finding(endings: list[Ending], ruleset: Ruleset, question: Question) -> Fin
     if all(_is_published(ending) for ending in endings):
         return _published(endings, ruleset, question.namespace)
     stop, base = first.stop, first.base
-    owner = owners.owner(stop.chain, ruleset)
+    owner = chain_owner.owner(stop.chain, ruleset)
     is_certain = any(ending.is_certain for ending in endings)
     text = None if stop.rule is None else _text(stop.rule, question.namespace)
-    wish = allow.Wish(
+    wish = allow_commands.Wish(
         namespace=question.namespace,
         directions={ending.flow.direction for ending in endings},
         versions={ending.flow.packet.version for ending in endings},
@@ -134,7 +134,7 @@ def _finding(endings: list[Ending], ruleset: Ruleset, question: Question) -> Fin
         proxies=tuple({ending.flow.endpoint: None for ending in endings
                        if ending.flow.endpoint is not None}),
     )  # fmt: skip
-    commands = allow.commands(owner, base, ruleset, wish)
+    commands = allow_commands.commands(owner, base, ruleset, wish)
     return Finding(
         name="drops" if is_certain else "may-drop",
         severity="blocked",
@@ -165,7 +165,7 @@ def _is_published(ending: Ending) -> bool:
 
 def _published(endings: list[Ending], ruleset: Ruleset, namespace: Namespace) -> Finding:
     stop = endings[0].stop
-    owner = owners.owner(stop.chain, ruleset)
+    owner = chain_owner.owner(stop.chain, ruleset)
     text = None if stop.rule is None else _text(stop.rule, namespace)
     return Finding(
         name="redirects",
@@ -219,19 +219,19 @@ def _flows(endings: list[Ending]) -> str:
 
 
 def _remedy(owner: str, *, has_commands: bool) -> str:
-    if owner == owners.OURS:
+    if owner == chain_owner.OURS:
         return "a fence stands that accepts something else: install it anew"
     if not has_commands:
         return (
             f"have {owner} accept this traffic, or change the rule: no command is shown, "
             "because its names can't be written safely or only its owner can change the table"
         )
-    if owner == owners.FIREWALLD:
+    if owner == chain_owner.FIREWALLD:
         return "let firewalld pass it, by a zone and a policy of its own; they are kept"
-    if owner == owners.UFW:
+    if owner == chain_owner.UFW:
         return "let ufw pass it; the rules are kept"
     remedy = "let it pass before that rule; such a rule is gone after a restart unless it is saved"
-    if owner in owners.RESTLESS:
+    if owner in chain_owner.RESTLESS:
         remedy += f", and {owner} may put its own before it again"
     return remedy
 
@@ -247,7 +247,7 @@ def _text(rule: Rule, namespace: Namespace) -> str:
 
 def _listed(rule: Rule, namespace: Namespace) -> str | None:
     key = rule.chain
-    if not (allow.is_plain(key.table) and allow.is_plain(key.name)):
+    if not (allow_commands.is_plain(key.table) and allow_commands.is_plain(key.name)):
         return None
     command = [str(nft.find()), "-a", "-s", "-t", "list", "chain", key.family, key.table, key.name]
     try:

@@ -12,14 +12,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check import allow, owners, reading, xtables
+from ocsf_nft.check import allow_commands, chain_owner, read_ruleset, xtables
+from ocsf_nft.check.bounded_command import NoAnswerError, answer
+from ocsf_nft.check.chain_owner import IPTABLES, LEGACY, NFTABLES
 from ocsf_nft.check.finding import Finding, Place
-from ocsf_nft.check.owners import IPTABLES, LEGACY, NFTABLES
-from ocsf_nft.check.programs import NoAnswerError, answer
 from ocsf_nft.check.ruleset import is_compatible
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import nft
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -106,7 +106,7 @@ def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftov
     """
     for leftover in found:
         try:
-            now = reading.read(namespace)
+            now = read_ruleset.read(namespace)
             if not _is_unchanged(leftover, now):
                 yield leftover, "it has changed meanwhile"
                 continue
@@ -150,7 +150,7 @@ class _Wanted:
             is_gone = _MACHINE.fullmatch(device) and device not in self._present
             if is_gone:
                 return f"it is for {device}, which isn't there"
-            if device == self._device and rule.comment != allow.COMMENT:
+            if device == self._device and rule.comment != allow_commands.COMMENT:
                 return f"it is for {device}, which a fence takes care of"
         kinds = {kind for kind, _ in rule.statements}
         if any(name in self._present and name != self._device for name in _exempted(rule)):
@@ -169,7 +169,7 @@ def _is_open(chain: Chain, ruleset: Ruleset) -> bool:
         return False
     if chain.base is not None or chain.key.name == "DOCKER-USER":
         return True
-    return owners.owner(chain, ruleset) in {IPTABLES, LEGACY, NFTABLES}
+    return chain_owner.owner(chain, ruleset) in {IPTABLES, LEGACY, NFTABLES}
 
 
 def _leads_to(rule: Rule, doomed: Mapping[Key, str]) -> str | None:
@@ -276,7 +276,7 @@ def _commands(leftover: Leftover) -> Iterator[list[str]]:
             _append, _chain, *arguments = xtables.split(rule.text)
             yield [*start, "-D", key.name, *arguments]
         return
-    if not (allow.is_plain(key.table) and allow.is_plain(key.name)):
+    if not (allow_commands.is_plain(key.table) and allow_commands.is_plain(key.name)):
         raise NoAnswerError("its name can't be written safely")
     binary = str(nft.find())
     where = [key.family, key.table, key.name]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from ocsf_nft.check.packet import TCP, UDP, UNSEEN, UNTRACKED, Packet
-from ocsf_nft.check.truth import Bits, Name, Span, Truth, bits, exactly
+from ocsf_nft.check.ternary import Bits, Name, Span, Truth, bits, exactly
 
 #: Tests one value of the right side: a number, a name, a prefix, a range.
 Operand: TypeAlias = Callable[[Any], Truth]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ocsf_nft.check.truth import MARKS, NOWHERE, Bits, Name, Span, Truth, bits, exactly
+from ocsf_nft.check.ternary import MARKS, NOWHERE, Bits, Name, Span, Truth, bits, exactly
 
 TCP: Final = 6
 UDP: Final = 17

@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.check.allow import is_plain_device
+from ocsf_nft.check.allow_commands import is_plain_device
 from ocsf_nft.check.finding import Finding
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

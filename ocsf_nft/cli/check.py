@@ -145,7 +145,7 @@ def _show(found: Iterable[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ocsf_nft.ocsf.text import visible
+    from ocsf_nft.ocsf.safe_text import visible
 
     console = Console(stderr=True)
     table = Table("", "what", "meaning", "what to do")

@@ -35,7 +35,7 @@ def config(
     Example: ocsf-nft config /etc/ocsf-nft/ocsf-nft.toml --connect
     """
     from ocsf_nft.config import load
-    from ocsf_nft.service.outlets import outlets
+    from ocsf_nft.service.sink_delivery import outlets
 
     found = load(path)
     sinks = outlets(found.sinks)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocsf_nft.cli import options, output
-from ocsf_nft.cli.summary import rejected
+from ocsf_nft.cli.read_summary import rejected
 from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from ocsf_nft.errors import AbsentError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ocsf_nft.delivery.archive import Archive, Kept
+    from ocsf_nft.delivery.stored_events import Archive, Kept
 
 _PAUSE_SECONDS: Final = 0.2
 _AGO: Final = re.compile(r"([0-9]{1,6})([smhd])")
@@ -126,7 +126,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
     """
     from ocsf_nft.cli.formats import writer
-    from ocsf_nft.delivery.archive import Archive, stores
+    from ocsf_nft.delivery.stored_events import Archive, stores
 
     if (sink is not None or retry) and not dead:
         raise UsageError("--sink and --retry are about dead letters: give --dead as well")
@@ -230,7 +230,7 @@ def _filter(  # noqa: PLR0913, PLR0917 - each is one
     """Whether an event has all that is asked for; raises UsageError."""
     import orjson
 
-    from ocsf_nft.ocsf.shorthand import place_of
+    from ocsf_nft.ocsf.oneline import place_of
 
     classes = frozenset(map(_class_uid, kinds))
     least = None if severity is None else _severity(severity)
@@ -285,7 +285,7 @@ def _moment(option: str, text: str) -> int:
 
 
 def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:
-    from ocsf_nft.delivery.archive import retry
+    from ocsf_nft.delivery.stored_events import retry
 
     number = sum(retry(path, sink, uid) for path in paths)
     letters = "1 dead letter is" if number == 1 else f"{number} dead letters are"
@@ -297,8 +297,8 @@ def _show_dead(
 ) -> None:
     import orjson
 
-    from ocsf_nft.moment import utc_text
-    from ocsf_nft.ocsf.text import visible
+    from ocsf_nft.ocsf.safe_text import visible
+    from ocsf_nft.utc_text import utc_text
 
     for archive in archives:
         for letter in archive.dead(sink):

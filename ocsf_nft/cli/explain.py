@@ -14,7 +14,7 @@ from ocsf_nft.cli import options, output
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from ocsf_nft.prefixes import Prefixes
+    from ocsf_nft.log_prefixes import Prefixes
     from ocsf_nft.record import Record
 
 
@@ -77,7 +77,7 @@ def _records(line: str, prefixes: Prefixes) -> Iterator[Record]:
 
 
 def _show_event(event: Mapping[str, Any]) -> None:
-    from ocsf_nft.ocsf.fields import fields
+    from ocsf_nft.ocsf.explain_fields import fields
 
     _table("What the event says", ("field", "value", "where it is from"), fields(event))
 

@@ -141,7 +141,7 @@ def remove(
     from ocsf_nft.fence import installer
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.ocsf.context import this_host
-    from ocsf_nft.ocsf.notices import FenceState
+    from ocsf_nft.ocsf.operational_events import FenceState
     from ocsf_nft.service import fences
 
     asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
@@ -157,7 +157,7 @@ def remove(
 def _name_what_blocks(installed: Installed) -> None:
     """Say what the host's other rules drop of what a VM is let through, before it is started."""
     from ocsf_nft import check
-    from ocsf_nft.ocsf.text import visible
+    from ocsf_nft.ocsf.safe_text import visible
 
     spec = installed.spec
     if spec.tap is None:

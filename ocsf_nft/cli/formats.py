@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import orjson
 
-from ocsf_nft.cli.painting import painter
+from ocsf_nft.cli.colour_oneline import painter
 from ocsf_nft.delivery import rfc5424
 from ocsf_nft.errors import UsageError
 

@@ -9,8 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from ocsf_nft.config import Config, SandboxConfig
+    from ocsf_nft.log_prefixes import Prefixes
     from ocsf_nft.ocsf.context import Context
-    from ocsf_nft.prefixes import Prefixes
 
 # The others' own defaults again: importing those is slow. A test holds them equal.
 DEFAULT_GROUP: Final = 4001
@@ -143,8 +143,8 @@ def ocsf_version(text: str) -> str:
 
 def told(config: Path | None) -> tuple[Prefixes, Context]:
     """What foreign prefixes mean, and what matters; raises AbsentError or UsageError."""
+    from ocsf_nft.log_prefixes import Prefixes  # noqa: PLC0415 - the same
     from ocsf_nft.ocsf.context import Context  # noqa: PLC0415 - slow to import, as above
-    from ocsf_nft.prefixes import Prefixes  # noqa: PLC0415 - the same
 
     if config is None:
         return Prefixes(), Context()

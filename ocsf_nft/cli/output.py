@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final, TextIO
 
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -19,7 +19,7 @@ import typer
 
 from ocsf_nft.cli import options
 from ocsf_nft.cli.output import say, write_stderr_at_once
-from ocsf_nft.cli.summary import rejected
+from ocsf_nft.cli.read_summary import rejected
 from ocsf_nft.errors import OcsfNftError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from ocsf_nft.config import Config
-    from ocsf_nft.config.listening import Listening
+    from ocsf_nft.config.listen_address import Listening
     from ocsf_nft.service import Counts, Service
 
 _log = structlog.get_logger()
@@ -142,9 +142,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     Example: ocsf-nft run --sandbox agent --netns agent --proxy 10.0.0.1:3128 --install
     """
     from ocsf_nft import config as configuration
-    from ocsf_nft import memory, privileges, service
+    from ocsf_nft import malloc_trim, privileges, service
     from ocsf_nft.cli.logs import to_stderr_at_once
-    from ocsf_nft.delivery.shelf import FILE
+    from ocsf_nft.delivery.event_db import FILE
 
     to_stderr_at_once()
     if source.startswith(_REPLAY):
@@ -202,7 +202,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if any(each.self_heal for each in wanted.sandbox):
         privileges.go_first()
-    memory.share_heap()
+    malloc_trim.share_heap()
     privileges.keep_only(service.capabilities(wanted))
 
     counts = asyncio.run(_until_signal(lambda stop: _watch(wanted, config, stop)))
@@ -216,20 +216,20 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 
 
 async def _watch(wanted: Config, path: Path | None, stop: asyncio.Event) -> Counts:
-    from ocsf_nft import notify, service
+    from ocsf_nft import sd_notify, service
     from ocsf_nft.service import health
 
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(notify.tell, STOPPING="1")
+        stack.callback(sd_notify.tell, STOPPING="1")
         running = await stack.enter_async_context(service.Service(wanted, stop=stop))
         group = await stack.enter_async_context(asyncio.TaskGroup())
         if wanted.listen is not None:
             await stack.enter_async_context(_answering(running, wanted.listen))
-        tasks = [group.create_task(notify.keep_alive(lambda: not health.stuck(running)))]
+        tasks = [group.create_task(sd_notify.keep_alive(lambda: not health.stuck(running)))]
         if path is not None:
             tasks.append(group.create_task(_reload_on_hangup(running, path)))
         _settle(wanted)
-        notify.tell(READY="1", STATUS=_watching(wanted))
+        sd_notify.tell(READY="1", STATUS=_watching(wanted))
         await stop.wait()
         for task in tasks:
             task.cancel()
@@ -237,12 +237,12 @@ async def _watch(wanted: Config, path: Path | None, stop: asyncio.Event) -> Coun
 
 
 def _settle(wanted: Config) -> None:
-    from ocsf_nft import memory
+    from ocsf_nft import malloc_trim
 
     # What exists by now stays: a collection that looks at it again is latency for nothing.
     gc.collect()
     gc.freeze()
-    memory.give_back()
+    malloc_trim.give_back()
     say(f"ready: {_watching(wanted)}")
 
 
@@ -255,7 +255,7 @@ def _watching(wanted: Config) -> str:
 
 def _answering(running: Service, at: Listening) -> AbstractAsyncContextManager[None]:
     try:
-        from ocsf_nft.web import answering
+        from ocsf_nft.http_server import answering
     except ImportError as error:
         raise UnsupportedError("listen needs the extra ocsf-nft[http]: install it") from error
     return answering(running, at)
@@ -263,7 +263,7 @@ def _answering(running: Service, at: Listening) -> AbstractAsyncContextManager[N
 
 async def _reload_on_hangup(running: Service, path: Path) -> None:
     from ocsf_nft import config as configuration
-    from ocsf_nft import notify
+    from ocsf_nft import sd_notify
 
     hung_up = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -272,7 +272,7 @@ async def _reload_on_hangup(running: Service, path: Path) -> None:
         while True:
             await hung_up.wait()
             hung_up.clear()
-            notify.tell_reloading()
+            sd_notify.tell_reloading()
             try:
                 await running.reload(await asyncio.to_thread(configuration.load, path))
             except OcsfNftError as error:
@@ -282,7 +282,7 @@ async def _reload_on_hangup(running: Service, path: Path) -> None:
                     return  # the run has been told to stop meanwhile
             else:
                 _log.warning("reloaded", path=str(path))
-            notify.tell(READY="1")
+            sd_notify.tell(READY="1")
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

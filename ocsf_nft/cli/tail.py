@@ -53,7 +53,7 @@ def tail(
     """
     if path == "-" and sys.stdin.isatty():
         raise UsageError("name a file of events, or pipe events into it: ocsf-nft tail PATH")
-    from ocsf_nft.cli.painting import painter
+    from ocsf_nft.cli.colour_oneline import painter
 
     screen = _Screen(painter())
     if not follow:
@@ -103,7 +103,7 @@ class _Screen:
 
 
 def _descriptor_of(path: str) -> int:
-    from ocsf_nft.cli.growing import opened
+    from ocsf_nft.cli.follow_file import opened
 
     return sys.stdin.fileno() if path == "-" else opened(Path(path))
 
@@ -114,7 +114,7 @@ def _is_pipe(descriptor: int) -> bool:
 
 
 def _show_last(path: str, number: int, screen: _Screen) -> None:
-    from ocsf_nft.cli.growing import GrowingFile, lines_of_pipe
+    from ocsf_nft.cli.follow_file import GrowingFile, lines_of_pipe
 
     descriptor = _descriptor_of(path)
     if not _is_pipe(descriptor):
@@ -129,7 +129,7 @@ def _show_last(path: str, number: int, screen: _Screen) -> None:
 
 
 def _follow(path: str, number: int, screen: _Screen) -> None:
-    from ocsf_nft.cli.growing import GrowingFile, lines_of_pipe
+    from ocsf_nft.cli.follow_file import GrowingFile, lines_of_pipe
 
     descriptor = _descriptor_of(path)
     if _is_pipe(descriptor):

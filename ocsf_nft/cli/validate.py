@@ -13,7 +13,7 @@ import typer
 
 from ocsf_nft.cli import output
 from ocsf_nft.errors import AbsentError
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from typing import BinaryIO

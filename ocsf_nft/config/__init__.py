@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from ocsf_nft.config.attribution import AttributionConfig
+from ocsf_nft.config.base_table import FileName, Table, checked
 from ocsf_nft.config.events import FindingConfig, PrefixConfig, SeverityConfig
-from ocsf_nft.config.listening import Listening, listening
+from ocsf_nft.config.listen_address import Listening, listening
 from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.config.sinks import KINDS, SinkConfig, SinkTable
 from ocsf_nft.config.sinks.base import Version
 from ocsf_nft.config.sinks.file import FileSink
 from ocsf_nft.config.sinks.stdout import StdoutSink
 from ocsf_nft.config.store import StoreConfig
-from ocsf_nft.config.tables import FileName, Table, checked
 from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
 from ocsf_nft.fence.state import DEFAULT_DIRECTORY
-from ocsf_nft.prefixes import Configured, Prefixes
+from ocsf_nft.log_prefixes import Configured, Prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ocsf_nft.config.base_table import Table
 from ocsf_nft.config.store import Size
-from ocsf_nft.config.tables import Table
 
 
 class AttributionConfig(Table):

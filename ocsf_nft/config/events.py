@@ -7,13 +7,13 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from ocsf_nft.config.tables import Table, checked
+from ocsf_nft.config.base_table import Table, checked
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
+from ocsf_nft.log_prefixes import begins
 from ocsf_nft.ocsf import protocols
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
-from ocsf_nft.prefixes import begins
 from ocsf_nft.record import ForeignVerdict
 
 SeverityName: TypeAlias = Literal["informational", "low", "medium", "high", "critical"]

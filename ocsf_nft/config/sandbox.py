@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from ocsf_nft.config.tables import FileName, Table, checked
+from ocsf_nft.config.base_table import FileName, Table, checked
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec, LogTransport, Profile, Tap

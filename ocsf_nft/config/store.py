@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ocsf_nft.config.tables import FileName, Table
+from ocsf_nft.config.base_table import FileName, Table
 
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?(|[KMGT]i?B|B)")
 _AGE: Final = re.compile(r"([0-9]{1,9}) ?([smhd])")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from ocsf_nft.delivery.sinks.said import printable
+from ocsf_nft.delivery.sinks.error_text import printable
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError
 

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from ocsf_nft.delivery.backoff import Backoff
-from ocsf_nft.delivery.message import Message
-from ocsf_nft.delivery.shelf import Refused
+from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.event_db import Refused
 from ocsf_nft.delivery.sinks.base import DELIVERED, Refusal
 from ocsf_nft.errors import ClosedError, DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
-    from ocsf_nft.delivery.pace import Pace
-    from ocsf_nft.delivery.patience import Patience
-    from ocsf_nft.delivery.shelf import Dead, Stored
+    from ocsf_nft.delivery.batch_settings import Pace
+    from ocsf_nft.delivery.event_db import Dead, Stored
+    from ocsf_nft.delivery.retry_until_writable import Patience
     from ocsf_nft.delivery.sinks.base import Outcome, Sink
     from ocsf_nft.delivery.store import Store
 

@@ -19,15 +19,15 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ocsf_nft.delivery.columns import ListOf, Scalar, Struct, row_of
+from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct, row_of
 from ocsf_nft.delivery.sinks.base import Refusal
-from ocsf_nft.moment import utc_text
+from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ocsf_nft.delivery.columns import Column
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.parquet_columns import Column
 
 #: What pyarrow makes columns of while it holds the interpreter: a few milliseconds.
 _SLICE: Final = 32

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.moment import utc_text
+from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
     from typing import TypeGuard

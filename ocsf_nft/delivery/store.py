@@ -16,16 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from ocsf_nft.delivery.event_db import Shelf
 from ocsf_nft.delivery.retention import LAST
-from ocsf_nft.delivery.shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
+    from ocsf_nft.delivery.event_db import Dead, Refused, Stored
     from ocsf_nft.delivery.retention import Forgotten
-    from ocsf_nft.delivery.shelf import Dead, Refused, Stored
 
 T = TypeVar("T")
 

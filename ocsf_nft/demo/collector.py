@@ -11,7 +11,7 @@ from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 class Collector(Sink):

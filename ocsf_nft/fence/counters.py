@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from ocsf_nft import netlink, nfnetlink, userns
 from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
 from ocsf_nft.fence import ruleset
-from ocsf_nft.fence.elements import Elements
+from ocsf_nft.fence.counter_elements import Elements
 from ocsf_nft.flow import (
     KINDS,
     Count,

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import (
-    comparison,
-    forwarding,
-    kernel_log,
+    ip_forwarding,
+    kernel_log_sysctl,
     links,
-    loading,
+    load_ruleset,
     nft,
-    owners,
     ruleset,
-    standing,
+    ruleset_diff,
+    table_owner,
+    table_query,
 )
-from ocsf_nft.fence.keeping import Place
+from ocsf_nft.fence.replace_keeping_counters import Place
 from ocsf_nft.fence.spec import LADDER
 from ocsf_nft.fence.state import Installed
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.loading import LoadText
+    from ocsf_nft.fence.load_ruleset import LoadText
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
@@ -106,12 +106,15 @@ def _install(  # noqa: PLR0913, PLR0917 - what install is given, and two that it
     identity = namespace.identity()
     before = _on_record(spec.sandbox, state)
     former = None
-    places = loading.fence_places(spec)
-    if before is None or (before.identity, loading.fence_places(before.spec)) != (identity, places):
+    places = load_ruleset.fence_places(spec)
+    if before is None or (before.identity, load_ruleset.fence_places(before.spec)) != (
+        identity,
+        places,
+    ):
         # Where ours is on record, another's name on the table is a disguise.
-        former = owners.former(spec, around, namespace, state)
-    for guard in loading.guard_places(spec):
-        owners.refuse_foreign(spec.sandbox, loading.HOST, guard)
+        former = table_owner.former(spec, around, namespace, state)
+    for guard in load_ruleset.guard_places(spec):
+        table_owner.refuse_foreign(spec.sandbox, load_ruleset.HOST, guard)
     if before is not None:
         _refuse_elsewhere(before, namespace)
         spec = _with_the_past(spec, before, identity)
@@ -123,8 +126,8 @@ def _install(  # noqa: PLR0913, PLR0917 - what install is given, and two that it
         ):
             return _settled(before, state)
     if load_text is nft.load:
-        owners.refuse_held(namespace, places, state)
-        owners.refuse_held(loading.HOST, loading.guard_places(spec), state)
+        table_owner.refuse_held(namespace, places, state)
+        table_owner.refuse_held(load_ruleset.HOST, load_ruleset.guard_places(spec), state)
     intended = Installed(
         spec=spec,
         around=around,
@@ -143,7 +146,7 @@ def stands(namespace: Namespace, device: str | None = None) -> bool:
 
     Raises UnsupportedError, FenceError.
     """
-    return standing.comment(namespace, *_places(device)[0]) is not None
+    return table_query.comment(namespace, *_places(device)[0]) is not None
 
 
 def verify(
@@ -159,7 +162,7 @@ def verify(
     """
     installed = state.read(sandbox)
     if installed is None:
-        where = namespace or loading.HOST
+        where = namespace or load_ruleset.HOST
         if not stands(where, device):
             return Verification(verdict="absent")
         return Verification(
@@ -169,24 +172,24 @@ def verify(
     where = namespace or installed.namespace
     if not _is_there(installed, where):
         return Verification(verdict="absent", installed=installed)
-    found = loading.listings(installed.spec, where)
+    found = load_ruleset.listings(installed.spec, where)
     if not found:
         return Verification(verdict="absent", installed=installed)
     lines: list[str] = []
     if installed.transport == "kmsg":
         with contextlib.suppress(UnsupportedError):  # from here nobody can tell
-            if kernel_log.blocked(where) is not None:
+            if kernel_log_sysctl.blocked(where) is not None:
                 lines.append("net.netfilter.nf_log_all_netns is off: nothing refused is logged")
     if not _is_of_this_version(installed):
         lines.append("its policy is that of another version of ocsf-nft: install it again")
     lines += [
         f"{name} is off: nothing of the VM is forwarded"
-        for name in forwarding.off(installed.spec, where)
+        for name in ip_forwarding.off(installed.spec, where)
     ]
     lines += _unfenced(installed, where)
-    lines += comparison.difference(installed.listings, found)
+    lines += ruleset_diff.difference(installed.listings, found)
     if lines:
-        difference = "\n".join(comparison.shortened(lines))
+        difference = "\n".join(ruleset_diff.shortened(lines))
         return Verification(verdict="differs", difference=difference, installed=installed)
     return Verification(verdict="as installed", installed=installed)
 
@@ -206,19 +209,23 @@ def remove(
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
         if installed is not None:  # before anything is taken away
-            owners.refuse_held(loading.HOST, loading.guard_places(installed.spec), state)
-        where = namespace or (installed.namespace if installed else loading.HOST)
+            table_owner.refuse_held(
+                load_ruleset.HOST, load_ruleset.guard_places(installed.spec), state
+            )
+        where = namespace or (installed.namespace if installed else load_ruleset.HOST)
         if installed is not None:
             _refuse_elsewhere(installed, where)
         if installed is None or _is_there(installed, where):
-            places = _places(device) if installed is None else loading.fence_places(installed.spec)
-            owners.refuse_foreign(sandbox, where, places[0])
-            owners.refuse_held(where, places, state)
+            places = (
+                _places(device) if installed is None else load_ruleset.fence_places(installed.spec)
+            )
+            table_owner.refuse_foreign(sandbox, where, places[0])
+            table_owner.refuse_held(where, places, state)
             if installed is None and not stands(where, device):
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
             # First what lets the VM's packets through the host, then what holds them back.
             _release_forwarding(where.identity(), where, state, besides=sandbox)
-            loading.remove(where, places)
+            load_ruleset.remove(where, places)
         if installed is None:
             return
         _remove_guard(installed.spec)
@@ -287,8 +294,8 @@ def _on_record(sandbox: str, state: StateDirectory) -> Installed | None:
 def _may_stand(installed: Installed, namespace: Namespace) -> bool:
     """Whether a fence on record stands; by another path than one that is gone it still may."""
     return not _is_there(installed, namespace) or any(
-        standing.comment(namespace, *place) is not None
-        for place in loading.fence_places(installed.spec)
+        table_query.comment(namespace, *place) is not None
+        for place in load_ruleset.fence_places(installed.spec)
     )
 
 
@@ -311,8 +318,8 @@ def _replace(  # noqa: PLR0913, PLR0917 - what was, what is to be, and how
     if former is not None:
         state.forget(former)
     try:
-        forwarding.prepare(intended.spec, intended.namespace, state)
-        loaded = loading.load(intended, rungs, state, load_text)
+        ip_forwarding.prepare(intended.spec, intended.namespace, state)
+        loaded = load_ruleset.load(intended, rungs, state, load_text)
     except OcsfNftError:
         _undo(before, intended, state)
         raise
@@ -320,7 +327,7 @@ def _replace(  # noqa: PLR0913, PLR0917 - what was, what is to be, and how
         _remove_former(before, loaded)
     state.write(loaded)
     # Never before the fence stands.
-    forwarding.switch_on(loaded.spec, loaded.namespace, state)
+    ip_forwarding.switch_on(loaded.spec, loaded.namespace, state)
     if before is not None and before.identity != loaded.identity:
         _release_forwarding(before.identity, before.namespace, state)
     return _settled(loaded, state)
@@ -328,17 +335,17 @@ def _replace(  # noqa: PLR0913, PLR0917 - what was, what is to be, and how
 
 def _remove_former(before: Installed, now: Installed) -> None:
     """Remove what stood before, and now stands no more in its place but beside it."""
-    guard = set(loading.guard_places(before.spec)) - set(loading.guard_places(now.spec))
-    if now.identity == loading.HOST.identity():
-        guard -= set(loading.fence_places(now.spec))  # a VM's link, which has that name
+    guard = set(load_ruleset.guard_places(before.spec)) - set(load_ruleset.guard_places(now.spec))
+    if now.identity == load_ruleset.HOST.identity():
+        guard -= set(load_ruleset.fence_places(now.spec))  # a VM's link, which has that name
     if guard:
         _remove_guard(before.spec)
-    former = set(loading.fence_places(before.spec)) - set(loading.fence_places(now.spec))
+    former = set(load_ruleset.fence_places(before.spec)) - set(load_ruleset.fence_places(now.spec))
     sandbox = before.spec.sandbox
     if before.identity == now.identity and any(
-        owners.owner(now.namespace, place) == sandbox for place in former
+        table_owner.owner(now.namespace, place) == sandbox for place in former
     ):
-        loading.remove(now.namespace, sorted(former))
+        load_ruleset.remove(now.namespace, sorted(former))
 
 
 def _undo(before: Installed | None, intended: Installed, state: StateDirectory) -> None:
@@ -372,9 +379,9 @@ def _places(device: str | None) -> tuple[Place, ...]:
 
 
 def _remove_guard(spec: FenceSpec) -> None:
-    for guard in loading.guard_places(spec):
-        owners.refuse_foreign(spec.sandbox, loading.HOST, guard)
-        loading.remove(loading.HOST, [guard])
+    for guard in load_ruleset.guard_places(spec):
+        table_owner.refuse_foreign(spec.sandbox, load_ruleset.HOST, guard)
+        load_ruleset.remove(load_ruleset.HOST, [guard])
 
 
 def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
@@ -387,7 +394,7 @@ def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
             found = _on_record(other, state)
             if found is None or found.transport == "kmsg":
                 return
-    kernel_log.restore(before)
+    kernel_log_sysctl.restore(before)
     state.forget_all_netns_before()
 
 
@@ -408,4 +415,4 @@ def _release_forwarding(
                 return
             if found.identity == identity and _may_stand(found, namespace):
                 others.append(found.spec)
-    forwarding.release(identity, namespace, others, state)
+    ip_forwarding.release(identity, namespace, others, state)

@@ -12,7 +12,7 @@ import importlib.resources
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.fence import machine, permissive
+from ocsf_nft.fence import permissive, vm_addresses
 from ocsf_nft.flow import counting_name
 from ocsf_nft.record import PERMISSIVE
 
@@ -117,11 +117,11 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     if spec.profile == "sidecar":
         defines["proxy_uids"] = _braced(map(str, sorted(set(spec.proxy_uids))))
     if spec.tap is not None:
-        defines |= machine.addresses(spec.tap) | {"tracked_as": machine.zone(around)}
+        defines |= vm_addresses.addresses(spec.tap) | {"tracked_as": vm_addresses.zone(around)}
     (name,) = {table.name for table in tables(spec)}
     text = _render(_FILES[spec.profile], spec, defines, name, transport)
     if spec.tap is not None:
-        text = machine.without_families(text, spec.tap)
+        text = vm_addresses.without_families(text, spec.tap)
     return _whole(text, spec, around)
 
 
@@ -191,7 +191,7 @@ def _with_accounting(text: str, table: str, spec: FenceSpec) -> str:
     policy = _define(_policy("accounting.nft"), "sandbox", f'"{spec.sandbox}"')
     defines, _, body = policy.partition(f"table inet {TABLE} {{\n")
     if spec.tap is not None:
-        body = machine.without_owners(body)
+        body = vm_addresses.without_owners(body)
     kept = "".join(found[0] for found in _COUNTS.finditer(body)) if spec.has_changed else ""
     kept = _counted_as(kept, is_permissive=not spec.is_permissive)
     body = kept + _counted_as(body, is_permissive=spec.is_permissive)

@@ -5,20 +5,20 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocsf_nft.address import packed
+from ocsf_nft.ip_text import packed
 from ocsf_nft.ocsf import (
     actors,
     attack,
-    attributions,
+    attribution_enrichment,
     community_id,
-    identity,
+    event_uids,
+    messages,
+    packet_outcome,
     protocols,
     severity,
-    verdict,
-    wording,
 )
 from ocsf_nft.ocsf.addresses import place_of
-from ocsf_nft.ocsf.caching import CACHED
+from ocsf_nft.ocsf.cache_sizes import CACHED
 from ocsf_nft.ocsf.context import device_of, product
 from ocsf_nft.ocsf.endpoints import boundary, endpoints, observables_of
 from ocsf_nft.ocsf.enums import (
@@ -28,8 +28,9 @@ from ocsf_nft.ocsf.enums import (
     ProtocolVersion,
     Severity,
 )
+from ocsf_nft.ocsf.event_uids import NETWORK_ACTIVITY
 from ocsf_nft.ocsf.events import SCHEMA_VERSION, NetworkActivity
-from ocsf_nft.ocsf.identity import NETWORK_ACTIVITY
+from ocsf_nft.ocsf.firewall_rule import firewall_rule
 from ocsf_nft.ocsf.objects import (
     Attack,
     Metadata,
@@ -37,8 +38,7 @@ from ocsf_nft.ocsf.objects import (
     NetworkProxy,
     NetworkTraffic,
 )
-from ocsf_nft.ocsf.rules import firewall_rule
-from ocsf_nft.ocsf.text import byte_size, encodable, plain, visible
+from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,7 +74,7 @@ def derived(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
         None if source is None else place_of(source),
         None if destination is None else place_of(destination),
         severity.configured(record, severities),
-        identity.event_uid(NETWORK_ACTIVITY, record.origin.identity),
+        event_uids.event_uid(NETWORK_ACTIVITY, record.origin.identity),
         _correlation_uid(attempt),
         community_id.of_record(record, source, destination),
         byte_size(record.origin.raw),
@@ -84,10 +84,10 @@ def derived(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
 def _correlation_uid(attempt: Attempt) -> str:
     record, merged = attempt.record, attempt.merged
     if merged is not None:
-        return identity.merged_uid(record.sandbox, record.rule, record.uid, merged.why)
+        return event_uids.merged_uid(record.sandbox, record.rule, record.uid, merged.why)
     if attempt.streak is not None:
-        return identity.streak_uid(attempt.streak.identity)
-    return identity.attempt_uid(record)
+        return event_uids.streak_uid(attempt.streak.identity)
+    return event_uids.attempt_uid(record)
 
 
 class Activities:
@@ -108,17 +108,17 @@ class Activities:
         What it says of addresses, of uids and of sizes is only what ``of_it`` says.
         """
         record, merged = attempt.record, attempt.merged
-        way = verdict.direction(record, self._context.uplinks)
+        way = packet_outcome.direction(record, self._context.uplinks)
         source, destination, matters = of_it.source, of_it.destination, of_it.severity
         if matters is None:
-            matters = verdict.severity(record, way, destination)
+            matters = packet_outcome.severity(record, way, destination)
         if merged is None:
-            answered = verdict.answer(record, way, destination)
+            answered = packet_outcome.answer(record, way, destination)
         else:
-            answered = verdict.answer_to_all(record.rule, way, record.verdict)
+            answered = packet_outcome.answer_to_all(record.rule, way, record.verdict)
             if of_it.severity is None:
                 matters = max(matters, Severity.MEDIUM)
-        outcome = verdict.outcome(record, answered)
+        outcome = packet_outcome.outcome(record, answered)
         proxy, proxy_endpoint = self.proxy(attempt, way)
         left_over = plain(record.details)
         left_over["prefix"] = visible(record.prefix)
@@ -144,17 +144,17 @@ class Activities:
             severity_id=matters,
             status_id=outcome.status,
             status_code=None if answered is None else answered.value,
-            status_detail=wording.detail(attempt, way, answered, proxy, destination),
-            message=wording.message(attempt, way, answered),
+            status_detail=messages.detail(attempt, way, answered, proxy, destination),
+            message=messages.message(attempt, way, answered),
             action_id=outcome.action,
             disposition_id=outcome.disposition,
             is_alert=matters >= Severity.MEDIUM,
-            confidence_id=Confidence.HIGH if verdict.is_ours(record) else None,
+            confidence_id=Confidence.HIGH if packet_outcome.is_ours(record) else None,
             firewall_rule=firewall_rule(
-                self._context, record.rule, is_ours=verdict.is_ours(record)
+                self._context, record.rule, is_ours=packet_outcome.is_ours(record)
             ),
             attacks=_attacks(attempt, way, destination),
-            is_src_dst_assignment_known=verdict.is_initiator_known(record),
+            is_src_dst_assignment_known=packet_outcome.is_initiator_known(record),
             observation_point_id=_OBSERVATION_POINTS.get(way),
             src_endpoint=src_endpoint,
             dst_endpoint=dst_endpoint,
@@ -180,7 +180,7 @@ class Activities:
                 *self._device_observables,
             )
             or None,
-            enrichments=attributions.enrichments_of(attempt.attribution),
+            enrichments=attribution_enrichment.enrichments_of(attempt.attribution),
             raw_data=encodable(record.origin.raw),
             raw_data_size=of_it.raw_bytes,
             unmapped=left_over,
@@ -193,7 +193,7 @@ class Activities:
         """The proxy that should have been used, if one would have helped."""
         version = attempt.record.ip_version
         is_frame = version is None and attempt.merged is None
-        if not verdict.is_ours(attempt.record) or is_frame or way is Direction.INBOUND:
+        if not packet_outcome.is_ours(attempt.record) or is_frame or way is Direction.INBOUND:
             return None, None
         # A sandbox with one proxy of one family is to use that one for everything.
         other = next(iter(self._proxies.values()), (None, None))
@@ -214,9 +214,9 @@ def _attacks(
     attempt: Attempt, way: Direction, destination: Place | None
 ) -> tuple[Attack, ...] | None:
     record = attempt.record
-    if record.sandbox is None or not verdict.is_attempt(record):
+    if record.sandbox is None or not packet_outcome.is_attempt(record):
         return None
-    if way is not Direction.OUTBOUND or verdict.is_housekeeping(record, destination):
+    if way is not Direction.OUTBOUND or packet_outcome.is_housekeeping(record, destination):
         return None
     if attempt.merged is not None:
         # That a set was full, or was not read in time, may be others' doing.

@@ -8,7 +8,7 @@ from posixpath import basename
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.ocsf import objects
-from ocsf_nft.ocsf.caching import CACHED
+from ocsf_nft.ocsf.cache_sizes import CACHED
 from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import FileType, FingerprintAlgorithm, ObservableType
 from ocsf_nft.ocsf.objects import (
@@ -22,7 +22,7 @@ from ocsf_nft.ocsf.objects import (
     ProcessEntity,
     User,
 )
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from ocsf_nft.process import Attribution, Container, Process

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from ocsf_nft.address import packed
+from ocsf_nft.ip_text import packed
 from ocsf_nft.ocsf.enums import NetworkScope
 
 _Version: TypeAlias = Literal[4, 6]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from ocsf_nft.ocsf.enums import DeviceType, ObservableType, OsType
 from ocsf_nft.ocsf.events import SCHEMA_VERSION
 from ocsf_nft.ocsf.objects import Device, Metadata, Observable, Os, Product
+from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.ocsf.severity import Threshold
-from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

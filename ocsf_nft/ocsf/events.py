@@ -45,7 +45,7 @@ from ocsf_nft.ocsf.objects import (
     Remediation,
     ResourceDetails,
 )
-from ocsf_nft.ocsf.text import printable
+from ocsf_nft.ocsf.safe_text import printable
 
 SCHEMA_VERSION: Final = "1.8.0"
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.ocsf import verdict, wording
+from ocsf_nft.ocsf import messages, packet_outcome
 from ocsf_nft.ocsf.actors import unmapped_of
-from ocsf_nft.ocsf.advice import advice
 from ocsf_nft.ocsf.context import own_metadata
 from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import (
@@ -16,8 +15,8 @@ from ocsf_nft.ocsf.enums import (
     FindingActivityId,
     FindingStatus,
 )
+from ocsf_nft.ocsf.event_uids import NETWORK_ACTIVITY, event_uid, stable_uid, streak_uid
 from ocsf_nft.ocsf.events import DetectionFinding
-from ocsf_nft.ocsf.identity import NETWORK_ACTIVITY, event_uid, stable_uid, streak_uid
 from ocsf_nft.ocsf.objects import (
     Analytic,
     Evidences,
@@ -26,7 +25,8 @@ from ocsf_nft.ocsf.objects import (
     Remediation,
     ResourceDetails,
 )
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.remediation import advice
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,19 +82,19 @@ _DESCS: Final = {
 
 #: The same of a VM, by the rule.
 _OF_VM: Final = {
-    verdict.VM_FORWARD: (
+    packet_outcome.VM_FORWARD: (
         "Attempt of a VM to get where its host passes nothing on",
         "Something in the VM sent its host what that passes on for no VM.",
     ),
-    verdict.VM_INPUT: (
+    packet_outcome.VM_INPUT: (
         "Attempt of a VM to get at its host",
         "Something in the VM tried to reach the host itself, beside the gateway's port.",
     ),
-    verdict.VM_LINK: (
+    packet_outcome.VM_LINK: (
         "Attempt of a VM to send what is no VM's",
         "The VM sent frames in another's name, or of a kind that a VM has no business sending.",
     ),
-    verdict.VM_INGRESS: (
+    packet_outcome.VM_INGRESS: (
         "Attempt to get into the VM",
         "Somebody sent the VM what it has not asked for.",
     ),
@@ -212,7 +212,7 @@ def _found(rule: str, way: Direction, destination: Place | None) -> tuple[str, s
 def _remedy(record: Record, way: Direction, destination: Place | None, proxy: Proxy | None) -> str:
     if way is not Direction.OUTBOUND:
         return "Find out who sends this, and why."
-    where = wording.who(record.sandbox or "", record.uid, rule=record.rule)
+    where = messages.who(record.sandbox or "", record.uid, rule=record.rule)
     instead = advice(record, way, proxy, destination)
     return f"Find out what {where} runs, and stop it unless somebody wants it to do this. {instead}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ocsf_nft.attempt import Attempt, Ended
-from ocsf_nft.ocsf import findings, severity, verdict
+from ocsf_nft.ocsf import findings, packet_outcome, severity
 from ocsf_nft.ocsf.activity import Activities, derived
 from ocsf_nft.ocsf.addresses import place
 from ocsf_nft.ocsf.templates import Templates
@@ -67,7 +67,7 @@ class Mapper:
         record, streak = found.record, found.streak
         if streak is None or streak.found_at is None:
             return None
-        way = verdict.direction(record, self._context.uplinks)
+        way = packet_outcome.direction(record, self._context.uplinks)
         if isinstance(found, Ended):
             stage = "ended"
         else:
@@ -93,5 +93,5 @@ class Mapper:
         )
 
     def _matters(self, record: Record) -> Severity:
-        way = verdict.direction(record, self._context.uplinks)
+        way = packet_outcome.direction(record, self._context.uplinks)
         return severity.of_flow(record, way, place(record.destination), self._context.severities)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.ocsf import protocols, verdict
+from ocsf_nft.ocsf import packet_outcome, protocols
 from ocsf_nft.ocsf.enums import Severity
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def of_flow(
     if matters is not None:
         return matters
     of_kernel = record.protocol in _OF_KERNELS or record.destination is None
-    if record.uid is None and of_kernel and record.rule != verdict.FORWARD:
+    if record.uid is None and of_kernel and record.rule != packet_outcome.FORWARD:
         return Severity.INFORMATIONAL
-    return verdict.severity(record, way, destination)
+    return packet_outcome.severity(record, way, destination)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

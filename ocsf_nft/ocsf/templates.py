@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 import orjson
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf import services, verdict
+from ocsf_nft.ocsf import packet_outcome, services
 from ocsf_nft.ocsf.activity import Derived
-from ocsf_nft.ocsf.text import encodable, plain, printable, visible
+from ocsf_nft.ocsf.safe_text import encodable, plain, printable, visible
 from ocsf_nft.ocsf.versions import line_at
 from ocsf_nft.record import Origin, Record
 
@@ -44,7 +44,7 @@ _LONGEST_BYTES: Final = 1 << 14
 
 #: A port, a user or a group that is only copied. All others may mean something.
 _COPIED: Final = -1
-_PORTS: Final = services.PORTS | verdict.NAME_PORTS | {None}
+_PORTS: Final = services.PORTS | packet_outcome.NAME_PORTS | {None}
 #: Details that decide what a packet is, and what became of it.
 _DECISIVE: Final = (
     "icmp_type", "icmp_code", "fragment_offset", "more_fragments", "incomplete_bytes"

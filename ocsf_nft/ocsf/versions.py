@@ -34,7 +34,7 @@ from ocsf_nft.ocsf.objects import (
     Process,
     RelatedEvent,
 )
-from ocsf_nft.ocsf.text import printable
+from ocsf_nft.ocsf.safe_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.fence import facts, installer
+from ocsf_nft.fence import installer, rule_lookup
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
-from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state
+from ocsf_nft.ocsf.operational_events import FenceState, Tampering, fence_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -185,7 +185,7 @@ def context(installed: Installed, host: Host | None, container: Container | None
                 handle=fact.handle,
                 condition=fact.text,
             )
-            for fact in facts.logging_rules(installed.listings.values())
+            for fact in rule_lookup.logging_rules(installed.listings.values())
         },
     )
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf import notices
-from ocsf_nft.prefixes import Prefixes
+from ocsf_nft.log_prefixes import Prefixes
+from ocsf_nft.ocsf import operational_events
 from ocsf_nft.record import Batch, Gap, Reject
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
-    from ocsf_nft.service.accounts import Account
-    from ocsf_nft.service.reporter import Reporter
+    from ocsf_nft.service.account_loop import Account
+    from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.sources.base import Source
 
 _log = structlog.get_logger()
@@ -156,7 +156,9 @@ class Pipeline:
     ) -> None:
         # Gaps first: whoever is killed after the position is kept would never tell of them.
         for gap in batch.gaps:
-            event = notices.gap(self._reporter.context(), gap, processed_ns=time.time_ns())
+            event = operational_events.gap(
+                self._reporter.context(), gap, processed_ns=time.time_ns()
+            )
             await self._reporter.emit(event)
             self._count_gap(gap)
             for name in sandboxes:

@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import orjson
 
-from ocsf_nft.accounting import book
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.accounting import state_db
+from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.event_db import FILE
+from ocsf_nft.delivery.retry_until_writable import Patience
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import OcsfNftError, UsageError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.context import product, this_host
-from ocsf_nft.ocsf.notices import attribution_fell, lifecycle
+from ocsf_nft.ocsf.operational_events import attribution_fell, lifecycle
 from ocsf_nft.privileges import Capability
-from ocsf_nft.service import fences, naming
-from ocsf_nft.service.accounts import Account
-from ocsf_nft.service.feeds import HOST, Early, feeds, log_of
-from ocsf_nft.service.iterated import Iterated
-from ocsf_nft.service.outlets import Outlet, Outlets, outlets
+from ocsf_nft.service import attribution_setup, fences
+from ocsf_nft.service.account_loop import Account
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.service.fence_monitor import Watched
+from ocsf_nft.service.housekeeping import tell_of_losses, upkeep
+from ocsf_nft.service.iterator_sink import Iterated
 from ocsf_nft.service.pipeline import Counts, Pipeline
-from ocsf_nft.service.reporter import Reporter
+from ocsf_nft.service.record_feeds import HOST, Early, feeds, log_of
+from ocsf_nft.service.sink_delivery import Outlet, Outlets, outlets
 from ocsf_nft.service.status import Status
-from ocsf_nft.service.upkeep import tell_of_losses, upkeep
-from ocsf_nft.service.watched import Watched
 from ocsf_nft.sources.replay import Replay
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from ocsf_nft.attribution.ladder import Ladder
+    from ocsf_nft.attribution.fallback_chain import Ladder
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.service.fences import Fence
 
@@ -198,7 +198,7 @@ class Service:
         for sandbox in config.sandbox:
             stack.enter_context(self._state.watching(sandbox.name))
         # Before anything is logged: so no record is of a call from before it.
-        self.ladder = await stack.enter_async_context(naming.ladder(config, self._state))
+        self.ladder = await stack.enter_async_context(attribution_setup.ladder(config, self._state))
         early = Early()
         for sandbox in config.sandbox:
             await early.open(sandbox, self._state, stack)
@@ -310,7 +310,7 @@ class Service:
         return Account(
             sandbox.name,
             Counters(fence.installed),
-            self._state.directory(sandbox.name) / book.FILE,
+            self._state.directory(sandbox.name) / state_db.FILE,
             self._reporter,
             begun_ns=self._state.written_ns(sandbox.name) or time.time_ns(),
             patience=self.patience,

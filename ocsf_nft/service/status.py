@@ -6,15 +6,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ocsf_nft.accounting.book import FILE, Book
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting.state_db import FILE, Book
 from ocsf_nft.errors import AbsentError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.counters import Counters
 
 if TYPE_CHECKING:
-    from ocsf_nft.accounting.balance import Balance, Mode
-    from ocsf_nft.accounting.book import Lost
+    from ocsf_nft.accounting.reconciliation import Balance, Mode
+    from ocsf_nft.accounting.state_db import Lost
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import StateDirectory
 

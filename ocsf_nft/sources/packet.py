@@ -12,11 +12,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.address import text_of
-from ocsf_nft.sources.facts import mac_text
+from ocsf_nft.ip_text import text_of
+from ocsf_nft.sources.packet_fields import mac_text
 
 if TYPE_CHECKING:
-    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.packet_fields import Facts
 
 # IANA protocol numbers, IPv6 extension headers included (include/uapi/linux/in.h, in6.h).
 HOP_BY_HOP: Final = 0

@@ -4,8 +4,8 @@ Needs the extra ``validate``, which carries the schema. Nothing here knows how o
 made: what is judged may be anybody's.
 """
 
+from ocsf_nft.validation.event_files import Judged, judged
 from ocsf_nft.validation.fault import Fault
-from ocsf_nft.validation.judge import Judge
-from ocsf_nft.validation.reading import Judged, judged
+from ocsf_nft.validation.validate_event import Judge
 
 __all__ = ["Fault", "Judge", "Judged", "judged"]

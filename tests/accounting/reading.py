@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.accounting.book import Changes
+from ocsf_nft.accounting.state_db import Changes
 from ocsf_nft.attempt import Attempt, Ended
 from ocsf_nft.flow import KINDS, Count, Element, Key, Reading, RuleReading, keys
 from tests.accounting.kernel_model import RULE, START_NS, Packet
@@ -12,7 +12,7 @@ from tests.accounting.kernel_model import RULE, START_NS, Packet
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ocsf_nft.accounting.ledger import Ledger
+    from ocsf_nft.accounting.sandbox_accounting import Ledger
     from ocsf_nft.attempt import FanOut
     from ocsf_nft.record import Record
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.accounting.gravity import Gravity
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.priority import Gravity
+from ocsf_nft.accounting.sandbox_accounting import Ledger
 from ocsf_nft.flow import Key, keys
 from ocsf_nft.process import Attribution
 from tests.accounting.kernel_model import RULE, Packet

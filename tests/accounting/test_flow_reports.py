@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting.book import FILE, Book
-from ocsf_nft.accounting.gravity import Gravity
-from ocsf_nft.accounting.ledger import Ledger
-from ocsf_nft.accounting.schedule import Schedule
-from ocsf_nft.accounting.telling import Telling
+from ocsf_nft.accounting.flow_report import Telling
+from ocsf_nft.accounting.priority import Gravity
+from ocsf_nft.accounting.report_schedule import Schedule
+from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting.state_db import FILE, Book
 from ocsf_nft.flow import keys
 from tests.accounting.kernel_model import RULE
 from tests.accounting.reading import (

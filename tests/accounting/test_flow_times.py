@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.accounting.counted import KEPT_MS, Counted
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.flow_counter import KEPT_MS, Counted
+from ocsf_nft.accounting.sandbox_accounting import Ledger
 from ocsf_nft.flow import Count, Element
 from ocsf_nft.process import Attribution
 from tests.accounting.kernel_model import RULE

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting.balance import Balance
-from ocsf_nft.accounting.counted import Counted
-from ocsf_nft.accounting.fan_out import FanOuts
-from ocsf_nft.accounting.folded import Folded
-from ocsf_nft.accounting.opened import Opened
-from ocsf_nft.accounting.quota import Quota
-from ocsf_nft.accounting.whose import Whose
+from ocsf_nft.accounting.counter_id import Whose
+from ocsf_nft.accounting.flow_counter import Counted
+from ocsf_nft.accounting.flow_quota import Quota
+from ocsf_nft.accounting.open_incidents import Opened
+from ocsf_nft.accounting.overflow_flows import Folded
+from ocsf_nft.accounting.reconciliation import Balance
+from ocsf_nft.accounting.scan_detection import FanOuts
 from tests.accounting.kernel_model import Packet
 from tests.accounting.reading import NOW, SECOND, key, tcp
 
 if TYPE_CHECKING:
-    from ocsf_nft.accounting.telling import Pot
+    from ocsf_nft.accounting.flow_report import Pot
     from ocsf_nft.attempt import FanOut
 
 COUNTER_ID = Whose(sandbox="sb", rule="egress", epoch="boot:1")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.sandbox_accounting import Ledger
 from tests.accounting.kernel_model import Packet
 from tests.accounting.reading import NOW, SECOND, attempts, key, observe, reading, record
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting.book import Book, Changes
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting.state_db import Book, Changes
 from ocsf_nft.attempt import FanOut
 from tests.accounting.kernel_model import RULE
 from tests.accounting.reading import NOW, SECOND, attempts, changes, key, observe, reading, tcp

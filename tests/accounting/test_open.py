@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.accounting import book, open_state
-from ocsf_nft.accounting.fan_out import FLOWS, WITHIN_NS
-from ocsf_nft.accounting.ledger import Ledger
-from ocsf_nft.accounting.opened import OpenStreak
-from ocsf_nft.accounting.whose import Whose
+from ocsf_nft.accounting import incident_codec, state_db
+from ocsf_nft.accounting.counter_id import Whose
+from ocsf_nft.accounting.open_incidents import OpenStreak
+from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting.scan_detection import FLOWS, WITHIN_NS
 from ocsf_nft.attempt import Attempt, Ended, FanOut, Streak
 from ocsf_nft.flow import Flow
 from ocsf_nft.process import Attribution, Container, Process, Seen
@@ -51,7 +51,7 @@ class Run:
     """A ledger and its file, as a run has them; a later one on the same file may be another."""
 
     def __init__(self, path: Path) -> None:
-        self.book = book.Book(path).open()
+        self.book = state_db.Book(path).open()
         self.ledger = Ledger("sb", begun_ns=NOW - SECOND)
         self.book.load(self.ledger)
 
@@ -79,7 +79,7 @@ class Run:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / book.FILE
+    return tmp_path / state_db.FILE
 
 
 def _told(found: list[Found]) -> list[Streak]:
@@ -275,7 +275,7 @@ def test_a_file_of_an_earlier_version_goes_on_working(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TABLE opened")
     connection.close()
-    reader, ledger = book.Book(path).open(read_only=True), Ledger("sb", begun_ns=NOW)
+    reader, ledger = state_db.Book(path).open(read_only=True), Ledger("sb", begun_ns=NOW)
     reader.load(ledger)
     reader.close()
     assert [balance.reported for balance in ledger.balances()] == [2]
@@ -330,23 +330,23 @@ def test_whatever_is_told_can_be_kept(
     record: Record, by: Attribution | None, latest: tuple[str, ...]
 ) -> None:
     end = _end(record, by, latest)
-    text = open_state.write(OpenStreak(WHOSE, key(tcp()), end))
+    text = incident_codec.write(OpenStreak(WHOSE, key(tcp()), end))
     assert text.encode()  # whatever text is in it, the file takes it
-    taken = open_state.read(WHOSE, text)
-    assert open_state.write(taken) == text
+    taken = incident_codec.read(WHOSE, text)
+    assert incident_codec.write(taken) == text
     assert taken.end == end or _has_surrogates(text)
 
 
 def _kept_streak() -> Any:
     end = _end(RECORDS["tcp4"], SEVERAL_IN_ONE_WINDOW)
-    return json.loads(open_state.write(OpenStreak(WHOSE, key(tcp()), end)))
+    return json.loads(incident_codec.write(OpenStreak(WHOSE, key(tcp()), end)))
 
 
 def test_what_an_earlier_version_knew_of_a_process_is_nothing_that_anybody_found_out() -> None:
     state = _kept_streak()
     del state["streak"]["streak"]["attribution"]
     state["streak"]["process"] = {"pid": 4242, "name": "curl", "ancestors": []}
-    taken = open_state.read(WHOSE, json.dumps(state))
+    taken = incident_codec.read(WHOSE, json.dumps(state))
     assert taken.end == _end(RECORDS["tcp4"], None)
 
 
@@ -374,22 +374,22 @@ def test_an_attribution_that_nobody_can_have_written_is_damage(wrong: dict[str, 
     state = _kept_streak()
     state["streak"]["streak"]["attribution"] |= wrong
     with pytest.raises((TypeError, ValueError, AttributeError)):
-        open_state.read(WHOSE, json.dumps(state))
+        incident_codec.read(WHOSE, json.dumps(state))
 
 
 @pytest.mark.parametrize(
     ("kind", "readers"),
     [
-        (Record, open_state._RECORD),
-        (Origin, open_state._ORIGIN),
-        (Streak, open_state._STREAK),
-        (Ended, open_state._ENDED),
-        (Attribution, open_state._ATTRIBUTION),
-        (Seen, open_state._SEEN),
-        (Process, open_state._PROCESS),
-        (Container, open_state._CONTAINER),
-        (Flow, open_state._FLOW),
-        (FanOut, open_state._FAN_OUT),
+        (Record, incident_codec._RECORD),
+        (Origin, incident_codec._ORIGIN),
+        (Streak, incident_codec._STREAK),
+        (Ended, incident_codec._ENDED),
+        (Attribution, incident_codec._ATTRIBUTION),
+        (Seen, incident_codec._SEEN),
+        (Process, incident_codec._PROCESS),
+        (Container, incident_codec._CONTAINER),
+        (Flow, incident_codec._FLOW),
+        (FanOut, incident_codec._FAN_OUT),
     ],
 )
 def test_all_that_there_is_to_a_thing_is_kept(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from ocsf_nft.accounting.counted import KEPT_MS, Counted
-from ocsf_nft.accounting.fan_out import FLOWS, WITHIN_NS, FanOuts
-from ocsf_nft.accounting.opened import Opened
-from ocsf_nft.accounting.quota import Quota
-from ocsf_nft.accounting.schedule import OVER_NS, Schedule
-from ocsf_nft.accounting.telling import Telling
-from ocsf_nft.accounting.unheard import Unheard
-from ocsf_nft.accounting.whose import Whose
+from ocsf_nft.accounting.counter_id import Whose
+from ocsf_nft.accounting.flow_counter import KEPT_MS, Counted
+from ocsf_nft.accounting.flow_quota import Quota
+from ocsf_nft.accounting.flow_report import Telling
+from ocsf_nft.accounting.open_incidents import Opened
+from ocsf_nft.accounting.report_schedule import OVER_NS, Schedule
+from ocsf_nft.accounting.scan_detection import FLOWS, WITHIN_NS, FanOuts
+from ocsf_nft.accounting.unlogged_flows import Unheard
 from ocsf_nft.flow import Element
 from tests.accounting.reading import NOW, SECOND, key, tcp
 

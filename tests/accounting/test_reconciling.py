@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.accounting.book import FILE, Book
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting.state_db import FILE, Book
 from ocsf_nft.attempt import FanOut
 from ocsf_nft.flow import Count, keys
 from tests.accounting.kernel_model import RULE

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting import book
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting import state_db
+from ocsf_nft.accounting.sandbox_accounting import Ledger
 from tests.accounting.kernel_model import RULE
 from tests.accounting.reading import (
     NOW,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "sb" / book.FILE
+    return tmp_path / "sb" / state_db.FILE
 
 
 def _ledger() -> Ledger:
@@ -41,7 +41,7 @@ def _due(ledger: Ledger, second: int) -> list[Attempt]:
 
 
 def _store(path: Path) -> None:
-    kept, ledger = book.Book(path).open(), _ledger()
+    kept, ledger = state_db.Book(path).open(), _ledger()
     observe(ledger, reading({key(tcp()): 3}))
     kept.commit(changes(ledger), [])
     kept.close()
@@ -51,7 +51,7 @@ def test_record_of_a_packet_reported_without_its_flow_is_not_reported_after_a_re
     path: Path,
 ) -> None:
     """A restarted service reads the kernel log from the killed service's position."""
-    kept, ledger = book.Book(path).open(), _ledger()
+    kept, ledger = state_db.Book(path).open(), _ledger()
     observe(ledger, reading({}))
     observe(ledger, reading({}, NOW + SECOND, overflow=1))
     assert [each.packets for each in attempts(ledger.due(SECOND))] == [1]
@@ -69,7 +69,7 @@ def test_record_of_a_packet_reported_without_its_flow_is_not_reported_after_a_re
 def test_unchanged_rows_are_not_written_again_and_obsolete_rows_are_deleted(
     path: Path,
 ) -> None:
-    kept, ledger = book.Book(path).open(), _ledger()
+    kept, ledger = state_db.Book(path).open(), _ledger()
     observe(ledger, reading({key(tcp()): 1}))
     assert len(_due(ledger, 1)) == 1
     assert len(changes(ledger).counted) == 1
@@ -87,13 +87,13 @@ def test_unchanged_rows_are_not_written_again_and_obsolete_rows_are_deleted(
 
 
 def test_cursor_is_the_latest_of_its_own_source(path: Path) -> None:
-    kept = book.Book(path).open()
+    kept = state_db.Book(path).open()
     assert kept.position("kmsg") is None
-    kept.commit(book.Changes(), [], ("kmsg", "7"))
+    kept.commit(state_db.Changes(), [], ("kmsg", "7"))
     assert (kept.position("kmsg"), kept.position("journal")) == ("7", None)
-    kept.commit(book.Changes(), [])
+    kept.commit(state_db.Changes(), [])
     assert kept.position("kmsg") == "7"
-    kept.commit(book.Changes(), [], ("journal", "s=1"))
+    kept.commit(state_db.Changes(), [], ("journal", "s=1"))
     assert (kept.position("kmsg"), kept.position("journal")) == (None, "s=1")
     kept.close()
 
@@ -103,7 +103,7 @@ def test_unreported_packets_of_many_flows_are_restored_with_their_user(path: Pat
     observe(ledger, reading({key(tcp(port)): 2 for port in range(1, 1101)}))
     for _ in ledger.fold(SECOND):
         pass
-    kept = book.Book(path).open()
+    kept = state_db.Book(path).open()
     kept.commit(changes(ledger), [])
     kept.load(taken)
     kept.close()
@@ -115,5 +115,5 @@ def test_unreported_packets_of_many_flows_are_restored_with_their_user(path: Pat
 
 def test_removed_account_leaves_no_file(path: Path) -> None:
     _store(path)
-    book.Book(path).open().remove()
+    state_db.Book(path).open().remove()
     assert not path.parent.exists()

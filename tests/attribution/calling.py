@@ -13,8 +13,8 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocsf_nft.attribution.layout import NOBODY, Call, Closed, Image
-from ocsf_nft.attribution.match import Logged
+from ocsf_nft.attribution.bpf_layout import NOBODY, Call, Closed, Image
+from ocsf_nft.attribution.call_match import Logged
 from ocsf_nft.record import Origin, Record
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution import ladder
+from ocsf_nft.attribution import fallback_chain
 from tests.attribution.calling import NETNS
 from tests.attribution.ladder_host import Host
 
@@ -25,10 +25,10 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     events = (here.sockets.goes_on, here.names.goes_on)
     for event in events:
         event.set()
-    monkeypatch.setattr(ladder, "Capture", here.capture)
-    monkeypatch.setattr(ladder, "cookie", lambda _namespace: NETNS)
-    monkeypatch.setattr(ladder, "SocketLookup", here.lookup)
-    monkeypatch.setattr(ladder, "Names", lambda: here.names)
+    monkeypatch.setattr(fallback_chain, "Capture", here.capture)
+    monkeypatch.setattr(fallback_chain, "cookie", lambda _namespace: NETNS)
+    monkeypatch.setattr(fallback_chain, "SocketLookup", here.lookup)
+    monkeypatch.setattr(fallback_chain, "Names", lambda: here.names)
     yield here
     for event in events:
         event.set()

@@ -6,14 +6,14 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.attribution.fallback_chain import Ladder
 from ocsf_nft.errors import AbsentError, UnsupportedError
 from ocsf_nft.process import Attribution, Process
 from tests.attribution.calling import NETNS
 from tests.attribution.programs import Programs
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.users import Kind
+    from ocsf_nft.attribution.user_names import Kind
     from ocsf_nft.record import Record
 
 #: However slow this machine is, who waits for longer than this waits without an end.

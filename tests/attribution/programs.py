@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ocsf_nft.attribution.capture import Lost
+from ocsf_nft.attribution.bpf_capture import Lost
 from ocsf_nft.errors import UnsupportedError
 from tests.attribution.calling import call, record
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.layout import Call, Told
+    from ocsf_nft.attribution.bpf_layout import Call, Told
     from ocsf_nft.record import Record
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from ocsf_nft import proc
 from ocsf_nft.attribution import procfs
-from ocsf_nft.attribution.hashes import Hashes
+from ocsf_nft.attribution.program_hashes import Hashes
 from ocsf_nft.process import Container, Process
 from tests.attribution.living import WAITING, descriptors, now, python, running, send, until
 from tests.attribution.told import NAMES, PYTHON, TICK_NS, called, found, state, ticks

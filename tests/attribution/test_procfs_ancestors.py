@@ -16,7 +16,7 @@ from tests.attribution.told import PYTHON, directory, found, state
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ocsf_nft.attribution.hashes import Hashes
+    from ocsf_nft.attribution.program_hashes import Hashes
 
 pytestmark = pytest.mark.kernel
 

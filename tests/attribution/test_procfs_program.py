@@ -10,7 +10,7 @@ import pytest
 
 from ocsf_nft import proc
 from ocsf_nft.attribution import procfs
-from ocsf_nft.attribution.hashes import Hashes
+from ocsf_nft.attribution.program_hashes import Hashes
 from tests.attribution.living import WAITING, cat, copied, python, send
 from tests.attribution.told import PYTHON, directory, found
 

@@ -13,7 +13,7 @@ import pytest
 
 from ocsf_nft import proc
 from ocsf_nft.attribution import procfs
-from ocsf_nft.attribution.hashes import Hashes
+from ocsf_nft.attribution.program_hashes import Hashes
 from tests.attribution.living import now, python, until
 from tests.attribution.told import GONE, PYTHON, TICK_NS, directory, found, state, ticks
 from tests.kernel.users import as_user

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netlink, netns
-from ocsf_nft.address import packed
-from ocsf_nft.attribution import sock_diag, socket_files
+from ocsf_nft.attribution import proc_net_sockets, sock_diag
+from ocsf_nft.attribution.proc_net_sockets import TooManySocketsError
 from ocsf_nft.attribution.sock_diag import Tables
-from ocsf_nft.attribution.socket_files import TooManySocketsError
 from ocsf_nft.errors import AbsentError
+from ocsf_nft.ip_text import packed
 from ocsf_nft.netns import Namespace, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attribution.socket_files import IpVersion
+    from ocsf_nft.attribution.proc_net_sockets import IpVersion
 
 UDP = socket.IPPROTO_UDP
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
@@ -130,10 +130,10 @@ def test_more_than_can_be_looked_through_are_refused_and_the_next_lookup_works(
             for _ in range(2):
                 with pytest.raises(TooManySocketsError):
                     either.by_port(UDP, 4, port, deadline_ns=soon())
-            monkeypatch.setattr(socket_files, "MOST_SOCKETS", 499)
+            monkeypatch.setattr(proc_net_sockets, "MOST_SOCKETS", 499)
             with pytest.raises(TooManySocketsError):
                 either.by_port(UDP, 4, port, deadline_ns=soon())
-            monkeypatch.setattr(socket_files, "MOST_SOCKETS", 500)
+            monkeypatch.setattr(proc_net_sockets, "MOST_SOCKETS", 500)
             assert len(either.by_port(UDP, 4, port, deadline_ns=soon())) == 500
 
     # A namespace of its own: the text of the kernel may leave out a socket while another one
@@ -168,7 +168,7 @@ def test_a_table_that_the_kernel_lacks_is_empty(tables: Tables) -> None:
 
 
 def test_text_files_are_opened_again_after_they_were_closed() -> None:
-    files = socket_files.Files(Namespace())
+    files = proc_net_sockets.Files(Namespace())
     for _ in range(2):
         files.packet(soon())
         files.close()
@@ -183,7 +183,7 @@ def test_ping_socket_is_found_by_its_id_with_its_protocol() -> None:
             (6, socket.AF_INET6, socket.IPPROTO_ICMPV6),
         )
         for version, family, protocol in versions:
-            files = socket_files.Files(Namespace())
+            files = proc_net_sockets.Files(Namespace())
             with contextlib.closing(files), socket.socket(family, socket.SOCK_DGRAM, protocol) as s:
                 s.bind(("", 77))
                 assert files.ping(version, 78, soon()) == ()
@@ -346,8 +346,8 @@ def test_what_the_text_files_say_is_read() -> None:
         f" 7701: {word:08X}:1388 00000000:0000 0A 00000000:00000000 00:00000000 00000000"
         "  1000        0 33294 2 000000009570c100 0"
     ).encode()
-    found = socket_files._text_socket(line, socket.AF_INET, UDP)
-    assert found == socket_files.Socket(
+    found = proc_net_sockets._text_socket(line, socket.AF_INET, UDP)
+    assert found == proc_net_sockets.Socket(
         socket.AF_INET, UDP, "10.200.0.2", 5000, "0.0.0.0", 0, state=10, inode=33294, uid=1000
     )
     raw = socket.inet_pton(socket.AF_INET6, "2001:db8::7")
@@ -355,14 +355,14 @@ def test_what_the_text_files_say_is_read() -> None:
         f"{int.from_bytes(raw[at : at + 4], order):08X}" for at in range(0, len(raw), 4)
     )
     line = f"  0: {words}:003A {words}:0000 07 0:0 00:0 0  7  0 12 2 0 0".encode()
-    found = socket_files._text_socket(line, socket.AF_INET6, socket.IPPROTO_RAW)
+    found = proc_net_sockets._text_socket(line, socket.AF_INET6, socket.IPPROTO_RAW)
     assert (found.local, found.local_port, found.remote) == ("2001:db8::7", 58, "2001:db8::7")
 
 
 def test_what_the_table_of_packet_sockets_says_is_read() -> None:
     line = b"00000000952b9f2c 3      3    0003   2     1 0      1000   44321 "
-    found = socket_files._packet_socket(line)
-    assert found == socket_files.Socket(
+    found = proc_net_sockets._packet_socket(line)
+    assert found == proc_net_sockets.Socket(
         socket.AF_PACKET, 3, "", 0, "", 0, state=0, inode=44321, uid=1000
     )
 
@@ -380,4 +380,4 @@ def test_an_address_is_written_as_records_have_it(family: int, address: str) -> 
     mapped = family == socket.AF_INET6 and ":" not in address
     raw = packed(f"::ffff:{address}" if mapped else address)
     assert raw is not None
-    assert socket_files.address(family, raw.ljust(16, b"\0")) == address
+    assert proc_net_sockets.address(family, raw.ljust(16, b"\0")) == address

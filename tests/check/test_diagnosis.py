@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ocsf_nft.check import owners
+from ocsf_nft.check import chain_owner
 from ocsf_nft.check.diagnosis import Question, _remedy, _text, judge
 from ocsf_nft.check.ruleset import Key, Rule, from_json
 from ocsf_nft.fence.values import subnet
@@ -12,17 +12,17 @@ from ocsf_nft.netns import Namespace
 def test_remedy_for_a_stopping_rule_fits_the_owner_of_the_rule() -> None:
     lasting = "are kept"
     for owner, parts in (
-        (owners.OURS, ("install it anew",)),
-        (owners.FIREWALLD, ("let firewalld pass it, by a zone and a policy", lasting)),
-        (owners.UFW, ("let ufw pass it", lasting)),
-        (owners.DOCKER, ("gone after a restart", "Docker may put its own before it again")),
-        (owners.NFTABLES, ("gone after a restart",)),
+        (chain_owner.OURS, ("install it anew",)),
+        (chain_owner.FIREWALLD, ("let firewalld pass it, by a zone and a policy", lasting)),
+        (chain_owner.UFW, ("let ufw pass it", lasting)),
+        (chain_owner.DOCKER, ("gone after a restart", "Docker may put its own before it again")),
+        (chain_owner.NFTABLES, ("gone after a restart",)),
     ):
         remedy = _remedy(owner, has_commands=True)
         assert all(part in remedy for part in parts), (owner, remedy)
         assert (lasting in remedy) == (lasting in parts), (owner, remedy)
-        assert ("again" in remedy) == (owner == owners.DOCKER), (owner, remedy)
-    unwritable = _remedy(owners.FIREWALLD, has_commands=False)
+        assert ("again" in remedy) == (owner == chain_owner.DOCKER), (owner, remedy)
+    unwritable = _remedy(chain_owner.FIREWALLD, has_commands=False)
     assert "have firewalld accept this traffic" in unwritable
     assert "no command is shown" in unwritable
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check.matching import Matcher
 from ocsf_nft.check.operand import flags_of
 from ocsf_nft.check.packet import NEW, TCP, UNTRACKED, Packet
+from ocsf_nft.check.rule_match import Matcher
 from ocsf_nft.check.ruleset import UNKNOWN, Ruleset, from_json
-from ocsf_nft.check.truth import MARKS, Bits, Name, Span, Truth, bits, exactly
+from ocsf_nft.check.ternary import MARKS, Bits, Name, Span, Truth, bits, exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

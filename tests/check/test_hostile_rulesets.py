@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.check import allow, journey
+from ocsf_nft.check import allow_commands, hook_path
+from ocsf_nft.check.chain_owner import OURS, owner
+from ocsf_nft.check.chain_walk import TooLargeError, Walker
 from ocsf_nft.check.diagnosis import Question, judge
 from ocsf_nft.check.leftovers import leftovers
-from ocsf_nft.check.owners import OURS, owner
 from ocsf_nft.check.ruleset import Key, from_json
-from ocsf_nft.check.walk import TooLargeError, Walker
 from ocsf_nft.fence import nft
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
@@ -37,10 +37,12 @@ def _rule(chain: str, *expressions: Any) -> dict[str, Any]:
     return {"rule": {**place, "expr": list(expressions)}}
 
 
-def _endings(objects: list[Any], budget: int = 2_000_000) -> list[journey.Ending]:
+def _endings(objects: list[Any], budget: int = 2_000_000) -> list[hook_path.Ending]:
     ruleset = from_json({"nftables": objects})
-    hooks, walker = journey.by_hook(ruleset), Walker(ruleset, budget)
-    return [ending for flow in _QUESTION.flows() for ending in journey.endings(flow, hooks, walker)]
+    hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset, budget)
+    return [
+        ending for flow in _QUESTION.flows() for ending in hook_path.endings(flow, hooks, walker)
+    ]
 
 
 def test_chains_that_branch_without_end_are_walked_once_each() -> None:
@@ -219,7 +221,7 @@ def test_no_name_that_is_not_plain_gets_into_a_command_or_to_a_terminal(
     ]
     for finding in judge(from_json({"nftables": objects}), _QUESTION):
         assert finding.meaning.isprintable()
-        is_plain = allow.is_plain(table) and allow.is_plain(chain)
+        is_plain = allow_commands.is_plain(table) and allow_commands.is_plain(chain)
         for command in finding.commands:
             assert is_plain, command
             assert command.isprintable()

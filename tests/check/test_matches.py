@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.check import journey
+from ocsf_nft.check import hook_path
+from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.check.diagnosis import Question, judge
 from ocsf_nft.check.ruleset import from_json
-from ocsf_nft.check.walk import Walker
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
 
@@ -43,11 +43,11 @@ def _ruleset(*statements: dict[str, Any], hook: str = "forward") -> Ruleset:
 def _stopped(*statements: dict[str, Any]) -> set[tuple[int, bool]]:
     """Return the IP versions of the flows that a rule stops, and whether it does so for sure."""
     ruleset = _ruleset(*statements)
-    hooks, walker = journey.by_hook(ruleset), Walker(ruleset, 1_000_000)
+    hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset, 1_000_000)
     return {
         (flow.packet.version, ending.is_certain)
         for flow in _QUESTION.flows()
-        for ending in journey.endings(flow, hooks, walker)
+        for ending in hook_path.endings(flow, hooks, walker)
     }
 
 

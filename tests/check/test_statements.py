@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check import journey
+from ocsf_nft.check import hook_path
+from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.check.diagnosis import Question, judge
 from ocsf_nft.check.ruleset import from_json
-from ocsf_nft.check.walk import Walker
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
 
@@ -60,12 +60,12 @@ def _ruleset(
 
 def _ends(ruleset: Ruleset) -> set[tuple[str, bool]]:
     """Return the verbs for the VM's first packets, and whether they hold for sure."""
-    hooks, walker = journey.by_hook(ruleset), Walker(ruleset)
+    hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     return {
         (ending.stop.verb, ending.is_certain)
         for flow in _QUESTION.flows()
         if flow.label == "tcp 443" and flow.packet.direction == "original"
-        for ending in journey.endings(flow, hooks, walker)
+        for ending in hook_path.endings(flow, hooks, walker)
     }
 
 

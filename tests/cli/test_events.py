@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from ocsf_nft.delivery.archive import Archive
-from ocsf_nft.delivery.shelf import FILE, Refused
+from ocsf_nft.delivery.event_db import FILE, Refused
 from ocsf_nft.delivery.store import Store
+from ocsf_nft.delivery.stored_events import Archive
 from ocsf_nft.errors import UsageError
 from tests.cli import forked
 from tests.conformance.spoiling import GOOD

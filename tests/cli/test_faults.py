@@ -109,7 +109,7 @@ def test_install_says_when_it_is_not_known_what_other_rules_drop(
 
 
 def test_run_that_is_to_listen_needs_the_extra_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ocsf_nft.web", None)
+    monkeypatch.setitem(sys.modules, "ocsf_nft.http_server", None)
     run: Any = import_module("ocsf_nft.cli.run")
     with pytest.raises(UnsupportedError, match=r"listen needs the extra ocsf-nft\[http\]: install"):
         run._answering(None, None)

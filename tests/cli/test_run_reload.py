@@ -13,7 +13,7 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.service.to_its_end import to_its_end
+from ocsf_nft.service.shielded import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

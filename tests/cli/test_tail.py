@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 
-from ocsf_nft.cli import painting
-from ocsf_nft.cli.growing import LINE_BYTES
-from ocsf_nft.ocsf.shorthand import plain, shorthand
+from ocsf_nft.cli import colour_oneline
+from ocsf_nft.cli.follow_file import LINE_BYTES
+from ocsf_nft.ocsf.oneline import plain, shorthand
 from tests.cli import forked
 from tests.hostile_events import EVENTS
 
@@ -322,7 +322,7 @@ def test_it_waits_for_nobody_to_type_events() -> None:
 @given(EVENTS)
 def test_nothing_in_an_event_steers_the_terminal(event: dict[str, Any]) -> None:
     segments = shorthand(event)
-    shown = _COLOUR.sub("", painting._painted(segments))
+    shown = _COLOUR.sub("", colour_oneline._painted(segments))
     assert shown == plain(segments)
     assert shown.isprintable()
 

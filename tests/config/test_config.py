@@ -6,8 +6,8 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, UsageError
+from ocsf_nft.log_prefixes import Meaning
 from ocsf_nft.netns import Namespace, named, of_process
-from ocsf_nft.prefixes import Meaning
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import capabilities
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.store import Store
 
 if TYPE_CHECKING:

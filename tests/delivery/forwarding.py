@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from ocsf_nft.delivery.batch_settings import Pace
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.retry_until_writable import Patience
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -8,13 +8,13 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ocsf_nft.delivery.columns import ListOf, Scalar, Struct
+from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from ocsf_nft.delivery.columns import Column
+    from ocsf_nft.delivery.parquet_columns import Column
 
 
 def events(contents: Iterable[bytes], columns: Struct) -> list[Any]:

@@ -14,7 +14,7 @@ from ocsf_nft.errors import DeliveryError, RefusedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 def event(number: int, size: int = 0) -> bytes:

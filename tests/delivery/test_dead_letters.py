@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ocsf_nft.delivery.archive import retry
+from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.stored_events import retry
 from tests.delivery.forwarding import made, running
 from tests.delivery.receiver import Receiver, event, events, uids
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.shelf import Dead
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.event_db import Dead
     from ocsf_nft.delivery.sinks.base import Outcome
     from ocsf_nft.delivery.store import Store
 

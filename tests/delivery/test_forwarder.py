@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.delivery import forwarder as module
+from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.retry_until_writable import Patience
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError
 from tests.delivery.forwarding import made, running
@@ -22,7 +22,7 @@ from tests.delivery.receiver import Receiver, event, events, uids
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.sinks.base import Outcome
 
 

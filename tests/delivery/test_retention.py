@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from ocsf_nft.delivery.event_db import FILE, Refused, Shelf
 from ocsf_nft.delivery.retention import Forgotten, FullError
-from ocsf_nft.delivery.shelf import FILE, Refused, Shelf
 from ocsf_nft.delivery.store import Store
 from tests.delivery.receiver import event, events, uids
 from tests.delivery.stores import fill, held

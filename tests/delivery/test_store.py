@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from ocsf_nft.delivery import archive
+from ocsf_nft.delivery import stored_events
+from ocsf_nft.delivery.event_db import FILE, Refused
 from ocsf_nft.delivery.retention import Forgotten
-from ocsf_nft.delivery.shelf import FILE, Refused
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError
 from tests.delivery.receiver import event, events, uids
@@ -285,7 +285,7 @@ async def test_a_letter_that_made_room_while_it_was_tried_again_takes_no_other_a
         await store.register(["a", "b"])
         await store.put(events(range(2)))
         await store.acknowledge("a", 1, [Refused("uid-0", event(0), "no")])
-        archive.retry(path, None, None)
+        stored_events.retry(path, None, None)
         tried = await store.dead("a", events=9)
         with closing(sqlite3.connect(path)) as other, other:
             other.execute("DELETE FROM dead")  # as retention does
@@ -318,7 +318,7 @@ async def test_a_store_is_removed_when_nobody_needs_anything_of_it(tmp_path: Pat
         assert not await store.remove()
         await store.acknowledge("a", 1, [Refused("uid-1", event(1), "bad")])
         assert not await store.remove()
-        archive.retry(path, None, None)
+        stored_events.retry(path, None, None)
         await store.bury(await store.dead("a", events=1), [])
         assert await store.remove()
     assert not path.parent.exists()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ocsf_nft.attempt import Attempt, Ended
-from ocsf_nft.delivery.message import Message
-from ocsf_nft.ocsf.fan_outs import fan_out
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state
+from ocsf_nft.ocsf.operational_events import FenceState, Tampering, fence_state
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import LATEST, line_at
 from tests.conformance.attributed import ATTRIBUTED, PROCESSES
 from tests.conformance.corpus import (

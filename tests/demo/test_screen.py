@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft import demo
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.demo import attempts, proxy, screen
 from ocsf_nft.demo.attempts import Attempt, Outcome, Trace
 from ocsf_nft.demo.collector import Collector

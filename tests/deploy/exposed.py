@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ocsf_nft.accounting.balance import Balance
-from ocsf_nft.accounting.book import Lost
+from ocsf_nft.accounting.reconciliation import Balance
+from ocsf_nft.accounting.state_db import Lost
+from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.retry_until_writable import Patience
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.metrics import exposition_of
 from ocsf_nft.service.status import Status

@@ -17,9 +17,9 @@ import nats
 import orjson
 
 from ocsf_nft import config
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.retry_until_writable import Patience
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.delivery.tls import Tls
 from tests.delivery.told import packets
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 EVENTS_OF_A_HOST = 600
 #: The events of a host begin a day after those of the one before.

@@ -18,9 +18,9 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from ocsf_nft import config
-from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.delivery.batch_settings import Pace
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.service.outlets import Outlet
+from ocsf_nft.service.sink_delivery import Outlet
 from tests.delivery.receiver import Receiver
 from tests.delivery.sinks.batches import messages
 from tests.delivery.told import packets

@@ -15,7 +15,7 @@ from ocsf_nft.nfnetlink import InterruptedDumpError
 from tests.standing import INSTALLED
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.elements import Elements
+    from ocsf_nft.fence.counter_elements import Elements
 
 
 def test_counters_are_read_until_one_deadline_in_ten_seconds(

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.attempt import Attempt, Ended, Streak
+from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf.context import Context
-from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.operational_events import FenceState, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version
-from ocsf_nft.prefixes import Prefixes
 from ocsf_nft.record import Gap, Origin, Record
 from ocsf_nft.sources import text as text_source
 from tests.conformance.attributed import (

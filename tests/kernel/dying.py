@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ocsf_nft.fence import forwarding, installer, nft
+from ocsf_nft.fence import installer, ip_forwarding, nft
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from tests.kernel import tap
@@ -37,7 +37,7 @@ def main(what: str, netns: str, path: str, number: int) -> None:
     left = [number]
     for owner, names in (
         (nft, ("load",)),
-        (forwarding, ("_write",)),
+        (ip_forwarding, ("_write",)),
         (
             StateDirectory,
             ("_write", "forget", "forget_forwarding_before"),

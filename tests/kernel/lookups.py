@@ -20,7 +20,7 @@ from ocsf_nft.lab import INTERNET4
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from ocsf_nft.attribution.sockets import SocketLookup
+    from ocsf_nft.attribution.socket_method import SocketLookup
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Batch, Record

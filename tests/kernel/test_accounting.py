@@ -40,7 +40,7 @@ _PAUSES = pytest.mark.parametrize("pause", [0.1, pytest.param(0.0, marks=_WHOLE)
 _BEFORE_MS = 4_000
 #: A machine that stands still for longer shows nothing.
 _LONGEST_STALL_MS = 2_000
-#: The shortest gap: the time between two readings is always less (``service/accounts.py``).
+#: The shortest gap: the time between two readings is always less (``service/account_loop.py``).
 _GAP_SECONDS = 6.0
 #: The most stops of a reader; one of them is not in the middle of a reading.
 _STOPS = 4

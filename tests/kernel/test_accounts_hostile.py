@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.fence import ruleset
-from ocsf_nft.service import accounts as service_accounts
+from ocsf_nft.service import account_loop as service_accounts
 from tests.kernel import accounts, command, conftest
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution.capture import Capture, cookie
-from ocsf_nft.attribution.layout import Call
+from ocsf_nft.attribution.bpf_capture import Capture, cookie
+from ocsf_nft.attribution.bpf_layout import Call
 from tests.kernel import scripted, swarm
 from tests.kernel.swarm import CONNECTED, FIRST, IPV6, NONBLOCKING, UDP
 from tests.kernel.watching import fence, watching

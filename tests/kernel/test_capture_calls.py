@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution import capture
-from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.attribution import bpf_capture
+from ocsf_nft.attribution.fallback_chain import Ladder
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import scripted
 from tests.kernel.watching import SANDBOX, fence
@@ -63,7 +63,7 @@ _DETOUR = """
 
 @pytest.fixture(autouse=True)
 def _calls_are_told(lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "_TYPES", Path("/nowhere"))
+    monkeypatch.setattr(bpf_capture, "_TYPES", Path("/nowhere"))
     fence(lab, state, monkeypatch)
 
 

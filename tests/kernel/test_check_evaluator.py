@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, note, reject, settings
 from hypothesis import strategies as st
 
 from ocsf_nft import check
-from ocsf_nft.check import journey, reading
-from ocsf_nft.check.flows import Direction
-from ocsf_nft.check.walk import Walker
+from ocsf_nft.check import hook_path, read_ruleset
+from ocsf_nft.check.accepted_flows import Direction
+from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import nft
 from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
@@ -20,8 +20,8 @@ from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocsf_nft.check.accepted_flows import Flow
     from ocsf_nft.check.diagnosis import Question
-    from ocsf_nft.check.flows import Flow
 
 pytestmark = pytest.mark.kernel
 
@@ -147,11 +147,11 @@ def question(host: VmHost) -> Question:
 
 
 def _told(question: Question) -> dict[Any, str]:
-    ruleset = reading.read(question.namespace)
-    hooks, walker = journey.by_hook(ruleset), Walker(ruleset)
+    ruleset = read_ruleset.read(question.namespace)
+    hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     found = {}
     for flow in question.flows():
-        endings = journey.endings(flow, hooks, walker)
+        endings = hook_path.endings(flow, hooks, walker)
         is_certain = any(ending.is_certain for ending in endings)
         verdict = "drops" if is_certain else "may drop" if endings else "passes"
         found[flow.direction, flow.label, flow.packet.version] = verdict

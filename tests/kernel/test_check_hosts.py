@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ocsf_nft import check
-from ocsf_nft.check import Finding, journey, reading
+from ocsf_nft.check import Finding, hook_path, read_ruleset
+from ocsf_nft.check.accepted_flows import Direction
+from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.check.diagnosis import judge
-from ocsf_nft.check.flows import Direction
-from ocsf_nft.check.walk import Walker
 from ocsf_nft.fence import nft, ruleset
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import endpoint
@@ -111,11 +111,11 @@ def _commands(outcome: command.Outcome) -> list[str]:
 def _assert_true(host: VmHost) -> None:
     """What is told of each flow is what the kernel does with it, and every one is decided."""
     question = _question(host)
-    rules = reading.read(question.namespace)
-    hooks, walker = journey.by_hook(rules), Walker(rules)
+    rules = read_ruleset.read(question.namespace)
+    hooks, walker = hook_path.by_hook(rules), Walker(rules)
     passes = {}
     for flow in question.flows():
-        endings = journey.endings(flow, hooks, walker)
+        endings = hook_path.endings(flow, hooks, walker)
         assert not endings or endings[-1].is_certain, (flow.direction, flow.label)
         passes[flow.direction, flow.label, flow.packet.version] = not endings
     for flow in question.flows():
@@ -311,7 +311,7 @@ def test_check_mends_a_host_that_drops_before_routing_and_on_output(host: VmHost
 
 def test_check_shows_a_rule_that_is_gone_by_then_as_it_was_listed(host: VmHost) -> None:
     nft.load(host.namespace, _POLICY_DROP)
-    listed = reading.read(host.namespace)
+    listed = read_ruleset.read(host.namespace)
     nft.load(host.namespace, "flush chain inet site others\n")
     rules = [each.place.rule for each in judge(listed, _question(host)) if each.place is not None]
     left = '{"payload":{"protocol":"tcp","field":"dport"}}'
@@ -403,7 +403,7 @@ def test_nothing_is_changed_by_looking(host: VmHost) -> None:
     before = _run(host, ["nft", "list", "ruleset"])
     _check(host)
     assert _run(host, ["nft", "list", "ruleset"]) == before
-    assert Namespace().call(lambda: not reading.legacy_tables(host.namespace, "ip"))
+    assert Namespace().call(lambda: not read_ruleset.legacy_tables(host.namespace, "ip"))
 
 
 def test_a_vms_fence_of_ours_is_not_in_its_own_way(host: VmHost) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from ocsf_nft import check
-from ocsf_nft.check import devices, leftovers, reading
+from ocsf_nft.check import devices, leftovers, read_ruleset
 from ocsf_nft.fence import nft
 from tests.kernel import command
 from tests.kernel.vm_host import DEVICE, SUBNETS, UPLINK, VmHost, vm_host
@@ -82,7 +82,7 @@ def _run(host: VmHost, *more: str) -> command.Outcome:
 
 def _found(host: VmHost) -> tuple[Question, list[Leftover]]:
     asked = check.question(host.namespace, device=DEVICE, subnets=SUBNETS[:1], port=3128)
-    ruleset = reading.read(host.namespace)
+    ruleset = read_ruleset.read(host.namespace)
     present = devices.survey(host.namespace)
     return asked, leftovers.leftovers(ruleset, present, asked)
 
@@ -174,7 +174,9 @@ def test_what_is_for_an_interface_that_is_no_vms_is_nobodys_leftover(
     _iptables(host, backend, "", "-N", f"{device}-in")
     before = _rules(host, backend)
     asked = check.question(host.namespace, device=device, port=3128)
-    found = leftovers.leftovers(reading.read(host.namespace), devices.survey(host.namespace), asked)
+    found = leftovers.leftovers(
+        read_ruleset.read(host.namespace), devices.survey(host.namespace), asked
+    )
     assert all("vmtap-old" in each.reason for each in found)
     assert [why for _, why in leftovers.remove(found, asked.namespace) if why] == []
     gone = before - _rules(host, backend)

@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft import check
-from ocsf_nft.attribution import capture
-from ocsf_nft.check import bypassing, devices, naming, programs, reading, sysctls, xtables
+from ocsf_nft.attribution import bpf_capture
+from ocsf_nft.check import (
+    attribution_methods,
+    bounded_command,
+    bypass_paths,
+    devices,
+    read_ruleset,
+    sysctls,
+    xtables,
+)
+from ocsf_nft.check.bounded_command import NoAnswerError
 from ocsf_nft.check.diagnosis import Question
-from ocsf_nft.check.programs import NoAnswerError
 from ocsf_nft.check.ruleset import Ruleset, from_json
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence import nft
@@ -47,7 +55,7 @@ def _question(host: VmHost) -> Question:
 
 def _ways_past(host: VmHost, ruleset: Ruleset | None = None) -> dict[str, Finding]:
     around = devices.survey(host.namespace)
-    found = bypassing.ways_past(ruleset or Ruleset(), around, _question(host))
+    found = bypass_paths.ways_past(ruleset or Ruleset(), around, _question(host))
     return {finding.name: finding for finding in found}
 
 
@@ -94,7 +102,7 @@ def test_check_tells_a_device_that_is_stacked_on_a_link_of_another_namespace(
         return devices.survey(host.namespace)
 
     asked = Question(namespace=host.namespace, device="vmtap-2", port=PORT)
-    (found,) = bypassing.ways_past(Ruleset(), in_scratch(around), asked)
+    (found,) = bypass_paths.ways_past(Ruleset(), in_scratch(around), asked)
     assert (found.name, found.severity) == ("shared-link", "info")
     assert found.meaning.startswith("vmtap-2 is stacked on a link of another namespace")
 
@@ -164,7 +172,7 @@ def test_a_table_of_connections_that_is_nearly_full_is_told(
 
 
 def _with_room_for(count: int) -> Callable[[Namespace, Sequence[str]], bytes]:
-    return lambda namespace, command: programs.answer(namespace, command, count)
+    return lambda namespace, command: bounded_command.answer(namespace, command, count)
 
 
 def test_a_listing_that_is_too_long_is_read_without_what_sets_hold(
@@ -177,10 +185,10 @@ def test_a_listing_that_is_too_long_is_read_without_what_sets_hold(
         "\tchain c {\n\t\ttype filter hook forward priority 0\n\t\tip saddr @s drop\n\t}\n}\n",
     )
     assert not check.blocking(_question(host))
-    monkeypatch.setattr(reading, "answer", _with_room_for(20_000))
+    monkeypatch.setattr(read_ruleset, "answer", _with_room_for(20_000))
     names = [finding.name for finding in check.blocking(_question(host))]
     assert names == ["unread-rules", "may-drop"]
-    monkeypatch.setattr(reading, "answer", _with_room_for(20))
+    monkeypatch.setattr(read_ruleset, "answer", _with_room_for(20))
     (unread,) = check.blocking(_question(host))
     assert unread.name == "ruleset"
     assert "can't be read" in unread.meaning
@@ -189,20 +197,20 @@ def test_a_listing_that_is_too_long_is_read_without_what_sets_hold(
 def test_a_program_that_does_not_end_is_ended(
     host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(bounded_command, "_TIMEOUT_SECONDS", 0.2)
     with pytest.raises(UnsupportedError, match="gave no answer"):
-        programs.answer(host.namespace, ["/usr/bin/sleep", "60"])
+        bounded_command.answer(host.namespace, ["/usr/bin/sleep", "60"])
     with pytest.raises(UnsupportedError, match="more than 0 MiB"):
-        programs.answer(host.namespace, ["/usr/bin/yes"], 1000)
+        bounded_command.answer(host.namespace, ["/usr/bin/yes"], 1000)
 
 
 def test_check_gives_up_on_a_program_that_closes_its_output_and_goes_on(
     host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(bounded_command, "_TIMEOUT_SECONDS", 0.2)
     started = time.monotonic()
     with pytest.raises(NoAnswerError, match="/bin/sh doesn't end"):
-        programs.answer(host.namespace, ["/bin/sh", "-c", "exec >&- 2>&-; exec sleep 60"])
+        bounded_command.answer(host.namespace, ["/bin/sh", "-c", "exec >&- 2>&-; exec sleep 60"])
     assert time.monotonic() - started < 8
 
 
@@ -213,9 +221,9 @@ def test_check_says_why_a_program_gives_no_answer(host: VmHost) -> None:
         (["/bin/sh", "-c", "exit 3"], "/bin/sh failed: exit 3"),
     ):
         with pytest.raises(NoAnswerError) as refused:
-            programs.answer(host.namespace, command)
+            bounded_command.answer(host.namespace, command)
         assert str(refused.value) == reason
-    assert programs.answer(host.namespace, ["/bin/sh", "-c", "echo a; echo b >&2"]) == b"a\n"
+    assert bounded_command.answer(host.namespace, ["/bin/sh", "-c", "echo a; echo b >&2"]) == b"a\n"
 
 
 def test_check_says_that_interfaces_can_not_be_listed(
@@ -236,16 +244,16 @@ def test_check_says_that_interfaces_can_not_be_listed(
 def test_check_tells_how_processes_are_named_here(
     host: VmHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (found,) = naming.naming(host.namespace)
+    (found,) = attribution_methods.naming(host.namespace)
     assert (found.severity, found.remedy) == ("ok", None)
     assert found.meaning == "a process is named as it sends, also if it is gone"
-    (found,) = naming.naming(named("no-such-namespace"))
+    (found,) = attribution_methods.naming(named("no-such-namespace"))
     assert found.severity == "info"
     assert found.meaning.startswith("a process is named by its user alone: ")
     assert found.meaning.count("no-such-namespace") == 2
     assert "CAP_BPF" in str(found.remedy)
-    monkeypatch.setattr(capture, "_TYPES", tmp_path / "vmlinux")
-    (found,) = naming.naming(host.namespace)
+    monkeypatch.setattr(bpf_capture, "_TYPES", tmp_path / "vmlinux")
+    (found,) = attribution_methods.naming(host.namespace)
     assert found.severity == "info"
     assert found.meaning.startswith("a process is named as it calls, by its number, name and user")
     assert found.remedy == "use a kernel with CONFIG_DEBUG_INFO_BTF"
@@ -254,7 +262,7 @@ def test_check_tells_how_processes_are_named_here(
 def test_a_ruleset_that_changes_while_it_is_read_is_read_again(
     host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = programs.answer
+    answer = bounded_command.answer
     read: list[Any] = []
 
     def meanwhile(namespace: Namespace, command: Sequence[str]) -> bytes:
@@ -263,12 +271,12 @@ def test_a_ruleset_that_changes_while_it_is_read_is_read_again(
             nft.load(host.namespace, f"add table ip t{len(read)}")
         return answer(namespace, command)
 
-    monkeypatch.setattr(reading, "answer", meanwhile)
+    monkeypatch.setattr(read_ruleset, "answer", meanwhile)
     changes = 1
-    assert reading.read(host.namespace).unread == ()
+    assert read_ruleset.read(host.namespace).unread == ()
     assert len(read) == 2
     changes = 100
-    assert "changes faster" in reading.read(host.namespace).unread[0]
+    assert "changes faster" in read_ruleset.read(host.namespace).unread[0]
 
 
 def test_an_xdp_program_is_told(host: VmHost) -> None:

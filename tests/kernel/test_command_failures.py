@@ -17,7 +17,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT, ip
-from ocsf_nft.service import outlets
+from ocsf_nft.service import sink_delivery
 from tests.kernel import attempts, command, conftest
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ def test_a_second_signal_ends_a_run_whose_output_nobody_reads(
 def test_one_signal_ends_a_run_whose_output_nobody_reads_and_the_next_one_tells_the_rest(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlets, "_DRAIN_SECONDS", 0.5)  # the run is a fork of this process
+    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)  # the run is a fork of this process
     reader, writer = os.pipe()
     options = _watch(lab, state)[len(command.COMMAND) + 1 :]
     with (

@@ -16,8 +16,8 @@ import pytest
 from ocsf_nft import privileges
 from ocsf_nft.errors import AbsentError, UnsupportedError
 from ocsf_nft.fence import installer
+from ocsf_nft.fence.counter_elements import Elements
 from ocsf_nft.fence.counters import Counters
-from ocsf_nft.fence.elements import Elements
 from ocsf_nft.flow import KINDS, Count, Flow, Key, flow
 from ocsf_nft.lab import GATEWAY_MAC, INTERNET4, INTERNET6, SANDBOX4
 from ocsf_nft.privileges import Capability

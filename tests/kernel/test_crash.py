@@ -18,8 +18,8 @@ import orjson
 import pytest
 from nats.js.api import StreamConfig
 
-from ocsf_nft.delivery.archive import Archive
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.event_db import FILE
+from ocsf_nft.delivery.stored_events import Archive
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from tests.delivery.sinks.brokers import NatsServer
 from tests.delivery.sinks.servers import Bulk, serving

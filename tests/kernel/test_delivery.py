@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.delivery import backoff, patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery import backoff, retry_until_writable
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.service import outlets
+from ocsf_nft.service import sink_delivery
 from tests.kernel import accounts, attempts, command, conftest, written
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ PORTS = 40
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the retry intervals of runs, which are forks of this process."""
-    monkeypatch.setattr(patience, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(retry_until_writable, "_AGAIN_SECONDS", 0.05)
     monkeypatch.setattr(backoff, "_FIRST_SECONDS", 0.05)
 
 
 @pytest.fixture
 def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the time that an ending run waits for a disk that accepts no data."""
-    monkeypatch.setattr(patience, "_CLOSING_SECONDS", 0.5)
-    monkeypatch.setattr(outlets, "_DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(retry_until_writable, "_CLOSING_SECONDS", 0.5)
+    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from ocsf_nft import config
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, nft
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.ocsf.notices import FenceState
+from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.service import fences, status
-from ocsf_nft.service.reporter import Reporter
-from ocsf_nft.service.watched import Watched
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.service.fence_monitor import Watched
 from tests.kernel import conftest
 from tests.service.keeping import Kept
 

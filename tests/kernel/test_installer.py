@@ -11,7 +11,7 @@ import pytest
 
 from ocsf_nft import rtnetlink
 from ocsf_nft.errors import AbsentError, FenceError, SourceError, UnsupportedError
-from ocsf_nft.fence import installer, links, nft, ruleset, standing
+from ocsf_nft.fence import installer, links, nft, ruleset, table_query
 from ocsf_nft.fence.spec import LADDER, Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
@@ -304,7 +304,7 @@ def test_without_nft_nothing_is_installed(
         (links.names, FenceError),
         (lambda: nft.load(Namespace(), ""), FenceError),
         (lambda: nft.listing(Namespace(), "inet", "none"), FenceError),
-        (lambda: standing.comment(Namespace(), "inet", "none"), FenceError),
+        (lambda: table_query.comment(Namespace(), "inet", "none"), FenceError),
         (rtnetlink.subscribe, SourceError),
     ],
     ids=["survey", "names", "load", "listing", "comment", "subscribe"],

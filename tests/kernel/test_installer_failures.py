@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import forwarding, installer, links, nft
+from ocsf_nft.fence import installer, ip_forwarding, links, nft
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named
@@ -66,7 +66,7 @@ def test_guard_that_cannot_be_loaded_leaves_what_was_there_before(
         )
 
     # What is expected is loaded in a scratch namespace, which is _HOST as well.
-    monkeypatch.setattr("ocsf_nft.fence.loading._expected", lambda *_: None)
+    monkeypatch.setattr("ocsf_nft.fence.load_ruleset._expected", lambda *_: None)
     monkeypatch.setattr(nft, "load", without_guard)
     with pytest.raises(FenceError, match=r"^no guard today$"):
         install(guarded)
@@ -174,19 +174,19 @@ def test_forwarding_of_a_deleted_namespace_is_kept_while_a_vm_is_on_record(
     # Deleted, and another one by the same name.
     for namespace in (named("no-such-namespace"), _HOST):
         state.keep_forwarding_before("4:1", b"kept")
-        forwarding.release("4:1", namespace, [vm], state)
+        ip_forwarding.release("4:1", namespace, [vm], state)
         assert state.forwarding_before("4:1") == b"kept"
-        forwarding.release("4:1", namespace, [], state)
+        ip_forwarding.release("4:1", namespace, [], state)
         assert state.forwarding_before("4:1") is None
 
 
 def test_forwarding_writes_existing_settings_only(lab: Lab) -> None:
     def write() -> None:
-        forwarding._write("ipv4/conf/gone0/forwarding", "1")
-        assert forwarding._read("ipv4/conf/gone0/forwarding") is None
+        ip_forwarding._write("ipv4/conf/gone0/forwarding", "1")
+        assert ip_forwarding._read("ipv4/conf/gone0/forwarding") is None
         sentence = "net.ipv4.conf.lo.forwarding, which can't be switched from here (Invalid argumen"
         with pytest.raises(UnsupportedError, match=re.escape(sentence)):
-            forwarding._write("ipv4/conf/lo/forwarding", "x")
+            ip_forwarding._write("ipv4/conf/lo/forwarding", "x")
 
     lab.sandbox_namespace.call(write)
 
@@ -194,10 +194,10 @@ def test_forwarding_writes_existing_settings_only(lab: Lab) -> None:
 def test_forwarding_without_a_cookie_is_told_apart_by_the_boot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    boot, cookie = forwarding._origin().split(" ")
+    boot, cookie = ip_forwarding._origin().split(" ")
     assert int(cookie) > 0
-    monkeypatch.setattr(forwarding, "_SO_NETNS_COOKIE", 0x7FFF)  # an option that no kernel has
-    assert forwarding._origin() == boot
+    monkeypatch.setattr(ip_forwarding, "_SO_NETNS_COOKIE", 0x7FFF)  # an option that no kernel has
+    assert ip_forwarding._origin() == boot
 
 
 def test_route_by_a_gateway_of_the_other_family_names_it(lab: Lab) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.check import kernel
+from ocsf_nft.check import kernel_features
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import installer, kernel_log, nft
+from ocsf_nft.fence import installer, kernel_log_sysctl, nft
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def test_the_sysctl_is_put_back_by_the_last_that_used_it(
 def test_sysctl_concerns_all_namespaces_but_the_initial_one(
     lab: Lab, all_netns: Callable[[], str]
 ) -> None:
-    assert kernel_log.blocked(Namespace()) is None
-    assert kernel_log.blocked(lab.sandbox_namespace) == "0"
-    kernel_log.enable()
+    assert kernel_log_sysctl.blocked(Namespace()) is None
+    assert kernel_log_sysctl.blocked(lab.sandbox_namespace) == "0"
+    kernel_log_sysctl.enable()
     assert all_netns() == "1"
-    assert kernel_log.blocked(lab.sandbox_namespace) is None
+    assert kernel_log_sysctl.blocked(lab.sandbox_namespace) is None
 
 
 def test_a_damaged_record_neither_loses_the_sysctl_nor_gives_it_up(
@@ -134,7 +134,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         raise UnsupportedError("it can't be set from here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kernel_log, "restore", refuse)
+        patch.setattr(kernel_log_sysctl, "restore", refuse)
         yield patch
 
 
@@ -204,8 +204,8 @@ def test_a_sysctl_that_cant_be_switched_leads_a_rung_down(
 
     environment = {**nft._ENVIRONMENT, "LD_PRELOAD": str(shim), "WITHOUT": "nflog"}
     monkeypatch.setattr(nft, "_ENVIRONMENT", environment)
-    monkeypatch.setattr(kernel_log, "enable", refuse)
-    monkeypatch.setattr(kernel_log, "restore", refuse)
+    monkeypatch.setattr(kernel_log_sysctl, "enable", refuse)
+    monkeypatch.setattr(kernel_log_sysctl, "restore", refuse)
     installed = installer.install(spec, lab.sandbox_namespace, state)
     assert (installed.transport, state.all_netns_before()) == ("none", None)
     with pytest.raises(UnsupportedError, match="can't be set"):
@@ -221,21 +221,25 @@ _READ_ONLY = Path("/proc/sys/kernel/ostype")
 @pytest.mark.parametrize(
     ("work", "sysctl", "cause"),
     [
-        (lambda: kernel_log.blocked(Namespace()), Path("/nothing"), "No such file or directory"),
-        (kernel_log.enable, _READ_ONLY, "Permission denied"),
-        (kernel_log.probe, _READ_ONLY, "Permission denied"),
-        (lambda: kernel_log.restore("0"), _READ_ONLY, "Permission denied"),
+        (
+            lambda: kernel_log_sysctl.blocked(Namespace()),
+            Path("/nothing"),
+            "No such file or directory",
+        ),
+        (kernel_log_sysctl.enable, _READ_ONLY, "Permission denied"),
+        (kernel_log_sysctl.probe, _READ_ONLY, "Permission denied"),
+        (lambda: kernel_log_sysctl.restore("0"), _READ_ONLY, "Permission denied"),
     ],
     ids=["blocked", "enable", "probe", "restore"],
 )
 def test_a_sysctl_that_is_not_ours_is_told_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any], sysctl: Path, cause: str
 ) -> None:
-    monkeypatch.setattr(kernel_log, "_SYSCTL", sysctl)
-    monkeypatch.setattr(kernel_log, "of_process", lambda _pid: Namespace())
+    monkeypatch.setattr(kernel_log_sysctl, "_SYSCTL", sysctl)
+    monkeypatch.setattr(kernel_log_sysctl, "of_process", lambda _pid: Namespace())
     with pytest.raises(UnsupportedError):
         work()
-    found = kernel._tried("all-netns", "degraded", "", work)
+    found = kernel_features._tried("all-netns", "degraded", "", work)
     assert found.meaning == (
         "net.netfilter.nf_log_all_netns, which lets records of other namespaces into the kernel "
         "log, can't be read or set from here"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ocsf_nft.sources.clock import boottime_ns
+from ocsf_nft.sources.boot_clock import boottime_ns
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.kmsg import source as kmsg_source

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netlink, nfnetlink, rtnetlink
-from ocsf_nft.fence.keeping import Place
-from ocsf_nft.fence.post import OVERRUN, Post
+from ocsf_nft.fence.nft_monitor import OVERRUN, Post
+from ocsf_nft.fence.replace_keeping_counters import Place
 from ocsf_nft.lab import ip
 from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.sources.nflog import group as nflog_group
-from ocsf_nft.sources.nflog.group import CALM
-from ocsf_nft.sources.nflog.links import Links
+from ocsf_nft.sources.nflog import group_binding as nflog_group
+from ocsf_nft.sources.nflog.group_binding import CALM
+from ocsf_nft.sources.nflog.interface_names import Links
 from tests.kernel.attempts import GROUP, attempt, fence
 from tests.kernel.conftest import load
 from tests.kernel.reading import until

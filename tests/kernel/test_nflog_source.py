@@ -15,10 +15,10 @@ from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.lab import Lab, ip
 from ocsf_nft.netns import Namespace, named
 from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.sources.nflog import group as nflog_group
-from ocsf_nft.sources.nflog.group import CALM, FLOOD
-from ocsf_nft.sources.nflog.links import Links
-from ocsf_nft.sources.waiting import until_readable
+from ocsf_nft.sources.nflog import group_binding as nflog_group
+from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD
+from ocsf_nft.sources.nflog.interface_names import Links
+from ocsf_nft.sources.wait_readable import until_readable
 from tests.kernel.attempts import (
     EXPERIMENT,
     GROUP,

@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, keeping, loading, nft, standing
+from ocsf_nft.fence import installer, load_ruleset, nft, replace_keeping_counters, table_query
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import INTERNET4, ip
 from tests.kernel import conftest
@@ -132,13 +132,15 @@ def test_what_a_listing_hid_goes_with_all_that_was_kept(
     _attempt(fenced)
     conftest.nft(fenced.sandbox_namespace, "add chain inet ocsf_nft foreign { "
                  "type filter hook output priority -500; policy drop; }")  # fmt: skip
-    keep = keeping.text
+    keep = replace_keeping_counters.text
 
-    def unaware(definition: str, listings: Mapping[keeping.Place, str]) -> str | None:
+    def unaware(
+        definition: str, listings: Mapping[replace_keeping_counters.Place, str]
+    ) -> str | None:
         text = keep(definition, listings)
         return text and text.replace("delete chain inet ocsf_nft foreign\n", "")
 
-    monkeypatch.setattr(keeping, "text", unaware)
+    monkeypatch.setattr(replace_keeping_counters, "text", unaware)
     installer.install(spec, fenced.sandbox_namespace, state, "nflog")
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
     assert "foreign" not in conftest.nft(fenced.sandbox_namespace, "-t", "list", "ruleset")
@@ -186,7 +188,7 @@ def test_a_set_with_very_many_elements_is_looked_at_no_further(
     found = installer.verify(conftest.SANDBOX, state)
     assert found.verdict == "differs"
     assert found.installed is not None
-    told = loading.listings(found.installed.spec, ns)["inet ocsf_nft"]
+    told = load_ruleset.listings(found.installed.spec, ns)["inet ocsf_nft"]
     assert "10.9.7.7" not in told
     assert ("more than 1002 elements" in told) == (name == "allowed4")
     installer.install(spec, ns, state, "nflog")
@@ -206,7 +208,7 @@ def test_elements_are_told_as_a_person_reads_them(lab: Lab) -> None:
         "add element inet t marks { 1 . 2 }",
     )
     names = ("four", "any", "six", "marks", "none")
-    assert standing.elements(ns, "inet", "t", names, 10) == (
+    assert table_query.elements(ns, "inet", "t", names, 10) == (
         "four: 10.0.0.1 . 136 . 80",
         "four: 10.0.0.2 . udp . 53",
         "any: *",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.fence import installer, watch
+from ocsf_nft.fence import fence_events, installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from ocsf_nft.sources.nflog import Nflog
@@ -349,7 +349,7 @@ def test_a_record_that_names_a_sandbox_of_another_namespace_is_a_forgery(
 def test_a_namespace_that_was_made_anew_ends_the_run_with_its_fence_standing(
     lab: Lab, state: StateDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "_LOOK_SECONDS", 0.2)  # the run is a fork of this process
+    monkeypatch.setattr(fence_events, "_LOOK_SECONDS", 0.2)  # the run is a fork of this process
     options = _options(lab, state, tmp_path / "events.jsonl")
     with command.running(*options, "--install") as running:
         time.sleep(0.5)  # it watches by now

@@ -25,7 +25,7 @@ import ocsf_nft
 from ocsf_nft.errors import ClosedError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from ocsf_nft.service import Outlet, outlets
+from ocsf_nft.service import Outlet, sink_delivery
 from tests.delivery.receiver import Receiver
 from tests.kernel import attempts, command, conftest, written
 from tests.kernel.test_delivery import wait_for
@@ -105,7 +105,7 @@ def test_a_run_tells_its_metrics_and_its_health(
     lab: Lab, state: StateDirectory, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The run is a fork of this process. At its end it gives the sink that is down little time.
-    monkeypatch.setattr(outlets, "_DRAIN_SECONDS", 0.5)
+    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)
     output = tmp_path / "events.jsonl"
     down = {"type": "http", "name": "down", "url": "http://127.0.0.1:9/", "retry_seconds": 0.1}
     config = write(
@@ -426,7 +426,7 @@ async def test_what_a_supervisor_raises_comes_out_as_it_is(lab: Lab, state: Stat
 async def test_a_service_that_is_cancelled_leaves_the_next_one_all_it_needs(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlets, "_DRAIN_SECONDS", 0.5)  # no task reads the remaining events
+    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)  # no task reads the remaining events
     config = ocsf_nft.parse(wanted(lab, state), where="test")
 
     async def supervise() -> None:

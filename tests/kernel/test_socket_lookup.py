@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.attribution import ended, holders, sock_diag, sockets
-from ocsf_nft.attribution.sockets import SocketLookup
+from ocsf_nft.attribution import sock_diag, socket_closed, socket_holders, socket_method
+from ocsf_nft.attribution.socket_method import SocketLookup
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import INTERNET4, INTERNET6
 from ocsf_nft.process import Attribution
@@ -30,8 +30,8 @@ from tests.kernel import holding, lookups
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ocsf_nft.attribution.holders import Scan
-    from ocsf_nft.attribution.socket_files import Socket
+    from ocsf_nft.attribution.proc_net_sockets import Socket
+    from ocsf_nft.attribution.socket_holders import Scan
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
@@ -59,7 +59,7 @@ class Attempt:
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long this machine takes to look at all processes, it is not given up."""
-    monkeypatch.setattr(sockets, "_BUDGET_NS", 10**10)
+    monkeypatch.setattr(socket_method, "_BUDGET_NS", 10**10)
 
 
 @pytest.fixture
@@ -225,9 +225,11 @@ async def test_where_not_all_was_looked_at_nobody_is_named(
     async with attempted(sandbox, spec, "udp") as attempt:
 
         def in_part(inodes: set[int], namespace: str, deadline_ns: int) -> Scan:
-            return holders.holders(inodes, namespace, deadline_ns)._replace(missed="that is why")
+            return socket_holders.holders(inodes, namespace, deadline_ns)._replace(
+                missed="that is why"
+            )
 
-        monkeypatch.setattr(sockets, "holders", in_part)
+        monkeypatch.setattr(socket_method, "holders", in_part)
         told = await attempt.told()
     assert isinstance(told, Attribution)
     assert told.process is None
@@ -309,13 +311,13 @@ async def test_who_ends_while_it_is_looked_up_is_not_named(
     async with attempted(sandbox, spec, "udp") as attempt:
 
         def then_end(inodes: set[int], namespace: str, deadline_ns: int) -> Scan:
-            found = holders.holders(inodes, namespace, deadline_ns)
+            found = socket_holders.holders(inodes, namespace, deadline_ns)
             os.kill(attempt.program.pid, signal.SIGKILL)
             os.waitid(os.P_PID, attempt.program.pid, os.WEXITED | os.WNOWAIT)
             _until_told(attempt)
             return found
 
-        monkeypatch.setattr(sockets, "holders", then_end)
+        monkeypatch.setattr(socket_method, "holders", then_end)
         told = await attempt.told()
     assert told == "a socket that had the packet's port has ended"
 
@@ -329,7 +331,7 @@ async def test_socket_lookup_waits_a_short_time_for_a_notice_that_the_socket_was
     clock = itertools.count(now_ns, seconds * 1_000_000_000)
     changed = {"sleep": slept.append, "monotonic_ns": lambda: next(clock)}
     async with attempted(sandbox, spec, "udp") as attempt:
-        monkeypatch.setattr(sockets, "time", SimpleNamespace(**{**vars(time), **changed}))
+        monkeypatch.setattr(socket_method, "time", SimpleNamespace(**{**vars(time), **changed}))
         assert isinstance(await attempt.told(), Attribution)
     assert slept == waits
 
@@ -343,7 +345,7 @@ async def test_socket_lookup_names_the_reason_why_it_cannot_tell(
     async with attempted(sandbox, spec, "udp") as attempt:
         lookup = attempt.lookup
         with monkeypatch.context() as patched:
-            patched.setattr(sockets, "holders", fail)
+            patched.setattr(socket_method, "holders", fail)
             told = await attempt.told()
             assert told == "the sandbox's sockets can't be looked at: Input/output error"
         with monkeypatch.context() as patched:
@@ -361,7 +363,7 @@ async def test_socket_lookup_names_the_reason_why_it_cannot_tell(
         assert isinstance(await attempt.told(), Attribution)
 
 
-def _without_files(found: sockets._Candidates) -> sockets._Candidates:
+def _without_files(found: socket_method._Candidates) -> socket_method._Candidates:
     closed = tuple(each._replace(inode=0) for each in found.sockets)
     return found._replace(sockets=closed)
 
@@ -379,7 +381,7 @@ def _until_told(attempt: Attempt) -> None:
 async def test_many_are_not_all_named(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "_MOST_SEEN", 1)
+    monkeypatch.setattr(socket_method, "_MOST_SEEN", 1)
     async with attempted(sandbox, spec, "forked") as attempt:
         told = await attempt.told()
     assert isinstance(told, Attribution)
@@ -393,7 +395,7 @@ async def test_without_netlink_the_text_files_say_who_may_have_been(
         raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
 
     monkeypatch.setattr(sock_diag, "_open_diag", lacking)
-    monkeypatch.setattr(ended, "_subscribe", lacking)
+    monkeypatch.setattr(socket_closed, "_subscribe", lacking)
     for scenario in ("udp_mapped", "tcp", "udplite"):
         async with attempted(sandbox, spec, scenario) as attempt:
             told = await attempt.told()
@@ -434,14 +436,14 @@ async def test_socket_lookup_closed_during_a_lookup_gives_no_result(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, goes_on = threading.Event(), threading.Event()
-    all_holders = holders.holders
+    all_holders = socket_holders.holders
 
     def held_up(*arguments: Any) -> Scan:
         reading.set()
         assert goes_on.wait(10)
         return all_holders(*arguments)
 
-    monkeypatch.setattr(sockets, "holders", held_up)
+    monkeypatch.setattr(socket_method, "holders", held_up)
     async with attempted(sandbox, spec, "udp") as attempt:
         answer = asyncio.create_task(attempt.told())
         await asyncio.to_thread(reading.wait, 10)

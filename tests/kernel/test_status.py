@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting import book
+from ocsf_nft.accounting import state_db
 from ocsf_nft.netns import Namespace
 from tests.kernel import accounts, attempts, command, conftest
 from tests.kernel.escapes import ESCAPES
@@ -148,7 +148,7 @@ def test_what_was_forgotten_before_anybody_read_it_is_on_its_way(
 def test_an_account_is_kept_as_long_as_its_fence(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    file = state.directory(conftest.SANDBOX) / book.FILE
+    file = state.directory(conftest.SANDBOX) / state_db.FILE
     options = accounts.options(state, tmp_path / "events.jsonl")
     with command.running(*options) as running:
         assert running.stop(signal.SIGTERM)[0] == 0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.fence import installer
-from ocsf_nft.fence.sentry import MOST_TIMES
+from ocsf_nft.fence.tamper_guard import MOST_TIMES
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
 from tests.kernel import command, conftest, flooding, written

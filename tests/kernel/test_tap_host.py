@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft.errors import FenceError, UsageError
 from ocsf_nft.fence import installer
-from ocsf_nft.fence.loading import HOST
+from ocsf_nft.fence.load_ruleset import HOST
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import INTERNET4, INTERNET6

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netns
-from ocsf_nft.check.flows import INTERNET, Direction, Flow
+from ocsf_nft.check.accepted_flows import INTERNET, Direction, Flow
 from ocsf_nft.check.packet import TCP
 from ocsf_nft.fence.values import Subnet, subnet
 from ocsf_nft.lab import ip, set_sysctls

@@ -8,7 +8,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.attribution.fallback_chain import Ladder
 from ocsf_nft.fence import installer, ruleset
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.values import endpoint
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.attribution.fallback_chain import Top
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record

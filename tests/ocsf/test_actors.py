@@ -7,7 +7,7 @@ import pytest
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.process import Attribution, Container, Process
 from tests.conformance.attributed import HOSTILE, POD, PROCESSES, SHA256, done_by
 from tests.conformance.corpus import CONTAINED, CONTEXT, RECORDS

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from ocsf_nft.address import packed
+from ocsf_nft.ip_text import packed
 from ocsf_nft.ocsf import community_id
 from tests.conformance.corpus import V4, record
 from tests.strategies import PORTS

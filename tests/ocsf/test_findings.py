@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.accounting.streaks import grown
+from ocsf_nft.accounting.incidents import grown
 from ocsf_nft.attempt import Attempt, Ended, Merged, Streak
 from ocsf_nft.flow import Key
 from ocsf_nft.ocsf.context import Context

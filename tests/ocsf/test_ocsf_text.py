@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.ocsf.text import byte_size, encodable, plain, printable, visible
+from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, printable, visible
 from tests.strategies import DETAILS, HOSTILE_TEXT
 
 

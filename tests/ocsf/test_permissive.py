@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ocsf_nft.attempt import Attempt, Ended, Merged
-from ocsf_nft.ocsf import verdict
-from ocsf_nft.ocsf.fan_outs import fan_out
+from ocsf_nft.ocsf import packet_outcome
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, unread
-from ocsf_nft.ocsf.shorthand import plain, shorthand
+from ocsf_nft.ocsf.oneline import plain, shorthand
+from ocsf_nft.ocsf.operational_events import FenceState, unread
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import VERSIONS, line_at
 from tests.conformance.corpus import (
     ATTEMPTS,
@@ -25,7 +25,7 @@ from tests.conformance.corpus import (
     TIME_NS,
 )
 from tests.conformance.streaks import ENDED, GOING_ON, fan_out_of
-from tests.ocsf.test_notices import became
+from tests.ocsf.test_operational_events import became
 
 MAPPER = Mapper(CONTEXT)
 _ENDING = ", let pass"
@@ -183,7 +183,7 @@ def test_what_nobody_read_is_not_called_refused_where_it_was_let_pass(
 
 def test_only_our_own_rules_are_permissive() -> None:
     record = LET_PASS["tcp4, let pass"]
-    assert verdict.is_ours(record)
-    assert verdict.is_attempt(record)
-    assert verdict.foreign_verdict(record) is None
-    assert not verdict.is_ours(RECORDS["foreign, of a sandbox, let pass"])
+    assert packet_outcome.is_ours(record)
+    assert packet_outcome.is_attempt(record)
+    assert packet_outcome.foreign_verdict(record) is None
+    assert not packet_outcome.is_ours(RECORDS["foreign, of a sandbox, let pass"])

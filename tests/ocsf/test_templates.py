@@ -20,10 +20,10 @@ from ocsf_nft.ocsf.addresses import place
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.packet_outcome import NAME_PORTS
 from ocsf_nft.ocsf.services import service
 from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.ocsf.templates import SIGHTINGS
-from ocsf_nft.ocsf.verdict import NAME_PORTS
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS, line_at
 from ocsf_nft.process import Attribution
 from tests.conformance.attributed import ATTRIBUTED

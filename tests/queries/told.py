@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from ocsf_nft.accounting.streaks import grown
+from ocsf_nft.accounting.incidents import grown
 from ocsf_nft.attempt import Attempt, Ended
 from ocsf_nft.flow import Key
 from ocsf_nft.ocsf.context import Context
-from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, events_lost, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.operational_events import (
+    FenceState,
+    events_lost,
+    fence_state,
+    gap,
+    lifecycle,
+    unread,
+)
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.record import Gap
 from tests.conformance.attributed import ATTRIBUTED, PROCESSES, done_by

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ocsf_nft.accounting import book
-from ocsf_nft.attribution.ladder import Ladder
-from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.accounting import state_db
+from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.delivery.retry_until_writable import Patience
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.service.accounts import Account
-from ocsf_nft.service.reporter import Reporter
+from ocsf_nft.service.account_loop import Account
+from ocsf_nft.service.event_rendering import Reporter
 from tests.accounting.reading import NOW
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ async def account(
     made = Account(
         "sb",
         counters,  # type: ignore[arg-type]
-        path / book.FILE,
+        path / state_db.FILE,
         Reporter(sink.keep, None),
         begun_ns=NOW,
         patience=Patience(asyncio.Event()),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ocsf_nft.record import Batch
-from ocsf_nft.service import accounts
+from ocsf_nft.service import account_loop
 from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
 from tests.conformance.corpus import let_pass
 from tests.service import keeping
@@ -84,7 +84,7 @@ async def test_counters_that_take_long_are_read_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters = _Counters()
-    monkeypatch.setattr(accounts, "time", counters)
+    monkeypatch.setattr(account_loop, "time", counters)
     async with keeping.account(counters, tmp_path, Kept()) as account:
         for took, pause in ((0.01, 0.5), (0.05, 0.5), (0.06, 0.6), (0.2, 2.0), (0.3, 2.0)):
             counters.took = took
@@ -98,7 +98,7 @@ async def test_records_of_the_other_mode_have_counters_read_twice_a_second_at_mo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters = _Counters()
-    monkeypatch.setattr(accounts, "time", counters)
+    monkeypatch.setattr(account_loop, "time", counters)
     async with keeping.account(counters, tmp_path, Kept()) as account:
         await account.take(Batch(records=(let_pass(record(tcp())),)))
         for number, (later, readings) in enumerate(((0.499, 0), (0.001, 1), (0.499, 0))):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft import config
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.ocsf.notices import FenceState, Tampering
-from ocsf_nft.service.reporter import Reporter
-from ocsf_nft.service.watched import Watched
+from ocsf_nft.ocsf.operational_events import FenceState, Tampering
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.service.fence_monitor import Watched
 from tests.service.keeping import Kept
-from tests.service.test_watched import STANDING
+from tests.service.test_fence_monitor import STANDING
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,9 +11,9 @@ from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, DeliveryError
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
-from ocsf_nft.ocsf.notices import FenceState
+from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.service import fences
-from ocsf_nft.service.to_its_end import to_its_end
+from ocsf_nft.service.shielded import to_its_end
 from tests.standing import INSTALLED, verified
 
 if TYPE_CHECKING:

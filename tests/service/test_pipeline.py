@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from structlog.testing import capture_logs
 
+from ocsf_nft.log_prefixes import Configured, Prefixes
 from ocsf_nft.ocsf.context import Context, Host, Proxy
-from ocsf_nft.prefixes import Configured, Prefixes
 from ocsf_nft.process import Container
 from ocsf_nft.record import Batch, Gap, Record
 from ocsf_nft.service import pipeline as module
+from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.pipeline import Pipeline
-from ocsf_nft.service.reporter import Reporter
 from tests.conformance.corpus import TCP, V4, record
 from tests.service.keeping import Kept
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from ocsf_nft.service.accounts import Account
+    from ocsf_nft.service.account_loop import Account
 
 
 class Untouched:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.attribution.fallback_chain import Ladder
 from ocsf_nft.process import Process
 from tests.accounting.reading import NOW, SECOND, key, record, tcp
 from tests.conformance.attributed import done_by
 from tests.service import keeping
 from tests.service.keeping import Kept
-from tests.service.test_accounts import Given, batch
+from tests.service.test_account_loop import Given, batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,8 +11,8 @@ import pytest
 from ocsf_nft import netlink, rtnetlink
 from ocsf_nft.errors import SourceError
 from ocsf_nft.netns import Namespace
-from ocsf_nft.sources.nflog import links as nflog_links
-from ocsf_nft.sources.nflog.links import Links
+from ocsf_nft.sources.nflog import interface_names as nflog_links
+from ocsf_nft.sources.nflog.interface_names import Links
 
 _IFNAME = 3
 _HOUR_NS = 3_600_000_000_000

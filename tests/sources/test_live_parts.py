@@ -12,10 +12,10 @@ from ocsf_nft.sources.journal import files as journal_files
 from ocsf_nft.sources.journal.command import _entry as entry_of_json
 from ocsf_nft.sources.journal.kernel import KernelEntries, KernelEntry, worth_reading
 from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.nflog.group import CALM, FLOOD
-from ocsf_nft.sources.nflog.pace import Pace
+from ocsf_nft.sources.nflog.adaptive_batching import Pace
+from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD
 from ocsf_nft.sources.nflog.sequence import Sequence32
-from ocsf_nft.sources.wanted import Wanted
+from ocsf_nft.sources.prefix_filter import Wanted
 
 if TYPE_CHECKING:
     from pathlib import Path

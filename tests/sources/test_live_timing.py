@@ -14,7 +14,7 @@ from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.journal.library import LibraryReading
 from ocsf_nft.sources.journal.reading import Chunk
 from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.sources.wanted import Wanted
+from ocsf_nft.sources.prefix_filter import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

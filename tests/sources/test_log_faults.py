@@ -13,7 +13,7 @@ import pytest
 
 from ocsf_nft.errors import OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.record import Reject
-from ocsf_nft.sources.boot import boot_id
+from ocsf_nft.sources.boot_id import boot_id
 from ocsf_nft.sources.journal import Journal, command
 from ocsf_nft.sources.journal import files as journal_files
 from ocsf_nft.sources.journal import library as journal_library
@@ -22,8 +22,8 @@ from ocsf_nft.sources.journal.kernel import KernelEntries
 from ocsf_nft.sources.journal.library import LibraryReading
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.kmsg import source as kmsg
+from ocsf_nft.sources.prefix_filter import Wanted
 from ocsf_nft.sources.replay import Replay
-from ocsf_nft.sources.wanted import Wanted
 from tests.descriptors import no_more_descriptors, open_descriptors
 from tests.sources.replaying import MESSAGE, flat, reader
 from tests.sources.test_live_parts import entry

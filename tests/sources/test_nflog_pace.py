@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ocsf_nft.sources.nflog.group import CALM, FLOOD
-from ocsf_nft.sources.nflog.pace import Pace
+from ocsf_nft.sources.nflog.adaptive_batching import Pace
+from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD
 
 _BEGIN_NS = 5
 

@@ -14,10 +14,10 @@ from ocsf_nft import netlink
 from ocsf_nft.errors import OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.netns import Namespace
 from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.sources.nflog import group as nflog_group
+from ocsf_nft.sources.nflog import group_binding as nflog_group
 from ocsf_nft.sources.nflog import message as nflog_message
 from ocsf_nft.sources.nflog import source as nflog_source
-from ocsf_nft.sources.nflog.group import CALM, PACKET
+from ocsf_nft.sources.nflog.group_binding import CALM, PACKET
 from tests.descriptors import no_more_descriptors
 from tests.sources.corpus_cases import nflog
 from tests.sources.test_nflog_message import message

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocsf_nft.record import Origin, Record
-from ocsf_nft.sources import facts as fact
 from ocsf_nft.sources import packet
+from ocsf_nft.sources import packet_fields as fact
 from tests.sources import kernel_printer
 from tests.sources.corpus_cases import MESSAGES, cases, nflog, record
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocsf_nft.record import Record, Reject
-from ocsf_nft.sources import facts as fact
+from ocsf_nft.sources import packet_fields as fact
 from ocsf_nft.sources import text
 from ocsf_nft.sources.text import grammar
 from tests.sources.corpus_cases import MESSAGES, cases, read, record

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from ocsf_nft.config.tables import FileName, Table, checked
-from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.config.base_table import FileName, Table, checked
+from ocsf_nft.delivery.batch_settings import Pace
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.ocsf.events import CLASS_UIDS

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from annotated_types import Le
 from pydantic.fields import FieldInfo
 
-from ocsf_nft.delivery.columns import Column, ListOf, Scalar, Struct
+from ocsf_nft.delivery.parquet_columns import Column, ListOf, Scalar, Struct
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.model import Model
 from ocsf_nft.ocsf.objects import Process, RelatedEvent

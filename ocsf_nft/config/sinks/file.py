@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from ocsf_nft.config.base_table import FileName
 from ocsf_nft.config.sinks.base import SinkTable
-from ocsf_nft.config.tables import FileName
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink

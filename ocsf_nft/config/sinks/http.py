@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ocsf_nft.config.sinks.web import SecuredSink, Url, needing_http
+from ocsf_nft.config.sinks.http_client import SecuredSink, Url, needing_http
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
-from ocsf_nft.config.sinks.hosts import host_and_port
-from ocsf_nft.config.tables import checked
+from ocsf_nft.config.sinks.host_port import host_and_port
 from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from ocsf_nft.config.base_table import FileName, checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
-from ocsf_nft.config.sinks.hosts import host
-from ocsf_nft.config.tables import FileName, checked
+from ocsf_nft.config.sinks.host_port import host
 from ocsf_nft.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:

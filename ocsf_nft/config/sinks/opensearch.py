@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SecretTable
-from ocsf_nft.config.sinks.web import SecuredSink, needing_http
-from ocsf_nft.config.tables import checked
-from ocsf_nft.delivery.sinks.receiver import Credentials
+from ocsf_nft.config.sinks.http_client import SecuredSink, needing_http
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:

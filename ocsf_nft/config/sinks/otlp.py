@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from ocsf_nft.config.sinks.web import SecuredSink, needing_http
+from ocsf_nft.config.sinks.http_client import SecuredSink, needing_http
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from ocsf_nft.config.base_table import FileName, checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
 from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.config.tables import FileName, checked
 from ocsf_nft.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class ParquetSink(SinkTable):
 
     def _storage(self) -> Storage:
         if self.directory is not None:
-            from ocsf_nft.delivery.directory import Directory  # noqa: PLC0415 - the same
+            from ocsf_nft.delivery.object_directory import Directory  # noqa: PLC0415 - the same
 
             return Directory(path=self.directory)
         from ocsf_nft.delivery.bucket import Bucket  # noqa: PLC0415 - the same

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ocsf_nft.config.sinks.base import SecretTable, Text
-from ocsf_nft.config.sinks.web import WebSink, needing_http
-from ocsf_nft.delivery.sinks.receiver import Credentials
+from ocsf_nft.config.sinks.http_client import WebSink, needing_http
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SinkTable, TlsTable
-from ocsf_nft.config.tables import checked
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:

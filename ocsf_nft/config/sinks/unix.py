@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import Field
 
+from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SinkTable
-from ocsf_nft.config.tables import checked
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 @dataclass(frozen=True, slots=True)

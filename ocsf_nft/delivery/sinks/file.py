@@ -13,16 +13,16 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
-from ocsf_nft.delivery.sinks.opening import open_to_append
+from ocsf_nft.delivery.sinks.line_writer import Writer, lines_of, write_lines
 from ocsf_nft.delivery.sinks.rotation import OldFiles, Rotation
-from ocsf_nft.delivery.sinks.writer import Writer, lines_of, write_lines
+from ocsf_nft.delivery.sinks.safe_open import open_to_append
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 _TAIL_BYTES: Final = 1 << 16
 

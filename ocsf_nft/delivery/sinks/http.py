@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
-from ocsf_nft.delivery.sinks.web import Web
+from ocsf_nft.delivery.sinks.http_client import Web
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.sinks.receiver import Receiver
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _CONTENT_TYPES: Final = {"json_array": "application/json", "ndjson": "application/x-ndjson"}
 

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import aiokafka  # type: ignore[import-untyped]  # it ships no types
 from aiokafka import errors
 
-from ocsf_nft.delivery.sinks.aside import Aside
 from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
+from ocsf_nft.delivery.sinks.error_text import cause
 from ocsf_nft.delivery.sinks.kafka_log import Listener
-from ocsf_nft.delivery.sinks.said import cause
+from ocsf_nft.delivery.sinks.loop_thread import Aside
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.secrets import Secret
     from ocsf_nft.delivery.tls import Tls
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from aiokafka import errors  # type: ignore[import-untyped]  # it ships no types
 
-from ocsf_nft.delivery.sinks.said import cause, printable
+from ocsf_nft.delivery.sinks.error_text import cause, printable
 
 _log: Final = logging.getLogger("aiokafka")
 # What matters of it is told in errors. Without a handler it would be printed.

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import orjson
 from nats import errors
 
-from ocsf_nft.delivery.sinks.aside import Aside
 from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
+from ocsf_nft.delivery.sinks.error_text import cause, printable
+from ocsf_nft.delivery.sinks.loop_thread import Aside
 from ocsf_nft.delivery.sinks.nats_link import Link
 from ocsf_nft.delivery.sinks.nats_login import Login
-from ocsf_nft.delivery.sinks.said import cause, printable
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from nats.aio.msg import Msg
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.tls import Tls
 
 #: Messages that may be without an acknowledgement at a time: a stream takes a few thousand.

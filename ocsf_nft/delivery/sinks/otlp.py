@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Refusal, Sink
-from ocsf_nft.delivery.sinks.facts import at, milliseconds, text, whole
-from ocsf_nft.delivery.sinks.web import Web
+from ocsf_nft.delivery.sinks.http_client import Web
+from ocsf_nft.delivery.sinks.json_access import at, milliseconds, text, whole
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.sinks.receiver import Receiver
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _LOGS: Final = "/v1/logs"
 _SERVICE: Final = "ocsf-nft"

@@ -19,8 +19,8 @@ from ocsf_nft.delivery.sinks.base import Outcome, Sink
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ocsf_nft.delivery.columns import Struct
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.parquet_columns import Struct
     from ocsf_nft.delivery.parquet_files import File
 
 

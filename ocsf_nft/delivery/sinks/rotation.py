@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
-from ocsf_nft.delivery.sinks.opening import MODE, sync_names
+from ocsf_nft.delivery.sinks.safe_open import MODE, sync_names
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
-from ocsf_nft.delivery.sinks.facts import at, milliseconds, text, whole
-from ocsf_nft.delivery.sinks.web import Web
+from ocsf_nft.delivery.sinks.http_client import Web
+from ocsf_nft.delivery.sinks.json_access import at, milliseconds, text, whole
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.sinks.receiver import Receiver
-    from ocsf_nft.delivery.sinks.web import Answer
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.http_client import Answer
+    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _EVENT: Final = "/services/collector/event"
 _ACK: Final = "/services/collector/ack"

@@ -6,13 +6,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
-from ocsf_nft.delivery.sinks.writer import Writer, lines_of, write_lines
+from ocsf_nft.delivery.sinks.line_writer import Writer, lines_of, write_lines
 from ocsf_nft.errors import ClosedError, DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 class Stdout(Sink):

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft.delivery.rfc5424 import frame
 from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
-from ocsf_nft.delivery.sinks.carriers import Connection, Datagrams
+from ocsf_nft.delivery.sinks.syslog_transport import Connection, Datagrams
 from ocsf_nft.delivery.tls import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 Transport: TypeAlias = Literal["udp", "tcp", "tls"]
 

@@ -14,16 +14,16 @@ import socket
 from typing import TYPE_CHECKING
 
 from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
-from ocsf_nft.delivery.sinks.said import cause
-from ocsf_nft.delivery.sinks.streams import Stream
-from ocsf_nft.delivery.sinks.writer import lines_of
+from ocsf_nft.delivery.sinks.error_text import cause
+from ocsf_nft.delivery.sinks.line_writer import lines_of
+from ocsf_nft.delivery.sinks.stream_connection import Stream
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 class Unix(Sink):

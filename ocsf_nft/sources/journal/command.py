@@ -19,7 +19,7 @@ from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, worth_readin
 from ocsf_nft.sources.journal.reading import Chunk
 
 if TYPE_CHECKING:
-    from ocsf_nft.sources.wanted import Wanted
+    from ocsf_nft.sources.prefix_filter import Wanted
 
 #: Only where nobody but root puts programs.
 _TRUSTED_PATH: Final = "/usr/bin:/bin"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.sources.author import author_of_facility
-from ocsf_nft.sources.facts import readable
+from ocsf_nft.sources.kmsg_origin import author_of_facility
+from ocsf_nft.sources.packet_fields import readable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

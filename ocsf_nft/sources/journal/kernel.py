@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.record import Gap, Origin
 from ocsf_nft.sources import text
-from ocsf_nft.sources.author import author_of_facility, forged
-from ocsf_nft.sources.clock import JOURNAL_LAG_NS, JOURNAL_SLACK_NS, KernelClock
-from ocsf_nft.sources.facts import readable
+from ocsf_nft.sources.boot_clock import JOURNAL_LAG_NS, JOURNAL_SLACK_NS, KernelClock
+from ocsf_nft.sources.kmsg_origin import author_of_facility, forged
+from ocsf_nft.sources.packet_fields import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocsf_nft.record import Record, Reject
-    from ocsf_nft.sources.wanted import Wanted
+    from ocsf_nft.sources.prefix_filter import Wanted
 
 #: journald's own notice that it lost kernel messages (SD_MESSAGE_JOURNAL_MISSED, sd-messages.h).
 MISSED_ID: Final = "e9bf28e6e834481bb6f48f548ad13606"

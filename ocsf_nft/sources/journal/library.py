@@ -19,7 +19,7 @@ from ocsf_nft.sources.journal.reading import Chunk
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ocsf_nft.sources.wanted import Wanted
+    from ocsf_nft.sources.prefix_filter import Wanted
 
 _TICK_S: Final = 0.01
 _FILES_S: Final = 0.25

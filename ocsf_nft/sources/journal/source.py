@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
-from ocsf_nft.sources.clock import boottime_ns
+from ocsf_nft.sources.boot_clock import boottime_ns
 from ocsf_nft.sources.journal import library as journal_library
 from ocsf_nft.sources.journal.command import CommandReading
 from ocsf_nft.sources.journal.kernel import KernelEntries
 from ocsf_nft.sources.journal.library import LibraryReading
-from ocsf_nft.sources.wanted import Wanted
+from ocsf_nft.sources.prefix_filter import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
     from types import TracebackType
 
-    from ocsf_nft.prefixes import Prefixes
+    from ocsf_nft.log_prefixes import Prefixes
     from ocsf_nft.sources.journal.reading import Chunk, Reading
 
 #: How often a position without records is worth a batch.

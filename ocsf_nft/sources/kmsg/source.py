@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Final, Self
 from ocsf_nft.errors import SourceError, UnsupportedError
 from ocsf_nft.record import Batch, Gap, Origin, Record, Reject
 from ocsf_nft.sources import text
-from ocsf_nft.sources.author import author_of_facility, forged
-from ocsf_nft.sources.boot import boot_id
-from ocsf_nft.sources.clock import KMSG_SLACK_NS, KernelClock, boottime_ns, wall_ns
-from ocsf_nft.sources.facts import readable
+from ocsf_nft.sources.boot_clock import KMSG_SLACK_NS, KernelClock, boottime_ns, wall_ns
+from ocsf_nft.sources.boot_id import boot_id
 from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.waiting import until_readable
-from ocsf_nft.sources.wanted import Wanted
+from ocsf_nft.sources.kmsg_origin import author_of_facility, forged
+from ocsf_nft.sources.packet_fields import readable
+from ocsf_nft.sources.prefix_filter import Wanted
+from ocsf_nft.sources.wait_readable import until_readable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
 
-    from ocsf_nft.prefixes import Prefixes
+    from ocsf_nft.log_prefixes import Prefixes
 
 _DEVICE: Final = "/dev/kmsg"
 #: The longest record there can be (CONSOLE_EXT_LOG_MAX, PRINTK_MESSAGE_MAX) fits twice.

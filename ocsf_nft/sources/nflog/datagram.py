@@ -10,12 +10,12 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.sources import facts as fact
 from ocsf_nft.sources import packet
+from ocsf_nft.sources import packet_fields as fact
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Origin, Record
-    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.packet_fields import Facts
 
 # Families that nf_tables logs (include/uapi/linux/netfilter.h).
 NFPROTO_IPV4: Final = 2

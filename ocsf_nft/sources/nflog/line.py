@@ -18,9 +18,9 @@ import re
 from json.encoder import encode_basestring_ascii as json_string
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.prefixes import PREFIX_CHARACTERS
-from ocsf_nft.sources.facts import DEVICE_CHARACTERS
+from ocsf_nft.log_prefixes import PREFIX_CHARACTERS
 from ocsf_nft.sources.nflog.datagram import Datagram, Interface
+from ocsf_nft.sources.packet_fields import DEVICE_CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

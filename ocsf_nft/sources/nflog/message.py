@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netlink
 from ocsf_nft.record import Origin, Reject
-from ocsf_nft.sources.facts import readable
 from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.nflog.datagram import Datagram, Interface, record
+from ocsf_nft.sources.packet_fields import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Final, Self
 from ocsf_nft import netlink
 from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
-from ocsf_nft.sources.boot import boot_id
-from ocsf_nft.sources.clock import boottime_ns
-from ocsf_nft.sources.nflog import group as nflog_group
+from ocsf_nft.sources.boot_clock import boottime_ns
+from ocsf_nft.sources.boot_id import boot_id
+from ocsf_nft.sources.nflog import group_binding as nflog_group
 from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.nflog import message as nflog_message
-from ocsf_nft.sources.nflog.links import Links
-from ocsf_nft.sources.nflog.pace import Pace
+from ocsf_nft.sources.nflog.adaptive_batching import Pace
+from ocsf_nft.sources.nflog.interface_names import Links
 from ocsf_nft.sources.nflog.sequence import Sequence32
-from ocsf_nft.sources.waiting import until_readable
+from ocsf_nft.sources.wait_readable import until_readable
 
 if TYPE_CHECKING:
     import socket

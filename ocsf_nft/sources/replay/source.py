@@ -30,16 +30,16 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import PREFIX_ROOT, Batch, Origin, Record, Reject
-from ocsf_nft.sources import clock, text
-from ocsf_nft.sources.author import author_of_facility, forged
-from ocsf_nft.sources.facts import readable
+from ocsf_nft.sources import boot_clock, text
 from ocsf_nft.sources.journal import entry as journal_entry
 from ocsf_nft.sources.kmsg import line as kmsg_line
+from ocsf_nft.sources.kmsg_origin import author_of_facility, forged
 from ocsf_nft.sources.nflog import datagram as nflog_datagram
 from ocsf_nft.sources.nflog import line as nflog_line
-from ocsf_nft.sources.replay import stamps
+from ocsf_nft.sources.packet_fields import readable
+from ocsf_nft.sources.replay import log_header
 from ocsf_nft.sources.replay.splitter import Broken, Export, Overlong, Splitter
-from ocsf_nft.sources.waiting import until_readable
+from ocsf_nft.sources.wait_readable import until_readable
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -107,7 +107,7 @@ class Reader:
         self.tally = Tally() if tally is None else tally
         self._now_ns = now_ns
         self._unstamped_ns = unstamped_ns
-        self._zero = stamps.Zero(
+        self._zero = log_header.Zero(
             _this_boot_ns() if boot_ns is None else boot_ns, now_ns, zone, boot_ns is None
         )
         self._seen: OrderedDict[bytes, int] = OrderedDict()
@@ -199,7 +199,7 @@ class Reader:
         raw = readable(line)
         try:
             found = self._stamped(raw) if record is None else self._kmsg(record, raw)
-        except stamps.StampError as error:
+        except log_header.StampError as error:
             return _malformed(str(error), raw) if _claims(raw) else None
         return self._judge(found, received_ns)
 
@@ -229,7 +229,7 @@ class Reader:
 
     def _stamped(self, raw: str) -> _Found:
         """Raises StampError."""
-        stamped = stamps.take(raw, self._zero)
+        stamped = log_header.take(raw, self._zero)
         return _Found(
             message=stamped.message,
             raw=raw,
@@ -370,7 +370,7 @@ def _unreadable(path: Path, error: OSError) -> SourceError:
 
 def _this_boot_ns() -> int:
     """To 10 ms: the two clocks are read one after the other, so the last digits are by chance."""
-    return round(clock.wall_ns(0), -7)
+    return round(boot_clock.wall_ns(0), -7)
 
 
 def _malformed(reason: str, line: str) -> Reject:

@@ -17,13 +17,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.sources.facts import canonical_address, link_facts, vlan_facts
 from ocsf_nft.sources.packet import AH, ESP, ICMP, ICMPV6, TCP, UDP, UDPLITE
+from ocsf_nft.sources.packet_fields import canonical_address, link_facts, vlan_facts
 from ocsf_nft.sources.text.transport import transport
 from ocsf_nft.sources.text.words import UNPADDED, MalformedError, Words
 
 if TYPE_CHECKING:
-    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.packet_fields import Facts
 
 _DEVICE: Final = r"[^\s/:]{1,64}+"  # dev_valid_name in net/core/dev.c
 _HEAD: Final = re.compile(

@@ -17,16 +17,16 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.record import PREFIX_ROOT, Reject
-from ocsf_nft.sources import facts as fact
-from ocsf_nft.sources.facts import canonical_address
+from ocsf_nft.sources import packet_fields as fact
 from ocsf_nft.sources.packet import TCP, UDP
+from ocsf_nft.sources.packet_fields import canonical_address
 from ocsf_nft.sources.text import grammar
 from ocsf_nft.sources.text.transport import RESERVED_AE, RESERVED_FORM, RESERVED_SHIFT, TCP_FLAGS
 from ocsf_nft.sources.text.words import MalformedError
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Origin, Record
-    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.packet_fields import Facts
 
 #: Our own prefixes, so strictly that where one ends is never in doubt.
 _OURS: Final = re.compile(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.sources.facts import canonical_address
 from ocsf_nft.sources.packet import (
     ICMP,
     ICMP_ECHO,
@@ -24,12 +23,13 @@ from ocsf_nft.sources.packet import (
     UDP,
     UDPLITE,
 )
+from ocsf_nft.sources.packet_fields import canonical_address
 from ocsf_nft.sources.text.words import UNPADDED, MalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.packet_fields import Facts
     from ocsf_nft.sources.text.words import Words
 
 #: Bits of the flags, by the kernel's names, in the order in which it prints them.

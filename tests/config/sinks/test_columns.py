@@ -9,7 +9,7 @@ import pytest
 from ocsf_json_schema import get_ocsf_schema
 
 from ocsf_nft.config.sinks.columns import _DEPTH, _columns, columns
-from ocsf_nft.delivery.columns import ListOf, Scalar, Struct, row_of
+from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct, row_of
 from ocsf_nft.ocsf.model import Model
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS
 from tests.delivery import told
@@ -18,7 +18,7 @@ from tests.delivery.read_back import event_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.delivery.columns import Column
+    from ocsf_nft.delivery.parquet_columns import Column
 
 _TYPES: Final = {
     "boolean_t": Scalar.FLAG,

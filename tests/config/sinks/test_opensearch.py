@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.opensearch import OpenSearchSink
 from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.sinks.receiver import Credentials
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials
 
 KEY = {"env": "KEY"}
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.splunk_hec import SplunkHecSink
 from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.sinks.receiver import Credentials
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials
 from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec
 
 URL = "https://splunk.example:8088"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ocsf_nft.delivery.sinks.http import Http
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.delivery.sinks.opensearch import OpenSearch
 from ocsf_nft.delivery.sinks.otlp import Otlp
-from ocsf_nft.delivery.sinks.receiver import Credentials, Receiver
 from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts

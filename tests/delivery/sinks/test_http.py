@@ -5,7 +5,7 @@ import pytest
 
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.sinks.http import Http
-from ocsf_nft.delivery.sinks.receiver import Credentials, Receiver
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts
 from tests.delivery.sinks.servers import AnyJson, floods, says, serving

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.kafka import Kafka
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import lifecycle
+from ocsf_nft.ocsf.operational_events import lifecycle
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
 from tests.delivery.sinks.batches import messages

@@ -24,7 +24,7 @@ from ocsf_nft.delivery.sinks.nats_login import Login
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import lifecycle
+from ocsf_nft.ocsf.operational_events import lifecycle
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
 from tests.delivery.sinks.batches import messages

@@ -5,9 +5,9 @@ from typing import Any
 import orjson
 import pytest
 
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 from ocsf_nft.delivery.sinks.opensearch import OpenSearch
-from ocsf_nft.delivery.sinks.receiver import Receiver
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts
 from tests.delivery.sinks.servers import Bulk, says, serving

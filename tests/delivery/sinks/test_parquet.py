@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.delivery.directory import Directory
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.object_directory import Directory
 from ocsf_nft.delivery.parquet_files import Maker
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.parquet import Parquet

@@ -17,9 +17,9 @@ import aiohttp
 import pytest
 
 from ocsf_nft.delivery.bucket import Bucket
-from ocsf_nft.delivery.sinks import addresses, carriers, opening, web
-from ocsf_nft.delivery.sinks.carriers import Connection, Datagrams
+from ocsf_nft.delivery.sinks import connect_by_name, http_client, safe_open, syslog_transport
 from ocsf_nft.delivery.sinks.file import File
+from ocsf_nft.delivery.sinks.syslog_transport import Connection, Datagrams
 from ocsf_nft.delivery.sinks.unix import Unix
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.batches import messages
@@ -51,7 +51,7 @@ async def test_connection_that_is_given_up_is_closed() -> None:
         stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         await asyncio.sleep(0)
         before = open_descriptors(collect=True)
-        task = asyncio.create_task(addresses.connected("127.0.0.1", port, socket.SOCK_STREAM))
+        task = asyncio.create_task(connect_by_name.connected("127.0.0.1", port, socket.SOCK_STREAM))
         async with asyncio.timeout(10):
             while open_descriptors() == before:  # noqa: ASYNC110 - nothing announces it
                 await asyncio.sleep(0.001)
@@ -76,7 +76,7 @@ async def test_connection_that_can_not_be_prepared_is_closed(
             async def connected(*_: object, opened: socket.socket = opened) -> socket.socket:
                 return opened
 
-            monkeypatch.setattr(carriers, "connected", connected)
+            monkeypatch.setattr(syslog_transport, "connected", connected)
             with pytest.raises(DeliveryError, match=f"port 6514 can't be connected to: {cause}"):
                 await Connection("", 6514, tls).open()
             assert opened.fileno() == -1
@@ -94,9 +94,9 @@ async def test_syslog_connection_is_on_probation_once(monkeypatch: pytest.Monkey
         )
         for carrier in carriers_of:
             await carrier.open()
-            monkeypatch.setattr(carriers, "_PROBATION_SECONDS", 0.01)
+            monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.01)
             await carrier.carry([b"first"])
-            monkeypatch.setattr(carriers, "_PROBATION_SECONDS", 3600.0)
+            monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 3600.0)
             async with asyncio.timeout(20):
                 await carrier.carry([b"second"])
             carrier.close()
@@ -128,14 +128,14 @@ def test_file_that_another_process_makes_first_is_appended_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "events.jsonl"
-    make = opening._made
+    make = safe_open._made
 
     def made(path: Path) -> int:
         path.write_bytes(b"first\n")
         return make(path)
 
-    monkeypatch.setattr(opening, "_made", made)
-    opened = opening.open_to_append(path)
+    monkeypatch.setattr(safe_open, "_made", made)
+    opened = safe_open.open_to_append(path)
     os.write(opened.descriptor, b"second\n")
     os.close(opened.descriptor)
     assert (opened.path, path.read_bytes()) == (path, b"first\nsecond\n")
@@ -145,7 +145,7 @@ def test_names_that_can_not_be_synced_are_an_error_unless_the_file_system_never_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_descriptors(collect=True)
-    opening.sync_names(Path("/proc"))  # fsync(2) says EINVAL there
+    safe_open.sync_names(Path("/proc"))  # fsync(2) says EINVAL there
     assert open_descriptors() == before
 
     def failing(_descriptor: int) -> None:
@@ -153,9 +153,9 @@ def test_names_that_can_not_be_synced_are_an_error_unless_the_file_system_never_
 
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(OSError, match="Input/output error"):
-        opening.sync_names(tmp_path)
+        safe_open.sync_names(tmp_path)
     with pytest.raises(OSError, match="Input/output error"):
-        opening.open_to_append(tmp_path / "events.jsonl")
+        safe_open.open_to_append(tmp_path / "events.jsonl")
     assert open_descriptors() == before
 
 
@@ -167,8 +167,8 @@ def test_web_sink_names_the_cause_in_its_own_words() -> None:
         (TimeoutError(errno.ETIMEDOUT, "x"), "Connection timed out"),
         (ValueError(url), "ValueError"),
         (aiohttp.ClientError(url), "ClientError"),
-        (OSError(f"Cannot write to {url}"), web._CUT),
+        (OSError(f"Cannot write to {url}"), http_client._CUT),
         (OSError(-2, "Name or service not known"), "Name or service not known"),
         (OSError(errno.ECONNREFUSED, "Connect call failed"), "Connection refused"),
     ):
-        assert web._cause(error) == said, error
+        assert http_client._cause(error) == said, error

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import orjson
 import pytest
 
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.rfc5424 import frame
-from ocsf_nft.delivery.sinks import carriers
+from ocsf_nft.delivery.sinks import syslog_transport
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.syslog import MAX_BYTES, Syslog
 from ocsf_nft.errors import DeliveryError, RefusedError
@@ -53,7 +53,7 @@ def read_all(connection: socket.socket) -> None:
 
 async def until_stuck(sink: Syslog) -> None:
     """Wait until some of a batch is on its way, and no more of it goes."""
-    assert isinstance(sink._carrier, carriers.Connection)
+    assert isinstance(sink._carrier, syslog_transport.Connection)
     stream = sink._carrier._stream
     assert stream is not None
     before, now = -1, 0
@@ -244,7 +244,7 @@ async def test_who_is_let_in_and_shown_out_loses_no_batch() -> None:
 
 
 async def test_a_connection_that_stays_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(carriers, "_PROBATION_SECONDS", 0.3)
+    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.3)
     loop = asyncio.get_running_loop()
     async with receiving(_keep) as port:
         sink = at(port)
@@ -253,10 +253,10 @@ async def test_a_connection_that_stays_is_waited_for_once(monkeypatch: pytest.Mo
                 begun = loop.time()
                 await sink.deliver(attempts(1))
                 assert loop.time() - begun > 0.29
-                monkeypatch.setattr(carriers, "_PROBATION_SECONDS", 100)
+                monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 100)
                 async with asyncio.timeout(20):
                     await sink.deliver(attempts(1))
-                monkeypatch.setattr(carriers, "_PROBATION_SECONDS", 0.3)
+                monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.3)
 
 
 async def test_what_a_receiver_says_is_nothing_to_us() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import pytest
 import trustme
 
-from ocsf_nft.delivery.sinks import carriers
+from ocsf_nft.delivery.sinks import syslog_transport
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.syslog import Syslog
 from ocsf_nft.delivery.tls import Tls
@@ -178,7 +178,7 @@ async def test_a_renewed_certificate_is_read_when_it_is_entered_again(
 async def test_a_receiver_without_tls_is_one_sentence(
     tmp_path: Path, ours: Papers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carriers, "_HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr(syslog_transport, "_HANDSHAKE_SECONDS", 0.3)
     with ended(Rsyslog(folder=tmp_path)) as plain:
         await plain.start()
         with pytest.raises(DeliveryError, match="it does not answer in time"):

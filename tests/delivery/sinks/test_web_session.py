@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.delivery.sinks.receiver import Receiver
-from ocsf_nft.delivery.sinks.web import Answer, Web, _cause
+from ocsf_nft.delivery.sinks.http_client import Answer, Web, _cause
+from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 from tests.delivery.sinks.servers import AnyJson, says, serving
 
 if TYPE_CHECKING:

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.config import parse
+from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.retry_until_writable import Patience
 from ocsf_nft.delivery.store import Store
-from ocsf_nft.service.outlets import outlets
+from ocsf_nft.service.sink_delivery import outlets
 from tests.delivery.receiver import Receiver as InMemory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 #: What each sink is called here, so that another table may be given for it.
 NAME: Final = "tried"

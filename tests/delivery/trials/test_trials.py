@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ocsf_nft.delivery import archive, forwarder
-from ocsf_nft.delivery.sinks import carriers, splunk_hec
+from ocsf_nft.delivery import forwarder, stored_events
+from ocsf_nft.delivery.sinks import splunk_hec, syslog_transport
 from tests.delivery.sinks.brokers import Certificates
 from tests.delivery.sinks.weed import Weed
 from tests.delivery.trials.kinds import CERTIFICATE, KINDS, SECRET, SLOW, STRICT, going_through
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ocsf_nft.delivery.shelf import Dead
+    from ocsf_nft.delivery.event_db import Dead
 
 #: A receiver is down until this number of delivery attempts has failed.
 _FAILURES: Final = 3
@@ -65,7 +65,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look more often, and wait less, where that is for a network and people."""
     monkeypatch.setattr(forwarder, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(carriers, "_PROBATION_SECONDS", 0.05)
+    monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.05)
     monkeypatch.setattr(splunk_hec, "_FIRST_POLL_SECONDS", 0.05)
     monkeypatch.setenv("NO_PROXY", "*")
 
@@ -227,7 +227,7 @@ async def test_who_is_slow_loses_nothing_and_holds_up_nobody(name: str, setting:
 
 async def letters(run: Run) -> list[Dead]:
     def read() -> list[Dead]:
-        with archive.Archive(run.store.path) as found:
+        with stored_events.Archive(run.store.path) as found:
             return list(found.dead(NAME))
 
     return await asyncio.to_thread(read)
@@ -251,7 +251,7 @@ async def test_who_rejects_an_event_gets_the_others_and_that_one_when_it_is_want
         assert receiver.complaint in letter.reason
         others = [uid for uid in run.uids if uid != bad.uid]
         assert first(await arrived(receiver, others)) == others
-        assert archive.retry(run.store.path, NAME, bad.uid) == 1
+        assert stored_events.retry(run.store.path, NAME, bad.uid) == 1
         assert await tried_again(run)
         assert [each.uid for each in await letters(run)] == [bad.uid]
         if kind.keeps_refusing:
@@ -260,7 +260,7 @@ async def test_who_rejects_an_event_gets_the_others_and_that_one_when_it_is_want
         await receiver.relent()
         if receiver.table != before:
             await run.deliver(receiver.table)
-        archive.retry(run.store.path, None, None)
+        stored_events.retry(run.store.path, None, None)
         assert await buried(run)
         await run.until(lambda: run.forwarder.progress.dead == 0, "told")
         assert set(await arrived(receiver, run.uids)) == set(run.uids)

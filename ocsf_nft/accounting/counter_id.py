@@ -1,0 +1,46 @@
+"""Whose counters they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ocsf_nft.flow import account_name
+
+if TYPE_CHECKING:
+    from ocsf_nft.accounting.reconciliation import Mode
+    from ocsf_nft.record import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whose:
+    """One rule of one sandbox; ``epoch`` tells its counters from others that it had before.
+
+    ``is_permissive``: what they count was let pass.
+    """
+
+    sandbox: str
+    rule: str
+    epoch: str
+    is_permissive: bool = False
+
+    @staticmethod
+    def named(sandbox: str, name: str, epoch: str) -> Whose:
+        """By the name of an account (:func:`ocsf_nft.flow.account_name`)."""
+        rule, colon, _ = name.partition(":")
+        return Whose(sandbox=sandbox, rule=rule, epoch=epoch, is_permissive=bool(colon))
+
+    @property
+    def name(self) -> str:
+        """That of the account."""
+        return account_name(self.rule, is_permissive=self.is_permissive)
+
+    @property
+    def mode(self) -> Mode:
+        """That of the fence when they count."""
+        return "permissive" if self.is_permissive else "enforcing"
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """As in a record of the rule."""
+        return "permit" if self.is_permissive else None

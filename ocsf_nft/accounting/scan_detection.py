@@ -1,0 +1,164 @@
+"""One user who tries many destinations or ports: noticed, counted and told as one finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from ocsf_nft.accounting.flow_counter import MOST
+from ocsf_nft.accounting.open_incidents import OpenFanOut
+from ocsf_nft.accounting.report_schedule import Schedule
+from ocsf_nft.attempt import FanOut
+from ocsf_nft.flow import flow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.accounting.counter_id import Whose
+    from ocsf_nft.accounting.open_incidents import Opened
+    from ocsf_nft.flow import Flow, Key
+
+_Stage: TypeAlias = Literal["begun", "goes on", "ended"]
+
+#: So many distinct flows within so short a time are no single program's errand.
+FLOWS: Final = 20
+WITHIN_NS: Final = 60 * 1_000_000_000
+_SAMPLE: Final = 10
+#: Distinct destinations and ports are counted so far: beyond, "at least" is said of them.
+_DISTINCT: Final = 4096
+#: Users that are watched at once: whoever has a namespace may have thousands.
+_USERS: Final = 1024
+
+
+class _Watched:
+    """What one user has tried since ``since_ns``."""
+
+    __slots__ = (
+        "before", "begun_ns", "destinations", "flows", "grew_ns", "identity", "is_told", "kept",
+        "last_ns", "packets", "ports", "sample", "schedule", "since_ns",
+    )  # fmt: skip
+
+    def __init__(self, identity: str, time_ns: int) -> None:
+        self.identity = identity
+        self.since_ns = self.last_ns = time_ns
+        #: The first and the last flow by the clock of ``due``, as soon as that has seen them.
+        self.begun_ns: int | None = None
+        self.grew_ns: int | None = None
+        self.flows = self.packets = 0
+        self.destinations: set[str] = set()
+        self.ports: set[int] = set()
+        self.sample: list[Flow] = []
+        self.schedule: Schedule | None = None
+        self.is_told = True
+        #: What was told before a restart: the addresses and ports themselves are not kept.
+        self.before: FanOut | None = None
+        #: Flows and packets as they were last kept.
+        self.kept = (0, 0)
+
+
+class FanOuts:
+    """The fan-outs of one rule, by user."""
+
+    def __init__(self, whose: Whose, opened: Opened) -> None:
+        self._whose = whose
+        self._opened = opened
+        self._watched: dict[int | None, _Watched] = {}
+
+    def saw(self, key: Key, time_ns: int) -> None:
+        """Take in a flow that was not there before; ``time_ns`` is since the epoch, UTC."""
+        what = flow(key)
+        found = self._watched.get(what.uid)
+        if found is None:
+            if len(self._watched) >= _USERS and not self._forget_one():
+                return
+            whose = self._whose
+            found = _Watched(f"{whose.epoch}/{whose.name}/{what.uid}/{time_ns}", time_ns)
+            self._watched[what.uid] = found
+        found.flows += 1
+        found.last_ns = max(time_ns, found.since_ns)
+        found.grew_ns = None
+        found.is_told = False
+        if what.destination is not None and len(found.destinations) < _DISTINCT:
+            found.destinations.add(what.destination)
+        if what.port is not None and len(found.ports) < _DISTINCT:
+            found.ports.add(what.port)
+        if len(found.sample) < _SAMPLE:
+            found.sample.append(what)
+
+    def resume(self, opened: OpenFanOut) -> None:
+        """Go on with one that was told of before a restart."""
+        before = opened.end
+        found = self._watched[before.uid] = _Watched(before.identity, before.start_ns)
+        found.last_ns = before.end_ns
+        found.flows, found.packets = found.kept = before.flows, before.packets
+        found.sample = list(before.sample)
+        found.before = before
+
+    def count(self, uid: int | None, packets: int) -> None:
+        """Take in packets of a user's flows."""
+        if found := self._watched.get(uid):
+            found.packets = min(found.packets + packets, MOST)
+
+    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
+        """What is to be told now; all that has begun, and its end, when ``closing``.
+
+        ``now_ns`` is of any clock that is not set.
+        """
+        for uid, found in list(self._watched.items()):
+            found.begun_ns = now_ns if found.begun_ns is None else found.begun_ns
+            found.grew_ns = now_ns if found.grew_ns is None else found.grew_ns
+            is_over = closing or now_ns - found.grew_ns >= WITHIN_NS
+            stage = _stage(found, now_ns, is_over=is_over)
+            if found.schedule is None:
+                if is_over or now_ns - found.begun_ns > WITHIN_NS:
+                    del self._watched[uid]
+                continue
+            if found.kept != (found.flows, found.packets):
+                found.kept = (found.flows, found.packets)
+                end = self._of(uid, found, "ended")
+                self._opened.goes_on(OpenFanOut(self._whose, end))
+            if stage is not None:
+                found.is_told = True
+                yield self._of(uid, found, stage)
+            if is_over:
+                del self._watched[uid]
+                self._opened.ends(found.identity)
+                yield self._of(uid, found, "ended")
+
+    def _forget_one(self) -> bool:
+        """Make room for another user, at the cost of the one watched longest without result."""
+        for uid, found in self._watched.items():
+            if found.flows < FLOWS:
+                del self._watched[uid]
+                return True
+        return False
+
+    def _of(self, uid: int | None, found: _Watched, stage: _Stage) -> FanOut:
+        before = found.before
+        return FanOut(
+            identity=found.identity,
+            stage=stage,
+            sandbox=self._whose.sandbox,
+            rule=self._whose.rule,
+            verdict=self._whose.verdict,
+            uid=uid,
+            flows=found.flows,
+            destinations=max(len(found.destinations), 0 if before is None else before.destinations),
+            ports=max(len(found.ports), 0 if before is None else before.ports),
+            packets=max(found.packets, found.flows),
+            sample=tuple(found.sample),
+            start_ns=found.since_ns,
+            end_ns=found.last_ns,
+        )
+
+
+def _stage(found: _Watched, now_ns: int, *, is_over: bool) -> _Stage | None:
+    """What is to be told of one now, but for its end."""
+    if found.schedule is None:
+        if found.before is None and found.flows < FLOWS:
+            return None
+        found.schedule = Schedule(now_ns)
+        return "begun" if found.before is None else None
+    if found.is_told or is_over or now_ns < found.schedule.due_ns:
+        return None
+    found.schedule.told(now_ns)
+    return "goes on"

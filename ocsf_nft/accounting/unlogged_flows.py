@@ -1,0 +1,44 @@
+"""Counters of which nothing has been told: a record that leads elsewhere may be of one of them.
+
+It does where a header is cut short, or its sender says of a frame what it is not. There may be
+thousands of such records and of such counters, so each counter is looked at once, and not for each
+record.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ocsf_nft.flow import user_of, without_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.accounting.flow_counter import Counted
+    from ocsf_nft.flow import Key
+
+
+class Unheard:
+    """Unreported counters, indexed by user and by everything but the port."""
+
+    def __init__(self, counters: Iterable[tuple[Key, Counted]]) -> None:
+        self._of_user: dict[int | None, list[tuple[Key, Counted]]] = {}
+        self._alike: dict[Key, list[tuple[Key, Counted]]] = {}
+        for key, counted in counters:
+            self._of_user.setdefault(user_of(key), []).append((key, counted))
+            self._alike.setdefault(without_port(key), []).append((key, counted))
+
+    def owing(self, packets: int, key: Key) -> list[tuple[Key, Counted]]:
+        """Return a counter with that many unreported packets or more, or an empty list.
+
+        A counter with the protocol and destination of ``key`` comes first, then any of its user.
+        Another record's counter stays available for that record.
+        """
+        alike = self._alike.get(without_port(key), [])
+        return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)
+
+
+def _last(found: list[tuple[Key, Counted]], packets: int) -> list[tuple[Key, Counted]]:
+    while found and found[-1][1].owed_packets < packets:
+        found.pop()
+    return found[-1:]

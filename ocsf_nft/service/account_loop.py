@@ -1,0 +1,372 @@
+"""The account of a sandbox while it is watched: read, kept, and told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Self, TypeVar, get_args
+
+import structlog
+
+from ocsf_nft.accounting import state_db
+from ocsf_nft.accounting.flow_counter import MOST
+from ocsf_nft.accounting.priority import Gravity
+from ocsf_nft.accounting.reconciliation import Mode
+from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.attribution.fallback_chain import of_one_packet
+from ocsf_nft.errors import DeliveryError, OcsfNftError
+from ocsf_nft.ocsf import operational_events
+from ocsf_nft.ocsf.addresses import METADATA
+from ocsf_nft.record import Gap
+from ocsf_nft.service.shielded import to_its_end
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from ocsf_nft.accounting.reconciliation import Balance
+    from ocsf_nft.attempt import Attempt, Ended, FanOut
+    from ocsf_nft.attribution.fallback_chain import Ladder
+    from ocsf_nft.delivery.retry_until_writable import Patience
+    from ocsf_nft.fence.counters import Counters
+    from ocsf_nft.flow import Reading
+    from ocsf_nft.process import Attribution
+    from ocsf_nft.record import Batch, Record
+    from ocsf_nft.service.event_rendering import Reporter
+
+T = TypeVar("T")
+
+_log = structlog.get_logger()
+
+#: What is too grave to be told together with others.
+_GRAVE: Final = frozenset(map(str, METADATA))
+_READ_SECONDS: Final = 0.5
+#: A reading may take a tenth of the time: with many flows it is done less often, up to a bound.
+_PART: Final = 10
+_LONGEST_SECONDS: Final = 2.0
+#: Records of what a reading has found may still be on their way to us, through a journal for
+#: some tenths of a second.
+_GRACE_SECONDS: Final = 0.1
+_JOURNAL_GRACE_SECONDS: Final = 0.6
+#: Nobody waits so long from one reading to the next, unless held up.
+_LATE_NS: Final = 5 * 1_000_000_000
+#: Who can log in the fence's name may make us look for counters, and not more often.
+_LOOK_NS: Final = 500_000_000
+#: Attempts in one transaction and one delivery.
+_BATCH: Final = 256
+
+
+class Account:
+    """Takes in the records and counters of one sandbox, and tells what they come to.
+
+    Events are kept together with what they tell, before they are delivered: who is killed in
+    between tells them again, word for word.
+    """
+
+    def __init__(  # noqa: PLR0913 - what an account is made of
+        self,
+        sandbox: str,
+        counters: Counters,
+        path: Path,
+        reporter: Reporter,
+        *,
+        begun_ns: int,
+        patience: Patience,
+        ladder: Ladder,
+        source: str = "",
+    ) -> None:
+        """No packet is from before ``begun_ns``.
+
+        ``ladder`` says who sent them. ``source`` names the kernel log that its records come from,
+        and that has a position.
+        """
+        self.sandbox = sandbox
+        self._patience = patience
+        self._ladder = ladder
+        self._source = source
+        #: Behind the records that were taken in, and what of it is kept.
+        self._position: str | None = None
+        self._kept_position: str | None = None
+        self._counters = counters
+        self._book = state_db.Book(path)
+        self._reporter = reporter
+        gravity = Gravity(destinations=_GRAVE, is_finding=reporter.is_finding)
+        self._ledger = Ledger(
+            sandbox, begun_ns=begun_ns, gravity=gravity, attributed=self._attributed
+        )
+        self._wait_seconds = _READ_SECONDS
+        self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
+        self._fault: str | None = None
+        #: Whether events are kept that have not been delivered.
+        self._is_owing = False
+        # One thread: neither the sockets nor the file are asked two things at a time.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
+        self._turn = asyncio.Lock()
+        # One reading after another: what counts must not seem to go back.
+        self._reading = asyncio.Lock()
+        self._looked_ns = 0
+        self._turned = time.monotonic()
+        self._is_first = True
+
+    async def __aenter__(self) -> Self:
+        """Open what is kept, and the counters.
+
+        Raises an OcsfNftError when the counters can't be read, or the file not be written.
+        """
+        try:
+            await self._work(self._counters.open)
+            await self._work(self._book.open)
+            await self._work(lambda: self._book.load(self._ledger))
+            if self._source:
+                self._position = await self._work(lambda: self._book.position(self._source))
+                self._kept_position = self._position
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the sockets and the file."""
+        self._worker.submit(self._counters.close)
+        self._worker.submit(self._book.close)
+        self._worker.shutdown(wait=False)
+
+    @property
+    def position(self) -> str | None:
+        """Where its source is to go on, None where it was not read before."""
+        return self._position
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long ago the counters were read last, or tried to be."""
+        return time.monotonic() - self._turned
+
+    @property
+    def fault(self) -> str | None:
+        """Why the counters can't be read now, None when they can."""
+        return self._fault
+
+    def balances(self) -> tuple[Balance, ...]:
+        """How the account stands by the last reading."""
+        return self._ledger.balances()
+
+    async def lost(self) -> tuple[state_db.Lost, ...]:
+        """What each source has lost; raises DeliveryError."""
+        return await self._work(self._book.lost)
+
+    async def resume(self) -> None:
+        """Take up the account where it was left, and read the counters.
+
+        What may not have been delivered is delivered again. Raises DeliveryError.
+        """
+        if again := await self._work(self._book.undelivered):
+            await self._reporter.deliver(again)
+        await self._observe()
+
+    async def take(self, batch: Batch) -> None:
+        """Take in records, and tell what begins with one.
+
+        The source's position behind them is kept together with what they come to.
+        """
+        records = batch.records
+        attributions = await self._ladder.attributions(self.sandbox, records, batch.since_ns)
+        taken = list(map(_at_sending, records, attributions))
+        if taken:
+            await self._look_for_counters_of(taken)
+        async with self._turn:
+            self._position = batch.cursor or self._position
+            now_ns = time.monotonic_ns()
+            found = [
+                attempt
+                for record, attribution in zip(taken, attributions, strict=True)
+                if (attempt := self._ledger.record(record, now_ns, attribution)) is not None
+            ]
+            await self._tell(found)
+
+    async def lose(self, gap: Gap) -> None:
+        """Keep count of the records that a source lost."""
+        await self._lose(gap.transport, gap.lost or 0)
+
+    async def keep(self) -> None:
+        """Read the counters again and again, and tell what is due."""
+        while True:
+            await asyncio.sleep(self._wait_seconds)
+            await to_its_end(self._read_and_tell())
+
+    async def close(self) -> tuple[Balance, ...]:
+        """Read to the end and tell all that is owed; how the account stands then."""
+        # Twice: that a record's packet was counted elsewhere shows when two readings lack it.
+        await self._observe()
+        await self._observe()
+        await self._tell_what_is_due(closing=True)
+        return self._ledger.balances()
+
+    async def forget(self) -> None:
+        """Keep nothing: the counters are gone, and all they said has been told."""
+        await self._work(self._book.remove)
+
+    async def _read_and_tell(self) -> None:
+        await self._observe()
+        await asyncio.sleep(self._grace_seconds)
+        await self._tell_what_is_due()
+
+    async def _look_for_counters_of(self, records: Iterable[Record]) -> None:
+        """Read the counters where the fence's mode may have changed since; not all the time."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._looked_ns < _LOOK_NS or not any(map(self._ledger.lacks, records)):
+            return
+        self._looked_ns = now_ns
+        await self._observe()
+
+    async def _observe(self) -> None:
+        async with self._reading:
+            await self._read()
+            self._turned = time.monotonic()
+
+    async def _read(self) -> None:
+        began = time.monotonic()
+        try:
+            reading = await self._work(self._counters.read)
+        except OcsfNftError as error:
+            # Who has the namespace may have made it so; what else there is to tell goes on.
+            await self._tell_of_a_fault(str(error))
+            return
+        self._fault = None
+        if fault := self._book.fault():
+            await self._tell_of_a_gap(fault)
+        await self._tell_of_a_pause(reading)
+        if rules := self._ledger.renewed(reading):
+            await self._tell_of_a_gap(f"the counters of {', '.join(rules)} were made anew")
+        async with self._turn:
+            for _ in self._ledger.observe(reading):
+                await asyncio.sleep(0)
+        took = time.monotonic() - began
+        self._wait_seconds = min(max(_READ_SECONDS, _PART * took), _LONGEST_SECONDS)
+
+    async def _tell_of_a_pause(self, reading: Reading) -> None:
+        since_ns = self._ledger.read_ns
+        is_first, self._is_first = self._is_first, False
+        if since_ns is None:
+            return
+        # Who has the namespace can write any number into the counters, and set them back.
+        unread = self._ledger.unread_since(reading)
+        refused, let_pass = (max(0, min(unread[mode], MOST // 2)) for mode in get_args(Mode))
+        # A log that has a position is read on from there: of any other one records are lost.
+        has_lost = is_first and not self._source and refused + let_pass
+        if reading.began_ns - since_ns < _LATE_NS and not has_lost:
+            return
+        event = operational_events.unread(
+            self._reporter.context(self.sandbox),
+            sandbox=self.sandbox,
+            packets=refused + let_pass,
+            let_pass=let_pass,
+            since_ns=since_ns,
+            until_ns=reading.began_ns,
+            reason="ocsf-nft was not running, or was held up",
+            processed_ns=time.time_ns(),
+        )
+        await self._reporter.emit(event)
+        await self._lose("reader", 0)
+        _log.warning(
+            "the counters were not read in time",
+            sandbox=self.sandbox,
+            refused=refused,
+            let_pass=let_pass,
+        )
+
+    async def _tell_of_a_fault(self, fault: str) -> None:
+        if fault != self._fault:
+            self._fault = fault
+            await self._tell_of_a_gap(fault)
+
+    async def _tell_of_a_gap(self, reason: str) -> None:
+        """What was refused since the last reading may never be known."""
+        now_ns = time.time_ns()
+        gap = Gap(
+            transport="counters",
+            reason=f"sandbox {self.sandbox}: {reason}",
+            lost=None,
+            since_ns=min(self._ledger.read_ns or now_ns, now_ns),
+            until_ns=now_ns,
+        )
+        context = self._reporter.context(self.sandbox)
+        await self._reporter.emit(operational_events.gap(context, gap, processed_ns=now_ns))
+        await self.lose(gap)
+        _log.warning("counters lost", sandbox=self.sandbox, reason=reason)
+
+    async def _tell_what_is_due(self, *, closing: bool = False) -> None:
+        async with self._turn:
+            now_ns = time.monotonic_ns()
+            for _ in self._ledger.fold(now_ns):
+                await asyncio.sleep(0)
+            await self._ladder.take_in()
+            due = self._ledger.due(now_ns, closing=closing)
+            while found := list(islice(due, _BATCH)):
+                await self._tell(found)
+            await self._keep([])
+
+    async def _tell(self, found: Sequence[Attempt | FanOut | Ended]) -> None:
+        if found:
+            lines = await self._reporter.lines(found)
+            await self._keep(lines)
+            await self._reporter.deliver(lines)
+            self._is_owing = False
+
+    def _attributed(self, attempt: Attempt) -> Attempt:
+        """The same, with who was seen to try it, where it is more than the packet of a record."""
+        known = attempt.attribution
+        if attempt.record.origin.transport != "counters":
+            if known is not None:
+                self._ladder.told(self.sandbox, attempt.record, known.process)
+            return attempt
+        if known is not None and attempt.packets > 1:
+            known = of_one_packet(known)
+        if attempt.merged is None:
+            began_ns = self._ledger.read_ns or 0
+            record, packets = attempt.record, attempt.packets
+            seen = self._ladder.since_last(self.sandbox, record, packets, began_ns)
+            known = seen or known
+        elif attempt.record.uid is None:
+            return attempt  # of whichever users
+        return replace(attempt, attribution=known or self._ladder.of_user(attempt.record))
+
+    async def _keep(self, lines: Sequence[bytes]) -> None:
+        """Keep what is told, in place of what was delivered; raises DeliveryError if it was not."""
+        if self._is_owing:
+            # Whoever goes on must not make the file forget it: the next run delivers it.
+            raise DeliveryError(f"events of sandbox {self.sandbox} are not delivered yet")
+        changed = state_db.Changes()
+        for _ in changed.gather(self._ledger):
+            await asyncio.sleep(0)
+        moved, where = self._position != self._kept_position, self._position
+        position = (self._source, where) if moved and where is not None else None
+        await self._patience(
+            lambda: self._work(lambda: self._book.commit(changed, lines, position))
+        )
+        self._is_owing, self._kept_position = bool(lines), where
+
+    async def _lose(self, source: str, records: int) -> None:
+        await self._patience(lambda: self._work(lambda: self._book.lose(source, records)))
+
+    async def _work(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+
+def _at_sending(record: Record, attribution: Attribution) -> Record:
+    """Set the record's time to when its packet was sent, if only the attribution has that time.
+
+    With the time when it was read, a late record would be taken for one of a later packet. That
+    packet may be another process's.
+    """
+    if attribution.sent_ns is None or not record.is_timed_when_read:
+        return record
+    return replace(record, time_ns=min(attribution.sent_ns, record.received_ns))

@@ -1,0 +1,33 @@
+"""How a run names the processes of its sandboxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.service import fences
+from ocsf_nft.service.record_feeds import HOST
+
+if TYPE_CHECKING:
+    from ocsf_nft.config import Config
+    from ocsf_nft.fence.state import StateDirectory
+
+
+def ladder(config: Config, state: StateDirectory) -> Ladder:
+    """What says who it was, in each sandbox whose processes are this kernel's."""
+    wanted = config.attribution
+    namespaces, permissive = {}, set()
+    for sandbox in config.sandbox:
+        found = None if sandbox.install else fences.on_record(sandbox.name, state)
+        if sandbox.profile != "tap":  # a VM's processes are its own kernel's
+            known = HOST if found is None else found.namespace
+            namespaces[sandbox.name] = sandbox.namespace or known
+            if sandbox.permissive if found is None else found.spec.is_permissive:
+                permissive.add(sandbox.name)
+    return Ladder(
+        namespaces,
+        permissive=permissive,
+        top=wanted.top,
+        wait_seconds=wanted.wait_ms / 1000,
+        hashed_bytes=wanted.hash_max_bytes,
+    )

@@ -1,0 +1,391 @@
+"""A fence under watch: put back when others alter it, told of whatever becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError
+from ocsf_nft.fence import installer, restore_batch, tamper_guard
+from ocsf_nft.fence.fence_events import Watch
+from ocsf_nft.ocsf.operational_events import FenceState, Tampering
+from ocsf_nft.service import fences
+from ocsf_nft.service.shielded import to_its_end
+
+if TYPE_CHECKING:
+    from ocsf_nft.accounting.reconciliation import Mode
+    from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.installer import Verdict
+    from ocsf_nft.fence.restore_batch import Remedy
+    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.tamper_guard import Alteration
+    from ocsf_nft.service.event_rendering import Reporter
+    from ocsf_nft.service.fences import Fence, Look
+
+_log = structlog.get_logger()
+
+_REMOVED: Final = "it was removed by `ocsf-nft remove`"
+_GONE_ALREADY: Final = "somebody else had removed it before this run did"
+_STANDS_AGAIN: Final = "it stands as installed again"
+#: After a look that found something, before another one.
+_AGAIN_SECONDS: Final = 0.1
+#: How a fence that is there and was not altered can stand.
+_WELL: Final = frozenset(
+    {
+        FenceState.STANDING,
+        FenceState.DEGRADED,
+        FenceState.PERMISSIVE,
+        FenceState.PERMISSIVE_DEGRADED,
+    }
+)
+
+
+class Watched:
+    """A fence under watch, and what was last told of it: each event begins where one ended."""
+
+    def __init__(
+        self, sandbox: SandboxConfig, fence: Fence, state: StateDirectory, reporter: Reporter
+    ) -> None:
+        self.name = sandbox.name
+        self._heals = sandbox.self_heal
+        self._sandbox = sandbox
+        self._fence = fence
+        self._state = state
+        self._reporter = reporter
+        self._installed = fence.installed
+        self._told = (fence.state, fence.reason)
+        self._watch: Watch | None = None
+        #: Of the record that what is at hand to put it back was made for.
+        self._mark: tuple[int, ...] | None = None
+        #: Whether it was told that the fence is not put back for a while.
+        self._given_up = False
+
+    @property
+    def has_fallen(self) -> bool:
+        """Whether the fence was put back too often, and does not stand by what is known."""
+        return self._given_up and self._told[0] not in _WELL
+
+    @property
+    def mode(self) -> Mode:
+        """How its fence is installed."""
+        return "permissive" if self._installed.spec.is_permissive else "enforcing"
+
+    @property
+    def verdict(self) -> Verdict:
+        """How the fence stands by what was last told of it."""
+        state, _ = self._told
+        if state in _WELL:
+            return "as installed"
+        return "absent" if state is FenceState.ABSENT else "differs"
+
+    @property
+    def fault(self) -> str | None:
+        """Why the fence does not stand, by what was last told of it; None when it does."""
+        state, reason = self._told
+        return None if state in _WELL else reason or state.value.lower()
+
+    async def announce(self) -> None:
+        """Tell of a fence that this run put up, or that does not refuse and log as it should."""
+        fence, name = self._fence, self.name
+        self._know(fence.installed)
+        is_news = fence.reason is not None or fence.tampering is not None
+        is_news |= fence.before is not fence.state
+        if fence.is_ours or is_news or fence.state is not FenceState.STANDING:
+            await self._reporter.emit(fences.first_event(fence, self._reporter.host))
+        if fence.reason is not None:
+            _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
+        elif fence.tampering is not None:
+            _log.warning("fence put back", sandbox=name, difference=fence.tampering.changes)
+        elif fence.installed.transport == "none":
+            _log.warning("fence without log rules, as asked for", sandbox=name)
+        if fence.installed.spec.is_permissive:
+            _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
+
+    async def post(self) -> None:
+        """Stand guard over the fence from now on; raises what :class:`Watch` does."""
+        # To its end: what has begun is to be withdrawn, though it was cancelled meanwhile.
+        watch = await to_its_end(self._begun())
+        if self._installed.spec.is_owned:
+            await to_its_end(asyncio.to_thread(watch.sentry.own))
+        if self._heals:
+            await to_its_end(self._prepare())
+
+    async def _begun(self) -> Watch:
+        watch = Watch(self._installed, self._state, heals=self._heals)
+        await watch.begin()
+        self._watch = watch
+        return watch
+
+    async def watch(self) -> None:
+        """Keep the fence as it was installed, and cover interfaces that appear later.
+
+        With ``self_heal`` it is put back; without, it is reported that it is not as it was. A
+        failure is reported once, and the watch goes on. Raises SourceError when the fence stands in
+        another namespace by the same name now.
+        """
+        if self._watch is None:
+            raise RuntimeError("post it first")
+        async for alterations in self._watch.changes():
+            await to_its_end(self._look(alterations))
+
+    async def withdraw(self) -> None:
+        """Guard the fence no longer, once or more often, and tell what was not told yet."""
+        if self._watch is not None:
+            await self._watch.end()
+            left, self._watch = self._watch.left(), None
+            if left:
+                await self._look(left)
+
+    async def take_away(self) -> bool:
+        """Remove the fence if this run put it up, and tell of it; whether it did.
+
+        Raises what :func:`installer.remove` does, but for a fence that is gone already: that is
+        told.
+        """
+        if self._fence.is_ours:
+            was_there = await asyncio.to_thread(_remove, self._installed, self._state)
+            if was_there or self._told[0] is not FenceState.ABSENT:
+                await self._emit(FenceState.ABSENT, None if was_there else _GONE_ALREADY)
+        return self._fence.is_ours
+
+    async def _look(self, alterations: tuple[Alteration, ...] = ()) -> None:
+        """Look at the fence, and tell what became of it since it was last told of."""
+        may_heal = self._heals and not (self._watch and self._watch.sentry.is_resting)
+        try:
+            look = await self._seen(may_heal=may_heal)
+        except OcsfNftError as error:
+            state = FenceState.ABSENT if isinstance(error, AbsentError) else FenceState.ALTERED
+            await self._tell_fault(state, str(error), await self._with_more(alterations))
+            return
+        if look is None:
+            await self._tell_removed()
+            return
+        fence = look.fence
+        if fence.state not in _WELL:
+            more = await self._with_more(alterations)
+            await self._tell_fault(fence.state, fence.reason or "", more)
+            return
+        if look.was_renewed:
+            alterations = await self._with_more(alterations)
+        await self._tell_well(look, alterations)
+        is_elsewhere = fence.installed.identity != self._installed.identity
+        self._installed = fence.installed
+        if is_elsewhere:
+            raise SourceError(
+                f"the namespace of sandbox {self.name} was made anew, and what is logged "
+                "and counted there is not read by this run: start it again"
+            )
+        if self._heals:
+            await self._prepare()
+
+    async def _seen(self, *, may_heal: bool) -> Look | None:
+        """How the fence stands, put back by nft where that is needed; see :func:`fences.look`."""
+        look = await self._looked(may_heal=may_heal)
+        if look is not None and look.fence.installed.spec.is_owned and self._watch is not None:
+            await asyncio.to_thread(self._watch.sentry.own)
+        return look
+
+    async def _looked(self, *, may_heal: bool) -> Look | None:
+        if may_heal:
+            with contextlib.suppress(OcsfNftError):
+                look = await asyncio.to_thread(fences.look, self.name, self._state)
+                if look is None or look.fence.state in _WELL:
+                    return look
+            # The sentry may be at it, and in the way of nobody who holds no lock for so long.
+            await asyncio.sleep(_AGAIN_SECONDS)
+        renew = self._renew if may_heal else None
+        return await asyncio.to_thread(fences.look, self.name, self._state, renew)
+
+    def _renew(self) -> Installed | None:
+        if self._watch is None:
+            return installer.renew(self.name, self._state)
+        return self._watch.sentry.renew()
+
+    async def _with_more(self, alterations: tuple[Alteration, ...]) -> tuple[Alteration, ...]:
+        """With what is told only now of what a look has found."""
+        if self._watch is None:
+            return alterations
+        if not alterations:
+            await asyncio.sleep(_AGAIN_SECONDS)
+        return (*alterations, *self._watch.left())
+
+    async def _tell_well(self, look: Look, alterations: tuple[Alteration, ...]) -> None:
+        """Tell of a fence that stands what was done to it, and whether it is another one now."""
+        fence = look.fence
+        # Links that came were fenced at once, also those that have gone again.
+        came = self._watch is not None and self._watch.sentry.has_hooked
+        is_repair = look.was_renewed and not came and not fences.has_moved(self._installed, look)
+        news = fences.news(self._installed, look, came=came)
+        if news is not None or self._told[0] is not fence.state:
+            self._know(fence.installed)
+        if look.was_renewed:  # what others have put on record needed no repair
+            alterations = tuple(each for each in alterations if not each.is_regular)
+        for each in alterations:
+            if each.mended_ns is not None:
+                await self._tell(fence.state, _put_back(each), _tampering(each))
+        others = [each for each in alterations if each.mended_ns is None]
+        if others and others[-1].given_up:
+            await self._give_up(fence.state, others[-1])
+        else:
+            self._given_up = False
+            # What was put back at once is put right by a look, where more was needed: that is told.
+            if others or not alterations or not is_repair:
+                last = others[-1] if others else None
+                await self._tell_news(look, news, last, is_repair=is_repair)
+        self._told = (fence.state, fence.reason)
+
+    async def _tell_news(
+        self, look: Look, news: str | None, last: Alteration | None, *, is_repair: bool
+    ) -> None:
+        state = look.fence.state
+        if is_repair:
+            if last is None:
+                await self._tell(state, news, Tampering(changes=look.difference))
+            else:
+                await self._tell(state, f"{_done(last)}; it has been put back", _tampering(last))
+        elif news is not None:
+            is_same = look.fence.installed.spec == self._installed.spec
+            if last is not None and look.was_renewed and is_same:  # besides
+                await self._tell(state, f"{_done(last)}; it has been put back", _tampering(last))
+            by = "" if last is None or look.was_renewed else f", {_by(last)}"
+            degraded = "" if look.fence.reason is None else f"; {look.fence.reason}"
+            await self._tell(state, f"{news}{by}{degraded}")
+        elif last is not None and not self._heals:
+            await self._tell(state, f"{_done(last)}; {_STANDS_AGAIN}", _tampering(last))
+        elif self._told[0] is not state:
+            await self._tell(state, look.fence.reason or _STANDS_AGAIN)
+
+    async def _tell_fault(
+        self, state: FenceState, reason: str, alterations: tuple[Alteration, ...]
+    ) -> None:
+        """Tell of a fence that does not stand as it should, once for each reason."""
+        last = alterations[-1] if alterations else None
+        for each in alterations[:-1]:
+            if each.mended_ns is not None:
+                await self._tell(FenceState.STANDING, _put_back(each), _tampering(each))
+        if last is not None and last.given_up:
+            await self._give_up(state, last)
+        elif self._given_up and self._told[0] not in _WELL:
+            return  # it was told that it is not looked after for a while
+        elif self._told != (state, reason):
+            done = "" if last is None else f"{_done(last)}: "
+            await self._tell(state, f"{done}{reason}", None if last is None else _tampering(last))
+        self._told = (state, reason)
+
+    async def _give_up(self, state: FenceState, last: Alteration) -> None:
+        reason = (
+            f"given up: put back {tamper_guard.MOST_TIMES} times in "
+            f"{tamper_guard.WITHIN_SECONDS:.0f} s and altered again each time, "
+            f"last {_by(last)}: {last.changes}; "
+            f"it is tried again in {tamper_guard.REST_SECONDS:.0f} s"
+        )
+        self._given_up = True
+        await self._tell(state, reason, _tampering(last, given_up=True))
+
+    async def _tell_removed(self) -> None:
+        if self._told != (FenceState.ABSENT, _REMOVED):
+            await self._emit(FenceState.ABSENT, _REMOVED, is_regular=True)
+            _log.warning("fence removed", sandbox=self.name)
+            self._told = (FenceState.ABSENT, _REMOVED)
+
+    async def _prepare(self) -> None:
+        """Have at hand what puts the fence back as it stands now."""
+        prepared = await asyncio.to_thread(_prepare, self.name, self._state, self._mark)
+        if prepared is not None and self._watch is not None:
+            self._watch.sentry.adopt(*prepared)
+            _, self._mark = prepared
+
+    def _know(self, installed: Installed) -> None:
+        known = fences.context(installed, self._reporter.host, self._sandbox.is_container)
+        self._reporter.know(self.name, known)
+
+    async def _tell(
+        self, after: FenceState, reason: str | None, tampering: Tampering | None = None
+    ) -> None:
+        # The event first: standard error may be a pipe that nobody reads.
+        await self._emit(after, reason, tampering)
+        self._told = (after, reason)
+        log = _log.error if tampering and tampering.given_up else _log.warning
+        log("fence changed", sandbox=self.name, state=after.value, reason=reason)
+
+    async def _emit(
+        self,
+        after: FenceState,
+        reason: str | None,
+        tampering: Tampering | None = None,
+        *,
+        is_regular: bool = False,
+    ) -> None:
+        before, _ = self._told
+        await self._reporter.emit(
+            fences.state_event(
+                self._installed,
+                self._reporter.host,
+                before=before,
+                after=after,
+                reason=reason,
+                tampering=tampering,
+                is_regular=is_regular,
+            )
+        )
+
+
+def _by(alteration: Alteration) -> str:
+    process = alteration.process
+    if process is not None:
+        return f"by {process.name or 'a process'} (pid {process.pid})"
+    if alteration.comm is not None:
+        return f"by a process that calls itself {alteration.comm}; its pid is not known here"
+    return "nobody knows by whom"
+
+
+def _done(alteration: Alteration) -> str:
+    return f"{alteration.changes}, {_by(alteration)}"
+
+
+def _put_back(alteration: Alteration) -> str:
+    if not alteration.mended_ns:  # a look was quicker
+        return f"{_done(alteration)}; it has been put back"
+    return f"{_done(alteration)}; put back {alteration.mended_ns / 1e6:.1f} ms later"
+
+
+def _tampering(alteration: Alteration, *, given_up: bool = False) -> Tampering:
+    return Tampering(
+        changes=alteration.changes,
+        process=alteration.process,
+        since_ns=alteration.arrived_ns,
+        lasted_ns=alteration.mended_ns,
+        given_up=given_up,
+    )
+
+
+def _prepare(
+    sandbox: str, state: StateDirectory, known: tuple[int, ...] | None
+) -> tuple[Remedy | None, tuple[int, ...] | None] | None:
+    """What puts a fence back and the mark of its record; None where the record is the known one.
+
+    It takes longer without the first, which is None where nft doesn't help.
+    """
+    mark = state.mark(sandbox)  # before the record: a newer one than this is not taken for it
+    if mark == known:
+        return None
+    try:
+        installed = state.read(sandbox)
+        return None if installed is None else restore_batch.prepare(installed), mark
+    except OcsfNftError as error:
+        _log.warning("putting the fence back will take longer", sandbox=sandbox, reason=str(error))
+        return None, mark
+
+
+def _remove(installed: Installed, state: StateDirectory) -> bool:
+    """Remove a fence; whether there was one to remove."""
+    sandbox, namespace = installed.spec.sandbox, installed.namespace
+    try:
+        verdict = installer.verify(sandbox, state, namespace).verdict
+        installer.remove(sandbox, state, namespace)
+    except AbsentError:
+        return False
+    return verdict != "absent"

@@ -1,0 +1,138 @@
+"""What a run reads, and for whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.netns import Namespace
+from ocsf_nft.service import fences
+from ocsf_nft.service.pipeline import JOURNAL_QUIET_SECONDS, QUIET_SECONDS
+from ocsf_nft.sources.journal import Journal
+from ocsf_nft.sources.kmsg import Kmsg
+from ocsf_nft.sources.nflog import Nflog
+
+if TYPE_CHECKING:
+    import asyncio
+    import contextlib
+    from collections.abc import Mapping, Sequence
+
+    from ocsf_nft.config import Config, SandboxConfig
+    from ocsf_nft.delivery.store import Store
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.service.account_loop import Account
+    from ocsf_nft.service.fences import Fence
+    from ocsf_nft.service.pipeline import Pipeline
+    from ocsf_nft.sources.base import Source
+
+HOST: Final = Namespace()
+LogName: TypeAlias = Literal["kmsg", "journal"]
+#: The kernel's log, which has a position, by the name that it is kept under.
+_LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Journal}
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A source, the sandboxes whose records it can have (None: no sandbox's), and its name."""
+
+    source: Source
+    sandboxes: frozenset[str | None]
+    name: str = ""
+
+    async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
+        """Hand on what is read, until told to stop; raises what :meth:`Pipeline.pump` does."""
+        is_journal = isinstance(self.source, Journal)
+        await pipeline.pump(
+            self.source,
+            stop,
+            self.sandboxes,
+            quiet_seconds=JOURNAL_QUIET_SECONDS if is_journal else QUIET_SECONDS,
+            name=self.name,
+        )
+
+
+class Early:
+    """NFLOG sources that are opened before their fence, so that its first record is not missed.
+
+    One that can't be opened must not keep the fence from standing: its error waits until the
+    fence stands and turns out to need it.
+    """
+
+    def __init__(self) -> None:
+        self._opened: dict[tuple[str, int], Nflog | OcsfNftError] = {}
+
+    async def open(
+        self, sandbox: SandboxConfig, state: StateDirectory, stack: contextlib.AsyncExitStack
+    ) -> None:
+        """Open what the fence of a sandbox may log to."""
+        if fences.wanted_transport(sandbox) not in {None, "nflog"}:
+            return
+        on_record = None if sandbox.install else state.read(sandbox.name)
+        namespace = sandbox.namespace or (on_record.namespace if on_record else HOST)
+        group = on_record.spec.group if on_record else sandbox.group
+        await self._open(namespace, group, stack)
+        if sandbox.host_guard is not None:
+            await self._open(HOST, group, stack)
+
+    async def take(
+        self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
+    ) -> Nflog:
+        """The source of a fence that stands; raises the error that it could not be opened with."""
+        await self._open(namespace, group, stack)
+        source = self._opened[namespace.identity(), group]
+        if isinstance(source, OcsfNftError):
+            raise source
+        return source
+
+    async def _open(
+        self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
+    ) -> None:
+        key = (namespace.identity(), group)
+        if key in self._opened:
+            return
+        try:
+            self._opened[key] = await stack.enter_async_context(Nflog(namespace, group))
+        except OcsfNftError as error:
+            self._opened[key] = error
+
+
+def log_of(sandbox: SandboxConfig) -> LogName:
+    """Where the records of a fence are read that logs to the kernel's log."""
+    return "journal" if sandbox.source == "journal" else "kmsg"
+
+
+async def feeds(  # noqa: PLR0913, PLR0917 - what a run has by then
+    config: Config,
+    standing: Sequence[Fence],
+    accounts: Mapping[str, Account],
+    store: Store,
+    early: Early,
+    stack: contextlib.AsyncExitStack,
+) -> list[Feed]:
+    """Open what is to be read, from where it was left; raises an OcsfNftError."""
+    found: list[Feed] = []
+    by_nflog: dict[Nflog, set[str | None]] = {}
+    for sandbox, fence in zip(config.sandbox, standing, strict=True):
+        installed = fence.installed
+        if installed.transport == "nflog":
+            places = [installed.namespace]
+            if installed.spec.guard_device is not None:
+                places.append(HOST)
+            for place in places:
+                nflog = await early.take(place, installed.spec.group, stack)
+                by_nflog.setdefault(nflog, set()).add(sandbox.name)
+        elif installed.transport == "kmsg":
+            # A reader for each: it goes on from where the sandbox's own account was left.
+            names = frozenset({sandbox.name})
+            reader = _LOGS[log_of(sandbox)](names, accounts[sandbox.name].position)
+            found.append(Feed(await _entered(reader, stack), names))
+    if config.host_log is not None:
+        position = await store.position(config.host_log)
+        reader = _LOGS[config.host_log](frozenset(), position, foreign=config.prefixes)
+        found.append(Feed(await _entered(reader, stack), frozenset({None}), config.host_log))
+    return found + [Feed(source, frozenset(names)) for source, names in by_nflog.items()]
+
+
+async def _entered(source: Source, stack: contextlib.AsyncExitStack) -> Source:
+    return await stack.enter_async_context(source)

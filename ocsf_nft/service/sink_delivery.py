@@ -1,0 +1,322 @@
+"""Where events go: into the store, and from there to each sink, in its version of OCSF."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Self
+
+import orjson
+import structlog
+
+from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.forwarder import Forwarder, Progress
+from ocsf_nft.errors import DeliveryError, UsageError
+from ocsf_nft.ocsf.events import CLASSES
+from ocsf_nft.ocsf.versions import LATEST, line_at
+from ocsf_nft.service.shielded import to_its_end
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from ocsf_nft.config.sinks.base import SinkTable
+    from ocsf_nft.delivery.retention import Forgotten
+    from ocsf_nft.delivery.retry_until_writable import Patience
+    from ocsf_nft.delivery.sinks.base import Sink
+    from ocsf_nft.delivery.store import Store
+
+_log = structlog.get_logger()
+
+#: What sinks may take to get the last events when a run ends; the next run delivers the rest.
+_DRAIN_SECONDS: Final = 5.0
+#: What a local sink may take to open: one that was left in the middle of a write may never.
+_OPEN_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlet:
+    """A sink and its name, what it wants, and how it is sent to.
+
+    ``classes`` are the ``class_uid`` of what it wants, ``version`` that of OCSF. Where it
+    ``is_local`` it has to be there from the start; nobody else writes to its ``file``. One that
+    ``is_greeted`` gets a handshake first of all, once every fence stands and every record is read,
+    and nothing before that.
+    """
+
+    name: str
+    sink: Sink
+    version: str = LATEST
+    classes: frozenset[int] = frozenset(CLASSES)
+    pace: Pace = field(default_factory=Pace)
+    is_local: bool = False
+    is_greeted: bool = False
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, table: SinkTable) -> Self:
+        """That of a configuration; raises UnsupportedError when its extra is not installed."""
+        return cls(
+            name=table.called,
+            sink=table.sink(),
+            version=table.ocsf_version,
+            classes=table.class_uids,
+            pace=table.pace,
+            is_local=table.is_local,
+            is_greeted=table.is_greeted,
+            file=table.file,
+        )
+
+    def told(self, line: bytes) -> bytes | None:
+        """An event as the sink wants it, None when it doesn't."""
+        if self.classes != CLASSES.keys() and orjson.loads(line)["class_uid"] not in self.classes:
+            return None
+        return line if self.version == LATEST else line_at(line, self.version)
+
+    async def keep(self, lines: Sequence[bytes], **_: str) -> None:
+        """Deliver events at once, to the sink, which is open; raises DeliveryError.
+
+        For what can be read again at any time: there is no store.
+        """
+        told = map(self.told, lines)
+        messages = [Message("", line) for line in told if line is not None]
+        if not messages:
+            return
+        outcome = await self.sink.deliver(messages)
+        if outcome.refused or outcome.again:
+            reason = outcome.reason or outcome.refused[0].reason
+            raise DeliveryError(f"{self.name} did not take all events: {reason}")
+
+
+def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
+    """Those of a configuration; raises UsageError where two are one file, UnsupportedError."""
+    _hold_apart(tables)
+    return tuple(map(Outlet.of, tables))
+
+
+class Outlets:
+    """A store and a forwarder for each outlet, which go on while the context is entered.
+
+    What is raised in them ends the task that has entered it: see :meth:`Forwarder.run`.
+    """
+
+    def __init__(self, found: Sequence[Outlet], store: Store, patience: Patience) -> None:
+        self.store = store
+        self.forwarders: tuple[Forwarder, ...] = ()
+        #: Sinks, by their names, that nobody takes anything from any more.
+        self.excused: set[str] = set()
+        #: Whether the store is to go as well, once every sink has all of it.
+        self.is_passing = False
+        self._found = tuple(found)
+        self._patience = patience
+        self._stack = contextlib.AsyncExitStack()
+        self._group: asyncio.TaskGroup
+        self._greeting: bytes | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._replacing = asyncio.Lock()
+        self._is_over = False
+
+    async def __aenter__(self) -> Self:
+        """Begin; raises DeliveryError when a local sink, or the store, can't be opened."""
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self.store)
+            stack.push_async_callback(self._pass)
+            # Those that never ran: the others have closed by themselves.
+            stack.push_async_callback(lambda: _close(self.forwarders))
+            self.forwarders = await self._opened(self._found)
+            await self._register(self.forwarders)
+            await _find_places(self.forwarders)
+            self._group = await stack.enter_async_context(asyncio.TaskGroup())
+            for each in self.forwarders:
+                self._run(each)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Let the sinks have what is left, for some seconds, and end."""
+        try:
+            async with self._replacing:  # whoever comes later finds the end
+                self._is_over = True
+            if not isinstance(error, asyncio.CancelledError):
+                await self._drain()
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await self._stack.__aexit__(kind, error, traceback)
+
+    def greet(self, greeting: bytes) -> None:
+        """Begin to deliver to those that are greeted."""
+        self._greeting = greeting
+        for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
+            if outlet.is_greeted:
+                self._run(forwarder)
+
+    async def replace(self, found: Sequence[Outlet]) -> None:
+        """Deliver to these from now on, and to no others.
+
+        Raises DeliveryError when a local one that is new can't be opened: all goes on as before
+        then.
+        """
+        async with self._replacing:
+            if not self._is_over:
+                await to_its_end(self._replace(tuple(found)))
+
+    async def _replace(self, found: tuple[Outlet, ...]) -> None:
+        forwarders = await self._opened(found)
+        try:
+            await self._register((*self.forwarders, *forwarders))
+            await _find_places(forwarders)
+        except BaseException:
+            await _close(forwarders)
+            raise
+        old = self._tasks
+        for each in self.forwarders:
+            each.leave()
+        self._found, self.forwarders, self._tasks = found, forwarders, {}
+        # Each begins when its predecessor has ended: no other one waits for that.
+        await asyncio.gather(
+            *(self._succeed(each, old.pop(each.name, None)) for each in forwarders),
+            *map(_ended, old.values()),  # those that have no successor
+        )
+        await self._register(forwarders)
+
+    async def _succeed(self, forwarder: Forwarder, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await _ended(before)
+        self._run(forwarder)
+
+    async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
+        """Their forwarders, the sinks of those that are local and new being open."""
+        before = {each.name: each.progress for each in self.forwarders}
+        forwarders = tuple(
+            Forwarder(
+                each.name,
+                each.sink,
+                self.store,
+                told=each.told,
+                pace=each.pace,
+                patiently=self._patience,
+                progress=before.get(each.name) or Progress(),
+            )
+            for each in found
+        )
+        taken = {_place(each.file) for each in self._found if each.name in self._tasks}
+        async with contextlib.AsyncExitStack() as stack:
+            for outlet, forwarder in zip(found, forwarders, strict=True):
+                # What is there already may be written to until its forwarder has ended.
+                is_there = outlet.name in self._tasks or _place(outlet.file) in taken - {None}
+                if outlet.is_local and not is_there:
+                    await _open(forwarder)
+                    stack.push_async_callback(forwarder.close)
+            stack.pop_all()
+        return forwarders
+
+    async def _register(self, forwarders: Sequence[Forwarder]) -> None:
+        names = [each.name for each in forwarders]
+        for name, number in await self._patience(lambda: self.store.register(names)):
+            _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
+
+    def _run(self, forwarder: Forwarder) -> None:
+        """Let a forwarder begin; one that is to be greeted first waits for that."""
+        outlet = next(each for each in self._found if each.name == forwarder.name)
+        if outlet.is_greeted:
+            if self._greeting is None:
+                return
+            forwarder.greet(self._greeting)
+        running = forwarder.run()
+        try:
+            self._tasks[forwarder.name] = self._group.create_task(running)
+        except RuntimeError:  # the group is ending: another one's sink is gone for good
+            running.close()
+
+    async def keep(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
+        """Keep events, as :meth:`Store.put` does; raises DeliveryError when patience ends."""
+        await self._patience(lambda: self.store.put(lines, source=source, position=position))
+
+    async def sweep(self) -> None:
+        """As :meth:`Store.sweep` does."""
+        await self._patience(self.store.sweep)
+
+    async def forgotten(self) -> tuple[Forgotten, ...]:
+        """As :meth:`Store.forgotten` does."""
+        return await self._patience(self.store.forgotten)
+
+    async def told(self, forgotten: Sequence[Forgotten]) -> None:
+        """As :meth:`Store.told` does."""
+        await self._patience(lambda: self.store.told(forgotten))
+
+    async def _pass(self) -> None:
+        if self.is_passing:
+            await self.store.remove()
+
+    async def _drain(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS), asyncio.TaskGroup() as group:
+                for forwarder in self.forwarders:
+                    if forwarder.name in self._tasks and forwarder.name not in self.excused:
+                        group.create_task(forwarder.drain())
+        for forwarder in self.forwarders:
+            if waiting := forwarder.waiting:
+                _log.warning(
+                    "events wait in the store for the next run", sink=forwarder.name, events=waiting
+                )
+
+
+async def _find_places(forwarders: Sequence[Forwarder]) -> None:
+    for each in forwarders:
+        await each.find_place()
+
+
+async def _close(forwarders: Sequence[Forwarder]) -> None:
+    for each in forwarders:
+        await each.close()
+
+
+async def _open(forwarder: Forwarder) -> None:
+    try:
+        async with asyncio.timeout(_OPEN_SECONDS):
+            await forwarder.open()
+    except TimeoutError as error:
+        raise DeliveryError(
+            f"{forwarder.name} could not be opened within {_OPEN_SECONDS:.0f} s"
+        ) from error
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Let a task end that was told to, for some seconds; what it fails with is its group's."""
+    _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
+    if stuck:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _hold_apart(tables: Sequence[SinkTable]) -> None:
+    """Two sinks that write to one file would cut each other's lines."""
+    named: dict[object, str] = {}
+    for table in tables:
+        place = _place(table.file)
+        if place is not None and place in named:
+            raise UsageError(
+                f"the sinks {named[place]} and {table.called} are one file: give each its own"
+            )
+        named[place] = table.called
+
+
+def _place(file: Path | None) -> object:
+    """What tells a file from all others, whatever it is called."""
+    if file is None:
+        return None
+    try:
+        found = file.stat()
+    except (OSError, ValueError):  # not there yet
+        return os.path.realpath(file)
+    return found.st_dev, found.st_ino

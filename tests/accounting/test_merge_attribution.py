@@ -1,0 +1,195 @@
+"""What is told of several attempts names no process that did not make all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ocsf_nft.accounting.merge_attribution import together
+from ocsf_nft.process import Attribution, Process, Seen
+
+_SECOND = 1_000_000_000
+CURL = Process(pid=4242, path="/usr/bin/curl", created_ns=1_000 * _SECOND)
+WGET = Process(pid=4243, path="/usr/bin/wget", created_ns=1_001 * _SECOND)
+NOBODY = Attribution(rung="user", sureness="high", reason="nobody was seen", user_name="agent")
+
+
+def by(process: Process, **others: object) -> Attribution:
+    known = Attribution(rung="capture", sureness="high", reason="it was seen", process=process)
+    return replace(known, **others)  # type: ignore[arg-type]
+
+
+def by_several(*seen: Seen, unnamed: int = 0) -> Attribution:
+    return Attribution(
+        rung="capture", sureness="high", reason="they were", seen=seen, unnamed=unnamed
+    )
+
+
+def all_of(*attributions: Attribution | None) -> Attribution:
+    """Who made all of several attempts, one after the other."""
+    found, *others = attributions
+    for each in others:
+        found = together(found, each)
+    assert found is not None
+    return found
+
+
+def named(attribution: Attribution | None) -> dict[int, int | None]:
+    """The numbers of the processes that it may have been, and how often each tried."""
+    assert attribution is not None
+    assert attribution.process is None
+    return {each.process.pid: each.calls for each in attribution.seen}
+
+
+def test_of_one_process_it_is_told_as_of_its_latest_attempt() -> None:
+    latest = by(replace(CURL, cmd_line="curl -v"), reason="it was seen again")
+    assert together(by(CURL), latest) is latest
+
+
+@pytest.mark.parametrize("number", [-9, 0, 9])
+def test_one_process_is_one_though_somebody_sets_the_clock_a_bit(number: int) -> None:
+    assert CURL.created_ns is not None
+    told = replace(CURL, created_ns=CURL.created_ns + number * _SECOND)
+    assert together(by(CURL), by(told)) == by(told)
+    assert together(by(replace(CURL, created_ns=None)), by(CURL)) == by(CURL)
+
+
+def test_two_processes_are_both_named_and_neither_is_the_one() -> None:
+    found = together(by(CURL), by(WGET, user_name="agent", group_name="agents"))
+    assert named(found) == {4242: 1, 4243: 1}
+    assert found is not None
+    assert (found.rung, found.sureness, found.unnamed) == ("capture", "high", 0)
+    assert (found.user_name, found.group_name) == ("agent", "agents")
+
+
+def test_who_has_the_number_of_another_one_now_is_another_one() -> None:
+    assert CURL.created_ns is not None
+    later = replace(CURL, created_ns=CURL.created_ns + 11 * _SECOND)
+    found = together(by(CURL), by(later))
+    assert found is not None
+    assert [each.process for each in found.seen] == [CURL, later]
+
+
+def test_who_runs_another_program_now_is_not_said_to_have_run_it_before() -> None:
+    found = together(by(CURL), by(replace(CURL, path="/usr/bin/wget")))
+    assert named(found) == {4242: 2}
+
+
+def test_how_often_each_was_seen_adds_up() -> None:
+    several = by_several(Seen(process=CURL, calls=3), Seen(process=WGET, calls=4))
+    found = all_of(by(CURL), several, by(WGET), several)
+    assert named(found) == {4242: 7, 4243: 9}
+    for first, last in (
+        (by(CURL, seen=several.seen), by(CURL)),
+        (by(CURL), by(CURL, seen=several.seen)),
+    ):
+        assert named(together(first, last)) == {4242: 4, 4243: 4}
+
+
+def test_unnamed_processes_beside_one_process_are_kept() -> None:
+    for first, last in ((by(CURL, unnamed=2), by(CURL)), (by(CURL), by(CURL, unnamed=2))):
+        found = together(first, last)
+        assert named(found) == {4242: 2}
+        assert found is not None
+        assert found.unnamed == 2
+
+
+def test_processes_are_named_by_age_whatever_the_order_of_their_attempts() -> None:
+    assert list(named(together(by(WGET), by(CURL)))) == [4242, 4243]
+    found = all_of(*reversed(one_after_the_other(17)))
+    assert list(named(found)) == list(range(2, 18))
+
+
+@pytest.mark.parametrize("nobody", [NOBODY, None])
+def test_what_nobody_was_seen_to_do_may_be_anybodys(nobody: Attribution | None) -> None:
+    curl = by(CURL, user_name="agent", group_name="agents")
+    for found in (together(nobody, curl), together(curl, nobody)):
+        assert named(found) == {4242: None}
+        assert found is not None
+        assert (found.user_name, found.group_name) == ("agent", "agents")
+        assert (found.rung, found.sureness) == ("capture", "low")
+    for found in (
+        all_of(nobody, by(CURL), by(WGET), by(WGET)),
+        all_of(by(CURL), nobody, by(CURL), by(WGET)),
+    ):
+        assert named(found) == {4242: None, 4243: None}
+
+
+def test_where_nobody_is_known_the_latest_says_why() -> None:
+    latest = replace(NOBODY, reason="another")
+    assert together(NOBODY, latest) is latest
+    assert together(None, NOBODY) is together(NOBODY, None) is NOBODY
+    assert together(None, None) is None
+
+
+def test_it_is_no_surer_and_of_no_better_rung_than_any_of_them() -> None:
+    socket = by(CURL, rung="socket", sureness="medium")
+    assert together(by(CURL), socket) == together(socket, by(CURL)) == socket
+    for found in (together(by(WGET), socket), together(socket, by(WGET))):
+        assert found is not None
+        assert (found.rung, found.sureness) == ("socket", "medium")
+
+
+def one_after_the_other(number: int) -> list[Attribution]:
+    return [by(replace(CURL, pid=pid, created_ns=pid * _SECOND)) for pid in range(1, number + 1)]
+
+
+def test_of_many_that_were_started_one_after_the_other_each_counts_and_the_youngest_are_named() -> (
+    None
+):
+    found = all_of(*one_after_the_other(400))
+    assert list(named(found)) == list(range(385, 401))
+    assert found.unnamed == 384
+
+
+def test_who_comes_again_and_was_not_named_is_not_counted_again() -> None:
+    every = one_after_the_other(20)
+    found = all_of(*every)
+    again = all_of(found, *every * 5)
+    assert again.unnamed == found.unnamed == 4
+    assert named(again).keys() == named(found).keys()
+
+
+def test_where_nobody_knows_who_is_younger_there_were_as_many_as_at_once_at_least() -> None:
+    every = [
+        by(replace(each.process, created_ns=None))
+        for each in one_after_the_other(100)
+        if each.process
+    ]
+    found = all_of(*every)
+    assert (len(found.seen), found.unnamed) == (16, 1)
+    at_once = by_several(
+        *(Seen(process=each.process, calls=1) for each in every[:32] if each.process)
+    )
+    for first, last, unnamed in (
+        (found, at_once, 16),
+        (at_once, found, 16),
+        (found, replace(at_once, unnamed=400), 416),
+        (by_several(unnamed=3), by(CURL), 3),
+    ):
+        assert all_of(first, last).unnamed == unnamed
+
+
+def test_uncounted_calls_add_nothing() -> None:
+    unknown = by_several(Seen(process=CURL, calls=None), Seen(process=WGET, calls=None))
+    assert named(together(unknown, unknown)) == {4242: None, 4243: None}
+    assert named(together(unknown, by(CURL))) == {4242: 1, 4243: None}
+    assert named(together(by(CURL), unknown)) == {4242: 1, 4243: None}
+
+
+def test_processes_with_one_pid_are_two_if_they_began_ten_seconds_apart() -> None:
+    assert CURL.created_ns is not None
+    for apart_ns, number in ((10 * _SECOND - 1, 0), (10 * _SECOND, 2)):
+        later = replace(CURL, created_ns=CURL.created_ns + apart_ns)
+        for one, other in ((CURL, later), (later, CURL)):
+            found = together(by(one), by(other))
+            assert found is not None
+            assert len(found.seen) == number
+
+
+def test_sixteen_processes_are_named_and_none_is_counted_twice() -> None:
+    found = all_of(*one_after_the_other(16))
+    assert (len(found.seen), found.unnamed) == (16, 0)
+    found = all_of(*one_after_the_other(17))
+    assert (len(found.seen), found.unnamed) == (16, 1)

@@ -1,0 +1,334 @@
+"""What is kept of an account, whatever becomes of its file or of who writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ocsf_nft.accounting import state_db
+from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.errors import SourceError
+from tests.accounting.kernel_model import RULE
+from tests.accounting.reading import (
+    NOW,
+    SECOND,
+    attempts,
+    changes,
+    key,
+    observe,
+    reading,
+    record,
+    tcp,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ocsf_nft.attempt import Attempt
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sb" / state_db.FILE
+
+
+def _ledger() -> Ledger:
+    return Ledger("sb", begun_ns=NOW - SECOND)
+
+
+def _due(ledger: Ledger, second: int) -> list[Attempt]:
+    return attempts(ledger.due(second * SECOND, closing=True))
+
+
+def _state(ledger: Ledger) -> object:
+    return {
+        name: (
+            account.epoch,
+            {
+                each: state_db._columns(counted)
+                for kind in account.entries
+                for each, counted in account.entries[kind].items()
+            },
+            state_db._state(account),
+        )
+        for name, account in ledger.rules.items()
+    }
+
+
+def _kept(path: Path) -> Ledger:
+    """An account with all that there is: owed, told, folded, overflowed and told too early."""
+    ledger = _ledger()
+    with_many = {key(tcp(port)): 3 for port in range(1, 1100)}
+    observe(ledger, reading({}))
+    ledger.record(record(tcp(80, uid=3)), 0)
+    observe(ledger, reading(with_many, NOW + SECOND, overflow=5))
+    assert attempts(ledger.due(SECOND))
+    observe(ledger, reading(dict.fromkeys(with_many, 7), NOW + 2 * SECOND, overflow=9))
+    kept = state_db.Book(path).open()
+    kept.commit(changes(ledger), [b"one", b"two"])
+    kept.close()
+    return ledger
+
+
+def test_an_account_is_taken_up_as_it_was_left(path: Path) -> None:
+    left, taken = _kept(path), _ledger()
+    kept = state_db.Book(path).open()
+    kept.load(taken)
+    kept.close()
+    assert _state(taken) == _state(left)
+    assert taken.balances() == left.balances() or taken.rules[RULE].in_flight() > 0
+    last = reading({key(tcp(port)): 7 for port in range(1, 1100)}, NOW + 9 * SECOND, overflow=9)
+    both = []
+    for ledger in (left, taken):
+        observe(ledger, last, last)
+        both.append(sum(each.packets for each in _due(ledger, 3)))
+    assert both[0] == both[1] > 0
+
+
+def test_records_that_were_read_before_a_restart_are_not_lost_by_it(path: Path) -> None:
+    left, taken = _ledger(), _ledger()
+    one = reading({key(tcp()): 2})
+    two_logged = {RULE: dataclasses.replace(one.rules[RULE], logged=2)}
+    one = dataclasses.replace(one, rules=two_logged)
+    observe(left, reading({}))
+    left.record(record(tcp()), 0)
+    kept = state_db.Book(path).open()
+    kept.commit(changes(left), [])
+    kept.load(taken)
+    kept.close()
+    observe(taken, one)
+    assert [balance.lost for balance in taken.balances()] == [1]
+
+
+@given(steps=st.lists(st.dictionaries(st.integers(1, 6), st.integers(1, 9), max_size=6)))
+def test_only_what_changed_is_written_and_that_is_enough(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[dict[int, int]]
+) -> None:
+    kept = state_db.Book(tmp_path_factory.mktemp("book") / state_db.FILE).open()
+    ledger = _ledger()
+    for second, counts in enumerate(steps):
+        at_ns = NOW + second * 400 * SECOND
+        observe(ledger, reading({key(tcp(port)): number for port, number in counts.items()}, at_ns))
+        if second % 2:
+            _due(ledger, second)
+        kept.commit(changes(ledger), [])
+        taken = _ledger()
+        kept.load(taken)
+        assert _state(taken) == _state(ledger)
+    kept.close()
+
+
+def test_what_was_kept_and_not_delivered_is_told_again_word_for_word(path: Path) -> None:
+    _kept(path)
+    kept = state_db.Book(path).open()
+    assert kept.undelivered() == (b"one", b"two")
+    kept.commit(changes(_ledger()), [b"three"])
+    assert kept.undelivered() == (b"three",)
+    kept.close()
+
+
+def test_what_was_told_is_not_told_again_after_a_restart(path: Path) -> None:
+    kept, ledger = state_db.Book(path).open(), _ledger()
+    observe(ledger, reading({}))
+    assert ledger.record(record(tcp()), 0) is not None
+    kept.commit(changes(ledger), [b"told"])
+    taken = _ledger()
+    kept.load(taken)
+    kept.close()
+    for second in (1, 2):  # it found no place: the others' packet is its own
+        observe(taken, reading({}, NOW + second * SECOND, overflow=1))
+        assert attempts(taken.due(second * SECOND)) == []
+    assert _due(taken, 3) == []
+
+
+def test_new_counters_replace_what_was_kept_of_the_old(path: Path) -> None:
+    ledger, taken = _kept(path), _ledger()
+    observe(ledger, reading({key(tcp()): 1}, NOW + 5 * SECOND, epoch="boot:2"))
+    kept = state_db.Book(path).open()
+    kept.commit(changes(ledger), [])
+    kept.load(taken)
+    kept.close()
+    assert _state(taken) == _state(ledger)
+
+
+def _spoil_header(path: Path) -> None:
+    path.write_bytes(b"no database at all" * 100)
+
+
+def _spoil_pages(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+
+
+def _run(statement: str) -> object:
+    def spoil(path: Path) -> None:
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute(statement)
+        connection.close()
+
+    return spoil
+
+
+DAMAGE = {
+    "header": _spoil_header,
+    "pages": _spoil_pages,
+    "no JSON": _run("UPDATE rule SET state = '{'"),
+    "another JSON": _run("UPDATE rule SET state = '[]'"),
+    "JSON without numbers": _run("UPDATE rule SET state = replace(state, '5', '\"x\"')"),
+    "deep JSON": _run("UPDATE rule SET state = replace(hex(zeroblob(50000)), '0', '[')"),
+    "no state": _run("UPDATE rule SET state = NULL"),
+    "key of another length": _run(
+        "UPDATE counted SET data = x'00' WHERE data = (SELECT min(data) FROM counted)"
+    ),
+    "key that is text": _run(
+        "UPDATE counted SET data = 'abc' WHERE data = (SELECT min(data) FROM counted)"
+    ),
+    "unknown set": _run("UPDATE counted SET kind = 'flows5'"),
+    "unknown rule": _run("UPDATE counted SET rule = 'x'"),
+    "text for a number": _run("UPDATE counted SET owed_packets = 'many'"),
+    "other columns": _run("ALTER TABLE rule ADD COLUMN more"),
+    "open without JSON": _run("UPDATE opened SET state = '{'"),
+    "open without state": _run("UPDATE opened SET state = NULL"),
+    "open in another JSON": _run("UPDATE opened SET state = '[]'"),
+    "open of an unknown rule": _run("UPDATE opened SET rule = 'x'"),
+    "open under another name": _run("UPDATE opened SET identity = identity || 'x'"),
+    "open in an unknown set": _run("UPDATE opened SET state = replace(state, 'flows4', 'flows5')"),
+    "open of another length": _run(
+        "UPDATE opened SET state = replace(state, '\"03000000', '\"0300')"
+    ),
+    "open without numbers": _run("UPDATE opened SET state = replace(state, ':6,', ':\"6\",')"),
+    "open with no such number": _run("UPDATE opened SET state = replace(state, ':6,', ':666,')"),
+    "open with no such word": _run(
+        "UPDATE opened SET state = replace(state, 'nfnetlink_log', 'x')"
+    ),
+    "open without a record": _run("UPDATE opened SET state = replace(state, 'record\"', 'x\"')"),
+    "open without texts": _run("UPDATE opened SET state = replace(state, '\"egress\"', '{}')"),
+    "open without a list": _run(
+        "UPDATE opened SET state = replace(state, '[\"record/1\"]', '\"x\"')"
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_set_aside_and_the_account_begins_anew(path: Path, damage: str) -> None:
+    _kept(path)
+    DAMAGE[damage](path)  # type: ignore[operator]
+    kept, ledger = state_db.Book(path).open(), _ledger()
+    kept.load(ledger)
+    assert ledger.rules == {}
+    assert path.with_suffix(".damaged").exists()
+    observe(ledger, reading({key(tcp()): 1}))
+    kept.commit(changes(ledger), [b"one"])
+    assert kept.undelivered() == (b"one",)
+    kept.close()
+    again = state_db.Book(path).open()
+    taken = _ledger()
+    again.load(taken)
+    again.close()
+    assert _state(taken) == _state(ledger)
+
+
+def test_who_only_reads_leaves_a_damaged_file_alone(path: Path) -> None:
+    _kept(path)
+    _spoil_pages(path)
+    before = path.read_bytes()
+    kept = state_db.Book(path).open(read_only=True)
+    with pytest.raises(SourceError, match="can't be read"):
+        kept.load(_ledger())
+    kept.close()
+    assert path.read_bytes() == before
+
+
+def test_who_reads_sees_one_state_while_another_writes(path: Path) -> None:
+    _kept(path)
+    writer, ledger = state_db.Book(path).open(), _ledger()
+    writer.load(ledger)
+    stop = threading.Event()
+    torn: list[set[int]] = []
+
+    def read() -> int:
+        reader, times = state_db.Book(path).open(read_only=True), 0
+        while not stop.is_set() or not times:
+            taken, times = _ledger(), times + 1
+            reader.load(taken)
+            entries = taken.rules[RULE].entries["flows4"].values()
+            seen = {each.seen_packets for each in entries if each.seen_packets}
+            torn.extend([seen] if len(seen) != 1 else [])
+        reader.close()
+        return times
+
+    pool = ThreadPoolExecutor(1)
+    reading_on = pool.submit(read)
+    for number in range(8, 40):
+        counts = {key(tcp(port)): number for port in range(1, 1100)}
+        observe(ledger, reading(counts, NOW + number * SECOND, overflow=9))
+        writer.commit(changes(ledger), [])
+    stop.set()
+    assert reading_on.result(30)
+    pool.shutdown()
+    writer.close()
+    assert torn == []
+
+
+def test_gaps_are_summed_by_source(path: Path) -> None:
+    kept = state_db.Book(path).open()
+    for records in (3, 0, 4):
+        kept.lose("nflog", records)
+    kept.lose("kmsg", 1)
+    assert set(kept.lost()) == {("nflog", 3, 7), ("kmsg", 1, 1)}
+    kept.close()
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from ocsf_nft.accounting import book
+from ocsf_nft.accounting.sandbox_accounting import Ledger
+from tests.accounting.reading import NOW, SECOND, attempts, changes, key, observe, reading, tcp
+
+ledger = Ledger("sb", begun_ns=NOW - SECOND)
+kept = book.Book(Path(sys.argv[1])).open()
+kept.load(ledger)
+number = 0
+while True:
+    number += 1
+    counts = {key(tcp(port)): number for port in range(1, 200)}
+    observe(ledger, reading(counts, NOW + number * SECOND))
+    told = sum(each.packets for each in attempts(ledger.due(number * SECOND, closing=True)))
+    kept.commit(changes(ledger), [str(number).encode()])
+    print(number, flush=True)
+"""
+
+
+def test_who_is_killed_while_writing_leaves_a_whole_account(path: Path) -> None:
+    for _ in range(5):
+        path.unlink(missing_ok=True)
+        command = [sys.executable, "-c", _WRITER, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            for _ in range(10):
+                written = int(writer.stdout.readline())
+            writer.send_signal(signal.SIGKILL)
+            rest = writer.stdout.read().split()
+        written = int(rest[-1]) if rest else written
+        kept, ledger = state_db.Book(path).open(), _ledger()
+        kept.load(ledger)
+        (event,) = kept.undelivered()
+        kept.close()
+        number = int(event)
+        assert number in {written, written + 1}
+        account = ledger.rules[RULE]
+        assert {each.seen_packets for each in account.entries["flows4"].values()} == {number}
+        assert account.reported == account.refused.packets == 199 * number
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)

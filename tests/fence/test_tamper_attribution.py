@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ocsf_nft import proc
+from ocsf_nft.fence import tamper_attribution
+from ocsf_nft.process import Process
+from tests.attribution.living import WAITING, cat, copied, now, python, send
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    """A process that calls itself something else than its program is called."""
+    named = "open('/proc/self/comm', 'w').write('firewalld'); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", named, "a b"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
+
+
+def test_a_process_that_is_still_there_is_told_with_its_program(sleeper: int) -> None:
+    before_ns = time.time_ns()
+    found = tamper_attribution.culprit(sleeper, "firewalld", now())
+    assert found is not None
+    assert (found.pid, found.name) == (sleeper, "firewalld")
+    assert found.path == str(Path(sys.executable).resolve())
+    assert found.cmd_line is not None
+    assert found.cmd_line.endswith("a b")
+    assert found.created_ns is not None
+    assert before_ns - 60_000_000_000 < found.created_ns < time.time_ns()
+
+
+def test_a_process_that_started_afterwards_is_another_one(sleeper: int) -> None:
+    found = tamper_attribution.culprit(sleeper, "firewalld", now() - 3_600_000_000_000)
+    assert found == Process(pid=sleeper, name="firewalld")
+
+
+def test_a_process_by_another_name_is_another_one(sleeper: int) -> None:
+    assert tamper_attribution.culprit(sleeper, "nft", now()) == Process(pid=sleeper, name="nft")
+
+
+def test_of_a_process_that_is_gone_its_number_and_name_are_known() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert tamper_attribution.culprit(process.pid, "true", now()) == Process(
+        pid=process.pid, name="true"
+    )
+
+
+def test_a_thread_is_told_by_its_process() -> None:
+    comm = Path("/proc/self/task") / str(os.getpid()) / "comm"
+    found = tamper_attribution.culprit(os.getpid(), comm.read_text().strip(), now())
+    assert found is not None
+    assert found.pid == os.getpid()
+
+
+@pytest.mark.parametrize("pid", [None, 0, 0xFFFFFFFF])
+def test_a_number_that_is_no_process_is_nobodys_program(pid: int | None) -> None:
+    found = tamper_attribution.culprit(pid, "nft", now())
+    assert found in {None, Process(pid=pid or 0, name="nft")}
+    assert (found is None) == (not pid)
+
+
+@pytest.mark.parametrize(
+    "under",
+    [("unshare", "-p", "-f"), ("unshare", "-p", "-f", "--mount-proc"), ("unshare", "-m")],
+)
+def test_a_number_of_another_pid_namespace_is_believed_nowhere_else(under: tuple[str, ...]) -> None:
+    code = "from ocsf_nft.fence import culprit; print(culprit.culprit(1, 'init', 0) is not None)"
+    done = subprocess.run(
+        [*under, sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(under == ("unshare", "-m"))
+
+
+def test_a_program_that_was_started_meanwhile_is_not_what_did_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not even by the same name, which anybody may have."""
+    code = "import os, sys; print(flush=True); input(); os.execv(sys.argv[1], sys.argv[1:])"
+    real = proc.arguments
+    with python(code, sys.executable, "-c", WAITING) as process:
+        name = Path(sys.executable).name
+        told = tamper_attribution.culprit(process.pid, name, now())
+        assert told is not None
+        assert told.path == str(Path(sys.executable).resolve())
+
+        def reading(directory: int) -> str | None:
+            send(process)
+            return real(directory)
+
+        monkeypatch.setattr(proc, "arguments", reading)
+        assert tamper_attribution.culprit(process.pid, name, now()) == Process(
+            pid=process.pid, name=name
+        )
+
+
+def test_a_program_that_is_gone_is_told_where_it_was(tmp_path: Path) -> None:
+    program = copied(tmp_path / "implant")
+    with cat(program) as process:
+        send(process)
+        program.unlink()
+        told = tamper_attribution.culprit(process.pid, "implant", now())
+    assert told is not None
+    assert (told.path, told.is_deleted) == (str(program), True)
+
+
+def test_a_name_that_looks_like_another_line_hides_nothing() -> None:
+    """Of ends of lines the kernel escapes only the usual one (fs/proc/array.c, proc_task_name)."""
+    named = "open('/proc/self/comm', 'w').write('a\\rTgid:\\t1'); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", named], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = tamper_attribution.culprit(process.pid, "a\rTgid:\t1", now())
+        process.kill()
+    assert found is not None
+    assert (found.pid, found.path) == (process.pid, str(Path(sys.executable).resolve()))

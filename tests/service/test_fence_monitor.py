@@ -1,0 +1,487 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from ocsf_nft import config
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
+from ocsf_nft.fence import nft
+from ocsf_nft.fence.spec import Surroundings
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.tamper_guard import Alteration
+from ocsf_nft.ocsf.operational_events import FenceState
+from ocsf_nft.process import Process
+from ocsf_nft.service import fence_monitor, fences
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.service.fence_monitor import Watched
+from ocsf_nft.service.fences import Fence, Look
+from tests.service.keeping import Kept
+from tests.standing import INSTALLED, verified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+STANDING = Fence(installed=INSTALLED, state=FenceState.STANDING, is_ours=True)
+WELL = Look(fence=STANDING)
+TAMPERED = Alteration(
+    changes="table inet ocsf_nft was deleted",
+    process=Process(pid=4711, name="nft", path="/usr/sbin/nft"),
+    comm="nft",
+    arrived_ns=1_767_225_600_000_000_000,
+    mended_ns=2_300_000,
+)
+UNMENDED = replace(TAMPERED, mended_ns=None)
+
+
+@pytest.fixture
+def sink() -> Kept:
+    return Kept()
+
+
+@pytest.fixture
+def make(sink: Kept, tmp_path: Path) -> Callable[..., Watched]:
+    state = StateDirectory(tmp_path)
+
+    def made(fence: Fence = STANDING, *, self_heal: bool = False) -> Watched:
+        parsed = config.parse({"sandbox": [{"name": "sb1", "self_heal": self_heal}]}, where="test")
+        return Watched(parsed.sandbox[0], fence, state, Reporter(sink.keep, None))
+
+    return made
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let looks find these, one after the other, the last again and again."""
+    monkeypatch.setattr(fence_monitor, "_AGAIN_SECONDS", 0)
+
+    def find(*seen: Look | OcsfNftError | None) -> None:
+        waiting = list(seen)
+
+        def look(*_: object, **__: object) -> Look | None:
+            found = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+            if isinstance(found, OcsfNftError):
+                raise found
+            return found
+
+        monkeypatch.setattr(fences, "look", look)
+
+    return find
+
+
+def told(sink: Kept) -> list[tuple[str, str, str | None]]:
+    """From which state to which each event says that the fence went, and why."""
+    names = {"Enabled": "Standing", "Disabled": "Absent"}
+    return [
+        (
+            event["unmapped"]["previous_state"],
+            names.get(event["state"], event["state"]),
+            event.get("status_detail"),
+        )
+        for event in sink.events
+    ]
+
+
+def altered(reason: str) -> Look:
+    return Look(fence=replace(STANDING, state=FenceState.ALTERED, reason=reason))
+
+
+async def test_each_event_begins_with_the_state_that_the_one_before_told(
+    sink: Kept,
+    make: Callable[..., Watched],
+    looks: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    newer = replace(STANDING, installed=replace(INSTALLED, policy="newer"))
+    seen: list[Look | OcsfNftError] = [
+        WELL,
+        altered("a rule came"),
+        AbsentError("no fence"),
+        AbsentError("no fence"),
+        WELL,
+        UnsupportedError("no nft"),
+        Look(fence=newer, was_renewed=True, difference="+accept"),
+        Look(fence=replace(newer, state=FenceState.DEGRADED, reason="no nft_log")),
+    ]
+    looks(*seen)
+    verified(monkeypatch, "as installed")
+    fence = make()
+    await fence.announce()
+    for _ in seen:
+        await fence._look()
+    await fence.take_away()
+    assert told(sink) == [
+        ("Absent", "Standing", None),
+        ("Standing", "Altered", "a rule came"),
+        ("Altered", "Absent", "no fence"),
+        ("Absent", "Standing", "it stands as installed again"),
+        ("Standing", "Altered", "no nft"),
+        ("Altered", "Standing", "it was altered or gone, and has been put back: +accept"),
+        ("Standing", "Degraded", "no nft_log"),
+        ("Degraded", "Absent", None),
+    ]
+
+
+async def test_what_was_put_back_is_one_grave_event_that_names_the_change_and_who_made_it(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    fence = make(self_heal=True)
+    await fence._look((TAMPERED,))
+    (event,) = sink.events
+    assert told(sink) == [
+        ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
+         "put back 2.3 ms later"))
+    ]  # fmt: skip
+    assert (event["severity"], event["status"]) == ("High", "Success")
+    assert event["unmapped"]["changes"] == "table inet ocsf_nft was deleted"
+    process = event["actor"]["process"]
+    assert (process["pid"], process["path"]) == (4711, "/usr/sbin/nft")
+    assert event["end_time"] - event["start_time"] == event["duration"] == 2
+
+
+async def test_what_nft_had_to_put_right_afterwards_is_the_same_event(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(Look(fence=STANDING, was_renewed=True, difference="+chain foreign"))
+    await make(self_heal=True)._look((TAMPERED,))
+    assert len(told(sink)) == 1
+
+
+async def test_each_of_several_alterations_is_an_event(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    await make(self_heal=True)._look((TAMPERED, replace(TAMPERED, changes="a rule came"), TAMPERED))
+    assert [detail.split(",")[0] for _, _, detail in told(sink) if detail] == [
+        "table inet ocsf_nft was deleted",
+        "a rule came",
+        "table inet ocsf_nft was deleted",
+    ]
+
+
+async def test_each_of_several_repairs_begins_with_the_state_that_the_one_before_reported(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    fence = make(replace(STANDING, state=FenceState.ALTERED, reason="a rule came"), self_heal=True)
+    await fence._look((TAMPERED, TAMPERED))
+    assert [states for *states, _ in told(sink)] == [
+        ["Altered", "Standing"],
+        ["Standing", "Standing"],
+    ]
+
+
+async def test_what_only_nft_could_put_back_is_told_with_who_did_it(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(Look(fence=STANDING, was_renewed=True, difference="it was gone"))
+    await make(self_heal=True)._look((UNMENDED,))
+    assert told(sink) == [
+        ("Standing", "Standing",
+         "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back")
+    ]  # fmt: skip
+    assert sink.events[0]["severity"] == "High"
+
+
+async def test_our_own_loading_is_nobody_elses_alteration(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    await make(self_heal=True)._look((UNMENDED,))
+    assert told(sink) == []
+
+
+async def test_a_fence_that_is_not_put_back_is_altered_by_somebody(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(altered("it is not as it was installed: +accept"))
+    fence = make()
+    await fence._look((UNMENDED,))
+    await fence._look()
+    await fence._look((UNMENDED,))
+    assert told(sink) == [
+        ("Standing", "Altered", ("table inet ocsf_nft was deleted, by nft (pid 4711): "
+         "it is not as it was installed: +accept"))
+    ]  # fmt: skip
+    assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("High", "Failure")
+    assert sink.events[0]["actor"]["process"]["name"] == "nft"
+
+
+async def test_what_was_altered_and_is_as_it_was_again_is_told_where_nothing_is_put_back(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    await make()._look((UNMENDED,))
+    assert told(sink) == [
+        ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
+         "it stands as installed again"))
+    ]  # fmt: skip
+
+
+async def test_watched_fence_names_the_last_of_several_changes(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    later = replace(UNMENDED, changes="table netdev ocsf_nft was deleted")
+    await make()._look((UNMENDED, later))
+    ((_, _, detail),) = told(sink)
+    assert detail is not None
+    assert detail.startswith("table netdev ocsf_nft was deleted")
+
+
+@pytest.mark.parametrize(
+    ("comm", "words"),
+    [
+        ("nft", "by a process that calls itself nft; its pid is not known here"),
+        (None, "nobody knows by whom"),
+    ],
+)
+async def test_who_is_not_known_is_not_guessed(
+    sink: Kept,
+    make: Callable[..., Watched],
+    looks: Callable[..., None],
+    comm: str | None,
+    words: str,
+) -> None:
+    looks(WELL)
+    await make(self_heal=True)._look((replace(TAMPERED, process=None, comm=comm),))
+    (event,) = sink.events
+    assert words in event["status_detail"]
+    assert "actor" not in event
+
+
+async def test_a_fight_is_given_up_loudly_told_once_and_over_when_the_fence_stands(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(altered("+accept"), altered("+accept"), altered("+drop"), altered("+drop"), WELL)
+    fence = make(self_heal=True)
+    await fence._look((replace(UNMENDED, given_up=True),))
+    (event,) = sink.events
+    assert (event["severity"], event["status"], event["state"]) == (
+        "Critical", "Failure", "Altered",
+    )  # fmt: skip
+    assert event["status_detail"] == (
+        "given up: put back 10 times in 60 s and altered again each time, last by nft (pid 4711): "
+        "table inet ocsf_nft was deleted; it is tried again in 60 s"
+    )
+    has_fallen = [fence.has_fallen]
+    await fence._look()
+    assert len(sink.events) == 1
+    await fence._look()
+    assert [*has_fallen, fence.has_fallen] == [True, False]
+    assert told(sink)[1:] == [("Altered", "Standing", "it stands as installed again")]
+
+
+async def test_watched_fence_that_stands_after_the_last_repair_is_given_up_as_well(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    fence = make(self_heal=True)
+    await fence._look((TAMPERED, replace(UNMENDED, changes="a rule came", given_up=True)))
+    assert [event["severity"] for event in sink.events] == ["High", "Critical"]
+    assert [after for _, after, _ in told(sink)] == ["Standing", "Standing"]
+    assert "given up: put back 10 times" in (told(sink)[1][2] or "")
+    assert "nft (pid 4711): a rule came" in (told(sink)[1][2] or "")
+    assert (fence.has_fallen, fence.verdict, fence.fault) == (False, "as installed", None)
+    await fence._look()
+    assert len(sink.events) == 2
+
+
+async def test_watched_fence_goes_on_where_a_change_came_after_it_was_given_up(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    fence = make(self_heal=True)
+    await fence._look((replace(UNMENDED, given_up=True), replace(UNMENDED, changes="a rule came")))
+    assert told(sink) == []
+
+
+async def test_watched_verdict_and_fault_follow_the_last_event(
+    make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    degraded = replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log")
+    cases: tuple[tuple[Look | OcsfNftError | None, str, str | None], ...] = (
+        (WELL, "as installed", None),
+        (altered("a rule came"), "differs", "a rule came"),
+        (AbsentError("no fence"), "absent", "no fence"),
+        (UnsupportedError("no nft"), "differs", "no nft"),
+        (Look(fence=degraded), "as installed", None),
+        (altered(""), "differs", "altered"),
+        (None, "absent", "it was removed by `ocsf-nft remove`"),
+    )
+    looks(*(look for look, _, _ in cases))
+    fence = make()
+    for _, verdict, fault in cases:
+        await fence._look()
+        assert (fence.verdict, fence.fault) == (verdict, fault)
+
+
+async def test_watch_begins_after_post_only(make: Callable[..., Watched]) -> None:
+    with pytest.raises(RuntimeError, match="post it first"):
+        await make().watch()
+
+
+def test_prepare_without_nft_returns_the_version_of_the_record_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nft, "TRUSTED", ())
+    state = StateDirectory(tmp_path)
+    assert fence_monitor._prepare("sb1", state, (1,)) == (None, None)
+    state.write(INSTALLED)
+    with capture_logs() as logs:
+        found = fence_monitor._prepare("sb1", state, None)
+    assert found == (None, state.mark("sb1"))
+    (log,) = logs
+    assert (log["log_level"], log["sandbox"]) == ("warning", "sb1")
+    assert log["event"] == "putting the fence back will take longer"
+    assert "nft was not found" in log["reason"]
+    assert fence_monitor._prepare("sb1", state, state.mark("sb1")) is None
+
+
+async def test_a_fence_that_was_removed_in_the_regular_way_is_told_to_be_once(
+    sink: Kept,
+    make: Callable[..., Watched],
+    looks: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks(None)
+    verified(monkeypatch, "absent")
+    fence = make(self_heal=True)
+    await fence._look((UNMENDED,))
+    await fence._look()
+    await fence.take_away()
+    assert told(sink) == [("Standing", "Absent", "it was removed by `ocsf-nft remove`")]
+    assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("Medium", "Success")
+    assert not fence.has_fallen
+
+
+async def test_a_fence_that_was_installed_anew_is_taken_over(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(Look(fence=replace(STANDING, installed=replace(INSTALLED, policy="newer"))))
+    fence = make(self_heal=True)
+    await fence._look((UNMENDED,))
+    await fence._look()
+    assert told(sink) == [("Standing", "Standing", "it was installed anew, by nft (pid 4711)")]
+    assert sink.events[0]["severity"] == "Informational"
+
+
+async def test_links_that_come_are_no_tampering(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    around = Surroundings(links=("sb0", "late0"))
+    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    looks(Look(fence=more, was_renewed=True, difference="not fenced at the link layer: late0"))
+    await make(self_heal=True)._look()
+    assert told(sink) == [("Standing", "Standing", "its links changed; fenced are: sb0, late0")]
+    assert sink.events[0]["severity"] == "Informational"
+
+
+async def test_who_alters_a_fence_as_links_come_is_told_besides(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    around = Surroundings(links=("sb0", "late0"))
+    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    looks(Look(fence=more, was_renewed=True, difference="not fenced at the link layer: late0"))
+    await make(self_heal=True)._look((UNMENDED,))
+    assert [detail for _, _, detail in told(sink)] == [
+        "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back",
+        "its links changed; fenced are: sb0, late0",
+    ]
+    assert [event["severity"] for event in sink.events] == ["High", "Informational"]
+
+
+async def test_who_installs_as_links_come_is_not_blamed(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    around = Surroundings(links=("sb0", "late0"))
+    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    looks(Look(fence=more, was_renewed=True, difference="not fenced at the link layer: late0"))
+    await make(self_heal=True)._look((replace(UNMENDED, is_regular=True),))
+    assert [detail for _, _, detail in told(sink)] == ["its links changed; fenced are: sb0, late0"]
+
+
+async def test_what_a_look_has_overtaken_took_no_time_that_is_known(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(WELL)
+    await make(self_heal=True)._look((replace(TAMPERED, mended_ns=0),))
+    assert [detail for _, _, detail in told(sink)] == [
+        "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back"
+    ]
+
+
+async def test_a_fence_that_can_not_be_put_back_is_told_with_why_and_by_whom(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(FenceError("the kernel refused"))
+    await make(self_heal=True)._look((TAMPERED, UNMENDED))
+    assert [after for _, after, _ in told(sink)] == ["Standing", "Altered"]
+    assert told(sink)[1][2] == (
+        "table inet ocsf_nft was deleted, by nft (pid 4711): the kernel refused"
+    )
+
+
+async def test_a_look_that_finds_the_sentry_at_work_looks_again(
+    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+) -> None:
+    looks(altered("+accept"), WELL)
+    await make(self_heal=True)._look()
+    assert told(sink) == []
+
+
+async def test_a_change_is_delivered_before_it_is_logged(
+    sink: Kept,
+    make: Callable[..., Watched],
+    looks: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever starts a run may not read its standard error: the log can wait for ever."""
+
+    class Full:
+        def warning(self, *_: object, **__: object) -> None:
+            raise BlockingIOError
+
+        error = warning
+
+    monkeypatch.setattr(fence_monitor, "_log", Full())
+    looks(AbsentError("no fence"))
+    fence = make(replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log"))
+    with pytest.raises(BlockingIOError):
+        await fence.announce()
+    with pytest.raises(BlockingIOError):
+        await fence._look()
+    assert told(sink) == [
+        ("Absent", "Degraded", "no nft_log"),
+        ("Degraded", "Absent", "no fence"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "error"), [("absent", None), ("as installed", AbsentError("no fence"))]
+)
+async def test_a_fence_that_is_gone_before_it_is_removed_is_told_to_be(
+    sink: Kept,
+    make: Callable[..., Watched],
+    monkeypatch: pytest.MonkeyPatch,
+    verdict: str,
+    error: Exception | None,
+) -> None:
+    verified(monkeypatch, verdict, error=error)
+    await make().take_away()
+    assert told(sink) == [
+        ("Standing", "Absent", "somebody else had removed it before this run did")
+    ]
+
+
+async def test_a_fence_that_stood_before_is_neither_told_nor_taken_away(
+    sink: Kept, make: Callable[..., Watched]
+) -> None:
+    found = make(replace(STANDING, is_ours=False))
+    await found.announce()
+    await found.take_away()
+    assert told(sink) == []

@@ -1,0 +1,103 @@
+"""What a run looks after besides: the store, and what of it can't be kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from ocsf_nft.delivery.event_db import FILE
+from ocsf_nft.delivery.retention import FullError
+from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.store import Store
+from ocsf_nft.service import housekeeping
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.service.sink_delivery import Outlet, Outlets
+from tests.delivery.receiver import Receiver, event
+from tests.service.keeping import Kept
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import pytest
+
+
+async def test_a_full_store_is_swept_while_nobody_can_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "_SECONDS", 0.05)
+    now_ns = time.monotonic_ns()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns)
+    store = Store(tmp_path / FILE, most_bytes=1 << 20, most_seconds=60)
+    stop = asyncio.Event()
+    down = Outlet(name="down", sink=Receiver(down=True))
+    patience = Patience(stop)
+    async with Outlets([down], store, patience) as kept:
+        kept.excused.add("down")
+        number = 0
+        with contextlib.suppress(FullError):
+            while True:
+                await store.put([event(number, 500)])
+                number += 1
+                now_ns += 10**6
+        reporter = Reporter(kept.keep, host=None)
+        keeping = asyncio.create_task(housekeeping.upkeep(kept, reporter))
+        now_ns += 60 * 10**9 - number * 10**6 + 10**6  # one is too old, which makes no room
+        await _until(lambda: patience.fault is not None)
+        now_ns += 60 * 10**9
+        await _until(lambda: reporter.events == 1)
+        left = await store.read(0, events=1 << 20, size=1 << 30)
+        assert [row.number for row in left] == [number + 1], "the one that tells of the others"
+        async with asyncio.timeout(20):
+            while await kept.forgotten():  # noqa: ASYNC110 - nobody else waits for it
+                await asyncio.sleep(0.01)
+        keeping.cancel()
+        stop.set()
+
+
+async def test_upkeep_sweeps_and_reports_every_ten_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    many = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 4:
+            many.set()
+        await asyncio.Event().wait() if many.is_set() else await _sleep(0)
+
+    _sleep = asyncio.sleep
+    store = Store(tmp_path / FILE, most_bytes=1 << 20, most_seconds=60)
+    async with Outlets([], store, Patience(asyncio.Event())) as kept:
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        keeping = asyncio.create_task(housekeeping.upkeep(kept, Reporter(kept.keep, host=None)))
+        async with asyncio.timeout(20):
+            await many.wait()
+        monkeypatch.undo()
+        keeping.cancel()
+    assert set(pauses) == {10.0}
+
+
+async def test_damaged_store_is_reported_once_as_lost_events(tmp_path: Path) -> None:
+    file = tmp_path / FILE
+    file.write_bytes(b"no database" * 1000)
+    sink = Kept()
+    reporter = Reporter(sink.keep, host=None)
+    async with Outlets([], Store(file), Patience(asyncio.Event())) as kept:
+        until_ns = await housekeeping.tell_of_losses(kept, reporter, 1_000_000)
+        assert abs(time.time_ns() - until_ns) < 60 * 10**9
+        await housekeeping.tell_of_losses(kept, reporter, until_ns)
+    (lost,) = sink.events
+    assert f"{file} is damaged" in lost["status_detail"]
+    assert "begun anew" in lost["status_detail"]
+    assert lost.get("count") is None
+    assert (lost["start_time"], lost["end_time"]) == (1, until_ns // 1_000_000)
+
+
+async def _until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110 - nobody else waits for it
+            await asyncio.sleep(0.01)

@@ -1,0 +1,456 @@
+"""Several sinks, each with its version of OCSF and its classes, behind one store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from ocsf_nft import config
+from ocsf_nft.attempt import Attempt
+from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.event_db import FILE
+from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.sinks.file import File
+from ocsf_nft.delivery.store import Store
+from ocsf_nft.errors import ClosedError, DeliveryError, UsageError
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.operational_events import lifecycle
+from ocsf_nft.service import sink_delivery as service_outlets
+from ocsf_nft.service.sink_delivery import Outlet, Outlets, outlets
+from tests.conformance.attributed import ATTRIBUTED
+from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
+from tests.delivery.receiver import Receiver
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.base import Outcome
+
+_MAPPER = Mapper(CONTEXT)
+STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS).to_json()
+REFUSED = _MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS).to_json()
+OTHER = _MAPPER.network_activity(Attempt.of(RECORDS["tcp6"]), processed_ns=NOW_NS).to_json()
+
+
+class Kept(Receiver):
+    """One that keeps whole lines."""
+
+    def __init__(self, **told: Any) -> None:
+        super().__init__(**told)
+        self.lines: list[bytes] = []
+
+    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+        outcome = await super().deliver(messages)
+        self.lines += [message.line for message in messages]
+        return outcome
+
+
+def made(folder: Path, **found: Outlet) -> Outlets:
+    return Outlets(list(found.values()), Store(folder / FILE), Patience(asyncio.Event()))
+
+
+def one(name: str, sink: Receiver, **wanted: Any) -> Outlet:
+    return Outlet(name=name, sink=sink, pace=Pace(retry_seconds=0.01), **wanted)
+
+
+async def test_a_sink_that_wants_all_gets_the_lines_as_they_are(tmp_path: Path) -> None:
+    sink = Kept()
+    async with made(tmp_path, a=one("a", sink)) as kept:
+        await kept.keep([STARTED, REFUSED])
+    assert sink.lines == [STARTED, REFUSED]
+
+
+async def test_each_sink_is_told_in_its_version_and_of_its_classes(tmp_path: Path) -> None:
+    old, findings, new = Kept(), Kept(), Kept()
+    async with made(
+        tmp_path,
+        old=one("old", old, version="1.1.0"),
+        findings=one("findings", findings, classes=frozenset({2004, 6002})),
+        new=one("new", new),
+    ) as kept:
+        await kept.keep([REFUSED, STARTED])
+    told = [orjson.loads(line)["metadata"]["version"] for line in old.lines]
+    assert told == ["1.1.0", "1.1.0"]
+    assert findings.lines == [STARTED]
+    assert new.lines == [REFUSED, STARTED]
+
+
+async def test_what_a_sink_did_not_take_waits_for_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    down, well = Kept(down=True), Kept()
+    with monkeypatch.context() as impatient:
+        impatient.setattr(service_outlets, "_DRAIN_SECONDS", 0.05)
+        async with made(tmp_path, down=one("down", down), well=one("well", well)) as kept:
+            await kept.keep([REFUSED])
+            await well.has(1)
+    assert (down.lines, well.lines) == ([], [REFUSED])
+    back = Kept()
+    async with made(tmp_path, down=one("down", back), well=one("well", well)) as kept:
+        await kept.keep([STARTED])
+    assert back.lines == [REFUSED, STARTED]
+    assert well.lines == [REFUSED, STARTED]
+
+
+async def test_the_last_events_are_waited_for(tmp_path: Path) -> None:
+    sink = Kept()
+    patient = Outlet(name="a", sink=sink, pace=Pace(seconds=3600.0))
+    async with made(tmp_path, a=patient) as kept:
+        await kept.keep([REFUSED])
+    assert sink.lines == [REFUSED]
+
+
+async def test_sink_with_a_handshake_gets_it_before_all_events(tmp_path: Path) -> None:
+    another = _another()
+    first, second, other = Kept(), Kept(), Kept()
+    async with made(
+        tmp_path, a=one("a", first, is_greeted=True), other=one("other", other)
+    ) as kept:
+        await kept.keep([STARTED])
+        await other.has(1)
+        assert first.opened == 0
+        kept.greet(b"hello")
+        await first.has(2)
+        await kept.keep([another])
+        await first.has(3)
+        await kept.replace([one("b", second, is_greeted=True)])
+        await kept.keep([REFUSED])
+        await second.has(2)
+    assert first.lines == [b"hello", STARTED, another]
+    assert second.lines == [b"hello", REFUSED]
+    assert other.lines == [STARTED, another]
+    assert (first.opened, other.opened) == (1, 1)
+
+
+async def test_a_local_sink_that_can_not_be_opened_is_told_at_once(tmp_path: Path) -> None:
+    other = Kept()
+    with pytest.raises(DeliveryError, match="it is down"):
+        await made(
+            tmp_path, a=one("a", other), b=one("b", Kept(down=True), is_local=True)
+        ).__aenter__()
+    assert other.opened == other.closed
+
+
+async def test_a_sink_that_is_gone_for_good_ends_who_has_entered(tmp_path: Path) -> None:
+    class Gone(Kept):
+        async def deliver(self, _: Sequence[Message]) -> Outcome:
+            raise ClosedError("the reader is gone")
+
+    async def work() -> None:
+        async with made(tmp_path, a=one("a", Gone())) as kept:
+            await kept.keep([REFUSED])
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await work()
+    assert [str(each) for each in ended.value.exceptions] == ["the reader is gone"]
+
+
+async def _keep_on(kept: Outlets, number: int) -> None:
+    for _ in range(number):
+        await kept.keep([_another()])
+
+
+def _another() -> bytes:
+    global _made  # noqa: PLW0603 - each is another one
+    _made += 1
+    event = orjson.loads(OTHER)
+    event["metadata"]["uid"] = f"another-{_made}"
+    return orjson.dumps(event)
+
+
+_made = 0
+
+
+async def test_sinks_are_replaced_under_load_and_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    first, second, new = Kept(), Kept(), Kept()
+    async with made(tmp_path, a=one("a", first)) as kept:
+        keeping = asyncio.create_task(_keep_on(kept, 200))
+        await first.has(20)
+        await kept.replace([one("a", second), one("b", new)])
+        await second.has(20)
+        await kept.replace([one("a", first), one("b", new)])
+        await keeping
+    assert sorted(first.got + second.got) == sorted(set(first.got + second.got))
+    assert len(first.got + second.got) == 200
+    assert 0 < len(new.got) == len(set(new.got)) < 200
+    assert first.opened == first.closed
+
+
+async def test_a_sink_that_is_down_holds_up_no_replacing(tmp_path: Path) -> None:
+    down, well = Kept(down=True), Kept()
+    async with made(tmp_path, down=one("down", down), well=one("well", well)) as kept:
+        await kept.keep([REFUSED])
+        await well.has(1)
+        again = Kept()
+        slow = Outlet(name="down", sink=down, pace=Pace(retry_seconds=3600.0))
+        await asyncio.wait_for(kept.replace([slow, one("well", again)]), 4)
+        await kept.keep([STARTED])
+        await again.has(1)
+        down.down = False
+        await kept.replace([one("down", down), one("well", again)])
+        await down.has(2)
+    assert down.lines == [REFUSED, STARTED]
+
+
+async def test_a_replacing_that_is_cancelled_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_outlets, "_DRAIN_SECONDS", 0.3)
+    stuck, well = Kept(stuck=True), Kept()
+    patient = Outlet(name="stuck", sink=stuck, pace=Pace(timeout_seconds=3600.0))
+    async with made(tmp_path, stuck=patient, well=one("well", well)) as kept:
+        await kept.keep([REFUSED])
+        await well.has(1)
+        back, again = Kept(), Kept()
+        replacing = asyncio.create_task(kept.replace([one("stuck", back), one("well", again)]))
+        await asyncio.sleep(0.05)
+        replacing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(replacing, 20)
+        await kept.keep([STARTED])
+        await again.has(1)
+        await back.has(2)
+    assert back.lines == [REFUSED, STARTED]
+
+
+async def test_one_replacing_follows_the_other(tmp_path: Path) -> None:
+    sinks = [Kept() for _ in range(5)]
+    async with made(tmp_path, a=one("a", sinks[0])) as kept:
+        await asyncio.gather(*(kept.replace([one("a", sink)]) for sink in sinks[1:]))
+        await _keep_on(kept, 20)
+    assert sorted(len(sink.got) for sink in sinks) == [0, 0, 0, 0, 20]
+
+
+async def test_a_new_local_sink_that_can_not_be_opened_changes_nothing(tmp_path: Path) -> None:
+    well = Kept()
+    async with made(tmp_path, a=one("a", well)) as kept:
+        with pytest.raises(DeliveryError, match="it is down"):
+            await kept.replace([one("a", Kept()), one("b", Kept(down=True), is_local=True)])
+        await kept.keep([REFUSED])
+    assert well.lines == [REFUSED]
+
+
+async def test_a_new_local_sink_that_never_opens_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hung(Kept):
+        async def open(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(service_outlets, "_OPEN_SECONDS", 0.1)
+    well = Kept()
+    async with made(tmp_path, a=one("a", well)) as kept:
+        with pytest.raises(DeliveryError, match="b could not be opened within"):
+            await kept.replace([one("a", Kept()), one("b", Hung(), is_local=True)])
+        await kept.keep([REFUSED])
+    assert well.lines == [REFUSED]
+
+
+async def test_a_sink_that_is_gone_for_good_while_another_is_replaced_is_the_only_fault(
+    tmp_path: Path,
+) -> None:
+    class Gone(Kept):
+        async def deliver(self, _: Sequence[Message]) -> Outcome:
+            await asyncio.sleep(0.2)
+            raise ClosedError("the reader is gone")
+
+    replacing: list[asyncio.Task[None]] = []
+
+    async def work() -> None:
+        sinks = {"gone": Gone(), "stuck": Kept(stuck=True)}
+        async with made(
+            tmp_path, **{name: one(name, sink) for name, sink in sinks.items()}
+        ) as all_:
+            await all_.keep([REFUSED])
+            await sinks["stuck"].tried(1)
+            replacing.append(
+                asyncio.create_task(all_.replace([one(name, Kept()) for name in sinks]))
+            )
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await work()
+    assert [str(each) for each in ended.value.exceptions] == ["the reader is gone"]
+    await replacing[0]
+
+
+async def test_what_waits_for_a_sink_is_known_before_it_begins_and_after_it_is_replaced(
+    tmp_path: Path,
+) -> None:
+    sink = Kept()
+    async with made(tmp_path, a=one("a", sink)) as kept:
+        await _keep_on(kept, 5)
+        await sink.has(5)
+    greeted = one("a", sink, is_greeted=True)
+    began = time.monotonic()
+    async with made(tmp_path, a=greeted) as kept:
+        assert [each.waiting for each in kept.forwarders] == [0]
+        await _keep_on(kept, 1)
+        assert [each.waiting for each in kept.forwarders] == [1]
+    assert time.monotonic() - began < 2, "nobody waits for who never began"
+    down = Kept(down=True)
+    async with made(tmp_path, a=one("a", down)) as kept:
+        while not kept.forwarders[0].progress.failures:  # noqa: ASYNC110 - nobody else waits for it
+            await asyncio.sleep(0.01)
+        await kept.replace([one("a", down)])
+        assert kept.forwarders[0].waiting == 1
+        assert kept.forwarders[0].progress.fault == "it is down"
+        down.down = False
+        await down.has(1)
+
+
+async def test_an_end_while_sinks_are_replaced_is_an_end(tmp_path: Path) -> None:
+    class Slow(Kept):
+        def __init__(self, seconds: float) -> None:
+            super().__init__()
+            self.seconds = seconds
+
+        async def deliver(self, messages: Sequence[Message]) -> Outcome:
+            outcome = await super().deliver(messages)
+            await asyncio.sleep(self.seconds)
+            return outcome
+
+    slow, slower, others = Slow(0.2), Slow(0.6), (Kept(), Kept())
+    async with asyncio.timeout(15):
+        async with made(tmp_path, a=one("a", slow), b=one("b", slower)) as kept:
+            await kept.keep([REFUSED])
+            await slow.tried(1)
+            await slower.tried(1)
+            replacing = asyncio.create_task(
+                kept.replace([one("a", others[0]), one("b", others[1])])
+            )
+            await asyncio.sleep(0.05)
+        await replacing
+    await kept.replace([one("a", slow)])  # too late: nothing comes of it
+    assert all(each.opened == each.closed for each in (slow, slower, *others))
+
+
+async def test_a_sink_that_gets_another_name_is_not_written_to_by_two(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    lines = [
+        orjson.dumps({"metadata": {"uid": f"{number}"}, "pad": "x" * 2000}) for number in range(99)
+    ]
+    try:
+        before = Outlet(name="before", sink=File(path=fifo), is_local=True, file=fifo)
+        async with made(tmp_path, before=before) as kept:
+            await kept.keep(lines)  # more than the pipe takes
+            await asyncio.sleep(0.1)
+            after = Outlet(name="after", sink=File(path=fifo), is_local=True, file=fifo)
+            replacing = asyncio.create_task(kept.replace([after]))
+            await asyncio.sleep(0.1)
+            await kept.keep([REFUSED])
+            found = await asyncio.to_thread(_read, reader, len(lines) + 1)
+            await replacing
+    finally:
+        os.close(reader)
+    assert found == [*lines, REFUSED]
+
+
+def _read(descriptor: int, lines: int) -> list[bytes]:
+    os.set_blocking(descriptor, True)
+    found = b""
+    while found.count(b"\n") < lines:
+        found += os.read(descriptor, 1 << 16)
+    return found.splitlines()
+
+
+async def test_what_was_opened_is_closed_when_nothing_comes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> object:
+        raise ClosedError("the store is gone")
+
+    first, second = Kept(), Kept()
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "register", broken)
+        with pytest.raises(ClosedError, match="the store is gone"):
+            await made(tmp_path, a=one("a", first, is_local=True)).__aenter__()
+    assert first.opened == first.closed == 1
+    async with made(tmp_path, a=one("a", Kept())) as kept:
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "register", broken)
+            with pytest.raises(ClosedError, match="the store is gone"):
+                await kept.replace([one("a", Kept()), one("b", second, is_local=True)])
+    assert second.opened == second.closed == 1
+
+
+async def test_what_a_sink_that_goes_never_had_is_counted_when_it_has_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(Kept):
+        async def deliver(self, messages: Sequence[Message]) -> Outcome:
+            await asyncio.sleep(0.2)
+            return await super().deliver(messages)
+
+    async with made(tmp_path, a=one("a", Slow()), b=one("b", Kept(down=True))) as kept:
+        await kept.keep([REFUSED, STARTED])
+        await asyncio.sleep(0.05)
+        await kept.replace([one("c", Kept())])
+    told = [line for line in capsys.readouterr().out.splitlines() if "configured no longer" in line]
+    assert len(told) == 1
+    assert "never_delivered=2" in told[0]
+    assert "sink=b" in told[0]
+
+
+async def test_what_is_replayed_goes_straight_to_its_sink() -> None:
+    sink = Kept()
+    outlet = one("a", sink, version="1.1.0", classes=frozenset({4001}))
+    await outlet.keep([STARTED])
+    await outlet.keep([REFUSED, STARTED, OTHER])
+    assert [orjson.loads(line)["metadata"]["version"] for line in sink.lines] == ["1.1.0"] * 2
+
+
+@pytest.mark.parametrize("told", [{"bad": {""}}, {"most": 0}])
+async def test_what_is_replayed_and_not_taken_is_an_error(told: dict[str, Any]) -> None:
+    with pytest.raises(DeliveryError, match="a did not take all events: b"):
+        await one("a", Kept(**told)).keep([REFUSED])
+
+
+@pytest.mark.parametrize("kind", ["same", "dotted", "link", "hard link"])
+def test_two_names_of_one_file_are_one_sink_too_many(tmp_path: Path, kind: str) -> None:
+    file, other = tmp_path / "a", tmp_path / "b"
+    file.touch()
+    if kind == "same":
+        other = file
+    elif kind == "dotted":
+        (tmp_path / "x").mkdir()
+        other = tmp_path / "x" / ".." / "a"
+    elif kind == "link":
+        other.symlink_to(file)
+    else:
+        other.hardlink_to(file)
+    sinks = [{"path": str(file)}, {"path": str(other), "name": "b"}]
+    found = config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test")
+    with pytest.raises(UsageError, match="are one file: give each its own"):
+        outlets(found.sinks)
+
+
+def test_two_names_of_a_file_that_is_not_there_yet_are_one(tmp_path: Path) -> None:
+    sinks = [{"path": str(tmp_path / "a")}, {"path": str(tmp_path / "." / "x" / ".." / "a")}]
+    found = config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test")
+    with pytest.raises(UsageError, match="are one file"):
+        outlets(found.sinks)
+
+
+def test_a_configuration_makes_them(tmp_path: Path) -> None:
+    sinks = [
+        {"path": str(tmp_path / "a"), "ocsf_version": "1.1", "classes": ["network_activity"]},
+        {"type": "stdout", "name": "screen", "batch_events": 7},
+    ]
+    found = outlets(config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test").sinks)
+    assert [(each.name, each.version, each.classes) for each in found] == [
+        (str(tmp_path / "a"), "1.1.0", frozenset({4001})),
+        ("screen", "1.8.0", frozenset({2004, 4001, 5019, 6002})),
+    ]
+    assert [each.pace.events for each in found] == [500, 7]
+    assert all(each.is_local for each in found)
