@@ -146,7 +146,7 @@ class Batch:
 
     records: tuple[Record, ...] = ()
     gaps: tuple[Gap, ...] = ()
-    rejects: tuple[Reject, ...] = ()
+    rejected: tuple[Reject, ...] = ()
     cursor: str | None = None
     since_ns: int = 0
 

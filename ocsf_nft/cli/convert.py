@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.record import Batch, Record, Reject
-    from ocsf_nft.sources.replay import Tally
+    from ocsf_nft.sources.replay import LineTally
 
 _CHUNK_BYTES = 1 << 18
 
@@ -84,7 +84,7 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
     boot_ns = None if boot is None else _boot_ns(boot)
     prefixes, context = options.told(config)
     mapper = Mapper(context)
-    tally = replay.Tally()
+    tally = replay.LineTally()
     with contextlib.ExitStack() as stack:
         reject = stack.enter_context(_rejects_file(rejects, paths))
         for path in paths:
@@ -92,11 +92,11 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
             for batch in _batches(file, tally, boot_ns):
                 records = map(prefixes.named, _of_prefix(batch.records, prefix))
                 output.write(b"".join(written(_events(records, mapper, version))))
-                for line in batch.rejects:
+                for line in batch.rejected:
                     reject(line)
     output.say(
         f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
-        f"{rejected(tally.rejects)}"
+        f"{rejected(tally.rejected)}"
     )
 
 
@@ -124,7 +124,7 @@ def _boot_ns(text: str) -> int:
     return (moment - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1) * 1000
 
 
-def _batches(file: BufferedReader, tally: Tally, boot_ns: int | None) -> Iterator[Batch]:
+def _batches(file: BufferedReader, tally: LineTally, boot_ns: int | None) -> Iterator[Batch]:
     from ocsf_nft.sources.replay import Reader
 
     reader = Reader.of_file(file.fileno(), boot_ns=boot_ns, tally=tally)

@@ -71,7 +71,7 @@ def _records(line: str, prefixes: Prefixes) -> Iterator[Record]:
     from ocsf_nft.sources.replay import Reader
 
     for batch in Reader().batches([line.encode("utf-8", "surrogateescape")]):
-        for reject in batch.rejects:
+        for reject in batch.rejected:
             output.say(f"{reject.kind}: {reject.reason}")
         yield from map(prefixes.named, batch.records)
 

@@ -170,7 +170,7 @@ class Pipeline:
             for sandbox in sandboxes:
                 await self._take(sandbox, batch, source)
         self.counts.records += len(batch.records)
-        for reject in batch.rejects:
+        for reject in batch.rejected:
             self._count_reject(reject)
 
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
@@ -228,7 +228,7 @@ def _genuine(batch: Batch, sandboxes: frozenset[str | None] | None) -> Batch:
     return replace(
         batch,
         records=tuple(record for record in batch.records if record.sandbox in sandboxes),
-        rejects=batch.rejects + forged,
+        rejected=batch.rejected + forged,
     )
 
 

@@ -1,13 +1,14 @@
-"""From the kernel log's clock to wall-clock time.
+"""Conversion of the kernel log's clock to wall-clock time.
 
 printk stamps a record with ``local_clock()`` (kernel/printk/printk.c, vprintk_store): nanoseconds
-since boot without time suspended, counted by the bare processor clock. CLOCK_MONOTONIC is the same
-count disciplined by NTP, so the two start together and drift apart: 0.6 ms were measured after 20
-minutes, and a bad oscillator (50 ppm) makes 4 s a day. Nothing in user space tells the difference,
-but every record that is read bounds it: a record can't come from the future, and one that arrives
-while its reader waits for it is as old as the way to the reader is long. A reader or a journald
-that was stopped in between makes that way longer, and that is not drift: drift grows no faster
-than an oscillator is bad.
+since boot without suspended time, counted by the uncorrected processor clock. CLOCK_MONOTONIC is
+the same count, corrected by NTP. Both start together and drift apart: 0.6 ms were measured after
+20 minutes, and a bad oscillator (50 ppm) causes 4 s a day.
+
+User space can't read the difference, but each record bounds it. A record can't come from the
+future. A record that arrives while its reader waits is only as old as its delivery takes. A stopped
+reader or journald delays the delivery, which is not drift: drift grows no faster than the
+oscillator's error allows.
 """
 
 from __future__ import annotations
@@ -17,26 +18,29 @@ from typing import Final
 
 from ocsf_nft import clocks
 
-#: A record that its reader waited for is not older than this when it is read: printk wakes readers
-#: at the next timer tick (10 ms at HZ=100).
+#: Maximum age of a record when a waiting reader reads it: printk wakes readers at the next timer
+#: tick (10 ms at HZ=100).
 KMSG_SLACK_NS: Final = 20_000_000
-#: The same with journald in between, and how much journald's stamps may be early: it takes the
-#: time once per turn of its event loop and may read many records in one.
+#: The same for a record that journald delivers, and how much too early journald's stamps may be:
+#: journald takes the time once per event loop iteration and may read many records in one.
 JOURNAL_SLACK_NS: Final = 100_000_000
 JOURNAL_LAG_NS: Final = 100_000_000
-#: The clocks drift apart by no more than one part in so many (100 ppm).
+#: Maximum drift of the clocks, as a divisor of the elapsed time (100 ppm).
 _DRIFT_DIVISOR: Final = 10_000
 
 
 class KernelClock:
-    """Turns printk stamps into CLOCK_MONOTONIC readings; learns the drift from what it sees.
+    """Converter of printk stamps to CLOCK_MONOTONIC; learns the drift from the records.
 
-    All times are nanoseconds. Without better knowledge the two clocks are taken for equal. Each
-    record then bounds their difference: it was made at most ``lag_ns`` after the moment it is said
-    to have been read and, when it was waited for, at most ``slack_ns`` before, as far as a drift
-    of 100 ppm since the least age that was seen can make it so: what is older stood in a queue.
-    The difference is only moved when a bound says so. So a result is wrong by no more than the
-    bounds are wide, and usually by much less; with ``lag_ns`` 0 it is never later than the reading.
+    All times are nanoseconds. At first the two clocks count as equal. Each record bounds their
+    difference:
+
+    - The record was made at most ``lag_ns`` after its reported time of reading.
+    - If the reader waited for it, it was made at most ``slack_ns`` before. This bound holds only
+      within a drift of 100 ppm since the smallest observed age: an older record waited in a queue.
+
+    The difference changes only when a bound requires it. So a result is wrong by at most the width
+    of the bounds, and usually by much less. With ``lag_ns`` 0 it is never later than the reading.
     Results never go backwards.
     """
 
@@ -46,16 +50,16 @@ class KernelClock:
         self._slack_ns = slack_ns
         self._lag_ns = lag_ns
         self._offset_ns = 0
-        #: The difference was at most ``_limit_ns`` at ``_limited_ns``: at boot there was none.
+        #: The difference was at most ``_limit_ns`` at ``_limited_ns``; at boot it was 0.
         self._limit_ns = 0
         self._limited_ns = 0
         self._last_ns = 0
 
     def monotonic_ns(self, stamp_ns: int, read_ns: int, *, waited: bool) -> int:
-        """CLOCK_MONOTONIC at which the kernel stamped ``stamp_ns``.
+        """Return the CLOCK_MONOTONIC time at which the kernel made the stamp ``stamp_ns``.
 
-        ``read_ns`` is CLOCK_MONOTONIC when the record was read, and must not go backwards;
-        ``waited`` says that the reader was waiting when it came.
+        ``read_ns`` is CLOCK_MONOTONIC when the record was read; it must not go backwards.
+        ``waited`` is true if the reader was waiting when the record arrived.
         """
         age_ns = read_ns - stamp_ns
         limit_ns = self._limit_ns + (read_ns - self._limited_ns) // _DRIFT_DIVISOR
@@ -70,7 +74,7 @@ class KernelClock:
 
 
 def boottime_ns() -> int:
-    """CLOCK_BOOTTIME, which nobody sets."""
+    """Return CLOCK_BOOTTIME in nanoseconds; no process can set this clock."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 

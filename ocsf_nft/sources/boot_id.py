@@ -1,4 +1,4 @@
-"""Which boot this is."""
+"""Identifier of the current boot."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """The kernel's random id of this boot, as 32 hexadecimal digits (the journal's form).
+    """Return the kernel's random id of this boot as 32 hexadecimal digits (the journal's form).
 
-    Raises UnsupportedError where there is no procfs to ask.
+    Raises UnsupportedError if /proc can't be read.
     """
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip().replace("-", "")

@@ -1,7 +1,8 @@
-"""What both readers, of text and of packets, make of a packet: facts by name, then a Record.
+"""Facts of a packet by name, and the Record that they make.
 
-A fact has the same name and the same form whichever way it came, so that equal packets make equal
-Records. A fact that is a field of :class:`Record` goes there, every other one into ``details``.
+The reader of kernel text and the reader of packet bytes both use this module. A fact has the same
+name and the same form in both, so that equal packets make equal Records. A fact goes into the
+field of :class:`Record` with its name; without such a field it goes into ``details``.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ Facts: TypeAlias = "dict[str, Detail]"
 #: Ethernet's header: destination, source, type (IEEE 802.3).
 ETHERNET_BYTES: Final = 14
 
-#: Each fact that a Record has a field for can be missing, and nothing else can.
+#: The facts with a field in Record: its optional fields, except ``verdict``.
 _FIELDS: Final = tuple(
     field.name for field in fields(Record) if field.default is None and field.name != "verdict"
 )
 _OWNERS: Final = frozenset({"uid", "gid"})
 _CACHED: Final = 16384
 
-#: A device's name has at most 15 bytes (IFNAMSIZ in include/uapi/linux/if.h); ``readable`` makes
-#: four characters of each byte that is not UTF-8.
+#: An interface name has at most 15 bytes (IFNAMSIZ in include/uapi/linux/if.h); ``readable``
+#: converts each byte that is not UTF-8 to four characters.
 DEVICE_CHARACTERS: Final = 4 * 15
 #: INET6_ADDRSTRLEN in include/linux/inet.h, without the final zero.
 _ADDRESS_CHARACTERS: Final = 45
@@ -39,7 +40,7 @@ _ADDRESS_CHARACTERS: Final = 45
 _split = lru_cache(maxsize=1024)(split_prefix)
 
 
-def record(  # noqa: PLR0913 - what a source knows of a packet besides its facts
+def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
     prefix: str,
     facts: Facts,
     *,
@@ -48,16 +49,16 @@ def record(  # noqa: PLR0913 - what a source knows of a packet besides its facts
     origin: Origin,
     captured_sum: int | None = None,
 ) -> Record:
-    """The Record of a packet's facts; ``facts`` is taken over, not copied."""
+    """Return the Record of a packet's facts; ``facts`` becomes its details and is not copied."""
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
-    said = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
-    if said.rule in VM_RULES:
+    parts = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
+    if parts.rule in VM_RULES:
         known = {name: value for name, value in known.items() if name not in _OWNERS}
     return Record(
         prefix=prefix,
-        sandbox=said.sandbox,
-        rule=said.rule,
-        verdict=said.verdict,
+        sandbox=parts.sandbox,
+        rule=parts.rule,
+        verdict=parts.verdict,
         details=facts,
         time_ns=time_ns,
         received_ns=received_ns,
@@ -68,7 +69,7 @@ def record(  # noqa: PLR0913 - what a source knows of a packet besides its facts
 
 
 def canonical_address(text: str) -> str | None:
-    """An address in canonical form; ``None`` when it is none (a zone index makes it none)."""
+    """Return an IP address in canonical form; ``None`` if invalid or with a zone index."""
     return _canonical(text) if len(text) <= _ADDRESS_CHARACTERS else None
 
 
@@ -83,14 +84,15 @@ def _canonical(text: str) -> str | None:
 
 
 def mac_text(packed: bytes) -> str:
-    """A hardware address with lower-case colons."""
+    """Return a hardware address in lower-case hexadecimal, separated by colons."""
     return packed.hex(":")
 
 
 def link_facts(header: bytes) -> Facts:
-    """The facts of a link-layer header.
+    """Return the facts of a link-layer header.
 
-    Fourteen bytes are Ethernet's; any other length (a SIT tunnel's, FireWire's) stays as it is.
+    A header of 14 bytes is Ethernet's. A header of another length (a SIT tunnel's, FireWire's)
+    stays undecoded.
     """
     if len(header) == ETHERNET_BYTES:
         return {
@@ -102,7 +104,7 @@ def link_facts(header: bytes) -> Facts:
 
 
 def vlan_facts(protocol: int, tag: int) -> Facts:
-    """The facts of a VLAN tag control field (IEEE 802.1Q), which the kernel prints as ``VID``."""
+    """Return the facts of a VLAN tag control field (IEEE 802.1Q); the kernel prints ``VID``."""
     facts: Facts = {"vlan_protocol": protocol, "vlan_id": tag & 0xFFF, "vlan_priority": tag >> 13}
     if tag & 0x1000:
         facts["vlan_drop_eligible"] = True
@@ -110,5 +112,5 @@ def vlan_facts(protocol: int, tag: int) -> Facts:
 
 
 def readable(raw: bytes) -> str:
-    r"""Bytes that should be UTF-8, as text that any encoder takes; others become ``\xNN``."""
+    r"""Decode UTF-8 to text that any encoder accepts; invalid bytes become ``\xNN``."""
     return raw.decode("utf-8", "backslashreplace")

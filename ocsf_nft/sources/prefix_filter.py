@@ -1,4 +1,4 @@
-"""Which lines of a shared log are a source's business."""
+"""Selection of the lines of a shared log that a source reads."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Reject
 
 
-class Wanted:
-    """What claims to be of one of the sandboxes; None means of any.
+class PrefixFilter:
+    """Filter for the records of the given sandboxes (None: of all sandboxes).
 
-    With ``foreign``, other firewalls' records as well, if their prefix is known there.
+    With ``foreign`` it also selects records of other firewalls whose prefix is listed there.
     """
 
     def __init__(
         self, sandboxes: AbstractSet[str] | None = None, foreign: Prefixes | None = None
     ) -> None:
-        self._starts = _starts(sandboxes)
+        self._prefix_starts = _prefix_starts(sandboxes)
         self._foreign = foreign
 
-    def claims(self, message: str) -> bool:
-        """Whether a message says of itself that it is wanted, whoever wrote it."""
-        return message.startswith(self._starts) or (
-            self._foreign is not None and any(map(self._knows, text.possible_prefixes(message)))
+    def matches(self, message: str) -> bool:
+        """Return whether a message has a selected prefix; its author is not checked."""
+        return message.startswith(self._prefix_starts) or (
+            self._foreign is not None and any(map(self._is_known, text.possible_prefixes(message)))
         )
 
-    def taken(self, found: Record | Reject | None) -> Record | Reject | None:
-        """What was read of a message that claims it; None when it is no wanted record after all.
+    def select(self, found: Record | Reject | None) -> Record | Reject | None:
+        """Return ``found``, the result of reading a matching message, if it is selected.
 
-        A message may hold what looks like a known prefix, and be a record of another one.
+        Returns None for a foreign record whose prefix is unknown: a message may contain text in the
+        form of a known prefix, and be a record with another prefix.
         """
-        if isinstance(found, Record) and found.sandbox is None and not self._knows(found.prefix):
+        if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None
         return found
 
-    def _knows(self, prefix: str) -> bool:
+    def _is_known(self, prefix: str) -> bool:
         return self._foreign is not None and self._foreign.of(prefix) is not None
 
 
-def _starts(sandboxes: AbstractSet[str] | None) -> tuple[str, ...]:
+def _prefix_starts(sandboxes: AbstractSet[str] | None) -> tuple[str, ...]:
     if sandboxes is None:
         return (PREFIX_ROOT,)
     return tuple(f"{PREFIX_ROOT}{sandbox}:" for sandbox in sorted(sandboxes))

@@ -1,4 +1,4 @@
-"""Waiting for a descriptor, so that nothing stays registered while nobody waits."""
+"""Wait for a readable file descriptor, registered in the event loop only while waiting."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 
 
 async def until_readable(descriptor: int, timeout_s: float | None = None) -> bool:
-    """Wait until ``descriptor`` can be read; False when ``timeout_s`` seconds pass first.
+    """Wait until ``descriptor`` is readable; return False after ``timeout_s`` seconds.
 
-    A regular file always can; others get their turn all the same. The event loop watches the
-    descriptor only meanwhile: a consumer that is busy is not woken, and a cancelled wait leaves
-    nothing behind.
+    A regular file is always readable; the call still lets other tasks run. The event loop watches
+    the descriptor only during the call. So a busy consumer is not woken, and a cancelled wait
+    leaves nothing registered.
     """
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[bool] = loop.create_future()
@@ -21,7 +21,7 @@ async def until_readable(descriptor: int, timeout_s: float | None = None) -> boo
 
     try:
         loop.add_reader(descriptor, wake, True)
-    except PermissionError:  # epoll(7) takes no regular file
+    except PermissionError:  # epoll(7) refuses regular files
         await asyncio.sleep(0)
         return True
     timer = None if timeout_s is None else loop.call_later(timeout_s, wake, False)

@@ -22,7 +22,7 @@ from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, far_side, packets, xdp
 from tests.kernel.escapes import ESCAPES, Escape
 from tests.kernel.packets import ETH_IP, ETH_IP6
-from tests.kernel.reading import refused_at, rest, taken
+from tests.kernel.reading import refused_at, rest, until_found
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,7 +58,7 @@ async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_o
                 if not escape.is_owned:
                     conftest.fresh_budgets(lab.sandbox_namespace)
                 lab.sandbox_namespace.call(escape.attempt)
-                found = await taken(source, wanted)
+                found = await until_found(source, wanted)
                 records += found
                 if not any(map(wanted, found)):
                     missed[escape.name] = "not logged"

@@ -17,7 +17,7 @@ from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, SANDBOX4, ip
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import far_side, packets
-from tests.kernel.reading import refused_at, taken
+from tests.kernel.reading import refused_at, until_found
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,7 +206,7 @@ async def test_a_refusal_is_not_sent_outside_to_a_forged_source(
         with far_side.watch(fenced) as far:
             far.strays()
             fenced.sandbox_namespace.call(send)
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(wanted, await until_found(source, wanted)))
             assert not far.strays()
 
 
@@ -231,5 +231,5 @@ async def test_a_stranger_on_the_link_who_asks_for_the_sandbox_gets_no_answer(fe
         with far_side.watch(fenced) as far:
             far.strays()
             fenced.gateway_namespace.call(ask)
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(wanted, await until_found(source, wanted)))
             assert not far.strays()

@@ -26,7 +26,7 @@ from ocsf_nft.lab import (
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import command, conftest, packets, xdp
 from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,7 +132,7 @@ async def test_what_goes_round_the_fence_is_refused_and_logged_by_the_guard(guar
                 return (record.rule, record.mac_source) == ("guard", mac.hex(":"))
 
             _send(guarded, kind, payload, mac)
-            if not any(map(wanted, await taken(source, wanted))):
+            if not any(map(wanted, await until_found(source, wanted))):
                 missed.append(name)
     assert not missed
 
@@ -148,7 +148,7 @@ async def test_what_the_proxy_needs_passes_the_guard(guarded: Lab) -> None:
             (0x88B5, b"by af_xdp"),
         ):
             _send(guarded, kind, payload)
-        found = await taken(source, lambda record: record.ethertype == 0x88B5)
+        found = await until_found(source, lambda record: record.ethertype == 0x88B5)
         assert [record.ethertype for record in found] == [0x88B5]
 
 
@@ -157,7 +157,7 @@ async def test_the_guard_on_the_hosts_side_stops_af_xdp_and_not_the_proxy(
 ) -> None:
     async with Nflog(guarded.gateway_namespace, DEFAULT_GROUP) as source:
         _send(guarded, 0x88B5, b"by af_xdp")
-        found = await taken(source, lambda record: record.ethertype == 0x88B5)
+        found = await until_found(source, lambda record: record.ethertype == 0x88B5)
         assert [(record.rule, record.in_interface) for record in found] == [("guard", "gw0")]
     with guarded.gateway_namespace.call(lambda: socket.create_server((GATEWAY4, PROXY_PORT))):
         guarded.sandbox_namespace.call(

@@ -17,7 +17,7 @@ from ocsf_nft.lab import ip
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.nflog import group_binding as nflog_group
 from ocsf_nft.sources.nflog.group_binding import CALM
-from ocsf_nft.sources.nflog.interface_names import Links
+from ocsf_nft.sources.nflog.interface_names import InterfaceNames
 from tests.kernel.attempts import GROUP, attempt, fence
 from tests.kernel.conftest import load
 from tests.kernel.reading import until
@@ -40,8 +40,8 @@ def namespace(lab: Lab) -> Namespace:
 
 
 @pytest.fixture
-def links(namespace: Namespace) -> Iterator[Links]:
-    made = Links(namespace)
+def links(namespace: Namespace) -> Iterator[InterfaceNames]:
+    made = InterfaceNames(namespace)
     made.open()
     yield made
     made.close()
@@ -80,9 +80,9 @@ async def test_nflog_reader_rejects_a_record_of_another_process(namespace: Names
         forged = netlink.message(nflog_group.PACKET, 0, bytes(64))
         failure = netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", -1).ljust(20, b"\0"))
         _forge(namespace, source._socket, netlink.NETLINK_NETFILTER, forged, failure)
-        read = await until(source.batches(), lambda batch: len(batch.rejects) == 2)
-    assert {reject.kind for reject in read.rejects} == {"forged"}
-    assert [bytes.fromhex(reject.line) for reject in read.rejects] == [forged, failure]
+        read = await until(source.batches(), lambda batch: len(batch.rejected) == 2)
+    assert {reject.kind for reject in read.rejected} == {"forged"}
+    assert [bytes.fromhex(reject.line) for reject in read.rejected] == [forged, failure]
     assert not read.records
     assert not read.gaps
 
@@ -117,7 +117,7 @@ def test_nflog_binding_ignores_the_messages_of_another_process(namespace: Namesp
 
 
 def test_link_names_ignore_the_messages_of_another_process(
-    namespace: Namespace, links: Links
+    namespace: Namespace, links: InterfaceNames
 ) -> None:
     index = _index(namespace, "sb0")
     assert links._socket is not None
@@ -129,7 +129,7 @@ def test_link_names_ignore_the_messages_of_another_process(
 
 
 def test_link_names_are_correct_again_after_lost_notices(
-    lab: Lab, namespace: Namespace, links: Links
+    lab: Lab, namespace: Namespace, links: InterfaceNames
 ) -> None:
     index = _index(namespace, "sb0")
     assert links.name(index) == "sb0"

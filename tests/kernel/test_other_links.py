@@ -27,7 +27,7 @@ from ocsf_nft.lab import (
 )
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import far_side, packets
-from tests.kernel.reading import refused_at, rest, taken
+from tests.kernel.reading import refused_at, rest, until_found
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,7 +148,7 @@ async def test_what_is_to_be_forwarded_from_outside_draws_no_answer(
     ip("-n", fenced.gateway, "route", "add", "10.201.0.0/24", "via", SANDBOX4)
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         fenced.gateway_namespace.call(send)
-        found = await taken(source, lambda record: record.protocol == 17)
+        found = await until_found(source, lambda record: record.protocol == 17)
         found += await rest(source)
         about_it = [record.rule for record in found if record.protocol in {1, 17}]
         assert about_it == ["forward"]
@@ -217,7 +217,7 @@ async def test_a_socket_bound_to_another_link_does_not_reach_a_false_proxy(
         # The reset comes by loopback, which is not the socket's device: it waits.
         with pytest.raises(TimeoutError):
             fenced.sandbox_namespace.call(connect)
-        found = await taken(source, lambda record: record.destination_port == PROXY_PORT)
+        found = await until_found(source, lambda record: record.destination_port == PROXY_PORT)
         links = {each.out_interface for each in found if each.destination_port == PROXY_PORT}
         assert links == {"sb1"}
 
@@ -260,7 +260,7 @@ async def test_a_macvlan_child_of_the_link_is_refused_at_the_link(fenced: Lab) -
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         with far_side.watch(fenced) as far:
             fenced.sandbox_namespace.call(send)
-            found = await taken(source, lambda record: record.ethertype == 0x88B5)
+            found = await until_found(source, lambda record: record.ethertype == 0x88B5)
             assert any(record.rule == "link" and record.ethertype == 0x88B5 for record in found)
             assert not [stray for stray in far.strays() if b"bypass" in stray]
 
@@ -288,7 +288,7 @@ async def test_a_macvlan_child_in_a_nested_namespace_sends_no_raw_neighbour_disc
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         with far_side.watch(fenced) as far:
             nested.call(send)
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(wanted, await until_found(source, wanted)))
             assert not [stray for stray in far.strays() if packets.PAYLOAD in stray]
 
 
@@ -301,5 +301,5 @@ async def test_ip_traffic_on_an_interface_that_came_later_is_refused(fenced: Lab
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         with pytest.raises(ConnectionRefusedError):
             fenced.sandbox_namespace.call(lambda: socket.create_connection(("10.202.0.1", 80), 1))
-        found = await taken(source, lambda record: record.protocol == 6)
+        found = await until_found(source, lambda record: record.protocol == 6)
         assert [record.out_interface for record in found if record.protocol == 6] == ["later"]

@@ -33,7 +33,7 @@ from ocsf_nft.validation import Judge
 from tests.kernel import accounts, attempts, command, conftest, far_side, means, packets
 from tests.kernel.escapes import ESCAPES
 from tests.kernel.packets import ETH_IP, ETH_IP6
-from tests.kernel.reading import rest, taken
+from tests.kernel.reading import rest, until_found
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,7 +138,7 @@ async def test_every_way_out_leads_out_and_is_logged_and_counted_once(
                 if not escape.is_owned:
                     conftest.fresh_budgets(lab.sandbox_namespace)
                 lab.sandbox_namespace.call(escape.attempt)
-                found = await taken(source, wanted)
+                found = await until_found(source, wanted)
                 records += found
                 if not any(map(wanted, found)):
                     wrong[escape.name] = "not logged"
@@ -366,7 +366,7 @@ async def test_a_packet_of_a_macvlan_child_in_a_nested_namespace_is_told_at_the_
 
     async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
         nested.call(send)
-        assert any(map(wanted, await taken(source, wanted)))
+        assert any(map(wanted, await until_found(source, wanted)))
 
 
 async def test_a_raw_frame_with_the_fences_own_mark_is_told(

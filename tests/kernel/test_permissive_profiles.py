@@ -17,7 +17,7 @@ from ocsf_nft.lab import GATEWAY_MAC
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, far_side, packets, sidecar, tap, xdp
 from tests.kernel.escapes import ESCAPES
-from tests.kernel.reading import rest, taken
+from tests.kernel.reading import rest, until_found
 from tests.kernel.test_permissive import _eventually, _without_searching
 from tests.kernel.test_tap_refused import PUBLISHED, Ears, _is_of, send
 from tests.kernel.vm_escapes import ALLOWED, FORBIDDEN, LINK, THROUGH
@@ -64,7 +64,7 @@ async def test_everybodys_ways_out_of_a_pod_lead_out_and_are_told_once(
                 if not escape.is_owned:
                     conftest.fresh_budgets(lab.sandbox_namespace)
                 lab.sandbox_namespace.call(escape.attempt)
-                found = await taken(source, wanted)
+                found = await until_found(source, wanted)
                 if not any(map(wanted, found)) or {each.verdict for each in found} != {"permit"}:
                     wrong[escape.name] = "not told"
                 if not _eventually(far, escape.protocol):
@@ -102,7 +102,7 @@ async def test_whatever_a_vm_sends_gets_on_and_is_told_once(
                         ears.heard("link")
                         before = _totals(counters)
                         send(site, machine, what)
-                        found = await taken(source, partial(_is_of, what))
+                        found = await until_found(source, partial(_is_of, what))
                         grew = _totals(counters) - before
                         if not any(_is_of(what, record) for record in found):
                             wrong[what.name] = "not told"
@@ -142,6 +142,6 @@ async def test_what_goes_round_a_permissive_fence_passes_its_guard_and_is_told(
     async with Nflog(lab.gateway_namespace, DEFAULT_GROUP) as source:
         with lab.gateway_namespace.call(heard) as behind:
             lab.sandbox_namespace.call(lambda: xdp.send(lab.sandbox_device, frame))
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(wanted, await until_found(source, wanted)))
             # Of one ethertype a socket hears what the ingress hook let pass.
             assert b"by af_xdp" in behind.recv(200)

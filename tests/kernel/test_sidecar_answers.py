@@ -20,7 +20,7 @@ from ocsf_nft.lab import INTERNET4, INTERNET6, SANDBOX4, SANDBOX6
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, far_side, means, packets, sidecar
 from tests.kernel.packets import ACK, FIN, PSH, RST, SYN
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 from tests.kernel.sidecar import GATEWAY, PORT, SPEC, WORKLOAD_UID
 from tests.kernel.users import CAP_NET_RAW, as_user
 
@@ -108,7 +108,7 @@ async def _is_told(source: Nflog, rule: str) -> bool:
     def wanted(record: Record) -> bool:
         return (record.rule, record.source_port) == (rule, PORT)
 
-    return any(map(wanted, await taken(source, wanted)))
+    return any(map(wanted, await until_found(source, wanted)))
 
 
 @_FAMILIES
@@ -134,7 +134,7 @@ async def test_nobody_gets_data_out_by_what_the_kernel_answers(
         with sidecar.far(pod) as strays:
             forge = sidecar.forged(family, internet, protocol, payload)
             pod.sandbox_namespace.call(as_user(0, forge, capabilities=_RAW))
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(wanted, await until_found(source, wanted)))
             assert not strays()
 
 
@@ -153,7 +153,7 @@ async def test_nobody_gets_data_out_by_an_icmp_error_for_which_no_privilege_is_n
     async with Nflog(pod.sandbox_namespace, DEFAULT_GROUP) as source:
         with sidecar.far(pod) as strays:
             sidecar.workload(pod, send)
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(wanted, await until_found(source, wanted)))
             assert not strays()
 
 

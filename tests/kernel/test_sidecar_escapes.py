@@ -18,7 +18,7 @@ from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import command, conftest, far_side, sidecar
 from tests.kernel.escapes import ESCAPES, Escape
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 from tests.kernel.sidecar import SPEC, WORKLOAD_UID
 from tests.kernel.users import CAP_NET_RAW, as_user
 
@@ -109,7 +109,7 @@ async def _try_all(pod: Lab, who: _Who, *, has_exceptions: bool) -> None:
                     assert CAP_NET_RAW not in who.capabilities
                 else:
                     tried.append(escape)
-                    if not any(map(wanted, await taken(source, wanted))):
+                    if not any(map(wanted, await until_found(source, wanted))):
                         missed[escape.name] = "not told"
                 if far.strays():
                     missed[escape.name] = "got out"

@@ -18,7 +18,7 @@ from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, SANDBOX4, SANDBOX6, ip, new_namespace
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import command, conftest, packets, sidecar
-from tests.kernel.reading import refused_at, taken
+from tests.kernel.reading import refused_at, until_found
 from tests.kernel.sidecar import GATEWAY, PORT, SPEC, WORKLOAD_UID
 from tests.kernel.users import CAP_NET_RAW, as_user
 
@@ -156,7 +156,7 @@ async def test_a_socket_bound_to_another_link_does_not_reach_who_has_an_exceptio
 
     async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
         sidecar.workload(lab, connect)
-        found = await taken(source, lambda record: record.destination_port == PORT)
+        found = await until_found(source, lambda record: record.destination_port == PORT)
         about_it = [each for each in found if each.destination_port == PORT]
         assert {(each.out_interface, each.uid) for each in about_it} == {("sb1", WORKLOAD_UID)}
 
@@ -224,7 +224,7 @@ async def test_a_nested_namespace_with_a_device_on_the_link_is_refused_at_the_li
     async with Nflog(pod.sandbox_namespace, DEFAULT_GROUP) as source:
         with sidecar.far(pod) as strays:
             nested.call(send if kind == "frame" else attempt)
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(wanted, await until_found(source, wanted)))
             assert not strays()
 
 
@@ -269,7 +269,7 @@ async def test_what_the_kernel_connects_to_by_itself_is_not_the_proxys(pod: Lab)
             ours.sendall(b"to the exception")
             assert theirs.recv(100) == b"to the exception"
             theirs.sendall(b"which says where it is as well")
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(wanted, await until_found(source, wanted)))
             address = socket.inet_aton(other)
             assert not [stray for stray in strays() if stray[30:34] == address]
 

@@ -21,7 +21,7 @@ from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import INTERNET4, INTERNET6, ip
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, packets, tap
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 from tests.kernel.vm_escapes import THROUGH
 
 if TYPE_CHECKING:
@@ -370,7 +370,7 @@ async def test_a_vm_does_not_get_to_another_one(
                 machine.guest.call(
                     partial(socket.create_connection, (address, tap.PORT), 0.1)
                 ).close()
-            (record, *_) = filter(wanted, await taken(source, wanted))
+            (record, *_) = filter(wanted, await until_found(source, wanted))
             assert (record.sandbox, record.rule, record.uid) == (sandbox, rule, None)
             assert not any(_is_tcp(frame) for frame in neighbour.came)
 

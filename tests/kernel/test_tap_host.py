@@ -18,7 +18,7 @@ from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import INTERNET4, INTERNET6
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, packets, tap
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 from tests.kernel.vm_escapes import ALLOWED
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def test_a_routing_header_in_a_later_fragment_is_refused(
         for offset, piece in enumerate(pieces):
             head = struct.pack("!BBHI", _OPTIONS, 0, offset << 3 | (not offset), 77)
             machine.send_ip(packets.ip6(tap.VM6, INTERNET6, _FRAGMENT, head + piece))
-        found = await taken(source, lambda record: record.rule == "vm-forward")
+        found = await until_found(source, lambda record: record.rule == "vm-forward")
     assert any(record.rule == "vm-forward" for record in found)
 
 
@@ -184,7 +184,7 @@ async def test_what_answers_a_vm_that_is_gone_the_next_one_of_its_address_does_n
                     for place in seen:
                         peer.sendto(f"for {place}".encode(), place)
                     if len(seen) > 1:
-                        await taken(source, lambda record: record.rule == "vm-ingress")
+                        await until_found(source, lambda record: record.rule == "vm-ingress")
                     got = _awaited(machine, f"for {seen[-1]}".encode())
                 assert len(seen) == 1 or not any(f"for {seen[0]}".encode() in each for each in got)
             installer.remove(name, state)

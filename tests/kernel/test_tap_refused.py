@@ -15,7 +15,7 @@ from ocsf_nft.lab import INTERNET4
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, tap
 from tests.kernel.packets import PAYLOAD
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 from tests.kernel.vm_escapes import ALLOWED, FORBIDDEN, LINK, THROUGH, Forbidden
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ async def test_what_a_vm_has_no_business_sending_is_refused_and_told(
             ears.heard(where)
         for what in FORBIDDEN:
             send(site, machine, what)
-            found = await taken(source, partial(_is_of, what))
+            found = await until_found(source, partial(_is_of, what))
             told = [record for record in found if _is_of(what, record)]
             if not told:
                 untold.append(what.name)
@@ -176,5 +176,5 @@ async def test_what_a_vm_needs_passes(site: tap.Site, machine: tap.Machine, ears
             machine.send(frame)
             assert ears.heard("link")
         machine.send(FORBIDDEN[0].sent)
-        found = await taken(source, lambda record: record.rule == "vm-link")
+        found = await until_found(source, lambda record: record.rule == "vm-link")
         assert [record.ethertype for record in found] == [0x88B5]

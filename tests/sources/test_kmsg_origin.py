@@ -1,20 +1,20 @@
-"""What a program wrote is told in the same words, whichever way it was read."""
+"""Tests of the rejection of messages that a program wrote, on every transport."""
 
 from __future__ import annotations
 
 import json
 
 from ocsf_nft.record import Reject
-from ocsf_nft.sources.journal.kernel import KernelEntries, KernelEntry
+from ocsf_nft.sources.journal.kernel import KernelEntry, KernelEntryParser
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.prefix_filter import Wanted
+from ocsf_nft.sources.prefix_filter import PrefixFilter
 from tests.sources.replaying import MESSAGE, entry, rejected
 
 RAW = f"9,1,2,-;{MESSAGE}"
 
 
-def _live() -> list[object]:
+def _read_live() -> list[object]:
     line = kmsg_line.parse(RAW.encode())
     assert line is not None
     in_journal = KernelEntry(
@@ -29,11 +29,11 @@ def _live() -> list[object]:
     )
     return [
         Kmsg()._read_line(line, RAW.encode(), 0, 0),
-        KernelEntries(Wanted()).read(in_journal, 0),
+        KernelEntryParser(PrefixFilter()).parse(in_journal, 0),
     ]
 
 
-def test_a_program_is_named_in_the_same_words_whichever_way_it_was_read() -> None:
+def test_forged_reason_is_the_same_on_every_transport() -> None:
     replayed = [
         rejected(line)
         for line in (
@@ -43,7 +43,7 @@ def test_a_program_is_named_in_the_same_words_whichever_way_it_was_read() -> Non
             f"<9>Nov 24 15:05:55 host kernel: {MESSAGE}",
         )
     ]
-    for found in [*_live(), *replayed]:
+    for found in [*_read_live(), *replayed]:
         assert isinstance(found, Reject)
         assert found.kind == "forged"
         assert found.reason == "a program of facility 1 wrote it, not the kernel"

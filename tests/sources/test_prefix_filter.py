@@ -1,4 +1,4 @@
-"""What a source takes of a log that it shares with other firewalls."""
+"""Tests of the selection of records in a log that several firewalls share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from ocsf_nft.log_prefixes import Configured, Prefixes
 from ocsf_nft.record import Record, Reject
-from ocsf_nft.sources.journal.kernel import KernelEntries, KernelEntry, worth_reading
+from ocsf_nft.sources.journal.kernel import KernelEntry, KernelEntryParser, message_filter
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.prefix_filter import Wanted
+from ocsf_nft.sources.prefix_filter import PrefixFilter
 from tests import strategies
 
 PACKET = (
@@ -24,7 +24,7 @@ PACKET = (
 )
 FOREIGN = Prefixes([Configured(begins="MYFW ", verdict="drop")])
 
-#: A message and its facility, read by a source of the sandboxes, with or without the foreign ones.
+#: Function that reads a message with a facility, as a source of the sandboxes and foreign prefixes.
 Read: TypeAlias = Callable[
     [str, int, frozenset[str] | None, Prefixes | None], Record | Reject | None
 ]
@@ -52,9 +52,9 @@ def _in_journal(
         facility=str(facility).encode(),
         source_us=None,
     )
-    wanted = Wanted(sandboxes, foreign)
-    found = KernelEntries(wanted).read(entry, 0)
-    assert worth_reading(wanted)(entry.message) or found is None
+    chosen = PrefixFilter(sandboxes, foreign)
+    found = KernelEntryParser(chosen).parse(entry, 0)
+    assert message_filter(chosen)(entry.message) or found is None
     assert isinstance(found, Record | Reject | None)
     return found
 
@@ -69,10 +69,10 @@ def read(request: pytest.FixtureRequest) -> Read:
     "prefix",
     ["[UFW BLOCK] ", "filter_IN_public_REJECT: ", "DROP: ", "openshell:bypass:sb:", "MYFW "],
 )
-def test_a_known_foreign_record_is_taken_where_it_is_asked_for(read: Read, prefix: str) -> None:
+def test_prefix_filter_selects_foreign_records_only_if_configured(read: Read, prefix: str) -> None:
     found = read(prefix + PACKET, 0, frozenset({"sb"}), FOREIGN)
     assert isinstance(found, Record)
-    # Which sandbox it tells is for later: here it is nobody's.
+    # A later stage finds its sandbox; here it has none.
     assert (found.prefix, found.sandbox, found.destination_port) == (prefix, None, 53)
     assert read(prefix + PACKET, 0, frozenset({"sb"}), None) is None
     assert read(prefix + PACKET, 0, None, None) is None
@@ -92,33 +92,31 @@ def test_a_known_foreign_record_is_taken_where_it_is_asked_for(read: Read, prefi
         f"{'x' * 200}[UFW BLOCK] {PACKET}",
     ],
 )
-def test_what_nobody_knows_and_what_is_another_sandboxes_is_passed_over(
-    read: Read, message: str
-) -> None:
+def test_prefix_filter_skips_unknown_prefixes_and_other_sandboxes(read: Read, message: str) -> None:
     assert read(message, 0, frozenset({"sb"}), FOREIGN) is None
     assert read(message, 1, frozenset({"sb"}), FOREIGN) is None
 
 
 @pytest.mark.parametrize("prefix", ["[UFW BLOCK] ", "openshell:bypass:sb:", "MYFW "])
-def test_a_foreign_record_that_a_program_wrote_is_a_forgery(read: Read, prefix: str) -> None:
+def test_foreign_record_that_a_program_wrote_is_forged(read: Read, prefix: str) -> None:
     found = read(prefix + PACKET, 1, frozenset(), FOREIGN)
     assert isinstance(found, Reject)
     assert found.kind == "forged"
 
 
-def test_a_foreign_record_that_can_not_be_read_is_a_reject(read: Read) -> None:
+def test_foreign_record_that_can_not_be_parsed_is_malformed(read: Read) -> None:
     found = read("[UFW BLOCK] IN= OUT=sb0 SRC=nowhere DST=203.0.113.7 ", 0, frozenset(), FOREIGN)
     assert isinstance(found, Reject)
     assert found.kind == "malformed"
 
 
-def test_a_record_that_only_begins_like_a_known_one_is_passed_over(read: Read) -> None:
+def test_prefix_filter_skips_a_record_that_only_begins_like_a_known_one(read: Read) -> None:
     message = f"calico-packet: IN= OUT= mine {PACKET}"
-    assert Wanted(frozenset(), FOREIGN).claims(message)
+    assert PrefixFilter(frozenset(), FOREIGN).matches(message)
     assert read(message, 0, frozenset(), FOREIGN) is None
 
 
-def test_ours_are_read_as_ever_next_to_the_foreign_ones(read: Read) -> None:
+def test_prefix_filter_with_foreign_prefixes_still_selects_our_records(read: Read) -> None:
     found = read(f"ocsf-nft:sb:egress:{PACKET}", 0, frozenset({"sb"}), FOREIGN)
     assert isinstance(found, Record)
     assert (found.sandbox, found.rule, found.verdict) == ("sb", "egress", None)
@@ -130,10 +128,12 @@ def test_ours_are_read_as_ever_next_to_the_foreign_ones(read: Read) -> None:
 @example("IN=" * 3_000, True)
 @example("IN= OUT=" * 1_000, True)
 @example("DROP IN=" + "x" * 8_000, True)
-def test_a_hostile_message_is_judged_in_no_time_and_never_raises(text: str, is_first: bool) -> None:
+def test_prefix_filter_is_fast_and_never_raises_on_hostile_messages(
+    text: str, is_first: bool
+) -> None:
     message = f"{text}{PACKET}" if is_first else f"{PACKET}{text}"
-    begun = time.thread_time()
-    wanted = Wanted(frozenset({"sb"}), FOREIGN)
+    started = time.thread_time()
+    chosen = PrefixFilter(frozenset({"sb"}), FOREIGN)
     for _ in range(3):
-        wanted.claims(message)
-    assert time.thread_time() - begun < 0.1
+        chosen.matches(message)
+    assert time.thread_time() - started < 0.1

@@ -21,7 +21,9 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-async def test_what_can_be_read_ends_the_wait(pair: tuple[socket.socket, socket.socket]) -> None:
+async def test_wait_ends_when_the_descriptor_is_readable(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
     ours, theirs = pair
     waiting = asyncio.ensure_future(until_readable(ours.fileno()))
     await asyncio.sleep(0.01)
@@ -30,20 +32,20 @@ async def test_what_can_be_read_ends_the_wait(pair: tuple[socket.socket, socket.
     assert await waiting
 
 
-async def test_time_ends_the_wait(pair: tuple[socket.socket, socket.socket]) -> None:
+async def test_wait_ends_after_the_timeout(pair: tuple[socket.socket, socket.socket]) -> None:
     assert not await until_readable(pair[0].fileno(), 0.01)
 
 
-async def test_a_regular_file_is_not_waited_for_but_others_get_their_turn() -> None:
-    turn = asyncio.Event()
-    asyncio.get_running_loop().call_soon(turn.set)
+async def test_wait_for_a_regular_file_ends_at_once_and_lets_other_tasks_run() -> None:
+    other_task_ran = asyncio.Event()
+    asyncio.get_running_loop().call_soon(other_task_ran.set)
     with tempfile.TemporaryFile() as file:
         assert await until_readable(file.fileno(), 10)
-    assert turn.is_set()
+    assert other_task_ran.is_set()
 
 
 @pytest.mark.parametrize("ending", ["read", "time", "cancel"])
-async def test_nothing_is_watched_after_the_wait(
+async def test_wait_leaves_no_watched_descriptor(
     pair: tuple[socket.socket, socket.socket], ending: str
 ) -> None:
     ours, theirs = pair

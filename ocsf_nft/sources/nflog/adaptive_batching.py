@@ -1,4 +1,4 @@
-"""When to let the kernel gather records: latency while calm, throughput in a flood."""
+"""Choice of the batching: low latency at a low rate of records, throughput in a flood."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from typing import Final
 
 from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD, Batching
 
-#: 400 records within 0.1 s (4,000/s) begin a flood; less than 1,000 within a second end it.
+#: A flood begins at 400 records within 0.1 s (4,000/s). It ends below 1,000 within a second.
 _RISE_RECORDS: Final = 400
 _RISE_NS: Final = 100_000_000
 _FALL_RECORDS: Final = 1_000
 _FALL_NS: Final = 1_000_000_000
 
 
-class Pace:
-    """Chooses the batching from what arrives; the two bounds lie apart, so that it doesn't flap."""
+class AdaptiveBatching:
+    """Choice of the batching by the record rate.
+
+    The thresholds for begin and end of a flood differ, so that the batching doesn't flap.
+    """
 
     __slots__ = ("_count", "_since_ns", "batching")
 
@@ -24,7 +27,7 @@ class Pace:
         self._count = 0
 
     def observe(self, records: int, now_ns: int) -> bool:
-        """Take in that ``records`` came until ``now_ns``; True when ``batching`` has changed."""
+        """Count ``records`` that arrived until ``now_ns``; return whether ``batching`` changed."""
         elapsed = now_ns - self._since_ns
         if self.batching is FLOOD:
             self._count += records

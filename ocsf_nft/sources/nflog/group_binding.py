@@ -1,7 +1,7 @@
-"""Binding an NFLOG group: the configuration half of nfnetlink_log.
+"""Binding of an NFLOG group: the configuration part of nfnetlink_log.
 
-Messages and attributes are those of include/uapi/linux/netfilter/nfnetlink_log.h, behaviour that of
-net/netfilter/nfnetlink_log.c. One configuration message may bind and set everything.
+Messages and attributes are defined in include/uapi/linux/netfilter/nfnetlink_log.h, the behaviour
+in net/netfilter/nfnetlink_log.c. One configuration message can bind the group and set all options.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ _NFULNL_CFG_CMD_BIND: Final = b"\x01"
 _NFULNL_COPY_PACKET: Final = 2
 _NFULNL_CFG_F_SEQ: Final = 1
 
-#: Bytes of each packet to copy: the headers, and the quoted packet of an ICMP error.
+#: Bytes that the kernel copies of each packet: the headers, and the packet quoted in an ICMP error.
 COPY_BYTES: Final = 128
-#: The kernel's bound of nlbufsiz (NFULNL_NLBUFSIZ_MAX): no datagram is longer.
+#: The kernel's limit of nlbufsiz (NFULNL_NLBUFSIZ_MAX), and so the longest datagram.
 DATAGRAM_BYTES: Final = 1 << 17
 _RECEIVE_BUFFER_BYTES: Final = 16 << 20
 _SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
-_HOLDERS: Final = "/proc/thread-self/net/netfilter/nfnetlink_log"
+_GROUPS_TABLE: Final = "/proc/thread-self/net/netfilter/nfnetlink_log"
 
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How the kernel gathers records into datagrams.
+    """Settings for how the kernel collects records into datagrams.
 
-    A datagram leaves when it holds ``threshold`` records, when ``buffer_bytes`` are full, or
-    ``timeout_cs`` hundredths of a second after its first record.
+    The kernel sends a datagram when it holds ``threshold`` records, when ``buffer_bytes`` are full,
+    or ``timeout_cs`` hundredths of a second after its first record.
     """
 
     threshold: int
@@ -52,15 +52,15 @@ class Batching:
     timeout_cs: int
 
 
-#: Each record at once. The kernel allocates buffer_bytes per datagram, so they are few here.
+#: One datagram per record. The kernel allocates buffer_bytes for each, so the buffer is small.
 CALM: Final = Batching(threshold=1, buffer_bytes=4096, timeout_cs=1)
-#: As many records as the socket's buffer can hold (258,000 of 16 MB): a datagram leaves when its
-#: 16 KB slab is full, which is what the bytes and the skb's own 320 fill.
+#: Settings with which the socket's buffer holds the most records (258,000 in 16 MB). The kernel
+#: sends a datagram when its 16 KB slab is full: buffer_bytes and the skb's own 320 bytes fill it.
 FLOOD: Final = Batching(threshold=256, buffer_bytes=16064, timeout_cs=1)
 
 
 def batching_message(group: int, batching: Batching, *, flags: int = 0, more: bytes = b"") -> bytes:
-    """The message that sets the batching of ``group``, after the attributes ``more``."""
+    """Return the message that sets the batching of ``group``, after the attributes ``more``."""
     return netlink.message(
         _CONFIG,
         netlink.NLM_F_REQUEST | flags,
@@ -74,7 +74,7 @@ def batching_message(group: int, batching: Batching, *, flags: int = 0, more: by
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A bound group: its non-blocking socket, and the datagrams that came while binding."""
+    """Non-blocking socket of a bound group, and the datagrams that arrived while binding."""
 
     socket: socket.socket
     early: tuple[bytes, ...]
@@ -83,13 +83,13 @@ class Binding:
 def bind(group: int, batching: Batching) -> Binding:
     """Bind the group in the calling thread's namespace; its first record has sequence number 0.
 
-    Raises UnsupportedError when the kernel has no NFLOG or the privilege is missing, SourceError
-    when somebody else holds the group.
+    Raises UnsupportedError if the kernel has no NFLOG or the privilege (CAP_NET_ADMIN) is missing,
+    SourceError if another program holds the group.
     """
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     except OSError as error:
-        raise _explained(error, group) from error
+        raise _error_for(error, group) from error
     try:
         sock.bind((0, 0))
         _enlarge(sock)
@@ -98,7 +98,7 @@ def bind(group: int, batching: Batching) -> Binding:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise _explained(error, group) from error
+        raise _error_for(error, group) from error
     return Binding(sock, early)
 
 
@@ -106,7 +106,7 @@ def _enlarge(sock: socket.socket) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
     except PermissionError:
-        # In a user namespace the host's net.core.rmem_max is the bound.
+        # In a user namespace the host's net.core.rmem_max is the limit.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
 
 
@@ -127,11 +127,11 @@ def _configure(sock: socket.socket, group: int, batching: Batching) -> tuple[byt
             if kind == netlink.NLMSG_ERROR:
                 netlink.raise_for_error(body)
                 return tuple(early)
-        # Bound in the same message that is acknowledged: records may overtake the answer.
+        # The acknowledged message also binds the group, so records may arrive before the answer.
         early.append(datagram)
 
 
-def _explained(error: OSError, group: int) -> SourceError | UnsupportedError:
+def _error_for(error: OSError, group: int) -> SourceError | UnsupportedError:
     if error.errno == errno.EPERM:
         if group in _held_groups():
             return SourceError(
@@ -141,7 +141,7 @@ def _explained(error: OSError, group: int) -> SourceError | UnsupportedError:
             f"binding NFLOG group {group} is not permitted: "
             "it needs CAP_NET_ADMIN in the network namespace"
         )
-    # EINVAL is the answer of an nfnetlink without the subsystem (net/netfilter/nfnetlink.c).
+    # An nfnetlink without the subsystem answers EINVAL (net/netfilter/nfnetlink.c).
     if error.errno in {errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP}:
         return UnsupportedError(
             "this kernel has no NFLOG: load the module nfnetlink_log, or read the kernel log"
@@ -152,12 +152,13 @@ def _explained(error: OSError, group: int) -> SourceError | UnsupportedError:
 
 
 def _held_groups() -> frozenset[int]:
-    """The groups bound in the calling thread's namespace; the first column of the kernel's table.
+    """Return the groups that are bound in the calling thread's namespace.
 
-    Empty when the table can't be read, which needs the privilege that is then missing anyway.
+    They are the first column of the kernel's table. The result is empty if the table can't be read;
+    in that case the privilege to bind a group is missing too.
     """
     try:
-        lines = Path(_HOLDERS).read_text(encoding="ascii").splitlines()
+        lines = Path(_GROUPS_TABLE).read_text(encoding="ascii").splitlines()
     except OSError:
         return frozenset()
     return frozenset(int(line.split()[0]) for line in lines if line.strip())

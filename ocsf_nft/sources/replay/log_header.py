@@ -1,12 +1,14 @@
-"""What stands before a kernel message in a log file: a stamp, a host, a program's name.
+"""Parser of the header before a kernel message in a log file: stamp, host, program name.
 
-Recognised are ``dmesg`` in each of its time formats and with ``--decode`` or ``--raw``, syslog in
-the forms of RFC 3164 (with busybox's and the ISO 8601 variants) and RFC 5424, and ``journalctl``'s
-short forms, which look like syslog. A line of another form is taken for a bare message.
+It recognises ``dmesg`` in each of its time formats and with ``--decode`` or ``--raw``, syslog in
+the formats of RFC 3164 (with busybox's and the ISO 8601 variants) and RFC 5424, and
+``journalctl``'s short formats, which resemble syslog. A line of another format counts as a message
+without header.
 
-Only the kernel's own lines count. A priority's facility (the number shifted right by 3) must be 0,
-and in syslog the program must be ``kernel``. A flat file can't tell more: whoever may send syslog
-messages under that name is believed, which is why the live sources read better places.
+Only the kernel's own lines are accepted. A priority's facility (the number shifted right by 3) must
+be 0, and in syslog the program must be ``kernel``. A plain file has no other evidence of the
+author: each program that may send syslog messages under that name is believed. The live sources
+read from transports with better evidence.
 """
 
 from __future__ import annotations
@@ -76,53 +78,54 @@ _TAG: Final = re.compile(
     r"(?P<tag>[^ :\[]+)(?:\[[0-9]+\])?:(?: |(?=\[))",
     re.ASCII,
 )
-#: A log may be of a machine whose clock is ahead, and of a zone that is.
+#: A log may come from a machine whose clock or time zone is ahead.
 _AHEAD_NS: Final = 86_400_000_000_000
-#: What this boot's stamps may be ahead of its clock (the wall clock may have been set since).
+#: Maximum by which stamps of this boot may be ahead of the clock (it may have been set since).
 _BOOT_AHEAD_NS: Final = 60_000_000_000
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_NOBODY: Final = "nobody who is named"
+_UNKNOWN_AUTHOR: Final = "an unknown program"
 
 
 class StampError(Exception):
-    """The stamp is no time; the message says so."""
+    """Stamp that is not a valid time; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Zero:
-    """What a stamp without all of its parts is counted from.
+class StampReference:
+    """Data that completes a stamp without date, year or time zone.
 
-    ``boot_ns``: when the kernel's clock was 0, in nanoseconds since the epoch; ``this_boot`` says
-    that it is only assumed to be the boot of the log. ``now_ns``: for stamps without a year, which
-    are of the latest year that puts them no more than a day into the future. Local times are of
-    the zone ``zone``; ``None`` is the machine's.
+    ``boot_ns`` is the time at which the kernel's clock was 0, in nanoseconds since the epoch.
+    ``is_assumed_boot`` is true if this is the boot of this machine, and only assumed to be the boot
+    of the log. ``now_ns`` serves stamps without a year: they get the latest year with which they
+    are at most one day in the future. ``zone`` is the time zone of local times; ``None`` is the
+    machine's.
     """
 
     boot_ns: int
     now_ns: Callable[[], int]
     zone: dt.tzinfo | None
-    this_boot: bool
+    is_assumed_boot: bool
 
     def since_boot(self, microseconds: int) -> int:
-        """The time of a stamp of the kernel's clock; raises StampError when it is not this boot's.
+        """Return the time of a stamp of the kernel's clock, in nanoseconds since the epoch.
 
-        Nanoseconds since the epoch.
+        Raises StampError if this boot is assumed and the stamp is later than now.
         """
         time_ns = self.boot_ns + microseconds * 1000
-        if self.this_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:
+        if self.is_assumed_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:
             raise StampError(
                 "its stamp counts from boot and is later than now by this machine's boot: "
-                "say when the machine of the log was booted (convert --boot TIME)"
+                "give the boot time of the log's machine (convert --boot TIME)"
             )
         return time_ns
 
 
 @dataclass(frozen=True, slots=True)
-class Stamped:
-    """A line taken apart.
+class LogLine:
+    """Parts of a line.
 
-    ``author`` is who wrote it, ``None`` for the kernel. ``time_ns`` is ``None`` when the line has
-    no stamp; ``stamp`` is the stamp as it stands there.
+    ``author`` describes the program that wrote it; ``None`` is the kernel. ``time_ns`` is ``None``
+    if the line has no stamp; ``stamp`` is the stamp, unchanged.
     """
 
     message: str
@@ -132,8 +135,8 @@ class Stamped:
     stamp: str | None = None
 
 
-def take(line: str, zero: Zero) -> Stamped:
-    """Take a line apart; raises StampError when its stamp is no time."""
+def parse(line: str, reference: StampReference) -> LogLine:
+    """Split a line into its parts; raises StampError if its stamp is not a valid time."""
     priority = _PRIORITY.match(line)
     author = None
     if priority is not None:
@@ -141,12 +144,12 @@ def take(line: str, zero: Zero) -> Stamped:
         author = author_of_facility(int(priority["priority"]) >> 3, kernel=0)
         structured = _RFC5424.match(line)
         if structured is not None:
-            writer = structured["tag"]
-            return Stamped(
+            program = structured["tag"]
+            return LogLine(
                 line[structured.end() :],
                 "syslog",
-                author or (None if writer == "kernel" else writer),
-                _iso_ns(structured, zero),
+                author or (None if program == "kernel" else program),
+                _iso_ns(structured, reference),
                 structured["iso"],
             )
     decoded = _DECODED.match(line)
@@ -154,74 +157,80 @@ def take(line: str, zero: Zero) -> Stamped:
         line = line[decoded.end() :]
         author = author or author_of_facility(decoded["facility"], kernel="kern")
     return (
-        _dmesg(line, zero, author) or _syslog(line, zero, author) or Stamped(line, "dmesg", author)
+        _dmesg(line, reference, author)
+        or _syslog(line, reference, author)
+        or LogLine(line, "dmesg", author)
     )
 
 
-def _dmesg(line: str, zero: Zero, author: str | None) -> Stamped | None:
+def _dmesg(line: str, reference: StampReference, author: str | None) -> LogLine | None:
     match = _MONOTONIC.match(line)
     if match is not None:
         since = int(match["seconds"]) * 1_000_000 + int(match["microseconds"])
-        return Stamped(line[match.end() :], "dmesg", author, zero.since_boot(since), match["stamp"])
+        return LogLine(
+            line[match.end() :], "dmesg", author, reference.since_boot(since), match["stamp"]
+        )
     match = _HUMAN.match(line)
     if match is not None:
-        time_ns = _local_ns(match, int(match["year"]), zero)
-        return Stamped(line[match.end() :], "dmesg", author, time_ns, match["stamp"])
-    # dmesg writes a comma before the fraction, rsyslog and journalctl a point.
+        time_ns = _local_ns(match, int(match["year"]), reference)
+        return LogLine(line[match.end() :], "dmesg", author, time_ns, match["stamp"])
+    # dmesg writes a comma before the fraction; rsyslog and journalctl write a point.
     match = _DMESG_ISO.match(line)
     if match is not None:
-        return Stamped(line[match.end() :], "dmesg", author, _iso_ns(match, zero), match["iso"])
+        return LogLine(
+            line[match.end() :], "dmesg", author, _iso_ns(match, reference), match["iso"]
+        )
     return None
 
 
-def _syslog(line: str, zero: Zero, author: str | None) -> Stamped | None:
+def _syslog(line: str, reference: StampReference, author: str | None) -> LogLine | None:
     match = _RFC3164.match(line)
     if match is not None:
-        time_ns, stamp = _yearless_ns(match, zero), match["stamp"]
+        time_ns, stamp = _yearless_ns(match, reference), match["stamp"]
     else:
         match = _ISO_SYSLOG.match(line)
         if match is None:
             return None
-        time_ns, stamp = _iso_ns(match, zero), match["iso"]
+        time_ns, stamp = _iso_ns(match, reference), match["iso"]
     rest = line[match.end() :]
     tag = _TAG.match(rest)
     if tag is None:
-        return Stamped(rest, "syslog", author or _NOBODY, time_ns, stamp)
+        return LogLine(rest, "syslog", author or _UNKNOWN_AUTHOR, time_ns, stamp)
     message = rest[tag.end() :]
     author = author or author_of_facility(tag["facility"] or "kern", kernel="kern")
     if tag["tag"] != "kernel":
         author = author or tag["tag"]
     if author is not None:
-        return Stamped(message, "syslog", author, time_ns, stamp)
+        return LogLine(message, "syslog", author, time_ns, stamp)
     inner = _MONOTONIC.match(message)
     if inner is not None:
         message = message[inner.end() :]
-    return Stamped(message, "syslog", None, time_ns, stamp)
+    return LogLine(message, "syslog", None, time_ns, stamp)
 
 
-def _nanoseconds(moment: dt.datetime, fraction: str | None) -> int:
-    seconds = (moment - _EPOCH) // dt.timedelta(seconds=1)
+def _nanoseconds(time: dt.datetime, fraction: str | None) -> int:
+    seconds = (time - _EPOCH) // dt.timedelta(seconds=1)
     return seconds * 1_000_000_000 + int((fraction or "0").ljust(9, "0"))
 
 
-def _iso_ns(match: re.Match[str], zero: Zero) -> int:
+def _iso_ns(match: re.Match[str], reference: StampReference) -> int:
     zone = match["zone"] or ""
     try:
-        moment = dt.datetime.fromisoformat(f"{match['date']}T{match['time']}{zone}")
-        return _nanoseconds(_located(moment, zero), match["fraction"])
+        time = dt.datetime.fromisoformat(f"{match['date']}T{match['time']}{zone}")
+        return _nanoseconds(_with_zone(time, reference), match["fraction"])
     except (ValueError, OverflowError) as error:
-        raise StampError(f"the stamp {match['iso']} is no time") from error
+        raise StampError(f"the stamp {match['iso']} is not a valid time") from error
 
 
-def _located(moment: dt.datetime, zero: Zero) -> dt.datetime:
-    if moment.tzinfo is not None:
-        return moment
-    return moment.astimezone() if zero.zone is None else moment.replace(tzinfo=zero.zone)
+def _with_zone(time: dt.datetime, reference: StampReference) -> dt.datetime:
+    if time.tzinfo is not None:
+        return time
+    return time.astimezone() if reference.zone is None else time.replace(tzinfo=reference.zone)
 
 
-def _local_ns(match: re.Match[str], year: int, zero: Zero) -> int:
+def _local_ns(match: re.Match[str], year: int, reference: StampReference) -> int:
     try:
-        moment = dt.datetime(  # noqa: DTZ001 - the stamp has no zone; it gets one below
+        time = dt.datetime(  # noqa: DTZ001 - the stamp has no zone; it gets one below
             year,
             _MONTHS.index(match["month"]) + 1,
             int(match["day"]),
@@ -229,23 +238,24 @@ def _local_ns(match: re.Match[str], year: int, zero: Zero) -> int:
             int(match["minute"]),
             int(match["second"]),
         )
-        return _nanoseconds(_located(moment, zero), match.groupdict().get("fraction"))
+        return _nanoseconds(_with_zone(time, reference), match.groupdict().get("fraction"))
     except (ValueError, OverflowError, OSError) as error:
-        raise StampError(f"the stamp {match['stamp']} is no time") from error
+        raise StampError(f"the stamp {match['stamp']} is not a valid time") from error
 
 
-def _yearless_ns(match: re.Match[str], zero: Zero) -> int:
-    """Of the latest year in which the date exists and is not in the future (29 February: of 8).
+def _yearless_ns(match: re.Match[str], reference: StampReference) -> int:
+    """Return the time in the latest year in which the date exists and is not in the future.
 
-    A day ahead is not the future: who takes it for last year is wrong by a year.
+    At least one of 8 successive years has a 29 February. A time up to a day ahead doesn't count as
+    future; otherwise it would get last year's date, wrong by a year.
     """
-    latest_ns = zero.now_ns() + _AHEAD_NS
-    year = dt.datetime.fromtimestamp(latest_ns // 1_000_000_000, zero.zone).year
+    latest_ns = reference.now_ns() + _AHEAD_NS
+    year = dt.datetime.fromtimestamp(latest_ns // 1_000_000_000, reference.zone).year
     for candidate in range(year, year - 9, -1):
         try:
-            time_ns = _local_ns(match, candidate, zero)
+            time_ns = _local_ns(match, candidate, reference)
         except StampError:
             continue
         if time_ns <= latest_ns:
             return time_ns
-    raise StampError(f"the stamp {match['stamp']} is no time")
+    raise StampError(f"the stamp {match['stamp']} is not a valid time")
