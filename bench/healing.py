@@ -17,9 +17,9 @@ from bench import stage
 from bench.subject import Subject, milliseconds, percentile
 from ocsf_nft import lab, netlink, nfnetlink, rtnetlink
 from ocsf_nft.fence import nft, ruleset
-from ocsf_nft.fence.replace_keeping_counters import Place
-from ocsf_nft.fence.ruleset_changes import Changes
-from ocsf_nft.fence.tamper_guard import MOST_TIMES
+from ocsf_nft.fence.replace_keeping_counters import TableId
+from ocsf_nft.fence.ruleset_changes import ChangeReader
+from ocsf_nft.fence.tamper_guard import MAX_RESTORES
 from ocsf_nft.nfnetlink import Nftables, Statement
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _ROUNDS: Final = 34
 #: In one round of three kinds: no more than a run puts back before it takes it for a fight.
-_EACH: Final = MOST_TIMES // 3
+_EACH: Final = MAX_RESTORES // 3
 _LINKS: Final = 102
 _BOUND_NS: Final = 50_000_000
 _PORT: Final = 443
@@ -239,7 +239,7 @@ class _Observer:
         self.nftables = Nftables()
         self._notices = nfnetlink.subscribe()
         tables = ruleset.tables_of("sandbox", None)
-        self._changes = Changes([Place(table.family, table.name) for table in tables])
+        self._changes = ChangeReader([TableId(table.family, table.name) for table in tables])
 
     def __enter__(self) -> Self:
         return self

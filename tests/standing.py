@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.installer import Verification
 from ocsf_nft.fence.spec import FenceSpec, Surroundings
-from ocsf_nft.fence.state import Installed
+from ocsf_nft.fence.state import InstalledFence
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
     import pytest
 
-INSTALLED = Installed(
+INSTALLED = InstalledFence(
     spec=FenceSpec(sandbox="sb1", proxies=(endpoint("10.200.0.1:3128"),)),
     around=Surroundings(links=("sb0",)),
     namespace=Namespace(),

@@ -1,8 +1,9 @@
-"""Read the whole ruleset of a namespace: nft's own, and what nft doesn't see or can't decode.
+"""Reading of the whole ruleset of a namespace, including rules that nft doesn't list or decode.
 
-iptables-nft keeps its extensions as blobs that nft names and no more; iptables-nft-save decodes
-them. Tables of legacy iptables (ip_tables) are no nftables at all: /proc names them, and
-iptables-legacy-save reads them. Each is asked where it is installed, and what stays unread is told.
+iptables-nft stores its extensions as binary data, of which nft lists only the name:
+iptables-nft-save decodes them. Tables of legacy iptables (ip_tables) are no nftables tables: /proc
+lists their names, and iptables-legacy-save reads them. If such a program isn't installed, the rules
+are reported as unread.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from ocsf_nft.check import xtables
-from ocsf_nft.check.bounded_command import NoAnswerError, answer
-from ocsf_nft.check.ruleset import XTABLES, XTABLES_FAMILIES, Key, Ruleset, from_json
+from ocsf_nft.check.bounded_command import CommandError, command_output
+from ocsf_nft.check.ruleset import XTABLES, XTABLES_FAMILIES, ChainKey, Ruleset, from_json
 from ocsf_nft.errors import OcsfNftError, UsageError
 from ocsf_nft.fence import nft
 from ocsf_nft.nfnetlink import Nftables
@@ -35,60 +36,67 @@ _NET: Final = Path("/proc/thread-self/net")
 
 
 def read(namespace: Namespace) -> Ruleset:
-    """All rules of a namespace; raises UnsupportedError when nft can't list them.
+    """Return all rules of a namespace.
 
-    What could not be read beside that is in ``unread``.
+    ``unread`` of the result describes the rules that could not be read in addition. Raises
+    UnsupportedError if nft can't list the rules.
     """
     binary = str(nft.find())
     found = Ruleset()
     unread: list[str] = []
     for _ in range(_TRIES):
         before = generation(namespace)
-        found, unread = _of_nft(namespace, binary)
+        found, unread = _read_nft(namespace, binary)
         found, opaque = _decoded(namespace, found)
         unread += opaque
         if generation(namespace) == before:
             break
     else:
         unread.append("the ruleset changes faster than it can be read")
-    legacy, unreadable = _of_legacy(namespace)
+    legacy, unreadable = _read_legacy(namespace)
     return replace(found, chains={**found.chains, **legacy}, unread=(*unread, *unreadable))
 
 
 def generation(namespace: Namespace) -> bytes | None:
-    """What changes with every change of nftables; None where the kernel doesn't tell."""
+    """Return the generation ID of nftables, which changes with every change of the ruleset.
 
-    def ask() -> bytes | None:
+    Return None if the kernel doesn't report it, for example without the privilege.
+    """
+
+    def request() -> bytes | None:
         try:
             with Nftables() as nftables:
-                return nftables.ask(_NFT_MSG_GETGEN, 0, b"").get(_NFTA_GEN_ID)
-        except OSError:  # without the privilege, nft itself will say so
+                return nftables.query(_NFT_MSG_GETGEN, 0, b"").get(_NFTA_GEN_ID)
+        except OSError:  # without the privilege; nft then reports the reason itself
             return None
 
-    return namespace.call(ask)
+    return namespace.call(request)
 
 
-def _of_nft(namespace: Namespace, binary: str) -> tuple[Ruleset, list[str]]:
+def _read_nft(namespace: Namespace, binary: str) -> tuple[Ruleset, list[str]]:
     try:
         return from_json(_json(namespace, [binary, "-j", "list", "ruleset"])), []
-    except NoAnswerError as error:
+    except CommandError as error:
         if "Operation not permitted" in str(error):
-            raise nft.not_permitted() from error
-        # What sets hold may be what there is so much of.
+            raise nft.permission_error() from error
+        # The elements of sets may be the reason for too much output: list without them.
         found = from_json(_json(namespace, [binary, "-j", "-t", "list", "ruleset"]))
         sets = {key: replace(each, elements=None) for key, each in found.sets.items()}
-        return replace(found, sets=sets), [f"what sets hold was not read: {error}"]
+        return replace(found, sets=sets), [f"the elements of sets were not read: {error}"]
 
 
 def _json(namespace: Namespace, command: list[str]) -> Any:
     try:
-        return orjson.loads(answer(namespace, command))
+        return orjson.loads(command_output(namespace, command))
     except orjson.JSONDecodeError as error:
-        raise NoAnswerError("nft lists the ruleset in a form that can't be read") from error
+        raise CommandError("nft lists the ruleset in a form that can't be read") from error
 
 
 def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
-    """The ruleset with iptables' extensions decoded, where iptables-nft-save does it."""
+    """Return the ruleset with iptables' extensions decoded by iptables-nft-save, if possible.
+
+    The second result describes the extensions that stay unread.
+    """
     chains, unread = dict(found.chains), []
     for family, prefix in _PREFIXES.items():
         for table in XTABLES:
@@ -103,10 +111,10 @@ def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
                 saved = _saved(namespace, f"{prefix}-nft-save", table)
             except OcsfNftError as error:
                 unread.append(
-                    f"rules of table {family} {table} are {prefix}' own, and can't be read: {error}"
+                    f"table {family} {table} has extensions of {prefix} that can't be read: {error}"
                 )
                 continue
-            decoded = {key: _zipped(chain, saved) for key, chain in chains.items() if
+            decoded = {key: _with_saved_rules(chain, saved) for key, chain in chains.items() if
                        (key.family, key.table) == (family, table)}  # fmt: skip
             chains.update(decoded)
     return replace(found, chains=chains), unread
@@ -116,17 +124,20 @@ def _is_opaque(chain: Chain) -> bool:
     return any(kind == "xt" for rule in chain.rules for kind, _ in rule.statements)
 
 
-def _saved(namespace: Namespace, program: str, table: str) -> xtables.Saved:
-    binary = nft.program(program)
+def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRuleset:
+    binary = nft.find_program(program)
     if binary is None:
-        raise NoAnswerError(f"{program} is not installed")
-    written = answer(namespace, [str(binary), "-t", table])
+        raise CommandError(f"{program} is not installed")
+    written = command_output(namespace, [str(binary), "-t", table])
     return xtables.read(written.decode("utf-8", "surrogateescape"))
 
 
-def _zipped(chain: Chain, saved: xtables.Saved) -> Chain:
-    """The chain with each rule as iptables tells it; as it is, when the two don't agree."""
-    lines = [line for line in saved.lines if line.chain == chain.key.name]
+def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
+    """Return the chain with its rules as iptables lists them.
+
+    If the two lists have different lengths, return the chain unchanged.
+    """
+    lines = [line for line in saved.rules if line.chain == chain.key.name]
     if len(lines) != len(chain.rules):
         return chain
     names = {(table, name) for table, name, _ in saved.chains}
@@ -136,23 +147,23 @@ def _zipped(chain: Chain, saved: xtables.Saved) -> Chain:
     return replace(chain, rules=rules)
 
 
-def _decoded_rule(rule: Rule, line: xtables.Line, names: set[tuple[str, str]]) -> Rule:
-    told = xtables.rule(line, rule.chain, names, rule.handle)
+def _decoded_rule(rule: Rule, line: xtables.SavedRule, names: set[tuple[str, str]]) -> Rule:
+    decoded = xtables.rule(line, rule.chain, names, rule.handle)
     is_opaque = any(kind == "xt" for kind, _ in rule.statements)
-    # What nft itself decodes is exact; what iptables says is needed for the rest.
-    return told if is_opaque else replace(told, statements=rule.statements)
+    # nft's own decoding is exact; iptables' decoding is needed only for opaque rules.
+    return decoded if is_opaque else replace(decoded, statements=rule.statements)
 
 
-def _of_legacy(namespace: Namespace) -> tuple[Mapping[Key, Chain], list[str]]:
-    found: dict[Key, Chain] = {}
+def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[str]]:
+    found: dict[ChainKey, Chain] = {}
     unread: list[str] = []
     for family in XTABLES_FAMILIES:
         for table in legacy_tables(namespace, family):
             try:
                 saved = _saved(namespace, f"{_PREFIXES[family]}-legacy-save", table)
-            except (NoAnswerError, UsageError) as error:
+            except (CommandError, UsageError) as error:
                 unread.append(
-                    f"legacy {_PREFIXES[family]} has a table {table!r}, which nft doesn't see, "
+                    f"legacy {_PREFIXES[family]} has a table {table!r}, which nft doesn't list, "
                     f"and which can't be read: {error}"
                 )
             else:
@@ -161,13 +172,16 @@ def _of_legacy(namespace: Namespace) -> tuple[Mapping[Key, Chain], list[str]]:
 
 
 def legacy_tables(namespace: Namespace, family: str) -> tuple[str, ...]:
-    """The tables of legacy iptables that a namespace has; none where that can't be looked at."""
+    """Return the names of a namespace's legacy iptables tables.
 
-    def look() -> tuple[str, ...]:
+    The result is empty if the names can't be read.
+    """
+
+    def read_names() -> tuple[str, ...]:
         try:
             text = (_NET / _NAMES[family]).read_text("ascii", "replace")
-        except OSError:  # no such kind of iptables in this kernel, or not for us to see
+        except OSError:  # this kernel has no legacy iptables, or no permission
             return ()
         return tuple(name for name in text.split() if name in XTABLES)
 
-    return namespace.call(look)
+    return namespace.call(read_names)

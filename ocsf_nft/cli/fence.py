@@ -11,7 +11,7 @@ import typer
 from ocsf_nft.cli import options, output
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.state import Installed
+    from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.ocsf.events import Event
 
 
@@ -154,7 +154,7 @@ def remove(
     output.say(f"sandbox {sandbox} is no longer fenced")
 
 
-def _name_what_blocks(installed: Installed) -> None:
+def _name_what_blocks(installed: InstalledFence) -> None:
     """Say what the host's other rules drop of what a VM is let through, before it is started."""
     from ocsf_nft import check
     from ocsf_nft.ocsf.safe_text import visible
@@ -162,7 +162,7 @@ def _name_what_blocks(installed: Installed) -> None:
     spec = installed.spec
     if spec.tap is None:
         return
-    asked = check.question(
+    asked = check.check_scope(
         installed.namespace,
         device=spec.tap.device,
         subnets=spec.tap.subnets,

@@ -1,9 +1,9 @@
-"""The elements of a set of counters, as nf_tables tells them.
+"""Decoding of the elements of a counting set, as nf_tables sends them.
 
 Layouts and numbers: ``include/uapi/linux/netfilter/nf_tables.h``. There may be tens of thousands of
-elements, and nearly always all of a set have their attributes at the same places. So where they are
-is found out of one element, and all are taken apart at once when every byte of theirs that is not a
-value is the same as in that one.
+elements. Nearly always all elements of a set have their attributes at the same offsets. So one
+element is decoded in full to find the offsets. All are decoded at once if every byte that is not a
+value equals that of this element.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _COUNTER: Final = b"counter\0"
 
 
 class _Span(NamedTuple):
-    """From where to where in a payload an attribute's value is."""
+    """Start and end of an attribute's value in a payload."""
 
     start: int
     end: int
 
 
-class _Places(NamedTuple):
-    """Where the values of an element begin, and its timeout; ``expiration`` may be missing."""
+class _Offsets(NamedTuple):
+    """Offsets of an element's values, and its timeout; ``expiration`` may be missing."""
 
     key: int
     packets: int
@@ -54,10 +54,10 @@ class _Places(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """How elements look that look like one that was seen.
+    """Layout of elements that have the same form as a decoded one.
 
-    ``form`` unpacks one: by turns what is the same in all of them, and a value. ``same`` are the
-    former by their column, the others are the columns of the values.
+    ``form`` unpacks one element: constant bytes and values in turn. ``same`` are the constant bytes
+    by their column; the other attributes are the columns of the values.
     """
 
     form: struct.Struct
@@ -69,12 +69,12 @@ class _Layout:
     timeout_ms: int
 
 
-class Elements:
-    """Takes a set's elements apart.
+class ElementParser:
+    """Parser of a set's elements.
 
-    ``key_bytes`` is the length of its keys: what has another, or no counter, is left out.
-    ``timeout_ms`` is the set's own timeout, which the kernel doesn't repeat in each element.
-    ``seen`` counts all elements, also those that are left out.
+    ``key_bytes`` is the length of its keys: elements with another length, or without a counter, are
+    ignored. ``timeout_ms`` is the timeout of the set, which the kernel doesn't repeat in each
+    element. ``seen`` counts all elements, including the ignored ones.
     """
 
     def __init__(self, key_bytes: int, timeout_ms: int) -> None:
@@ -84,85 +84,85 @@ class Elements:
         self._layout: _Layout | None = None
 
     def parse(self, payload: memoryview) -> list[Element]:
-        """The elements in an NFTA_SET_ELEM_LIST_ELEMENTS; stops at a malformed one."""
+        """Return the elements in an NFTA_SET_ELEM_LIST_ELEMENTS; stops at a malformed one."""
         if self._layout is None:
-            self._layout = self._learn(payload)
+            self._layout = self._find_layout(payload)
         if self._layout is not None:
-            found = _alike(payload, self._layout)
+            found = _parse_uniform(payload, self._layout)
             if found is not None:
                 self.seen += len(found)
                 return found
             self._layout = None
-        return self.parse_each(payload)
+        return self.parse_one_by_one(payload)
 
-    def parse_each(self, payload: memoryview) -> list[Element]:
-        """The same, one element after the other."""
+    def parse_one_by_one(self, payload: memoryview) -> list[Element]:
+        """Return the same elements, decoded one by one."""
         found = []
         for kind, element in _spans(payload, _Span(0, len(payload))):
             if kind != _NFTA_LIST_ELEM:
                 continue
             self.seen += 1
-            places = self._locate(payload, element)
-            if places is not None:
-                left = None if places.expiration is None else _number(payload, places.expiration)
+            offsets = self._locate(payload, element)
+            if offsets is not None:
+                left = None if offsets.expiration is None else _number(payload, offsets.expiration)
                 found.append(
                     Element(
-                        bytes(payload[places.key : places.key + self._key_bytes]),
-                        _number(payload, places.packets),
-                        _number(payload, places.bytes),
-                        0 if left is None else max(0, places.timeout_ms - left),
+                        bytes(payload[offsets.key : offsets.key + self._key_bytes]),
+                        _number(payload, offsets.packets),
+                        _number(payload, offsets.bytes),
+                        0 if left is None else max(0, offsets.timeout_ms - left),
                     )
                 )
         return found
 
-    def _locate(self, payload: memoryview, element: _Span) -> _Places | None:
-        """Where the values are; None without a counter or a key of the right length."""
+    def _locate(self, payload: memoryview, element: _Span) -> _Offsets | None:
+        """Return the offsets of the values; None without a counter or a key of the right length."""
         parts = dict(_spans(payload, element))
-        key = _within(payload, parts.get(_NFTA_SET_ELEM_KEY), _NFTA_DATA_VALUE)
+        key = _nested(payload, parts.get(_NFTA_SET_ELEM_KEY), _NFTA_DATA_VALUE)
         if key is None or key.end - key.start != self._key_bytes:
             return None
         counter = _counter(payload, parts)
-        packets = _wide(_within(payload, counter, _NFTA_COUNTER_PACKETS))
-        octets = _wide(_within(payload, counter, _NFTA_COUNTER_BYTES))
+        packets = _offset64(_nested(payload, counter, _NFTA_COUNTER_PACKETS))
+        octets = _offset64(_nested(payload, counter, _NFTA_COUNTER_BYTES))
         if packets is None or octets is None:
             return None
-        timeout = _wide(parts.get(_NFTA_SET_ELEM_TIMEOUT))
-        return _Places(
+        timeout = _offset64(parts.get(_NFTA_SET_ELEM_TIMEOUT))
+        return _Offsets(
             key=key.start,
             packets=packets,
             bytes=octets,
-            expiration=_wide(parts.get(_NFTA_SET_ELEM_EXPIRATION)),
+            expiration=_offset64(parts.get(_NFTA_SET_ELEM_EXPIRATION)),
             timeout_ms=self._timeout_ms if timeout is None else _number(payload, timeout),
         )
 
-    def _learn(self, payload: memoryview) -> _Layout | None:
-        """The layout of the first element; None when it is not one that is counted and ends."""
+    def _find_layout(self, payload: memoryview) -> _Layout | None:
+        """Return the layout of the first element; None if it is incomplete or has no counter."""
         kind, element = next(_spans(payload, _Span(0, len(payload))), (None, _Span(0, 0)))
-        places = self._locate(payload, element) if kind == _NFTA_LIST_ELEM else None
+        offsets = self._locate(payload, element) if kind == _NFTA_LIST_ELEM else None
         stride = element.end + (-element.end % 4)
-        if places is None or places.expiration is None or stride > len(payload):
+        if offsets is None or offsets.expiration is None or stride > len(payload):
             return None
-        values = sorted((places.key, places.packets, places.bytes, places.expiration))
+        values = sorted((offsets.key, offsets.packets, offsets.bytes, offsets.expiration))
         form, end = "!", 0
-        for place in values:
-            size = self._key_bytes if place == places.key else _NUMBER.size
-            form += f"{place - end}s" + (f"{size}s" if place == places.key else "Q")
-            end = place + size
+        for offset in values:
+            size = self._key_bytes if offset == offsets.key else _NUMBER.size
+            form += f"{offset - end}s" + (f"{size}s" if offset == offsets.key else "Q")
+            end = offset + size
         unpack = struct.Struct(f"{form}{stride - end}s")
-        columns = {place: 2 * number + 1 for number, place in enumerate(values)}
+        columns = {offset: 2 * number + 1 for number, offset in enumerate(values)}
         return _Layout(
             form=unpack,
             same=tuple(enumerate(unpack.unpack(payload[:stride])))[::2],
-            key=columns[places.key],
-            packets=columns[places.packets],
-            bytes=columns[places.bytes],
-            expiration=columns[places.expiration],
-            timeout_ms=places.timeout_ms,
+            key=columns[offsets.key],
+            packets=columns[offsets.packets],
+            bytes=columns[offsets.bytes],
+            expiration=columns[offsets.expiration],
+            timeout_ms=offsets.timeout_ms,
         )
 
 
-def _alike(payload: memoryview, layout: _Layout) -> list[Element] | None:
-    """The elements when all look like the layout's; None otherwise."""
+def _parse_uniform(payload: memoryview, layout: _Layout) -> list[Element] | None:
+    """Return the elements if all have the given layout; None otherwise."""
     number, rest = divmod(len(payload), layout.form.size)
     if rest or not number:
         return None
@@ -176,7 +176,7 @@ def _alike(payload: memoryview, layout: _Layout) -> list[Element] | None:
 
 
 def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
-    """The attributes in a part of a payload, by type; stops at a malformed one."""
+    """Yield the attributes in a part of a payload, by type; stops at a malformed one."""
     start, end = within
     while start + _ATTRIBUTE.size <= end:
         length, kind = _ATTRIBUTE.unpack_from(payload, start)
@@ -186,13 +186,13 @@ def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
         start += length + (-length % 4)
 
 
-def _within(payload: memoryview, nest: _Span | None, wanted: int) -> _Span | None:
-    """An attribute inside another: the last of its type."""
-    return None if nest is None else dict(_spans(payload, nest)).get(wanted)
+def _nested(payload: memoryview, nest: _Span | None, kind: int) -> _Span | None:
+    """Return an attribute inside another; if its type occurs several times, the last."""
+    return None if nest is None else dict(_spans(payload, nest)).get(kind)
 
 
-def _wide(value: _Span | None) -> int | None:
-    """Where a 64-bit number begins; None when it is missing or something else."""
+def _offset64(value: _Span | None) -> int | None:
+    """Return the offset of a 64-bit number; None if it is missing or has another length."""
     return None if value is None or value.end - value.start != _NUMBER.size else value.start
 
 
@@ -202,14 +202,16 @@ def _number(payload: memoryview, start: int) -> int:
 
 
 def _counter(payload: memoryview, parts: dict[int, _Span]) -> _Span | None:
-    """The data of an element's counter: its one expression, or the first one of several."""
-    several = parts.get(_NFTA_SET_ELEM_EXPRESSIONS)
-    expressions = [] if several is None else [span for _, span in _spans(payload, several)]
+    """Return the data of an element's counter: its only expression, or the first of several."""
+    expression_list = parts.get(_NFTA_SET_ELEM_EXPRESSIONS)
+    expressions = (
+        [] if expression_list is None else [span for _, span in _spans(payload, expression_list)]
+    )
     if _NFTA_SET_ELEM_EXPR in parts:
         expressions.insert(0, parts[_NFTA_SET_ELEM_EXPR])
     for expression in expressions:
-        said = dict(_spans(payload, expression))
-        name = said.get(_NFTA_EXPR_NAME)
+        attributes = dict(_spans(payload, expression))
+        name = attributes.get(_NFTA_EXPR_NAME)
         if name is not None and bytes(payload[name.start : name.end]) == _COUNTER:
-            return said.get(_NFTA_EXPR_DATA)
+            return attributes.get(_NFTA_EXPR_DATA)
     return None

@@ -1,4 +1,4 @@
-"""What becomes of a fence and its surroundings, for who awaits it."""
+"""Asynchronous stream of the changes to a fence and its surroundings."""
 
 from __future__ import annotations
 
@@ -7,89 +7,92 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.fence.tamper_guard import Alteration, Sentry
+from ocsf_nft.fence.tamper_guard import FenceChange, TamperGuard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
 
-#: Changes come in bursts (a veth pair, its address, its state): one look at the end of each, and no
-#: more than some looks a second for whoever makes them in a loop.
+#: Changes come in bursts (a veth pair, its address, its state). One check at the end of each burst
+#: is enough. The rest limits the checks per second, if a process makes changes in a loop.
 _SETTLE_SECONDS: Final = 0.05
 _REST_SECONDS: Final = 0.2
-_LOOK_SECONDS: Final = 5.0
-#: Of more that wait, the first go untold: how the fence stands is told all the same.
-_MOST_WAITING: Final = 64
+_CHECK_SECONDS: Final = 5.0
+#: Changes that wait for the consumer. Older ones are dropped; the state of the fence is reported
+#: anyway.
+_MAX_PENDING: Final = 64
 
 
-class Watch:
-    """A sentry (:mod:`ocsf_nft.fence.tamper_guard`) at an installed fence, and when a look is due.
+class FenceEvents:
+    """Tamper guard of an installed fence, and a schedule for checks of the fence.
 
-    Needs CAP_NET_ADMIN over the namespaces that the fence is in, CAP_SYS_ADMIN to enter what is not
-    the process's own. With ``heals`` the sentry puts the fence back.
+    Needs CAP_NET_ADMIN over the namespaces of the fence, and CAP_SYS_ADMIN to enter a namespace
+    that is not the process's own. With ``self_heal`` the tamper guard restores the fence.
     """
 
-    def __init__(self, installed: Installed, state: StateDirectory, *, heals: bool) -> None:
+    def __init__(
+        self, installed: InstalledFence, state: StateDirectory, *, self_heal: bool
+    ) -> None:
         self._installed = installed
         self._state = state
-        self._heals = heals
-        self._news = asyncio.Event()
-        self._waiting: deque[Alteration] = deque(maxlen=_MOST_WAITING)
+        self._self_heal = self_heal
+        self._has_news = asyncio.Event()
+        self._pending: deque[FenceChange] = deque(maxlen=_MAX_PENDING)
         self._error: Exception | None = None
-        self._sentry: Sentry | None = None
+        self._tamper_guard: TamperGuard | None = None
 
     @property
-    def sentry(self) -> Sentry:
-        """The sentry of a watch that has begun."""
-        if self._sentry is None:
-            raise RuntimeError("begin the watch first")
-        return self._sentry
+    def tamper_guard(self) -> TamperGuard:
+        """Return the tamper guard; it exists after :meth:`start`."""
+        if self._tamper_guard is None:
+            raise RuntimeError("start the monitoring first")
+        return self._tamper_guard
 
-    async def begin(self) -> None:
-        """Post the sentry; raises SourceError, and what :meth:`Namespace.call` does."""
+    async def start(self) -> None:
+        """Start the tamper guard; raises SourceError, and the errors of :meth:`Namespace.call`."""
         loop = asyncio.get_running_loop()
 
-        def tell(news: Alteration | Exception | None) -> None:
+        def notify(news: FenceChange | Exception | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._take, news)
+                loop.call_soon_threadsafe(self._receive, news)
 
-        self._sentry = await asyncio.to_thread(
-            lambda: Sentry(self._installed, self._state, tell, heals=self._heals)
+        self._tamper_guard = await asyncio.to_thread(
+            lambda: TamperGuard(self._installed, self._state, notify, self_heal=self._self_heal)
         )
-        self._sentry.begin()
+        self._tamper_guard.start()
 
-    async def end(self) -> None:
-        """Withdraw the sentry, when it has done what it is at."""
-        await asyncio.to_thread(self.sentry.end)
+    async def stop(self) -> None:
+        """Stop the tamper guard after its current action."""
+        await asyncio.to_thread(self.tamper_guard.stop)
 
-    async def changes(self) -> AsyncIterator[tuple[Alteration, ...]]:
-        """What others did to the fence, as often as a look at it is due.
+    async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
+        """Yield the changes of other processes whenever a check of the fence is due.
 
-        That is at once, every five seconds, and after each burst of changes to the fence, to links
-        or to routes. What happens while the consumer is busy is not lost. Raises what ended the
-        sentry.
+        A check is due at once, every five seconds, and after each burst of changes to the fence, to
+        links or to routes. Nothing that happens while the consumer is busy is missed. Raises the
+        error that ended the tamper guard.
         """
         while True:
-            yield self.left()
+            yield self.take_pending()
             await asyncio.sleep(_REST_SECONDS)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._news.wait()
+                async with asyncio.timeout(_CHECK_SECONDS):
+                    await self._has_news.wait()
                 await asyncio.sleep(_SETTLE_SECONDS)
-            self._news.clear()
+            self._has_news.clear()
             if self._error is not None:
                 raise self._error
 
-    def left(self) -> tuple[Alteration, ...]:
-        """What has not been told yet."""
-        found = tuple(self._waiting)
-        self._waiting.clear()
+    def take_pending(self) -> tuple[FenceChange, ...]:
+        """Return the changes that have not been returned yet, and clear them."""
+        found = tuple(self._pending)
+        self._pending.clear()
         return found
 
-    def _take(self, news: Alteration | Exception | None) -> None:
-        if isinstance(news, Alteration):
-            self._waiting.append(news)
+    def _receive(self, news: FenceChange | Exception | None) -> None:
+        if isinstance(news, FenceChange):
+            self._pending.append(news)
         elif news is not None:
             self._error = news
-        self._news.set()
+        self._has_news.set()

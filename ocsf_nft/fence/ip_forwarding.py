@@ -1,15 +1,16 @@
-"""IP forwarding, which a VM's packets need on its host: on while a VM is there, and put back.
+"""IP forwarding, which a VM's packets need on its host: enabled while a VM exists, then restored.
 
-``net.ipv4.ip_forward`` and ``net.ipv6.conf.all.forwarding`` are a namespace's, and shared by all
-VMs in it. Writing one sets others as well (``inet_forward_change()`` in net/ipv4/devinet.c,
-``addrconf_fixup_forwarding()`` in net/ipv6/addrconf.c): ``forwarding`` of every device and of those
-to come, and in IPv4 ``conf.all.accept_redirects`` to its opposite. With forwarding a device takes
-router advertisements only where ``accept_ra`` is 2 (``ipv6_accept_ra()``), and the default routes
-that it had from them are gone at once (``rt6_purge_dflt_routers()``). What all of these were before
-is kept in the state directory before any is written, so that it is put back after any crash.
+``net.ipv4.ip_forward`` and ``net.ipv6.conf.all.forwarding`` belong to a namespace, and are shared
+by all VMs in it. A write to one of them changes other sysctls too (``inet_forward_change()`` in
+net/ipv4/devinet.c, ``addrconf_fixup_forwarding()`` in net/ipv6/addrconf.c). These are
+``forwarding`` of every existing and future device, and in IPv4 ``conf.all.accept_redirects``, which
+gets the opposite value. With forwarding, a device accepts router advertisements only if
+``accept_ra`` is 2 (``ipv6_accept_ra()``). The default routes that it had from them are deleted at
+once (``rt6_purge_dflt_routers()``). The previous values of all these sysctls are stored in the
+state directory before any of them is written. So they can be restored after any crash.
 
-Devices that are made meanwhile get what the kernel gives them. What the kernel switches off for
-good is large receive offload, which a host that forwards must not have (``dev_disable_lro()``).
+Devices that are created meanwhile have the kernel's defaults. The kernel permanently disables large
+receive offload, which a forwarding host must not have (``dev_disable_lro()``).
 """
 
 from __future__ import annotations
@@ -47,48 +48,51 @@ _ON: Final = "1"
 #: ``include/uapi/asm-generic/socket.h``.
 _SO_NETNS_COOKIE: Final = 71
 _COOKIE: Final = struct.Struct("=Q")
-#: Router advertisements are taken while this device forwards, too.
+#: Accept router advertisements even while this device forwards.
 _ACCEPT_RA_ALWAYS: Final = "2"
 
 
-def off(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
-    """The sysctls by name that keep a VM's packets from being forwarded; none for other fences."""
+def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
+    """Return the names of the sysctls that prevent the forwarding of a VM's packets.
+
+    Returns nothing for other fences.
+    """
     if spec.tap is None:
         return ()
     return namespace.call(lambda: tuple(_name(key) for key in _missing(spec)))
 
 
 def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
-    """Keep what switching on will change, where something has to be switched on.
+    """Store the previous values of the sysctls that :func:`switch_on` will change.
 
-    Raises UnsupportedError where it can't be (``/proc/sys`` is read-only); nothing has changed
-    then.
+    Does nothing if all are on. Raises UnsupportedError if they can't be changed (``/proc/sys`` is
+    read-only); then nothing has changed.
     """
     if spec.tap is None:
         return
     identity = namespace.identity()
     origin = namespace.call(_origin)
-    kept = _kept(state, identity, origin)
-    found = namespace.call(lambda: _before(spec, kept))
-    if found != kept:
-        _keep(state, identity, origin, found)
+    stored = _stored(state, identity, origin)
+    found = namespace.call(lambda: _values_before(spec, stored))
+    if found != stored:
+        _store(state, identity, origin, found)
 
 
 def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
-    """Forward a VM's packets; ``prepare`` comes first. Raises UnsupportedError."""
+    """Enable the forwarding of a VM's packets, after :func:`prepare`. Raises UnsupportedError."""
     if spec.tap is None:
         return
-    kept = _kept(state, namespace.identity(), namespace.call(_origin))
-    namespace.call(lambda: _switch_on(spec, kept))
+    stored = _stored(state, namespace.identity(), namespace.call(_origin))
+    namespace.call(lambda: _switch_on(spec, stored))
 
 
 def release(
     identity: str, namespace: Namespace, others: Iterable[FenceSpec], state: StateDirectory
 ) -> None:
-    """Put back what is not needed by the fences of ``others``, which stand in the same namespace.
+    """Restore the sysctls that the fences of ``others``, in the same namespace, don't need.
 
-    ``identity`` is that of the namespace where it was switched on; where that is gone, nothing is
-    left to put back. Raises UnsupportedError.
+    ``identity`` is that of the namespace where forwarding was enabled. If it no longer exists,
+    nothing has to be restored. Raises UnsupportedError.
     """
     needed = {version for spec in others for version in _versions(spec)}
     try:
@@ -97,18 +101,18 @@ def release(
         is_there = False
     if not is_there:
         if not needed:
-            state.forget_forwarding_before(identity)
+            state.delete_forwarding_before(identity)
         return
     origin = namespace.call(_origin)
-    kept = _kept(state, identity, origin)
-    left = {key: value for key, value in kept.items() if _version(key) in needed}
-    over = {key: value for key, value in kept.items() if key not in left}
-    if over:
-        namespace.call(lambda: _put_back(over))
-    if not left:
-        state.forget_forwarding_before(identity)
-    elif over:
-        _keep(state, identity, origin, left)
+    stored = _stored(state, identity, origin)
+    needed_values = {key: value for key, value in stored.items() if _version(key) in needed}
+    unneeded = {key: value for key, value in stored.items() if key not in needed_values}
+    if unneeded:
+        namespace.call(lambda: _restore(unneeded))
+    if not needed_values:
+        state.delete_forwarding_before(identity)
+    elif unneeded:
+        _store(state, identity, origin, needed_values)
 
 
 def _versions(spec: FenceSpec) -> tuple[_Version, ...]:
@@ -120,9 +124,9 @@ def _version(key: str) -> _Version:
 
 
 def _missing(spec: FenceSpec) -> Iterator[str]:
-    """The keys that have to be on, and are not.
+    """Yield the keys that have to be on, and are off.
 
-    Of IPv4 each device has its own say (``IN_DEV_FORWARD()``), of IPv6 there is one for all.
+    In IPv4 each device has its own switch (``IN_DEV_FORWARD()``), in IPv6 there is one for all.
     """
     for version in _versions(spec):
         keys = [f"ipv{version}/conf/all/forwarding"]
@@ -131,20 +135,20 @@ def _missing(spec: FenceSpec) -> Iterator[str]:
         yield from (key for key in keys if _read(key) == "0")
 
 
-def _before(spec: FenceSpec, kept: Mapping[str, str]) -> dict[str, str]:
-    """What is kept, and of what will be changed now the values that it has now."""
-    found = dict(kept)
+def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
+    """Return the stored values, and the current values of all other keys that will change now."""
+    found = dict(stored)
     for key in _missing(spec):
-        _see_writable(key)
-        for touched in _touched(key, spec):
-            value = _read(touched)
+        _check_writable(key)
+        for affected in _affected(key, spec):
+            value = _read(affected)
             if value is not None:
-                found.setdefault(touched, value)
+                found.setdefault(affected, value)
     return found
 
 
-def _touched(key: str, spec: FenceSpec) -> Iterator[str]:
-    """What becomes another when a key is switched on."""
+def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
+    """Yield all keys whose values change when a key is switched on."""
     if "/all/" not in key:
         yield key
         return
@@ -161,17 +165,17 @@ def _touched(key: str, spec: FenceSpec) -> Iterator[str]:
             yield f"ipv6/conf/{device}/accept_ra"
 
 
-def _switch_on(spec: FenceSpec, kept: Mapping[str, str]) -> None:
+def _switch_on(spec: FenceSpec, stored: Mapping[str, str]) -> None:
     for key in _missing(spec):
         if key == "ipv6/conf/all/forwarding":
-            for other in kept:
+            for other in stored:
                 if other.endswith("/accept_ra") and _read(other) == "1":
                     _write(other, _ACCEPT_RA_ALWAYS)
         _write(key, _ON)
 
 
-def _put_back(before: Mapping[str, str]) -> None:
-    """First what sets others, router advertisements when nothing is forwarded any more."""
+def _restore(before: Mapping[str, str]) -> None:
+    """Restore values: first the keys that set others, then those of router advertisements."""
 
     def order(key: str) -> tuple[bool, bool]:
         return key.endswith("/accept_ra"), not key.endswith("/all/forwarding")
@@ -189,14 +193,14 @@ def _name(key: str) -> str:
 
 
 def _read(key: str) -> str | None:
-    """A value; None where there is no such key, because the device is gone."""
+    """Return a value; None if there is no such key, because the device was deleted."""
     try:
         return (_NET / key).read_text("ascii").strip()
     except FileNotFoundError:
         return None
 
 
-def _see_writable(key: str) -> None:
+def _check_writable(key: str) -> None:
     try:
         (_NET / key).open("r+").close()
     except OSError as error:
@@ -205,7 +209,7 @@ def _see_writable(key: str) -> None:
 
 def _write(key: str, value: str) -> None:
     try:
-        # Not as a file that would be made where the device is gone.
+        # Opened so that no new file is created if the device was deleted.
         with (_NET / key).open("r+") as file:
             file.write(value)
     except FileNotFoundError:
@@ -221,8 +225,8 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
     )
 
 
-def _kept(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
-    """What was before, by key; nothing where nothing was switched on in this very namespace."""
+def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
+    """Return the stored values by key; none if nothing was switched on in this very namespace."""
     content = state.forwarding_before(identity)
     if content is None:
         return {}
@@ -236,16 +240,16 @@ def _kept(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
     return dict(values) if found == origin else {}
 
 
-def _keep(state: StateDirectory, identity: str, origin: str, values: Mapping[str, str]) -> None:
+def _store(state: StateDirectory, identity: str, origin: str, values: Mapping[str, str]) -> None:
     content = json.dumps([origin, dict(values)], indent=1)
-    state.keep_forwarding_before(identity, content.encode("ascii"))
+    state.store_forwarding_before(identity, content.encode("ascii"))
 
 
 def _origin() -> str:
-    """What no other namespace has, now or later: the kernel's start, and its number since.
+    """Return a text that no other namespace has, now or later: the boot id and the netns cookie.
 
-    An inode's number is soon another namespace's. Without the cookie (Linux before 5.14) it has to
-    do.
+    An inode number is soon reused by another namespace. Without the cookie (Linux before 5.14), the
+    inode number has to suffice.
     """
     boot = _BOOT.read_text("ascii").strip()
     with socket.socket(socket.AF_UNIX) as sock:
@@ -258,6 +262,6 @@ def _origin() -> str:
 
 def _damaged(state: StateDirectory) -> FenceError:
     return FenceError(
-        f"what is kept of IP forwarding in {state.path} is damaged: put the sysctls back as you "
-        "want them and remove the file forwarding-*.before"
+        f"the stored IP forwarding settings in {state.path} are damaged: set the sysctls as you "
+        "need them and remove the file forwarding-*.before"
     )

@@ -1,4 +1,4 @@
-"""What the kernel's refusal means, where a fence is changed by a socket of our own."""
+"""Explanation of the kernel's errors when our own socket changes a fence."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import errno
 from ocsf_nft.errors import FenceError, UnsupportedError
 
 
-def why_not_held(error: OSError) -> str:
-    """Why tables can't be held, or changed where they are to be held."""
+def ownership_failure(error: OSError) -> str:
+    """Return why the exclusive ownership of tables, or a change to such tables, was refused."""
     if isinstance(error, PermissionError):
-        return "another process holds them as its own"
+        return "another process owns them exclusively"
     return error.strerror or str(error)
 
 
-def of_ruleset(error: OSError) -> FenceError | UnsupportedError:
-    """What to raise where the kernel does not take a fence."""
-    why = why_not_held(error)
+def ruleset_error(error: OSError) -> FenceError | UnsupportedError:
+    """Return the exception to raise when the kernel refuses a fence."""
+    reason = ownership_failure(error)
     if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
-        return UnsupportedError(f"this kernel can't do what the fence needs ({why})")
+        return UnsupportedError(f"this kernel can't do what the fence needs ({reason})")
     if isinstance(error, PermissionError):
-        return FenceError(f"the fence's tables can't be changed: {why}")
-    return FenceError(f"the kernel refused the fence: {why}")
+        return FenceError(f"the fence's tables can't be changed: {reason}")
+    return FenceError(f"the kernel refused the fence: {reason}")

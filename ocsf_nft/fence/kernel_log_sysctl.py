@@ -1,8 +1,8 @@
-"""The sysctl that lets records of other network namespaces into the kernel log.
+"""Sysctl that allows records of other network namespaces in the kernel log.
 
-``net.netfilter.nf_log_all_netns`` exists in the initial namespace alone, and concerns every
-namespace of the host, so it is switched on when, and only when, that transport is used, and put
-back afterwards (net/netfilter/nf_log.c).
+``net.netfilter.nf_log_all_netns`` exists only in the initial namespace, and affects every namespace
+of the host (net/netfilter/nf_log.c). So it is switched on only while the kernel-log transport is
+used, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ T = TypeVar("T")
 _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
-def blocked(namespace: Namespace) -> str | None:
-    """The value that keeps a namespace's records out of the kernel log, None when nothing does.
+def blocking_value(namespace: Namespace) -> str | None:
+    """Return the value that blocks a namespace's records from the kernel log; None if not blocked.
 
-    Raises UnsupportedError when it can't be read from here.
+    Raises UnsupportedError if the value can't be read from here.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None
@@ -33,20 +33,20 @@ def blocked(namespace: Namespace) -> str | None:
 
 
 def enable() -> None:
-    """Let the records of all namespaces into the kernel log.
+    """Allow the records of all namespaces in the kernel log.
 
-    Needs to be root on the host; raises UnsupportedError otherwise.
+    Needs root on the host; raises UnsupportedError otherwise.
     """
     _in_initial(lambda: _SYSCTL.write_text("1", "ascii"))
 
 
 def probe() -> None:
-    """See whether :func:`enable` would succeed; raises UnsupportedError when not."""
+    """Check that :func:`enable` would succeed; raises UnsupportedError if not."""
     _in_initial(lambda: _SYSCTL.open("r+").close())
 
 
 def restore(before: str) -> None:
-    """Put the value from before back; raises UnsupportedError when that fails."""
+    """Restore the previous value; raises UnsupportedError if that fails."""
     _in_initial(lambda: _SYSCTL.write_text(before, "ascii"))
 
 
@@ -57,6 +57,6 @@ def _in_initial(work: Callable[[], T]) -> T:
     except (OSError, OcsfNftError) as error:
         cause = error.strerror if isinstance(error, OSError) else error
         raise UnsupportedError(
-            "net.netfilter.nf_log_all_netns, which lets records of other namespaces into the "
+            "net.netfilter.nf_log_all_netns, which allows records of other namespaces in the "
             f"kernel log, can't be read or set from here: that takes root on the host ({cause})"
         ) from error

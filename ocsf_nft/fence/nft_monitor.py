@@ -1,4 +1,4 @@
-"""A namespace that tables of a fence are in: what is told of them, and the way to change them."""
+"""Monitor of a fence's tables in one namespace: notices of changes, and a socket to change them."""
 
 from __future__ import annotations
 
@@ -11,54 +11,55 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft import nfnetlink
 from ocsf_nft.errors import SourceError
 from ocsf_nft.fence import ruleset_batch
-from ocsf_nft.fence.ruleset_changes import Changes, Transaction
+from ocsf_nft.fence.ruleset_changes import ChangeReader, Transaction
 from ocsf_nft.nfnetlink import Nftables
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from ocsf_nft.fence.replace_keeping_counters import Place
+    from ocsf_nft.fence.replace_keeping_counters import TableId
     from ocsf_nft.netns import Namespace
     from ocsf_nft.nfnetlink import Statement
 
 _RECEIVE_BYTES: Final = 1 << 16
-#: In one reading, so that it ends.
+#: Datagrams of one read, so that it ends.
 _MOST_DATAGRAMS: Final = 1024
-#: The end of a transaction follows its parts at once, in a datagram of its own.
+#: The end of a transaction follows its parts at once, in a separate datagram.
 _END_SECONDS: Final = 0.02
-#: Where others change the ruleset all the time.
+#: Attempts, if other processes change the ruleset all the time.
 _TRIES: Final = 8
-#: What stands for notices that were lost.
+#: Placeholder for dropped notices.
 OVERRUN: Final = Transaction(
     changes="more changes were made at once than could be read, maybe to other tables",
 )
 
 
-class Post:
-    """Sockets inside a namespace; all but making one raises OSError.
+class NftMonitor:
+    """Sockets inside a namespace; all methods except the constructor raise OSError.
 
-    One thread reads what is told; the fence may be changed by another one as well. ``covered`` is
-    the number of a ruleset: what was told of that, or of an earlier one, has been put right; up to
-    ``regular`` it was somebody's who had put the fence on record in the regular way.
+    One thread reads the notices; other threads may change the fence too. ``restored_generation`` is
+    the number of a ruleset: all changes up to that one have been reverted. ``regular_generation``:
+    changes up to that one came from a process that had stored a record for the fence, as
+    ``install`` does.
     """
 
-    def __init__(self, namespace: Namespace, places: tuple[Place, ...]) -> None:
-        """Listen to what becomes of some tables.
+    def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
+        """Subscribe to the changes of some tables.
 
-        Raises SourceError, and what :meth:`Namespace.call` does.
+        Raises SourceError, and the errors of :meth:`Namespace.call`.
         """
         self.namespace = namespace
-        #: The namespace that the sockets are in; by the same name there may be another one now.
+        #: Identity of the sockets' namespace; another one may have the same name by now.
         self.identity = namespace.identity()
-        self.owns = False
-        self.regular: int | None = None
-        self.places = places
-        self._changes = Changes(places)
-        #: Whoever changes something by the socket.
-        self._hand = threading.RLock()
+        self.is_owner = False
+        self.regular_generation: int | None = None
+        self.tables = tables
+        self._changes = ChangeReader(tables)
+        #: Held during each change by the socket.
+        self._lock = threading.RLock()
         try:
-            self.notices, self._nftables, self.covered = namespace.call(_opened)
+            self.notices, self._nftables, self.restored_generation = namespace.call(_open_sockets)
         except OSError as error:
             raise SourceError(
                 f"the fence in {namespace} can't be watched: {error.strerror}"
@@ -70,38 +71,40 @@ class Post:
         self._nftables.close()
 
     def read(self) -> list[Transaction]:
-        """What has been told by now of what others did."""
+        """Return the changes of other processes that have been received until now."""
         found: list[Transaction] = []
-        waits = select.poll()
-        waits.register(self.notices, select.POLLIN)
+        poll = select.poll()
+        poll.register(self.notices, select.POLLIN)
         for _ in range(_MOST_DATAGRAMS):
             try:
                 datagram, sender = self.notices.recvfrom(_RECEIVE_BYTES)
             except BlockingIOError:
-                if self._changes.is_open and waits.poll(_END_SECONDS * 1000):
+                if self._changes.is_incomplete and poll.poll(_END_SECONDS * 1000):
                     continue
-                found += self._changes.rest()
+                found += self._changes.take_unfinished()
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 found.append(OVERRUN)
                 continue
-            if sender[0] == 0:  # others can send to it as well
+            if sender[0] == 0:  # other processes can send to this socket too
                 found += self._changes.read(memoryview(datagram))
         return [each for each in found if each.port != self._nftables.port]
 
-    def has_put_right(self, transaction: Transaction) -> bool:
-        """Whether it came before what has been put right."""
-        return _is_by(transaction, self.covered)
+    def is_reverted(self, transaction: Transaction) -> bool:
+        """Return true if the transaction has been reverted by a restore."""
+        return _is_up_to(transaction, self.restored_generation)
 
-    def was_regular(self, transaction: Transaction) -> bool:
-        """Whether it came before a fence that was installed in the regular way was renewed."""
-        return self.regular is not None and _is_by(transaction, self.regular)
+    def is_regular(self, transaction: Transaction) -> bool:
+        """Return true if the transaction came before the renewal of a regularly installed fence."""
+        return self.regular_generation is not None and _is_up_to(
+            transaction, self.regular_generation
+        )
 
-    def mend(self, statements: Sequence[Statement]) -> None:
-        """Put the fence back by a transaction, and so right whatever came before it."""
-        with self._hand:
+    def restore(self, statements: Sequence[Statement]) -> None:
+        """Restore the fence with one transaction, which reverts all earlier changes."""
+        with self._lock:
             for _ in range(_TRIES):
                 before = self._nftables.generation()
                 try:
@@ -110,58 +113,61 @@ class Post:
                     if error.errno != errno.ERESTART:
                         raise
                 else:
-                    self.covered = before + 1
+                    self.restored_generation = before + 1
                     return
-            # Somebody changes the ruleset without a pause: then it is put back once too often.
+            # Another process changes the ruleset without a pause. Then restore once more than
+            # necessary.
             self.commit(statements)
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
         """See :meth:`Nftables.commit`."""
-        with self._hand:
+        with self._lock:
             try:
                 self._nftables.commit(statements, generation)
             except TimeoutError:
                 self._reopen()
                 raise
 
-    def own(self) -> None:
-        """Hold the tables as its own, if all of them are there: no other socket changes them then.
+    def take_ownership(self) -> None:
+        """Become the exclusive owner of the tables, if all of them exist.
 
-        PermissionError where another one holds them.
+        Then no other socket can change them. Raises PermissionError if another socket owns them.
         """
-        with self._hand:
-            self.owns = False
-            # The last time whatever has changed since: who changes the ruleset without a pause is
-            # not to keep it from being held.
+        with self._lock:
+            self.is_owner = False
+            # The last attempt ignores later changes: a process that changes the ruleset all the
+            # time can't prevent ownership.
             for is_last in (*[False] * _TRIES, True):
                 before = self._nftables.generation()
-                # Whoever says that one is his makes one that is not there.
-                if any(self._nftables.table(*place) is None for place in self.places):
+                # A statement for a missing table would create that table.
+                if any(self._nftables.table(*table_id) is None for table_id in self.tables):
                     return
-                owned = [ruleset_batch.owned(*place) for place in self.places]
+                statements = [
+                    ruleset_batch.ownership_statement(*table_id) for table_id in self.tables
+                ]
                 try:
-                    self.commit(owned, None if is_last else before)
+                    self.commit(statements, None if is_last else before)
                 except OSError as error:
                     if error.errno != errno.ERESTART:
                         raise
                 else:
-                    self.owns = True
+                    self.is_owner = True
                     return
 
     def _reopen(self) -> None:
-        """Another socket: on this one the rest of an answer may be due."""
+        """Replace the socket, because the rest of an answer may still arrive on the old one."""
         fresh = self.namespace.call(Nftables)
         self._nftables.close()
         self._nftables = fresh
-        if self.owns:
-            with contextlib.suppress(OSError):  # after the next look it is tried again
-                self.own()
+        if self.is_owner:
+            with contextlib.suppress(OSError):  # tried again after the next check
+                self.take_ownership()
 
 
-def _opened() -> tuple[socket.socket, Nftables, int]:
+def _open_sockets() -> tuple[socket.socket, Nftables, int]:
     nftables = Nftables()
     try:
-        # First: what comes after that is told.
+        # Read first, so that the notices cover the changes after it.
         generation = nftables.generation()
         return nfnetlink.subscribe(), nftables, generation
     except BaseException:
@@ -169,8 +175,8 @@ def _opened() -> tuple[socket.socket, Nftables, int]:
         raise
 
 
-def _is_by(transaction: Transaction, generation: int) -> bool:
+def _is_up_to(transaction: Transaction, generation: int) -> bool:
     if transaction.generation is None:
         return False
-    # The numbers begin anew at 2^32.
+    # The numbers wrap around at 2^32.
     return (generation - transaction.generation) & 0xFFFFFFFF < 1 << 31

@@ -1,17 +1,17 @@
-"""Replace a fence and keep what it has counted. A pure function of texts; runs on any OS.
+"""Replacement of a fence that preserves its counters. A pure function of texts; runs on any OS.
 
-A ruleset of ours (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines it, and with it
-the counts. Where one of ours stands, it is emptied instead, in the same one transaction: all rules
-go, and everything that has no place in the new definition; the counters, the sets with counters and
-the log budgets stay. A base chain stays registered as well, so that no count depends on when the
-kernel takes an old hook away; links that are gone are taken off it by name.
+A ruleset of ours (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines it, and so
+deletes the counts. If one of our tables exists, this module empties it instead, in the same
+transaction. All rules are deleted, and all objects that the new definition lacks. The counters, the
+sets with counters and the log limits stay. A base chain stays registered too, so that no count
+depends on when the kernel removes an old hook. Deleted links are removed from it by name.
 
-What stands is whatever somebody with CAP_NET_ADMIN over the namespace put there, and its listing
-may be made to read like anything. So a name is taken for a name only when it is an identifier; what
-is not plainly a table of ours is not kept; and the new definition holds whatever the listing hides:
-``flush table`` leaves no rule anywhere, and the sets that say who may send are always made anew.
-The flows of a sidecar's proxy are kept, with which it closes its connections: in a set that fills
-itself nobody can tell what somebody with that capability put there, now or at any other time.
+A process with CAP_NET_ADMIN over the namespace may have created the existing tables, so their
+listing is untrusted. So a name is accepted only if it is an identifier. A table that is not clearly
+ours is not preserved. The new definition is effective whatever the listing hides: ``flush table``
+deletes all rules, and the sets of allowed senders are always created again. The flows of a
+sidecar's proxy are preserved, with which it closes its connections. In a set that is filled by
+packets, elements of such a process can't be detected, now or at any other time.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.fence.ruleset import OWNED
+from ocsf_nft.fence.ruleset import EXCLUSIVE_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: What nft's scanner takes for a name (scanner.l), without the slash.
+#: Names in nft's scanner (scanner.l), without the slash.
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_.][A-Za-z0-9_.-]*")
 _DEVICE: Final = re.compile(r"(?:(?![\"/:*\\$,])[!-~]){1,15}")
 _HANDLE: Final = re.compile(r" # handle \d+$")
-#: A part of a table, and in a definition a counter, which is on one line.
+#: Start of a part of a table; in a definition, a counter is on one line.
 _PART: Final = re.compile(r"\t([a-z]+) (\S+) \{( \})?")
-#: What makes a table persist: in a definition, and as it is listed.
-_PERSISTS: Final = (f"\t{OWNED}", "\tflags persist")
+#: Line that makes a table persistent: in a definition, and in a listing.
+_PERSISTS: Final = (f"\t{EXCLUSIVE_FLAGS}", "\tflags persist")
 _LINKS: Final = re.compile(r"^define links = \{ (.*) \}$", re.MULTILINE)
 _HOOK: Final = re.compile(
     r"type (?P<type>filter|nat) hook (?P<hook>\w+)"
     r"(?: devices? (?:= )?(?P<devices>\{ .* \}|\"[^\"]*\"|\$links))?"
     r" (?P<rest>priority [a-z0-9-]+); policy \w+;"
 )
-#: What can be deleted by its name alone, in an order in which nothing is referred to any more.
+#: Objects that can be deleted by name, in an order in which nothing refers to them any more.
 _DELETABLE: Final = ("map", "set", "counter", "quota", "limit", "chain")
 
 
-class Place(NamedTuple):
-    """A table."""
+class TableId(NamedTuple):
+    """Family and name of a table."""
 
     family: str
-    table: str
+    name: str
 
 
 @dataclass(slots=True)
 class _Table:
-    """The comment on a table, and its parts by kind and name: the lines inside, without tabs.
+    """Comment and parts of a table; parts are lines without tabs, by kind and name.
 
-    ``persists``: it may be a socket's own.
+    ``persists``: a socket may own the table exclusively.
     """
 
     comment: list[str] = field(default_factory=list)
@@ -62,67 +62,73 @@ class _Table:
     parts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
 
-def text(definition: str, standing: Mapping[Place, str]) -> str | None:
-    """The ruleset that puts ``definition`` in the place of the tables that stand.
+def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | None:
+    """Return the ruleset that replaces the existing tables with those of ``definition``.
 
-    ``standing`` are their listings as :func:`ocsf_nft.fence.nft.listing` gives them; tables of the
-    definition that are not among them are made. None where what stands can't be kept, or is not
-    understood.
+    ``existing`` are their listings as :func:`ocsf_nft.fence.nft.list_table` returns them. Other
+    tables of the definition are created. Returns None if the existing tables can't be preserved, or
+    their listing is not understood.
     """
-    for place, listing in standing.items():
-        deletion = f"\ndelete table {place.family} {place.table}\n"
+    for table_id, listing in existing.items():
+        deletion = f"\ndelete table {table_id.family} {table_id.name}\n"
         if definition.count(deletion) != 1:
-            raise AssertionError(f"the definition must delete {place} once")
+            raise AssertionError(f"the definition must delete {table_id} once")
         links = _LINKS.search(definition)
-        emptied = _emptied(
-            place, _defined(definition, place), _listed(listing, place), links[1] if links else ""
+        statements = _empty_table(
+            table_id,
+            _parse_definition(definition, table_id),
+            _parse_listing(listing, table_id),
+            links[1] if links else "",
         )
-        if emptied is None:
+        if statements is None:
             return None
-        definition = definition.replace(deletion, f"\n{emptied}")
+        definition = definition.replace(deletion, f"\n{statements}")
     return definition
 
 
-def _emptied(place: Place, wanted: _Table, found: _Table | None, links: str) -> str | None:
-    """Statements that leave nothing of what stands but what counts."""
-    if found is None or (found.comment, found.persists) != (wanted.comment, wanted.persists):
+def _empty_table(
+    table_id: TableId, defined: _Table, listed: _Table | None, links: str
+) -> str | None:
+    """Return statements that delete everything from a table except what counts."""
+    if listed is None or (listed.comment, listed.persists) != (defined.comment, defined.persists):
         return None
-    where = f"{place.family} {place.table}"
-    kept = {part for part in wanted.parts if _counts(part, wanted.parts[part])}
+    where = f"{table_id.family} {table_id.name}"
+    preserved = {part for part in defined.parts if _is_preserved(part, defined.parts[part])}
     if any(
-        _form(found.parts[part]) != _form(wanted.parts[part]) for part in kept & set(found.parts)
+        _properties(listed.parts[part]) != _properties(defined.parts[part])
+        for part in preserved & set(listed.parts)
     ):
         return None
     lines = [f"flush table {where}"]
-    opened = f"table {where} {{" + (f"\n\t{OWNED}" if wanted.persists else "")
-    static = [part for part in wanted.parts if part[0] == "set" and part not in kept]
+    opened = f"table {where} {{" + (f"\n\t{EXCLUSIVE_FLAGS}" if defined.persists else "")
+    static = [part for part in defined.parts if part[0] == "set" and part not in preserved]
     for kind, name in static:
-        # Made first, so that it is there to be deleted, whatever the listing says.
-        form = "".join(f"\t\t{line}\n" for line in wanted.parts[kind, name])
-        lines.append(f"{opened}\n\t{kind} {name} {{\n{form}\t}}\n}}")
+        # Created first, so that it exists and can be deleted, whatever the listing shows.
+        body = "".join(f"\t\t{line}\n" for line in defined.parts[kind, name])
+        lines.append(f"{opened}\n\t{kind} {name} {{\n{body}\t}}\n}}")
         lines.append(f"delete {kind} {where} {name}")
-    for part in sorted(found.parts.keys() - kept - set(static), key=_order):
+    for part in sorted(listed.parts.keys() - preserved - set(static), key=_order):
         kind, name = part
-        if kind == "chain" and part in wanted.parts:
-            unhooked = _unhooked(wanted.parts[part], found.parts[part], links)
-            if unhooked is not None:
-                lines += [f"delete chain {where} {name} {{ {hook} }}" for hook in unhooked]
+        if kind == "chain" and part in defined.parts:
+            removed_hooks = _removed_hooks(defined.parts[part], listed.parts[part], links)
+            if removed_hooks is not None:
+                lines += [f"delete chain {where} {name} {{ {hook} }}" for hook in removed_hooks]
                 continue
         lines.append(f"delete {kind} {where} {name}")
     return "".join(f"{line}\n" for line in lines)
 
 
-def _counts(part: tuple[str, str], lines: list[str]) -> bool:
-    return part[0] == "counter" or (part[0] == "set" and _forgets(lines))
+def _is_preserved(part: tuple[str, str], lines: list[str]) -> bool:
+    return part[0] == "counter" or (part[0] == "set" and _has_timeout(lines))
 
 
-def _forgets(lines: list[str]) -> bool:
-    """Whether what the packets put into a set times out, as flows and log budgets do."""
+def _has_timeout(lines: list[str]) -> bool:
+    """Return true if elements that packets add time out, as for flows and log limits."""
     return any(line.startswith("flags dynamic") and "timeout" in line for line in lines)
 
 
-def _form(lines: list[str]) -> list[str]:
-    """What makes a set or a counter the one that it is; nft has an order of its own."""
+def _properties(lines: list[str]) -> list[str]:
+    """Return the properties of a set or a counter, sorted because nft has its own order."""
     return sorted(line.replace(", ", ",") for line in lines)
 
 
@@ -130,67 +136,67 @@ def _order(part: tuple[str, str]) -> tuple[int, str]:
     return _DELETABLE.index(part[0]), part[1]
 
 
-def _unhooked(wanted: list[str], found: list[str], links: str) -> list[str] | None:
-    """What to take off a chain so that it can stay; None when it can't.
+def _removed_hooks(defined: list[str], listed: list[str], links: str) -> list[str] | None:
+    """Return the hooks to remove from a chain so that it can stay; None if it can't stay.
 
-    A chain of ours that no packets come to by themselves can. What its rules and its policy are
-    doesn't matter: those are gone, and this the definition sets.
+    A regular chain of ours can always stay. A chain's rules and policy don't matter: the rules have
+    been deleted, and the definition sets the policy.
     """
     heads = [
         [line for line in lines if line.startswith(("type ", "comment "))]
-        for lines in (wanted, found)
+        for lines in (defined, listed)
     ]
     if heads == [[], []]:
         return []
-    want, have = (_HOOK.fullmatch("\n".join(head)) for head in heads)
-    if want is None or have is None:
+    new, old = (_HOOK.fullmatch("\n".join(head)) for head in heads)
+    if new is None or old is None:
         return None
-    if any(want[part] != have[part] for part in ("type", "hook", "rest")):
+    if any(new[part] != old[part] for part in ("type", "hook", "rest")):
         return None
-    if want["devices"] is None or have["devices"] is None:
-        return [] if want["devices"] is have["devices"] else None
-    fenced = set(_devices(have["devices"]))
+    if new["devices"] is None or old["devices"] is None:
+        return [] if new["devices"] is old["devices"] else None
+    fenced = set(_devices(old["devices"]))
     if not all(map(_DEVICE.fullmatch, fenced)):
         return None
     return [
-        f'type filter hook {have["hook"]} devices = {{ "{device}" }} {have["rest"]};'
+        f'type filter hook {old["hook"]} devices = {{ "{device}" }} {old["rest"]};'
         for device in sorted(fenced - set(_devices(links)))
     ]
 
 
-def _devices(listed: str) -> Iterator[str]:
-    return (name.strip('" ') for name in listed.strip("{}").split(", "))
+def _devices(text: str) -> Iterator[str]:
+    return (name.strip('" ') for name in text.strip("{}").split(", "))
 
 
-def _defined(definition: str, place: Place) -> _Table:
-    """What a definition of ours puts into a table; its parts may be in several blocks."""
+def _parse_definition(definition: str, table_id: TableId) -> _Table:
+    """Return the content of a table in a definition of ours; its parts may be in several blocks."""
     lines = []
     is_here = False
     for line in definition.split("\n"):
         if line.startswith("table ") or line == "}":
-            is_here = line == f"table {place.family} {place.table} {{"
+            is_here = line == f"table {table_id.family} {table_id.name} {{"
         elif is_here and line.strip() and not line.lstrip().startswith("#"):
             lines.append(line)
-    table = _parsed(lines)
+    table = _parse(lines)
     if table is None:
         raise AssertionError("a definition of ours must be readable")
     return table
 
 
-def _listed(listing: str, place: Place) -> _Table | None:
-    """What a listing shows; None where anything in it is odd."""
+def _parse_listing(listing: str, table_id: TableId) -> _Table | None:
+    """Return the content of a listing; None if any part of it is unexpected."""
     first, *lines = listing.split("\n")
-    opening = f"table {place.family} {place.table} {{"
+    opening = f"table {table_id.family} {table_id.name} {{"
     if _HANDLE.sub("", first) != opening or lines[-2:] != ["}", ""]:
         return None
-    table = _parsed([_HANDLE.sub("", line) for line in lines[:-2] if line])
+    table = _parse([_HANDLE.sub("", line) for line in lines[:-2] if line])
     if table is None:
         return None
     is_plain = all(kind in _DELETABLE and _IDENTIFIER.fullmatch(name) for kind, name in table.parts)
     return table if is_plain else None
 
 
-def _parsed(lines: list[str]) -> _Table | None:
+def _parse(lines: list[str]) -> _Table | None:
     table = _Table()
     inside: list[str] | None = None
     for line in lines:

@@ -1,4 +1,4 @@
-"""What puts a fence back, prepared while it stands, to be sent at once when it doesn't."""
+"""Netlink messages that restore a fence, prepared while it is active, to be sent at once."""
 
 from __future__ import annotations
 
@@ -11,98 +11,112 @@ from ocsf_nft.fence import load_ruleset, replace_keeping_counters, ruleset, rule
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.fence.replace_keeping_counters import Place
-    from ocsf_nft.fence.state import Installed
+    from ocsf_nft.fence.replace_keeping_counters import TableId
+    from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.netns import Namespace
     from ocsf_nft.nfnetlink import Statement
 
-#: After a table as nft lists it come the elements of its sets (:func:`loading.listings`).
+#: nft's listing of a table; the elements of its sets follow it (:func:`load_ruleset.listings`).
 _TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """The tables of a fence in one namespace, and what makes them as they were installed.
+class NamespaceBatch:
+    """Messages that restore the tables of a fence in one namespace.
 
-    ``kept`` leaves what is counted where it is, whether parts of the tables are missing or all of
-    them are there; None where there can't be one. ``whole`` begins with their deletion.
+    ``keeping_counters`` preserves existing counters, whether parts of the tables are missing or all
+    are there; None if that is impossible. ``full`` first deletes the tables.
     """
 
-    places: tuple[Place, ...]
-    kept: tuple[Statement, ...] | None
-    whole: tuple[Statement, ...]
+    tables: tuple[TableId, ...]
+    keeping_counters: tuple[Statement, ...] | None
+    full: tuple[Statement, ...]
 
-    def ways(self, doubtful: Iterable[Place]) -> tuple[tuple[Statement, ...], ...]:
-        """What to try, in order; tables that are ``doubtful`` are not kept."""
-        if self.kept is None or set(doubtful) & set(self.places):
-            return (self.whole,)
-        return self.kept, self.whole
+    def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
+        """Return the batches to try, in order; tables that are ``recreated`` are not preserved."""
+        if self.keeping_counters is None or set(recreated) & set(self.tables):
+            return (self.full,)
+        return self.keeping_counters, self.full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remedy:
-    """For a fence as it is on record, inside its namespace and on the host's side.
+class RestoreBatch:
+    """Messages that restore a fence as recorded, inside its namespace and on the host's side.
 
-    The first of ``loads`` is that of the fence itself.
+    The first of ``batches`` is that of the fence itself.
     """
 
-    installed: Installed
-    loads: tuple[tuple[Namespace, Load], ...]
+    installed: InstalledFence
+    batches: tuple[tuple[Namespace, NamespaceBatch], ...]
 
     @property
     def links(self) -> frozenset[str]:
-        """The links that are fenced."""
+        """Return the names of the fenced interfaces."""
         return frozenset(self.installed.around.links)
 
-    def fits(self, installed: Installed) -> bool:
-        """Whether it puts back a fence on record as well, but for the latest links and routes."""
-        ours, theirs = (
+    def is_valid_for(self, installed: InstalledFence) -> bool:
+        """Return true if the batch also restores this recorded fence.
+
+        The latest links and routes may differ.
+        """
+        own, other = (
             (each.spec, each.transport, each.identity, each.around.ifindex)
             for each in (self.installed, installed)
         )
-        return ours == theirs
+        return own == other
 
 
-def prepare(installed: Installed) -> Remedy:
-    """Prepare it; blocks for as long as some runs of nft, and changes nothing.
+def prepare(installed: InstalledFence) -> RestoreBatch:
+    """Prepare the batch; blocks for some runs of nft, and changes nothing.
 
-    Raises UnsupportedError or FenceError where nft doesn't help.
+    Raises UnsupportedError or FenceError if nft fails.
     """
     spec, around, transport = installed.spec, installed.around, installed.transport
-    places = load_ruleset.fence_places(spec)
+    tables = load_ruleset.fence_table_ids(spec)
     text = ruleset.fence(spec, around, transport)
-    loads = [(installed.namespace, _load(installed.namespace, installed, places, text))]
+    batches = [
+        (installed.namespace, _prepare_namespace(installed.namespace, installed, tables, text))
+    ]
     if spec.guard_device is not None:
-        guarded = load_ruleset.guard_places(spec)
+        guarded = load_ruleset.guard_table_ids(spec)
         text = ruleset.guard(spec, around, transport)
-        loads.append((load_ruleset.HOST, _load(load_ruleset.HOST, installed, guarded, text)))
-    return Remedy(installed=installed, loads=tuple(loads))
+        batches.append(
+            (load_ruleset.HOST, _prepare_namespace(load_ruleset.HOST, installed, guarded, text))
+        )
+    return RestoreBatch(installed=installed, batches=tuple(batches))
 
 
-def _load(
-    namespace: Namespace, installed: Installed, places: tuple[Place, ...], definition: str
-) -> Load:
-    kept = None
-    listed = {place: installed.listings.get(" ".join(place), "") for place in places}
-    tables = {place: found[0] for place, text in listed.items() if (found := _TABLE.match(text))}
-    if len(tables) == len(places):
-        kept = replace_keeping_counters.text(definition, tables)
-    if kept is not None:
-        kept = _commented(kept, places, is_owned=installed.spec.is_owned)
-    return Load(
-        places=places,
-        kept=None if kept is None else ruleset_batch.compiled(namespace, kept),
-        whole=ruleset_batch.compiled(namespace, definition),
+def _prepare_namespace(
+    namespace: Namespace, installed: InstalledFence, tables: tuple[TableId, ...], definition: str
+) -> NamespaceBatch:
+    replacement = None
+    listed = {table_id: installed.listings.get(" ".join(table_id), "") for table_id in tables}
+    listings = {
+        table_id: found[0] for table_id, text in listed.items() if (found := _TABLE.match(text))
+    }
+    if len(listings) == len(tables):
+        replacement = replace_keeping_counters.replacement_text(definition, listings)
+    if replacement is not None:
+        replacement = _set_comments(replacement, tables, is_owned=installed.spec.is_owned)
+    return NamespaceBatch(
+        tables=tables,
+        keeping_counters=None
+        if replacement is None
+        else ruleset_batch.compile_ruleset(namespace, replacement),
+        full=ruleset_batch.compile_ruleset(namespace, definition),
     )
 
 
-def _commented(kept: str, places: tuple[Place, ...], *, is_owned: bool) -> str:
-    """With what makes a missing table say whose it is; one that is there keeps what it says."""
-    for place in places:
-        where = f"table {place.family} {place.table}"
-        says = rf'^{re.escape(where)} \{{\n(?:\tflags .*\n)?\tcomment ".*"\n\}}\n'
-        comment = re.search(says, kept, re.MULTILINE)
+def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
+    """Insert statements that set the comment of a missing table.
+
+    An existing table keeps its comment.
+    """
+    for table_id in tables:
+        where = f"table {table_id.family} {table_id.name}"
+        pattern = rf'^{re.escape(where)} \{{\n(?:\tflags .*\n)?\tcomment ".*"\n\}}\n'
+        comment = re.search(pattern, replacement, re.MULTILINE)
         if comment is not None:
-            first, flush = ruleset.first(*place, persists=is_owned), f"flush {where}\n"
-            kept = kept.replace(f"\n{first}{flush}", f"\n{comment[0]}{flush}", 1)
-    return kept
+            first, flush = ruleset.ensure_table(*table_id, persists=is_owned), f"flush {where}\n"
+            replacement = replacement.replace(f"\n{first}{flush}", f"\n{comment[0]}{flush}", 1)
+    return replacement

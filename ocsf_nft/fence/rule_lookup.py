@@ -1,4 +1,4 @@
-"""Which rule in the kernel stands behind a log prefix, read from nft's listing."""
+"""Lookup of the logging rules by name, from nft's listing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _RULE: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuleFact:
-    """A rule that logs: where it stands, and its text as nft lists it."""
+class LoggingRule:
+    """Logging rule: its position in the ruleset, and its text as nft lists it."""
 
     name: str
     family: str
@@ -28,18 +28,18 @@ class RuleFact:
     text: str
 
 
-def logging_rules(listings: Iterable[str]) -> tuple[RuleFact, ...]:
-    """The logging rules in nft's listings (with handles), in their order."""
-    found: list[RuleFact] = []
+def logging_rules(listings: Iterable[str]) -> tuple[LoggingRule, ...]:
+    """Return the logging rules in nft's listings (with handles), in their order."""
+    found: list[LoggingRule] = []
     family = table = chain = ""
     for line in (line for listing in listings for line in listing.splitlines()):
-        if opened := _TABLE.match(line):
-            family, table = opened[1], opened[2]
-        elif opened := _CHAIN.match(line):
-            chain = opened[1]
+        if opening := _TABLE.match(line):
+            family, table = opening[1], opening[2]
+        elif opening := _CHAIN.match(line):
+            chain = opening[1]
         elif rule := _RULE.fullmatch(line):
             found.append(
-                RuleFact(
+                LoggingRule(
                     name=rule[2],
                     family=family,
                     table=table,

@@ -1,8 +1,8 @@
-"""A ruleset as the messages that put it into the kernel, made once and sent whenever it is needed.
+"""Compilation of a ruleset to netlink messages, which can be sent again without nft.
 
-nft takes some milliseconds to start, and first reads all tables that stand in the namespace, which
-may be very many, or such as it can't read. Whoever puts a fence back can't wait for that. So nft
-tells once what it would send; sending that again is one system call.
+nft takes some milliseconds to start. It first reads all tables in the namespace, which may be very
+many, or unreadable for it. The restoration of a fence can't wait for that. So nft shows once which
+messages it would send; sending them again is one system call.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ _NLA_F_NESTED: Final = 0x8000
 _NLA_F_NET_BYTEORDER: Final = 0x4000
 _FAMILY_BYTES: Final = 4
 
-#: libmnl does not show these flags; in a ruleset of ours a statement of a kind has but one form.
+#: libmnl does not show these flags. In a ruleset of ours, all statements of a type have the same
+#: flags.
 _FLAGS: Final = {
     _NFT_MSG_NEWTABLE: 0,
     _NFT_MSG_DELTABLE: 0,
@@ -79,7 +80,7 @@ _MESSAGE: Final = re.compile(
     r"(?P<body>(?:\|.*\n)*)"
     r"-+\t-+\n"
 )
-#: Four bytes, or the head of an attribute (length, flags, type) between codes for colours.
+#: Four bytes, or the header of an attribute (length, flags, type) between colour codes.
 _WORD: Final = re.compile(
     r"\| ((?:[0-9a-f]{2} ){4}) \|\t.*\n"
     r"|\|\x1b\[[\d;]+m(\d{5})\x1b\[0m"
@@ -90,23 +91,23 @@ _HEADER_BYTES: Final = 16
 _ATTRIBUTE: Final = struct.Struct("=HH")
 
 
-def compiled(namespace: Namespace, text: str) -> tuple[Statement, ...]:
-    """The statements of a ruleset of ours (:mod:`ocsf_nft.fence.ruleset`, or kept); blocks.
+def compile_ruleset(namespace: Namespace, text: str) -> tuple[Statement, ...]:
+    """Return the statements of a ruleset from this package; blocks.
 
-    nft runs in an empty namespace, in which nothing that somebody has made is in its way; in the
-    one that is named where none can be had, or where the ruleset is about what is in that. Raises
-    FenceError when this version of nft shows them in a form that is not known, and what
-    :func:`nft.sent` does.
+    nft runs in an empty namespace, so that tables of other processes don't disturb it. It runs in
+    ``namespace`` if no empty one can be made, or if the ruleset refers to existing tables. Raises
+    FenceError if this version of nft shows messages in an unknown format, and the errors of
+    :func:`nft.show_messages`.
     """
     with contextlib.suppress(UnsupportedError, FenceError):
-        return tuple(parsed(netns.in_scratch(lambda: nft.sent(Namespace(), text))))
-    return tuple(parsed(nft.sent(namespace, text)))
+        return tuple(parse_messages(netns.in_scratch(lambda: nft.show_messages(Namespace(), text))))
+    return tuple(parse_messages(nft.show_messages(namespace, text)))
 
 
-def parsed(shown: str) -> Iterator[Statement]:
-    """The statements of the transaction that nft shows; raises FenceError when it is none."""
+def parse_messages(output: str) -> Iterator[Statement]:
+    """Yield the statements of a transaction that nft shows; raises FenceError if there is none."""
     is_inside = False
-    for found in _MESSAGE.finditer(shown):
+    for found in _MESSAGE.finditer(output):
         kind = int(found["kind"])
         if kind == NFNL_MSG_BATCH_BEGIN:
             is_inside = True
@@ -115,17 +116,17 @@ def parsed(shown: str) -> Iterator[Statement]:
         elif is_inside:
             number = kind - SUBSYSTEM
             if number not in _FLAGS:
-                raise FenceError(f"nft shows a message of a kind that is not known: {kind}")
+                raise FenceError(f"nft shows a message of an unknown type: {kind}")
             payload = b"".join(_words(found["body"]))
             if len(payload) != int(found["length"]) - _HEADER_BYTES + (-int(found["length"]) % 4):
-                raise FenceError("nft shows messages that are cut short, or in another form")
+                raise FenceError("nft shows messages that are truncated or in an unknown format")
             yield Statement(number, _FLAGS[number], payload)
     if not is_inside:
-        raise FenceError("nft doesn't show what it sends in a form that is known")
+        raise FenceError("nft doesn't show what it sends in a known format")
 
 
-def owned(family: str, table: str) -> Statement:
-    """What makes a table that persists the own one of the socket that it is sent by."""
+def ownership_statement(family: str, table: str) -> Statement:
+    """Return the statement that makes the sending socket own a persistent table."""
     flags = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
     payload = struct.pack("!BBH", FAMILIES[family], 0, 0)
     payload += netlink.attribute(_NFTA_TABLE_NAME, table.encode() + b"\0")
@@ -133,8 +134,10 @@ def owned(family: str, table: str) -> Statement:
     return Statement(_NFT_MSG_NEWTABLE, _FLAGS[_NFT_MSG_NEWTABLE], payload)
 
 
-def hooked_to(statements: Iterable[Statement], devices: Iterable[str]) -> tuple[Statement, ...]:
-    """What puts more interfaces under the chains that hang on interfaces; nothing for none."""
+def attach_statements(
+    statements: Iterable[Statement], devices: Iterable[str]
+) -> tuple[Statement, ...]:
+    """Return statements that attach more interfaces to the netdev chains; none without devices."""
     names = b"".join(
         netlink.attribute(_NFTA_DEVICE_NAME, name.encode("utf-8", "surrogateescape") + b"\0")
         for name in devices
@@ -163,7 +166,7 @@ def _attributes(payload: bytes) -> Iterator[tuple[int, memoryview]]:
 
 
 def _with_devices(payload: bytes, names: bytes) -> bytes:
-    made = payload[:_FAMILY_BYTES]
+    changed = payload[:_FAMILY_BYTES]
     for kind, value in _attributes(payload):
         if kind == _NFTA_CHAIN_HOOK:
             hook = b"".join(
@@ -172,7 +175,7 @@ def _with_devices(payload: bytes, names: bytes) -> bytes:
                 if part not in {_NFTA_HOOK_DEV, _NFTA_HOOK_DEVS}
             )
             hook += netlink.attribute(_NFTA_HOOK_DEVS | _NLA_F_NESTED, names)
-            made += netlink.attribute(kind | _NLA_F_NESTED, hook)
-        elif kind != _NFTA_CHAIN_POLICY:  # which may be another one by now
-            made += netlink.attribute(kind, bytes(value))
-    return made
+            changed += netlink.attribute(kind | _NLA_F_NESTED, hook)
+        elif kind != _NFTA_CHAIN_POLICY:  # it may have changed since
+            changed += netlink.attribute(kind, bytes(value))
+    return changed

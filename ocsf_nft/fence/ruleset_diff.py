@@ -1,4 +1,4 @@
-"""What differs between a fence as it was installed and as it stands, in lines for people."""
+"""Differences between a fence as it was installed and as it is now, in lines for people."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _HANDLE: Final = re.compile(r" # handle \d+$", re.MULTILINE)
-#: Where a set, a counter or a chain begins in nft's listing, or the table ends.
+#: Start of a set, a counter or a chain in nft's listing, or the end of the table.
 _PART: Final = re.compile(r"^(?=\t\S.*\{$|\}$)", re.MULTILINE)
-#: Who alters a fence may alter it by thousands of rules, or by one that fills a screen.
+#: An attacker may add thousands of rules, or one that fills a screen.
 _DIFFERENCE_LINES: Final = 20
 _LINE_CHARACTERS: Final = 200
 
 
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """The lines that differ between listings, by table; handles aside, and the order of the parts.
+    """Return the lines that differ between listings, by table.
 
-    What is kept when a fence is replaced stays where it was in nft's listing; the order of chains
-    and sets there means nothing.
+    Handles and the order of the parts are ignored. When a fence is replaced, preserved parts keep
+    their position in nft's listing; the order of chains and sets there has no effect.
     """
     lines: list[str] = []
     for name in sorted({*expected, *found}):
-        wanted, there = (_in_order(side.get(name, "")) for side in (expected, found))
+        installed, current = (_sorted_parts(side.get(name, "")) for side in (expected, found))
         lines += difflib.unified_diff(
-            wanted, there, f"{name}, as installed", f"{name}, now", n=1, lineterm=""
+            installed, current, f"{name}, as installed", f"{name}, now", n=1, lineterm=""
         )
     return lines
 
 
 def shortened(lines: list[str]) -> list[str]:
-    """The first of the lines, none too long, and how many were left out."""
-    kept = [
+    """Return the first lines, each cut to a maximum length, and the number of omitted lines."""
+    shown = [
         line if len(line) <= _LINE_CHARACTERS else f"{line[: _LINE_CHARACTERS - 1]}…"
         for line in lines[:_DIFFERENCE_LINES]
     ]
-    if more := len(lines) - len(kept):
-        kept.append(f"… and {more} more line{'' if more == 1 else 's'}")
-    return kept
+    if more := len(lines) - len(shown):
+        shown.append(f"… and {more} more line{'' if more == 1 else 's'}")
+    return shown
 
 
-def _in_order(listing: str) -> list[str]:
+def _sorted_parts(listing: str) -> list[str]:
     head, *parts = _PART.split(_HANDLE.sub("", listing))
     return [line for part in (head, *sorted(parts)) for line in part.rstrip().splitlines()]

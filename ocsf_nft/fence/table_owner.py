@@ -1,4 +1,4 @@
-"""Whose a table of ours is, by its own word and by what is on record."""
+"""Sandbox that a table belongs to, from the table's comment and from the stored records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ocsf_nft.fence import load_ruleset, table_query
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.fence.replace_keeping_counters import Place
+    from ocsf_nft.fence.replace_keeping_counters import TableId
     from ocsf_nft.fence.spec import FenceSpec, Surroundings
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
@@ -20,90 +20,96 @@ if TYPE_CHECKING:
 _OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
 
 
-def owner(namespace: Namespace, place: Place) -> str | None:
-    """Whose a table says that it is; None where it says nothing, or isn't there.
+def owning_sandbox(namespace: Namespace, table_id: TableId) -> str | None:
+    """Return the sandbox that a table's comment names; None if it names none, or there is no table.
 
-    It may say anything. Raises what :func:`standing.comment` does.
+    The comment is untrusted. Raises the errors of :func:`table_query.comment`.
     """
-    found = _OWNER.fullmatch(table_query.comment(namespace, *place) or "")
+    found = _OWNER.fullmatch(table_query.comment(namespace, *table_id) or "")
     return None if found is None else found[1]
 
 
-def refuse_foreign(sandbox: str, namespace: Namespace, place: Place) -> None:
-    """Raise FenceError where a table is another sandbox's."""
-    found = owner(namespace, place)
+def refuse_other_sandbox(sandbox: str, namespace: Namespace, table_id: TableId) -> None:
+    """Raise FenceError if a table belongs to another sandbox."""
+    found = owning_sandbox(namespace, table_id)
     if found is not None and found != sandbox:
-        raise _foreign(found, namespace, place)
+        raise _other_sandbox_error(found, namespace, table_id)
 
 
-def refuse_held(namespace: Namespace, places: Iterable[Place], state: StateDirectory) -> None:
-    """Raise FenceError where a process holds a table as its own, so that nobody can change it."""
-    for place in places:
-        found = table_query.table(namespace, *place)
-        if found is None or not found.is_owned:
+def refuse_exclusive(
+    namespace: Namespace, table_ids: Iterable[TableId], state: StateDirectory
+) -> None:
+    """Raise FenceError if a process owns a table exclusively.
+
+    No other process can change such a table.
+    """
+    for table_id in table_ids:
+        found = table_query.table(namespace, *table_id)
+        if found is None or not found.is_exclusive:
             continue
-        sandbox = owner(namespace, place)
+        sandbox = owning_sandbox(namespace, table_id)
         is_run = False
-        with contextlib.suppress(UsageError):  # the name of no sandbox
+        with contextlib.suppress(UsageError):  # not a valid sandbox name
             is_run = sandbox is not None and state.is_watched(sandbox)
-        mend = (
+        remedy = (
             f"stop the run of sandbox {sandbox} first (its fence stays)"
             if is_run
-            else "that is no run on a fence of this state directory: end it first"
+            else "that process is not a run that uses this state directory: end it first"
         )
         raise FenceError(
-            f"the table {place.table} in {namespace} is held by a process as its own: {mend}"
+            f"the table {table_id.name} in {namespace} is exclusively owned by a process: {remedy}"
         )
 
 
-def former(
+def replaced_sandbox(
     spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
 ) -> str | None:
-    """Whose record is of no use any more, because what is fenced now has taken its table's place.
+    """Return the sandbox whose record is obsolete, because this fence replaces its table.
 
-    What a run that was killed has left is replaced: the table of a VM that is on no record, or on
-    that of a device with another number, which is gone. Raises FenceError where the table is that
-    of another sandbox that may be alive, or the guard of one that is on record.
+    Tables that a killed run left behind are replaced: the table of a VM without a record, or with
+    the record of a device with another index, which no longer exists. Raises FenceError if the
+    table belongs to another sandbox that may be alive, or is the guard of a sandbox with a record.
     """
-    place, link = load_ruleset.fence_places(spec)
+    table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:
-        _refuse_guarded(spec.sandbox, namespace, link, state)
-    found = owner(namespace, place)
+        _refuse_guard(spec.sandbox, namespace, link_table, state)
+    found = owning_sandbox(namespace, table_id)
     if found is None or found == spec.sandbox:
         return None
     if spec.tap is None:
-        raise _foreign(found, namespace, place)
+        raise _other_sandbox_error(found, namespace, table_id)
     try:
         installed = state.read(found)
-    except UsageError:  # the name of no sandbox: whoever has written that, it is on no record
+    except UsageError:  # not a valid sandbox name, so it has no record
         return None
     if (
         installed is None
         or installed.identity != namespace.identity()
-        or place not in load_ruleset.fence_places(installed.spec)
+        or table_id not in load_ruleset.fence_table_ids(installed.spec)
     ):
         return None
     if installed.around.ifindex == around.ifindex:
-        raise _foreign(found, namespace, place)
+        raise _other_sandbox_error(found, namespace, table_id)
     return found
 
 
-def _refuse_guarded(
-    sandbox: str, namespace: Namespace, place: Place, state: StateDirectory
+def _refuse_guard(
+    sandbox: str, namespace: Namespace, table_id: TableId, state: StateDirectory
 ) -> None:
-    """Raise FenceError where a table is what guards another sandbox."""
-    found = owner(namespace, place)
+    """Raise FenceError if a table is the guard of another sandbox."""
+    found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():
         return
     try:
         installed = state.read(found)
-    except UsageError:  # as in former()
+    except UsageError:  # as in replaced_sandbox()
         return
-    if installed is not None and place in load_ruleset.guard_places(installed.spec):
-        raise _foreign(found, namespace, place)
+    if installed is not None and table_id in load_ruleset.guard_table_ids(installed.spec):
+        raise _other_sandbox_error(found, namespace, table_id)
 
 
-def _foreign(found: str, namespace: Namespace, place: Place) -> FenceError:
+def _other_sandbox_error(found: str, namespace: Namespace, table_id: TableId) -> FenceError:
     return FenceError(
-        f"the table {place.table} in {namespace} is that of sandbox {found}: remove that one first"
+        f"the table {table_id.name} in {namespace} is that of sandbox {found}: "
+        "remove its fence first"
     )

@@ -1,8 +1,8 @@
-"""What nf_tables says of a table without nft: whose it is, and what is in its sets.
+"""Queries to nf_tables without nft: a table's comment and flags, the elements of its sets.
 
-A look at a fence asks this every few seconds, so it starts no process; and whoever has
-CAP_NET_ADMIN over the namespace may have put a million elements where ours has one, so no more is
-taken than is asked for. Numbers: ``include/uapi/linux/netfilter/nf_tables.h``.
+A check of a fence reads them every few seconds, so it starts no process. A process with
+CAP_NET_ADMIN over the namespace may have added a million elements where ours has one. So no more
+elements are read than requested. Numbers: ``include/uapi/linux/netfilter/nf_tables.h``.
 """
 
 from __future__ import annotations
@@ -32,47 +32,47 @@ _NFTA_SET_ELEM_LIST_SET: Final = 2
 _NFTA_SET_ELEM_LIST_ELEMENTS: Final = 3
 _NFTA_SET_ELEM_KEY: Final = 1
 _NFTA_DATA_VALUE: Final = 1
-#: libnftnl's udata.h: type, length, value; the type of a table's comment.
+#: libnftnl's udata.h: type, length, value. This is the type of a table's comment.
 _UDATA_TABLE_COMMENT: Final = 0
-#: What a kernel without nf_tables answers: no such subsystem, no such socket.
+#: Errors of a kernel without nf_tables: no such subsystem, no such socket.
 _MISSING: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
-#: How the keys of allowed4 and allowed6 are made up; a field takes a multiple of four bytes.
+#: Lengths of the keys of allowed4 and allowed6; a field takes a multiple of four bytes.
 _ENDPOINT_BYTES: Final = frozenset({12, 24})
 _ADDRESS_BYTES: Final = frozenset({4, 16})
 _PROTOCOLS: Final = {6: "tcp", 17: "udp"}
-#: A list is told again when somebody loads a ruleset meanwhile.
+#: Reads of one set, if another process loads a ruleset meanwhile.
 _TRIES: Final = 3
 
 
 def comment(namespace: Namespace, family: str, name: str) -> str | None:
-    """The comment on a table, empty where it has none; None when there is no such table.
+    """Return the comment of a table, empty if it has none; None if there is no such table.
 
-    Raises UnsupportedError when it is not permitted to look, FenceError when the kernel fails, and
-    what :meth:`Namespace.call` does.
+    Raises UnsupportedError if reading is not permitted, FenceError if the kernel fails, and the
+    errors of :meth:`Namespace.call`.
     """
     found = table(namespace, family, name)
     return None if found is None else _comment(found.userdata)
 
 
 def table(namespace: Namespace, family: str, name: str) -> Table | None:
-    """A table; None when there is no such table. Raises what :func:`comment` does."""
+    """Return a table; None if there is no such table. Raises the errors of :func:`comment`."""
 
-    def ask() -> Table | None:
+    def query() -> Table | None:
         with Nftables() as nftables:
             return nftables.table(family, name)
 
-    return _answered(namespace, ask)
+    return _call(namespace, query)
 
 
 def elements(
     namespace: Namespace, family: str, table: str, sets: Iterable[str], most: int
 ) -> tuple[str, ...]:
-    """A line for each element of the sets, in order; none for a set that is not there.
+    """Return a line for each element of the sets, in order; none for a missing set.
 
-    Where a set has more elements than ``most``, one line says so. Raises what :func:`comment`
-    does.
+    If a set has more than ``most`` elements, one line reports this. Raises the errors of
+    :func:`comment`.
     """
-    return _answered(
+    return _call(
         namespace,
         lambda: tuple(line for name in sets for line in _lines(family, table, name, most)),
     )
@@ -80,32 +80,32 @@ def elements(
 
 def _lines(family: str, table: str, name: str, most: int) -> list[str]:
     for _ in range(_TRIES):
-        # One for each list: it is closed where that is not read to its end.
+        # One socket for each list, because a list that was not read to its end makes it unusable.
         with Nftables() as nftables, contextlib.suppress(InterruptedDumpError):
             keys = list(itertools.islice(_keys(nftables, family, table, name), most + 1))
             if len(keys) > most:
                 return [f"{name}: more than {most} elements"]
-            return sorted(f"{name}: {_words(key)}" for key in keys)
+            return sorted(f"{name}: {_key_text(key)}" for key in keys)
     return [f"{name}: altered again and again while it was read"]
 
 
 def _keys(nftables: Nftables, family: str, table: str, name: str) -> Iterator[bytes]:
-    """The keys of a set; an empty one for the element that stands for all that have none."""
-    question = netlink.attribute(_NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
-    question += netlink.attribute(_NFTA_SET_ELEM_LIST_SET, name.encode() + b"\0")
+    """Yield the keys of a set; an empty key for the catch-all element."""
+    attributes = netlink.attribute(_NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
+    attributes += netlink.attribute(_NFTA_SET_ELEM_LIST_SET, name.encode() + b"\0")
     with contextlib.suppress(FileNotFoundError):
-        for answer in nftables.dump(_NFT_MSG_GETSETELEM, nfnetlink.FAMILIES[family], question):
-            for element in netlink.attributes(_inside(answer, _NFTA_SET_ELEM_LIST_ELEMENTS)):
-                key = _inside(element[1], _NFTA_SET_ELEM_KEY)
-                yield bytes(_inside(key, _NFTA_DATA_VALUE))
+        for answer in nftables.dump(_NFT_MSG_GETSETELEM, nfnetlink.FAMILIES[family], attributes):
+            for element in netlink.attributes(_nested(answer, _NFTA_SET_ELEM_LIST_ELEMENTS)):
+                key = _nested(element[1], _NFTA_SET_ELEM_KEY)
+                yield bytes(_nested(key, _NFTA_DATA_VALUE))
 
 
-def _inside(payload: memoryview, wanted: int) -> memoryview:
-    return dict(netlink.attributes(payload)).get(wanted, memoryview(b""))
+def _nested(payload: memoryview, kind: int) -> memoryview:
+    return dict(netlink.attributes(payload)).get(kind, memoryview(b""))
 
 
-def _words(key: bytes) -> str:
-    """A key as a person reads it: an address, or an address, a protocol and a port."""
+def _key_text(key: bytes) -> str:
+    """Return a key for people: an address, or an address, a protocol and a port."""
     if len(key) in _ADDRESS_BYTES:
         return str(ipaddress.ip_address(key))
     if len(key) in _ENDPOINT_BYTES and not any(key[-7:-4] + key[-2:]):
@@ -125,14 +125,14 @@ def _comment(userdata: bytes) -> str:
     return ""
 
 
-def _answered(namespace: Namespace, ask: Callable[[], T]) -> T:
+def _call(namespace: Namespace, query: Callable[[], T]) -> T:
     try:
-        return namespace.call(ask)
+        return namespace.call(query)
     except PermissionError as error:
-        raise nft.not_permitted() from error
+        raise nft.permission_error() from error
     except OSError as error:
         if error.errno in _MISSING:
             raise UnsupportedError("this kernel has no nf_tables: load that module") from error
         raise FenceError(
-            f"the kernel doesn't tell what fence stands: {error.strerror or error}"
+            f"the kernel doesn't report the installed fence: {error.strerror or error}"
         ) from error

@@ -1,8 +1,8 @@
-"""Which process a transaction was made by, as far as that can be known afterwards; never a guess.
+"""Attribution of a transaction to a process, as far as that is certain; never a guess.
 
-The kernel names the thread by its number in the initial pid namespace and by what it calls itself
-(``nf_tables_fill_gen_info``). By the time that anybody reads it the process may have ended, and in
-another pid namespace the number is another process's.
+The kernel reports the thread's id in the initial pid namespace and the name that the thread gave
+itself (``nf_tables_fill_gen_info``). When the notice is read, the process may have exited, and in
+another pid namespace the id belongs to another process.
 """
 
 from __future__ import annotations
@@ -16,34 +16,35 @@ from ocsf_nft.process import Process
 _DELETED: Final = " (deleted)"
 
 
-def culprit(pid: int | None, comm: str | None, arrived_ns: int) -> Process | None:
-    """The process of a thread, None when it can't be known which one that is.
+def attribute_change(pid: int | None, comm: str | None, arrived_ns: int) -> Process | None:
+    """Return the process of a thread; None if it can't be determined.
 
-    ``arrived_ns`` (CLOCK_BOOTTIME) is when the notice was read: who started later is another one
-    that was given the number. Of a process that is gone only ``pid`` and ``comm`` are known.
+    ``arrived_ns`` (CLOCK_BOOTTIME) is the time when the notice was read. A process that started
+    later is another one that received the same id. If the process has exited, only ``pid`` and
+    ``comm`` are known.
     """
     if pid is None or pid <= 0 or not proc.is_initial():
         return None
     found = Process(pid=pid, name=comm)
     with (
-        contextlib.suppress(OSError, ValueError),  # it is gone, or not for us to look at
+        contextlib.suppress(OSError, ValueError),  # it has exited, or we lack the permission
         proc.opened(f"/proc/{pid}") as directory,
     ):
-        return _looked_at(directory, found, arrived_ns)
+        return _inspect(directory, found, arrived_ns)
     return found
 
 
-def _looked_at(directory: int, found: Process, arrived_ns: int) -> Process:
+def _inspect(directory: int, found: Process, arrived_ns: int) -> Process:
     before = proc.stat(directory)
-    # As the notice's is decoded.
+    # Decoded in the same way as the name in the notice.
     if before.started_ns > arrived_ns or before.name.decode("utf-8", "replace") != found.name:
         return found
     group = proc.status(directory).group
     arguments = proc.arguments(directory)
-    # By what the link says alone: who waits for the file's file system guards no fence meanwhile.
+    # The path comes only from the link: a blocked file system of the file must not block the guard.
     path = proc.link("exe", directory)
     after = proc.stat(directory)
-    # Where it ran another program meanwhile, this is not what the transaction was made by.
+    # If it ran another program meanwhile, that is not the program that made the transaction.
     is_same = proc.is_same_program(before, after, has_program=path is not None)
     if after.name != before.name or not is_same:
         return found

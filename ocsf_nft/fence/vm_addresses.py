@@ -1,4 +1,4 @@
-"""What a virtual machine's own rules are made from: the addresses that it may be."""
+"""Addresses that a virtual machine may have, and the parts of a ruleset that depend on them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.values import Subnet
 
 _ZONES: Final = 0xFFFF
-#: In accounting.nft, the way to the chain of what has an owner, and that chain.
-_OWNED: Final = re.compile(
+#: In accounting.nft, the jump to the chain for packets with an owner, and that chain.
+_OWNER_CHAIN: Final = re.compile(
     r"^\t\tmeta skuid >= 0 goto account_owned_egress\n"
     r"|^\tchain account_owned_egress \{\n(?:\t\t.*\n)+\t\}\n\n",
     re.MULTILINE,
@@ -22,24 +22,25 @@ _OWNED: Final = re.compile(
 
 
 def addresses(tap: Tap) -> dict[str, str]:
-    """The values of ``vm4``, ``subnet4`` and so on, of the families that the VM has."""
+    """Return the values of ``vm4``, ``subnet4`` and so on, for the VM's address families."""
     found = {}
     for subnet in tap.subnets:
-        found[f"vm{subnet.version}"] = "{ " + ", ".join(_free(subnet)) + " }"
+        found[f"vm{subnet.version}"] = "{ " + ", ".join(_vm_ranges(subnet)) + " }"
         found[f"subnet{subnet.version}"] = str(subnet.network)
     return found
 
 
 def zone(around: Surroundings) -> str:
-    """The conntrack zone of a VM: by its device's number, which one made anew has another of.
+    """Return the conntrack zone of a VM, derived from the index of its device.
 
-    There are 65535 besides the one that is everybody's; then a number comes again.
+    A device that was created again has another index. There are 65535 zones besides the default
+    zone; after that, numbers repeat.
     """
     return str((around.ifindex or 0) % _ZONES + 1)
 
 
 def without_families(text: str, tap: Tap) -> str:
-    """A ruleset without the lines that name addresses of a family that the VM has none of."""
+    """Return a ruleset without the lines that name addresses of a family that the VM lacks."""
     for version in {4, 6} - {subnet.version for subnet in tap.subnets}:
         named = re.compile(rf"\$(?:vm|subnet){version}\b|^define (?:vm|subnet){version} = ")
         lines = text.splitlines(keepends=True)
@@ -48,22 +49,23 @@ def without_families(text: str, tap: Tap) -> str:
 
 
 def without_owners(accounting: str) -> str:
-    """The accounting of rules whose packets nobody on the host has sent.
+    """Return the accounting of rules whose packets no process of the host has sent.
 
-    A packet from a TAP device has the hypervisor's socket, and one to a socket of the host has that
-    one: by their owners nothing in the VM is told apart.
+    A packet from a TAP device has the hypervisor's socket, and a packet to a socket of the host has
+    that socket. So their owners don't distinguish processes inside the VM.
     """
-    kept, count = _OWNED.subn("", accounting)
+    remaining, count = _OWNER_CHAIN.subn("", accounting)
     if count != 2:
-        raise AssertionError("accounting.nft must tell what has an owner in one chain")
-    return kept
+        raise AssertionError("accounting.nft must count packets with an owner in one chain")
+    return remaining
 
 
-def _free(subnet: Subnet) -> Iterator[str]:
-    """The ranges of a subnet that are nobody else's.
+def _vm_ranges(subnet: Subnet) -> Iterator[str]:
+    """Yield the address ranges of a subnet that the VM may use.
 
-    The first address is the network's, in IPv6 that of whichever router is nearest (RFC 4291), the
-    last one IPv4's broadcast address; where there are two, both are hosts (RFC 3021, RFC 6164).
+    Excluded are the gateway's address, the first address, and the last address in IPv4. The first
+    address is the network's, in IPv6 the subnet-router anycast address (RFC 4291). The last one is
+    IPv4's broadcast address. If there are only two addresses, both are hosts (RFC 3021, RFC 6164).
     """
     first, last = int(subnet.network[0]), int(subnet.network[-1])
     taken = {int(subnet.ip)}

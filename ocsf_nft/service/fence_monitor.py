@@ -10,7 +10,7 @@ import structlog
 
 from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError
 from ocsf_nft.fence import installer, restore_batch, tamper_guard
-from ocsf_nft.fence.fence_events import Watch
+from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.operational_events import FenceState, Tampering
 from ocsf_nft.service import fences
 from ocsf_nft.service.shielded import to_its_end
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from ocsf_nft.accounting.reconciliation import Mode
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.installer import Verdict
-    from ocsf_nft.fence.restore_batch import Remedy
-    from ocsf_nft.fence.state import Installed, StateDirectory
-    from ocsf_nft.fence.tamper_guard import Alteration
+    from ocsf_nft.fence.restore_batch import RestoreBatch
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.fence.tamper_guard import FenceChange
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.service.fences import Fence, Look
 
@@ -57,7 +57,7 @@ class Watched:
         self._reporter = reporter
         self._installed = fence.installed
         self._told = (fence.state, fence.reason)
-        self._watch: Watch | None = None
+        self._watch: FenceEvents | None = None
         #: Of the record that what is at hand to put it back was made for.
         self._mark: tuple[int, ...] | None = None
         #: Whether it was told that the fence is not put back for a while.
@@ -105,17 +105,17 @@ class Watched:
             _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
 
     async def post(self) -> None:
-        """Stand guard over the fence from now on; raises what :class:`Watch` does."""
+        """Stand guard over the fence from now on; raises what :class:`FenceEvents` does."""
         # To its end: what has begun is to be withdrawn, though it was cancelled meanwhile.
         watch = await to_its_end(self._begun())
         if self._installed.spec.is_owned:
-            await to_its_end(asyncio.to_thread(watch.sentry.own))
+            await to_its_end(asyncio.to_thread(watch.tamper_guard.take_ownership))
         if self._heals:
             await to_its_end(self._prepare())
 
-    async def _begun(self) -> Watch:
-        watch = Watch(self._installed, self._state, heals=self._heals)
-        await watch.begin()
+    async def _begun(self) -> FenceEvents:
+        watch = FenceEvents(self._installed, self._state, self_heal=self._heals)
+        await watch.start()
         self._watch = watch
         return watch
 
@@ -134,8 +134,8 @@ class Watched:
     async def withdraw(self) -> None:
         """Guard the fence no longer, once or more often, and tell what was not told yet."""
         if self._watch is not None:
-            await self._watch.end()
-            left, self._watch = self._watch.left(), None
+            await self._watch.stop()
+            left, self._watch = self._watch.take_pending(), None
             if left:
                 await self._look(left)
 
@@ -151,9 +151,9 @@ class Watched:
                 await self._emit(FenceState.ABSENT, None if was_there else _GONE_ALREADY)
         return self._fence.is_ours
 
-    async def _look(self, alterations: tuple[Alteration, ...] = ()) -> None:
+    async def _look(self, alterations: tuple[FenceChange, ...] = ()) -> None:
         """Look at the fence, and tell what became of it since it was last told of."""
-        may_heal = self._heals and not (self._watch and self._watch.sentry.is_resting)
+        may_heal = self._heals and not (self._watch and self._watch.tamper_guard.is_paused)
         try:
             look = await self._seen(may_heal=may_heal)
         except OcsfNftError as error:
@@ -185,7 +185,7 @@ class Watched:
         """How the fence stands, put back by nft where that is needed; see :func:`fences.look`."""
         look = await self._looked(may_heal=may_heal)
         if look is not None and look.fence.installed.spec.is_owned and self._watch is not None:
-            await asyncio.to_thread(self._watch.sentry.own)
+            await asyncio.to_thread(self._watch.tamper_guard.take_ownership)
         return look
 
     async def _looked(self, *, may_heal: bool) -> Look | None:
@@ -199,24 +199,24 @@ class Watched:
         renew = self._renew if may_heal else None
         return await asyncio.to_thread(fences.look, self.name, self._state, renew)
 
-    def _renew(self) -> Installed | None:
+    def _renew(self) -> InstalledFence | None:
         if self._watch is None:
             return installer.renew(self.name, self._state)
-        return self._watch.sentry.renew()
+        return self._watch.tamper_guard.renew()
 
-    async def _with_more(self, alterations: tuple[Alteration, ...]) -> tuple[Alteration, ...]:
+    async def _with_more(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
         """With what is told only now of what a look has found."""
         if self._watch is None:
             return alterations
         if not alterations:
             await asyncio.sleep(_AGAIN_SECONDS)
-        return (*alterations, *self._watch.left())
+        return (*alterations, *self._watch.take_pending())
 
-    async def _tell_well(self, look: Look, alterations: tuple[Alteration, ...]) -> None:
+    async def _tell_well(self, look: Look, alterations: tuple[FenceChange, ...]) -> None:
         """Tell of a fence that stands what was done to it, and whether it is another one now."""
         fence = look.fence
         # Links that came were fenced at once, also those that have gone again.
-        came = self._watch is not None and self._watch.sentry.has_hooked
+        came = self._watch is not None and self._watch.tamper_guard.has_attached_interfaces
         is_repair = look.was_renewed and not came and not fences.has_moved(self._installed, look)
         news = fences.news(self._installed, look, came=came)
         if news is not None or self._told[0] is not fence.state:
@@ -224,9 +224,9 @@ class Watched:
         if look.was_renewed:  # what others have put on record needed no repair
             alterations = tuple(each for each in alterations if not each.is_regular)
         for each in alterations:
-            if each.mended_ns is not None:
+            if each.restored_after_ns is not None:
                 await self._tell(fence.state, _put_back(each), _tampering(each))
-        others = [each for each in alterations if each.mended_ns is None]
+        others = [each for each in alterations if each.restored_after_ns is None]
         if others and others[-1].given_up:
             await self._give_up(fence.state, others[-1])
         else:
@@ -238,7 +238,7 @@ class Watched:
         self._told = (fence.state, fence.reason)
 
     async def _tell_news(
-        self, look: Look, news: str | None, last: Alteration | None, *, is_repair: bool
+        self, look: Look, news: str | None, last: FenceChange | None, *, is_repair: bool
     ) -> None:
         state = look.fence.state
         if is_repair:
@@ -259,12 +259,12 @@ class Watched:
             await self._tell(state, look.fence.reason or _STANDS_AGAIN)
 
     async def _tell_fault(
-        self, state: FenceState, reason: str, alterations: tuple[Alteration, ...]
+        self, state: FenceState, reason: str, alterations: tuple[FenceChange, ...]
     ) -> None:
         """Tell of a fence that does not stand as it should, once for each reason."""
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
-            if each.mended_ns is not None:
+            if each.restored_after_ns is not None:
                 await self._tell(FenceState.STANDING, _put_back(each), _tampering(each))
         if last is not None and last.given_up:
             await self._give_up(state, last)
@@ -275,12 +275,12 @@ class Watched:
             await self._tell(state, f"{done}{reason}", None if last is None else _tampering(last))
         self._told = (state, reason)
 
-    async def _give_up(self, state: FenceState, last: Alteration) -> None:
+    async def _give_up(self, state: FenceState, last: FenceChange) -> None:
         reason = (
-            f"given up: put back {tamper_guard.MOST_TIMES} times in "
-            f"{tamper_guard.WITHIN_SECONDS:.0f} s and altered again each time, "
+            f"given up: put back {tamper_guard.MAX_RESTORES} times in "
+            f"{tamper_guard.RESTORE_WINDOW_SECONDS:.0f} s and altered again each time, "
             f"last {_by(last)}: {last.changes}; "
-            f"it is tried again in {tamper_guard.REST_SECONDS:.0f} s"
+            f"it is tried again in {tamper_guard.PAUSE_SECONDS:.0f} s"
         )
         self._given_up = True
         await self._tell(state, reason, _tampering(last, given_up=True))
@@ -295,10 +295,10 @@ class Watched:
         """Have at hand what puts the fence back as it stands now."""
         prepared = await asyncio.to_thread(_prepare, self.name, self._state, self._mark)
         if prepared is not None and self._watch is not None:
-            self._watch.sentry.adopt(*prepared)
+            self._watch.tamper_guard.use_restore_batch(*prepared)
             _, self._mark = prepared
 
-    def _know(self, installed: Installed) -> None:
+    def _know(self, installed: InstalledFence) -> None:
         known = fences.context(installed, self._reporter.host, self._sandbox.is_container)
         self._reporter.know(self.name, known)
 
@@ -333,7 +333,7 @@ class Watched:
         )
 
 
-def _by(alteration: Alteration) -> str:
+def _by(alteration: FenceChange) -> str:
     process = alteration.process
     if process is not None:
         return f"by {process.name or 'a process'} (pid {process.pid})"
@@ -342,34 +342,34 @@ def _by(alteration: Alteration) -> str:
     return "nobody knows by whom"
 
 
-def _done(alteration: Alteration) -> str:
+def _done(alteration: FenceChange) -> str:
     return f"{alteration.changes}, {_by(alteration)}"
 
 
-def _put_back(alteration: Alteration) -> str:
-    if not alteration.mended_ns:  # a look was quicker
+def _put_back(alteration: FenceChange) -> str:
+    if not alteration.restored_after_ns:  # a look was quicker
         return f"{_done(alteration)}; it has been put back"
-    return f"{_done(alteration)}; put back {alteration.mended_ns / 1e6:.1f} ms later"
+    return f"{_done(alteration)}; put back {alteration.restored_after_ns / 1e6:.1f} ms later"
 
 
-def _tampering(alteration: Alteration, *, given_up: bool = False) -> Tampering:
+def _tampering(alteration: FenceChange, *, given_up: bool = False) -> Tampering:
     return Tampering(
         changes=alteration.changes,
         process=alteration.process,
         since_ns=alteration.arrived_ns,
-        lasted_ns=alteration.mended_ns,
+        lasted_ns=alteration.restored_after_ns,
         given_up=given_up,
     )
 
 
 def _prepare(
     sandbox: str, state: StateDirectory, known: tuple[int, ...] | None
-) -> tuple[Remedy | None, tuple[int, ...] | None] | None:
+) -> tuple[RestoreBatch | None, tuple[int, ...] | None] | None:
     """What puts a fence back and the mark of its record; None where the record is the known one.
 
     It takes longer without the first, which is None where nft doesn't help.
     """
-    mark = state.mark(sandbox)  # before the record: a newer one than this is not taken for it
+    mark = state.version(sandbox)  # before the record: a newer one than this is not taken for it
     if mark == known:
         return None
     try:
@@ -380,7 +380,7 @@ def _prepare(
         return None, mark
 
 
-def _remove(installed: Installed, state: StateDirectory) -> bool:
+def _remove(installed: InstalledFence, state: StateDirectory) -> bool:
     """Remove a fence; whether there was one to remove."""
     sandbox, namespace = installed.spec.sandbox, installed.namespace
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.installer import Verification
     from ocsf_nft.fence.spec import LogTransport
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
     from ocsf_nft.process import Container
 
@@ -33,7 +33,7 @@ class Fence:
     is put right.
     """
 
-    installed: Installed
+    installed: InstalledFence
     state: FenceState
     is_ours: bool
     before: FenceState = FenceState.STANDING
@@ -50,7 +50,7 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
-        stood = installer.stands(namespace, sandbox.device)
+        stood = installer.is_installed(namespace, sandbox.device)
         before = _on_record(sandbox.name, state)
         found = _verified(sandbox.name, state)
         installed = installer.install(sandbox.spec(), namespace, state, wanted_transport(sandbox))
@@ -99,7 +99,7 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
         return None
 
 
-def _tampering(found: Verification | None, installed: Installed) -> Tampering | None:
+def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
     """What was done to a fence that has been installed once more, as it was on record."""
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
@@ -119,7 +119,7 @@ class Look:
 
 
 def look(
-    sandbox: str, state: StateDirectory, renew: Callable[[], Installed | None] | None = None
+    sandbox: str, state: StateDirectory, renew: Callable[[], InstalledFence | None] | None = None
 ) -> Look | None:
     """How a fence on record stands, which ``renew`` puts back first, if that is given; blocks.
 
@@ -142,7 +142,7 @@ def look(
     return Look(fence=_altered(found.installed, found.difference))
 
 
-def _found(installed: Installed) -> Fence:
+def _found(installed: InstalledFence) -> Fence:
     """A fence that stood as it was installed."""
     state = state_of(installed)
     return Fence(
@@ -150,7 +150,7 @@ def _found(installed: Installed) -> Fence:
     )
 
 
-def _altered(installed: Installed, difference: str) -> Fence:
+def _altered(installed: InstalledFence, difference: str) -> Fence:
     return Fence(
         installed=installed,
         state=FenceState.ALTERED,
@@ -166,7 +166,9 @@ def wanted_transport(sandbox: SandboxConfig) -> LogTransport | None:
     return "nflog" if sandbox.source == "nflog" else "kmsg"
 
 
-def context(installed: Installed, host: Host | None, container: Container | None = None) -> Context:
+def context(
+    installed: InstalledFence, host: Host | None, container: Container | None = None
+) -> Context:
     """What a mapper knows about a sandbox; ``container`` is what it is, if it is one."""
     is_pod = installed.spec.profile == "sidecar"
     return Context(
@@ -191,7 +193,7 @@ def context(installed: Installed, host: Host | None, container: Container | None
 
 
 def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the call
-    installed: Installed,
+    installed: InstalledFence,
     host: Host | None,
     *,
     before: FenceState,
@@ -231,7 +233,7 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
     )
 
 
-def state_of(installed: Installed) -> FenceState:
+def state_of(installed: InstalledFence) -> FenceState:
     """How a fence stands that is as it was installed."""
     is_well = installed.degraded is None
     if installed.spec.is_permissive:
@@ -248,12 +250,12 @@ def _on_record(sandbox: str, state: StateDirectory) -> FenceState:
     return FenceState.STANDING if installed is None else state_of(installed)
 
 
-def has_moved(seen: Installed, look: Look) -> bool:
+def has_moved(seen: InstalledFence, look: Look) -> bool:
     """Whether the links of a fence, or the ways to its proxies, are others than they were."""
     return look.fence.installed.around != seen.around
 
 
-def news(seen: Installed, look: Look, *, came: bool = False) -> str | None:
+def news(seen: InstalledFence, look: Look, *, came: bool = False) -> str | None:
     """What is to be told of a fence that stands; None when it is the one that was seen before.
 
     ``came``: links came meanwhile, which may be gone again.
@@ -271,7 +273,7 @@ def news(seen: Installed, look: Look, *, came: bool = False) -> str | None:
     return None if now == seen else "it was installed anew"
 
 
-def on_record(sandbox: str, state: StateDirectory) -> Installed | None:
+def on_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
     """What is on record for a sandbox; None where that can't be read, which the run tells."""
     try:
         return state.read(sandbox)

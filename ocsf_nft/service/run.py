@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from ocsf_nft.attribution.fallback_chain import Ladder
+    from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.service.fences import Fence
 
@@ -85,7 +85,7 @@ class Service:
         self.kept: Outlets
         self.watched: tuple[Watched, ...] = ()
         self.accounts: tuple[Account, ...] = ()
-        self.ladder: Ladder
+        self.ladder: FallbackChain
         self._reporter: Reporter
         self._iterated = Iterated() if iterates else None
         self._found = found
@@ -196,7 +196,7 @@ class Service:
         config = self.config
         self.patience = Patience(self._stop)
         for sandbox in config.sandbox:
-            stack.enter_context(self._state.watching(sandbox.name))
+            stack.enter_context(self._state.run_lock(sandbox.name))
         # Before anything is logged: so no record is of a call from before it.
         self.ladder = await stack.enter_async_context(attribution_setup.ladder(config, self._state))
         early = Early()
@@ -238,7 +238,7 @@ class Service:
             watches = [group.create_task(each.watch()) for each in self.watched]
             watches += [group.create_task(each.keep()) for each in self.accounts]
             watches.append(group.create_task(upkeep(self.kept, reporter)))
-            watches.append(group.create_task(self.ladder.keep(self._fell)))
+            watches.append(group.create_task(self.ladder.watch_capture(self._fell)))
             pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in sources]
             # A fence that can't log leaves nothing to read, and still has to be watched.
             await self._stop.wait()
@@ -300,7 +300,7 @@ class Service:
         """Tell that processes are not captured any more."""
         event = attribution_fell(
             self._reporter.context(),
-            rung=self.ladder.rung,
+            rung=self.ladder.method,
             reason=reason,
             time_ns=time.time_ns(),
         )

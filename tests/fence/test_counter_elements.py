@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import counters
-from ocsf_nft.fence.counter_elements import Elements
+from ocsf_nft.fence.counter_elements import ElementParser
 from ocsf_nft.flow import Count, Element
 from ocsf_nft.nfnetlink import InterruptedDumpError
 
@@ -40,7 +40,7 @@ def element(
     left_ms: int | None = _TIMEOUT_MS,
     timeout_ms: int | None = None,
 ) -> bytes:
-    """An element as Linux 6.18 tells it."""
+    """Return an element as Linux 6.18 sends it."""
     parts = attribute(1, attribute(1, key)) + attribute(7, counter(packets, octets))
     if timeout_ms is not None:
         parts += attribute(4, number(timeout_ms))
@@ -50,11 +50,11 @@ def element(
 
 
 def parse(*elements: bytes) -> list[Element]:
-    return Elements(16, _TIMEOUT_MS).parse(memoryview(b"".join(elements)))
+    return ElementParser(16, _TIMEOUT_MS).parse(memoryview(b"".join(elements)))
 
 
 _ELEMENTS = st.builds(element, _KEYS, _UINT64, _UINT64, _UINT64)
-#: What only somebody else than a fence puts into a set: other keys, no counters, no timeouts.
+#: Elements that only another process adds to a set: other keys, no counters, no timeouts.
 _STRANGE = st.builds(
     element,
     _KEYS | st.binary(max_size=40),
@@ -70,29 +70,31 @@ _STRANGE = st.builds(
     st.lists(st.lists(_ELEMENTS | _STRANGE, max_size=6), max_size=3),
     st.data(),
 )
-def test_elements_are_the_same_taken_apart_at_once_or_one_by_one(
+def test_parser_returns_the_same_elements_at_once_and_one_by_one(
     first: list[bytes], others: list[list[bytes]], data: st.DataObject
 ) -> None:
-    quick, thorough = Elements(16, _TIMEOUT_MS), Elements(16, _TIMEOUT_MS)
+    quick, thorough = ElementParser(16, _TIMEOUT_MS), ElementParser(16, _TIMEOUT_MS)
     for elements in (first, *others):
         payload = bytearray(b"".join(elements))
         for _ in range(data.draw(st.integers(0, 3)) if payload else 0):
             payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
         payload = payload[: data.draw(st.integers(0, len(payload)) | st.just(len(payload)))]
-        assert quick.parse(memoryview(payload)) == thorough.parse_each(memoryview(payload))
+        assert quick.parse(memoryview(payload)) == thorough.parse_one_by_one(memoryview(payload))
         assert quick.seen == thorough.seen
 
 
 @given(st.lists(st.tuples(_KEYS, _UINT64, _UINT64, _UINT64), max_size=8))
-def test_elements_say_what_the_kernel_said(wanted: list[tuple[bytes, int, int, int]]) -> None:
-    assert parse(*(element(*values) for values in wanted)) == [
+def test_elements_have_the_values_of_the_kernel(
+    expected: list[tuple[bytes, int, int, int]],
+) -> None:
+    assert parse(*(element(*values) for values in expected)) == [
         Element(key, packets, octets, max(0, _TIMEOUT_MS - left))
-        for key, packets, octets, left in wanted
+        for key, packets, octets, left in expected
     ]
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_at_all_make_the_parser_fail(payload: bytes) -> None:
+def test_parser_accepts_any_bytes(payload: bytes) -> None:
     parse(payload)
 
 
@@ -100,9 +102,9 @@ def test_no_bytes_at_all_make_the_parser_fail(payload: bytes) -> None:
 def test_elements_that_are_alike_are_parsed_at_once(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(Elements, "parse_each")
-    wanted = [element(b"%016d" % each, each) for each in range(number)]
-    assert [one.packets for one in parse(*wanted)] == list(range(number))
+    monkeypatch.delattr(ElementParser, "parse_one_by_one")
+    elements = [element(b"%016d" % each, each) for each in range(number)]
+    assert [one.packets for one in parse(*elements)] == list(range(number))
 
 
 @pytest.mark.parametrize("length", range(4, 9))
@@ -112,7 +114,7 @@ def test_element_with_a_comment_is_parsed_beside_its_padding(length: int) -> Non
     assert parse(attribute(1, parts)) == [Element(b"k" * 16, 7, 420, 0)]
 
 
-def test_a_timeout_of_an_elements_own_counts_for_that_one() -> None:
+def test_timeout_of_an_element_overrides_that_of_its_set() -> None:
     found = parse(
         element(b"a" * 16, left_ms=590_000),
         element(b"b" * 16, left_ms=50_000, timeout_ms=60_000),
@@ -121,11 +123,11 @@ def test_a_timeout_of_an_elements_own_counts_for_that_one() -> None:
     assert [one.idle_ms for one in found] == [10_000, 10_000, 1]
 
 
-def test_an_element_without_a_timeout_is_not_idle() -> None:
+def test_element_without_a_timeout_is_not_idle() -> None:
     assert [one.idle_ms for one in parse(element(b"a" * 16, left_ms=None))] == [0]
 
 
-def test_a_counter_among_several_expressions_is_found() -> None:
+def test_counter_among_several_expressions_is_found() -> None:
     limit = attribute(1, attribute(1, b"limit\0") + attribute(2, bytes(16)))
     several = attribute(11, limit + attribute(1, counter(7, 420)))
     parts = attribute(1, attribute(1, b"k" * 16)) + several + attribute(5, number(_TIMEOUT_MS))
@@ -145,18 +147,18 @@ def test_a_counter_among_several_expressions_is_found() -> None:
     ],
     ids=["short key", "long key", "no expression", "no key", "no counter"],
 )
-def test_what_is_no_element_of_ours_is_left_out_but_seen(strange: bytes) -> None:
-    elements = Elements(16, _TIMEOUT_MS)
+def test_foreign_element_is_ignored_but_counted_as_seen(strange: bytes) -> None:
+    elements = ElementParser(16, _TIMEOUT_MS)
     found = elements.parse(memoryview(strange + element(b"a" * 16) + strange))
     assert [one.data for one in found] == [b"a" * 16]
     assert elements.seen == 3
 
 
 class Kernel:
-    """Answers as nf_tables does, with counters that the test chooses.
+    """Stub of nf_tables' answers, with counters that the test chooses.
 
-    ``lists`` are what it tells of ``flows4``, one list of messages for each time that it is asked;
-    a list that ends in None was interrupted.
+    ``lists`` are the dumps of ``flows4``, one list of messages for each request; a list that ends
+    in None was interrupted.
     """
 
     cookie = 5
@@ -168,9 +170,9 @@ class Kernel:
         self._lists = list(lists)
         self._handles = list(handles)
         self._refused = 0
-        self.asked = 0
+        self.dumps = 0
 
-    def ask(self, kind: int, _family: int, attributes: bytes) -> dict[int, bytes]:
+    def query(self, kind: int, _family: int, attributes: bytes) -> dict[int, bytes]:
         if kind == 1:
             handle = self._handles.pop(0) if len(self._handles) > 1 else self._handles[0]
             return {4: number(handle)}
@@ -183,7 +185,7 @@ class Kernel:
     def dump(self, _kind: int, _family: int, attributes: bytes) -> Iterator[memoryview]:
         if b"flows4_egress" not in attributes:
             return
-        self.asked += 1
+        self.dumps += 1
         for message in self._lists.pop(0) if len(self._lists) > 1 else self._lists[0]:
             if message is None:
                 raise InterruptedDumpError
@@ -199,41 +201,41 @@ def flows4(kernel: Kernel) -> list[tuple[bytes, int]]:
 _A, _B, _C = (name * 16 for name in (b"a", b"b", b"c"))
 
 
-def test_an_element_that_is_told_twice_counts_once_as_it_was_told_last() -> None:
+def test_repeated_element_counts_once_with_its_last_value() -> None:
     kernel = Kernel([[element(_A, 1), element(_B, 1)], [element(_B, 2), element(_C, 1)]])
     assert flows4(kernel) == [(b"a", 1), (b"b", 2), (b"c", 1)]
 
 
-def test_an_interrupted_list_is_asked_for_again() -> None:
+def test_interrupted_list_is_requested_again() -> None:
     kernel = Kernel([[element(_A, 1)], None], [[element(_A, 2), element(_B, 1)]])
     assert flows4(kernel) == [(b"a", 2), (b"b", 1)]
-    assert kernel.asked == 2
+    assert kernel.dumps == 2
 
 
-def test_a_list_that_is_always_interrupted_is_taken_as_it_is() -> None:
+def test_list_that_is_always_interrupted_is_used_as_it_is() -> None:
     kernel = Kernel([[element(_A, 1)], None])
     assert flows4(kernel) == [(b"a", 1)]
-    assert kernel.asked == 3
+    assert kernel.dumps == 3
 
 
-def test_a_list_that_has_no_end_is_a_fault() -> None:
+def test_list_without_an_end_is_an_error() -> None:
     kernel = Kernel([[element(b"%016d" % number) for number in range(500)]] * 140)
     with pytest.raises(FenceError, match="flows4_egress has more than 32768 elements"):
         flows4(kernel)
 
 
-def test_elements_of_strangers_count_against_the_end_as_well() -> None:
+def test_foreign_elements_count_towards_the_limit() -> None:
     kernel = Kernel([[element(b"short")] * 500] * 140)
     with pytest.raises(FenceError, match="more than 32768 elements"):
         flows4(kernel)
 
 
-def test_a_table_that_was_replaced_in_the_middle_is_not_mixed_with_the_one_before() -> None:
+def test_table_that_is_replaced_during_a_reading_is_not_mixed_with_the_previous_one() -> None:
     with pytest.raises(counters._ReplacedError):
         flows4(Kernel([[element(_A, 1)]], handles=(1, 2)))
 
 
-def test_the_total_is_read_before_the_elements_and_after_them() -> None:
+def test_total_is_read_before_and_after_the_elements() -> None:
     found = counters._Rule(
         Kernel([[element(_A, 1)]]),  # type: ignore[arg-type]
         "inet",

@@ -7,9 +7,9 @@ import pytest
 
 from ocsf_nft.errors import SourceError
 from ocsf_nft.fence import fence_events
-from ocsf_nft.fence.fence_events import Watch
-from ocsf_nft.fence.state import Installed, StateDirectory
-from ocsf_nft.fence.tamper_guard import Alteration
+from ocsf_nft.fence.fence_events import FenceEvents
+from ocsf_nft.fence.state import InstalledFence, StateDirectory
+from ocsf_nft.fence.tamper_guard import FenceChange
 from tests.standing import INSTALLED
 
 if TYPE_CHECKING:
@@ -17,59 +17,59 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Posted:
-    """A sentry that tells what a test has it tell."""
+class StubGuard:
+    """Tamper guard that sends the notifications of a test."""
 
-    tell: Callable[[Alteration | Exception | None], None]
+    notify: Callable[[FenceChange | Exception | None], None]
 
     def __init__(
         self,
-        _installed: Installed,
+        _installed: InstalledFence,
         _state: StateDirectory,
-        tell: Callable[[Alteration | Exception | None], None],
+        notify: Callable[[FenceChange | Exception | None], None],
         *,
-        heals: bool,
+        self_heal: bool,
     ) -> None:
-        Posted.tell = staticmethod(tell)
-        self.heals = heals
-        self.has_ended = False
+        StubGuard.notify = staticmethod(notify)
+        self.self_heal = self_heal
+        self.is_stopped = False
 
-    def begin(self) -> None:
+    def start(self) -> None:
         pass
 
-    def end(self) -> None:
-        self.has_ended = True
+    def stop(self) -> None:
+        self.is_stopped = True
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Watch:
-    monkeypatch.setattr(fence_events, "Sentry", Posted)
+def events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FenceEvents:
+    monkeypatch.setattr(fence_events, "TamperGuard", StubGuard)
     monkeypatch.setattr(fence_events, "_REST_SECONDS", 0)
-    return Watch(INSTALLED, StateDirectory(tmp_path), heals=True)
+    return FenceEvents(INSTALLED, StateDirectory(tmp_path), self_heal=True)
 
 
-def altered(changes: str) -> Alteration:
-    return Alteration(changes=changes, process=None, comm=None, arrived_ns=1)
+def change(changes: str) -> FenceChange:
+    return FenceChange(changes=changes, process=None, comm=None, arrived_ns=1)
 
 
-async def test_a_look_is_due_at_once_and_after_each_burst_of_changes(watched: Watch) -> None:
-    await watched.begin()
-    changes = watched.changes()
+async def test_check_is_due_at_once_and_after_each_burst_of_changes(events: FenceEvents) -> None:
+    await events.start()
+    changes = events.changes()
     assert await anext(changes) == ()
     for number in range(3):
-        Posted.tell(altered(str(number)))
-    Posted.tell(None)
+        StubGuard.notify(change(str(number)))
+    StubGuard.notify(None)
     assert [each.changes for each in await anext(changes)] == ["0", "1", "2"]
-    Posted.tell(None)
+    StubGuard.notify(None)
     assert await anext(changes) == ()
 
 
-async def test_looks_are_due_at_intervals_and_a_short_time_after_changes(
+async def test_checks_are_due_at_intervals_and_shortly_after_changes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fence_events, "Sentry", Posted)
-    begun = Watch(INSTALLED, StateDirectory(tmp_path), heals=True)
-    await begun.begin()
+    monkeypatch.setattr(fence_events, "TamperGuard", StubGuard)
+    started = FenceEvents(INSTALLED, StateDirectory(tmp_path), self_heal=True)
+    await started.start()
     real_sleep, real_timeout = asyncio.sleep, asyncio.timeout
     waits: list[float | None] = []
 
@@ -81,50 +81,50 @@ async def test_looks_are_due_at_intervals_and_a_short_time_after_changes(
         waits.append(seconds)
         await real_sleep(0)
 
-    changes = begun.changes()
+    changes = started.changes()
     await anext(changes)
     monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(asyncio, "timeout", timeout)
     await anext(changes)
-    Posted.tell(None)
+    StubGuard.notify(None)
     await real_sleep(0)
     await anext(changes)
     assert waits == [0.2, 5.0, 0.2, 5.0, 0.05]
 
 
-async def test_what_waits_has_a_bound(watched: Watch) -> None:
-    await watched.begin()
-    changes = watched.changes()
+async def test_number_of_pending_changes_is_limited(events: FenceEvents) -> None:
+    await events.start()
+    changes = events.changes()
     await anext(changes)
     for number in range(1000):
-        Posted.tell(altered(str(number)))
+        StubGuard.notify(change(str(number)))
     found = await anext(changes)
     assert (len(found), found[-1].changes) == (64, "999")
 
 
-async def test_what_ended_the_sentry_ends_the_watch(watched: Watch) -> None:
-    await watched.begin()
-    changes = watched.changes()
+async def test_error_of_the_tamper_guard_ends_the_stream(events: FenceEvents) -> None:
+    await events.start()
+    changes = events.changes()
     await anext(changes)
-    Posted.tell(SourceError("it can't be watched"))
+    StubGuard.notify(SourceError("it can't be watched"))
     with pytest.raises(SourceError, match="it can't be watched"):
         await anext(changes)
 
 
-async def test_what_was_not_told_is_left(watched: Watch) -> None:
-    await watched.begin()
-    Posted.tell(altered("late"))
-    await watched.end()
-    assert watched.sentry.has_ended  # type: ignore[attr-defined] # the test's own
-    assert [each.changes for each in watched.left()] == ["late"]
-    assert watched.left() == ()
+async def test_pending_changes_are_available_after_the_stop(events: FenceEvents) -> None:
+    await events.start()
+    StubGuard.notify(change("late"))
+    await events.stop()
+    assert events.tamper_guard.is_stopped  # type: ignore[attr-defined] # the test's own
+    assert [each.changes for each in events.take_pending()] == ["late"]
+    assert events.take_pending() == ()
 
 
-def test_a_watch_that_has_not_begun_has_no_sentry(watched: Watch) -> None:
-    with pytest.raises(RuntimeError, match="begin the watch first"):
-        _ = watched.sentry
+def test_stream_has_no_tamper_guard_before_the_start(events: FenceEvents) -> None:
+    with pytest.raises(RuntimeError, match="start the monitoring first"):
+        _ = events.tamper_guard
 
 
-def test_a_sentry_that_tells_when_its_loop_has_ended_goes_on(watched: Watch) -> None:
-    asyncio.run(watched.begin())
-    Posted.tell(None)  # raises nothing
+def test_tamper_guard_may_notify_a_closed_event_loop(events: FenceEvents) -> None:
+    asyncio.run(events.start())
+    StubGuard.notify(None)  # raises nothing

@@ -17,12 +17,12 @@ from ocsf_nft.fence import kernel_errors
         (OSError(errno.ENOENT, os.strerror(errno.ENOENT)), UnsupportedError,
          "this kernel can't do what the fence needs (No such file or directory)"),
         (OSError(errno.EPERM, os.strerror(errno.EPERM)), FenceError,
-         "the fence's tables can't be changed: another process holds them as its own"),
+         "the fence's tables can't be changed: another process owns them exclusively"),
         (OSError(errno.EINVAL, os.strerror(errno.EINVAL)), FenceError,
          "the kernel refused the fence: Invalid argument"),
         (TimeoutError("timed out"), FenceError, "the kernel refused the fence: timed out"),
     ],
 )  # fmt: skip
-def test_each_refusal_is_a_sentence(error: OSError, kind: type, sentence: str) -> None:
-    found = kernel_errors.of_ruleset(error)
+def test_each_kernel_error_has_a_message(error: OSError, kind: type, sentence: str) -> None:
+    found = kernel_errors.ruleset_error(error)
     assert (type(found), str(found)) == (kind, sentence)

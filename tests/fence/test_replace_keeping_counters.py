@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.fence import replace_keeping_counters, ruleset
-from ocsf_nft.fence.replace_keeping_counters import Place
+from ocsf_nft.fence.replace_keeping_counters import TableId
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 
 SPEC = FenceSpec(sandbox="lab", proxies=(endpoint("10.0.0.1:3128"),), guard_device="veth7")
 DEFINITION = ruleset.fence(SPEC, Surroundings(links=("eth0", "eth1")), "nflog")
-INET, NETDEV = (Place(family, ruleset.TABLE) for family in ("inet", "netdev"))
+INET, NETDEV = (TableId(family, ruleset.TABLE) for family in ("inet", "netdev"))
 FLOWS = """\tset flows4_egress { # handle 7
 \t\ttypeof meta skuid . meta l4proto . ip daddr . th dport
 \t\tsize 16384
@@ -28,7 +28,7 @@ ACCOUNT = (
     '\tchain account_egress { # handle 9\n\t\tcounter name "refused_egress" # handle 14\n\t}\n'
 )
 EGRESS = """\tchain egress { # handle 70
-\t\ttype filter hook egress devices = { eth0, gone0 } priority filter; policy drop;
+\t\ttype filter hook egress devices = { eth0, old0 } priority filter; policy drop;
 \t\tgoto refuse_link # handle 71
 \t}
 """
@@ -43,20 +43,20 @@ def netdev(*parts: str) -> str:
 
 
 def statements(text: str | None) -> list[str]:
-    """What there is in the ruleset beyond the definition."""
+    """Return the statements of the ruleset that the definition lacks."""
     assert text is not None
     return [
         line for line in text.splitlines() if line.startswith(("flush ", "delete ", "destroy "))
     ]
 
 
-def test_what_counts_stays_and_the_rules_go() -> None:
+def test_replacement_preserves_counters_and_deletes_rules() -> None:
     made = statements(
-        replace_keeping_counters.text(DEFINITION, {INET: inet(FLOWS, COUNTER, ACCOUNT)})
+        replace_keeping_counters.replacement_text(DEFINITION, {INET: inet(FLOWS, COUNTER, ACCOUNT)})
     )
     assert made == [
         "flush table inet ocsf_nft",
-        # Who is let through is made anew, whatever the listing shows.
+        # The sets of allowed senders are created again, whatever the listing shows.
         "delete set inet ocsf_nft allowed4",
         "delete set inet ocsf_nft allowed6",
         "delete set inet ocsf_nft neighbours6",
@@ -64,39 +64,45 @@ def test_what_counts_stays_and_the_rules_go() -> None:
     ]
 
 
-def test_nothing_of_the_definition_is_left_out() -> None:
-    text = replace_keeping_counters.text(DEFINITION, {INET: inet(FLOWS), NETDEV: netdev(EGRESS)})
+def test_replacement_contains_the_whole_definition() -> None:
+    text = replace_keeping_counters.replacement_text(
+        DEFINITION, {INET: inet(FLOWS), NETDEV: netdev(EGRESS)}
+    )
     assert text is not None
     made = iter(text.splitlines())
-    wanted = [line for line in DEFINITION.splitlines() if not line.startswith("delete table ")]
-    assert all(line in made for line in wanted)
+    expected = [line for line in DEFINITION.splitlines() if not line.startswith("delete table ")]
+    assert all(line in made for line in expected)
     assert "delete table" not in text
 
 
-def test_a_table_of_the_other_kind_is_not_kept() -> None:
-    """Whether it may be a socket's own: the kernel takes the one for the other nowhere."""
+def test_replacement_does_not_preserve_a_table_with_other_flags() -> None:
+    """The flags differ: the kernel never accepts one kind of table for the other."""
     owned = ruleset.fence(
         replace(SPEC, is_owned=True), Surroundings(links=("eth0", "eth1")), "nflog"
     )
     persisting = inet(FLOWS, comment='\tflags persist\n\tcomment "fence of sandbox lab"\n')
-    made = replace_keeping_counters.text(owned, {INET: persisting})
+    made = replace_keeping_counters.replacement_text(owned, {INET: persisting})
     assert "flush table inet ocsf_nft" in statements(made)
     assert made is not None
     opened = [line for line in made.splitlines() if line.startswith("table ")]
-    flagged = made.count(f"{{\n\t{ruleset.OWNED}\n") + made.count(f"{{ {ruleset.OWNED} }}\n")
+    flagged = made.count(f"{{\n\t{ruleset.EXCLUSIVE_FLAGS}\n") + made.count(
+        f"{{ {ruleset.EXCLUSIVE_FLAGS} }}\n"
+    )
     assert len(opened) == flagged
-    assert replace_keeping_counters.text(owned, {INET: inet(FLOWS)}) is None
-    assert replace_keeping_counters.text(DEFINITION, {INET: persisting}) is None
+    assert replace_keeping_counters.replacement_text(owned, {INET: inet(FLOWS)}) is None
+    assert replace_keeping_counters.replacement_text(DEFINITION, {INET: persisting}) is None
 
 
-def test_what_is_not_ours_goes_in_an_order_in_which_nothing_is_in_use() -> None:
+def test_replacement_deletes_foreign_parts_after_the_parts_that_refer_to_them() -> None:
     found = inet(
         "\tchain foreign { # handle 90\n\t}\n",
         "\tset theirs { # handle 91\n\t\ttype ipv4_addr\n\t}\n",
         "\tmap jumps { # handle 92\n\t\ttype ipv4_addr : verdict\n\t}\n",
         "\tcounter their-counter { # handle 93\n\t}\n",
     )
-    assert statements(replace_keeping_counters.text(DEFINITION, {INET: found}))[4:-1] == [
+    assert statements(replace_keeping_counters.replacement_text(DEFINITION, {INET: found}))[
+        4:-1
+    ] == [
         "delete map inet ocsf_nft jumps",
         "delete set inet ocsf_nft theirs",
         "delete counter inet ocsf_nft their-counter",
@@ -104,51 +110,55 @@ def test_what_is_not_ours_goes_in_an_order_in_which_nothing_is_in_use() -> None:
     ]
 
 
-def test_keeping_deletes_foreign_parts_by_name_beside_chains_that_stay() -> None:
+def test_replacement_deletes_foreign_chains_by_name_next_to_preserved_ones() -> None:
     names = ["b", "z", "a", "y", "c", "x"]
     foreign = [f"\tchain {name} {{ # handle 9\n\t}}\n" for name in names]
-    made = statements(replace_keeping_counters.text(DEFINITION, {NETDEV: netdev(EGRESS, *foreign)}))
+    made = statements(
+        replace_keeping_counters.replacement_text(DEFINITION, {NETDEV: netdev(EGRESS, *foreign)})
+    )
     deleted = [line.split()[4] for line in made if line.startswith("delete chain netdev")]
     assert deleted == sorted([*names, "egress"])
 
 
-def test_keeping_makes_a_set_before_it_deletes_it() -> None:
+def test_replacement_creates_a_set_before_it_deletes_it() -> None:
     """The deletion of a set that is missing would fail, and the listing may hide it."""
-    text = replace_keeping_counters.text(DEFINITION, {INET: inet(FLOWS)})
+    text = replace_keeping_counters.replacement_text(DEFINITION, {INET: inet(FLOWS)})
     assert text is not None
     for name in ("allowed4", "allowed6", "neighbours6"):
         deletion = text.index(f"delete set inet ocsf_nft {name}\n")
         assert 0 < text.index(f"\tset {name} {{\n") < deletion
 
 
-def test_keeping_refuses_a_definition_that_is_not_ours() -> None:
+def test_replacement_refuses_a_foreign_definition() -> None:
     listings = {INET: inet(FLOWS)}
     for definition in (DEFINITION + "\ndelete table inet ocsf_nft\n", "table inet ocsf_nft {\n}\n"):
         with pytest.raises(AssertionError, match="must delete"):
-            replace_keeping_counters.text(definition, listings)
+            replace_keeping_counters.replacement_text(definition, listings)
     with pytest.raises(AssertionError, match="must be readable"):
-        replace_keeping_counters.text(
+        replace_keeping_counters.replacement_text(
             "\ndelete table inet ocsf_nft\ntable inet ocsf_nft {\n\todd\n}\n", listings
         )
 
 
-def test_a_base_chain_stays_on_its_links_and_leaves_those_that_are_gone() -> None:
-    made = statements(replace_keeping_counters.text(DEFINITION, {NETDEV: netdev(EGRESS)}))
+def test_base_chain_stays_on_existing_links_and_is_removed_from_deleted_ones() -> None:
+    made = statements(
+        replace_keeping_counters.replacement_text(DEFINITION, {NETDEV: netdev(EGRESS)})
+    )
     assert made[-1] == (
         "delete chain netdev ocsf_nft egress "
-        '{ type filter hook egress devices = { "gone0" } priority filter; }'
+        '{ type filter hook egress devices = { "old0" } priority filter; }'
     )
-    one = EGRESS.replace("devices = { eth0, gone0 }", 'device "eth0"')
+    one = EGRESS.replace("devices = { eth0, old0 }", 'device "eth0"')
     assert "chain" not in " ".join(
-        statements(replace_keeping_counters.text(DEFINITION, {NETDEV: netdev(one)}))
+        statements(replace_keeping_counters.replacement_text(DEFINITION, {NETDEV: netdev(one)}))
     )
 
 
-def test_a_base_chain_whose_policy_differs_stays_for_the_definition_sets_it() -> None:
+def test_base_chain_with_another_policy_is_preserved() -> None:
     found = EGRESS.replace("policy drop", "policy accept")
     assert statements(
-        replace_keeping_counters.text(DEFINITION, {NETDEV: netdev(found)})
-    ) == statements(replace_keeping_counters.text(DEFINITION, {NETDEV: netdev(EGRESS)}))
+        replace_keeping_counters.replacement_text(DEFINITION, {NETDEV: netdev(found)})
+    ) == statements(replace_keeping_counters.replacement_text(DEFINITION, {NETDEV: netdev(EGRESS)}))
 
 
 @pytest.mark.parametrize(
@@ -156,15 +166,15 @@ def test_a_base_chain_whose_policy_differs_stays_for_the_definition_sets_it() ->
     [
         ("hook egress", "hook ingress"),
         ("priority filter", "priority -5"),
-        ("devices = { eth0, gone0 } ", ""),
+        ("devices = { eth0, old0 } ", ""),
         ("\t\ttype filter", '\t\tcomment "x"\n\t\ttype filter'),
-        ("gone0", 'a"b'),
+        ("old0", 'a"b'),
     ],
 )
-def test_a_base_chain_that_is_not_as_ours_is_made_anew(ours: str, theirs: str) -> None:
+def test_different_base_chain_is_created_again(ours: str, theirs: str) -> None:
     assert ours in EGRESS
     found = netdev(EGRESS.replace(ours, theirs))
-    made = statements(replace_keeping_counters.text(DEFINITION, {NETDEV: found}))
+    made = statements(replace_keeping_counters.replacement_text(DEFINITION, {NETDEV: found}))
     assert made[-1] == "delete chain netdev ocsf_nft egress"
 
 
@@ -187,24 +197,26 @@ _NAT = """table inet ocsf_nft_vmtap-0 { # handle 3
 """
 
 
-@pytest.mark.parametrize(("kind", "is_kept"), [("nat", True), ("filter", False)])
-def test_a_chain_for_nat_stays_and_nothing_else_in_its_place(kind: str, is_kept: bool) -> None:
-    place = Place("inet", "ocsf_nft_vmtap-0")
+@pytest.mark.parametrize(("kind", "is_preserved"), [("nat", True), ("filter", False)])
+def test_nat_chain_is_preserved_and_another_type_is_not(kind: str, is_preserved: bool) -> None:
+    table_id = TableId("inet", "ocsf_nft_vmtap-0")
     made = statements(
-        replace_keeping_counters.text(TAP, {place: _NAT.replace("type nat", f"type {kind}")})
+        replace_keeping_counters.replacement_text(
+            TAP, {table_id: _NAT.replace("type nat", f"type {kind}")}
+        )
     )
-    assert ("delete chain inet ocsf_nft_vmtap-0 postrouting" in made) != is_kept
+    assert ("delete chain inet ocsf_nft_vmtap-0 postrouting" in made) != is_preserved
 
 
-def test_a_vms_link_address_is_learned_anew() -> None:
-    place = Place("netdev", "ocsf_nft_vmtap-0")
+def test_link_address_of_a_vm_is_learned_again() -> None:
+    table_id = TableId("netdev", "ocsf_nft_vmtap-0")
     macs = (
         "table netdev ocsf_nft_vmtap-0 { # handle 4\n"
         '\tcomment "fence of sandbox vm"\n'
         "\tset macs { # handle 5\n"
         "\t\ttypeof ether saddr\n\t\tsize 1\n\t\tflags dynamic\n\t}\n}\n"
     )
-    made = statements(replace_keeping_counters.text(TAP, {place: macs}))
+    made = statements(replace_keeping_counters.replacement_text(TAP, {table_id: macs}))
     assert "delete set netdev ocsf_nft_vmtap-0 macs" in made
 
 
@@ -232,12 +244,12 @@ def test_a_vms_link_address_is_learned_anew() -> None:
         "",
     ],
 )
-def test_what_is_not_plainly_ours_is_not_kept(listing: str) -> None:
-    assert replace_keeping_counters.text(DEFINITION, {INET: listing}) is None
+def test_unexpected_listing_is_not_preserved(listing: str) -> None:
+    assert replace_keeping_counters.replacement_text(DEFINITION, {INET: listing}) is None
 
 
-def test_a_guard_is_kept_as_well() -> None:
-    place = Place("netdev", ruleset.device_table("veth7"))
+def test_guard_is_preserved_too() -> None:
+    table_id = TableId("netdev", ruleset.device_table("veth7"))
     definition = ruleset.guard(SPEC, Surroundings(), "nflog")
     found = (
         "table netdev ocsf_nft_veth7 { # handle 1\n"
@@ -246,7 +258,7 @@ def test_a_guard_is_kept_as_well() -> None:
         '\t\ttype filter hook ingress device "veth7" priority -500; policy drop;\n'
         "\t}\n}\n"
     )
-    made = statements(replace_keeping_counters.text(definition, {place: found}))
+    made = statements(replace_keeping_counters.replacement_text(definition, {table_id: found}))
     assert made[0] == "flush table netdev ocsf_nft_veth7"
     assert not [line for line in made if "chain" in line or "table netdev" in line][1:]
 
@@ -268,8 +280,8 @@ _DEFINED = frozenset(DEFINITION.splitlines())
 
 
 @given(st.tuples(_HOSTILE, _HOSTILE))
-def test_no_listing_brings_a_statement_of_its_own_into_the_ruleset(parts: tuple[str, str]) -> None:
-    text = replace_keeping_counters.text(
+def test_no_listing_adds_its_own_statements_to_the_ruleset(parts: tuple[str, str]) -> None:
+    text = replace_keeping_counters.replacement_text(
         DEFINITION, {INET: inet(parts[0]), NETDEV: netdev(parts[1])}
     )
     if text is not None:
@@ -278,8 +290,8 @@ def test_no_listing_brings_a_statement_of_its_own_into_the_ruleset(parts: tuple[
 
 
 @given(st.text(max_size=12))
-def test_a_name_is_only_taken_for_one_when_it_is_an_identifier(name: str) -> None:
-    text = replace_keeping_counters.text(
+def test_only_identifiers_are_accepted_as_names(name: str) -> None:
+    text = replace_keeping_counters.replacement_text(
         DEFINITION, {INET: inet(f"\tchain {name} {{ # handle 9\n\t}}\n")}
     )
     is_plain = re.fullmatch(r"[A-Za-z_.][A-Za-z0-9_.-]*", name) is not None

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ocsf_nft.fence.rule_lookup import RuleFact, logging_rules
+from ocsf_nft.fence.rule_lookup import LoggingRule, logging_rules
 
 LISTING = """table inet ocsf_nft { # handle 3
 \tcomment "fence of sandbox sb1"
@@ -12,17 +12,17 @@ LISTING = """table inet ocsf_nft { # handle 3
 \tchain refuse_egress { # handle 3
 \t\tcounter name "refused_egress" # handle 27
 \t\tlog prefix "ocsf-nft:sb1:egress:" group 4001 snaplen 128 # handle 28
-\t\tlog prefix "somebody:else:" # handle 29
+\t\tlog prefix "another:tool:" # handle 29
 \t}
 }
 """
 
 
-def test_a_logging_rule_is_found_where_it_stands() -> None:
+def test_logging_rule_is_found_with_its_position() -> None:
     assert logging_rules(
         [LISTING, LISTING.replace("inet", "netdev").replace("egress", "link")]
     ) == (
-        RuleFact(
+        LoggingRule(
             name="egress",
             family="inet",
             table="ocsf_nft",
@@ -30,7 +30,7 @@ def test_a_logging_rule_is_found_where_it_stands() -> None:
             handle=28,
             text='log prefix "ocsf-nft:sb1:egress:" group 4001 snaplen 128',
         ),
-        RuleFact(
+        LoggingRule(
             name="link",
             family="netdev",
             table="ocsf_nft",
@@ -41,7 +41,7 @@ def test_a_logging_rule_is_found_where_it_stands() -> None:
     )
 
 
-def test_a_rule_of_a_permissive_fence_is_found_by_the_same_name() -> None:
-    (fact,) = logging_rules([LISTING.replace(":egress:", ":egress:permissive:")])
-    assert (fact.name, fact.handle) == ("egress", 28)
+def test_rule_of_a_permissive_fence_has_the_same_name() -> None:
+    (rule,) = logging_rules([LISTING.replace(":egress:", ":egress:permissive:")])
+    assert (rule.name, rule.handle) == ("egress", 28)
     assert logging_rules([LISTING.replace(":egress:", ":egress:other:")]) == ()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _RULE = "----------------\t------------------\n"
-#: As nft 1.1.3 with libmnl 1.0.5 shows a table that is made, within what goes before and after.
-_SHOWN = (
+#: Output of nft 1.1.3 with libmnl 1.0.5 for a new table, including the messages around it.
+_OUTPUT = (
     _RULE
     + "|  0000000020  |\t| message length |\n| 02576 | R--- |\t|  type | flags  |\n"
     + "|  0000000000  |\t| sequence number|\n|  0000000000  |\t|     port ID    |\n"
@@ -45,39 +45,41 @@ _SHOWN = (
 )
 
 
-def test_what_nft_shows_is_what_it_sends() -> None:
-    (found,) = ruleset_batch.parsed(_SHOWN)
+def test_parsed_message_is_the_one_that_nft_sends() -> None:
+    (found,) = ruleset_batch.parse_messages(_OUTPUT)
     payload = b"\1\0\0\0" + netlink.attribute(1, b"t\0")
     payload += netlink.attribute(2 | 0x8000, struct.pack("!I", 0x7C))
     assert found == Statement(0, 0, payload)
 
 
 def test_parsed_ends_with_the_transaction() -> None:
-    begin, table = _SHOWN.index("| 00016 |"), _SHOWN.rindex(_RULE + "|  0000000036")
-    end = _SHOWN[:begin].rindex(_RULE), _SHOWN[begin:table].replace("| 00016 |", "| 00017 |")
-    after = _SHOWN[end[0] : begin] + end[1] + _SHOWN[table:]
-    assert list(ruleset_batch.parsed(_SHOWN + after)) == list(ruleset_batch.parsed(_SHOWN))
+    begin, table = _OUTPUT.index("| 00016 |"), _OUTPUT.rindex(_RULE + "|  0000000036")
+    end = _OUTPUT[:begin].rindex(_RULE), _OUTPUT[begin:table].replace("| 00016 |", "| 00017 |")
+    after = _OUTPUT[end[0] : begin] + end[1] + _OUTPUT[table:]
+    assert list(ruleset_batch.parse_messages(_OUTPUT + after)) == list(
+        ruleset_batch.parse_messages(_OUTPUT)
+    )
 
 
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
         ("| 00016 |", "| 02571 |", "doesn't show what it sends"),
-        ("0000000036", "0000000040", "cut short, or in another form"),
-        ("| 74 00 00 00  |\t|      data      |\t t      \n", "", "cut short"),
-        ("| 02560 |", "| 02599 |", "of a kind that is not known: 2599"),
+        ("0000000036", "0000000040", "truncated or in an unknown format"),
+        ("| 74 00 00 00  |\t|      data      |\t t      \n", "", "truncated"),
+        ("| 02560 |", "| 02599 |", "of an unknown type: 2599"),
     ],
 )
-def test_another_form_is_not_taken_for_a_ruleset(old: str, new: str, sentence: str) -> None:
-    assert old in _SHOWN
+def test_unknown_format_is_an_error(old: str, new: str, sentence: str) -> None:
+    assert old in _OUTPUT
     with pytest.raises(FenceError, match=sentence):
-        list(ruleset_batch.parsed(_SHOWN.replace(old, new)))
+        list(ruleset_batch.parse_messages(_OUTPUT.replace(old, new)))
 
 
 @given(st.text(alphabet="|- \t\n0123456789abcdefR\x1b[];m", max_size=300))
-def test_text_of_any_form_is_refused_in_a_sentence(text: str) -> None:
+def test_any_other_text_is_an_error(text: str) -> None:
     with pytest.raises(FenceError):
-        list(ruleset_batch.parsed(text))
+        list(ruleset_batch.parse_messages(text))
 
 
 def _chain(*hook: bytes, family: int = 5) -> Statement:
@@ -86,41 +88,41 @@ def _chain(*hook: bytes, family: int = 5) -> Statement:
     return Statement(3, 0x400, payload)
 
 
-def test_more_links_take_the_place_of_those_that_a_chain_hangs_on() -> None:
+def test_attach_statements_replace_the_links_of_a_netdev_chain() -> None:
     number = netlink.attribute(1, struct.pack("!I", 1))
     one = netlink.attribute(3, b"sb0\0")
     several = netlink.attribute(4 | 0x8000, netlink.attribute(1, b"late0\0"))
-    found = ruleset_batch.hooked_to(
+    found = ruleset_batch.attach_statements(
         [_chain(number, one), _chain(number, family=1), Statement(6, 0, b"\5\0\0\0")], ["late0"]
     )
     assert found == (_chain(number, several),)
 
 
-def test_what_a_chain_does_in_the_end_is_left_as_it_is() -> None:
-    """The one that stands may be that of a fence of the other mode."""
+def test_attach_statements_leave_the_policy_of_a_chain_unchanged() -> None:
+    """The existing chain may belong to a fence of the other mode."""
     number = netlink.attribute(1, struct.pack("!I", 1))
     chain = _chain(number, netlink.attribute(3, b"sb0\0"))
     policy = netlink.attribute(5, struct.pack("!I", 1))
     with_policy = chain._replace(payload=chain.payload + policy)
-    assert ruleset_batch.hooked_to([with_policy], ["late0"]) == ruleset_batch.hooked_to(
-        [chain], ["late0"]
-    )
+    assert ruleset_batch.attach_statements(
+        [with_policy], ["late0"]
+    ) == ruleset_batch.attach_statements([chain], ["late0"])
 
 
-def test_without_a_link_there_is_nothing_to_hang_a_chain_on() -> None:
-    assert ruleset_batch.hooked_to([_chain()], []) == ()
+def test_attach_statements_without_links_are_none() -> None:
+    assert ruleset_batch.attach_statements([_chain()], []) == ()
 
 
 _TABLE = """table inet t {
     comment "ours"
-    counter kept { }
-    counter gone { }
+    counter used { }
+    counter removed { }
     set addresses { type ipv4_addr; elements = { 10.0.0.1, 10.0.0.2 } }
-    set gone { type inet_service; flags dynamic, timeout; timeout 1m; size 9; }
-    chain gone { }
+    set removed { type inet_service; flags dynamic, timeout; timeout 1m; size 9; }
+    chain removed { }
     chain output {
         type filter hook output priority -5; policy drop;
-        ip daddr @addresses tcp dport 443 counter name kept accept
+        ip daddr @addresses tcp dport 443 counter name used accept
         log prefix "x" group 7 snaplen 128
         reject with icmpx admin-prohibited
     }
@@ -128,9 +130,9 @@ _TABLE = """table inet t {
 }
 """
 _CHANGE = """flush chain inet t emptied
-delete chain inet t gone
-delete set inet t gone
-delete counter inet t gone
+delete chain inet t removed
+delete set inet t removed
+delete counter inet t removed
 add rule inet t emptied meta skuid 7 return
 table inet u {
     chain c { }
@@ -152,27 +154,32 @@ def test_compiled_statements_make_the_ruleset_that_nft_makes() -> None:
 
     def by_statements(text: str) -> None:
         with Nftables() as nftables:
-            nftables.commit(ruleset_batch.compiled(Namespace(), text))
+            nftables.commit(ruleset_batch.compile_ruleset(Namespace(), text))
 
     expected = netns.in_scratch(lambda: listed(by_nft))
     assert "udp dport 53" in expected
-    assert "set gone" not in expected
+    assert "set removed" not in expected
     assert netns.in_scratch(lambda: listed(by_statements)) == expected
 
 
 @pytest.mark.kernel
-def test_owned_table_belongs_to_the_socket_that_sends_it() -> None:
+def test_ownership_statement_makes_the_sending_socket_the_owner() -> None:
     def check() -> None:
         with Nftables() as nftables:
             nftables.commit(
-                [ruleset_batch.owned("inet", "mine"), ruleset_batch.owned("netdev", "mine")]
+                [
+                    ruleset_batch.ownership_statement("inet", "mine"),
+                    ruleset_batch.ownership_statement("netdev", "mine"),
+                ]
             )
             for family in ("inet", "netdev"):
                 assert nftables.table(family, "mine") == Table(
-                    is_owned=True, persists=True, userdata=b""
+                    is_exclusive=True, is_persistent=True, userdata=b""
                 )
             assert nftables.table("inet", "other") is None
             with Nftables() as other, pytest.raises(PermissionError):
-                other.commit([Statement(2, 0, ruleset_batch.owned("inet", "mine").payload)])
+                other.commit(
+                    [Statement(2, 0, ruleset_batch.ownership_statement("inet", "mine").payload)]
+                )
 
     netns.in_scratch(check)

@@ -10,19 +10,19 @@ def listing(*parts: str) -> dict[str, str]:
     return {"inet t": "table inet t { # handle 1\n" + "\n".join(parts) + "}\n"}
 
 
-def test_the_order_of_parts_and_their_handles_make_no_difference() -> None:
+def test_order_of_parts_and_their_handles_make_no_difference() -> None:
     again = listing(OTHER.replace("handle 2", "handle 77"), ONE)
     assert difference(listing(ONE, OTHER), again) == []
 
 
-def test_a_rule_and_an_element_that_came_make_one() -> None:
+def test_new_rule_and_new_element_make_a_difference() -> None:
     found = listing(ONE, OTHER.replace("\t}", "\t\tdrop # handle 4\n\t}"))
     assert "+\t\tdrop" in difference(listing(ONE, OTHER), found)
-    told = {"inet t": listing(ONE)["inet t"] + "a: 10.0.0.1\n"}
-    assert "+a: 10.0.0.1" in difference(listing(ONE), told)
+    with_element = {"inet t": listing(ONE)["inet t"] + "a: 10.0.0.1\n"}
+    assert "+a: 10.0.0.1" in difference(listing(ONE), with_element)
 
 
-def test_the_order_of_rules_makes_one() -> None:
+def test_order_of_rules_makes_a_difference() -> None:
     rules = "\tchain b {\n\t\taccept # handle 3\n\t\tdrop # handle 4\n\t}\n"
     swapped = "\tchain b {\n\t\tdrop # handle 3\n\t\taccept # handle 4\n\t}\n"
     assert difference(listing(rules), listing(swapped))

@@ -44,7 +44,11 @@ def test_table_refused_by_the_kernel_is_an_error_with_its_cause() -> None:
         (errno.EINVAL, UnsupportedError, "this kernel has no nf_tables: load that module"),
         (errno.EOPNOTSUPP, UnsupportedError, "this kernel has no nf_tables: load that module"),
         (errno.EPROTONOSUPPORT, UnsupportedError, "this kernel has no nf_tables"),
-        (errno.EIO, FenceError, "the kernel doesn't tell what fence stands: Input/output error"),
+        (
+            errno.EIO,
+            FenceError,
+            "the kernel doesn't report the installed fence: Input/output error",
+        ),
     )
     for code, kind, sentence in cases:
 
@@ -52,7 +56,7 @@ def test_table_refused_by_the_kernel_is_an_error_with_its_cause() -> None:
             raise OSError(code, os.strerror(code))
 
         with pytest.raises(kind, match=sentence):
-            table_query._answered(Namespace(), refuse)
+            table_query._call(Namespace(), refuse)
 
 
 _TABLE = """table inet t {
@@ -99,11 +103,11 @@ def test_elements_are_sorted_addresses_and_endpoints_up_to_a_limit() -> None:
 
 def test_elements_with_a_key_of_no_endpoint_are_shown_as_bytes() -> None:
     endpoint = bytes.fromhex("0a000001 06000000 0c380000")
-    assert table_query._words(endpoint) == "10.0.0.1 . tcp . 3128"
+    assert table_query._key_text(endpoint) == "10.0.0.1 . tcp . 3128"
     for at in (5, 6, 7, 10, 11):  # the padding of the protocol, and that of the port
         other = endpoint[:at] + b"\1" + endpoint[at + 1 :]
-        assert table_query._words(other) == other.hex()
-    assert table_query._words(bytes(5)) == "00" * 5
+        assert table_query._key_text(other) == other.hex()
+    assert table_query._key_text(bytes(5)) == "00" * 5
 
 
 @pytest.mark.kernel

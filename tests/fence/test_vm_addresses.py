@@ -29,7 +29,7 @@ def _text(*subnets: str, sandbox: str = "vm", mac: str | None = None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("asked", "vm"),
+    ("requested", "vm"),
     [
         ("172.16.7.1/30", "{ 172.16.7.2 }"),
         ("172.16.7.2/30", "{ 172.16.7.1 }"),
@@ -43,12 +43,12 @@ def _text(*subnets: str, sandbox: str = "vm", mac: str | None = None) -> str:
         ("fd00::1/64", "{ fd00::2-fd00::ffff:ffff:ffff:ffff }"),
     ],
 )
-def test_a_vm_may_be_whoever_nobody_else_is(asked: str, vm: str) -> None:
-    found = vm_addresses.addresses(_tap(asked))
-    version = 6 if ":" in asked else 4
+def test_vm_may_have_all_unused_addresses_of_its_subnet(requested: str, vm: str) -> None:
+    found = vm_addresses.addresses(_tap(requested))
+    version = 6 if ":" in requested else 4
     assert found == {
         f"vm{version}": vm,
-        f"subnet{version}": str(ipaddress.ip_interface(asked).network),
+        f"subnet{version}": str(ipaddress.ip_interface(requested).network),
     }
 
 
@@ -58,7 +58,7 @@ def test_a_vm_may_be_whoever_nobody_else_is(asked: str, vm: str) -> None:
     number=st.integers(0, 255),
     base=st.integers(1, 1000),
 )
-def test_the_ranges_of_a_vm_are_its_subnet_less_what_is_taken(
+def test_ranges_of_a_vm_are_its_subnet_without_the_taken_addresses(
     version: int, length: int, number: int, base: int
 ) -> None:
     bits = 32 if version == 4 else 128
@@ -66,22 +66,22 @@ def test_the_ranges_of_a_vm_are_its_subnet_less_what_is_taken(
     address = (10 << bits - 8) + base * size + number % size
     network = ipaddress.ip_interface((address, bits - length)).network
     try:
-        asked: Subnet = subnet(f"{ipaddress.ip_address(address)}/{bits - length}")
-    except UsageError:  # no subnet of a VM: test_values says which
+        requested: Subnet = subnet(f"{ipaddress.ip_address(address)}/{bits - length}")
+    except UsageError:  # no subnet of a VM: see test_values
         return
-    free = vm_addresses.addresses(Tap(device="t", subnets=(asked,)))[f"vm{version}"]
+    free = vm_addresses.addresses(Tap(device="t", subnets=(requested,)))[f"vm{version}"]
     found = set()
     for part in free.strip("{ }").split(", "):
         first, _, last = part.partition("-")
         ends = int(ipaddress.ip_address(first)), int(ipaddress.ip_address(last or first))
         found |= set(range(ends[0], ends[1] + 1))
-    taken = {int(asked.ip)}
+    taken = {int(requested.ip)}
     if size > 2:
         taken |= {int(network[0])} | ({int(network[-1])} if version == 4 else set())
     assert found == set(range(int(network[0]), int(network[-1]) + 1)) - taken
 
 
-def test_the_rules_of_a_vm_name_its_device_and_its_addresses() -> None:
+def test_rules_of_a_vm_name_its_device_and_its_addresses() -> None:
     text = _text(*BOTH)
     assert 'define links = { "vmtap-0" }' in text
     assert "define vm4 = { 172.16.7.2-172.16.7.6 }" in text
@@ -99,10 +99,10 @@ def test_the_rules_of_a_vm_name_its_device_and_its_addresses() -> None:
 
 
 @pytest.mark.parametrize(("subnets", "missing"), [(BOTH[:1], "6"), (BOTH[1:], "4")])
-def test_nothing_passes_of_a_family_that_a_vm_has_no_addresses_of(
+def test_no_rule_accepts_a_family_in_which_a_vm_has_no_address(
     subnets: tuple[str, ...], missing: str
 ) -> None:
-    """Whatever the sandbox is called."""
+    """The name of the sandbox makes no difference."""
     text = _text(*subnets, sandbox=f"vm{missing}")
     assert f"$vm{missing}" not in text
     assert f"$subnet{missing}" not in text
@@ -111,30 +111,31 @@ def test_nothing_passes_of_a_family_that_a_vm_has_no_addresses_of(
     policy = text[text.index("chain prerouting") :]
     accepted = [line for line in policy.splitlines() if line.endswith("accept")]
     family = "ip6" if missing == "6" else "ip "
-    # Where it goes may be allowed; whose it is says the family that it is of.
-    of_it = [line for line in accepted if family in line and "daddr ." not in line]
-    assert of_it == []
+    # The destination may be allowed; the source address determines the family of the line.
+    source_matches = [line for line in accepted if family in line and "daddr ." not in line]
+    assert source_matches == []
 
 
-def test_nothing_that_a_vm_is_refused_has_an_owner() -> None:
+def test_rules_of_a_vm_do_not_account_by_owner() -> None:
     text = _text(*BOTH)
     assert "skuid >= 0" not in text
     assert "account_owned" not in text
 
 
-def test_a_set_of_ranges_refuses_nothing() -> None:
-    """The kernel fills it a moment after the rules that look into it are there."""
+def test_no_rule_refuses_by_a_set_of_ranges() -> None:
+    """The kernel fills such a set shortly after it adds the rules that use it."""
     for line in _text(*BOTH).splitlines():
-        # Who is none of those that are let through is refused, though there are none yet.
+        # A line that refuses all senders except those in a set also refuses them while the set is
+        # empty.
         if "goto refuse" in line and " != {" not in line:
             assert not re.search(r"\{[^}]*[0-9a-f:](?:-[0-9a-f]|/\d)[^}]*\}|\$vm", line), line
 
 
-def test_a_link_address_that_is_told_is_in_the_set_of_the_one() -> None:
+def test_configured_link_address_is_the_element_of_its_set() -> None:
     assert "macs {" in _text(*BOTH)
     assert "add element netdev ocsf_nft_vmtap-0 macs" not in _text(*BOTH)
-    told = _text(*BOTH, mac="02:00:00:00:07:02")
-    assert "add element netdev ocsf_nft_vmtap-0 macs { 02:00:00:00:07:02 }" in told
+    configured = _text(*BOTH, mac="02:00:00:00:07:02")
+    assert "add element netdev ocsf_nft_vmtap-0 macs { 02:00:00:00:07:02 }" in configured
     for text, sets in ((None, 4), ("02:00:00:00:07:02", 5)):
         spec = FenceSpec(
             sandbox="vm", proxies=(endpoint("172.16.7.1:3128"),), tap=_tap(*BOTH, mac=text)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
 
 
 def events_of(path: Path) -> list[dict[str, Any]]:
@@ -27,7 +27,7 @@ def events_of(path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def refused_by(installed: Installed) -> Counter[str]:
+def refused_by(installed: InstalledFence) -> Counter[str]:
     """The kernel's own totals, by rule."""
     with Counters(installed) as counters:
         reading = counters.read()

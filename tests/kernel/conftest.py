@@ -14,7 +14,7 @@ import pytest
 from ocsf_nft import lab as laboratory
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import FenceSpec
-from ocsf_nft.fence.state import Installed, StateDirectory
+from ocsf_nft.fence.state import InstalledFence, StateDirectory
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab
 from tests.kernel import attempts, kernel_log, tap
@@ -55,7 +55,7 @@ def fenced(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Lab:
 
 
 @pytest.fixture
-def installed(fenced: Lab, state: StateDirectory) -> Installed:
+def installed(fenced: Lab, state: StateDirectory) -> InstalledFence:
     """The fence of the lab, where nothing but what a test does is refused, over IPv4 alone."""
     fenced.sandbox_namespace.call(without_ipv6)
     found = state.read(SANDBOX)

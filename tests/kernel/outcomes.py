@@ -109,7 +109,7 @@ class Outcomes:
                 (3, struct.pack("!I", 1)),  # NFT_OBJECT_COUNTER
             )
         )  # fmt: skip
-        found = self._nftables.ask(_NFT_MSG_GETOBJ, nfnetlink.FAMILIES[family], asked)
+        found = self._nftables.query(_NFT_MSG_GETOBJ, nfnetlink.FAMILIES[family], asked)
         data = dict(netlink.attributes(memoryview(found[4])))
         return int.from_bytes(bytes(data[2]), "big")
 

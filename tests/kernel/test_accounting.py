@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator, Sequence
 
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.flow import Element
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
@@ -111,7 +111,7 @@ def _same_flood(
 )
 def test_each_rare_attempt_in_a_flood_has_its_event_and_the_counts_add_up(
     fenced: Lab,
-    installed: Installed,
+    installed: InstalledFence,
     state: StateDirectory,
     tmp_path: Path,
     packets: int,
@@ -201,7 +201,7 @@ def test_a_flood_of_distinct_flows_is_bounded_and_counted_and_hides_no_other_san
 @pytest.mark.parametrize("kind", ["same", "distinct"])
 def test_a_reader_that_is_stopped_in_a_flood_tells_the_gap_and_the_account_closes(
     fenced: Lab,
-    installed: Installed,
+    installed: InstalledFence,
     state: StateDirectory,
     tmp_path: Path,
     kind: str,
@@ -242,7 +242,7 @@ def test_a_reader_that_is_stopped_in_a_flood_tells_the_gap_and_the_account_close
 
 @_PAUSES
 def test_a_reader_that_is_killed_in_a_flood_tells_the_gap_and_the_account_closes(
-    fenced: Lab, installed: Installed, state: StateDirectory, tmp_path: Path, pause: float
+    fenced: Lab, installed: InstalledFence, state: StateDirectory, tmp_path: Path, pause: float
 ) -> None:
     output = tmp_path / "events.jsonl"
     flood = _long_flood(fenced.sandbox_namespace, "same", pause)
@@ -294,7 +294,7 @@ def test_each_flow_has_a_log_budget_of_its_own_and_no_more(
 
 
 def test_what_is_refused_while_nobody_runs_is_told_by_the_next_run(
-    fenced: Lab, installed: Installed, state: StateDirectory, tmp_path: Path
+    fenced: Lab, installed: InstalledFence, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     attempts.attempt(fenced.sandbox_namespace, 1000, 7, "tcp4", "udp4")
@@ -320,7 +320,7 @@ def test_what_is_refused_while_nobody_runs_is_told_by_the_next_run(
 )
 def test_a_fence_that_is_installed_anew_under_a_run_keeps_the_account(
     fenced: Lab,
-    installed: Installed,
+    installed: InstalledFence,
     spec: FenceSpec,
     state: StateDirectory,
     tmp_path: Path,
@@ -366,7 +366,7 @@ def _gaps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event.get("activity_name") == "Not Reading"]
 
 
-def _elements(installed: Installed) -> list[Sequence[Element]]:
+def _elements(installed: InstalledFence) -> list[Sequence[Element]]:
     with Counters(installed) as counters:
         reading = counters.read()
     return [found for each in reading.rules.values() for found in each.elements.values()]

@@ -15,7 +15,7 @@ from tests.kernel import accounts, command, conftest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
 
 pytestmark = pytest.mark.kernel
 
@@ -30,7 +30,7 @@ def _write_counts(flows: int) -> str:
     return f"add element inet ocsf_nft flows4_egress {{ {rows} }}"
 
 
-def _write_totals(installed: Installed) -> str:
+def _write_totals(installed: InstalledFence) -> str:
     """The fence as it stands, with other totals."""
     text = ruleset.fence(installed.spec, installed.around, installed.transport)
     for rule in ("egress", "forward", "ingress", "link"):
@@ -46,7 +46,7 @@ def _egress(state: StateDirectory) -> dict[str, Any]:
 
 
 def test_counts_that_no_event_can_hold_end_no_run(
-    installed: Installed,
+    installed: InstalledFence,
     state: StateDirectory,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

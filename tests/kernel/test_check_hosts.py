@@ -14,7 +14,7 @@ import pytest
 
 from ocsf_nft import check
 from ocsf_nft.check import Finding, hook_path, read_ruleset
-from ocsf_nft.check.accepted_flows import Direction
+from ocsf_nft.check.accepted_flows import FlowDirection
 from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.check.diagnosis import judge
 from ocsf_nft.fence import nft, ruleset
@@ -28,7 +28,7 @@ from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ocsf_nft.check.diagnosis import Question
+    from ocsf_nft.check.diagnosis import CheckScope
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -88,8 +88,8 @@ def _check(host: VmHost, *more: str) -> command.Outcome:
     return command.run("check", "--json", *place, "--gateway-port", str(PORT), *more)
 
 
-def _question(host: VmHost) -> Question:
-    return check.question(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
+def _scope(host: VmHost) -> CheckScope:
+    return check.check_scope(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
 
 
 def _blocked(outcome: command.Outcome) -> list[dict[str, Any]]:
@@ -110,26 +110,26 @@ def _commands(outcome: command.Outcome) -> list[str]:
 
 def _assert_true(host: VmHost) -> None:
     """What is told of each flow is what the kernel does with it, and every one is decided."""
-    question = _question(host)
-    rules = read_ruleset.read(question.namespace)
+    scope = _scope(host)
+    rules = read_ruleset.read(scope.namespace)
     hooks, walker = hook_path.by_hook(rules), Walker(rules)
     passes = {}
-    for flow in question.flows():
-        endings = hook_path.endings(flow, hooks, walker)
-        assert not endings or endings[-1].is_certain, (flow.direction, flow.label)
-        passes[flow.direction, flow.label, flow.packet.version] = not endings
-    for flow in question.flows():
+    for flow in scope.flows():
+        flow_stops = hook_path.flow_stops(flow, hooks, walker)
+        assert not flow_stops or flow_stops[-1].is_certain, (flow.direction, flow.label)
+        passes[flow.direction, flow.label, flow.packet.version] = not flow_stops
+    for flow in scope.flows():
         at = (flow.label, flow.packet.version)
-        if flow.is_later:
+        if flow.is_continuation:
             opening = (flow.direction, flow.label.partition(",")[0], flow.packet.version)
             assert passes[flow.direction, *at] or not passes[opening], at
-        elif flow.direction is Direction.OUT:
-            out, back = passes[Direction.OUT, *at], passes[Direction.REPLY, *at]
+        elif flow.direction is FlowDirection.OUT:
+            out, back = passes[FlowDirection.OUT, *at], passes[FlowDirection.REPLY, *at]
             arrives, reply = host.gets_through(flow, is_expected=out, is_reply_expected=back)
             assert arrives == out, at
             assert reply in {None, back}, at
-        elif flow.direction is Direction.GATEWAY:
-            both = passes[Direction.GATEWAY, *at] and passes[Direction.ANSWER, *at]
+        elif flow.direction is FlowDirection.GATEWAY:
+            both = passes[FlowDirection.GATEWAY, *at] and passes[FlowDirection.GATEWAY_ANSWER, *at]
             assert host.gets_through(flow, is_expected=both)[0] == both, at
 
 
@@ -299,13 +299,13 @@ def test_check_mends_a_host_that_drops_before_routing_and_on_output(host: VmHost
             nft.load(host.namespace, rules)
         else:
             _run(host, ["iptables-nft-restore"], rules)
-        found = check.blocking(_question(host))
+        found = check.blocking(_scope(host))
         assert {each.name for each in found} == {"drops"}
         for each in found:
             assert each.commands
             for line in each.commands:
                 subprocess.run(shlex.split(line), check=True, capture_output=True)
-        assert check.blocking(_question(host)) == ()
+        assert check.blocking(_scope(host)) == ()
         _assert_true(host)
 
 
@@ -313,7 +313,7 @@ def test_check_shows_a_rule_that_is_gone_by_then_as_it_was_listed(host: VmHost) 
     nft.load(host.namespace, _POLICY_DROP)
     listed = read_ruleset.read(host.namespace)
     nft.load(host.namespace, "flush chain inet site others\n")
-    rules = [each.place.rule for each in judge(listed, _question(host)) if each.place is not None]
+    rules = [each.place.rule for each in judge(listed, _scope(host)) if each.place is not None]
     left = '{"payload":{"protocol":"tcp","field":"dport"}}'
     match = f'{{"op":"==","left":{left},"right":{{"range":[1,65535]}}}}'
     assert rules == [None, f'[{{"match":{match}}},{{"drop":null}}]']
@@ -338,10 +338,10 @@ def test_what_iptables_can_not_be_asked_is_told(
 ) -> None:
     rules = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m comment --comment a -j ACCEPT\nCOMMIT\n"
     _run(host, [_RESTORE[backend]["rules4"]], rules)
-    assert not [each for each in check.blocking(_question(host)) if each.name == "unread-rules"]
-    program = nft.program
-    monkeypatch.setattr(nft, "program", lambda name: program(name) if name == "nft" else None)
-    (unread,) = (each for each in check.blocking(_question(host)) if each.name == "unread-rules")
+    assert not [each for each in check.blocking(_scope(host)) if each.name == "unread-rules"]
+    program = nft.find_program
+    monkeypatch.setattr(nft, "find_program", lambda name: program(name) if name == "nft" else None)
+    (unread,) = (each for each in check.blocking(_scope(host)) if each.name == "unread-rules")
     assert "is not installed" in unread.meaning
 
 
@@ -371,9 +371,9 @@ def test_what_blocks_a_sandbox_on_its_way_to_the_proxy(host: VmHost) -> None:
 
 
 def test_the_installer_is_told_of_what_blocks_and_of_nothing_else(host: VmHost) -> None:
-    assert check.blocking(_question(host)) == ()
+    assert check.blocking(_scope(host)) == ()
     nft.load(host.namespace, _POLICY_DROP)
-    found = check.blocking(_question(host))
+    found = check.blocking(_scope(host))
     assert {each.name for each in found} == {"drops"}
     assert all(isinstance(each, Finding) and each.place is not None for each in found)
 
@@ -412,18 +412,18 @@ def test_a_vms_fence_of_ours_is_not_in_its_own_way(host: VmHost) -> None:
     nft.load(host.namespace, ruleset.fence(spec, Surroundings(links=(DEVICE,)), "nflog"))
     told = _check(host)
     assert told.code == 0, _blocked(told)
-    for flow in _question(host).flows():
-        if flow.direction in {Direction.OUT, Direction.GATEWAY}:
+    for flow in _scope(host).flows():
+        if flow.direction in {FlowDirection.OUT, FlowDirection.GATEWAY}:
             assert host.gets_through(flow)[0], flow.label
 
 
 def test_a_fence_of_ours_is_not_in_its_own_way(fenced: Lab) -> None:
     proxies = tuple(endpoint(f"{at}:{PROXY_PORT}") for at in (GATEWAY4, f"[{GATEWAY6}]"))
-    asked = check.question(fenced.sandbox_namespace, device=None, port=PORT, proxies=proxies)
+    asked = check.check_scope(fenced.sandbox_namespace, device=None, port=PORT, proxies=proxies)
     assert set(asked.links.values()) == {fenced.sandbox_device}
     assert check.blocking(asked) == ()
     other = (endpoint("203.0.113.7:3128"),)
-    asked = check.question(fenced.sandbox_namespace, device=None, port=PORT, proxies=other)
+    asked = check.check_scope(fenced.sandbox_namespace, device=None, port=PORT, proxies=other)
     found = check.blocking(asked)
     assert found
     assert {finding.remedy for finding in found} == {

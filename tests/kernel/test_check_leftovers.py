@@ -17,7 +17,7 @@ from tests.kernel.vm_host import DEVICE, SUBNETS, UPLINK, VmHost, vm_host
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.check.diagnosis import Question
+    from ocsf_nft.check.diagnosis import CheckScope
     from ocsf_nft.check.leftovers import Leftover
 
 pytestmark = pytest.mark.kernel
@@ -80,10 +80,10 @@ def _run(host: VmHost, *more: str) -> command.Outcome:
     return command.run("check", "--json", *place, *more)
 
 
-def _found(host: VmHost) -> tuple[Question, list[Leftover]]:
-    asked = check.question(host.namespace, device=DEVICE, subnets=SUBNETS[:1], port=3128)
+def _found(host: VmHost) -> tuple[CheckScope, list[Leftover]]:
+    asked = check.check_scope(host.namespace, device=DEVICE, subnets=SUBNETS[:1], port=3128)
     ruleset = read_ruleset.read(host.namespace)
-    present = devices.survey(host.namespace)
+    present = devices.list_devices(host.namespace)
     return asked, leftovers.leftovers(ruleset, present, asked)
 
 
@@ -173,9 +173,9 @@ def test_what_is_for_an_interface_that_is_no_vms_is_nobodys_leftover(
     _iptables(host, backend, "", "-A", "FORWARD", "-i", device, "-j", "ACCEPT")
     _iptables(host, backend, "", "-N", f"{device}-in")
     before = _rules(host, backend)
-    asked = check.question(host.namespace, device=device, port=3128)
+    asked = check.check_scope(host.namespace, device=device, port=3128)
     found = leftovers.leftovers(
-        read_ruleset.read(host.namespace), devices.survey(host.namespace), asked
+        read_ruleset.read(host.namespace), devices.list_devices(host.namespace), asked
     )
     assert all("vmtap-old" in each.reason for each in found)
     assert [why for _, why in leftovers.remove(found, asked.namespace) if why] == []
@@ -204,9 +204,9 @@ def test_leftover_chain_that_is_gone_by_then_has_changed(host: VmHost, backend: 
 def test_leftover_stays_where_no_command_can_remove_it(
     host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = nft.program
+    program = nft.find_program
     monkeypatch.setattr(
-        nft, "program", lambda name: None if name == "iptables-legacy" else program(name)
+        nft, "find_program", lambda name: None if name == "iptables-legacy" else program(name)
     )
     rule = ("FORWARD", "-i", "vmtap-old", "-j", "ACCEPT")
     for backend, chain, reason in (

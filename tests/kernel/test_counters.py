@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.flow import Element, Reading, RuleReading
     from ocsf_nft.lab import Lab
 
@@ -46,12 +46,12 @@ for number in range(12_000):
 
 
 @pytest.fixture
-def installed(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Installed:
+def installed(lab: Lab, spec: FenceSpec, state: StateDirectory) -> InstalledFence:
     return installer.install(spec, lab.sandbox_namespace, state, "nflog")
 
 
 @pytest.fixture
-def reader(installed: Installed) -> Iterator[Counters]:
+def reader(installed: InstalledFence) -> Iterator[Counters]:
     with Counters(installed) as opened:
         yield opened
 
@@ -312,14 +312,14 @@ def test_counters_of_two_namespaces_are_never_the_same(
         assert not set(reader.read().epochs.values()) & set(second.read().epochs.values())
 
 
-def test_a_namespace_that_is_another_one_now_is_not_read(installed: Installed) -> None:
+def test_a_namespace_that_is_another_one_now_is_not_read(installed: InstalledFence) -> None:
     moved = dataclasses.replace(installed, identity="0:0")
-    with pytest.raises(AbsentError, match="not the namespace any more"):
+    with pytest.raises(AbsentError, match="no longer the namespace"):
         Counters(moved).open()
 
 
 def test_without_the_privilege_nothing_is_opened_or_read(
-    lab: Lab, installed: Installed, reader: Counters
+    lab: Lab, installed: InstalledFence, reader: Counters
 ) -> None:
     def without() -> None:
         privileges.keep_only({Capability.SYS_ADMIN})
@@ -333,7 +333,7 @@ def test_without_the_privilege_nothing_is_opened_or_read(
 
 
 def test_what_finds_no_place_at_all_is_counted_and_has_one_log_budget(
-    fenced: Lab, installed: Installed
+    fenced: Lab, installed: InstalledFence
 ) -> None:
     """16,384 flows and 1,024 users fill the sets of a rule."""
     fenced.sandbox_namespace.call(without_ipv6)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.errors import OcsfNftError
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.flow import Kind
     from ocsf_nft.lab import Lab
 
@@ -35,12 +35,12 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def installed(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Installed:
+def installed(lab: Lab, spec: FenceSpec, state: StateDirectory) -> InstalledFence:
     return installer.install(spec, lab.sandbox_namespace, state, "nflog")
 
 
 @pytest.fixture
-def reader(installed: Installed) -> Iterator[Counters]:
+def reader(installed: InstalledFence) -> Iterator[Counters]:
     with Counters(installed) as opened:
         yield opened
 
@@ -104,7 +104,7 @@ def test_a_set_that_goes_away_while_it_is_read_ends_the_list(lab: Lab) -> None:
             list(told)
         # and what comes after is an answer to what is asked after
         with pytest.raises(FileNotFoundError):
-            nftables.ask(1, nfnetlink.NFPROTO_INET, netlink.attribute(1, b"ocsf_nft\0"))
+            nftables.query(1, nfnetlink.NFPROTO_INET, netlink.attribute(1, b"ocsf_nft\0"))
 
 
 def test_the_rest_of_a_list_is_no_answer_to_the_next_question(lab: Lab) -> None:
@@ -113,7 +113,7 @@ def test_the_rest_of_a_list_is_no_answer_to_the_next_question(lab: Lab) -> None:
         table = netlink.attribute(1, b"ocsf_nft\0")
         named = table + netlink.attribute(2, b"flows4_egress\0")
         next(nftables.dump(13, nfnetlink.NFPROTO_INET, named))
-        answer = nftables.ask(1, nfnetlink.NFPROTO_INET, table)
+        answer = nftables.query(1, nfnetlink.NFPROTO_INET, table)
         assert answer[1] == b"ocsf_nft\0"
         assert len(answer[4]) == 8, "a table has a handle"
 
@@ -130,7 +130,7 @@ def test_a_list_without_an_end_ends_with_the_deadline(lab: Lab) -> None:
 
 
 def test_tables_that_are_replaced_all_the_time_are_read_or_a_fault(
-    lab: Lab, installed: Installed, reader: Counters
+    lab: Lab, installed: InstalledFence, reader: Counters
 ) -> None:
     stop = threading.Event()
     fence = ruleset.fence(installed.spec, installed.around, installed.transport)
@@ -166,7 +166,7 @@ def _before_each_set(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -
 
 
 def test_counters_replaced_in_each_of_three_readings_are_an_error(
-    lab: Lab, installed: Installed, reader: Counters, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, installed: InstalledFence, reader: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fence = ruleset.fence(installed.spec, installed.around, installed.transport)
     most = 2
@@ -193,7 +193,7 @@ def test_counters_deleted_while_they_are_read_are_absent(
 
 
 def test_counters_that_cannot_be_read_are_an_error_with_its_cause(
-    installed: Installed, reader: Counters, monkeypatch: pytest.MonkeyPatch
+    installed: InstalledFence, reader: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
         no_more_descriptors(),

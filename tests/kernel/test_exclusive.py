@@ -18,7 +18,7 @@ import pytest
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, nft, ruleset_batch, table_query
-from ocsf_nft.fence.replace_keeping_counters import Place
+from ocsf_nft.fence.replace_keeping_counters import TableId
 from ocsf_nft.fence.spec import FenceSpec, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _FLOOD = Path(__file__).with_name("flood.py")
-_INET, _NETDEV = Place("inet", "ocsf_nft"), Place("netdev", "ocsf_nft")
+_INET, _NETDEV = TableId("inet", "ocsf_nft"), TableId("netdev", "ocsf_nft")
 _PROXY = endpoint("10.200.0.1:3128")
 _SPECS = {
     "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,)),
@@ -170,11 +170,11 @@ def test_what_was_counted_is_kept_when_it_is_replaced(
 def test_one_that_is_on_no_record_is_removed_as_well(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
-    state.forget(conftest.SANDBOX)
+    state.delete(conftest.SANDBOX)
     installer.remove(conftest.SANDBOX, state, fenced.sandbox_namespace)
     assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset") == ""
     installer.install(spec, fenced.sandbox_namespace, state, "nflog")
-    state.forget(conftest.SANDBOX)
+    state.delete(conftest.SANDBOX)
     plain = replace(spec, is_owned=False)
     installer.install(plain, fenced.sandbox_namespace, state, "nflog")
     assert _verdict(state) == "as installed"
@@ -399,7 +399,7 @@ def test_nothing_is_done_by_halves_where_another_process_holds_the_guard(
     with contextlib.ExitStack() as stack:
         for namespace, family, table in tables:
             other = stack.enter_context(namespace.call(Nftables))
-            other.commit([ruleset_batch.owned(family, table)])
+            other.commit([ruleset_batch.ownership_statement(family, table)])
         for done in (
             command.run("remove", *named, inside=lab.gateway_namespace),
             command.run(
@@ -417,7 +417,7 @@ def test_how_it_is_listed_doesnt_depend_on_who_holds_it(fenced: Lab) -> None:
     own = Path("/proc/self/comm")
     before = own.read_bytes()
     with ns.call(Nftables) as holder:
-        holder.commit([ruleset_batch.owned("inet", "ocsf_nft")])
+        holder.commit([ruleset_batch.ownership_statement("inet", "ocsf_nft")])
         try:
             for name in (b"nft", b"# handle 7", b"a\nb", b"\n", b"a\rb", b"\xff\x1b[2J"):
                 own.write_bytes(name)
@@ -428,7 +428,7 @@ def test_how_it_is_listed_doesnt_depend_on_who_holds_it(fenced: Lab) -> None:
                     )
                 )  # fmt: skip
                 assert b" progname " + name in listed.stdout
-                listing = nft.listing(ns, *_INET)
+                listing = nft.list_table(ns, *_INET)
                 assert listing is not None
                 first, second, *_ = listing.splitlines()
                 assert re.fullmatch(r"table inet ocsf_nft \{ # handle \d+", first), name

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
 
     Judge = Callable[[Any, str], list[str]]
@@ -133,7 +133,7 @@ def _evidences(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def test_a_finding_goes_on_and_ends_though_the_run_that_began_it_was_killed(
-    installed: Installed, lab: Lab, state: StateDirectory, tmp_path: Path
+    installed: InstalledFence, lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     options = (

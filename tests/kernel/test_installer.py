@@ -12,7 +12,7 @@ import pytest
 from ocsf_nft import rtnetlink
 from ocsf_nft.errors import AbsentError, FenceError, SourceError, UnsupportedError
 from ocsf_nft.fence import installer, links, nft, ruleset, table_query
-from ocsf_nft.fence.spec import LADDER, Surroundings
+from ocsf_nft.fence.spec import TRANSPORTS, Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named, of_process
@@ -303,7 +303,7 @@ def test_without_nft_nothing_is_installed(
         (lambda: links.survey(Namespace(), ()), FenceError),
         (links.names, FenceError),
         (lambda: nft.load(Namespace(), ""), FenceError),
-        (lambda: nft.listing(Namespace(), "inet", "none"), FenceError),
+        (lambda: nft.list_table(Namespace(), "inet", "none"), FenceError),
         (lambda: table_query.comment(Namespace(), "inet", "none"), FenceError),
         (rtnetlink.subscribe, SourceError),
     ],
@@ -321,7 +321,7 @@ def test_the_accounting_of_the_policy_loads_as_it_stands() -> None:
     subprocess.run(["unshare", "-n", "nft", "-c", "-f", path], check=True)
 
 
-@pytest.mark.parametrize("transport", LADDER)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_whole_policy_loads_with_every_transport(
     lab: Lab, spec: FenceSpec, transport: LogTransport, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ def _tables(namespace: Namespace) -> list[str]:
 def test_renew_loads_nothing_for_a_sandbox_on_no_record(fenced: Lab, state: StateDirectory) -> None:
     before = conftest.nft(fenced.sandbox_namespace, "-a", "-s", "-t", "list", "ruleset")
     assert installer.renew("nobody", state) is None
-    state.forget(conftest.SANDBOX)
+    state.delete(conftest.SANDBOX)
     assert installer.renew(conftest.SANDBOX, state) is None
     assert conftest.nft(fenced.sandbox_namespace, "-a", "-s", "-t", "list", "ruleset") == before
 
@@ -96,7 +96,7 @@ def test_table_of_a_vm_that_names_no_sandbox_is_replaced(
             installer.install(tap.spec(_NAME), _HOST, state, "nflog")
             assert installer.verify(_NAME, state).verdict == "as installed"
             conftest.nft(_HOST, "flush ruleset")
-            state.forget(_NAME)
+            state.delete(_NAME)
 
     with tap.silent_machine(site):
         site.host.call(install)
@@ -173,7 +173,7 @@ def test_forwarding_of_a_deleted_namespace_is_kept_while_a_vm_is_on_record(
     vm = tap.spec(_NAME)
     # Deleted, and another one by the same name.
     for namespace in (named("no-such-namespace"), _HOST):
-        state.keep_forwarding_before("4:1", b"kept")
+        state.store_forwarding_before("4:1", b"kept")
         ip_forwarding.release("4:1", namespace, [vm], state)
         assert state.forwarding_before("4:1") == b"kept"
         ip_forwarding.release("4:1", namespace, [], state)

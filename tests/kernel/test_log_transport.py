@@ -93,11 +93,11 @@ def test_the_sysctl_is_put_back_by_the_last_that_used_it(
 def test_sysctl_concerns_all_namespaces_but_the_initial_one(
     lab: Lab, all_netns: Callable[[], str]
 ) -> None:
-    assert kernel_log_sysctl.blocked(Namespace()) is None
-    assert kernel_log_sysctl.blocked(lab.sandbox_namespace) == "0"
+    assert kernel_log_sysctl.blocking_value(Namespace()) is None
+    assert kernel_log_sysctl.blocking_value(lab.sandbox_namespace) == "0"
     kernel_log_sysctl.enable()
     assert all_netns() == "1"
-    assert kernel_log_sysctl.blocked(lab.sandbox_namespace) is None
+    assert kernel_log_sysctl.blocking_value(lab.sandbox_namespace) is None
 
 
 def test_a_damaged_record_neither_loses_the_sysctl_nor_gives_it_up(
@@ -222,7 +222,7 @@ _READ_ONLY = Path("/proc/sys/kernel/ostype")
     ("work", "sysctl", "cause"),
     [
         (
-            lambda: kernel_log_sysctl.blocked(Namespace()),
+            lambda: kernel_log_sysctl.blocking_value(Namespace()),
             Path("/nothing"),
             "No such file or directory",
         ),
@@ -239,7 +239,7 @@ def test_a_sysctl_that_is_not_ours_is_told_with_what_to_do(
     monkeypatch.setattr(kernel_log_sysctl, "of_process", lambda _pid: Namespace())
     with pytest.raises(UnsupportedError):
         work()
-    found = kernel_features._tried("all-netns", "degraded", "", work)
+    found = kernel_features._probe("all-netns", "degraded", "", work)
     assert found.meaning == (
         "net.netfilter.nf_log_all_netns, which lets records of other namespaces into the kernel "
         "log, can't be read or set from here"

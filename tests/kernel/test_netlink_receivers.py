@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netlink, nfnetlink, rtnetlink
-from ocsf_nft.fence.nft_monitor import OVERRUN, Post
-from ocsf_nft.fence.replace_keeping_counters import Place
+from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor
+from ocsf_nft.fence.replace_keeping_counters import TableId
 from ocsf_nft.lab import ip
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.nflog import group_binding as nflog_group
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-_TABLE = Place("inet", "observed")
+_TABLE = TableId("inet", "observed")
 _FULL = "the NFLOG socket's buffer was full"
 
 
@@ -48,8 +48,8 @@ def links(namespace: Namespace) -> Iterator[InterfaceNames]:
 
 
 @pytest.fixture
-def post(namespace: Namespace) -> Iterator[Post]:
-    made = Post(namespace, (_TABLE,))
+def post(namespace: Namespace) -> Iterator[NftMonitor]:
+    made = NftMonitor(namespace, (_TABLE,))
     yield made
     made.close()
 
@@ -147,7 +147,7 @@ def test_link_names_are_correct_again_after_lost_notices(
 
 
 def test_fence_notices_ignore_the_messages_of_another_process(
-    namespace: Namespace, post: Post
+    namespace: Namespace, post: NftMonitor
 ) -> None:
     head = struct.pack("!BBH", nfnetlink.NFPROTO_INET, 0, 7)
     deleted = head + netlink.attribute(1, b"observed\0")
@@ -160,7 +160,7 @@ def test_fence_notices_ignore_the_messages_of_another_process(
     assert post.read() == []
 
 
-def test_fence_monitor_detects_lost_notices(namespace: Namespace, post: Post) -> None:
+def test_fence_monitor_detects_lost_notices(namespace: Namespace, post: NftMonitor) -> None:
     _shrink_buffer(post.notices)
     for _ in range(20):
         load(namespace, "add table inet observed\ndelete table inet observed\n")

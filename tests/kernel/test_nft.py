@@ -49,11 +49,11 @@ def test_nft_failure_is_an_error_with_its_words(planted: Callable[[str], None]) 
     for script, kind, sentence in cases:
         planted(script)
         with pytest.raises(kind, match=sentence):
-            nft.listing(HERE, "inet", "ocsf_nft")
+            nft.list_table(HERE, "inet", "ocsf_nft")
         with pytest.raises(kind, match=sentence):
             nft.load(HERE, "")
     planted("echo 'Error: No such file or directory' >&2; exit 1")
-    assert nft.listing(HERE, "inet", "ocsf_nft") is None
+    assert nft.list_table(HERE, "inet", "ocsf_nft") is None
 
 
 def test_nft_without_an_answer_is_ended_and_is_an_error(
@@ -70,7 +70,7 @@ def test_nft_without_an_answer_is_ended_and_is_an_error(
 def test_nft_has_a_process_group_of_its_own(planted: Callable[[str], None]) -> None:
     """Ctrl-C in a terminal ends the processes of its group."""
     planted("read -r _ _ _ _ group _ </proc/$$/stat; echo $group $$")
-    group, pid = (nft.listing(HERE, "inet", "ocsf_nft") or "").split()
+    group, pid = (nft.list_table(HERE, "inet", "ocsf_nft") or "").split()
     assert group == pid
 
 
@@ -80,7 +80,7 @@ def test_nft_has_30_seconds_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(FenceError, match="nft gave no answer in 30 s, ") as raised:
-        nft.listing(HERE, "inet", "ocsf_nft")
+        nft.list_table(HERE, "inet", "ocsf_nft")
     assert isinstance(raised.value.__cause__, subprocess.TimeoutExpired)
     assert raised.value.__cause__.timeout == 30
 
@@ -91,6 +91,6 @@ def test_nft_without_the_privilege_is_an_error_with_the_remedy(lab: Lab) -> None
         with pytest.raises(UnsupportedError, match="with CAP_NET_ADMIN over this network namespac"):
             nft.load(HERE, "table inet ocsf_nft")
         with pytest.raises(UnsupportedError, match="with CAP_NET_ADMIN over this network namespac"):
-            nft.listing(HERE, "inet", "ocsf_nft")
+            nft.list_table(HERE, "inet", "ocsf_nft")
 
     lab.sandbox_namespace.call(without)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
     from ocsf_nft.record import Record
@@ -51,7 +51,7 @@ _PORT = 443
 
 
 @pytest.fixture
-def permissive(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Installed:
+def permissive(lab: Lab, spec: FenceSpec, state: StateDirectory) -> InstalledFence:
     """The lab's fence, which refuses nothing, where only what a test does happens."""
     lab.sandbox_namespace.call(_without_searching)
     asked = dataclasses.replace(spec, is_permissive=True)
@@ -86,14 +86,14 @@ def _without_searching() -> None:
             sysctl.write("0")
 
 
-def _let_pass(installed: Installed) -> Counter[str]:
+def _let_pass(installed: InstalledFence) -> Counter[str]:
     """The kernel's own totals of what a permissive fence let pass, by rule; nothing is refused."""
     totals = accounts.refused_by(installed)
     assert all(name.endswith(":permissive") for name in totals)
     return Counter({name.partition(":")[0]: packets for name, packets in totals.items()})
 
 
-def _tried(installed: Installed) -> Counter[str]:
+def _tried(installed: InstalledFence) -> Counter[str]:
     """What was let pass, by rule, less the kernel's own reports to groups, which come any time."""
     with Counters(installed) as counters:
         reading = counters.read()
@@ -117,7 +117,7 @@ def _told(events: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
 
 
 async def test_every_way_out_leads_out_and_is_logged_and_counted_once(
-    lab: Lab, permissive: Installed
+    lab: Lab, permissive: InstalledFence
 ) -> None:
     wrong: dict[str, str] = {}
     records: list[Record] = []
@@ -168,7 +168,7 @@ def _eventually(far: far_side.FarSide, protocol: int) -> bool:
 
 
 def test_each_way_out_is_told_as_let_pass_and_the_account_closes(
-    lab: Lab, permissive: Installed, state: StateDirectory, tmp_path: Path
+    lab: Lab, permissive: InstalledFence, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     with command.running(*accounts.options(state, output)) as running:
@@ -212,7 +212,7 @@ async def _all(source: Nflog) -> list[Record]:
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])
 async def test_a_connection_that_is_let_pass_is_one_attempt_from_its_begin_to_its_end(
     lab: Lab,
-    permissive: Installed,
+    permissive: InstalledFence,
     internet: Callable[[int, int], socket.socket],
     family: socket.AddressFamily,
 ) -> None:
@@ -247,7 +247,7 @@ async def test_a_connection_that_is_let_pass_is_one_attempt_from_its_begin_to_it
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])
 async def test_a_question_over_udp_and_its_answer_are_one_attempt(
     lab: Lab,
-    permissive: Installed,
+    permissive: InstalledFence,
     internet: Callable[[int, int], socket.socket],
     family: socket.AddressFamily,
 ) -> None:
@@ -267,7 +267,7 @@ async def test_a_question_over_udp_and_its_answer_are_one_attempt(
 
 
 def test_a_ping_and_its_answer_are_one_attempt(
-    lab: Lab, permissive: Installed, internet: Callable[[int, int], socket.socket]
+    lab: Lab, permissive: InstalledFence, internet: Callable[[int, int], socket.socket]
 ) -> None:
     del internet  # whose kernel answers
     before = _tried(permissive)
@@ -328,7 +328,7 @@ def _forward() -> None:
 
 def test_what_a_nested_namespace_sends_is_told_once_and_answered(
     nested: Namespace,
-    permissive: Installed,
+    permissive: InstalledFence,
     internet: Callable[[int, int], socket.socket],
 ) -> None:
     server = internet(socket.AF_INET, socket.SOCK_DGRAM)
@@ -370,7 +370,7 @@ async def test_a_packet_of_a_macvlan_child_in_a_nested_namespace_is_told_at_the_
 
 
 async def test_a_raw_frame_with_the_fences_own_mark_is_told(
-    lab: Lab, permissive: Installed
+    lab: Lab, permissive: InstalledFence
 ) -> None:
     packet = packets.ip6(SANDBOX6, INTERNET6, 17, packets.udp(53))
 
@@ -388,7 +388,7 @@ async def test_a_raw_frame_with_the_fences_own_mark_is_told(
 
 
 async def test_a_frame_that_loopback_forwards_with_the_fences_own_mark_is_told(
-    lab: Lab, permissive: Installed
+    lab: Lab, permissive: InstalledFence
 ) -> None:
     packet = packets.ip4("192.0.2.55", INTERNET4, 17, packets.udp(53))
 
@@ -407,7 +407,7 @@ async def test_a_frame_that_loopback_forwards_with_the_fences_own_mark_is_told(
 
 
 def test_a_mode_that_changes_under_traffic_is_told_of_each_packet_as_it_was(
-    lab: Lab, spec: FenceSpec, state: StateDirectory, permissive: Installed, tmp_path: Path
+    lab: Lab, spec: FenceSpec, state: StateDirectory, permissive: InstalledFence, tmp_path: Path
 ) -> None:
     """The sums of both are the kernel's own, and nothing gets out while the fence refuses."""
     lab.sandbox_namespace.call(conftest.without_ipv6)
@@ -454,7 +454,7 @@ def _out(lab: Lab) -> int:
 
 
 def test_the_first_packet_after_a_change_of_mode_has_its_record_told(
-    lab: Lab, spec: FenceSpec, state: StateDirectory, permissive: Installed, tmp_path: Path
+    lab: Lab, spec: FenceSpec, state: StateDirectory, permissive: InstalledFence, tmp_path: Path
 ) -> None:
     lab.sandbox_namespace.call(conftest.without_ipv6)
     output = tmp_path / "events.jsonl"

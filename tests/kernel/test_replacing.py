@@ -109,7 +109,7 @@ def test_a_load_that_the_kernel_refuses_to_keep_is_made_whole(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _attempt(fenced)
-    listing = nft.listing
+    listing = nft.list_table
 
     def shown(namespace: Namespace, family: str, table: str) -> str | None:
         """As if a chain had been there that was gone by the time of the load."""
@@ -132,7 +132,7 @@ def test_what_a_listing_hid_goes_with_all_that_was_kept(
     _attempt(fenced)
     conftest.nft(fenced.sandbox_namespace, "add chain inet ocsf_nft foreign { "
                  "type filter hook output priority -500; policy drop; }")  # fmt: skip
-    keep = replace_keeping_counters.text
+    keep = replace_keeping_counters.replacement_text
 
     def unaware(
         definition: str, listings: Mapping[replace_keeping_counters.Place, str]

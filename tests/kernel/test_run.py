@@ -259,7 +259,7 @@ def test_a_sandbox_has_one_run(lab: Lab, state: StateDirectory, tmp_path: Path) 
     with command.running(*options, "--install") as running:
         second = command.run("run", *options, "--install", "--group", "4002")
         assert second.code == 3
-        assert "another run watches sandbox lab" in second.sentence
+        assert "another run monitors sandbox lab" in second.sentence
         assert running.stop(signal.SIGTERM)[0] == 0
 
 
@@ -349,7 +349,7 @@ def test_a_record_that_names_a_sandbox_of_another_namespace_is_a_forgery(
 def test_a_namespace_that_was_made_anew_ends_the_run_with_its_fence_standing(
     lab: Lab, state: StateDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fence_events, "_LOOK_SECONDS", 0.2)  # the run is a fork of this process
+    monkeypatch.setattr(fence_events, "_CHECK_SECONDS", 0.2)  # the run is a fork of this process
     options = _options(lab, state, tmp_path / "events.jsonl")
     with command.running(*options, "--install") as running:
         time.sleep(0.5)  # it watches by now

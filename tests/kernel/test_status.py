@@ -18,7 +18,7 @@ from tests.kernel import accounts, attempts, command, conftest
 from tests.kernel.escapes import ESCAPES
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -86,7 +86,7 @@ def test_each_of_the_ways_round_the_usual_ruleset_is_told_once(
 
 
 def test_a_record_that_the_kernel_never_counted_shows_as_an_imbalance(
-    fenced: Lab, installed: Installed, state: StateDirectory, tmp_path: Path
+    fenced: Lab, installed: InstalledFence, state: StateDirectory, tmp_path: Path
 ) -> None:
     """Who may load rules in the namespace may log under our prefix as well."""
     output = tmp_path / "events.jsonl"
@@ -134,7 +134,7 @@ def test_status_says_how_each_rule_stands_for_people_and_for_prometheus(
 
 
 def test_what_was_forgotten_before_anybody_read_it_is_on_its_way(
-    installed: Installed, state: StateDirectory
+    installed: InstalledFence, state: StateDirectory
 ) -> None:
     attempts.attempt(installed.namespace, 1000, 5, "udp4")
     conftest.nft(installed.namespace, "flush", "set", "inet", "ocsf_nft", "flows4_egress")
@@ -172,7 +172,7 @@ def test_a_fence_that_is_gone_does_not_look_well(
 
 
 def test_a_sandbox_that_can_not_be_read_hides_no_other(
-    fenced: Lab, installed: Installed, state: StateDirectory
+    fenced: Lab, installed: InstalledFence, state: StateDirectory
 ) -> None:
     attempts.attempt(fenced.sandbox_namespace, 1000, 3, "udp4")
     for name in ("gone", "lost"):

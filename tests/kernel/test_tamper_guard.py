@@ -27,7 +27,7 @@ from ocsf_nft.fence import (
     tamper_guard,
 )
 from ocsf_nft.fence.spec import FenceSpec, Tap
-from ocsf_nft.fence.tamper_guard import Alteration, Sentry
+from ocsf_nft.fence.tamper_guard import FenceChange, TamperGuard
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import ip
 from ocsf_nft.nfnetlink import SUBSYSTEM, Nftables, Statement
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ocsf_nft.fence.spec import Surroundings
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -68,25 +68,25 @@ class Post:
 
     def __init__(
         self,
-        installed: Installed,
+        installed: InstalledFence,
         state: StateDirectory,
         *,
         heals: bool,
         prepared: bool,
         begins: bool,
     ) -> None:
-        self.told: queue.Queue[Alteration | Exception | None] = queue.Queue()
-        self.sentry = Sentry(installed, state, self.told.put, heals=heals)
+        self.told: queue.Queue[FenceChange | Exception | None] = queue.Queue()
+        self.sentry = TamperGuard(installed, state, self.told.put, heals=heals)
         if prepared:
             self.adopt(installed, state)
         if begins:
             self.sentry.begin()
 
-    def adopt(self, installed: Installed, state: StateDirectory) -> None:
+    def adopt(self, installed: InstalledFence, state: StateDirectory) -> None:
         sandbox = installed.spec.sandbox
-        self.sentry.adopt(restore_batch.prepare(installed), state.mark(sandbox))
+        self.sentry.adopt(restore_batch.prepare(installed), state.version(sandbox))
 
-    def alteration(self) -> Alteration:
+    def alteration(self) -> FenceChange:
         """The next one; what is said of links between is left out."""
         while True:
             news = self.told.get(timeout=20)
@@ -95,7 +95,7 @@ class Post:
             if news is not None:
                 return news
 
-    def rest(self) -> list[Alteration]:
+    def rest(self) -> list[FenceChange]:
         """What else is told until it has ended."""
         self.sentry.end()
         left = []
@@ -103,11 +103,11 @@ class Post:
             while True:
                 left.append(self.told.get_nowait())
         assert not any(isinstance(each, Exception) for each in left), left
-        return [each for each in left if isinstance(each, Alteration)]
+        return [each for each in left if isinstance(each, FenceChange)]
 
 
 @pytest.fixture
-def post(installed: Installed, state: StateDirectory) -> Iterator[Callable[..., Post]]:
+def post(installed: InstalledFence, state: StateDirectory) -> Iterator[Callable[..., Post]]:
     made: list[Post] = []
 
     def posted(*, heals: bool = True, prepared: bool = True, begins: bool = True) -> Post:
@@ -223,7 +223,7 @@ def test_a_tampered_fence_stands_again_before_it_is_told(
     assert words in told.changes
     assert told.process is not None
     assert (told.process.pid, told.process.name, told.comm) == (pid, "nft", "nft")
-    assert told.mended_ns is not None
+    assert told.restored_after_ns is not None
     assert one.rest() == []
 
 
@@ -231,9 +231,9 @@ def test_a_fence_is_put_back_where_nothing_is_prepared(
     fenced: Lab, state: StateDirectory, post: Callable[..., Post]
 ) -> None:
     one = post(prepared=False)
-    one.sentry.adopt(None, state.mark(conftest.SANDBOX))
+    one.sentry.adopt(None, state.version(conftest.SANDBOX))
     _tamper(fenced, "flush ruleset")
-    assert one.alteration().mended_ns is not None
+    assert one.alteration().restored_after_ns is not None
     assert _verdict(state) == "as installed"
     assert one.rest() == []
 
@@ -244,12 +244,12 @@ def test_a_fence_that_can_not_be_kept_is_made_whole(
     one = post()
     _tamper(fenced, "flush table inet ocsf_nft; delete set inet ocsf_nft flows4_egress; "
             "add set inet ocsf_nft flows4_egress { type ipv4_addr; }")  # fmt: skip
-    assert one.alteration().mended_ns is not None
+    assert one.alteration().restored_after_ns is not None
     assert _verdict(state) == "as installed"
 
 
 def test_what_was_counted_is_kept(
-    fenced: Lab, installed: Installed, post: Callable[..., Post]
+    fenced: Lab, installed: InstalledFence, post: Callable[..., Post]
 ) -> None:
     one = post()
     for tampering in ("insert rule inet ocsf_nft output accept", "delete table netdev ocsf_nft"):
@@ -265,7 +265,7 @@ def test_where_nothing_is_to_be_put_back_it_is_told(
     one = post(heals=False)
     _tamper(fenced, "delete table inet ocsf_nft")
     told = one.alteration()
-    assert (told.mended_ns, told.changes) == (None, "table inet ocsf_nft was deleted")
+    assert (told.restored_after_ns, told.changes) == (None, "table inet ocsf_nft was deleted")
     assert _verdict(state) != "as installed"
 
 
@@ -279,8 +279,8 @@ def test_what_is_done_in_the_regular_way_is_not_fought(
     options = () if what == "remove" else ("--netns", fenced.sandbox, "--group", "77", *proxies)
     done = command.run(what, *named, *options)
     assert done.code == 0, done.stderr
-    assert one.alteration().mended_ns is None
-    assert all(each.mended_ns is None for each in one.rest())
+    assert one.alteration().restored_after_ns is None
+    assert all(each.restored_after_ns is None for each in one.rest())
     assert _verdict(state) == ("absent" if what == "remove" else "as installed")
 
 
@@ -295,7 +295,7 @@ def test_what_a_look_puts_right_is_nobodys_change(
     """What was prepared leaves what is not ours and holds no rule, for a look to take away."""
     one = post()
     _tamper(fenced, f"add {what.format('inet ocsf_nft foreign')}")
-    assert one.alteration().mended_ns is not None
+    assert one.alteration().restored_after_ns is not None
     assert _verdict(state) != "as installed"
     assert one.sentry.renew() is not None
     assert _verdict(state) == "as installed"
@@ -310,7 +310,7 @@ def test_a_fence_that_is_longer_than_a_socket_sends_by_default_is_put_back(
     installed = installer.install(long, lab.sandbox_namespace, state, "nflog")
     one = Post(installed, state, heals=True, prepared=True, begins=True)
     _tamper(lab, "delete table inet ocsf_nft")
-    assert one.alteration().mended_ns is not None
+    assert one.alteration().restored_after_ns is not None
     assert one.rest() == []
     assert _verdict(state) == "as installed"
 
@@ -349,7 +349,7 @@ def test_what_a_look_has_overtaken_is_told_all_the_same(
     assert one.sentry.renew() is not None
     one.sentry.begin()
     told = one.alteration()
-    assert (told.changes, told.mended_ns) == ("table inet ocsf_nft was deleted", 0)
+    assert (told.changes, told.restored_after_ns) == ("table inet ocsf_nft was deleted", 0)
     assert told.process is not None
     assert told.process.pid == pid
     assert one.rest() == []
@@ -357,7 +357,7 @@ def test_what_a_look_has_overtaken_is_told_all_the_same(
 
 
 def test_what_was_prepared_is_not_put_in_the_place_of_what_was_installed_since(
-    fenced: Lab, installed: Installed, spec: FenceSpec, state: StateDirectory,
+    fenced: Lab, installed: InstalledFence, spec: FenceSpec, state: StateDirectory,
     post: Callable[..., Post],
 ) -> None:  # fmt: skip
     """A look knows of the new fence before the sentry has read that it was installed."""
@@ -369,8 +369,8 @@ def test_what_was_prepared_is_not_put_in_the_place_of_what_was_installed_since(
     assert done.code == 0, done.stderr
     assert one.sentry.renew() is not None
     one.sentry.begin()
-    assert one.alteration().mended_ns is None
-    assert all(each.mended_ns is None for each in one.rest())
+    assert one.alteration().restored_after_ns is None
+    assert all(each.restored_after_ns is None for each in one.rest())
     assert _verdict(state) == "as installed"
     assert conftest.counted(installed.namespace)["203.0.113.7"] == 7
 
@@ -383,7 +383,7 @@ def test_a_fence_that_was_installed_anew_is_guarded_as_such(
     newer = installer.install(other, fenced.sandbox_namespace, state, "nflog")
     one.adopt(newer, state)
     _tamper(fenced, "flush ruleset")
-    while one.alteration().mended_ns is None:  # that of the installing, if it was still to come
+    while one.alteration().restored_after_ns is None:  # that of the installing, if it was still to come
         pass
     assert _verdict(state) == "as installed"
 
@@ -394,23 +394,23 @@ def test_fights_are_given_up_and_taken_up_again(
     post: Callable[..., Post],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tamper_guard, "WITHIN_SECONDS", 600.0)
-    monkeypatch.setattr(tamper_guard, "REST_SECONDS", 1.0)
+    monkeypatch.setattr(tamper_guard, "RESTORE_WINDOW_SECONDS", 600.0)
+    monkeypatch.setattr(tamper_guard, "PAUSE_SECONDS", 1.0)
     one = post()
-    for _ in range(tamper_guard.MOST_TIMES):
+    for _ in range(tamper_guard.MAX_RESTORES):
         _tamper(fenced, "delete table inet ocsf_nft")
         told = one.alteration()
-        assert (told.mended_ns is not None, told.given_up) == (True, False)
+        assert (told.restored_after_ns is not None, told.given_up) == (True, False)
     _tamper(fenced, "delete table inet ocsf_nft")
     told = one.alteration()
-    assert (told.mended_ns, told.given_up) == (None, True)
+    assert (told.restored_after_ns, told.given_up) == (None, True)
     assert "absent" not in _verdict(state)
     deadline = time.monotonic() + 20
     while one.sentry.is_resting:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     _tamper(fenced, "delete table netdev ocsf_nft")
-    assert one.alteration().mended_ns is not None
+    assert one.alteration().restored_after_ns is not None
     assert _verdict(state) == "as installed"
 
 
@@ -426,7 +426,7 @@ def test_changes_that_could_not_be_read_are_somebodys(
     one.sentry.begin()
     told = one.alteration()
     assert (told.process, told.comm) == (None, None)
-    assert told.mended_ns is not None
+    assert told.restored_after_ns is not None
     assert _verdict(state) == "as installed"
 
 
@@ -439,7 +439,7 @@ def test_whoever_changes_very_much_of_his_own_makes_one_alarm_and_no_fight(
     monkeypatch.setattr(nfnetlink, "_NOTICE_BYTES", 1)
     one = post(begins=False)
     chains = "".join(f"add chain ip theirs c{number}; " for number in range(200))
-    tampered = tamper_guard.MOST_TIMES + 2
+    tampered = tamper_guard.MAX_RESTORES + 2
     for _ in range(tampered):
         # Nothing reads meanwhile: a reader that is quick enough would lose no notice.
         _tamper(fenced, f"add table ip theirs; {chains} delete table ip theirs")
@@ -452,19 +452,19 @@ def test_whoever_changes_very_much_of_his_own_makes_one_alarm_and_no_fight(
 
 
 def test_a_new_link_is_fenced_before_anybody_looks(
-    fenced: Lab, installed: Installed, post: Callable[..., Post]
+    fenced: Lab, installed: InstalledFence, post: Callable[..., Post]
 ) -> None:
     one = post()
     _add_links(fenced, installed, "late0", "late1")
     assert one.sentry.has_hooked
     # So it stays, whoever alters the fence before it is on record.
     _tamper(fenced, "flush ruleset")
-    assert one.alteration().mended_ns is not None
+    assert one.alteration().restored_after_ns is not None
     assert {"late0", "late1", "sb0"} <= set(_hooked(installed))
 
 
-def _hooked(installed: Installed) -> list[str]:
-    listed = nft.listing(installed.namespace, "netdev", "ocsf_nft") or ""
+def _hooked(installed: InstalledFence) -> list[str]:
+    listed = nft.list_table(installed.namespace, "netdev", "ocsf_nft") or ""
     (hook,) = [line for line in listed.splitlines() if "hook egress" in line] or [""]
     return hook.replace('"', "").replace(",", "").split()
 
@@ -509,7 +509,7 @@ def test_what_others_do_to_other_tables_wakes_nobody(
 
 
 def test_a_sentry_that_may_not_listen_says_so(
-    installed: Installed, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+    installed: InstalledFence, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> socket.socket:
         raise PermissionError(1, os.strerror(1))
@@ -517,12 +517,12 @@ def test_a_sentry_that_may_not_listen_says_so(
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - procfs
     monkeypatch.setattr(nfnetlink, "subscribe", refuse)
     with pytest.raises(Exception, match="can't be watched: Operation not permitted"):
-        Sentry(installed, state, lambda _: None, heals=True)
+        TamperGuard(installed, state, lambda _: None, heals=True)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - procfs
 
 
 def test_a_ruleset_is_prepared_without_a_namespace_to_try_it_in(
-    fenced: Lab, installed: Installed, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+    fenced: Lab, installed: InstalledFence, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: object) -> None:
         raise UnsupportedError("no CAP_SYS_ADMIN")
@@ -539,7 +539,7 @@ def test_a_ruleset_is_prepared_without_a_namespace_to_try_it_in(
 
 
 def test_sentry_ignores_a_deleted_link_that_another_process_announces(
-    fenced: Lab, installed: Installed, post: Callable[..., Post]
+    fenced: Lab, installed: InstalledFence, post: Callable[..., Post]
 ) -> None:
     one = post()
     _add_links(fenced, installed, "late0", "late1")
@@ -554,11 +554,11 @@ def test_sentry_ignores_a_deleted_link_that_another_process_announces(
     fenced.sandbox_namespace.call(forge)
     _add_links(fenced, installed, "late2", "late3")  # read after the forged message
     _tamper(fenced, "delete table netdev ocsf_nft")
-    assert one.alteration().mended_ns is not None
+    assert one.alteration().restored_after_ns is not None
     assert {"late0", "late1", "late2", "late3", "sb0"} <= set(_hooked(installed))
 
 
-def _add_links(lab: Lab, installed: Installed, *pair: str) -> None:
+def _add_links(lab: Lab, installed: InstalledFence, *pair: str) -> None:
     """Add two links, and wait until the sentry has attached its chains to them."""
     ip("-n", lab.sandbox, "link", "add", pair[0], "type", "veth", "peer", "name", pair[1])
     deadline = time.monotonic() + 20

@@ -19,14 +19,14 @@ from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.fence.test_state import _is_waited_for, _until
 from tests.kernel import conftest
 from tests.kernel.test_nft_monitor import _owned
-from tests.kernel.test_tamper_guard import Post, _tamper, _verdict
+from tests.kernel.test_tamper_guard import NftMonitor, _tamper, _verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.fence import nft_monitor
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -35,13 +35,13 @@ _DELETE_INET = Statement(2, 0, b"\1\0\0\0" + netlink.attribute(1, b"ocsf_nft\0")
 
 
 @pytest.fixture
-def one(installed: Installed, state: StateDirectory) -> Iterator[Post]:
+def one(installed: InstalledFence, state: StateDirectory) -> Iterator[NftMonitor]:
     """A sentry that has not begun."""
     yield from _posted(installed, state)
 
 
 @pytest.fixture
-def holding(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Iterator[Post]:
+def holding(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Iterator[NftMonitor]:
     """A sentry that has not begun, and holds the tables of its fence."""
     owned = replace(spec, is_owned=True)
     for made in _posted(installer.install(owned, lab.sandbox_namespace, state, "nflog"), state):
@@ -49,18 +49,18 @@ def holding(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Iterator[Post]:
         yield made
 
 
-def _posted(installed: Installed, state: StateDirectory) -> Iterator[Post]:
-    made = Post(installed, state, heals=True, prepared=True, begins=False)
+def _posted(installed: InstalledFence, state: StateDirectory) -> Iterator[NftMonitor]:
+    made = NftMonitor(installed, state, heals=True, prepared=True, begins=False)
     yield made
     if made.sentry._wake >= 0:
         made.sentry.end()
 
 
-def test_sentry_has_nothing_to_do_when_it_begins(one: Post) -> None:
+def test_sentry_has_nothing_to_do_when_it_begins(one: NftMonitor) -> None:
     assert select.select([one.sentry._wake], [], [], 0) == ([], [], [])
 
 
-def _of(one: Post) -> nft_monitor.Post:
+def _of(one: NftMonitor) -> nft_monitor.NftMonitor:
     return one.sentry._posts[0]
 
 
@@ -73,7 +73,7 @@ def _silence(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     monkeypatch.setattr(nft, "TRUSTED", (directory,))
 
 
-def _shrink(one: Post) -> None:
+def _shrink(one: NftMonitor) -> None:
     """Leave the socket that changes the tables no room for a fence."""
     _of(one)._nftables._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
 
@@ -81,7 +81,7 @@ def _shrink(one: Post) -> None:
 def test_renew_lets_nft_load_what_it_does_not_show(
     fenced: Lab,
     state: StateDirectory,
-    one: Post,
+    one: NftMonitor,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -92,7 +92,7 @@ def test_renew_lets_nft_load_what_it_does_not_show(
 
 
 def test_renew_lets_nft_load_what_is_too_long_for_its_socket(
-    fenced: Lab, state: StateDirectory, one: Post
+    fenced: Lab, state: StateDirectory, one: NftMonitor
 ) -> None:
     _tamper(fenced, "delete table inet ocsf_nft")
     _shrink(one)
@@ -101,7 +101,7 @@ def test_renew_lets_nft_load_what_is_too_long_for_its_socket(
 
 
 def test_renew_of_held_tables_never_leaves_them_to_nft(
-    lab: Lab, holding: Post, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    lab: Lab, holding: NftMonitor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _of(holding).commit([_DELETE_INET])
     _shrink(holding)
@@ -114,16 +114,16 @@ def test_renew_of_held_tables_never_leaves_them_to_nft(
 
 
 def test_renew_names_tables_that_another_process_holds(
-    fenced: Lab, installed: Installed, one: Post
+    fenced: Lab, installed: InstalledFence, one: NftMonitor
 ) -> None:
     _owned(installed)
     with fenced.sandbox_namespace.call(Nftables) as other:
-        other.commit([ruleset_batch.owned("inet", "ocsf_nft")])
+        other.commit([ruleset_batch.ownership_statement("inet", "ocsf_nft")])
         with pytest.raises(FenceError, match="can't be changed: another process holds them"):
             one.sentry.renew()
 
 
-def test_post_holds_its_tables_by_a_new_socket_after_a_timeout(lab: Lab, holding: Post) -> None:
+def test_post_holds_its_tables_by_a_new_socket_after_a_timeout(lab: Lab, holding: NftMonitor) -> None:
     post = _of(holding)
     before = post._nftables
     before._socket.settimeout(0.05)
@@ -140,7 +140,7 @@ def test_post_holds_its_tables_by_a_new_socket_after_a_timeout(lab: Lab, holding
 
 
 def test_post_holds_nothing_after_a_timeout_that_it_did_not_hold(
-    fenced: Lab, installed: Installed, one: Post
+    fenced: Lab, installed: InstalledFence, one: NftMonitor
 ) -> None:
     _owned(installed)
     _of(one)._nftables._socket.settimeout(0.05)
@@ -152,7 +152,7 @@ def test_post_holds_nothing_after_a_timeout_that_it_did_not_hold(
     assert not found.is_owned
 
 
-def test_sentry_ends_with_an_error_when_notices_cannot_be_read(one: Post) -> None:
+def test_sentry_ends_with_an_error_when_notices_cannot_be_read(one: NftMonitor) -> None:
     with Path(os.devnull).open("rb") as file:
         os.dup2(file.fileno(), _of(one).notices.fileno())
     one.sentry.begin()
@@ -161,7 +161,7 @@ def test_sentry_ends_with_an_error_when_notices_cannot_be_read(one: Post) -> Non
 
 
 def test_sentry_ends_with_whatever_fails(
-    fenced: Lab, one: Post, monkeypatch: pytest.MonkeyPatch
+    fenced: Lab, one: NftMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> NoReturn:
         raise RuntimeError("a bug")
@@ -174,7 +174,7 @@ def test_sentry_ends_with_whatever_fails(
 
 
 def test_sentry_sends_nothing_when_another_thread_restored_the_fence_first(
-    fenced: Lab, installed: Installed, state: StateDirectory, one: Post
+    fenced: Lab, installed: InstalledFence, state: StateDirectory, one: NftMonitor
 ) -> None:
     ((_, load),) = restore_batch.prepare(installed).loads
     one.sentry.begin()
@@ -186,7 +186,7 @@ def test_sentry_sends_nothing_when_another_thread_restored_the_fence_first(
             before = nftables.generation()
     told = one.alteration()
     assert told.changes == "table inet ocsf_nft was deleted"
-    assert told.mended_ns is not None
+    assert told.restored_after_ns is not None
     with fenced.sandbox_namespace.call(Nftables) as nftables:
         assert nftables.generation() == before
     assert _verdict(state) == "as installed"
@@ -194,16 +194,16 @@ def test_sentry_sends_nothing_when_another_thread_restored_the_fence_first(
 
 
 def test_sentry_goes_on_after_a_fence_that_it_could_not_restore(
-    fenced: Lab, state: StateDirectory, one: Post, monkeypatch: pytest.MonkeyPatch
+    fenced: Lab, state: StateDirectory, one: NftMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one.sentry.adopt(None, state.mark(conftest.SANDBOX))
+    one.sentry.adopt(None, state.version(conftest.SANDBOX))
     one.sentry.begin()
     with monkeypatch.context() as patched:
         patched.setattr(nft, "TRUSTED", ())
         _tamper(fenced, "delete table inet ocsf_nft")
         told = one.alteration()
-    assert (told.mended_ns, told.given_up, told.is_regular) == (None, False, False)
+    assert (told.restored_after_ns, told.given_up, told.is_regular) == (None, False, False)
     assert table_query.table(fenced.sandbox_namespace, "inet", "ocsf_nft") is None
     _tamper(fenced, "delete table netdev ocsf_nft")
-    assert one.alteration().mended_ns is not None
+    assert one.alteration().restored_after_ns is not None
     assert _verdict(state) == "as installed"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.fence import installer
-from ocsf_nft.fence.tamper_guard import MOST_TIMES
+from ocsf_nft.fence.tamper_guard import MAX_RESTORES
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
 from tests.kernel import command, conftest, flooding, written
@@ -262,13 +262,13 @@ def test_a_fence_that_is_fought_over_is_given_up_loudly_and_the_run_says_so_at_i
 ) -> None:
     with command.running(*named) as running:
         # As two who each put their own in the place of the other's: more often than is borne.
-        for number in range(MOST_TIMES + 1):
+        for number in range(MAX_RESTORES + 1):
             _tamper(fenced.sandbox_namespace, "insert rule inet ocsf_nft output accept")
             output.wait(lambda many=number + 1: len(output.tampered()) == many)  # type: ignore[misc]
         code, said = running.stop(signal.SIGTERM)
     *_, last = output.tampered()
     assert (last["severity"], last["status"], last["state"]) == ("Critical", "Failure", "Altered")
-    assert last["status_detail"].startswith(f"given up: put back {MOST_TIMES} times in 60 s")
+    assert last["status_detail"].startswith(f"given up: put back {MAX_RESTORES} times in 60 s")
     assert code == 1, said
     assert said.splitlines()[-1] == "ocsf-nft: given up, and does not stand: the fence of lab"
     assert not _stands(state)

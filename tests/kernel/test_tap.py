@@ -450,7 +450,7 @@ def test_a_table_of_a_vm_that_is_gone_is_replaced_and_one_of_a_vm_that_is_not_is
         assert state.read(_NAME) is None
         assert installer.verify("vm-9", state).verdict == "as installed"
         # That of a run that was killed before it put anything on record.
-        state.forget("vm-9")
+        state.delete("vm-9")
         installer.install(tap.spec("vm-10"), site.host, state, "nflog")
         assert _conversation(machine.guest, site.internet, INTERNET4, 443) == tap.UPLINK4
     installer.remove("vm-10", state)
@@ -465,7 +465,7 @@ def test_a_fence_that_is_on_no_record_is_removed_by_its_device(
 ) -> None:
     before = tap.settings(site.host)
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
-    state.forget(_NAME)
+    state.delete(_NAME)
     with pytest.raises(AbsentError):
         installer.remove(_NAME, state, site.host)
     installer.remove(_NAME, state, site.host, tap.DEVICE)

@@ -107,7 +107,7 @@ def test_a_vms_link_and_a_guard_of_its_device_do_not_replace_each_other(
             installer.install(tap.spec(_NAME), HOST, state, "nflog")
         assert installer.verify("pod", state).verdict == "as installed"
         # What is on no record is stale, as a VM's table is.
-        state.forget("pod")
+        state.delete("pod")
         installer.install(tap.spec(_NAME), HOST, state, "nflog")
         assert installer.verify(_NAME, state).verdict == "as installed"
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
 
@@ -92,7 +92,7 @@ table netdev observer {
 class Bench(Outcomes):
     """A fenced sandbox with a link out and a link to a nested namespace."""
 
-    def __init__(self, lab: Lab, nested: Namespace, installed: Installed) -> None:
+    def __init__(self, lab: Lab, nested: Namespace, installed: InstalledFence) -> None:
         super().__init__(
             lab.sandbox_namespace, of_mode(_COUNTED, is_permissive=installed.spec.is_permissive)
         )

@@ -11,7 +11,7 @@ from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedEr
 from ocsf_nft.fence import nft
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.fence.tamper_guard import Alteration
+from ocsf_nft.fence.tamper_guard import FenceChange
 from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.process import Process
 from ocsf_nft.service import fence_monitor, fences
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 STANDING = Fence(installed=INSTALLED, state=FenceState.STANDING, is_ours=True)
 WELL = Look(fence=STANDING)
-TAMPERED = Alteration(
+TAMPERED = FenceChange(
     changes="table inet ocsf_nft was deleted",
     process=Process(pid=4711, name="nft", path="/usr/sbin/nft"),
     comm="nft",
     arrived_ns=1_767_225_600_000_000_000,
-    mended_ns=2_300_000,
+    restored_after_ns=2_300_000,
 )
-UNMENDED = replace(TAMPERED, mended_ns=None)
+UNMENDED = replace(TAMPERED, restored_after_ns=None)
 
 
 @pytest.fixture
@@ -334,12 +334,12 @@ def test_prepare_without_nft_returns_the_version_of_the_record_alone(
     state.write(INSTALLED)
     with capture_logs() as logs:
         found = fence_monitor._prepare("sb1", state, None)
-    assert found == (None, state.mark("sb1"))
+    assert found == (None, state.version("sb1"))
     (log,) = logs
     assert (log["log_level"], log["sandbox"]) == ("warning", "sb1")
     assert log["event"] == "putting the fence back will take longer"
     assert "nft was not found" in log["reason"]
-    assert fence_monitor._prepare("sb1", state, state.mark("sb1")) is None
+    assert fence_monitor._prepare("sb1", state, state.version("sb1")) is None
 
 
 async def test_a_fence_that_was_removed_in_the_regular_way_is_told_to_be_once(
@@ -409,7 +409,7 @@ async def test_what_a_look_has_overtaken_took_no_time_that_is_known(
     sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
-    await make(self_heal=True)._look((replace(TAMPERED, mended_ns=0),))
+    await make(self_heal=True)._look((replace(TAMPERED, restored_after_ns=0),))
     assert [detail for _, _, detail in told(sink)] == [
         "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back"
     ]
