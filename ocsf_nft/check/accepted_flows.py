@@ -1,7 +1,7 @@
-"""The traffic that a fence accepts, as packets that go from hook to hook.
+"""Model of the traffic that a fence accepts, as packets that traverse netfilter hooks.
 
-Each flow is told by packets that stand for it: to the internet as to one address there, to a usual
-port and to another one. Whatever a ruleset does to them, it does to most of the flow.
+A few representative packets model each flow. For example, one public address models the internet,
+with one usual and one unusual port. A ruleset treats most packets of the flow in the same way.
 """
 
 from __future__ import annotations
@@ -11,77 +11,86 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from ocsf_nft.check.packet import ADDRESSES, ESTABLISHED, TCP, UDP, UNSEEN, Packet
-from ocsf_nft.check.ternary import NOWHERE, PORTS, Name, Span, Truth, exactly, interface
+from ocsf_nft.check.ternary import (
+    NO_INTERFACE,
+    PORTS,
+    InterfaceName,
+    Span,
+    Truth,
+    exactly,
+    interface,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ocsf_nft.fence.values import Endpoint, Subnet
 
-#: Addresses that no list of private or reserved ones holds, to stand for the internet. Nothing is
-#: ever sent there.
+#: Addresses that model the internet. They are in no list of private or reserved addresses. Nothing
+#: is ever sent to them.
 INTERNET: Final = {4: 0x5DB8D70E, 6: 0x2606_2800_021F_CB07_6820_80DA_AF6B_8B2C}
 _UNUSUAL_PORT: Final = 47011
-#: What a system takes for its own end (net.ipv4.ip_local_port_range).
+#: Source ports of a system's own connections (net.ipv4.ip_local_port_range).
 _EPHEMERAL: Final = Span(32768, 60999)
-#: Where a packet came in isn't known any more on its way out of an interface (nf_hook_egress).
-_AT_EGRESS: Final = {"came_by": NOWHERE}
+#: At an interface's egress hook the input interface is no longer known (nf_hook_egress).
+_AT_EGRESS: Final = {"input_interface": NO_INTERFACE}
 _PORTS: Final = ((TCP, 443), (TCP, _UNUSUAL_PORT), (UDP, 53), (UDP, _UNUSUAL_PORT))
 
 
-class Direction(enum.Enum):
-    """Which part of what is accepted; the value says it to a person."""
+class FlowDirection(enum.Enum):
+    """Direction of accepted traffic; the value is its description in messages."""
 
-    OUT = "what the VM sends to the internet"
-    REPLY = "the replies to it"
-    GATEWAY = "what the VM sends to the gateway's port"
-    ANSWER = "the gateway's answers"
-    PROXY = "what the sandbox sends to its proxy"
-    PROXY_ANSWER = "the proxy's answers"
+    OUT = "traffic from the VM to the internet"
+    REPLY = "replies from the internet to the VM"
+    GATEWAY = "traffic from the VM to the gateway's port"
+    GATEWAY_ANSWER = "the gateway's answers to the VM"
+    PROXY = "traffic from the sandbox to its proxy"
+    PROXY_ANSWER = "the proxy's answers to the sandbox"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A hook on the way, and what is new about the packet there.
+    """Hook that a packet traverses.
 
-    ``device`` is where a hook of one interface is.
+    ``changes`` are the packet's fields that have new values there. ``device`` is the interface of a
+    hook that belongs to one interface (ingress, egress).
     """
 
     hook: str
     changes: Mapping[str, Any]
-    device: Name | None = None
+    device: InterfaceName | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Flow:
-    """One packet and its way."""
+class AcceptedFlow:
+    """Representative packet of accepted traffic, and the hooks that it traverses."""
 
-    direction: Direction
+    direction: FlowDirection
     packet: Packet
     steps: tuple[Step, ...]
     endpoint: Endpoint | None = None
 
     @property
-    def is_later(self) -> bool:
-        """Whether it goes on with what the flow before it begins."""
+    def is_continuation(self) -> bool:
+        """Return whether the packet continues the flow that the previous packet began."""
         return self.packet.direction == "original" and not self.packet.is_first
 
     @property
     def label(self) -> str:
-        """Protocol, port and version, for a person."""
+        """Protocol and port for messages, and ", once open" for a continuing packet."""
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
         port = self.packet.destination_port if opening else self.packet.source_port
         number = "other ports" if port.single == _UNUSUAL_PORT else f"{port.single}"
-        return f"{protocol} {number}{', once open' if self.is_later else ''}"
+        return f"{protocol} {number}{', once open' if self.is_continuation else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """A VM whose traffic is judged.
+class Vm:
+    """VM whose traffic is modelled.
 
-    ``device`` may be a pattern; without ``subnets`` any address may be its. ``uplinks`` are the
-    interfaces that lead to the internet, by version of IP, where that is known.
+    ``device`` is the name of its TAP device, or a pattern. Without ``subnets`` the VM may have any
+    address. ``uplinks`` are the known interfaces that lead to the internet, by IP version.
     """
 
     device: str
@@ -89,129 +98,157 @@ class Machine:
     port: int
     uplinks: Mapping[int, str]
 
-    def name(self) -> Name:
-        """Its device's name as rules see it."""
+    def name(self) -> InterfaceName:
+        """Return the name of the VM's device."""
         return interface(self.device)
 
-    def uplink(self, version: int) -> Name:
-        """The interface to the internet; unlike its own, whichever it is."""
+    def uplink(self, version: int) -> InterfaceName:
+        """Return the interface to the internet.
+
+        If it isn't known, it is any interface except the VM's device and the loopback.
+        """
         found = self.uplinks.get(version)
         if found is not None:
-            return Name(found)
-        return Name("", is_start=True, unlike=(self.device.rstrip("*"), "lo"))
+            return InterfaceName(found)
+        return InterfaceName("", is_prefix=True, excluded_prefixes=(self.device.rstrip("*"), "lo"))
 
 
-def of_machine(machine: Machine) -> Iterator[Flow]:
-    """What a VM's fence accepts: out, replies in, the gateway's port, its answers."""
-    if machine.subnets:
-        for subnet in machine.subnets:
+def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
+    """Yield the traffic that a VM's fence accepts.
+
+    It is traffic to the internet, the replies, traffic to the gateway's port, and the answers.
+    """
+    if vm.subnets:
+        for subnet in vm.subnets:
             gateway = exactly(int(subnet.ip))
-            yield from _of_subnet(machine, subnet.version, gateway, _hosts(subnet))
+            yield from _subnet_flows(vm, subnet.version, gateway, _hosts(subnet))
         return
     for version in (4, 6):
-        yield from _of_subnet(machine, version, ADDRESSES[version], ADDRESSES[version])
+        yield from _subnet_flows(vm, version, ADDRESSES[version], ADDRESSES[version])
 
 
 def _hosts(subnet: Subnet) -> Span:
     network = subnet.network
     low, high = int(network.network_address), int(network.broadcast_address)
-    if high == low + 1:  # a network of two has no broadcast address (RFC 3021)
+    if high == low + 1:  # a network of two addresses has no broadcast address (RFC 3021)
         return Span(low, high)
     return Span(
         low + 2 if int(subnet.ip) == low + 1 else low, high - 1 if network.version == 4 else high
     )
 
 
-def _of_subnet(machine: Machine, version: int, gateway: Span, hosts: Span) -> Iterator[Flow]:
-    device, uplink = machine.name(), machine.uplink(version)
-    far = exactly(INTERNET[version])
+def _subnet_flows(vm: Vm, version: int, gateway: Span, hosts: Span) -> Iterator[AcceptedFlow]:
+    device, uplink = vm.name(), vm.uplink(version)
+    internet = exactly(INTERNET[version])
     for protocol, port in _PORTS:
-        out = _packet(version, protocol, (hosts, far), (_EPHEMERAL, exactly(port)))
-        way = (
-            Step(hook="ingress", device=device, changes={"came_by": device, "state": UNSEEN}),
+        out = _packet(version, protocol, (hosts, internet), (_EPHEMERAL, exactly(port)))
+        out_steps = (
+            Step(
+                hook="ingress", device=device, changes={"input_interface": device, "state": UNSEEN}
+            ),
             Step(hook="prerouting", changes={}),
-            Step(hook="forward", changes={"leaves_by": uplink}),
+            Step(hook="forward", changes={"output_interface": uplink}),
             Step(hook="postrouting", changes={}),
             Step(hook="egress", device=uplink, changes=_AT_EGRESS),
         )
-        yield Flow(direction=Direction.OUT, packet=out, steps=way)
-        yield Flow(direction=Direction.OUT, packet=_later(out), steps=way)
-        back = (
-            Step(hook="ingress", device=uplink, changes={"came_by": uplink, "state": UNSEEN}),
+        yield AcceptedFlow(direction=FlowDirection.OUT, packet=out, steps=out_steps)
+        yield AcceptedFlow(direction=FlowDirection.OUT, packet=_later(out), steps=out_steps)
+        reply_steps = (
+            Step(
+                hook="ingress", device=uplink, changes={"input_interface": uplink, "state": UNSEEN}
+            ),
             Step(hook="prerouting", changes={}),
             Step(
                 hook="forward",
                 changes={
-                    "leaves_by": device, "destination": hosts,
-                    "destination_port": _EPHEMERAL, "is_local": Truth.NO,
+                    "output_interface": device, "destination": hosts,
+                    "destination_port": _EPHEMERAL, "is_destination_local": Truth.NO,
                 },
             ),
             Step(hook="postrouting", changes={}),
             Step(hook="egress", device=device, changes=_AT_EGRESS),
         )  # fmt: skip
-        # Until NAT has undone itself, it is addressed to the host; what routes it is checked there.
+        # Before NAT is reversed, the reply is addressed to the host, and rules may test this.
         reply = replace(
-            _reply(version, protocol, (far, ADDRESSES[version]), (exactly(port), PORTS)),
-            is_local=Truth.MAYBE,
+            _reply(version, protocol, (internet, ADDRESSES[version]), (exactly(port), PORTS)),
+            is_destination_local=Truth.MAYBE,
         )
-        yield Flow(direction=Direction.REPLY, packet=reply, steps=back)
-    ask = replace(
-        _packet(version, TCP, (hosts, gateway), (_EPHEMERAL, exactly(machine.port))),
-        is_local=Truth.YES,
+        yield AcceptedFlow(direction=FlowDirection.REPLY, packet=reply, steps=reply_steps)
+    query = replace(
+        _packet(version, TCP, (hosts, gateway), (_EPHEMERAL, exactly(vm.port))),
+        is_destination_local=Truth.YES,
     )
-    asked = (
-        Step(hook="ingress", device=device, changes={"came_by": device, "state": UNSEEN}),
+    query_steps = (
+        Step(hook="ingress", device=device, changes={"input_interface": device, "state": UNSEEN}),
         Step(hook="prerouting", changes={}),
         Step(hook="input", changes={}),
     )
-    yield Flow(direction=Direction.GATEWAY, packet=ask, steps=asked)
-    yield Flow(direction=Direction.GATEWAY, packet=_later(ask), steps=asked)
+    yield AcceptedFlow(direction=FlowDirection.GATEWAY, packet=query, steps=query_steps)
+    yield AcceptedFlow(direction=FlowDirection.GATEWAY, packet=_later(query), steps=query_steps)
     answer = replace(
-        _reply(version, TCP, (gateway, hosts), (exactly(machine.port), _EPHEMERAL)),
-        comes_from_here=Truth.YES,
-        has_way_back=Truth.MAYBE,
+        _reply(version, TCP, (gateway, hosts), (exactly(vm.port), _EPHEMERAL)),
+        is_source_local=Truth.YES,
+        has_reverse_route=Truth.MAYBE,
         state=UNSEEN,
     )
-    answered = (
-        Step(hook="output", changes={"leaves_by": device}),
+    answer_steps = (
+        Step(hook="output", changes={"output_interface": device}),
         Step(hook="postrouting", changes={}),
         Step(hook="egress", device=device, changes={}),
     )
-    yield Flow(direction=Direction.ANSWER, packet=answer, steps=answered)
+    yield AcceptedFlow(direction=FlowDirection.GATEWAY_ANSWER, packet=answer, steps=answer_steps)
 
 
-def of_proxy(proxy: Endpoint, link: str | None) -> Iterator[Flow]:
-    """What a sandbox's fence accepts: out to its proxy by ``link``, and the proxy's answers."""
+def proxy_flows(proxy: Endpoint, link: str | None) -> Iterator[AcceptedFlow]:
+    """Yield the traffic that a sandbox's fence accepts.
+
+    It is traffic to the proxy through the interface ``link``, and the proxy's answers. If ``link``
+    is None, it is any interface except the loopback.
+    """
     version = proxy.address.version
-    here = ADDRESSES[version]
-    there, port = exactly(int(proxy.address)), exactly(proxy.port)
-    device = Name("", is_start=True, unlike=("lo",)) if link is None else Name(link)
+    own_address = ADDRESSES[version]
+    proxy_address, port = exactly(int(proxy.address)), exactly(proxy.port)
+    device = (
+        InterfaceName("", is_prefix=True, excluded_prefixes=("lo",))
+        if link is None
+        else InterfaceName(link)
+    )
     out = replace(
-        _packet(version, TCP, (here, there), (_EPHEMERAL, port)),
-        comes_from_here=Truth.YES,
-        has_way_back=Truth.MAYBE,
+        _packet(version, TCP, (own_address, proxy_address), (_EPHEMERAL, port)),
+        is_source_local=Truth.YES,
+        has_reverse_route=Truth.MAYBE,
         state=UNSEEN,
     )
-    leaving = (
-        Step(hook="output", changes={"leaves_by": device}),
+    out_steps = (
+        Step(hook="output", changes={"output_interface": device}),
         Step(hook="postrouting", changes={}),
         Step(hook="egress", device=device, changes={}),
     )
-    yield Flow(direction=Direction.PROXY, packet=out, steps=leaving, endpoint=proxy)
-    yield Flow(direction=Direction.PROXY, packet=_later(out), steps=leaving, endpoint=proxy)
-    answer = replace(_reply(version, TCP, (there, here), (port, _EPHEMERAL)), is_local=Truth.YES)
-    coming = (
-        Step(hook="ingress", device=device, changes={"came_by": device, "state": UNSEEN}),
+    yield AcceptedFlow(direction=FlowDirection.PROXY, packet=out, steps=out_steps, endpoint=proxy)
+    yield AcceptedFlow(
+        direction=FlowDirection.PROXY, packet=_later(out), steps=out_steps, endpoint=proxy
+    )
+    answer = replace(
+        _reply(version, TCP, (proxy_address, own_address), (port, _EPHEMERAL)),
+        is_destination_local=Truth.YES,
+    )
+    answer_steps = (
+        Step(hook="ingress", device=device, changes={"input_interface": device, "state": UNSEEN}),
         Step(hook="prerouting", changes={}),
         Step(hook="input", changes={}),
     )
-    yield Flow(direction=Direction.PROXY_ANSWER, packet=answer, steps=coming, endpoint=proxy)
+    yield AcceptedFlow(
+        direction=FlowDirection.PROXY_ANSWER, packet=answer, steps=answer_steps, endpoint=proxy
+    )
 
 
 def _packet(
     version: int, protocol: int, addresses: tuple[Span, Span], ports: tuple[Span, Span]
 ) -> Packet:
-    """The first packet of a flow; its ends are given as source and destination."""
+    """Return the first packet of a flow.
+
+    ``addresses`` and ``ports`` are pairs of source and destination.
+    """
     return Packet(
         version=cast("Literal[4, 6]", version),
         protocol=protocol,
@@ -230,5 +267,5 @@ def _reply(
 
 
 def _later(first: Packet) -> Packet:
-    """What follows in the same flow and direction, once it was answered."""
+    """Return a later packet of the flow in the same direction, after the first reply."""
     return replace(first, is_first=False)

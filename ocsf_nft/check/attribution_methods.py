@@ -1,4 +1,4 @@
-"""How the process behind an attempt can be named on this host, and what a better way would take."""
+"""Check of the attribution methods that this host supports, and the needs of a better one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 _NAME: Final = "attribution"
 _CAPTURE: Final = (
-    "capture takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace (root has "
-    "them), libbpf 1, and Linux 5.18 with CONFIG_DEBUG_INFO_BTF; or, for less, cgroup v2 and 5.15"
+    "capture needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the initial user namespace (root has "
+    "them), libbpf 1, and Linux 5.18 with CONFIG_DEBUG_INFO_BTF; limited capture needs cgroup v2 "
+    "and Linux 5.15"
 )
 
 
-def naming(namespace: Namespace) -> Iterator[Finding]:
-    """One finding: the best rung that stands, tried in the namespace."""
+def findings(namespace: Namespace) -> Iterator[Finding]:
+    """Yield one finding: the best attribution method that works in the namespace."""
     try:
         with Capture([cookie(namespace)]) as capture:
             yield _captured(capture)
@@ -31,11 +32,14 @@ def naming(namespace: Namespace) -> Iterator[Finding]:
         reason = str(error)
     try:
         with SocketLookup(namespace):
-            how = "by whose socket it is, afterwards, which finds few that are gone by then"
+            how = "by its socket, afterwards, which finds few processes that have exited by then"
     except OcsfNftError as error:
-        how, reason = "by its user alone", f"{reason}; {error}"
+        how, reason = "only by its user", f"{reason}; {error}"
     yield Finding(
-        name=_NAME, severity="info", meaning=f"a process is named {how}: {reason}", remedy=_CAPTURE
+        name=_NAME,
+        severity="info",
+        meaning=f"a process is identified {how}: {reason}",
+        remedy=_CAPTURE,
     )
 
 
@@ -44,10 +48,11 @@ def _captured(capture: Capture) -> Finding:
         return Finding(
             name=_NAME,
             severity="info",
-            meaning="a process is named as it calls, by its number, name and user alone, and who "
-            "sends by another one's socket is not seen: this kernel doesn't describe its types",
+            meaning="a process is identified at its system call, only by PID, name and user; a "
+            "process that sends on another one's socket is missed: this kernel doesn't describe "
+            "its types",
             remedy="use a kernel with CONFIG_DEBUG_INFO_BTF",
         )
     return Finding(
-        name=_NAME, severity="ok", meaning="a process is named as it sends, also if it is gone"
+        name=_NAME, severity="ok", meaning="a process is identified as it sends, even if it exits"
     )

@@ -1,6 +1,7 @@
-"""Run a program that only looks, and take no more of its answer than there is room for.
+"""Execution of read-only programs, with limits on their output, memory and time.
 
-What it lists was written by others: its size and the time that it takes are theirs to choose.
+Other programs wrote the rules that are listed. So they decide how long the listing is, and how long
+it takes.
 """
 
 from __future__ import annotations
@@ -22,27 +23,30 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
 _TIMEOUT_SECONDS: Final = 20.0
-#: What an answer may take, and the program's own memory: lists of some 50,000 rules.
-_ANSWER_BYTES: Final = 32 << 20
+#: Limits of the output and of the program's own memory: enough for a list of some 50,000 rules.
+_OUTPUT_BYTES: Final = 32 << 20
 _MEMORY_BYTES: Final = 2 << 30
 _CHUNK_BYTES: Final = 1 << 16
-_COMPLAINT_BYTES: Final = 1 << 12
+_ERROR_BYTES: Final = 1 << 12
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": ":".join(map(str, TRUSTED))}
 
 
-class NoAnswerError(UnsupportedError):
-    """A program gave no answer, or one that is too long, or said why it gives none."""
+class CommandError(UnsupportedError):
+    """A program can't be run, failed, took too long, or printed too much."""
 
 
-def answer(namespace: Namespace, command: Sequence[str], limit: int = _ANSWER_BYTES) -> bytes:
-    """What a program prints, run inside a namespace; ``command`` begins with its path.
+def command_output(
+    namespace: Namespace, command: Sequence[str], limit: int = _OUTPUT_BYTES
+) -> bytes:
+    """Run a program inside a namespace, and return its standard output.
 
-    Raises NoAnswerError when it fails, takes 20 s, or prints more than ``limit`` bytes.
+    ``command`` begins with the program's path. Raises CommandError if the program fails, takes
+    longer than 20 s, or prints more than ``limit`` bytes.
     """
     try:
         process = namespace.call(lambda: _start(command))
     except OSError as error:
-        raise NoAnswerError(f"{command[0]} can't be run: {error.strerror}") from error
+        raise CommandError(f"{command[0]} can't be run: {error.strerror}") from error
     try:
         return _read(process, command[0], limit)
     finally:
@@ -57,45 +61,45 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=_ENVIRONMENT,
-        process_group=0,  # Ctrl-C is ours to handle
+        process_group=0,  # so that Ctrl-C reaches only this process
     )
-    with contextlib.suppress(OSError):  # it has ended by now
+    with contextlib.suppress(OSError):  # it has already exited
         resource.prlimit(process.pid, resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     return process
 
 
 def _read(process: subprocess.Popen[bytes], program: str, limit: int) -> bytes:
     deadline = time.monotonic() + _TIMEOUT_SECONDS
-    answered, complaint = _both(process, program, limit, deadline)
+    output, errors = _read_both(process, program, limit, deadline)
     try:
         code = process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired as error:
-        raise NoAnswerError(f"{program} doesn't end") from error
+        raise CommandError(f"{program} doesn't exit") from error
     if code != 0:
-        said = " ".join(complaint.decode("utf-8", "replace").split())[:200]
-        raise NoAnswerError(f"{program} failed: {said or f'exit {code}'}")
-    return answered
+        reason = " ".join(errors.decode("utf-8", "replace").split())[:200]
+        raise CommandError(f"{program} failed: {reason or f'exit {code}'}")
+    return output
 
 
-def _both(
+def _read_both(
     process: subprocess.Popen[bytes], program: str, limit: int, deadline: float
 ) -> tuple[bytes, bytes]:
-    """What it says on its two outputs, until it closes them."""
-    answered, complaint = bytearray(), bytearray()
+    """Return standard output and the start of standard error, read until both are closed."""
+    output, errors = bytearray(), bytearray()
     with selectors.DefaultSelector() as selector:
-        for stream, into in ((process.stdout, answered), (process.stderr, complaint)):
+        for stream, buffer in ((process.stdout, output), (process.stderr, errors)):
             if stream is not None:
-                selector.register(stream, selectors.EVENT_READ, into)
+                selector.register(stream, selectors.EVENT_READ, buffer)
         while selector.get_map():
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise NoAnswerError(f"{program} gave no answer in {_TIMEOUT_SECONDS:.0f} s")
+                raise CommandError(f"{program} gave no answer in {_TIMEOUT_SECONDS:.0f} s")
             for key, _ in ready:
                 chunk = os.read(key.fd, _CHUNK_BYTES)
                 if not chunk:
                     selector.unregister(key.fileobj)
-                elif key.data is answered or len(complaint) < _COMPLAINT_BYTES:
+                elif key.data is output or len(errors) < _ERROR_BYTES:
                     key.data.extend(chunk)
-            if len(answered) > limit:
-                raise NoAnswerError(f"{program} has more than {limit >> 20} MiB to tell")
-    return bytes(answered), bytes(complaint)
+            if len(output) > limit:
+                raise CommandError(f"{program} printed more than {limit >> 20} MiB")
+    return bytes(output), bytes(errors)

@@ -1,4 +1,4 @@
-"""Which capabilities this process holds, and which command needs which."""
+"""Check of this process's capabilities, and of the commands that need them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ if TYPE_CHECKING:
 _STATUS: Final = Path("/proc/thread-self/status")
 _EFFECTIVE: Final = "\nCapEff:"
 
-#: What each command can't do without, and what it is for.
+#: Capabilities, the commands that need them, and the purpose.
 _NEEDS: Final = (
     (Capability.NET_ADMIN, "install, verify, remove and run", "change and list nftables"),
     (Capability.SYS_ADMIN, "--netns and --pid of every command", "enter another namespace"),
-    (Capability.SYS_PTRACE, "--pid, and users of other user namespaces", "look at processes"),
+    (Capability.SYS_PTRACE, "--pid, and users of other user namespaces", "inspect processes"),
     (Capability.BPF, "run --attribution capture", "load programs that name processes"),
-    (Capability.PERFMON, "the same", "read what the processes are"),
+    (Capability.PERFMON, "the same", "read the processes' details"),
     (Capability.SYSLOG, "run --source kmsg", "read the kernel log"),
 )
-#: Without these a run stands, and does as well as it can.
-_SPARED: Final = {Capability.BPF, Capability.PERFMON, Capability.SYSLOG}
+#: `run` also works without these, with less information.
+_OPTIONAL: Final = {Capability.BPF, Capability.PERFMON, Capability.SYSLOG}
 
 
-def privileges() -> Iterator[Finding]:
-    """One finding: what is lacking, and for what."""
+def findings() -> Iterator[Finding]:
+    """Yield one finding: the missing capabilities, and the commands that need them."""
     effective = _effective()
-    lacking = [need for need in _NEEDS if not effective >> need[0] & 1]
-    if not lacking:
+    missing = [need for need in _NEEDS if not effective >> need[0] & 1]
+    if not missing:
         names = ", ".join(f"CAP_{need[0].name}" for need in _NEEDS)
         yield Finding(name="privileges", severity="ok", meaning=f"held: {names}")
         return
     yield Finding(
         name="privileges",
-        severity="info" if {what for what, *_ in lacking} <= _SPARED else "degraded",
+        severity="info" if {capability for capability, *_ in missing} <= _OPTIONAL else "degraded",
         meaning="not held: "
-        + "; ".join(f"CAP_{what.name} ({where}: to {why})" for what, where, why in lacking),
-        remedy="run as root, or give it these where they are needed",
+        + "; ".join(
+            f"CAP_{capability.name} ({commands}: to {purpose})"
+            for capability, commands, purpose in missing
+        ),
+        remedy="run as root, or add these capabilities where they are needed",
     )
 
 

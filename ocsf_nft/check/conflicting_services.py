@@ -1,4 +1,7 @@
-"""What would undo a fence: services that load, flush or reload rules. Only files are read."""
+"""Checks for services that may remove a fence when they load, flush or reload rules.
+
+Only files are read; no service manager is asked.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ if TYPE_CHECKING:
 _FLUSH: Final = re.compile(r"^\s*flush\s+ruleset\b", re.MULTILINE)
 _INCLUDE: Final = re.compile(r'^\s*include\s+"([^"\n]{1,200})"', re.MULTILINE)
 _SETTING: Final = re.compile(r"^\s*(\w+)\s*=\s*\"?([^\"\s#]*)", re.MULTILINE)
-#: More than a file of rules has in it.
+#: Limit of the bytes that are read of a file: a file of rules is smaller.
 _FILE_BYTES: Final = 1 << 20
 _FILES: Final = 64
 _CONFIGURATIONS: Final = ("etc/nftables.conf", "etc/sysconfig/nftables.conf")
 
 
 class _Service(NamedTuple):
-    """A firewall's unit, and what happens to rules when it starts, reloads or stops."""
+    """Unit of a firewall, and its effect on rules when it starts, reloads or stops."""
 
     unit: str
     name: str
@@ -34,40 +37,43 @@ _SERVICES: Final = (
     _Service(
         "firewalld.service",
         "firewalld",
-        "firewalld is enabled: a reload replaces its own table alone, and while it lasts new flows "
-        "are dropped (ReloadPolicy), a VM's too",
-        "what a VM needs is kept in its permanent configuration, see above",
+        "firewalld is enabled: a reload replaces only its own table; during a reload new flows "
+        "are dropped (ReloadPolicy), also those of a VM",
+        "put the rules that a VM needs into its permanent configuration, see above",
     ),
     _Service(
         "ufw.service",
         "ufw",
-        "ufw is enabled: enabling or reloading it replaces its own chains alone",
-        "what a VM needs is kept by `ufw route allow`, see above",
+        "ufw is enabled: enabling or reloading it replaces only its own chains",
+        "add the rules that a VM needs with `ufw route allow`, which saves them, see above",
     ),
     _Service(
         "docker.service",
         "docker",
-        "Docker is enabled: each start sets iptables' policy of FORWARD to DROP, and keeps the "
-        "rules in DOCKER-USER",
-        "have what a VM needs put into DOCKER-USER after each boot",
+        "Docker is enabled: each start sets iptables' policy of FORWARD to DROP, and leaves the "
+        "rules in DOCKER-USER unchanged",
+        "add the rules that a VM needs to DOCKER-USER after each boot",
     ),
     _Service(
         "netfilter-persistent.service",
         "netfilter-persistent",
         "netfilter-persistent is enabled: each start replaces iptables' tables by the saved ones",
-        "save what a VM needs with `netfilter-persistent save`",
+        "save the rules that a VM needs with `netfilter-persistent save`",
     ),
     _Service(
         "iptables.service",
         "iptables-services",
         "iptables.service is enabled: each start replaces iptables' tables by the saved ones",
-        "save what a VM needs with `service iptables save`",
+        "save the rules that a VM needs with `service iptables save`",
     ),
 )
 
 
-def services(root: Path = Path("/")) -> Iterator[Finding]:
-    """What is enabled, and what of it takes a fence down; ``root`` is where to look."""
+def findings(root: Path = Path("/")) -> Iterator[Finding]:
+    """Yield a finding for each enabled service that may remove a fence or its rules.
+
+    ``root`` is the root directory of the files to read.
+    """
     enabled = _enabled(root)
     yield from _nftables(root, is_enabled="nftables.service" in enabled)
     for service in _SERVICES:
@@ -87,32 +93,33 @@ def _nftables(root: Path, *, is_enabled: bool) -> Iterator[Finding]:
         if flushing is None:
             continue
         shown = visible(str(Path("/") / flushing.relative_to(root)))
-        meaning = f"{shown} says `flush ruleset`: loading it removes every table, a fence's too"
+        meaning = f"{shown} has `flush ruleset`: loading it removes all tables, also a fence's"
         yield Finding(
             name="flush-ruleset",
             severity="degraded" if is_enabled else "info",
             meaning=f"nftables.service is enabled, and {meaning}, at each start and reload"
             if is_enabled
-            else f"{meaning}; nftables.service, which would, is not enabled",
-            remedy="have it replace its own tables alone (`table inet filter`, `delete table inet "
-            "filter`, then the table), and start fences after it; `run` notices and reports it",
+            else f"{meaning}; nftables.service, which would load it, is not enabled",
+            remedy="let it replace only its own tables (`table inet filter`, `delete table inet "
+            "filter`, then the table), and start fences after it; `run` detects and reports a "
+            "flush",
         )
         return
 
 
 def _enabled(root: Path) -> set[str]:
-    """The units that some target wants: how systemctl enable says it."""
+    """Return the units that ``systemctl enable`` has linked into a target's .wants directory."""
     found = set()
-    for place in ("etc/systemd/system", "run/systemd/system"):
-        for wants in sorted((root / place).glob("*.wants"))[:_FILES]:
-            found |= {link.name for link in _entries(wants)}
+    for folder in ("etc/systemd/system", "run/systemd/system"):
+        for directory in sorted((root / folder).glob("*.wants"))[:_FILES]:
+            found |= {link.name for link in _entries(directory)}
     return found
 
 
 def _entries(directory: Path) -> list[Path]:
     try:
         return list(directory.iterdir())
-    except OSError:  # not for us to see
+    except OSError:  # no such directory, or no permission
         return []
 
 
@@ -138,5 +145,5 @@ def _text(file: Path) -> str:
     try:
         with file.open("rb") as opened:
             return opened.read(_FILE_BYTES).decode("utf-8", "replace")
-    except OSError:  # not there, or not for us to read
+    except OSError:  # no such file, or no permission
         return ""

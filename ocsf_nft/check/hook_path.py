@@ -1,4 +1,4 @@
-"""Take a flow through every hook on its way, and tell where it ends."""
+"""Path of a flow's packets through the netfilter hooks, and the rules that stop them there."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ from ocsf_nft.check.ternary import Truth, any_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ocsf_nft.check.accepted_flows import Flow, Step
+    from ocsf_nft.check.accepted_flows import AcceptedFlow, Step
     from ocsf_nft.check.chain_walk import Walker
     from ocsf_nft.check.packet import Packet
     from ocsf_nft.check.ruleset import Chain, Rule, Ruleset
-    from ocsf_nft.check.ternary import Name
+    from ocsf_nft.check.ternary import InterfaceName
 
-#: Where connection tracking is among the chains of a hook (NF_IP_PRI_CONNTRACK, and the same for
-#: IPv6).
+#: Priority of connection tracking in its hooks (NF_IP_PRI_CONNTRACK, and the same for IPv6).
 _TRACKING: Final = -200
 _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """Where a flow is stopped, or may be: ``is_certain`` is whether it surely is.
+class FlowStop:
+    """Rule or policy that stops a flow, or may stop it (``is_certain`` is False).
 
-    ``base`` is the chain by which it came there; ``undecided`` are the rules that decide it and
-    can't be told of.
+    ``base`` is the base chain that leads to the rule. ``undecided`` are the rules that decide the
+    packet's fate, and whose result can't be predicted.
     """
 
-    flow: Flow
+    flow: AcceptedFlow
     stop: Stop
     base: Chain
     is_certain: bool
@@ -41,18 +40,19 @@ class Ending:
 
 
 class Hooks(NamedTuple):
-    """The base chains of a ruleset by their hook, in the order that packets pass them.
+    """Base chains of a ruleset by hook, in the order in which packets traverse them.
 
-    Which of two chains of one priority comes first isn't told (the one that was made last): in
-    ``one`` it is the one that is listed first, in ``other`` it is not.
+    Of two chains with the same priority, packets traverse the newer one first. nft doesn't list the
+    age of a chain, so both orders are needed: the chain that is listed first comes first in
+    ``listed_first``, and last in ``listed_last``.
     """
 
-    one: Mapping[str, tuple[Chain, ...]]
-    other: Mapping[str, tuple[Chain, ...]]
+    listed_first: Mapping[str, tuple[Chain, ...]]
+    listed_last: Mapping[str, tuple[Chain, ...]]
 
 
 def by_hook(ruleset: Ruleset) -> Hooks:
-    """The base chains of a ruleset."""
+    """Return the base chains of a ruleset by hook."""
     found: dict[str, list[Chain]] = defaultdict(list)
     for chain in ruleset.chains.values():
         if chain.base is not None:
@@ -70,35 +70,40 @@ def _priority(chain: Chain) -> int:
     return 0 if chain.base is None else chain.base.priority
 
 
-def endings(flow: Flow, hooks: Hooks, walker: Walker) -> list[Ending]:
-    """Where the flow may be stopped, the last one for sure if its ``is_certain`` says so.
+def flow_stops(flow: AcceptedFlow, hooks: Hooks, walker: Walker) -> list[FlowStop]:
+    """Return the rules that may stop a flow; an empty list if it gets through.
 
-    None when it gets through. Raises TooLargeError.
+    If the last one has ``is_certain``, the flow is certainly stopped. Raises TooLargeError.
     """
-    found = _in_order(flow, hooks.one, walker)
-    if hooks.one == hooks.other:
+    found = _in_order(flow, hooks.listed_first, walker)
+    if hooks.listed_first == hooks.listed_last:
         return found
-    other = _in_order(flow, hooks.other, walker)
+    other = _in_order(flow, hooks.listed_last, walker)
     is_certain = all(each and each[-1].is_certain for each in (found, other))
-    # A chain that stops it in the one order would stop it in the other as well, had it come there.
-    both = {ending.stop: ending for ending in (*other, *found)}
+    # A chain that stops the flow in one order also stops it in the other, if the flow gets there.
+    both = {flow_stop.stop: flow_stop for flow_stop in (*other, *found)}
     return sorted(
-        (replace(ending, is_certain=is_certain and ending.is_certain) for ending in both.values()),
-        key=lambda ending: ending.is_certain,
+        (
+            replace(flow_stop, is_certain=is_certain and flow_stop.is_certain)
+            for flow_stop in both.values()
+        ),
+        key=lambda flow_stop: flow_stop.is_certain,
     )
 
 
-def _in_order(flow: Flow, hooks: Mapping[str, tuple[Chain, ...]], walker: Walker) -> list[Ending]:
-    found: list[Ending] = []
+def _in_order(
+    flow: AcceptedFlow, hooks: Mapping[str, tuple[Chain, ...]], walker: Walker
+) -> list[FlowStop]:
+    found: list[FlowStop] = []
     packet = flow.packet
     for step in flow.steps:
         packet = replace(packet, **step.changes)
         for chain in hooks.get(step.hook, ()):
-            reach = _passes(chain, step, packet)
+            reach = _traverses(chain, step, packet)
             if reach is Truth.NO:
                 continue
-            packet = _as_seen_at(chain, step, packet)
-            here, packet = _through(chain, flow, packet, reach, walker)
+            packet = _with_state_at(chain, step, packet)
+            here, packet = _walk_base_chain(chain, flow, packet, reach, walker)
             found.extend(here)
             if here and here[-1].is_certain:
                 return found
@@ -107,14 +112,14 @@ def _in_order(flow: Flow, hooks: Mapping[str, tuple[Chain, ...]], walker: Walker
     return found
 
 
-def _through(
-    chain: Chain, flow: Flow, packet: Packet, reach: Truth, walker: Walker
-) -> tuple[list[Ending], Packet]:
-    walked = walker.walk(chain, packet)
-    stops = list(walked.stops)
+def _walk_base_chain(
+    chain: Chain, flow: AcceptedFlow, packet: Packet, reach: Truth, walker: Walker
+) -> tuple[list[FlowStop], Packet]:
+    result = walker.walk(chain, packet)
+    stops = list(result.stops)
     drops_at_end = chain.base is not None and chain.base.policy == "drop"
-    may_pass = walked.may_be_accepted
-    if walked.goes_on is not Truth.NO:
+    may_pass = result.may_be_accepted
+    if result.reaches_end is not Truth.NO:
         if drops_at_end:
             stops.append(Stop(chain=chain, rule=None, verb="drops"))
         else:
@@ -123,32 +128,34 @@ def _through(
     if is_certain:
         stops = stops[-1:]
     found = [
-        Ending(flow=flow, stop=stop, base=chain, is_certain=is_certain, undecided=walked.undecided)
+        FlowStop(
+            flow=flow, stop=stop, base=chain, is_certain=is_certain, undecided=result.undecided
+        )
         for stop in stops
     ]
-    return found, walked.packet
+    return found, result.packet
 
 
-def _passes(chain: Chain, step: Step, packet: Packet) -> Truth:
-    """Whether a packet passes a base chain at all."""
+def _traverses(chain: Chain, step: Step, packet: Packet) -> Truth:
+    """Return whether a packet traverses a base chain."""
     base, family = chain.base, chain.key.family
     device = step.device
     if base is not None and device is not None:
-        return any_of(_answers_to(device, name) for name in base.devices)
+        return any_of(_matches_device(device, name) for name in base.devices)
     if base is None or family not in {"inet", "ip" if packet.version == 4 else "ip6"}:
         return Truth.NO
-    # Only the first packet of a connection passes a chain of NAT (nf_nat_core.c).
+    # Only the first packet of a connection traverses a NAT chain (nf_nat_core.c).
     return Truth.NO if base.kind == "nat" and not packet.is_first else Truth.YES
 
 
-def _answers_to(device: Name, name: str) -> Truth:
-    if name.endswith("*"):  # any end of a name (Linux 6.16), or that very name: nft lists both so
+def _matches_device(device: InterfaceName, name: str) -> Truth:
+    if name.endswith("*"):  # a pattern (Linux 6.16) or a literal name: nft lists both like this
         return min(device.starts_with(name[:-1]), Truth.MAYBE)
     return device.equals(name)
 
 
-def _as_seen_at(chain: Chain, step: Step, packet: Packet) -> Packet:
-    """What connection tracking has said of a packet by the time it gets to a chain."""
+def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
+    """Return the packet with its connection tracking state at a chain."""
     if step.hook not in _TRACKING_HOOKS or chain.base is None:
         return packet
     if chain.base.priority == _TRACKING:

@@ -1,6 +1,6 @@
-"""What the kernel and the system can do, found out by trying it.
+"""Checks of the features of the kernel and the system, by trying them.
 
-What is tried goes into a scratch namespace that ends with it; nothing on the host is changed.
+Each trial runs in a scratch namespace, which is removed afterwards. Nothing on the host is changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.spec import LogTransport
     from ocsf_nft.sources.base import Source
 
-_PROBE: Final = FenceSpec(sandbox="check", proxies=(endpoint("192.0.2.1:3128"),))
+_TRIAL_FENCE: Final = FenceSpec(sandbox="check", proxies=(endpoint("192.0.2.1:3128"),))
 _NAT: Final = """table inet probe {
 	chain postrouting {
 		type nat hook postrouting priority srcnat
@@ -43,7 +43,7 @@ _CONNTRACK: Final = """table inet probe {
 	}
 }
 """
-#: Linux 6.9: such a table outlives its owner, and nobody else changes it meanwhile.
+#: Linux 6.9: such a table survives its owner, and no other process can change it meanwhile.
 _OWNER: Final = """table inet probe {
 	flags owner, persist
 }
@@ -55,58 +55,63 @@ _IFF_NO_PI: Final = 0x1000
 _IFREQ: Final = struct.Struct("16sH22x")
 
 
-def able() -> Iterator[Finding]:
-    """Whether a fence can stand here, and be read: in order of weight."""
-    yield _tried("nft", "fatal", "the nft program is there", _nft)
-    yield _tried("namespaces", "degraded", "network namespaces can be made and entered", _scratch)
-    yield _tried(
-        "fence", "fatal", "the kernel takes the fence: reject, netdev egress, sets",
-        lambda: _loads("none"),
-    )  # fmt: skip
-    yield _tried("nflog", "degraded", "the fence can log to NFLOG", lambda: _loads("nflog"))
-    yield _tried(
-        "nflog-reader", "degraded", "NFLOG can be read",
-        lambda: netns.in_scratch(lambda: _opens(Nflog(netns.Namespace(), DEFAULT_GROUP))),
-    )  # fmt: skip
-    yield _tried(
-        "kernel-log", "degraded", "the fence can log to the kernel log", lambda: _loads("kmsg")
+def findings() -> Iterator[Finding]:
+    """Yield findings about loading a fence and reading its records, the most important first."""
+    yield _probe("nft", "fatal", "the nft program is installed", _nft)
+    yield _probe(
+        "namespaces", "degraded", "network namespaces can be created and entered", _scratch
     )
-    yield _tried(
-        "all-netns", "degraded", "records of other namespaces can be let into the kernel log",
+    yield _probe(
+        "fence", "fatal", "the kernel accepts the fence: reject, netdev egress, sets",
+        lambda: _load_fence("none"),
+    )  # fmt: skip
+    yield _probe("nflog", "degraded", "the fence can log to NFLOG", lambda: _load_fence("nflog"))
+    yield _probe(
+        "nflog-reader", "degraded", "NFLOG can be read",
+        lambda: netns.in_scratch(lambda: _open(Nflog(netns.Namespace(), DEFAULT_GROUP))),
+    )  # fmt: skip
+    yield _probe(
+        "kernel-log", "degraded", "the fence can log to the kernel log", lambda: _load_fence("kmsg")
+    )
+    yield _probe(
+        "all-netns", "degraded", "records of other namespaces can be sent to the kernel log",
         kernel_log_sysctl.probe,
     )  # fmt: skip
-    yield _tried("kmsg-reader", "degraded", "the kernel log can be read", lambda: _opens(Kmsg()))
-    yield _tried("journal-reader", "degraded", "the journal can be read", lambda: _opens(Journal()))
-    yield _tried(
-        "guard", "degraded", "a guard can stand on the host's side: netdev ingress", _guard
+    yield _probe("kmsg-reader", "degraded", "the kernel log can be read", lambda: _open(Kmsg()))
+    yield _probe("journal-reader", "degraded", "the journal can be read", lambda: _open(Journal()))
+    yield _probe(
+        "guard", "degraded", "a guard can be loaded on the host's side: netdev ingress", _guard
     )
-    yield _tried(
-        "owner", "info", "a fence can be its service's own, so that others can't change it",
-        lambda: _takes(_OWNER, "table flags owner and persist (Linux 6.9, nft 1.1.1)"),
+    yield _probe(
+        "owner", "info", "a service can own its fence, so that other processes can't change it",
+        lambda: _load(_OWNER, "table flags owner and persist (Linux 6.9, nft 1.1.1)"),
     )  # fmt: skip
 
 
-def able_with_machines(*, is_wanted: bool) -> Iterator[Finding]:
-    """Whether a fence round a VM can stand, which needs more; ``is_wanted``: one is asked for."""
-    severity: Severity = "fatal" if is_wanted else "degraded"
-    yield _tried(
+def vm_findings(*, is_required: bool) -> Iterator[Finding]:
+    """Yield findings about a fence for a VM, which needs more features.
+
+    A missing feature is fatal if ``is_required``, which means that the check is for one VM.
+    """
+    severity: Severity = "fatal" if is_required else "degraded"
+    yield _probe(
         "nat", severity, "a VM's subnet can be masqueraded",
-        lambda: _takes(_NAT, "nft_masq with nf_nat"),
+        lambda: _load(_NAT, "nft_masq with nf_nat"),
     )  # fmt: skip
-    yield _tried(
-        "conntrack", severity, "a VM's replies can be told from what else comes in",
-        lambda: _takes(_CONNTRACK, "nft_ct with nf_conntrack"),
+    yield _probe(
+        "conntrack", severity, "replies to a VM can be distinguished from other incoming traffic",
+        lambda: _load(_CONNTRACK, "nft_ct with nf_conntrack"),
     )  # fmt: skip
-    yield _tried("tap", severity, "TAP devices can be made", lambda: netns.in_scratch(_tap))
+    yield _probe("tap", severity, "TAP devices can be created", lambda: netns.in_scratch(_tap))
 
 
-def _tried(name: str, severity: Severity, promise: str, attempt: Callable[[], None]) -> Finding:
+def _probe(name: str, severity: Severity, meaning: str, attempt: Callable[[], None]) -> Finding:
     try:
         attempt()
     except (OcsfNftError, OSError) as error:
         cause, _, remedy = str(error).partition(": ")
         return Finding(name=name, severity=severity, meaning=cause, remedy=remedy or None)
-    return Finding(name=name, severity="ok", meaning=promise)
+    return Finding(name=name, severity="ok", meaning=meaning)
 
 
 def _nft() -> None:
@@ -117,12 +122,12 @@ def _scratch() -> None:
     netns.in_scratch(lambda: None)
 
 
-def _loads(transport: LogTransport) -> None:
-    text = ruleset.fence(_PROBE, Surroundings(), transport)
+def _load_fence(transport: LogTransport) -> None:
+    text = ruleset.fence(_TRIAL_FENCE, Surroundings(), transport)
     netns.in_scratch(lambda: nft.load(netns.Namespace(), text))
 
 
-def _takes(text: str, need: str) -> None:
+def _load(text: str, need: str) -> None:
     try:
         netns.in_scratch(lambda: nft.load(netns.Namespace(), text))
     except OcsfNftError as error:
@@ -132,7 +137,7 @@ def _takes(text: str, need: str) -> None:
 
 
 def _guard() -> None:
-    text = ruleset.guard(_PROBE, Surroundings(), "none")
+    text = ruleset.guard(_TRIAL_FENCE, Surroundings(), "none")
     netns.in_scratch(lambda: nft.load(netns.Namespace(), text))
 
 
@@ -145,14 +150,14 @@ def _tap() -> None:
             os.close(descriptor)
     except OSError as error:
         raise UnsupportedError(
-            f"no TAP device can be made ({_TUN}, {error.strerror}): "
+            f"no TAP device can be created ({_TUN}, {error.strerror}): "
             "load the tun module, and run as root or with CAP_NET_ADMIN"
         ) from error
 
 
-def _opens(source: Source) -> None:
-    async def enter_and_leave() -> None:
+def _open(source: Source) -> None:
+    async def open_and_close() -> None:
         async with source:
             pass
 
-    asyncio.run(enter_and_leave())
+    asyncio.run(open_and_close())

@@ -1,4 +1,4 @@
-"""Whether a rule's match holds for a packet: yes, no, or that can't be told."""
+"""Matching of a rule's statements against a packet, with the answers yes, no and maybe."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 
 #: The largest number that a field of a packet holds: an IPv6 address.
 _LARGEST: Final = (1 << 128) - 1
-#: From so many elements on a set is put in order before it is looked into.
-_MANY: Final = 64
-#: Reading an address takes as long as looking at so many rules.
+#: A set with at least so many elements is sorted before it is searched.
+_MIN_SORTED: Final = 64
+#: Cost of parsing an address, in units of checking a rule.
 _COST_OF_PARSING: Final = 3
-#: With less room than this a set may be full by the time that a packet comes: others come too.
-_ROOM: Final = 64
-#: What a statement is for, where nft has put the test for it before the statement.
+#: A set with less room than this may be full when the packet arrives: other packets fill it, too.
+_MIN_ROOM: Final = 64
+#: IP version that a statement requires: nft inserts a test for it before the statement.
 _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 
 
 class Matcher:
-    """Holds matches against packets; ``family`` and ``table`` are where a set is looked for.
+    """Matching of packets against a ruleset's matches and statements.
 
-    ``spend`` is told of every element that is looked at.
+    ``family`` and ``table`` of the methods are the table in which a named set is searched.
+    ``spend`` is called with the number of elements that are read.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
@@ -39,7 +40,7 @@ class Matcher:
         self._sorted: dict[int, list[Span] | None] = {}
 
     def match(self, family: str, table: str, body: Any, packet: Packet) -> Truth:
-        """A ``match`` statement's answer."""
+        """Return whether a ``match`` statement holds for a packet."""
         if not isinstance(body, dict):
             return Truth.MAYBE
         left, operator, right = body.get("left"), str(body.get("op")), body.get("right")
@@ -47,23 +48,23 @@ class Matcher:
         if isinstance(found, Absent):
             return Truth.NO
         if operator in {"<", ">", "<=", ">="}:
-            return _compared(found, operator, right)
+            return _compare(found, operator, right)
         if operator in {"in", "!"}:
-            answer = _meets(found, right)
+            answer = _intersects(found, right)
         elif operator in {"==", "!="}:
-            held = self.holds(family, table, left, right, packet)
-            if held is None:
+            result = self.holds(family, table, left, right, packet)
+            if result is None:
                 return Truth.NO
-            answer = held
+            answer = result
         else:
             return Truth.MAYBE
         return answer.inverted() if operator in {"!=", "!"} else answer
 
-    def runs(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
-        """Whether a statement finds what it reads; where it doesn't, its rule ends there.
+    def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
+        """Return whether a statement has the input that it needs; otherwise the rule ends there.
 
-        A map that holds nothing for the packet, a field that the packet doesn't have, a set that is
-        full (nft_lookup.c, nft_objref.c, nft_payload.c, nft_ct.c, nft_dynset.c).
+        Input is missing if a map has no element for the packet, if the packet doesn't have a field,
+        or if a set is full (nft_lookup.c, nft_objref.c, nft_payload.c, nft_ct.c, nft_dynset.c).
         """
         if not isinstance(body, dict):
             return Truth.YES
@@ -71,41 +72,43 @@ class Matcher:
         if version not in {None, packet.version} or (kind == "synproxy" and packet.protocol != TCP):
             return Truth.NO
         if kind in {"set", "map"}:
-            return min(self._finds(family, table, body.get("elem"), packet),
-                       self._finds(family, table, body.get("data"), packet),
+            return min(self._has_values(family, table, body.get("elem"), packet),
+                       self._has_values(family, table, body.get("data"), packet),
                        self._has_room(family, table, body, kind))  # fmt: skip
         if kind != "mangle":
-            return self._finds(family, table, body, packet)
-        answer = self._finds(family, table, body.get("value"), packet)
+            return self._has_values(family, table, body, packet)
+        answer = self._has_values(family, table, body.get("value"), packet)
         key = body.get("key")
         if isinstance(key, dict) and "tcp option" in key:
             return min(answer, Truth.MAYBE if packet.protocol == TCP else Truth.NO)
         is_of_header = isinstance(key, dict) and "payload" in key
         return Truth.NO if is_of_header and isinstance(value(key, packet), Absent) else answer
 
-    def _finds(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
-        """Whether all fields and maps in an expression have something for the packet."""
+    def _has_values(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
+        """Return whether all fields and maps in an expression have a value for the packet."""
         if isinstance(read, list):
-            return min((self._finds(family, table, part, packet) for part in read),
+            return min((self._has_values(family, table, part, packet) for part in read),
                        default=Truth.YES)  # fmt: skip
         if not isinstance(read, dict):
             return Truth.YES
-        looked_up = read.get("map")
-        if isinstance(looked_up, dict):
-            return self._maps(family, table, looked_up, packet)
+        lookup = read.get("map")
+        if isinstance(lookup, dict):
+            return self._map_has_value(family, table, lookup, packet)
         if isinstance(value(read, packet), Absent):
             return Truth.NO
-        return self._finds(family, table, list(read.values()), packet)
+        return self._has_values(family, table, list(read.values()), packet)
 
-    def _maps(self, family: str, table: str, body: dict[str, Any], packet: Packet) -> Truth:
+    def _map_has_value(
+        self, family: str, table: str, body: dict[str, Any], packet: Packet
+    ) -> Truth:
         pairs = self.elements(family, table, body.get("data"))
         if pairs is None:
             return Truth.MAYBE
-        keys = [plain(pair[0] if isinstance(pair, list) and pair else pair) for pair in pairs]
-        held = self.holds(family, table, body.get("key"), {"set": keys}, packet)
-        if held is None:  # the packet has no such field, and no default either
+        keys = [plain_value(pair[0] if isinstance(pair, list) and pair else pair) for pair in pairs]
+        result = self.holds(family, table, body.get("key"), {"set": keys}, packet)
+        if result is None:  # the packet has no such field, and no default either
             return Truth.NO
-        return Truth.YES if "*" in keys else held
+        return Truth.YES if "*" in keys else result
 
     def _has_room(self, family: str, table: str, body: dict[str, Any], kind: str) -> Truth:
         found = self._ruleset.sets.get((family, table, str(body.get(kind)).removeprefix("@")))
@@ -113,11 +116,14 @@ class Matcher:
             return Truth.YES
         if found is None or found.elements is None:
             return Truth.MAYBE
-        is_short = found.size is not None and found.size - len(found.elements) < _ROOM
+        is_short = found.size is not None and found.size - len(found.elements) < _MIN_ROOM
         return Truth.MAYBE if is_short else Truth.YES
 
     def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
-        """Whether an expression has one of these values; None when the packet has no such field."""
+        """Return whether an expression has one of these values.
+
+        Return None if the packet doesn't have the field.
+        """
         test = _test(left, packet)
         if test is None:
             return None
@@ -125,24 +131,24 @@ class Matcher:
         if items is None:
             return Truth.MAYBE
         number = value(left, packet)
-        if len(items) >= _MANY and isinstance(number, Span):
+        if len(items) >= _MIN_SORTED and isinstance(number, Span):
             spans = self._spans(items)
             if spans is not None:
-                return _among(number, spans)
+                return _in_spans(number, spans)
         self._spend(len(items))
-        return any_of(test(plain(item)) for item in items)
+        return any_of(test(plain_value(item)) for item in items)
 
     def _spans(self, items: Sequence[Any]) -> list[Span] | None:
-        """The numbers of a large set in order; None when not all of them are understood."""
-        if id(items) not in self._sorted:  # they live as long as the ruleset does
+        """Return the numbers of a large set in order; None if one of them can't be parsed."""
+        if id(items) not in self._sorted:  # ids stay valid: the lists live as long as the ruleset
             self._spend(_COST_OF_PARSING * len(items))
-            spans = [span(plain(item)) for item in items]
+            spans = [span(plain_value(item)) for item in items]
             known = sorted(found for found in spans if found is not None)
             self._sorted[id(items)] = known if len(known) == len(items) else None
         return self._sorted[id(items)]
 
     def elements(self, family: str, table: str, right: Any) -> Sequence[Any] | None:
-        """The values of a right side, those of a set one by one; None when they weren't read."""
+        """Return the values of a match's right side, or of its set; None if they weren't read."""
         if isinstance(right, str) and right.startswith("@"):
             found = self._ruleset.sets.get((family, table, right[1:]))
             return [right] if found is None else found.elements
@@ -152,16 +158,16 @@ class Matcher:
         return [right]
 
 
-def _among(number: Span, spans: list[Span]) -> Truth:
-    """Whether a number is in one of these; of a set they don't overlap."""
+def _in_spans(number: Span, spans: list[Span]) -> Truth:
+    """Return whether a number is in one of these spans, which don't overlap."""
     found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
     for each in reversed(spans[max(0, end - 2) : end]):
         found = max(found, number.within(each))
     return found
 
 
-def plain(item: Any) -> Any:
-    """An element without its timeout, comment and counter."""
+def plain_value(item: Any) -> Any:
+    """Return an element without its timeout, comment and counter."""
     if isinstance(item, dict) and isinstance(item.get("elem"), dict):
         return item["elem"].get("val")
     return item
@@ -182,37 +188,37 @@ def _test(left: Any, packet: Packet) -> Operand | None:
         values = item.get("concat") if isinstance(item, dict) else None
         if not isinstance(values, list) or len(values) != len(parts):
             return Truth.MAYBE
-        return min(_answers(parts, values), default=Truth.MAYBE)
+        return min(_part_answers(parts, values), default=Truth.MAYBE)
 
     return test
 
 
-def _answers(parts: list[Operand], values: list[Any]) -> Iterator[Truth]:
+def _part_answers(parts: list[Operand], values: list[Any]) -> Iterator[Truth]:
     for part, item in zip(parts, values, strict=True):
         yield Truth.YES if item == "*" else part(item)
 
 
-def _meets(found: Any, right: Any) -> Truth:
-    """Whether one of the bits of the right side is set."""
+def _intersects(found: Any, right: Any) -> Truth:
+    """Return whether at least one bit of the right side is set."""
     if isinstance(found, Bits):
-        return found.meet(flags_of(right))
+        return found.intersects(flags_of(right))
     if isinstance(found, Span) and found.single is not None and is_number(right):
         return Truth.YES if found.single & right else Truth.NO
     return Truth.MAYBE
 
 
-def _compared(found: Any, operator: str, right: Any) -> Truth:
+def _compare(found: Any, operator: str, right: Any) -> Truth:
     limit = span(right)
     if not isinstance(found, Span) or limit is None or limit.single is None:
         return Truth.MAYBE
     number = limit.single
     match operator:
         case "<":
-            wanted = Span(0, number - 1)
+            accepted = Span(0, number - 1)
         case "<=":
-            wanted = Span(0, number)
+            accepted = Span(0, number)
         case ">":
-            wanted = Span(number + 1, _LARGEST)
+            accepted = Span(number + 1, _LARGEST)
         case _:
-            wanted = Span(number, _LARGEST)
-    return found.within(wanted)
+            accepted = Span(number, _LARGEST)
+    return found.within(accepted)

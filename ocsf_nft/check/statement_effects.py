@@ -1,4 +1,4 @@
-"""What statements do to a packet, and which of them end its way through a chain."""
+"""Effects of nftables statements on a packet, and the statements that end its path in a chain."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ HARMLESS: Final = frozenset(
     {"counter", "log", "continue", "ct helper", "ct timeout", "ct expectation", "flow", "dup"}
     | {"secmark", "last", "tunnel"}
 )
-#: Statements that hold for some packets and not for others: how many came before decides.
-SOMETIMES: Final = frozenset({"limit", "quota", "ct count"})
-#: Statements that take a packet away, and the verb for it.
+#: Statements that match some packets and not others: the number of earlier packets decides.
+CONDITIONAL: Final = frozenset({"limit", "quota", "ct count"})
+#: Statements that stop a packet, and the verb for messages.
 STOPS: Final[Mapping[str, str]] = {
     "drop": "drops",
     "reject": "refuses",
@@ -28,7 +28,7 @@ STOPS: Final[Mapping[str, str]] = {
     "fwd": "sends elsewhere",
     "synproxy": "answers itself",
 }
-#: Targets of iptables of which nft tells the name alone: what their name says is enough.
+#: Targets of iptables of which nft lists only the name: the name is sufficient.
 XT_STOPS: Final[Mapping[str, str]] = {
     "REJECT": "refuses",
     "DNAT": "redirects",
@@ -40,23 +40,23 @@ XT_HARMLESS: Final = frozenset(
     {"LOG", "NFLOG", "TCPMSS", "CHECKSUM", "TEE", "AUDIT", "CLASSIFY", "DSCP", "TOS", "TTL", "HL"}
     | {"SECMARK", "CONNSECMARK", "TRACE", "SET", "RATEEST", "IDLETIMER", "LED", "TCPOPTSTRIP"}
 )
-#: Fields that are set and are neither an address nor a port; without a name they are any bytes.
+#: Fields that are neither an address nor a port. An assignment without a field name sets any bytes.
 _OTHER_FIELDS: Final = frozenset({"dscp", "ecn", "ttl", "hoplimit", "flowlabel", "id", "checksum"})
-#: What these do is in their arguments, which nft doesn't tell.
+#: Targets whose effect depends on their arguments, which nft doesn't list.
 XT_MARKS: Final = frozenset({"MARK", "CONNMARK", "HMARK"})
 XT_TRACKING: Final = frozenset({"CT", "NOTRACK"})
 
 
 def mangled(body: Any, packet: Packet) -> Packet:
-    """The packet after a field was set: a constant is known then, anything else is not."""
+    """Return the packet after a field has been set; its value is known only for a constant."""
     key = body.get("key") if isinstance(body, dict) else None
     if key == {"meta": {"key": "mark"}}:
         return replace(packet, mark=_mark(body.get("value"), packet))
-    return without_addresses(packet) if rewrites(key) else packet
+    return with_any_addresses(packet) if rewrites_addresses(key) else packet
 
 
-def rewrites(key: Any) -> bool:
-    """Whether setting a field may change where a packet is from, or goes to."""
+def rewrites_addresses(key: Any) -> bool:
+    """Return whether setting a field may change a packet's addresses or ports."""
     payload = key.get("payload") if isinstance(key, dict) else None
     return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS
 
@@ -68,8 +68,8 @@ def _mark(assigned: Any, packet: Packet) -> Span:
     return found if isinstance(found, Span) and found.high <= MARKS.high else MARKS
 
 
-def without_addresses(packet: Packet) -> Packet:
-    """A packet whose addresses and ports may have become others."""
+def with_any_addresses(packet: Packet) -> Packet:
+    """Return the packet with unknown addresses and ports."""
     everything = ADDRESSES[packet.version]
     ports = Span(0, 0xFFFF)
     return replace(
@@ -81,18 +81,18 @@ def without_addresses(packet: Packet) -> Packet:
     )
 
 
-def with_other_source(packet: Packet) -> Packet:
-    """A packet that got another source: NAT."""
+def with_any_source(packet: Packet) -> Packet:
+    """Return the packet with an unknown source address and port, as after source NAT."""
     return replace(packet, source=ADDRESSES[packet.version], source_port=Span(0, 0xFFFF))
 
 
 def with_any_mark(packet: Packet) -> Packet:
-    """A packet that got a mark which isn't known."""
+    """Return the packet with an unknown mark."""
     return replace(packet, mark=MARKS)
 
 
 def untracked(packet: Packet) -> Packet:
-    """A packet that connection tracking leaves alone, unless it has seen it by then."""
+    """Return the packet after ``notrack``: untracked, unless it is already tracked."""
     alternatives: set[frozenset[str]] = set()
     for alternative in packet.state.alternatives:
         is_unseen = Bits(frozenset({alternative})) == UNSEEN
@@ -101,15 +101,15 @@ def untracked(packet: Packet) -> Packet:
 
 
 def maybe_untracked(packet: Packet) -> Packet:
-    """A packet that connection tracking may leave alone."""
+    """Return the packet that may be untracked or not."""
     return packet.joined(untracked(packet))
 
 
 def tracked(packet: Packet) -> Packet:
-    """The packet once connection tracking has seen it, unless a rule spoke against it."""
+    """Return the packet after connection tracking; an untracked one stays untracked."""
     state = NEW if packet.is_first else ESTABLISHED
     alternatives: set[frozenset[str]] = set()
     for alternative in packet.state.alternatives:
-        kept = Bits(frozenset({alternative}))
-        alternatives |= (kept if kept == UNTRACKED else state).alternatives
+        known = Bits(frozenset({alternative}))
+        alternatives |= (known if known == UNTRACKED else state).alternatives
     return replace(packet, state=Bits(frozenset(alternatives)))

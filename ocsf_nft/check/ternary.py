@@ -1,7 +1,7 @@
-"""Three-valued answers, and the values that a packet may have.
+"""Three-valued logic, and sets of values that a field of a packet may have.
 
-A packet of a flow is known in part: its destination's port, say, and of its own only that it is
-high. So a rule matches it, doesn't, or that can't be told.
+A packet is known only in part. For example, its destination port is known, but its source port is
+only known to be an ephemeral one. So the answer to "does a rule match it" is yes, no, or maybe.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 class Truth(enum.IntEnum):
-    """Whether something is so; ``min`` is *and*, ``max`` is *or*."""
+    """Truth value of a three-valued logic; ``min`` is *and*, ``max`` is *or*."""
 
     NO = 0
     MAYBE = 1
     YES = 2
 
     def inverted(self) -> Truth:
-        """Whether it is not so."""
+        """Return the logical negation."""
         return Truth(2 - self)
 
 
 def any_of(answers: Iterable[Truth]) -> Truth:
-    """Whether one of them is so; stops at the first that is."""
+    """Return whether at least one answer is true; stop at the first ``YES``."""
     found = Truth.NO
     for answer in answers:
         found = max(found, answer)
@@ -36,25 +36,25 @@ def any_of(answers: Iterable[Truth]) -> Truth:
 
 
 class Span(NamedTuple):
-    """A number that is somewhere between two, both included."""
+    """Number that lies somewhere between two bounds, both included."""
 
     low: int
     high: int
 
     def within(self, other: Span) -> Truth:
-        """Whether the number is also in another span."""
+        """Return whether the number also lies in another span."""
         if self.high < other.low or other.high < self.low:
             return Truth.NO
         return Truth.YES if other.low <= self.low and self.high <= other.high else Truth.MAYBE
 
     @property
     def single(self) -> int | None:
-        """The number, where there is no doubt."""
+        """The number, if only one is possible; otherwise None."""
         return self.low if self.low == self.high else None
 
 
 def exactly(number: int) -> Span:
-    """A number that is known."""
+    """Return the span of one known number."""
     return Span(number, number)
 
 
@@ -62,56 +62,62 @@ PORTS: Final = Span(0, 0xFFFF)
 MARKS: Final = Span(0, 0xFFFFFFFF)
 
 
-class Name(NamedTuple):
-    """An interface's name: known, or only how it starts, or only how it doesn't.
+class InterfaceName(NamedTuple):
+    """Name of an interface, known completely or in part.
 
-    An interface that isn't there has the empty name, as the kernel gives it.
+    ``text`` is the whole name, or its first characters if ``is_prefix``. The name then starts with
+    none of ``excluded_prefixes``. The empty name means that the packet has no such interface, as in
+    the kernel.
     """
 
     text: str
-    is_start: bool = False
-    unlike: tuple[str, ...] = ()
+    is_prefix: bool = False
+    excluded_prefixes: tuple[str, ...] = ()
 
     def equals(self, other: str) -> Truth:
-        """Whether it is that one."""
-        if not self.is_start:
+        """Return whether the interface has this name."""
+        if not self.is_prefix:
             return Truth.YES if self.text == other else Truth.NO
-        if not other.startswith(self.text) or any(map(other.startswith, self.unlike)):
+        if not other.startswith(self.text) or any(map(other.startswith, self.excluded_prefixes)):
             return Truth.NO
         return Truth.MAYBE
 
     def starts_with(self, start: str) -> Truth:
-        """Whether it starts so."""
+        """Return whether the interface's name starts with these characters."""
         if self.text.startswith(start):
             return Truth.YES
-        if not self.is_start or not start.startswith(self.text):
+        if not self.is_prefix or not start.startswith(self.text):
             return Truth.NO
-        return Truth.NO if any(map(start.startswith, self.unlike)) else Truth.MAYBE
+        return Truth.NO if any(map(start.startswith, self.excluded_prefixes)) else Truth.MAYBE
 
 
-NOWHERE: Final = Name("")
+NO_INTERFACE: Final = InterfaceName("")
 
 
-def interface(pattern: str) -> Name:
-    """The interface of a name, or of a pattern that ends with ``*``."""
-    return Name(pattern[:-1], is_start=True) if pattern.endswith("*") else Name(pattern)
+def interface(pattern: str) -> InterfaceName:
+    """Return the interface name for a name, or for a pattern that ends with ``*``."""
+    return (
+        InterfaceName(pattern[:-1], is_prefix=True)
+        if pattern.endswith("*")
+        else InterfaceName(pattern)
+    )
 
 
 class Bits(NamedTuple):
-    """Flags of which some are set: all the ways in which they may be."""
+    """Set of flags, as all combinations that are possible."""
 
     alternatives: frozenset[frozenset[str]]
 
-    def equal(self, flags: frozenset[str]) -> Truth:
-        """Whether these are set, and no others."""
+    def equals(self, flags: frozenset[str]) -> Truth:
+        """Return whether exactly these flags are set."""
         return self._all(alternative == flags for alternative in self.alternatives)
 
-    def meet(self, flags: frozenset[str]) -> Truth:
-        """Whether one of these is set."""
+    def intersects(self, flags: frozenset[str]) -> Truth:
+        """Return whether at least one of these flags is set."""
         return self._all(bool(alternative & flags) for alternative in self.alternatives)
 
     def masked(self, flags: frozenset[str]) -> Bits:
-        """What is left of them under a mask."""
+        """Return the flags under a mask."""
         return Bits(frozenset(alternative & flags for alternative in self.alternatives))
 
     @staticmethod
@@ -123,5 +129,5 @@ class Bits(NamedTuple):
 
 
 def bits(*alternatives: str) -> Bits:
-    """Flags that are set one at a time: the one or the other; the empty one is none."""
+    """Return flags of which exactly one is set; an empty name means that none is set."""
     return Bits(frozenset(frozenset({flag} if flag else ()) for flag in alternatives))

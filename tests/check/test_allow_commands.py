@@ -1,13 +1,13 @@
-"""The commands that the check shows for what a rule drops."""
+"""Tests of the commands that `check` shows for a rule that drops traffic."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.check import allow_commands, chain_owner
-from ocsf_nft.check.accepted_flows import Direction
-from ocsf_nft.check.allow_commands import Wish
-from ocsf_nft.check.ruleset import Base, Chain, Key, Ruleset
+from ocsf_nft.check.accepted_flows import FlowDirection
+from ocsf_nft.check.allow_commands import AllowRequest
+from ocsf_nft.check.ruleset import BaseSpec, Chain, ChainKey, Ruleset
 from ocsf_nft.fence import nft
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.netns import Namespace
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from ocsf_nft.check.ruleset import Backend
 
-_OUT, _REPLY = Direction.OUT, Direction.REPLY
-_GATEWAY, _ANSWER = Direction.GATEWAY, Direction.ANSWER
-_PROXY, _PROXY_ANSWER = Direction.PROXY, Direction.PROXY_ANSWER
+_OUT, _REPLY = FlowDirection.OUT, FlowDirection.REPLY
+_GATEWAY, _ANSWER = FlowDirection.GATEWAY, FlowDirection.GATEWAY_ANSWER
+_PROXY, _PROXY_ANSWER = FlowDirection.PROXY, FlowDirection.PROXY_ANSWER
 _STATES: Final = "-m conntrack --ctstate RELATED,ESTABLISHED"
 
 
-def _wish(*directions: Direction, **more: Any) -> Wish:
+def _request(*directions: FlowDirection, **more: Any) -> AllowRequest:
     given: dict[str, Any] = {
         "namespace": Namespace(),
         "directions": set(directions),
@@ -35,19 +35,19 @@ def _wish(*directions: Direction, **more: Any) -> Wish:
         "port": 3128,
         "proxies": (endpoint("192.0.2.1:3128"), endpoint("[2001:db8::1]:8080")),
     }
-    return Wish(**given | more)
+    return AllowRequest(**given | more)
 
 
 def _commands(
-    owner: str, key: tuple[Backend, str, str, str], hook: str, wish: Wish
+    owner: str, key: tuple[Backend, str, str, str], hook: str, request: AllowRequest
 ) -> tuple[str, ...]:
-    base = Base(kind="filter", hook=hook, priority=0, policy="drop")
+    base = BaseSpec(kind="filter", hook=hook, priority=0, policy="drop")
     return allow_commands.commands(
-        owner, Chain(key=Key(*key), base=base, rules=()), Ruleset(), wish
+        owner, Chain(key=ChainKey(*key), base=base, rules=()), Ruleset(), request
     )
 
 
-def test_ufw_is_asked_to_allow_each_direction() -> None:
+def test_ufw_commands_allow_each_direction() -> None:
     for direction, commands in (
         (_OUT, ["ufw route allow in on vmtap-+"]),
         (_REPLY, ["ufw route allow out on vmtap-+"]),
@@ -61,19 +61,19 @@ def test_ufw_is_asked_to_allow_each_direction() -> None:
         ),
     ):
         key: tuple[Backend, str, str, str] = ("nft", "ip", "filter", "FORWARD")
-        assert _commands(chain_owner.UFW, key, "forward", _wish(direction)) == tuple(commands)
-        none = _wish(direction, device='vm"; reboot')
+        assert _commands(chain_owner.UFW, key, "forward", _request(direction)) == tuple(commands)
+        none = _request(direction, device='vm"; reboot')
         assert _commands(chain_owner.UFW, key, "forward", none) == ()
-    gateway = _wish(_GATEWAY, subnets=())
+    gateway = _request(_GATEWAY, subnets=())
     assert _commands(chain_owner.UFW, key, "input", gateway) == (
         "ufw allow in on vmtap-+ to any port 3128 proto tcp",
     )
 
 
-def test_firewalld_gets_a_policy_for_what_a_vm_sends_out() -> None:
+def test_firewalld_commands_add_a_policy_for_outgoing_traffic() -> None:
     for direction, has_policy in ((_OUT, True), (_REPLY, True), (_GATEWAY, False)):
         key: tuple[Backend, str, str, str] = ("nft", "inet", "firewalld", "filter_FORWARD")
-        found = _commands(chain_owner.FIREWALLD, key, "forward", _wish(direction))
+        found = _commands(chain_owner.FIREWALLD, key, "forward", _request(direction))
         assert found[:2] == (
             "firewall-cmd --permanent --new-zone=ocsf-nft",
             "firewall-cmd --permanent --zone=ocsf-nft --add-interface=vmtap-+",
@@ -82,8 +82,10 @@ def test_firewalld_gets_a_policy_for_what_a_vm_sends_out() -> None:
         assert any("--set-target=ACCEPT" in each for each in found) == has_policy
 
 
-def test_iptables_accepts_each_direction_in_its_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nft, "program", lambda _: None)
+def test_iptables_commands_accept_each_direction_in_its_chain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nft, "find_program", lambda _: None)
     for chain, direction, matches in (
         ("FORWARD", _OUT, ["-i vmtap-+"]),
         ("POSTROUTING", _OUT, []),
@@ -96,17 +98,17 @@ def test_iptables_accepts_each_direction_in_its_chain(monkeypatch: pytest.Monkey
         ("INPUT", _PROXY_ANSWER, ["-s 192.0.2.1 -p tcp --sport 3128"]),
     ):
         key: tuple[Backend, str, str, str] = ("legacy", "ip", "filter", chain)
-        found = _commands(chain_owner.LEGACY, key, chain.lower(), _wish(direction))
+        found = _commands(chain_owner.LEGACY, key, chain.lower(), _request(direction))
         end = "-m comment --comment ocsf-nft -j ACCEPT"
         assert found == tuple(f"iptables-legacy -I {chain} {match} {end}" for match in matches)
     (found6,) = _commands(
-        chain_owner.IPTABLES, ("nft", "ip6", "raw", "OUTPUT"), "output", _wish(_PROXY)
+        chain_owner.IPTABLES, ("nft", "ip6", "raw", "OUTPUT"), "output", _request(_PROXY)
     )
     match = "-d 2001:db8::1 -p tcp --dport 8080"
     assert found6 == f"ip6tables-nft -t raw -I OUTPUT {match} {end}"
 
 
-def test_nft_accepts_each_direction_at_its_hook() -> None:
+def test_nft_commands_accept_each_direction_at_its_hook() -> None:
     device, states = "'\"vmtap-*\"'", "ct state established,related"
     for hook, direction, matches in (
         ("forward", _OUT, [f"iifname {device}"]),
@@ -121,23 +123,23 @@ def test_nft_accepts_each_direction_at_its_hook() -> None:
         ("input", _PROXY_ANSWER, ["ip saddr 192.0.2.1 tcp sport 3128"]),
     ):
         key: tuple[Backend, str, str, str] = ("nft", "inet", "site", "chain")
-        found = _commands(chain_owner.NFTABLES, key, hook, _wish(direction, versions={4}))
+        found = _commands(chain_owner.NFTABLES, key, hook, _request(direction, versions={4}))
         assert found == tuple(
             f"nft insert rule inet site chain {match} accept comment '\"ocsf-nft\"'"
             for match in matches
         )
-    found = _commands(chain_owner.NFTABLES, key, "output", _wish(_PROXY))
+    found = _commands(chain_owner.NFTABLES, key, "output", _request(_PROXY))
     assert "ip6 daddr 2001:db8::1 tcp dport 8080" in found[1]
 
 
-def test_docker_has_a_chain_for_the_rules_of_others(
+def test_docker_commands_use_the_chain_for_other_rules(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     forward, users = (
-        Key("nft", "ip", "filter", "FORWARD"),
-        Key("nft", "ip", "filter", "DOCKER-USER"),
+        ChainKey("nft", "ip", "filter", "FORWARD"),
+        ChainKey("nft", "ip", "filter", "DOCKER-USER"),
     )
-    base = Base(kind="filter", hook="forward", priority=0, policy="drop")
+    base = BaseSpec(kind="filter", hook="forward", priority=0, policy="drop")
     for owner, key, others, name in (
         (chain_owner.DOCKER, forward, [users], "DOCKER-USER"),
         (chain_owner.DOCKER, forward, [], "FORWARD"),
@@ -147,16 +149,16 @@ def test_docker_has_a_chain_for_the_rules_of_others(
     ):
         chain = Chain(key=key, base=base, rules=())
         ruleset = Ruleset(chains={each: Chain(key=each, base=None, rules=()) for each in others})
-        (command,) = allow_commands.commands(owner, chain, ruleset, _wish(_OUT))
+        (command,) = allow_commands.commands(owner, chain, ruleset, _request(_OUT))
         assert f" -I {name} " in command
-    # The plain name is shown where it is the program of that kind.
+    # The plain name is shown if it is the program of that backend.
     for kind in ("nft", "legacy"):
         (tmp_path / f"xtables-{kind}-multi").touch()
         program = tmp_path / kind
         program.symlink_to(f"xtables-{kind}-multi")
-        monkeypatch.setattr(nft, "program", lambda _, program=program: program)
+        monkeypatch.setattr(nft, "find_program", lambda _, program=program: program)
         (found,) = _commands(
-            chain_owner.IPTABLES, ("nft", "ip", "filter", "FORWARD"), "forward", _wish(_OUT)
+            chain_owner.IPTABLES, ("nft", "ip", "filter", "FORWARD"), "forward", _request(_OUT)
         )
         expected = "iptables" if kind == "nft" else "iptables-nft"
         assert found.startswith(f"{expected} -I FORWARD "), kind

@@ -1,4 +1,4 @@
-"""The capabilities that the check finds missing."""
+"""Tests of the finding about missing capabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _ALL = (1 << 41) - 1
 
 
-def test_check_tells_which_effective_capabilities_are_missing(
+def test_capabilities_finding_names_the_missing_effective_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     status = tmp_path / "status"
@@ -32,9 +32,9 @@ def test_check_tells_which_effective_capabilities_are_missing(
         status.write_text(
             f"Name:\tCapEff:\nCapPrm:\t{_ALL:016x}\nCapEff:\t{effective:016x}\nCapBnd:\t{_ALL:016x}\n"
         )
-        (found,) = capabilities.privileges()
+        (found,) = capabilities.findings()
         assert found.severity == severity, missing
         every = ["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "BPF", "PERFMON", "SYSLOG"]
         assert found.meaning.startswith("not held: " if names else "held: ")
-        told = [name for name in every if f"CAP_{name}" in found.meaning]
-        assert told == (names or every)
+        named = [name for name in every if f"CAP_{name}" in found.meaning]
+        assert named == (names or every)

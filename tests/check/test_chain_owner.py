@@ -1,15 +1,15 @@
-"""The owner of a chain, by the names of tables and chains."""
+"""Tests of the owner of a chain, recognised by the names of tables and chains."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ocsf_nft.check import chain_owner, xtables
-from ocsf_nft.check.ruleset import Key, Ruleset, from_json
+from ocsf_nft.check.ruleset import ChainKey, Ruleset, from_json
 
 
 def _listed(family: str, table: str, *names: str) -> Ruleset:
-    """Return a ruleset of chains; those in capitals, and `filter_x`, are base chains."""
+    """Return a ruleset of chains; FORWARD, INPUT and forward are base chains."""
     chains: list[dict[str, Any]] = []
     for name in names:
         is_base = name in {"FORWARD", "INPUT", "forward"}
@@ -29,7 +29,7 @@ def test_owner_of_a_chain_is_recognised_by_its_names() -> None:
         ("inet", "filter", ["ufw-user-forward"], "nftables"),
         ("ip", "site", ["ufw-user-forward"], "nftables"),
         ("ip", "filter", ["DOCKER-USER", "FORWARD"], "Docker"),
-        # A policy is the strongest maker's; of a chain without one, the table's style decides.
+        # A policy belongs to the strongest program; otherwise the names in the table decide.
         ("ip", "filter", ["FORWARD", "DOCKER"], "Docker"),
         ("ip", "filter", ["FORWARD", "DOCKER", "ufw-user-forward"], "ufw"),
         ("ip", "filter", ["FORWARD", "KUBE-FORWARD"], "iptables"),
@@ -42,7 +42,7 @@ def test_owner_of_a_chain_is_recognised_by_its_names() -> None:
         ("ip", "site", ["FORWARD"], "nftables"),
     ):
         ruleset = _listed(family, table, *names)
-        chain = ruleset.chains[Key("nft", family, table, names[0])]
+        chain = ruleset.chains[ChainKey("nft", family, table, names[0])]
         assert chain_owner.owner(chain, ruleset) == owner, (family, table, names)
 
 

@@ -1,18 +1,18 @@
-"""The way of a flow through base chains: order, hooks, NAT and connection tracking."""
+"""Tests of a flow's path through base chains: order, hooks, NAT, connection tracking."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from ocsf_nft.check import hook_path
-from ocsf_nft.check.accepted_flows import Direction
+from ocsf_nft.check.accepted_flows import FlowDirection
 from ocsf_nft.check.chain_walk import Walker
-from ocsf_nft.check.diagnosis import Question
+from ocsf_nft.check.diagnosis import CheckScope
 from ocsf_nft.check.ruleset import from_json
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.netns import Namespace
 
-_QUESTION: Final = Question(
+_SCOPE: Final = CheckScope(
     namespace=Namespace(),
     device="vmtap-1",
     subnets=(subnet("172.16.0.1/30"), subnet("fd00:16::1/64")),
@@ -39,93 +39,119 @@ def _state(name: str) -> dict[str, Any]:
 def _chain(
     name: str, hook: str, priority: int, *rule: dict[str, Any], family: str = "inet", **more: Any
 ) -> list[dict[str, Any]]:
-    place = {"family": family, "table": "t"}
+    table = {"family": family, "table": "t"}
     base = {"type": "filter", "hook": hook, "prio": priority, "policy": "accept"}
     return [
-        {"chain": {**place, "name": name, **base, **more}},
-        {"rule": {**place, "chain": name, "expr": list(rule)}},
+        {"chain": {**table, "name": name, **base, **more}},
+        {"rule": {**table, "chain": name, "expr": list(rule)}},
     ]
 
 
-def _ends(*chains: list[dict[str, Any]]) -> set[tuple[Direction, bool, int, bool]]:
-    """Return direction, is_first, IP version and is_certain of the flows that are stopped."""
+def _ends(*chains: list[dict[str, Any]]) -> set[tuple[FlowDirection, bool, int, bool]]:
+    """Return direction, is_first, IP version and is_certain of the stopped flows."""
     ruleset = from_json({"nftables": [entry for chain in chains for entry in chain]})
     hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     return {
-        (flow.direction, flow.packet.is_first, flow.packet.version, ending.is_certain)
-        for flow in _QUESTION.flows()
-        for ending in hook_path.endings(flow, hooks, walker)
+        (flow.direction, flow.packet.is_first, flow.packet.version, flow_stop.is_certain)
+        for flow in _SCOPE.flows()
+        for flow_stop in hook_path.flow_stops(flow, hooks, walker)
     }
 
 
-def _sure(*directions: Direction, first: bool | None = None) -> set[tuple[Any, ...]]:
-    """Return the endings of both packets (or one) of flows in these directions, for sure."""
+def _certain(*directions: FlowDirection, first: bool | None = None) -> set[tuple[Any, ...]]:
+    """Return the certain ends of flows in these directions.
+
+    ``first`` selects their first packets or the others; None selects all.
+    """
     return {
         (flow.direction, flow.packet.is_first, flow.packet.version, True)
-        for flow in _QUESTION.flows()
+        for flow in _SCOPE.flows()
         if flow.direction in directions and first in {None, flow.packet.is_first}
     }
 
 
-def test_check_passes_the_chains_of_a_hook_in_the_order_of_their_priorities() -> None:
-    forwarded = _sure(Direction.OUT, Direction.REPLY)
+def test_flow_traverses_the_chains_of_a_hook_in_the_order_of_their_priorities() -> None:
+    forwarded = _certain(FlowDirection.OUT, FlowDirection.REPLY)
     for mark, drop, ends in ((-1, 1, forwarded), (1, -1, set())):
         marking = _chain("a", "forward", mark, _MARK)
         dropping = _chain("b", "forward", drop, _MARKED, _DROP)
         assert _ends(marking, dropping) == ends, (mark, drop)
         assert _ends(dropping, marking) == ends, (mark, drop)
-    unsure = {(*flow[:3], False) for flow in forwarded}
+    uncertain = {(*flow[:3], False) for flow in forwarded}
     one, other = _chain("a", "forward", 0, _MARK), _chain("b", "forward", 0, _MARKED, _DROP)
     for chains in ((one, other), (other, one)):
-        assert _ends(*chains) == unsure
-    # It is stopped in either order, by the one chain or by the other.
+        assert _ends(*chains) == uncertain
+    # Both chains drop the flow, so the order doesn't matter.
     assert _ends(_chain("a", "forward", 0, _DROP), _chain("b", "forward", 0, _DROP)) == forwarded
     limited = _chain("a", "forward", 0, _LIMITED, _DROP)
-    assert _ends(limited, _chain("b", "forward", 0, _ACCEPT)) == unsure
+    assert _ends(limited, _chain("b", "forward", 0, _ACCEPT)) == uncertain
     twice = [_chain(name, "forward", 1, _DROP) for name in ("b", "c")]
-    assert _ends(limited, *twice) == forwarded | unsure
+    assert _ends(limited, *twice) == forwarded | uncertain
 
 
-def test_check_tells_the_last_of_the_rules_that_surely_stop_a_flow() -> None:
-    unsure = {(*each[:3], False) for each in _sure(Direction.OUT, Direction.REPLY)}
-    for rule, ends in ((_ACCEPT, set()), (_LIMITED, _sure(Direction.OUT, Direction.REPLY))):
+def test_flow_stop_is_the_last_rule_that_certainly_stops_a_flow() -> None:
+    uncertain = {(*each[:3], False) for each in _certain(FlowDirection.OUT, FlowDirection.REPLY)}
+    for rule, ends in (
+        (_ACCEPT, set()),
+        (_LIMITED, _certain(FlowDirection.OUT, FlowDirection.REPLY)),
+    ):
         assert _ends(_chain("a", "forward", 0, rule, policy="drop")) == ends
     limited = _chain("a", "forward", 0, _LIMITED, _DROP)
-    assert _ends(limited) == unsure
+    assert _ends(limited) == uncertain
     limited[0]["chain"]["policy"] = "drop"
     ruleset = from_json({"nftables": limited})
-    flow = next(iter(_QUESTION.flows()))
-    (found,) = hook_path.endings(flow, hook_path.by_hook(ruleset), Walker(ruleset))
+    flow = next(iter(_SCOPE.flows()))
+    (found,) = hook_path.flow_stops(flow, hook_path.by_hook(ruleset), Walker(ruleset))
     assert (found.stop.rule, found.stop.verb, found.is_certain) == (None, "drops", True)
 
 
-def test_check_passes_the_chains_of_the_hooks_and_families_of_a_packet() -> None:
+def test_flow_traverses_the_chains_of_its_hooks_and_family() -> None:
     for hook, directions in (
-        ("prerouting", [Direction.OUT, Direction.REPLY, Direction.GATEWAY, Direction.PROXY_ANSWER]),
-        ("input", [Direction.GATEWAY, Direction.PROXY_ANSWER]),
-        ("forward", [Direction.OUT, Direction.REPLY]),
-        ("output", [Direction.ANSWER, Direction.PROXY]),
-        ("postrouting", [Direction.OUT, Direction.REPLY, Direction.ANSWER, Direction.PROXY]),
+        (
+            "prerouting",
+            [
+                FlowDirection.OUT,
+                FlowDirection.REPLY,
+                FlowDirection.GATEWAY,
+                FlowDirection.PROXY_ANSWER,
+            ],
+        ),
+        ("input", [FlowDirection.GATEWAY, FlowDirection.PROXY_ANSWER]),
+        ("forward", [FlowDirection.OUT, FlowDirection.REPLY]),
+        ("output", [FlowDirection.GATEWAY_ANSWER, FlowDirection.PROXY]),
+        (
+            "postrouting",
+            [
+                FlowDirection.OUT,
+                FlowDirection.REPLY,
+                FlowDirection.GATEWAY_ANSWER,
+                FlowDirection.PROXY,
+            ],
+        ),
     ):
         for family, versions in (("inet", {4, 6}), ("ip", {4}), ("ip6", {6}), ("bridge", set())):
-            # A chain that no packet of a version passes comes before one that all pass.
+            # No packet traverses the first chain; all packets traverse the second one.
             chains = (_chain("a", hook, 0, _ACCEPT, family="arp"),
                       _chain("b", hook, 0, _DROP, family=family))  # fmt: skip
-            ends = {each for each in _sure(*directions) if each[2] in versions}
+            ends = {each for each in _certain(*directions) if each[2] in versions}
             assert _ends(*chains) == ends, (hook, family)
 
 
-def test_check_passes_only_first_packets_through_nat() -> None:
-    out = _sure(Direction.OUT, first=True)
+def test_nat_chain_is_traversed_only_by_first_packets() -> None:
+    out = _certain(FlowDirection.OUT, first=True)
     assert _ends(_chain("a", "forward", 0, _DROP, type="nat")) == out
-    assert _ends(_chain("a", "forward", 0, _DROP)) == _sure(Direction.OUT, Direction.REPLY)
-    # Later chains are passed by all packets.
+    assert _ends(_chain("a", "forward", 0, _DROP)) == _certain(
+        FlowDirection.OUT, FlowDirection.REPLY
+    )
+    # All packets traverse the later chain.
     nat = _chain("a", "forward", -1, _ACCEPT, type="nat")
-    assert _ends(nat, _chain("b", "forward", 0, _DROP)) == _sure(Direction.OUT, Direction.REPLY)
+    assert _ends(nat, _chain("b", "forward", 0, _DROP)) == _certain(
+        FlowDirection.OUT, FlowDirection.REPLY
+    )
 
 
-def test_check_passes_the_chains_of_the_devices_of_a_packet() -> None:
-    machine = [Direction.OUT, Direction.GATEWAY]
+def test_flow_traverses_the_chains_of_its_devices() -> None:
+    by_vm = [FlowDirection.OUT, FlowDirection.GATEWAY]
     for devices, is_certain in (
         (["vmtap-1"], True),
         (["eth7", "vmtap-1"], True),
@@ -137,16 +163,21 @@ def test_check_passes_the_chains_of_the_devices_of_a_packet() -> None:
         ([], None),
     ):
         ends = _ends(_chain("a", "ingress", 0, _DROP, family="netdev", dev=devices))
-        by_machine = {each for each in ends if each[0] in machine}
-        expected = set() if is_certain is None else _sure(*machine)
-        assert by_machine == {(*each[:3], is_certain) for each in expected}, devices
+        stopped = {each for each in ends if each[0] in by_vm}
+        expected = set() if is_certain is None else _certain(*by_vm)
+        assert stopped == {(*each[:3], is_certain) for each in expected}, devices
 
 
-def test_check_knows_the_state_of_a_packet_before_and_after_tracking() -> None:
-    incoming = [Direction.OUT, Direction.REPLY, Direction.GATEWAY, Direction.PROXY_ANSWER]
-    outgoing = [Direction.ANSWER, Direction.PROXY]
+def test_packet_has_a_state_before_and_after_connection_tracking() -> None:
+    incoming = [
+        FlowDirection.OUT,
+        FlowDirection.REPLY,
+        FlowDirection.GATEWAY,
+        FlowDirection.PROXY_ANSWER,
+    ]
+    outgoing = [FlowDirection.GATEWAY_ANSWER, FlowDirection.PROXY]
     for hook, directions in (("prerouting", incoming), ("output", outgoing)):
-        everything, new = _sure(*directions), _sure(*directions, first=True)
+        everything, new = _certain(*directions), _certain(*directions, first=True)
         for priority, state, ends in (
             (-201, "invalid", everything),
             (-201, "new", set()),
@@ -158,12 +189,12 @@ def test_check_knows_the_state_of_a_packet_before_and_after_tracking() -> None:
         ):
             found = _ends(_chain("a", hook, priority, _state(state), _DROP))
             assert found == ends, (hook, priority, state)
-    # Nothing is tracked before the first hook of IP.
-    at_device = [Direction.OUT, Direction.GATEWAY]
-    for state, ends in (("invalid", _sure(*at_device)), ("new", set())):
+    # Connection tracking is after the ingress hook.
+    at_device = [FlowDirection.OUT, FlowDirection.GATEWAY]
+    for state, ends in (("invalid", _certain(*at_device)), ("new", set())):
         rule = (_state(state), _DROP)
         found = _ends(_chain("a", "ingress", 0, *rule, family="netdev", dev=["vmtap-1"]))
         assert {each for each in found if each[0] in at_device} == ends, state
-    # What a hook has tracked stays so at later hooks.
+    # The state stays known at later hooks.
     forwarded = _chain("a", "forward", -300, _state("new"), _DROP)
-    assert _ends(forwarded) == _sure(Direction.OUT, first=True)
+    assert _ends(forwarded) == _certain(FlowDirection.OUT, first=True)

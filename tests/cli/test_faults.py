@@ -101,7 +101,7 @@ def test_install_says_when_it_is_not_known_what_other_rules_drop(
     fence._name_what_blocks(gone)
     said = capsys.readouterr().err
     assert said.startswith(
-        "in the VM's way: the rules here can't be read, so what they drop isn't known "
+        "in the VM's way: the rules here can't be read, so it is unknown which traffic they drop "
         "(there is no network namespace at /run/netns/no-such"
     )
     fence._name_what_blocks(INSTALLED)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft import check
 from ocsf_nft.check import hook_path, read_ruleset
-from ocsf_nft.check.accepted_flows import Direction
+from ocsf_nft.check.accepted_flows import FlowDirection
 from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import nft
@@ -20,8 +20,8 @@ from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.check.accepted_flows import Flow
-    from ocsf_nft.check.diagnosis import Question
+    from ocsf_nft.check.accepted_flows import AcceptedFlow
+    from ocsf_nft.check.diagnosis import CheckScope
 
 pytestmark = pytest.mark.kernel
 
@@ -83,7 +83,7 @@ _ENDS: Final = (
     "update @seen { ip daddr }", "meta mark set ct mark accept", "ip ttl set 60",
     "ip saddr . ip daddr vmap { 172.16.0.0/24 . 93.0.0.0/8 : accept, 0.0.0.0/0 . 9.9.9.9 : drop }",
 )  # fmt: skip
-_TO_THE_GATEWAY: Final = (Direction.GATEWAY, Direction.ANSWER)
+_TO_THE_GATEWAY: Final = (FlowDirection.GATEWAY, FlowDirection.GATEWAY_ANSWER)
 _HOOKS: Final = ("prerouting", "forward", "postrouting", "input", "output")
 
 
@@ -142,18 +142,18 @@ def host() -> Iterator[VmHost]:
 
 
 @pytest.fixture(scope="module")
-def question(host: VmHost) -> Question:
-    return check.question(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
+def scope(host: VmHost) -> CheckScope:
+    return check.check_scope(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
 
 
-def _told(question: Question) -> dict[Any, str]:
-    ruleset = read_ruleset.read(question.namespace)
+def _told(scope: CheckScope) -> dict[Any, str]:
+    ruleset = read_ruleset.read(scope.namespace)
     hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     found = {}
-    for flow in question.flows():
-        endings = hook_path.endings(flow, hooks, walker)
-        is_certain = any(ending.is_certain for ending in endings)
-        verdict = "drops" if is_certain else "may drop" if endings else "passes"
+    for flow in scope.flows():
+        flow_stops = hook_path.flow_stops(flow, hooks, walker)
+        is_certain = any(flow_stop.is_certain for flow_stop in flow_stops)
+        verdict = "drops" if is_certain else "may drop" if flow_stops else "passes"
         found[flow.direction, flow.label, flow.packet.version] = verdict
     return found
 
@@ -169,26 +169,26 @@ def _agrees(verdict: str, arrives: bool) -> bool:
 )
 @given(text=_rulesets(), data=st.data())
 def test_what_is_told_of_a_ruleset_is_what_the_kernel_does(
-    host: VmHost, question: Question, text: str, data: st.DataObject
+    host: VmHost, scope: CheckScope, text: str, data: st.DataObject
 ) -> None:
     try:
         nft.load(host.namespace, f"flush ruleset\n{text}")
     except OcsfNftError:  # what the kernel takes in one hook it doesn't in another
         reject()
     note(text)
-    told = _told(question)
+    told = _told(scope)
     flows = [
         flow
-        for flow in question.flows()
-        if flow.direction in {Direction.OUT, Direction.GATEWAY} and not flow.is_later
+        for flow in scope.flows()
+        if flow.direction in {FlowDirection.OUT, FlowDirection.GATEWAY} and not flow.is_continuation
     ]
     for flow in data.draw(st.lists(st.sampled_from(flows), min_size=2, max_size=4, unique=True)):
         version, label = flow.packet.version, flow.label
-        if flow.direction is Direction.GATEWAY:
+        if flow.direction is FlowDirection.GATEWAY:
             out = _both(*(told[each, label, version] for each in _TO_THE_GATEWAY))
             back = "may drop"  # the answer is what is looked for
         else:
-            out, back = (told[each, label, version] for each in (Direction.OUT, Direction.REPLY))
+            out, back = (told[each, label, version] for each in (FlowDirection.OUT, FlowDirection.REPLY))
         # A flow that isn't tracked has no replies, by any name.
         if "notrack" in text:
             back = "may drop"
@@ -323,11 +323,11 @@ _CASES: Final = {
 
 
 @pytest.mark.parametrize("case", _CASES)
-def test_each_rule_of_the_game_is_the_kernels(host: VmHost, question: Question, case: str) -> None:
+def test_each_rule_of_the_game_is_the_kernels(host: VmHost, scope: CheckScope, case: str) -> None:
     text, verdict = _CASES[case]
     nft.load(host.namespace, f"flush ruleset\ntable inet trial {{\n{text}}}\n")
-    flow = _tcp_443(question)
-    assert _told(question)[Direction.OUT, "tcp 443", 4] == verdict
+    flow = _tcp_443(scope)
+    assert _told(scope)[FlowDirection.OUT, "tcp 443", 4] == verdict
     arrives, _ = host.gets_through(flow, is_expected=verdict == "passes")
     assert _agrees(verdict, arrives)
 
@@ -344,34 +344,34 @@ _OF_DEVICES: Final = {
 
 
 @pytest.mark.parametrize("case", _OF_DEVICES)
-def test_so_is_each_of_a_devices_own_hooks(host: VmHost, question: Question, case: str) -> None:
+def test_so_is_each_of_a_devices_own_hooks(host: VmHost, scope: CheckScope, case: str) -> None:
     hook, rule, verdict = _OF_DEVICES[case]
     chain = _chain("one", f"type filter hook {hook} priority 0; policy accept;", rule)
     nft.load(host.namespace, f"flush ruleset\ntable netdev trial {{\n{chain}}}\n")
-    flow = _tcp_443(question)
-    assert _told(question)[Direction.OUT, "tcp 443", 4] == verdict
+    flow = _tcp_443(scope)
+    assert _told(scope)[FlowDirection.OUT, "tcp 443", 4] == verdict
     assert _agrees(verdict, host.gets_through(flow, is_expected=verdict == "passes")[0])
 
 
 def test_what_begins_a_flow_may_pass_and_the_rest_of_it_not(
-    host: VmHost, question: Question
+    host: VmHost, scope: CheckScope
 ) -> None:
     rules = ("ct state new accept", 'oifname "vmtap-1" ct state established accept')
     text = _chain_at("forward", 0, *rules, policy="drop")
     nft.load(host.namespace, f"flush ruleset\ntable inet trial {{\n{text}}}\n")
-    told = _told(question)
-    assert told[Direction.OUT, "tcp 443", 4] == "passes"
-    assert told[Direction.REPLY, "tcp 443", 4] == "passes"
-    assert told[Direction.OUT, "tcp 443, once open", 4] == "drops"
-    assert host.goes_on(_tcp_443(question)) is False
+    told = _told(scope)
+    assert told[FlowDirection.OUT, "tcp 443", 4] == "passes"
+    assert told[FlowDirection.REPLY, "tcp 443", 4] == "passes"
+    assert told[FlowDirection.OUT, "tcp 443, once open", 4] == "drops"
+    assert host.goes_on(_tcp_443(scope)) is False
     nft.load(host.namespace, "flush ruleset\n")
-    assert _told(question)[Direction.OUT, "tcp 443, once open", 4] == "passes"
-    assert host.goes_on(_tcp_443(question), is_expected=True) is True
+    assert _told(scope)[FlowDirection.OUT, "tcp 443, once open", 4] == "passes"
+    assert host.goes_on(_tcp_443(scope), is_expected=True) is True
 
 
-def _tcp_443(question: Question) -> Flow:
+def _tcp_443(scope: CheckScope) -> AcceptedFlow:
     return next(
         each
-        for each in question.flows()
-        if (each.direction, each.label, each.packet.version) == (Direction.OUT, "tcp 443", 4)
+        for each in scope.flows()
+        if (each.direction, each.label, each.packet.version) == (FlowDirection.OUT, "tcp 443", 4)
     )

@@ -26,8 +26,8 @@ from ocsf_nft.check import (
     sysctls,
     xtables,
 )
-from ocsf_nft.check.bounded_command import NoAnswerError
-from ocsf_nft.check.diagnosis import Question
+from ocsf_nft.check.bounded_command import CommandError
+from ocsf_nft.check.diagnosis import CheckScope
 from ocsf_nft.check.ruleset import Ruleset, from_json
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence import nft
@@ -49,13 +49,13 @@ def host() -> Iterator[VmHost]:
         yield made
 
 
-def _question(host: VmHost) -> Question:
-    return check.question(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
+def _scope(host: VmHost) -> CheckScope:
+    return check.check_scope(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
 
 
 def _ways_past(host: VmHost, ruleset: Ruleset | None = None) -> dict[str, Finding]:
-    around = devices.survey(host.namespace)
-    found = bypass_paths.ways_past(ruleset or Ruleset(), around, _question(host))
+    around = devices.list_devices(host.namespace)
+    found = bypass_paths.findings(ruleset or Ruleset(), around, _scope(host))
     return {finding.name: finding for finding in found}
 
 
@@ -64,7 +64,7 @@ def _in(host: VmHost, *words: str) -> None:
 
 
 def test_the_uplinks_are_those_that_lead_to_the_internet(host: VmHost) -> None:
-    assert _question(host).uplinks == {4: UPLINK, 6: UPLINK}
+    assert _scope(host).uplinks == {4: UPLINK, 6: UPLINK}
 
 
 def test_a_bare_device_has_nothing_bound_to_it(host: VmHost) -> None:
@@ -96,13 +96,13 @@ def test_check_tells_a_device_that_is_stacked_on_a_link_of_another_namespace(
     assert host.namespace.path is not None
     pid = host.namespace.path.parts[2]
 
-    def around() -> Mapping[str, devices.Device]:
+    def around() -> Mapping[str, devices.NetDevice]:
         ip("link", "add", "lower", "type", "veth", "peer", "name", "other")
         ip("link", "add", "vmtap-2", "link", "lower", "netns", pid, "type", "macvlan")
-        return devices.survey(host.namespace)
+        return devices.list_devices(host.namespace)
 
-    asked = Question(namespace=host.namespace, device="vmtap-2", port=PORT)
-    (found,) = bypass_paths.ways_past(Ruleset(), in_scratch(around), asked)
+    asked = CheckScope(namespace=host.namespace, device="vmtap-2", port=PORT)
+    (found,) = bypass_paths.findings(Ruleset(), in_scratch(around), asked)
     assert (found.name, found.severity) == ("shared-link", "info")
     assert found.meaning.startswith("vmtap-2 is stacked on a link of another namespace")
 
@@ -136,7 +136,7 @@ def test_flowtables_and_rules_that_take_packets_are_told(host: VmHost) -> None:
 
 
 def _settings(host: VmHost) -> dict[str, Finding]:
-    return {finding.name: finding for finding in sysctls.settings(_question(host))}
+    return {finding.name: finding for finding in sysctls.settings(_scope(host))}
 
 
 def _set(host: VmHost, path: str, value: str) -> None:
@@ -184,12 +184,12 @@ def test_a_listing_that_is_too_long_is_read_without_what_sets_hold(
         f"table ip t {{\n\tset s {{\n\t\ttype ipv4_addr\n\t\telements = {{ {elements} }}\n\t}}\n"
         "\tchain c {\n\t\ttype filter hook forward priority 0\n\t\tip saddr @s drop\n\t}\n}\n",
     )
-    assert not check.blocking(_question(host))
+    assert not check.blocking(_scope(host))
     monkeypatch.setattr(read_ruleset, "answer", _with_room_for(20_000))
-    names = [finding.name for finding in check.blocking(_question(host))]
+    names = [finding.name for finding in check.blocking(_scope(host))]
     assert names == ["unread-rules", "may-drop"]
     monkeypatch.setattr(read_ruleset, "answer", _with_room_for(20))
-    (unread,) = check.blocking(_question(host))
+    (unread,) = check.blocking(_scope(host))
     assert unread.name == "ruleset"
     assert "can't be read" in unread.meaning
 
@@ -209,7 +209,7 @@ def test_check_gives_up_on_a_program_that_closes_its_output_and_goes_on(
 ) -> None:
     monkeypatch.setattr(bounded_command, "_TIMEOUT_SECONDS", 0.2)
     started = time.monotonic()
-    with pytest.raises(NoAnswerError, match="/bin/sh doesn't end"):
+    with pytest.raises(CommandError, match="/bin/sh doesn't end"):
         bounded_command.answer(host.namespace, ["/bin/sh", "-c", "exec >&- 2>&-; exec sleep 60"])
     assert time.monotonic() - started < 8
 
@@ -220,7 +220,7 @@ def test_check_says_why_a_program_gives_no_answer(host: VmHost) -> None:
         (["/bin/sh", "-c", "echo a; echo no  luck >&2; exit 3"], "/bin/sh failed: no luck"),
         (["/bin/sh", "-c", "exit 3"], "/bin/sh failed: exit 3"),
     ):
-        with pytest.raises(NoAnswerError) as refused:
+        with pytest.raises(CommandError) as refused:
             bounded_command.answer(host.namespace, command)
         assert str(refused.value) == reason
     assert bounded_command.answer(host.namespace, ["/bin/sh", "-c", "echo a; echo b >&2"]) == b"a\n"
@@ -229,12 +229,12 @@ def test_check_says_why_a_program_gives_no_answer(host: VmHost) -> None:
 def test_check_says_that_interfaces_can_not_be_listed(
     host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = _question(host)
+    asked = _scope(host)
 
     def fail(_: Namespace) -> None:
         raise OSError(errno.ENOBUFS, "No buffer space available")
 
-    monkeypatch.setattr(devices, "survey", fail)
+    monkeypatch.setattr(devices, "list_devices", fail)
     (found,) = (each for each in check.findings(asked) if each.name == "ruleset")
     assert found.severity == "blocked"
     assert "(the interfaces can't be listed)" in found.meaning

@@ -74,9 +74,9 @@ def test_a_host_that_forwards_nothing_is_told_by_table_and_chain_and_what_helps(
     assert len(done.events) == 1
     through, local = _in_the_way(done)
     assert "table inet site, chain through" in through
-    assert "its policy drops what the VM sends to the internet" in through
+    assert "its policy drops traffic from the VM to the internet" in through
     assert "table inet site, chain local" in local
-    assert "drops what the VM sends to the gateway's port" in local
+    assert "drops traffic from the VM to the gateway's port" in local
     commands = _commands(done)
     assert sum("nft insert rule inet site through" in each for each in commands) == 2
     assert [

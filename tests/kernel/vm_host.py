@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netns
-from ocsf_nft.check.accepted_flows import INTERNET, Direction, Flow
+from ocsf_nft.check.accepted_flows import INTERNET, AcceptedFlow, FlowDirection
 from ocsf_nft.check.packet import TCP
 from ocsf_nft.fence.values import Subnet, subnet
 from ocsf_nft.lab import ip, set_sysctls
@@ -65,7 +65,7 @@ class VmHost:
     _ports: Iterator[int] = field(default_factory=lambda: itertools.cycle(range(33000, 60000)))
 
     def gets_through(
-        self, out: Flow, *, is_expected: bool = True, is_reply_expected: bool = True
+        self, out: AcceptedFlow, *, is_expected: bool = True, is_reply_expected: bool = True
     ) -> tuple[bool, bool | None]:
         """Whether what the VM sends arrives, and (None when it doesn't) the reply to it.
 
@@ -76,7 +76,7 @@ class VmHost:
             out, next(self._ports), is_expected=is_expected, is_reply_expected=is_reply_expected
         )
 
-    def goes_on(self, out: Flow, *, is_expected: bool = False) -> bool:
+    def goes_on(self, out: AcceptedFlow, *, is_expected: bool = False) -> bool:
         """Whether what the VM sends once a TCP connection is open arrives; it must open."""
         version, port, to = out.packet.version, next(self._ports), out.packet.destination_port.low
         opened = self._tries(out, port, is_expected=True, is_reply_expected=True)
@@ -86,12 +86,12 @@ class VmHost:
         return seen is not None
 
     def _tries(
-        self, out: Flow, port: int, *, is_expected: bool, is_reply_expected: bool
+        self, out: AcceptedFlow, port: int, *, is_expected: bool, is_reply_expected: bool
     ) -> tuple[bool, bool | None]:
         version = out.packet.version
         to = out.packet.destination_port.low
         is_tcp = out.packet.protocol == TCP
-        if out.direction is Direction.GATEWAY:
+        if out.direction is FlowDirection.GATEWAY:
             self._from_machine(version, _GATEWAY[version], packets.tcp(to, 0x02, port))
             answer = self._arriving(self.tap, _ends(to, port), is_expected=is_expected)
             return answer is not None, None
