@@ -118,11 +118,11 @@ def run() -> Subject:
             with Capture([number]) as capture:
                 _took(fenced, program, _FILLING)
                 _read_all(capture)
-                before = sum(capture.lost())
+                before = sum(capture.dropped())
                 for each in costs:
                     each.captured.append(_took(fenced, program, each.work))
                     _read_all(capture)
-                lost += sum(capture.lost()) - before
+                lost += sum(capture.dropped()) - before
     failures = [failure for each in costs for failure in each.failures()]
     if lost:
         failures.append(f"{lost:,} calls and processes were lost: what was measured is less")

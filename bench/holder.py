@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 from bench import command, stage
 from ocsf_nft import netns
-from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.fallback_chain import Top
+    from ocsf_nft.attribution.fallback_chain import TopMethod
 
 #: The rungs whose memory is measured.
-TOPS: Final[tuple[Top, ...]] = ("socket", "capture")
+TOPS: Final[tuple[TopMethod, ...]] = ("socket", "capture")
 
 
-async def _hold(top: Top, sandbox: str) -> None:
+async def _hold(top: TopMethod, sandbox: str) -> None:
     """Say so before there is a ladder, and when there is; at the end say what it has lost."""
 
     async def fell(reason: str) -> None:
@@ -28,14 +28,14 @@ async def _hold(top: Top, sandbox: str) -> None:
 
     print(0, flush=True)
     await asyncio.to_thread(sys.stdin.readline)
-    async with Ladder({stage.SANDBOX: netns.named(sandbox)}, top=top) as ladder:
-        if ladder.rung != top:
+    async with FallbackChain({stage.SANDBOX: netns.named(sandbox)}, top=top) as ladder:
+        if ladder.method != top:
             raise stage.BenchError(f"{top}: {ladder.reason}")
         print(0, flush=True)
-        keeping = asyncio.create_task(ladder.keep(fell))
+        keeping = asyncio.create_task(ladder.watch_capture(fell))
         await asyncio.to_thread(sys.stdin.readline)
         keeping.cancel()
-        print(ladder.lost, flush=True)
+        print(ladder.dropped, flush=True)
 
 
 def main(rung: str, sandbox: str) -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.stage import Fenced
-    from ocsf_nft.attribution.fallback_chain import Top
+    from ocsf_nft.attribution.fallback_chain import TopMethod
 
 _PROCESSES: Final = 5_000
 _ATTEMPTS: Final = 10
@@ -30,7 +30,7 @@ _FLAT_BYTES: Final = 3_000_000
 class _Holder:
     """A program that has a ladder and nothing else, and its memory so far."""
 
-    top: Top
+    top: TopMethod
     child: subprocess.Popen[bytes]
     found: list[int] = field(default_factory=list)
     cpu_s: float = 0.0
@@ -102,7 +102,7 @@ def _flood(fenced: Fenced, program: Path) -> None:
 
 
 @contextlib.contextmanager
-def _holder(top: Top, fenced: Fenced) -> Iterator[_Holder]:
+def _holder(top: TopMethod, fenced: Fenced) -> Iterator[_Holder]:
     command = [sys.executable, "-m", "bench.holder", top, fenced.lab.sandbox]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with stage.ending(child):

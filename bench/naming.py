@@ -15,7 +15,7 @@ from unittest import mock
 from bench import calling, stage
 from bench.subject import Subject, milliseconds, percentile
 from bench.usual_lookup import UsualLookup
-from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.sources.nflog import Nflog
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from bench.stage import Fenced
-    from ocsf_nft.attribution.fallback_chain import Top
+    from ocsf_nft.attribution.fallback_chain import TopMethod
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
@@ -50,7 +50,7 @@ class _Way:
     """
 
     name: str
-    top: Top | None
+    top: TopMethod | None
     knows_types: bool = True
     attempts: int = 2_000
     a_second: int = 1_500
@@ -64,8 +64,8 @@ class _Way:
         with contextlib.ExitStack() as stack:
             if not self.knows_types:
                 stack.enter_context(mock.patch("ocsf_nft.attribution.bpf_capture._TYPES", _NO_FILE))
-            async with Ladder({stage.SANDBOX: fenced.namespace}, top=self.top) as ladder:
-                if ladder.rung != self.top:
+            async with FallbackChain({stage.SANDBOX: fenced.namespace}, top=self.top) as ladder:
+                if ladder.method != self.top:
                     raise stage.BenchError(f"{self.name}: {ladder.reason}")
                 yield ladder
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from ocsf_nft.attribution.fallback_chain import Ladder
+    from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.delivery.forwarder import Forwarder
     from ocsf_nft.service import Service
     from ocsf_nft.service.status import Status
@@ -173,16 +173,16 @@ def _of_run(service: Service) -> Iterator[Metric]:
     )
 
 
-def _of_ladder(ladder: Ladder) -> Iterator[Metric]:
+def _of_ladder(ladder: FallbackChain) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    from ocsf_nft.attribution.fallback_chain import Top
+    from ocsf_nft.attribution.fallback_chain import TopMethod
 
     rung = GaugeMetricFamily("ocsf_nft_attribution_rung", _RUNG, labels=("rung",))
-    for name in get_args(Top):
-        rung.add_metric((name,), name == ladder.rung)
+    for name in get_args(TopMethod):
+        rung.add_metric((name,), name == ladder.method)
     yield rung
-    yield CounterMetricFamily("ocsf_nft_capture_lost_events", _CAPTURE_LOST, ladder.lost)
+    yield CounterMetricFamily("ocsf_nft_capture_lost_events", _CAPTURE_LOST, ladder.dropped)
 
 
 def _of_sinks(forwarders: Sequence[Forwarder]) -> Iterator[Metric]:

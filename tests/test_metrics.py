@@ -9,7 +9,7 @@ import pytest
 
 from ocsf_nft.accounting.reconciliation import Balance
 from ocsf_nft.accounting.state_db import Lost
-from ocsf_nft.attribution.fallback_chain import Top
+from ocsf_nft.attribution.fallback_chain import TopMethod
 from ocsf_nft.metrics import exposition
 from ocsf_nft.service.status import Status
 from tests.deploy import exposed
@@ -82,7 +82,7 @@ def test_a_fence_that_differs_does_not_stand_and_of_one_that_is_not_known_nothin
     assert 'ocsf_nft_fence_stands{sandbox="two"}' not in told
 
 
-@pytest.mark.parametrize("rung", get_args(Top))
+@pytest.mark.parametrize("rung", get_args(TopMethod))
 def test_one_way_of_naming_processes_is_in_use_and_the_others_are_said_not_to_be(
     tmp_path: Path, rung: str
 ) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft import proc
 from tests.attribution.living import WAITING, copied, descriptors, now, python, running, send, until
-from tests.attribution.told import GONE, NAMES, PYTHON, TICK_NS, called, directory, state, ticks
+from tests.attribution.told import EXITED, NAMES, PYTHON, TICK_NS, called, directory, state, ticks
 
 # What the kernel writes.
 
@@ -127,7 +127,7 @@ def test_a_directory_never_comes_to_mean_another_process() -> None:
         assert proc.stat(descriptor).is_dead
         process.wait()
         for read in (proc.stat, proc.status, proc.arguments):
-            with pytest.raises(GONE):
+            with pytest.raises(EXITED):
                 read(descriptor)
         assert proc.link("exe", descriptor) is None
 

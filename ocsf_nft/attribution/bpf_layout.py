@@ -1,4 +1,4 @@
-"""What the BPF programs tell, byte by byte: the structures of ``bpf/*.h`` in native order."""
+"""Binary layout of the events of the BPF programs: the structures of ``bpf/*.h``, native order."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Final, NamedTuple, TypeAlias
 _AF_INET: Final = 2
 _AF_INET6: Final = 10
 _AF_PACKET: Final = 17
-#: ::ffff:0.0.0.0/96: an address of IPv4 in a socket of IPv6.
+#: ::ffff:0.0.0.0/96: an IPv4 address in an IPv6 socket.
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
-#: What a call is: the flags of ``capture.bpf.c``.
+#: Flags of a call (``capture.bpf.c``).
 _CONNECT, _MORE, _SYN, _ANY = 1, 2, 4, 8
 #: kind, family, protocol, flags, ports; time, socket, netns; the caller; owner; addresses; sum.
 _CALL_FORM: Final = struct.Struct("=BBBBHHQQQIIQQIII4x16sI16s16sI")
@@ -19,10 +19,10 @@ _CLOSED_FORM: Final = struct.Struct("=B7xQQ")
 _PROCESS_FORM: Final = struct.Struct("=BB2xIIIQQIIQQIIQ16sHHHH")
 
 
-class Image(NamedTuple):
+class ProcessImage(NamedTuple):
     """A program that a process runs: after an exec, the same process is another image.
 
-    ``started_ns`` is of CLOCK_BOOTTIME. Both it and ``execs`` are 0 where the kernel doesn't say.
+    ``started_ns`` is of CLOCK_BOOTTIME. It and ``execs`` are 0 if the kernel does not report them.
     """
 
     pid: int
@@ -30,26 +30,26 @@ class Image(NamedTuple):
     execs: int
 
 
-#: Who did what is told without a process.
-NOBODY: Final = Image(0, 0, 0)
+#: Image of an event without a known process.
+UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 
 
 class Call(NamedTuple):
-    """A process sends something or connects; or a packet was refused, just before ``time_ns``.
+    """A process sends or connects; or a packet was refused, just before ``time_ns``.
 
-    Which of the two is told of a network namespace, :class:`Capture` is told. Times are of
-    CLOCK_BOOTTIME. Addresses are packed, an address of IPv4 in 4 bytes, empty where none is known;
-    ports are 0 where they are not known. ``uid`` and ``gid`` are the process's real ones, ``owner``
-    is the user that the socket is of, whom a record of it names (of a call: who would get a socket
-    that is made now). ``tid`` is 0 where it is one of several threads.
+    The mode of the namespace in :class:`Capture` decides between the two. Times are of
+    CLOCK_BOOTTIME. Addresses are packed: 4 bytes for IPv4, empty if unknown. Unknown ports are 0.
+    ``uid`` and ``gid`` are the process's real ids. ``owner`` is the user of the socket, which a
+    record has too; for a call it is the user that a new socket of the caller would have. ``tid`` is
+    0 if several threads are possible.
 
-    Of a call, ``socket`` is the kernel's number of the socket. Of a packet, ``image`` is
-    :data:`NOBODY` where it is not known who sent it; ``sum`` is that of its first bytes, as
-    :attr:`Record.captured_sum` is, 0 where they could not be read.
+    For a call, ``socket`` is the kernel's number of the socket. For a packet, ``image`` is
+    :data:`UNKNOWN_IMAGE` if its sender is unknown. ``sum`` is the checksum of the packet's first
+    bytes, as in :attr:`Record.captured_sum`; it is 0 if they could not be read.
 
-    ``is_frame``: it is sent by a packet socket. ``is_connect``: it connects a socket that sends
-    nothing by that. ``is_syn``: a connection of TCP begins with it. ``is_any``: what it is was not
-    told. ``has_more``: more of the same may follow that is not told.
+    ``is_frame``: a packet socket sends it. ``is_connect``: it connects a socket, and sends nothing.
+    ``is_syn``: it begins a TCP connection. ``is_any``: its protocol and addresses were not
+    reported. ``has_more``: more calls of the same kind may follow without a report.
     """
 
     time_ns: int
@@ -65,7 +65,7 @@ class Call(NamedTuple):
     source_port: int
     destination: bytes
     destination_port: int
-    image: Image
+    image: ProcessImage
     tid: int
     uid: int
     gid: int
@@ -74,22 +74,23 @@ class Call(NamedTuple):
     sum: int
 
 
-class Closed(NamedTuple):
-    """Nobody has a socket any more that a call was made by."""
+class ClosedSocket(NamedTuple):
+    """The last process has closed a socket that made a call."""
 
     time_ns: int
     socket: int
 
 
-class Portrait(NamedTuple):
-    """What a process is; texts as the kernel has them.
+class ProcessSnapshot(NamedTuple):
+    """Details of a process; texts as the kernel has them.
 
-    ``path``, ``directory`` and ``cgroup`` are names, innermost first; one that leads up to a root
-    ends with ``/``, or for a cgroup with an empty name. ``arguments`` has an end after each.
+    ``path``, ``directory`` and ``cgroup`` are lists of names, innermost first. If such a list leads
+    up to a root, its last name is ``/``, or for a cgroup an empty name. Each of the ``arguments``
+    ends with a NUL byte.
     """
 
-    image: Image
-    parent: Image
+    image: ProcessImage
+    parent: ProcessImage
     namespace_pid: int
     is_deleted: bool
     uid: int
@@ -102,18 +103,18 @@ class Portrait(NamedTuple):
     arguments: bytes
 
 
-Told: TypeAlias = Call | Closed | Portrait
+CaptureEvent: TypeAlias = Call | ClosedSocket | ProcessSnapshot
 
 
-def told(sample: bytes) -> Told:
-    """One event of a ring; raises ValueError or struct.error when it is none."""
+def decode(sample: bytes) -> CaptureEvent:
+    """Decode one event of a ring; raise ValueError or struct.error if it is invalid."""
     match sample[0] if sample else 0:
         case 1:
             return _call(sample)
         case 2:
-            return Closed._make(_CLOSED_FORM.unpack_from(sample)[1:])
+            return ClosedSocket._make(_CLOSED_FORM.unpack_from(sample)[1:])
         case 3:
-            return _portrait(sample)
+            return _snapshot(sample)
         case kind:
             raise ValueError(f"an event of an unknown kind, {kind}")
 
@@ -123,16 +124,16 @@ def _call(sample: bytes) -> Call:
         _, family, protocol, flags, source_port, destination_port, time_ns, socket, netns,
         pid, _, started_ns, execs, tid, uid, gid, comm, owner, source, destination, check,
     ) = _CALL_FORM.unpack_from(sample)  # fmt: skip
-    # By place: thousands a second take half as long so.
+    # Positional arguments take half the time, and there are thousands of events a second.
     return Call(
         time_ns, socket, netns, family == _AF_PACKET, protocol,
         bool(flags & _CONNECT), bool(flags & _SYN), bool(flags & _ANY), bool(flags & _MORE),
         _address(family, source), source_port, _address(family, destination), destination_port,
-        Image(pid, started_ns, execs), tid, uid, gid, owner, _text(comm), check,
+        ProcessImage(pid, started_ns, execs), tid, uid, gid, owner, _text(comm), check,
     )  # fmt: skip
 
 
-def _portrait(sample: bytes) -> Portrait:
+def _snapshot(sample: bytes) -> ProcessSnapshot:
     (
         _, is_deleted, namespace_pid, pid, _, started_ns, execs,
         parent_pid, _, parent_started_ns, parent_execs,
@@ -145,9 +146,9 @@ def _portrait(sample: bytes) -> Portrait:
         at += size
     if at > len(sample):
         raise ValueError("texts of a process that end too soon")
-    return Portrait(
-        image=Image(pid, started_ns, execs),
-        parent=Image(parent_pid, parent_started_ns, parent_execs),
+    return ProcessSnapshot(
+        image=ProcessImage(pid, started_ns, execs),
+        parent=ProcessImage(parent_pid, parent_started_ns, parent_execs),
         namespace_pid=namespace_pid,
         is_deleted=bool(is_deleted),
         uid=uid,

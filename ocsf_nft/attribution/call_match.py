@@ -1,4 +1,4 @@
-"""What a call and the record of its packet have in common, and the processes that it may be of."""
+"""Common key of a call and of the record of its packet, and the calls that a packet may be of."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.bpf_layout import Call
     from ocsf_nft.record import Record
 
-#: Of more processes, that it may have been any of them says nothing.
+#: With more candidate processes, an attribution has no value.
 MOST: Final = 16
 #: The rules that refuse frames, which name no socket.
-OF_FRAMES: Final = frozenset({"link"})
+FRAME_RULES: Final = frozenset({"link"})
 
 
-class Way(NamedTuple):
-    """By which protocol and ports, and where to. Ports are 0 where there are none."""
+class PacketKey(NamedTuple):
+    """Protocol, ports and destination of a packet. A port is 0 if there is none."""
 
     protocol: int | None
     source_port: int = 0
@@ -27,14 +27,14 @@ class Way(NamedTuple):
     destination_port: int = 0
 
 
-#: Of a frame nothing is known.
-FRAME: Final = Way(None)
+#: Key of every frame: its record has no protocol or address to compare.
+FRAME_KEY: Final = PacketKey(None)
 
 
-class Logged(NamedTuple):
-    """A record, and when it was logged (CLOCK_BOOTTIME).
+class LoggedRecord(NamedTuple):
+    """A record, and the time when it was logged (CLOCK_BOOTTIME).
 
-    That was between ``since_ns`` and ``until_ns``, and about at ``stamp_ns`` as its source says.
+    That time is between ``since_ns`` and ``until_ns``; ``stamp_ns`` is its estimate by the source.
     """
 
     record: Record
@@ -46,28 +46,31 @@ class Logged(NamedTuple):
 class Match(NamedTuple):
     """The calls that a packet may be of: the latest of each process.
 
-    ``is_sender``: it is one of them that sent it. Else it may be somebody else as well.
+    ``is_sender``: one of them sent the packet. Otherwise another process may have sent it.
     """
 
     calls: tuple[Call, ...]
     is_sender: bool
 
 
-def match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
-    """The same of as many processes as it is of any use to name; None of none, or of more."""
+def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
+    """Return a match with the latest call of each process.
+
+    Return None without calls, or with more than :data:`MOST` processes.
+    """
     latest = {each.image: each for each in calls}
     return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None
 
 
-def way_of(record: Record) -> Way | None:
-    """None where no process has sent its packet, or nobody can tell by what socket."""
+def key_of_record(record: Record) -> PacketKey | None:
+    """Return the key of a record's packet; None if no process sent it, or its socket is unknown."""
     if record.uid is None:
         return None
-    if record.rule in OF_FRAMES:
-        return FRAME
+    if record.rule in FRAME_RULES:
+        return FRAME_KEY
     if record.protocol is None:
         return None
-    return Way(
+    return PacketKey(
         record.protocol,
         record.source_port or 0,
         packed(record.destination) or b"",
@@ -75,11 +78,11 @@ def way_of(record: Record) -> Way | None:
     )
 
 
-def way_of_call(call: Call) -> Way:
-    """The same of a call; a socket gets its port after it was connected."""
+def key_of_call(call: Call) -> PacketKey:
+    """Return the key of a call. A connect has source port 0: the socket gets its port later."""
     if call.is_frame:
-        return FRAME
-    return Way(
+        return FRAME_KEY
+    return PacketKey(
         call.protocol,
         0 if call.is_connect else call.source_port,
         call.destination,

@@ -1,4 +1,4 @@
-"""Where the hierarchy of cgroup v2 is mounted: systemd has it elsewhere beside cgroup v1."""
+"""Mount point of the cgroup v2 hierarchy; with cgroup v1 systemd mounts it at another path."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 
 
 def hierarchy(mounts: str | None = None) -> Path:
-    """The widest one that is there; ``mounts`` is as in /proc/self/mountinfo.
+    """Return the mount point that shows the most of the hierarchy.
 
-    Raises UnsupportedError where there is none.
+    ``mounts`` has the format of /proc/self/mountinfo, which is the default. Raises UnsupportedError
+    if cgroup v2 is not mounted.
     """
     found: list[tuple[str, Path]] = []
     if mounts is None:
@@ -27,13 +28,13 @@ def hierarchy(mounts: str | None = None) -> Path:
         raise UnsupportedError(
             "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
         )
-    # In a namespace what is mounted of above its root is "/..", "/../.." and so on.
+    # In a cgroup namespace, roots of mounts above the namespace's root are "/..", "/../.." etc.
     _, path = min(found, key=lambda each: (-each[0].count("/.."), len(each[0])))
     return path
 
 
 def _plain(text: str) -> str:
-    """A path without the kernel's escapes of blanks and backslashes (``seq_path``)."""
+    """Return a path without the kernel's escapes of blanks and backslashes (``seq_path``)."""
     for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(escape, character)
     return text

@@ -1,27 +1,27 @@
-"""Which processes were seen to try one flow, for what is told of many packets together."""
+"""Processes seen to send the packets of a flow, for events about many packets."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.attribution.bpf_layout import NOBODY
-from ocsf_nft.attribution.call_match import OF_FRAMES
+from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE
+from ocsf_nft.attribution.call_match import FRAME_RULES
 from ocsf_nft.ip_text import packed
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.bpf_layout import Call, Image
+    from ocsf_nft.attribution.bpf_layout import Call, ProcessImage
     from ocsf_nft.record import Record
 
-#: Flows that are kept, and processes of each: who tries more fills no memory.
+#: Most flows, and processes of each flow: limits the memory that a sandbox can fill.
 _FLOWS: Final = 2048
 _PROCESSES: Final = 32
-#: Of the latest calls it is kept when they were.
+#: Number of latest calls whose time is stored.
 _RECENT: Final = 64
 
 
-class Where(NamedTuple):
-    """What somebody tries, and as which user."""
+class FlowTarget(NamedTuple):
+    """Destination of a flow, and the user that sends it."""
 
     uid: int
     protocol: int
@@ -34,11 +34,11 @@ class _Latest(NamedTuple):
     times: int
 
 
-class Tried(NamedTuple):
-    """The latest call of each process, and how often it was told.
+class FlowCallers(NamedTuple):
+    """The latest call of each process, and the number of its calls.
 
-    ``unnamed`` is how many more processes there were, at least. ``is_mixed``: some of it may be of
-    packets that were told by themselves, or were counted before or after.
+    ``unnamed`` is the least number of further processes. ``is_mixed``: some calls may belong to
+    packets with events of their own, or to packets counted before or after.
     """
 
     calls: tuple[tuple[Call, int], ...] = ()
@@ -47,15 +47,15 @@ class Tried(NamedTuple):
 
 
 class _Flow:
-    """The processes that try one flow, who called last at the end."""
+    """The processes that send one flow, in the order of their latest calls."""
 
     __slots__ = ("is_mixed", "latest", "recent", "unnamed", "youngest_ns")
 
     def __init__(self) -> None:
-        self.latest: OrderedDict[Image, _Latest] = OrderedDict()
+        self.latest: OrderedDict[ProcessImage, _Latest] = OrderedDict()
         self.recent: deque[Call] = deque(maxlen=_RECENT)
         self.unnamed = 0
-        #: When the youngest of all was started.
+        #: Start of the youngest of all processes.
         self.youngest_ns = 0
         self.is_mixed = False
 
@@ -65,7 +65,7 @@ class _Flow:
         before = self.latest.pop(image, None)
         if before is None and len(self.latest) >= _PROCESSES:
             self.latest.popitem(last=False)
-            # Any other one may be one of those that are gone.
+            # Any other process may be one that was evicted before.
             if self.unnamed == 0 or image.started_ns > self.youngest_ns:
                 self.unnamed += 1
         if before is not None and before.call.tid != call.tid:
@@ -73,89 +73,88 @@ class _Flow:
         self.latest[image] = _Latest(call, 1 if before is None else before.times + 1)
         self.youngest_ns = max(self.youngest_ns, image.started_ns)
 
-    def take_one(self, image: Image) -> None:
+    def remove_one(self, image: ProcessImage) -> None:
         latest = self.latest.get(image)
         if latest is not None and latest.times > 1:
             self.latest[image] = latest._replace(times=latest.times - 1)
         else:
             self.latest.pop(image, None)
-        told = next((each for each in reversed(self.recent) if each.image == image), None)
-        if told is not None:
-            self.recent.remove(told)
+        removed = next((each for each in reversed(self.recent) if each.image == image), None)
+        if removed is not None:
+            self.recent.remove(removed)
 
-    def after(self, began_ns: int, ended_ns: int) -> _Flow:
-        """What was called after a reading of the counters began, taken off this."""
+    def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
+        """Move the calls made after a reading of the counters began to a new flow."""
         rest = _Flow()
         later = [each for each in self.recent if each.time_ns > began_ns]
-        if len(later) == _RECENT:  # and more than those
+        if len(later) == _RECENT:  # there were more than these
             self.is_mixed = rest.is_mixed = True
-        # Those in the middle of it may have been counted.
+        # Calls during the reading may have been counted.
         rest.is_mixed |= any(each.time_ns <= ended_ns for each in later)
         for call in later:
-            self.take_one(call.image)
+            self.remove_one(call.image)
             rest.add(call)
         return rest
 
 
-class Tally:
-    """The processes of the latest flows."""
+class FlowProcesses:
+    """Processes of the latest flows."""
 
     def __init__(self) -> None:
-        self._flows: OrderedDict[Where, _Flow] = OrderedDict()
+        self._flows: OrderedDict[FlowTarget, _Flow] = OrderedDict()
 
     def add(self, call: Call) -> None:
-        """Take in a call."""
-        if call.is_connect or call.is_any or call.is_frame or call.image == NOBODY:
+        """Add a call to its flow; ignore calls without a flow or a known process."""
+        if call.is_connect or call.is_any or call.is_frame or call.image == UNKNOWN_IMAGE:
             return
-        self._flow(Where(call.owner, call.protocol, call.destination, call.destination_port)).add(
-            call
-        )
+        target = FlowTarget(call.owner, call.protocol, call.destination, call.destination_port)
+        self._flow(target).add(call)
 
-    def _flow(self, where: Where) -> _Flow:
-        found = self._flows.get(where)
+    def _flow(self, target: FlowTarget) -> _Flow:
+        found = self._flows.get(target)
         if found is not None:
-            self._flows.move_to_end(where)
+            self._flows.move_to_end(target)
             return found
-        found = self._flows[where] = _Flow()
+        found = self._flows[target] = _Flow()
         while len(self._flows) > _FLOWS:
             self._flows.popitem(last=False)
         return found
 
-    def take(self, where: Where, began_ns: int, ended_ns: int) -> Tried:
-        """Who has tried it since this was asked last, as far as the counters tell.
+    def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
+        """Remove and return the callers of a flow since the previous call, up to the counters.
 
-        They were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME).
+        The counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME).
         """
-        flow = self._flows.pop(where, None)
+        flow = self._flows.pop(target, None)
         if flow is None:
-            return Tried()
-        rest = flow.after(began_ns, ended_ns)
+            return FlowCallers()
+        rest = flow.split_after(began_ns, ended_ns)
         if rest.latest:
-            self._flows[where] = rest
+            self._flows[target] = rest
         calls = tuple((each.call, each.times) for each in flow.latest.values())
-        return Tried(calls, flow.unnamed, flow.is_mixed)
+        return FlowCallers(calls, flow.unnamed, flow.is_mixed)
 
-    def take_one(self, where: Where, pid: int | None) -> None:
-        """One try was told by itself, as a process's or nobody's."""
-        flow = self._flow(where)
+    def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
+        """Remove a packet with an event of its own; ``pid`` is None for an unknown sender."""
+        flow = self._flow(target)
         image = next((each for each in flow.latest if each.pid == pid), None)
         if image is None:
             flow.is_mixed = True
             return
-        flow.take_one(image)
+        flow.remove_one(image)
         if not flow.latest and not flow.unnamed and not flow.is_mixed:
             # All calls of the flow are reported. It must not evict a flow with unreported calls.
-            del self._flows[where]
+            del self._flows[target]
 
 
-def where_of(record: Record) -> Where | None:
-    """What a record is of; None where no user's process has sent it, and of frames.
+def flow_target(record: Record) -> FlowTarget | None:
+    """Return the target of a record; None if no user's process sent it, and for frames.
 
-    Frames are counted by what they say they are, which is not what they are told as.
+    A frame's counter uses its own header fields, and its event uses other ones.
     """
-    if record.uid is None or record.rule in OF_FRAMES:
+    if record.uid is None or record.rule in FRAME_RULES:
         return None
     destination = packed(record.destination)
     if record.protocol is None or destination is None:
         return None
-    return Where(record.uid, record.protocol, destination, record.destination_port or 0)
+    return FlowTarget(record.uid, record.protocol, destination, record.destination_port or 0)

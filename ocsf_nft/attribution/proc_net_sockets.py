@@ -1,7 +1,7 @@
-"""The sockets of a network namespace, as /proc/net lists them.
+"""Sockets of a network namespace, from the tables in /proc/net.
 
-Raw, ping and packet sockets are looked for here alone: of ping sockets netlink knows nothing, and
-of raw ones only ``raw_diag`` does, a module that kernels lack and that says nothing more.
+Raw, ping and packet sockets are read only here. Netlink does not list ping sockets. For raw sockets
+it needs the module ``raw_diag``, which many kernels lack and which adds no information.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ocsf_nft.ip_text import text_of
 if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
-#: More sockets than this with one port are not looked through.
+#: Most sockets with one port; with more, the lookup fails.
 MOST_SOCKETS: Final = 256
-#: Nor more text than this of one file: some 7,000 sockets.
+#: Most bytes of one file: about 7,000 sockets.
 _MOST_BYTES: Final = 1 << 20
 _CHUNK: Final = 1 << 16
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 IpVersion: TypeAlias = Literal[4, 6]
-#: The protocols with ports, and how their files are called.
+#: The protocols with ports, and the names of their files.
 INET: Final = {
     socket.IPPROTO_TCP: "tcp",
     socket.IPPROTO_UDP: "udp",
@@ -35,15 +35,15 @@ INET: Final = {
 
 
 class TooManySocketsError(OcsfNftError):
-    """There are more sockets than can be looked through."""
+    """There are more sockets than the lookup can check in time."""
 
 
 class Socket(NamedTuple):
-    """A socket, by what a table says of it.
+    """Entry of a socket in a table of the kernel.
 
-    An address of IPv4 is told as one, also where the socket is one of IPv6. ``local_port`` is the
-    protocol of a raw socket, and the id of a ping socket; a packet socket has neither address nor
-    port. ``inode`` is 0 where no process has it. ``is_only_ipv6`` is None where nothing says so.
+    An IPv4 address is given as such, also for an IPv6 socket. ``local_port`` is the protocol of a
+    raw socket, and the id of a ping socket. A packet socket has neither address nor port. ``inode``
+    is 0 if no process has the socket. ``is_only_ipv6`` is None if the table does not state it.
     """
 
     family: int
@@ -58,10 +58,11 @@ class Socket(NamedTuple):
     is_only_ipv6: bool | None = None
 
 
-class Files:
-    """The files of one namespace; what is open stays that one's. For one thread at a time.
+class ProcNetFiles:
+    """Socket tables of one namespace in /proc/net; for one thread at a time.
 
-    ``deadline_ns`` is of time.monotonic_ns. All of it raises TooManySocketsError and OSError.
+    An open file stays a file of this namespace. ``deadline_ns`` is a time of time.monotonic_ns. All
+    methods raise TooManySocketsError and OSError.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -69,7 +70,7 @@ class Files:
         self._open: dict[str, int | None] = {}
 
     def close(self) -> None:
-        """Close them."""
+        """Close the files."""
         for descriptor in self._open.values():
             if descriptor is not None:
                 os.close(descriptor)
@@ -78,31 +79,31 @@ class Files:
     def by_port(
         self, protocol: int, version: IpVersion, port: int, deadline_ns: int
     ) -> tuple[Socket, ...]:
-        """All sockets of TCP, UDP or UDP-Lite that a packet of this version and port can be of."""
+        """Return the sockets that may have sent by this protocol, IP version and port."""
         found: list[Socket] = []
         for family, suffix in ((socket.AF_INET, ""), (socket.AF_INET6, "6")):
             if version == 6 and family == socket.AF_INET:
                 continue
             for line in self._lines(f"{INET[protocol]}{suffix}", deadline_ns):
-                told = _text_socket(line, family, protocol)
-                if told.local_port == port:
-                    found.append(told)
+                entry = _text_socket(line, family, protocol)
+                if entry.local_port == port:
+                    found.append(entry)
         if len(found) > MOST_SOCKETS:
             raise too_many()
         return tuple(found)
 
     def raw(self, version: IpVersion, deadline_ns: int) -> tuple[Socket, ...]:
-        """All raw sockets of a family; any can send any protocol (``IP_HDRINCL``)."""
+        """Return all raw sockets of a family; each can send any protocol (``IP_HDRINCL``)."""
         return self._listed("raw", version, socket.IPPROTO_RAW, deadline_ns)
 
     def ping(self, version: IpVersion, identity: int, deadline_ns: int) -> tuple[Socket, ...]:
-        """The ping sockets (``net/ipv4/ping.c``) that have this id."""
+        """Return the ping sockets (``net/ipv4/ping.c``) with this id."""
         protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
         listed = self._listed("icmp", version, protocol, deadline_ns)
         return tuple(found for found in listed if found.local_port == identity)
 
     def packet(self, deadline_ns: int) -> tuple[Socket, ...]:
-        """All packet sockets: ``packet_seq_show`` in ``net/packet/af_packet.c``."""
+        """Return all packet sockets (``packet_seq_show`` in ``net/packet/af_packet.c``)."""
         return tuple(_packet_socket(line) for line in self._lines("packet", deadline_ns))
 
     def _listed(
@@ -113,7 +114,7 @@ class Files:
         return tuple(_text_socket(line, family, protocol) for line in lines)
 
     def _lines(self, name: str, deadline_ns: int) -> list[bytes]:
-        """The lines of one table without its head; none where the kernel has no such table."""
+        """Return the lines of a table without its head; none if the kernel has no such table."""
         if name not in self._open:
             self._open[name] = self._namespace.call(lambda: _open_table(name))
         descriptor = self._open[name]
@@ -128,16 +129,16 @@ class Files:
 
 
 def address(family: int, raw: bytes) -> str:
-    """An address in a table as text: one of IPv4 as such, though a socket of IPv6 has it."""
+    """Return an address of a table as text; an IPv4-mapped IPv6 address as IPv4."""
     if family == socket.AF_INET:
         return text_of(raw[:4])
     return text_of(raw[12:] if raw.startswith(_MAPPED) else raw)
 
 
 def _text_socket(line: bytes, family: int, protocol: int) -> Socket:
-    """A socket by a line of /proc/net/tcp and its likes (``get_tcp4_sock``, ``udp4_format_sock``).
+    """Parse a line of /proc/net/tcp or a similar file (``get_tcp4_sock``, ``udp4_format_sock``).
 
-    Slot, local, remote, state, queues, timer, retransmits, user, timeout, inode.
+    Fields: slot, local, remote, state, queues, timer, retransmits, user, timeout, inode.
     """
     fields = line.split()
     (local, local_port), (remote, remote_port) = (
@@ -157,13 +158,16 @@ def _text_socket(line: bytes, family: int, protocol: int) -> Socket:
 
 
 def _words(text: bytes) -> bytes:
-    """An address that is written as numbers of 32 bits in the machine's order."""
+    """Return the bytes of an address written as 32-bit numbers in the machine's byte order."""
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     return b"".join(word.to_bytes(4, sys.byteorder) for word in words)
 
 
 def _packet_socket(line: bytes) -> Socket:
-    """Address, references, type, protocol, interface, running, memory, user, inode."""
+    """Parse a line of /proc/net/packet.
+
+    Fields: address, references, type, protocol, interface, running, memory, user, inode.
+    """
     fields = line.split()
     return Socket(
         family=socket.AF_PACKET,
@@ -179,7 +183,7 @@ def _packet_socket(line: bytes) -> Socket:
 
 
 def _open_table(name: str) -> int | None:
-    """One table of the thread's namespace; it stays that one's when the thread is gone."""
+    """Open a table of the thread's namespace; it stays open when the thread has ended."""
     try:
         return os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY)
     except FileNotFoundError:
@@ -187,5 +191,5 @@ def _open_table(name: str) -> int | None:
 
 
 def too_many() -> TooManySocketsError:
-    """The error to raise."""
-    return TooManySocketsError("the sandbox has more sockets than can be looked through in time")
+    """Return the error for more sockets than the lookup can check in time."""
+    return TooManySocketsError("the sandbox has more sockets than the lookup can check in time")

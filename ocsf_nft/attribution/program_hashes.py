@@ -1,8 +1,7 @@
-"""SHA-256 of the programs that processes run, each file read once.
+"""SHA-256 of the programs that processes run; each file is read once.
 
-It is of the content of the file that was executed, not of the process: whoever can, maps other code
-into itself. Reading takes as long as the file's server does: this belongs in a thread that may be
-kept waiting.
+The hash is of the executed file, not of the process: a process can map other code into itself. A
+read takes as long as the file system does, so call this in a thread that may block.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ _CHUNK: Final = 1 << 20
 _MEBIBYTE: Final = 1 << 20
 _MINUTE_NS: Final = 60_000_000_000
 _FUSE_SUPER_MAGIC: Final = 0x65735546  # include/uapi/linux/magic.h
-#: Two contents within one tick of the file system's clock (FAT: 2 s) have the same times.
+#: Two versions within one tick of the file system's clock (FAT: 2 s) have the same times.
 _SETTLED_NS: Final = 3_000_000_000
 
 
 class _Key(NamedTuple):
-    """A file, and all that changes when its content does."""
+    """Identity of a file, and its attributes that change with its content."""
 
     device: int
     inode: int
@@ -36,12 +35,12 @@ class _Key(NamedTuple):
     size: int
 
 
-class Hashes:
-    """What was read is kept for ``most_entries`` files, and read again only when it was changed.
+class ProgramHashes:
+    """Cache of hashes for ``most_entries`` files; a file is read again only if it has changed.
 
-    Larger files than ``most_bytes`` are not read, and in a minute no more than
-    ``most_bytes_a_minute`` in all: many large programs, one after the other, don't keep this host
-    busy. Safe to share by threads.
+    Files larger than ``most_bytes`` are not read. One minute's limit for all files together is
+    ``most_bytes_a_minute``, so that a sequence of many large programs does not keep the host busy.
+    Threads may share an instance.
     """
 
     def __init__(
@@ -55,42 +54,43 @@ class Hashes:
         self._most_entries = most_entries
         self._most_bytes_a_minute = most_bytes_a_minute
         self._lock = threading.Lock()
-        self._kept: dict[_Key, str] = {}
+        self._cache: dict[_Key, str] = {}
         self._minute_ends_ns = 0
-        self._read = 0
+        self._bytes_read = 0
 
     def sha256(self, program: int) -> str | None:
-        """Of the file that a descriptor (O_PATH will do) is of, in hexadecimal.
+        """Return the hash of a file by its descriptor (also O_PATH), in hexadecimal.
 
-        None where it is no regular file or too large, may not be read, or is changed meanwhile; and
-        where it is a FUSE server's, which may give us another content than it gave the kernel.
+        Return None if the file is not regular, is too large, can't be read, or changes during the
+        read. Also return None for FUSE: its server may show another content than to the kernel.
         """
         status = os.fstat(program)
         key = _key(status)
         if not stat.S_ISREG(status.st_mode) or key.size > self._most_bytes:
             return None
         with self._lock:
-            digest = self._kept.pop(key, None)
-            if digest is not None:  # to the end: what is not asked for goes first
-                self._kept[key] = digest
+            digest = self._cache.pop(key, None)
+            if digest is not None:  # insert it again at the end: the first is evicted first
+                self._cache[key] = digest
                 return digest
-        with contextlib.suppress(OSError):  # unreadable: another user's, or its server is gone
-            return self._hashed(program, key)
+        with contextlib.suppress(OSError):  # another user's file, or its server has exited
+            return self._read(program, key)
         return None
 
-    def _hashed(self, program: int, key: _Key) -> str | None:
-        # The same file, whatever is at its path now. A lease on it (O_NONBLOCK) doesn't stop us.
+    def _read(self, program: int, key: _Key) -> str | None:
+        # Opens the same file, also if its path has another one. O_NONBLOCK: not stopped by a lease.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
         descriptor = os.open(f"/proc/self/fd/{program}", flags)
         try:
-            if _kind(descriptor) == _FUSE_SUPER_MAGIC or not self._may_read(key.size):
+            if _file_system(descriptor) == _FUSE_SUPER_MAGIC or not self._may_read(key.size):
                 return None
             digest = _digest(descriptor, key.size)
             status = os.fstat(descriptor)
             if digest is None or _key(status) != key:
                 return None
-            if time.time_ns() - key.changed_ns > _SETTLED_NS and not _is_loose(descriptor, status):
-                self._keep(key, digest)
+            is_settled = time.time_ns() - key.changed_ns > _SETTLED_NS
+            if is_settled and not _may_change_unnoticed(descriptor, status):
+                self._store(key, digest)
             return digest
         finally:
             os.close(descriptor)
@@ -99,17 +99,17 @@ class Hashes:
         with self._lock:
             now_ns = time.monotonic_ns()
             if now_ns >= self._minute_ends_ns:
-                self._minute_ends_ns, self._read = now_ns + _MINUTE_NS, 0
-            may = self._read + size <= self._most_bytes_a_minute
-            self._read += size if may else 0
+                self._minute_ends_ns, self._bytes_read = now_ns + _MINUTE_NS, 0
+            may = self._bytes_read + size <= self._most_bytes_a_minute
+            self._bytes_read += size if may else 0
             return may
 
-    def _keep(self, key: _Key, digest: str) -> None:
+    def _store(self, key: _Key, digest: str) -> None:
         with self._lock:
-            self._kept.pop(key, None)
-            while len(self._kept) >= self._most_entries:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = digest
+            self._cache.pop(key, None)
+            while len(self._cache) >= self._most_entries:
+                del self._cache[next(iter(self._cache))]
+            self._cache[key] = digest
 
 
 def _key(status: os.stat_result) -> _Key:
@@ -119,7 +119,7 @@ def _key(status: os.stat_result) -> _Key:
 
 
 def _digest(descriptor: int, size: int) -> str | None:
-    """None where it isn't as long as it should be."""
+    """Return the hash of a file; None if its length is not ``size``."""
     digest, left = hashlib.sha256(), size
     buffer = memoryview(bytearray(min(_CHUNK, size + 1)))
     while (count := os.readv(descriptor, [buffer])) > 0:
@@ -130,23 +130,23 @@ def _digest(descriptor: int, size: int) -> str | None:
     return digest.hexdigest() if left == 0 else None
 
 
-def _is_loose(descriptor: int, status: os.stat_result) -> bool:
-    """Whether its content may change and its times not: a memfd that somebody has mapped to write.
+def _may_change_unnoticed(descriptor: int, status: os.stat_result) -> bool:
+    """Return True if the content may change without its times: a memfd with a writable mapping.
 
-    The kernel lets nobody write to a file that is executed, but for what never was at a path.
+    The kernel forbids writes to an executed file, except to a file that never had a path.
     """
     if status.st_nlink > 0:
         return False
     try:
         return not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
     except OSError as error:
-        if error.errno == errno.EINVAL:  # not in memory
+        if error.errno == errno.EINVAL:  # no memfd
             return False
         raise
 
 
-def _kind(descriptor: int) -> int:
-    """The file system's magic number."""
+def _file_system(descriptor: int) -> int:
+    """Return the magic number of the file system."""
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(512)  # struct statfs: 120 bytes, its type first
     if libc.fstatfs(descriptor, buffer) != 0:

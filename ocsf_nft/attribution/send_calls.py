@@ -1,10 +1,10 @@
-"""Whose call a refused packet was, where calls are told and not which packets are refused.
+"""Senders of refused packets, where the kernel reports calls and not the refused packets.
 
 Calls and records are joined by the socket that they name. Two processes may have the same port one
-after the other, and a record has no time of its own on its way out. So a packet's moment is
-enclosed: records come in the order of their packets, and none is before the call that it was made
-by, or after its socket was closed. A call is a candidate for a record where its packet can be of
-that time; where those of several processes can, all of them are.
+after the other, and the record of an outbound packet has no time of its own. So the range of a
+packet's time is derived: records come in the order of their packets. No packet is older than its
+call, or newer than the close of its socket. A call is a candidate if its packet can be of that
+time; if calls of several processes can, all are candidates.
 
 The kernel reports the first packet of each TCP connection before it sends it, with its port. The
 sender of another protocol's packet stays uncertain. No BPF program sees a packet of a connected
@@ -17,23 +17,24 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from ocsf_nft.attribution.call_match import Way, match, way_of, way_of_call
+from ocsf_nft.attribution.call_match import PacketKey, key_of_call, key_of_record, make_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ocsf_nft.attribution.bpf_layout import Call, Closed
-    from ocsf_nft.attribution.call_match import Logged, Match
+    from ocsf_nft.attribution.bpf_layout import Call, ClosedSocket
+    from ocsf_nft.attribution.call_match import LoggedRecord, Match
     from ocsf_nft.record import Record
 
 _T = TypeVar("_T")
 
-#: No packet is sent (again) so long after its call, and no record read so long after its packet.
+#: The most time from a call until its packet is sent (again), and from a packet until its record
+#: is read.
 _LATEST_NS: Final = 10 * 1_000_000_000
-#: Calls that are kept, some megabytes, and for how long.
-_KEPT: Final = 8192
-_KEPT_NS: Final = 2 * _LATEST_NS
-#: Of one protocol, port and place so many are looked at.
+#: Most stored calls, some megabytes, and the longest time to store one.
+_MOST_STORED: Final = 8192
+_STORED_NS: Final = 2 * _LATEST_NS
+#: Most calls of one protocol, port and destination that are checked.
 _MOST_ALIKE: Final = 64
 #: The BPF programs report no call of a process for so long after its budget is spent
 #: (``capture.bpf.c``: AGAIN).
@@ -46,15 +47,15 @@ _TCP: Final = 6
 _REROUTING: Final = frozenset({"extension_headers", "ip_options"})
 
 
-class _Moment(NamedTuple):
-    """The time that a packet was sent in."""
+class _TimeRange(NamedTuple):
+    """Time range in which a packet was sent."""
 
     since_ns: int
     until_ns: int
 
 
-class _Made:
-    """A call that was made: its packet is not from before it, or after its socket was closed."""
+class _StoredCall:
+    """A call: its packet is not older than the call, and not newer than the close of its socket."""
 
     __slots__ = ("call", "until_ns")
 
@@ -62,126 +63,135 @@ class _Made:
         self.call = call
         self.until_ns = _FOREVER
 
-    def closed(self, time_ns: int) -> None:
-        """Its socket was closed."""
+    def mark_closed(self, time_ns: int) -> None:
+        """Note that the socket was closed."""
         self.until_ns = min(self.until_ns, time_ns)
 
-    def may_be_of(self, moment: _Moment) -> bool:
-        """Whether a packet of that time may be this call's."""
-        return self.call.time_ns <= moment.until_ns and self.until_ns >= moment.since_ns
+    def may_send_in(self, time_range: _TimeRange) -> bool:
+        """Return True if a packet from this time range may belong to this call."""
+        return self.call.time_ns <= time_range.until_ns and self.until_ns >= time_range.since_ns
 
 
-class Calls:
+class SendCalls:
     """The latest calls in one network namespace; times are of CLOCK_BOOTTIME."""
 
     def __init__(self) -> None:
-        self._order: deque[_Made] = deque()
-        self._by_way: defaultdict[Way, list[_Made]] = defaultdict(list)
-        self._by_socket: defaultdict[int, list[_Made]] = defaultdict(list)
-        #: No packet whose record comes from now on is from before this.
+        self._order: deque[_StoredCall] = deque()
+        self._by_key: defaultdict[PacketKey, list[_StoredCall]] = defaultdict(list)
+        self._by_socket: defaultdict[int, list[_StoredCall]] = defaultdict(list)
+        #: Earliest time of a packet whose record is still to come.
         self._since_ns = 0
-        #: Of packets before this, not all calls are here.
-        self._forgotten_ns = 0
+        #: For packets before this time, some calls are not stored here.
+        self._evicted_ns = 0
 
-    def close(self, closed: Closed) -> None:
-        """Take in the end of a socket."""
-        for made in self._by_socket.get(closed.socket, ()):
-            made.closed(closed.time_ns)
+    def mark_closed(self, closed: ClosedSocket) -> None:
+        """Note that a socket was closed."""
+        for stored in self._by_socket.get(closed.socket, ()):
+            stored.mark_closed(closed.time_ns)
 
-    def add(self, told: Call) -> None:
-        """Take in a call."""
-        if told.is_any:
-            self.lose(told.time_ns)
-        made = _Made(told)
-        self._order.append(made)
-        self._by_way[way_of_call(told)].append(made)
-        if told.socket:
-            self._by_socket[told.socket].append(made)
-        while len(self._order) > _KEPT or told.time_ns - self._order[0].call.time_ns > _KEPT_NS:
-            self._forget(self._order.popleft())
+    def add(self, call: Call) -> None:
+        """Add a call."""
+        if call.is_any:
+            self.note_dropped(call.time_ns)
+        stored = _StoredCall(call)
+        self._order.append(stored)
+        self._by_key[key_of_call(call)].append(stored)
+        if call.socket:
+            self._by_socket[call.socket].append(stored)
+        while (
+            len(self._order) > _MOST_STORED
+            or call.time_ns - self._order[0].call.time_ns > _STORED_NS
+        ):
+            self._evict(self._order.popleft())
 
-    def lose(self, now_ns: int) -> None:
-        """Take in that calls before now are missing; their packets may be sent and read later."""
-        self._forgotten_ns = max(self._forgotten_ns, now_ns + _SILENCE_NS + _LATEST_NS)
+    def note_dropped(self, now_ns: int) -> None:
+        """Note that calls before now are missing; their packets may be sent and read later."""
+        self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
-    def matches(self, logged: Sequence[Logged]) -> Iterator[Match | None]:
-        """What each of some records may be of; None where no call of it is known.
+    def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
+        """Yield the match of each record; None if no call for its packet is known.
 
-        The records are in the kernel's order, after those that were asked for before, and all calls
-        until now are here.
+        The records are in the kernel's order, and follow those of the previous call. All calls
+        until now must be stored here before.
         """
-        moments = self._moments(logged)
-        for each, moment in zip(logged, moments, strict=True):
-            yield self._match(each.record, moment)
+        time_ranges = self._time_ranges(logged)
+        for each, time_range in zip(logged, time_ranges, strict=True):
+            yield self._match(each.record, time_range)
 
-    def _moments(self, logged: Sequence[Logged]) -> list[_Moment]:
-        """When the packet of each was sent."""
+    def _time_ranges(self, logged: Sequence[LoggedRecord]) -> list[_TimeRange]:
+        """Return the time range in which each packet was sent."""
         since = []
-        #: The calls of which one is known to have sent the packet, where that is known.
-        found: list[Sequence[_Made]] = []
+        #: The calls of which one is known to have sent the packet; empty if that is not known.
+        found: list[Sequence[_StoredCall]] = []
         for record, since_ns, until_ns, _ in logged:
             self._since_ns = max(self._since_ns, since_ns, until_ns - _LATEST_NS)
             since.append(self._since_ns)
-            made = self._made(way_of(record), _Moment(self._since_ns, until_ns))
-            found.append(made if self._is_sure(record, self._since_ns) else ())
+            calls = self._candidates(key_of_record(record), _TimeRange(self._since_ns, until_ns))
+            found.append(calls if self._is_complete(record, self._since_ns) else ())
             earliest_ns = min((each.call.time_ns for each in found[-1]), default=0)
             self._since_ns = max(self._since_ns, earliest_ns)
-        return list(map(_Moment, since, _not_after(found, [each.until_ns for each in logged])))
+        until = _latest_times(found, [each.until_ns for each in logged])
+        return list(map(_TimeRange, since, until))
 
-    def _match(self, record: Record, moment: _Moment) -> Match | None:
-        way = way_of(record)
-        if way is None:
+    def _match(self, record: Record, time_range: _TimeRange) -> Match | None:
+        key = key_of_record(record)
+        if key is None:
             return None
-        made = self._made(way, moment)
-        if made and self._is_sure(record, moment.since_ns):
-            return match((each.call for each in made), is_sender=True)
-        connected = self._made(_without_port(way), moment)
-        calls = [each.call for each in (*connected, *made)]
-        # Of too many, those alone that are known to have sent from this port.
-        return match(calls, is_sender=False) or match(calls[len(connected) :], is_sender=False)
+        found = self._candidates(key, time_range)
+        if found and self._is_complete(record, time_range.since_ns):
+            return make_match((each.call for each in found), is_sender=True)
+        connected = self._candidates(_without_port(key), time_range)
+        calls = [each.call for each in (*connected, *found)]
+        # If there are too many, use only those known to have sent from this port.
+        return make_match(calls, is_sender=False) or make_match(
+            calls[len(connected) :], is_sender=False
+        )
 
-    def _made(self, way: Way | None, moment: _Moment) -> list[_Made]:
-        if way is None:
+    def _candidates(self, key: PacketKey | None, time_range: _TimeRange) -> list[_StoredCall]:
+        if key is None:
             return []
-        alike = self._by_way.get(way, [])[-_MOST_ALIKE:]
-        return [each for each in alike if each.may_be_of(moment)]
+        alike = self._by_key.get(key, [])[-_MOST_ALIKE:]
+        return [each for each in alike if each.may_send_in(time_range)]
 
-    def _is_sure(self, record: Record, since_ns: int) -> bool:
+    def _is_complete(self, record: Record, since_ns: int) -> bool:
         """Return True if every call that may have made a packet, sent since a time, is known."""
-        way = way_of(record)
-        # Of too many alike, it may be of one that is not checked.
-        if way is None or len(self._by_way.get(way, ())) >= _MOST_ALIKE:
+        key = key_of_record(record)
+        # With too many similar calls, the packet may be of one that is not checked.
+        if key is None or len(self._by_key.get(key, ())) >= _MOST_ALIKE:
             return False
         is_first = record.protocol == _TCP and (record.tcp_flags or 0) & (_SYN | _ACK) == _SYN
-        return is_first and since_ns >= self._forgotten_ns and _REROUTING.isdisjoint(record.details)
+        return is_first and since_ns >= self._evicted_ns and _REROUTING.isdisjoint(record.details)
 
-    def _forget(self, made: _Made) -> None:
-        call = made.call
-        if len(self._order) >= _KEPT:  # not because it was old
-            until_ns = min(made.until_ns, call.time_ns + _LATEST_NS)
-            self._forgotten_ns = max(self._forgotten_ns, until_ns)
-        _take_out(self._by_way, way_of_call(call), made)
-        _take_out(self._by_socket, call.socket, made)
-
-
-def _without_port(way: Way) -> Way:
-    """Return the way of a call that connects: its socket gets a port afterwards."""
-    return way._replace(source_port=0)
+    def _evict(self, stored: _StoredCall) -> None:
+        call = stored.call
+        if len(self._order) >= _MOST_STORED:  # evicted for space, not for its age
+            until_ns = min(stored.until_ns, call.time_ns + _LATEST_NS)
+            self._evicted_ns = max(self._evicted_ns, until_ns)
+        _remove(self._by_key, key_of_call(call), stored)
+        _remove(self._by_socket, call.socket, stored)
 
 
-def _take_out(table: dict[_T, list[_Made]], key: _T, made: _Made) -> None:
-    kept = table.get(key, [])
-    if made in kept:
-        kept.remove(made)
-    if not kept:
+def _without_port(key: PacketKey) -> PacketKey:
+    """Return the key of a call that connects: its socket gets a port afterwards."""
+    return key._replace(source_port=0)
+
+
+def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) -> None:
+    calls = table.get(key, [])
+    if stored in calls:
+        calls.remove(stored)
+    if not calls:
         table.pop(key, None)
 
 
-def _not_after(found: Sequence[Sequence[_Made]], read: Sequence[int]) -> list[int]:
-    """None was sent after it was read, or after those that came later were."""
+def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
+    """Return the latest possible time of each packet.
+
+    No packet was sent after its record was read, or later than the packets of later records.
+    """
     latest, times = _FOREVER, []
-    for made, read_ns in zip(reversed(found), reversed(read), strict=True):
+    for calls, read_ns in zip(reversed(found), reversed(read), strict=True):
         latest = min(latest, read_ns)
         times.append(latest)
-        latest = min(latest, max((each.until_ns for each in made), default=_FOREVER))
+        latest = min(latest, max((each.until_ns for each in calls), default=_FOREVER))
     return times[::-1]

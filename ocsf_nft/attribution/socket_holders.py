@@ -1,20 +1,20 @@
-"""Which processes have a socket, and what speaks against one of them as the one that used it.
+"""Processes that have a socket, and reasons why a process may not be the one that used it.
 
-A process that has a socket now need not be the one that sent a packet with it before. It can have
+A process that has a socket now is not always the one that sent a packet with it before. It may have
 
-- inherited it, from a parent that has sent and ended. Not where the socket is closed on exec, and
-  the process has run a program since it was forked: then that program has opened it;
-- left it to a child, which has sent and ended. Not where no child of it has ended;
-- been handed it (``SCM_RIGHTS``). Not where it has no Unix socket;
-- never sent from it at all, and another one has made the packet by hand, as if from that socket.
-  Not where its user can't: the process has no CAP_NET_RAW.
+- inherited it from a parent that sent and ended. Excluded if the socket is close-on-exec, and the
+  process ran a program since its fork: then that program has opened it;
+- left it to a child that sent and ended. Excluded if no child of it has ended;
+- received it (``SCM_RIGHTS``). Excluded if it has no Unix socket;
+- never sent with it, while another process made the packet by hand with that socket's addresses.
+  Excluded if its user can't: the process has no CAP_NET_RAW.
 
-:attr:`Holder.doubt` says which of these can have been. What is left: a child that has sent, has
-closed its copy, and lives; and somebody who may take descriptors out of another process
-(``pidfd_getfd``), and so may do in its name whatever he likes.
+:attr:`Holder.doubt` names the first reason that is not excluded. Two cases are not detected. A
+child sent, closed its copy, and is alive. Or a process takes descriptors out of another process
+(``pidfd_getfd``); such a process can do anything in the other's name anyway.
 
-A descriptor may be looked for in vain: a file that io_uring has registered, and one that is on its
-way through a Unix socket, are in no process's table.
+Some descriptors are in no process's table: files registered with io_uring, and files in transit
+through a Unix socket.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _PERMITTED: Final = re.compile(rb"^CapPrm:\t([0-9a-f]+)$", re.MULTILINE)
 class Holder(NamedTuple):
     """A process that has one or more of the sockets.
 
-    ``started_ns`` is of CLOCK_BOOTTIME, rounded down to a clock tick. ``doubt`` says why another
-    process may have used them, None where nothing speaks for that.
+    ``started_ns`` is of CLOCK_BOOTTIME, rounded down to a clock tick. ``doubt`` is the reason why
+    another process may have used them; None if there is none.
     """
 
     pid: int
@@ -62,10 +62,11 @@ class Holder(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Who has the sockets.
+    """Holders of the sockets that a search has found.
 
-    ``missed`` says why there may be others; None where there are none but by being handed the
-    socket. ``unseen`` says why there may be such; None where there are none either.
+    ``missed`` is the reason why there may be more holders. If it is None, only a process that
+    received the socket (SCM_RIGHTS) can be missing. ``unseen`` is the reason why there may be such
+    a process; None if there is none either.
     """
 
     holders: tuple[Holder, ...]
@@ -73,17 +74,17 @@ class Scan(NamedTuple):
     unseen: str | None
 
 
-def holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> Scan:
+def find_holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> Scan:
     """Find all processes that have one of the sockets.
 
-    ``namespace`` is what /proc calls the network namespace of the sockets (``net:[…]``). Processes
-    inside it are looked at first, then all others: a socket may have been handed out. Blocks until
-    ``deadline_ns`` (time.monotonic_ns) at the latest, whatever a process does to hold it up.
+    ``namespace`` is the name of the sockets' network namespace in /proc (``net:[…]``). Processes in
+    it are checked first, then all others, because a socket may have been passed out of it. Returns
+    at ``deadline_ns`` (time.monotonic_ns) at the latest, even if a process delays the search.
     """
     root = proc.directory("/proc")
     try:
         search = _Search(root, inodes, deadline_ns)
-        search.look_at_all(namespace)
+        search.search_all(namespace)
         return search.result()
     finally:
         os.close(root)
@@ -91,69 +92,69 @@ def holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> Scan:
 
 class _Found(NamedTuple):
     is_inside: bool
-    #: Below /proc/PID: whose tables of descriptors have the sockets, and which they are there.
+    #: Descriptors of the sockets: directory of the table below /proc/PID, and number.
     descriptors: list[tuple[str, str]]
     inodes: set[int]
 
 
 class _Search:
-    def __init__(self, root: int, wanted: AbstractSet[int], deadline_ns: int) -> None:
+    def __init__(self, root: int, inodes: AbstractSet[int], deadline_ns: int) -> None:
         self._root = root
-        self._sockets = _mount_of_sockets(root)
-        self._wanted = wanted
+        self._socket_mount = _mount_of_sockets(root)
+        self._inodes = inodes
         self._deadline_ns = deadline_ns
         self._found: dict[int, _Found] = {}
-        self._bereaved: set[int] = set()
-        self._closed: list[int] = []
-        self._missed = None if _hides_none(root) else "not every process can be seen"
+        self._parents_of_dead: set[int] = set()
+        self._unreadable: list[int] = []
+        self._missed = None if _shows_all(root) else "not every process is visible"
 
-    def look_at_all(self, namespace: str) -> None:
-        """Look for the sockets, in the namespace first, as long as there is time."""
+    def search_all(self, namespace: str) -> None:
+        """Search all processes, those in the namespace first, until the deadline."""
         with os.scandir(self._root) as entries:
             pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
         others: list[int] = []
         try:
             for pid in pids:
                 if self._is_inside(pid, namespace):
-                    self._look(pid, is_inside=True)
+                    self._search_process(pid, is_inside=True)
                 else:
                     others.append(pid)
             for pid in others:
-                self._look(pid, is_inside=False)
+                self._search_process(pid, is_inside=False)
         except TimeoutError:
-            self._miss("there was no time to look at all processes")
+            self._miss("there was no time to check all processes")
 
     def _miss(self, reason: str) -> None:
         self._missed = self._missed or reason
 
     def _is_inside(self, pid: int, namespace: str) -> bool:
-        """Whether a process is in the namespace; notes whose child it is when it is dead."""
+        """Return True if a process is in the namespace; note the parent of a dead process."""
         self._check_time()
         try:
             return os.readlink(f"{pid}/ns/net", dir_fd=self._root) == namespace
         except (FileNotFoundError, ProcessLookupError):
-            # It is dead, or its first thread is and others live on.
-            return self._lives_on(pid)
-        except PermissionError:  # nor may its descriptors be looked at
+            # It is dead, or only its first thread is.
+            return self._is_alive(pid)
+        except PermissionError:  # its descriptors are not readable either
             return False
 
-    def _lives_on(self, pid: int) -> bool:
-        """Whether a process has threads that go on; notes whose child it is where one has ended.
+    def _is_alive(self, pid: int) -> bool:
+        """Return True if a process has living threads; note its parent if a thread has ended.
 
-        Of one that is gone altogether its parent knows: that is seen of the parent.
+        A process that was removed is detected by its parent's details.
         """
         try:
-            told = proc.stat(self._root, f"{pid}/stat")
+            stat = proc.stat(self._root, f"{pid}/stat")
         except (OSError, ValueError):
             return False
-        # Also of a zombie (kernel/exit.c: do_exit). Other threads may live on.
-        is_ending = bool(told.flags & _PF_EXITING)
+        # Also set for a zombie (kernel/exit.c: do_exit). Other threads may be alive.
+        is_ending = bool(stat.flags & _PF_EXITING)
         if is_ending:
-            self._bereaved.add(told.parent)
-        return told.threads > 1 or not is_ending
+            self._parents_of_dead.add(stat.parent)
+        return stat.threads > 1 or not is_ending
 
-    def _look(self, pid: int, *, is_inside: bool) -> None:
-        """Look through the descriptors of a process, whichever of its threads has them."""
+    def _search_process(self, pid: int, *, is_inside: bool) -> None:
+        """Search the descriptors of a process, in the tables of all its threads."""
         self._check_time()
         found = _Found(is_inside, [], set())
         try:
@@ -161,45 +162,46 @@ class _Search:
         except (FileNotFoundError, ProcessLookupError):
             return
         try:
-            steady = [
-                self._look_at(directory, owner, found) for owner in self._tables(directory, pid)
+            are_complete = [
+                self._search_table(directory, owner, found)
+                for owner in self._tables(directory, pid)
             ]
-            if not all(steady) and not found.inodes:
-                self._lives_on(pid)
+            if not all(are_complete) and not found.inodes:
+                self._is_alive(pid)
         except (FileNotFoundError, ProcessLookupError):
-            self._lives_on(pid)
+            self._is_alive(pid)
         except PermissionError:
-            self._closed.append(pid)
+            self._unreadable.append(pid)
         finally:
             os.close(directory)
         if found.inodes:
             self._found[pid] = found
 
     def result(self) -> Scan:
-        """What was found, by what each is now that all were looked at."""
-        told = []
+        """Return the holders, with their details after the search."""
+        holders = []
         for pid, found in self._found.items():
             try:
-                told.append(self._holder(pid, found))
+                holders.append(self._holder(pid, found))
             except TimeoutError:
-                self._miss("there was no time to look at all processes")
+                self._miss("there was no time to check all processes")
             except (OSError, ValueError):
-                self._miss("a process that had it has ended while they were looked at")
+                self._miss("a process that had it ended during the search")
         unseen = None
-        if self._closed:
-            unseen = "not every process of this host may be looked at"
-        elif not _is_first(self._root):
-            unseen = "not every process of this host can be seen"
-        return Scan(tuple(told), self._missed, unseen)
+        if self._unreadable:
+            unseen = "not every process of this host is readable"
+        elif not _is_in_initial_namespace(self._root):
+            unseen = "not every process of this host is visible"
+        return Scan(tuple(holders), self._missed, unseen)
 
     def _check_time(self) -> None:
         if time.monotonic_ns() > self._deadline_ns:
             raise TimeoutError
 
     def _tables(self, directory: int, pid: int) -> Iterator[str]:
-        """Where the tables of descriptors of a process are: its threads may each have another.
+        """Yield the directories of descriptor tables: each thread may have a table of its own.
 
-        The leader may be dead and have none, and other threads live on.
+        The leader may be dead and have none while other threads are alive.
         """
         yield "."
         if os.stat("task", dir_fd=directory).st_nlink <= 3:  # itself, its parent, one thread
@@ -214,15 +216,15 @@ class _Search:
         finally:
             os.close(tasks)
 
-    def _look_at(self, directory: int, owner: str, found: _Found) -> bool:
-        """Look through one table; False where it is empty, or was being emptied meanwhile."""
-        seen = gone = 0
+    def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
+        """Search one table; return False if it was empty, or changed during the search."""
+        seen = closed = 0
         try:
             table = proc.directory(f"{owner}/fdinfo", directory)
         except (FileNotFoundError, ProcessLookupError):
             if owner == ".":
                 raise
-            return True  # a thread that has ended: the process goes on
+            return True  # a thread that has ended; the process is alive
         try:
             with os.scandir(table) as entries:
                 for entry in entries:
@@ -230,16 +232,16 @@ class _Search:
                         self._check_time()
                     seen += 1
                     try:
-                        told = _Descriptor.of(entry.name, table)
+                        descriptor = _Descriptor.of(entry.name, table)
                     except (FileNotFoundError, ProcessLookupError):  # closed meanwhile
-                        gone += 1
+                        closed += 1
                         continue
-                    if told.mount == self._sockets and told.inode in self._wanted:
+                    if descriptor.mount == self._socket_mount and descriptor.inode in self._inodes:
                         found.descriptors.append((owner, entry.name))
-                        found.inodes.add(told.inode)
+                        found.inodes.add(descriptor.inode)
         finally:
             os.close(table)
-        return seen > 0 and gone == 0
+        return seen > 0 and closed == 0
 
     def _holder(self, pid: int, found: _Found) -> Holder:
         directory = proc.directory(str(pid), self._root)
@@ -252,25 +254,26 @@ class _Search:
 
     def _doubt(self, pid: int, stat: proc.Stat, directory: int, found: _Found) -> str | None:
         if not found.is_inside:
-            return "it is outside the sandbox, so that it may have been handed the socket"
+            return "it is outside the sandbox, so it may have received the socket"
         if stat.flags & _PF_FORKNOEXEC:
-            return "it was forked, so that it may have the socket from its parent"
+            return "it was forked, so it may have the socket from its parent"
         if not all(_is_closed_on_exec(directory, *descriptor) for descriptor in found.descriptors):
-            return "the socket is kept on exec, so that another program may have opened it"
+            return "the socket stays open on exec, so another program may have opened it"
         status = proc.read("status", directory, most=proc.PAGE)
-        # Who ignores SIGCHLD is left by its children without a trace.
-        if stat.had_children or pid in self._bereaved or _mask(_IGNORED, status) & _SIGCHLD_MASK:
-            return "a child of it may have had the socket too, and have ended"
-        if any(self._descends(closed, pid) for closed in self._closed):
-            return "a child of it may not be looked at"
+        # A process that ignores SIGCHLD keeps no trace of its children.
+        had_children = stat.had_children or pid in self._parents_of_dead
+        if had_children or _mask(_IGNORED, status) & _SIGCHLD_MASK:
+            return "a child of it may have had the socket too, and may have ended"
+        if any(self._descends(each, pid) for each in self._unreadable):
+            return "a child of it is not readable"
         if _mask(_PERMITTED, status) & _CAP_NET_RAW_MASK:
-            return "its user can make packets as if they came from it"
+            return "its user can make packets that seem to come from it"
         if self._has_unix_socket(directory, pid):
-            return "it has a Unix socket, so that it may have been handed this one"
+            return "it has a Unix socket, so it may have received this socket"
         return None
 
     def _has_unix_socket(self, directory: int, pid: int) -> bool:
-        """Whether a process has one; True as well where that isn't to be learnt."""
+        """Return True if a process has a Unix socket, or if that is unknown."""
         for owner in self._tables(directory, pid):
             try:
                 table = proc.directory(f"{owner}/fdinfo", directory)
@@ -292,7 +295,7 @@ class _Search:
             return False
 
     def _descends(self, pid: int, ancestor: int) -> bool:
-        """Whether a process is a descendant of another; also where it has ended meanwhile."""
+        """Return True if a process descends from another one, or has ended meanwhile."""
         try:
             while pid > 1:
                 pid = proc.stat(self._root, f"{pid}/stat").parent
@@ -304,10 +307,10 @@ class _Search:
 
 
 class _Descriptor(NamedTuple):
-    """What /proc/PID/fdinfo says of one (``seq_show`` in ``fs/proc/fd.c``, Linux 5.14).
+    """Details of a descriptor in /proc/PID/fdinfo (``seq_show`` in ``fs/proc/fd.c``, Linux 5.14).
 
-    Reading it takes CAP_SYS_PTRACE, of another user's process, and no right to its files, as
-    reading ``fd`` does. ``scm_fds`` is said of Unix sockets alone (``net/unix/af_unix.c``).
+    To read them for another user's process takes CAP_SYS_PTRACE. Unlike ``fd``, it takes no right
+    to the process's files. Only Unix sockets have ``scm_fds`` (``net/unix/af_unix.c``).
     """
 
     flags: int
@@ -317,47 +320,47 @@ class _Descriptor(NamedTuple):
 
     @classmethod
     def of(cls, path: str, directory: int) -> _Descriptor:
-        """Raises OSError."""
-        told = proc.read(path, directory, most=proc.PAGE)
-        found = _FDINFO.match(told)
-        if found is None:  # it has none of the lines, or not in this order
+        """Read the details of a descriptor; raise OSError."""
+        text = proc.read(path, directory, most=proc.PAGE)
+        found = _FDINFO.match(text)
+        if found is None:  # the lines are missing, or in another order
             return cls(0, -1, -1, is_unix_socket=True)
         flags, mount, inode = found.groups()
-        return cls(int(flags, 8), int(mount), int(inode), b"\nscm_fds:" in told)
+        return cls(int(flags, 8), int(mount), int(inode), b"\nscm_fds:" in text)
 
 
 def _mount_of_sockets(root: int) -> int:
-    """Which mount all sockets are files of: the kernel's own, the same for every process."""
+    """Return the id of the kernel's own mount of all sockets, the same for every process."""
     with socket.socket(socket.AF_UNIX) as one:
         return _Descriptor.of(f"self/fdinfo/{one.fileno()}", root).mount
 
 
 def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
-    """Whether it is; False as well where it isn't open any more."""
+    """Return True if a descriptor is close-on-exec; False also if it is closed."""
     try:
-        told = _Descriptor.of(f"{owner}/fdinfo/{descriptor}", directory)
+        details = _Descriptor.of(f"{owner}/fdinfo/{descriptor}", directory)
     except FileNotFoundError:
         return False
-    return bool(told.flags & _O_CLOEXEC)
+    return bool(details.flags & _O_CLOEXEC)
 
 
 def _mask(pattern: re.Pattern[bytes], status: bytes) -> int:
-    """A mask that a status has; all of it where it was cut short before."""
+    """Return a bit mask of a status; all bits if the text was cut before it."""
     found = pattern.search(status)
     return -1 if found is None else int(found[1], 16)
 
 
 def _share_files(pid: int, tid: int) -> bool:
-    """Whether a thread has the same table as its leader; False where that isn't to be learnt."""
+    """Return True if a thread has the same table as its leader; False also if that is unknown."""
     if _KCMP is None:
         return False
     return bool(_LIBC.syscall(_KCMP, pid, tid, _KCMP_FILES, 0, 0) == 0)
 
 
-def _hides_none(root: int) -> bool:
-    """Whether it shows all processes that its pid namespace has, and is that of ours.
+def _shows_all(root: int) -> bool:
+    """Return True if /proc is of our pid namespace, and shows all its processes.
 
-    Of those that may not be looked at it can hide each (hidepid): then also the first one.
+    With hidepid, /proc may hide each process that is not readable, and so also the first one.
     """
     try:
         os.stat("1", dir_fd=root)
@@ -366,9 +369,9 @@ def _hides_none(root: int) -> bool:
         return False
 
 
-def _is_first(root: int) -> bool:
-    """Whether the pid namespace is the first one, which all processes of the host are in.
+def _is_in_initial_namespace(root: int) -> bool:
+    """Return True in the initial pid namespace, which has all processes of the host.
 
-    In any other a process's children are seen as well as it is, but not who else there is.
+    In another one, the children of a visible process are visible too, but not all other processes.
     """
     return os.readlink("self/ns/pid", dir_fd=root) == proc.INITIAL

@@ -1,27 +1,27 @@
-"""Time that may be spent on looking: whoever makes us look all the time is not to slow us down."""
+"""Time budget of process lookups: constant requests for lookups must not slow the service."""
 
 from __future__ import annotations
 
 import time
 from typing import Final
 
-_PART: Final = 0.25
-_MOST_AT_ONCE: Final = 1.0
+_SHARE: Final = 0.25
+_MOST_SECONDS: Final = 1.0
 
 
-class Credit:
-    """A quarter of the time, and a second at once."""
+class TimeBudget:
+    """A quarter of the elapsed time; unused time adds up to one second."""
 
     def __init__(self) -> None:
-        self._left, self._at = _MOST_AT_ONCE, time.monotonic()
+        self._left, self._at = _MOST_SECONDS, time.monotonic()
 
-    def has_some(self) -> bool:
-        """Whether there is any left."""
+    def has_time_left(self) -> bool:
+        """Return True if there is time left to spend."""
         self.spend(0)
         return self._left > 0
 
     def spend(self, seconds: float) -> None:
-        """Take some off."""
+        """Subtract ``seconds`` from the budget."""
         now = time.monotonic()
-        self._left = min(self._left + (now - self._at) * _PART, _MOST_AT_ONCE) - seconds
+        self._left = min(self._left + (now - self._at) * _SHARE, _MOST_SECONDS) - seconds
         self._at = now

@@ -16,7 +16,7 @@ from ocsf_nft.accounting.flow_counter import MOST
 from ocsf_nft.accounting.priority import Gravity
 from ocsf_nft.accounting.reconciliation import Mode
 from ocsf_nft.accounting.sandbox_accounting import Ledger
-from ocsf_nft.attribution.fallback_chain import of_one_packet
+from ocsf_nft.attribution.fallback_chain import limit_to_one_packet
 from ocsf_nft.errors import DeliveryError, OcsfNftError
 from ocsf_nft.ocsf import operational_events
 from ocsf_nft.ocsf.addresses import METADATA
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.accounting.reconciliation import Balance
     from ocsf_nft.attempt import Attempt, Ended, FanOut
-    from ocsf_nft.attribution.fallback_chain import Ladder
+    from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.delivery.retry_until_writable import Patience
     from ocsf_nft.fence.counters import Counters
     from ocsf_nft.flow import Reading
@@ -76,7 +76,7 @@ class Account:
         *,
         begun_ns: int,
         patience: Patience,
-        ladder: Ladder,
+        ladder: FallbackChain,
         source: str = "",
     ) -> None:
         """No packet is from before ``begun_ns``.
@@ -308,7 +308,7 @@ class Account:
             now_ns = time.monotonic_ns()
             for _ in self._ledger.fold(now_ns):
                 await asyncio.sleep(0)
-            await self._ladder.take_in()
+            await self._ladder.read_events()
             due = self._ledger.due(now_ns, closing=closing)
             while found := list(islice(due, _BATCH)):
                 await self._tell(found)
@@ -326,10 +326,10 @@ class Account:
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
             if known is not None:
-                self._ladder.told(self.sandbox, attempt.record, known.process)
+                self._ladder.mark_reported(self.sandbox, attempt.record, known.process)
             return attempt
         if known is not None and attempt.packets > 1:
-            known = of_one_packet(known)
+            known = limit_to_one_packet(known)
         if attempt.merged is None:
             began_ns = self._ledger.read_ns or 0
             record, packets = attempt.record, attempt.packets
@@ -337,7 +337,7 @@ class Account:
             known = seen or known
         elif attempt.record.uid is None:
             return attempt  # of whichever users
-        return replace(attempt, attribution=known or self._ladder.of_user(attempt.record))
+        return replace(attempt, attribution=known or self._ladder.user_attribution(attempt.record))
 
     async def _keep(self, lines: Sequence[bytes]) -> None:
         """Keep what is told, in place of what was delivered; raises DeliveryError if it was not."""

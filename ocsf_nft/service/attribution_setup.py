@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.service import fences
 from ocsf_nft.service.record_feeds import HOST
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
 
 
-def ladder(config: Config, state: StateDirectory) -> Ladder:
+def ladder(config: Config, state: StateDirectory) -> FallbackChain:
     """What says who it was, in each sandbox whose processes are this kernel's."""
     wanted = config.attribution
     namespaces, permissive = {}, set()
@@ -24,7 +24,7 @@ def ladder(config: Config, state: StateDirectory) -> Ladder:
             namespaces[sandbox.name] = sandbox.namespace or known
             if sandbox.permissive if found is None else found.spec.is_permissive:
                 permissive.add(sandbox.name)
-    return Ladder(
+    return FallbackChain(
         namespaces,
         permissive=permissive,
         top=wanted.top,

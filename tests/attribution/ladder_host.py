@@ -1,4 +1,4 @@
-"""A host for the attribution ladder of a test: programs, sockets and a name service."""
+"""Fake host for the fallback chain: programs, sockets and a name service."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.errors import AbsentError, UnsupportedError
 from ocsf_nft.process import Attribution, Process
 from tests.attribution.calling import NETNS
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.user_names import Kind
     from ocsf_nft.record import Record
 
-#: However slow this machine is, who waits for longer than this waits without an end.
+#: Upper limit of each wait, enough for a slow machine.
 _LONG = 5.0
 
 
 @dataclass
 class Sockets:
-    """Who has the sockets: ``told`` by their ports, once it is not held up any more."""
+    """Fake socket lookup: the results by source port, once ``unblocked`` is set."""
 
-    told: dict[int | None, Attribution | str] = field(default_factory=dict)
+    results: dict[int | None, Attribution | str] = field(default_factory=dict)
     fault: str | None = None
     asked: list[int | None] = field(default_factory=list)
-    goes_on: threading.Event = field(default_factory=threading.Event)
+    unblocked: threading.Event = field(default_factory=threading.Event)
     is_open: bool = False
 
     def __enter__(self) -> Self:
@@ -39,21 +39,21 @@ class Sockets:
     def __exit__(self, *_: object) -> None:
         self.is_open = False
 
-    def attribution(self, said: Record) -> Attribution | str:
-        self.asked.append(said.source_port)
-        assert self.goes_on.wait(_LONG)
-        return self.told.get(said.source_port, "nobody has it")
+    def attribution(self, record: Record) -> Attribution | str:
+        self.asked.append(record.source_port)
+        assert self.unblocked.wait(_LONG)
+        return self.results.get(record.source_port, "no process has it")
 
 
 @dataclass
 class NameService:
-    """A name service that may hang; what it has answered is known."""
+    """A name service that may hang; its earlier answers are known."""
 
-    goes_on: threading.Event = field(default_factory=threading.Event)
+    unblocked: threading.Event = field(default_factory=threading.Event)
     known: set[tuple[Kind, int]] = field(default_factory=set)
     asked: int = 0
 
-    def kept(self, kind: Kind, number: int) -> tuple[bool, str | None]:
+    def cached(self, kind: Kind, number: int) -> tuple[bool, str | None]:
         is_known = (kind, number) in self.known
         return is_known, f"{kind}{number}" if is_known else None
 
@@ -65,21 +65,21 @@ class NameService:
 
     def _ask(self, kind: Kind, number: int) -> None:
         self.asked += 1
-        assert self.goes_on.wait(_LONG)
+        assert self.unblocked.wait(_LONG)
         self.known.add((kind, number))
 
 
 class Reasons(list[str]):
-    """Reasons why a ladder fell back, in order."""
+    """Reasons why a chain fell back, in order."""
 
     async def add(self, reason: str) -> None:
-        """Take in one; it is the callback of :meth:`Ladder.keep`."""
+        """Add a reason; the callback of :meth:`FallbackChain.watch_capture`."""
         self.append(reason)
 
 
 @dataclass
 class Host:
-    """What a ladder stands on here, of which nothing hangs or fails until a test says so."""
+    """Fake parts under a chain; nothing hangs or fails unless a test changes it."""
 
     programs: Programs = field(default_factory=Programs)
     sockets: Sockets = field(default_factory=Sockets)
@@ -100,9 +100,9 @@ class Host:
         assert hashes is None
         return self.sockets
 
-    def ladder(self, **facts: Any) -> Ladder:
+    def chain(self, **options: Any) -> FallbackChain:
         permissive = {"sb", "another"} if self.is_permissive else set()
-        return Ladder({"sb": object()}, permissive=permissive, **facts)  # type: ignore[dict-item]
+        return FallbackChain({"sb": object()}, permissive=permissive, **options)  # type: ignore[dict-item]
 
 
 def by_socket(pid: int) -> Attribution:

@@ -1,4 +1,4 @@
-"""Opening the BPF programs and the cgroup of a capture."""
+"""Tests of opening the BPF programs and the cgroup of a capture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.attribution import bpf_capture, libbpf
-from ocsf_nft.attribution.libbpf import Loaded
+from ocsf_nft.attribution.libbpf import LoadedPrograms
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.netns import Namespace
 
@@ -20,23 +20,25 @@ def test_capture_names_missing_programs_as_the_cause() -> None:
         bpf_capture._object("absent")
 
 
-def test_capture_names_a_kernel_without_numbers_of_namespaces(
+def test_capture_names_a_kernel_without_cookies_of_namespaces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert bpf_capture.cookie(Namespace()) > 0
     monkeypatch.setattr(bpf_capture, "_SO_NETNS_COOKIE", 0x7FFF)  # an option that no kernel has
-    with pytest.raises(UnsupportedError, match=r"as Linux 5\.14 does \(Protocol not available\)"):
+    with pytest.raises(
+        UnsupportedError, match=r"need Linux 5\.14 or later \(Protocol not available\)"
+    ):
         bpf_capture.cookie(Namespace())
 
 
 @pytest.mark.kernel
 def test_bpf_failures_name_the_map_and_the_cause() -> None:
-    with Loaded(bpf_capture._object("plain")) as loaded:
-        assert loaded.totals("lost", 1) == (0,)
+    with LoadedPrograms(bpf_capture._object("plain")) as loaded:
+        assert loaded.counter_sums("lost", 1) == (0,)
         with pytest.raises(UnsupportedError, match=r"BPF map lost can't be read \(No such file"):
-            loaded.totals("lost", 1000)
+            loaded.counter_sums("lost", 1000)
         with pytest.raises(UnsupportedError, match=r"BPF map watched can't be written \(Invalid"):
-            loaded.put("watched", b"short", b"short")
+            loaded.update_map("watched", b"short", b"short")
         with pytest.raises(UnsupportedError, match=r"BPF ring lost can't be read \(Invalid"):
             loaded.ring("lost")
         with pytest.raises(
@@ -49,7 +51,7 @@ def test_bpf_failures_name_the_map_and_the_cause() -> None:
             loaded.attach("connect4")
     assert loaded._object is None
     with pytest.raises(UnsupportedError, match="the BPF programs can't be read"):
-        Loaded(b"no object file")
+        LoadedPrograms(b"no object file")
 
 
 def test_capture_names_a_cgroup_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -63,4 +65,4 @@ def test_libbpf_that_is_absent_or_too_old_is_unsupported(
 ) -> None:
     monkeypatch.setattr(libbpf, "_LIBRARY", name)
     with pytest.raises(UnsupportedError, match="libbpf is missing"):
-        libbpf.library()
+        libbpf.load_library()

@@ -1,4 +1,4 @@
-"""What the programs write is read as they write it: by the declarations in C, and nothing else."""
+"""Tests of decoding the programs' events, by nothing but the declarations in C."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ocsf_nft.attribution.bpf
-from ocsf_nft.attribution.bpf_layout import NOBODY, Call, Closed, Image, Portrait, told
+from ocsf_nft.attribution.bpf_layout import (
+    UNKNOWN_IMAGE,
+    Call,
+    ClosedSocket,
+    ProcessImage,
+    ProcessSnapshot,
+    decode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,19 +27,19 @@ if TYPE_CHECKING:
 _SOURCES: Final = Path(next(iter(ocsf_nft.attribution.bpf.__path__)))
 _FORMATS: Final = {"__u8": "B", "__u16": "H", "__u32": "I", "__u64": "Q"}
 _FIELD: Final = re.compile(r"\s*(?:struct )?(\w+) (\w+)(?:\[([^\]]+)\])?;")
-#: What stands at the end of a portrait, as long as it is.
+#: The last member of a process, of variable size.
 _TEXT: Final = "text"
 
 UINT8, UINT16 = st.integers(0, 0xFF), st.integers(0, 0xFFFF)
 UINT32, UINT64 = st.integers(0, 0xFFFF_FFFF), st.integers(0, (1 << 64) - 1)
-IMAGES = st.builds(Image, pid=UINT32, started_ns=UINT64, execs=UINT64)
+IMAGES = st.builds(ProcessImage, pid=UINT32, started_ns=UINT64, execs=UINT64)
 COMMS = st.binary(max_size=15).filter(lambda name: b"\0" not in name)
 #: Names of files and of cgroups; that of the root of cgroups is empty.
 NAMES = st.lists(st.binary(max_size=20).filter(lambda name: b"\0" not in name), max_size=4)
 
 
 def _declared(source: str) -> dict[str, list[tuple[str, str]]]:
-    """The structs of a source: of each member the name, and its form for ``struct`` or its type."""
+    """Return the structs of a source: name of each member, and its ``struct`` format or type."""
     text = re.sub(r"/\*.*?\*/", "", (_SOURCES / source).read_text("utf-8"), flags=re.DOTALL)
     found = {}
     for name, body in re.findall(
@@ -52,7 +59,7 @@ _STRUCTS: Final = _declared("capture.bpf.c") | _declared("process.h")
 
 
 def _form(name: str) -> tuple[str, list[str]]:
-    """How ``struct`` packs a struct of C, without padding, and the names of its members."""
+    """Return the ``struct`` format of a C struct without padding, and the names of its members."""
     form, names = "", []
     for member, kind in _STRUCTS[name]:
         if member == _TEXT:
@@ -68,7 +75,7 @@ def _form(name: str) -> tuple[str, list[str]]:
 
 
 def packed(name: str, facts: Mapping[str, Any]) -> bytes:
-    """A struct as a program writes it; what is not told is zero."""
+    """Pack a struct as a program writes it; missing values are zero."""
     form, names = _form(name)
     assert not facts.keys() - set(names)
     forms = re.findall(r"\d*[a-zA-Z]", form)
@@ -79,17 +86,17 @@ def packed(name: str, facts: Mapping[str, Any]) -> bytes:
     return struct.pack(f"={form}", *values)
 
 
-def in_c(prefix: str, image: Image) -> dict[str, int]:
-    """An image by the names that its members have in C."""
+def in_c(prefix: str, image: ProcessImage) -> dict[str, int]:
+    """Return an image by the names of its members in C."""
     tgid, started_ns, execs = image
     return {f"{prefix}.tgid": tgid, f"{prefix}.started_ns": started_ns, f"{prefix}.execs": execs}
 
 
-def called(**facts: Any) -> bytes:
+def call_sample(**facts: Any) -> bytes:
     return packed("call", {"kind": 1} | facts)
 
 
-def test_no_compiler_puts_anything_between_the_members() -> None:
+def test_structs_have_no_padding_between_their_members() -> None:
     for name in ("image", "caller", "call", "closed", "process"):
         form, _ = _form(name)
         assert struct.calcsize(f"={form}") == struct.calcsize(f"@{form}"), name
@@ -115,15 +122,15 @@ def test_no_compiler_puts_anything_between_the_members() -> None:
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()),
     rest=st.binary(max_size=8),
 )  # fmt: skip
-def test_a_call_is_read_as_it_was_written(
+def test_call_is_decoded_as_it_was_written(
     facts: dict[str, Any],
-    image: Image,
+    image: ProcessImage,
     addresses: tuple[bytes, bytes],
     flags: tuple[bool, bool, bool, bool],
     rest: bytes,
 ) -> None:
     source, destination = (b"\x20" + each[1:] for each in addresses)
-    sample = called(
+    sample = call_sample(
         **facts,
         **in_c("caller.image", image),
         family=10,
@@ -132,7 +139,7 @@ def test_a_call_is_read_as_it_was_written(
         destination=destination,
     )
     is_connect, has_more, is_syn, is_any = flags
-    assert told(sample + rest) == Call(
+    assert decode(sample + rest) == Call(
         is_frame=False,
         is_connect=is_connect,
         has_more=has_more,
@@ -157,22 +164,22 @@ def test_a_call_is_read_as_it_was_written(
         (0, bytes(range(16)), b""),
     ],
 )
-def test_an_address_has_as_many_bytes_as_its_protocol_says(
+def test_decoded_address_has_the_length_of_its_protocol(
     family: int, address: bytes, read: bytes
 ) -> None:
-    """One of IPv4 in a socket of IPv6 is what the packet has: one of IPv4."""
-    found = told(called(family=family, source=address, destination=address))
+    """An IPv4-mapped address becomes IPv4: the packet has an IPv4 address."""
+    found = decode(call_sample(family=family, source=address, destination=address))
     assert isinstance(found, Call)
     assert (found.source, found.destination, found.is_frame) == (read, read, family == 17)
 
 
 @given(time_ns=UINT64, socket=UINT64)
-def test_the_end_of_a_socket_is_read_as_it_was_written(time_ns: int, socket: int) -> None:
+def test_closed_socket_is_decoded_as_it_was_written(time_ns: int, socket: int) -> None:
     sample = packed("closed", {"kind": 2, "time_ns": time_ns, "socket": socket})
-    assert told(sample) == Closed(time_ns=time_ns, socket=socket)
+    assert decode(sample) == ClosedSocket(time_ns=time_ns, socket=socket)
 
 
-def portrayed(texts: Mapping[str, bytes], **facts: Any) -> bytes:
+def process_sample(texts: Mapping[str, bytes], **facts: Any) -> bytes:
     sizes = {name: len(text) for name, text in texts.items()}
     return packed("process", {"kind": 3} | sizes | facts) + b"".join(texts.values())
 
@@ -193,9 +200,9 @@ def portrayed(texts: Mapping[str, bytes], **facts: Any) -> bytes:
     cgroup=NAMES,
     arguments=st.binary(max_size=40),
 )  # fmt: skip
-def test_what_a_process_is_is_read_as_it_was_written(
-    image: Image,
-    parent: Image,
+def test_process_is_decoded_as_it_was_written(
+    image: ProcessImage,
+    parent: ProcessImage,
     facts: dict[str, Any],
     is_deleted: bool,
     path: list[bytes],
@@ -209,14 +216,14 @@ def test_what_a_process_is_is_read_as_it_was_written(
         "cgroup": b"".join(name + b"\0" for name in cgroup),
         "arguments": arguments,
     }
-    sample = portrayed(
+    sample = process_sample(
         texts,
         is_deleted=int(is_deleted),
         **facts,
         **in_c("image", image),
         **in_c("parent", parent),
     )
-    assert told(sample) == Portrait(
+    assert decode(sample) == ProcessSnapshot(
         image=image,
         parent=parent,
         is_deleted=is_deleted,
@@ -229,40 +236,40 @@ def test_what_a_process_is_is_read_as_it_was_written(
 
 
 @pytest.mark.parametrize("kind", [1, 2, 3])
-def test_half_an_event_is_none(kind: int) -> None:
+def test_part_of_an_event_is_invalid(kind: int) -> None:
     whole = packed({1: "call", 2: "closed", 3: "process"}[kind], {"kind": kind})
-    assert told(whole)
+    assert decode(whole)
     for size in range(len(whole)):
         with pytest.raises((struct.error, ValueError)):
-            told(whole[:size])
+            decode(whole[:size])
 
 
 @pytest.mark.parametrize("text", ["path", "directory", "cgroup", "arguments"])
-def test_half_a_text_is_none(text: str) -> None:
-    whole = portrayed({text: b"x\0"})
-    assert told(whole)
+def test_part_of_a_text_is_invalid(text: str) -> None:
+    whole = process_sample({text: b"x\0"})
+    assert decode(whole)
     with pytest.raises(ValueError, match="end too soon"):
-        told(whole[:-1])
+        decode(whole[:-1])
 
 
 @pytest.mark.parametrize("kind", [0, 4, 255])
-def test_an_event_of_another_kind_is_none(kind: int) -> None:
+def test_event_of_an_unknown_kind_is_invalid(kind: int) -> None:
     with pytest.raises(ValueError, match=f"an unknown kind, {kind}"):
-        told(bytes((kind,)) + bytes(4096))
+        decode(bytes((kind,)) + bytes(4096))
 
 
-def test_sample_without_bytes_is_of_no_kind() -> None:
+def test_sample_without_bytes_has_an_unknown_kind() -> None:
     with pytest.raises(ValueError, match="an unknown kind, 0"):
-        told(b"")
+        decode(b"")
 
 
-def test_nobody_is_the_image_of_a_call_without_a_process() -> None:
-    found = told(called())
+def test_call_without_a_process_has_the_unknown_image() -> None:
+    found = decode(call_sample())
     assert isinstance(found, Call)
-    assert found.image == NOBODY
+    assert found.image == UNKNOWN_IMAGE
 
 
-def test_the_flags_are_those_of_the_programs() -> None:
+def test_flags_are_those_of_the_programs() -> None:
     source = (_SOURCES / "capture.bpf.c").read_text("utf-8")
     assert "enum kind { CALL = 1, CLOSED = 2, PROCESS = 3 };" in source
     assert "enum { CONNECT = 1, MORE = 2, SYN = 4, ANY = 8 };" in source

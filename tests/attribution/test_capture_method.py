@@ -1,4 +1,4 @@
-"""What a capture tells becomes attributions, of each sandbox by itself."""
+"""Attribution by the events of a capture, for each sandbox separately."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.attribution.bpf_capture import Lost
-from ocsf_nft.attribution.bpf_layout import NOBODY, Closed
-from ocsf_nft.attribution.capture_method import Captured
+from ocsf_nft.attribution.bpf_capture import Dropped
+from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, ClosedSocket
+from ocsf_nft.attribution.capture_method import CaptureMethod
 from ocsf_nft.errors import UnsupportedError
 from tests.attribution.calling import NETNS, SECOND, TCP, image
 from tests.attribution.programs import Programs, made, read
-from tests.attribution.test_process_snapshots import Names, portrait
+from tests.attribution.test_process_snapshots import CachedNames, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attribution.bpf_layout import Told
-    from ocsf_nft.attribution.capture_method import Named
+    from ocsf_nft.attribution.bpf_layout import CaptureEvent
+    from ocsf_nft.attribution.capture_method import CaptureResult
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
 OTHER = NETNS + 1
-#: Two clocks are not read at the same time.
+#: Difference of two clocks that are not read at the same time.
 _CLOCK_NS = SECOND // 10
 
 
@@ -41,24 +41,26 @@ def programs() -> Iterator[Programs]:
 
 
 @pytest.fixture
-def captured(programs: Programs) -> Captured:
+def captured(programs: Programs) -> CaptureMethod:
     sandboxes = {"sb": NETNS, "other": OTHER}
-    return Captured(programs, sandboxes, Names())  # type: ignore[arg-type]
+    return CaptureMethod(programs, sandboxes, CachedNames())  # type: ignore[arg-type]
 
 
-def tell(captured: Captured, *events: Told) -> None:
+def emit(captured: CaptureMethod, *events: CaptureEvent) -> None:
     programs: Any = captured._capture
     programs.readings.append(list(events))
-    assert captured.take_in() is False
+    assert captured.read_events() is False
 
 
-def named(captured: Captured, said: Record, sandbox: str = "sb", since_ns: int = 0) -> Named:
-    (match,) = captured.matches(sandbox, [said], since_ns)
-    return captured.named(sandbox, match)
+def result(
+    captured: CaptureMethod, record: Record, sandbox: str = "sb", since_ns: int = 0
+) -> CaptureResult:
+    (match,) = captured.matches(sandbox, [record], since_ns)
+    return captured.result(sandbox, match)
 
 
-def by(captured: Captured, said: Record, sandbox: str = "sb") -> Attribution:
-    found = named(captured, said, sandbox).attribution
+def by(captured: CaptureMethod, record: Record, sandbox: str = "sb") -> Attribution:
+    found = result(captured, record, sandbox).attribution
     assert found is not None
     assert found.rung == "capture"
     return found
@@ -69,127 +71,126 @@ def pids(found: Attribution) -> dict[int, int | None]:
     return {each.process.pid: each.calls for each in found.seen}
 
 
-def test_who_was_seen_to_send_it_is_named_with_all_that_is_known(captured: Captured) -> None:
-    tell(captured, portrait(7), made(7))
+def test_capture_names_the_sender_with_all_known_details(captured: CaptureMethod) -> None:
+    emit(captured, snapshot(7), made(7))
     found = by(captured, read())
     assert found.process is not None
     assert (found.process.pid, found.process.path) == (7, "/usr/bin/curl")
     assert (found.sureness, found.seen) == ("high", ())
     assert found.reason == "the kernel saw it send the packet"
-    tell(captured, made(7))
-    assert named(captured, read()).image == image(7)
+    emit(captured, made(7))
+    assert result(captured, read()).image == image(7)
 
 
-def test_sent_packet_has_the_time_of_its_call(captured: Captured) -> None:
+def test_sent_packet_has_the_time_of_its_call(captured: CaptureMethod) -> None:
     began_ns = time.time_ns()
-    tell(captured, made(7))
+    emit(captured, made(7))
     ended_ns = time.time_ns()
     found = by(captured, read())
     assert found.sent_ns is not None
     assert began_ns - _CLOCK_NS <= found.sent_ns <= ended_ns + _CLOCK_NS
-    tell(captured, made(7), made(8))
+    emit(captured, made(7), made(8))
     assert by(captured, read()).sent_ns is None
 
 
-def test_of_several_that_sent_the_same_each_may_be_it(captured: Captured) -> None:
-    tell(captured, made(7), made(8))
+def test_senders_of_equal_packets_are_all_candidates(captured: CaptureMethod) -> None:
+    emit(captured, made(7), made(8))
     found = by(captured, read())
     assert pids(found) == {7: None, 8: None}
     assert found.sureness == "medium"
-    assert found.reason == "the kernel saw each of them send what may be the packet"
+    assert found.reason == "the kernel saw each of them send a packet that may be this one"
 
 
-def test_where_it_may_have_been_somebody_unseen_nobody_is_named(captured: Captured) -> None:
-    tell(captured, made(7), made(0, image=NOBODY))
+def test_possible_unknown_sender_gives_low_confidence(captured: CaptureMethod) -> None:
+    emit(captured, made(7), made(0, image=UNKNOWN_IMAGE))
     found = by(captured, read())
     assert pids(found) == {7: None}
     assert found.sureness == "low"
-    assert found.reason.startswith("it had a socket that the packet may be of, and others may")
+    assert found.reason.startswith("it had a socket that may have sent the packet; other processes")
 
 
-def test_what_is_let_pass_was_not_refused(captured: Captured) -> None:
-    tell(captured, made(7))
-    assert named(captured, read(verdict="permit")) == (None, None)
+def test_accepted_packet_has_no_refused_one(captured: CaptureMethod) -> None:
+    emit(captured, made(7))
+    assert result(captured, read(verdict="permit")) == (None, None)
 
 
-def test_no_packet_from_before_the_first_record_is_its_own(captured: Captured) -> None:
-    tell(captured, made(7))
+def test_packet_from_before_the_first_record_does_not_match(captured: CaptureMethod) -> None:
+    emit(captured, made(7))
     later_ns = now()
-    assert named(captured, read(), since_ns=later_ns) == (None, None)
-    tell(captured, made(8))
-    assert named(captured, read(), since_ns=later_ns).image == image(8)
+    assert result(captured, read(), since_ns=later_ns) == (None, None)
+    emit(captured, made(8))
+    assert result(captured, read(), since_ns=later_ns).image == image(8)
 
 
-def test_one_that_is_still_to_be_told_is_late(captured: Captured) -> None:
-    assert captured.is_late("sb", [read()])
-    tell(captured, made(7))
-    assert not captured.is_late("sb", [read()])
-    assert captured.is_late("sb", [read(), read()])
-    assert captured.is_late("other", [read()])
+def test_record_without_an_event_is_pending(captured: CaptureMethod) -> None:
+    assert captured.is_event_pending("sb", [read()])
+    emit(captured, made(7))
+    assert not captured.is_event_pending("sb", [read()])
+    assert captured.is_event_pending("sb", [read(), read()])
+    assert captured.is_event_pending("other", [read()])
 
 
 @pytest.mark.parametrize("set_by", [-3600, 3600])
-def test_a_clock_that_is_set_leaves_what_comes_after_it_known(
-    captured: Captured, set_by: int
-) -> None:
-    tell(captured, made(7))
-    named(captured, read(received_ns=time.time_ns() + set_by * SECOND))
-    tell(captured, made(7))
-    assert named(captured, read()).image == image(7)
+def test_changed_clock_does_not_affect_later_records(captured: CaptureMethod, set_by: int) -> None:
+    emit(captured, made(7))
+    result(captured, read(received_ns=time.time_ns() + set_by * SECOND))
+    emit(captured, made(7))
+    assert result(captured, read()).image == image(7)
 
 
-def test_of_whom_nothing_was_told_nothing_is_said(captured: Captured) -> None:
-    assert named(captured, read()) == (None, None)
-    tell(captured, made(7, source_port=9))
-    assert named(captured, read()) == (None, None)
+def test_record_without_a_matching_event_has_no_attribution(captured: CaptureMethod) -> None:
+    assert result(captured, read()) == (None, None)
+    emit(captured, made(7, source_port=9))
+    assert result(captured, read()) == (None, None)
 
 
-def test_who_calls_in_another_sandbox_is_none_of_this_one(captured: Captured) -> None:
-    tell(captured, made(7, netns=OTHER), made(8, netns=OTHER + 1))
-    assert named(captured, read()) == (None, None)
+def test_event_of_another_sandbox_does_not_match(captured: CaptureMethod) -> None:
+    emit(captured, made(7, netns=OTHER), made(8, netns=OTHER + 1))
+    assert result(captured, read()) == (None, None)
     assert by(captured, read(), "other").process is not None
 
 
-def test_a_record_of_before_is_nobodys_who_is_seen_now(captured: Captured) -> None:
-    """Of a log that is read on, after nobody has looked for a while."""
-    tell(captured, made(7))
+def test_record_from_before_the_capture_has_no_attribution(captured: CaptureMethod) -> None:
+    """The log is read after a time without a capture."""
+    emit(captured, made(7))
     before = read(time_ns=time.time_ns() - 60 * 10**9)
-    assert named(captured, before) == (None, None)
+    assert result(captured, before) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("lost", "sureness"), [(Lost(1, 0), "low"), (Lost(0, 1), "high"), (Lost(0, 0), "high")]
+    ("dropped", "sureness"),
+    [(Dropped(1, 0), "low"), (Dropped(0, 1), "high"), (Dropped(0, 0), "high")],
 )
-def test_where_calls_were_lost_it_may_have_been_others(
-    captured: Captured, programs: Programs, lost: Lost, sureness: str
+def test_dropped_calls_give_low_confidence(
+    captured: CaptureMethod, programs: Programs, dropped: Dropped, sureness: str
 ) -> None:
-    tell(captured, made(7))
-    programs.so_far = lost
-    captured.take_in()
+    emit(captured, made(7))
+    programs.drops = dropped
+    captured.read_events()
     assert by(captured, read()).sureness == sureness
-    assert captured.lost == lost
+    assert captured.dropped == dropped
 
 
-def test_what_there_was_no_time_to_read_is_lost_too(captured: Captured) -> None:
-    tell(captured, made(7))
-    captured.lose()
+def test_unread_events_count_as_dropped(captured: CaptureMethod) -> None:
+    emit(captured, made(7))
+    captured.note_dropped()
     assert by(captured, read()).sureness == "low"
 
 
-def test_whose_portrait_was_lost_may_run_something_else_by_now(
-    captured: Captured, programs: Programs
+def test_dropped_snapshots_make_the_latest_images_unknown(
+    captured: CaptureMethod, programs: Programs
 ) -> None:
-    tell(captured, portrait(7))
+    emit(captured, snapshot(7))
     assert captured.is_latest(image(7))
-    programs.so_far = Lost(0, 1)
-    captured.take_in()
+    programs.drops = Dropped(0, 1)
+    captured.read_events()
     assert not captured.is_latest(image(7))
-    tell(captured, portrait(7))
+    emit(captured, snapshot(7))
     assert captured.is_latest(image(7))
 
 
-def test_where_each_packet_is_a_call_of_one_process_it_is_the_one(captured: Captured) -> None:
-    tell(captured, *(made(7) for _ in range(5)))
+def test_process_with_one_call_for_each_packet_is_the_sender(captured: CaptureMethod) -> None:
+    emit(captured, *(made(7) for _ in range(5)))
     found = captured.since_last("sb", read(), 5, time.time_ns())
     assert found is not None
     assert found.process is not None
@@ -198,46 +199,46 @@ def test_where_each_packet_is_a_call_of_one_process_it_is_the_one(captured: Capt
 
 
 @pytest.mark.parametrize("packets", [4, 6, 1000])
-def test_where_there_were_more_or_fewer_packets_it_may_have_been_others(
-    captured: Captured, packets: int
+def test_different_numbers_of_packets_and_calls_give_medium_confidence(
+    captured: CaptureMethod, packets: int
 ) -> None:
-    tell(captured, *(made(7) for _ in range(5)))
+    emit(captured, *(made(7) for _ in range(5)))
     found = captured.since_last("sb", read(), packets, time.time_ns())
     assert found is not None
     assert (pids(found), found.sureness) == ({7: 5}, "medium")
 
 
-def test_of_several_that_tried_each_is_named_with_how_often(captured: Captured) -> None:
-    tell(captured, made(7), made(8), made(7))
+def test_several_callers_are_named_with_their_numbers_of_calls(captured: CaptureMethod) -> None:
+    emit(captured, made(7), made(8), made(7))
     found = captured.since_last("sb", read(), 3, time.time_ns())
     assert found is not None
     assert (pids(found), found.sureness, found.unnamed) == ({7: 2, 8: 1}, "high", 0)
 
 
-def test_of_many_that_tried_it_is_said_how_many_more_there_were(captured: Captured) -> None:
+def test_many_callers_are_named_in_part_and_counted(captured: CaptureMethod) -> None:
     for packets in (40, 32):
-        tell(captured, *(made(number) for number in range(1, 41)))
+        emit(captured, *(made(number) for number in range(1, 41)))
         found = captured.since_last("sb", read(), packets, time.time_ns())
         assert found is not None
         assert (len(found.seen), found.unnamed, found.sureness) == (32, 8, "medium")
 
 
-def test_what_was_told_by_itself_is_not_told_again(captured: Captured) -> None:
-    tell(captured, made(7), made(7))
+def test_separately_reported_packet_is_not_counted_again(captured: CaptureMethod) -> None:
+    emit(captured, made(7), made(7))
     one = by(captured, read()).process
     assert one is not None
-    captured.told("sb", read(), one)
-    captured.told("sb", read(uid=None), one)
-    captured.told("other", read(), one)
+    captured.mark_reported("sb", read(), one)
+    captured.mark_reported("sb", read(uid=None), one)
+    captured.mark_reported("other", read(), one)
     found = captured.since_last("sb", read(), 1, time.time_ns())
     assert found is not None
     assert found.process == one
 
 
-def test_what_was_sent_after_the_packets_were_counted_is_none_of_them(captured: Captured) -> None:
-    tell(captured, made(7))
+def test_call_after_the_counters_is_of_the_next_packets(captured: CaptureMethod) -> None:
+    emit(captured, made(7))
     counted_ns = time.time_ns()
-    tell(captured, made(8))
+    emit(captured, made(8))
     for pid, began_ns in ((7, counted_ns), (8, time.time_ns())):
         counted = read(received_ns=began_ns)
         found = captured.since_last("sb", counted, 1, began_ns)
@@ -246,23 +247,25 @@ def test_what_was_sent_after_the_packets_were_counted_is_none_of_them(captured: 
         assert found.process.pid == pid
 
 
-def test_where_one_was_told_as_nobodys_the_others_may_be_anybodys(captured: Captured) -> None:
-    tell(captured, made(7), made(8))
-    captured.told("sb", read(), None)
+def test_packet_reported_without_sender_makes_the_callers_uncertain(
+    captured: CaptureMethod,
+) -> None:
+    emit(captured, made(7), made(8))
+    captured.mark_reported("sb", read(), None)
     found = captured.since_last("sb", read(), 2, time.time_ns())
     assert found is not None
     assert (pids(found), found.sureness) == ({7: 1, 8: 1}, "medium")
 
 
-def test_nobody_has_tried_what_no_user_has(captured: Captured) -> None:
-    tell(captured, made(7))
+def test_flow_of_another_user_or_sandbox_has_no_callers(captured: CaptureMethod) -> None:
+    emit(captured, made(7))
     assert captured.since_last("sb", read(uid=None), 1, time.time_ns()) is None
     assert captured.since_last("sb", read(uid=0), 1, time.time_ns()) is None
     assert captured.since_last("other", read(), 1, time.time_ns()) is None
 
 
-def test_of_many_frames_nobody_is_told(captured: Captured) -> None:
-    tell(captured, made(7, is_frame=True), made(8))
+def test_flow_of_frames_has_no_callers(captured: CaptureMethod) -> None:
+    emit(captured, made(7, is_frame=True), made(8))
     for packet in ({}, {"protocol": None, "destination": None}):
         frame = read(rule="link", **packet)
         assert captured.since_last("sb", frame, 1, time.time_ns()) is None
@@ -270,23 +273,24 @@ def test_of_many_frames_nobody_is_told(captured: Captured) -> None:
 
 
 @pytest.fixture(params=["no types", "permissive"])
-def calling(request: pytest.FixtureRequest, programs: Programs) -> Captured:
-    """Where calls are told, and not what is refused."""
+def calling(request: pytest.FixtureRequest, programs: Programs) -> CaptureMethod:
+    """Return a method whose capture reports calls and no refused packets."""
     programs.knows_types = request.param == "permissive"
     permissive = {NETNS, OTHER} if programs.knows_types else set()
     sandboxes = {"sb": NETNS, "other": OTHER}
-    return Captured(programs, sandboxes, Names(), permissive=permissive)  # type: ignore[arg-type]
+    names: Any = CachedNames()
+    return CaptureMethod(programs, sandboxes, names, permissive=permissive)  # type: ignore[arg-type]
 
 
-def test_where_calls_are_told_who_made_it_has_probably_sent_the_packet(calling: Captured) -> None:
-    tell(calling, made(7), made(8, socket=2, protocol=TCP))
-    assert not calling.is_late("sb", [read(source_port=9)])
+def test_caller_is_the_sender_with_medium_confidence(calling: CaptureMethod) -> None:
+    emit(calling, made(7), made(8, socket=2, protocol=TCP))
+    assert not calling.is_event_pending("sb", [read(source_port=9)])
     for verdict in ("permit", "deny"):
         found = by(calling, read(protocol=TCP, tcp_flags=2, verdict=verdict))
         assert (found.process is not None, found.sureness) == (True, "medium")
-        assert found.reason == "the kernel saw it make a call that the packet may be of"
+        assert found.reason == "the kernel saw it make a call that may have sent the packet"
     assert (pids(by(calling, read())), by(calling, read()).sureness) == ({7: None}, "low")
-    tell(calling, made(9))
+    emit(calling, made(9))
     found = by(calling, read())
     assert (pids(found), found.sureness) == ({7: None, 9: None}, "low")
     seen = calling.since_last("sb", read(), 2, time.time_ns())
@@ -294,33 +298,33 @@ def test_where_calls_are_told_who_made_it_has_probably_sent_the_packet(calling: 
     assert (pids(seen), seen.sureness) == ({7: 1, 9: 1}, "medium")
 
 
-def test_who_has_only_had_the_socket_may_not_be_it(calling: Captured) -> None:
-    tell(calling, made(7, is_connect=True))
+def test_process_that_only_connected_has_low_confidence(calling: CaptureMethod) -> None:
+    emit(calling, made(7, is_connect=True))
     found = by(calling, read())
     assert (pids(found), found.sureness) == ({7: None}, "low")
 
 
-def test_a_socket_is_closed_wherever_it_is(calling: Captured) -> None:
-    tell(calling, made(7, socket=1), made(8, socket=2, netns=OTHER))
-    tell(calling, Closed(now(), 1), Closed(now(), 2))
+def test_closed_socket_is_closed_in_every_sandbox(calling: CaptureMethod) -> None:
+    emit(calling, made(7, socket=1), made(8, socket=2, netns=OTHER))
+    emit(calling, ClosedSocket(now(), 1), ClosedSocket(now(), 2))
     since_ns = now() + 1000
     for sandbox in ("sb", "other"):
-        assert named(calling, read(), sandbox, since_ns) == (None, None)
+        assert result(calling, read(), sandbox, since_ns) == (None, None)
 
 
-def test_a_capture_that_has_ended_says_so(captured: Captured, programs: Programs) -> None:
+def test_stopped_capture_raises_its_reason(captured: CaptureMethod, programs: Programs) -> None:
     assert captured.descriptors == (programs.descriptor,)
     captured.check()
-    programs.fault = "somebody has detached it"
-    for ask in (captured.check, captured.take_in):
-        with pytest.raises(UnsupportedError, match="somebody has detached it"):
+    programs.fault = "another process has detached it"
+    for ask in (captured.check, captured.read_events):
+        with pytest.raises(UnsupportedError, match="another process has detached it"):
             ask()
     captured.close()
     assert programs.is_closed
 
 
-def test_what_a_process_ran_last_is_known(captured: Captured) -> None:
+def test_latest_image_of_a_process_is_known(captured: CaptureMethod) -> None:
     after = image(7)._replace(execs=2)
-    tell(captured, portrait(7), portrait(7)._replace(image=after))
+    emit(captured, snapshot(7), snapshot(7)._replace(image=after))
     assert captured.is_latest(after)
     assert not captured.is_latest(image(7))

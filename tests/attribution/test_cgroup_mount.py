@@ -18,18 +18,18 @@ def mounted(root: str = "/", at: str = "/sys/fs/cgroup", optional: str = "shared
     return f"29 23 0:26 {root} {at} rw,nosuid {optional}- cgroup2 cgroup2 rw,nsdelegate"
 
 
-def where(*lines: str) -> Path:
+def mount_point(*lines: str) -> Path:
     return hierarchy("".join(f"{line}\n" for line in lines))
 
 
 @pytest.mark.parametrize("optional", ["", "shared:9 ", "shared:9 master:1 propagate_from:2 "])
-def test_it_is_where_it_is_mounted(optional: str) -> None:
-    assert where("", _V1, mounted(optional=optional)) == Path("/sys/fs/cgroup")
+def test_mount_point_is_that_of_cgroup_v2(optional: str) -> None:
+    assert mount_point("", _V1, mounted(optional=optional)) == Path("/sys/fs/cgroup")
 
 
-def test_systemd_may_have_it_beside_the_old_one() -> None:
+def test_mount_point_beside_cgroup_v1_is_found() -> None:
     tmpfs = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755"
-    found = where(tmpfs, _V1, mounted(at="/sys/fs/cgroup/unified"))
+    found = mount_point(tmpfs, _V1, mounted(at="/sys/fs/cgroup/unified"))
     assert found == Path("/sys/fs/cgroup/unified")
 
 
@@ -43,9 +43,9 @@ def test_systemd_may_have_it_beside_the_old_one() -> None:
         ("29 23 0:26 / / rw -",),
     ],
 )
-def test_where_it_is_not_mounted_it_is_said_so(lines: Iterable[str]) -> None:
+def test_missing_cgroup_v2_is_reported(lines: Iterable[str]) -> None:
     with pytest.raises(UnsupportedError, match="cgroup v2 is not mounted"):
-        where(*lines)
+        mount_point(*lines)
 
 
 @pytest.mark.parametrize(
@@ -57,24 +57,24 @@ def test_where_it_is_not_mounted_it_is_said_so(lines: Iterable[str]) -> None:
         ("/\udcff", "/\udcff"),
     ],
 )
-def test_a_path_is_told_as_it_is(escaped: str, path: str) -> None:
-    assert where(mounted(at=escaped)) == Path(path)
+def test_escaped_path_is_decoded(escaped: str, path: str) -> None:
+    assert mount_point(mounted(at=escaped)) == Path(path)
 
 
 @pytest.mark.parametrize("root", ["/docker/0a1b", "/..", "/../..", "/kubepods.slice/pod1"])
-def test_where_only_a_part_of_it_is_seen_it_is_that(root: str) -> None:
-    assert where(mounted(root)) == Path("/sys/fs/cgroup")
+def test_mount_of_a_part_of_the_hierarchy_is_used(root: str) -> None:
+    assert mount_point(mounted(root)) == Path("/sys/fs/cgroup")
 
 
 @pytest.mark.parametrize(
     "roots", [("/", "/docker/0a1b"), ("/../..", "/.."), ("/..", "/"), ("/..", "/docker")]
 )
-def test_of_several_it_is_the_widest(roots: tuple[str, str]) -> None:
+def test_widest_of_several_mounts_is_used(roots: tuple[str, str]) -> None:
     widest, other = mounted(roots[0], "/widest"), mounted(roots[1], "/other")
     for lines in ((widest, other), (other, widest)):
-        assert where(*lines) == Path("/widest")
+        assert mount_point(*lines) == Path("/widest")
 
 
 @pytest.mark.kernel
-def test_this_machine_says_where_it_is() -> None:
+def test_mount_point_of_this_machine_exists() -> None:
     assert (hierarchy() / "cgroup.procs").exists()

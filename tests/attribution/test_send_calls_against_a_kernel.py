@@ -1,4 +1,4 @@
-"""Of whatever is done, who is said to have sent a packet has sent it."""
+"""Property tests: for any actions of a model kernel, the attributed sender is the right one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from ocsf_nft.attribution import refused_packets, send_calls
 from ocsf_nft.attribution.bpf_layout import Call
-from ocsf_nft.attribution.refused_packets import Refusals
-from ocsf_nft.attribution.send_calls import Calls
+from ocsf_nft.attribution.refused_packets import RefusedPackets
+from ocsf_nft.attribution.send_calls import SendCalls
 from tests.attribution.calling import (
     ICMP,
-    PLACES,
     PORTS,
     SECOND,
+    TARGETS,
     TCP,
     UDP,
     Kernel,
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from tests.attribution.calling import Socket
 
 PROCESSES: Final = 3
-#: So long, at most, nobody does anything.
+#: Times without any action.
 _GAPS: Final = (1_000, 1_000_000, 100_000_000, SECOND // 3, 2 * SECOND)
-#: The same once, or so often that it is silent for a while.
+#: Numbers of repetitions: once, or so many that the kernel does not report all.
 _TIMES: Final = (1, 1, 1, 12)
 
 
-class Deed(NamedTuple):
-    """What somebody does, by which socket or port, where to, and how long he waits before it."""
+class Action(NamedTuple):
+    """Action of a process: its kind, socket or port, target, and the wait before it."""
 
-    what: str
+    kind: str
     by: int = 0
     which: int = 0
-    place: int = 0
+    target: int = 0
     gap: int = 0
 
     @property
@@ -51,94 +51,98 @@ class Deed(NamedTuple):
 
     @property
     def times(self) -> int:
-        return _TIMES[self.which] if self.what in _MANY else 1
+        return _TIMES[self.which] if self.kind in _MANY else 1
 
 
-_BY_ITSELF: Final[dict[str, Callable[[Kernel, Deed], object]]] = {
-    "open UDP": lambda kernel, deed: kernel.open(deed.by, UDP, deed.port),
-    "open UDP, shared": lambda kernel, deed: kernel.open(deed.by, UDP, deed.port, shares=True),
-    "open TCP": lambda kernel, deed: kernel.dial(deed.by, deed.port, deed.place),
-    "send raw": lambda kernel, deed: kernel.send_raw(deed.by, TCP, deed.port, deed.place),
-    "ping": lambda kernel, deed: kernel.send_raw(deed.by, ICMP, 0, deed.place),
-    "send a frame": lambda kernel, deed: kernel.send_frame(deed.by),
-    "go on": lambda kernel, deed: kernel.go_on(deed.which),
-    "lose": lambda kernel, _deed: kernel.lose(),
-    "lose a log": lambda kernel, _deed: kernel.lose_log(),
-    "disguise": lambda kernel, _deed: kernel.disguise(),
-    "read": lambda _kernel, _deed: None,
+_WITHOUT_SOCKET: Final[dict[str, Callable[[Kernel, Action], object]]] = {
+    "open UDP": lambda kernel, action: kernel.open(action.by, UDP, action.port),
+    "open UDP, shared": lambda kernel, action: kernel.open(
+        action.by, UDP, action.port, shares=True
+    ),
+    "open TCP": lambda kernel, action: kernel.dial(action.by, action.port, action.target),
+    "send raw": lambda kernel, action: kernel.send_raw(action.by, TCP, action.port, action.target),
+    "ping": lambda kernel, action: kernel.send_raw(action.by, ICMP, 0, action.target),
+    "send a frame": lambda kernel, action: kernel.send_frame(action.by),
+    "go on": lambda kernel, action: kernel.go_on(action.which),
+    "drop": lambda kernel, _action: kernel.drop_call(),
+    "drop a log": lambda kernel, _action: kernel.skip_log(),
+    "make unreadable": lambda kernel, _action: kernel.make_unreadable(),
+    "read": lambda _kernel, _action: None,
 }
-_BY_A_SOCKET: Final[dict[str, Callable[[Kernel, Deed, Socket], object]]] = {
-    "give": lambda _kernel, deed, sock: sock.holders.add(deed.place % PROCESSES),
-    "connect": lambda kernel, deed, sock: kernel.connect(sock, deed.by, deed.place),
-    "disconnect": lambda kernel, _deed, sock: kernel.disconnect(sock),
-    "send": lambda kernel, deed, sock: kernel.send(sock, deed.by),
-    "send to": lambda kernel, deed, sock: kernel.send(sock, deed.by, deed.place),
-    "send again": lambda kernel, deed, sock: kernel.send_again(sock, deed.by),
-    "close": lambda kernel, _deed, sock: kernel.close(sock),
+_WITH_SOCKET: Final[dict[str, Callable[[Kernel, Action, Socket], object]]] = {
+    "give": lambda _kernel, action, sock: sock.holders.add(action.target % PROCESSES),
+    "connect": lambda kernel, action, sock: kernel.connect(sock, action.by, action.target),
+    "disconnect": lambda kernel, _action, sock: kernel.disconnect(sock),
+    "send": lambda kernel, action, sock: kernel.send(sock, action.by),
+    "send to": lambda kernel, action, sock: kernel.send(sock, action.by, action.target),
+    "send again": lambda kernel, action, sock: kernel.send_again(sock, action.by),
+    "close": lambda kernel, _action, sock: kernel.close(sock),
 }
-#: What is done several times now and then.
-_MANY: Final = frozenset({"send", "send to", "ping", "lose", "lose a log"})
+#: Actions that are sometimes repeated.
+_MANY: Final = frozenset({"send", "send to", "ping", "drop", "drop a log"})
 _OFTEN: Final = ("send", "send to", "read", "read")
-_WHATS: Final = (*_BY_ITSELF, *_BY_A_SOCKET, *_OFTEN)
+_KINDS: Final = (*_WITHOUT_SOCKET, *_WITH_SOCKET, *_OFTEN)
 _GAP_NUMBERS: Final = (0, 0, 0, *range(len(_GAPS)))
-DEEDS: Final = st.builds(
-    Deed,
-    what=st.sampled_from(_WHATS),
+ACTIONS: Final = st.builds(
+    Action,
+    kind=st.sampled_from(_KINDS),
     by=st.integers(0, PROCESSES - 1),
     which=st.integers(0, 3),
-    place=st.integers(0, len(PLACES) - 1),
+    target=st.integers(0, len(TARGETS) - 1),
     gap=st.sampled_from(_GAP_NUMBERS),
 )
 
 
-def do(kernel: Kernel, deed: Deed) -> None:
-    kernel.wait(_GAPS[deed.gap])
-    for _ in range(deed.times):
-        mine = [each for each in kernel.sockets if deed.by in each.holders]
-        if deed.what in _BY_ITSELF:
-            _BY_ITSELF[deed.what](kernel, deed)
+def perform(kernel: Kernel, action: Action) -> None:
+    kernel.wait(_GAPS[action.gap])
+    for _ in range(action.times):
+        mine = [each for each in kernel.sockets if action.by in each.holders]
+        if action.kind in _WITHOUT_SOCKET:
+            _WITHOUT_SOCKET[action.kind](kernel, action)
         elif mine:
-            _BY_A_SOCKET[deed.what](kernel, deed, mine[deed.which % len(mine)])
+            _WITH_SOCKET[action.kind](kernel, action, mine[action.which % len(mine)])
 
 
 class Reader:
-    """Reads what a kernel has logged, and holds what is said of it to what it was."""
+    """Reader of a kernel's log that compares each attribution with the real sender."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.told: Refusals | Calls = Refusals() if kernel.is_refused else Calls()
+        self.events: RefusedPackets | SendCalls = (
+            RefusedPackets() if kernel.is_refused else SendCalls()
+        )
         self.sure = self.packets = 0
 
     def read(self, most: int) -> None:
         sent = self.kernel.read(most)
-        for event in self.kernel.told:
+        for event in self.kernel.events:
             if isinstance(event, Call):
-                self.told.add(event)
-            elif isinstance(self.told, Calls):
-                self.told.close(event)
-        self.kernel.told.clear()
-        if self.kernel.has_lost:
-            self.told.lose(self.kernel.now_ns)
-            self.kernel.has_lost = False
+                self.events.add(event)
+            elif isinstance(self.events, SendCalls):
+                self.events.mark_closed(event)
+        self.kernel.events.clear()
+        if self.kernel.has_dropped:
+            self.events.note_dropped(self.kernel.now_ns)
+            self.kernel.has_dropped = False
         logged = [each.logged for each in sent]
-        for each, match in zip(sent, self.told.matches(logged), strict=True):
+        for each, match in zip(sent, self.events.matches(logged), strict=True):
             self.packets += 1
             if match is not None and match.is_sender:
                 images = [one.image for one in match.calls]
                 assert image(each.by) in images
                 self.sure += len(images) == 1
 
-    def follow(self, deeds: list[Deed]) -> None:
-        for deed in deeds:
-            do(self.kernel, deed)
-            while self.kernel.is_late:
+    def follow(self, actions: list[Action]) -> None:
+        for action in actions:
+            perform(self.kernel, action)
+            while self.kernel.is_overdue:
                 self.read(1)
-            if deed.what == "read":
-                self.read(1 + deed.which)
+            if action.kind == "read":
+                self.read(1 + action.which)
         self.read(len(self.kernel.logged))
 
 
-_WAYS: Final[dict[str, dict[str, Any]]] = {
+_MODES: Final[dict[str, dict[str, Any]]] = {
     "refusals": {},
     "refusals, by text": {"has_bytes": False},
     "calls": {"is_refused": False},
@@ -146,36 +150,36 @@ _WAYS: Final[dict[str, dict[str, Any]]] = {
 
 
 @settings(max_examples=200)
-@given(deeds=st.lists(DEEDS, min_size=40, max_size=60), way=st.sampled_from(list(_WAYS)))
-def test_who_is_said_to_have_sent_it_has_sent_it(deeds: list[Deed], way: str) -> None:
-    Reader(Kernel(**_WAYS[way])).follow(deeds)
+@given(actions=st.lists(ACTIONS, min_size=40, max_size=60), mode=st.sampled_from(list(_MODES)))
+def test_attributed_sender_is_the_real_sender(actions: list[Action], mode: str) -> None:
+    Reader(Kernel(**_MODES[mode])).follow(actions)
 
 
-def _deeds(chance: random.Random) -> list[Deed]:
+def _actions(chance: random.Random) -> list[Action]:
     return [
-        Deed(
-            chance.choice(_WHATS),
+        Action(
+            chance.choice(_KINDS),
             chance.randrange(PROCESSES),
             chance.randrange(4),
-            chance.randrange(len(PLACES)),
+            chance.randrange(len(TARGETS)),
             chance.choice(_GAP_NUMBERS),
         )
         for _ in range(60)
     ]
 
 
-@pytest.mark.parametrize("way", _WAYS)
-@pytest.mark.parametrize("kept", [4, 8192])
-def test_so_it_is_whatever_is_done_and_however_much_is_forgotten(
-    way: str, kept: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("stored", [4, 8192])
+def test_attributed_sender_is_the_real_sender_for_any_table_size(
+    mode: str, stored: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same by chance alone, which goes further than what looks for the smallest example."""
-    monkeypatch.setattr(send_calls, "_KEPT", kept)
-    monkeypatch.setattr(refused_packets, "_KEPT", kept)
+    """Random actions go further than Hypothesis, which searches for the smallest example."""
+    monkeypatch.setattr(send_calls, "_MOST_STORED", stored)
+    monkeypatch.setattr(refused_packets, "_MOST_STORED", stored)
     sure = 0
     for seed in range(500):
-        reader = Reader(Kernel(**_WAYS[way]))
-        reader.follow(_deeds(random.Random(seed)))
+        reader = Reader(Kernel(**_MODES[mode]))
+        reader.follow(_actions(random.Random(seed)))
         sure += reader.sure
     assert sure > 300
 
@@ -183,10 +187,10 @@ def test_so_it_is_whatever_is_done_and_however_much_is_forgotten(
 @pytest.mark.parametrize(
     ("protocol", "is_refused", "share"), [(TCP, True, 0.97), (TCP, False, 0.97), (UDP, True, 0.97)]
 )
-def test_of_those_that_are_read_soon_most_are_known(
+def test_most_senders_are_known_if_records_are_read_soon(
     protocol: int, share: float, *, is_refused: bool
 ) -> None:
-    """A thousand processes, some of which have the same port soon after one another."""
+    """A thousand processes; some have the same port soon after one another."""
     reader, chance = Reader(Kernel(is_refused=is_refused)), random.Random(protocol)
     for number in range(1000):
         port, is_connected = chance.randrange(1, 200), chance.random() < 0.5

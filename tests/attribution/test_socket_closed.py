@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.attribution import socket_closed
-from ocsf_nft.attribution.socket_closed import Ended
+from ocsf_nft.attribution.socket_closed import ClosedSockets
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="listens to the 
 
 
 @pytest.fixture
-def watch() -> Iterator[Ended]:
-    with Ended(Namespace()) as opened:
+def watch() -> Iterator[ClosedSockets]:
+    with ClosedSockets(Namespace()) as opened:
         yield opened
 
 
@@ -32,8 +32,8 @@ def now_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def ended_socket(protocol: int = UDP, family: int = socket.AF_INET) -> int:
-    """The port of one that has ended."""
+def closed_port(protocol: int = UDP, family: int = socket.AF_INET) -> int:
+    """Return the port of a socket that was closed."""
     kind = socket.SOCK_DGRAM if protocol == UDP else socket.SOCK_STREAM
     with socket.socket(family, kind) as sock:
         sock.bind(("", 0))
@@ -43,81 +43,81 @@ def ended_socket(protocol: int = UDP, family: int = socket.AF_INET) -> int:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-@pytest.mark.parametrize("protocol", sorted(socket_closed.WATCHED))
-def test_a_socket_that_has_ended_is_told_of(watch: Ended, family: int, protocol: int) -> None:
+@pytest.mark.parametrize("protocol", sorted(socket_closed.WATCHED_PROTOCOLS))
+def test_closed_socket_is_reported(watch: ClosedSockets, family: int, protocol: int) -> None:
     since_ns = now_ns()
-    port = ended_socket(protocol, family)
-    assert watch.doubt(protocol, port, since_ns) == "a socket that had the packet's port has ended"
+    port = closed_port(protocol, family)
+    assert watch.doubt(protocol, port, since_ns) == "a socket that had the packet's port was closed"
 
 
-def test_one_that_is_there_is_not(watch: Ended) -> None:
+def test_open_socket_is_not_reported(watch: ClosedSockets) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
         since_ns = now_ns()
-        ended_socket()
+        closed_port()
         assert watch.doubt(UDP, port, since_ns) is None
     time.sleep(0.01)
     assert watch.doubt(UDP, port, since_ns) is not None
     assert watch.doubt(socket.IPPROTO_TCP, port, since_ns) is None
 
 
-def test_one_that_ended_before_the_packet_is_none_of_its(watch: Ended) -> None:
-    port = ended_socket()
+def test_socket_closed_before_the_packet_is_ignored(watch: ClosedSockets) -> None:
+    port = closed_port()
     assert watch.doubt(UDP, port, watch._since_ns) is not None
     since_ns = now_ns()
     assert watch.doubt(UDP, port, since_ns) is None
-    # But it may have been sent before it was recorded.
+    # The packet may have been sent before it was recorded.
     assert watch.doubt(UDP, port, since_ns, slack_ns=1_000_000_000) is not None
 
 
-def test_nothing_is_known_of_what_was_before(watch: Ended) -> None:
+def test_packet_from_before_the_watch_is_in_doubt(watch: ClosedSockets) -> None:
     doubt = watch.doubt(UDP, 1, watch._since_ns - 1)
     assert doubt == "the packet is from before the sandbox's sockets were watched"
     assert watch.doubt(UDP, 1, watch._since_ns) is None
 
 
 @pytest.mark.parametrize(
-    ("sent_ns", "slack_ns", "is_told"),
+    ("sent_ns", "slack_ns", "is_reported"),
     [(50, 0, True), (51, 0, False), (59, 9, True), (60, 9, False)],
 )
-def test_doubt_is_about_what_ended_at_the_time_of_the_packet_or_later(
-    sent_ns: int, slack_ns: int, *, is_told: bool
+def test_doubt_is_about_sockets_closed_at_the_time_of_the_packet_or_later(
+    sent_ns: int, slack_ns: int, *, is_reported: bool
 ) -> None:
-    watch = Ended(Namespace())
+    watch = ClosedSockets(Namespace())
     watch._drain = lambda: True  # type: ignore[method-assign]
     watch._last[UDP][7] = 50
-    ends = "a socket that had the packet's port has ended" if is_told else None
-    assert watch.doubt(UDP, 7, sent_ns, slack_ns=slack_ns) == ends
-    watch._blind_ns = 50
-    unsure = "so many sockets of the sandbox end that not each is told of" if is_told else None
+    closed = "a socket that had the packet's port was closed" if is_reported else None
+    assert watch.doubt(UDP, 7, sent_ns, slack_ns=slack_ns) == closed
+    watch._dropped_ns = 50
+    unsure = "the sandbox closes so many sockets that not each is reported" if is_reported else None
     assert watch.doubt(UDP, 8, sent_ns, slack_ns=slack_ns) == unsure
 
 
-def test_where_more_end_than_is_told_nothing_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_notices_put_every_port_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket_closed, "_SO_RCVBUFFORCE", socket.SO_RCVBUF)
     monkeypatch.setattr(socket_closed, "_BUFFER_BYTES", 1)
-    with Ended(Namespace()) as watch:
+    with ClosedSockets(Namespace()) as watch:
         since_ns = now_ns()
         with watch._lock:
             for _ in range(100):
-                ended_socket()
-            assert watch._drain()  # all that is there, though some were dropped
+                closed_port()
+            assert watch._drain()  # all notices, though the kernel dropped some
         doubt = watch.doubt(UDP, 1, since_ns)
-        assert doubt == "so many sockets of the sandbox end that not each is told of"
-        # It is over when nothing is missing since.
+        assert doubt == "the sandbox closes so many sockets that not each is reported"
+        # The doubt ends when no later notice is missing.
         assert watch.doubt(UDP, 1, now_ns()) is None
 
 
-def test_where_more_end_than_are_read_at_once_nothing_is_sure(
-    watch: Ended, monkeypatch: pytest.MonkeyPatch
+def test_unread_notices_put_every_port_in_doubt(
+    watch: ClosedSockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket_closed, "_MOST", 1)
     since_ns = now_ns()
     with watch._lock:
         for _ in range(3):
-            ended_socket()
-    assert "not each is told of" in str(watch.doubt(UDP, 1, since_ns))
+            closed_port()
+    assert "not each is reported" in str(watch.doubt(UDP, 1, since_ns))
 
 
 def test_notices_are_read_until_there_is_none() -> None:
@@ -128,32 +128,32 @@ def test_notices_are_read_until_there_is_none() -> None:
             self.reads += 1
             return super().recvfrom(*arguments)
 
-    watch = Ended(Namespace())
+    watch = ClosedSockets(Namespace())
     with Counted(fileno=socket_closed._subscribe().detach()) as watch._socket:
         assert watch._drain()
         assert watch._socket.reads == 1
 
 
-def test_it_is_followed_though_nobody_asks(watch: Ended) -> None:
-    port = ended_socket()
+def test_notices_are_read_without_a_query(watch: ClosedSockets) -> None:
+    port = closed_port()
     deadline = time.monotonic() + 5
     while port not in watch._last[UDP]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_only_the_kernel_is_believed(watch: Ended) -> None:
+def test_notice_of_another_process_is_ignored(watch: ClosedSockets) -> None:
     forged = netlink.message(20, 0, b"\0\0\0\0\0\1".ljust(72, b"\0"))
     port = watch._socket.getsockname()[0]
     forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)
-    with forger, contextlib.suppress(OSError):  # not everybody may
+    with forger, contextlib.suppress(OSError):  # needs a privilege
         forger.sendto(forged, (port, 0))
     time.sleep(0.05)
     assert 1 not in watch._last[UDP]
 
 
 def test_notices_that_cannot_be_read_are_an_error() -> None:
-    watch = Ended(Namespace())
+    watch = ClosedSockets(Namespace())
     watch._socket = socket_closed._subscribe()
     assert watch.doubt(UDP, 1, now_ns()) is None
     with contextlib.closing(watch._socket), Path(os.devnull).open("rb") as file:
@@ -162,9 +162,9 @@ def test_notices_that_cannot_be_read_are_an_error() -> None:
             watch.doubt(UDP, 1, now_ns())
 
 
-def test_it_ends_with_its_thread() -> None:
+def test_close_ends_the_thread() -> None:
     before = os.listdir("/proc/self/fd")  # noqa: PTH208 - shorter
-    with Ended(Namespace()) as watch:
+    with ClosedSockets(Namespace()) as watch:
         thread = watch._thread
         assert thread.is_alive()
         assert thread.daemon  # a process that fails need not close it

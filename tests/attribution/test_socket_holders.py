@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import proc
-from ocsf_nft.attribution import socket_holders as holders_of
-from ocsf_nft.attribution.socket_holders import Holder, Scan, holders
+from ocsf_nft.attribution import socket_holders
+from ocsf_nft.attribution.socket_holders import Holder, Scan, find_holders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 
-#: Opens a socket, says its inode, and lives until its input ends.
+#: Opens a socket, prints its inode, and runs until its input ends.
 _PROGRAM = """
 import os, socket
 {before}
@@ -70,7 +70,7 @@ def program() -> Iterator[Callable[..., Program]]:
 def scan(*inodes: int, namespace: str | None = None, seconds: float = 10.0) -> Scan:
     own = str(Path("/proc/self/ns/net").readlink())
     deadline_ns = time.monotonic_ns() + int(seconds * 1e9)
-    return holders(frozenset(inodes), namespace or own, deadline_ns)
+    return find_holders(frozenset(inodes), namespace or own, deadline_ns)
 
 
 def only(found: Scan) -> Holder:
@@ -78,7 +78,7 @@ def only(found: Scan) -> Holder:
     return holder
 
 
-def test_who_has_opened_a_socket_is_found_without_doubt(program: Callable[..., Program]) -> None:
+def test_process_that_opened_a_socket_has_no_doubt(program: Callable[..., Program]) -> None:
     one, other = program(), program()
     before_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     holder = only(scan(one.inode))
@@ -88,7 +88,7 @@ def test_who_has_opened_a_socket_is_found_without_doubt(program: Callable[..., P
     assert {found.pid for found in scan(one.inode, other.inode).holders} == {one.pid, other.pid}
 
 
-def test_nobody_has_what_is_closed(program: Callable[..., Program]) -> None:
+def test_closed_socket_has_no_holder(program: Callable[..., Program]) -> None:
     program()
     with socket.socket() as sock:
         inode = os.fstat(sock.fileno()).st_ino
@@ -98,8 +98,8 @@ def test_nobody_has_what_is_closed(program: Callable[..., Program]) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "doubt"),
     [
-        ("", "os.set_inheritable(sock.fileno(), True)", "the socket is kept on exec"),
-        ("", "os.set_inheritable(os.dup(sock.fileno()), True)", "the socket is kept on exec"),
+        ("", "os.set_inheritable(sock.fileno(), True)", "the socket stays open on exec"),
+        ("", "os.set_inheritable(os.dup(sock.fileno()), True)", "the socket stays open on exec"),
         ("os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)", "", "a child of it may have"),
         ("", "child = os.fork()\nif not child: os._exit(0)", "a child of it may have"),
         (
@@ -115,7 +115,7 @@ def test_nobody_has_what_is_closed(program: Callable[..., Program]) -> None:
         ),
     ],
 )
-def test_what_speaks_against_a_process_is_said(
+def test_holder_has_the_reason_against_it(
     program: Callable[..., Program], before: str, after: str, doubt: str
 ) -> None:
     started = program(before, after)
@@ -126,7 +126,7 @@ def test_what_speaks_against_a_process_is_said(
     assert holder.doubt.startswith(doubt)
 
 
-def test_a_process_that_was_forked_may_have_inherited(program: Callable[..., Program]) -> None:
+def test_forked_process_may_have_inherited_the_socket(program: Callable[..., Program]) -> None:
     started = program(
         "child = os.fork()\nif child:\n  os.waitpid(child, 0)\n  os._exit(0)",
     )
@@ -136,7 +136,7 @@ def test_a_process_that_was_forked_may_have_inherited(program: Callable[..., Pro
     assert holder.doubt.startswith("it was forked")
 
 
-def test_a_child_has_the_socket_too(program: Callable[..., Program]) -> None:
+def test_child_is_a_holder_too(program: Callable[..., Program]) -> None:
     started = program("", "child = os.fork()\nif not child:\n  os.read(0, 1)\n  os._exit(0)")
     found = scan(started.inode).holders
     assert len(found) == 2
@@ -147,12 +147,12 @@ def test_a_child_has_the_socket_too(program: Callable[..., Program]) -> None:
 @pytest.mark.parametrize(
     ("capabilities", "doubt"),
     [
-        ("+all", "its user can make packets as if they came from it"),
-        ("-all,+net_raw", "its user can make packets as if they came from it"),
+        ("+all", "its user can make packets that seem to come from it"),
+        ("-all,+net_raw", "its user can make packets that seem to come from it"),
         ("-net_raw", None),
     ],
 )
-def test_who_can_make_packets_by_hand_can_frame_another(
+def test_process_of_a_user_that_can_make_packets_is_in_doubt(
     capabilities: str, doubt: str | None
 ) -> None:
     text = _PROGRAM.format(before="", after="")
@@ -166,20 +166,20 @@ def test_who_can_make_packets_by_hand_can_frame_another(
         assert only(scan(int(process.stdout.readline()))).doubt == doubt
 
 
-def test_mask_of_a_status_has_all_bits_where_it_is_cut_short() -> None:
+def test_mask_of_a_status_has_all_bits_if_the_text_was_cut() -> None:
     status = b"Name:\tx\nSigIgn:\t0000000001001000\nCapPrm:\t00000000a80425fb\n"
-    assert holders_of._mask(holders_of._IGNORED, status) == 0x1001000
-    assert holders_of._mask(holders_of._PERMITTED, status) == 0xA80425FB
-    assert holders_of._mask(holders_of._PERMITTED, status[:-30]) == -1
+    assert socket_holders._mask(socket_holders._IGNORED, status) == 0x1001000
+    assert socket_holders._mask(socket_holders._PERMITTED, status) == 0xA80425FB
+    assert socket_holders._mask(socket_holders._PERMITTED, status[:-30]) == -1
 
 
-def test_who_is_elsewhere_may_have_been_handed_it(program: Callable[..., Program]) -> None:
+def test_process_outside_may_have_received_the_socket(program: Callable[..., Program]) -> None:
     holder = only(scan(program().inode, namespace="net:[1]"))
     assert holder.doubt is not None
     assert holder.doubt.startswith("it is outside the sandbox")
 
 
-def test_a_thread_may_have_descriptors_of_its_own(program: Callable[..., Program]) -> None:
+def test_thread_may_have_a_descriptor_table_of_its_own(program: Callable[..., Program]) -> None:
     aside = """
 import ctypes, threading
 def inside():
@@ -192,7 +192,7 @@ ready = threading.Event()
 threading.Thread(target=inside).start()
 ready.wait()
 """
-    started = program(aside)  # the first line is the thread's
+    started = program(aside)  # the thread prints the first line
     holder = only(scan(started.inode))
     assert (holder.pid, holder.doubt) == (started.pid, None)
 
@@ -200,7 +200,7 @@ ready.wait()
 def test_without_kcmp_the_tables_of_all_threads_are_read(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holders_of, "_KCMP", None)
+    monkeypatch.setattr(socket_holders, "_KCMP", None)
     started = program(
         "import threading\nfor _ in range(3): threading.Thread(target=os.read, args=(0, 1)).start()"
     )
@@ -209,18 +209,20 @@ def test_without_kcmp_the_tables_of_all_threads_are_read(
     os.kill(started.pid, signal.SIGKILL)
 
 
-def test_where_there_is_no_time_that_is_said(program: Callable[..., Program]) -> None:
+def test_search_without_time_gives_the_reason(program: Callable[..., Program]) -> None:
     found = scan(program().inode, seconds=0)
     assert found.holders == ()
-    assert found.missed == "there was no time to look at all processes"
+    assert found.missed == "there was no time to check all processes"
 
 
-def test_who_has_very_many_descriptors_doesnt_hold_it_up(program: Callable[..., Program]) -> None:
+def test_process_with_many_descriptors_does_not_delay_the_search(
+    program: Callable[..., Program],
+) -> None:
     program(
         "import resource\n"
         "most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))\n"
-        "kept = [os.open('/dev/null', os.O_RDONLY) for _ in range(min(most, 50_000) - 10)]"
+        "opened = [os.open('/dev/null', os.O_RDONLY) for _ in range(min(most, 50_000) - 10)]"
     )
     before = time.monotonic()
     assert scan(1).missed is None
@@ -230,190 +232,190 @@ def test_who_has_very_many_descriptors_doesnt_hold_it_up(program: Callable[..., 
     assert time.monotonic() - before < whole / 2
 
 
-def test_who_may_not_be_looked_at_may_have_been_handed_it(
+def test_unreadable_process_may_have_received_the_socket(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, closed = program(), program()
-    _close(monkeypatch, closed.pid)
+    started, unreadable = program(), program()
+    _make_unreadable(monkeypatch, unreadable.pid)
     found = scan(started.inode)
     assert only(found).doubt is None
     assert found.missed is None
-    assert found.unseen == "not every process of this host may be looked at"
+    assert found.unseen == "not every process of this host is readable"
 
 
-def test_a_child_that_may_not_be_looked_at_may_have_it(
+def test_unreadable_child_may_have_the_socket(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = program("child = os.posix_spawn('/bin/sleep', ['sleep', '100'], {})")
     (child,) = map(
         int, Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
     )
-    _close(monkeypatch, child)
+    _make_unreadable(monkeypatch, child)
     try:
-        assert only(scan(started.inode)).doubt == "a child of it may not be looked at"
+        assert only(scan(started.inode)).doubt == "a child of it is not readable"
     finally:
         os.kill(child, signal.SIGKILL)
 
 
-def _close(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
-    """Have a process be one that we may not look at."""
+def _make_unreadable(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
+    """Make the descriptors of a process unreadable."""
     real = proc.directory
-    closed: set[int] = set()
+    unreadable: set[int] = set()
 
     def guarded(path: str, parent: int | None = None) -> int:
-        if path == "./fdinfo" and parent in closed:
+        if path == "./fdinfo" and parent in unreadable:
             raise PermissionError
         directory = real(path, parent)
         if path == str(pid):
-            closed.add(directory)
+            unreadable.add(directory)
         else:
-            closed.discard(directory)
+            unreadable.discard(directory)
         return directory
 
     monkeypatch.setattr(proc, "directory", guarded)
 
 
-def _reopen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have all processes be such as we may look at, whatever else runs on this machine."""
-    real = holders_of._Search.look_at_all
+def _make_all_readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make all processes readable, whatever else runs on this machine."""
+    real = socket_holders._Search.search_all
 
-    def look(search: holders_of._Search, namespace: str) -> None:
+    def search_all(search: socket_holders._Search, namespace: str) -> None:
         real(search, namespace)
-        search._closed.clear()
+        search._unreadable.clear()
 
-    monkeypatch.setattr(holders_of._Search, "look_at_all", look)
+    monkeypatch.setattr(socket_holders._Search, "search_all", search_all)
 
 
-def test_where_processes_are_hidden_that_is_said(
+def test_proc_with_hidden_processes_is_reported(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = program()
     monkeypatch.setattr(os, "getpid", lambda: -1)  # /proc is another pid namespace's
-    assert scan(started.inode).missed == "not every process can be seen"
+    assert scan(started.inode).missed == "not every process is visible"
 
 
-def test_in_another_pid_namespace_others_may_have_been_handed_it(
+def test_process_of_another_pid_namespace_may_have_received_the_socket(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = program()
-    _reopen(monkeypatch)
+    _make_all_readable(monkeypatch)
     assert scan(started.inode).unseen is None
     monkeypatch.setattr(proc, "INITIAL", "pid:[1]")
     found = scan(started.inode)
     assert found.missed is None
-    assert found.unseen == "not every process of this host can be seen"
+    assert found.unseen == "not every process of this host is visible"
 
 
-def test_a_process_that_ends_meanwhile_is_told_of(
+def test_process_that_ends_during_the_search_is_reported(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = program()
-    real = holders_of._Search.look_at_all
+    real = socket_holders._Search.search_all
 
-    def then_end(search: holders_of._Search, namespace: str) -> None:
+    def then_end(search: socket_holders._Search, namespace: str) -> None:
         real(search, namespace)
         started.end()
 
-    monkeypatch.setattr(holders_of._Search, "look_at_all", then_end)
+    monkeypatch.setattr(socket_holders._Search, "search_all", then_end)
     found = scan(started.inode)
     assert found.holders == ()
-    assert found.missed == "a process that had it has ended while they were looked at"
+    assert found.missed == "a process that had it ended during the search"
 
 
 def test_holder_is_not_described_after_the_deadline(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = program()
-    real = holders_of._Search.look_at_all
+    real = socket_holders._Search.search_all
 
-    def until_the_deadline(search: holders_of._Search, namespace: str) -> None:
+    def until_the_deadline(search: socket_holders._Search, namespace: str) -> None:
         real(search, namespace)
         search._deadline_ns = 0
 
-    monkeypatch.setattr(holders_of._Search, "look_at_all", until_the_deadline)
+    monkeypatch.setattr(socket_holders._Search, "search_all", until_the_deadline)
     found = scan(started.inode)
     assert found.holders == ()
-    assert found.missed == "there was no time to look at all processes"
+    assert found.missed == "there was no time to check all processes"
 
 
-def test_descriptor_in_another_form_may_be_a_unix_socket(tmp_path: Path) -> None:
+def test_descriptor_with_an_unknown_format_may_be_a_unix_socket(tmp_path: Path) -> None:
     (tmp_path / "3").write_text("pos:\t0\n")
     with proc.opened(str(tmp_path)) as directory:
-        found = holders_of._Descriptor.of("3", directory)
+        found = socket_holders._Descriptor.of("3", directory)
     assert found == (0, -1, -1, True)
 
 
-def test_unix_sockets_of_threads_and_descriptors_that_end_meanwhile_are_passed_over(
+def test_search_for_unix_sockets_skips_ended_threads_and_closed_descriptors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first of the threads has ended."""
-    monkeypatch.setattr(holders_of._Search, "_tables", lambda *_: iter([".", "1", "2"]))
+    monkeypatch.setattr(socket_holders._Search, "_tables", lambda *_: iter([".", "1", "2"]))
     for table in (".", "2"):
         (tmp_path / table / "fdinfo").mkdir(parents=True)
     lines = "pos:\t0\nflags:\t02000002\nmnt_id:\t9\nino:\t77\n"
     last = tmp_path / "2" / "fdinfo" / "4"
     with proc.opened("/proc") as root, proc.opened(str(tmp_path)) as directory:
-        search = holders_of._Search(root, frozenset(), time.monotonic_ns() + 10**10)
+        search = socket_holders._Search(root, frozenset(), time.monotonic_ns() + 10**10)
         last.write_text(lines)
         assert not search._has_unix_socket(directory, 1)
         last.write_text(lines + "scm_fds: 0\n")
         assert search._has_unix_socket(directory, 1)
-        assert not search._is_unix_socket(directory, "gone")
+        assert not search._is_unix_socket(directory, "absent")
 
 
-def test_table_of_descriptors_is_whole_unless_it_is_empty_or_one_was_closed_meanwhile(
+def test_descriptor_table_is_complete_unless_it_is_empty_or_changed_during_the_search(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "fdinfo").mkdir()
-    found = holders_of._Found(is_inside=True, descriptors=[], inodes=set())
+    found = socket_holders._Found(is_inside=True, descriptors=[], inodes=set())
     with proc.opened("/proc") as root, proc.opened(str(tmp_path)) as directory:
-        search = holders_of._Search(root, frozenset(), time.monotonic_ns() + 10**10)
-        assert not search._look_at(directory, ".", found)
+        search = socket_holders._Search(root, frozenset(), time.monotonic_ns() + 10**10)
+        assert not search._search_table(directory, ".", found)
         (tmp_path / "fdinfo" / "3").write_text("pos:\t0\n")
-        assert search._look_at(directory, ".", found)
+        assert search._search_table(directory, ".", found)
         (tmp_path / "fdinfo" / "4").symlink_to("closed")
-        assert not search._look_at(directory, ".", found)
+        assert not search._search_table(directory, ".", found)
 
 
 def test_process_descends_from_its_ancestors_or_has_ended() -> None:
     with proc.opened("/proc") as root, subprocess.Popen(["/bin/sleep", "100"]) as child:
-        search = holders_of._Search(root, frozenset(), 0)
+        search = socket_holders._Search(root, frozenset(), 0)
         assert search._descends(child.pid, os.getpid())
         assert search._descends(child.pid, os.getppid())
         assert not search._descends(os.getpid(), child.pid)
         child.kill()
         child.wait()
-        assert search._descends(child.pid, 1 << 30)  # which it was is not known any more
+        assert search._descends(child.pid, 1 << 30)  # its parent is unknown now
 
 
 def test_process_with_the_id_2_descends_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container."""
-    search = holders_of._Search(os.open("/proc", os.O_PATH), frozenset(), 0)
+    search = socket_holders._Search(os.open("/proc", os.O_PATH), frozenset(), 0)
     monkeypatch.setattr(proc, "stat", lambda *_: SimpleNamespace(parent=1))
     assert search._descends(2, 1)
     assert not search._descends(2, 3)
     os.close(search._root)
 
 
-def test_proc_without_a_first_process_hides_some(tmp_path: Path) -> None:
+def test_proc_without_a_first_process_hides_processes(tmp_path: Path) -> None:
     with proc.opened(str(tmp_path)) as directory:
-        assert not holders_of._hides_none(directory)
+        assert not socket_holders._shows_all(directory)
         (tmp_path / "self").symlink_to(str(os.getpid()))
-        assert not holders_of._hides_none(directory)
+        assert not socket_holders._shows_all(directory)
         (tmp_path / "1").mkdir()
-        assert holders_of._hides_none(directory)
+        assert socket_holders._shows_all(directory)
 
 
 def test_descriptor_that_was_closed_counts_as_inherited(tmp_path: Path) -> None:
     (tmp_path / "fdinfo").mkdir()
     (tmp_path / "fdinfo" / "3").write_text("pos:\t0\nflags:\t02000002\nmnt_id:\t9\nino:\t77\n")
     with proc.opened(str(tmp_path)) as directory:
-        assert holders_of._is_closed_on_exec(directory, ".", "3")
-        assert not holders_of._is_closed_on_exec(directory, ".", "4")
+        assert socket_holders._is_closed_on_exec(directory, ".", "3")
+        assert not socket_holders._is_closed_on_exec(directory, ".", "4")
 
 
 @pytest.mark.parametrize("has_a_table", [True, False])
-def test_a_child_that_ends_meanwhile_may_have_had_it(
+def test_child_that_ends_during_the_search_may_have_had_the_socket(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch, has_a_table: bool
 ) -> None:
     started = program("", "child = os.fork()\nif not child:\n  os.read(0, 1)\n  os._exit(0)")
@@ -421,9 +423,9 @@ def test_a_child_that_ends_meanwhile_may_have_had_it(
         int, Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
     )
     assert len(scan(started.inode).holders) == 2
-    real = holders_of._Search._look
+    real = socket_holders._Search._search_process
 
-    def after_its_end(search: holders_of._Search, pid: int, *, is_inside: bool) -> None:
+    def after_its_end(search: socket_holders._Search, pid: int, *, is_inside: bool) -> None:
         if pid == child:
             os.kill(child, signal.SIGKILL)
             time.sleep(0.05)
@@ -434,18 +436,18 @@ def test_a_child_that_ends_meanwhile_may_have_had_it(
 
     directory = proc.directory
 
-    def without(path: str, where: int | None = None) -> int:
+    def without(path: str, parent: int | None = None) -> int:
         if path == "./fdinfo":
             raise FileNotFoundError
-        return directory(path, where)
+        return directory(path, parent)
 
-    monkeypatch.setattr(holders_of._Search, "_look", after_its_end)
+    monkeypatch.setattr(socket_holders._Search, "_search_process", after_its_end)
     holder = only(scan(started.inode))
     assert holder.pid == started.pid
-    assert holder.doubt == "a child of it may have had the socket too, and have ended"
+    assert holder.doubt == "a child of it may have had the socket too, and may have ended"
 
 
-def test_our_own_threads_are_looked_at_once() -> None:
+def test_threads_of_this_process_are_searched_once() -> None:
     stop = threading.Event()
     threads = [threading.Thread(target=stop.wait) for _ in range(3)]
     for thread in threads:

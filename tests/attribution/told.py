@@ -1,4 +1,4 @@
-"""What is asked of the facts of a process, and of what there is in /proc beside them."""
+"""Helpers for tests of process details, and of /proc beside them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 PYTHON = Path(sys.executable).resolve()
 TICK_NS = 10_000_000
-#: What reading says of who is gone, by when it went.
-GONE = (FileNotFoundError, ProcessLookupError)
+#: Errors of reads about an exited process, by the time of its exit.
+EXITED = (FileNotFoundError, ProcessLookupError)
 
-#: What somebody may call himself to be taken for somebody else.
+#: Names that a process may choose to imitate another process.
 NAMES = [
     b") S 1 1 1",
     b"a) Z 1 (b",
@@ -37,30 +37,30 @@ NAMES = [
 
 
 def called(name: bytes) -> str:
-    """The code of a Python program that calls itself so, and waits."""
+    """Return the code of a Python program that sets its name, and waits."""
     end = b"\0"
     return f"open('/proc/self/comm', 'wb').write({name + end!r}); " + WAITING
 
 
 def found(pid: int, *, started_by_ns: int | None = None, started_ns: int | None = None) -> Process:
-    """The facts of a process that is there."""
+    """Return the details of a running process."""
     process = procfs.read(pid, started_by_ns=started_by_ns, started_ns=started_ns)
     assert process is not None
     return process
 
 
 def state(pid: int) -> str:
-    """The letter for what it does."""
+    """Return the letter of its state."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def ticks(pid: int) -> int:
-    """When it started."""
+    """Return its start time in clock ticks."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 @contextlib.contextmanager
 def directory(pid: int) -> Iterator[int]:
-    """Its directory, open."""
+    """Open its directory."""
     with proc.opened(f"/proc/{pid}") as descriptor:
         yield descriptor

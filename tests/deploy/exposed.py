@@ -61,7 +61,7 @@ def exposition(folder: Path, *, rung: str = "capture") -> str:
             events=85,
             patience=patience,
             kept=SimpleNamespace(store=store, forwarders=(forwarder,)),
-            ladder=SimpleNamespace(rung=rung, lost=12),
+            ladder=SimpleNamespace(method=rung, dropped=12),
         )
         return await exposition_of(service)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.attribution import bpf_capture
-from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import scripted
 from tests.kernel.watching import SANDBOX, fence
@@ -70,7 +70,7 @@ def _calls_are_told(lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyP
 class Reader:
     """Reads what was logged once all of it was done: then a record is late."""
 
-    def __init__(self, ladder: Ladder, source: Nflog) -> None:
+    def __init__(self, ladder: FallbackChain, source: Nflog) -> None:
         self._ladder, self._source = ladder, source
 
     async def read(self, protocol: int, number: int) -> list[Attribution]:
@@ -88,7 +88,7 @@ class Reader:
 @pytest.fixture
 async def reader(lab: Lab) -> AsyncIterator[Reader]:
     async with (
-        Ladder({SANDBOX: lab.sandbox_namespace}) as ladder,
+        FallbackChain({SANDBOX: lab.sandbox_namespace}) as ladder,
         Nflog(lab.sandbox_namespace, 4001) as source,
     ):
         yield Reader(ladder, source)

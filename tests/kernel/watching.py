@@ -8,7 +8,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.fence import installer, ruleset
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.values import endpoint
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from ocsf_nft.attribution.fallback_chain import Top
+    from ocsf_nft.attribution.fallback_chain import TopMethod
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
@@ -33,7 +33,7 @@ _BUDGET = "limit rate 1/second burst 4 packets"
 class Watched:
     """What has come so far, in the kernel's order."""
 
-    ladder: Ladder
+    ladder: FallbackChain
     found: list[tuple[Record, Attribution]] = field(default_factory=list)
     more: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -75,12 +75,12 @@ def fence(
 
 @contextlib.asynccontextmanager
 async def watching(
-    lab: Lab, *, top: Top = "capture", wait_seconds: float = 0.05, hashed_bytes: int = 0
+    lab: Lab, *, top: TopMethod = "capture", wait_seconds: float = 0.05, hashed_bytes: int = 0
 ) -> AsyncIterator[Watched]:
     """Read the fence of the lab in the background."""
     sandboxes = {SANDBOX: lab.sandbox_namespace}
     async with (
-        Ladder(sandboxes, top=top, wait_seconds=wait_seconds, hashed_bytes=hashed_bytes) as ladder,
+        FallbackChain(sandboxes, top=top, wait_seconds=wait_seconds, hashed_bytes=hashed_bytes) as ladder,
         Nflog(lab.sandbox_namespace, 4001) as source,
     ):
         watched = Watched(ladder)

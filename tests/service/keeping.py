@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ocsf_nft.accounting import state_db
-from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.delivery.retry_until_writable import Patience
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.service.account_loop import Account
@@ -52,7 +52,12 @@ class Kept:
 
 @contextlib.asynccontextmanager
 async def account(
-    counters: object, path: Path, sink: Kept, ladder: Ladder | None = None, *, source: str = "kmsg"
+    counters: object,
+    path: Path,
+    sink: Kept,
+    ladder: FallbackChain | None = None,
+    *,
+    source: str = "kmsg",
 ) -> AsyncIterator[Account]:
     """Open the account of a sandbox, with its file in a folder."""
     made = Account(
@@ -62,7 +67,7 @@ async def account(
         Reporter(sink.keep, None),
         begun_ns=NOW,
         patience=Patience(asyncio.Event()),
-        ladder=ladder or Ladder({}),
+        ladder=ladder or FallbackChain({}),
         source=source,
     )
     async with made:

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from ocsf_nft.accounting import state_db
-from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.errors import DeliveryError, FenceError
 from ocsf_nft.flow import keys
 from ocsf_nft.process import Process
@@ -364,7 +364,7 @@ def _by(pid: int) -> Attribution:
     return done_by(Process(pid=pid, path=f"/run/{pid}"))
 
 
-class Seeing(Ladder):
+class Seeing(FallbackChain):
     """Sees another process at each window."""
 
     def __init__(self) -> None:
@@ -378,7 +378,7 @@ class Seeing(Ladder):
         assert (sandbox, since_ns) == ("sb", NOW)
         return [_by(1) for _ in records]
 
-    def told(self, sandbox: str, record: Record, process: Process | None) -> None:
+    def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
         assert (sandbox, process and process.pid) == ("sb", 1)
         self.alone.append(record)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.process import Process
 from tests.accounting.reading import NOW, SECOND, key, record, tcp
 from tests.conformance.attributed import done_by
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
 
-class Sending(Ladder):
+class Sending(FallbackChain):
     """Knows that process 1 sent the packet of each record, and when."""
 
     def __init__(self, sent_ns: int) -> None:
