@@ -14,7 +14,7 @@ from ocsf_nft.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.check import Finding, Question
+    from ocsf_nft.check import CheckScope, Finding
     from ocsf_nft.netns import Namespace
 
 #: How VMs' TAP devices are usually named.
@@ -79,7 +79,7 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
 
     Example: ocsf-nft check --device vmtap-1 --subnet 172.16.0.1/30 --gateway-port 3128
     """
-    from ocsf_nft.check import findings, verdict
+    from ocsf_nft.check import exit_code, findings
 
     asked = _asked(
         _namespace(netns, pid), device, subnets or [], port=gateway_port, proxies=proxies or []
@@ -93,7 +93,7 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
             _write(finding)
     if not as_json:
         _show(found)
-    raise typer.Exit(verdict(found))
+    raise typer.Exit(exit_code(found))
 
 
 def _namespace(netns: str | None, pid: int | None) -> Namespace:
@@ -113,7 +113,7 @@ def _asked(
     *,
     port: int,
     proxies: list[str],
-) -> Question:
+) -> CheckScope:
     from ocsf_nft import check
     from ocsf_nft.fence import values
 
@@ -123,7 +123,7 @@ def _asked(
         device = _DEVICES
     if device is not None:
         values.device_name(device.removesuffix("*"))
-    return check.question(
+    return check.check_scope(
         namespace,
         device=device,
         subnets=tuple(map(values.subnet, subnets)),
@@ -167,7 +167,7 @@ def _show(found: Iterable[Finding]) -> None:
         output.say(f"    {command}")
 
 
-def _remove(asked: Question, *, as_json: bool) -> int:
+def _remove(asked: CheckScope, *, as_json: bool) -> int:
     import orjson
 
     from ocsf_nft import check
