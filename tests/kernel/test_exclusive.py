@@ -1,4 +1,4 @@
-"""A fence whose run holds its tables: no other process can change them while it watches."""
+"""Fence with exclusive ownership: during a run, no other process can change its tables."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _TAMPERINGS = (
 
 @pytest.fixture
 def spec(spec: FenceSpec) -> FenceSpec:
-    """In this file a fence is one that a run holds."""
+    """Return a specification with exclusive ownership."""
     return replace(spec, is_owned=True)
 
 
@@ -72,7 +72,7 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def named(state: StateDirectory, output: Path) -> list[str]:
-    """The options of a run on a fence that stands."""
+    """Return the options of a run on an installed fence."""
     return [
         *("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path)),
         *("--output", str(output)),
@@ -81,33 +81,33 @@ def named(state: StateDirectory, output: Path) -> list[str]:
 
 @pytest.fixture
 def installing(lab: Lab) -> list[str]:
-    """Those of one that puts up a fence as ``spec`` says."""
+    """Return the options to install a fence like ``spec``."""
     return [
         *("--netns", lab.sandbox, "--own", "--proxy", f"{GATEWAY4}:{PROXY_PORT}"),
         *("--proxy", f"[{GATEWAY6}]:{PROXY_PORT}"),
     ]
 
 
-def _told(output: Path) -> list[str]:
-    """What became of the fence."""
+def _details(output: Path) -> list[str]:
+    """Return the details of the fence's state changes."""
     events = written.so_far(output)
     return [event.get("status_detail", "") for event in events if event["class_uid"] == 5019]
 
 
-def _is_held(namespace: Namespace) -> list[bool]:
-    found = (table_query.table(namespace, *place) for place in (_INET, _NETDEV))
-    return [table is not None and table.is_owned for table in found]
+def _are_exclusive(namespace: Namespace) -> list[bool]:
+    found = (table_query.table(namespace, *table_id) for table_id in (_INET, _NETDEV))
+    return [table is not None and table.is_exclusive for table in found]
 
 
-def _until(holds: Callable[[], bool]) -> None:
+def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def _wait_until_held(namespace: Namespace) -> None:
-    _until(lambda: all(_is_held(namespace)))
+def _wait_until_exclusive(namespace: Namespace) -> None:
+    _until(lambda: all(_are_exclusive(namespace)))
 
 
 def _verdict(state: StateDirectory) -> str:
@@ -116,7 +116,7 @@ def _verdict(state: StateDirectory) -> str:
 
 
 def _by_another(namespace: Namespace, text: str) -> str:
-    """What nft says, when another process tries that."""
+    """Return the error of nft when another process runs it."""
     done = namespace.call(
         lambda: subprocess.run(["nft", text], capture_output=True, text=True, check=False)
     )
@@ -125,29 +125,29 @@ def _by_another(namespace: Namespace, text: str) -> str:
 
 
 @pytest.fixture
-def held(fenced: Lab) -> Iterator[Lab]:
-    """The fence, held by a process that is no run of ours."""
+def foreign_owner(fenced: Lab) -> Iterator[Lab]:
+    """Install the fence, and let another process own its tables."""
     process = fenced.sandbox_namespace.call(
         lambda: subprocess.Popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     )
     assert process.stdin is not None
-    for place in (_INET, _NETDEV):
-        text = f"add table {place.family} {place.table} {{ flags owner,persist; }}\n"
+    for table_id in (_INET, _NETDEV):
+        text = f"add table {table_id.family} {table_id.name} {{ flags owner,persist; }}\n"
         process.stdin.write(text.encode())
     process.stdin.flush()
-    _wait_until_held(fenced.sandbox_namespace)
+    _wait_until_exclusive(fenced.sandbox_namespace)
     yield fenced
     process.stdin.close()
     assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("profile", _SPECS)
-def test_such_a_fence_is_installed_replaced_and_removed_like_any_other(
+def test_exclusive_fence_is_installed_replaced_and_removed(
     lab: Lab, state: StateDirectory, profile: str
 ) -> None:
     ns = lab.sandbox_namespace
-    owned = replace(_SPECS[profile], is_owned=True)
-    for each in (owned, owned, _SPECS[profile], owned, replace(owned, group=77)):
+    exclusive = replace(_SPECS[profile], is_owned=True)
+    for each in (exclusive, exclusive, _SPECS[profile], exclusive, replace(exclusive, group=77)):
         installed = installer.install(each, ns, state, "nflog")
         assert installed.spec.is_owned == each.is_owned
         assert _verdict(state) == "as installed"
@@ -157,7 +157,7 @@ def test_such_a_fence_is_installed_replaced_and_removed_like_any_other(
     assert conftest.nft(ns, "list", "ruleset") == ""
 
 
-def test_what_was_counted_is_kept_when_it_is_replaced(
+def test_replacing_an_exclusive_fence_preserves_its_counters(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     ns = fenced.sandbox_namespace
@@ -167,7 +167,7 @@ def test_what_was_counted_is_kept_when_it_is_replaced(
     assert conftest.counted(ns)["203.0.113.7"] == 1
 
 
-def test_one_that_is_on_no_record_is_removed_as_well(
+def test_exclusive_fence_without_a_record_is_removed(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     state.delete(conftest.SANDBOX)
@@ -180,12 +180,12 @@ def test_one_that_is_on_no_record_is_removed_as_well(
     assert _verdict(state) == "as installed"
 
 
-def test_while_a_run_watches_nobody_else_changes_it(
+def test_no_other_process_changes_an_exclusive_fence_during_a_run(
     fenced: Lab, state: StateDirectory, output: Path, named: list[str]
 ) -> None:
     ns = fenced.sandbox_namespace
     with command.running(*named) as running:
-        assert _is_held(ns) == [True, True]
+        assert _are_exclusive(ns) == [True, True]
         for tampering in _TAMPERINGS:
             assert "Operation not permitted" in _by_another(ns, tampering), tampering
         assert _by_another(ns, "add table ip theirs") == ""
@@ -193,12 +193,12 @@ def test_while_a_run_watches_nobody_else_changes_it(
         assert "theirs" not in conftest.nft(ns, "list", "ruleset")
         assert _verdict(state) == "as installed"
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert _told(output) == []
-    assert _is_held(ns) == [False, False]
+    assert _details(output) == []
+    assert _are_exclusive(ns) == [False, False]
     assert _verdict(state) == "as installed"
 
 
-def test_a_flush_lets_nothing_out(
+def test_flush_of_the_ruleset_lets_no_packet_out(
     fenced: Lab, state: StateDirectory, output: Path, named: list[str]
 ) -> None:
     ns = fenced.sandbox_namespace
@@ -219,38 +219,38 @@ def test_a_flush_lets_nothing_out(
         assert running.stop(signal.SIGTERM)[0] == 0
     assert int(sent) > 0
     assert conftest.counted(ns)[INTERNET4] == int(sent)
-    assert _told(output) == []
+    assert _details(output) == []
     assert _verdict(state) == "as installed"
 
 
-def test_a_run_that_is_killed_leaves_it_standing_and_the_next_one_holds_it(
+def test_killed_run_leaves_the_fence_active_and_the_next_run_owns_it(
     fenced: Lab, state: StateDirectory, output: Path, named: list[str]
 ) -> None:
     ns = fenced.sandbox_namespace
     with command.running(*named) as running:
         running.process.kill()
         running.process.wait()
-    assert _is_held(ns) == [False, False]
+    assert _are_exclusive(ns) == [False, False]
     assert _verdict(state) == "as installed"
     conftest.nft(ns, "delete", "table", "inet", "ocsf_nft")
     with command.running(*named) as running:
-        assert _is_held(ns) == [True, True]
+        assert _are_exclusive(ns) == [True, True]
         assert _verdict(state) == "as installed"
         assert running.stop(signal.SIGTERM)[0] == 0
-    (told,) = _told(output)
-    assert "it was altered or gone, and has been put back" in told
+    (detail,) = _details(output)
+    assert "it was altered or gone, and has been put back" in detail
 
 
-def test_a_run_that_only_tells_holds_it_too(
+def test_run_without_self_heal_owns_the_fence_too(
     fenced: Lab, state: StateDirectory, named: list[str]
 ) -> None:
     with command.running(*named, "--no-self-heal") as running:
-        assert _is_held(fenced.sandbox_namespace) == [True, True]
+        assert _are_exclusive(fenced.sandbox_namespace) == [True, True]
         assert running.stop(signal.SIGTERM)[0] == 0
     assert _verdict(state) == "as installed"
 
 
-def test_links_that_come_and_go_are_fenced_while_it_is_held(
+def test_new_links_of_an_exclusive_fence_are_attached(
     fenced: Lab, state: StateDirectory, output: Path, named: list[str]
 ) -> None:
     ns = fenced.sandbox_namespace
@@ -258,22 +258,22 @@ def test_links_that_come_and_go_are_fenced_while_it_is_held(
         for link in ("late0", "late1"):
             pair = ("type", "veth", "peer", "name", f"peer-{link}")
             ip("-n", fenced.sandbox, "link", "add", link, *pair)
-            _until(lambda link=link: any(link in each for each in _told(output)))  # type: ignore[misc]
-            _wait_until_held(ns)
-            if link == "late0":  # the report of the next link comes after this one is gone
+            _until(lambda link=link: any(link in each for each in _details(output)))  # type: ignore[misc]
+            _wait_until_exclusive(ns)
+            if link == "late0":  # the next link is reported after this one is deleted
                 ip("-n", fenced.sandbox, "link", "delete", link)
         assert _verdict(state) == "as installed"
-        assert _is_held(ns) == [True, True]
+        assert _are_exclusive(ns) == [True, True]
         assert "late1" in conftest.nft(ns, "list", "table", "netdev", "ocsf_nft")
         assert "Operation not permitted" in _by_another(ns, _TAMPERINGS[0])
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert all("its links changed" in told for told in _told(output)), _told(output)
+    assert all("its links changed" in detail for detail in _details(output)), _details(output)
 
 
-def test_there_is_no_moment_at_which_others_can_change_it(
+def test_other_processes_can_never_change_an_exclusive_fence(
     fenced: Lab, state: StateDirectory, output: Path, named: list[str]
 ) -> None:
-    """Somebody tries all the time, while links come and the fence has to be renewed."""
+    """Another process tries all the time, while links appear and the fence has to be renewed."""
     ns = fenced.sandbox_namespace
     delete = Statement(2, 0, struct.pack("!BBH", 5, 0, 0) + netlink.attribute(1, b"ocsf_nft\0"))
     refused = 0
@@ -282,7 +282,7 @@ def test_there_is_no_moment_at_which_others_can_change_it(
             pair = ("type", "veth", "peer", "name", f"peer-{link}")
             ip("-n", fenced.sandbox, "link", "add", link, *pair)
             deadline = time.monotonic() + 20
-            while not any(link in told for told in _told(output)):
+            while not any(link in detail for detail in _details(output)):
                 assert time.monotonic() < deadline
                 for _ in range(5):
                     with pytest.raises(PermissionError):
@@ -291,10 +291,10 @@ def test_there_is_no_moment_at_which_others_can_change_it(
         assert _verdict(state) == "as installed"
         assert running.stop(signal.SIGTERM)[0] == 0
     assert refused > 20
-    assert all("its links changed" in told for told in _told(output)), _told(output)
+    assert all("its links changed" in detail for detail in _details(output)), _details(output)
 
 
-def test_who_wants_to_change_it_is_told_to_stop_the_run(
+def test_change_of_an_exclusive_fence_requires_a_stop_of_its_run(
     fenced: Lab, state: StateDirectory, named: list[str], installing: list[str]
 ) -> None:
     with command.running(*named) as running:
@@ -313,46 +313,48 @@ def test_who_wants_to_change_it_is_told_to_stop_the_run(
     assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset") == ""
 
 
-def test_a_fence_that_another_process_holds_is_not_taken_for_ours(
-    held: Lab, spec: FenceSpec, state: StateDirectory, named: list[str]
+def test_fence_that_another_process_owns_is_an_error(
+    foreign_owner: Lab, spec: FenceSpec, state: StateDirectory, named: list[str]
 ) -> None:
     done = command.run("run", *named)
     assert done.code == 3
-    assert "another process holds them as its own" in done.sentence
+    assert "another process owns them exclusively" in done.sentence
     other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
-    with pytest.raises(FenceError, match="that is no run on a fence of this state directory"):
-        installer.install(other, held.sandbox_namespace, state, "nflog")
-    with pytest.raises(FenceError, match="that is no run on a fence of this state directory"):
+    with pytest.raises(
+        FenceError, match="that process is not a run that uses this state directory"
+    ):
+        installer.install(other, foreign_owner.sandbox_namespace, state, "nflog")
+    with pytest.raises(
+        FenceError, match="that process is not a run that uses this state directory"
+    ):
         installer.remove(conftest.SANDBOX, state)
     assert _verdict(state) == "as installed"
 
 
-def test_a_run_that_put_it_up_takes_it_away_again(
+def test_run_that_installed_an_exclusive_fence_removes_it(
     lab: Lab, named: list[str], installing: list[str]
 ) -> None:
     with command.running(*named, *installing, "--install") as running:
-        assert _is_held(lab.sandbox_namespace) == [True, True]
+        assert _are_exclusive(lab.sandbox_namespace) == [True, True]
         assert running.stop(signal.SIGTERM)[0] == 0
     assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
 
 
-def test_a_fence_that_is_installed_so_while_it_is_watched_is_held_from_then_on(
+def test_fence_that_becomes_exclusive_during_a_run_is_owned(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, output: Path, named: list[str]
 ) -> None:
     ns = fenced.sandbox_namespace
     installer.install(replace(spec, is_owned=False), ns, state, "nflog")
     with command.running(*named) as running:
-        assert _is_held(ns) == [False, False]
+        assert _are_exclusive(ns) == [False, False]
         installer.install(spec, ns, state, "nflog")
-        _wait_until_held(ns)
+        _wait_until_exclusive(ns)
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert len(_told(output)) == 1
-    assert "it was installed anew" in _told(output)[0]
+    assert len(_details(output)) == 1
+    assert "it was installed anew" in _details(output)[0]
 
 
-def test_the_guard_on_the_host_is_held_too(
-    lab: Lab, named: list[str], installing: list[str]
-) -> None:
+def test_guard_on_the_host_is_owned_too(lab: Lab, named: list[str], installing: list[str]) -> None:
     """The gateway's namespace is the host of this run."""
     options = [*named, *installing, "--install", "--host-guard", "gw0"]
     with command.running(*options, inside=lab.gateway_namespace) as running:
@@ -364,7 +366,7 @@ def test_the_guard_on_the_host_is_held_too(
     assert conftest.nft(lab.gateway_namespace, "list", "ruleset") == ""
 
 
-def test_a_fence_and_a_guard_in_one_namespace_are_held_by_one(
+def test_fence_and_guard_in_one_namespace_are_owned_by_one_socket(
     lab: Lab, output: Path, named: list[str]
 ) -> None:
     options = [
@@ -373,17 +375,17 @@ def test_a_fence_and_a_guard_in_one_namespace_are_held_by_one(
     ]
     with command.running(*options, inside=lab.gateway_namespace) as running:
         ip("-n", lab.gateway, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
-        _until(lambda: any("late0" in each for each in _told(output)))
+        _until(lambda: any("late0" in each for each in _details(output)))
         listed = conftest.nft(lab.gateway_namespace, "list", "ruleset")
         assert listed.count("flags owner,persist") == 3
         assert command.run("verify", *named[:4], inside=lab.gateway_namespace).code == 0
         assert running.stop(signal.SIGTERM)[0] == 0
     assert conftest.nft(lab.gateway_namespace, "list", "ruleset") == ""
-    assert not [told for told in _told(output) if "put back" in told]
+    assert not [detail for detail in _details(output) if "put back" in detail]
 
 
 @pytest.mark.parametrize("only_guard", [False, True])
-def test_nothing_is_done_by_halves_where_another_process_holds_the_guard(
+def test_nothing_changes_if_another_process_owns_the_guard(
     lab: Lab, spec: FenceSpec, state: StateDirectory, only_guard: bool
 ) -> None:
     """The gateway's namespace is the host here."""
@@ -407,20 +409,20 @@ def test_nothing_is_done_by_halves_where_another_process_holds_the_guard(
             ),
         ):
             assert done.code == 3
-            assert "that is no run on a fence of this state directory" in done.sentence
+            assert "that process is not a run that uses this state directory" in done.sentence
     assert conftest.nft(lab.sandbox_namespace, *listing) == before
     assert command.run("remove", *named, inside=lab.gateway_namespace).code == 0
 
 
-def test_how_it_is_listed_doesnt_depend_on_who_holds_it(fenced: Lab) -> None:
+def test_listing_does_not_depend_on_the_owner(fenced: Lab) -> None:
     ns = fenced.sandbox_namespace
-    own = Path("/proc/self/comm")
-    before = own.read_bytes()
-    with ns.call(Nftables) as holder:
-        holder.commit([ruleset_batch.ownership_statement("inet", "ocsf_nft")])
+    comm = Path("/proc/self/comm")
+    before = comm.read_bytes()
+    with ns.call(Nftables) as socket_owner:
+        socket_owner.commit([ruleset_batch.ownership_statement("inet", "ocsf_nft")])
         try:
             for name in (b"nft", b"# handle 7", b"a\nb", b"\n", b"a\rb", b"\xff\x1b[2J"):
-                own.write_bytes(name)
+                comm.write_bytes(name)
                 listed = ns.call(
                     lambda: subprocess.run(
                         ["nft", "-a", "list", "table", "inet", "ocsf_nft"],
@@ -434,4 +436,4 @@ def test_how_it_is_listed_doesnt_depend_on_who_holds_it(fenced: Lab) -> None:
                 assert re.fullmatch(r"table inet ocsf_nft \{ # handle \d+", first), name
                 assert second == "\tflags persist", name
         finally:
-            own.write_bytes(before)
+            comm.write_bytes(before)

@@ -1,4 +1,4 @@
-"""Netlink receivers: they ignore messages of other processes and notice lost ones."""
+"""Netlink receivers: they ignore messages of other processes and detect dropped ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def links(namespace: Namespace) -> Iterator[InterfaceNames]:
 
 
 @pytest.fixture
-def post(namespace: Namespace) -> Iterator[NftMonitor]:
+def monitor(namespace: Namespace) -> Iterator[NftMonitor]:
     made = NftMonitor(namespace, (_TABLE,))
     yield made
     made.close()
@@ -74,7 +74,9 @@ def _index(namespace: Namespace, device: str) -> int:
     return namespace.call(lambda: socket.if_nametoindex(device))
 
 
-async def test_nflog_reader_rejects_a_record_of_another_process(namespace: Namespace) -> None:
+async def test_nflog_reader_does_not_accept_a_record_of_another_process(
+    namespace: Namespace,
+) -> None:
     async with Nflog(namespace, GROUP) as source:
         assert source._socket is not None
         forged = netlink.message(nflog_group.PACKET, 0, bytes(64))
@@ -87,7 +89,7 @@ async def test_nflog_reader_rejects_a_record_of_another_process(namespace: Names
     assert not read.gaps
 
 
-async def test_nflog_reader_names_the_full_buffer_and_counts_lost_records(
+async def test_nflog_reader_names_the_full_buffer_and_counts_dropped_records(
     namespace: Namespace,
 ) -> None:
     fence(namespace, "sb1", nflog=True)
@@ -128,7 +130,7 @@ def test_link_names_ignore_the_messages_of_another_process(
     assert links.name(index) == "sb0"
 
 
-def test_link_names_are_correct_again_after_lost_notices(
+def test_link_names_are_correct_again_after_dropped_notices(
     lab: Lab, namespace: Namespace, links: InterfaceNames
 ) -> None:
     index = _index(namespace, "sb0")
@@ -147,7 +149,7 @@ def test_link_names_are_correct_again_after_lost_notices(
 
 
 def test_fence_notices_ignore_the_messages_of_another_process(
-    namespace: Namespace, post: NftMonitor
+    namespace: Namespace, monitor: NftMonitor
 ) -> None:
     head = struct.pack("!BBH", nfnetlink.NFPROTO_INET, 0, 7)
     deleted = head + netlink.attribute(1, b"observed\0")
@@ -156,14 +158,14 @@ def test_fence_notices_ignore_the_messages_of_another_process(
         netlink.message(nfnetlink.SUBSYSTEM | kind, 0, body)
         for kind, body in ((2, deleted), (15, ended))
     ]
-    _forge(namespace, post.notices, netlink.NETLINK_NETFILTER, *forged)
-    assert post.read() == []
+    _forge(namespace, monitor.notices, netlink.NETLINK_NETFILTER, *forged)
+    assert monitor.read() == []
 
 
-def test_fence_monitor_detects_lost_notices(namespace: Namespace, post: NftMonitor) -> None:
-    _shrink_buffer(post.notices)
+def test_fence_monitor_detects_dropped_notices(namespace: Namespace, monitor: NftMonitor) -> None:
+    _shrink_buffer(monitor.notices)
     for _ in range(20):
         load(namespace, "add table inet observed\ndelete table inet observed\n")
-    assert OVERRUN in post.read()
+    assert OVERRUN in monitor.read()
     load(namespace, "add table inet observed\n")
-    assert [each.changes for each in post.read()] == ["table inet observed was made or changed"]
+    assert [each.changes for each in monitor.read()] == ["table inet observed was made or changed"]

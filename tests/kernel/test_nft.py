@@ -1,4 +1,4 @@
-"""The nft program, where it fails in another way than with an error about a ruleset."""
+"""Failures of the nft program other than an error about a ruleset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HERE = Namespace()
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a shell script in the place of nft."""
+    """Replace nft with a shell script."""
     monkeypatch.setattr(nft, "TRUSTED", (tmp_path,))
 
     def plant(script: str) -> None:
@@ -41,7 +41,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 def test_nft_failure_is_an_error_with_its_words(planted: Callable[[str], None]) -> None:
     cases: tuple[tuple[str, type[OcsfNftError], str], ...] = (
-        ("exit 1", FenceError, "nft failed: without a word"),
+        ("exit 1", FenceError, "nft failed: no error message"),
         (r"printf 'out of\n  memory\n' >&2; exit 1", FenceError, "nft failed: out of memory"),
         ("echo Operation not permitted >&2; exit 1", UnsupportedError, "run as root, or with CAP_"),
         ("echo 'x: Unable to initialize Netlink socket' >&2; exit 1", UnsupportedError, "as root"),
@@ -61,10 +61,10 @@ def test_nft_without_an_answer_is_ended_and_is_an_error(
 ) -> None:
     monkeypatch.setattr(nft, "_TIMEOUT_SECONDS", 0.2)
     planted("exec sleep 30")
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(FenceError, match=r"no answer in 0\.2 s, .*run `ocsf-nft verify`"):
         nft.load(HERE, "")
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20
 
 
 def test_nft_has_a_process_group_of_its_own(planted: Callable[[str], None]) -> None:

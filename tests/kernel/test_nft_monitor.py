@@ -1,4 +1,4 @@
-"""What is told of a fence's tables, and the socket that changes them."""
+"""Notices about a fence's tables, and the socket that changes them."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def post(fenced: Lab, spec: FenceSpec) -> Iterator[NftMonitor]:
+def monitor(fenced: Lab, spec: FenceSpec) -> Iterator[NftMonitor]:
     made = NftMonitor(fenced.sandbox_namespace, load_ruleset.fence_table_ids(spec))
     yield made
     made.close()
 
 
 @pytest.fixture
-def whole(installed: InstalledFence) -> tuple[Statement, ...]:
-    """The fence, which nobody owns."""
+def statements(installed: InstalledFence) -> tuple[Statement, ...]:
+    """Return the statements of the fence, without exclusive ownership."""
     text = ruleset.fence(installed.spec, installed.around, installed.transport)
     return ruleset_batch.compile_ruleset(installed.namespace, text)
 
 
-def _owned(installed: InstalledFence) -> None:
-    """Have the tables be such as may be somebody's own."""
+def _make_exclusive(installed: InstalledFence) -> None:
+    """Replace the tables with ones that can be owned exclusively."""
     text = "".join(
         f"delete table {family} ocsf_nft\ntable {family} ocsf_nft {{ {ruleset.EXCLUSIVE_FLAGS} }}\n"
         for family in ("inet", "netdev")
@@ -46,33 +46,33 @@ def _owned(installed: InstalledFence) -> None:
     conftest.load(installed.namespace, text)
 
 
-def test_what_others_did_before_it_was_put_back_has_been_put_right(
-    fenced: Lab, post: NftMonitor, whole: tuple[Statement, ...]
+def test_changes_before_a_restore_are_reverted(
+    fenced: Lab, monitor: NftMonitor, statements: tuple[Statement, ...]
 ) -> None:
     ns = fenced.sandbox_namespace
     conftest.nft(ns, "delete", "table", "inet", "ocsf_nft")
-    (before,) = post.read()
-    assert not post.has_put_right(before)
-    post.mend(whole)
+    (before,) = monitor.read()
+    assert not monitor.is_reverted(before)
+    monitor.restore(statements)
     conftest.nft(ns, "delete", "table", "netdev", "ocsf_nft")
-    (after,) = post.read()  # and nothing of our own
-    assert post.has_put_right(before)
-    assert not post.has_put_right(after)
+    (after,) = monitor.read()  # without our own change
+    assert monitor.is_reverted(before)
+    assert not monitor.is_reverted(after)
 
 
-def test_what_puts_nothing_back_puts_nothing_right(
-    fenced: Lab, post: NftMonitor, whole: tuple[Statement, ...]
+def test_changes_before_another_transaction_are_not_reverted(
+    fenced: Lab, monitor: NftMonitor, statements: tuple[Statement, ...]
 ) -> None:
-    """Chains that are hung on one link more."""
+    """The transaction only attaches the chains to another link."""
     ns = fenced.sandbox_namespace
     conftest.nft(ns, "delete", "table", "inet", "ocsf_nft")
-    post.commit(ruleset_batch.attach_statements(whole, ["late0"]))
-    (before,) = post.read()
-    assert not post.has_put_right(before)
+    monitor.commit(ruleset_batch.attach_statements(statements, ["late0"]))
+    (before,) = monitor.read()
+    assert not monitor.is_reverted(before)
 
 
 class _Late:
-    """The notices of a post, whose second datagram is not there at once."""
+    """Notices of a monitor, whose second datagram arrives later."""
 
     def __init__(self, notices: socket.socket) -> None:
         self._notices = notices
@@ -88,77 +88,79 @@ class _Late:
         return self._notices.recvfrom(size)
 
 
-def test_post_waits_for_the_rest_of_a_transaction(
-    fenced: Lab, post: NftMonitor, monkeypatch: pytest.MonkeyPatch
+def test_nft_monitor_waits_for_the_rest_of_a_transaction(
+    fenced: Lab, monitor: NftMonitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = "\n".join(f"tcp dport {port} accept" for port in range(1, 500))
     conftest.load(
         fenced.sandbox_namespace, f"table inet ocsf_nft {{ chain more {{ {rules}\n }}\n }}"
     )
-    late = _Late(post.notices)
-    monkeypatch.setattr(post, "notices", late)
-    assert len(post.read()) == 1
+    late = _Late(monitor.notices)
+    monkeypatch.setattr(monitor, "notices", late)
+    assert len(monitor.read()) == 1
     assert late.reads > 3
-    assert post.read() == []
+    assert monitor.read() == []
 
 
-def test_a_ruleset_that_is_another_one_by_now_is_not_changed(fenced: Lab, post: NftMonitor) -> None:
+def test_commit_with_an_outdated_generation_changes_nothing(
+    fenced: Lab, monitor: NftMonitor
+) -> None:
     ns = fenced.sandbox_namespace
     with ns.call(Nftables) as nftables:
         generation = nftables.generation()
         conftest.nft(ns, "add", "table", "ip", "theirs")
         with pytest.raises(OSError, match="restarted"):
-            post.commit([ruleset_batch.ownership_statement("inet", "ours")], generation)
-        post.commit([ruleset_batch.ownership_statement("inet", "ours")], generation + 1)
+            monitor.commit([ruleset_batch.ownership_statement("inet", "ours")], generation)
+        monitor.commit([ruleset_batch.ownership_statement("inet", "ours")], generation + 1)
         assert nftables.generation() == generation + 2
 
 
 @pytest.mark.parametrize("missing", ["inet", "netdev"])
-def test_tables_are_held_all_or_none(
-    fenced: Lab, installed: InstalledFence, post: NftMonitor, missing: str
+def test_nft_monitor_owns_all_tables_or_none(
+    fenced: Lab, installed: InstalledFence, monitor: NftMonitor, missing: str
 ) -> None:
     ns = fenced.sandbox_namespace
-    _owned(installed)
+    _make_exclusive(installed)
     conftest.nft(ns, "delete", "table", missing, "ocsf_nft")
-    post.own()
-    assert [post.owns] == [False]
+    monitor.take_ownership()
+    assert [monitor.is_owner] == [False]
     assert "owner" not in conftest.nft(ns, "list", "tables")
     assert f"table {missing} ocsf_nft" not in conftest.nft(ns, "list", "tables")
     conftest.load(ns, f"table {missing} ocsf_nft {{ {ruleset.EXCLUSIVE_FLAGS} }}\n")
-    post.own()
-    assert post.owns
+    monitor.take_ownership()
+    assert monitor.is_owner
     assert conftest.nft(ns, "list", "ruleset").count("flags owner,persist") == 2
 
 
-def test_tables_that_another_holds_are_not_taken(
-    fenced: Lab, installed: InstalledFence, post: NftMonitor
+def test_nft_monitor_does_not_own_tables_of_another_socket(
+    fenced: Lab, installed: InstalledFence, monitor: NftMonitor
 ) -> None:
-    _owned(installed)
+    _make_exclusive(installed)
     with fenced.sandbox_namespace.call(Nftables) as other:
         other.commit([ruleset_batch.ownership_statement("netdev", "ocsf_nft")])
         with pytest.raises(PermissionError):
-            post.own()
-        assert [post.owns] == [False]
-    post.own()
-    assert post.owns
+            monitor.take_ownership()
+        assert [monitor.is_owner] == [False]
+    monitor.take_ownership()
+    assert monitor.is_owner
 
 
-def test_who_changes_the_ruleset_all_the_time_keeps_nobody_from_holding_or_mending(
-    fenced: Lab, installed: InstalledFence, post: NftMonitor
+def test_constant_changes_do_not_prevent_ownership_or_a_restore(
+    fenced: Lab, installed: InstalledFence, monitor: NftMonitor
 ) -> None:
-    """Each number of a ruleset that is asked for is an old one by the time that it is used."""
-    _owned(installed)
+    """Each requested ruleset number is outdated when it is used."""
+    _make_exclusive(installed)
     with fenced.sandbox_namespace.call(Nftables) as other:
-        ask = post._nftables.generation
+        generation = monitor._nftables.generation
 
-        def asked_too_early() -> int:
-            found = ask()
+        def outdated_generation() -> int:
+            found = generation()
             other.commit([ruleset_batch.ownership_statement("inet", "theirs")])
             other.commit([Statement(2, 0, b"\1\0\0\0" + netlink.attribute(1, b"theirs\0"))])
             return found
 
-        post._nftables.generation = asked_too_early  # type: ignore[method-assign]
-        post.own()
-        assert post.owns
+        monitor._nftables.generation = outdated_generation  # type: ignore[method-assign]
+        monitor.take_ownership()
+        assert monitor.is_owner
         assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset").count("owner,persist") == 2
-        post.mend([ruleset_batch.ownership_statement("inet", "ocsf_nft")])
+        monitor.restore([ruleset_batch.ownership_statement("inet", "ocsf_nft")])

@@ -1,4 +1,4 @@
-"""The sentry of a fence puts it back by itself, with what was prepared, and tells of it."""
+"""Tamper guard: it restores a fence by itself with prepared messages, and reports the changes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _PROXY = endpoint("10.200.0.1:3128")
 _SPECS = {
     "sandbox": FenceSpec(sandbox="lab", proxies=(_PROXY,)),
     "permissive": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_permissive=True),
-    "owned": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_owned=True),
+    "exclusive": FenceSpec(sandbox="lab", proxies=(_PROXY,), is_owned=True),
     "sidecar": FenceSpec(sandbox="lab", proxy_uids=(1337, 1338)),
     "tap": FenceSpec(
         sandbox="lab",
@@ -63,65 +63,69 @@ _TAMPERINGS = {
 }
 
 
-class Post:
-    """A sentry with what it tells; nobody looks at the fence besides."""
+class GuardProbe:
+    """Tamper guard with its notifications, without checks of the fence."""
 
     def __init__(
         self,
         installed: InstalledFence,
         state: StateDirectory,
         *,
-        heals: bool,
+        self_heal: bool,
         prepared: bool,
-        begins: bool,
+        starts: bool,
     ) -> None:
-        self.told: queue.Queue[FenceChange | Exception | None] = queue.Queue()
-        self.sentry = TamperGuard(installed, state, self.told.put, heals=heals)
+        self.notifications: queue.Queue[FenceChange | Exception | None] = queue.Queue()
+        self.guard = TamperGuard(installed, state, self.notifications.put, self_heal=self_heal)
         if prepared:
-            self.adopt(installed, state)
-        if begins:
-            self.sentry.begin()
+            self.use_restore_batch(installed, state)
+        if starts:
+            self.guard.start()
 
-    def adopt(self, installed: InstalledFence, state: StateDirectory) -> None:
+    def use_restore_batch(self, installed: InstalledFence, state: StateDirectory) -> None:
         sandbox = installed.spec.sandbox
-        self.sentry.adopt(restore_batch.prepare(installed), state.version(sandbox))
+        self.guard.use_restore_batch(restore_batch.prepare(installed), state.version(sandbox))
 
-    def alteration(self) -> FenceChange:
-        """The next one; what is said of links between is left out."""
+    def next_change(self) -> FenceChange:
+        """Return the next change; notifications about links are skipped."""
         while True:
-            news = self.told.get(timeout=20)
+            news = self.notifications.get(timeout=20)
             if isinstance(news, Exception):
                 raise news
             if news is not None:
                 return news
 
-    def rest(self) -> list[FenceChange]:
-        """What else is told until it has ended."""
-        self.sentry.end()
-        left = []
+    def remaining_changes(self) -> list[FenceChange]:
+        """Stop the guard, and return the remaining changes."""
+        self.guard.stop()
+        found = []
         with contextlib.suppress(queue.Empty):
             while True:
-                left.append(self.told.get_nowait())
-        assert not any(isinstance(each, Exception) for each in left), left
-        return [each for each in left if isinstance(each, FenceChange)]
+                found.append(self.notifications.get_nowait())
+        assert not any(isinstance(each, Exception) for each in found), found
+        return [each for each in found if isinstance(each, FenceChange)]
 
 
 @pytest.fixture
-def post(installed: InstalledFence, state: StateDirectory) -> Iterator[Callable[..., Post]]:
-    made: list[Post] = []
+def make_guard(
+    installed: InstalledFence, state: StateDirectory
+) -> Iterator[Callable[..., GuardProbe]]:
+    made: list[GuardProbe] = []
 
-    def posted(*, heals: bool = True, prepared: bool = True, begins: bool = True) -> Post:
-        made.append(Post(installed, state, heals=heals, prepared=prepared, begins=begins))
+    def make(*, self_heal: bool = True, prepared: bool = True, starts: bool = True) -> GuardProbe:
+        made.append(
+            GuardProbe(installed, state, self_heal=self_heal, prepared=prepared, starts=starts)
+        )
         return made[-1]
 
-    yield posted
+    yield make
     for each in made:
-        if each.sentry._wake >= 0:
-            each.sentry.end()
+        if each.guard._wake >= 0:
+            each.guard.stop()
 
 
 def _tamper(lab: Lab, text: str) -> int:
-    """Run nft inside; its pid."""
+    """Run nft inside the sandbox, and return its pid."""
     process = lab.sandbox_namespace.call(lambda: subprocess.Popen(["nft", text]))
     assert process.wait(20) == 0
     return process.pid
@@ -145,11 +149,11 @@ def test_prepared_batch_restores_what_nft_loads(
 ) -> None:
     ns = lab.sandbox_namespace
     installed = installer.install(_SPECS[profile], ns, state, "nflog")
-    ((_, load),) = restore_batch.prepare(installed).loads
-    (table,) = {place.table for place in load.places}
-    for way, tampering in itertools.product(("kept", "whole"), _TAMPERINGS):
-        with subtests.test(way=way, tampering=tampering):
-            statements = load.kept if way == "kept" else load.whole
+    ((_, batch),) = restore_batch.prepare(installed).batches
+    (table,) = {table_id.name for table_id in batch.tables}
+    for kind, tampering in itertools.product(("keeping counters", "full"), _TAMPERINGS):
+        with subtests.test(kind=kind, tampering=tampering):
+            statements = batch.keeping_counters if kind == "keeping counters" else batch.full
             assert statements is not None
             if text := _TAMPERINGS[tampering].format(table=table):
                 conftest.nft(ns, text)
@@ -164,10 +168,10 @@ def test_prepared_batch_restores_the_guard_on_the_host(lab: Lab, state: StateDir
     host = lab.gateway_namespace
     spec = replace(_SPECS["sandbox"], guard_device=lab.gateway_device)
     installed = host.call(lambda: installer.install(spec, lab.sandbox_namespace, state, "nflog"))
-    _, (_, load) = host.call(lambda: restore_batch.prepare(installed)).loads
-    assert {place.table for place in load.places} == {"ocsf_nft_gw0"}
+    _, (_, batch) = host.call(lambda: restore_batch.prepare(installed)).batches
+    assert {table_id.name for table_id in batch.tables} == {"ocsf_nft_gw0"}
     before = conftest.nft(host, "list", "ruleset")
-    for statements in (load.kept, load.whole):
+    for statements in (batch.keeping_counters, batch.full):
         assert statements is not None
         conftest.nft(host, "flush ruleset")
         with host.call(Nftables) as nftables:
@@ -175,7 +179,7 @@ def test_prepared_batch_restores_the_guard_on_the_host(lab: Lab, state: StateDir
         assert conftest.nft(host, "list", "ruleset") == before
 
 
-def test_a_transaction_that_is_refused_changes_nothing_and_says_why(fenced: Lab) -> None:
+def test_refused_transaction_changes_nothing_and_raises_the_cause(fenced: Lab) -> None:
     missing = struct.pack("!BBH", 1, 0, 0) + netlink.attribute(1, b"missing\0")
     flush = Statement(2, 0, struct.pack("!BBH", 0, 0, 0))
     with fenced.sandbox_namespace.call(Nftables) as nftables:
@@ -211,114 +215,124 @@ def test_a_transaction_that_is_refused_changes_nothing_and_says_why(fenced: Lab)
          "chain egress was deleted, or taken off an interface in table netdev ocsf_nft"),
     ],
 )  # fmt: skip
-def test_a_tampered_fence_stands_again_before_it_is_told(
-    fenced: Lab, state: StateDirectory, post: Callable[..., Post], tampering: str, words: str
+def test_tamper_guard_restores_a_fence_before_it_reports_the_change(
+    fenced: Lab,
+    state: StateDirectory,
+    make_guard: Callable[..., GuardProbe],
+    tampering: str,
+    words: str,
 ) -> None:
     if "whole ruleset" in words:
         _tamper(fenced, "add table ip nat")
-    one = post()
+    probe = make_guard()
     pid = _tamper(fenced, tampering)
-    told = one.alteration()
+    change = probe.next_change()
     assert _verdict(state) == "as installed"
-    assert words in told.changes
-    assert told.process is not None
-    assert (told.process.pid, told.process.name, told.comm) == (pid, "nft", "nft")
-    assert told.restored_after_ns is not None
-    assert one.rest() == []
+    assert words in change.changes
+    assert change.process is not None
+    assert (change.process.pid, change.process.name, change.comm) == (pid, "nft", "nft")
+    assert change.restored_after_ns is not None
+    assert probe.remaining_changes() == []
 
 
-def test_a_fence_is_put_back_where_nothing_is_prepared(
-    fenced: Lab, state: StateDirectory, post: Callable[..., Post]
+def test_tamper_guard_restores_a_fence_without_prepared_messages(
+    fenced: Lab, state: StateDirectory, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post(prepared=False)
-    one.sentry.adopt(None, state.version(conftest.SANDBOX))
+    probe = make_guard(prepared=False)
+    probe.guard.use_restore_batch(None, state.version(conftest.SANDBOX))
     _tamper(fenced, "flush ruleset")
-    assert one.alteration().restored_after_ns is not None
+    assert probe.next_change().restored_after_ns is not None
     assert _verdict(state) == "as installed"
-    assert one.rest() == []
+    assert probe.remaining_changes() == []
 
 
-def test_a_fence_that_can_not_be_kept_is_made_whole(
-    fenced: Lab, state: StateDirectory, post: Callable[..., Post]
+def test_tamper_guard_recreates_a_fence_that_cannot_be_preserved(
+    fenced: Lab, state: StateDirectory, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post()
+    probe = make_guard()
     _tamper(fenced, "flush table inet ocsf_nft; delete set inet ocsf_nft flows4_egress; "
             "add set inet ocsf_nft flows4_egress { type ipv4_addr; }")  # fmt: skip
-    assert one.alteration().restored_after_ns is not None
+    assert probe.next_change().restored_after_ns is not None
     assert _verdict(state) == "as installed"
 
 
-def test_what_was_counted_is_kept(
-    fenced: Lab, installed: InstalledFence, post: Callable[..., Post]
+def test_tamper_guard_preserves_the_counters(
+    fenced: Lab, installed: InstalledFence, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post()
+    probe = make_guard()
     for tampering in ("insert rule inet ocsf_nft output accept", "delete table netdev ocsf_nft"):
         fenced.sandbox_namespace.call(lambda: _send(7))
         _tamper(fenced, tampering)
-        one.alteration()
+        probe.next_change()
     assert conftest.counted(installed.namespace)["203.0.113.7"] == 14
 
 
-def test_where_nothing_is_to_be_put_back_it_is_told(
-    fenced: Lab, state: StateDirectory, post: Callable[..., Post]
+def test_tamper_guard_without_self_heal_only_reports_a_change(
+    fenced: Lab, state: StateDirectory, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post(heals=False)
+    probe = make_guard(self_heal=False)
     _tamper(fenced, "delete table inet ocsf_nft")
-    told = one.alteration()
-    assert (told.restored_after_ns, told.changes) == (None, "table inet ocsf_nft was deleted")
+    change = probe.next_change()
+    assert (change.restored_after_ns, change.changes) == (None, "table inet ocsf_nft was deleted")
     assert _verdict(state) != "as installed"
 
 
-@pytest.mark.parametrize("what", ["remove", "install"])
-def test_what_is_done_in_the_regular_way_is_not_fought(
-    fenced: Lab, spec: FenceSpec, state: StateDirectory, post: Callable[..., Post], what: str
+@pytest.mark.parametrize("operation", ["remove", "install"])
+def test_tamper_guard_does_not_revert_a_regular_installation_or_removal(
+    fenced: Lab,
+    spec: FenceSpec,
+    state: StateDirectory,
+    make_guard: Callable[..., GuardProbe],
+    operation: str,
 ) -> None:
-    one = post()
+    probe = make_guard()
     named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
     proxies = (part for proxy in spec.proxies for part in ("--proxy", str(proxy)))
-    options = () if what == "remove" else ("--netns", fenced.sandbox, "--group", "77", *proxies)
-    done = command.run(what, *named, *options)
+    options = (
+        () if operation == "remove" else ("--netns", fenced.sandbox, "--group", "77", *proxies)
+    )
+    done = command.run(operation, *named, *options)
     assert done.code == 0, done.stderr
-    assert one.alteration().restored_after_ns is None
-    assert all(each.restored_after_ns is None for each in one.rest())
-    assert _verdict(state) == ("absent" if what == "remove" else "as installed")
+    assert probe.next_change().restored_after_ns is None
+    assert all(each.restored_after_ns is None for each in probe.remaining_changes())
+    assert _verdict(state) == ("absent" if operation == "remove" else "as installed")
 
 
 @pytest.mark.parametrize(
-    "what",
+    "definition",
     ["chain {}", "counter {}", "quota {} {{ over 1 mbytes; }}", "set {} {{ type mark; }}",
      "map {} {{ type mark : verdict; }}"],
 )  # fmt: skip
-def test_what_a_look_puts_right_is_nobodys_change(
-    fenced: Lab, state: StateDirectory, post: Callable[..., Post], what: str
+def test_tamper_guard_does_not_report_a_repair_by_a_check(
+    fenced: Lab, state: StateDirectory, make_guard: Callable[..., GuardProbe], definition: str
 ) -> None:
-    """What was prepared leaves what is not ours and holds no rule, for a look to take away."""
-    one = post()
-    _tamper(fenced, f"add {what.format('inet ocsf_nft foreign')}")
-    assert one.alteration().restored_after_ns is not None
+    """The prepared messages leave foreign objects without rules; a check removes them."""
+    probe = make_guard()
+    _tamper(fenced, f"add {definition.format('inet ocsf_nft foreign')}")
+    assert probe.next_change().restored_after_ns is not None
     assert _verdict(state) != "as installed"
-    assert one.sentry.renew() is not None
+    assert probe.guard.renew() is not None
     assert _verdict(state) == "as installed"
-    assert one.rest() == []
+    assert probe.remaining_changes() == []
 
 
-def test_a_fence_that_is_longer_than_a_socket_sends_by_default_is_put_back(
+def test_tamper_guard_restores_a_fence_longer_than_the_default_send_buffer(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     exceptions = tuple(endpoint(f"10.9.{each >> 8}.{each & 255}:80") for each in range(4000))
     long = replace(spec, exceptions=exceptions)
     installed = installer.install(long, lab.sandbox_namespace, state, "nflog")
-    one = Post(installed, state, heals=True, prepared=True, begins=True)
+    probe = GuardProbe(installed, state, self_heal=True, prepared=True, starts=True)
     _tamper(lab, "delete table inet ocsf_nft")
-    assert one.alteration().restored_after_ns is not None
-    assert one.rest() == []
+    assert probe.next_change().restored_after_ns is not None
+    assert probe.remaining_changes() == []
     assert _verdict(state) == "as installed"
 
 
-def test_a_link_that_comes_while_the_fence_is_renewed_is_fenced_all_the_same(
-    fenced: Lab, post: Callable[..., Post], monkeypatch: pytest.MonkeyPatch
+def test_link_that_appears_during_a_renewal_is_attached(
+    fenced: Lab, make_guard: Callable[..., GuardProbe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = post()
+    probe = make_guard()
     namespace = fenced.sandbox_namespace
     listed = ("list", "chain", "netdev", "ocsf_nft", "egress")
     surveyed = links.survey
@@ -334,152 +348,154 @@ def test_a_link_that_comes_while_the_fence_is_renewed_is_fenced_all_the_same(
 
     ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "peer0")
     monkeypatch.setattr(links, "survey", survey_and_wait)
-    renewed = one.sentry.renew()
+    renewed = probe.guard.renew()
     assert renewed is not None
     assert "late1" not in renewed.around.links
     assert "late1" in conftest.nft(namespace, *listed)
-    assert one.rest() == []
+    assert probe.remaining_changes() == []
 
 
-def test_what_a_look_has_overtaken_is_told_all_the_same(
-    fenced: Lab, state: StateDirectory, post: Callable[..., Post]
+def test_change_that_a_check_has_reverted_is_reported(
+    fenced: Lab, state: StateDirectory, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post(begins=False)
+    probe = make_guard(starts=False)
     pid = _tamper(fenced, "delete table inet ocsf_nft")
-    assert one.sentry.renew() is not None
-    one.sentry.begin()
-    told = one.alteration()
-    assert (told.changes, told.restored_after_ns) == ("table inet ocsf_nft was deleted", 0)
-    assert told.process is not None
-    assert told.process.pid == pid
-    assert one.rest() == []
+    assert probe.guard.renew() is not None
+    probe.guard.start()
+    change = probe.next_change()
+    assert (change.changes, change.restored_after_ns) == ("table inet ocsf_nft was deleted", 0)
+    assert change.process is not None
+    assert change.process.pid == pid
+    assert probe.remaining_changes() == []
     assert _verdict(state) == "as installed"
 
 
-def test_what_was_prepared_is_not_put_in_the_place_of_what_was_installed_since(
+def test_prepared_messages_do_not_replace_a_newer_installation(
     fenced: Lab, installed: InstalledFence, spec: FenceSpec, state: StateDirectory,
-    post: Callable[..., Post],
+    make_guard: Callable[..., GuardProbe],
 ) -> None:  # fmt: skip
-    """A look knows of the new fence before the sentry has read that it was installed."""
-    one = post(begins=False)
+    """A check reads the new record before the guard has read the notice of the installation."""
+    probe = make_guard(starts=False)
     fenced.sandbox_namespace.call(lambda: _send(7))
     named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
     proxies = (part for proxy in spec.proxies for part in ("--proxy", str(proxy)))
     done = command.run("install", *named, "--netns", fenced.sandbox, "--group", "77", *proxies)
     assert done.code == 0, done.stderr
-    assert one.sentry.renew() is not None
-    one.sentry.begin()
-    assert one.alteration().restored_after_ns is None
-    assert all(each.restored_after_ns is None for each in one.rest())
+    assert probe.guard.renew() is not None
+    probe.guard.start()
+    assert probe.next_change().restored_after_ns is None
+    assert all(each.restored_after_ns is None for each in probe.remaining_changes())
     assert _verdict(state) == "as installed"
     assert conftest.counted(installed.namespace)["203.0.113.7"] == 7
 
 
-def test_a_fence_that_was_installed_anew_is_guarded_as_such(
-    fenced: Lab, spec: FenceSpec, state: StateDirectory, post: Callable[..., Post]
+def test_tamper_guard_restores_the_latest_installation(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post()
+    probe = make_guard()
     other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
     newer = installer.install(other, fenced.sandbox_namespace, state, "nflog")
-    one.adopt(newer, state)
+    probe.use_restore_batch(newer, state)
     _tamper(fenced, "flush ruleset")
-    while one.alteration().restored_after_ns is None:  # that of the installing, if it was still to come
+    # The notice of the installation may still arrive.
+    while probe.next_change().restored_after_ns is None:
         pass
     assert _verdict(state) == "as installed"
 
 
-def test_fights_are_given_up_and_taken_up_again(
+def test_tamper_guard_gives_up_and_resumes_after_a_pause(
     fenced: Lab,
     state: StateDirectory,
-    post: Callable[..., Post],
+    make_guard: Callable[..., GuardProbe],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tamper_guard, "RESTORE_WINDOW_SECONDS", 600.0)
     monkeypatch.setattr(tamper_guard, "PAUSE_SECONDS", 1.0)
-    one = post()
+    probe = make_guard()
     for _ in range(tamper_guard.MAX_RESTORES):
         _tamper(fenced, "delete table inet ocsf_nft")
-        told = one.alteration()
-        assert (told.restored_after_ns is not None, told.given_up) == (True, False)
+        change = probe.next_change()
+        assert (change.restored_after_ns is not None, change.given_up) == (True, False)
     _tamper(fenced, "delete table inet ocsf_nft")
-    told = one.alteration()
-    assert (told.restored_after_ns, told.given_up) == (None, True)
+    change = probe.next_change()
+    assert (change.restored_after_ns, change.given_up) == (None, True)
     assert "absent" not in _verdict(state)
     deadline = time.monotonic() + 20
-    while one.sentry.is_resting:
+    while probe.guard.is_paused:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     _tamper(fenced, "delete table netdev ocsf_nft")
-    assert one.alteration().restored_after_ns is not None
+    assert probe.next_change().restored_after_ns is not None
     assert _verdict(state) == "as installed"
 
 
-def test_changes_that_could_not_be_read_are_somebodys(
+def test_tamper_guard_reports_unread_changes_without_a_process(
     fenced: Lab,
     state: StateDirectory,
-    post: Callable[..., Post],
+    make_guard: Callable[..., GuardProbe],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(nfnetlink, "_NOTICE_BYTES", 1)
-    one = post(begins=False)
+    probe = make_guard(starts=False)
     _tamper(fenced, "flush ruleset")
-    one.sentry.begin()
-    told = one.alteration()
-    assert (told.process, told.comm) == (None, None)
-    assert told.restored_after_ns is not None
+    probe.guard.start()
+    change = probe.next_change()
+    assert (change.process, change.comm) == (None, None)
+    assert change.restored_after_ns is not None
     assert _verdict(state) == "as installed"
 
 
-def test_whoever_changes_very_much_of_his_own_makes_one_alarm_and_no_fight(
+def test_many_changes_to_other_tables_cause_one_report_and_no_pause(
     fenced: Lab,
     state: StateDirectory,
-    post: Callable[..., Post],
+    make_guard: Callable[..., GuardProbe],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(nfnetlink, "_NOTICE_BYTES", 1)
-    one = post(begins=False)
+    probe = make_guard(starts=False)
     chains = "".join(f"add chain ip theirs c{number}; " for number in range(200))
     tampered = tamper_guard.MAX_RESTORES + 2
     for _ in range(tampered):
-        # Nothing reads meanwhile: a reader that is quick enough would lose no notice.
+        # No thread reads meanwhile: a fast reader would miss no notice.
         _tamper(fenced, f"add table ip theirs; {chains} delete table ip theirs")
-        one.sentry._see(one.sentry._posts[0])
-    assert one.told.qsize() == tampered
-    assert "maybe to other tables" in one.alteration().changes
-    assert not one.sentry.is_resting
-    assert one.rest() == []
+        probe.guard._handle_notices(probe.guard._monitors[0])
+    assert probe.notifications.qsize() == tampered
+    assert "maybe to other tables" in probe.next_change().changes
+    assert not probe.guard.is_paused
+    assert probe.remaining_changes() == []
     assert _verdict(state) == "as installed"
 
 
-def test_a_new_link_is_fenced_before_anybody_looks(
-    fenced: Lab, installed: InstalledFence, post: Callable[..., Post]
+def test_new_link_is_attached_before_a_check(
+    fenced: Lab, installed: InstalledFence, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post()
+    probe = make_guard()
     _add_links(fenced, installed, "late0", "late1")
-    assert one.sentry.has_hooked
-    # So it stays, whoever alters the fence before it is on record.
+    assert probe.guard.has_attached_interfaces
+    # The links stay attached after a change to the fence, although they are not on record yet.
     _tamper(fenced, "flush ruleset")
-    assert one.alteration().restored_after_ns is not None
-    assert {"late0", "late1", "sb0"} <= set(_hooked(installed))
+    assert probe.next_change().restored_after_ns is not None
+    assert {"late0", "late1", "sb0"} <= set(_attached_links(installed))
 
 
-def _hooked(installed: InstalledFence) -> list[str]:
+def _attached_links(installed: InstalledFence) -> list[str]:
     listed = nft.list_table(installed.namespace, "netdev", "ocsf_nft") or ""
     (hook,) = [line for line in listed.splitlines() if "hook egress" in line] or [""]
     return hook.replace('"', "").replace(",", "").split()
 
 
-def test_what_a_program_sends_in_the_kernels_name_is_not_believed(
-    fenced: Lab, post: Callable[..., Post]
+def test_tamper_guard_ignores_forged_notices(
+    fenced: Lab, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post()
+    probe = make_guard()
     deleted = struct.pack("!BBH", 1, 0, 7) + netlink.attribute(1, b"ocsf_nft\0")
     ended = struct.pack("!BBH", 0, 0, 7) + netlink.attribute(1, struct.pack("!I", 7))
     forged = netlink.message(SUBSYSTEM | 2, 0, deleted) + netlink.message(SUBSYSTEM | 15, 0, ended)
 
     def forge() -> None:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER) as sock:
-            # To the kernel, and to all who listen: whoever has the namespace may.
+            # To the kernel, and to all subscribers: a process with privileges over the namespace
+            # may do this.
             with contextlib.suppress(OSError):
                 sock.sendto(forged, (0, 1 << 6))
             for port in _listeners():
@@ -488,27 +504,27 @@ def test_what_a_program_sends_in_the_kernels_name_is_not_believed(
 
     fenced.sandbox_namespace.call(forge)
     _tamper(fenced, "delete table netdev ocsf_nft")
-    assert one.alteration().changes == "table netdev ocsf_nft was deleted"
-    assert one.rest() == []
+    assert probe.next_change().changes == "table netdev ocsf_nft was deleted"
+    assert probe.remaining_changes() == []
 
 
 def _listeners() -> list[int]:
-    """The ports of netfilter's sockets in the thread's namespace."""
+    """Return the ports of netfilter's sockets in the thread's namespace."""
     with open("/proc/thread-self/net/netlink", encoding="ascii") as file:  # noqa: PTH123 - procfs
         rows = [line.split() for line in file][1:]
     return [int(row[2]) for row in rows if row[1] == "12" and int(row[2])]
 
 
-def test_what_others_do_to_other_tables_wakes_nobody(
-    fenced: Lab, post: Callable[..., Post]
+def test_tamper_guard_ignores_changes_to_other_tables(
+    fenced: Lab, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post()
+    probe = make_guard()
     for text in ("add table ip nat", "add chain ip nat c", "delete table ip nat"):
         _tamper(fenced, text)
-    assert one.rest() == []
+    assert probe.remaining_changes() == []
 
 
-def test_a_sentry_that_may_not_listen_says_so(
+def test_tamper_guard_without_the_privilege_is_an_error(
     installed: InstalledFence, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> socket.socket:
@@ -517,11 +533,11 @@ def test_a_sentry_that_may_not_listen_says_so(
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - procfs
     monkeypatch.setattr(nfnetlink, "subscribe", refuse)
     with pytest.raises(Exception, match="can't be watched: Operation not permitted"):
-        TamperGuard(installed, state, lambda _: None, heals=True)
+        TamperGuard(installed, state, lambda _: None, self_heal=True)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - procfs
 
 
-def test_a_ruleset_is_prepared_without_a_namespace_to_try_it_in(
+def test_batch_is_prepared_without_a_scratch_namespace(
     fenced: Lab, installed: InstalledFence, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: object) -> None:
@@ -529,22 +545,22 @@ def test_a_ruleset_is_prepared_without_a_namespace_to_try_it_in(
 
     with monkeypatch.context() as patched:
         patched.setattr("ocsf_nft.netns.in_scratch", refuse)
-        # What stands there is not what it is to be.
+        # The existing fence differs from the recorded one.
         conftest.nft(fenced.sandbox_namespace, "add set inet ocsf_nft foreign { type ipv4_addr; }")
-        ((_, load),) = restore_batch.prepare(installed).loads
+        ((_, batch),) = restore_batch.prepare(installed).batches
     assert "differs" in _verdict(state)
     with fenced.sandbox_namespace.call(Nftables) as nftables:
-        nftables.commit(load.whole)
+        nftables.commit(batch.full)
     assert _verdict(state) == "as installed"
 
 
-def test_sentry_ignores_a_deleted_link_that_another_process_announces(
-    fenced: Lab, installed: InstalledFence, post: Callable[..., Post]
+def test_tamper_guard_ignores_a_forged_notice_of_a_deleted_link(
+    fenced: Lab, installed: InstalledFence, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post()
+    probe = make_guard()
     _add_links(fenced, installed, "late0", "late1")
-    assert one.sentry._links is not None
-    port = one.sentry._links.getsockname()[0]
+    assert probe.guard._links is not None
+    port = probe.guard._links.getsockname()[0]
     body = struct.pack("=BxHiII", 0, 0, 77, 0, 0) + netlink.attribute(3, b"late0\0")
 
     def forge() -> None:
@@ -554,26 +570,26 @@ def test_sentry_ignores_a_deleted_link_that_another_process_announces(
     fenced.sandbox_namespace.call(forge)
     _add_links(fenced, installed, "late2", "late3")  # read after the forged message
     _tamper(fenced, "delete table netdev ocsf_nft")
-    assert one.alteration().restored_after_ns is not None
-    assert {"late0", "late1", "late2", "late3", "sb0"} <= set(_hooked(installed))
+    assert probe.next_change().restored_after_ns is not None
+    assert {"late0", "late1", "late2", "late3", "sb0"} <= set(_attached_links(installed))
 
 
 def _add_links(lab: Lab, installed: InstalledFence, *pair: str) -> None:
-    """Add two links, and wait until the sentry has attached its chains to them."""
+    """Add two links, and wait until the guard has attached its chains to them."""
     ip("-n", lab.sandbox, "link", "add", pair[0], "type", "veth", "peer", "name", pair[1])
     deadline = time.monotonic() + 20
-    while not set(pair) <= set(_hooked(installed)):
+    while not set(pair) <= set(_attached_links(installed)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_sentry_asks_for_a_check_after_lost_link_notices(
-    fenced: Lab, post: Callable[..., Post]
+def test_tamper_guard_requests_a_check_after_dropped_link_notices(
+    fenced: Lab, make_guard: Callable[..., GuardProbe]
 ) -> None:
-    one = post(begins=False)
+    probe = make_guard(starts=False)
     with fenced.sandbox_namespace.call(rtnetlink.subscribe) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         for number in range(20):
             ip("-n", fenced.sandbox, "link", "set", "dev", "sb0", "alias", f"a{number}")
-        one.sentry._see_links(sock)
-    assert one.told.get_nowait() is None
+        probe.guard._read_links(sock)
+    assert probe.notifications.get_nowait() is None

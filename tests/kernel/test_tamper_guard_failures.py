@@ -1,4 +1,4 @@
-"""The sentry of a fence, and its sockets, where something fails that they depend on."""
+"""Failures of a tamper guard, its sockets, and the programs that it needs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ocsf_nft.fence import installer, nft, restore_batch, ruleset_batch, table_q
 from ocsf_nft.nfnetlink import Nftables, Statement
 from tests.fence.test_state import _is_waited_for, _until
 from tests.kernel import conftest
-from tests.kernel.test_nft_monitor import _owned
-from tests.kernel.test_tamper_guard import NftMonitor, _tamper, _verdict
+from tests.kernel.test_nft_monitor import _make_exclusive
+from tests.kernel.test_tamper_guard import GuardProbe, _tamper, _verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,37 +35,39 @@ _DELETE_INET = Statement(2, 0, b"\1\0\0\0" + netlink.attribute(1, b"ocsf_nft\0")
 
 
 @pytest.fixture
-def one(installed: InstalledFence, state: StateDirectory) -> Iterator[NftMonitor]:
-    """A sentry that has not begun."""
-    yield from _posted(installed, state)
+def probe(installed: InstalledFence, state: StateDirectory) -> Iterator[GuardProbe]:
+    """Return a tamper guard that has not been started."""
+    yield from _make_guard(installed, state)
 
 
 @pytest.fixture
-def holding(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Iterator[NftMonitor]:
-    """A sentry that has not begun, and holds the tables of its fence."""
-    owned = replace(spec, is_owned=True)
-    for made in _posted(installer.install(owned, lab.sandbox_namespace, state, "nflog"), state):
-        made.sentry.own()
+def owning_probe(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Iterator[GuardProbe]:
+    """Return a tamper guard that has not been started, and owns the tables of its fence."""
+    exclusive = replace(spec, is_owned=True)
+    for made in _make_guard(
+        installer.install(exclusive, lab.sandbox_namespace, state, "nflog"), state
+    ):
+        made.guard.take_ownership()
         yield made
 
 
-def _posted(installed: InstalledFence, state: StateDirectory) -> Iterator[NftMonitor]:
-    made = NftMonitor(installed, state, heals=True, prepared=True, begins=False)
+def _make_guard(installed: InstalledFence, state: StateDirectory) -> Iterator[GuardProbe]:
+    made = GuardProbe(installed, state, self_heal=True, prepared=True, starts=False)
     yield made
-    if made.sentry._wake >= 0:
-        made.sentry.end()
+    if made.guard._wake >= 0:
+        made.guard.stop()
 
 
-def test_sentry_has_nothing_to_do_when_it_begins(one: NftMonitor) -> None:
-    assert select.select([one.sentry._wake], [], [], 0) == ([], [], [])
+def test_tamper_guard_has_no_event_at_its_start(probe: GuardProbe) -> None:
+    assert select.select([probe.guard._wake], [], [], 0) == ([], [], [])
 
 
-def _of(one: NftMonitor) -> nft_monitor.NftMonitor:
-    return one.sentry._posts[0]
+def _monitor(probe: GuardProbe) -> nft_monitor.NftMonitor:
+    return probe.guard._monitors[0]
 
 
 def _silence(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
-    """Have an nft that does not show what it would send."""
+    """Replace nft with a version that does not show its messages."""
     real = shutil.which("nft", path="/usr/sbin:/usr/bin")
     wrapper = directory / "nft"
     wrapper.write_text(f'#!/bin/sh\ncase "$*" in *--debug=mnl*) exit;; esac\nexec {real} "$@"\n')
@@ -73,137 +75,139 @@ def _silence(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     monkeypatch.setattr(nft, "TRUSTED", (directory,))
 
 
-def _shrink(one: NftMonitor) -> None:
-    """Leave the socket that changes the tables no room for a fence."""
-    _of(one)._nftables._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+def _shrink(probe: GuardProbe) -> None:
+    """Make the send buffer of the guard's socket too small for a fence."""
+    _monitor(probe)._nftables._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
 
 
-def test_renew_lets_nft_load_what_it_does_not_show(
+def test_renew_uses_nft_if_nft_does_not_show_its_messages(
     fenced: Lab,
     state: StateDirectory,
-    one: NftMonitor,
+    probe: GuardProbe,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     _silence(monkeypatch, tmp_path)
     _tamper(fenced, "delete table inet ocsf_nft")
-    assert one.sentry.renew() is not None
+    assert probe.guard.renew() is not None
     assert _verdict(state) == "as installed"
 
 
-def test_renew_lets_nft_load_what_is_too_long_for_its_socket(
-    fenced: Lab, state: StateDirectory, one: NftMonitor
+def test_renew_uses_nft_if_a_ruleset_is_too_long_for_its_socket(
+    fenced: Lab, state: StateDirectory, probe: GuardProbe
 ) -> None:
     _tamper(fenced, "delete table inet ocsf_nft")
-    _shrink(one)
-    assert one.sentry.renew() is not None
+    _shrink(probe)
+    assert probe.guard.renew() is not None
     assert _verdict(state) == "as installed"
 
 
-def test_renew_of_held_tables_never_leaves_them_to_nft(
-    lab: Lab, holding: NftMonitor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_renew_of_exclusive_tables_never_uses_nft(
+    lab: Lab, owning_probe: GuardProbe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    _of(holding).commit([_DELETE_INET])
-    _shrink(holding)
+    _monitor(owning_probe).commit([_DELETE_INET])
+    _shrink(owning_probe)
     with pytest.raises(FenceError, match="the kernel refused the fence: Message too long"):
-        holding.sentry.renew()
+        owning_probe.guard.renew()
     _silence(monkeypatch, tmp_path)
     with pytest.raises(FenceError, match="nft doesn't show what it sends"):
-        holding.sentry.renew()
+        owning_probe.guard.renew()
     assert table_query.table(lab.sandbox_namespace, "inet", "ocsf_nft") is None
 
 
-def test_renew_names_tables_that_another_process_holds(
-    fenced: Lab, installed: InstalledFence, one: NftMonitor
+def test_renew_names_tables_that_another_process_owns(
+    fenced: Lab, installed: InstalledFence, probe: GuardProbe
 ) -> None:
-    _owned(installed)
+    _make_exclusive(installed)
     with fenced.sandbox_namespace.call(Nftables) as other:
         other.commit([ruleset_batch.ownership_statement("inet", "ocsf_nft")])
-        with pytest.raises(FenceError, match="can't be changed: another process holds them"):
-            one.sentry.renew()
+        with pytest.raises(FenceError, match="can't be changed: another process owns them"):
+            probe.guard.renew()
 
 
-def test_post_holds_its_tables_by_a_new_socket_after_a_timeout(lab: Lab, holding: NftMonitor) -> None:
-    post = _of(holding)
-    before = post._nftables
+def test_nft_monitor_owns_its_tables_with_a_new_socket_after_a_timeout(
+    lab: Lab, owning_probe: GuardProbe
+) -> None:
+    monitor = _monitor(owning_probe)
+    before = monitor._nftables
     before._socket.settimeout(0.05)
     with pytest.raises(TimeoutError):
-        post.commit([])  # the kernel acknowledges nothing
+        monitor.commit([])  # the kernel acknowledges nothing
     assert before._socket.fileno() == -1
-    assert post.owns
-    for place in post.places:
-        found = table_query.table(lab.sandbox_namespace, *place)
+    assert monitor.is_owner
+    for table_id in monitor.tables:
+        found = table_query.table(lab.sandbox_namespace, *table_id)
         assert found is not None
-        assert found.is_owned
-    post.commit([_DELETE_INET])
+        assert found.is_exclusive
+    monitor.commit([_DELETE_INET])
     assert table_query.table(lab.sandbox_namespace, "inet", "ocsf_nft") is None
 
 
-def test_post_holds_nothing_after_a_timeout_that_it_did_not_hold(
-    fenced: Lab, installed: InstalledFence, one: NftMonitor
+def test_nft_monitor_owns_no_tables_after_a_timeout_if_it_owned_none(
+    fenced: Lab, installed: InstalledFence, probe: GuardProbe
 ) -> None:
-    _owned(installed)
-    _of(one)._nftables._socket.settimeout(0.05)
+    _make_exclusive(installed)
+    _monitor(probe)._nftables._socket.settimeout(0.05)
     with pytest.raises(TimeoutError):
-        _of(one).commit([])
-    assert not _of(one).owns
+        _monitor(probe).commit([])
+    assert not _monitor(probe).is_owner
     found = table_query.table(fenced.sandbox_namespace, "inet", "ocsf_nft")
     assert found is not None
-    assert not found.is_owned
+    assert not found.is_exclusive
 
 
-def test_sentry_ends_with_an_error_when_notices_cannot_be_read(one: NftMonitor) -> None:
+def test_tamper_guard_ends_with_an_error_if_notices_cannot_be_read(probe: GuardProbe) -> None:
     with Path(os.devnull).open("rb") as file:
-        os.dup2(file.fileno(), _of(one).notices.fileno())
-    one.sentry.begin()
+        os.dup2(file.fileno(), _monitor(probe).notices.fileno())
+    probe.guard.start()
     with pytest.raises(SourceError, match="can't be watched: Socket operation on non-socket"):
-        one.alteration()
+        probe.next_change()
 
 
-def test_sentry_ends_with_whatever_fails(
-    fenced: Lab, one: NftMonitor, monkeypatch: pytest.MonkeyPatch
+def test_tamper_guard_ends_with_any_exception(
+    fenced: Lab, probe: GuardProbe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> NoReturn:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(tamper_guard, "culprit", fail)
-    one.sentry.begin()
+    monkeypatch.setattr(tamper_guard, "attribute_change", fail)
+    probe.guard.start()
     _tamper(fenced, "delete table inet ocsf_nft")
     with pytest.raises(RuntimeError, match="a bug"):
-        one.alteration()
+        probe.next_change()
 
 
-def test_sentry_sends_nothing_when_another_thread_restored_the_fence_first(
-    fenced: Lab, installed: InstalledFence, state: StateDirectory, one: NftMonitor
+def test_tamper_guard_sends_nothing_if_another_thread_restored_the_fence_first(
+    fenced: Lab, installed: InstalledFence, state: StateDirectory, probe: GuardProbe
 ) -> None:
-    ((_, load),) = restore_batch.prepare(installed).loads
-    one.sentry.begin()
+    ((_, batch),) = restore_batch.prepare(installed).batches
+    probe.guard.start()
     with state.locked():
         _tamper(fenced, "delete table inet ocsf_nft")
         _until(lambda: _is_waited_for(state.path))
-        _of(one).mend(load.whole)
+        _monitor(probe).restore(batch.full)
         with fenced.sandbox_namespace.call(Nftables) as nftables:
             before = nftables.generation()
-    told = one.alteration()
-    assert told.changes == "table inet ocsf_nft was deleted"
-    assert told.restored_after_ns is not None
+    change = probe.next_change()
+    assert change.changes == "table inet ocsf_nft was deleted"
+    assert change.restored_after_ns is not None
     with fenced.sandbox_namespace.call(Nftables) as nftables:
         assert nftables.generation() == before
     assert _verdict(state) == "as installed"
-    assert one.rest() == []
+    assert probe.remaining_changes() == []
 
 
-def test_sentry_goes_on_after_a_fence_that_it_could_not_restore(
-    fenced: Lab, state: StateDirectory, one: NftMonitor, monkeypatch: pytest.MonkeyPatch
+def test_tamper_guard_continues_after_a_failed_restore(
+    fenced: Lab, state: StateDirectory, probe: GuardProbe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one.sentry.adopt(None, state.version(conftest.SANDBOX))
-    one.sentry.begin()
+    probe.guard.use_restore_batch(None, state.version(conftest.SANDBOX))
+    probe.guard.start()
     with monkeypatch.context() as patched:
         patched.setattr(nft, "TRUSTED", ())
         _tamper(fenced, "delete table inet ocsf_nft")
-        told = one.alteration()
-    assert (told.restored_after_ns, told.given_up, told.is_regular) == (None, False, False)
+        change = probe.next_change()
+    assert (change.restored_after_ns, change.given_up, change.is_regular) == (None, False, False)
     assert table_query.table(fenced.sandbox_namespace, "inet", "ocsf_nft") is None
     _tamper(fenced, "delete table netdev ocsf_nft")
-    assert one.alteration().restored_after_ns is not None
+    assert probe.next_change().restored_after_ns is not None
     assert _verdict(state) == "as installed"
