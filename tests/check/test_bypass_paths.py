@@ -42,7 +42,7 @@ def _found(
 
 def _handle(finding: Finding) -> int | None:
     location = finding.place
-    return location and location.handle
+    return None if location is None else location.handle
 
 
 def _rules(table: str, *statements: str, family: str = "inet") -> list[dict[str, Any]]:
