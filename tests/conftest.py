@@ -67,9 +67,9 @@ def judge() -> Callable[..., list[str]]:
 
     A second argument is the version that it is held to. Warnings count: of ours there are none.
     """
-    from ocsf_nft.validation import Judge  # noqa: PLC0415 - few tests need the schema
+    from ocsf_nft.validation import EventValidator  # noqa: PLC0415 - few tests need the schema
 
     def faults(event: Any, version: str = "1.8.0") -> list[str]:
-        return [str(fault) for fault in Judge(version).faults(event)]
+        return [str(fault) for fault in EventValidator(version).faults(event)]
 
     return faults

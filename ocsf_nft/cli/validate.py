@@ -58,16 +58,16 @@ def validate(
 
     Example: ocsf-nft validate --ocsf-version 1.8.0 events.jsonl
     """
-    from ocsf_nft.validation import Judge, judged
+    from ocsf_nft.validation import EventValidator, validate_events
 
-    judge = Judge(ocsf_version, recommended=recommended)
+    validator = EventValidator(ocsf_version, recommended=recommended)
     tell = _tell_machines if as_json else _tell_people
     numbers: Counter[str] = Counter()
     is_empty = False
     for path in paths:
         events = 0
         with _opened(path) as file:
-            for event in judged(file, judge):
+            for event in validate_events(file, validator):
                 events += 1
                 for fault in event.faults:
                     numbers[fault.severity] += 1

@@ -29,7 +29,7 @@ from ocsf_nft.lab import (
 )
 from ocsf_nft.ocsf.versions import VERSIONS, at_version
 from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.validation import Judge
+from ocsf_nft.validation import EventValidator
 from tests.kernel import accounts, attempts, command, conftest, far_side, means, packets
 from tests.kernel.escapes import ESCAPES
 from tests.kernel.packets import ETH_IP, ETH_IP6
@@ -196,7 +196,7 @@ def test_each_way_out_is_told_as_let_pass_and_the_account_closes(
             assert "permissive" in event["message"]
         for version in VERSIONS:
             as_told = at_version(copy.deepcopy(event), version)
-            assert not [str(fault) for fault in Judge(version).faults(as_told)]
+            assert not [str(fault) for fault in EventValidator(version).faults(as_told)]
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])

@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from ocsf_nft.validation import Judge
+from ocsf_nft.validation import EventValidator
 from tests.kernel import accounts, attempts, command, conftest, far_side
 from tests.kernel.journald import in_journal, journald
 
@@ -52,7 +52,7 @@ def test_what_is_let_pass_is_told_so_by_every_transport(
     else:
         _run(lab, options, ())
     events = accounts.events_of(output)
-    assert not [fault for event in events for fault in Judge().faults(event)]
+    assert not [fault for event in events for fault in EventValidator().faults(event)]
     found = _tried(events)
     assert sum(event["count"] for event in found) == 3
     for event in found:
