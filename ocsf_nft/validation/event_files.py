@@ -1,7 +1,7 @@
-"""Files of events: one JSON object a line, or JSON documents that go over several lines.
+"""Reader of event files: one JSON object on each line, or JSON documents over several lines.
 
-A file is read as documents when its first line is the beginning of one that goes on in the next,
-and when its only line is an array. The items of an array are then the events.
+A file is read as documents in two cases: its first line begins a document that continues on the
+next line, or its only line is an array. The events are then the documents, or the items of arrays.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ocsf_nft.validation.strict_json import Decoder, NotJsonError, documents, sk
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ocsf_nft.validation.validate_event import Judge
+    from ocsf_nft.validation.validate_event import EventValidator
 
-#: Of a line, and of all documents of a file.
+#: Maximum size of a line, and of all documents of a file.
 LIMIT_BYTES: Final = 32 << 20
 _TOO_LONG: Final = Fault(
     "error", LINE, f"is longer than {LIMIT_BYTES >> 20} MiB: write one event a line"
@@ -26,39 +26,39 @@ _TOO_LONG: Final = Fault(
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What one event, or what should have been one, is like; ``line`` is where it begins."""
+class ValidatedEvent:
+    """Result for one event or unreadable text: its faults, and the line where it begins."""
 
     line: int
     faults: list[Fault]
 
 
 class _Line(NamedTuple):
-    """A line that is not blank; of one that is too long there is no text."""
+    """Line that is not blank; ``text`` is None if the line is too long."""
 
     number: int
     text: str | None
 
 
-def judged(file: BinaryIO, judge: Judge) -> Iterator[Judged]:
-    """Judge each event of a file as it is read; blank lines are none. Raises OSError.
+def validate_events(file: BinaryIO, validator: EventValidator) -> Iterator[ValidatedEvent]:
+    """Validate each event of a file while reading it; skips blank lines. Raises OSError.
 
-    What is not JSON is one error, at the path ``line``.
+    Text that is not JSON gives one error, at the path ``line``.
     """
     lines = _lines(file)
     first = next(lines, None)
     if first is None:
         return
     if first.text is None or not _may_be_documents(first.text):
-        yield from _line_by_line(chain((first,), lines), judge)
+        yield from _line_by_line(chain((first,), lines), validator)
         return
-    held, is_all = _held(first, lines)
-    if is_all and _are_documents(held):
-        yield from _document_by_document(_whole(held), judge)
+    collected, is_all = _collect(first, lines)
+    if is_all and _are_documents(collected):
+        yield from _document_by_document(_join(collected), validator)
     elif _is_bracket(first.text):
-        yield Judged(first.number, [_TOO_LONG])
+        yield ValidatedEvent(first.number, [_TOO_LONG])
     else:
-        yield from _line_by_line(chain(held, lines), judge)
+        yield from _line_by_line(chain(collected, lines), validator)
 
 
 def _lines(file: BinaryIO) -> Iterator[_Line]:
@@ -70,47 +70,47 @@ def _lines(file: BinaryIO) -> Iterator[_Line]:
                 data = file.readline(LIMIT_BYTES)
             yield _Line(number, None)
         elif data.strip():
-            # Bytes that are no UTF-8 become lone surrogates, and are told of where they are.
+            # Bytes that are not UTF-8 become lone surrogates, which the validator reports.
             yield _Line(number, data.decode("utf-8", "surrogateescape"))
 
 
-def _line_by_line(lines: Iterable[_Line], judge: Judge) -> Iterator[Judged]:
+def _line_by_line(lines: Iterable[_Line], validator: EventValidator) -> Iterator[ValidatedEvent]:
     decoder = Decoder()
     for number, text in lines:
         if text is None:
-            yield Judged(number, [_TOO_LONG])
+            yield ValidatedEvent(number, [_TOO_LONG])
             continue
         try:
-            event = decoder.one(text)
+            event = decoder.decode(text)
         except NotJsonError as error:
-            yield Judged(number, [Fault("error", LINE, str(error))])
+            yield ValidatedEvent(number, [Fault("error", LINE, str(error))])
         else:
-            yield Judged(number, decoder.faults() + judge.faults(event))
+            yield ValidatedEvent(number, decoder.faults() + validator.faults(event))
 
 
-def _document_by_document(text: str, judge: Judge) -> Iterator[Judged]:
-    """Up to the first that is not JSON: where the next one begins nobody knows."""
+def _document_by_document(text: str, validator: EventValidator) -> Iterator[ValidatedEvent]:
+    """Validate documents up to the first that is not JSON, as its end is unknown."""
     decoder = Decoder()
     events = documents(text, decoder)
-    line, place = 1, 0
+    line, position = 1, 0
     while True:
         try:
             start, event = next(events)
         except StopIteration:
             return
         except NotJsonError as error:
-            line += text.count("\n", place, error.at)
-            yield Judged(line, [Fault("error", LINE, str(error))])
+            line += text.count("\n", position, error.at)
+            yield ValidatedEvent(line, [Fault("error", LINE, str(error))])
             return
-        line, place = line + text.count("\n", place, start), start
-        yield Judged(line, decoder.faults() + judge.faults(event))
+        line, position = line + text.count("\n", position, start), start
+        yield ValidatedEvent(line, decoder.faults() + validator.faults(event))
 
 
 def _may_be_documents(text: str) -> bool:
-    """Whether a first line is an array, or lacks no more than what the next ones may hold."""
+    """Return whether a first line is an array, or may continue on the next lines."""
     text = text.strip()
     try:
-        Decoder().at(text, 0)
+        Decoder().decode_at(text, 0)
     except NotJsonError as error:
         return error.at >= len(text)
     return text.startswith("[")
@@ -120,30 +120,30 @@ def _is_bracket(text: str) -> bool:
     return text.strip() in {"{", "["}
 
 
-def _held(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
-    """Lines that documents may be made of, and whether these are all that there are."""
-    held, size = [first], len(first.text or "")
+def _collect(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
+    """Return lines that may form documents, and whether these are all lines of the file."""
+    collected, size = [first], len(first.text or "")
     for line in lines:
-        held.append(line)
+        collected.append(line)
         size += len(line.text or "")
-        # The number counts the blank lines, which become text again.
+        # The line number includes the blank lines, which ``_join`` restores.
         if line.text is None or size + line.number > LIMIT_BYTES:
-            return held, False
-    return held, True
+            return collected, False
+    return collected, True
 
 
-def _are_documents(held: list[_Line]) -> bool:
-    first, decoder = held[0].text or "", Decoder()
+def _are_documents(collected: list[_Line]) -> bool:
+    first, decoder = collected[0].text or "", Decoder()
     if _is_bracket(first):
         return True
     try:
-        decoder.at(first, skip_space(first, 0))
+        decoder.decode_at(first, skip_space(first, 0))
     except NotJsonError:
-        return _begins_well(_whole(held), decoder)
-    return len(held) == 1
+        return _has_valid_document(_join(collected), decoder)
+    return len(collected) == 1
 
 
-def _begins_well(text: str, decoder: Decoder) -> bool:
+def _has_valid_document(text: str, decoder: Decoder) -> bool:
     try:
         next(documents(text, decoder), None)
     except NotJsonError:
@@ -151,10 +151,10 @@ def _begins_well(text: str, decoder: Decoder) -> bool:
     return True
 
 
-def _whole(held: list[_Line]) -> str:
-    """The text of a file, blank lines and all, so that lines can be counted in it."""
-    before = [0, *(line.number for line in held)]
+def _join(collected: list[_Line]) -> str:
+    """Return the text of a file with its blank lines, so that lines can be counted in it."""
+    before = [0, *(line.number for line in collected)]
     return "".join(
         "\n" * (line.number - last - 1) + (line.text or "")
-        for last, line in zip(before, held, strict=False)
+        for last, line in zip(before, collected, strict=False)
     )

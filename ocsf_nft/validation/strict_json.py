@@ -1,7 +1,7 @@
-"""JSON text becomes what is judged, and keeps what most readers of JSON throw away.
+"""JSON decoder for validation, which preserves faults that most JSON readers hide.
 
-The standard library reads it: orjson takes no lone surrogates, no NaN and no integers past 64 bits,
-and says nothing of a name that is in one object twice. All these are to be told as what they are.
+It uses the standard library: orjson refuses lone surrogates, NaN and integers past 64 bits, and
+does not report a name that is in one object twice. The validator must report each of these faults.
 """
 
 from __future__ import annotations
@@ -10,44 +10,44 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.validation.fault import LIMIT, LINE, Fault, shown
+from ocsf_nft.validation.fault import LIMIT, LINE, Fault, describe
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
-#: Digits of an integer that are read as they are: Python refuses to read very long ones.
+#: Maximum digits of an integer that is converted exactly: Python refuses very long ones.
 _DIGITS: Final = 40
 
 
 class NotJsonError(Exception):
-    """Text that can't be read as JSON: from which character on, and why."""
+    """Text that can't be read as JSON; ``at`` is the offset of the fault."""
 
     def __init__(self, text: str, at: int, reason: str) -> None:
-        """Make the sentence of a reason; columns are counted from 1."""
+        """Create the message from a reason and the column, counted from 1."""
         super().__init__(f"{reason} (column {at - text.rfind(chr(10), 0, at)})")
         self.at = at
 
 
 class Decoder:
-    """Decodes one text after another; ``faults`` are those of the values decoded last."""
+    """Decoder of JSON texts; ``faults`` returns the faults of the value decoded last."""
 
     def __init__(self) -> None:
-        """Begin with none."""
-        self._twice: list[str] = []
+        """Create a decoder without faults."""
+        self._repeated: list[str] = []
         self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_integer)
 
-    def one(self, text: str) -> Any:
-        """The value of a text that holds one; raises NotJsonError."""
-        value, end = self.at(text, skip_space(text, 0))
+    def decode(self, text: str) -> Any:
+        """Return the only value of a text; raises NotJsonError."""
+        value, end = self.decode_at(text, skip_space(text, 0))
         end = skip_space(text, end)
         if end != len(text):
             raise NotJsonError(text, end, "is not JSON: more after its end")
         return value
 
-    def at(self, text: str, start: int) -> tuple[Any, int]:
-        """The value that begins at a place, and where it ends; raises NotJsonError."""
-        self._twice.clear()
+    def decode_at(self, text: str, start: int) -> tuple[Any, int]:
+        """Return the value that begins at an offset, and its end; raises NotJsonError."""
+        self._repeated.clear()
         try:
             return self._json.raw_decode(text, start)
         except json.JSONDecodeError as error:
@@ -56,10 +56,10 @@ class Decoder:
             raise NotJsonError(text, start, "is nested too deep to be read") from None
 
     def faults(self) -> list[Fault]:
-        """What the text of the value decoded last says that its value doesn't."""
+        """Return faults in the text of the last value that its decoded form doesn't show."""
         return [
-            Fault("error", LINE, f"the name {shown(name)} is in one object twice")
-            for name in self._twice
+            Fault("error", LINE, f"the name {describe(name)} is in one object twice")
+            for name in self._repeated
         ]
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -67,35 +67,35 @@ class Decoder:
         if len(found) != len(pairs):
             seen: set[str] = set()
             for name, _ in pairs:
-                if name in seen and len(self._twice) < LIMIT:
-                    self._twice.append(name)
+                if name in seen and len(self._repeated) < LIMIT:
+                    self._repeated.append(name)
                 seen.add(name)
         return found
 
 
 def documents(text: str, decoder: Decoder) -> Iterator[tuple[int, Any]]:
-    """The events of a text and where each begins: the items of its arrays, its other values.
+    """Yield the events of a text with their offsets; raises NotJsonError.
 
-    Raises NotJsonError.
+    The events are the items of its arrays, and its other values.
     """
     at = skip_space(text, 0)
     while at < len(text):
         if text[at] == "[":
             at = yield from _items(text, at + 1, decoder)
         else:
-            value, end = decoder.at(text, at)
+            value, end = decoder.decode_at(text, at)
             yield at, value
             at = end
         at = skip_space(text, at)
 
 
 def _items(text: str, start: int, decoder: Decoder) -> Generator[tuple[int, Any], None, int]:
-    """The items of the array whose first one may begin at ``start``; returns where it ends."""
+    """Yield the items of the array whose first one may begin at ``start``; return its end."""
     at = skip_space(text, start)
     if text.startswith("]", at):
         return at + 1
     while True:
-        value, end = decoder.at(text, at)
+        value, end = decoder.decode_at(text, at)
         yield at, value
         end = skip_space(text, end)
         if text.startswith("]", end):
@@ -106,7 +106,7 @@ def _items(text: str, start: int, decoder: Decoder) -> Generator[tuple[int, Any]
 
 
 def skip_space(text: str, at: int) -> int:
-    """The place of the first character from ``at`` on that is no space."""
+    """Return the offset of the first character from ``at`` on that is not white space."""
     match = _SPACE.match(text, at)
     return at if match is None else match.end()
 
@@ -114,5 +114,5 @@ def skip_space(text: str, at: int) -> int:
 def _integer(digits: str) -> int:
     if len(digits) <= _DIGITS:
         return int(digits)
-    # What is told of it is only that it is past 64 bits.
+    # The report has no digits, only that the integer is past 64 bits.
     return -(1 << 128) if digits.startswith("-") else 1 << 128

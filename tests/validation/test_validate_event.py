@@ -1,4 +1,4 @@
-"""What is an error, what a warning, and that no event is too hostile to be judged."""
+"""Tests of errors and warnings of the validator, also with hostile events."""
 
 from __future__ import annotations
 
@@ -11,52 +11,50 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocsf_nft.errors import UsageError
-from ocsf_nft.validation import Fault, Judge
+from ocsf_nft.validation import EventValidator, Fault
 from ocsf_nft.validation.fault import LIMIT
 from ocsf_nft.validation.schema_walk import DEPTH
 from tests.conformance.spoiling import GOOD
 from tests.strategies import HOSTILE_TEXT
 from tests.validation.events import good
 
-JUDGE = Judge()
+VALIDATOR = EventValidator()
 
 
-def told(event: Any, version: str | None = None) -> list[str]:
-    return [str(fault) for fault in Judge(version).faults(event)]
+def faults_of(event: Any, version: str | None = None) -> list[str]:
+    return [str(fault) for fault in EventValidator(version).faults(event)]
 
 
 def without(event: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in event.items() if name not in names}
 
 
-def test_an_event_is_judged_at_its_own_version_or_at_the_one_that_is_asked_for() -> None:
+def test_validator_uses_the_events_version_or_the_requested_one() -> None:
     old = GOOD[4001, "1.1.0"]
-    assert told(old) == told(old, "1.1") == []
-    assert 'error: metadata.version: "1.1.0" is not 1.8.0' in told(old, "1.8.0")
-    assert "error: observation_point: is no attribute of network_activity in 1.1.0" in told(
+    assert faults_of(old) == faults_of(old, "1.1") == []
+    assert 'error: metadata.version: "1.1.0" is not 1.8.0' in faults_of(old, "1.8.0")
+    assert "error: observation_point: is no attribute of network_activity in 1.1.0" in faults_of(
         good(), "1.1.0"
     )
     with pytest.raises(UsageError):
-        Judge("2.0.0")
+        EventValidator("2.0.0")
 
 
 @pytest.mark.parametrize(
     ("version", "what"),
     [("9.9.9", '"9.9.9" is not known'), ("1.8", '"1.8" is not known'), (1, "1 is not known")],
 )
-def test_an_event_of_a_version_that_is_not_known_is_one_error_that_names_the_known_ones(
-    version: Any, what: str
-) -> None:
+def test_validator_reports_an_unknown_version_with_the_known_ones(version: Any, what: str) -> None:
     event = good()
     event["metadata"]["version"] = version
-    (fault,) = JUDGE.faults(event)
+    (fault,) = VALIDATOR.faults(event)
     assert (fault.severity, fault.path) == ("error", "metadata.version")
     assert fault.message.startswith(f"{what}: one of 1.1.0, 1.2.0, 1.3.0, ")
 
 
 @pytest.mark.parametrize("metadata", [None, [], "1.8.0", 1, {}, {"version": None}])
-def test_an_event_without_a_version_is_one_error(metadata: Any) -> None:
-    (fault,) = JUDGE.faults(good(metadata=metadata))
+def test_validator_reports_only_a_missing_version(metadata: Any) -> None:
+    (fault,) = VALIDATOR.faults(good(metadata=metadata))
     assert (fault.severity, fault.path) == ("error", "metadata.version")
     assert fault.message.startswith("is missing: one of 1.1.0, ")
 
@@ -71,9 +69,9 @@ def test_an_event_without_a_version_is_one_error(metadata: Any) -> None:
         (True, "true"),
     ],
 )
-def test_what_is_no_object_is_no_event(event: Any, what: str) -> None:
-    for judge in (JUDGE, Judge("1.8.0")):
-        assert judge.faults(event) == [
+def test_validator_reports_a_value_that_is_not_an_object(event: Any, what: str) -> None:
+    for validator in (VALIDATOR, EventValidator("1.8.0")):
+        assert validator.faults(event) == [
             Fault("error", "event", f"{what} is no event: an event is an object")
         ]
 
@@ -92,11 +90,11 @@ def test_what_is_no_object_is_no_event(event: Any, what: str) -> None:
         (None, "is required and missing"),
     ],
 )
-def test_without_a_class_nothing_else_is_judged(uid: Any, what: str) -> None:
-    assert JUDGE.faults(good(class_uid=uid)) == [Fault("error", "class_uid", what)]
+def test_validator_reports_only_a_missing_or_wrong_class(uid: Any, what: str) -> None:
+    assert VALIDATOR.faults(good(class_uid=uid)) == [Fault("error", "class_uid", what)]
 
 
-def test_a_fault_says_what_is_wrong_and_what_would_be_right() -> None:
+def test_validator_faults_have_the_wrong_and_the_right_value() -> None:
     event = good(
         category_uid=2,
         severity="medium",
@@ -108,7 +106,7 @@ def test_a_fault_says_what_is_wrong_and_what_would_be_right() -> None:
     )
     event["metadata"]["profiles"] = ["host", "network_proxy", "container", "host", "firewall"]
     event["actor"]["process"]["file"].pop("type_id")
-    found = told(event)
+    found = faults_of(event)
     for expected in (
         "error: category_uid: 2 is not 4",
         'error: severity: is "medium", but severity_id 3 is "Medium"',
@@ -117,7 +115,7 @@ def test_a_fault_says_what_is_wrong_and_what_would_be_right() -> None:
         "error: engine: is no attribute of network_activity in 1.8.0",
         "error: dst_endpoint.port: 70000 is more than 65535",
         "error: action_id: its profile (security_control) isn't in metadata.profiles",
-        "warning: metadata.profiles[3]: host is there twice",
+        "warning: metadata.profiles[3]: host is listed twice",
         'error: metadata.profiles[4]: there is no profile "firewall" in 1.8.0',
         "error: actor.process.file.type_id: is required and missing",
         "warning: actor.process.file.type: is there without type_id",
@@ -128,35 +126,35 @@ def test_a_fault_says_what_is_wrong_and_what_would_be_right() -> None:
     )
 
 
-def test_a_profile_that_its_class_does_not_have_is_listed_in_vain() -> None:
+def test_validator_warns_of_a_profile_that_the_class_does_not_have() -> None:
     event = deepcopy(GOOD[6002, "1.8.0"])
     event["metadata"]["profiles"] += ["load_balancer"]
-    (warning,) = told(event)
+    (warning,) = faults_of(event)
     assert warning == (
-        "warning: metadata.profiles[1]: nothing that load_balancer brings could be there: "
-        "not in application_lifecycle"
+        "warning: metadata.profiles[1]: no attribute of this profile (load_balancer) can be "
+        "in application_lifecycle"
     )
 
 
-def test_the_caption_of_id_99_is_required_and_free_but_for_those_that_have_an_id() -> None:
-    silent = without(good(status_id=99), "status")
-    assert told(silent) == ["error: status: is missing: status_id 99 says to look there"]
-    assert told(good(status_id=99, status="")) == told(silent)
-    assert told(good(status_id=99, status="It depends")) == []
-    assert told(good(status_id=99, status="Other")) == []
-    assert told(good(status_id=99, status="Success")) == [
-        "warning: status: status_id 99 has a caption that has an id of its own"
+def test_validator_requires_a_caption_of_id_99_that_no_other_id_has() -> None:
+    without_caption = without(good(status_id=99), "status")
+    assert faults_of(without_caption) == ["error: status: is missing: status_id 99 requires a text"]
+    assert faults_of(good(status_id=99, status="")) == faults_of(without_caption)
+    assert faults_of(good(status_id=99, status="It depends")) == []
+    assert faults_of(good(status_id=99, status="Other")) == []
+    assert faults_of(good(status_id=99, status="Success")) == [
+        "warning: status: status_id 99 has the caption of another id"
     ]
 
 
-def test_a_caption_that_is_missing_is_a_warning_that_tells_it() -> None:
-    assert sorted(told(without(good(), "status", "severity"))) == [
+def test_validator_warns_of_a_missing_caption_with_its_text() -> None:
+    assert sorted(faults_of(without(good(), "status", "severity"))) == [
         'warning: severity: is missing: severity_id 3 is "Medium"',
         'warning: status: is missing: status_id 2 is "Failure"',
     ]
 
 
-def test_each_item_of_an_array_of_ids_has_its_caption() -> None:
+def test_validator_checks_the_caption_of_each_item_of_an_array() -> None:
     url = {
         "url_string": "http://example.com",
         "category_ids": [3, 99, 3, 1000, 4],
@@ -164,27 +162,27 @@ def test_each_item_of_an_array_of_ids_has_its_caption() -> None:
     }
     url["categories"] = ["Pornography", "odd", "pornography", "?"]
     event = good(url=url)
-    assert told(event) == [
+    assert faults_of(event) == [
         "error: url.category_ids[3]: 1000 is no value of category_ids",
         'error: url.categories[2]: is "pornography", but category_ids 3 is "Pornography"',
         'warning: url.categories[4]: is missing: category_ids 4 is "Sex Education"',
     ]
     url["categories"] = "Pornography"
-    assert 'error: url.categories: "Pornography" is no array' in told(event)
+    assert 'error: url.categories: "Pornography" is no array' in faults_of(event)
 
 
-def test_what_is_deprecated_is_a_warning_that_says_what_to_use() -> None:
-    found = told({"class_uid": 2001, "metadata": {"version": "1.8.0"}})
+def test_validator_warns_of_deprecated_items_with_their_replacement() -> None:
+    found = faults_of({"class_uid": 2001, "metadata": {"version": "1.8.0"}})
     assert any(
         each.startswith("warning: class_uid: class security_finding is deprecated: Use the new")
         for each in found
     )
-    found = told({"class_uid": 2001, "metadata": {"version": "1.8.0"}, "finding": {}})
+    found = faults_of({"class_uid": 2001, "metadata": {"version": "1.8.0"}, "finding": {}})
     assert any(
         each.startswith("warning: finding: object finding is deprecated: Use the new")
         for each in found
     )
-    found = told(
+    found = faults_of(
         good(actor={"user": {"uid": "1000", "account": {"type_id": 3, "type": "AD Account"}}})
     )
     assert any(
@@ -195,44 +193,46 @@ def test_what_is_deprecated_is_a_warning_that_says_what_to_use() -> None:
     event["vulnerabilities"] = [{"cve": {"uid": "CVE-1", "cwe_uid": "CWE-1"}}]
     assert any(
         each.startswith("warning: vulnerabilities[0].cve.cwe_uid: is deprecated: Use")
-        for each in told(event)
+        for each in faults_of(event)
     )
 
 
-def test_just_one_is_not_two_and_not_none() -> None:
+def test_validator_requires_exactly_one_of_just_one() -> None:
     event = deepcopy(GOOD[2004, "1.8.0"])
-    for held, what in (
+    for vulnerability, what in (
         ({"title": "x"}, "has none of advisory, cve, cwe"),
         (
             {"cve": {"uid": "CVE-1"}, "cwe": {"uid": "CWE-1"}},
             "has cve and cwe, of which only one may be there",
         ),
     ):
-        event["vulnerabilities"] = [held]
-        assert f"error: vulnerabilities[0]: {what}" in told(event)
+        event["vulnerabilities"] = [vulnerability]
+        assert f"error: vulnerabilities[0]: {what}" in faults_of(event)
     event["vulnerabilities"] = [{"cve": {"uid": "CVE-1"}, "cwe": None}]
-    assert not any("only one" in each or "none of" in each for each in told(event))
+    assert not any("only one" in each or "none of" in each for each in faults_of(event))
 
 
-def test_a_constraint_may_name_what_is_further_down() -> None:
-    """As of Operating System Patch State."""
+def test_validator_constraint_may_name_a_nested_attribute() -> None:
+    """Check the constraint of the class Operating System Patch State."""
     event: dict[str, Any] = {
         "class_uid": 5004,
         "metadata": {"version": "1.8.0"},
         "device": {"os": {"name": "Linux", "type_id": 200}},
     }
     of = "has none of device.os.sp_name, device.os.sp_ver, device.os.version"
-    assert f"error: event: {of}" in told(event)
+    assert f"error: event: {of}" in faults_of(event)
     event["device"]["os"]["version"] = "13"
-    assert f"error: event: {of}" not in told(event)
+    assert f"error: event: {of}" not in faults_of(event)
     event["device"]["os"] = "Linux 13"
-    assert f"error: event: {of}" in told(event)
+    assert f"error: event: {of}" in faults_of(event)
 
 
-def test_what_the_schema_leaves_open_may_hold_anything_that_json_can_hold() -> None:
+def test_validator_accepts_all_json_values_in_undefined_objects() -> None:
     unmapped = {"a b": [1, [2.5, {"c": True}], "d"], "ttl": 64, "é": {}}
-    assert told(good(unmapped=unmapped)) == []
-    assert told(good(unmapped={"a": [None, {"b": 1 << 64}], "c d": float("nan"), "\udc80": 1})) == [
+    assert faults_of(good(unmapped=unmapped)) == []
+    assert faults_of(
+        good(unmapped={"a": [None, {"b": 1 << 64}], "c d": float("nan"), "\udc80": 1})
+    ) == [
         "warning: unmapped.a[0]: is null; what isn't known is left out",
         "error: unmapped.a[1].b: doesn't fit 64 bits",
         'error: unmapped."c d": is a number that JSON doesn\'t have',
@@ -240,36 +240,36 @@ def test_what_the_schema_leaves_open_may_hold_anything_that_json_can_hold() -> N
     ]
 
 
-def test_what_is_recommended_and_missing_is_a_warning_when_that_is_asked_for() -> None:
-    judge = Judge(recommended=True)
+def test_validator_warns_of_missing_recommended_attributes_on_request() -> None:
+    validator = EventValidator(recommended=True)
     event = without(good(), "message", "observables")
-    found = {fault.path for fault in judge.faults(event) if fault.severity == "warning"}
+    found = {fault.path for fault in validator.faults(event) if fault.severity == "warning"}
     assert {"message", "observables", "src_endpoint.hostname"} <= found
-    # What is optional, and what was recommended until something else was.
+    # One attribute is optional; the other was recommended until another replaced it.
     assert not {"risk_score", "proxy"} & found
-    assert not any(fault.severity == "error" for fault in judge.faults(event))
-    assert JUDGE.faults(event) == []
-    # Of a profile that isn't listed nothing is missing.
+    assert not any(fault.severity == "error" for fault in validator.faults(event))
+    assert VALIDATOR.faults(event) == []
+    # Attributes of a profile that isn't listed are not missing.
     event = deepcopy(GOOD[6002, "1.8.0"])
-    assert "action_id" not in {fault.path for fault in judge.faults(event)}
+    assert "action_id" not in {fault.path for fault in validator.faults(event)}
 
 
-def test_nesting_ends_somewhere_whoever_made_the_event() -> None:
+def test_validator_limits_the_depth_of_nesting() -> None:
     deep: Any = {"pid": 1}
     open_end: Any = []
     for _ in range(10_000):
         deep = {"pid": 1, "parent_process": deep}
         open_end = [open_end]
-    found = JUDGE.faults(good(actor={"process": deep}, unmapped={"a": open_end}))
+    found = VALIDATOR.faults(good(actor={"process": deep}, unmapped={"a": open_end}))
     too_deep = [each for each in found if "levels deep" in each.message]
     assert [each.severity for each in too_deep] == ["error"] * 2
     assert [each.path.count(".") + each.path.count("[") for each in too_deep] == [DEPTH - 1] * 2
 
 
-def test_an_event_of_nothing_but_faults_ends_with_the_one_that_says_so() -> None:
-    found = JUDGE.faults(good(unmapped={"a": [1 << 64] * 1_000_000}))
+def test_validator_ends_more_faults_than_the_limit_with_a_note() -> None:
+    found = VALIDATOR.faults(good(unmapped={"a": [1 << 64] * 1_000_000}))
     assert len(found) == LIMIT + 1
-    assert str(found[-1]) == "error: event: has more than 1000 faults: the rest is not told"
+    assert str(found[-1]) == "error: event: has more than 1000 faults: the rest is not reported"
 
 
 SCALARS = (
@@ -280,7 +280,7 @@ SCALARS = (
     | st.sampled_from([99, 4001, "4001", "1.8.0", "host", b"", ()])
     | HOSTILE_TEXT
 )
-#: Names that the schema knows, so that what is hostile gets far.
+#: Names in the schema, so that hostile values reach many checks.
 NAMES = (
     st.sampled_from(
         [
@@ -300,16 +300,19 @@ ANYTHING = st.recursive(
 )
 
 
-def places(value: Any) -> list[tuple[Any, Any]]:
+def positions(value: Any) -> list[tuple[Any, Any]]:
     keys = list(value) if isinstance(value, dict) else range(len(value))
     return [(value, key) for key in keys] + [
-        place for key in keys if isinstance(value[key], dict | list) for place in places(value[key])
+        position
+        for key in keys
+        if isinstance(value[key], dict | list)
+        for position in positions(value[key])
     ]
 
 
-def check_told_safely(event: Any, version: str | None) -> None:
-    for judge in (Judge(version), Judge(version, recommended=True)):
-        for fault in judge.faults(event):
+def assert_faults_are_safe(event: Any, version: str | None) -> None:
+    for validator in (EventValidator(version), EventValidator(version, recommended=True)):
+        for fault in validator.faults(event):
             assert str(fault).replace("…", "").isascii()
             assert str(fault).isprintable()
             json.dumps([fault.path, fault.message], ensure_ascii=False).encode()
@@ -317,40 +320,40 @@ def check_told_safely(event: Any, version: str | None) -> None:
 
 @settings(max_examples=200)
 @given(event=ANYTHING, version=st.sampled_from([None, "1.1.0", "1.8.0"]))
-def test_anything_is_judged_and_told_safely(event: Any, version: str | None) -> None:
-    check_told_safely(event, version)
+def test_validator_reports_safely_on_any_value(event: Any, version: str | None) -> None:
+    assert_faults_are_safe(event, version)
 
 
 @pytest.mark.parametrize("which", GOOD)
-def test_an_integer_that_python_does_not_write_may_be_anywhere(which: tuple[int, str]) -> None:
-    for number in range(len(places(GOOD[which]))):
+def test_validator_reports_safely_on_huge_integers_anywhere(which: tuple[int, str]) -> None:
+    for number in range(len(positions(GOOD[which]))):
         event = deepcopy(GOOD[which])
-        where, key = places(event)[number]
+        where, key = positions(event)[number]
         where[key] = 10**5000
-        check_told_safely(event, None)
+        assert_faults_are_safe(event, None)
 
 
 @settings(max_examples=300)
 @given(which=st.sampled_from(sorted(GOOD)), data=st.data())
-def test_a_good_event_with_anything_in_any_place_is_judged_and_told_safely(
+def test_validator_reports_safely_on_any_value_at_any_position(
     which: tuple[int, str], data: st.DataObject
 ) -> None:
     event = deepcopy(GOOD[which])
     for _ in range(data.draw(st.integers(1, 3))):
-        where, key = data.draw(st.sampled_from(places(event)))
+        where, key = data.draw(st.sampled_from(positions(event)))
         where[key] = data.draw(ANYTHING)
-    check_told_safely(event, data.draw(st.sampled_from([None, which[1]])))
+    assert_faults_are_safe(event, data.draw(st.sampled_from([None, which[1]])))
 
 
-def test_profile_that_is_no_text_hides_no_other_fault() -> None:
+def test_validator_reports_other_profiles_next_to_one_that_is_no_text() -> None:
     event = good()
     event["metadata"]["profiles"] = [7, "firewall"]
-    faults = [str(fault) for fault in Judge().faults(event)]
+    faults = [str(fault) for fault in EventValidator().faults(event)]
     assert "error: metadata.profiles[0]: 7 is no string" in faults
     assert 'error: metadata.profiles[1]: there is no profile "firewall" in 1.8.0' in faults
 
 
-def test_event_may_end_when_it_starts_but_not_before() -> None:
+def test_validator_accepts_an_event_that_ends_when_it_starts_but_not_before() -> None:
     for end, faults in ((6, []), (5, []), (4, ["error: start_time: 5 is after end_time, 4"])):
         event = good(start_time=5, end_time=end, duration=end - 5)
-        assert [str(fault) for fault in Judge().faults(event)] == faults
+        assert [str(fault) for fault in EventValidator().faults(event)] == faults
