@@ -1,7 +1,7 @@
-"""Install or remove a VM's fence, and be killed before the so-many-th step of it.
+"""Installer or remover of a VM's fence that is killed just before a given step.
 
-``python -m tests.kernel.dying install|remove NETNS STATE STEP``. A step is whatever changes
-something that outlives the process: a file, a ruleset, a sysctl.
+``python -m tests.kernel.dying install|remove NETNS STATE STEP``. A step is an operation that
+changes a file, a ruleset or a sysctl, which outlive the process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _dying(owner: Any, name: str, left: list[int]) -> None:
 
 
 def main(what: str, netns: str, path: str, number: int) -> None:
-    """Do it, as far as it gets."""
+    """Install or remove the fence until the process is killed before step ``number``."""
     left = [number]
     for owner, names in (
         (nft, ("load",)),

@@ -29,15 +29,15 @@ getattr(module, sys.argv[2])()
 """
 
 #: What a program says: the process that sent, and others that matter.
-Said = dict[str, Any]
+Pids = dict[str, Any]
 
 
 class Program:
     """A running program, and what it said."""
 
-    def __init__(self, process: subprocess.Popen[str], said: Said) -> None:
+    def __init__(self, process: subprocess.Popen[str], pids: Pids) -> None:
         self.pid = process.pid
-        self.said = said
+        self.pids = pids
         self._process = process
 
     def end(self) -> None:

@@ -19,7 +19,7 @@ OWN_ADDRESS: Final = "10.200.0.2"
 OWN_PORT: Final = 5000
 
 
-def say(**pids: object) -> None:
+def print_pids(**pids: object) -> None:
     """Say in a line who did what, for ``holding.start``."""
     sys.stdout.write(json.dumps(pids) + "\n")
     sys.stdout.flush()

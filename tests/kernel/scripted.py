@@ -19,7 +19,7 @@ START: Final = textwrap.dedent("""
     def udp(family=socket.AF_INET): return socket.socket(family, socket.SOCK_DGRAM)
     def tcp(family=socket.AF_INET): return socket.socket(family, socket.SOCK_STREAM)
     refused = contextlib.suppress(OSError)
-    def say(): print(os.getpid(), flush=True)
+    def print_pid(): print(os.getpid(), flush=True)
 """)
 
 

@@ -29,10 +29,10 @@ _PROGRAM = """
 class Refused(contextlib.suppress):
     def __enter__(self): time.sleep({pause_seconds})
 refused = Refused(OSError)
-def child(deed, port, times):
+def child(action, port, times):
     if not os.fork():
         print(port, os.getpid(), times, flush=True)
-        deed(port, times)
+        action(port, times)
         os._exit(0)
 def by_tcp(port, times):
     for _ in range(times):
@@ -101,9 +101,9 @@ class _Reported(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _long_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait longer for the call of a logged packet: its process may be stopped in between."""
-    monkeypatch.setattr(fallback_chain, "_LATER_SECONDS", 1.0)
+    monkeypatch.setattr(fallback_chain, "_EVENT_DELAY_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def _run(lab: Lab, program: str) -> Counter[tuple[int, int]]:
 
 
 def _named(event: dict[str, Any]) -> tuple[bool, dict[int, int]]:
-    """Whether it is sure, and how many packets of an event are said to be whose."""
+    """Return True for high confidence, and the number of an event's packets by process."""
     (how,) = event["enrichments"]
     if how["value"] != "unknown":
         return how["data"]["confidence"] == "High", {int(how["value"]): event["count"]}

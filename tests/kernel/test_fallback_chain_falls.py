@@ -1,4 +1,4 @@
-"""Where a rung is not to be had, the next one stands, and says why."""
+"""Fallback of the attribution methods: the next method is used, and the reason is given."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _ROOT = Path(__file__).parents[2]
-_STANDS = """
+_OPENS = """
 import asyncio, json
 from functools import partial
 from pathlib import Path
-from ocsf_nft.attribution import capture
-from ocsf_nft.attribution.fallback_chain import Ladder
+from ocsf_nft.attribution import bpf_capture
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.netns import Namespace
-async def stand():
-    async with Ladder({"sb": Namespace()}) as ladder:
-        print(json.dumps([ladder.rung, ladder.reason]))
-asyncio.run(stand())
+async def open_chain():
+    async with FallbackChain({"sb": Namespace()}) as chain:
+        print(json.dumps([chain.method, chain.reason]))
+asyncio.run(open_chain())
 """
 
 
 def _libbpf() -> str:
-    """The file of the library, as it is loaded."""
-    libbpf.library()
+    """Return the file from which the library is loaded."""
+    libbpf.load_library()
     mapped = Path("/proc/self/maps").read_text("utf-8").splitlines()
     return next(line.split()[-1] for line in mapped if "libbpf" in line)
 
@@ -62,10 +62,10 @@ def attackers(tmp_path_factory: pytest.TempPathFactory) -> Swarm:
 
 @pytest.fixture
 def stays() -> Iterator[Callable[[subprocess.Popen[str]], None]]:
-    """What it is given is ended with the test, and the only child of it before."""
-    kept: list[subprocess.Popen[str]] = []
-    yield kept.append
-    for each in kept:
+    """End the given processes with the test, after their only children."""
+    started: list[subprocess.Popen[str]] = []
+    yield started.append
+    for each in started:
         children = Path(f"/proc/{each.pid}/task/{each.pid}/children").read_text("ascii")
         for child in map(int, children.split()):
             os.kill(child, signal.SIGKILL)
@@ -88,16 +88,16 @@ def stays() -> Iterator[Callable[[subprocess.Popen[str]], None]]:
     ],
     ids=["nothing", "privilege", "CAP_BPF", "libbpf"],
 )
-def test_without_something_the_next_rung_stands_and_says_why(
+def test_host_without_a_requirement_uses_the_next_method_with_a_reason(
     host: list[str], why: str | None
 ) -> None:
-    rung, reason = _stood(host, _STANDS)
-    assert rung == ("socket" if why else "capture")
+    method, reason = _method(host, _OPENS)
+    assert method == ("socket" if why else "capture")
     assert (why or "") in (reason or "")
 
 
-def _stood(host: list[str], script: str) -> tuple[str, str | None]:
-    """On which rung a ladder stands there, and why on no better one."""
+def _method(host: list[str], script: str) -> tuple[str, str | None]:
+    """Return the method that a chain uses on a host, and the reason why no better one."""
     done = subprocess.run(
         [*host, sys.executable, "-c", script],
         capture_output=True,
@@ -106,34 +106,37 @@ def _stood(host: list[str], script: str) -> tuple[str, str | None]:
         cwd=_ROOT,
     )
     assert done.stderr == ""
-    # What is logged comes before it.
-    rung, reason = json.loads(done.stdout.splitlines()[-1])
-    return rung, reason
+    # Log messages come before the result.
+    method, reason = json.loads(done.stdout.splitlines()[-1])
+    return method, reason
 
 
 @pytest.mark.parametrize(
     ("needs_it", "why"),
     [
         ("", None),
-        ("Ladder = partial(Ladder, permissive={'sb'})", "cgroup v2 is not mounted"),
-        ("capture._TYPES = Path('/nowhere')", "cgroup v2 is not mounted"),
+        (
+            "FallbackChain = partial(FallbackChain, permissive={'sb'})",
+            "cgroup v2 is not mounted",
+        ),
+        ("bpf_capture._TYPES = Path('/nowhere')", "cgroup v2 is not mounted"),
     ],
-    ids=["what is refused", "what is let pass", "no types"],
+    ids=["refused packets", "allowed packets", "no types"],
 )
-def test_without_cgroup_v2_what_is_refused_is_told_of_and_else_the_next_rung_stands(
+def test_host_without_cgroup_v2_captures_only_refused_packets(
     needs_it: str, why: str | None
 ) -> None:
-    script = _STANDS.replace("async def stand", f"{needs_it}\nasync def stand")
+    script = _OPENS.replace("async def open_chain", f"{needs_it}\nasync def open_chain")
     without = f'umount -l $({_NO_CGROUP2}); exec "$@"'
-    rung, reason = _stood(["unshare", "-nm", "sh", "-c", without, "sh"], script)
-    assert rung == ("socket" if why else "capture")
+    method, reason = _method(["unshare", "-nm", "sh", "-c", without, "sh"], script)
+    assert method == ("socket" if why else "capture")
     assert (why or "") in (reason or "")
 
 
-async def test_on_a_kernel_that_tells_no_types_the_right_numbers_are_told(
+async def test_kernel_without_types_reports_the_right_process_numbers(
     lab: Lab, state: StateDirectory, attackers: Swarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of TCP; of UDP those are told that may have sent the packet."""
+    """TCP senders are named; for UDP the possible senders are listed."""
     monkeypatch.setattr(bpf_capture, "_TYPES", Path("/nowhere"))
     fence(lab, state, monkeypatch)
     numbers = range(FIRST, FIRST + 1000)
@@ -161,16 +164,16 @@ async def test_on_a_kernel_that_tells_no_types_the_right_numbers_are_told(
     assert listed >= 0.5 * len(numbers)
 
 
-async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_who_stays(
+async def test_detached_capture_is_reported_and_the_next_method_names_a_running_process(
     lab: Lab,
     attackers: Swarm,
     tmp_path: Path,
     stays: Callable[[subprocess.Popen[str]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """That is where calls are told: the programs that tell what is refused nobody can detach.
+    """Calls are captured here: no other process can detach the programs for refused packets.
 
-    However slow this machine is, there is time for a lookup.
+    The lookup gets enough time for a slow machine.
     """
     monkeypatch.setattr(socket_method, "_BUDGET_NS", 10**10)
     sandbox = {
@@ -180,17 +183,17 @@ async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_w
         "install": True,
         "permissive": True,
     }
-    wanted = {
+    settings = {
         "sandbox": [sandbox],
         "state_dir": str(tmp_path),
         "attribution": {"wait_ms": 10_000},
     }
-    config = ocsf_nft.parse(wanted, where="test")
+    config = ocsf_nft.parse(settings, where="test")
     events = []
     async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(30):
-        captured = service.ladder._captured
-        assert captured is not None
-        loaded = captured._capture._loaded
+        capture = service.ladder._capture
+        assert capture is not None
+        loaded = capture._capture._loaded
         # As `bpftool link detach` does.
         detach = loaded._library.bpf_link__detach
         detach.argtypes = (ctypes.c_void_p,)
@@ -202,10 +205,10 @@ async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_w
                 stays(attackers.start(lab.sandbox_namespace, numbers, UDP | STAYS))
             if event["class_uid"] == 4001 and event["connection_info"]["protocol_num"] == 17:
                 service.stop()
-        assert service.ladder.rung == "socket"
-    (fell,) = (each for each in events if each.get("activity_name") == "Attribution Degraded")
-    assert "has detached the BPF program" in fell["status_detail"]
-    assert fell["unmapped"]["rung"] == "socket"
+        assert service.ladder.method == "socket"
+    (degraded,) = (each for each in events if each.get("activity_name") == "Attribution Degraded")
+    assert "has detached the BPF program" in degraded["status_detail"]
+    assert degraded["unmapped"]["rung"] == "socket"
     (attempt,) = (
         each
         for each in events
@@ -213,6 +216,6 @@ async def test_a_capture_that_somebody_ends_is_told_of_and_the_next_rung_names_w
     )
     (how,) = attempt["enrichments"]
     assert how["data"]["rung"] == "socket"
-    # Root may send as if from anybody's socket: so it is not more than one that it may have been.
+    # Root can imitate packets of any socket, so the process is only a candidate.
     (process,) = how["data"]["processes"]
     assert process["path"] == str(attackers.programs[FIRST % 10])
