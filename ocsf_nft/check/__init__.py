@@ -57,8 +57,8 @@ def check_scope(
 ) -> CheckScope:
     """Return the scope of a check, with the interfaces to which the namespace's routes lead.
 
-    ``device`` is the VM's TAP device or a pattern such as ``vmtap-*``, ``subnets`` are the VM's
-    subnets, ``port`` is the gateway's port and ``proxies`` are a sandbox's proxies.
+    ``device`` is the VM's TAP device or a pattern such as ``vmtap-*``. ``subnets`` are the VM's
+    subnets. ``port`` is the gateway's port, and ``proxies`` are a sandbox's proxies.
     """
     internet: dict[int, Address] = {
         4: ipaddress.IPv4Address(INTERNET[4]),

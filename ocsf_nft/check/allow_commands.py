@@ -67,7 +67,7 @@ def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -
         found = _iptables(base, owner, ruleset, request)
     else:
         found = _nft(base, ruleset, request)
-    return tuple(shlex.join([*_entering(request.namespace), *command]) for command in found)
+    return tuple(shlex.join([*_nsenter(request.namespace), *command]) for command in found)
 
 
 def is_plain_device(name: str) -> bool:
@@ -80,7 +80,7 @@ def is_plain(name: str) -> bool:
     return _PLAIN.fullmatch(name) is not None
 
 
-def _entering(namespace: Namespace) -> tuple[str, ...]:
+def _nsenter(namespace: Namespace) -> tuple[str, ...]:
     return () if namespace.path is None else ("nsenter", f"--net={namespace.path}", "--")
 
 

@@ -305,9 +305,9 @@ class _Walk:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return whether a statement may or may not end its rule.
+    """Return whether a statement may end its rule for some packets.
 
-    This is the match of an extension, or a set statement with a limit.
+    This holds for the match of an extension, and for a set statement with a limit.
     """
     if kind == "xt":
         return isinstance(body, dict) and body.get("type") == "match"

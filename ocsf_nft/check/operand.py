@@ -1,8 +1,8 @@
 """Values of a packet's fields, and tests of the values that a rule names.
 
-The left side of a match becomes an operand: a function that tests one value of the right side. If
-the packet doesn't have the field (the IPv4 source of an IPv6 packet), the rule doesn't match,
-whatever its operator: nft inserts a test for the field before the match.
+The left side of a match becomes an operand: a function that tests one value of the right side. A
+packet may not have the field, for example the IPv4 source of an IPv6 packet. Then the rule doesn't
+match, whatever its operator: nft inserts a test for the field before the match.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 
 
 def operand(left: Any, packet: Packet) -> Operand | Absent:
-    """Return the test whether an expression has a given value for a packet."""
+    """Return the function that tests an expression's value for a packet."""
     found = value(left, packet)
     if isinstance(found, Span):
         number = found

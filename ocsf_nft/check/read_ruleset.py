@@ -38,8 +38,8 @@ _NET: Final = Path("/proc/thread-self/net")
 def read(namespace: Namespace) -> Ruleset:
     """Return all rules of a namespace.
 
-    ``unread`` of the result describes the rules that could not be read in addition. Raises
-    UnsupportedError if nft can't list the rules.
+    The result's ``unread`` describes other rules that could not be read. Raises UnsupportedError if
+    nft can't list the rules.
     """
     binary = str(nft.find())
     found = Ruleset()

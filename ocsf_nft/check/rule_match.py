@@ -63,8 +63,9 @@ class Matcher:
     def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
         """Return whether a statement has the input that it needs; otherwise the rule ends there.
 
-        Input is missing if a map has no element for the packet, if the packet doesn't have a field,
-        or if a set is full (nft_lookup.c, nft_objref.c, nft_payload.c, nft_ct.c, nft_dynset.c).
+        Input is missing in three cases: a map has no element for the packet, the packet doesn't
+        have a field, or a set is full. The kernel's sources are nft_lookup.c, nft_objref.c,
+        nft_payload.c, nft_ct.c and nft_dynset.c.
         """
         if not isinstance(body, dict):
             return Truth.YES

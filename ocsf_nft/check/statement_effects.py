@@ -48,7 +48,7 @@ XT_TRACKING: Final = frozenset({"CT", "NOTRACK"})
 
 
 def mangled(body: Any, packet: Packet) -> Packet:
-    """Return the packet after a field has been set; its value is known only for a constant."""
+    """Return the packet after a field has been set; only a constant value is known then."""
     key = body.get("key") if isinstance(body, dict) else None
     if key == {"meta": {"key": "mark"}}:
         return replace(packet, mark=_mark(body.get("value"), packet))
@@ -101,7 +101,7 @@ def untracked(packet: Packet) -> Packet:
 
 
 def maybe_untracked(packet: Packet) -> Packet:
-    """Return the packet that may be untracked or not."""
+    """Return the packet after a target that may turn connection tracking off."""
     return packet.joined(untracked(packet))
 
 

@@ -321,7 +321,7 @@ def _bpf(command: int, attributes: bytes) -> int:
 
 
 def test_chains_of_iptables_have_the_priorities_of_the_kernel() -> None:
-    """Compare with the chains of iptables-nft: they differ in the table security alone."""
+    """Compare with the chains of iptables-nft: they differ only in the table security."""
 
     def made() -> list[dict[str, Any]]:
         for table, chain in (
