@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
 
 #: Changes come in bursts (a veth pair, its address, its state). One check at the end of each burst
-#: is enough. The rest limits the checks per second, if a process makes changes in a loop.
+#: is enough. The minimum interval limits the checks if a process makes changes in a loop.
 _SETTLE_SECONDS: Final = 0.05
-_REST_SECONDS: Final = 0.2
+_MIN_INTERVAL_SECONDS: Final = 0.2
 _CHECK_SECONDS: Final = 5.0
 #: Changes that wait for the consumer. Older ones are dropped; the state of the fence is reported
 #: anyway.
@@ -25,7 +25,7 @@ _MAX_PENDING: Final = 64
 
 
 class FenceEvents:
-    """Tamper guard of an installed fence, and a schedule for checks of the fence.
+    """Stream of changes to an installed fence, with its tamper guard and a schedule for checks.
 
     Needs CAP_NET_ADMIN over the namespaces of the fence, and CAP_SYS_ADMIN to enter a namespace
     that is not the process's own. With ``self_heal`` the tamper guard restores the fence.
@@ -75,7 +75,7 @@ class FenceEvents:
         """
         while True:
             yield self.take_pending()
-            await asyncio.sleep(_REST_SECONDS)
+            await asyncio.sleep(_MIN_INTERVAL_SECONDS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CHECK_SECONDS):
                     await self._has_news.wait()

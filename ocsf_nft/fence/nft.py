@@ -73,9 +73,10 @@ def show_messages(namespace: Namespace, text: str) -> str:
 def list_table(namespace: Namespace, family: str, table: str) -> str | None:
     """Return a table as nft lists it, with handles, without counter values and set elements.
 
-    Returns None if the table is absent. So large sets cost nft neither time nor memory. A table
-    that a socket owns exclusively is listed as it will be after that socket is closed. Raises
-    UnsupportedError if nft is missing or lacks the permission, FenceError if it fails.
+    Without these, large sets cost nft neither time nor memory. A table that a socket owns
+    exclusively is listed as it will be after that socket is closed. Returns None if the table is
+    absent. Raises UnsupportedError if nft is missing or lacks the permission, FenceError if it
+    fails.
     """
     result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
     if result.returncode == 0:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ocsf_nft.nfnetlink import Statement
 
 _RECEIVE_BYTES: Final = 1 << 16
-#: Datagrams of one read, so that it ends.
-_MOST_DATAGRAMS: Final = 1024
+#: Maximum of datagrams in one read, so that it ends.
+_MAX_DATAGRAMS: Final = 1024
 #: The end of a transaction follows its parts at once, in a separate datagram.
 _END_SECONDS: Final = 0.02
 #: Attempts, if other processes change the ruleset all the time.
@@ -36,12 +36,12 @@ OVERRUN: Final = Transaction(
 
 
 class NftMonitor:
-    """Sockets inside a namespace; all methods except the constructor raise OSError.
+    """Sockets that monitor and change a fence's tables in one namespace.
 
-    One thread reads the notices; other threads may change the fence too. ``restored_generation`` is
-    the number of a ruleset: all changes up to that one have been reverted. ``regular_generation``:
-    changes up to that one came from a process that had stored a record for the fence, as
-    ``install`` does.
+    All methods except the constructor raise OSError. One thread reads the notices; other threads
+    may change the fence too. ``restored_generation`` is the number of a ruleset: all changes up to
+    that one have been reverted. ``regular_generation``: changes up to that one came from a process
+    that had stored a record for the fence, as ``install`` does.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
@@ -75,7 +75,7 @@ class NftMonitor:
         found: list[Transaction] = []
         poll = select.poll()
         poll.register(self.notices, select.POLLIN)
-        for _ in range(_MOST_DATAGRAMS):
+        for _ in range(_MAX_DATAGRAMS):
             try:
                 datagram, sender = self.notices.recvfrom(_RECEIVE_BYTES)
             except BlockingIOError:

@@ -9,9 +9,9 @@ depends on when the kernel removes an old hook. Deleted links are removed from i
 A process with CAP_NET_ADMIN over the namespace may have created the existing tables, so their
 listing is untrusted. So a name is accepted only if it is an identifier. A table that is not clearly
 ours is not preserved. The new definition is effective whatever the listing hides: ``flush table``
-deletes all rules, and the sets of allowed senders are always created again. The flows of a
-sidecar's proxy are preserved, with which it closes its connections. In a set that is filled by
-packets, elements of such a process can't be detected, now or at any other time.
+deletes all rules, and the sets of allowed senders are always created again. The set of
+flows with which a sidecar's proxy closes its connections is preserved too. Packets fill that set,
+so elements that such a process adds can't be detected, now or at any other time.
 """
 
 from __future__ import annotations

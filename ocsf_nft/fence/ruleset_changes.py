@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.fence.replace_keeping_counters import TableId
 
-_HEADER: Final = struct.Struct("!BBH")  # family, version, the number of the ruleset's last 16 bits
+_HEADER: Final = struct.Struct("!BBH")  # family, version, last 16 bits of the ruleset's number
 _NUMBER32: Final = struct.Struct("!I")
 
 _NEWTABLE: Final = 0
@@ -49,7 +49,7 @@ _NAMELESS: Final = {
     14: ("element", "taken out of set", 2),
 }
 _PARTS: Final = {**_NAMED, **_NAMELESS}
-#: Reported different changes of a transaction; the rest is counted.
+#: Maximum of different changes that are described for a transaction; the others are counted.
 _MAX_CHANGES: Final = 8
 _NAME_CHARACTERS: Final = 64
 

@@ -34,8 +34,8 @@ class InstalledFence:
     ``identity`` is that of the namespace (:meth:`Namespace.identity`), because a path can later
     refer to another namespace. ``policy`` is a digest of the loaded rulesets; another version of
     this program may have other rulesets. ``listings`` are nft's listings of each table, by ``family
-    name``. ``degraded`` is the reason why no better transport could be used; None if none was
-    requested.
+    name``. ``degraded`` is the reason why no better transport could be used; None if no better one
+    was requested.
     """
 
     spec: FenceSpec

@@ -40,7 +40,7 @@ _MISSING: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPO
 _ENDPOINT_BYTES: Final = frozenset({12, 24})
 _ADDRESS_BYTES: Final = frozenset({4, 16})
 _PROTOCOLS: Final = {6: "tcp", 17: "udp"}
-#: Reads of one set, if another process loads a ruleset meanwhile.
+#: Attempts to read a set, if another process loads a ruleset meanwhile.
 _TRIES: Final = 3
 
 

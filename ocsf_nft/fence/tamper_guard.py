@@ -437,8 +437,8 @@ class TamperGuard:
     def _attach(self, names: set[str]) -> None:
         """Attach the netdev chains to new links at once; a later check does the rest.
 
-        Works without the lock: it creates no opening, and after the removal of a fence there is no
-        such chain.
+        Needs no lock: it never allows more packets, and after the removal of a fence there is no such
+        chain.
         """
         batch = self._restore_batch
         if batch is None or not (names := names - batch.links):

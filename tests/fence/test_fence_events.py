@@ -44,7 +44,7 @@ class StubGuard:
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FenceEvents:
     monkeypatch.setattr(fence_events, "TamperGuard", StubGuard)
-    monkeypatch.setattr(fence_events, "_REST_SECONDS", 0)
+    monkeypatch.setattr(fence_events, "_MIN_INTERVAL_SECONDS", 0)
     return FenceEvents(INSTALLED, StateDirectory(tmp_path), self_heal=True)
 
 
