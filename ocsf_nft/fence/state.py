@@ -119,7 +119,7 @@ class StateDirectory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise SourceError(
-                    f"another run monitors sandbox {sandbox}: stop it first"
+                    f"another run watches sandbox {sandbox}: stop that run first"
                 ) from error
             yield
         finally:

@@ -437,7 +437,7 @@ class TamperGuard:
     def _attach(self, names: set[str]) -> None:
         """Attach the netdev chains to new links at once; a later check does the rest.
 
-        Needs no lock: it never allows more packets, and after the removal of a fence there is no such
+        Needs no lock: it never allows more packets. After the removal of a fence there is no such
         chain.
         """
         batch = self._restore_batch

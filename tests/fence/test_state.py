@@ -65,7 +65,7 @@ def test_state_permits_one_run_per_sandbox(state: StateDirectory) -> None:
     assert not state.is_watched(_SANDBOX)
     with state.run_lock(_SANDBOX), state.run_lock("another"):
         assert state.is_watched(_SANDBOX)
-        with pytest.raises(SourceError, match="another run monitors sandbox"):
+        with pytest.raises(SourceError, match="another run watches sandbox"):
             state.run_lock(_SANDBOX).__enter__()
         assert state.is_watched(_SANDBOX)
     assert not state.is_watched(_SANDBOX)

@@ -259,7 +259,7 @@ def test_a_sandbox_has_one_run(lab: Lab, state: StateDirectory, tmp_path: Path) 
     with command.running(*options, "--install") as running:
         second = command.run("run", *options, "--install", "--group", "4002")
         assert second.code == 3
-        assert "another run monitors sandbox lab" in second.sentence
+        assert "another run watches sandbox lab" in second.sentence
         assert running.stop(signal.SIGTERM)[0] == 0
 
 
