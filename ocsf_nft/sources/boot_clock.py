@@ -21,9 +21,10 @@ from ocsf_nft import clocks
 #: Maximum age of a record when a waiting reader reads it: printk wakes readers at the next timer
 #: tick (10 ms at HZ=100).
 KMSG_SLACK_NS: Final = 20_000_000
-#: The same for a record that journald delivers, and how much too early journald's stamps may be:
-#: journald takes the time once per event loop iteration and may read many records in one.
+#: The same for a record that journald delivers.
 JOURNAL_SLACK_NS: Final = 100_000_000
+#: Maximum by which journald's stamps are too early: journald takes the time once per iteration of
+#: its event loop, and may read many records in one.
 JOURNAL_LAG_NS: Final = 100_000_000
 #: Maximum drift of the clocks, as a divisor of the elapsed time (100 ppm).
 _DRIFT_DIVISOR: Final = 10_000
@@ -40,7 +41,7 @@ class KernelClock:
       within a drift of 100 ppm since the smallest observed age: an older record waited in a queue.
 
     The difference changes only when a bound requires it. So a result is wrong by at most the width
-    of the bounds, and usually by much less. With ``lag_ns`` 0 it is never later than the reading.
+    of the bounds, and usually by much less. With ``lag_ns`` 0 it is never later than ``read_ns``.
     Results never go backwards.
     """
 

@@ -24,7 +24,7 @@ Facts: TypeAlias = "dict[str, Detail]"
 #: Ethernet's header: destination, source, type (IEEE 802.3).
 ETHERNET_BYTES: Final = 14
 
-#: The facts with a field in Record: its optional fields, except ``verdict``.
+#: Names of facts with a field in Record: the fields that may be None, except ``verdict``.
 _FIELDS: Final = tuple(
     field.name for field in fields(Record) if field.default is None and field.name != "verdict"
 )

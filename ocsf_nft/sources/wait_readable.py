@@ -1,4 +1,4 @@
-"""Wait for a readable file descriptor, registered in the event loop only while waiting."""
+"""Waiting for a readable file descriptor, which the event loop watches only meanwhile."""
 
 from __future__ import annotations
 

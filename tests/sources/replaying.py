@@ -80,7 +80,7 @@ def entry(**fields: object) -> dict[str, object]:
 
 
 def export(fields: dict[str, object]) -> bytes:
-    """Return an entry in the format of ``journalctl --output=export``; bytes have their length."""
+    """Return an entry in journalctl's export format; byte values follow their length."""
     out = b""
     for name, value in fields.items():
         if isinstance(value, bytes):

@@ -75,7 +75,7 @@ def test_text_line_accepts_the_largest_incomplete_bytes() -> None:
 
 
 def test_ipv6_fragment_is_read_without_the_brackets_of_logged_options() -> None:
-    """A rule without ``flags ip options`` logs FRAG alone (dump_ipv6_packet)."""
+    """Read a line of a rule without ``flags ip options``: FRAG alone (dump_ipv6_packet)."""
     first = record(f"{HEAD}{_IPV6}FRAG:0 INCOMPLETE ID:0000abcd {_PORTS}")
     assert (first.details["fragment_offset"], first.details["ip_id"]) == (0, 0xABCD)
     assert first.details["more_fragments"] is True

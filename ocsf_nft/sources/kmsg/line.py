@@ -1,9 +1,10 @@
 r"""Parser of a record of /dev/kmsg.
 
-The format is described in Documentation/ABI/testing/dev-kmsg: ``priority,sequence,microseconds,
-flags;`` with possibly more comma-separated values before the semicolon, then the message. Further
-lines are a dictionary (`` KEY=value``). The kernel writes unprintable bytes and the backslash as
-``\xNN`` (kernel/printk/printk.c, append_char), so a line break is never part of the message.
+The format is described in Documentation/ABI/testing/dev-kmsg. A record begins with
+``priority,sequence,microseconds,flags;`` and may have more comma-separated values before the
+semicolon. The message follows; further lines are a dictionary (`` KEY=value``). The kernel writes
+unprintable bytes and the backslash as ``\xNN`` (kernel/printk/printk.c, append_char), so a line
+break is never part of the message.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _FACILITY_SHIFT: Final = 3
 class KmsgLine:
     """Fields of a record.
 
-    ``facility`` 0 is the kernel; the kernel never lets a message from user space have it.
+    ``facility`` 0 is the kernel; messages from user space get another one, whatever they request.
     ``stamp_us`` is printk's clock in microseconds; ``message`` the bytes that were logged.
     """
 

@@ -90,7 +90,7 @@ class Kmsg:
         try:
             end = await self._scan(self._descriptor)
             if position is not None:
-                # The cursor may be newer than the ring: the machine was restored from a snapshot.
+                # A position after the end was saved before this boot was restored from a snapshot.
                 self._next = position if position <= end else 0
                 os.lseek(self._descriptor, 0, os.SEEK_SET)
         except BaseException:

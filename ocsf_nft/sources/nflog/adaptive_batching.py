@@ -16,7 +16,7 @@ _FALL_NS: Final = 1_000_000_000
 class AdaptiveBatching:
     """Choice of the batching by the record rate.
 
-    The thresholds for begin and end of a flood differ, so that the batching doesn't flap.
+    The thresholds for the start and the end of a flood differ, so that the batching doesn't flap.
     """
 
     __slots__ = ("_count", "_since_ns", "batching")

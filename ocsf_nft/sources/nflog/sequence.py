@@ -19,7 +19,7 @@ class Sequence32:
         self._next = 0
 
     def extended(self, number: int) -> int:
-        """Return the record's number without the limit of 32 bits, assuming that it is the next."""
+        """Return the full number of the next record, whose low 32 bits are ``number``."""
         return self._next + (number - self._next) % _MODULUS
 
     def dropped_before(self, number: int) -> int:

@@ -1,4 +1,4 @@
-r"""Words of a kernel log line, and their removal one after the other.
+r"""Splitter of a kernel log line into words, which the parser takes one after the other.
 
 Words that the kernel never prints become ``unparsed`` at once. So does a last word without a space
 after it, unless it can't be the beginning of a longer word.
@@ -80,13 +80,13 @@ class Words:
         """Raise MalformedError if a word is left: its position is wrong."""
         last = self._next == len(self._words) - 1
         if last and self._last_may_be_cut:
-            self._cut(certain=False)
+            self._take_word(certain=False)
         elif not self.ended():
             name = re.split("[=:]", self.peek(), maxsplit=1)[0]
             problem = "occurs twice" if name in self._taken else "is at a wrong position"
             raise MalformedError(f"{name} {problem}")
 
-    def _cut(self, *, certain: bool) -> bool:
+    def _take_word(self, *, certain: bool) -> bool:
         """Take the next word; return whether it may be cut, so that it must not be used."""
         word = self._words[self._next]
         self._next += 1
@@ -98,7 +98,7 @@ class Words:
 
     def flag(self, name: str, *, certain: bool = False) -> bool:
         """Take the word ``name``, which has no value; return whether it is present and whole."""
-        return self.peek() == name and not self._cut(certain=certain)
+        return self.peek() == name and not self._take_word(certain=certain)
 
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
         """Take a field's value as text; return ``None`` if the field isn't next, or may be cut.
@@ -110,7 +110,7 @@ class Words:
             return None
         value = self.peek()[len(start) :]
         self._taken.add(key)
-        return None if self._cut(certain=value == certain) else value
+        return None if self._take_word(certain=value == certain) else value
 
     def number(
         self, key: str, limit: int, separator: str = "=", *, certain: int | None = None
@@ -154,7 +154,7 @@ class Words:
 
     def bracket(self, character: str) -> bool:
         """Take a bracket or the beginning of options; a cut inside them is not possible."""
-        return self.peek() == character and not self._cut(certain=True)
+        return self.peek() == character and not self._take_word(certain=True)
 
     def options(self) -> tuple[str | None, bool]:
         """Take ``OPT (…)``; return the octets in lower-case hexadecimal, and whether TRUNCATED.
