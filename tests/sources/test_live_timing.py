@@ -94,7 +94,7 @@ def test_journal_cursor_without_records_gives_a_batch_each_second(clock: _Clock)
     assert waits == [None, *map(pytest.approx, (0.6, 0.3, 1e-9)), None]
 
 
-async def test_nflog_overflow_is_reported_after_150_ms_without_a_record(
+async def test_nflog_overrun_is_reported_after_150_ms_without_a_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits: list[float | None] = []
