@@ -1,4 +1,4 @@
-"""Capture: BPF programs that report which process sends what in a sandbox, at that time.
+"""Capture by BPF programs, which report each process that sends in a sandbox as it sends.
 
 Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, and libbpf. A kernel
 that describes its types (CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later) reports each refused packet,
@@ -36,7 +36,7 @@ _CGROUP_PROGRAMS: Final = (
     "connect4", "connect6", "sendmsg4", "sendmsg6", "established", "released"
 )  # fmt: skip
 _TYPES_PROGRAMS: Final = ("forked", "executed", "refused")
-#: Most samples of a ring in one read: a few milliseconds of work.
+#: Maximum number of samples of a ring in one read: a few milliseconds of work.
 _MOST: Final = 256
 
 

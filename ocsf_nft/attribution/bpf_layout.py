@@ -35,7 +35,7 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 
 
 class Call(NamedTuple):
-    """A process sends or connects; or a packet was refused, just before ``time_ns``.
+    """Call by which a process sends or connects, or packet refused just before ``time_ns``.
 
     The mode of the namespace in :class:`Capture` decides between the two. Times are of
     CLOCK_BOOTTIME. Addresses are packed: 4 bytes for IPv4, empty if unknown. Unknown ports are 0.
@@ -75,7 +75,7 @@ class Call(NamedTuple):
 
 
 class ClosedSocket(NamedTuple):
-    """The last process has closed a socket that made a call."""
+    """Closing of a socket, by the last process that had it, after a call was made through it."""
 
     time_ns: int
     socket: int

@@ -34,7 +34,7 @@ FRAME_KEY: Final = PacketKey(None)
 class LoggedRecord(NamedTuple):
     """A record, and the time when it was logged (CLOCK_BOOTTIME).
 
-    That time is between ``since_ns`` and ``until_ns``; ``stamp_ns`` is its estimate by the source.
+    The time is between ``since_ns`` and ``until_ns``; ``stamp_ns`` is its estimate by the source.
     """
 
     record: Record

@@ -42,7 +42,7 @@ TopMethod: TypeAlias = Literal["capture", "socket", "user"]
 #: The kernel reports a refused packet microseconds after its record, so this delay is enough.
 _EVENT_DELAY_SECONDS: Final = 0.001
 _CHECK_SECONDS: Final = 1.0
-#: More than a ring holds, if nothing is added meanwhile.
+#: Maximum number of reads at once: more than a ring holds, unless events are added meanwhile.
 _MOST_READS: Final = 32
 #: Number of records to process before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 16

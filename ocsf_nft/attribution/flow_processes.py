@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.bpf_layout import Call, ProcessImage
     from ocsf_nft.record import Record
 
-#: Most flows, and processes of each flow: limits the memory that a sandbox can fill.
+#: Maximum numbers of flows, and of processes of each: they limit the memory that a sandbox fills.
 _FLOWS: Final = 2048
 _PROCESSES: Final = 32
 #: Number of latest calls whose time is stored.
@@ -150,7 +150,7 @@ class FlowProcesses:
 def flow_target(record: Record) -> FlowTarget | None:
     """Return the target of a record; None if no user's process sent it, and for frames.
 
-    A frame's counter uses its own header fields, and its event uses other ones.
+    The counters classify a frame by its header, but the capture reports it without one.
     """
     if record.uid is None or record.rule in FRAME_RULES:
         return None

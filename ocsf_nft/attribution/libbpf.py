@@ -124,7 +124,7 @@ class LoadedPrograms:
         self._cgroup_links[name] = self._library.bpf_link__fd(link)
 
     def detached(self) -> str | None:
-        """Return the name of a cgroup program that another process detached; None if all run."""
+        """Return the name of a cgroup program that another process detached; None if none was."""
         for name, descriptor in self._cgroup_links.items():
             info, size = _CgroupLink(), c_uint32(ctypes.sizeof(_CgroupLink))
             result = self._library.bpf_obj_get_info_by_fd(

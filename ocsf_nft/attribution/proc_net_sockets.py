@@ -18,9 +18,9 @@ from ocsf_nft.ip_text import text_of
 if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
-#: Most sockets with one port; with more, the lookup fails.
+#: Maximum number of sockets with one port; with more, the lookup fails.
 MOST_SOCKETS: Final = 256
-#: Most bytes of one file: about 7,000 sockets.
+#: Maximum number of bytes of one file: about 7,000 sockets.
 _MOST_BYTES: Final = 1 << 20
 _CHUNK: Final = 1 << 16
 _MAPPED: Final = bytes(10) + b"\xff\xff"
@@ -35,7 +35,7 @@ INET: Final = {
 
 
 class TooManySocketsError(OcsfNftError):
-    """There are more sockets than the lookup can check in time."""
+    """Error of a lookup with more sockets than it can check in time."""
 
 
 class Socket(NamedTuple):

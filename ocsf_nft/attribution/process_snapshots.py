@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
-#: Most images, some megabytes: a process that forks as fast as it can replaces all in a second.
+#: Maximum number of images, some megabytes. Forks at the highest rate replace all in a second.
 _MOST_IMAGES: Final = 4096
 _MOST_ANCESTORS: Final = 16
-#: Most bytes of arguments that are read (``process.h``): a text of this length was cut.
+#: Maximum number of bytes of arguments (``process.h``): a text of this length was cut.
 _MOST_ARGUMENTS: Final = 1024
 _ROOT: Final = b"/"
 _IN_MEMORY: Final = b"memfd:"
@@ -162,8 +162,8 @@ def _store(table: OrderedDict[_K, _V], key: _K, value: _V) -> None:
 
 @lru_cache(maxsize=256)
 def _placement(cgroup: tuple[bytes, ...]) -> Placement:
-    # The root of the cgroups has no name. If the last name is not empty, there was no room for all
-    # names, and the last one is not at the top.
+    # The root of the cgroups has no name. If the last name is not empty, there was no room for
+    # all names: the path does not begin at the root.
     if not cgroup or cgroup[-1]:
         return containers.Placement()
     return containers.parse_cgroups(f"0::{_path((*cgroup[:-1], _ROOT)) or ''}")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.program_hashes import ProgramHashes
 
 _MOST_ANCESTORS: Final = 16
-#: Most threads to check for one that is alive.
+#: Maximum number of threads to check for one that is alive.
 _MOST_THREADS: Final = 16
 _DELETED: Final = b" (deleted)"
 _MFD_CLOEXEC_NOEXEC: Final = 0x0001 | 0x0008  # include/uapi/linux/memfd.h
@@ -65,7 +65,7 @@ def read(
     """Return the details of a process, or of a thread's process; None if it can't be found.
 
     ``pid`` is the number of a process or thread in this /proc. ``started_by_ns`` (CLOCK_BOOTTIME)
-    is a time when it existed: a process that started later has got the number of another one.
+    is a time when it existed: a process that started later only has the same number.
     ``started_ns`` is its exact start. For a thread, both are times of the thread. Their precision
     is a clock tick (10 ms). ``hashes`` computes the program's hash.
 
@@ -76,8 +76,8 @@ def read(
     namespace that has the process and not this one.
 
     Call this in a thread that may block, without a time limit. A process can delay a read of its
-    arguments: it holds the lock of its memory, or serves its pages itself (userfaultfd). A read of
-    its program takes as long as its file system does, and a name as long as the name service does.
+    arguments: it holds the lock of its memory, or serves its pages itself (userfaultfd). The file
+    system can delay a read of its program, and the name service a name.
     """
     try:
         with proc.opened(f"/proc/{pid}") as directory:

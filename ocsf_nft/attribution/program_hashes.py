@@ -38,8 +38,8 @@ class _Key(NamedTuple):
 class ProgramHashes:
     """Cache of hashes for ``most_entries`` files; a file is read again only if it has changed.
 
-    Files larger than ``most_bytes`` are not read. One minute's limit for all files together is
-    ``most_bytes_a_minute``, so that a sequence of many large programs does not keep the host busy.
+    Files larger than ``most_bytes`` are not read. The reads of a minute are limited to
+    ``most_bytes_a_minute`` in all: many large programs in a row must not keep the host busy.
     Threads may share an instance.
     """
 

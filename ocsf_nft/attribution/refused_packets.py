@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from ocsf_nft.attribution.call_match import LoggedRecord, Match
     from ocsf_nft.record import Record
 
-#: Most stored packets, some megabytes.
+#: Maximum number of stored packets, some megabytes.
 _MOST_STORED: Final = 8192
-#: Most similar packets of one process, with one socket to one destination: the kernel reports no
-#: more (``capture.bpf.c``: TIMES).
+#: Maximum number of similar packets, of one process with one socket to one destination. The
+#: kernel reports no more (``capture.bpf.c``: TIMES).
 _MOST_SIMILAR: Final = 8
 #: Time without reports of similar packets (``capture.bpf.c``: AGAIN).
 _SILENCE_NS: Final = 500_000_000
@@ -115,7 +115,7 @@ class RefusedPackets:
     def __init__(self) -> None:
         self._by_key: OrderedDict[_Key, dict[ProcessImage, _SimilarPackets]] = OrderedDict()
         self._number = 0
-        #: Of the packets logged until this time, some are not stored here.
+        #: Some packets logged until this time are not stored here.
         self._evicted_ns = -1
 
     def add(self, packet: Call) -> None:

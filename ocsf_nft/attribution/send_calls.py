@@ -1,9 +1,9 @@
 """Senders of refused packets, where the kernel reports calls and not the refused packets.
 
 Calls and records are joined by the socket that they name. Two processes may have the same port one
-after the other, and the record of an outbound packet has no time of its own. So the range of a
-packet's time is derived: records come in the order of their packets. No packet is older than its
-call, or newer than the close of its socket. A call is a candidate if its packet can be of that
+after the other. The record of an outbound packet has no time of its own. So the range of a packet's
+time is derived: records come in the order of their packets. No packet is older than its call, or
+newer than the close of its socket. A call is a candidate if its packet can be of that
 time; if calls of several processes can, all are candidates.
 
 The kernel reports the first packet of each TCP connection before it sends it, with its port. The
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: The most time from a call until its packet is sent (again), and from a packet until its record
-#: is read.
+#: Maximum time from a call until its packet is sent (again), and from a packet until its record is
+#: read.
 _LATEST_NS: Final = 10 * 1_000_000_000
-#: Most stored calls, some megabytes, and the longest time to store one.
+#: Maximum number of stored calls, some megabytes, and the maximum time to store one.
 _MOST_STORED: Final = 8192
 _STORED_NS: Final = 2 * _LATEST_NS
-#: Most calls of one protocol, port and destination that are checked.
+#: Maximum number of calls of one protocol, port and destination that are checked.
 _MOST_ALIKE: Final = 64
 #: The BPF programs report no call of a process for so long after its budget is spent
 #: (``capture.bpf.c``: AGAIN).
@@ -55,7 +55,7 @@ class _TimeRange(NamedTuple):
 
 
 class _StoredCall:
-    """A call: its packet is not older than the call, and not newer than the close of its socket."""
+    """Call with the time range of its packets: from the call until its socket was closed."""
 
     __slots__ = ("call", "until_ns")
 

@@ -1,7 +1,7 @@
-"""Closed sockets: shows if a port's current socket is the one that sent a packet, or a later one.
+"""Watch for closed sockets: it shows if a port still has the socket that sent a packet.
 
-The kernel notifies its listeners of each TCP and UDP socket of a namespace that is freed, with its
-port (``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``, called by ``__sk_free``). If no
+The kernel notifies listeners of each TCP and UDP socket of a namespace that is freed, with its
+port: ``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``, called by ``__sk_free``. If no
 socket with a packet's port was closed since the packet, its socket still has the port. Listening
 needs no privilege, and costs the sandbox about two microseconds for each socket that it closes.
 
@@ -36,8 +36,8 @@ _PORT_OFFSET: Final = 4  # of idiag_sport in struct inet_diag_msg
 _SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
 _BUFFER_BYTES: Final = 4 << 20
 _RECEIVE_BYTES: Final = 4096
-#: Most notifications in one read, and the pause between reads. They limit the time spent on a
-#: sandbox that closes sockets at a higher rate; its sockets are then not followed.
+#: Maximum number of notifications in one read, and the pause between reads. They limit the time
+#: spent on a sandbox that closes sockets at a higher rate; its sockets are then not followed.
 _MOST: Final = 512
 _PACE_SECONDS: Final = 0.02
 

@@ -2,8 +2,8 @@
 
 For hosts where the kernel can't report senders. A process is named if all of this holds:
 
-- no socket that had the packet's port was closed since (:mod:`socket_closed`). So the socket that
-  sent it is among those that have the port now, and a later owner of the port is never named;
+- no socket that had the packet's port was closed since (:mod:`socket_closed`). So the packet's
+  socket is among those that have the port now, and a later owner is never named;
 - the sockets are those of one process, which opened them itself, and no other process that had
   them has ended (:mod:`socket_holders`);
 - every process that can have them was checked.
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
     from ocsf_nft.record import Record
 
-#: Most time from a packet until its record is read: on the output hook the kernel gives no time.
+#: Maximum time from a packet until its record is read: the output hook's records have no time.
 _LATE_NS: Final = 5_000_000_000
-#: Most time for a lookup, without the time to read process details.
+#: Maximum time for a lookup, without the time to read process details.
 _BUDGET_NS: Final = 100_000_000
 #: Time for the kernel to notify of a closed socket that a table no longer had.
 _GRACE_SECONDS: Final = 0.003
-#: Most processes that are named if there are several.
+#: Maximum number of processes that are named if there are several.
 _MOST_SEEN: Final = 16
 _PORTS: Final = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE})
 _PINGS: Final = frozenset({(4, socket.IPPROTO_ICMP), (6, socket.IPPROTO_ICMPV6)})

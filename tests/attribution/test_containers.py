@@ -73,7 +73,7 @@ PATHS = {
     ): Placement(containerd()),
     # A pod is the first one of the path.
     f"{BURSTABLE}/kubepods-pod{STATIC}.slice/cri-containerd-{ONE}.scope": Placement(containerd()),
-    # Of a pod, but none of its containers: Kata's machine, CRI-O's monitor.
+    # In a pod, but in none of its containers: Kata's machine, CRI-O's monitor.
     f"/kubepods/pod{POD}/kata_{ONE}": Placement(),
     f"{BURSTABLE}/crio-conmon-{ONE}.scope": Placement(None, f"crio-conmon-{ONE}.scope"),
     # containerd without Kubernetes.

@@ -120,9 +120,9 @@ static __always_inline __u8 what_of(__u64 netns)
 
 /* Time without reports, after enough similar reports. */
 #define AGAIN 500000000ULL
-/* Most reports of the same call in that time. */
+/* Maximum number of reports of the same call in that time. */
 #define TIMES 8
-/* Most reports of one process in that time, so that a flood does not displace other reports. */
+/* Maximum number of reports of one process in that time, so that a flood displaces no other reports. */
 #define MOST 2000
 
 struct budget {
