@@ -38,7 +38,7 @@ class Programs:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.descriptor)
         if self.is_endless:
-            return [made(9, socket=9, source_port=9)], True
+            return [call_now(9, socket=9, source_port=9)], True
         return self.readings.pop(0) if self.readings else [], bool(self.readings)
 
     def dropped(self) -> Dropped:
@@ -52,12 +52,12 @@ class Programs:
         self.is_closed = True
 
 
-def made(by: int, **facts: Any) -> Call:
+def call_now(by: int, **facts: Any) -> Call:
     """Return a call made now."""
     return call(by, time.clock_gettime_ns(time.CLOCK_BOOTTIME), **facts)
 
 
-def read(**facts: Any) -> Record:
+def record_now(**facts: Any) -> Record:
     """Return a record read now."""
     now_ns = time.time_ns()
     return record(0, **({"time_ns": now_ns, "received_ns": now_ns} | facts))

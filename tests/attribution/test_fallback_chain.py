@@ -18,7 +18,7 @@ from ocsf_nft.attribution.fallback_chain import FallbackChain, limit_to_one_pack
 from ocsf_nft.process import Process, Seen
 from tests.attribution.calling import SYN, TCP
 from tests.attribution.ladder_host import Host, Reasons, Sockets, by_socket
-from tests.attribution.programs import Programs, made, read
+from tests.attribution.programs import Programs, call_now, record_now
 
 #: Upper limit of each wait, enough for a slow machine.
 _LONG = 5.0
@@ -62,9 +62,9 @@ async def test_chain_without_types_captures_calls_and_gives_the_reason(host: Hos
 
 async def test_chain_captures_calls_of_a_permissive_fence(host: Host) -> None:
     host.is_permissive = True
-    host.programs.readings = [[made(7, protocol=TCP)]]
+    host.programs.readings = [[call_now(7, protocol=TCP)]]
     async with host.chain() as chain:
-        allowed = read(verdict="permit", protocol=TCP, tcp_flags=SYN)
+        allowed = record_now(verdict="permit", protocol=TCP, tcp_flags=SYN)
         (found,) = await chain.attributions("sb", [allowed], 0)
     assert (found.rung, found.sureness) == ("capture", "medium")
     assert found.process is not None
@@ -75,9 +75,9 @@ async def test_chain_without_a_capture_uses_the_socket_and_gives_the_reason(host
     host.sockets.results = {1: by_socket(7)}
     async with host.chain() as chain:
         assert (chain.method, chain.reason) == ("socket", "no BPF here")
-        (found,) = await chain.attributions("sb", [read()], 0)
+        (found,) = await chain.attributions("sb", [record_now()], 0)
         assert found.process == Process(pid=7)
-        assert chain.since_last("sb", read(), 1, time.time_ns()) is None
+        assert chain.since_last("sb", record_now(), 1, time.time_ns()) is None
 
 
 async def test_chain_without_capture_and_sockets_uses_the_user(host: Host) -> None:
@@ -85,7 +85,7 @@ async def test_chain_without_capture_and_sockets_uses_the_user(host: Host) -> No
     async with host.chain() as chain:
         assert chain.dropped == 0
         assert chain.method == "user"
-        (found,) = await chain.attributions("sb", [read()], 0)
+        (found,) = await chain.attributions("sb", [record_now()], 0)
     assert (found.rung, found.sureness, found.process) == ("user", "high", None)
 
 
@@ -104,22 +104,22 @@ async def test_chain_opens_no_better_method_than_requested(
     monkeypatch.setattr(fallback_chain, "SocketLookup", lookup)
     async with host.chain(top=top) as chain:
         assert chain.method == top
-        await chain.attributions("sb", [read()], 0)
+        await chain.attributions("sb", [record_now()], 0)
         assert chain.reason is None
     assert opened == ["socket"] * opens
     async with FallbackChain({}) as empty:
-        assert (await empty.attributions("sb", [read()], 0))[0].rung == "user"
+        assert (await empty.attributions("sb", [record_now()], 0))[0].rung == "user"
     assert opened == ["socket"] * opens
 
 
 async def test_chain_asks_the_sockets_for_packets_without_a_captured_sender(
     host: Host,
 ) -> None:
-    unknown = made(0, source_port=4, image=UNKNOWN_IMAGE)
-    host.programs.readings = [[made(7), made(8, source_port=4), unknown]]
+    unknown = call_now(0, source_port=4, image=UNKNOWN_IMAGE)
+    host.programs.readings = [[call_now(7), call_now(8, source_port=4), unknown]]
     host.sockets.results = {3: by_socket(9), 4: "it was closed"}
     async with host.chain() as chain:
-        records = [read(source_port=port) for port in (1, 2, 3, 4)]
+        records = [record_now(source_port=port) for port in (1, 2, 3, 4)]
         records[1] = replace(records[1], destination="203.0.113.9")
         captured, by_user, had, closed = await chain.attributions("sb", records, 0)
     assert (captured.rung, captured.process and captured.process.pid) == ("capture", 7)
@@ -131,9 +131,9 @@ async def test_chain_asks_the_sockets_for_packets_without_a_captured_sender(
 
 
 async def test_names_answered_in_time_are_in_the_first_attribution(host: Host) -> None:
-    host.programs.readings = [[made(7)]]
+    host.programs.readings = [[call_now(7)]]
     async with host.chain() as chain:
-        (found,) = await chain.attributions("sb", [read()], 0)
+        (found,) = await chain.attributions("sb", [record_now()], 0)
     assert found.process is not None
     assert (found.process.user_name, found.process.group_name) == ("user1000", "group1000")
 
@@ -141,14 +141,14 @@ async def test_names_answered_in_time_are_in_the_first_attribution(host: Host) -
 async def test_socket_result_replaces_an_uncertain_capture_only_if_it_is_certain(
     host: Host,
 ) -> None:
-    uncertain = [made(7), made(0, image=UNKNOWN_IMAGE)]
+    uncertain = [call_now(7), call_now(0, image=UNKNOWN_IMAGE)]
     several = replace(by_socket(9), sureness="low", process=None, seen=())
     results = ((by_socket(9), "socket"), (several, "capture"), ("closed", "capture"))
     for result, method in results:
         host.programs.readings = [list(uncertain)]
         host.sockets.results = {1: result}
         async with host.chain() as chain:
-            assert (await chain.attributions("sb", [read()], 0))[0].rung == method
+            assert (await chain.attributions("sb", [record_now()], 0))[0].rung == method
 
 
 @pytest.mark.parametrize("facts", [{"rule": "forward"}, {"rule": "ingress"}, {"uid": None}])
@@ -157,20 +157,20 @@ async def test_packet_that_no_process_of_the_sandbox_sent_has_no_process(
 ) -> None:
     host.sockets.results = {1: by_socket(7)}
     async with host.chain() as chain:
-        (found,) = await chain.attributions("sb", [read(**facts)], 0)
-        assert found.rung == chain.user_attribution(read(**facts)).rung == "none"
+        (found,) = await chain.attributions("sb", [record_now(**facts)], 0)
+        assert found.rung == chain.user_attribution(record_now(**facts)).rung == "none"
     assert host.sockets.asked == []
 
 
 async def test_chain_does_not_look_up_processes_of_an_unknown_sandbox(host: Host) -> None:
-    host.programs.readings = [[made(7)]]
+    host.programs.readings = [[call_now(7)]]
     async with host.chain() as chain:
-        (found,) = await chain.attributions("another", [read()], 0)
+        (found,) = await chain.attributions("another", [record_now()], 0)
         expected = ("user", "process lookup is not active for this sandbox")
         assert (found.rung, found.reason) == expected
         assert await chain.attributions("sb", [], 0) == []
-        assert chain.since_last("another", read(), 1, time.time_ns()) is None
-        chain.mark_reported("another", read(), Process(pid=7))
+        assert chain.since_last("another", record_now(), 1, time.time_ns()) is None
+        chain.mark_reported("another", record_now(), Process(pid=7))
     assert host.sockets.asked == []
 
 
@@ -190,7 +190,7 @@ async def test_chain_falls_back_once_when_its_capture_ends(
         assert (chain.method, chain.reason) == ("socket", "another process has detached it")
         assert host.programs.is_closed
         assert not asyncio.get_running_loop().remove_reader(host.programs.descriptor)
-        (found,) = await chain.attributions("sb", [read()], 0)
+        (found,) = await chain.attributions("sb", [record_now()], 0)
         assert found.rung == "user"
         await chain.watch_capture(reasons.add)
         assert len(reasons) == 1
@@ -204,7 +204,7 @@ async def test_chain_falls_back_if_events_cannot_be_read(host: Host, *, readable
             os.eventfd_write(host.programs.descriptor, 1)
             await asyncio.sleep(0.01)
         else:
-            (found,) = await chain.attributions("sb", [read()], 0)
+            (found,) = await chain.attributions("sb", [record_now()], 0)
             assert found.rung == "user"
         assert (chain.method, chain.reason) == ("socket", "it is broken")
 

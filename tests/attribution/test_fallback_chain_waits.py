@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ocsf_nft.attribution import fallback_chain, time_budget
 from ocsf_nft.process import Process
 from tests.attribution.ladder_host import Host, Reasons, by_socket
-from tests.attribution.programs import made, read
+from tests.attribution.programs import call_now, record_now
 
 if TYPE_CHECKING:
     import pytest
@@ -22,9 +22,9 @@ _LONG = 5.0
 
 
 async def test_chain_finds_a_call_reported_a_bit_later(host: Host) -> None:
-    host.programs.readings = [[], [made(7)]]
+    host.programs.readings = [[], [call_now(7)]]
     async with host.chain() as chain:
-        (found,) = await chain.attributions("sb", [read()], 0)
+        (found,) = await chain.attributions("sb", [record_now()], 0)
     assert (found.process and found.process.pid, host.sockets.asked) == (7, [])
 
 
@@ -32,9 +32,9 @@ async def test_chain_does_not_wait_for_a_call_that_it_has_read(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fallback_chain, "_EVENT_DELAY_SECONDS", 60.0)
-    host.programs.readings = [[made(7)]]
+    host.programs.readings = [[call_now(7)]]
     async with host.chain() as chain, asyncio.timeout(_LONG):
-        (found,) = await chain.attributions("sb", [read()], 0)
+        (found,) = await chain.attributions("sb", [record_now()], 0)
     assert (found.process and found.process.pid) == 7
 
 
@@ -44,10 +44,10 @@ async def test_chain_waits_once_for_a_blocked_lookup(host: Host) -> None:
     loop = asyncio.get_running_loop()
     async with host.chain(wait_seconds=0.4) as chain:
         began = loop.time()
-        found = await chain.attributions("sb", [read(), read()], 0)
+        found = await chain.attributions("sb", [record_now(), record_now()], 0)
         assert 0.39 <= loop.time() - began < _LONG / 2
         began = loop.time()
-        found += await chain.attributions("sb", [read(source_port=2)], 0)
+        found += await chain.attributions("sb", [record_now(source_port=2)], 0)
         assert loop.time() - began < 0.3
         too_long = ("user", "the lookup of its process would have taken too long")
         assert {(each.rung, each.reason) for each in found} == {too_long}
@@ -56,7 +56,7 @@ async def test_chain_waits_once_for_a_blocked_lookup(host: Host) -> None:
         await chain._busy
         assert host.sockets.asked == [1]  # the second lookup has passed its deadline
         host.sockets.results = {2: by_socket(7)}
-        (found_later,) = await chain.attributions("sb", [read(source_port=2)], 0)
+        (found_later,) = await chain.attributions("sb", [record_now(source_port=2)], 0)
         assert found_later.process == Process(pid=7)
 
 
@@ -74,7 +74,7 @@ async def test_chain_waits_for_50_milliseconds_by_default(
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 0.0)
     host.programs.fault = "no BPF here"
     async with host.chain() as chain:
-        await chain.attributions("sb", [read()], 0)
+        await chain.attributions("sb", [record_now()], 0)
     assert waits == [0.05, 0.05]  # for the socket, and for names
 
 
@@ -82,7 +82,7 @@ async def test_chain_closes_the_socket_lookups_beside_a_lookup_in_progress(host:
     host.programs.fault = "no BPF here"
     host.sockets.unblocked.clear()
     async with host.chain(wait_seconds=0.01) as chain:
-        await chain.attributions("sb", [read()], 0)
+        await chain.attributions("sb", [record_now()], 0)
     assert not host.sockets.is_open
     host.sockets.unblocked.set()
 
@@ -93,7 +93,7 @@ async def test_chain_limits_the_time_spent_on_lookups(
     monkeypatch.setattr(time_budget, "_MOST_SECONDS", 0.0)
     host.programs.fault = "no BPF here"
     async with host.chain() as chain:
-        (found,) = await chain.attributions("sb", [read()], 0)
+        (found,) = await chain.attributions("sb", [record_now()], 0)
     assert (found.rung, host.sockets.asked) == ("user", [])
 
 
@@ -101,10 +101,10 @@ async def test_chain_does_not_wait_for_a_slow_name_service(
     host: Host,
 ) -> None:
     host.names.unblocked.clear()
-    host.programs.readings = [[made(7, sum=1), made(7, sum=2), made(7, sum=3)]]
+    host.programs.readings = [[call_now(7, sum=1), call_now(7, sum=2), call_now(7, sum=3)]]
     loop = asyncio.get_running_loop()
     async with host.chain(wait_seconds=0.1) as chain:
-        packet = read(captured_sum=1)
+        packet = record_now(captured_sum=1)
         began = loop.time()
         (found,) = await chain.attributions("sb", [packet], 0)
         assert 0.09 <= loop.time() - began < _LONG / 2
@@ -117,17 +117,17 @@ async def test_chain_does_not_wait_for_a_slow_name_service(
         (found,) = await chain.attributions("sb", [replace(packet, captured_sum=3)], 0)
         assert found.process is not None
         assert (found.user_name, found.process.group_name) == ("user1000", "group1000")
-        assert chain.user_attribution(read()).group_name == "group1000"
-        assert chain.user_attribution(read(uid=None, gid=None)).group_name is None
+        assert chain.user_attribution(record_now()).group_name == "group1000"
+        assert chain.user_attribution(record_now(uid=None, gid=None)).group_name is None
 
 
 async def test_chain_reads_a_full_ring_without_a_query(host: Host) -> None:
     async with host.chain() as chain:
-        host.programs.readings = [[made(7)]]
+        host.programs.readings = [[call_now(7)]]
         os.eventfd_write(host.programs.descriptor, 1)
         await asyncio.sleep(0.01)
         assert host.programs.readings == []
-        found = chain.since_last("sb", read(), 1, time.time_ns())
+        found = chain.since_last("sb", record_now(), 1, time.time_ns())
         assert found is not None
         assert found.process is not None
 
@@ -140,7 +140,7 @@ async def test_chain_reads_the_capture_at_each_regular_check(
     reasons = Reasons()
     async with host.chain() as chain, asyncio.timeout(_LONG):
         checking = asyncio.create_task(chain.watch_capture(reasons.add))
-        host.programs.readings = [[made(7)]]
+        host.programs.readings = [[call_now(7)]]
         while host.programs.readings:  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0.01)
         checking.cancel()
@@ -156,7 +156,7 @@ async def test_chain_waits_a_millisecond_for_late_calls_and_a_second_between_che
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
         if seconds == 0.001:
-            host.programs.readings = [[], [made(7)]]
+            host.programs.readings = [[], [call_now(7)]]
         elif seconds == 1.0:
             host.programs.fault = "another process has detached it"
         await real(0)
@@ -166,7 +166,7 @@ async def test_chain_waits_a_millisecond_for_late_calls_and_a_second_between_che
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     async with host.chain() as chain, asyncio.timeout(_LONG):
-        (found,) = await chain.attributions("sb", [read()], 0)
+        (found,) = await chain.attributions("sb", [record_now()], 0)
         assert (found.process and found.process.pid) == 7
         await chain.watch_capture(on_fallback)
     assert waits == [0.001, 0, 1.0, len("another process has detached it")]
@@ -185,14 +185,14 @@ async def test_chain_gives_other_tasks_a_turn_while_it_attributes_many_records(
     monkeypatch.setattr(asyncio, "sleep", sleep)
     host.is_permissive = True  # no call is late then
     async with host.chain() as chain:
-        await chain.attributions("sb", [read()] * 160, 0)
+        await chain.attributions("sb", [record_now()] * 160, 0)
     # After each 16 records, except the last ones, which may be late.
     assert turns >= 9 + 10 + 10
 
 
 async def test_chain_reads_only_a_part_of_endless_events(host: Host) -> None:
-    host.programs.readings = [[made(7, has_more=True)]]
+    host.programs.readings = [[call_now(7, has_more=True)]]
     async with host.chain() as chain:
         for host.programs.is_endless, sureness in ((False, "high"), (True, "low")):
-            (found,) = await chain.attributions("sb", [read()], 0)
+            (found,) = await chain.attributions("sb", [record_now()], 0)
             assert found.sureness == sureness

@@ -38,12 +38,12 @@ class CachedNames:
 
 
 def snapshot(
-    of: int | ProcessImage, parent: int | ProcessImage = UNKNOWN_IMAGE, **facts: Any
+    number: int | ProcessImage, parent: int | ProcessImage = UNKNOWN_IMAGE, **facts: Any
 ) -> ProcessSnapshot:
     known = ProcessSnapshot(
-        image=image(of) if isinstance(of, int) else of,
+        image=image(number) if isinstance(number, int) else number,
         parent=image(parent) if isinstance(parent, int) else parent,
-        namespace_pid=of if isinstance(of, int) else of.pid,
+        namespace_pid=number if isinstance(number, int) else number.pid,
         is_deleted=False,
         uid=1000,
         gid=100,
@@ -64,7 +64,7 @@ def known(*snapshots: ProcessSnapshot, names: CachedNames | None = None) -> Proc
     return found
 
 
-def of(seven: ProcessSnapshot) -> Process:
+def process_7(seven: ProcessSnapshot) -> Process:
     """Return process 7 by its snapshot."""
     return known(seven).process(call(7, 0))
 
@@ -117,7 +117,7 @@ def test_process_without_a_snapshot_has_the_details_of_the_call() -> None:
     assert found.created_ns is not None
     assert (found.pid, found.tid, found.name, found.uid) == (7, 7, "x", 1000)
     assert (found.path, found.is_deleted, found.cmd_line, found.ancestors) == (None, None, None, ())
-    assert of(snapshot(7)).namespace_pid is None  # it is in no other namespace
+    assert process_7(snapshot(7)).namespace_pid is None  # it is in no other namespace
     plain = ProcessImage(pid=7, started_ns=0, execs=0)
     assert known().process(call(7, 0, image=plain)).created_ns is None
 
@@ -143,7 +143,7 @@ def test_path_is_known_if_its_names_lead_up_to_a_root(
     names: tuple[bytes, ...], path: str | None
 ) -> None:
     """A long path has no room for all its names, and a file that was never on a disk no root."""
-    found = of(snapshot(7, path=names, directory=names, is_deleted=True))
+    found = process_7(snapshot(7, path=names, directory=names, is_deleted=True))
     assert (found.path, found.working_directory) == (path, path)
     assert found.is_deleted is (None if path is None else True)
 
@@ -165,7 +165,7 @@ def test_path_is_known_if_its_names_lead_up_to_a_root(
 def test_arguments_are_joined_and_marked_if_they_were_cut(
     arguments: bytes, line: str | None
 ) -> None:
-    assert of(snapshot(7, arguments=arguments)).cmd_line == line
+    assert process_7(snapshot(7, arguments=arguments)).cmd_line == line
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_arguments_are_joined_and_marked_if_they_were_cut(
 def test_complete_cgroup_path_names_unit_and_container(
     cgroup: tuple[bytes, ...], unit: str | None, container: str | None
 ) -> None:
-    found = of(snapshot(7, cgroup=cgroup))
+    found = process_7(snapshot(7, cgroup=cgroup))
     assert found.unit == unit
     assert (None if found.container is None else found.container.uid) == container
 

@@ -44,7 +44,7 @@ def in_memory(content: bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
-def of(path: Path, hashes: ProgramHashes) -> str | None:
+def hash_of(path: Path, hashes: ProgramHashes) -> str | None:
     with opened(path) as descriptor:
         return hashes.sha256(descriptor)
 
@@ -54,7 +54,7 @@ def sha256(content: bytes) -> str:
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def read_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the sizes of the files that were read."""
     sizes: list[int] = []
     real = program_hashes._digest
@@ -84,35 +84,35 @@ def program(tmp_path: Path) -> Path:
 def test_hash_is_of_the_whole_content(program: Path, size: int) -> None:
     content = os.urandom(size)
     program.write_bytes(content)
-    assert of(program, ProgramHashes()) == sha256(content)
+    assert hash_of(program, ProgramHashes()) == sha256(content)
 
 
 @pytest.mark.usefixtures("settled")
-def test_file_is_read_once(program: Path, read: list[int]) -> None:
+def test_file_is_read_once(program: Path, read_sizes: list[int]) -> None:
     hashes = ProgramHashes()
-    assert [of(program, hashes) for _ in range(3)] == [sha256(b"content")] * 3
-    assert read == [7]
+    assert [hash_of(program, hashes) for _ in range(3)] == [sha256(b"content")] * 3
+    assert read_sizes == [7]
 
 
 @pytest.mark.usefixtures("settled")
-def test_changed_file_is_read_again(program: Path, read: list[int]) -> None:
+def test_changed_file_is_read_again(program: Path, read_sizes: list[int]) -> None:
     hashes = ProgramHashes()
-    assert of(program, hashes) == sha256(b"content")
+    assert hash_of(program, hashes) == sha256(b"content")
     before = program.stat()
     time.sleep(0.02)
     program.write_bytes(b"another")
     # The owner can set mtime, so it proves nothing.
     os.utime(program, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert of(program, hashes) == sha256(b"another")
-    assert read == [7, 7]
+    assert hash_of(program, hashes) == sha256(b"another")
+    assert read_sizes == [7, 7]
 
 
 def test_new_file_is_read_again_because_its_times_may_not_show_a_change(
-    program: Path, read: list[int]
+    program: Path, read_sizes: list[int]
 ) -> None:
     hashes = ProgramHashes()
-    assert of(program, hashes) == of(program, hashes) == sha256(b"content")
-    assert read == [7, 7]
+    assert hash_of(program, hashes) == hash_of(program, hashes) == sha256(b"content")
+    assert read_sizes == [7, 7]
 
 
 @pytest.mark.usefixtures("settled")
@@ -122,27 +122,27 @@ def test_hash_is_of_the_executed_file_and_not_of_its_path(program: Path) -> None
         program.unlink()
         program.write_bytes(b"another")
         assert hashes.sha256(descriptor) == sha256(b"content")
-        assert of(program, hashes) == sha256(b"another")
+        assert hash_of(program, hashes) == sha256(b"another")
 
 
-def test_too_large_file_is_not_read(program: Path, read: list[int]) -> None:
-    assert of(program, ProgramHashes(most_bytes=6)) is None
-    assert read == []
-    assert of(program, ProgramHashes(most_bytes=7)) == sha256(b"content")
+def test_too_large_file_is_not_read(program: Path, read_sizes: list[int]) -> None:
+    assert hash_of(program, ProgramHashes(most_bytes=6)) is None
+    assert read_sizes == []
+    assert hash_of(program, ProgramHashes(most_bytes=7)) == sha256(b"content")
 
 
 def test_reads_of_a_minute_are_limited(
-    program: Path, read: list[int], monkeypatch: pytest.MonkeyPatch
+    program: Path, read_sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashes = ProgramHashes(most_bytes_a_minute=15)
-    assert [of(program, hashes) is None for _ in range(4)] == [False, False, True, True]
+    assert [hash_of(program, hashes) is None for _ in range(4)] == [False, False, True, True]
     small = program.with_name("small")
     small.write_bytes(b"!")
-    assert of(small, hashes) == sha256(b"!")
+    assert hash_of(small, hashes) == sha256(b"!")
     monkeypatch.setattr(program_hashes, "_MINUTE_NS", 0)
     hashes._minute_ends_ns = 0
-    assert of(program, hashes) == sha256(b"content")
-    assert read == [7, 7, 1, 7]
+    assert hash_of(program, hashes) == sha256(b"content")
+    assert read_sizes == [7, 7, 1, 7]
 
 
 def test_hashes_read_four_gibibytes_a_minute_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,24 +160,24 @@ def test_hash_is_cached_if_no_later_change_can_have_the_same_times(
     changed_ns = program.stat().st_ctime_ns
     monkeypatch.setattr(time, "time_ns", lambda: changed_ns + age_ns)
     hashes = ProgramHashes()
-    assert of(program, hashes) == sha256(b"content")
+    assert hash_of(program, hashes) == sha256(b"content")
     assert bool(hashes._cache) == is_cached
 
 
 @pytest.mark.usefixtures("settled")
-def test_hash_cache_has_a_maximum_size(tmp_path: Path, read: list[int]) -> None:
+def test_hash_cache_has_a_maximum_size(tmp_path: Path, read_sizes: list[int]) -> None:
     hashes = ProgramHashes(most_entries=2)
     paths = [tmp_path / name for name in "abc"]
     for path in paths:
         path.write_bytes(path.name.encode())
     for path in (paths[0], paths[1], paths[0], paths[2]):
-        of(path, hashes)
+        hash_of(path, hashes)
     assert len(hashes._cache) == 2
-    assert len(read) == 3
-    of(paths[0], hashes)  # requested later than the other, so it was not evicted
-    assert len(read) == 3
-    of(paths[1], hashes)
-    assert len(read) == 4
+    assert len(read_sizes) == 3
+    hash_of(paths[0], hashes)  # requested later than the other, so it was not evicted
+    assert len(read_sizes) == 3
+    hash_of(paths[1], hashes)
+    assert len(read_sizes) == 4
 
 
 @pytest.mark.parametrize("more", [b"!", b""])
@@ -194,7 +194,7 @@ def test_file_that_changes_during_the_read_has_no_hash(
 
     monkeypatch.setattr(program_hashes, "_digest", digest)
     hashes = ProgramHashes()
-    assert of(program, hashes) is None
+    assert hash_of(program, hashes) is None
     assert not hashes._cache
 
 
@@ -218,11 +218,11 @@ def test_file_with_an_unexpected_length_has_no_hash(program: Path) -> None:
 def test_irregular_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     hashes = ProgramHashes()
-    assert of(tmp_path / "fifo", hashes) is None
-    assert of(tmp_path, hashes) is None
+    assert hash_of(tmp_path / "fifo", hashes) is None
+    assert hash_of(tmp_path, hashes) is None
     device = tmp_path / "zero"
     device.symlink_to("/dev/zero")
-    assert of(device, hashes) is None
+    assert hash_of(device, hashes) is None
 
 
 def test_lease_on_a_file_does_not_block_the_read(program: Path) -> None:
@@ -231,7 +231,7 @@ def test_lease_on_a_file_does_not_block_the_read(program: Path) -> None:
     try:
         fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         before = time.monotonic()
-        assert of(program, ProgramHashes()) is None
+        assert hash_of(program, ProgramHashes()) is None
         assert time.monotonic() - before < 5
     finally:
         os.close(lease)
@@ -248,33 +248,33 @@ def test_file_of_a_fuse_server_has_no_hash(program: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("settled")
-def test_writable_memfd_is_read_each_time(read: list[int]) -> None:
+def test_writable_memfd_is_read_each_time(read_sizes: list[int]) -> None:
     hashes = ProgramHashes()
     with in_memory(b"content") as descriptor:
         assert hashes.sha256(descriptor) == hashes.sha256(descriptor) == sha256(b"content")
-        assert read == [7, 7]
+        assert read_sizes == [7, 7]
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
         assert hashes.sha256(descriptor) == hashes.sha256(descriptor) == sha256(b"content")
-        assert read == [7, 7, 7]
+        assert read_sizes == [7, 7, 7]
 
 
 @pytest.mark.usefixtures("settled")
-def test_file_at_a_path_on_tmpfs_is_read_once(read: list[int]) -> None:
+def test_file_at_a_path_on_tmpfs_is_read_once(read_sizes: list[int]) -> None:
     hashes = ProgramHashes()
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         path = Path(folder) / "program"
         path.write_bytes(b"content")
-        assert of(path, hashes) == of(path, hashes) == sha256(b"content")
-    assert read == [7]
+        assert hash_of(path, hashes) == hash_of(path, hashes) == sha256(b"content")
+    assert read_sizes == [7]
 
 
 @pytest.mark.usefixtures("settled")
-def test_deleted_file_is_read_once(program: Path, read: list[int]) -> None:
+def test_deleted_file_is_read_once(program: Path, read_sizes: list[int]) -> None:
     hashes = ProgramHashes()
     with opened(program) as descriptor:
         program.unlink()
         assert hashes.sha256(descriptor) == hashes.sha256(descriptor) == sha256(b"content")
-    assert read == [7]
+    assert read_sizes == [7]
 
 
 def test_file_that_the_kernel_cannot_describe_is_an_error(program: Path) -> None:

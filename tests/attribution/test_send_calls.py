@@ -34,7 +34,7 @@ def match(calls_made: SendCalls, *records: Record, now_ns: int = NOW) -> list[Ma
     return list(calls_made.matches(logged(*records, now_ns=now_ns)))
 
 
-def of(*events: Call | ClosedSocket) -> SendCalls:
+def stored(*events: Call | ClosedSocket) -> SendCalls:
     found = SendCalls()
     for each in events:
         if isinstance(each, ClosedSocket):
@@ -50,7 +50,7 @@ def senders(found: Match | None) -> tuple[set[int], bool] | None:
 
 
 def test_first_tcp_packet_is_of_the_reported_call() -> None:
-    (found,) = match(of(call(7, NOW - 1000, comm=b"early"), call(7, NOW - 500)), record(NOW))
+    (found,) = match(stored(call(7, NOW - 1000, comm=b"early"), call(7, NOW - 500)), record(NOW))
     assert senders(found) == ({7}, True)
     assert found is not None
     assert found.calls[0].comm == b"x"  # its latest name
@@ -58,13 +58,13 @@ def test_first_tcp_packet_is_of_the_reported_call() -> None:
 
 @pytest.mark.parametrize("wrong", [{"source_port": 9}, {"protocol": 136}, {"destination_port": 9}])
 def test_packet_of_another_socket_or_destination_does_not_match(wrong: dict[str, Any]) -> None:
-    assert match(of(call(7, NOW - 1000)), record(NOW, **wrong)) == [None]
-    assert match(of(call(7, NOW - 1000, destination=bytes(4))), record(NOW)) == [None]
+    assert match(stored(call(7, NOW - 1000)), record(NOW, **wrong)) == [None]
+    assert match(stored(call(7, NOW - 1000, destination=bytes(4))), record(NOW)) == [None]
 
 
 @pytest.mark.parametrize("facts", [{"uid": None}, {"protocol": None}, {"rule": "link"}])
 def test_packet_that_no_process_sent_by_a_socket_does_not_match(facts: dict[str, Any]) -> None:
-    made = of(call(7, NOW - 1000), call(8, NOW - 900, is_connect=True))
+    made = stored(call(7, NOW - 1000), call(8, NOW - 900, is_connect=True))
     assert match(made, record(NOW, **facts)) == [None]
 
 
@@ -73,7 +73,7 @@ def test_packet_that_no_process_sent_by_a_socket_does_not_match(facts: dict[str,
     [(2, True), (2 | 64, True), (2 | 1, True), (16, False), (18, False), (0, False)],
 )
 def test_only_the_first_tcp_packet_has_a_known_sender(flags: int, *, is_sender: bool) -> None:
-    made = of(call(7, NOW - 1000, protocol=TCP))
+    made = stored(call(7, NOW - 1000, protocol=TCP))
     (found,) = match(made, record(NOW, protocol=TCP, tcp_flags=flags))
     assert senders(found) == ({7}, is_sender)
     (found,) = match(made, record(NOW, tcp_flags=None))
@@ -86,25 +86,25 @@ def test_datagram_lists_all_possible_senders() -> None:
         call(7, NOW - 1000, protocol=UDP, is_connect=True, source_port=0),
         call(8, NOW - 500, protocol=UDP),
     )
-    assert list(map(senders, match(of(*calls), udp))) == [({7, 8}, False)]
-    assert list(map(senders, match(of(*calls[:1]), udp))) == [({7}, False)]
-    assert list(map(senders, match(of(calls[1]), udp))) == [({8}, False)]
+    assert list(map(senders, match(stored(*calls), udp))) == [({7, 8}, False)]
+    assert list(map(senders, match(stored(*calls[:1]), udp))) == [({7}, False)]
+    assert list(map(senders, match(stored(calls[1]), udp))) == [({8}, False)]
     # If there are too many, only those that have sent from the packet's port.
     many = (calls[0]._replace(image=image(each), socket=each) for each in range(100, 116))
-    assert list(map(senders, match(of(*many, calls[1]), udp))) == [({8}, False)]
+    assert list(map(senders, match(stored(*many, calls[1]), udp))) == [({8}, False)]
 
 
 @pytest.mark.parametrize("protocol", [1, 16, 17, 58, 136])
 def test_only_tcp_packets_have_a_known_sender(protocol: int) -> None:
     """The sender of a datagram may use a connected socket, or one that gave up its port."""
-    made = of(call(7, NOW - 1000, protocol=protocol))
+    made = stored(call(7, NOW - 1000, protocol=protocol))
     assert list(map(senders, match(made, record(NOW, protocol=protocol)))) == [({7}, False)]
 
 
 @pytest.mark.parametrize("header", ["extension_headers", "ip_options"])
 def test_packet_with_a_routing_header_has_no_known_sender(header: str) -> None:
     """Its destination may be that of another call: the reported one is the final destination."""
-    made = of(call(7, NOW - 1000))
+    made = stored(call(7, NOW - 1000))
     detour = record(NOW, details={header: 1})
     assert list(map(senders, match(made, detour, record(NOW)))) == [({7}, False), ({7}, True)]
 
@@ -117,23 +117,23 @@ def test_packet_with_an_uncertain_sender_does_not_narrow_the_times_of_others() -
         call(9, NOW - 3000, socket=9, source_port=9, protocol=UDP),
         call(8, NOW - 2000, socket=8),
     )
-    assert list(map(senders, match(of(*events), udp, tcp))) == [({9}, False), ({7, 8}, True)]
+    assert list(map(senders, match(stored(*events), udp, tcp))) == [({9}, False), ({7, 8}, True)]
     # The first packet of a TCP connection can only be of the process that connected.
     first = call(9, NOW - 3000, socket=9, source_port=9)
-    found = match(of(*events[:2], first, events[3]), replace(tcp, source_port=9), tcp)
+    found = match(stored(*events[:2], first, events[3]), replace(tcp, source_port=9), tcp)
     assert list(map(senders, found)) == [({9}, True), ({8}, True)]
 
 
 @pytest.mark.parametrize(("number", "is_named"), [(16, True), (17, False)])
 def test_too_many_candidates_are_not_named(number: int, *, is_named: bool) -> None:
-    made = of(*(call(each, NOW - 1000) for each in range(number)))
+    made = stored(*(call(each, NOW - 1000) for each in range(number)))
     (found,) = match(made, record(NOW))
     assert (found is not None) == is_named
 
 
 def test_port_of_a_closed_socket_is_of_the_next_caller() -> None:
     tcp: dict[str, Any] = {"protocol": TCP}
-    made = of(
+    made = stored(
         call(7, NOW - 9000, socket=1, **tcp),
         ClosedSocket(NOW - 8000, 1),
         call(9, NOW - 7000, socket=9, source_port=9, **tcp),
@@ -144,11 +144,11 @@ def test_port_of_a_closed_socket_is_of_the_next_caller() -> None:
     found = match(made, first, replace(first, source_port=9), first)
     assert list(map(senders, found)) == [({7}, True), ({9}, True), ({8}, True)]
     # Without a packet between them, both are candidates.
-    assert list(map(senders, match(of(*made_of(made)), first))) == [({7, 8}, True)]
+    assert list(map(senders, match(stored(*made_of(made)), first))) == [({7, 8}, True)]
 
 
 def test_socket_closed_before_the_record_was_logged_does_not_match() -> None:
-    made = of(call(7, NOW - 9000), ClosedSocket(NOW - 8000, 1), call(8, NOW - 6000, socket=2))
+    made = stored(call(7, NOW - 9000), ClosedSocket(NOW - 8000, 1), call(8, NOW - 6000, socket=2))
     (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 7000))
     assert senders(found) == ({8}, True)
 
@@ -164,7 +164,7 @@ def made_of(found: SendCalls) -> list[Call | ClosedSocket]:
 
 def test_dropped_calls_make_candidates_uncertain_for_some_time() -> None:
     """Calls may be unreported for 0.5 s more; packets are sent 10 s later, and read 10 s later."""
-    made = of(call(7, NOW - 1000))
+    made = stored(call(7, NOW - 1000))
     made.note_dropped(NOW)
     made.note_dropped(NOW - SECOND)  # an earlier time, read later
     later_ns = NOW + 20 * SECOND + SECOND // 2
@@ -177,7 +177,7 @@ def test_evicted_calls_make_candidates_uncertain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(send_calls, "_MOST_STORED", 100)
-    made = of(
+    made = stored(
         *(call(7, NOW - 1000 + each, socket=each + 1, source_port=each) for each in range(99))
     )
     made.add(call(7, NOW - 900))
@@ -192,12 +192,12 @@ def test_evicted_calls_make_candidates_uncertain(
 
 def test_process_with_too_many_calls_may_have_sent_any_packet() -> None:
     """Its calls are unreported for 0.5 s more, and its packet is sent up to 10 s later."""
-    made = of(call(7, NOW - 1000), call(8, NOW - 900, source_port=9, is_any=True))
+    made = stored(call(7, NOW - 1000), call(8, NOW - 900, source_port=9, is_any=True))
     assert list(map(senders, match(made, record(NOW)))) == [({7}, False)]
     since_ns = NOW - 900 + 10_500_000_000
     for earlier_ns, is_sender in ((1, False), (0, True)):
         now_ns = since_ns + SECOND
-        made = of(call(8, NOW - 900, socket=8, source_port=9, protocol=TCP, is_any=True))
+        made = stored(call(8, NOW - 900, socket=8, source_port=9, protocol=TCP, is_any=True))
         made.add(call(7, now_ns, protocol=TCP))
         packet = record(now_ns, protocol=TCP, tcp_flags=2)
         records = logged(packet, now_ns=now_ns, since_ns=since_ns - earlier_ns)
@@ -205,7 +205,7 @@ def test_process_with_too_many_calls_may_have_sent_any_packet() -> None:
 
 
 def test_only_the_latest_of_many_similar_calls_are_checked() -> None:
-    made = of(*(call(7, NOW - 100 + each, socket=each + 1) for each in range(63)))
+    made = stored(*(call(7, NOW - 100 + each, socket=each + 1) for each in range(63)))
     assert list(map(senders, match(made, record(NOW)))) == [({7}, True)]
     # Also if the last one is later than the packet.
     made.add(call(7, NOW + 10, socket=64))
@@ -237,16 +237,16 @@ def test_evicted_call_makes_later_candidates_uncertain_until_its_socket_was_clos
         ((ClosedSocket(NOW - 599, 9),), False),
         ((ClosedSocket(NOW - 601, 9),), True),
     ):
-        made = of(call(9, NOW - 900, socket=9), *closed, *elsewhere)
+        made = stored(call(9, NOW - 900, socket=9), *closed, *elsewhere)
         (found,) = made.matches(logged(record(NOW), now_ns=NOW, since_ns=NOW - 600))
         assert senders(found) == ({7}, is_sender)
 
 
 def test_call_is_stored_for_twenty_seconds() -> None:
     """Its last packet is at most 10 s later, and the read of that packet's record 10 s more."""
-    made = of(call(7, NOW - 20 * SECOND), call(8, NOW, socket=2, source_port=9))
+    made = stored(call(7, NOW - 20 * SECOND), call(8, NOW, socket=2, source_port=9))
     assert [each.call.image.pid for each in made._order] == [7, 8]
-    made = of(call(7, NOW - 20 * SECOND - 1), call(8, NOW, socket=2, source_port=9))
+    made = stored(call(7, NOW - 20 * SECOND - 1), call(8, NOW, socket=2, source_port=9))
     assert [each.call.image.pid for each in made._order] == [8]
     assert len(made._by_key) == len(made._by_socket) == 1
     assert list(map(senders, match(made, record(NOW, source_port=9)))) == [({8}, True)]

@@ -37,7 +37,7 @@ def tables() -> Iterator[SocketTables]:
 
 
 @pytest.fixture(params=["netlink", "text"])
-def either(
+def either_tables(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[SocketTables]:
     """Return the tables with netlink, and without it."""
@@ -51,7 +51,7 @@ def either(
         yield opened
 
 
-def soon() -> int:
+def deadline() -> int:
     return time.monotonic_ns() + 5_000_000_000
 
 
@@ -63,39 +63,39 @@ def udp(family: int = socket.AF_INET) -> socket.socket:
     return socket.socket(family, socket.SOCK_DGRAM)
 
 
-def test_unconnected_socket_is_found_by_its_port(either: SocketTables) -> None:
+def test_unconnected_socket_is_found_by_its_port(either_tables: SocketTables) -> None:
     with udp() as mine, udp() as other:
         mine.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
         port = mine.getsockname()[1]
-        (found,) = either.by_port(UDP, 4, port, deadline_ns=soon())
+        (found,) = either_tables.by_port(UDP, 4, port, deadline_ns=deadline())
     assert (found.family, found.protocol) == (socket.AF_INET, UDP)
     assert (found.local, found.local_port) == ("127.0.0.1", port)
     assert (found.remote, found.remote_port) == ("0.0.0.0", 0)
     assert found.uid == os.getuid()
 
 
-def test_found_socket_has_its_inode(either: SocketTables) -> None:
+def test_found_socket_has_its_inode(either_tables: SocketTables) -> None:
     with udp() as mine:
         mine.bind(("127.0.0.1", 0))
-        (found,) = either.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        (found,) = either_tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
         assert found.inode == inode(mine)
 
 
-def test_ipv6_socket_can_send_to_ipv4(either: SocketTables) -> None:
+def test_ipv6_socket_can_send_to_ipv4(either_tables: SocketTables) -> None:
     with udp(socket.AF_INET6) as mine:
         mine.connect(("::ffff:127.0.0.1", 9))
         port = mine.getsockname()[1]
         versions: tuple[IpVersion, ...] = (4, 6)
         for version in versions:
-            (found,) = either.by_port(UDP, version, port, deadline_ns=soon())
+            (found,) = either_tables.by_port(UDP, version, port, deadline_ns=deadline())
             assert (found.local, found.remote, found.remote_port) == ("127.0.0.1", "127.0.0.1", 9)
 
 
-def test_ipv4_socket_cannot_send_to_ipv6(either: SocketTables) -> None:
+def test_ipv4_socket_cannot_send_to_ipv6(either_tables: SocketTables) -> None:
     with udp() as mine:
         mine.bind(("127.0.0.1", 0))
-        assert not either.by_port(UDP, 6, mine.getsockname()[1], deadline_ns=soon())
+        assert not either_tables.by_port(UDP, 6, mine.getsockname()[1], deadline_ns=deadline())
 
 
 def test_ipv6_only_socket_cannot_send_to_ipv4(tables: SocketTables) -> None:
@@ -103,23 +103,23 @@ def test_ipv6_only_socket_cannot_send_to_ipv4(tables: SocketTables) -> None:
         mine.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         mine.bind(("::", 0))
         port = mine.getsockname()[1]
-        assert tables.by_port(UDP, 6, port, deadline_ns=soon())
-        assert not tables.by_port(UDP, 4, port, deadline_ns=soon())
+        assert tables.by_port(UDP, 6, port, deadline_ns=deadline())
+        assert not tables.by_port(UDP, 4, port, deadline_ns=deadline())
 
 
-def test_each_socket_of_a_shared_port_is_found(either: SocketTables) -> None:
+def test_each_socket_of_a_shared_port_is_found(either_tables: SocketTables) -> None:
     with udp() as mine, udp() as other:
         for sock in (mine, other):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         mine.bind(("127.0.0.1", 0))
         other.bind(mine.getsockname())
-        found = either.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        found = either_tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
         assert {sock.inode for sock in found} == {inode(mine), inode(other)}
 
 
 @pytest.mark.kernel
 def test_too_many_sockets_are_refused_and_the_next_lookup_works(
-    either: SocketTables, monkeypatch: pytest.MonkeyPatch
+    either_tables: SocketTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check() -> None:
         with contextlib.ExitStack() as opened:
@@ -131,46 +131,46 @@ def test_too_many_sockets_are_refused_and_the_next_lookup_works(
             port = many[0].getsockname()[1]
             for _ in range(2):
                 with pytest.raises(TooManySocketsError):
-                    either.by_port(UDP, 4, port, deadline_ns=soon())
+                    either_tables.by_port(UDP, 4, port, deadline_ns=deadline())
             monkeypatch.setattr(proc_net_sockets, "MOST_SOCKETS", 499)
             with pytest.raises(TooManySocketsError):
-                either.by_port(UDP, 4, port, deadline_ns=soon())
+                either_tables.by_port(UDP, 4, port, deadline_ns=deadline())
             monkeypatch.setattr(proc_net_sockets, "MOST_SOCKETS", 500)
-            assert len(either.by_port(UDP, 4, port, deadline_ns=soon())) == 500
+            assert len(either_tables.by_port(UDP, 4, port, deadline_ns=deadline())) == 500
 
     # A namespace of its own: the kernel's text may omit a socket while another one in the same
     # namespace is closed.
     netns.in_scratch(check)
 
 
-def test_lookup_ends_at_its_deadline(either: SocketTables) -> None:
+def test_lookup_ends_at_its_deadline(either_tables: SocketTables) -> None:
     with udp() as mine:
         mine.bind(("127.0.0.1", 0))
         with pytest.raises(TooManySocketsError):
-            either.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=0)
+            either_tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=0)
 
 
 def test_too_long_text_is_refused(tables: SocketTables, monkeypatch: pytest.MonkeyPatch) -> None:
-    tables.files.raw(4, soon())
+    tables.files.raw(4, deadline())
     with tempfile.TemporaryFile() as table:
         monkeypatch.setitem(tables.files._open, "raw", table.fileno())
         table.write(b"\n" * (1 << 20))
         table.flush()
-        assert tables.files._lines("raw", soon()) == [b""] * ((1 << 20) - 1)
+        assert tables.files._lines("raw", deadline()) == [b""] * ((1 << 20) - 1)
         table.write(b"\n")
         table.flush()
         with pytest.raises(TooManySocketsError):
-            tables.files.raw(4, soon())
+            tables.files.raw(4, deadline())
 
 
 def test_missing_table_of_the_kernel_is_empty(tables: SocketTables) -> None:
-    assert tables.files._lines("no-such-table", soon()) == []
+    assert tables.files._lines("no-such-table", deadline()) == []
 
 
 def test_text_files_are_opened_again_after_they_were_closed() -> None:
     files = proc_net_sockets.ProcNetFiles(Namespace())
     for _ in range(2):
-        files.packet(soon())
+        files.packet(deadline())
         files.close()
 
 
@@ -186,8 +186,8 @@ def test_ping_socket_is_found_by_its_id_with_its_protocol() -> None:
             files = proc_net_sockets.ProcNetFiles(Namespace())
             with contextlib.closing(files), socket.socket(family, socket.SOCK_DGRAM, protocol) as s:
                 s.bind(("", 77))
-                assert files.ping(version, 78, soon()) == ()
-                (found,) = files.ping(version, 77, soon())
+                assert files.ping(version, 78, deadline()) == ()
+                (found,) = files.ping(version, 77, deadline())
                 assert (found.protocol, found.inode) == (protocol, inode(s))
 
     netns.in_scratch(check)
@@ -198,14 +198,14 @@ def test_protocol_without_netlink_support_is_read_from_the_text_files(tables: So
     sequences = set()
     for _ in range(2):  # only the first request is sent
         with pytest.raises(FileNotFoundError):
-            next(tables._dump(unknown, 4, 9, sock_diag._ALL_STATES, soon()))
+            next(tables._dump(unknown, 4, 9, sock_diag._ALL_STATES, deadline()))
         assert tables._unsupported == {unknown}
         sequences.add(tables._sequence)
     assert len(sequences) == 1
     with udp() as mine:
         mine.bind(("127.0.0.1", 0))
         tables._unsupported.add(UDP)
-        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
         assert found.inode == inode(mine)
 
 
@@ -226,7 +226,7 @@ def test_failure_to_open_the_socket_is_raised_and_the_next_lookup_works(
     with monkeypatch.context() as patched:
         patched.setattr(sock_diag, "_open_diag", no_files)
         with pytest.raises(OSError, match="Too many open files"):
-            tables.by_port(UDP, 4, 9, deadline_ns=soon())
+            tables.by_port(UDP, 4, 9, deadline_ns=deadline())
     assert tables._unsupported == set()
     assert tables._diag(UDP).fileno() >= 0
 
@@ -237,20 +237,20 @@ def test_answer_to_an_earlier_request_is_ignored(tables: SocketTables) -> None:
         tables._sequence = 0xFFFFFFFE
         for _ in range(2):  # the sequence number wraps
             tables._send_request(tables._diag(UDP), netlink.NLM_F_REQUEST, b"")  # gives an error
-            (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+            (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
             assert found.inode == inode(mine)
     assert tables._diag(UDP).gettimeout() == 1.0
 
 
 def test_answer_of_another_process_is_ignored(tables: SocketTables) -> None:
-    assert not tables.by_port(UDP, 4, 0xFFFF, deadline_ns=soon())  # binds the socket
+    assert not tables.by_port(UDP, 4, 0xFFFF, deadline_ns=deadline())  # binds the socket
     sock, sequence = tables._diag(UDP), tables._sequence + 1
     end = netlink.message(netlink.NLMSG_DONE, 0, bytes(4), sequence)
     forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, sock_diag.NETLINK_SOCK_DIAG)
     with udp() as mine, forger:
         forger.sendto(end, sock.getsockname())
         mine.bind(("127.0.0.1", 0))
-        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
         assert found.inode == inode(mine)
 
 
@@ -279,20 +279,20 @@ def test_socket_without_an_answer_is_replaced(tables: SocketTables) -> None:
     ],
 )
 def test_connection_is_found_by_both_its_ends(
-    either: SocketTables, version: IpVersion, address: str, shown: str
+    either_tables: SocketTables, version: IpVersion, address: str, shown: str
 ) -> None:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     with socket.create_server((shown, 0), family=family) as server:
         port = server.getsockname()[1]
         with socket.create_connection((address, port)) as mine:
             own = mine.getsockname()[1]
-            (found,) = either.tcp(
-                version, (shown, own), (shown, port), device=None, deadline_ns=soon()
+            (found,) = either_tables.tcp(
+                version, (shown, own), (shown, port), device=None, deadline_ns=deadline()
             )
             assert (found.inode, found.state) == (inode(mine), 1)
             # The listening socket does not have a connection to another port.
-            assert not either.tcp(
-                version, (shown, port), (shown, 9), device=None, deadline_ns=soon()
+            assert not either_tables.tcp(
+                version, (shown, port), (shown, 9), device=None, deadline_ns=deadline()
             )
 
 
@@ -301,10 +301,10 @@ def test_connection_of_a_socket_bound_to_a_device_is_found(tables: SocketTables)
         mine.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
         mine.connect(server.getsockname())
         ends = mine.getsockname(), mine.getpeername()
-        (found,) = tables.tcp(4, *ends, device="lo", deadline_ns=soon())
+        (found,) = tables.tcp(4, *ends, device="lo", deadline_ns=deadline())
         assert found.inode == inode(mine)
         for other in ("no-such-device", None):
-            assert not tables.tcp(4, *ends, device=other, deadline_ns=soon())
+            assert not tables.tcp(4, *ends, device=other, deadline_ns=deadline())
 
 
 def test_refused_connection_is_found_only_if_its_process_chose_the_port(
@@ -318,7 +318,7 @@ def test_refused_connection_is_found_only_if_its_process_chose_the_port(
         with socket.socket() as mine:
             mine.bind(free if is_chosen else ("127.0.0.1", 0))
             assert mine.connect_ex(refusing) == errno.ECONNREFUSED
-            found = tables.tcp(4, mine.getsockname(), refusing, device=None, deadline_ns=soon())
+            found = tables.tcp(4, mine.getsockname(), refusing, device=None, deadline_ns=deadline())
             assert [sock.inode for sock in found] == ([inode(mine)] if is_chosen else [])
 
 
@@ -332,7 +332,7 @@ def test_namespace_stays_the_same_when_its_path_is_removed(tmp_path: Path) -> No
     with SocketTables(Namespace(path)) as tables, udp() as mine:
         path.unlink()
         mine.bind(("127.0.0.1", 0))
-        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
         assert found.inode == inode(mine)
 
 
