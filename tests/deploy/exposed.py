@@ -10,10 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ocsf_nft.accounting.reconciliation import Balance
 from ocsf_nft.accounting.state_db import Lost
-from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.metrics import exposition_of
 from ocsf_nft.service.status import Status
@@ -52,9 +52,9 @@ def exposition(folder: Path, *, rung: str = "capture") -> str:
         return (status,)
 
     async def exposed() -> bytes:
-        patience, store = Patience(asyncio.Event()), Store(folder / FILE)
-        store._shelf.end = 3
-        forwarder = Forwarder("siem", Receiver(), store, pace=Pace(), patiently=patience)
+        patience, store = StorageRetrier(asyncio.Event()), Store(folder / FILE)
+        store._database.end = 3
+        forwarder = Forwarder("siem", Receiver(), store, batch_settings=BatchSettings(), retrier=patience)
         service: Any = SimpleNamespace(
             statuses=statuses,
             counts=SimpleNamespace(records=90, rejects={"forged": 1}),

@@ -19,7 +19,7 @@ import orjson
 from ocsf_nft import config
 from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.delivery.tls import Tls
 from tests.delivery.told import packets
@@ -155,9 +155,9 @@ async def hosting(cluster: NatsCluster, folder: Path, number: int) -> AsyncItera
     (table,) = config.parse(found, where="host.toml").sinks
     async with Store(folder / f"host-{number}" / FILE) as store:
         await store.register([table.called])
-        patience = Patience(asyncio.Event())
+        patience = StorageRetrier(asyncio.Event())
         forwarder = Forwarder(
-            table.called, table.sink(), store, pace=table.pace, patiently=patience
+            table.called, table.sink(), store, batch_settings=table.batch_settings, retrier=patience
         )
         task = asyncio.create_task(forwarder.run())
         try:

@@ -18,7 +18,7 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from ocsf_nft import config
-from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.service.sink_delivery import Outlet
 from tests.delivery.receiver import Receiver
@@ -295,7 +295,7 @@ async def test_what_a_sink_could_not_take_now_is_no_block_that_is_delivered(
 
 def test_a_block_is_parted_as_the_sink_wants_it_and_always_so(programs: Programs) -> None:
     batch = messages(b"xxxx", b"xxxx", b"x" * 20, b"x", b"x", b"x", b"x")
-    found = [list(programs.delivering.parts(batch, Pace(events=3, bytes=10))) for _ in range(2)]
+    found = [list(programs.delivering.parts(batch, BatchSettings(events=3, bytes=10))) for _ in range(2)]
     assert found[0] == found[1]
     assert [len(part) for part in found[0]] == [2, 1, 3, 1]
 

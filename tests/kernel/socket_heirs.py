@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Final
 
-from tests.kernel.inside import attempt, fork, given, other_program, print_pids, stay, udp_socket
+from tests.kernel.inside import attempt, fork, given_descriptor, other_program, print_pids, stay, udp_socket
 
 _CLONE_FILES: Final = 0x400
 _SYS_EXIT: Final = {"x86_64": 60, "aarch64": 93}
@@ -148,7 +148,7 @@ def passed_on_well() -> None:
 
 
 def _receive() -> None:
-    other = socket.socket(fileno=given())
+    other = socket.socket(fileno=given_descriptor())
     other.send(b"here")
     _, (received,), _, _ = socket.recv_fds(other, 16, 1)
     os.set_inheritable(received, False)

@@ -16,7 +16,7 @@ from tests.kernel.inside import (
     PORT,
     attempt,
     fork,
-    given,
+    given_descriptor,
     other_program,
     print_pids,
     stay,
@@ -186,8 +186,8 @@ def _sharing() -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("0.0.0.0", OWN_PORT))
     attempt(sock)
-    os.write(given(), b"x")
-    os.close(given())
+    os.write(given_descriptor(), b"x")
+    os.close(given_descriptor())
     stay()
 
 
@@ -221,6 +221,6 @@ def _forge() -> tuple[socket.socket, int]:
 def _bound() -> None:
     sock = udp_socket()
     sock.bind(("0.0.0.0", OWN_PORT))
-    os.write(given(), b"x")
-    os.close(given())
+    os.write(given_descriptor(), b"x")
+    os.close(given_descriptor())
     stay()

@@ -419,7 +419,7 @@ def test_a_mode_that_changes_under_traffic_is_told_of_each_packet_as_it_was(
     asked = {False: spec, True: dataclasses.replace(spec, is_permissive=True)}
     with command.running(*accounts.options(state, output)) as running:
         flood = lab.sandbox_namespace.call(
-            lambda: attempts.attempting(lab.sandbox_namespace, 1000, 3_000_000, "flood")
+            lambda: attempts.start_attempts(lab.sandbox_namespace, 1000, 3_000_000, "flood")
         )
         for turn in range(6):
             is_permissive = turn % 2 == 1

@@ -1,4 +1,4 @@
-"""The pod of the example, played on the real kernel from the manifests as they are rendered."""
+"""The pod of the example, run on the real kernel from the rendered manifests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from ocsf_nft.lab import INTERNET4, INTERNET6, SANDBOX4
 from tests.deploy.manifests import EXAMPLE, Object, Pod, example_pod, rendered
 from tests.kernel import command, conftest, written
-from tests.kernel.pod import Played, World, played
+from tests.kernel.pod import RunningPod, World, run_pod
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,14 +85,14 @@ def world(lab: Lab) -> Iterator[World]:
 
 
 @pytest.fixture
-def pod(spec: Pod, objects: list[Object], lab: Lab, tmp_path: Path) -> Iterator[Played]:
-    with played(spec, objects, lab, tmp_path) as made:
+def pod(spec: Pod, objects: list[Object], lab: Lab, tmp_path: Path) -> Iterator[RunningPod]:
+    with run_pod(spec, objects, lab, tmp_path) as made:
         yield made
 
 
 @_WITH_BOTH
 def test_the_example_does_what_it_is_for(
-    pod: Played, world: World, tmp_path: Path, judge: Callable[[Any], list[str]]
+    pod: RunningPod, world: World, tmp_path: Path, judge: Callable[[Any], list[str]]
 ) -> None:
     output = tmp_path / "events.jsonl"
     assert _probe(pod, "fence").code == 2
@@ -122,7 +122,7 @@ def test_the_example_does_what_it_is_for(
 
 @_WITH_BOTH
 def test_the_proxys_user_gets_out_and_nobody_else_and_each_try_is_told(
-    pod: Played, world: World, tmp_path: Path
+    pod: RunningPod, world: World, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     _start_init_container(pod)
@@ -142,7 +142,7 @@ def test_the_proxys_user_gets_out_and_nobody_else_and_each_try_is_told(
 
 
 def test_the_fence_outlives_who_watches_it_and_nothing_of_what_it_refuses_is_lost(
-    pod: Played, world: World, tmp_path: Path
+    pod: RunningPod, world: World, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     _start_init_container(pod)
@@ -163,7 +163,7 @@ def test_the_fence_outlives_who_watches_it_and_nothing_of_what_it_refuses_is_los
 
 
 def test_nobody_gets_in_from_outside_and_the_try_is_told(
-    pod: Played, lab: Lab, tmp_path: Path
+    pod: RunningPod, lab: Lab, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     _start_init_container(pod)
@@ -187,9 +187,9 @@ def test_a_network_namespace_that_is_made_anew_is_fenced_before_anything_else_st
     spec: Pod, objects: list[Object], lab: Lab, world: World, tmp_path: Path
 ) -> None:
     """A node's runtime may lose a pod's namespace; the pod's emptyDir stays, with our record."""
-    with played(spec, objects, lab, tmp_path) as pod:
+    with run_pod(spec, objects, lab, tmp_path) as pod:
         _start_init_container(pod)
-    with played(spec, objects, lab, tmp_path) as pod:
+    with run_pod(spec, objects, lab, tmp_path) as pod:
         assert _ruleset(pod) == ""
         _start_init_container(pod)
         with _watched(pod, tmp_path / "events.jsonl"):
@@ -198,7 +198,7 @@ def test_a_network_namespace_that_is_made_anew_is_fenced_before_anything_else_st
 
 
 @_WITH_BOTH
-def test_a_pod_that_is_not_given_the_capability_does_not_start(pod: Played) -> None:
+def test_a_pod_that_is_not_given_the_capability_does_not_start(pod: RunningPod) -> None:
     container = pod.spec["fence-install"]
     under = pod.inside(container, without=frozenset({"NET_ADMIN"}))
     failed = command.run(*container.arguments, under=under)
@@ -208,7 +208,7 @@ def test_a_pod_that_is_not_given_the_capability_does_not_start(pod: Played) -> N
 
 
 def test_a_fence_that_is_flushed_is_put_back_and_told_of(
-    pod: Played, world: World, tmp_path: Path
+    pod: RunningPod, world: World, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     _start_init_container(pod)
@@ -227,7 +227,7 @@ def test_a_fence_that_is_flushed_is_put_back_and_told_of(
 
 
 def test_installing_again_changes_nothing_and_a_pod_whose_fence_was_altered_is_not_ready(
-    pod: Played,
+    pod: RunningPod,
 ) -> None:
     """A kubelet may run a pod's init containers again."""
     _start_init_container(pod)
@@ -243,7 +243,7 @@ def test_installing_again_changes_nothing_and_a_pod_whose_fence_was_altered_is_n
 
 
 def test_the_workload_can_neither_alter_the_fence_nor_become_who_may(
-    pod: Played, world: World
+    pod: RunningPod, world: World
 ) -> None:
     _start_init_container(pod)
     stood = _ruleset(pod)
@@ -262,7 +262,7 @@ def test_the_workload_can_neither_alter_the_fence_nor_become_who_may(
     assert _ruleset(pod) == stood
 
 
-def _start_init_container(pod: Played) -> command.Outcome:
+def _start_init_container(pod: RunningPod) -> command.Outcome:
     container = pod.spec["fence-install"]
     outcome = command.run(*container.arguments, under=pod.inside(container))
     assert outcome.code == 0, outcome.stderr
@@ -270,7 +270,7 @@ def _start_init_container(pod: Played) -> command.Outcome:
 
 
 @contextlib.contextmanager
-def _watched(pod: Played, output: Path) -> Iterator[command.Running]:
+def _watched(pod: RunningPod, output: Path) -> Iterator[command.Running]:
     container = pod.spec["fence"]
     what, *arguments = container.arguments
     assert what == "run"
@@ -281,29 +281,29 @@ def _watched(pod: Played, output: Path) -> Iterator[command.Running]:
         yield running
 
 
-def _probe(pod: Played, name: str, kind: str = "startupProbe") -> command.Outcome:
+def _probe(pod: RunningPod, name: str, kind: str = "startupProbe") -> command.Outcome:
     program, *arguments = pod.spec[name].probe(kind)
     assert program == "ocsf-nft"
     return command.run(*arguments, under=pod.inside(pod.spec[name]))
 
 
-def _ruleset(pod: Played) -> str:
+def _ruleset(pod: RunningPod) -> str:
     """Return all rules of the pod without their counts."""
     return conftest.nft(pod.namespace, "-s", "-t", "list", "ruleset")
 
 
-def _status(pod: Played) -> command.Outcome:
+def _status(pod: RunningPod) -> command.Outcome:
     return command.run("status", under=pod.inside(pod.spec["fence"]))
 
 
-def _answers(pod: Played, name: str) -> bool:
+def _answers(pod: RunningPod, name: str) -> bool:
     container = pod.spec[name]
     probe = [*pod.inside(container), *container.probe("startupProbe")]
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
 @contextlib.contextmanager
-def _container(pod: Played, name: str) -> Iterator[None]:
+def _container(pod: RunningPod, name: str) -> Iterator[None]:
     """A container that runs until the end; the proxy's image names its program."""
     container = pod.spec[name]
     entry = _entrypoint() if name == "proxy" else []
@@ -328,7 +328,7 @@ def _entrypoint() -> list[str]:
     return found
 
 
-def _try(pod: Played, name: str) -> dict[tuple[str, str, int], str]:
+def _try(pod: RunningPod, name: str) -> dict[tuple[str, str, int], str]:
     return _try_under(pod.inside(pod.spec[name]))
 
 

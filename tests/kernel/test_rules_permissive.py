@@ -133,13 +133,13 @@ def test_permissive_fence_counts_no_neighbour_discovery_of_the_kernel(bench: Ben
                 )
             ),
             Case(
-                "longer than it says",
-                partial(send, about(INTERNET6, options=bytes(17)), says_less=True),
+                "longer than its length field",
+                partial(send, about(INTERNET6, options=bytes(17)), is_length_too_small=True),
                 "egress out",
             ),
             Case(
-                "shorter than it says",
-                partial(send, about(INTERNET6), says_more=True),
+                "shorter than its length field",
+                partial(send, about(INTERNET6), is_length_too_large=True),
                 "egress out",
             ),
         )

@@ -202,7 +202,7 @@ def test_link_accepts_true_neighbour_discovery_alone(bench: VmBench) -> None:
         "code": asked(code=1),
         "routed": asked(hop_limit=254),
         "one byte more": asked(options=bytes(17)),
-        "longer than it says": asked(options=bytes(16)) + b"x",
+        "longer than its length field": asked(options=bytes(16)) + b"x",
         "answer about the gateway": answer(own, "ff02::1", target=GATEWAY6),
         "answer about a stranger": answer(own, "ff02::1", target="2001:db8::9"),
         "answer about another link": answer(own, "ff02::1", target="fe80:0:0:1::2"),

@@ -32,7 +32,7 @@ _MEGABYTE = 1 << 20
 @pytest.fixture
 def pod(lab: Lab, state: StateDirectory) -> Lab:
     """The lab with its sandbox fenced as a pod."""
-    lab.sandbox_namespace.call(sidecar.let_everybody_ping)
+    lab.sandbox_namespace.call(sidecar.allow_ping_sockets)
     installer.install(SPEC, lab.sandbox_namespace, state, "nflog")
     return lab
 
@@ -133,7 +133,7 @@ def test_the_proxy_pings_and_nobody_else(pod: Lab, family: socket.AddressFamily)
 def test_whom_the_proxy_pings_pings_nobody_in_the_pod(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
-    pod.gateway_namespace.call(sidecar.let_everybody_ping)
+    pod.gateway_namespace.call(sidecar.allow_ping_sockets)
     sidecar.proxy(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=10))
     with pytest.raises(TimeoutError):
         pod.gateway_namespace.call(lambda: sidecar.ping(family, OWN[family], seconds=0.3))

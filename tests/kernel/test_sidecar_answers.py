@@ -41,7 +41,7 @@ _RAW = frozenset({CAP_NET_RAW})
 @pytest.fixture
 def pod(lab: Lab, state: StateDirectory) -> Lab:
     """The lab with its sandbox fenced as a pod."""
-    lab.sandbox_namespace.call(sidecar.let_everybody_ping)
+    lab.sandbox_namespace.call(sidecar.allow_ping_sockets)
     installer.install(SPEC, lab.sandbox_namespace, state, "nflog")
     return lab
 
@@ -57,7 +57,7 @@ async def test_a_forged_segment_of_the_proxys_flow_is_neither_taken_nor_answered
 ) -> None:
     """The kernel would answer it with a reset that has the forger's numbers in it."""
     with sidecar.server(pod, family, socket.SOCK_STREAM) as server, sidecar.far(pod) as strays:
-        port = sidecar.port_the_proxy_had(pod, family, server)
+        port = sidecar.closed_proxy_port(pod, family, server)
         strays()
         forge = sidecar.forged(family, GATEWAY[family], 6, packets.tcp(port, flags, PORT))
         async with Nflog(pod.sandbox_namespace, DEFAULT_GROUP) as source:

@@ -63,7 +63,7 @@ _ANYBODY: Final = {
 async def test_whatever_anybody_else_tries_is_refused_and_told_with_its_user(
     lab: Lab, state: StateDirectory, spec: FenceSpec, who: _Who
 ) -> None:
-    lab.sandbox_namespace.call(sidecar.let_everybody_ping)
+    lab.sandbox_namespace.call(sidecar.allow_ping_sockets)
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     await _try_all(lab, who, has_exceptions=spec is _EXCEPTION)
 
@@ -74,7 +74,7 @@ async def test_so_it_is_in_a_user_namespace_whose_root_may_do_nothing_outside_of
 ) -> None:
     who = _ANYBODY[name]
     with sidecar.rootless(lab) as (pod, as_root):
-        pod.sandbox_namespace.call(sidecar.let_everybody_ping)
+        pod.sandbox_namespace.call(sidecar.allow_ping_sockets)
         where = ("--sandbox", sidecar.POD, "--state-dir", str(state.path))
         uid = str(sidecar.PROXY_UID)
         installed = command.run(

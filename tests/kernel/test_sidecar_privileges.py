@@ -42,11 +42,11 @@ _READ_ONLY: Final = (
 def pod(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[Lab, list[str]]]:
     """A pod, and what to put before a command for root in it to run it."""
     if request.param == "users of the host":
-        lab.sandbox_namespace.call(sidecar.let_everybody_ping)
+        lab.sandbox_namespace.call(sidecar.allow_ping_sockets)
         yield lab, ["nsenter", f"--net=/run/netns/{lab.sandbox}"]
     else:
         with sidecar.rootless(lab) as (rootless, as_root):
-            rootless.sandbox_namespace.call(sidecar.let_everybody_ping)
+            rootless.sandbox_namespace.call(sidecar.allow_ping_sockets)
             yield rootless, as_root
 
 

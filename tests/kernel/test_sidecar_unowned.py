@@ -70,7 +70,7 @@ def test_who_takes_the_port_that_the_proxy_had_gets_nothing_out(
 ) -> None:
     _fence(lab, state)
     with sidecar.server(lab, family, socket.SOCK_STREAM) as server, sidecar.far(lab) as strays:
-        port = sidecar.port_the_proxy_had(lab, family, server)
+        port = sidecar.closed_proxy_port(lab, family, server)
         assert _flows(lab, family) == {port}
         strays()
 

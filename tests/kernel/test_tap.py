@@ -361,7 +361,7 @@ async def test_a_vm_does_not_get_to_another_one(
             ("172.16.8.1", _NAME, "vm-input"),
             ("fd00:8::1", _NAME, "vm-input"),
         ):
-            neighbour.came.clear()
+            neighbour.received.clear()
 
             def wanted(record: Record, address: str = address) -> bool:
                 return record.destination == address
@@ -372,7 +372,7 @@ async def test_a_vm_does_not_get_to_another_one(
                 ).close()
             (record, *_) = filter(wanted, await until_found(source, wanted))
             assert (record.sandbox, record.rule, record.uid) == (sandbox, rule, None)
-            assert not any(_is_tcp(frame) for frame in neighbour.came)
+            assert not any(_is_tcp(frame) for frame in neighbour.received)
 
 
 def _is_tcp(frame: bytes) -> bool:

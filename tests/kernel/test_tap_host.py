@@ -194,7 +194,7 @@ async def test_what_answers_a_vm_that_is_gone_the_next_one_of_its_address_does_n
 def _awaited(machine: tap.Machine, payload: bytes) -> list[bytes]:
     """What has come to a VM when this has."""
     deadline = time.monotonic() + 5
-    while not any(payload in frame for frame in machine.came):
+    while not any(payload in frame for frame in machine.received):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return machine.came
+    return machine.received

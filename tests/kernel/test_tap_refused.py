@@ -151,7 +151,7 @@ async def test_what_a_vm_has_no_business_sending_is_refused_and_told(
                 wrong.append(what.name)
             if what.is_from_outside:
                 inside = what.sent[20 if what.sent[0] >> 4 == 4 else 40 :]
-                got = [frame for frame in machine.came if inside in frame]
+                got = [frame for frame in machine.received if inside in frame]
             else:
                 mac = what.sent[6:12].hex(":")
                 wrong += [what.name for record in told if record.mac_source != mac]
