@@ -94,13 +94,32 @@ class NftMonitor:
 
     def is_reverted(self, transaction: Transaction) -> bool:
         """Return true if the transaction has been reverted by a restore."""
-        return _is_up_to(transaction, self.restored_generation)
+        return transaction.generation is not None and _is_up_to(
+            transaction.generation, self.restored_generation
+        )
 
     def is_regular(self, transaction: Transaction) -> bool:
         """Return true if the transaction came before the renewal of a regularly installed fence."""
-        return self.regular_generation is not None and _is_up_to(
-            transaction, self.regular_generation
+        return (
+            transaction.generation is not None
+            and self.regular_generation is not None
+            and _is_up_to(transaction.generation, self.regular_generation)
         )
+
+    def generation(self) -> int:
+        """Return the present generation of the ruleset."""
+        with self._lock:
+            try:
+                return self._nftables.generation()
+            except TimeoutError:
+                self._reopen()
+                raise
+
+    def accept(self, generation: int) -> None:
+        """Regard the changes up to a generation as those of a regular installation."""
+        with self._lock:
+            if _is_up_to(self.restored_generation, generation):
+                self.restored_generation = self.regular_generation = generation
 
     def restore(self, statements: Sequence[Statement]) -> None:
         """Restore the fence with one transaction, which reverts all earlier changes."""
@@ -175,8 +194,6 @@ def _open_sockets() -> tuple[socket.socket, Nftables, int]:
         raise
 
 
-def _is_up_to(transaction: Transaction, generation: int) -> bool:
-    if transaction.generation is None:
-        return False
+def _is_up_to(earlier: int, generation: int) -> bool:
     # The numbers wrap around at 2^32.
-    return (generation - transaction.generation) & 0xFFFFFFFF < 1 << 31
+    return (generation - earlier) & 0xFFFFFFFF < 1 << 31

@@ -150,14 +150,27 @@ class TamperGuard:
             self._thread.join()
         self._close()
 
+    def generations(self) -> tuple[int, ...]:
+        """Return the present generation of each ruleset that the fence is in; raises OSError."""
+        return tuple(monitor.generation() for monitor in self._monitors)
+
     def use_restore_batch(
-        self, batch: RestoreBatch | None, version: tuple[int, ...] | None
+        self,
+        batch: RestoreBatch | None,
+        version: tuple[int, ...] | None,
+        generations: tuple[int, ...] | None = None,
     ) -> None:
         """Use this batch for later restores.
 
         With None, the fence is restored from its record, which takes longer. ``version`` is that of
         the record for which the batch was prepared (:meth:`StateDirectory.version`).
+        ``generations`` are an earlier result of :meth:`generations`, if the fence was as installed
+        at some time after that. Changes up to them then need no repair: the installer made them,
+        or they had no effect.
         """
+        is_settled = generations is not None
+        for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
+            monitor.accept(generation)
         self._restore_batch, self._record_version = batch, version
         self._attached = set()
 
@@ -180,9 +193,12 @@ class TamperGuard:
         """Do the same as :func:`installer.renew` with the guard's own sockets; blocks."""
         try:
             with self._state.locked():
+                # Another process may have installed it again. The guard may read the notices of
+                # that installation later.
+                is_same = self._state.version(self._sandbox) == self._record_version
                 renewed = installer.renew_locked(self._sandbox, self._state, self._load)
                 batch = self._restore_batch
-                if batch is None or (renewed is not None and batch.is_valid_for(renewed)):
+                if is_same and (batch is None or (renewed and batch.is_valid_for(renewed))):
                     self._record_version = self._state.version(self._sandbox)
                 else:  # installed again by another process: the batch doesn't match
                     for monitor in self._monitors:
@@ -376,6 +392,8 @@ class TamperGuard:
                 # A regular installation or removal of a fence changes the record.
                 if self._state.version(self._sandbox) != self._record_version:
                     return "none"
+                if all(monitor.is_regular(each) for each in foreign):
+                    return "none"  # the record was accepted after this thread had read them
                 if all(monitor.is_reverted(each) for each in foreign):
                     return "sent"  # by a check that held the lock until now
                 if self._restore_batch is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
 
@@ -16,6 +16,8 @@ from ocsf_nft.service import fences
 from ocsf_nft.service.shielded import to_its_end
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ocsf_nft.accounting.reconciliation import Mode
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.installer import Verdict
@@ -293,10 +295,15 @@ class Watched:
 
     async def _prepare(self) -> None:
         """Have at hand what puts the fence back as it stands now."""
-        prepared = await asyncio.to_thread(_prepare, self.name, self._state, self._mark)
-        if prepared is not None and self._watch is not None:
-            self._watch.tamper_guard.use_restore_batch(*prepared)
-            _, self._mark = prepared
+        if self._watch is None:
+            return
+        guard = self._watch.tamper_guard
+        prepared = await asyncio.to_thread(
+            _prepare, self.name, self._state, self._mark, guard.generations
+        )
+        if prepared is not None:
+            guard.use_restore_batch(*prepared)
+            _, self._mark, _ = prepared
 
     def _know(self, installed: InstalledFence) -> None:
         known = fences.context(installed, self._reporter.host, self._sandbox.is_container)
@@ -362,22 +369,34 @@ def _tampering(alteration: FenceChange, *, given_up: bool = False) -> Tampering:
     )
 
 
-def _prepare(
-    sandbox: str, state: StateDirectory, known: tuple[int, ...] | None
-) -> tuple[RestoreBatch | None, tuple[int, ...] | None] | None:
-    """What puts a fence back and the mark of its record; None where the record is the known one.
+_Version: TypeAlias = "tuple[int, ...] | None"
 
-    It takes longer without the first, which is None where nft doesn't help.
+
+def _prepare(
+    sandbox: str, state: StateDirectory, known: _Version, now: Callable[[], tuple[int, ...]]
+) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
+    """Return the arguments of :meth:`TamperGuard.use_restore_batch`.
+
+    Return None if the record's version is ``known``, or if the kernel gave no answer in time.
+    ``now`` is :meth:`TamperGuard.generations`. There is no batch if nft doesn't help: a restore
+    takes longer then.
     """
-    mark = state.version(sandbox)  # before the record: a newer one than this is not taken for it
-    if mark == known:
+    version = state.version(sandbox)  # read before the record, so that it is never too new
+    if version == known:
         return None
     try:
+        generations = now()
         installed = state.read(sandbox)
-        return None if installed is None else restore_batch.prepare(installed), mark
+        if installed is None:
+            return None, version, None
+        prepared = restore_batch.prepare(installed)
+        is_right = installer.verify(sandbox, state).verdict == "as installed"
+    except OSError:  # the next check tries it again
+        return None
     except OcsfNftError as error:
         _log.warning("putting the fence back will take longer", sandbox=sandbox, reason=str(error))
-        return None, mark
+        return None, version, None
+    return prepared, version, generations if is_right else None
 
 
 def _remove(installed: InstalledFence, state: StateDirectory) -> bool:

@@ -31,6 +31,7 @@ from ocsf_nft.fence.tamper_guard import FenceChange, TamperGuard
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.lab import ip
 from ocsf_nft.nfnetlink import SUBSYSTEM, Nftables, Statement
+from ocsf_nft.service import fence_monitor
 from tests.kernel import command, conftest
 
 if TYPE_CHECKING:
@@ -387,6 +388,96 @@ def test_prepared_messages_do_not_replace_a_newer_installation(
     assert all(each.restored_after_ns is None for each in probe.remaining_changes())
     assert _verdict(state) == "as installed"
     assert conftest.counted(installed.namespace)["203.0.113.7"] == 7
+
+
+def _accept_like_a_check(probe: GuardProbe, state: StateDirectory) -> None:
+    now = probe.guard.generations
+    prepared = fence_monitor._prepare(conftest.SANDBOX, state, None, now)
+    assert prepared is not None
+    probe.guard.use_restore_batch(*prepared)
+
+
+@pytest.mark.parametrize("is_same", [False, True])
+def test_tamper_guard_ignores_an_installation_that_a_check_accepted_first(
+    fenced: Lab, installed: InstalledFence, spec: FenceSpec, state: StateDirectory,
+    make_guard: Callable[..., GuardProbe], is_same: bool,
+) -> None:  # fmt: skip
+    """On a busy machine a check is quicker than the guard's thread."""
+    probe = make_guard(starts=False)
+    fenced.sandbox_namespace.call(lambda: _send(7))
+    if is_same:
+        state.delete(conftest.SANDBOX)  # so that it is loaded once more
+    other = spec if is_same else replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    _accept_like_a_check(probe, state)
+    probe.guard.start()
+    assert probe.remaining_changes() == []
+    assert conftest.counted(installed.namespace)["203.0.113.7"] == 7
+    assert _verdict(state) == "as installed"
+
+
+def test_tamper_guard_never_restores_from_the_record_of_an_unfinished_installation(
+    fenced: Lab, installed: InstalledFence, spec: FenceSpec, state: StateDirectory,
+    make_guard: Callable[..., GuardProbe], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    probe = make_guard(starts=False)
+    fenced.sandbox_namespace.call(lambda: _send(7))
+    load = load_ruleset.load
+
+    def load_and_check(*arguments: Any) -> InstalledFence:
+        _accept_like_a_check(probe, state)
+        return load(*arguments)
+
+    monkeypatch.setattr(load_ruleset, "load", load_and_check)
+    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    monkeypatch.setattr(load_ruleset, "load", load)
+    assert probe.guard.renew() is not None
+    probe.guard.start()
+    assert all(each.restored_after_ns is None for each in probe.remaining_changes())
+    assert conftest.counted(installed.namespace)["203.0.113.7"] == 7
+    assert _verdict(state) == "as installed"
+
+
+def test_tamper_guard_restores_a_change_after_an_accepted_installation(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, make_guard: Callable[..., GuardProbe]
+) -> None:
+    probe = make_guard(starts=False)
+    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    _accept_like_a_check(probe, state)
+    pid = _tamper(fenced, "delete table inet ocsf_nft")
+    probe.guard.start()
+    (change,) = probe.remaining_changes()
+    assert change.restored_after_ns is not None
+    assert change.process is not None
+    assert change.process.pid == pid
+    assert _verdict(state) == "as installed"
+
+
+@pytest.mark.parametrize("at", ["before", "during"])
+def test_tamper_guard_restores_a_change_that_is_as_old_as_a_check(
+    fenced: Lab, spec: FenceSpec, state: StateDirectory, make_guard: Callable[..., GuardProbe],
+    monkeypatch: pytest.MonkeyPatch, at: str,
+) -> None:  # fmt: skip
+    """A change that remains is not a part of the installation, however early it was."""
+    probe = make_guard(starts=False)
+    other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
+    installer.install(other, fenced.sandbox_namespace, state, "nflog")
+    prepare = restore_batch.prepare
+
+    def prepare_late(installed: InstalledFence) -> restore_batch.RestoreBatch:
+        _tamper(fenced, "delete table inet ocsf_nft")
+        return prepare(installed)
+
+    if at == "before":
+        _tamper(fenced, "delete table inet ocsf_nft")
+    else:
+        monkeypatch.setattr(restore_batch, "prepare", prepare_late)
+    _accept_like_a_check(probe, state)
+    probe.guard.start()
+    assert probe.remaining_changes()[-1].restored_after_ns is not None
+    assert _verdict(state) == "as installed"
 
 
 def test_tamper_guard_restores_the_latest_installation(

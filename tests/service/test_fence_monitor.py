@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from structlog.testing import capture_logs
 
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
-from ocsf_nft.fence import nft
+from ocsf_nft.fence import nft, restore_batch
 from ocsf_nft.fence.spec import Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.fence.tamper_guard import FenceChange
@@ -24,6 +24,8 @@ from tests.standing import INSTALLED, verified
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from ocsf_nft.fence.installer import Verdict
 
 STANDING = Fence(installed=INSTALLED, state=FenceState.STANDING, is_ours=True)
 WELL = Look(fence=STANDING)
@@ -330,16 +332,41 @@ def test_prepare_without_nft_returns_the_version_of_the_record_alone(
 ) -> None:
     monkeypatch.setattr(nft, "TRUSTED", ())
     state = StateDirectory(tmp_path)
-    assert fence_monitor._prepare("sb1", state, (1,)) == (None, None)
+    assert fence_monitor._prepare("sb1", state, (1,), lambda: (7,)) == (None, None, None)
     state.write(INSTALLED)
     with capture_logs() as logs:
-        found = fence_monitor._prepare("sb1", state, None)
-    assert found == (None, state.version("sb1"))
+        found = fence_monitor._prepare("sb1", state, None, lambda: (7,))
+    assert found == (None, state.version("sb1"), None)
     (log,) = logs
     assert (log["log_level"], log["sandbox"]) == ("warning", "sb1")
     assert log["event"] == "putting the fence back will take longer"
     assert "nft was not found" in log["reason"]
-    assert fence_monitor._prepare("sb1", state, state.version("sb1")) is None
+    assert fence_monitor._prepare("sb1", state, state.version("sb1"), lambda: (7,)) is None
+
+
+@pytest.mark.parametrize("verdict", ["as installed", "differs"])
+def test_prepare_returns_generations_only_of_a_fence_that_is_as_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Verdict
+) -> None:
+    state = StateDirectory(tmp_path)
+    state.write(INSTALLED)
+    verified(monkeypatch, verdict)
+    ready = object()
+    monkeypatch.setattr(restore_batch, "prepare", lambda _: ready)
+    found = fence_monitor._prepare("sb1", state, None, lambda: (7, 8))
+    expected = (7, 8) if verdict == "as installed" else None
+    assert found == (ready, state.version("sb1"), expected)
+
+
+def test_prepare_leaves_the_next_check_to_try_again_without_an_answer_of_the_kernel(
+    tmp_path: Path,
+) -> None:
+    def no_answer() -> NoReturn:
+        raise TimeoutError("timed out")
+
+    state = StateDirectory(tmp_path)
+    state.write(INSTALLED)
+    assert fence_monitor._prepare("sb1", state, None, no_answer) is None
 
 
 async def test_a_fence_that_was_removed_in_the_regular_way_is_told_to_be_once(
