@@ -1,4 +1,4 @@
-"""A fence as it is on record, for tests that have no kernel, and what is found of it."""
+"""Recorded fence, and its verification, for tests without a kernel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def verified(
     difference: str = "",
     error: Exception | None = None,
 ) -> None:
-    """Let the installer find it so, and find nothing to remove where ``error`` says that."""
+    """Make the installer return this verdict, and raise ``error``, if given, on removal."""
 
     def remove(*_: object) -> None:
         if error is not None:

@@ -1,4 +1,4 @@
-"""What a run answers to whoever reaches its address: a hostile client takes nothing from it."""
+"""HTTP answers of a run to any client; a hostile client can't take resources from the run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 ADDRESS = "127.0.0.1"
 ASK = b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n"
-#: In place of the seconds that a client may take.
+#: In place of the seconds that the server allows a client.
 SHORT_SECONDS = 0.4
 
-#: A run all is well with.
+#: A run without a fault.
 WELL: Any = SimpleNamespace(
     watched=(),
     accounts=(),
@@ -47,19 +47,19 @@ async def port() -> AsyncIterator[int]:
 
 
 @pytest.fixture
-def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "_CLIENT_SECONDS", SHORT_SECONDS)
 
 
 class Client:
-    """A connection."""
+    """A connection to the server."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
 
     async def answer(self) -> str:
-        """What is answered to one request; empty when the connection was closed."""
+        """Return the answer to one request; empty if the connection was closed."""
         async with asyncio.timeout(20):
             try:
                 head = await self.reader.readuntil(b"\r\n\r\n")
@@ -74,7 +74,7 @@ class Client:
         return await self.answer()
 
     async def open_seconds(self) -> float:
-        """How long it is until nothing more comes, and nothing was answered."""
+        """Return the seconds until the connection is closed; there must be no answer."""
         begun = time.monotonic()
         assert await self.answer() == ""
         return time.monotonic() - begun
@@ -90,7 +90,7 @@ async def clients(port: int, number: int) -> AsyncIterator[list[Client]]:
             each.writer.close()
 
 
-async def until_there_is_room(port: int) -> None:
+async def wait_for_a_free_slot(port: int) -> None:
     async with asyncio.timeout(20):
         while True:
             async with clients(port, 1) as (client,):
@@ -98,7 +98,7 @@ async def until_there_is_room(port: int) -> None:
                     return
 
 
-async def test_who_comes_beyond_the_most_takes_the_place_of_who_was_waited_for_longest(
+async def test_client_beyond_the_maximum_replaces_the_one_idle_for_longest(
     port: int,
 ) -> None:
     async with clients(port, 1) as (left_before,):
@@ -113,7 +113,7 @@ async def test_who_comes_beyond_the_most_takes_the_place_of_who_was_waited_for_l
         assert left == ["well\n"] * (http_server._MOST - 2)
 
 
-async def test_a_crowd_of_connections_takes_few_descriptors_even_for_a_moment(port: int) -> None:
+async def test_many_connections_never_take_many_descriptors(port: int) -> None:
     crowd = (
         "import socket, sys\n"
         f"held = [socket.create_connection(('{ADDRESS}', {port})) for _ in range(300)]\n"
@@ -142,16 +142,16 @@ def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - quick
 
 
-@pytest.mark.usefixtures("_hurried")
+@pytest.mark.usefixtures("_short_timeouts")
 @pytest.mark.parametrize("begun", [b"", b"GET /healthz HTTP/1.1\r\nHost: te"])
-async def test_who_sends_no_whole_request_is_closed(port: int, begun: bytes) -> None:
+async def test_client_that_sends_an_incomplete_request_is_closed(port: int, begun: bytes) -> None:
     async with clients(port, 1) as (client,):
         client.writer.write(begun)
         assert SHORT_SECONDS / 2 < await client.open_seconds() < SHORT_SECONDS * 5
 
 
-@pytest.mark.usefixtures("_hurried")
-async def test_who_sends_a_request_in_drops_is_closed(port: int) -> None:
+@pytest.mark.usefixtures("_short_timeouts")
+async def test_client_that_sends_a_request_too_slowly_is_closed(port: int) -> None:
     async with clients(port, 1) as (client,):
 
         async def drip() -> None:
@@ -166,8 +166,8 @@ async def test_who_sends_a_request_in_drops_is_closed(port: int) -> None:
             dripping.cancel()
 
 
-@pytest.mark.usefixtures("_hurried")
-async def test_who_asks_again_in_time_is_answered_and_closed_when_idle(port: int) -> None:
+@pytest.mark.usefixtures("_short_timeouts")
+async def test_client_with_several_requests_is_answered_and_closed_when_idle(port: int) -> None:
     async with clients(port, 1) as (client,):
         begun = time.monotonic()
         while time.monotonic() - begun < SHORT_SECONDS * 3:
@@ -176,8 +176,8 @@ async def test_who_asks_again_in_time_is_answered_and_closed_when_idle(port: int
         assert await client.open_seconds() < SHORT_SECONDS * 5
 
 
-@pytest.mark.usefixtures("_hurried")
-async def test_who_does_not_read_the_answer_holds_no_place(
+@pytest.mark.usefixtures("_short_timeouts")
+async def test_client_that_does_not_read_the_answer_holds_no_slot(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def much(_: object) -> bytes:
@@ -189,11 +189,13 @@ async def test_who_does_not_read_the_answer_holds_no_place(
         for each in idle:
             each.writer.transport.pause_reading()  # type: ignore[attr-defined]
             each.writer.write(ASK.replace(b"healthz", b"metrics"))
-        await until_there_is_room(port)
+        await wait_for_a_free_slot(port)
 
 
-@pytest.mark.usefixtures("_hurried")
-async def test_who_waits_for_us_is_waited_for(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_short_timeouts")
+async def test_client_is_not_closed_while_its_answer_is_made(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def late(_: object) -> bytes:
         await asyncio.sleep(SHORT_SECONDS * 3)
         return b"late\n"
@@ -203,7 +205,7 @@ async def test_who_waits_for_us_is_waited_for(port: int, monkeypatch: pytest.Mon
         assert await client.ask(ASK.replace(b"healthz", b"metrics")) == "late\n"
 
 
-async def test_who_asks_and_leaves_holds_the_place_until_the_answer_is_made(
+async def test_client_that_closes_holds_its_slot_until_the_answer_is_made(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_made, begun = asyncio.Event(), asyncio.Semaphore(0)
@@ -223,14 +225,14 @@ async def test_who_asks_and_leaves_holds_the_place_until_the_answer_is_made(
     async with clients(port, 1) as (beyond,):
         assert await beyond.ask() == ""
     is_made.set()
-    await until_there_is_room(port)
+    await wait_for_a_free_slot(port)
 
 
-async def test_bad_requests_are_few_lines_of_our_log(
+async def test_bad_requests_are_few_lines_of_the_log(
     port: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(logging, "lastResort", logging.lastResort)  # it is put back
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)  # restored after the test
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # remove pytest's handlers
     logs.to_stderr_at_once()
     try:
         for _ in range(20):
@@ -238,12 +240,12 @@ async def test_bad_requests_are_few_lines_of_our_log(
                 assert await client.ask(b"GET /\x1b[31m HTTP/1.1\r\n\r\n") != ""
     finally:
         structlog.reset_defaults()
-    told = capfd.readouterr().err
-    assert "\x1b" not in told
-    assert [" library='aiohttp.server' " in line for line in told.splitlines()] == [True] * 5
+    logged = capfd.readouterr().err
+    assert "\x1b" not in logged
+    assert [" library='aiohttp.server' " in line for line in logged.splitlines()] == [True] * 5
 
 
-async def test_an_end_waits_for_no_client() -> None:
+async def test_stop_does_not_wait_for_clients() -> None:
     with socket.create_server((ADDRESS, 0)) as server:
         at = Listening(ipaddress.ip_address(ADDRESS), int(server.getsockname()[1]))
         with pytest.raises(UsageError, match="nothing can listen at"):
@@ -258,7 +260,7 @@ async def test_an_end_waits_for_no_client() -> None:
         assert time.monotonic() - begun < http_server._CLIENT_SECONDS / 2
 
 
-async def test_answers_say_by_their_status_whether_all_is_well(
+async def test_status_codes_of_answers_show_the_health(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def metrics(_: object) -> bytes:
@@ -284,12 +286,12 @@ async def test_answers_say_by_their_status_whether_all_is_well(
     assert [await asked(path) for path in ("/healthz", "/readyz")] == [("503", text)] * 2
 
 
-def test_visitor_that_was_closing_from_the_start_is_lost_without_an_error() -> None:
-    lost: list[Exception | None] = []
-    handler = SimpleNamespace(connection_made=lambda _: None, connection_lost=lost.append)
+def test_visitor_that_was_closing_from_the_start_is_closed_without_an_error() -> None:
+    closed: list[Exception | None] = []
+    handler = SimpleNamespace(connection_made=lambda _: None, connection_lost=closed.append)
     visitors: Any = SimpleNamespace(handler=lambda: handler, waited_for={})
     visitor = http_server._Visitor(visitors)
     closing: Any = SimpleNamespace(is_closing=lambda: True)
     visitor.connection_made(closing)
     visitor.connection_lost(None)
-    assert lost == [None]
+    assert closed == [None]

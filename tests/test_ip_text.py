@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ocsf_nft.ip_text import packed, text_of
 from tests.strategies import ADDRESSES4, ADDRESSES6, HOSTILE_TEXT
 
-#: Texts that are nearly an address, or one after all.
+#: Texts that are nearly an address, and some that are one.
 NEARLY = st.text(st.sampled_from("0123456789abcdefF:.%/ \0"), max_size=24) | st.builds(
     lambda address, at, put: f"{address[:at]}{put}{address[at + 1 :]}",
     ADDRESSES4 | ADDRESSES6 | st.sampled_from(["::ffff:1.2.3.4", "1:2:3:4:5:6:7:8", "1::8"]),
@@ -27,25 +27,25 @@ def address_of(text: str) -> IPv4Address | IPv6Address | None:
 
 
 @given(text=ADDRESSES4 | ADDRESSES6 | NEARLY | HOSTILE_TEXT)
-def test_an_address_is_what_python_takes_for_one(text: str) -> None:
+def test_address_is_valid_if_python_accepts_it(text: str) -> None:
     address = address_of(text)
     assert packed(text) == (None if address is None else address.packed)
 
 
 @given(number=st.integers(0, (1 << 32) - 1))
-def test_an_ipv4_address_is_written_as_python_does(number: int) -> None:
+def test_ipv4_address_is_written_as_by_python(number: int) -> None:
     assert text_of(number.to_bytes(4)) == str(IPv4Address(number))
 
 
 @given(
     number=st.integers(0, (1 << 128) - 1)
     | st.integers(0, 1 << 50)  # the C library writes some of these with an IPv4 address in them
-    | st.builds(lambda ones, place: ones << place, st.integers(0, 1 << 40), st.integers(0, 88))
+    | st.builds(lambda ones, shift: ones << shift, st.integers(0, 1 << 40), st.integers(0, 88))
 )
-def test_an_ipv6_address_is_written_as_python_does(number: int) -> None:
+def test_ipv6_address_is_written_as_by_python(number: int) -> None:
     assert text_of(number.to_bytes(16)) == str(IPv6Address(number))
 
 
-def test_what_has_another_length_is_no_address() -> None:
+def test_bytes_of_another_length_are_no_address() -> None:
     with pytest.raises(ValueError, match="address"):
         text_of(bytes(5))

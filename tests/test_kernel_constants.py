@@ -34,7 +34,7 @@ _PACKAGE: Final = Path(ocsf_nft.__file__).parent
 
 
 def _constants() -> Iterator[tuple[str, str, str]]:
-    """Yield the module of each number that may be the kernel's, its name there, and plainly."""
+    """Yield module, name and name without prefix of each number that may be the kernel's."""
     for path in sorted(_PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts)
         for name, plain in _DEFINED.findall(path.read_text("utf-8")):

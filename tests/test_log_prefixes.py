@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 BUILT_IN = Prefixes()
 
-#: As the firewalls write them: ufw 0.36.2, firewalld 2.3.1 and 0.6, Shorewall 5.2.8, OpenWrt's fw4
-#: and fw3, Calico's Felix, and what people write by hand.
+#: As these write them: ufw 0.36.2, firewalld 2.3.1 and 0.6, Shorewall 5.2.8, OpenWrt's fw4
+#: and fw3, Calico's Felix; and common prefixes that people write by hand.
 WRITTEN: list[tuple[str, str, ForeignVerdict]] = [
     ("[UFW BLOCK] ", "UFW BLOCK", "reject"),
     ("[UFW LIMIT BLOCK] ", "UFW LIMIT BLOCK", "reject"),
@@ -132,7 +132,7 @@ def _logged(prefix: str) -> Record:
 
 
 @pytest.mark.parametrize(("prefix", "rule", "verdict"), WRITTEN)
-def test_what_the_usual_firewalls_write_has_its_verdict(
+def test_prefix_of_a_common_firewall_has_its_verdict(
     prefix: str, rule: str, verdict: ForeignVerdict
 ) -> None:
     assert BUILT_IN.of(prefix) == Meaning(None, rule, verdict)
@@ -147,7 +147,7 @@ def test_the_references_prefix_names_its_sandbox(sandbox: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", UNKNOWN)
-def test_what_nobody_knows_was_logged_and_keeps_its_text_as_its_rule(prefix: str) -> None:
+def test_unknown_prefix_is_a_logged_packet_with_its_text_as_the_rule(prefix: str) -> None:
     assert BUILT_IN.of(prefix) is None
     before = _logged(prefix)
     assert before.sandbox is None
@@ -156,7 +156,7 @@ def test_what_nobody_knows_was_logged_and_keeps_its_text_as_its_rule(prefix: str
 
 
 @given(strategies.records())
-def test_only_foreign_records_change_and_only_in_what_their_prefix_says(given: Record) -> None:
+def test_only_the_fields_from_the_prefix_of_foreign_records_change(given: Record) -> None:
     named = BUILT_IN.named(given)
     if given.sandbox is not None:
         assert named is given
@@ -170,7 +170,7 @@ def test_only_foreign_records_change_and_only_in_what_their_prefix_says(given: R
 @example("filter_" + "_REJECT" * 80)
 @example("Shorewall:" + ":0" * 200)
 @example("drop " + "in: " * 120)
-def test_a_hostile_prefix_is_looked_up_in_no_time_and_never_raises(prefix: str) -> None:
+def test_hostile_prefix_is_looked_up_quickly_and_never_raises(prefix: str) -> None:
     begun = time.thread_time()
     meaning = Prefixes().of(prefix)
     assert time.thread_time() - begun < 0.1
@@ -180,19 +180,19 @@ def test_a_hostile_prefix_is_looked_up_in_no_time_and_never_raises(prefix: str) 
 
 
 @given(st.from_regex(r"ocsf-nft:[ -~]{0,60}", fullmatch=True))
-def test_what_begins_like_ours_is_never_foreign(prefix: str) -> None:
+def test_prefix_that_begins_like_ours_is_never_foreign(prefix: str) -> None:
     rows = [Configured(begins=prefix[:size], verdict="accept") for size in range(1, 8)]
     assert Prefixes(rows).of(prefix) is None
 
 
-def test_only_so_many_prefixes_are_remembered() -> None:
+def test_number_of_cached_prefixes_is_limited() -> None:
     table = Prefixes()
     for number in range(5_000):
         assert table.of(f"DROP {number} ") == Meaning(None, f"DROP {number}", "drop")
     assert table._remembered.cache_info().currsize == 1024
 
 
-def test_a_configured_prefix_wins_over_a_built_in_one_and_the_longest_over_the_others() -> None:
+def test_configured_prefix_has_priority_over_built_in_and_the_longest_over_others() -> None:
     table = Prefixes(
         [
             Configured(begins="[UFW", verdict="log"),
@@ -214,7 +214,7 @@ def test_a_configured_prefix_is_taken_literally() -> None:
     assert table.of(" a.*[x ") is None
 
 
-def test_two_rows_that_begin_the_same_contradict_each_other() -> None:
+def test_two_rows_with_the_same_prefix_are_an_error() -> None:
     rows = [Configured(begins="FW ", verdict=verdict) for verdict in ("drop", "accept")]
     with pytest.raises(UsageError, match="two prefixes begin with 'FW '"):
         Prefixes(rows)

@@ -1,4 +1,4 @@
-"""Memory goes back to the kernel. Each case has its own process, since a setting is for good."""
+"""Return of memory to the kernel. Each case has its own process: a setting can't be undone."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ reader, writer = os.pipe()
 stream = ctypes.c_void_p(libc.fdopen(writer, b"w"))
 libc.malloc_info(0, stream)
 libc.fclose(stream)
-with open(reader, "rb") as told:
-    print(told.read().count(b"<heap nr="))
+with open(reader, "rb") as xml:
+    print(xml.read().count(b"<heap nr="))
 """
 
 _FREED: Final = """
@@ -76,7 +76,7 @@ print(before - resident_bytes() > 40_000_000)
 """
 
 
-def _told(*parts: str) -> str:
+def _output(*parts: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", "\n".join((_BEGINNING, *parts))],
         capture_output=True,
@@ -86,22 +86,22 @@ def _told(*parts: str) -> str:
     return done.stdout.strip()
 
 
-def test_large_blocks_are_kept_apart_from_the_size_that_glibc_begins_with() -> None:
-    assert _told(_LARGE) == "False False"
-    assert _told("memory.keep_large_apart()", _LARGE) == "True False"
+def test_large_blocks_are_separate_from_the_default_size_of_glibc() -> None:
+    assert _output(_LARGE) == "False False"
+    assert _output("memory.keep_large_apart()", _LARGE) == "True False"
 
 
 def test_threads_share_one_heap() -> None:
-    assert int(_told(_HEAPS)) > 1
-    assert _told("memory.share_heap()", _HEAPS) == "1"
+    assert int(_output(_HEAPS)) > 1
+    assert _output("memory.share_heap()", _HEAPS) == "1"
 
 
-def test_what_is_free_is_given_back() -> None:
-    assert _told(_FREED.format(work="pass")) == "False"
-    assert _told(_FREED.format(work="memory.give_back()")) == "True"
+def test_free_memory_is_returned() -> None:
+    assert _output(_FREED.format(work="pass")) == "False"
+    assert _output(_FREED.format(work="memory.give_back()")) == "True"
 
 
-def test_another_c_library_keeps_memory_in_its_own_way() -> None:
+def test_other_c_library_is_not_changed() -> None:
     without = "memory.ctypes.CDLL = lambda _: object()"
     calls = "memory.keep_large_apart(); memory.share_heap(); memory.give_back()"
-    assert _told(without, calls) == ""
+    assert _output(without, calls) == ""

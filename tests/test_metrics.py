@@ -1,4 +1,4 @@
-"""What Prometheus reads: names, labels and values are a contract with dashboards."""
+"""Prometheus metrics: names, labels and values are a contract with dashboards."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_each_number_of_each_rule_and_source_has_its_metric() -> None:
     assert 'ocsf_nft_watched{sandbox="two"} 0.0' in samples
 
 
-def test_what_was_let_pass_is_no_number_of_what_was_refused() -> None:
+def test_allowed_packets_do_not_count_as_refused() -> None:
     status = _status("one", refused=0)
     (balance,) = status.balances
     permitted = replace(balance, mode="permissive", let_pass=100)
-    told = exposition([replace(status, mode="permissive", balances=(permitted,))]).decode()
+    shown = exposition([replace(status, mode="permissive", balances=(permitted,))]).decode()
     of_rule = '{mode="permissive",rule="egress",sandbox="one"}'
     for line in (
         f"ocsf_nft_refused_packets_total{of_rule} 0.0",
@@ -72,23 +72,21 @@ def test_what_was_let_pass_is_no_number_of_what_was_refused() -> None:
         f"ocsf_nft_reported_packets_total{of_rule} 80.0",
         f"ocsf_nft_imbalance_packets{of_rule} 5.0",
     ):
-        assert line in told.splitlines()
+        assert line in shown.splitlines()
 
 
-def test_a_fence_that_differs_does_not_stand_and_of_one_that_is_not_known_nothing_is_said() -> None:
+def test_altered_fence_is_not_active_and_unknown_one_has_no_metric() -> None:
     found = [replace(_status("one"), verdict="differs"), replace(_status("two"), verdict=None)]
-    told = exposition(found).decode()
-    assert 'ocsf_nft_fence_stands{sandbox="one"} 0.0' in told
-    assert 'ocsf_nft_fence_stands{sandbox="two"}' not in told
+    shown = exposition(found).decode()
+    assert 'ocsf_nft_fence_stands{sandbox="one"} 0.0' in shown
+    assert 'ocsf_nft_fence_stands{sandbox="two"}' not in shown
 
 
 @pytest.mark.parametrize("rung", get_args(TopMethod))
-def test_one_way_of_naming_processes_is_in_use_and_the_others_are_said_not_to_be(
-    tmp_path: Path, rung: str
-) -> None:
-    told = exposed.exposition(tmp_path, rung=rung).splitlines()
-    assert {line for line in told if line.startswith("ocsf_nft_attribution_rung{")} == {
+def test_only_the_active_attribution_method_has_the_value_1(tmp_path: Path, rung: str) -> None:
+    shown = exposed.exposition(tmp_path, rung=rung).splitlines()
+    assert {line for line in shown if line.startswith("ocsf_nft_attribution_rung{")} == {
         f'ocsf_nft_attribution_rung{{rung="{each}"}} {float(each == rung)}'
         for each in ("capture", "socket", "user")
     }
-    assert "ocsf_nft_capture_lost_events_total 12.0" in told
+    assert "ocsf_nft_capture_lost_events_total 12.0" in shown

@@ -33,7 +33,7 @@ def _link(name: str, *, index: int = 7, flags: int = 0) -> bytes:
 def test_messages_end_at_a_malformed_one() -> None:
     whole = netlink.message(16, 0, b"abcd", 5)
     for read in (netlink.messages, netlink.messages_with_headers):
-        for length in (15, 0, 37):  # less than a header, more than there is
+        for length in (15, 0, 37):  # less than a header, more than the data
             malformed = struct.pack("=IHHII", length, 16, 0, 0, 0)
             assert len(list(read(memoryview(whole + malformed + whole)))) == 1
         assert len(list(read(memoryview(whole + whole[:15])))) == 1
@@ -185,7 +185,7 @@ def test_request_ignores_the_messages_of_another_process(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Nftables, Nftables]]:
-    """Two sockets to nf_tables in a namespace of their own."""
+    """Yield two sockets to nf_tables in a separate namespace."""
     one, other = netns.in_scratch(lambda: (Nftables(), Nftables()))
     with one, other:
         yield one, other
@@ -216,7 +216,7 @@ def test_dump_during_a_change_is_interrupted_at_its_end(pair: tuple[Nftables, Nf
     assert len(list(nftables.dump(_GETRULE, nfnetlink.NFPROTO_INET, b""))) == rules
     messages = nftables.dump(_GETRULE, nfnetlink.NFPROTO_INET, b"")
     next(messages)
-    other.commit([Statement(0, 0, _TABLE.replace(b"t", b"u"))])  # another ruleset from here on
+    other.commit([Statement(0, 0, _TABLE.replace(b"t", b"u"))])  # the ruleset changes here
     found: list[None] = []
     with pytest.raises(InterruptedDumpError):
         found.extend(None for _ in messages)

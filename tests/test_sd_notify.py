@@ -26,7 +26,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         yield sock
 
 
-def test_states_are_lines_and_no_value_makes_one_of_its_own(manager: socket.socket) -> None:
+def test_each_state_is_one_line_with_any_value(manager: socket.socket) -> None:
     sd_notify.tell(READY="1", STATUS="watching a\nSTOPPING=1")
     assert manager.recv(4096) == b"READY=1\nSTATUS=watching a STOPPING=1\n"
 
@@ -50,20 +50,20 @@ def test_without_a_manager_that_listens_nothing_happens(
 
 
 def test_notify_does_not_wait_for_a_manager_that_reads_nothing(manager: socket.socket) -> None:
-    def tell_more_than_it_takes() -> None:
+    def notify_until_blocked() -> None:
         for _ in range(2000):
             sd_notify.tell(STATUS="x" * 1000)
 
-    telling = threading.Thread(target=tell_more_than_it_takes, daemon=True)
-    telling.start()
-    telling.join(30)
-    is_waiting = telling.is_alive()
-    while telling.is_alive():  # it ends once the manager reads
+    thread = threading.Thread(target=notify_until_blocked, daemon=True)
+    thread.start()
+    thread.join(30)
+    is_waiting = thread.is_alive()
+    while thread.is_alive():  # it ends once the manager reads
         manager.recv(4096)
     assert not is_waiting
 
 
-async def test_a_watchdog_hears_that_all_is_well_and_nothing_when_it_is_not(
+async def test_watchdog_is_notified_only_while_the_service_is_healthy(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
@@ -76,24 +76,24 @@ async def test_a_watchdog_hears_that_all_is_well_and_nothing_when_it_is_not(
         return asked != 2
 
     keeping = asyncio.create_task(sd_notify.keep_alive(is_well))
-    while asked < 4:  # noqa: ASYNC110 - it tells nobody else
+    while asked < 4:  # noqa: ASYNC110 - no event to wait for
         await asyncio.sleep(0.005)
     keeping.cancel()
     manager.setblocking(False)
-    told = 0
+    received = 0
     while True:
         try:
             assert manager.recv(64) == b"WATCHDOG=1\n"
         except BlockingIOError:
             break
-        told += 1
-    assert told == asked - 1
+        received += 1
+    assert received == asked - 1
 
 
 @pytest.mark.parametrize(
     ("microseconds", "pid"), [("", None), ("0", None), ("x", None), ("20000", "1")]
 )
-async def test_without_a_watchdog_for_this_process_there_is_nothing_to_keep_alive(
+async def test_without_a_watchdog_for_this_process_nothing_is_sent(
     microseconds: str, pid: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", microseconds)

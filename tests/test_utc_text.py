@@ -19,7 +19,7 @@ from ocsf_nft.utc_text import utc_text
         (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
     ],
 )
-def test_a_moment_is_written_in_utc_to_the_millisecond(milliseconds: int, text: str) -> None:
+def test_timestamp_is_written_in_utc_with_milliseconds(milliseconds: int, text: str) -> None:
     assert utc_text(milliseconds) == text
 
 
@@ -27,12 +27,12 @@ def test_a_moment_is_written_in_utc_to_the_millisecond(milliseconds: int, text: 
     "value",
     [253_402_300_800_000, -62_135_596_800_001, 1 << 63, -(10**400), 1.5, True, "0", None, [0], {}],
 )
-def test_what_is_no_moment_has_no_text(value: object) -> None:
+def test_value_that_is_no_timestamp_has_no_text(value: object) -> None:
     assert utc_text(value) is None
 
 
 @given(st.integers(-62_135_596_800_000, 253_402_300_799_999))
-def test_the_text_is_the_moment(milliseconds: int) -> None:
-    moment = dt.datetime.fromisoformat(str(utc_text(milliseconds)))
+def test_text_can_be_read_back_as_the_timestamp(milliseconds: int) -> None:
+    timestamp = dt.datetime.fromisoformat(str(utc_text(milliseconds)))
     epoch = dt.datetime.fromtimestamp(0, dt.UTC)
-    assert (moment - epoch) // dt.timedelta(milliseconds=1) == milliseconds
+    assert (timestamp - epoch) // dt.timedelta(milliseconds=1) == milliseconds

@@ -11,7 +11,15 @@ import threading
 import time
 from typing import Final
 
-from tests.kernel.inside import attempt, fork, given_descriptor, other_program, print_pids, stay, udp_socket
+from tests.kernel.inside import (
+    attempt,
+    fork,
+    given_descriptor,
+    other_program,
+    print_pids,
+    stay,
+    udp_socket,
+)
 
 _CLONE_FILES: Final = 0x400
 _SYS_EXIT: Final = {"x86_64": 60, "aarch64": 93}

@@ -1,4 +1,4 @@
-"""Whoever has CAP_NET_ADMIN in the sandbox's namespace writes what he likes into the counters."""
+"""A process with CAP_NET_ADMIN in the sandbox's namespace can write any value to the counters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _write_counts(flows: int) -> str:
 
 
 def _write_totals(installed: InstalledFence) -> str:
-    """The fence as it stands, with other totals."""
+    """Return the rules of the active fence, with other totals."""
     text = ruleset.fence(installed.spec, installed.around, installed.transport)
     for rule in ("egress", "forward", "ingress", "link"):
         empty = f"counter refused_{rule} {{ }}"
@@ -45,7 +45,7 @@ def _egress(state: StateDirectory) -> dict[str, Any]:
     return found
 
 
-def test_counts_that_no_event_can_hold_end_no_run(
+def test_counts_too_large_for_an_event_do_not_end_a_run(
     installed: InstalledFence,
     state: StateDirectory,
     tmp_path: Path,
@@ -59,7 +59,7 @@ def test_counts_that_no_event_can_hold_end_no_run(
     egress = _egress(state)
     assert egress["reported"] == 30 << 62
     assert egress["imbalance"] < 0
-    # Nobody reads for a while; then the totals are higher than an event can say, all of them.
+    # The totals rise while no reader runs, and are then higher than an event can contain.
     conftest.load(installed.namespace, _write_totals(installed))
     late_seconds = 1
     monkeypatch.setattr(service_accounts, "_LATE_NS", late_seconds * 10**9)

@@ -1,4 +1,4 @@
-"""Fences that a service finds when it starts, or restores, and their records."""
+"""Installation and restore of fences by a service, and the records of fences."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _sandbox(lab: Lab, **more: object) -> SandboxConfig:
     return config.parse({"sandbox": [table]}, where="test").sandbox[0]
 
 
-def test_stand_names_the_state_directory_of_a_fence_on_no_record(
+def test_service_names_the_state_directory_of_a_fence_without_record(
     fenced: Lab, tmp_path: Path
 ) -> None:
     nothing = StateDirectory(tmp_path / "nothing")
@@ -39,7 +39,7 @@ def test_stand_names_the_state_directory_of_a_fence_on_no_record(
         fences.stand(_sandbox(fenced), nothing)
 
 
-def test_stand_installs_a_fence_again_whose_record_is_damaged(
+def test_service_reinstalls_a_fence_with_a_damaged_record(
     fenced: Lab, state: StateDirectory
 ) -> None:
     (state.directory(conftest.SANDBOX) / "fence.json").write_text("{}")
@@ -51,7 +51,7 @@ def test_stand_installs_a_fence_again_whose_record_is_damaged(
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
-async def test_watched_fence_is_restored_though_no_sentry_guards_it(
+async def test_monitored_fence_is_restored_without_a_tamper_guard(
     fenced: Lab, state: StateDirectory
 ) -> None:
     sink, sandbox = Kept(), _sandbox(fenced)

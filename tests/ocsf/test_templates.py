@@ -45,8 +45,8 @@ from tests.strategies import (
     ATTRIBUTIONS,
     DETAILS,
     HOSTILE_TEXT,
-    MOMENTS,
     PORTS,
+    TIMESTAMPS,
     UINT16,
     UINT32,
     records,
@@ -142,13 +142,13 @@ def attempts(draw: st.DrawFn, said: Record) -> Attempt:
     by = draw(st.none() | ATTRIBUTIONS)
     if draw(st.booleans()):
         return replace(Attempt.of(said), attribution=by)
-    start = draw(MOMENTS)
+    start = draw(TIMESTAMPS)
     return Attempt(
         record=said,
         packets=draw(st.sampled_from([0, 1, 2]) | st.integers(1, (1 << 63) - 1)),
         bytes=draw(st.none() | st.integers(0, (1 << 63) - 1)),
         start_ns=start,
-        end_ns=draw(st.sampled_from([start, start + 999_999]) | MOMENTS),
+        end_ns=draw(st.sampled_from([start, start + 999_999]) | TIMESTAMPS),
         attribution=by,
     )
 
@@ -197,8 +197,8 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
             uid=other(said.uid, UINT32) if is_copied else said.uid,
             gid=other(said.gid, UINT32) if is_copied else said.gid,
             details=copied | special if draw(st.booleans()) else special | copied,
-            time_ns=draw(MOMENTS),
-            received_ns=draw(MOMENTS),
+            time_ns=draw(TIMESTAMPS),
+            received_ns=draw(TIMESTAMPS),
             origin=replace(
                 origin,
                 identity=draw(HOSTILE_TEXT),
@@ -227,7 +227,7 @@ def test_a_template_of_one_attempt_tells_all_of_its_shape(
     attempt = data.draw(attempts(said))
     has_one = assert_told(mapper, attempt, version)
     for another in data.draw(st.lists(others(attempt), min_size=1, max_size=4)):
-        now_ns = data.draw(MOMENTS)
+        now_ns = data.draw(TIMESTAMPS)
         told = mapper.line(another, processed_ns=now_ns, version=version)
         assert told == line_of_model(mapper, another, version, now_ns)
         if mapper._context.severities:  # one that has another severity is of another shape
