@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from ocsf_nft.accounting.reconciliation import Balance
-from ocsf_nft.accounting.state_db import Lost
+from ocsf_nft.accounting.state_db import DroppedRecords
 from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
@@ -45,7 +45,7 @@ def exposition(folder: Path, *, rung: str = "capture") -> str:
         is_watched=True,
         absent=(),
         balances=(balance,),
-        lost=(Lost("nflog", 2, 9),),
+        lost=(DroppedRecords("nflog", 2, 9),),
     )
 
     async def statuses() -> tuple[Status, ...]:
@@ -54,14 +54,16 @@ def exposition(folder: Path, *, rung: str = "capture") -> str:
     async def exposed() -> bytes:
         patience, store = StorageRetrier(asyncio.Event()), Store(folder / FILE)
         store._database.end = 3
-        forwarder = Forwarder("siem", Receiver(), store, batch_settings=BatchSettings(), retrier=patience)
+        forwarder = Forwarder(
+            "siem", Receiver(), store, batch_settings=BatchSettings(), retrier=patience
+        )
         service: Any = SimpleNamespace(
             statuses=statuses,
             counts=SimpleNamespace(records=90, rejects={"forged": 1}),
             events=85,
-            patience=patience,
-            kept=SimpleNamespace(store=store, forwarders=(forwarder,)),
-            ladder=SimpleNamespace(method=rung, dropped=12),
+            retrier=patience,
+            delivery=SimpleNamespace(store=store, forwarders=(forwarder,)),
+            fallback_chain=SimpleNamespace(method=rung, dropped=12),
         )
         return await exposition_of(service)
 

@@ -271,7 +271,7 @@ async def test_what_a_sink_refuses_is_kept_apart_and_the_rest_delivered(
     programs: Programs, collecting: JetStreamContext, stream: JetStreamContext
 ) -> None:
     batch = messages(*(b"%d" % number for number in range(10)))
-    sink = Receiver(bad={"uid-1"}, unsaid={"uid-4", "uid-7"})
+    sink = Receiver(bad={"uid-1"}, poisonous={"uid-4", "uid-7"})
     outlet = Outlet(name="it", sink=sink)
     await programs.delivering.deliver(collecting, outlet, batch)
     assert sink.got == [each.uid for n, each in enumerate(batch) if n not in {1, 4, 7}]
@@ -295,7 +295,9 @@ async def test_what_a_sink_could_not_take_now_is_no_block_that_is_delivered(
 
 def test_a_block_is_parted_as_the_sink_wants_it_and_always_so(programs: Programs) -> None:
     batch = messages(b"xxxx", b"xxxx", b"x" * 20, b"x", b"x", b"x", b"x")
-    found = [list(programs.delivering.parts(batch, BatchSettings(events=3, bytes=10))) for _ in range(2)]
+    found = [
+        list(programs.delivering.parts(batch, BatchSettings(events=3, bytes=10))) for _ in range(2)
+    ]
     assert found[0] == found[1]
     assert [len(part) for part in found[0]] == [2, 1, 3, 1]
 

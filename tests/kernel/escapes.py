@@ -1,7 +1,7 @@
 """Attempts that bypass or probe a common ruleset, for a run inside a sandbox.
 
-The common ruleset has conntrack, rejects `tcp` and `udp`, and has an accepting policy. It lets some
-of these attempts through. It refuses the others, the probes, without a log entry.
+The common ruleset has conntrack, `reject` for `tcp` and `udp`, and an accepting policy. It lets
+some of these attempts through. It refuses the others, the probes, without a log entry.
 """
 
 from __future__ import annotations

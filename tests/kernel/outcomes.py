@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft import netlink, nfnetlink
-from ocsf_nft.flow import counting_name
+from ocsf_nft.flow import counter_suffix
 from ocsf_nft.nfnetlink import Nftables
 
 if TYPE_CHECKING:
@@ -149,6 +149,6 @@ def of_mode(counted: Mapping[str, Counter], *, is_permissive: bool) -> Mapping[s
     return {
         label: (family, table, name)
         if table == "observer"
-        else (family, table, counting_name(name, is_permissive=is_permissive))
+        else (family, table, counter_suffix(name, is_permissive=is_permissive))
         for label, (family, table, name) in counted.items()
     }

@@ -94,7 +94,7 @@ def _allowed_by_rule(installed: InstalledFence) -> Counter[str]:
 
 
 def _attempted_by_rule(installed: InstalledFence) -> Counter[str]:
-    """Return allowed packets by rule, without the kernel's group reports, which come at any time."""
+    """Return allowed packets by rule, without the kernel's group reports, which come any time."""
     with Counters(installed) as counters:
         reading = counters.read()
     found: Counter[str] = Counter()
