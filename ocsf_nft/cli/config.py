@@ -62,7 +62,7 @@ async def _connect(sinks: tuple[Outlet, ...]) -> bool:
     is_well = True
     for outlet in sinks:
         try:
-            async with asyncio.timeout(outlet.pace.timeout_seconds), outlet.sink:
+            async with asyncio.timeout(outlet.batch_settings.timeout_seconds), outlet.sink:
                 output.say(f"sink {outlet.name}: can be opened")
         except (DeliveryError, OSError, TimeoutError) as error:
             is_well = False

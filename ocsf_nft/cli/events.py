@@ -22,7 +22,7 @@ from ocsf_nft.errors import AbsentError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ocsf_nft.delivery.stored_events import Archive, Kept
+    from ocsf_nft.delivery.stored_events import Archive, ArchivedEvent
 
 _PAUSE_SECONDS: Final = 0.2
 _AGO: Final = re.compile(r"([0-9]{1,6})([smhd])")
@@ -198,7 +198,7 @@ class _Shown:
                 self._last[place] = archive.follow(last)
             time.sleep(_PAUSE_SECONDS)
 
-    def _merged(self) -> Iterator[Kept]:
+    def _merged(self) -> Iterator[ArchivedEvent]:
         return heapq.merge(
             *(each.beyond(0, until) for each, until in self._looked_at()),
             key=lambda kept: kept.stored_ms,
@@ -285,9 +285,9 @@ def _moment(option: str, text: str) -> int:
 
 
 def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:
-    from ocsf_nft.delivery.stored_events import retry
+    from ocsf_nft.delivery.stored_events import retry_dead_letters
 
-    number = sum(retry(path, sink, uid) for path in paths)
+    number = sum(retry_dead_letters(path, sink, uid) for path in paths)
     letters = "1 dead letter is" if number == 1 else f"{number} dead letters are"
     output.say(f"{letters} to be sent again, by the run that has the store, or by the next one")
 
@@ -301,7 +301,7 @@ def _show_dead(
     from ocsf_nft.utc_text import utc_text
 
     for archive in archives:
-        for letter in archive.dead(sink):
+        for letter in archive.dead_letters(sink):
             if not wanted(letter.line):
                 continue
             facts = {
@@ -322,7 +322,7 @@ def _show_dead(
 
 def _show_sinks(archives: Sequence[Archive]) -> None:
     for archive in archives:
-        for standing in archive.standings():
+        for standing in archive.sink_backlogs():
             dead = f", {standing.dead} refused (--dead)" if standing.dead else ""
             line = f"{standing.sink}: {standing.waiting} events wait{dead}  [{archive.path}]\n"
             output.write(line.encode())

@@ -29,7 +29,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     gateway_port: options.GatewayPort = None,
     mac: options.Mac = None,
     permissive: options.Permissive = False,
-    own: options.Own = False,
+    exclusive: options.Exclusive = False,
     transport: options.Transport = "auto",
     group: options.Group = options.DEFAULT_GROUP,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
@@ -39,9 +39,9 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Fence a sandbox, or replace its fence, in one transaction.
 
-    With --permissive it refuses nothing, and what it would refuse is reported all the same. With
-    --own a run that watches it holds its tables: no other process can change them then, `remove`
-    neither, and `nft flush ruleset` passes them by (Linux 6.9).
+    A permissive fence refuses nothing, and reports what it would refuse. With --exclusive, a run
+    that watches the sandbox owns its tables: no other process can change them then, also not
+    `remove` or `nft flush ruleset` (Linux 6.9).
 
     Prints the event of what was done. Exit 1: the fence stands, but the kernel can't log.
 
@@ -69,17 +69,17 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         gateway_port=gateway_port,
         mac=mac,
         permissive=permissive,
-        own=own,
+        exclusive=exclusive,
         transport=transport,
         group=group,
         install=True,
     )
     if dry_run:
-        rung = fences.wanted_transport(asked) or "nflog"
+        rung = fences.requested_transport(asked) or "nflog"
         plan = installer.plan(asked.spec(), asked.namespace or Namespace(), rung)
         output.write(plan.encode())
         return
-    fence = fences.stand(asked, StateDirectory(state_dir))
+    fence = fences.activate(asked, StateDirectory(state_dir))
     _print(fences.first_event(fence, this_host()))
     _name_what_blocks(fence.installed)
     if fence.reason is not None:

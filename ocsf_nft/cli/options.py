@@ -91,9 +91,9 @@ Mac = Annotated[
 Permissive = Annotated[
     bool, typer.Option("--permissive", help="Report what would be refused, and let it pass.")
 ]
-Own = Annotated[
+Exclusive = Annotated[
     bool,
-    typer.Option("--own", help="Let no other process change its tables while a run watches it."),
+    typer.Option("--exclusive", help="Let no other process change the tables while a run watches."),
 ]
 Transport = Annotated[
     str,

@@ -64,7 +64,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     gateway_port: options.GatewayPort = None,
     mac: options.Mac = None,
     permissive: options.Permissive = False,
-    own: options.Own = False,
+    exclusive: options.Exclusive = False,
     transport: options.Transport = "auto",
     group: options.Group = options.DEFAULT_GROUP,
     source: Annotated[
@@ -179,7 +179,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
                 "gateway_port": gateway_port,
                 "mac": mac,
                 "permissive": permissive,
-                "own": own,
+                "exclusive": exclusive,
                 "transport": transport,
                 "group": group,
                 "source": source,
@@ -190,7 +190,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             handshake=handshake,
             ocsf_version=ocsf_version,
             state_dir=state_dir,
-            attribution={"top": attribution},
+            attribution={"method": attribution},
             # Runs of other sandboxes have the same folder, and keep their own.
             store={"path": state_dir / sandbox / FILE, "max_bytes": store_max_bytes},
         )
@@ -208,8 +208,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     counts = asyncio.run(_until_signal(lambda stop: _watch(wanted, config, stop)))
     # A reader that is not there must not keep a run that was told to stop from ending.
     write_stderr_at_once(f"{_summary(counts)}\n".encode())
-    if counts.fallen:
-        fallen = ", ".join(counts.fallen)
+    if counts.given_up:
+        fallen = ", ".join(counts.given_up)
         sentence = f"ocsf-nft: given up, and does not stand: the fence of {fallen}\n"
         write_stderr_at_once(sentence.encode())
         raise typer.Exit(1)

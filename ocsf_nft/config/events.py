@@ -70,14 +70,14 @@ class SeverityConfig(Table):
 
 
 class FindingConfig(Table):
-    """When an attempt is a finding, ``[finding]``: as :class:`Threshold` says it."""
+    """Condition for an attempt to be a finding, ``[finding]``; see :class:`Threshold`."""
 
-    at_once: SeverityName = "high"
-    repeats: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().repeats
+    min_severity: SeverityName = "high"
+    threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().packets
 
     def as_threshold(self) -> Threshold:
-        """The same for a mapper."""
-        return Threshold(at_once=Severity[self.at_once.upper()], repeats=self.repeats)
+        """Return the condition for a mapper."""
+        return Threshold(min_severity=Severity[self.min_severity.upper()], packets=self.threshold)
 
 
 class PrefixConfig(Table):

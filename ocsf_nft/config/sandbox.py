@@ -78,7 +78,7 @@ class SandboxConfig(Table):
     gateway_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     mac: Annotated[str, checked(values.mac)] | None = None
     permissive: bool = False
-    own: bool = False
+    exclusive: bool = False
     group: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_GROUP
     transport: Literal["auto", "nflog", "kmsg", "none"] = "auto"
     source: SourceName = "auto"
@@ -125,7 +125,7 @@ class SandboxConfig(Table):
             group=self.group,
             guard_device=self.host_guard,
             is_permissive=self.permissive,
-            is_owned=self.own,
+            is_owned=self.exclusive,
         )
 
     @property

@@ -78,14 +78,17 @@ def of_flow(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """When an attempt is a finding.
+    """Condition for an attempt to be a finding.
 
-    At once from the severity ``at_once`` on; from Medium on when it comes to ``repeats`` packets.
+    The severity is ``min_severity`` or more, or it is Medium or more and the attempt has at least
+    ``packets`` packets.
     """
 
-    at_once: Severity = Severity.HIGH
-    repeats: int = 10
+    min_severity: Severity = Severity.HIGH
+    packets: int = 10
 
     def is_reached(self, severity: Severity, packets: int) -> bool:
-        """Whether an attempt of so many packets is one."""
-        return severity >= self.at_once or (severity >= Severity.MEDIUM and packets >= self.repeats)
+        """Return true if an attempt of that severity and number of packets is a finding."""
+        if severity >= self.min_severity:
+            return True
+        return severity >= Severity.MEDIUM and packets >= self.packets

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import StateDirectory
 
 
-def ladder(config: Config, state: StateDirectory) -> FallbackChain:
+def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
     """What says who it was, in each sandbox whose processes are this kernel's."""
-    wanted = config.attribution
+    settings = config.attribution
     namespaces, permissive = {}, set()
     for sandbox in config.sandbox:
-        found = None if sandbox.install else fences.on_record(sandbox.name, state)
+        found = None if sandbox.install else fences.read_record(sandbox.name, state)
         if sandbox.profile != "tap":  # a VM's processes are its own kernel's
             known = HOST if found is None else found.namespace
             namespaces[sandbox.name] = sandbox.namespace or known
@@ -27,7 +27,7 @@ def ladder(config: Config, state: StateDirectory) -> FallbackChain:
     return FallbackChain(
         namespaces,
         permissive=permissive,
-        top=wanted.top,
-        wait_seconds=wanted.wait_ms / 1000,
-        hashed_bytes=wanted.hash_max_bytes,
+        top=settings.method,
+        wait_seconds=settings.wait_ms / 1000,
+        hashed_bytes=settings.hash_max_bytes,
     )

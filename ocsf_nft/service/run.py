@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import orjson
 
 from ocsf_nft.accounting import state_db
-from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.event_db import FILE
-from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import OcsfNftError, UsageError
 from ocsf_nft.fence.counters import Counters
@@ -22,14 +22,14 @@ from ocsf_nft.ocsf.context import product, this_host
 from ocsf_nft.ocsf.operational_events import attribution_fell, lifecycle
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import attribution_setup, fences
-from ocsf_nft.service.account_loop import Account
+from ocsf_nft.service.account_loop import AccountLoop
 from ocsf_nft.service.event_rendering import Reporter
-from ocsf_nft.service.fence_monitor import Watched
-from ocsf_nft.service.housekeeping import tell_of_losses, upkeep
-from ocsf_nft.service.iterator_sink import Iterated
+from ocsf_nft.service.fence_monitor import FenceMonitor
+from ocsf_nft.service.housekeeping import report_dropped_events, run_housekeeping
+from ocsf_nft.service.iterator_sink import IteratorSink
 from ocsf_nft.service.pipeline import Counts, Pipeline
-from ocsf_nft.service.record_feeds import HOST, Early, feeds, log_of
-from ocsf_nft.service.sink_delivery import Outlet, Outlets, outlets
+from ocsf_nft.service.record_feeds import HOST, EarlySources, feeds, log_name
+from ocsf_nft.service.sink_delivery import Outlet, SinkDelivery, outlets
 from ocsf_nft.service.status import Status
 from ocsf_nft.sources.replay import Replay
 
@@ -57,7 +57,7 @@ class Service:
     kernel has logged by then is still kept and delivered, and the fences that it installed are
     removed; what a sink does not take within some seconds waits in the store for the next run.
 
-    A fence that others alter is put back, if that is not switched off; ``fallen`` of the counts
+    A fence that others alter is put back, if that is not switched off; ``given_up`` of the counts
     are those that were altered too often, and don't stand.
 
     Entering raises an OcsfNftError when a fence can't stand, a source can't be read or events
@@ -81,13 +81,13 @@ class Service:
         """
         self.config = config
         self.counts = Counts()
-        self.patience: Patience
-        self.kept: Outlets
-        self.watched: tuple[Watched, ...] = ()
-        self.accounts: tuple[Account, ...] = ()
-        self.ladder: FallbackChain
+        self.retrier: StorageRetrier
+        self.delivery: SinkDelivery
+        self.fence_monitors: tuple[FenceMonitor, ...] = ()
+        self.accounts: tuple[AccountLoop, ...] = ()
+        self.fallback_chain: FallbackChain
         self._reporter: Reporter
-        self._iterated = Iterated() if iterates else None
+        self._iterated = IteratorSink() if iterates else None
         self._found = found
         self._state = StateDirectory(config.state_dir)
         self._stop = stop or asyncio.Event()
@@ -101,7 +101,7 @@ class Service:
             stack.enter_context(_first_error())
             group = await stack.enter_async_context(asyncio.TaskGroup())
             self._run = group.create_task(self._begin())
-            stack.push_async_exit(self._ended)
+            stack.push_async_exit(self._stop_run)
             # When it fails it is this task that is cancelled.
             await self._is_ready.wait()
             self._stack = stack.pop_all()
@@ -119,10 +119,10 @@ class Service:
         else:  # the caller's own, which is raised again as it is
             await self._stack.__aexit__(None, None, None)
 
-    async def _ended(self, kind: type[BaseException] | None, *_: object) -> None:
+    async def _stop_run(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         if self._iterated is not None and self._is_ready.is_set():
-            self.kept.excused.add(_ITERATED)
+            self.delivery.undrained.add(_ITERATED)
         if kind is None or not issubclass(kind, asyncio.CancelledError):
             # When it fails it is this task that is cancelled, here too.
             await asyncio.wait([self._run])
@@ -163,8 +163,8 @@ class Service:
             raise UsageError(
                 f"{', '.join(changed)} can't be taken over while a run goes on: start it again"
             )
-        await self.kept.replace(self._outlets(config))
-        self._reporter.reconsider(config.severities, config.finding.as_threshold())
+        await self.delivery.replace(self._outlets(config))
+        self._reporter.set_severity_rules(config.severities, config.finding.as_threshold())
         self.config = config
 
     async def statuses(self) -> tuple[Status, ...]:
@@ -172,15 +172,15 @@ class Service:
         return tuple(
             [
                 Status(
-                    sandbox=watched.name,
+                    sandbox=monitor.name,
                     is_watched=True,
-                    mode=watched.mode,
+                    mode=monitor.mode,
                     absent=(),
-                    verdict=watched.verdict,
+                    verdict=monitor.verdict,
                     balances=account.balances(),
-                    lost=await account.lost(),
+                    lost=await account.dropped_records(),
                 )
-                for watched, account in zip(self.watched, self.accounts, strict=True)
+                for monitor, account in zip(self.fence_monitors, self.accounts, strict=True)
             ]
         )
 
@@ -194,51 +194,55 @@ class Service:
 
     async def _watch(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
-        self.patience = Patience(self._stop)
+        self.retrier = StorageRetrier(self._stop)
         for sandbox in config.sandbox:
             stack.enter_context(self._state.run_lock(sandbox.name))
         # Before anything is logged: so no record is of a call from before it.
-        self.ladder = await stack.enter_async_context(attribution_setup.ladder(config, self._state))
-        early = Early()
+        self.fallback_chain = await stack.enter_async_context(
+            attribution_setup.build_fallback_chain(config, self._state)
+        )
+        early = EarlySources()
         for sandbox in config.sandbox:
             await early.open(sandbox, self._state, stack)
-        standing = [
-            await asyncio.to_thread(fences.stand, each, self._state) for each in config.sandbox
+        active_fences = [
+            await asyncio.to_thread(fences.activate, each, self._state) for each in config.sandbox
         ]
-        self.kept = await stack.enter_async_context(
-            Outlets(self._outlets(config), self._store(), self.patience)
+        self.delivery = await stack.enter_async_context(
+            SinkDelivery(self._outlets(config), self._store(), self.retrier)
         )
         self._reporter = reporter = Reporter(
-            self.kept.keep,
+            self.delivery.store_events,
             this_host(),
             severities=config.severities,
             threshold=config.finding.as_threshold(),
         )
         accounts = {
-            sandbox.name: await stack.enter_async_context(self._account(sandbox, fence))
-            for sandbox, fence in zip(config.sandbox, standing, strict=True)
+            sandbox.name: await stack.enter_async_context(self._account_loop(sandbox, fence))
+            for sandbox, fence in zip(config.sandbox, active_fences, strict=True)
         }
-        sources = await feeds(config, standing, accounts, self.kept.store, early, stack)
+        sources = await feeds(config, active_fences, accounts, self.delivery.store, early, stack)
         await reporter.emit(lifecycle(reporter.context(), activity="start", time_ns=time.time_ns()))
         self.accounts = tuple(accounts.values())
-        self.watched = tuple(
-            Watched(sandbox, fence, self._state, reporter)
-            for sandbox, fence in zip(config.sandbox, standing, strict=True)
+        self.fence_monitors = tuple(
+            FenceMonitor(sandbox, fence, self._state, reporter)
+            for sandbox, fence in zip(config.sandbox, active_fences, strict=True)
         )
-        for each in self.watched:
+        for each in self.fence_monitors:
             await each.announce()
-            stack.push_async_callback(each.withdraw)
-            await each.post()
+            stack.push_async_callback(each.stop)
+            await each.start()
         for account in self.accounts:
             await account.resume()
         pipeline = Pipeline(reporter, accounts, config.prefixes, self.counts)
-        self.kept.greet(self._handshake())
+        self.delivery.set_handshake(self._handshake())
         self._is_ready.set()
         async with asyncio.TaskGroup() as group:
-            watches = [group.create_task(each.watch()) for each in self.watched]
-            watches += [group.create_task(each.keep()) for each in self.accounts]
-            watches.append(group.create_task(upkeep(self.kept, reporter)))
-            watches.append(group.create_task(self.ladder.watch_capture(self._fell)))
+            watches = [group.create_task(each.watch()) for each in self.fence_monitors]
+            watches += [group.create_task(each.run()) for each in self.accounts]
+            watches.append(group.create_task(run_housekeeping(self.delivery, reporter)))
+            watches.append(
+                group.create_task(self.fallback_chain.watch_capture(self._report_capture_end))
+            )
             pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in sources]
             # A fence that can't log leaves nothing to read, and still has to be watched.
             await self._stop.wait()
@@ -248,18 +252,18 @@ class Service:
         await self._end(reporter)
 
     async def _end(self, reporter: Reporter) -> None:
-        for each in self.watched:
-            await each.withdraw()
-        self.counts.fallen = [each.name for each in self.watched if each.has_fallen]
+        for each in self.fence_monitors:
+            await each.stop()
+        self.counts.given_up = [each.name for each in self.fence_monitors if each.has_given_up]
         for account in self.accounts:
             await account.close()
-        for each, account in zip(self.watched, self.accounts, strict=True):
-            if await each.take_away():
-                await account.forget()
+        for each, account in zip(self.fence_monitors, self.accounts, strict=True):
+            if await each.remove():
+                await account.remove()
                 # Of a sandbox that is gone, nothing stays that nobody needs.
                 own = self._state.directory(each.name)
-                self.kept.is_passing = self.kept.store.path.parent == own
-        await tell_of_losses(self.kept, reporter, time.time_ns())
+                self.delivery.removes_store = self.delivery.store.path.parent == own
+        await report_dropped_events(self.delivery, reporter, time.time_ns())
         await reporter.emit(lifecycle(reporter.context(), activity="stop", time_ns=time.time_ns()))
         self.counts.events = reporter.events
 
@@ -270,8 +274,8 @@ class Service:
             return outlets(config.sinks)
         # Standard output only where it is asked for: it is the caller's.
         named = outlets(config.sinks) if config.sink or config.output else ()
-        pace = Pace(timeout_seconds=None)
-        return (*named, Outlet(name=_ITERATED, sink=self._iterated, pace=pace))
+        batch_settings = BatchSettings(timeout_seconds=None)
+        return (*named, Outlet(name=_ITERATED, sink=self._iterated, batch_settings=batch_settings))
 
     def _handshake(self) -> bytes:
         """A line for who reads events from a pipe or a socket: all stands, and is read."""
@@ -282,46 +286,46 @@ class Service:
                 "pid": os.getpid(),
                 "sandboxes": [
                     {"name": each.name, "fence": each.verdict, "mode": each.mode}
-                    for each in self.watched
+                    for each in self.fence_monitors
                 ],
             }
         )
 
     def _store(self) -> Store:
-        wanted = self.config.store
+        settings = self.config.store
         return Store(
-            wanted.path or self._state.path / FILE,
-            most_bytes=wanted.max_bytes,
-            most_seconds=wanted.max_age,
-            drops=wanted.when_full == "drop",
+            settings.path or self._state.path / FILE,
+            max_bytes=settings.max_bytes,
+            max_seconds=settings.max_age,
+            drops=settings.when_full == "drop",
         )
 
-    async def _fell(self, reason: str) -> None:
+    async def _report_capture_end(self, reason: str) -> None:
         """Tell that processes are not captured any more."""
         event = attribution_fell(
             self._reporter.context(),
-            rung=self.ladder.method,
+            rung=self.fallback_chain.method,
             reason=reason,
             time_ns=time.time_ns(),
         )
         await self._reporter.emit(event)
 
-    def _account(self, sandbox: SandboxConfig, fence: Fence) -> Account:
-        return Account(
+    def _account_loop(self, sandbox: SandboxConfig, fence: Fence) -> AccountLoop:
+        return AccountLoop(
             sandbox.name,
             Counters(fence.installed),
             self._state.directory(sandbox.name) / state_db.FILE,
             self._reporter,
             begun_ns=self._state.written_ns(sandbox.name) or time.time_ns(),
-            patience=self.patience,
-            ladder=self.ladder,
-            source=log_of(sandbox) if fence.installed.transport == "kmsg" else "",
+            retrier=self.retrier,
+            fallback_chain=self.fallback_chain,
+            source=log_name(sandbox) if fence.installed.transport == "kmsg" else "",
         )
 
 
 #: What naming processes takes, by the best rung to be used: to load programs that read what the
 #: processes are, and to look at processes of other users.
-_TO_ATTRIBUTE: Final = {
+_ATTRIBUTION_CAPABILITIES: Final = {
     "capture": {Capability.BPF, Capability.PERFMON, Capability.SYS_PTRACE},
     "socket": {Capability.SYS_PTRACE},
     "user": set[Capability](),
@@ -340,14 +344,14 @@ def capabilities(config: Config) -> frozenset[Capability]:
     for sandbox in config.sandbox:
         needed.add(Capability.NET_ADMIN)  # binding NFLOG, listing and renewing the fence
         if sandbox.profile != "tap":
-            needed |= _TO_ATTRIBUTE[config.attribution.top]
-        found = None if sandbox.install else fences.on_record(sandbox.name, state)
+            needed |= _ATTRIBUTION_CAPABILITIES[config.attribution.method]
+        found = None if sandbox.install else fences.read_record(sandbox.name, state)
         namespace = sandbox.namespace or (found.namespace if found else HOST)
         if namespace != HOST:
             needed.add(Capability.SYS_ADMIN)  # setns(2) into another namespace
             # /proc/PID/ns of another user's process: where it is, and how its users are numbered
             needed.add(Capability.SYS_PTRACE)
-        transport = found.transport if found else fences.wanted_transport(sandbox)
+        transport = found.transport if found else fences.requested_transport(sandbox)
         if transport != "nflog":
             needed.add(Capability.SYSLOG)
     return frozenset(needed)
@@ -359,7 +363,7 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
     Nobody knows which machine wrote them, so the events name no device.
     """
     async with outlet.sink, Replay(paths) as source:
-        reporter = Reporter(outlet.keep, host=None)
+        reporter = Reporter(outlet.deliver, host=None)
         pipeline = Pipeline(reporter, {})
         await pipeline.pump(source, stop)
         pipeline.counts.events = reporter.events

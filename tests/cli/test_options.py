@@ -112,7 +112,7 @@ def test_a_way_to_name_processes_that_there_is_not_is_answered_with_those_that_t
     done = forked.run("run", "--sandbox", "a", "--attribution", "ebpf")
     assert done.returncode == 2
     assert done.stderr == (
-        "ocsf-nft: options: attribution.top: input should be 'capture', 'socket' or 'user'\n"
+        "ocsf-nft: options: attribution.method: input should be 'capture', 'socket' or 'user'\n"
     )
 
 

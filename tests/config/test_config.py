@@ -89,7 +89,7 @@ def test_a_host_log_needs_no_sandbox_and_no_privilege_but_that_to_read_it() -> N
     assert not read.sandbox
     assert capabilities(read) == {Capability.SYSLOG}
     assert not capabilities(config.parse({"host_log": "journal"}, where="test"))
-    fenced = {"sandbox": [_FENCED_HERE], "attribution": {"top": "user"}}
+    fenced = {"sandbox": [_FENCED_HERE], "attribution": {"method": "user"}}
     both = config.parse({"host_log": "kmsg"} | fenced, where="test")
     assert capabilities(both) == {Capability.NET_ADMIN, Capability.SYSLOG}
 

@@ -53,8 +53,8 @@ destination = "203.0.113.0/24"
 uid = 0
 
 [finding]
-at_once = "critical"
-repeats = 3
+min_severity = "critical"
+threshold = 3
 """
 WATCHED: dict[str, Any] = {"sandbox": [{"name": "a"}]}
 
@@ -87,7 +87,7 @@ def test_severities_are_told_in_their_order(tmp_path: Path) -> None:
 
 def test_what_a_finding_is_can_be_told_and_need_not_be(tmp_path: Path) -> None:
     told = read_from(tmp_path, FILE).finding.as_threshold()
-    assert told == Threshold(at_once=Severity.CRITICAL, repeats=3)
+    assert told == Threshold(min_severity=Severity.CRITICAL, packets=3)
     assert config.parse(WATCHED, where="test").finding.as_threshold() == Threshold()
 
 
@@ -156,10 +156,10 @@ def _container(**facts: Any) -> dict[str, Any]:
         (_severity(protocol=True), "severity.0.protocol"),
         (_severity(sandbox="a/b"), "no sandbox name"),
         (_severity(rul="egress"), "severity.0.rul: did you mean rule?"),
-        ({"finding": {"at_once": "now"}}, "finding.at_once"),
-        ({"finding": {"repeats": 0}}, "finding.repeats"),
-        ({"finding": {"repeats": 10**30}}, "finding.repeats"),
-        ({"finding": {"repeat": 1}}, "finding.repeat: did you mean repeats?"),
+        ({"finding": {"min_severity": "now"}}, "finding.min_severity"),
+        ({"finding": {"threshold": 0}}, "finding.threshold"),
+        ({"finding": {"threshold": 10**30}}, "finding.threshold"),
+        ({"finding": {"thresholds": 1}}, "finding.thresholds: did you mean threshold?"),
         (_container(), "must have a uid or a name"),
         (_container(uid="x", image_name="y"), "has an image_name without an image_uid"),
         (_container(uid=""), "sandbox.0.container.uid"),

@@ -233,7 +233,7 @@ def test_a_configuration_as_the_guide_shows_it_is_taken(tmp_path: Path) -> None:
     path.write_text(text + attribution, encoding="utf-8")
     found = config.load(path)
     assert found.sandbox[0].install
-    assert (found.attribution.top, found.attribution.hash_max_bytes) == ("user", 64 << 20)
+    assert (found.attribution.method, found.attribution.hash_max_bytes) == ("user", 64 << 20)
     token = tomllib.loads(text)["sink"][0]["token"]["credential"]
     # What the unit imports, and what the guide has written.
     assert _settings(_HOST)["ImportCredential"] == ["ocsf-nft.*"]

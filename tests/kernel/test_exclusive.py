@@ -83,7 +83,7 @@ def named(state: StateDirectory, output: Path) -> list[str]:
 def installing(lab: Lab) -> list[str]:
     """Return the options to install a fence like ``spec``."""
     return [
-        *("--netns", lab.sandbox, "--own", "--proxy", f"{GATEWAY4}:{PROXY_PORT}"),
+        *("--netns", lab.sandbox, "--exclusive", "--proxy", f"{GATEWAY4}:{PROXY_PORT}"),
         *("--proxy", f"[{GATEWAY6}]:{PROXY_PORT}"),
     ]
 
@@ -303,7 +303,7 @@ def test_change_of_an_exclusive_fence_requires_a_stop_of_its_run(
         for done in (
             command.run("remove", *named[:4]),
             command.run("install", *named[:4], *installing, "--allow", "tcp:10.200.0.9:80"),
-            command.run("install", *named[:4], *(each for each in installing if each != "--own")),
+            command.run("install", *named[:4], *(each for each in installing if each != "--exclusive")),
         ):
             assert done.code == 3
             assert "stop the run of sandbox lab first (its fence stays)" in done.sentence
@@ -370,7 +370,7 @@ def test_fence_and_guard_in_one_namespace_are_owned_by_one_socket(
     lab: Lab, output: Path, named: list[str]
 ) -> None:
     options = [
-        *(*named, "--netns", "/proc/self/ns/net", "--own", "--install"),
+        *(*named, "--netns", "/proc/self/ns/net", "--exclusive", "--install"),
         *("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--host-guard", "gw0"),
     ]
     with command.running(*options, inside=lab.gateway_namespace) as running:
@@ -391,7 +391,7 @@ def test_nothing_changes_if_another_process_owns_the_guard(
     """The gateway's namespace is the host here."""
     named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
     proxies = [part for proxy in spec.proxies for part in ("--proxy", str(proxy))]
-    options = [*named, "--netns", lab.sandbox, "--own", "--host-guard", "gw0", *proxies]
+    options = [*named, "--netns", lab.sandbox, "--exclusive", "--host-guard", "gw0", *proxies]
     assert command.run("install", *options, inside=lab.gateway_namespace).code == 0
     tables = [(lab.gateway_namespace, "netdev", "ocsf_nft_gw0")]
     if not only_guard:

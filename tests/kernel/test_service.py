@@ -213,7 +213,7 @@ def test_hangup_reloads_sinks_and_severities_and_nothing_else(
         elsewhere = settings(lab, state, output=str(first))
         elsewhere["sandbox"][0]["proxy"] = ["10.9.9.9:1"]
         hang_up(elsewhere, "sandbox can't be taken over while a run goes on")
-        by_user = settings(lab, state, output=str(first), attribution={"top": "user"})
+        by_user = settings(lab, state, output=str(first), attribution={"method": "user"})
         hang_up(by_user, "attribution can't be taken over while a run goes on: start it again")
         hang_up({"sandbox": [{"name": "a/b"}]}, "is no sandbox name")
         missing = str(tmp_path / "no" / "such" / "folder")

@@ -26,7 +26,7 @@ GUIDE: Final = guide()
 
 
 def models() -> Iterator[type[Model]]:
-    """Every class, and every object that one of them holds."""
+    """Yield every class, and every object that a class contains."""
     found: set[type[Model]] = set()
     waiting: list[type[Model]] = list(CLASSES.values())
     while waiting:
@@ -41,7 +41,7 @@ MODELS: Final = list(models())
 
 
 def rows(model: type[Model]) -> dict[str, list[str]]:
-    """The cells of the guide's table of a model, by attribute."""
+    """Return the cells of the guide's table of a model, by attribute."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", model.__name__)
     (start,) = re.finditer(rf"^####? {name}(?: \(\d+\))?$", GUIDE, re.MULTILINE | re.IGNORECASE)
     section = re.split(r"^#", GUIDE[start.end() :], maxsplit=1, flags=re.MULTILINE)[0]
@@ -50,7 +50,7 @@ def rows(model: type[Model]) -> dict[str, list[str]]:
     return {attribute.strip("`"): rest for first, *rest in cells for attribute in first.split(", ")}
 
 
-def test_the_page_has_the_guide_as_the_models_make_it() -> None:
+def test_page_contains_the_generated_guide() -> None:
     assert renewed(TEXT) == TEXT, "run: make events"
 
 
@@ -67,7 +67,7 @@ def test_guide_has_every_attribute_and_its_source(subtests: pytest.Subtests) -> 
                 assert there == ("when known" if is_optional else "always")
 
 
-def test_what_is_always_there_is_always_there() -> None:
+def test_attributes_documented_as_always_present_are_present() -> None:
     for event in told.once():
         always = {name for name, cells in rows(CLASSES[event["class_uid"]]).items()
                   if cells[2] == "always"}  # fmt: skip
@@ -84,7 +84,7 @@ def test_guide_has_every_id_and_its_caption() -> None:
     assert {name: ids for name, ids in listed.items() if ids not in text} == {}
 
 
-def test_what_is_said_in_other_words_is_in_the_guide() -> None:
+def test_renamed_values_are_in_the_guide() -> None:
     assert sorted(since for since, _ in REWORDED) == sorted(
         since for since, _ in versions._SAID_OTHERWISE
     )
@@ -92,7 +92,7 @@ def test_what_is_said_in_other_words_is_in_the_guide() -> None:
         assert text in GUIDE.partition(f"Before {since}:")[2]
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_a_target() -> None:
     headings = re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)
     anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
     links = set(re.findall(r"\]\(#([^)]+)\)", TEXT))
@@ -101,12 +101,12 @@ def test_links_lead_somewhere() -> None:
     assert len(links) > 20
 
 
-def test_the_head_has_the_numbers_that_hold() -> None:
+def test_introduction_has_the_current_numbers() -> None:
     head = TEXT.partition("## Queries")[0]
     threshold = Threshold()
     assert threshold.at_once is enums.Severity.HIGH
     assert f"of severity {threshold.at_once.caption} or more" in head
-    assert f"comes to {threshold.repeats} packets" in head
+    assert f"comes to {threshold.packets} packets" in head
     within_s = scan_detection.WITHIN_NS // 1_000_000_000
     assert f"tries {scan_detection.FLOWS} flows within {within_s} s" in head
     assert f"{report_schedule.OVER_NS // 1_000_000_000} s passed without one" in head
@@ -115,7 +115,7 @@ def test_the_head_has_the_numbers_that_hold() -> None:
     assert [uid for uid in CLASSES if f"| {uid} " not in head] == []
 
 
-def test_a_page_is_brought_up_to_date(tmp_path: Path) -> None:
+def test_page_is_updated(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"head\n{BEGIN}\nold\n{END}\ntail\n")
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_a_page_is_brought_up_to_date(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", ["", BEGIN, END, f"{END}\n{BEGIN}"])
-def test_a_page_without_a_place_for_the_guide_is_left_alone(tmp_path: Path, page: str) -> None:
+def test_page_without_markers_is_not_changed(tmp_path: Path, page: str) -> None:
     with pytest.raises(UsageError, match="no place for the guide"):
         renewed(page)
     path = tmp_path / "page.md"

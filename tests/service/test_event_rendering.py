@@ -15,7 +15,7 @@ from ocsf_nft.process import Container
 from ocsf_nft.service import event_rendering as module
 from ocsf_nft.service.event_rendering import Reporter
 from tests.conformance.corpus import TCP, V4, record
-from tests.service.keeping import Kept
+from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ async def test_reporter_gives_other_tasks_a_turn_after_each_slice() -> None:
             await asyncio.sleep(0)
 
     other = asyncio.create_task(take_turns())
-    lines = await Reporter(Kept().keep, Host(hostname="test")).lines(found())
+    lines = await Reporter(MemoryStore().store, Host(hostname="test")).lines(found())
     other.cancel()
     assert len(lines) == sum(waited) == 10 * module._SLICE
     assert max(waited) <= module._SLICE
@@ -44,14 +44,14 @@ async def test_reporter_gives_other_tasks_a_turn_after_each_slice() -> None:
 
 
 def test_reporter_applies_the_severity_rules_of_the_host_to_a_sandbox() -> None:
-    reporter = Reporter(Kept().keep, Host(hostname="test"))
+    reporter = Reporter(MemoryStore().store, Host(hostname="test"))
     container = Container(name="one")
-    reporter.know("one", Context(container=container))
+    reporter.set_context("one", Context(container=container))
     for rules, threshold in (
         ((), Threshold()),
-        ((SeverityRule(severity=Severity.LOW),), Threshold(repeats=3)),
+        ((SeverityRule(severity=Severity.LOW),), Threshold(packets=3)),
     ):
-        reporter.reconsider(rules, threshold)
+        reporter.set_severity_rules(rules, threshold)
         for name, known in (("one", container), ("another", None), (None, None)):
             context = reporter.context(name)
             assert context.container == known
@@ -59,8 +59,8 @@ def test_reporter_applies_the_severity_rules_of_the_host_to_a_sandbox() -> None:
 
 
 async def test_reporter_applies_new_severity_rules_to_records_of_no_known_sandbox() -> None:
-    reporter = Reporter(Kept().keep, Host(hostname="test"))
+    reporter = Reporter(MemoryStore().store, Host(hostname="test"))
     for severity in (Severity.CRITICAL, Severity.LOW):
-        reporter.reconsider((SeverityRule(severity=severity),), Threshold())
+        reporter.set_severity_rules((SeverityRule(severity=severity),), Threshold())
         line, *_ = await reporter.lines([Attempt.of(record(**V4, **TCP))])
         assert orjson.loads(line)["severity_id"] == severity

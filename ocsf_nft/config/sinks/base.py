@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from ocsf_nft.config.base_table import FileName, Table, checked
-from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.ocsf.events import CLASS_UIDS
@@ -71,9 +71,9 @@ class SinkTable(Table):
         return self.name or self.target
 
     @property
-    def pace(self) -> Pace:
+    def batch_settings(self) -> BatchSettings:
         """How it is sent to."""
-        return Pace(
+        return BatchSettings(
             events=self.batch_events,
             bytes=self.batch_bytes,
             seconds=self.batch_seconds,
