@@ -1,4 +1,4 @@
-"""Each event says how it is known who did it, or why it is not."""
+"""Attribution enrichment of events: the method, or the reason why no process is known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.accounting.merge_attribution import together
+from ocsf_nft.accounting.merge_attribution import merge
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.process import Process, Seen
@@ -23,15 +23,15 @@ from tests.conformance.attributed import (
 )
 from tests.conformance.corpus import ATTEMPTS, CONTEXT, NOW_NS, RECORDS, window
 from tests.conformance.streaks import streak
-from tests.ocsf.test_attempts import told
-from tests.ocsf.test_templates import assert_told, has_template
+from tests.ocsf.test_attempts import rendered
+from tests.ocsf.test_templates import assert_rendered, has_template
 
 if TYPE_CHECKING:
     from ocsf_nft.process import Attribution
 
 
 def by(attribution: Attribution | None, name: str = "tcp4", packets: int = 1) -> Any:
-    return told(replace(window(RECORDS[name], packets), attribution=attribution))
+    return rendered(replace(window(RECORDS[name], packets), attribution=attribution))
 
 
 def enrichment(event: Any) -> Any:
@@ -39,11 +39,11 @@ def enrichment(event: Any) -> Any:
     return only
 
 
-def test_nothing_is_said_where_nobody_looked() -> None:
+def test_event_without_attribution_has_no_enrichment() -> None:
     assert "enrichments" not in by(None)
 
 
-def test_a_process_is_told_with_how_it_is_known() -> None:
+def test_enrichment_of_a_process_has_the_attribution_method() -> None:
     event = by(done_by(PROCESSES["all of it"]))
     assert event["actor"]["process"]["pid"] == 4242
     assert enrichment(event) == {
@@ -59,7 +59,7 @@ def test_a_process_is_told_with_how_it_is_known() -> None:
     }
 
 
-def test_where_no_process_is_known_it_says_why() -> None:
+def test_enrichment_without_a_process_has_the_reason() -> None:
     event = by(BY_THE_USER)
     assert event["actor"] == {
         "user": {"uid": "1000", "name": "agent", "groups": [{"uid": "1000", "name": "agents"}]}
@@ -73,13 +73,13 @@ def test_where_no_process_is_known_it_says_why() -> None:
     assert event["message"] == by(None)["message"]
 
 
-def test_how_sure_it_is_is_left_out_where_nothing_is_said() -> None:
+def test_unknown_confidence_is_left_out() -> None:
     event = by(ATTRIBUTIONS["by nobody"], "tcp without a user")
     assert "actor" not in event
     assert enrichment(event)["data"] == {"rung": "none", "reason": "the record names no user"}
 
 
-def test_of_several_the_actor_is_their_user_and_the_enrichment_names_each() -> None:
+def test_actor_of_several_processes_is_their_user() -> None:
     event = by(ONE_OF_SEVERAL)
     assert event["actor"].keys() == {"user"}
     assert enrichment(event)["value"] == "unknown"
@@ -102,7 +102,7 @@ def test_of_several_the_actor_is_their_user_and_the_enrichment_names_each() -> N
     assert data["unnamed"] == 0
 
 
-def test_of_several_in_one_window_the_actor_is_the_one_that_is_named() -> None:
+def test_actor_of_several_in_one_window_is_the_named_process() -> None:
     event = by(SEVERAL_IN_ONE_WINDOW, packets=28)
     assert event["actor"]["process"]["pid"] == 4242
     assert enrichment(event)["value"] == "4242"
@@ -114,7 +114,7 @@ def test_of_several_in_one_window_the_actor_is_the_one_that_is_named() -> None:
     assert data["unnamed"] == 2
 
 
-def test_a_finding_says_what_its_attempts_say() -> None:
+def test_finding_has_the_attribution_of_its_attempts() -> None:
     mine = done_by(PROCESSES["all of it"])
     found = replace(Attempt.of(RECORDS["tcp4"]), streak=streak(attribution=mine))
     finding = Mapper(CONTEXT).finding(found, processed_ns=NOW_NS)
@@ -124,8 +124,8 @@ def test_a_finding_says_what_its_attempts_say() -> None:
     assert event["unmapped"] == {"sandbox": "sb1", "unit": "agent@1.service"}
 
 
-def test_a_finding_names_no_process_that_made_its_latest_attempt_alone() -> None:
-    whole = streak(3, 40, 2, together(ONE_OF_SEVERAL, done_by(PROCESSES["all of it"])))
+def test_finding_does_not_name_the_process_of_its_latest_attempt_alone() -> None:
+    whole = streak(3, 40, 2, merge(ONE_OF_SEVERAL, done_by(PROCESSES["all of it"])))
     found = replace(
         Attempt.of(RECORDS["tcp4"]), streak=whole, attribution=done_by(PROCESSES["all of it"])
     )
@@ -138,7 +138,7 @@ def test_a_finding_names_no_process_that_made_its_latest_attempt_alone() -> None
     assert event["unmapped"] == {"sandbox": "sb1"}
 
 
-def test_no_name_and_no_reason_is_told_as_it_is() -> None:
+def test_names_and_reasons_are_made_printable() -> None:
     hostile = replace(
         ONE_OF_SEVERAL, reason=HOSTILE, seen=(Seen(process=PROCESSES["hostile"], calls=3),)
     )
@@ -180,33 +180,33 @@ _TRIED = "tried TCP to 203.0.113.7:443 (https) directly"
         ),
     ],
 )
-def test_the_sentence_names_who_did_it_or_says_how_many_there_were(
+def test_message_names_the_process_or_the_number_of_processes(
     attribution: Attribution, packets: int, sentence: str
 ) -> None:
     assert by(attribution, packets=packets)["message"].startswith(sentence)
 
 
-def test_the_sentence_says_how_many_there_were_without_a_user_too() -> None:
+def test_message_without_a_user_has_the_number_of_processes() -> None:
     event = by(ONE_OF_SEVERAL, "tcp without a user")
     assert event["message"].startswith("one or more of 3 processes in sandbox sb1 tried")
     alone = by(done_by(Process(pid=7, name="x")), "tcp without a user")
     assert alone["message"].startswith("x[7] in sandbox sb1 tried")
 
 
-def test_of_flows_that_are_told_together_the_sentence_says_who_as_well() -> None:
+def test_message_of_aggregated_flows_names_the_process() -> None:
     merged = ATTEMPTS["many of egress, in full"]
-    by_one = told(replace(merged, attribution=done_by(PROCESSES["all of it"])))
-    by_many = told(replace(merged, attribution=replace(SEVERAL_IN_ONE_WINDOW, process=None)))
+    by_one = rendered(replace(merged, attribution=done_by(PROCESSES["all of it"])))
+    by_many = rendered(replace(merged, attribution=replace(SEVERAL_IN_ONE_WINDOW, process=None)))
     assert by_one["message"].startswith("curl[4242] (uid 1000) in sandbox sb1 sent 934465 packets")
     assert by_many["message"].startswith("4 processes of uid 1000 in sandbox sb1 sent 934465")
 
 
-def test_who_did_it_is_a_part_of_the_shape_and_who_of_several_of_none() -> None:
+def test_attribution_is_part_of_the_shape_but_several_processes_have_no_template() -> None:
     mapper, attempt = Mapper(CONTEXT), Attempt.of(RECORDS["tcp4"])
     by_user = replace(attempt, attribution=BY_THE_USER)
-    assert assert_told(mapper, attempt)
+    assert assert_rendered(mapper, attempt)
     assert not has_template(mapper, by_user)
-    assert assert_told(mapper, by_user)
+    assert assert_rendered(mapper, by_user)
     for by in (
         replace(BY_THE_USER, sureness="medium"),
         replace(BY_THE_USER, rung="none"),
@@ -216,7 +216,7 @@ def test_who_did_it_is_a_part_of_the_shape_and_who_of_several_of_none() -> None:
         done_by(PROCESSES["all of it"]),
     ):
         assert not has_template(mapper, replace(attempt, attribution=by))
-        assert assert_told(mapper, replace(attempt, attribution=by))
+        assert assert_rendered(mapper, replace(attempt, attribution=by))
     for by in (
         ONE_OF_SEVERAL,
         replace(BY_THE_USER, unnamed=1),
@@ -224,4 +224,4 @@ def test_who_did_it_is_a_part_of_the_shape_and_who_of_several_of_none() -> None:
         replace(BY_THE_USER, user_name="x" * 20_000),
         replace(BY_THE_USER, group_name="x" * 20_000),
     ):
-        assert not assert_told(mapper, replace(attempt, attribution=by))
+        assert not assert_rendered(mapper, replace(attempt, attribution=by))

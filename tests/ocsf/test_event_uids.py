@@ -13,17 +13,17 @@ from ocsf_nft.ocsf.event_uids import attempt_uid, event_uid, stable_uid
 from tests.conformance.corpus import OUT, TCP, USER, V4, record
 from tests.strategies import HOSTILE_TEXT
 
-SAID = record(**V4, **TCP, **OUT, **USER)
+LOGGED = record(**V4, **TCP, **OUT, **USER)
 
 
-def test_it_is_the_uuid_of_the_standard() -> None:
+def test_uid_is_the_uuid_of_the_standard() -> None:
     namespace = UUID("6f1d2c5e-8a44-5f0b-9a35-0c5f7e0d4b61")
     assert event_uid(4001, "kmsg:boot:1") == str(uuid5(namespace, "4001:kmsg:boot:1"))
 
 
 def test_uids_never_change_between_versions() -> None:
     assert event_uid(4001, "kmsg:boot:1") == "b34fa881-4170-572a-b168-d36cd8588703"
-    assert attempt_uid(SAID) == "621aa0d8-9abb-5b74-800a-c055b5395d44"
+    assert attempt_uid(LOGGED) == "621aa0d8-9abb-5b74-800a-c055b5395d44"
 
 
 @given(
@@ -31,7 +31,7 @@ def test_uids_never_change_between_versions() -> None:
         HOSTILE_TEXT | st.text('\x7f\x1f\t"\\/ab') | st.none() | st.integers(-(1 << 65), 1 << 65)
     )
 )
-def test_it_is_of_the_parts_as_python_writes_them_in_json(parts: list[Any]) -> None:
+def test_uid_is_computed_from_the_json_that_python_writes(parts: list[Any]) -> None:
     written = json.dumps(parts, separators=(",", ":"))
     assert stable_uid(*parts) == str(uuid5(UUID("6f1d2c5e-8a44-5f0b-9a35-0c5f7e0d4b61"), written))
 
@@ -51,7 +51,7 @@ def test_a_number_is_not_its_text() -> None:
     "same", [{"source_port": 9}, {"length": 9}, {"time_ns": 9}, {"gid": 9}, {"details": {"a": 1}}]
 )
 def test_records_of_one_attempt_share_their_uid(same: dict[str, Any]) -> None:
-    assert attempt_uid(replace(SAID, **same)) == attempt_uid(SAID)
+    assert attempt_uid(replace(LOGGED, **same)) == attempt_uid(LOGGED)
 
 
 @pytest.mark.parametrize(
@@ -68,4 +68,4 @@ def test_records_of_one_attempt_share_their_uid(same: dict[str, Any]) -> None:
     ],
 )
 def test_another_attempt_has_another_uid(other: dict[str, Any]) -> None:
-    assert attempt_uid(replace(SAID, **other)) != attempt_uid(SAID)
+    assert attempt_uid(replace(LOGGED, **other)) != attempt_uid(LOGGED)

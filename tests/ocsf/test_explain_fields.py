@@ -25,7 +25,7 @@ def test_fields_of_our_events_have_a_source(subtests: pytest.Subtests) -> None:
         with subtests.test(name):
             found = list(fields(event))
             unknown = {field.path for field in found if field.source == "not known to ocsf-nft"}
-            # Attributes in the form of an older version are no fields of a model.
+            # Attributes in the form of an older version are not fields of a model.
             known = (path.endswith((".type", ".tid")) or ".lineage[" in path for path in unknown)
             assert all(known), unknown
             assert len({field.path for field in found}) == len(found)
@@ -40,12 +40,12 @@ def test_fields_of_our_events_have_a_source(subtests: pytest.Subtests) -> None:
         st.sampled_from([4001, 2004, 5019, 6002, 99]) | JSON,
     )
 )
-def test_any_event_is_taken_apart_into_what_a_terminal_can_show(event: dict[str, Any]) -> None:
+def test_fields_of_any_event_are_printable(event: dict[str, Any]) -> None:
     for field in fields(event):
         assert all(part.isprintable() for part in field)
 
 
-def test_what_is_nested_too_deep_is_one_value() -> None:
+def test_too_deeply_nested_value_is_one_value() -> None:
     deep: Any = "end"
     for _ in range(60):
         deep = {"x": [deep]}

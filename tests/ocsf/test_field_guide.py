@@ -20,7 +20,7 @@ from tests.queries import told
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PAGE: Final = Path(__file__).parents[2] / "EVENTS.md"
+PAGE: Final = Path(__file__).parents[2] / "docs/reference/events.md"
 TEXT: Final = PAGE.read_text(encoding="utf-8")
 GUIDE: Final = guide()
 

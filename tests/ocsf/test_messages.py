@@ -115,7 +115,7 @@ from tests.ocsf.mapped import MAPPER, event_of
         ),
     ],
 )
-def test_the_message_says_what_the_record_says(name: str, message: str) -> None:
+def test_message_describes_the_record(name: str, message: str) -> None:
     assert event_of(name)["message"] == message
 
 
@@ -131,7 +131,7 @@ def test_the_message_says_what_the_record_says(name: str, message: str) -> None:
         ("link 88b5", "Only frames of the IP stack may leave"),
     ],
 )
-def test_the_detail_tells_a_program_what_to_do(name: str, hint: str) -> None:
+def test_detail_has_the_advice_for_a_program(name: str, hint: str) -> None:
     assert hint in event_of(name)["status_detail"]
 
 
@@ -144,8 +144,8 @@ def test_message_has_the_name_of_the_protocol_that_people_use() -> None:
         (42, "IP protocol 42"),
         (58, "ICMPv6"),
     ):
-        said = Attempt.of(record(**V4, **OUT, protocol=number))
-        message = MAPPER.network_activity(said, processed_ns=NOW_NS).message
+        sent = Attempt.of(record(**V4, **OUT, protocol=number))
+        message = MAPPER.network_activity(sent, processed_ns=NOW_NS).message
         assert f" tried {name} to 203.0.113.7 directly; " in message
 
 
@@ -156,7 +156,7 @@ def test_name_of_a_process_is_cut_after_64_characters() -> None:
         assert messages.who("sb1", 1000, by) == f"{shown}[7] (uid 1000) in sandbox sb1"
 
 
-def test_who_counts_the_candidate_processes() -> None:
+def test_actor_text_has_the_number_of_candidate_processes() -> None:
     for seen, unnamed, shown in (
         ([1], 0, "uid 1000 in sandbox sb1"),
         ([None, 1], 0, "one or more of 2 processes of uid 1000 in sandbox sb1"),

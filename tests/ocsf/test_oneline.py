@@ -29,7 +29,7 @@ def styled(event: dict[str, Any], style: str) -> list[str]:
     return [segment.text for segment in shorthand(event) if segment.style == style]
 
 
-def test_a_refused_packet_is_one_line_from_when_to_what_to_do() -> None:
+def test_refused_packet_is_one_line_from_time_to_remediation() -> None:
     event = by(PROCESS) | {"time": 1_795_564_066_123, "count": 3, "duration": 2_000}
     assert line(event) == (
         "2026-11-24T23:47:46.123Z  MEDIUM  sb1  uid 1000 curl[4242]  TCP 203.0.113.7:443 https  "
@@ -43,14 +43,14 @@ def test_one_line_form_gives_durations_below_a_second_in_milliseconds() -> None:
         assert f"3 in {shown}  " in line(by(PROCESS) | {"count": 3, "duration": duration})
 
 
-def test_each_part_says_what_it_is() -> None:
+def test_each_part_has_its_style() -> None:
     event = by(PROCESS) | {"count": 3}
     assert [segment.style for segment in shorthand(event)] == [
         "time", "medium", "place", "who", "what", "outcome", "count", "rule", "hint",
     ]  # fmt: skip
 
 
-def test_a_finding_says_how_far_it_is_its_totals_and_what_to_do() -> None:
+def test_line_of_a_finding_has_stage_totals_and_remediation() -> None:
     found = next(event for event in whole_events() if event["class_uid"] == 2004)
     assert line(found).startswith(
         "2026-01-01T00:00:03.200Z  HIGH    sb1  uid 1000  "
@@ -60,7 +60,7 @@ def test_a_finding_says_how_far_it_is_its_totals_and_what_to_do() -> None:
     )
 
 
-def test_outcome_is_the_first_word_that_says_one() -> None:
+def test_outcome_is_the_first_known_attribute() -> None:
     silent = {"disposition_id": 0, "status_code": None}
     words = {"disposition": "Blocked", "action": "Denied", "activity_name": "Open", "status": "Ok"}
     for taken in range(len(words) + 1):
@@ -70,7 +70,7 @@ def test_outcome_is_the_first_word_that_says_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("class_uid", "told"),
+    ("class_uid", "shown"),
     [
         (
             5019,
@@ -89,11 +89,9 @@ def test_outcome_is_the_first_word_that_says_one() -> None:
         ),
     ],
 )
-def test_what_became_of_a_fence_or_of_us_is_told_in_its_own_sentence(
-    class_uid: int, told: str
-) -> None:
+def test_line_of_an_operational_event_is_its_message(class_uid: int, shown: str) -> None:
     (event,) = (event for event in whole_events() if event["class_uid"] == class_uid)
-    assert line(event) == told
+    assert line(event) == shown
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -111,7 +109,7 @@ def test_an_event_reads_the_same_in_each_version(version: str) -> None:
         ("udp dns", "UDP 203.0.113.7:53 domain"),
     ],
 )
-def test_a_destination_is_told_as_it_is_typed(name: str, what: str) -> None:
+def test_destination_has_the_usual_notation(name: str, what: str) -> None:
     assert styled(event_of(name), "what") == [what]
 
 
@@ -157,7 +155,7 @@ def test_a_destination_is_told_as_it_is_typed(name: str, what: str) -> None:
         ({"unmapped": {"merged": {"why": "forgotten"}}}, "TCP flows told together https"),
     ],
 )
-def test_what_was_sent_where(facts: dict[str, Any], what: str) -> None:
+def test_line_has_protocol_and_destination(facts: dict[str, Any], what: str) -> None:
     assert styled(tcp4(**facts), "what") == [what]
 
 
@@ -175,7 +173,7 @@ def test_what_was_sent_where(facts: dict[str, Any], what: str) -> None:
         ({"name": "curl"}, {"uid": 0}, "uid 0 curl"),
     ],
 )
-def test_who_did_it_is_told_by_what_is_known(
+def test_line_names_the_actor_by_the_known_data(
     process: dict[str, Any], user: dict[str, Any], who: str
 ) -> None:
     assert styled(by(process, **user), "who") == [who]
@@ -203,20 +201,20 @@ def _several(pids: list[Any], unnamed: Any = 0, **calls: int) -> list[Any]:
         ({"name": "actor.process"}, "uid 1000"),
     ],
 )
-def test_of_several_that_it_may_have_been_it_is_told_how_many(enrichments: Any, who: str) -> None:
+def test_line_has_the_number_of_candidate_processes(enrichments: Any, who: str) -> None:
     assert styled(tcp4(enrichments=enrichments), "who") == [who]
 
 
-def test_one_is_named_and_the_others_are_counted() -> None:
+def test_line_names_one_process_and_counts_the_others() -> None:
     event = by({"pid": 7, "name": "curl"}) | {"enrichments": _several([7, 8], 3, calls=1)}
     assert styled(event, "who") == ["uid 1000 curl[7] and 4 more"]
     alone = by({"pid": 7, "name": "curl"}) | {"enrichments": _several([7])}
     assert styled(alone, "who") == ["uid 1000 curl[7]"]
-    nobody = tcp4(actor=None, enrichments=_several([7, 8]))
-    assert styled(nobody, "who") == ["one or more of 2 processes"]
+    unattributed = tcp4(actor=None, enrichments=_several([7, 8]))
+    assert styled(unattributed, "who") == ["one or more of 2 processes"]
 
 
-def test_a_finding_of_one_attempt_tells_what_its_evidence_is() -> None:
+def test_line_of_a_finding_of_one_attempt_has_its_evidence() -> None:
     one = tcp4()
     evidence = {key: one[key] for key in ("src_endpoint", "dst_endpoint", "connection_info")}
     event = tcp4(
@@ -241,7 +239,7 @@ def test_a_finding_of_one_attempt_tells_what_its_evidence_is() -> None:
         ({"disposition_id": None, "disposition": "Unknown", "action": "Unknown"}, "refuse"),
     ],
 )
-def test_what_became_of_it(facts: dict[str, Any], outcome: str) -> None:
+def test_line_has_the_outcome(facts: dict[str, Any], outcome: str) -> None:
     assert styled(tcp4(**facts), "outcome") == [outcome]
 
 
@@ -256,9 +254,7 @@ def test_what_became_of_it(facts: dict[str, Any], outcome: str) -> None:
         ("It was dropped. " + "Ask. " * 1000, [("Ask. " * 64)[:319] + "…"]),
     ],
 )
-def test_what_to_do_is_told_without_what_the_line_says_already(
-    detail: str | None, hint: list[str]
-) -> None:
+def test_hint_does_not_repeat_the_rest_of_the_line(detail: str | None, hint: list[str]) -> None:
     assert styled(tcp4(status_detail=detail), "hint") == hint
 
 
@@ -275,18 +271,18 @@ def test_what_to_do_is_told_without_what_the_line_says_already(
         ({"severity_id": True, "severity": None}, "-     ", "informational"),
     ],
 )
-def test_how_bad_it_is(facts: dict[str, Any], label: str, style: str) -> None:
+def test_line_has_the_severity(facts: dict[str, Any], label: str, style: str) -> None:
     segment = shorthand(tcp4(**facts))[1]
     assert (segment.text, segment.style) == (label, style)
 
 
-def test_a_time_that_is_none_leaves_the_columns_where_they_are() -> None:
+def test_invalid_time_does_not_move_the_columns() -> None:
     for time in (None, 1 << 62, "soon", 1.5):
         assert line(tcp4(time=time)).startswith("-                         MEDIUM  sb1")
 
 
 @pytest.mark.parametrize(
-    ("event", "told"),
+    ("event", "shown"),
     [
         ({}, "an event of no class"),
         ({"class_uid": 1007}, "an event of class 1007"),
@@ -296,8 +292,8 @@ def test_a_time_that_is_none_leaves_the_columns_where_they_are() -> None:
         ({"class_uid": 1007, "message": "it ran", "status_detail": "see"}, "it ran  see"),
     ],
 )
-def test_an_event_of_anybody_is_told_by_what_it_has(event: dict[str, Any], told: str) -> None:
-    assert line(event) == f"{'-'.ljust(24)}  {'-'.ljust(6)}  {told}"
+def test_foreign_event_is_shown_by_its_attributes(event: dict[str, Any], shown: str) -> None:
+    assert line(event) == f"{'-'.ljust(24)}  {'-'.ljust(6)}  {shown}"
 
 
 @pytest.mark.parametrize(
@@ -314,7 +310,7 @@ def test_an_event_of_anybody_is_told_by_what_it_has(event: dict[str, Any], told:
         ("\x1b" * 4096, r"\x1b" * 15 + r"\x1" + "…"),
     ],
 )
-def test_a_name_is_taken_for_nothing_else(name: str, shown: str) -> None:
+def test_name_can_not_imitate_another_part(name: str, shown: str) -> None:
     event = by({"name": name, "pid": 7}) | {
         "device": {"hostname": name},
         "firewall_rule": {"name": name},
@@ -330,13 +326,13 @@ def test_a_name_is_taken_for_nothing_else(name: str, shown: str) -> None:
 
 
 @given(EVENTS)
-def test_any_event_is_one_line_that_steers_no_terminal(event: dict[str, Any]) -> None:
+def test_any_event_is_one_printable_line(event: dict[str, Any]) -> None:
     segments = shorthand(event)
-    told = plain(segments)
-    assert told.isprintable()
-    told.encode()
-    assert len(told) < 1500
-    assert told == GAP.join(segment.text for segment in segments)
+    shown = plain(segments)
+    assert shown.isprintable()
+    shown.encode()
+    assert len(shown) < 1500
+    assert shown == GAP.join(segment.text for segment in segments)
     assert all(segment.text for segment in segments)
 
 
@@ -361,7 +357,7 @@ def test_protocol_has_the_name_that_people_use() -> None:
         assert styled(frame | {"unmapped": {"ethertype": ethertype}}, "what") == [name]
 
 
-def test_place_is_the_first_name_that_is_known() -> None:
+def test_scope_is_the_first_known_name() -> None:
     end = {"name": "end", "container": {"name": "container"}}
     device = {"hostname": "host", "name": "device"}
     event = tcp4(
@@ -377,8 +373,8 @@ def test_place_is_the_first_name_that_is_known() -> None:
     named += [("name", event["resources"][0]), ("name", end), ("name", end["container"])]
     named += [("hostname", device), ("name", device)]
     for key, holder in named:
-        (place,) = styled(event, "place")
-        assert place == ("prefix" if key == "prefix" else holder[key])
+        (scope,) = styled(event, "place")
+        assert scope == ("prefix" if key == "prefix" else holder[key])
         del holder[key]
     assert styled(event | {"resources": []}, "place") == []
     assert styled(inbound, "place") == ["far-end"]

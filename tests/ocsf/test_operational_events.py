@@ -24,7 +24,7 @@ from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
 if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import ApplicationLifecycle, DeviceConfigStateChange
 
-LOST = Gap(
+OVERRUN = Gap(
     transport="kmsg",
     reason="the kernel log was overrun",
     lost=3,
@@ -45,7 +45,7 @@ def became(before: FenceState, after: FenceState, **more: Any) -> DeviceConfigSt
     return fence_state(CONTEXT, **(facts | more))
 
 
-def test_a_fence_that_stands_is_enabled() -> None:
+def test_active_fence_is_enabled() -> None:
     event = became(FenceState.ABSENT, FenceState.STANDING)
     assert event.state == "Enabled"
     assert event.severity == "Informational"
@@ -75,7 +75,7 @@ def test_a_fence_that_can_not_log_is_degraded() -> None:
     assert "transport" not in event.unmapped
 
 
-def test_a_fence_that_was_altered_may_hold_nothing_back() -> None:
+def test_altered_fence_may_refuse_nothing() -> None:
     event = became(FenceState.STANDING, FenceState.ALTERED, reason="nft was not found")
     assert (event.state_id, event.state) == (99, "Altered")
     assert event.severity == "High"
@@ -87,7 +87,7 @@ def test_a_fence_that_was_altered_may_hold_nothing_back() -> None:
     )
 
 
-def test_a_fence_that_is_gone_is_disabled() -> None:
+def test_removed_fence_is_disabled() -> None:
     event = became(FenceState.STANDING, FenceState.ABSENT)
     assert event.state == "Disabled"
     assert event.severity == "Medium"
@@ -118,8 +118,8 @@ def test_without_a_host_the_device_is_unknown() -> None:
     assert event.observables is None
 
 
-def test_lost_records_are_counted_between_two_moments() -> None:
-    event = json.loads(gap(CONTEXT, LOST, processed_ns=NOW_NS).to_json())
+def test_dropped_records_have_count_start_and_end() -> None:
+    event = json.loads(gap(CONTEXT, OVERRUN, processed_ns=NOW_NS).to_json())
     assert event["type_uid"] == 600299
     assert event["type_name"] == "Application Lifecycle: Other"
     assert event["activity_name"] == "Records Lost"
@@ -131,14 +131,16 @@ def test_lost_records_are_counted_between_two_moments() -> None:
     )
 
 
-def test_a_loss_without_a_number_has_no_count() -> None:
-    lost = Gap(transport="journal", reason="rotated", lost=None, since_ns=TIME_NS, until_ns=NOW_NS)
-    event = gap(CONTEXT, lost, processed_ns=NOW_NS)
+def test_gap_without_a_number_has_no_count() -> None:
+    dropped = Gap(
+        transport="journal", reason="rotated", lost=None, since_ns=TIME_NS, until_ns=NOW_NS
+    )
+    event = gap(CONTEXT, dropped, processed_ns=NOW_NS)
     assert event.count is None
     assert event.message.startswith("Records were lost, nobody knows how many")
 
 
-def test_events_that_a_sink_will_never_have_are_counted_where_it_is_known() -> None:
+def test_events_dropped_for_a_sink_are_counted_if_known() -> None:
     event = json.loads(
         events_lost(
             CONTEXT, reason="sink\x1b siem was down", number=1, since_ns=TIME_NS, until_ns=NOW_NS
@@ -154,7 +156,7 @@ def test_events_that_a_sink_will_never_have_are_counted_where_it_is_known() -> N
 
 
 @pytest.mark.parametrize(("activity", "name"), [("start", "Start"), ("stop", "Stop")])
-def test_starting_and_stopping_is_told(activity: Any, name: str) -> None:
+def test_start_and_stop_are_events(activity: Any, name: str) -> None:
     event = lifecycle(CONTEXT, activity=activity, time_ns=TIME_NS, reason="SIGTERM")
     assert event.activity_name == name
     assert event.app.name == "ocsf-nft"
@@ -174,7 +176,7 @@ def not_read(**facts: Any) -> ApplicationLifecycle:
     return unread(CONTEXT, **(defaults | facts))
 
 
-def test_what_nobody_read_is_told_with_how_long_and_how_many() -> None:
+def test_unread_packets_have_duration_and_count() -> None:
     event = json.loads(not_read().to_json())
     assert event["type_uid"] == 600299
     assert event["activity_name"] == "Not Reading"
@@ -197,7 +199,7 @@ def test_what_nobody_read_is_told_with_how_long_and_how_many() -> None:
         (1, "High", "1 packet was refused meanwhile, and is counted."),
     ],
 )
-def test_it_matters_whether_something_was_refused_meanwhile(
+def test_severity_of_unread_time_depends_on_refused_packets(
     packets: int, severity: str, meanwhile: str
 ) -> None:
     event = not_read(packets=packets)
@@ -214,7 +216,7 @@ def test_a_clock_that_was_set_back_makes_no_event_that_ends_before_it_starts() -
     assert "for 0 ms;" in event.message
 
 
-def test_what_nobody_read_has_a_uid_of_its_own() -> None:
+def test_unread_time_has_a_unique_uid() -> None:
     others = [
         not_read(),
         not_read(sandbox="db"),
@@ -228,7 +230,7 @@ def test_what_nobody_read_has_a_uid_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "reason", "told"),
+    ("after", "reason", "expected"),
     [
         (FenceState.STANDING, None, ("Success", "Informational")),
         (FenceState.STANDING, "it was put back", ("Success", "Informational")),
@@ -238,14 +240,14 @@ def test_what_nobody_read_has_a_uid_of_its_own() -> None:
         (FenceState.DEGRADED, "no nft_log", ("Failure", "High")),
     ],
 )
-def test_a_fence_that_is_gone_for_a_reason_is_graver_than_one_that_was_taken_away(
-    after: FenceState, reason: str | None, told: tuple[str, str]
+def test_unexpected_removal_has_a_higher_severity_than_a_regular_one(
+    after: FenceState, reason: str | None, expected: tuple[str, str]
 ) -> None:
     event = fence_state(
         CONTEXT, sandbox="sb1", before=FenceState.STANDING, after=after, time_ns=TIME_NS,
         tables=[], reason=reason,
     )  # fmt: skip
-    assert (event.status, event.severity) == told
+    assert (event.status, event.severity) == expected
 
 
 TAMPERING = Tampering(
@@ -256,7 +258,7 @@ TAMPERING = Tampering(
 )
 
 
-def test_a_fence_that_was_tampered_with_and_put_back_is_told_with_who_did_it_and_how_long() -> None:
+def test_tampering_event_has_process_and_duration() -> None:
     event = json.loads(
         became(FenceState.STANDING, FenceState.STANDING, tampering=TAMPERING).to_json()
     )
@@ -274,7 +276,7 @@ def test_a_fence_that_was_tampered_with_and_put_back_is_told_with_who_did_it_and
 
 
 @pytest.mark.parametrize(
-    ("after", "given_up", "told"),
+    ("after", "given_up", "expected"),
     [
         (FenceState.STANDING, False, ("Success", "High")),
         (FenceState.DEGRADED, False, ("Failure", "High")),
@@ -285,12 +287,12 @@ def test_a_fence_that_was_tampered_with_and_put_back_is_told_with_who_did_it_and
         (FenceState.ALTERED, True, ("Failure", "Critical")),
     ],
 )
-def test_tampering_is_grave_and_what_is_given_up_is_gravest(
-    after: FenceState, given_up: bool, told: tuple[str, str]
+def test_tampering_is_high_and_giving_up_is_critical(
+    after: FenceState, given_up: bool, expected: tuple[str, str]
 ) -> None:
     tampering = replace(TAMPERING, given_up=given_up)
     event = became(FenceState.STANDING, after, reason="why", tampering=tampering)
-    assert (event.status, event.severity) == told
+    assert (event.status, event.severity) == expected
 
 
 @pytest.mark.parametrize(
@@ -301,7 +303,7 @@ def test_tampering_is_grave_and_what_is_given_up_is_gravest(
         (TIME_NS, 1, (TIME_NS // 1_000_000, TIME_NS // 1_000_000 + 1, 1)),
     ],
 )
-def test_a_span_is_told_as_far_as_it_is_known_and_is_never_nothing(
+def test_known_times_of_tampering_are_in_the_event(
     since_ns: int | None, lasted_ns: int | None, span: tuple[int | None, ...]
 ) -> None:
     tampering = Tampering(changes="a rule", since_ns=since_ns, lasted_ns=lasted_ns)
@@ -310,7 +312,7 @@ def test_a_span_is_told_as_far_as_it_is_known_and_is_never_nothing(
     assert event.actor is None
 
 
-def test_a_fence_that_was_removed_in_the_regular_way_is_gone_with_a_reason_and_no_alarm() -> None:
+def test_regular_removal_has_a_reason_and_medium_severity() -> None:
     event = became(FenceState.STANDING, FenceState.ABSENT, reason="it was removed", is_regular=True)
     assert (event.status, event.severity) == ("Success", "Medium")
     assert event.status_detail == "it was removed"
@@ -320,19 +322,19 @@ def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
     at, until_ns = TIME_NS // 1_000_000, TIME_NS + 2_000_000_000
     changed = became(FenceState.ABSENT, FenceState.STANDING)
     fell = attribution_fell(CONTEXT, rung="user", reason="no BTF", time_ns=TIME_NS)
-    for moment in (changed, lifecycle(CONTEXT, activity="stop", time_ns=TIME_NS), fell):
-        assert (moment.time, moment.start_time, moment.end_time) == (at, None, None)
-        assert moment.metadata.processed_time == at
-    lost = events_lost(CONTEXT, reason="damaged", number=2, since_ns=TIME_NS, until_ns=until_ns)
-    assert lost.metadata.processed_time == at + 2000
-    others = (gap(CONTEXT, LOST, processed_ns=NOW_NS), not_read(until_ns=until_ns))
+    for instant in (changed, lifecycle(CONTEXT, activity="stop", time_ns=TIME_NS), fell):
+        assert (instant.time, instant.start_time, instant.end_time) == (at, None, None)
+        assert instant.metadata.processed_time == at
+    dropped = events_lost(CONTEXT, reason="damaged", number=2, since_ns=TIME_NS, until_ns=until_ns)
+    assert dropped.metadata.processed_time == at + 2000
+    others = (gap(CONTEXT, OVERRUN, processed_ns=NOW_NS), not_read(until_ns=until_ns))
     assert {each.metadata.processed_time for each in others} == {NOW_NS // 1_000_000}
-    for span in (lost, *others):
+    for span in (dropped, *others):
         assert (span.time, span.start_time, span.end_time) == (at + 2000, at, at + 2000)
         assert span.duration == 2000
 
 
-def test_fence_message_says_restored_only_if_it_was() -> None:
+def test_fence_message_has_restored_only_after_a_restore() -> None:
     for after, given_up, is_restored in (
         (FenceState.STANDING, False, True),
         (FenceState.PERMISSIVE_DEGRADED, False, True),
@@ -348,7 +350,7 @@ def test_fence_message_says_restored_only_if_it_was() -> None:
 def test_gap_has_a_duration_from_one_millisecond_on() -> None:
     for milliseconds, duration in ((0, None), (1, 1), (2, 2)):
         until_ns = TIME_NS + milliseconds * 1_000_000
-        event = gap(CONTEXT, replace(LOST, until_ns=until_ns), processed_ns=NOW_NS)
+        event = gap(CONTEXT, replace(OVERRUN, until_ns=until_ns), processed_ns=NOW_NS)
         assert event.duration == duration
 
 
@@ -358,18 +360,18 @@ def test_gap_message_agrees_with_the_number_of_records() -> None:
         (1, "1 record was lost"),
         (2, "2 records were lost"),
     ):
-        event = gap(CONTEXT, replace(LOST, lost=number), processed_ns=NOW_NS)
+        event = gap(CONTEXT, replace(OVERRUN, lost=number), processed_ns=NOW_NS)
         assert event.message.startswith(f"{text} on the way")
 
 
 def test_events_name_the_host_if_it_is_known() -> None:
-    moments: dict[str, Any] = {"since_ns": TIME_NS, "until_ns": NOW_NS}
+    times: dict[str, Any] = {"since_ns": TIME_NS, "until_ns": NOW_NS}
     for context, names in ((CONTEXT, ["device.hostname"]), (Context(), None)):
         facts: dict[str, Any] = {"context": context, "reason": "damaged"}
         for event in (
-            gap(context, LOST, processed_ns=NOW_NS),
-            events_lost(number=None, **facts, **moments),
-            unread(sandbox="web", packets=1, processed_ns=NOW_NS, **facts, **moments),
+            gap(context, OVERRUN, processed_ns=NOW_NS),
+            events_lost(number=None, **facts, **times),
+            unread(sandbox="web", packets=1, processed_ns=NOW_NS, **facts, **times),
             lifecycle(activity="start", time_ns=TIME_NS, **facts),
             attribution_fell(rung="user", time_ns=TIME_NS, **facts),
         ):

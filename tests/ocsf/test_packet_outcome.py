@@ -63,7 +63,7 @@ from tests.ocsf.mapped import MAPPER, event_of
         ("foreign, no prefix", "Outbound", None, "Blocked", "Low"),
     ],
 )
-def test_each_kind_of_record_is_judged(
+def test_each_kind_of_record_has_direction_outcome_and_severity(
     name: str, direction: str, code: str | None, disposition: str, severity: str
 ) -> None:
     event = event_of(name)
@@ -76,7 +76,7 @@ def test_each_kind_of_record_is_judged(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("tcp4", ("Refuse", "Failure", "Denied", "Blocked", True)),
         ("tcp reset", ("Refuse", "Failure", "Denied", "Dropped", True)),
@@ -87,16 +87,16 @@ def test_each_kind_of_record_is_judged(
         ("nothing but a prefix", ("Traffic", "Unknown", "Observed", "Logged", False)),
     ],
 )
-def test_an_event_claims_no_more_than_the_rule_did(name: str, told: tuple[Any, ...]) -> None:
+def test_event_has_the_outcome_of_its_rule(name: str, expected: tuple[Any, ...]) -> None:
     event = event_of(name)
     names = ("activity_name", "status", "action", "disposition", "is_alert")
-    assert tuple(event[each] for each in names) == told
+    assert tuple(event[each] for each in names) == expected
     assert ("attacks" in event) == (
-        told[0] == "Refuse" and "src_endpoint" in event and name.startswith("tcp")
+        expected[0] == "Refuse" and "src_endpoint" in event and name.startswith("tcp")
     )
 
 
-def test_without_known_uplinks_nobody_says_which_way_a_forwarded_packet_went() -> None:
+def test_direction_of_a_forwarded_packet_is_unknown_without_uplinks() -> None:
     forwarded = record(
         "ocsf-nft:sb1:forward:", in_interface="eth0", out_interface="nest0", **V4, **TCP
     )
@@ -118,15 +118,15 @@ def test_without_known_uplinks_nobody_says_which_way_a_forwarded_packet_went() -
     ],
     ids=["arp reply", "own refusal", "own refusal over ip6"],
 )
-def test_what_a_kernel_answers_by_itself_is_no_alert(details: dict[str, Any]) -> None:
+def test_answer_of_the_kernel_is_no_alert(details: dict[str, Any]) -> None:
     is_arp = "arp" in details
     packet: dict[str, Any] = {"ethertype": 0x0806} if is_arp else {**V4, "protocol": 1}
     if details.get("icmp_type") == 1:
         packet = {**V6, "protocol": 58}
     prefix = "ocsf-nft:sb1:link:" if is_arp else "ocsf-nft:sb1:egress:"
     for uid, severity in ((None, "Informational"), (1000, "Medium")):
-        said = record(prefix, out_interface="sb0", uid=uid, details=details, **packet)
-        event = json.loads(MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS).to_json())
+        sent = record(prefix, out_interface="sb0", uid=uid, details=details, **packet)
+        event = json.loads(MAPPER.network_activity(Attempt.of(sent), processed_ns=NOW_NS).to_json())
         assert event["severity"] == severity
         assert ("attacks" in event) == (uid is not None)
 
@@ -148,31 +148,31 @@ def test_what_a_kernel_answers_by_itself_is_no_alert(details: dict[str, Any]) ->
 def test_the_initiator_is_known_when_the_packet_proves_it(
     facts: dict[str, Any], known: bool
 ) -> None:
-    said = record(**V4, **OUT, **facts)
-    event = MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS)
+    sent = record(**V4, **OUT, **facts)
+    event = MAPPER.network_activity(Attempt.of(sent), processed_ns=NOW_NS)
     assert event.is_src_dst_assignment_known is known
 
 
-def test_housekeeping_that_would_leave_the_link_is_none() -> None:
-    said = record(**V6, **OUT, protocol=58, details={"icmp_type": 133, "icmp_code": 0})
-    assert MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS).severity == "Medium"
+def test_packet_that_would_leave_the_link_is_no_housekeeping() -> None:
+    sent = record(**V6, **OUT, protocol=58, details={"icmp_type": 133, "icmp_code": 0})
+    assert MAPPER.network_activity(Attempt.of(sent), processed_ns=NOW_NS).severity == "Medium"
 
 
 @pytest.mark.parametrize(("uid", "severity"), [(None, "Informational"), (0, "Medium")])
-def test_what_a_program_sends_is_no_housekeeping(uid: int | None, severity: str) -> None:
+def test_packet_of_a_program_is_no_housekeeping(uid: int | None, severity: str) -> None:
     facts = V6 | {"destination": "ff02::16"}
-    said = record(**facts, **OUT, protocol=58, uid=uid, details={"icmp_type": 143, "icmp_code": 0})
-    assert MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS).severity == severity
+    sent = record(**facts, **OUT, protocol=58, uid=uid, details={"icmp_type": 143, "icmp_code": 0})
+    assert MAPPER.network_activity(Attempt.of(sent), processed_ns=NOW_NS).severity == severity
 
 
-def test_cloud_metadata_that_asks_us_is_not_an_attempt_to_reach_it() -> None:
+def test_packet_from_cloud_metadata_is_not_an_attempt_to_reach_it() -> None:
     facts = V4 | {"destination": "169.254.169.254"}
-    said = record("ocsf-nft:sb1:ingress:", **facts, **TCP, in_interface="sb0")
-    assert MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS).severity == "Medium"
+    sent = record("ocsf-nft:sb1:ingress:", **facts, **TCP, in_interface="sb0")
+    assert MAPPER.network_activity(Attempt.of(sent), processed_ns=NOW_NS).severity == "Medium"
 
 
-def test_icmp_error_is_answered_by_nothing() -> None:
-    """RFC 1122 (3.2.2) lists the errors of ICMP; in ICMPv6 they are below 128 (RFC 4443)."""
+def test_icmp_error_is_never_answered() -> None:
+    """RFC 1122 (3.2.2) lists the error types of ICMP; in ICMPv6 they are below 128 (RFC 4443)."""
     for packet, protocol, errors in (
         (V4, 1, {3, 4, 5, 11, 12}),
         (V6, 58, set(range(128))),
@@ -180,8 +180,8 @@ def test_icmp_error_is_answered_by_nothing() -> None:
     ):
         destination = place(packet["destination"])
         for kind in range(140):
-            said = record(**packet, **OUT, protocol=protocol, details={"icmp_type": kind})
-            answered = packet_outcome.answer(said, Direction.OUTBOUND, destination)
+            sent = record(**packet, **OUT, protocol=protocol, details={"icmp_type": kind})
+            answered = packet_outcome.answer(sent, Direction.OUTBOUND, destination)
             expected = (
                 packet_outcome.Answer.NOTHING
                 if kind in errors
@@ -191,22 +191,22 @@ def test_icmp_error_is_answered_by_nothing() -> None:
 
 
 def test_housekeeping_is_what_kernels_send_to_their_link() -> None:
-    """RFC 4861, RFC 2710 and RFC 3810 have the types; a VM may also solicit its neighbours."""
+    """RFC 4861, RFC 2710 and RFC 3810 define the types; a VM may also solicit its neighbours."""
     for rule, kinds in (
         ("egress", {130, 131, 132, 133, 143}),
         ("vm-link", {130, 131, 132, 133, 135, 143}),
     ):
         found = set()
         for kind in range(256):
-            said = record(f"ocsf-nft:sb1:{rule}:", **V6, protocol=58, details={"icmp_type": kind})
-            if packet_outcome.is_housekeeping(said, place("ff02::16")):
+            sent = record(f"ocsf-nft:sb1:{rule}:", **V6, protocol=58, details={"icmp_type": kind})
+            if packet_outcome.is_housekeeping(sent, place("ff02::16")):
                 found.add(kind)
         assert found == kinds
     solicitation = record(**V6, protocol=17, details={"icmp_type": 133})
     assert not packet_outcome.is_housekeeping(solicitation, place("ff02::16"))
     for destination, is_near in (("fe80::1", True), ("ff02::2", True), ("2001:db8::1", False)):
-        said = record(**V6, protocol=58, details={"icmp_type": 133})
-        assert packet_outcome.is_housekeeping(said, place(destination)) is is_near
+        sent = record(**V6, protocol=58, details={"icmp_type": 133})
+        assert packet_outcome.is_housekeeping(sent, place(destination)) is is_near
 
 
 def test_housekeeping_has_the_refusals_of_the_kernel_and_its_arp_replies() -> None:
@@ -216,13 +216,13 @@ def test_housekeeping_has_the_refusals_of_the_kernel_and_its_arp_replies() -> No
             for code in range(16):
                 packet = V4 if protocol == 1 else V6
                 details = {"icmp_type": kind, "icmp_code": code}
-                said = record(**packet, protocol=protocol, details=details)
+                sent = record(**packet, protocol=protocol, details=details)
                 is_refusal = (protocol, kind, code) in refusals
-                assert packet_outcome.is_housekeeping(said, place("203.0.113.7")) is is_refusal
+                assert packet_outcome.is_housekeeping(sent, place("203.0.113.7")) is is_refusal
     for rule, replies in (("link", {2}), ("vm-link", set())):
         for operation in range(5):
-            said = record(f"ocsf-nft:sb1:{rule}:", details={"arp": {"operation": operation}})
-            assert packet_outcome.is_housekeeping(said, None) is (operation in replies)
+            sent = record(f"ocsf-nft:sb1:{rule}:", details={"arp": {"operation": operation}})
+            assert packet_outcome.is_housekeeping(sent, None) is (operation in replies)
 
 
 def test_name_resolution_is_known_by_its_ports() -> None:
@@ -242,8 +242,8 @@ def test_tcp_flags_decide_the_answer_and_the_initiator() -> None:
     """RFC 9293: FIN is 1, SYN 2, RST 4 and ACK 16. A reset is never answered with a reset."""
     destination = place(V4["destination"])
     for flags in range(512):
-        said = record(**V4, **OUT, protocol=6, tcp_flags=flags)
+        sent = record(**V4, **OUT, protocol=6, tcp_flags=flags)
         expected = packet_outcome.Answer.NOTHING if flags & 4 else packet_outcome.Answer.RESET
-        assert packet_outcome.answer(said, Direction.OUTBOUND, destination) is expected
+        assert packet_outcome.answer(sent, Direction.OUTBOUND, destination) is expected
         is_known = bool(flags & 2) and not flags & 4 and not flags & 16
-        assert packet_outcome.is_initiator_known(said) is is_known
+        assert packet_outcome.is_initiator_known(sent) is is_known

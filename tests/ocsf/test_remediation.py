@@ -1,4 +1,4 @@
-"""What an agent in the sandbox is told to do instead, by protocol and port."""
+"""Advice to a program in the sandbox, by protocol and port."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.services import Kind, service
 from tests.conformance.corpus import CONTEXT, OUT, RECORDS, V4, V6, record
 from tests.ocsf.mapped import MAPPER
-from tests.ocsf.test_attempts import told
+from tests.ocsf.test_attempts import rendered
 
 URL = "http://10.200.0.1:3128"
 
 
 def advice(mapper: Mapper = MAPPER, **facts: Any) -> str:
-    said = record(**(V4 | OUT | {"source_port": 40000} | facts))
-    detail = told(Attempt.of(said), mapper)["status_detail"]
+    sent = record(**(V4 | OUT | {"source_port": 40000} | facts))
+    detail = rendered(Attempt.of(sent), mapper)["status_detail"]
     assert isinstance(detail, str)
     return detail
 
@@ -68,7 +68,7 @@ def test_an_exception_of_the_other_family_is_in_brackets() -> None:
 
 @pytest.mark.parametrize("name", ["tcp4", "udp dns", "icmp echo", "gre"])
 def test_without_a_proxy_none_is_named(name: str) -> None:
-    detail = told(Attempt.of(RECORDS[name]), Mapper(Context()))["status_detail"]
+    detail = rendered(Attempt.of(RECORDS[name]), Mapper(Context()))["status_detail"]
     assert detail.endswith("Only the sandbox's proxy may be reached: use it.")
 
 
@@ -93,11 +93,11 @@ def test_without_a_proxy_none_is_named(name: str) -> None:
         ("vm link solicitation", "A kernel sends such packets by itself"),
     ],
 )
-def test_what_no_proxy_would_help_says_so(name: str, hint: str) -> None:
-    assert hint in told(Attempt.of(RECORDS[name]))["status_detail"]
+def test_advice_for_protocols_without_a_proxy(name: str, hint: str) -> None:
+    assert hint in rendered(Attempt.of(RECORDS[name]))["status_detail"]
 
 
-def test_every_kind_of_service_has_advice_of_its_own() -> None:
+def test_every_kind_of_service_has_its_advice() -> None:
     ports = {
         found.kind: (protocol, port)
         for protocol in (6, 17)
@@ -105,8 +105,8 @@ def test_every_kind_of_service_has_advice_of_its_own() -> None:
         if (found := service(protocol, port)) is not None
     }
     assert ports.keys() == set(Kind)
-    told_of = {advice(protocol=one, destination_port=port) for one, port in ports.values()}
-    assert len(told_of) == len(Kind)
+    advices = {advice(protocol=one, destination_port=port) for one, port in ports.values()}
+    assert len(advices) == len(Kind)
 
 
 def test_the_advice_names_the_proxy_of_the_packets_family() -> None:
@@ -115,6 +115,6 @@ def test_the_advice_names_the_proxy_of_the_packets_family() -> None:
 
 
 def test_a_well_known_port_has_a_name() -> None:
-    assert told(Attempt.of(RECORDS["tcp4"]))["dst_endpoint"]["svc_name"] == "https"
-    assert "svc_name" not in told(Attempt.of(RECORDS["gre"]))["dst_endpoint"]
-    assert "svc_name" not in told(Attempt.of(RECORDS["tcp4"]))["src_endpoint"]
+    assert rendered(Attempt.of(RECORDS["tcp4"]))["dst_endpoint"]["svc_name"] == "https"
+    assert "svc_name" not in rendered(Attempt.of(RECORDS["gre"]))["dst_endpoint"]
+    assert "svc_name" not in rendered(Attempt.of(RECORDS["tcp4"]))["src_endpoint"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ocsf_nft.attempt import FanOut, Merged
+from ocsf_nft.attempt import Aggregation, FanOut
 from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.scan_findings import fan_out
@@ -14,11 +14,11 @@ from tests.conformance.streaks import fan_out_of
 from tests.ocsf.mapped import MAPPER
 
 
-def told(found: FanOut, context: Context = CONTEXT) -> Any:
+def rendered(found: FanOut, context: Context = CONTEXT) -> Any:
     return json.loads(fan_out(context, found, processed_ns=NOW_NS).to_json())
 
 
-def test_a_fan_out_is_told_in_full() -> None:
+def test_finding_of_a_fan_out_has_all_attributes() -> None:
     attacks = [
         {
             "version": "18.0",
@@ -26,7 +26,7 @@ def test_a_fan_out_is_told_in_full() -> None:
             "technique": {"uid": "T1046", "name": "Network Service Discovery"},
         }
     ]
-    event = told(fan_out_of(sample=SAMPLE[:1]))
+    event = rendered(fan_out_of(sample=SAMPLE[:1]))
     assert event.pop("device")["hostname"] == "host-1"
     assert event.pop("metadata")["profiles"] == ["host", "security_control"]
     assert event == {
@@ -140,19 +140,19 @@ def test_a_fan_out_is_told_in_full() -> None:
 def test_a_fan_out_is_one_finding_from_beginning_to_end(
     stage: Any, activity: str, status: str, *, is_alert: bool
 ) -> None:
-    begun, event = told(fan_out_of()), told(fan_out_of(stage=stage))
+    begun, event = rendered(fan_out_of()), rendered(fan_out_of(stage=stage))
     assert (event["activity_name"], event["status"]) == (activity, status)
     assert event["is_alert"] is is_alert
     assert event["finding_info"]["uid"] == begun["finding_info"]["uid"]
 
 
 def test_another_fan_out_is_another_finding() -> None:
-    one, other = told(fan_out_of()), told(fan_out_of(identity="1f0c/egress/1000/2"))
+    one, other = rendered(fan_out_of()), rendered(fan_out_of(identity="1f0c/egress/1000/2"))
     assert one["finding_info"]["uid"] != other["finding_info"]["uid"]
     assert one["metadata"]["uid"] != other["metadata"]["uid"]
 
 
-def test_all_that_is_told_of_a_fan_out_has_a_uid_of_its_own() -> None:
+def test_events_of_a_fan_out_have_unique_uids() -> None:
     events = [
         fan_out_of(),
         fan_out_of(stage="goes on"),
@@ -160,13 +160,13 @@ def test_all_that_is_told_of_a_fan_out_has_a_uid_of_its_own() -> None:
         fan_out_of(stage="goes on", flows=4712),
         fan_out_of(stage="ended"),
     ]
-    uids = [told(event)["metadata"]["uid"] for event in events]
+    uids = [rendered(event)["metadata"]["uid"] for event in events]
     assert len(set(uids)) == len(uids)
-    assert [told(event, Context())["metadata"]["uid"] for event in events] == uids
+    assert [rendered(event, Context())["metadata"]["uid"] for event in events] == uids
 
 
-def test_a_fan_out_goes_with_what_is_told_together_because_of_it() -> None:
-    merged = window(counter(uid=1000), merged=Merged(why="many"))
+def test_fan_out_and_its_aggregated_flows_share_a_correlation_uid() -> None:
+    merged = window(counter(uid=1000), aggregation=Aggregation(reason="many"))
     event = MAPPER.network_activity(merged, processed_ns=NOW_NS)
     finding = fan_out(CONTEXT, fan_out_of(), processed_ns=NOW_NS)
     assert finding.metadata.correlation_uid == event.metadata.correlation_uid
@@ -200,12 +200,12 @@ def test_a_fan_out_goes_with_what_is_told_together_because_of_it() -> None:
         ),
     ],
 )
-def test_the_message_says_who_tried_how_much(facts: dict[str, Any], message: str) -> None:
-    assert told(fan_out_of(**facts))["message"] == message
+def test_message_has_actor_and_numbers(facts: dict[str, Any], message: str) -> None:
+    assert rendered(fan_out_of(**facts))["message"] == message
 
 
-def test_what_comes_from_outside_is_evidence_without_a_source() -> None:
-    event = told(fan_out_of(rule="ingress", uid=None, sample=SAMPLE[:1]))
+def test_evidence_of_an_inbound_fan_out_has_no_source() -> None:
+    event = rendered(fan_out_of(rule="ingress", uid=None, sample=SAMPLE[:1]))
     (evidence,) = event["evidences"]
     assert evidence.keys() == {"dst_endpoint", "connection_info"}
     assert (evidence["dst_endpoint"]["name"], evidence["dst_endpoint"]["port"]) == ("sb1", 443)
@@ -216,7 +216,7 @@ def test_what_comes_from_outside_is_evidence_without_a_source() -> None:
 
 
 def test_without_a_sample_the_sandbox_is_the_evidence() -> None:
-    event = told(fan_out_of(sample=(), uid=None), Context())
+    event = rendered(fan_out_of(sample=(), uid=None), Context())
     assert event["evidences"] == [
         {
             "src_endpoint": {"name": "sb1"},
@@ -227,12 +227,12 @@ def test_without_a_sample_the_sandbox_is_the_evidence() -> None:
     assert {"observables", "actor", "device", "duration"} & event.keys() == {"duration"}
 
 
-def test_ten_addresses_are_observables_and_each_once() -> None:
+def test_at_most_ten_addresses_are_observables_without_duplicates() -> None:
     sample = tuple(
         Flow(uid=1000, protocol=6, destination=f"203.0.113.{number // 2}", port=number)
         for number in range(30)
     )
-    event = told(fan_out_of(sample=sample))
+    event = rendered(fan_out_of(sample=sample))
     addresses = [one for one in event["observables"] if one["type_id"] == 2]
     assert [one["value"] for one in addresses] == [f"203.0.113.{n}" for n in range(10)]
     assert [one["name"] for one in addresses][:2] == [
@@ -243,4 +243,4 @@ def test_ten_addresses_are_observables_and_each_once() -> None:
 
 
 def test_a_fan_out_without_length_has_no_duration() -> None:
-    assert "duration" not in told(fan_out_of(end_ns=fan_out_of().start_ns))
+    assert "duration" not in rendered(fan_out_of(end_ns=fan_out_of().start_ns))

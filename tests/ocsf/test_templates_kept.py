@@ -1,4 +1,4 @@
-"""Which templates are kept, and what they take."""
+"""Number of stored templates, and their memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ocsf_nft.ocsf.templates import KEPT, KEPT_BYTES, SIGHTINGS
 from ocsf_nft.ocsf.versions import LATEST
 from ocsf_nft.process import Attribution, Process
 from tests.conformance.corpus import CONTEXT, NOW_NS, TCP, V4, record
-from tests.ocsf.test_templates import assert_told, has_template, line_of_model
+from tests.ocsf.test_templates import assert_rendered, has_template, line_of_model
 
-#: It takes eleven bytes in JSON.
+#: One character that takes eleven bytes in JSON.
 HOSTILE_CHARACTER: Final = "\U000e0041"
 
 
@@ -27,7 +27,7 @@ def shapes(number: int) -> list[Attempt]:
     return [Attempt.of(record(**V4, **TCP, out_interface=f"veth{each}")) for each in range(number)]
 
 
-def test_a_shape_that_does_not_come_again_has_no_template() -> None:
+def test_shape_that_occurs_once_has_no_template() -> None:
     mapper = Mapper(CONTEXT)
     for each in shapes(3 * KEPT):
         mapper.line(each, processed_ns=NOW_NS)
@@ -35,18 +35,18 @@ def test_a_shape_that_does_not_come_again_has_no_template() -> None:
     assert len(mapper._templates._seen) <= KEPT
 
 
-def test_so_many_templates_are_kept_and_no_more() -> None:
+def test_number_of_templates_is_limited() -> None:
     mapper = Mapper(CONTEXT)
     every = shapes(KEPT + 10)
     for each in every:
-        assert_told(mapper, each)
+        assert_rendered(mapper, each)
     assert len(mapper._templates._kept) == KEPT
     assert [has_template(mapper, each) for each in every] == [False] * 10 + [True] * KEPT
-    assert assert_told(mapper, every[0])
+    assert assert_rendered(mapper, every[0])
 
 
 def by(text: str, number: int) -> Attribution:
-    """A process of ancestors with a text in each of its places."""
+    """Return an attribution to a process whose texts and ancestors all contain a text."""
     ancestors = tuple(
         Process(pid=pid, name=text, path=f"/{text}", cmd_line=text) for pid in range(1, 9)
     )
@@ -71,53 +71,53 @@ def test_all_templates_together_take_little_memory(
     try:
         for number in range(KEPT // part):
             name = f"veth{number}{'' if is_by_process else text}"
-            said = record(**V4, **TCP, out_interface=name)
-            each = Attempt.of(said, by(f"{number}{text}", number) if is_by_process else None)
+            sent = record(**V4, **TCP, out_interface=name)
+            each = Attempt.of(sent, by(f"{number}{text}", number) if is_by_process else None)
             for _ in range(SIGHTINGS):
                 mapper.line(each, processed_ns=NOW_NS)
         assert mapper._templates._kept_bytes <= KEPT_BYTES // part
         before = tracemalloc.get_traced_memory()[0]
-        del said, each
+        del sent, each
         mapper._templates._kept.clear()
         assert 1_000_000 < (before - tracemalloc.get_traced_memory()[0]) * part < most
     finally:
         tracemalloc.stop()
 
 
-def test_a_template_with_very_much_text_is_not_kept_nor_made_again_and_again() -> None:
-    mapper, said = Mapper(CONTEXT), record("x" * 10_000, **V4, **TCP)
-    assert not assert_told(mapper, Attempt.of(said))
+def test_too_long_template_is_neither_stored_nor_made_repeatedly() -> None:
+    mapper, sent = Mapper(CONTEXT), record("x" * 10_000, **V4, **TCP)
+    assert not assert_rendered(mapper, Attempt.of(sent))
     (times,) = mapper._templates._seen.values()
     assert times > SIGHTINGS
     assert mapper._templates._kept_bytes == 0
 
 
-def test_what_was_kept_first_makes_room_for_what_takes_much() -> None:
+def test_oldest_templates_are_evicted_for_a_large_one() -> None:
     mapper = Mapper(CONTEXT)
     every = [Attempt.of(record(**V4, **TCP), by("x" * 300, number)) for number in range(KEPT)]
     for each in every:
-        assert_told(mapper, each)
-    kept = mapper._templates._kept
-    assert sum(len(each.form) for each in kept.values()) == mapper._templates._kept_bytes
+        assert_rendered(mapper, each)
+    stored = mapper._templates._kept
+    assert sum(len(each.form) for each in stored.values()) == mapper._templates._kept_bytes
     there = [has_template(mapper, each) for each in every]
-    assert there == [False] * (KEPT - len(kept)) + [True] * len(kept)
-    assert 0 < len(kept) < KEPT
+    assert there == [False] * (KEPT - len(stored)) + [True] * len(stored)
+    assert 0 < len(stored) < KEPT
 
 
 def test_many_threads_may_share_a_mapper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "KEPT", 3)
     mapper, every = Mapper(CONTEXT), shapes(6)
-    wanted = [line_of_model(mapper, each, LATEST) for each in every]
+    expected = [line_of_model(mapper, each, LATEST) for each in every]
     start = threading.Barrier(4)
 
-    def told(seed: int) -> bool:
+    def renders_correctly(seed: int) -> bool:
         order = random.Random(seed)
         start.wait()
         return all(
-            mapper.line(every[number], processed_ns=NOW_NS) == wanted[number]
+            mapper.line(every[number], processed_ns=NOW_NS) == expected[number]
             for number in order.choices(range(len(every)), k=300)
         )
 
     with ThreadPoolExecutor(4) as threads:
-        assert all(threads.map(told, range(4)))
+        assert all(threads.map(renders_correctly, range(4)))
     assert len(mapper._templates._kept) <= 3
