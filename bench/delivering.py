@@ -22,9 +22,9 @@ from ocsf_nft.config.sinks.opensearch import OpenSearchSink
 from ocsf_nft.config.sinks.parquet import ParquetSink
 from ocsf_nft.config.sinks.syslog import SyslogSink
 from ocsf_nft.config.sinks.unix import UnixSink
-from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
-from ocsf_nft.service.sink_delivery import Outlet, Outlets
+from ocsf_nft.service.sink_delivery import Outlet, SinkDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -127,15 +127,15 @@ async def _delivered(
 ) -> tuple[float, float]:
     """How long it takes until a sink has all but the first, which it is begun with; CPU time."""
     found = [] if table is None else [Outlet.of(table)]
-    patience = Patience(asyncio.Event())
-    async with asyncio.timeout(_PATIENCE_S), Outlets(found, Store(path), patience) as kept:
-        await kept.keep(events[:1])
-        if all(each.pace.seconds < _LONG_S for each in found):
-            while any(each.waiting for each in kept.forwarders):  # noqa: ASYNC110 - nothing tells
+    patience = StorageRetrier(asyncio.Event())
+    async with asyncio.timeout(_PATIENCE_S), SinkDelivery(found, Store(path), patience) as kept:
+        await kept.store_events(events[:1])
+        if all(each.batch_settings.seconds < _LONG_S for each in found):
+            while any(each.pending for each in kept.forwarders):  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.01)
         begun, cpu_s = time.perf_counter(), time.process_time()
         for at in range(1, len(events), _BATCH):
-            await kept.keep(events[at : at + _BATCH])
+            await kept.store_events(events[at : at + _BATCH])
         await asyncio.gather(*(each.drain() for each in kept.forwarders))
         return time.perf_counter() - begun, time.process_time() - cpu_s
 

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from bench import dmesg, stage
 from bench.subject import Subject
-from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.flow import Count, Reading, RuleReading
 from ocsf_nft.ocsf.context import Context
@@ -149,12 +149,12 @@ def _accounting(record: Record) -> tuple[_Measured, _Measured]:
     begin = record.time_ns
     spent = [[0.0, 0.0], [0.0, 0.0]]
     for _ in range(_LEDGERS):
-        ledger = Ledger(stage.SANDBOX, begun_ns=begin)
-        for _ in ledger.observe(_NOTHING):
+        account = SandboxAccount(stage.SANDBOX, begun_ns=begin)
+        for _ in account.observe(_NOTHING):
             pass
         for time_of, told in zip(spent, (len(records), 0), strict=True):
             wall, cpu = time.perf_counter(), time.process_time()
-            found = [ledger.record(each, begin) for each in records]
+            found = [account.record(each, begin) for each in records]
             time_of[0] += time.perf_counter() - wall
             time_of[1] += time.process_time() - cpu
             if sum(attempt is not None for attempt in found) != told:

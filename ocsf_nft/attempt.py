@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record, Verdict
 
 #: Why packets of several flows are told together. ``many``: one user has more flows than are told
-#: one by one. ``unplaced``: they found no place in the kernel's sets of flows. ``forgotten``: the
+#: one by one. ``without_slot``: they found no place in the kernel's sets of flows. ``forgotten``: the
 #: kernel forgot the flows before anybody had read their counts.
-Merger: TypeAlias = Literal["many", "unplaced", "forgotten"]
+AggregationReason: TypeAlias = Literal["many", "unplaced", "forgotten"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Merged:
+class Aggregation:
     """Several flows told as one: why, how many there are (None: nobody knows), and some of them."""
 
-    why: Merger
+    reason: AggregationReason
     flows: int | None = None
     sample: tuple[Flow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Streak:
+class Incident:
     """The attempts of one flow that followed one another without a pause, up to one of them.
 
     ``identity`` is the same for all of them. They are ``windows`` attempts of ``packets`` packets
@@ -57,7 +57,7 @@ class Attempt:
     ``record`` stands for it: what the kernel logged of its first packet or, where it logged none,
     what its counter says; ``packets`` and ``bytes`` are exact, ``bytes`` None where nobody counted
     them. No packet is from before ``start_ns`` or from after ``end_ns`` (since the epoch, UTC).
-    ``streak`` is what it goes on with; None where nobody keeps count of that. ``attribution`` is
+    ``incident`` is what it goes on with; None where nobody keeps count of that. ``attribution`` is
     who did it; None where nobody has looked.
     """
 
@@ -66,8 +66,8 @@ class Attempt:
     bytes: int | None
     start_ns: int
     end_ns: int
-    merged: Merged | None = None
-    streak: Streak | None = None
+    aggregation: Aggregation | None = None
+    streak: Incident | None = None
     attribution: Attribution | None = None
 
     @property
@@ -89,14 +89,14 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class IncidentEnd:
     """A streak is over: nothing came of its flow for a while, or nobody reads any more.
 
     ``record`` is as in :class:`Attempt`; ``end_ns`` is the end of its last one.
     """
 
     record: Record
-    streak: Streak
+    streak: Incident
     end_ns: int
 
 
@@ -124,3 +124,8 @@ class FanOut:
     sample: tuple[Flow, ...]
     start_ns: int
     end_ns: int
+
+
+#: Former names, still imported by ``tests/golden``.
+Streak = Incident
+Ended = IncidentEnd

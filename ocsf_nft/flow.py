@@ -25,7 +25,7 @@ Kind: TypeAlias = Literal["flows4", "flows6", "others"]
 KINDS: Final[tuple[Kind, ...]] = ("flows4", "flows6", "others")
 
 #: The user of a packet that no socket has sent.
-_NOBODY: Final = 0xFFFFFFFF
+_NO_UID: Final = 0xFFFFFFFF
 _FLOW4: Final = struct.Struct("=IB3x4s2s2x")
 _FLOW6: Final = struct.Struct("=IB3x16s2s2x")
 _UID: Final = struct.Struct("=I")
@@ -114,7 +114,7 @@ def account_name(rule: str, *, is_permissive: bool) -> str:
     return f"{rule}:{PERMISSIVE}" if is_permissive else rule
 
 
-def counting_name(rule: str, *, is_permissive: bool) -> str:
+def counter_suffix(rule: str, *, is_permissive: bool) -> str:
     """How the counters and sets end that count what a rule refuses, or lets pass.
 
     They are others: whatever becomes of the fence, no count is of both.
@@ -127,35 +127,39 @@ def flow(key: Key) -> Flow:
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)
         return Flow(
-            uid=_owner(uid),
+            uid=_uid_or_none(uid),
             protocol=protocol or None,
             ethertype=int.from_bytes(ethertype, "big"),
         )
     layout = _FLOW4 if key.kind == "flows4" else _FLOW6
     uid, protocol, address, port = layout.unpack(key.data)
     return Flow(
-        uid=_owner(uid),
+        uid=_uid_or_none(uid),
         protocol=protocol,
         destination=text_of(address),
         port=int.from_bytes(port, "big") if protocol in _WITH_PORTS else None,
     )
 
 
-def renumbered(reading: RuleReading, here: Callable[[int], int]) -> RuleReading:
-    """A reading with its users' numbers as they are ``here``."""
+def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading:
+    """A reading with its users' numbers as they are ``map_uid``."""
     return replace(
         reading,
-        elements={kind: _renumbered(found, here) for kind, found in reading.elements.items()},
+        elements={
+            kind: _map_element_uids(found, map_uid) for kind, found in reading.elements.items()
+        },
     )
 
 
-def _renumbered(elements: Iterable[Element], here: Callable[[int], int]) -> tuple[Element, ...]:
+def _map_element_uids(
+    elements: Iterable[Element], map_uid: Callable[[int], int]
+) -> tuple[Element, ...]:
     found: dict[bytes, Element] = {}
     for element in elements:
         (uid,) = _UID.unpack_from(element.data)
         data = element.data
-        if uid != _NOBODY:
-            data = _UID.pack(here(uid)) + data[_UID.size :]
+        if uid != _NO_UID:
+            data = _UID.pack(map_uid(uid)) + data[_UID.size :]
         other = found.get(data, Element(data, 0, 0, element.idle_ms))
         # Users without a number of their own share one.
         found[data] = Element(
@@ -169,7 +173,7 @@ def _renumbered(elements: Iterable[Element], here: Callable[[int], int]) -> tupl
 
 def keys(record: Record) -> tuple[Key, ...]:
     """Where the kernel may have counted the packet of a record, the likeliest first."""
-    uid = _NOBODY if record.uid is None else record.uid
+    uid = _NO_UID if record.uid is None else record.uid
     address = packed(record.destination)
     if address is not None and record.protocol is not None:
         has_port = (
@@ -186,7 +190,7 @@ def keys(record: Record) -> tuple[Key, ...]:
     else:
         ethertype = record.ethertype or _ETHERTYPES.get(record.ip_version or 0, 0)
         exact = Key("others", _OTHER.pack(uid, ethertype.to_bytes(2, "big"), record.protocol or 0))
-    return exact, *coarser(exact)
+    return exact, *fallback_keys(exact)
 
 
 def lacks_port(record: Record) -> bool:
@@ -208,10 +212,10 @@ def without_port(key: Key) -> Key:
 
 def user_of(key: Key) -> int | None:
     """The user that a key is of, None for nobody."""
-    return _owner(*_UID.unpack_from(key.data))
+    return _uid_or_none(*_UID.unpack_from(key.data))
 
 
-def coarser(key: Key) -> tuple[Key, ...]:
+def fallback_keys(key: Key) -> tuple[Key, ...]:
     """Where a rule counts what would have this key and finds no place there, in this order."""
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)
@@ -222,8 +226,8 @@ def coarser(key: Key) -> tuple[Key, ...]:
     without_port = Key(key.kind, layout.pack(uid, protocol, address, b"\0\0"))
     other = Key("others", _OTHER.pack(uid, ethertype, protocol))
     found = (without_port,) if port != b"\0\0" else ()
-    return *found, other, *coarser(other)
+    return *found, other, *fallback_keys(other)
 
 
-def _owner(uid: int) -> int | None:
-    return None if uid == _NOBODY else uid
+def _uid_or_none(uid: int) -> int | None:
+    return None if uid == _NO_UID else uid

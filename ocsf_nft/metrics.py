@@ -73,7 +73,7 @@ _SINK_GAUGES: Final[Mapping[str, tuple[str, Callable[[Forwarder], float]]]] = {
     ),
     "sink_waiting_events": (
         "Events in the store that the sink has yet to get, those of no class of its own too.",
-        lambda forwarder: forwarder.waiting,
+        lambda forwarder: forwarder.pending,
     ),
     "sink_dead_letters": (
         "Events that the sink would not take, and that are kept.",
@@ -90,7 +90,7 @@ def exposition(found: Sequence[Status]) -> bytes:
 async def exposition_of(service: Service) -> bytes:
     """The metrics of a run, and of its sandboxes; raises DeliveryError."""
     found = await service.statuses()
-    return _text((*_of_sandboxes(found), *_of_run(service), *_of_sinks(service.kept.forwarders)))
+    return _text((*_of_sandboxes(found), *_of_run(service), *_of_sinks(service.delivery.forwarders)))
 
 
 def _text(metrics: Iterable[Metric]) -> bytes:
@@ -141,7 +141,7 @@ def _of_run(service: Service) -> Iterator[Metric]:
 
     from ocsf_nft.ocsf.context import product
 
-    counts, store = service.counts, service.kept.store
+    counts, store = service.counts, service.delivery.store
     build = GaugeMetricFamily("ocsf_nft_build_info", "1, for its version.", labels=("version",))
     build.add_metric((product().version,), 1)
     yield build
@@ -159,17 +159,17 @@ def _of_run(service: Service) -> Iterator[Metric]:
         "Events that were put into the store since the run began.",
         service.events,
     )
-    yield from _of_ladder(service.ladder)
+    yield from _of_ladder(service.fallback_chain)
     yield GaugeMetricFamily(
         "ocsf_nft_store_bytes", "What the store takes of the disk.", store.used_bytes
     )
     yield GaugeMetricFamily(
-        "ocsf_nft_store_max_bytes", "What the store may take of the disk.", store.most_bytes
+        "ocsf_nft_store_max_bytes", "What the store may take of the disk.", store.max_bytes
     )
     yield GaugeMetricFamily(
         "ocsf_nft_store_up",
         "Whether the disk takes what is to be kept; while it doesn't, no record is read.",
-        service.patience.fault is None,
+        service.retrier.fault is None,
     )
 
 

@@ -16,11 +16,11 @@ from ocsf_nft.flow import (
     Flow,
     Key,
     RuleReading,
-    coarser,
+    fallback_keys,
     flow,
     keys,
     lacks_port,
-    renumbered,
+    map_uids,
     user_of,
     without_port,
 )
@@ -58,13 +58,13 @@ def test_record_has_the_key_of_an_element_with_the_same_flow(record: Record) -> 
 @given(record=records())
 def test_keys_of_a_record_become_coarser(record: Record) -> None:
     exact, *rest = path = keys(record)
-    assert tuple(rest) == coarser(exact)
+    assert tuple(rest) == fallback_keys(exact)
     assert len(set(path)) == len(path)
     counts = [_number_of_fields(flow(each)) for each in path]
     assert counts == sorted(counts, reverse=True)
     assert {flow(each).uid for each in path} == {flow(exact).uid}
     for number, each in enumerate(path):
-        assert coarser(each) == path[number + 1 :]
+        assert fallback_keys(each) == path[number + 1 :]
     assert path[-1].kind == "others"
     assert not flow(path[-1]).protocol
 
@@ -135,7 +135,7 @@ def test_renumbered_users_that_share_a_number_are_added_up() -> None:
     reading = RuleReading(
         refused_before=nothing, refused=nothing, overflow=nothing, elements={"others": found}
     )
-    assert renumbered(reading, lambda _: 65534).elements == {
+    assert map_uids(reading, lambda _: 65534).elements == {
         "others": (Element(key(65534), 5, 60, 100), Element(key(INVALID_UID), 1, 9, 5))
     }
 

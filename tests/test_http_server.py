@@ -31,10 +31,10 @@ SHORT_SECONDS = 0.4
 
 #: A run without a fault.
 WELL: Any = SimpleNamespace(
-    watched=(),
+    fence_monitors=(),
     accounts=(),
-    patience=SimpleNamespace(fault=None),
-    kept=SimpleNamespace(forwarders=()),
+    retrier=SimpleNamespace(fault=None),
+    delivery=SimpleNamespace(forwarders=()),
 )
 
 
@@ -278,9 +278,9 @@ async def test_status_codes_of_answers_show_the_health(
     assert await asked("/metrics") == ("200", "text/plain; version=0.0.4; charset=utf-8")
     assert (await asked("/other"))[0] == "404"
     assert [await asked(path) for path in ("/healthz", "/readyz")] == [("200", text)] * 2
-    monkeypatch.setattr(WELL.patience, "fault", "the disk is full")
+    monkeypatch.setattr(WELL.retrier, "fault", "the disk is full")
     assert [await asked(path) for path in ("/healthz", "/readyz")] == [("200", text), ("503", text)]
-    monkeypatch.setattr(WELL.patience, "fault", None)
+    monkeypatch.setattr(WELL.retrier, "fault", None)
     stuck = SimpleNamespace(sandbox="sb1", fault=None, idle_seconds=31.0)
     monkeypatch.setattr(WELL, "accounts", (stuck,))
     assert [await asked(path) for path in ("/healthz", "/readyz")] == [("503", text)] * 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import pytest
 
 from ocsf_nft.accounting.reconciliation import Balance
-from ocsf_nft.accounting.state_db import Lost
+from ocsf_nft.accounting.state_db import DroppedRecords
 from ocsf_nft.attribution.fallback_chain import TopMethod
 from ocsf_nft.metrics import exposition
 from ocsf_nft.service.status import Status
@@ -33,7 +33,7 @@ def _status(sandbox: str, *, refused: int = 100, is_watched: bool = True) -> Sta
         is_watched=is_watched,
         absent=(),
         balances=(balance,),
-        lost=(Lost("nflog", 2, 9),),
+        lost=(DroppedRecords("nflog", 2, 9),),
     )
 
 

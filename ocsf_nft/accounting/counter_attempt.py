@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.flow import counting_name
+from ocsf_nft.flow import counter_suffix
 from ocsf_nft.record import Origin, Record, own_prefix
 
 if TYPE_CHECKING:
-    from ocsf_nft.accounting.counter_id import Whose
-    from ocsf_nft.accounting.flow_counter import Counted
-    from ocsf_nft.attempt import Merged
+    from ocsf_nft.accounting.counter_id import CounterId
+    from ocsf_nft.accounting.flow_counter import FlowCounter
+    from ocsf_nft.attempt import Aggregation
     from ocsf_nft.flow import Flow, Key
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Detail
@@ -23,54 +23,56 @@ _READ_NS: Final = 12 * 1_000_000_000
 
 
 def attempt(  # noqa: PLR0913 - what is told, and in whose words
-    whose: Whose,
-    counted: Counted,
+    counter_id: CounterId,
+    counter: FlowCounter,
     key: Key | None,
     flow: Flow,
     *,
     packets: int,
     number: int,
     read_ns: int,
-    specimen: Record | None = None,
+    sample_record: Record | None = None,
     attribution: Attribution | None = None,
-    merged: Merged | None = None,
+    aggregation: Aggregation | None = None,
 ) -> Attempt:
     """What a counter owes, as one attempt, taken off it.
 
     ``packets`` is how many; ``number`` how many of the rule were told before, which is another
-    one for each attempt; ``read_ns`` when it was read. ``specimen`` is the latest record of it,
+    one for each attempt; ``read_ns`` when it was read. ``sample_record`` is the latest record of it,
     ``attribution`` who sent one of the packets.
     """
-    octets = max(counted.owed_bytes, 0)
-    start_ns, end_ns = _window(counted)
-    counted.told(packets, octets)
-    counted.since_ns = end_ns
-    counting = counting_name(whose.rule, is_permissive=whose.is_permissive)
-    where = counting if key is None else f"{key.kind}_{counting}"
+    octets = max(counter.unreported_bytes, 0)
+    start_ns, end_ns = _window(counter)
+    counter.mark_reported(packets, octets)
+    counter.since_ns = end_ns
+    suffix = counter_suffix(counter_id.rule, is_permissive=counter_id.is_permissive)
+    counter_name = suffix if key is None else f"{key.kind}_{suffix}"
     record = Record(
-        prefix=own_prefix(whose.sandbox, whose.rule, is_permissive=whose.is_permissive),
-        sandbox=whose.sandbox,
-        rule=whose.rule,
-        verdict=whose.verdict,
-        in_interface=None if specimen is None else specimen.in_interface,
-        out_interface=None if specimen is None else specimen.out_interface,
-        source=None if specimen is None else specimen.source,
+        prefix=own_prefix(
+            counter_id.sandbox, counter_id.rule, is_permissive=counter_id.is_permissive
+        ),
+        sandbox=counter_id.sandbox,
+        rule=counter_id.rule,
+        verdict=counter_id.verdict,
+        in_interface=None if sample_record is None else sample_record.in_interface,
+        out_interface=None if sample_record is None else sample_record.out_interface,
+        source=None if sample_record is None else sample_record.source,
         ethertype=flow.ethertype if flow.ethertype not in _IP else None,
         ip_version=_version(key, flow),
         destination=flow.destination,
         destination_port=flow.port,
         protocol=flow.protocol,
         uid=flow.uid,
-        tcp_flags=None if specimen is None else specimen.tcp_flags,
-        details={} if specimen is None else _told_of_all(specimen),
+        tcp_flags=None if sample_record is None else sample_record.tcp_flags,
+        details={} if sample_record is None else _common_details(sample_record),
         time_ns=end_ns,
         received_ns=read_ns,
         origin=Origin(
             transport="counters",
-            identity=f"{whose.epoch}/{whose.name}/{number}",
-            log_source=f"nftables {where}",
+            identity=f"{counter_id.epoch}/{counter_id.name}/{number}",
+            log_source=f"nftables {counter_name}",
             log_format="nf_tables",
-            raw=f"{where} {{ {_words(flow)} counter packets {packets} bytes {octets} }}",
+            raw=f"{counter_name} {{ {_key_text(flow)} counter packets {packets} bytes {octets} }}",
         ),
     )
     return Attempt(
@@ -79,23 +81,23 @@ def attempt(  # noqa: PLR0913 - what is told, and in whose words
         bytes=octets,
         start_ns=start_ns,
         end_ns=end_ns,
-        merged=merged,
+        aggregation=aggregation,
         attribution=attribution,
     )
 
 
-def _window(counted: Counted) -> tuple[int, int]:
+def _window(counter: FlowCounter) -> tuple[int, int]:
     """From when to when the packets are that it owes: not before those that were told."""
-    since_ns, last_ns = counted.since_ns, counted.last_ns
+    since_ns, last_ns = counter.since_ns, counter.last_ns
     if last_ns >= since_ns:
         return since_ns, last_ns
     # Both are the latest moments that can be, to some seconds; else the clock was set back.
     return (since_ns, since_ns) if since_ns - last_ns < _READ_NS else (last_ns, last_ns)
 
 
-def _told_of_all(specimen: Record) -> dict[str, Detail]:
+def _common_details(sample_record: Record) -> dict[str, Detail]:
     """What decides of a packet what it is, and what became of it: the key doesn't tell."""
-    return {name: specimen.details[name] for name in _KINDS if name in specimen.details}
+    return {name: sample_record.details[name] for name in _KINDS if name in sample_record.details}
 
 
 def _version(key: Key | None, flow: Flow) -> Literal[4, 6] | None:
@@ -106,7 +108,7 @@ def _version(key: Key | None, flow: Flow) -> Literal[4, 6] | None:
     return 4 if key.kind == "flows4" else 6
 
 
-def _words(flow: Flow) -> str:
+def _key_text(flow: Flow) -> str:
     """A key as nft would print it; what it hasn't got is left out."""
     parts = (flow.uid, flow.ethertype, flow.protocol, flow.destination, flow.port)
     return " . ".join(str(part) for part in parts if part is not None)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Whose:
+class CounterId:
     """One rule of one sandbox; ``epoch`` tells its counters from others that it had before.
 
     ``is_permissive``: what they count was let pass.
@@ -25,10 +25,10 @@ class Whose:
     is_permissive: bool = False
 
     @staticmethod
-    def named(sandbox: str, name: str, epoch: str) -> Whose:
+    def named(sandbox: str, name: str, epoch: str) -> CounterId:
         """By the name of an account (:func:`ocsf_nft.flow.account_name`)."""
         rule, colon, _ = name.partition(":")
-        return Whose(sandbox=sandbox, rule=rule, epoch=epoch, is_permissive=bool(colon))
+        return CounterId(sandbox=sandbox, rule=rule, epoch=epoch, is_permissive=bool(colon))
 
     @property
     def name(self) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 _BURST: Final = 1000
-_NS_EACH: Final = 100_000_000  # ten a second once the burst is spent
+_NS_PER_FLOW: Final = 100_000_000  # ten a second once the burst is spent
 #: Users that have a bound of their own; whoever has a namespace may have thousands.
-_USERS: Final = 256
+_MAX_USERS: Final = 256
 
 
 class Quota:
@@ -19,17 +19,17 @@ class Quota:
 
     def grants(self, uid: int | None, now_ns: int) -> bool:
         """Whether one more flow of a user is told by itself; ``now_ns`` never goes back."""
-        if uid not in self._earned_ns and len(self._earned_ns) >= _USERS:
-            self._forget_the_rested(now_ns)
-            if len(self._earned_ns) >= _USERS:
+        if uid not in self._earned_ns and len(self._earned_ns) >= _MAX_USERS:
+            self._evict_unused(now_ns)
+            if len(self._earned_ns) >= _MAX_USERS:
                 return False
-        full = now_ns - _BURST * _NS_EACH
+        full = now_ns - _BURST * _NS_PER_FLOW
         earned_ns = max(self._earned_ns.get(uid, full), full)
-        if earned_ns + _NS_EACH > now_ns:
+        if earned_ns + _NS_PER_FLOW > now_ns:
             return False
-        self._earned_ns[uid] = earned_ns + _NS_EACH
+        self._earned_ns[uid] = earned_ns + _NS_PER_FLOW
         return True
 
-    def _forget_the_rested(self, now_ns: int) -> None:
-        full = now_ns - _BURST * _NS_EACH
+    def _evict_unused(self, now_ns: int) -> None:
+        full = now_ns - _BURST * _NS_PER_FLOW
         self._earned_ns = {uid: at for uid, at in self._earned_ns.items() if at > full}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, get_args
 
 import orjson
 
-from ocsf_nft.accounting.flow_counter import MOST
-from ocsf_nft.accounting.open_incidents import OpenFanOut, OpenStreak
-from ocsf_nft.attempt import Ended, FanOut, Streak
+from ocsf_nft.accounting.flow_counter import MAX_COUNT
+from ocsf_nft.accounting.open_incidents import OpenFanOut, OpenIncident
+from ocsf_nft.attempt import FanOut, Incident, IncidentEnd
 from ocsf_nft.flow import KINDS, Flow, Key, flow
 from ocsf_nft.process import Attribution, Container, Process, Rung, Seen, Sureness
 from ocsf_nft.record import LogFormat, Origin, Record, Transport, Verdict
@@ -21,14 +21,14 @@ from ocsf_nft.record import LogFormat, Origin, Record, Transport, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ocsf_nft.accounting.counter_id import Whose
-    from ocsf_nft.accounting.open_incidents import Open
+    from ocsf_nft.accounting.counter_id import CounterId
+    from ocsf_nft.accounting.open_incidents import OpenEntry
 
 _Reader: TypeAlias = "Callable[[Any], Any]"
 _T = TypeVar("_T")
 
 
-def write(opened: Open) -> str:
+def encode(opened: OpenEntry) -> str:
     """The text of a streak or a fan-out."""
     if isinstance(opened, OpenFanOut):
         state: dict[str, Any] = {"fan_out": opened.end}
@@ -42,27 +42,27 @@ def write(opened: Open) -> str:
         return json.dumps(state, default=_fields)
 
 
-def read(whose: Whose, text: str) -> Open:
-    """What was kept; raises what damage raises (``book``)."""
+def decode(counter_id: CounterId, text: str) -> OpenEntry:
+    """What was kept; raises what damage raises (``database``)."""
     state = json.loads(text)
     if "fan_out" in state:
-        return OpenFanOut(whose, _made(FanOut, _FAN_OUT, state["fan_out"]))
+        return OpenFanOut(counter_id, _build(FanOut, _FAN_OUT, state["fan_out"]))
     kind, data = state["key"]
     key = Key(_one_of(*KINDS)(kind), bytes.fromhex(data))
     flow(key)
-    return OpenStreak(whose, key, _made(Ended, _ENDED, state["streak"]))
+    return OpenIncident(counter_id, key, _build(IncidentEnd, _INCIDENT_END, state["streak"]))
 
 
 def _fields(found: Any) -> dict[str, Any]:
     return {name: getattr(found, name) for name in found.__slots__}
 
 
-def _made(kind: Callable[..., _T], readers: Mapping[str, _Reader], state: Any) -> _T:
+def _build(kind: Callable[..., _T], readers: Mapping[str, _Reader], state: Any) -> _T:
     return kind(**{name: reader(state.get(name)) for name, reader in readers.items()})
 
 
 def _nested(kind: Callable[..., Any], readers: Mapping[str, _Reader]) -> _Reader:
-    return lambda state: _made(kind, readers, state)
+    return lambda state: _build(kind, readers, state)
 
 
 def _each(reader: _Reader) -> _Reader:
@@ -119,7 +119,7 @@ def _details(found: Any) -> dict[str, Any]:
 
 
 _LONG: Final = _up_to((1 << 63) - 1, -(1 << 63))
-_PACKETS: Final = _up_to(MOST)
+_PACKETS: Final = _up_to(MAX_COUNT)
 _16_BITS: Final = _maybe(_up_to(0xFFFF))
 _32_BITS: Final = _maybe(_up_to(0xFFFFFFFF))
 _8_BITS: Final = _maybe(_up_to(0xFF))
@@ -185,7 +185,7 @@ _PROCESS: Final[Mapping[str, _Reader]] = {
     "group_name": _MAY_BE_TEXT,
     "container": _maybe(_nested(Container, _CONTAINER)),
     "unit": _MAY_BE_TEXT,
-    "ancestors": _each(lambda found: _made(Process, _PROCESS, found)),
+    "ancestors": _each(lambda found: _build(Process, _PROCESS, found)),
 }
 _SEEN: Final[Mapping[str, _Reader]] = {
     "process": _nested(Process, _PROCESS),
@@ -202,18 +202,18 @@ _ATTRIBUTION: Final[Mapping[str, _Reader]] = {
     "group_name": _MAY_BE_TEXT,
     "sent_ns": _maybe(_LONG),
 }
-_STREAK: Final[Mapping[str, _Reader]] = {
+_INCIDENT: Final[Mapping[str, _Reader]] = {
     "identity": _text,
-    "windows": _up_to(MOST, 1),
+    "windows": _up_to(MAX_COUNT, 1),
     "packets": _PACKETS,
-    "found_at": _maybe(_up_to(MOST, 1)),
+    "found_at": _maybe(_up_to(MAX_COUNT, 1)),
     "start_ns": _LONG,
     "latest": _each(_text),
     "attribution": _maybe(_nested(Attribution, _ATTRIBUTION)),
 }
-_ENDED: Final[Mapping[str, _Reader]] = {
+_INCIDENT_END: Final[Mapping[str, _Reader]] = {
     "record": _nested(Record, _RECORD),
-    "streak": _nested(Streak, _STREAK),
+    "streak": _nested(Incident, _INCIDENT),
     "end_ns": _LONG,
 }
 _FLOW: Final[Mapping[str, _Reader]] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.accounting.flow_counter import MOST
-from ocsf_nft.accounting.merge_attribution import together
-from ocsf_nft.attempt import Ended, Streak
+from ocsf_nft.accounting.flow_counter import MAX_COUNT
+from ocsf_nft.accounting.merge_attribution import merge
+from ocsf_nft.attempt import Incident, IncidentEnd
 
 if TYPE_CHECKING:
     from ocsf_nft.accounting.priority import IsFinding
@@ -17,41 +17,45 @@ if TYPE_CHECKING:
 LATEST: Final = 10
 
 
-def grown(before: Ended | None, key: Key, attempt: Attempt, is_finding: IsFinding) -> Ended:
+def extend_incident(
+    before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
+) -> IncidentEnd:
     """A streak with one more attempt, as it ends if that is the last; the first one where None.
 
     What has been a finding once remains one, whatever its later records look like.
     """
     identity = attempt.record.origin.identity
-    streak = (
-        before.streak if before is not None else _begun(f"{identity}/{key.data.hex()}", attempt)
+    incident = (
+        before.streak
+        if before is not None
+        else _new_incident(f"{identity}/{key.data.hex()}", attempt)
     )
-    packets = min(streak.packets + attempt.packets, MOST)
-    found_at = streak.found_at
+    packets = min(incident.packets + attempt.packets, MAX_COUNT)
+    found_at = incident.found_at
     if found_at is None and is_finding(attempt.record, packets):
-        found_at = streak.windows + 1
-    return Ended(
+        found_at = incident.windows + 1
+    return IncidentEnd(
         record=attempt.record,
-        streak=Streak(
-            identity=streak.identity,
-            windows=streak.windows + 1,
+        streak=Incident(
+            identity=incident.identity,
+            windows=incident.windows + 1,
             packets=packets,
             found_at=found_at,
             # The clock may be set back.
-            start_ns=min(streak.start_ns, attempt.start_ns),
-            latest=(*streak.latest, identity)[-LATEST:],
+            start_ns=min(incident.start_ns, attempt.start_ns),
+            latest=(*incident.latest, identity)[-LATEST:],
             attribution=(
                 attempt.attribution
                 if before is None
-                else together(streak.attribution, attempt.attribution)
+                else merge(incident.attribution, attempt.attribution)
             ),
         ),
         end_ns=attempt.end_ns,
     )
 
 
-def _begun(identity: str, attempt: Attempt) -> Streak:
-    return Streak(
+def _new_incident(identity: str, attempt: Attempt) -> Incident:
+    return Incident(
         identity=identity,
         windows=0,
         packets=0,

@@ -14,32 +14,32 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Process
 
 #: Processes that are named; of others it is told how many there were, at least.
-_NAMED: Final = 16
-_RUNGS: Final[tuple[Rung, ...]] = get_args(Rung)
-_SURENESSES: Final[tuple[Sureness | None, ...]] = (*get_args(Sureness), None)
+_MAX_NAMED: Final = 16
+_METHODS: Final[tuple[Rung, ...]] = get_args(Rung)
+_CONFIDENCES: Final[tuple[Sureness | None, ...]] = (*get_args(Sureness), None)
 #: When a process was started is told by the clock as it is set while somebody looks. No other
 #: process gets its number so soon.
-_APART_NS: Final = 10 * 1_000_000_000
+_MAX_START_DIFFERENCE_NS: Final = 10 * 1_000_000_000
 _REASON: Final = "not all of it was seen to be done by one process"
-_NOBODY_LOOKED: Final = Attribution(rung="none", reason=_REASON)
+_NOT_ATTRIBUTED: Final = Attribution(rung="none", reason=_REASON)
 
 
-def together(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
+def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
     """Who made the attempts before and the latest one; None where nobody has looked."""
-    first, last = before or _NOBODY_LOOKED, latest or _NOBODY_LOOKED
+    first, last = before or _NOT_ATTRIBUTED, latest or _NOT_ATTRIBUTED
     if first.names_nobody and last.names_nobody:
         return latest or before
-    least_sure = max(last, first, key=lambda each: _SURENESSES.index(each.sureness))
+    least_confident = max(last, first, key=lambda each: _CONFIDENCES.index(each.sureness))
     if _is_by_one_program(first, last):
-        return least_sure
+        return least_confident
     seen, unnamed = _merged(first, last)
     naming = [each for each in (first, last) if not each.names_nobody]
-    sureness = least_sure.sureness if len(naming) == 2 else "low"
-    if sureness == "low":  # it may have been others as well
+    confidence = least_confident.sureness if len(naming) == 2 else "low"
+    if confidence == "low":  # it may have been others as well
         seen = [replace(each, calls=None) for each in seen]
     return Attribution(
-        rung=max((each.rung for each in naming), key=_RUNGS.index),
-        sureness=sureness,
+        rung=max((each.rung for each in naming), key=_METHODS.index),
+        sureness=confidence,
         reason=_REASON,
         seen=tuple(seen),
         unnamed=unnamed,
@@ -62,8 +62,8 @@ def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
         elif not unnamed or _began(one) > max(map(_began, seen), default=0):
             seen.append(one)
     seen.sort(key=_began)
-    gone = max(0, len(seen) - _NAMED)
-    return seen[gone:], max(unnamed + gone, len(latest) + last.unnamed - len(seen))
+    dropped = max(0, len(seen) - _MAX_NAMED)
+    return seen[dropped:], max(unnamed + dropped, len(latest) + last.unnamed - len(seen))
 
 
 def _began(seen: Seen) -> int:
@@ -80,7 +80,7 @@ def _is_by_one_program(first: Attribution, last: Attribution) -> bool:
 def _is_same(one: Process, other: Process) -> bool:
     if one.pid != other.pid or one.created_ns is None or other.created_ns is None:
         return one.pid == other.pid
-    return abs(one.created_ns - other.created_ns) < _APART_NS
+    return abs(one.created_ns - other.created_ns) < _MAX_START_DIFFERENCE_NS
 
 
 def _named(by: Attribution) -> tuple[Seen, ...]:

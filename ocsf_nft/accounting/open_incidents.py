@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.accounting.counter_id import Whose
-    from ocsf_nft.attempt import Ended, FanOut
+    from ocsf_nft.accounting.counter_id import CounterId
+    from ocsf_nft.attempt import FanOut, IncidentEnd
     from ocsf_nft.flow import Key
 
 
-class OpenStreak(NamedTuple):
+class OpenIncident(NamedTuple):
     """A streak, as it ends if nothing more comes; which counters it is of, and its key there."""
 
-    whose: Whose
+    counter_id: CounterId
     key: Key
-    end: Ended
+    end: IncidentEnd
 
     @property
     def identity(self) -> str:
@@ -28,7 +28,7 @@ class OpenStreak(NamedTuple):
 class OpenFanOut(NamedTuple):
     """A fan-out, as it ends if nothing more comes, and which counters it is of."""
 
-    whose: Whose
+    counter_id: CounterId
     end: FanOut
 
     @property
@@ -37,38 +37,38 @@ class OpenFanOut(NamedTuple):
         return self.end.identity
 
 
-Open: TypeAlias = OpenStreak | OpenFanOut
+OpenEntry: TypeAlias = OpenIncident | OpenFanOut
 
 
-class Opened:
+class OpenIncidents:
     """What is open in a sandbox, as far as its file has to know of it."""
 
     def __init__(self) -> None:
         #: What has changed since it was last kept, by identity; None for what has ended.
-        self.changed: dict[str, Open | None] = {}
+        self.changed: dict[str, OpenEntry | None] = {}
         #: What was of counters that are no more.
-        self._left: list[Open] = []
+        self._orphaned: list[OpenEntry] = []
 
-    def goes_on(self, opened: Open) -> None:
+    def update(self, opened: OpenEntry) -> None:
         """It begins, or there is more of it."""
         self.changed[opened.identity] = opened
 
-    def ends(self, identity: str) -> None:
+    def close(self, identity: str) -> None:
         """Its end is told."""
         self.changed[identity] = None
 
-    def leave(self, opened: Open) -> None:
+    def orphan(self, opened: OpenEntry) -> None:
         """It can't go on: nobody counts it any more."""
-        self._left.append(opened)
+        self._orphaned.append(opened)
 
     def clear(self) -> None:
         """Nothing is open."""
         self.changed.clear()
-        self._left.clear()
+        self._orphaned.clear()
 
-    def due(self) -> Iterator[Ended | FanOut]:
+    def due(self) -> Iterator[IncidentEnd | FanOut]:
         """The end of what can't go on."""
-        while self._left:
-            opened = self._left.pop()
-            self.ends(opened.identity)
+        while self._orphaned:
+            opened = self._orphaned.pop()
+            self.close(opened.identity)
             yield opened.end

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 IsFinding: TypeAlias = "Callable[[Record, int], bool]"
 
 
-def _nothing(_record: Record, _packets: int) -> bool:
+def _never(_record: Record, _packets: int) -> bool:
     return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gravity:
+class Priority:
     """``destinations`` have a few places of their own among what is told by itself, for each user.
 
     ``is_finding`` says whether attempts that a record stands for, and that came to so many
@@ -26,4 +26,4 @@ class Gravity:
     """
 
     destinations: frozenset[str] = frozenset()
-    is_finding: IsFinding = _nothing
+    is_finding: IsFinding = _never

@@ -19,17 +19,17 @@ class Schedule:
     ``times`` is how often it has been told of by then.
     """
 
-    __slots__ = ("_step_ns", "due_ns", "told_ns")
+    __slots__ = ("_step_ns", "due_ns", "reported_ns")
 
     def __init__(self, now_ns: int, times: int = 1) -> None:
         self._step_ns = min(_FIRST_STEP_NS << min(times - 1, _DOUBLINGS), _LONGEST_STEP_NS)
-        self.told_ns = now_ns
+        self.reported_ns = now_ns
         self.due_ns = now_ns + self._step_ns
 
-    def told(self, now_ns: int) -> None:
+    def mark_reported(self, now_ns: int) -> None:
         """It has been told of once more: wait longer for the next time."""
         self._step_ns = min(2 * self._step_ns, _LONGEST_STEP_NS)
-        self.told_ns = now_ns
+        self.reported_ns = now_ns
         self.due_ns = now_ns + self._step_ns
 
     def is_due(self, now_ns: int, last_ns: int) -> bool:
@@ -38,4 +38,4 @@ class Schedule:
 
     def is_over(self, now_ns: int, last_ns: int) -> bool:
         """Whether it can be forgotten: nothing came for long, and all is told."""
-        return now_ns - max(last_ns, self.told_ns) >= OVER_NS
+        return now_ns - max(last_ns, self.reported_ns) >= OVER_NS

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ocsf_nft.accounting.counter_id import Whose
-from ocsf_nft.accounting.open_incidents import Opened
-from ocsf_nft.accounting.priority import Gravity
+from ocsf_nft.accounting.counter_id import CounterId
+from ocsf_nft.accounting.open_incidents import OpenIncidents
+from ocsf_nft.accounting.priority import Priority
 from ocsf_nft.accounting.reconciliation import Balance
 from ocsf_nft.accounting.rule_accounting import RuleAccount
 from ocsf_nft.flow import account_name
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.accounting.reconciliation import Mode
-    from ocsf_nft.accounting.rule_accounting import Attributed
-    from ocsf_nft.attempt import Attempt, Ended, FanOut
+    from ocsf_nft.accounting.rule_accounting import AddAttribution
+    from ocsf_nft.attempt import Attempt, FanOut, IncidentEnd
     from ocsf_nft.flow import Reading
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
 
-class Ledger:
+class SandboxAccount:
     """Takes in what sources and counters say of a sandbox, and gives out attempts."""
 
     def __init__(
@@ -31,32 +31,32 @@ class Ledger:
         sandbox: str,
         *,
         begun_ns: int,
-        gravity: Gravity | None = None,
-        attributed: Attributed = lambda attempt: attempt,
+        priority: Priority | None = None,
+        add_attribution: AddAttribution = lambda attempt: attempt,
     ) -> None:
-        """No packet is from before ``begun_ns``; without ``gravity`` nothing is graver.
+        """No packet is from before ``begun_ns``; without ``priority`` nothing is graver.
 
-        ``attributed`` is asked once for each attempt, before it is told.
+        ``add_attribution`` is asked once for each attempt, before it is told.
         """
         self.sandbox = sandbox
         #: By the names of accounts.
         self.rules: dict[str, RuleAccount] = {}
-        self.opened = Opened()
-        self._gravity = gravity or Gravity()
-        self._attributed = attributed
+        self.opened = OpenIncidents()
+        self._priority = priority or Priority()
+        self._add_attribution = add_attribution
         self._begun_ns = begun_ns
         #: Accounts whose counters are no more: all that they owe is to be told.
         self._ended: list[RuleAccount] = []
 
-    def account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
+    def new_rule_account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
         """An account of one rule, by its name, that nothing has been taken in by yet."""
-        whose = Whose.named(self.sandbox, name, epoch)
+        counter_id = CounterId.named(self.sandbox, name, epoch)
         return RuleAccount(
-            whose,
+            counter_id,
             self.opened,
             begun_ns=begun_ns,
-            gravity=self._gravity,
-            attributed=self._attributed,
+            priority=self._priority,
+            add_attribution=self._add_attribution,
         )
 
     def record(
@@ -78,7 +78,7 @@ class Ledger:
             account = before
             if account is None or account.epoch != epoch:
                 begun_ns = since_ns if before is None else before.read_ns
-                self.rules[rule] = account = self.account(rule, epoch, begun_ns=begun_ns)
+                self.rules[rule] = account = self.new_rule_account(rule, epoch, begun_ns=begun_ns)
                 if before is not None:
                     account.take_over(before)
                     self._ended.append(before)
@@ -87,10 +87,10 @@ class Ledger:
     def lacks(self, record: Record) -> bool:
         """Whether a record is of counters that no reading has had: the fence's mode has changed."""
         return _name(record) not in self.rules and any(
-            account.whose.rule == record.rule for account in self.rules.values()
+            account.counter_id.rule == record.rule for account in self.rules.values()
         )
 
-    def renewed(self, reading: Reading) -> tuple[str, ...]:
+    def renewed_rules(self, reading: Reading) -> tuple[str, ...]:
         """The rules whose counters are others than those of the last reading."""
         return tuple(
             rule
@@ -98,12 +98,14 @@ class Ledger:
             if rule in self.rules and self.rules[rule].epoch != epoch
         )
 
-    def fold(self, now_ns: int) -> Iterator[None]:
+    def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
         """Before :meth:`due`: its long work, yielding now and then."""
         for account in list(self.rules.values()):
-            yield from account.fold(now_ns)
+            yield from account.aggregate_overflow(now_ns)
 
-    def due(self, now_ns: int, *, closing: bool = False) -> Iterator[Attempt | FanOut | Ended]:
+    def due(
+        self, now_ns: int, *, closing: bool = False
+    ) -> Iterator[Attempt | FanOut | IncidentEnd]:
         """What is to be told now; all that is owed, and the end of all, when ``closing``."""
         yield from self.opened.due()
         while self._ended:
@@ -115,12 +117,12 @@ class Ledger:
         """How many packets there were between the last reading and this one, by mode."""
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():
-            whose = Whose.named(self.sandbox, name, reading.epochs[name])
+            counter_id = CounterId.named(self.sandbox, name, reading.epochs[name])
             account = self.rules.get(name)
-            is_same = account is not None and account.epoch == whose.epoch
-            found[whose.mode] += of_rule.refused.packets
+            is_same = account is not None and account.epoch == counter_id.epoch
+            found[counter_id.mode] += of_rule.refused.packets
             if account is not None and is_same:
-                found[whose.mode] -= account.refused.packets
+                found[counter_id.mode] -= account.refused.packets
         return found
 
     @property
@@ -133,13 +135,13 @@ class Ledger:
         return tuple(
             Balance(
                 sandbox=self.sandbox,
-                rule=account.whose.rule,
-                mode=account.whose.mode,
-                refused=0 if account.whose.is_permissive else account.refused.packets,
-                let_pass=account.refused.packets if account.whose.is_permissive else 0,
+                rule=account.counter_id.rule,
+                mode=account.counter_id.mode,
+                refused=0 if account.counter_id.is_permissive else account.refused.packets,
+                let_pass=account.refused.packets if account.counter_id.is_permissive else 0,
                 reported=account.reported,
                 overflowed=account.overflowed,
-                in_flight=account.in_flight(),
+                in_flight=account.pending_packets(),
                 lost=max(0, account.logged - account.received),
             )
             for _, account in sorted(self.rules.items())

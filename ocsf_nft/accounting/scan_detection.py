@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from ocsf_nft.accounting.flow_counter import MOST
+from ocsf_nft.accounting.flow_counter import MAX_COUNT
 from ocsf_nft.accounting.open_incidents import OpenFanOut
 from ocsf_nft.accounting.report_schedule import Schedule
 from ocsf_nft.attempt import FanOut
@@ -13,8 +13,8 @@ from ocsf_nft.flow import flow
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.accounting.counter_id import Whose
-    from ocsf_nft.accounting.open_incidents import Opened
+    from ocsf_nft.accounting.counter_id import CounterId
+    from ocsf_nft.accounting.open_incidents import OpenIncidents
     from ocsf_nft.flow import Flow, Key
 
 _Stage: TypeAlias = Literal["begun", "goes on", "ended"]
@@ -22,19 +22,19 @@ _Stage: TypeAlias = Literal["begun", "goes on", "ended"]
 #: So many distinct flows within so short a time are no single program's errand.
 FLOWS: Final = 20
 WITHIN_NS: Final = 60 * 1_000_000_000
-_SAMPLE: Final = 10
+_MAX_SAMPLE: Final = 10
 #: Distinct destinations and ports are counted so far: beyond, "at least" is said of them.
-_DISTINCT: Final = 4096
+_MAX_DISTINCT: Final = 4096
 #: Users that are watched at once: whoever has a namespace may have thousands.
-_USERS: Final = 1024
+_MAX_USERS: Final = 1024
 
 
-class _Watched:
+class _UserActivity:
     """What one user has tried since ``since_ns``."""
 
     __slots__ = (
-        "before", "begun_ns", "destinations", "flows", "grew_ns", "identity", "is_told", "kept",
-        "last_ns", "packets", "ports", "sample", "schedule", "since_ns",
+        "before", "begun_ns", "destinations", "flows", "grew_ns", "identity", "is_reported",
+        "last_ns", "packets", "ports", "sample", "schedule", "since_ns", "stored",
     )  # fmt: skip
 
     def __init__(self, identity: str, time_ns: int) -> None:
@@ -48,91 +48,93 @@ class _Watched:
         self.ports: set[int] = set()
         self.sample: list[Flow] = []
         self.schedule: Schedule | None = None
-        self.is_told = True
+        self.is_reported = True
         #: What was told before a restart: the addresses and ports themselves are not kept.
         self.before: FanOut | None = None
         #: Flows and packets as they were last kept.
-        self.kept = (0, 0)
+        self.stored = (0, 0)
 
 
 class FanOuts:
     """The fan-outs of one rule, by user."""
 
-    def __init__(self, whose: Whose, opened: Opened) -> None:
-        self._whose = whose
+    def __init__(self, counter_id: CounterId, opened: OpenIncidents) -> None:
+        self._whose = counter_id
         self._opened = opened
-        self._watched: dict[int | None, _Watched] = {}
+        self._activities: dict[int | None, _UserActivity] = {}
 
-    def saw(self, key: Key, time_ns: int) -> None:
+    def add_flow(self, key: Key, time_ns: int) -> None:
         """Take in a flow that was not there before; ``time_ns`` is since the epoch, UTC."""
         what = flow(key)
-        found = self._watched.get(what.uid)
+        found = self._activities.get(what.uid)
         if found is None:
-            if len(self._watched) >= _USERS and not self._forget_one():
+            if len(self._activities) >= _MAX_USERS and not self._evict_one():
                 return
-            whose = self._whose
-            found = _Watched(f"{whose.epoch}/{whose.name}/{what.uid}/{time_ns}", time_ns)
-            self._watched[what.uid] = found
+            counter_id = self._whose
+            found = _UserActivity(
+                f"{counter_id.epoch}/{counter_id.name}/{what.uid}/{time_ns}", time_ns
+            )
+            self._activities[what.uid] = found
         found.flows += 1
         found.last_ns = max(time_ns, found.since_ns)
         found.grew_ns = None
-        found.is_told = False
-        if what.destination is not None and len(found.destinations) < _DISTINCT:
+        found.is_reported = False
+        if what.destination is not None and len(found.destinations) < _MAX_DISTINCT:
             found.destinations.add(what.destination)
-        if what.port is not None and len(found.ports) < _DISTINCT:
+        if what.port is not None and len(found.ports) < _MAX_DISTINCT:
             found.ports.add(what.port)
-        if len(found.sample) < _SAMPLE:
+        if len(found.sample) < _MAX_SAMPLE:
             found.sample.append(what)
 
     def resume(self, opened: OpenFanOut) -> None:
         """Go on with one that was told of before a restart."""
         before = opened.end
-        found = self._watched[before.uid] = _Watched(before.identity, before.start_ns)
+        found = self._activities[before.uid] = _UserActivity(before.identity, before.start_ns)
         found.last_ns = before.end_ns
-        found.flows, found.packets = found.kept = before.flows, before.packets
+        found.flows, found.packets = found.stored = before.flows, before.packets
         found.sample = list(before.sample)
         found.before = before
 
     def count(self, uid: int | None, packets: int) -> None:
         """Take in packets of a user's flows."""
-        if found := self._watched.get(uid):
-            found.packets = min(found.packets + packets, MOST)
+        if found := self._activities.get(uid):
+            found.packets = min(found.packets + packets, MAX_COUNT)
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
         """What is to be told now; all that has begun, and its end, when ``closing``.
 
         ``now_ns`` is of any clock that is not set.
         """
-        for uid, found in list(self._watched.items()):
+        for uid, found in list(self._activities.items()):
             found.begun_ns = now_ns if found.begun_ns is None else found.begun_ns
             found.grew_ns = now_ns if found.grew_ns is None else found.grew_ns
             is_over = closing or now_ns - found.grew_ns >= WITHIN_NS
             stage = _stage(found, now_ns, is_over=is_over)
             if found.schedule is None:
                 if is_over or now_ns - found.begun_ns > WITHIN_NS:
-                    del self._watched[uid]
+                    del self._activities[uid]
                 continue
-            if found.kept != (found.flows, found.packets):
-                found.kept = (found.flows, found.packets)
+            if found.stored != (found.flows, found.packets):
+                found.stored = (found.flows, found.packets)
                 end = self._of(uid, found, "ended")
-                self._opened.goes_on(OpenFanOut(self._whose, end))
+                self._opened.update(OpenFanOut(self._whose, end))
             if stage is not None:
-                found.is_told = True
+                found.is_reported = True
                 yield self._of(uid, found, stage)
             if is_over:
-                del self._watched[uid]
-                self._opened.ends(found.identity)
+                del self._activities[uid]
+                self._opened.close(found.identity)
                 yield self._of(uid, found, "ended")
 
-    def _forget_one(self) -> bool:
+    def _evict_one(self) -> bool:
         """Make room for another user, at the cost of the one watched longest without result."""
-        for uid, found in self._watched.items():
+        for uid, found in self._activities.items():
             if found.flows < FLOWS:
-                del self._watched[uid]
+                del self._activities[uid]
                 return True
         return False
 
-    def _of(self, uid: int | None, found: _Watched, stage: _Stage) -> FanOut:
+    def _of(self, uid: int | None, found: _UserActivity, stage: _Stage) -> FanOut:
         before = found.before
         return FanOut(
             identity=found.identity,
@@ -151,14 +153,14 @@ class FanOuts:
         )
 
 
-def _stage(found: _Watched, now_ns: int, *, is_over: bool) -> _Stage | None:
+def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
     """What is to be told of one now, but for its end."""
     if found.schedule is None:
         if found.before is None and found.flows < FLOWS:
             return None
         found.schedule = Schedule(now_ns)
         return "begun" if found.before is None else None
-    if found.is_told or is_over or now_ns < found.schedule.due_ns:
+    if found.is_reported or is_over or now_ns < found.schedule.due_ns:
         return None
-    found.schedule.told(now_ns)
+    found.schedule.mark_reported(now_ns)
     return "goes on"

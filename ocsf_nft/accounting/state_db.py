@@ -17,9 +17,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
 
 from ocsf_nft.accounting import incident_codec
-from ocsf_nft.accounting.counter_id import Whose
-from ocsf_nft.accounting.flow_counter import Counted
-from ocsf_nft.accounting.flow_report import Pot
+from ocsf_nft.accounting.counter_id import CounterId
+from ocsf_nft.accounting.flow_counter import FlowCounter
+from ocsf_nft.accounting.flow_report import FlowAggregate
 from ocsf_nft.database import Database
 from ocsf_nft.flow import Count, Key, flow
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.accounting.rule_accounting import RuleAccount
-    from ocsf_nft.accounting.sandbox_accounting import Ledger
+    from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 
 #: Another version of the program that keeps its things otherwise gives its file another name.
 FILE: Final = "accounts-1.sqlite3"
@@ -61,7 +61,7 @@ _FEW: Final = 100
 _Row = tuple[str, str, bytes, int, int, int, int, int, int]
 
 
-class Lost(NamedTuple):
+class DroppedRecords(NamedTuple):
     """Records that a source could not read: in how many gaps, and how many at least."""
 
     source: str
@@ -74,48 +74,53 @@ class Changes:
 
     def __init__(self) -> None:
         self.rules: list[tuple[str, str, str]] = []
-        self.counted: list[_Row] = []
-        self.gone: list[tuple[str, str, bytes]] = []
-        self.renewed: list[tuple[str]] = []
+        self.counters: list[_Row] = []
+        self.removed: list[tuple[str, str, bytes]] = []
+        self.renewed_rules: list[tuple[str]] = []
         self.opened: list[tuple[str, str, str, str]] = []
-        self.ended: list[tuple[str]] = []
+        self.closed: list[tuple[str]] = []
 
-    def gather(self, ledger: Ledger) -> Iterator[None]:
+    def collect(self, account: SandboxAccount) -> Iterator[None]:
         """Take out what has changed since the last time; yields now and then.
 
         Nothing else may be done with the ledger until it is through.
         """
-        for name, account in ledger.rules.items():
-            if account.kept is None:
-                self.renewed.append((name,))
-            touched = iter(account.touched)
+        for name, rule_account in account.rules.items():
+            if rule_account.stored is None:
+                self.renewed_rules.append((name,))
+            touched = iter(rule_account.touched)
             while some := tuple(islice(touched, _SLICE)):
                 for key in some:
-                    counted = account.entries[key.kind].get(key.data)
-                    if counted is None:
-                        self.gone.append((name, *key))
+                    counter = rule_account.entries[key.kind].get(key.data)
+                    if counter is None:
+                        self.removed.append((name, *key))
                     else:
-                        self.counted.append((name, *key, *_columns(counted)))
+                        self.counters.append((name, *key, *_columns(counter)))
                 yield
-            account.touched.clear()
-            state = _state(account)
-            if state != account.kept:
-                account.kept = state
-                self.rules.append((name, account.epoch, json.dumps(state)))
-        changed = iter(ledger.opened.changed.items())
+            rule_account.touched.clear()
+            state = _state(rule_account)
+            if state != rule_account.stored:
+                rule_account.stored = state
+                self.rules.append((name, rule_account.epoch, json.dumps(state)))
+        changed = iter(account.opened.changed.items())
         while some_open := tuple(islice(changed, _FEW)):
             for identity, each in some_open:
                 if each is None:
-                    self.ended.append((identity,))
+                    self.closed.append((identity,))
                 else:
                     self.opened.append(
-                        (identity, each.whose.name, each.whose.epoch, incident_codec.write(each))
+                        (
+                            identity,
+                            each.counter_id.name,
+                            each.counter_id.epoch,
+                            incident_codec.encode(each),
+                        )
                     )
             yield
-        ledger.opened.changed.clear()
+        account.opened.changed.clear()
 
 
-class Book:
+class StateDatabase:
     """The file of one sandbox."""
 
     def __init__(self, path: Path) -> None:
@@ -142,37 +147,37 @@ class Book:
         fault, self._file.fault = self._file.fault, None
         return fault
 
-    def load(self, ledger: Ledger) -> None:
+    def load(self, account: SandboxAccount) -> None:
         """Take up an account where it was left.
 
         One that is damaged, or makes no sense, is set aside, and the account begins anew. Raises
         DeliveryError, or SourceError where the file is only to be read.
         """
         try:
-            self._load(ledger)
+            self._load(account)
         except _DAMAGE as error:
             if isinstance(error, sqlite3.OperationalError) or self._is_read_only:
                 raise self._file.failure(error) from error
-            ledger.rules.clear()
-            ledger.opened.clear()
-            self._file.set_aside(f"{type(error).__name__}: {error}")
+            account.rules.clear()
+            account.opened.clear()
+            self._file.quarantine(f"{type(error).__name__}: {error}")
 
-    def _load(self, ledger: Ledger) -> None:
-        with self._file.transaction() as connection:
+    def _load(self, account: SandboxAccount) -> None:
+        with self._file.raw_transaction() as connection:
             for name, epoch, state in connection.execute("SELECT * FROM rule"):
-                ledger.rules[name] = _account(ledger, name, epoch, json.loads(state))
+                account.rules[name] = _restore_rule_account(account, name, epoch, json.loads(state))
             for name, kind, data, *columns in connection.execute("SELECT * FROM counted"):
                 key = Key(kind, data)
                 flow(key)
-                ledger.rules[name].restore(key, _counted(columns))
+                account.rules[name].restore(key, _counter(columns))
             # Who only reads tells nothing, and may read what an earlier version keeps.
             if not self._is_read_only:
                 for columns in connection.execute("SELECT * FROM opened"):
-                    _reopen(ledger, *columns)
+                    _reopen(account, *columns)
 
     def position(self, source: str) -> str | None:
         """Where a source is to go on, None where another one, or none, was read before."""
-        with self._file.at_work() as connection:
+        with self._file.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
             ).fetchone()
@@ -185,16 +190,16 @@ class Book:
 
         ``position`` is that of a source, by its name, behind all records that were taken in.
         """
-        with self._file.at_work() as connection:
-            connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed)
+        with self._file.transaction() as connection:
+            connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed_rules)
             connection.executemany("REPLACE INTO rule VALUES (?, ?, ?)", changed.rules)
             connection.executemany(
-                "REPLACE INTO counted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changed.counted
+                "REPLACE INTO counted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changed.counters
             )
             connection.executemany(
-                "DELETE FROM counted WHERE rule = ? AND kind = ? AND data = ?", changed.gone
+                "DELETE FROM counted WHERE rule = ? AND kind = ? AND data = ?", changed.removed
             )
-            connection.executemany("DELETE FROM opened WHERE identity = ?", changed.ended)
+            connection.executemany("DELETE FROM opened WHERE identity = ?", changed.closed)
             connection.executemany("REPLACE INTO opened VALUES (?, ?, ?, ?)", changed.opened)
             connection.execute("DELETE FROM outbox")
             connection.executemany(
@@ -207,32 +212,32 @@ class Book:
 
     def undelivered(self) -> tuple[bytes, ...]:
         """The events that may not have been delivered: the last that were kept."""
-        with self._file.at_work() as connection:
+        with self._file.transaction() as connection:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
-    def lose(self, source: str, records: int) -> None:
+    def add_dropped(self, source: str, records: int) -> None:
         """Count a gap of a source, and the records that it lost."""
-        with self._file.at_work() as connection:
+        with self._file.transaction() as connection:
             connection.execute(
                 "INSERT INTO lost VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
                 "gaps = gaps + 1, records = records + excluded.records",
                 (source, records),
             )
 
-    def lost(self) -> tuple[Lost, ...]:
+    def dropped_records(self) -> tuple[DroppedRecords, ...]:
         """What each source has lost since the account was begun."""
-        with self._file.at_work() as connection:
-            return tuple(Lost(*row) for row in connection.execute("SELECT * FROM lost"))
+        with self._file.transaction() as connection:
+            return tuple(DroppedRecords(*row) for row in connection.execute("SELECT * FROM lost"))
 
 
-def _columns(counted: Counted) -> tuple[int, int, int, int, int, int]:
+def _columns(counter: FlowCounter) -> tuple[int, int, int, int, int, int]:
     return (
-        counted.since_ns,
-        counted.last_ns,
-        counted.seen_packets,
-        counted.seen_bytes,
-        counted.owed_packets,
-        counted.owed_bytes,
+        counter.since_ns,
+        counter.last_ns,
+        counter.seen_packets,
+        counter.seen_bytes,
+        counter.unreported_packets,
+        counter.unreported_bytes,
     )
 
 
@@ -243,61 +248,65 @@ def _whole(numbers: Sequence[object]) -> tuple[int, ...]:
     return cast("tuple[int, ...]", tuple(numbers))
 
 
-def _counted(columns: Sequence[int]) -> Counted:
-    since_ns, last_ns, seen_packets, seen_bytes, owed_packets, owed_bytes = _whole(columns)
-    return Counted(
+def _counter(columns: Sequence[int]) -> FlowCounter:
+    since_ns, last_ns, seen_packets, seen_bytes, unreported_packets, unreported_bytes = _whole(
+        columns
+    )
+    return FlowCounter(
         since_ns=since_ns,
         last_ns=last_ns,
         seen_packets=seen_packets,
         seen_bytes=seen_bytes,
-        owed_packets=owed_packets,
-        owed_bytes=owed_bytes,
+        unreported_packets=unreported_packets,
+        unreported_bytes=unreported_bytes,
     )
 
 
-def _state(account: RuleAccount) -> dict[str, Any]:
+def _state(rule_account: RuleAccount) -> dict[str, Any]:
     return {
-        "refused": account.refused,
-        "placed": account.placed,
-        "reported": account.reported,
-        "overflowed": account.overflowed,
-        "received": account.received,
-        "read_ns": account.read_ns,
-        "named_from_ns": account.named_from_ns,
-        "overflow": _columns(account.overflow.counted),
-        "forgotten": _columns(account.forgotten.counted),
+        "refused": rule_account.refused,
+        "placed": rule_account.in_sets,
+        "reported": rule_account.reported,
+        "overflowed": rule_account.overflowed,
+        "received": rule_account.received,
+        "read_ns": rule_account.read_ns,
+        "named_from_ns": rule_account.late_records_until_ns,
+        "overflow": _columns(rule_account.overflow.counter),
+        "forgotten": _columns(rule_account.evicted.counter),
         "many": [
-            (uid, pot.flows, _columns(pot.counted))
-            for uid, pot in account.many.items()
-            if pot.counted.owed_packets
+            (uid, aggregate.flows, _columns(aggregate.counter))
+            for uid, aggregate in rule_account.by_user.items()
+            if aggregate.counter.unreported_packets
         ],
     }
 
 
-def _account(ledger: Ledger, name: str, epoch: str, state: Mapping[str, Any]) -> RuleAccount:
-    account = ledger.account(name, epoch, begun_ns=_whole([state["read_ns"]])[0])
-    account.refused = Count(*_whole(state["refused"]))
-    account.placed = Count(*_whole(state["placed"]))
-    told = (state["reported"], state["overflowed"], state["received"])
-    account.reported, account.overflowed, account.received = _whole(told)
-    (account.named_from_ns,) = _whole([state["named_from_ns"]])
-    account.overflow = Pot(_counted(state["overflow"]))
-    account.forgotten = Pot(_counted(state["forgotten"]))
+def _restore_rule_account(
+    account: SandboxAccount, name: str, epoch: str, state: Mapping[str, Any]
+) -> RuleAccount:
+    rule_account = account.new_rule_account(name, epoch, begun_ns=_whole([state["read_ns"]])[0])
+    rule_account.refused = Count(*_whole(state["refused"]))
+    rule_account.in_sets = Count(*_whole(state["placed"]))
+    totals = (state["reported"], state["overflowed"], state["received"])
+    rule_account.reported, rule_account.overflowed, rule_account.received = _whole(totals)
+    (rule_account.late_records_until_ns,) = _whole([state["named_from_ns"]])
+    rule_account.overflow = FlowAggregate(_counter(state["overflow"]))
+    rule_account.evicted = FlowAggregate(_counter(state["forgotten"]))
     for uid, flows, columns in state["many"]:
-        account.many[uid] = Pot(_counted(columns))
-        (account.many[uid].flows,) = _whole([flows])
-    account.kept = _state(account)
-    return account
+        rule_account.by_user[uid] = FlowAggregate(_counter(columns))
+        (rule_account.by_user[uid].flows,) = _whole([flows])
+    rule_account.stored = _state(rule_account)
+    return rule_account
 
 
-def _reopen(ledger: Ledger, identity: str, name: str, epoch: str, state: str) -> None:
+def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
     """Go on with what was open, if its counters are still those of its rule."""
-    whose = Whose.named(ledger.sandbox, name, epoch)
-    found = incident_codec.read(whose, state)
+    counter_id = CounterId.named(account.sandbox, name, epoch)
+    found = incident_codec.decode(counter_id, state)
     if found.identity != identity:
         raise ValueError("kept under the name of another")
-    account = ledger.rules[name]
-    if account.epoch != epoch:
-        ledger.opened.leave(found)
+    rule_account = account.rules[name]
+    if rule_account.epoch != epoch:
+        account.opened.orphan(found)
     else:
-        account.resume(found)
+        rule_account.resume(found)

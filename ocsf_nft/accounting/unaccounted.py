@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft.flow import Count
 
 if TYPE_CHECKING:
-    from ocsf_nft.accounting.flow_counter import Counted
+    from ocsf_nft.accounting.flow_counter import FlowCounter
 
 #: Readings that lack the same packets before they are taken for forgotten: one may leave out some
 #: elements, and the next one others. At the end, when nothing is refused any more, two.
@@ -16,7 +16,7 @@ READINGS: Final = 8
 LAST_READINGS: Final = 2
 
 
-class Remainder:
+class UnaccountedPackets:
     """What each of the last readings lacked."""
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Remainder:
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
-    def beyond(self, known: Counted, readings: int) -> Count:
+    def beyond(self, known: FlowCounter, readings: int) -> Count:
         """What so many readings lacked, beyond what is known to be forgotten."""
         if len(self._lacked) < readings:
             return Count()

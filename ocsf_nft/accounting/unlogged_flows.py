@@ -14,21 +14,21 @@ from ocsf_nft.flow import user_of, without_port
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.accounting.flow_counter import Counted
+    from ocsf_nft.accounting.flow_counter import FlowCounter
     from ocsf_nft.flow import Key
 
 
-class Unheard:
+class UnloggedFlows:
     """Unreported counters, indexed by user and by everything but the port."""
 
-    def __init__(self, counters: Iterable[tuple[Key, Counted]]) -> None:
-        self._of_user: dict[int | None, list[tuple[Key, Counted]]] = {}
-        self._alike: dict[Key, list[tuple[Key, Counted]]] = {}
-        for key, counted in counters:
-            self._of_user.setdefault(user_of(key), []).append((key, counted))
-            self._alike.setdefault(without_port(key), []).append((key, counted))
+    def __init__(self, counters: Iterable[tuple[Key, FlowCounter]]) -> None:
+        self._of_user: dict[int | None, list[tuple[Key, FlowCounter]]] = {}
+        self._alike: dict[Key, list[tuple[Key, FlowCounter]]] = {}
+        for key, counter in counters:
+            self._of_user.setdefault(user_of(key), []).append((key, counter))
+            self._alike.setdefault(without_port(key), []).append((key, counter))
 
-    def owing(self, packets: int, key: Key) -> list[tuple[Key, Counted]]:
+    def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
         """Return a counter with that many unreported packets or more, or an empty list.
 
         A counter with the protocol and destination of ``key`` comes first, then any of its user.
@@ -38,7 +38,7 @@ class Unheard:
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)
 
 
-def _last(found: list[tuple[Key, Counted]], packets: int) -> list[tuple[Key, Counted]]:
-    while found and found[-1][1].owed_packets < packets:
+def _last(found: list[tuple[Key, FlowCounter]], packets: int) -> list[tuple[Key, FlowCounter]]:
+    while found and found[-1][1].unreported_packets < packets:
         found.pop()
     return found[-1:]

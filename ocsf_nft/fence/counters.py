@@ -33,8 +33,8 @@ from ocsf_nft.flow import (
     Reading,
     RuleReading,
     account_name,
-    counting_name,
-    renumbered,
+    counter_suffix,
+    map_uids,
 )
 from ocsf_nft.netns import Namespace
 from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
@@ -202,7 +202,7 @@ class Counters:
         for entry in self._namespaces:
             for family, table, names in entry.tables:
                 for rule, is_permissive in itertools.product(names, (False, True)):
-                    counting = counting_name(rule, is_permissive=is_permissive)
+                    counting = counter_suffix(rule, is_permissive=is_permissive)
                     found = self._read(entry, family, table, counting, deadline)
                     if found is not None:
                         name = account_name(rule, is_permissive=is_permissive)
@@ -237,7 +237,7 @@ class Counters:
     ) -> tuple[str, RuleReading]:
         """Return the epoch with the boot id, and the reading with user ids of our namespace."""
         if entry.users is not None:
-            reading = renumbered(reading, entry.users.to_local)
+            reading = map_uids(reading, entry.users.to_local)
         return f"{self._boot}:{epoch}", reading
 
     def _open(self, entry: _NamespaceTables) -> Nftables:

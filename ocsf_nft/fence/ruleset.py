@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.fence import permissive, vm_addresses
-from ocsf_nft.flow import counting_name
+from ocsf_nft.flow import counter_suffix
 from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
     """Return the accounting of the rule egress, with the names of the given mode."""
-    name = counting_name("egress", is_permissive=is_permissive)
+    name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 
 

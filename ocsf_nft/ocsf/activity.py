@@ -43,7 +43,7 @@ from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, visible
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.attempt import Attempt, Merged
+    from ocsf_nft.attempt import Aggregation, Attempt
     from ocsf_nft.flow import Flow
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.context import Context, Proxy
@@ -82,9 +82,9 @@ def derived(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
 
 
 def _correlation_uid(attempt: Attempt) -> str:
-    record, merged = attempt.record, attempt.merged
+    record, merged = attempt.record, attempt.aggregation
     if merged is not None:
-        return event_uids.merged_uid(record.sandbox, record.rule, record.uid, merged.why)
+        return event_uids.merged_uid(record.sandbox, record.rule, record.uid, merged.reason)
     if attempt.streak is not None:
         return event_uids.streak_uid(attempt.streak.identity)
     return event_uids.attempt_uid(record)
@@ -107,7 +107,7 @@ class Activities:
 
         What it says of addresses, of uids and of sizes is only what ``of_it`` says.
         """
-        record, merged = attempt.record, attempt.merged
+        record, merged = attempt.record, attempt.aggregation
         way = packet_outcome.direction(record, self._context.uplinks)
         source, destination, matters = of_it.source, of_it.destination, of_it.severity
         if matters is None:
@@ -192,7 +192,7 @@ class Activities:
     ) -> tuple[Proxy, NetworkProxy] | tuple[None, None]:
         """The proxy that should have been used, if one would have helped."""
         version = attempt.record.ip_version
-        is_frame = version is None and attempt.merged is None
+        is_frame = version is None and attempt.aggregation is None
         if not packet_outcome.is_ours(attempt.record) or is_frame or way is Direction.INBOUND:
             return None, None
         # A sandbox with one proxy of one family is to use that one for everything.
@@ -218,9 +218,9 @@ def _attacks(
         return None
     if way is not Direction.OUTBOUND or packet_outcome.is_housekeeping(record, destination):
         return None
-    if attempt.merged is not None:
+    if attempt.aggregation is not None:
         # That a set was full, or was not read in time, may be others' doing.
-        is_of_one_user = attempt.merged.why == "many" and record.uid is not None
+        is_of_one_user = attempt.aggregation.reason == "many" and record.uid is not None
         return attack.SCAN if is_of_one_user else None
     return attack.attacks(
         record, is_cloud_metadata=destination is not None and destination.is_cloud_metadata
@@ -232,9 +232,9 @@ def _traffic(packets: int, length: int | None) -> NetworkTraffic:
     return NetworkTraffic(packets=packets, bytes=length).keep_json()
 
 
-def _merged(merged: Merged) -> dict[str, Any]:
+def _merged(merged: Aggregation) -> dict[str, Any]:
     """Why packets are told together, and of which flows: the schema has no place for many."""
-    told: dict[str, Any] = {"why": merged.why}
+    told: dict[str, Any] = {"why": merged.reason}
     if merged.flows is not None:
         told["flows"] = merged.flows
     if merged.sample:

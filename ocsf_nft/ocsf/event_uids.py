@@ -13,7 +13,7 @@ from uuid import UUID
 import orjson
 
 if TYPE_CHECKING:
-    from ocsf_nft.attempt import Merger
+    from ocsf_nft.attempt import AggregationReason
     from ocsf_nft.record import Record
 
 #: Never to be changed: event uids of all versions derive from it.
@@ -73,7 +73,7 @@ def attempt_uid(record: Record) -> str:
     )
 
 
-def merged_uid(sandbox: str | None, rule: str, uid: int | None, why: Merger) -> str:
+def merged_uid(sandbox: str | None, rule: str, uid: int | None, why: AggregationReason) -> str:
     """What all attempts that are several flows of one user share, where the reason is the same."""
     return stable_uid("merged", sandbox, rule, uid, why)
 

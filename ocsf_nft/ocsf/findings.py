@@ -31,7 +31,7 @@ from ocsf_nft.ocsf.safe_text import visible
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attempt import Attempt, Ended, Streak
+    from ocsf_nft.attempt import Attempt, Incident, IncidentEnd
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.ocsf.enums import Severity
@@ -120,8 +120,8 @@ _LET_PASS: Final = Deed(
 
 
 def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the call
-    found: Attempt | Ended,
-    streak: Streak,
+    found: Attempt | IncidentEnd,
+    streak: Incident,
     event: NetworkActivity,
     stage: Stage,
     *,

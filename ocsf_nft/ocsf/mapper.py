@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf import findings, packet_outcome, severity
 from ocsf_nft.ocsf.activity import Activities, derived
 from ocsf_nft.ocsf.addresses import place
@@ -59,7 +59,7 @@ class Mapper:
         """Whether attempts that a record stands for, and that came to so many packets, are one."""
         return self._context.threshold.is_reached(self._matters(record), packets)
 
-    def finding(self, found: Attempt | Ended, *, processed_ns: int) -> DetectionFinding | None:
+    def finding(self, found: Attempt | IncidentEnd, *, processed_ns: int) -> DetectionFinding | None:
         """The finding that an attempt is, goes on with, or was the last of; None for most.
 
         ``processed_ns`` is now, in ns since the epoch, UTC.
@@ -68,7 +68,7 @@ class Mapper:
         if streak is None or streak.found_at is None:
             return None
         way = packet_outcome.direction(record, self._context.uplinks)
-        if isinstance(found, Ended):
+        if isinstance(found, IncidentEnd):
             stage = "ended"
         else:
             stage = "begun" if streak.found_at == streak.windows else "goes on"

@@ -18,7 +18,7 @@ from ocsf_nft.ocsf.services import service
 from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
-    from ocsf_nft.attempt import Attempt, Merged
+    from ocsf_nft.attempt import Aggregation, Attempt
     from ocsf_nft.ocsf.addresses import Place
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.process import Attribution, Process
@@ -81,11 +81,11 @@ _NAME_CHARACTERS: Final = 64
 
 def message(attempt: Attempt, way: Direction, answered: Answer | None) -> str:
     """What happened, and how often, in one sentence."""
-    if attempt.merged is None:
+    if attempt.aggregation is None:
         times = "" if attempt.packets == 1 else f", {attempt.packets} times"
         deed = f"{_deed(attempt.record, way, attempt.attribution)}{times}"
     else:
-        deed = _deeds(attempt, way, attempt.merged)
+        deed = _deeds(attempt, way, attempt.aggregation)
     foreign = packet_outcome.foreign_verdict(attempt.record)
     return f"{deed}; {_ANSWERED[answered] if foreign is None else _DONE[foreign]}"
 
@@ -155,7 +155,7 @@ def _deed(record: Record, way: Direction, by: Attribution | None) -> str:
     return f"{sender} tried {packet} {_WHERE.get(record.rule, 'directly')}"
 
 
-def _deeds(attempt: Attempt, way: Direction, merged: Merged) -> str:
+def _deeds(attempt: Attempt, way: Direction, merged: Aggregation) -> str:
     record, packets = attempt.record, counted(attempt.packets, "packet")
     name = record.prefix if record.sandbox is None else record.sandbox
     if (kind := _kind(record)) is not None:
@@ -163,7 +163,7 @@ def _deeds(attempt: Attempt, way: Direction, merged: Merged) -> str:
     if merged.flows is not None:
         flows = f"in at least {counted(merged.flows, 'other flow')}"
     else:
-        flows = "in other flows" if merged.why == "many" else "in flows that nobody knows"
+        flows = "in other flows" if merged.reason == "many" else "in flows that nobody knows"
     if way is Direction.INBOUND:
         return f"somebody sent {who(name, None, rule=record.rule)} {packets} {flows}"
     if record.rule == packet_outcome.FORWARD:
@@ -189,8 +189,8 @@ def detail(
     destination: Place | None,
 ) -> str | None:
     """What the sender is to make of it, and what to do instead; None for a foreign rule."""
-    if attempt.merged is not None:
-        return _detail_of_many(attempt.record, attempt.merged, way, answered, proxy)
+    if attempt.aggregation is not None:
+        return _detail_of_many(attempt.record, attempt.aggregation, way, answered, proxy)
     record = attempt.record
     if answered is None:
         return None
@@ -198,12 +198,12 @@ def detail(
 
 
 def _detail_of_many(
-    record: Record, merged: Merged, way: Direction, answered: Answer | None, proxy: Proxy | None
+    record: Record, merged: Aggregation, way: Direction, answered: Answer | None, proxy: Proxy | None
 ) -> str:
     # Where there are more users than bounds of their own, one bound is for the rest of them.
     who_has = "somebody" if record.uid is None else f"uid {record.uid}"
     tells = (
-        f"These packets are told together because {_WHYS[merged.why].format(who=who_has)}. "
+        f"These packets are told together because {_WHYS[merged.reason].format(who=who_has)}. "
         f"They were {_TOLD_OF_MANY[answered]}"
     )
     return f"{tells} {in_general(record.rule, way, proxy)}"

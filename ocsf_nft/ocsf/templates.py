@@ -158,7 +158,7 @@ class Templates:
 def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
     """The shape of an attempt; None for one that is so rare that it needs no template."""
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
-    if attempt.merged is not None:
+    if attempt.aggregation is not None:
         return None
     if by is not None and (by.seen or by.unnamed):
         return None

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar, get_args
 import structlog
 
 from ocsf_nft.accounting import state_db
-from ocsf_nft.accounting.flow_counter import MOST
-from ocsf_nft.accounting.priority import Gravity
+from ocsf_nft.accounting.flow_counter import MAX_COUNT
+from ocsf_nft.accounting.priority import Priority
 from ocsf_nft.accounting.reconciliation import Mode
-from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from ocsf_nft.attribution.fallback_chain import limit_to_one_packet
 from ocsf_nft.errors import DeliveryError, OcsfNftError
 from ocsf_nft.ocsf import operational_events
 from ocsf_nft.ocsf.addresses import METADATA
 from ocsf_nft.record import Gap
-from ocsf_nft.service.shielded import to_its_end
+from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ocsf_nft.accounting.reconciliation import Balance
-    from ocsf_nft.attempt import Attempt, Ended, FanOut
+    from ocsf_nft.attempt import Attempt, FanOut, IncidentEnd
     from ocsf_nft.attribution.fallback_chain import FallbackChain
-    from ocsf_nft.delivery.retry_until_writable import Patience
+    from ocsf_nft.delivery.retry_until_writable import StorageRetrier
     from ocsf_nft.fence.counters import Counters
     from ocsf_nft.flow import Reading
     from ocsf_nft.process import Attribution
@@ -43,7 +43,7 @@ T = TypeVar("T")
 _log = structlog.get_logger()
 
 #: What is too grave to be told together with others.
-_GRAVE: Final = frozenset(map(str, METADATA))
+_PRIORITY_DESTINATIONS: Final = frozenset(map(str, METADATA))
 _READ_SECONDS: Final = 0.5
 #: A reading may take a tenth of the time: with many flows it is done less often, up to a bound.
 _PART: Final = 10
@@ -55,12 +55,12 @@ _JOURNAL_GRACE_SECONDS: Final = 0.6
 #: Nobody waits so long from one reading to the next, unless held up.
 _LATE_NS: Final = 5 * 1_000_000_000
 #: Who can log in the fence's name may make us look for counters, and not more often.
-_LOOK_NS: Final = 500_000_000
+_CHECK_NS: Final = 500_000_000
 #: Attempts in one transaction and one delivery.
 _BATCH: Final = 256
 
 
-class Account:
+class AccountLoop:
     """Takes in the records and counters of one sandbox, and tells what they come to.
 
     Events are kept together with what they tell, before they are delivered: who is killed in
@@ -75,41 +75,41 @@ class Account:
         reporter: Reporter,
         *,
         begun_ns: int,
-        patience: Patience,
-        ladder: FallbackChain,
+        retrier: StorageRetrier,
+        fallback_chain: FallbackChain,
         source: str = "",
     ) -> None:
         """No packet is from before ``begun_ns``.
 
-        ``ladder`` says who sent them. ``source`` names the kernel log that its records come from,
+        ``fallback_chain`` says who sent them. ``source`` names the kernel log that its records come from,
         and that has a position.
         """
         self.sandbox = sandbox
-        self._patience = patience
-        self._ladder = ladder
+        self._retrier = retrier
+        self._fallback_chain = fallback_chain
         self._source = source
         #: Behind the records that were taken in, and what of it is kept.
         self._position: str | None = None
-        self._kept_position: str | None = None
+        self._stored_position: str | None = None
         self._counters = counters
-        self._book = state_db.Book(path)
+        self._database = state_db.StateDatabase(path)
         self._reporter = reporter
-        gravity = Gravity(destinations=_GRAVE, is_finding=reporter.is_finding)
-        self._ledger = Ledger(
-            sandbox, begun_ns=begun_ns, gravity=gravity, attributed=self._attributed
+        priority = Priority(destinations=_PRIORITY_DESTINATIONS, is_finding=reporter.is_finding)
+        self._account = SandboxAccount(
+            sandbox, begun_ns=begun_ns, priority=priority, add_attribution=self._add_attribution
         )
         self._wait_seconds = _READ_SECONDS
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
         self._fault: str | None = None
         #: Whether events are kept that have not been delivered.
-        self._is_owing = False
+        self._has_undelivered = False
         # One thread: neither the sockets nor the file are asked two things at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         # One reading after another: what counts must not seem to go back.
         self._reading = asyncio.Lock()
-        self._looked_ns = 0
-        self._turned = time.monotonic()
+        self._checked_ns = 0
+        self._read_at = time.monotonic()
         self._is_first = True
 
     async def __aenter__(self) -> Self:
@@ -119,11 +119,11 @@ class Account:
         """
         try:
             await self._work(self._counters.open)
-            await self._work(self._book.open)
-            await self._work(lambda: self._book.load(self._ledger))
+            await self._work(self._database.open)
+            await self._work(lambda: self._database.load(self._account))
             if self._source:
-                self._position = await self._work(lambda: self._book.position(self._source))
-                self._kept_position = self._position
+                self._position = await self._work(lambda: self._database.position(self._source))
+                self._stored_position = self._position
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -137,7 +137,7 @@ class Account:
     ) -> None:
         """Close the sockets and the file."""
         self._worker.submit(self._counters.close)
-        self._worker.submit(self._book.close)
+        self._worker.submit(self._database.close)
         self._worker.shutdown(wait=False)
 
     @property
@@ -148,7 +148,7 @@ class Account:
     @property
     def idle_seconds(self) -> float:
         """How long ago the counters were read last, or tried to be."""
-        return time.monotonic() - self._turned
+        return time.monotonic() - self._read_at
 
     @property
     def fault(self) -> str | None:
@@ -157,18 +157,18 @@ class Account:
 
     def balances(self) -> tuple[Balance, ...]:
         """How the account stands by the last reading."""
-        return self._ledger.balances()
+        return self._account.balances()
 
-    async def lost(self) -> tuple[state_db.Lost, ...]:
+    async def dropped_records(self) -> tuple[state_db.DroppedRecords, ...]:
         """What each source has lost; raises DeliveryError."""
-        return await self._work(self._book.lost)
+        return await self._work(self._database.dropped_records)
 
     async def resume(self) -> None:
         """Take up the account where it was left, and read the counters.
 
         What may not have been delivered is delivered again. Raises DeliveryError.
         """
-        if again := await self._work(self._book.undelivered):
+        if again := await self._work(self._database.undelivered):
             await self._reporter.deliver(again)
         await self._observe()
 
@@ -178,59 +178,61 @@ class Account:
         The source's position behind them is kept together with what they come to.
         """
         records = batch.records
-        attributions = await self._ladder.attributions(self.sandbox, records, batch.since_ns)
-        taken = list(map(_at_sending, records, attributions))
+        attributions = await self._fallback_chain.attributions(
+            self.sandbox, records, batch.since_ns
+        )
+        taken = list(map(_with_send_time, records, attributions))
         if taken:
-            await self._look_for_counters_of(taken)
-        async with self._turn:
+            await self._read_new_counters(taken)
+        async with self._lock:
             self._position = batch.cursor or self._position
             now_ns = time.monotonic_ns()
             found = [
                 attempt
                 for record, attribution in zip(taken, attributions, strict=True)
-                if (attempt := self._ledger.record(record, now_ns, attribution)) is not None
+                if (attempt := self._account.record(record, now_ns, attribution)) is not None
             ]
-            await self._tell(found)
+            await self._report(found)
 
-    async def lose(self, gap: Gap) -> None:
+    async def count_dropped(self, gap: Gap) -> None:
         """Keep count of the records that a source lost."""
-        await self._lose(gap.transport, gap.lost or 0)
+        await self._count_dropped(gap.transport, gap.lost or 0)
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Read the counters again and again, and tell what is due."""
         while True:
             await asyncio.sleep(self._wait_seconds)
-            await to_its_end(self._read_and_tell())
+            await run_shielded(self._read_and_report())
 
     async def close(self) -> tuple[Balance, ...]:
         """Read to the end and tell all that is owed; how the account stands then."""
         # Twice: that a record's packet was counted elsewhere shows when two readings lack it.
         await self._observe()
         await self._observe()
-        await self._tell_what_is_due(closing=True)
-        return self._ledger.balances()
+        await self._report_due(closing=True)
+        return self._account.balances()
 
-    async def forget(self) -> None:
+    async def remove(self) -> None:
         """Keep nothing: the counters are gone, and all they said has been told."""
-        await self._work(self._book.remove)
+        await self._work(self._database.remove)
 
-    async def _read_and_tell(self) -> None:
+    async def _read_and_report(self) -> None:
         await self._observe()
         await asyncio.sleep(self._grace_seconds)
-        await self._tell_what_is_due()
+        await self._report_due()
 
-    async def _look_for_counters_of(self, records: Iterable[Record]) -> None:
+    async def _read_new_counters(self, records: Iterable[Record]) -> None:
         """Read the counters where the fence's mode may have changed since; not all the time."""
         now_ns = time.monotonic_ns()
-        if now_ns - self._looked_ns < _LOOK_NS or not any(map(self._ledger.lacks, records)):
+        if now_ns - self._checked_ns < _CHECK_NS or not any(map(self._account.lacks, records)):
             return
-        self._looked_ns = now_ns
+        self._checked_ns = now_ns
         await self._observe()
 
     async def _observe(self) -> None:
         async with self._reading:
             await self._read()
-            self._turned = time.monotonic()
+            self._read_at = time.monotonic()
 
     async def _read(self) -> None:
         began = time.monotonic()
@@ -238,31 +240,31 @@ class Account:
             reading = await self._work(self._counters.read)
         except OcsfNftError as error:
             # Who has the namespace may have made it so; what else there is to tell goes on.
-            await self._tell_of_a_fault(str(error))
+            await self._report_fault(str(error))
             return
         self._fault = None
-        if fault := self._book.fault():
-            await self._tell_of_a_gap(fault)
-        await self._tell_of_a_pause(reading)
-        if rules := self._ledger.renewed(reading):
-            await self._tell_of_a_gap(f"the counters of {', '.join(rules)} were made anew")
-        async with self._turn:
-            for _ in self._ledger.observe(reading):
+        if fault := self._database.fault():
+            await self._report_gap(fault)
+        await self._report_pause(reading)
+        if rules := self._account.renewed_rules(reading):
+            await self._report_gap(f"the counters of {', '.join(rules)} were made anew")
+        async with self._lock:
+            for _ in self._account.observe(reading):
                 await asyncio.sleep(0)
         took = time.monotonic() - began
         self._wait_seconds = min(max(_READ_SECONDS, _PART * took), _LONGEST_SECONDS)
 
-    async def _tell_of_a_pause(self, reading: Reading) -> None:
-        since_ns = self._ledger.read_ns
+    async def _report_pause(self, reading: Reading) -> None:
+        since_ns = self._account.read_ns
         is_first, self._is_first = self._is_first, False
         if since_ns is None:
             return
         # Who has the namespace can write any number into the counters, and set them back.
-        unread = self._ledger.unread_since(reading)
-        refused, let_pass = (max(0, min(unread[mode], MOST // 2)) for mode in get_args(Mode))
+        unread = self._account.unread_since(reading)
+        refused, let_pass = (max(0, min(unread[mode], MAX_COUNT // 2)) for mode in get_args(Mode))
         # A log that has a position is read on from there: of any other one records are lost.
-        has_lost = is_first and not self._source and refused + let_pass
-        if reading.began_ns - since_ns < _LATE_NS and not has_lost:
+        has_dropped = is_first and not self._source and refused + let_pass
+        if reading.began_ns - since_ns < _LATE_NS and not has_dropped:
             return
         event = operational_events.unread(
             self._reporter.context(self.sandbox),
@@ -275,7 +277,7 @@ class Account:
             processed_ns=time.time_ns(),
         )
         await self._reporter.emit(event)
-        await self._lose("reader", 0)
+        await self._count_dropped("reader", 0)
         _log.warning(
             "the counters were not read in time",
             sandbox=self.sandbox,
@@ -283,85 +285,87 @@ class Account:
             let_pass=let_pass,
         )
 
-    async def _tell_of_a_fault(self, fault: str) -> None:
+    async def _report_fault(self, fault: str) -> None:
         if fault != self._fault:
             self._fault = fault
-            await self._tell_of_a_gap(fault)
+            await self._report_gap(fault)
 
-    async def _tell_of_a_gap(self, reason: str) -> None:
+    async def _report_gap(self, reason: str) -> None:
         """What was refused since the last reading may never be known."""
         now_ns = time.time_ns()
         gap = Gap(
             transport="counters",
             reason=f"sandbox {self.sandbox}: {reason}",
             lost=None,
-            since_ns=min(self._ledger.read_ns or now_ns, now_ns),
+            since_ns=min(self._account.read_ns or now_ns, now_ns),
             until_ns=now_ns,
         )
         context = self._reporter.context(self.sandbox)
         await self._reporter.emit(operational_events.gap(context, gap, processed_ns=now_ns))
-        await self.lose(gap)
+        await self.count_dropped(gap)
         _log.warning("counters lost", sandbox=self.sandbox, reason=reason)
 
-    async def _tell_what_is_due(self, *, closing: bool = False) -> None:
-        async with self._turn:
+    async def _report_due(self, *, closing: bool = False) -> None:
+        async with self._lock:
             now_ns = time.monotonic_ns()
-            for _ in self._ledger.fold(now_ns):
+            for _ in self._account.aggregate_overflow(now_ns):
                 await asyncio.sleep(0)
-            await self._ladder.read_events()
-            due = self._ledger.due(now_ns, closing=closing)
+            await self._fallback_chain.read_events()
+            due = self._account.due(now_ns, closing=closing)
             while found := list(islice(due, _BATCH)):
-                await self._tell(found)
-            await self._keep([])
+                await self._report(found)
+            await self._commit([])
 
-    async def _tell(self, found: Sequence[Attempt | FanOut | Ended]) -> None:
+    async def _report(self, found: Sequence[Attempt | FanOut | IncidentEnd]) -> None:
         if found:
             lines = await self._reporter.lines(found)
-            await self._keep(lines)
+            await self._commit(lines)
             await self._reporter.deliver(lines)
-            self._is_owing = False
+            self._has_undelivered = False
 
-    def _attributed(self, attempt: Attempt) -> Attempt:
+    def _add_attribution(self, attempt: Attempt) -> Attempt:
         """The same, with who was seen to try it, where it is more than the packet of a record."""
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
             if known is not None:
-                self._ladder.mark_reported(self.sandbox, attempt.record, known.process)
+                self._fallback_chain.mark_reported(self.sandbox, attempt.record, known.process)
             return attempt
         if known is not None and attempt.packets > 1:
             known = limit_to_one_packet(known)
-        if attempt.merged is None:
-            began_ns = self._ledger.read_ns or 0
+        if attempt.aggregation is None:
+            began_ns = self._account.read_ns or 0
             record, packets = attempt.record, attempt.packets
-            seen = self._ladder.since_last(self.sandbox, record, packets, began_ns)
+            seen = self._fallback_chain.since_last(self.sandbox, record, packets, began_ns)
             known = seen or known
         elif attempt.record.uid is None:
             return attempt  # of whichever users
-        return replace(attempt, attribution=known or self._ladder.user_attribution(attempt.record))
+        return replace(
+            attempt, attribution=known or self._fallback_chain.user_attribution(attempt.record)
+        )
 
-    async def _keep(self, lines: Sequence[bytes]) -> None:
+    async def _commit(self, lines: Sequence[bytes]) -> None:
         """Keep what is told, in place of what was delivered; raises DeliveryError if it was not."""
-        if self._is_owing:
+        if self._has_undelivered:
             # Whoever goes on must not make the file forget it: the next run delivers it.
             raise DeliveryError(f"events of sandbox {self.sandbox} are not delivered yet")
         changed = state_db.Changes()
-        for _ in changed.gather(self._ledger):
+        for _ in changed.collect(self._account):
             await asyncio.sleep(0)
-        moved, where = self._position != self._kept_position, self._position
+        moved, where = self._position != self._stored_position, self._position
         position = (self._source, where) if moved and where is not None else None
-        await self._patience(
-            lambda: self._work(lambda: self._book.commit(changed, lines, position))
+        await self._retrier(
+            lambda: self._work(lambda: self._database.commit(changed, lines, position))
         )
-        self._is_owing, self._kept_position = bool(lines), where
+        self._has_undelivered, self._stored_position = bool(lines), where
 
-    async def _lose(self, source: str, records: int) -> None:
-        await self._patience(lambda: self._work(lambda: self._book.lose(source, records)))
+    async def _count_dropped(self, source: str, records: int) -> None:
+        await self._retrier(lambda: self._work(lambda: self._database.add_dropped(source, records)))
 
     async def _work(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
 
-def _at_sending(record: Record, attribution: Attribution) -> Record:
+def _with_send_time(record: Record, attribution: Attribution) -> Record:
     """Set the record's time to when its packet was sent, if only the attribution has that time.
 
     With the time when it was read, a late record would be taken for one of a later packet. That

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf import scan_findings
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SLICE: Final = 16
 
 
-class Keep(Protocol):
+class StoreEvents(Protocol):
     """Where events are kept: those of one call all or none, and with them their source's position.
 
     Raises DeliveryError.
@@ -48,7 +48,7 @@ class Reporter:
 
     def __init__(
         self,
-        keep: Keep,
+        store_events: StoreEvents,
         host: Host | None,
         *,
         severities: tuple[SeverityRule, ...] = (),
@@ -56,36 +56,42 @@ class Reporter:
     ) -> None:
         self.host = host
         self.events = 0
-        self._keep = keep
+        self._store_events = store_events
         self._mappers: dict[str | None, Mapper] = {}
         self._contexts: dict[str, Context] = {}
-        self._nothing = Context(
+        self._host_context = Context(
             host=host, severities=severities, threshold=threshold or Threshold()
         )
-        self._unknown = Mapper(self._nothing)
+        self._unknown = Mapper(self._host_context)
 
-    def know(self, sandbox: str, context: Context) -> None:
+    def set_context(self, sandbox: str, context: Context) -> None:
         """Tell of a sandbox with what is known about it from now on."""
-        told = replace(
+        merged_context = replace(
             context,
-            severities=self._nothing.severities,
-            threshold=self._nothing.threshold,
+            severities=self._host_context.severities,
+            threshold=self._host_context.threshold,
         )
-        self._contexts[sandbox] = told
-        self._mappers[sandbox] = Mapper(told)
+        self._contexts[sandbox] = merged_context
+        self._mappers[sandbox] = Mapper(merged_context)
 
-    def reconsider(self, severities: tuple[SeverityRule, ...], threshold: Threshold) -> None:
+    def set_severity_rules(
+        self, severities: tuple[SeverityRule, ...], threshold: Threshold
+    ) -> None:
         """Tell how much attempts matter by other rules from now on."""
-        self._nothing = replace(self._nothing, severities=severities, threshold=threshold)
-        self._unknown = Mapper(self._nothing)
+        self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
+        self._unknown = Mapper(self._host_context)
         for sandbox, context in self._contexts.items():
-            self.know(sandbox, context)
+            self.set_context(sandbox, context)
 
     def context(self, sandbox: str | None = None) -> Context:
         """What is known of a sandbox, or of the host alone."""
-        return self._nothing if sandbox is None else self._contexts.get(sandbox, self._nothing)
+        return (
+            self._host_context
+            if sandbox is None
+            else self._contexts.get(sandbox, self._host_context)
+        )
 
-    async def lines(self, found: Iterable[Attempt | FanOut | Ended]) -> list[bytes]:
+    async def lines(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
         """The events of what was found, as JSON; other tasks get their turns meanwhile."""
         lines: list[bytes] = []
         for number, each in enumerate(found, 1):
@@ -98,7 +104,7 @@ class Reporter:
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
         """Keep events, and with them where their source is to go on; raises DeliveryError."""
-        await self._keep(lines, source=source, position=position)
+        await self._store_events(lines, source=source, position=position)
         self.events += len(lines)
 
     async def emit(self, event: Event) -> None:
@@ -114,9 +120,9 @@ class Reporter:
         name = record.sandbox if is_ours(record) else None
         return self._mappers.get(name, self._unknown)
 
-    def _events(self, found: Attempt | FanOut | Ended) -> Iterator[bytes]:
+    def _events(self, found: Attempt | FanOut | IncidentEnd) -> Iterator[bytes]:
         now_ns = time.time_ns()
-        if not isinstance(found, Attempt | Ended):
+        if not isinstance(found, Attempt | IncidentEnd):
             context = self.context(found.sandbox)
             yield scan_findings.fan_out(context, found, processed_ns=now_ns).to_json()
             return

@@ -13,7 +13,7 @@ from ocsf_nft.fence import installer, restore_batch, tamper_guard
 from ocsf_nft.fence.fence_events import FenceEvents
 from ocsf_nft.ocsf.operational_events import FenceState, Tampering
 from ocsf_nft.service import fences
-from ocsf_nft.service.shielded import to_its_end
+from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.fence.tamper_guard import FenceChange
     from ocsf_nft.service.event_rendering import Reporter
-    from ocsf_nft.service.fences import Fence, Look
+    from ocsf_nft.service.fences import Fence, Inspection
 
 _log = structlog.get_logger()
 
 _REMOVED: Final = "it was removed by `ocsf-nft remove`"
-_GONE_ALREADY: Final = "somebody else had removed it before this run did"
-_STANDS_AGAIN: Final = "it stands as installed again"
+_REMOVED_BEFORE: Final = "somebody else had removed it before this run did"
+_ACTIVE_AGAIN: Final = "it stands as installed again"
 #: After a look that found something, before another one.
-_AGAIN_SECONDS: Final = 0.1
+_RETRY_SECONDS: Final = 0.1
 #: How a fence that is there and was not altered can stand.
-_WELL: Final = frozenset(
+_ACTIVE_STATES: Final = frozenset(
     {
         FenceState.STANDING,
         FenceState.DEGRADED,
@@ -45,7 +45,7 @@ _WELL: Final = frozenset(
 )
 
 
-class Watched:
+class FenceMonitor:
     """A fence under watch, and what was last told of it: each event begins where one ended."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Watched:
         self._state = state
         self._reporter = reporter
         self._installed = fence.installed
-        self._told = (fence.state, fence.reason)
+        self._reported = (fence.state, fence.reason)
         self._watch: FenceEvents | None = None
         #: Of the record that what is at hand to put it back was made for.
         self._mark: tuple[int, ...] | None = None
@@ -66,9 +66,9 @@ class Watched:
         self._given_up = False
 
     @property
-    def has_fallen(self) -> bool:
+    def has_given_up(self) -> bool:
         """Whether the fence was put back too often, and does not stand by what is known."""
-        return self._given_up and self._told[0] not in _WELL
+        return self._given_up and self._reported[0] not in _ACTIVE_STATES
 
     @property
     def mode(self) -> Mode:
@@ -78,21 +78,21 @@ class Watched:
     @property
     def verdict(self) -> Verdict:
         """How the fence stands by what was last told of it."""
-        state, _ = self._told
-        if state in _WELL:
+        state, _ = self._reported
+        if state in _ACTIVE_STATES:
             return "as installed"
         return "absent" if state is FenceState.ABSENT else "differs"
 
     @property
     def fault(self) -> str | None:
         """Why the fence does not stand, by what was last told of it; None when it does."""
-        state, reason = self._told
-        return None if state in _WELL else reason or state.value.lower()
+        state, reason = self._reported
+        return None if state in _ACTIVE_STATES else reason or state.value.lower()
 
     async def announce(self) -> None:
         """Tell of a fence that this run put up, or that does not refuse and log as it should."""
         fence, name = self._fence, self.name
-        self._know(fence.installed)
+        self._update_context(fence.installed)
         is_news = fence.reason is not None or fence.tampering is not None
         is_news |= fence.before is not fence.state
         if fence.is_ours or is_news or fence.state is not FenceState.STANDING:
@@ -106,16 +106,16 @@ class Watched:
         if fence.installed.spec.is_permissive:
             _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
 
-    async def post(self) -> None:
+    async def start(self) -> None:
         """Stand guard over the fence from now on; raises what :class:`FenceEvents` does."""
         # To its end: what has begun is to be withdrawn, though it was cancelled meanwhile.
-        watch = await to_its_end(self._begun())
+        watch = await run_shielded(self._start_events())
         if self._installed.spec.is_owned:
-            await to_its_end(asyncio.to_thread(watch.tamper_guard.take_ownership))
+            await run_shielded(asyncio.to_thread(watch.tamper_guard.take_ownership))
         if self._heals:
-            await to_its_end(self._prepare())
+            await run_shielded(self._prepare())
 
-    async def _begun(self) -> FenceEvents:
+    async def _start_events(self) -> FenceEvents:
         watch = FenceEvents(self._installed, self._state, self_heal=self._heals)
         await watch.start()
         self._watch = watch
@@ -131,17 +131,17 @@ class Watched:
         if self._watch is None:
             raise RuntimeError("post it first")
         async for alterations in self._watch.changes():
-            await to_its_end(self._look(alterations))
+            await run_shielded(self._inspect(alterations))
 
-    async def withdraw(self) -> None:
+    async def stop(self) -> None:
         """Guard the fence no longer, once or more often, and tell what was not told yet."""
         if self._watch is not None:
             await self._watch.stop()
             left, self._watch = self._watch.take_pending(), None
             if left:
-                await self._look(left)
+                await self._inspect(left)
 
-    async def take_away(self) -> bool:
+    async def remove(self) -> bool:
         """Remove the fence if this run put it up, and tell of it; whether it did.
 
         Raises what :func:`installer.remove` does, but for a fence that is gone already: that is
@@ -149,30 +149,30 @@ class Watched:
         """
         if self._fence.is_ours:
             was_there = await asyncio.to_thread(_remove, self._installed, self._state)
-            if was_there or self._told[0] is not FenceState.ABSENT:
-                await self._emit(FenceState.ABSENT, None if was_there else _GONE_ALREADY)
+            if was_there or self._reported[0] is not FenceState.ABSENT:
+                await self._emit(FenceState.ABSENT, None if was_there else _REMOVED_BEFORE)
         return self._fence.is_ours
 
-    async def _look(self, alterations: tuple[FenceChange, ...] = ()) -> None:
+    async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
         """Look at the fence, and tell what became of it since it was last told of."""
         may_heal = self._heals and not (self._watch and self._watch.tamper_guard.is_paused)
         try:
-            look = await self._seen(may_heal=may_heal)
+            inspection = await self._inspect_and_own(may_heal=may_heal)
         except OcsfNftError as error:
             state = FenceState.ABSENT if isinstance(error, AbsentError) else FenceState.ALTERED
-            await self._tell_fault(state, str(error), await self._with_more(alterations))
+            await self._report_fault(state, str(error), await self._with_pending(alterations))
             return
-        if look is None:
-            await self._tell_removed()
+        if inspection is None:
+            await self._report_removed()
             return
-        fence = look.fence
-        if fence.state not in _WELL:
-            more = await self._with_more(alterations)
-            await self._tell_fault(fence.state, fence.reason or "", more)
+        fence = inspection.fence
+        if fence.state not in _ACTIVE_STATES:
+            more = await self._with_pending(alterations)
+            await self._report_fault(fence.state, fence.reason or "", more)
             return
-        if look.was_renewed:
-            alterations = await self._with_more(alterations)
-        await self._tell_well(look, alterations)
+        if inspection.was_renewed:
+            alterations = await self._with_pending(alterations)
+        await self._report_active(inspection, alterations)
         is_elsewhere = fence.installed.identity != self._installed.identity
         self._installed = fence.installed
         if is_elsewhere:
@@ -183,51 +183,63 @@ class Watched:
         if self._heals:
             await self._prepare()
 
-    async def _seen(self, *, may_heal: bool) -> Look | None:
-        """How the fence stands, put back by nft where that is needed; see :func:`fences.look`."""
-        look = await self._looked(may_heal=may_heal)
-        if look is not None and look.fence.installed.spec.is_owned and self._watch is not None:
+    async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
+        """How the fence stands, put back by nft where that is needed; see :func:`fences.inspect`."""
+        inspection = await self._inspect_or_renew(may_heal=may_heal)
+        if (
+            inspection is not None
+            and inspection.fence.installed.spec.is_owned
+            and self._watch is not None
+        ):
             await asyncio.to_thread(self._watch.tamper_guard.take_ownership)
-        return look
+        return inspection
 
-    async def _looked(self, *, may_heal: bool) -> Look | None:
+    async def _inspect_or_renew(self, *, may_heal: bool) -> Inspection | None:
         if may_heal:
             with contextlib.suppress(OcsfNftError):
-                look = await asyncio.to_thread(fences.look, self.name, self._state)
-                if look is None or look.fence.state in _WELL:
-                    return look
+                inspection = await asyncio.to_thread(fences.inspect, self.name, self._state)
+                if inspection is None or inspection.fence.state in _ACTIVE_STATES:
+                    return inspection
             # The sentry may be at it, and in the way of nobody who holds no lock for so long.
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS)
         renew = self._renew if may_heal else None
-        return await asyncio.to_thread(fences.look, self.name, self._state, renew)
+        return await asyncio.to_thread(fences.inspect, self.name, self._state, renew)
 
     def _renew(self) -> InstalledFence | None:
         if self._watch is None:
             return installer.renew(self.name, self._state)
         return self._watch.tamper_guard.renew()
 
-    async def _with_more(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
+    async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
         """With what is told only now of what a look has found."""
         if self._watch is None:
             return alterations
         if not alterations:
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS)
         return (*alterations, *self._watch.take_pending())
 
-    async def _tell_well(self, look: Look, alterations: tuple[FenceChange, ...]) -> None:
+    async def _report_active(
+        self, inspection: Inspection, alterations: tuple[FenceChange, ...]
+    ) -> None:
         """Tell of a fence that stands what was done to it, and whether it is another one now."""
-        fence = look.fence
+        fence = inspection.fence
         # Links that came were fenced at once, also those that have gone again.
-        came = self._watch is not None and self._watch.tamper_guard.has_attached_interfaces
-        is_repair = look.was_renewed and not came and not fences.has_moved(self._installed, look)
-        news = fences.news(self._installed, look, came=came)
-        if news is not None or self._told[0] is not fence.state:
-            self._know(fence.installed)
-        if look.was_renewed:  # what others have put on record needed no repair
+        has_new_links = self._watch is not None and self._watch.tamper_guard.has_attached_interfaces
+        is_repair = (
+            inspection.was_renewed
+            and not has_new_links
+            and not fences.has_other_links(self._installed, inspection)
+        )
+        change_text = fences.describe_change(
+            self._installed, inspection, has_new_links=has_new_links
+        )
+        if change_text is not None or self._reported[0] is not fence.state:
+            self._update_context(fence.installed)
+        if inspection.was_renewed:  # what others have put on record needed no repair
             alterations = tuple(each for each in alterations if not each.is_regular)
         for each in alterations:
             if each.restored_after_ns is not None:
-                await self._tell(fence.state, _put_back(each), _tampering(each))
+                await self._report_change(fence.state, _restored_text(each), _tampering(each))
         others = [each for each in alterations if each.restored_after_ns is None]
         if others and others[-1].given_up:
             await self._give_up(fence.state, others[-1])
@@ -236,62 +248,81 @@ class Watched:
             # What was put back at once is put right by a look, where more was needed: that is told.
             if others or not alterations or not is_repair:
                 last = others[-1] if others else None
-                await self._tell_news(look, news, last, is_repair=is_repair)
-        self._told = (fence.state, fence.reason)
+                await self._report_change_of_active(
+                    inspection, change_text, last, is_repair=is_repair
+                )
+        self._reported = (fence.state, fence.reason)
 
-    async def _tell_news(
-        self, look: Look, news: str | None, last: FenceChange | None, *, is_repair: bool
+    async def _report_change_of_active(
+        self,
+        inspection: Inspection,
+        change_text: str | None,
+        last: FenceChange | None,
+        *,
+        is_repair: bool,
     ) -> None:
-        state = look.fence.state
+        state = inspection.fence.state
         if is_repair:
             if last is None:
-                await self._tell(state, news, Tampering(changes=look.difference))
+                await self._report_change(
+                    state, change_text, Tampering(changes=inspection.difference)
+                )
             else:
-                await self._tell(state, f"{_done(last)}; it has been put back", _tampering(last))
-        elif news is not None:
-            is_same = look.fence.installed.spec == self._installed.spec
-            if last is not None and look.was_renewed and is_same:  # besides
-                await self._tell(state, f"{_done(last)}; it has been put back", _tampering(last))
-            by = "" if last is None or look.was_renewed else f", {_by(last)}"
-            degraded = "" if look.fence.reason is None else f"; {look.fence.reason}"
-            await self._tell(state, f"{news}{by}{degraded}")
+                await self._report_change(
+                    state, f"{_change_text(last)}; it has been put back", _tampering(last)
+                )
+        elif change_text is not None:
+            is_same = inspection.fence.installed.spec == self._installed.spec
+            if last is not None and inspection.was_renewed and is_same:  # besides
+                await self._report_change(
+                    state, f"{_change_text(last)}; it has been put back", _tampering(last)
+                )
+            by = "" if last is None or inspection.was_renewed else f", {_author_text(last)}"
+            degraded = "" if inspection.fence.reason is None else f"; {inspection.fence.reason}"
+            await self._report_change(state, f"{change_text}{by}{degraded}")
         elif last is not None and not self._heals:
-            await self._tell(state, f"{_done(last)}; {_STANDS_AGAIN}", _tampering(last))
-        elif self._told[0] is not state:
-            await self._tell(state, look.fence.reason or _STANDS_AGAIN)
+            await self._report_change(
+                state, f"{_change_text(last)}; {_ACTIVE_AGAIN}", _tampering(last)
+            )
+        elif self._reported[0] is not state:
+            await self._report_change(state, inspection.fence.reason or _ACTIVE_AGAIN)
 
-    async def _tell_fault(
+    async def _report_fault(
         self, state: FenceState, reason: str, alterations: tuple[FenceChange, ...]
     ) -> None:
         """Tell of a fence that does not stand as it should, once for each reason."""
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
             if each.restored_after_ns is not None:
-                await self._tell(FenceState.STANDING, _put_back(each), _tampering(each))
+                await self._report_change(
+                    FenceState.STANDING, _restored_text(each), _tampering(each)
+                )
         if last is not None and last.given_up:
             await self._give_up(state, last)
-        elif self._given_up and self._told[0] not in _WELL:
+        elif self._given_up and self._reported[0] not in _ACTIVE_STATES:
             return  # it was told that it is not looked after for a while
-        elif self._told != (state, reason):
-            done = "" if last is None else f"{_done(last)}: "
-            await self._tell(state, f"{done}{reason}", None if last is None else _tampering(last))
-        self._told = (state, reason)
+        elif self._reported != (state, reason):
+            done = "" if last is None else f"{_change_text(last)}: "
+            await self._report_change(
+                state, f"{done}{reason}", None if last is None else _tampering(last)
+            )
+        self._reported = (state, reason)
 
     async def _give_up(self, state: FenceState, last: FenceChange) -> None:
         reason = (
             f"given up: put back {tamper_guard.MAX_RESTORES} times in "
             f"{tamper_guard.RESTORE_WINDOW_SECONDS:.0f} s and altered again each time, "
-            f"last {_by(last)}: {last.changes}; "
+            f"last {_author_text(last)}: {last.changes}; "
             f"it is tried again in {tamper_guard.PAUSE_SECONDS:.0f} s"
         )
         self._given_up = True
-        await self._tell(state, reason, _tampering(last, given_up=True))
+        await self._report_change(state, reason, _tampering(last, given_up=True))
 
-    async def _tell_removed(self) -> None:
-        if self._told != (FenceState.ABSENT, _REMOVED):
+    async def _report_removed(self) -> None:
+        if self._reported != (FenceState.ABSENT, _REMOVED):
             await self._emit(FenceState.ABSENT, _REMOVED, is_regular=True)
             _log.warning("fence removed", sandbox=self.name)
-            self._told = (FenceState.ABSENT, _REMOVED)
+            self._reported = (FenceState.ABSENT, _REMOVED)
 
     async def _prepare(self) -> None:
         """Have at hand what puts the fence back as it stands now."""
@@ -305,16 +336,16 @@ class Watched:
             guard.use_restore_batch(*prepared)
             _, self._mark, _ = prepared
 
-    def _know(self, installed: InstalledFence) -> None:
+    def _update_context(self, installed: InstalledFence) -> None:
         known = fences.context(installed, self._reporter.host, self._sandbox.is_container)
-        self._reporter.know(self.name, known)
+        self._reporter.set_context(self.name, known)
 
-    async def _tell(
+    async def _report_change(
         self, after: FenceState, reason: str | None, tampering: Tampering | None = None
     ) -> None:
         # The event first: standard error may be a pipe that nobody reads.
         await self._emit(after, reason, tampering)
-        self._told = (after, reason)
+        self._reported = (after, reason)
         log = _log.error if tampering and tampering.given_up else _log.warning
         log("fence changed", sandbox=self.name, state=after.value, reason=reason)
 
@@ -326,7 +357,7 @@ class Watched:
         *,
         is_regular: bool = False,
     ) -> None:
-        before, _ = self._told
+        before, _ = self._reported
         await self._reporter.emit(
             fences.state_event(
                 self._installed,
@@ -340,7 +371,7 @@ class Watched:
         )
 
 
-def _by(alteration: FenceChange) -> str:
+def _author_text(alteration: FenceChange) -> str:
     process = alteration.process
     if process is not None:
         return f"by {process.name or 'a process'} (pid {process.pid})"
@@ -349,14 +380,14 @@ def _by(alteration: FenceChange) -> str:
     return "nobody knows by whom"
 
 
-def _done(alteration: FenceChange) -> str:
-    return f"{alteration.changes}, {_by(alteration)}"
+def _change_text(alteration: FenceChange) -> str:
+    return f"{alteration.changes}, {_author_text(alteration)}"
 
 
-def _put_back(alteration: FenceChange) -> str:
+def _restored_text(alteration: FenceChange) -> str:
     if not alteration.restored_after_ns:  # a look was quicker
-        return f"{_done(alteration)}; it has been put back"
-    return f"{_done(alteration)}; put back {alteration.restored_after_ns / 1e6:.1f} ms later"
+        return f"{_change_text(alteration)}; it has been put back"
+    return f"{_change_text(alteration)}; put back {alteration.restored_after_ns / 1e6:.1f} ms later"
 
 
 def _tampering(alteration: FenceChange, *, given_up: bool = False) -> Tampering:

@@ -41,7 +41,7 @@ class Fence:
     tampering: Tampering | None = None
 
 
-def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
+def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """Install a sandbox's fence, or find it as it was installed; blocks for milliseconds.
 
     One that is on record and was altered or gone is put back, unless the sandbox says otherwise.
@@ -50,21 +50,23 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
-        stood = installer.is_installed(namespace, sandbox.device)
-        before = _on_record(sandbox.name, state)
+        was_active = installer.is_installed(namespace, sandbox.device)
+        before = _recorded_state(sandbox.name, state)
         found = _verified(sandbox.name, state)
-        installed = installer.install(sandbox.spec(), namespace, state, wanted_transport(sandbox))
+        installed = installer.install(
+            sandbox.spec(), namespace, state, requested_transport(sandbox)
+        )
         return Fence(
             installed=installed,
             state=state_of(installed),
-            is_ours=not stood,
+            is_ours=not was_active,
             before=before,
             reason=installed.degraded,
             tampering=_tampering(found, installed),
         )
     found = installer.verify(sandbox.name, state, sandbox.namespace, sandbox.device)
-    if sandbox.self_heal and (put_back := _put_back(sandbox, found, state)) is not None:
-        return put_back
+    if sandbox.self_heal and (restored := _restore(sandbox, found, state)) is not None:
+        return restored
     if found.verdict == "absent":
         raise AbsentError(
             f"no fence of sandbox {sandbox.name} stands: `ocsf-nft install` one, or run --install"
@@ -73,10 +75,10 @@ def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
         raise FenceError(f"{found.difference}: install it again, or name the right --state-dir")
     if found.verdict == "differs":
         return _altered(found.installed, found.difference)
-    return _found(found.installed)
+    return _as_installed(found.installed)
 
 
-def _put_back(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
+def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
     """The fence that is on record, where it was altered or gone while nobody watched; else None."""
     was = found.installed
     if was is None or found.verdict == "as installed":
@@ -89,7 +91,9 @@ def _put_back(sandbox: SandboxConfig, found: Verification, state: StateDirectory
     if renewed is None:
         return None
     before = FenceState.ABSENT if found.verdict == "absent" else FenceState.ALTERED
-    return dataclasses.replace(_found(renewed), before=before, tampering=_tampering(found, renewed))
+    return dataclasses.replace(
+        _as_installed(renewed), before=before, tampering=_tampering(found, renewed)
+    )
 
 
 def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
@@ -110,7 +114,7 @@ def _tampering(found: Verification | None, installed: InstalledFence) -> Tamperi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Inspection:
     """How a fence stands; ``was_renewed``: it was not as installed until now, by ``difference``."""
 
     fence: Fence
@@ -118,9 +122,9 @@ class Look:
     difference: str = ""
 
 
-def look(
+def inspect(
     sandbox: str, state: StateDirectory, renew: Callable[[], InstalledFence | None] | None = None
-) -> Look | None:
+) -> Inspection | None:
     """How a fence on record stands, which ``renew`` puts back first, if that is given; blocks.
 
     None where it is on record no longer: it was removed. Raises AbsentError where it is gone and
@@ -130,19 +134,19 @@ def look(
     if found.installed is None:
         return None
     if found.verdict == "as installed":
-        return Look(fence=_found(found.installed))
+        return Inspection(fence=_as_installed(found.installed))
     if renew is not None:
         renewed = renew()
         if renewed is None:
             return None
         difference = found.difference or "it was gone"
-        return Look(fence=_found(renewed), was_renewed=True, difference=difference)
+        return Inspection(fence=_as_installed(renewed), was_renewed=True, difference=difference)
     if found.verdict == "absent":
         raise AbsentError(f"no fence of sandbox {sandbox} stands: `ocsf-nft install` one")
-    return Look(fence=_altered(found.installed, found.difference))
+    return Inspection(fence=_altered(found.installed, found.difference))
 
 
-def _found(installed: InstalledFence) -> Fence:
+def _as_installed(installed: InstalledFence) -> Fence:
     """A fence that stood as it was installed."""
     state = state_of(installed)
     return Fence(
@@ -159,7 +163,7 @@ def _altered(installed: InstalledFence, difference: str) -> Fence:
     )
 
 
-def wanted_transport(sandbox: SandboxConfig) -> LogTransport | None:
+def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
     """How the fence must log so that the wanted source can read it; None for the best."""
     if sandbox.source == "auto" or sandbox.log_transport is not None:
         return sandbox.log_transport
@@ -221,8 +225,8 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
     """The event of a fence that was put up, or found, now."""
     reason = fence.reason
     if fence.tampering is not None:
-        put_back = f"it was altered or gone, and has been put back: {fence.tampering.changes}"
-        reason = put_back if reason is None else f"{put_back}; {reason}"
+        restored = f"it was altered or gone, and has been put back: {fence.tampering.changes}"
+        reason = restored if reason is None else f"{restored}; {reason}"
     return state_event(
         fence.installed,
         host,
@@ -241,7 +245,7 @@ def state_of(installed: InstalledFence) -> FenceState:
     return FenceState.STANDING if is_well else FenceState.DEGRADED
 
 
-def _on_record(sandbox: str, state: StateDirectory) -> FenceState:
+def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
     """How a fence stands by its record, if it has one that can be read."""
     try:
         installed = state.read(sandbox)
@@ -250,30 +254,32 @@ def _on_record(sandbox: str, state: StateDirectory) -> FenceState:
     return FenceState.STANDING if installed is None else state_of(installed)
 
 
-def has_moved(seen: InstalledFence, look: Look) -> bool:
+def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
     """Whether the links of a fence, or the ways to its proxies, are others than they were."""
-    return look.fence.installed.around != seen.around
+    return inspection.fence.installed.around != seen.around
 
 
-def news(seen: InstalledFence, look: Look, *, came: bool = False) -> str | None:
+def describe_change(
+    seen: InstalledFence, inspection: Inspection, *, has_new_links: bool = False
+) -> str | None:
     """What is to be told of a fence that stands; None when it is the one that was seen before.
 
-    ``came``: links came meanwhile, which may be gone again.
+    ``has_new_links``: links came meanwhile, which may be gone again.
     """
-    now = look.fence.installed
+    now = inspection.fence.installed
     if now.spec.is_permissive != seen.spec.is_permissive:
         kind = "a permissive" if now.spec.is_permissive else "an enforcing"
         return f"it was installed anew, as {kind} fence"
     if now.spec != seen.spec:
         return "it was installed anew"
-    if has_moved(seen, look) or (look.was_renewed and came):
+    if has_other_links(seen, inspection) or (inspection.was_renewed and has_new_links):
         return f"its links changed; fenced are: {', '.join(now.around.links)}"
-    if look.was_renewed:
-        return f"it was altered or gone, and has been put back: {look.difference}"
+    if inspection.was_renewed:
+        return f"it was altered or gone, and has been put back: {inspection.difference}"
     return None if now == seen else "it was installed anew"
 
 
-def on_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
+def read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
     """What is on record for a sandbox; None where that can't be read, which the run tells."""
     try:
         return state.read(sandbox)

@@ -18,7 +18,7 @@ def stuck(service: Service) -> tuple[str, ...]:
     return tuple(
         f"the counters of sandbox {account.sandbox} have not been read for {seconds:.0f} s"
         for account in service.accounts
-        if (seconds := account.idle_seconds) > _STUCK_SECONDS and service.patience.fault is None
+        if (seconds := account.idle_seconds) > _STUCK_SECONDS and service.retrier.fault is None
     )
 
 
@@ -34,17 +34,17 @@ def down(service: Service) -> tuple[str, ...]:
     """The sinks that take nothing now, and why."""
     return tuple(
         f"sink {forwarder.name} is down: {forwarder.progress.fault}"
-        for forwarder in service.kept.forwarders
+        for forwarder in service.delivery.forwarders
         if forwarder.progress.fault is not None
     )
 
 
 def _faults(service: Service) -> Iterator[str]:
-    for watched in service.watched:
-        if watched.fault is not None:
-            yield f"the fence of sandbox {watched.name} does not stand: {watched.fault}"
+    for monitor in service.fence_monitors:
+        if monitor.fault is not None:
+            yield f"the fence of sandbox {monitor.name} does not stand: {monitor.fault}"
     for account in service.accounts:
         if account.fault is not None:
             yield f"the counters of sandbox {account.sandbox} can't be read: {account.fault}"
-    if service.patience.fault is not None:
-        yield f"nothing can be kept: {service.patience.fault}"
+    if service.retrier.fault is not None:
+        yield f"nothing can be kept: {service.retrier.fault}"

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.envelope import Message
 
 
-class Iterated(Sink):
+class IteratorSink(Sink):
     """Hands over event by event, and has delivered a batch when all of it was taken.
 
     An event is taken when the next one is asked for: who leaves off there gets it again.
     """
 
     def __init__(self) -> None:
-        self._left: deque[Message] = deque()
+        self._pending: deque[Message] = deque()
         self._change = asyncio.Event()
         self._is_over = False
 
@@ -33,36 +33,36 @@ class Iterated(Sink):
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
         """Return when all of a batch was taken."""
-        self._left.extend(messages)
-        self._tell()
+        self._pending.extend(messages)
+        self._notify()
         try:
-            while self._left:
+            while self._pending:
                 await self._changed()
         finally:
-            self._left.clear()  # who is cut short delivers all of it again
+            self._pending.clear()  # who is cut short delivers all of it again
         return DELIVERED
 
     def end(self) -> None:
         """Let the iteration end: nothing more will come."""
         self._is_over = True
-        self._tell()
+        self._notify()
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """The events, until the end."""
         while True:
-            while not self._left:
+            while not self._pending:
                 if self._is_over:
                     return
                 await self._changed()
-            message = self._left[0]
+            message = self._pending[0]
             yield message.event()
-            if self._left and self._left[0] is message:
-                self._left.popleft()
-                self._tell()
+            if self._pending and self._pending[0] is message:
+                self._pending.popleft()
+                self._notify()
 
     async def _changed(self) -> None:
         await self._change.wait()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         change, self._change = self._change, asyncio.Event()
         change.set()

@@ -19,7 +19,7 @@ from ocsf_nft.record import Batch, Gap, Reject
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
-    from ocsf_nft.service.account_loop import Account
+    from ocsf_nft.service.account_loop import AccountLoop
     from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.sources.base import Source
 
@@ -37,7 +37,7 @@ _COUNT_SECONDS: Final = 4.0
 class Counts:
     """What went through. ``lost`` are the records whose number a gap told; ``gaps`` all gaps.
 
-    ``fallen`` are the sandboxes whose fence was put back too often, and doesn't stand at the end.
+    ``given_up`` are the sandboxes whose fence was put back too often, and doesn't stand at the end.
     """
 
     records: int = 0
@@ -45,7 +45,7 @@ class Counts:
     gaps: int = 0
     lost: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
-    fallen: list[str] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
 
 
 class Pipeline:
@@ -58,7 +58,7 @@ class Pipeline:
     def __init__(
         self,
         reporter: Reporter,
-        accounts: Mapping[str, Account],
+        accounts: Mapping[str, AccountLoop],
         prefixes: Prefixes | None = None,
         counts: Counts | None = None,
     ) -> None:
@@ -108,7 +108,7 @@ class Pipeline:
                 batch, reading = reading.result(), None
                 if batch is None:
                     return
-                await self._deliver(_genuine(batch, sandboxes), sandboxes or (), name)
+                await self._deliver(_without_forged(batch, sandboxes), sandboxes or (), name)
                 if deadline is not None and time.monotonic() > deadline:
                     await self._give_up(batches, sandboxes or ())
                     return
@@ -163,7 +163,7 @@ class Pipeline:
             self._count_gap(gap)
             for name in sandboxes:
                 if name is not None and name in self._accounts:
-                    await self._accounts[name].lose(gap)
+                    await self._accounts[name].count_dropped(gap)
         for sandbox, records in groupby(batch.records, key=attrgetter("sandbox")):
             await self._take(sandbox, replace(batch, records=tuple(records)), source)
         if batch.cursor is not None and not batch.records:
@@ -213,7 +213,7 @@ def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _genuine(batch: Batch, sandboxes: frozenset[str | None] | None) -> Batch:
+def _without_forged(batch: Batch, sandboxes: frozenset[str | None] | None) -> Batch:
     if sandboxes is None or all(record.sandbox in sandboxes for record in batch.records):
         return batch
     forged = tuple(

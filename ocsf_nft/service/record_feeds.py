@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.delivery.store import Store
     from ocsf_nft.fence.state import StateDirectory
-    from ocsf_nft.service.account_loop import Account
+    from ocsf_nft.service.account_loop import AccountLoop
     from ocsf_nft.service.fences import Fence
     from ocsf_nft.service.pipeline import Pipeline
     from ocsf_nft.sources.base import Source
@@ -52,7 +52,7 @@ class Feed:
         )
 
 
-class Early:
+class EarlySources:
     """NFLOG sources that are opened before their fence, so that its first record is not missed.
 
     One that can't be opened must not keep the fence from standing: its error waits until the
@@ -66,7 +66,7 @@ class Early:
         self, sandbox: SandboxConfig, state: StateDirectory, stack: contextlib.AsyncExitStack
     ) -> None:
         """Open what the fence of a sandbox may log to."""
-        if fences.wanted_transport(sandbox) not in {None, "nflog"}:
+        if fences.requested_transport(sandbox) not in {None, "nflog"}:
             return
         on_record = None if sandbox.install else state.read(sandbox.name)
         namespace = sandbox.namespace or (on_record.namespace if on_record else HOST)
@@ -97,35 +97,35 @@ class Early:
             self._opened[key] = error
 
 
-def log_of(sandbox: SandboxConfig) -> LogName:
+def log_name(sandbox: SandboxConfig) -> LogName:
     """Where the records of a fence are read that logs to the kernel's log."""
     return "journal" if sandbox.source == "journal" else "kmsg"
 
 
 async def feeds(  # noqa: PLR0913, PLR0917 - what a run has by then
     config: Config,
-    standing: Sequence[Fence],
-    accounts: Mapping[str, Account],
+    active_fences: Sequence[Fence],
+    accounts: Mapping[str, AccountLoop],
     store: Store,
-    early: Early,
+    early: EarlySources,
     stack: contextlib.AsyncExitStack,
 ) -> list[Feed]:
     """Open what is to be read, from where it was left; raises an OcsfNftError."""
     found: list[Feed] = []
     by_nflog: dict[Nflog, set[str | None]] = {}
-    for sandbox, fence in zip(config.sandbox, standing, strict=True):
+    for sandbox, fence in zip(config.sandbox, active_fences, strict=True):
         installed = fence.installed
         if installed.transport == "nflog":
-            places = [installed.namespace]
+            namespaces = [installed.namespace]
             if installed.spec.guard_device is not None:
-                places.append(HOST)
-            for place in places:
-                nflog = await early.take(place, installed.spec.group, stack)
+                namespaces.append(HOST)
+            for namespace in namespaces:
+                nflog = await early.take(namespace, installed.spec.group, stack)
                 by_nflog.setdefault(nflog, set()).add(sandbox.name)
         elif installed.transport == "kmsg":
             # A reader for each: it goes on from where the sandbox's own account was left.
             names = frozenset({sandbox.name})
-            reader = _LOGS[log_of(sandbox)](names, accounts[sandbox.name].position)
+            reader = _LOGS[log_name(sandbox)](names, accounts[sandbox.name].position)
             found.append(Feed(await _entered(reader, stack), names))
     if config.host_log is not None:
         position = await store.position(config.host_log)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     """Let work that has begun end, before its task is cancelled.
 
     Its thread can't be cancelled, and may be putting a fence up that its run, told to stop, is

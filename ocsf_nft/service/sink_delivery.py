@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, Self
 import orjson
 import structlog
 
-from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.forwarder import Forwarder, Progress
 from ocsf_nft.errors import DeliveryError, UsageError
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.versions import LATEST, line_at
-from ocsf_nft.service.shielded import to_its_end
+from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ocsf_nft.config.sinks.base import SinkTable
-    from ocsf_nft.delivery.retention import Forgotten
-    from ocsf_nft.delivery.retry_until_writable import Patience
+    from ocsf_nft.delivery.retention import DroppedEvents
+    from ocsf_nft.delivery.retry_until_writable import StorageRetrier
     from ocsf_nft.delivery.sinks.base import Sink
     from ocsf_nft.delivery.store import Store
 
@@ -52,7 +52,7 @@ class Outlet:
     sink: Sink
     version: str = LATEST
     classes: frozenset[int] = frozenset(CLASSES)
-    pace: Pace = field(default_factory=Pace)
+    batch_settings: BatchSettings = field(default_factory=BatchSettings)
     is_local: bool = False
     is_greeted: bool = False
     file: Path | None = None
@@ -65,25 +65,25 @@ class Outlet:
             sink=table.sink(),
             version=table.ocsf_version,
             classes=table.class_uids,
-            pace=table.pace,
+            batch_settings=table.batch_settings,
             is_local=table.is_local,
             is_greeted=table.is_greeted,
             file=table.file,
         )
 
-    def told(self, line: bytes) -> bytes | None:
+    def convert(self, line: bytes) -> bytes | None:
         """An event as the sink wants it, None when it doesn't."""
         if self.classes != CLASSES.keys() and orjson.loads(line)["class_uid"] not in self.classes:
             return None
         return line if self.version == LATEST else line_at(line, self.version)
 
-    async def keep(self, lines: Sequence[bytes], **_: str) -> None:
+    async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
         """Deliver events at once, to the sink, which is open; raises DeliveryError.
 
         For what can be read again at any time: there is no store.
         """
-        told = map(self.told, lines)
-        messages = [Message("", line) for line in told if line is not None]
+        converted = map(self.convert, lines)
+        messages = [Message("", line) for line in converted if line is not None]
         if not messages:
             return
         outcome = await self.sink.deliver(messages)
@@ -94,28 +94,28 @@ class Outlet:
 
 def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
     """Those of a configuration; raises UsageError where two are one file, UnsupportedError."""
-    _hold_apart(tables)
+    _reject_shared_files(tables)
     return tuple(map(Outlet.of, tables))
 
 
-class Outlets:
+class SinkDelivery:
     """A store and a forwarder for each outlet, which go on while the context is entered.
 
     What is raised in them ends the task that has entered it: see :meth:`Forwarder.run`.
     """
 
-    def __init__(self, found: Sequence[Outlet], store: Store, patience: Patience) -> None:
+    def __init__(self, found: Sequence[Outlet], store: Store, retrier: StorageRetrier) -> None:
         self.store = store
         self.forwarders: tuple[Forwarder, ...] = ()
         #: Sinks, by their names, that nobody takes anything from any more.
-        self.excused: set[str] = set()
+        self.undrained: set[str] = set()
         #: Whether the store is to go as well, once every sink has all of it.
-        self.is_passing = False
+        self.removes_store = False
         self._found = tuple(found)
-        self._patience = patience
+        self._retrier = retrier
         self._stack = contextlib.AsyncExitStack()
         self._group: asyncio.TaskGroup
-        self._greeting: bytes | None = None
+        self._handshake: bytes | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._replacing = asyncio.Lock()
         self._is_over = False
@@ -124,12 +124,12 @@ class Outlets:
         """Begin; raises DeliveryError when a local sink, or the store, can't be opened."""
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
-            stack.push_async_callback(self._pass)
+            stack.push_async_callback(self._remove_store)
             # Those that never ran: the others have closed by themselves.
             stack.push_async_callback(lambda: _close(self.forwarders))
             self.forwarders = await self._opened(self._found)
             await self._register(self.forwarders)
-            await _find_places(self.forwarders)
+            await _load_checkpoints(self.forwarders)
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
             for each in self.forwarders:
                 self._run(each)
@@ -153,9 +153,9 @@ class Outlets:
                 task.cancel()
             await self._stack.__aexit__(kind, error, traceback)
 
-    def greet(self, greeting: bytes) -> None:
+    def set_handshake(self, handshake: bytes) -> None:
         """Begin to deliver to those that are greeted."""
-        self._greeting = greeting
+        self._handshake = handshake
         for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
             if outlet.is_greeted:
                 self._run(forwarder)
@@ -168,30 +168,30 @@ class Outlets:
         """
         async with self._replacing:
             if not self._is_over:
-                await to_its_end(self._replace(tuple(found)))
+                await run_shielded(self._replace(tuple(found)))
 
     async def _replace(self, found: tuple[Outlet, ...]) -> None:
         forwarders = await self._opened(found)
         try:
             await self._register((*self.forwarders, *forwarders))
-            await _find_places(forwarders)
+            await _load_checkpoints(forwarders)
         except BaseException:
             await _close(forwarders)
             raise
         old = self._tasks
         for each in self.forwarders:
-            each.leave()
+            each.request_stop()
         self._found, self.forwarders, self._tasks = found, forwarders, {}
         # Each begins when its predecessor has ended: no other one waits for that.
         await asyncio.gather(
             *(self._succeed(each, old.pop(each.name, None)) for each in forwarders),
-            *map(_ended, old.values()),  # those that have no successor
+            *map(_await_end, old.values()),  # those that have no successor
         )
         await self._register(forwarders)
 
     async def _succeed(self, forwarder: Forwarder, before: asyncio.Task[None] | None) -> None:
         if before is not None:
-            await _ended(before)
+            await _await_end(before)
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
@@ -202,18 +202,20 @@ class Outlets:
                 each.name,
                 each.sink,
                 self.store,
-                told=each.told,
-                pace=each.pace,
-                patiently=self._patience,
+                convert=each.convert,
+                batch_settings=each.batch_settings,
+                retrier=self._retrier,
                 progress=before.get(each.name) or Progress(),
             )
             for each in found
         )
-        taken = {_place(each.file) for each in self._found if each.name in self._tasks}
+        taken = {_file_identity(each.file) for each in self._found if each.name in self._tasks}
         async with contextlib.AsyncExitStack() as stack:
             for outlet, forwarder in zip(found, forwarders, strict=True):
                 # What is there already may be written to until its forwarder has ended.
-                is_there = outlet.name in self._tasks or _place(outlet.file) in taken - {None}
+                is_there = outlet.name in self._tasks or _file_identity(outlet.file) in taken - {
+                    None
+                }
                 if outlet.is_local and not is_there:
                     await _open(forwarder)
                     stack.push_async_callback(forwarder.close)
@@ -222,58 +224,60 @@ class Outlets:
 
     async def _register(self, forwarders: Sequence[Forwarder]) -> None:
         names = [each.name for each in forwarders]
-        for name, number in await self._patience(lambda: self.store.register(names)):
+        for name, number in await self._retrier(lambda: self.store.register(names)):
             _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
 
     def _run(self, forwarder: Forwarder) -> None:
         """Let a forwarder begin; one that is to be greeted first waits for that."""
         outlet = next(each for each in self._found if each.name == forwarder.name)
         if outlet.is_greeted:
-            if self._greeting is None:
+            if self._handshake is None:
                 return
-            forwarder.greet(self._greeting)
+            forwarder.set_handshake(self._handshake)
         running = forwarder.run()
         try:
             self._tasks[forwarder.name] = self._group.create_task(running)
         except RuntimeError:  # the group is ending: another one's sink is gone for good
             running.close()
 
-    async def keep(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
+    async def store_events(
+        self, lines: Sequence[bytes], *, source: str = "", position: str = ""
+    ) -> None:
         """Keep events, as :meth:`Store.put` does; raises DeliveryError when patience ends."""
-        await self._patience(lambda: self.store.put(lines, source=source, position=position))
+        await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
     async def sweep(self) -> None:
         """As :meth:`Store.sweep` does."""
-        await self._patience(self.store.sweep)
+        await self._retrier(self.store.sweep)
 
-    async def forgotten(self) -> tuple[Forgotten, ...]:
-        """As :meth:`Store.forgotten` does."""
-        return await self._patience(self.store.forgotten)
+    async def dropped_events(self) -> tuple[DroppedEvents, ...]:
+        """As :meth:`Store.dropped_events` does."""
+        return await self._retrier(self.store.dropped_events)
 
-    async def told(self, forgotten: Sequence[Forgotten]) -> None:
-        """As :meth:`Store.told` does."""
-        await self._patience(lambda: self.store.told(forgotten))
+    async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
+        """As :meth:`Store.confirm_reported` does."""
+        await self._retrier(lambda: self.store.confirm_reported(dropped))
 
-    async def _pass(self) -> None:
-        if self.is_passing:
+    async def _remove_store(self) -> None:
+        if self.removes_store:
             await self.store.remove()
 
     async def _drain(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS), asyncio.TaskGroup() as group:
                 for forwarder in self.forwarders:
-                    if forwarder.name in self._tasks and forwarder.name not in self.excused:
+                    if forwarder.name in self._tasks and forwarder.name not in self.undrained:
                         group.create_task(forwarder.drain())
         for forwarder in self.forwarders:
-            if waiting := forwarder.waiting:
+            if waiting := forwarder.pending:
                 _log.warning(
                     "events wait in the store for the next run", sink=forwarder.name, events=waiting
                 )
 
 
-async def _find_places(forwarders: Sequence[Forwarder]) -> None:
+async def _load_checkpoints(forwarders: Sequence[Forwarder]) -> None:
     for each in forwarders:
-        await each.find_place()
+        await each.load_checkpoint()
 
 
 async def _close(forwarders: Sequence[Forwarder]) -> None:
@@ -291,7 +295,7 @@ async def _open(forwarder: Forwarder) -> None:
         ) from error
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def _await_end(task: asyncio.Task[None]) -> None:
     """Let a task end that was told to, for some seconds; what it fails with is its group's."""
     _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
     if stuck:
@@ -299,19 +303,19 @@ async def _ended(task: asyncio.Task[None]) -> None:
         await asyncio.wait([task])
 
 
-def _hold_apart(tables: Sequence[SinkTable]) -> None:
+def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
     """Two sinks that write to one file would cut each other's lines."""
     named: dict[object, str] = {}
     for table in tables:
-        place = _place(table.file)
-        if place is not None and place in named:
+        identity = _file_identity(table.file)
+        if identity is not None and identity in named:
             raise UsageError(
-                f"the sinks {named[place]} and {table.called} are one file: give each its own"
+                f"the sinks {named[identity]} and {table.called} are one file: give each its own"
             )
-        named[place] = table.called
+        named[identity] = table.called
 
 
-def _place(file: Path | None) -> object:
+def _file_identity(file: Path | None) -> object:
     """What tells a file from all others, whatever it is called."""
     if file is None:
         return None

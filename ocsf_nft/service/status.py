@@ -6,15 +6,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ocsf_nft.accounting.sandbox_accounting import Ledger
-from ocsf_nft.accounting.state_db import FILE, Book
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
+from ocsf_nft.accounting.state_db import FILE, StateDatabase
 from ocsf_nft.errors import AbsentError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.counters import Counters
 
 if TYPE_CHECKING:
     from ocsf_nft.accounting.reconciliation import Balance, Mode
-    from ocsf_nft.accounting.state_db import Lost
+    from ocsf_nft.accounting.state_db import DroppedRecords
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import StateDirectory
 
@@ -34,7 +34,7 @@ class Status:
     absent: tuple[str, ...]
     verdict: Verdict | None = "as installed"
     balances: tuple[Balance, ...]
-    lost: tuple[Lost, ...]
+    lost: tuple[DroppedRecords, ...]
 
 
 def statuses(
@@ -63,20 +63,20 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
     installed = state.read(sandbox)
     if installed is None:
         raise AbsentError(f"{state.path} has no record of sandbox {sandbox}: is it fenced?")
-    ledger = Ledger(sandbox, begun_ns=time.time_ns())
-    lost: tuple[Lost, ...] = ()
+    account = SandboxAccount(sandbox, begun_ns=time.time_ns())
+    lost: tuple[DroppedRecords, ...] = ()
     path = state.directory(sandbox) / FILE
     with Counters(installed) as counters:
         if path.exists():
-            book = Book(path).open(read_only=True)
+            database = StateDatabase(path).open(read_only=True)
             try:
-                book.load(ledger)
-                lost = book.lost()
+                database.load(account)
+                lost = database.dropped_records()
             finally:
-                book.close()
+                database.close()
         # Twice: what one reading lacks may be on its way, what both lack has been forgotten.
         for reading in (counters.read(), counters.read()):
-            for _ in ledger.observe(reading):
+            for _ in account.observe(reading):
                 pass
             absent = tuple(rule for rule in counters.rules if rule not in reading.rules)
     return Status(
@@ -85,7 +85,7 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
         mode="permissive" if installed.spec.is_permissive else "enforcing",
         absent=absent,
         verdict=_verdict(sandbox, state),
-        balances=ledger.balances(),
+        balances=account.balances(),
         lost=lost,
     )
 

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt
     from ocsf_nft.flow import Reading
 
-KEPT_MS: Final = 600_000
+ELEMENT_TIMEOUT_MS: Final = 600_000
 #: An element with an unchanged count is a new one if its idle time fell by more than this.
-RENEWED_MS: Final = KEPT_MS // 2
+RENEWED_MS: Final = ELEMENT_TIMEOUT_MS // 2
 #: A flow without a packet for this long has ended: all of its packets are reported.
 OVER_MS: Final = 10_000
 #: A record that is this little later than a reading may be that of a packet in the reading.
@@ -150,10 +150,12 @@ class FlowOracle:
         self.ahead.difference_update(new)
 
     def _alive(self, number: int, now_ms: int) -> Shown | None:
-        if not number or now_ms - self.packets[number - 1].at_ms >= KEPT_MS:
+        if not number or now_ms - self.packets[number - 1].at_ms >= ELEMENT_TIMEOUT_MS:
             return None
         first = number - 1
-        while first and self.packets[first].at_ms - self.packets[first - 1].at_ms < KEPT_MS:
+        while (
+            first and self.packets[first].at_ms - self.packets[first - 1].at_ms < ELEMENT_TIMEOUT_MS
+        ):
             first -= 1
         return Shown(first, number, now_ms - self.packets[number - 1].at_ms)
 
@@ -169,7 +171,7 @@ class FlowOracle:
 
     def note_record(self, number: int, now_ms: int) -> None:
         """Note that the record of packet ``number`` is read now."""
-        if now_ms - self.packets[number].at_ms >= KEPT_MS:
+        if now_ms - self.packets[number].at_ms >= ELEMENT_TIMEOUT_MS:
             self.has_late_record = True
             self.is_exact = False
 

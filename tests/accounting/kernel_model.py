@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RULE: Final = "egress"
 START_NS: Final = 1_767_225_600_000_000_000
-KEPT_MS: Final = 600_000
+ELEMENT_TIMEOUT_MS: Final = 600_000
 SIZES: Final[Mapping[Kind, int]] = {"flows4": 4, "flows6": 2, "others": 2}
 
 
@@ -164,7 +164,7 @@ class Kernel:
         self.sets[kind] = {
             data: each
             for data, each in self.sets[kind].items()
-            if self.now_ms - each.last_ms < KEPT_MS
+            if self.now_ms - each.last_ms < ELEMENT_TIMEOUT_MS
         }
 
 

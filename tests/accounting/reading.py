@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.accounting.state_db import Changes
-from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.flow import KINDS, Count, Element, Key, Reading, RuleReading, keys
 from tests.accounting.kernel_model import RULE, START_NS, Packet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ocsf_nft.accounting.sandbox_accounting import Ledger
+    from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
     from ocsf_nft.attempt import FanOut
     from ocsf_nft.record import Record
 
@@ -66,23 +66,23 @@ def reading(
     )
 
 
-def observe(ledger: Ledger, *readings: Reading) -> None:
+def observe(account: SandboxAccount, *readings: Reading) -> None:
     for each in readings:
-        for _ in ledger.observe(each):
+        for _ in account.observe(each):
             pass
 
 
-def attempts(found: Iterable[Attempt | FanOut | Ended]) -> list[Attempt]:
+def attempts(found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[Attempt]:
     return [each for each in found if isinstance(each, Attempt)]
 
 
-def ended(found: Iterable[Attempt | FanOut | Ended]) -> list[Ended]:
-    return [each for each in found if isinstance(each, Ended)]
+def ended(found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[IncidentEnd]:
+    return [each for each in found if isinstance(each, IncidentEnd)]
 
 
-def changes(ledger: Ledger) -> Changes:
+def changes(account: SandboxAccount) -> Changes:
     """What has changed in a ledger since the last time."""
     found = Changes()
-    for _ in found.gather(ledger):
+    for _ in found.collect(account):
         pass
     return found

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.accounting import incident_codec
-from ocsf_nft.accounting.counter_id import Whose
-from ocsf_nft.accounting.flow_counter import MOST
-from ocsf_nft.accounting.incidents import grown
-from ocsf_nft.accounting.open_incidents import Opened, OpenStreak
+from ocsf_nft.accounting.counter_id import CounterId
+from ocsf_nft.accounting.flow_counter import MAX_COUNT
+from ocsf_nft.accounting.incidents import extend_incident
+from ocsf_nft.accounting.open_incidents import OpenIncident, OpenIncidents
 from ocsf_nft.attempt import Attempt
 from tests.accounting.reading import key, record, tcp
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     ("reader", "least", "most"),
     [
         (incident_codec._LONG, -(1 << 63), (1 << 63) - 1),
-        (incident_codec._PACKETS, 0, MOST),
+        (incident_codec._PACKETS, 0, MAX_COUNT),
         (incident_codec._32_BITS, 0, 0xFFFFFFFF),
         (incident_codec._16_BITS, 0, 0xFFFF),
         (incident_codec._8_BITS, 0, 0xFF),
         (incident_codec._RECORD["ip_version"], 4, 6),
         (incident_codec._PROCESS["pid"], 0, 0xFFFFFFFF),
-        (incident_codec._STREAK["windows"], 1, MOST),
-        (incident_codec._STREAK["found_at"], 1, MOST),
+        (incident_codec._INCIDENT["windows"], 1, MAX_COUNT),
+        (incident_codec._INCIDENT["found_at"], 1, MAX_COUNT),
     ],
 )
 def test_stored_number_is_in_its_range(reader: Callable[[Any], Any], least: int, most: int) -> None:
@@ -55,11 +55,11 @@ def test_stored_details_are_facts_at_every_depth() -> None:
 
 
 def test_no_incident_is_open_after_a_damaged_file_is_quarantined() -> None:
-    opened, attempt = Opened(), Attempt.of(record(tcp()))
-    end = grown(None, key(tcp()), attempt, lambda *_: False)
-    streak = OpenStreak(Whose(sandbox="sb", rule="egress", epoch="boot:1"), key(tcp()), end)
-    opened.goes_on(streak)
-    opened.leave(streak)
+    opened, attempt = OpenIncidents(), Attempt.of(record(tcp()))
+    end = extend_incident(None, key(tcp()), attempt, lambda *_: False)
+    incident = OpenIncident(CounterId(sandbox="sb", rule="egress", epoch="boot:1"), key(tcp()), end)
+    opened.update(incident)
+    opened.orphan(incident)
     opened.clear()
     assert opened.changed == {}
     assert list(opened.due()) == []

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting.incidents import grown
-from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting.incidents import extend_incident
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.flow import Key, keys
 from ocsf_nft.process import Process
@@ -26,148 +26,156 @@ from tests.accounting.reading import (
 from tests.conformance.attributed import done_by
 
 if TYPE_CHECKING:
-    from ocsf_nft.attempt import Ended, FanOut, Streak
+    from ocsf_nft.attempt import FanOut, Incident, IncidentEnd
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
 
 @pytest.fixture
-def ledger() -> Ledger:
-    begun = Ledger("sb", begun_ns=NOW - SECOND)
+def account() -> SandboxAccount:
+    begun = SandboxAccount("sb", begun_ns=NOW - SECOND)
     observe(begun, reading({}))
     return begun
 
 
-def _due(ledger: Ledger, second: int, *, closing: bool = False) -> list[Attempt | FanOut | Ended]:
-    return list(ledger.due((1000 + second) * SECOND, closing=closing))
+def _due(
+    account: SandboxAccount, second: int, *, closing: bool = False
+) -> list[Attempt | FanOut | IncidentEnd]:
+    return list(account.due((1000 + second) * SECOND, closing=closing))
 
 
-def _step(ledger: Ledger, packets: int, second: int) -> list[Attempt | FanOut | Ended]:
-    observe(ledger, reading({key(tcp()): packets}, NOW + second * SECOND))
-    return _due(ledger, second)
+def _step(
+    account: SandboxAccount, packets: int, second: int
+) -> list[Attempt | FanOut | IncidentEnd]:
+    observe(account, reading({key(tcp()): packets}, NOW + second * SECOND))
+    return _due(account, second)
 
 
-def _streaks(found: list[Attempt | FanOut | Ended]) -> list[Streak]:
+def _incidents(found: list[Attempt | FanOut | IncidentEnd]) -> list[Incident]:
     return [each.streak for each in attempts(found) if each.streak is not None]
 
 
-def test_each_attempt_of_a_flow_says_what_it_goes_on_with(ledger: Ledger) -> None:
-    first = ledger.record(record(tcp()), 1000 * SECOND)
+def test_each_attempt_of_a_flow_says_what_it_goes_on_with(account: SandboxAccount) -> None:
+    first = account.record(record(tcp()), 1000 * SECOND)
     assert first is not None
-    told = [first]
+    reported = [first]
     for second in range(1, 40):
-        told += attempts(_step(ledger, 1 + 10 * second, second))
-    streaks = _streaks([*told])
-    assert len(streaks) == len(told) == 6
-    assert len({each.identity for each in streaks}) == 1
-    assert [each.windows for each in streaks] == [1, 2, 3, 4, 5, 6]
-    assert [each.packets for each in streaks] == [1, 11, 31, 71, 151, 311]
-    assert {each.found_at for each in streaks} == {None}
-    assert {each.start_ns for each in streaks} == {NOW}
-    assert streaks[-1].latest == tuple(each.record.origin.identity for each in told)
+        reported += attempts(_step(account, 1 + 10 * second, second))
+    incidents = _incidents([*reported])
+    assert len(incidents) == len(reported) == 6
+    assert len({each.identity for each in incidents}) == 1
+    assert [each.windows for each in incidents] == [1, 2, 3, 4, 5, 6]
+    assert [each.packets for each in incidents] == [1, 11, 31, 71, 151, 311]
+    assert {each.found_at for each in incidents} == {None}
+    assert {each.start_ns for each in incidents} == {NOW}
+    assert incidents[-1].latest == tuple(each.record.origin.identity for each in reported)
 
 
-def test_a_streak_names_its_last_attempts_and_no_more(ledger: Ledger) -> None:
-    told = [each for second in range(1, 600) for each in attempts(_step(ledger, second, second))]
-    last = _streaks([*told])[-1]
-    assert last.windows == len(told) > 10
-    assert last.latest == tuple(each.record.origin.identity for each in told[-10:])
+def test_a_streak_names_its_last_attempts_and_no_more(account: SandboxAccount) -> None:
+    reported = [
+        each for second in range(1, 600) for each in attempts(_step(account, second, second))
+    ]
+    last = _incidents([*reported])[-1]
+    assert last.windows == len(reported) > 10
+    assert last.latest == tuple(each.record.origin.identity for each in reported[-10:])
 
 
-def test_a_streak_ends_once_when_nothing_came_for_a_while(ledger: Ledger) -> None:
-    found = [each for second in range(1, 40) for each in _step(ledger, min(second, 5), second)]
+def test_a_streak_ends_once_when_nothing_came_for_a_while(account: SandboxAccount) -> None:
+    found = [each for second in range(1, 40) for each in _step(account, min(second, 5), second)]
     (end,) = ended(found)
     last = attempts(found)[-1]
     assert found[-1] is end
     assert (end.streak, end.end_ns, end.record) == (last.streak, last.end_ns, last.record)
     assert end.streak.packets == 5
-    assert ended(_due(ledger, 60, closing=True)) == []
+    assert ended(_due(account, 60, closing=True)) == []
 
 
-def test_what_comes_after_the_end_is_another_streak(ledger: Ledger) -> None:
-    _step(ledger, 1, 1)
-    (end,) = ended(_step(ledger, 1, 12))
-    (told,) = attempts(_step(ledger, 3, 20))
-    assert told.streak is not None
-    assert told.streak.identity != end.streak.identity
-    assert (told.streak.windows, told.streak.packets) == (1, 2)
+def test_what_comes_after_the_end_is_another_streak(account: SandboxAccount) -> None:
+    _step(account, 1, 1)
+    (end,) = ended(_step(account, 1, 12))
+    (reported,) = attempts(_step(account, 3, 20))
+    assert reported.streak is not None
+    assert reported.streak.identity != end.streak.identity
+    assert (reported.streak.windows, reported.streak.packets) == (1, 2)
 
 
-def test_all_that_is_open_ends_when_nobody_reads_any_more(ledger: Ledger) -> None:
+def test_all_that_is_open_ends_when_nobody_reads_any_more(account: SandboxAccount) -> None:
     counts = {key(tcp(port)): port for port in range(1, 6)}
-    observe(ledger, reading(counts, NOW + SECOND))
-    found = _due(ledger, 1, closing=True)
-    identities = [each.identity for each in _streaks(found)]
+    observe(account, reading(counts, NOW + SECOND))
+    found = _due(account, 1, closing=True)
+    identities = [each.identity for each in _incidents(found)]
     assert len(identities) == 5
     assert [each.streak.identity for each in ended(found)] == identities
-    assert _due(ledger, 1, closing=True) == []
-    (again,) = _streaks(_step(ledger, 9, 2))
+    assert _due(account, 1, closing=True) == []
+    (again,) = _incidents(_step(account, 9, 2))
     assert again.identity not in identities
     assert again.windows == 1
 
 
-def test_a_flow_that_nothing_was_told_of_ends_unheard(ledger: Ledger) -> None:
-    unplaced = keys(record(tcp()))[-2]
-    observe(ledger, reading({unplaced: 1}, NOW + SECOND))
-    assert [each.streak for each in attempts(_due(ledger, 1))] == [None]
-    assert ledger.record(record(tcp(443)), 1001 * SECOND) is None
+def test_a_flow_that_nothing_was_told_of_ends_unheard(account: SandboxAccount) -> None:
+    without_slot = keys(record(tcp()))[-2]
+    observe(account, reading({without_slot: 1}, NOW + SECOND))
+    assert [each.streak for each in attempts(_due(account, 1))] == [None]
+    assert account.record(record(tcp(443)), 1001 * SECOND) is None
     for second in (2, 3, 20):
-        observe(ledger, reading({unplaced: 1}, NOW + second * SECOND))
-        assert _due(ledger, second) == []
+        observe(account, reading({without_slot: 1}, NOW + second * SECOND))
+        assert _due(account, second) == []
 
 
-def test_what_is_told_by_a_record_where_its_flow_has_no_place_has_an_end(ledger: Ledger) -> None:
-    unplaced = keys(record(tcp()))[-2]
-    observe(ledger, reading({unplaced: 1}, NOW + SECOND))
-    _due(ledger, 1)
-    assert ledger.record(record(tcp(443)), 1001 * SECOND) is None
-    observe(ledger, reading({unplaced: 2}, NOW + 2 * SECOND))
-    (streak,) = _streaks(_due(ledger, 2))
-    (end,) = ended(_due(ledger, 20))
-    assert (end.streak, end.record.destination_port) == (streak, 443)
+def test_what_is_told_by_a_record_where_its_flow_has_no_place_has_an_end(
+    account: SandboxAccount,
+) -> None:
+    without_slot = keys(record(tcp()))[-2]
+    observe(account, reading({without_slot: 1}, NOW + SECOND))
+    _due(account, 1)
+    assert account.record(record(tcp(443)), 1001 * SECOND) is None
+    observe(account, reading({without_slot: 2}, NOW + 2 * SECOND))
+    (incident,) = _incidents(_due(account, 2))
+    (end,) = ended(_due(account, 20))
+    assert (end.streak, end.record.destination_port) == (incident, 443)
 
 
-def test_what_is_told_together_is_no_streak(ledger: Ledger) -> None:
+def test_what_is_told_together_is_no_streak(account: SandboxAccount) -> None:
     flood = {key(tcp(port)): 1 for port in range(1, 1501)}
-    observe(ledger, reading(flood, NOW + SECOND, overflow=3))
-    found = _due(ledger, 1, closing=True)
-    assert {each.merged is None: each.streak is None for each in attempts(found)} == {
+    observe(account, reading(flood, NOW + SECOND, overflow=3))
+    found = _due(account, 1, closing=True)
+    assert {each.aggregation is None: each.streak is None for each in attempts(found)} == {
         True: False,
         False: True,
     }
-    assert len(ended(found)) == len(_streaks(found)) == 1000
+    assert len(ended(found)) == len(_incidents(found)) == 1000
 
 
-def test_counters_that_are_made_anew_end_what_the_old_ones_told(ledger: Ledger) -> None:
-    (old,) = _streaks(_step(ledger, 1, 1))
-    observe(ledger, reading({key(tcp()): 4}, NOW + 2 * SECOND))
-    observe(ledger, reading({key(tcp()): 2}, NOW + 3 * SECOND, epoch="boot:2"))
-    found = _due(ledger, 2)
-    last, new = _streaks(found)
+def test_counters_that_are_made_anew_end_what_the_old_ones_told(account: SandboxAccount) -> None:
+    (old,) = _incidents(_step(account, 1, 1))
+    observe(account, reading({key(tcp()): 4}, NOW + 2 * SECOND))
+    observe(account, reading({key(tcp()): 2}, NOW + 3 * SECOND, epoch="boot:2"))
+    found = _due(account, 2)
+    last, new = _incidents(found)
     assert [(last.identity, last.packets), (new.windows, new.packets)] == [
         (old.identity, 4),
         (1, 2),
     ]
     assert new.identity != old.identity
     assert [each.streak for each in ended(found)] == [last]
-    assert [each.streak for each in ended(_due(ledger, 2, closing=True))] == [new]
+    assert [each.streak for each in ended(_due(account, 2, closing=True))] == [new]
 
 
 def test_a_clock_that_is_set_back_leaves_no_streak_that_ends_before_it_begins(
-    ledger: Ledger,
+    account: SandboxAccount,
 ) -> None:
-    observe(ledger, reading({}, NOW + 7199 * SECOND))
-    _step(ledger, 1, 7200)
-    observe(ledger, reading({key(tcp()): 2}, NOW))
-    (end,) = ended(_due(ledger, 7202, closing=True))
+    observe(account, reading({}, NOW + 7199 * SECOND))
+    _step(account, 1, 7200)
+    observe(account, reading({key(tcp()): 2}, NOW))
+    (end,) = ended(_due(account, 7202, closing=True))
     assert end.streak.windows == 2
     assert end.streak.start_ns <= end.end_ns
 
 
-def test_numbers_that_somebody_wrote_into_a_counter_can_be_told(ledger: Ledger) -> None:
+def test_numbers_that_somebody_wrote_into_a_counter_can_be_told(account: SandboxAccount) -> None:
     most = (1 << 64) - 1
     for second, packets in ((1, most), (2, 0), (4, most)):
-        found = _streaks(_step(ledger, packets, second))
+        found = _incidents(_step(account, packets, second))
     assert [each.packets for each in found] == [1 << 62]
 
 
@@ -178,12 +186,12 @@ def test_what_has_been_a_finding_remains_one_whatever_its_records_look_like() ->
         asked.append((record, packets))
         return record.destination_port == 443 and packets >= 10
 
-    end: Ended | None = None
+    end: IncidentEnd | None = None
     found = []
     for packets, port in ((4, 443), (4, 53), (4, 443), (1, 53), (1, 443)):
         said = replace(record(tcp()), destination_port=port)
         attempt = replace(Attempt.of(said), packets=packets)
-        end = grown(end, Key("flows4", b"\0"), attempt, is_finding)
+        end = extend_incident(end, Key("flows4", b"\0"), attempt, is_finding)
         found.append(end.streak.found_at)
     assert found == [None, None, 3, 3, 3]
     assert [packets for _, packets in asked] == [4, 8, 12]
@@ -193,39 +201,39 @@ def _by(pid: int) -> Attribution:
     return done_by(Process(pid=pid, path=f"/run/{pid}"))
 
 
-def _grown(*attributions: Attribution | None) -> Attribution | None:
-    end: Ended | None = None
+def _merged_attribution(*attributions: Attribution | None) -> Attribution | None:
+    end: IncidentEnd | None = None
     for attribution in attributions:
         attempt = Attempt.of(record(tcp()), attribution)
-        end = grown(end, Key("flows4", b"\0"), attempt, lambda *_: False)
+        end = extend_incident(end, Key("flows4", b"\0"), attempt, lambda *_: False)
     assert end is not None
     return end.streak.attribution
 
 
 def test_a_streak_is_one_process_where_that_made_all_of_it_and_no_ones_else() -> None:
-    assert _grown(_by(1)) == _grown(_by(1), _by(1)) == _by(1)
-    several = _grown(_by(1), _by(2), _by(2))
+    assert _merged_attribution(_by(1)) == _merged_attribution(_by(1), _by(1)) == _by(1)
+    several = _merged_attribution(_by(1), _by(2), _by(2))
     assert several is not None
     assert several.process is None
     assert [(each.process.pid, each.calls) for each in several.seen] == [(1, 1), (2, 2)]
-    assert _grown(None) is None
+    assert _merged_attribution(None) is None
 
 
 def test_who_made_an_attempt_is_asked_for_once_and_stands_in_it_and_in_its_streak() -> None:
     asked: list[Attempt] = []
 
-    def attributed(attempt: Attempt) -> Attempt:
+    def add_attribution(attempt: Attempt) -> Attempt:
         asked.append(attempt)
         return replace(attempt, attribution=_by(len(asked)))
 
-    ledger = Ledger("sb", begun_ns=NOW - SECOND, attributed=attributed)
-    observe(ledger, reading({}))
-    told = [each for second in range(1, 6) for each in _step(ledger, second, second)]
-    told += _due(ledger, 6, closing=True)
-    found = attempts(told)
+    account = SandboxAccount("sb", begun_ns=NOW - SECOND, add_attribution=add_attribution)
+    observe(account, reading({}))
+    reported = [each for second in range(1, 6) for each in _step(account, second, second)]
+    reported += _due(account, 6, closing=True)
+    found = attempts(reported)
     assert len(asked) == len(found) > 2
     assert [each.attribution for each in found] == [_by(number + 1) for number in range(len(found))]
-    (end,) = ended(told)
+    (end,) = ended(reported)
     last = found[-1].streak
     assert last is not None
     assert end.streak == last

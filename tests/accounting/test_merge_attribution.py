@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from ocsf_nft.accounting.merge_attribution import together
+from ocsf_nft.accounting.merge_attribution import merge
 from ocsf_nft.process import Attribution, Process, Seen
 
 _SECOND = 1_000_000_000
 CURL = Process(pid=4242, path="/usr/bin/curl", created_ns=1_000 * _SECOND)
 WGET = Process(pid=4243, path="/usr/bin/wget", created_ns=1_001 * _SECOND)
-NOBODY = Attribution(rung="user", sureness="high", reason="nobody was seen", user_name="agent")
+UNATTRIBUTED = Attribution(
+    rung="user", sureness="high", reason="nobody was seen", user_name="agent"
+)
 
 
 def by(process: Process, **others: object) -> Attribution:
@@ -30,7 +32,7 @@ def all_of(*attributions: Attribution | None) -> Attribution:
     """Who made all of several attempts, one after the other."""
     found, *others = attributions
     for each in others:
-        found = together(found, each)
+        found = merge(found, each)
     assert found is not None
     return found
 
@@ -44,19 +46,19 @@ def named(attribution: Attribution | None) -> dict[int, int | None]:
 
 def test_of_one_process_it_is_told_as_of_its_latest_attempt() -> None:
     latest = by(replace(CURL, cmd_line="curl -v"), reason="it was seen again")
-    assert together(by(CURL), latest) is latest
+    assert merge(by(CURL), latest) is latest
 
 
 @pytest.mark.parametrize("number", [-9, 0, 9])
 def test_one_process_is_one_though_somebody_sets_the_clock_a_bit(number: int) -> None:
     assert CURL.created_ns is not None
-    told = replace(CURL, created_ns=CURL.created_ns + number * _SECOND)
-    assert together(by(CURL), by(told)) == by(told)
-    assert together(by(replace(CURL, created_ns=None)), by(CURL)) == by(CURL)
+    reported = replace(CURL, created_ns=CURL.created_ns + number * _SECOND)
+    assert merge(by(CURL), by(reported)) == by(reported)
+    assert merge(by(replace(CURL, created_ns=None)), by(CURL)) == by(CURL)
 
 
 def test_two_processes_are_both_named_and_neither_is_the_one() -> None:
-    found = together(by(CURL), by(WGET, user_name="agent", group_name="agents"))
+    found = merge(by(CURL), by(WGET, user_name="agent", group_name="agents"))
     assert named(found) == {4242: 1, 4243: 1}
     assert found is not None
     assert (found.rung, found.sureness, found.unnamed) == ("capture", "high", 0)
@@ -66,13 +68,13 @@ def test_two_processes_are_both_named_and_neither_is_the_one() -> None:
 def test_who_has_the_number_of_another_one_now_is_another_one() -> None:
     assert CURL.created_ns is not None
     later = replace(CURL, created_ns=CURL.created_ns + 11 * _SECOND)
-    found = together(by(CURL), by(later))
+    found = merge(by(CURL), by(later))
     assert found is not None
     assert [each.process for each in found.seen] == [CURL, later]
 
 
 def test_who_runs_another_program_now_is_not_said_to_have_run_it_before() -> None:
-    found = together(by(CURL), by(replace(CURL, path="/usr/bin/wget")))
+    found = merge(by(CURL), by(replace(CURL, path="/usr/bin/wget")))
     assert named(found) == {4242: 2}
 
 
@@ -84,49 +86,49 @@ def test_how_often_each_was_seen_adds_up() -> None:
         (by(CURL, seen=several.seen), by(CURL)),
         (by(CURL), by(CURL, seen=several.seen)),
     ):
-        assert named(together(first, last)) == {4242: 4, 4243: 4}
+        assert named(merge(first, last)) == {4242: 4, 4243: 4}
 
 
 def test_unnamed_processes_beside_one_process_are_kept() -> None:
     for first, last in ((by(CURL, unnamed=2), by(CURL)), (by(CURL), by(CURL, unnamed=2))):
-        found = together(first, last)
+        found = merge(first, last)
         assert named(found) == {4242: 2}
         assert found is not None
         assert found.unnamed == 2
 
 
 def test_processes_are_named_by_age_whatever_the_order_of_their_attempts() -> None:
-    assert list(named(together(by(WGET), by(CURL)))) == [4242, 4243]
+    assert list(named(merge(by(WGET), by(CURL)))) == [4242, 4243]
     found = all_of(*reversed(one_after_the_other(17)))
     assert list(named(found)) == list(range(2, 18))
 
 
-@pytest.mark.parametrize("nobody", [NOBODY, None])
-def test_what_nobody_was_seen_to_do_may_be_anybodys(nobody: Attribution | None) -> None:
+@pytest.mark.parametrize("unattributed", [UNATTRIBUTED, None])
+def test_what_nobody_was_seen_to_do_may_be_anybodys(unattributed: Attribution | None) -> None:
     curl = by(CURL, user_name="agent", group_name="agents")
-    for found in (together(nobody, curl), together(curl, nobody)):
+    for found in (merge(unattributed, curl), merge(curl, unattributed)):
         assert named(found) == {4242: None}
         assert found is not None
         assert (found.user_name, found.group_name) == ("agent", "agents")
         assert (found.rung, found.sureness) == ("capture", "low")
     for found in (
-        all_of(nobody, by(CURL), by(WGET), by(WGET)),
-        all_of(by(CURL), nobody, by(CURL), by(WGET)),
+        all_of(unattributed, by(CURL), by(WGET), by(WGET)),
+        all_of(by(CURL), unattributed, by(CURL), by(WGET)),
     ):
         assert named(found) == {4242: None, 4243: None}
 
 
 def test_where_nobody_is_known_the_latest_says_why() -> None:
-    latest = replace(NOBODY, reason="another")
-    assert together(NOBODY, latest) is latest
-    assert together(None, NOBODY) is together(NOBODY, None) is NOBODY
-    assert together(None, None) is None
+    latest = replace(UNATTRIBUTED, reason="another")
+    assert merge(UNATTRIBUTED, latest) is latest
+    assert merge(None, UNATTRIBUTED) is merge(UNATTRIBUTED, None) is UNATTRIBUTED
+    assert merge(None, None) is None
 
 
 def test_it_is_no_surer_and_of_no_better_rung_than_any_of_them() -> None:
     socket = by(CURL, rung="socket", sureness="medium")
-    assert together(by(CURL), socket) == together(socket, by(CURL)) == socket
-    for found in (together(by(WGET), socket), together(socket, by(WGET))):
+    assert merge(by(CURL), socket) == merge(socket, by(CURL)) == socket
+    for found in (merge(by(WGET), socket), merge(socket, by(WGET))):
         assert found is not None
         assert (found.rung, found.sureness) == ("socket", "medium")
 
@@ -173,9 +175,9 @@ def test_where_nobody_knows_who_is_younger_there_were_as_many_as_at_once_at_leas
 
 def test_uncounted_calls_add_nothing() -> None:
     unknown = by_several(Seen(process=CURL, calls=None), Seen(process=WGET, calls=None))
-    assert named(together(unknown, unknown)) == {4242: None, 4243: None}
-    assert named(together(unknown, by(CURL))) == {4242: 1, 4243: None}
-    assert named(together(by(CURL), unknown)) == {4242: 1, 4243: None}
+    assert named(merge(unknown, unknown)) == {4242: None, 4243: None}
+    assert named(merge(unknown, by(CURL))) == {4242: 1, 4243: None}
+    assert named(merge(by(CURL), unknown)) == {4242: 1, 4243: None}
 
 
 def test_processes_with_one_pid_are_two_if_they_began_ten_seconds_apart() -> None:
@@ -183,7 +185,7 @@ def test_processes_with_one_pid_are_two_if_they_began_ten_seconds_apart() -> Non
     for apart_ns, number in ((10 * _SECOND - 1, 0), (10 * _SECOND, 2)):
         later = replace(CURL, created_ns=CURL.created_ns + apart_ns)
         for one, other in ((CURL, later), (later, CURL)):
-            found = together(by(one), by(other))
+            found = merge(by(one), by(other))
             assert found is not None
             assert len(found.seen) == number
 

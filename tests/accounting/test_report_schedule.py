@@ -11,11 +11,11 @@ STEPS = (1, 2, 4, 8, 16, 32, 60, 60)
 def test_schedule_doubles_its_interval_up_to_a_minute() -> None:
     schedule = Schedule(5)
     for step in STEPS:
-        due_ns = schedule.told_ns + step * SECOND
+        due_ns = schedule.reported_ns + step * SECOND
         assert schedule.due_ns == due_ns
         assert schedule.is_due(due_ns, due_ns)
         assert not schedule.is_due(due_ns - 1, due_ns - 1)
-        schedule.told(due_ns)
+        schedule.mark_reported(due_ns)
 
 
 def test_schedule_continues_with_the_interval_of_earlier_reports() -> None:

@@ -15,9 +15,9 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ocsf_nft.accounting import scan_detection, state_db
-from ocsf_nft.accounting.priority import Gravity
-from ocsf_nft.accounting.sandbox_accounting import Ledger
-from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.accounting.priority import Priority
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
+from ocsf_nft.attempt import Attempt, IncidentEnd
 from tests.accounting.kernel_model import RULE, START_NS, Kernel, Packet, stamped
 from tests.accounting.reading import changes
 
@@ -25,7 +25,7 @@ from tests.accounting.reading import changes
 FINDING = 3
 
 if TYPE_CHECKING:
-    from ocsf_nft.attempt import FanOut, Streak
+    from ocsf_nft.attempt import FanOut, Incident
     from ocsf_nft.flow import Key, Reading
     from ocsf_nft.record import Record
 
@@ -69,8 +69,8 @@ class Reported(RuleBasedStateMachine):
         self.few = mock.patch.object(scan_detection, "FLOWS", 3)
         self.few.start()
         self.kernel = Kernel()
-        self.book = state_db.Book(Path(self.folder.name) / state_db.FILE).open()
-        self.ledger = self._new_ledger()
+        self.database = state_db.StateDatabase(Path(self.folder.name) / state_db.FILE).open()
+        self.account = self._new_account()
         self.read_ns = START_NS
         self.told = 0
         self.refused_earlier = 0
@@ -79,12 +79,12 @@ class Reported(RuleBasedStateMachine):
         self.left_out: set[Key] = set()
         self.sent: set[tuple[object, ...]] = set()
         #: What is open, as it was last told, by identity; and what was.
-        self.open: dict[str, tuple[Streak, int]] = {}
+        self.open: dict[str, tuple[Incident, int]] = {}
         self.ended: set[str] = set()
         self.fan_outs: dict[str, FanOut] = {}
 
     def teardown(self) -> None:
-        self.book.close()
+        self.database.close()
         self.folder.cleanup()
         self.few.stop()
 
@@ -105,7 +105,7 @@ class Reported(RuleBasedStateMachine):
 
     @precondition(lambda self: self.kernel.log)
     @rule(number=st.integers(1, 6))
-    def lose(self, number: int) -> None:
+    def drop(self, number: int) -> None:
         for _ in range(min(number, len(self.kernel.log))):
             self.kernel.log.popleft()
 
@@ -128,23 +128,23 @@ class Reported(RuleBasedStateMachine):
         self._observe(reading)
 
     @rule()
-    def fold(self) -> None:
-        for _ in self.ledger.fold(self.kernel.now_ns):
+    def aggregate_overflow(self) -> None:
+        for _ in self.account.aggregate_overflow(self.kernel.now_ns):
             pass
 
     @rule()
     def tell(self) -> None:
-        self._tell(list(self.ledger.due(self.kernel.now_ns)))
+        self._tell(list(self.account.due(self.kernel.now_ns)))
 
     @rule(milliseconds=SHORT_MS)
     def wait(self, milliseconds: int) -> None:
         self.kernel.now_ms += milliseconds
-        self._lose_what_is_late()
+        self._drop_late_records()
 
     @rule()
     def wait_until_all_is_forgotten(self) -> None:
         self.kernel.now_ms += 660_000
-        self._lose_what_is_late()
+        self._drop_late_records()
 
     @rule()
     def wait_until_some_are_forgotten_and_read(self) -> None:
@@ -153,26 +153,26 @@ class Reported(RuleBasedStateMachine):
         self.kernel.now_ms += 599_000
         self._observe(self.kernel.read())
         self.left_out = set()
-        self._tell(list(self.ledger.due(self.kernel.now_ns)))
+        self._tell(list(self.account.due(self.kernel.now_ns)))
         self.kernel.now_ms += 1_001
 
     @rule()
     def restart(self) -> None:
         # The kernel keeps no records for whoever is gone.
         self.kernel.log.clear()
-        self.book.close()
-        self.book.open()
-        self.ledger = self._new_ledger()
-        self.book.load(self.ledger)
+        self.database.close()
+        self.database.open()
+        self.account = self._new_account()
+        self.database.load(self.account)
 
     @rule(number=st.integers(1, 4))
     def be_killed_while_telling(self, number: int) -> None:
-        self._tell(list(islice(self.ledger.due(self.kernel.now_ns), number)))
+        self._tell(list(islice(self.account.due(self.kernel.now_ns), number)))
         self.restart()
 
     @rule(is_killed=st.booleans())
     def replace_the_counters_of_what_goes_on(self, is_killed: bool) -> None:
-        is_all_read = not self.kernel.log and not self.ledger.rules[RULE]._unread
+        is_all_read = not self.kernel.log and not self.account.rules[RULE]._unread
         if not is_all_read or self.told != self._refused():
             self._settle()
         self.kernel.begin_anew()
@@ -195,7 +195,7 @@ class Reported(RuleBasedStateMachine):
         self._settle()
         self._deliver_nothing_more()
         assert self.told == self._refused()
-        (balance,) = self.ledger.balances()
+        (balance,) = self.account.balances()
         assert balance.refused == self.kernel.refused.packets
         assert balance.in_flight == 0
         assert balance.imbalance == 0
@@ -205,10 +205,10 @@ class Reported(RuleBasedStateMachine):
         assert self.told <= self._refused()
 
     def _deliver_nothing_more(self) -> None:
-        assert list(self.ledger.due(self.kernel.now_ns, closing=True)) == []
+        assert list(self.account.due(self.kernel.now_ns, closing=True)) == []
         assert self.open == {}
         assert {each.stage for each in self.fan_outs.values()} <= {"ended"}
-        with sqlite3.connect(self.book.path) as connection:
+        with sqlite3.connect(self.database.path) as connection:
             assert connection.execute("SELECT count(*) FROM opened").fetchone() == (0,)
         connection.close()
 
@@ -219,35 +219,35 @@ class Reported(RuleBasedStateMachine):
         for _ in range(2):
             self._observe(self.kernel.read())
         self.left_out = set()
-        self._tell(list(self.ledger.due(self.kernel.now_ns, closing=True)))
+        self._tell(list(self.account.due(self.kernel.now_ns, closing=True)))
 
     def _send(self, packet: Packet, *, is_logged: bool) -> None:
         self.kernel.refuse(packet, is_logged=is_logged)
         self.sent.add((packet.uid, packet.protocol, packet.destination, packet.port))
 
     def _deliver(self, record: Record) -> None:
-        attempt = self.ledger.record(record, self.kernel.now_ns)
+        attempt = self.account.record(record, self.kernel.now_ns)
         self._tell([] if attempt is None else [attempt])
 
     def _observe(self, reading: Reading) -> None:
-        for _ in self.ledger.observe(reading):
+        for _ in self.account.observe(reading):
             pass
         self._keep(b"")
         self.read_ns = reading.ended_ns
-        self._lose_what_is_late()
+        self._drop_late_records()
 
-    def _lose_what_is_late(self) -> None:
+    def _drop_late_records(self) -> None:
         """A record is lost that comes a minute after its packet, or later, and after a reading."""
         late_ns = min(self.kernel.now_ns - 55 * 10**9, self.read_ns)
         while self.kernel.log and self.kernel.log[0].time_ns < late_ns:
             self.kernel.log.popleft()
 
-    def _tell(self, found: list[Attempt | FanOut | Ended]) -> None:
+    def _tell(self, found: list[Attempt | FanOut | IncidentEnd]) -> None:
         for each in found:
             if isinstance(each, Attempt):
                 self._check(each)
                 self._check_streak(each)
-            elif isinstance(each, Ended):
+            elif isinstance(each, IncidentEnd):
                 assert (each.streak, each.end_ns) == self.open.pop(each.streak.identity)
                 self.ended.add(each.streak.identity)
             else:
@@ -261,7 +261,7 @@ class Reported(RuleBasedStateMachine):
         assert record.origin.identity not in self.identities
         self.identities.add(record.origin.identity)
         self.told += attempt.packets
-        if attempt.merged is not None or record.destination is None:
+        if attempt.aggregation is not None or record.destination is None:
             return
         flow = (record.uid, record.protocol, record.destination, record.destination_port)
         # What has no port in its key may have found no place with it.
@@ -273,24 +273,24 @@ class Reported(RuleBasedStateMachine):
             self.ends[flow] = attempt.end_ns
 
     def _check_streak(self, attempt: Attempt) -> None:
-        streak = attempt.streak
-        assert (streak is None) is (attempt.merged is not None)
-        if streak is None:
+        incident = attempt.streak
+        assert (incident is None) is (attempt.aggregation is not None)
+        if incident is None:
             return
-        assert streak.identity not in self.ended
-        before, _ = self.open.get(streak.identity, (None, 0))
+        assert incident.identity not in self.ended
+        before, _ = self.open.get(incident.identity, (None, 0))
         latest = () if before is None else before.latest
-        assert streak.windows == 1 + (0 if before is None else before.windows)
+        assert incident.windows == 1 + (0 if before is None else before.windows)
         packets_before = 0 if before is None else before.packets
-        assert packets_before + attempt.packets == streak.packets
+        assert packets_before + attempt.packets == incident.packets
         found_at = None if before is None else before.found_at
-        if found_at is None and streak.packets >= FINDING:
-            found_at = streak.windows
-        assert streak.found_at == found_at
-        assert streak.latest == (*latest, attempt.record.origin.identity)[-10:]
-        assert streak.start_ns <= attempt.start_ns
-        assert before is None or streak.start_ns <= before.start_ns
-        self.open[streak.identity] = (streak, attempt.end_ns)
+        if found_at is None and incident.packets >= FINDING:
+            found_at = incident.windows
+        assert incident.found_at == found_at
+        assert incident.latest == (*latest, attempt.record.origin.identity)[-10:]
+        assert incident.start_ns <= attempt.start_ns
+        assert before is None or incident.start_ns <= before.start_ns
+        self.open[incident.identity] = (incident, attempt.end_ns)
 
     def _check_fan_out(self, found: FanOut) -> None:
         before = self.fan_outs.get(found.identity)
@@ -303,16 +303,16 @@ class Reported(RuleBasedStateMachine):
         self.fan_outs[found.identity] = found
 
     def _keep(self, event: bytes) -> None:
-        self.book.commit(changes(self.ledger), [event])
+        self.database.commit(changes(self.account), [event])
 
     def _refused(self) -> int:
         return self.refused_earlier + self.kernel.refused.packets
 
-    def _new_ledger(self) -> Ledger:
-        return Ledger(
+    def _new_account(self) -> SandboxAccount:
+        return SandboxAccount(
             "sb",
             begun_ns=START_NS,
-            gravity=Gravity(
+            priority=Priority(
                 destinations=frozenset({"169.254.169.254"}),
                 is_finding=lambda _, packets: packets >= FINDING,
             ),

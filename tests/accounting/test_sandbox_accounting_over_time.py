@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ocsf_nft.accounting import state_db
-from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.flow import KINDS, keys
 from tests.accounting.flow_oracle import FlowOracle, Sent
@@ -22,7 +22,7 @@ from tests.accounting.reading import changes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.attempt import Ended, FanOut
+    from ocsf_nft.attempt import FanOut, IncidentEnd
     from ocsf_nft.record import Record
 
 #: One flow for each user: a record of one flow never matches a packet of another.
@@ -63,8 +63,8 @@ class OverTime(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.kernel = Kernel()
-        self.book = state_db.Book(Path(self.folder.name) / state_db.FILE).open()
-        self.ledger = Ledger("sb", begun_ns=START_NS)
+        self.database = state_db.StateDatabase(Path(self.folder.name) / state_db.FILE).open()
+        self.account = SandboxAccount("sb", begun_ns=START_NS)
         self.flows = [FlowOracle() for _ in FLOWS]
         self.numbers: dict[str, tuple[int, int]] = {}
         self.clock_settings = 0
@@ -73,7 +73,7 @@ class OverTime(RuleBasedStateMachine):
         self.bytes = 40
 
     def teardown(self) -> None:
-        self.book.close()
+        self.database.close()
         self.folder.cleanup()
 
     @initialize()
@@ -87,7 +87,7 @@ class OverTime(RuleBasedStateMachine):
     @rule(milliseconds=GAPS_MS)
     def pass_time(self, milliseconds: int) -> None:
         self.kernel.now_ms += milliseconds
-        self._lose_late_records()
+        self._drop_late_records()
 
     @rule(milliseconds=CLOCK_STEPS_MS)
     def set_clock(self, milliseconds: int) -> None:
@@ -108,7 +108,7 @@ class OverTime(RuleBasedStateMachine):
     ) -> None:
         """Read until the gap ends and after it, as a running service does."""
         self.kernel.now_ms += milliseconds
-        self._lose_late_records()
+        self._drop_late_records()
         self._read()
         self._report()
         self.kernel.now_ms += SECOND_MS
@@ -124,12 +124,12 @@ class OverTime(RuleBasedStateMachine):
             record = replace(self.kernel.log.popleft(), received_ns=self.kernel.now_ns + 1)
             flow, packet = self.numbers[record.origin.identity]
             self.flows[flow].note_record(packet, self.kernel.now_ms)
-            attempt = self.ledger.record(record, self.kernel.now_ms * 1_000_000)
+            attempt = self.account.record(record, self.kernel.now_ms * 1_000_000)
             self._check([] if attempt is None else [attempt])
 
     @precondition(lambda self: self.kernel.log)
     @rule(number=st.integers(1, 6))
-    def lose(self, number: int) -> None:
+    def drop(self, number: int) -> None:
         for _ in range(min(number, len(self.kernel.log))):
             self.kernel.log.popleft()
 
@@ -143,10 +143,10 @@ class OverTime(RuleBasedStateMachine):
         self._send(traffic)
         # The kernel keeps no records for a service that does not run.
         self.kernel.log.clear()
-        self.book.close()
-        self.book.open()
-        self.ledger = Ledger("sb", begun_ns=START_NS)
-        self.book.load(self.ledger)
+        self.database.close()
+        self.database.open()
+        self.account = SandboxAccount("sb", begun_ns=START_NS)
+        self.database.load(self.account)
         for flow in self.flows:
             flow.restart()
         self._read()
@@ -154,7 +154,7 @@ class OverTime(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         self._settle()
-        (balance,) = self.ledger.balances()
+        (balance,) = self.account.balances()
         # The packet of a late record is shown as pending for nine readings.
         if not any(flow.has_late_record for flow in self.flows):
             assert (balance.imbalance, balance.in_flight) == (0, 0)
@@ -207,14 +207,14 @@ class OverTime(RuleBasedStateMachine):
             (kind, _), *_ = keys(FLOWS[number].record(0, 0))
             now_ms, sent = dumps[KINDS.index(kind)]
             flow.show(sent[number], now_ms, reading, self.kernel.now_ms, self.clock_settings)
-        for _ in self.ledger.observe(reading):
+        for _ in self.account.observe(reading):
             pass
         self._commit()
         self.read_ms = self.kernel.now_ms
-        self._lose_late_records()
+        self._drop_late_records()
 
     def _report(self, *, closing: bool = False) -> None:
-        self._check(self.ledger.due(self.kernel.now_ms * 1_000_000, closing=closing))
+        self._check(self.account.due(self.kernel.now_ms * 1_000_000, closing=closing))
         if any(flow.ahead for flow in self.flows):
             return
         for flow in self.flows:
@@ -227,7 +227,7 @@ class OverTime(RuleBasedStateMachine):
         self._read()
         self._report(closing=True)
 
-    def _check(self, found: Iterable[Attempt | FanOut | Ended]) -> None:
+    def _check(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> None:
         for each in found:
             if isinstance(each, Attempt):
                 self._check_attempt(each)
@@ -237,8 +237,8 @@ class OverTime(RuleBasedStateMachine):
         record = attempt.record
         assert attempt.packets >= 1
         assert attempt.start_ns <= attempt.end_ns
-        if attempt.merged is not None:
-            assert attempt.merged.why == "forgotten"
+        if attempt.aggregation is not None:
+            assert attempt.aggregation.reason == "forgotten"
             self.forgotten += attempt.packets
             return
         number = _flow_of(record)
@@ -250,9 +250,9 @@ class OverTime(RuleBasedStateMachine):
             self.flows[number].check_recorded(attempt, packet)
 
     def _commit(self) -> None:
-        self.book.commit(changes(self.ledger), [])
+        self.database.commit(changes(self.account), [])
 
-    def _lose_late_records(self) -> None:
+    def _drop_late_records(self) -> None:
         """Drop records of packets that are older than 55 s and older than the latest reading."""
         late_ms = min(self.kernel.now_ms - 55 * SECOND_MS, self.read_ms)
         while self.kernel.log:

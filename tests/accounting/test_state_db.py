@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.accounting import state_db
-from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from ocsf_nft.errors import SourceError
 from tests.accounting.kernel_model import RULE
 from tests.accounting.reading import (
@@ -42,70 +42,70 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "sb" / state_db.FILE
 
 
-def _ledger() -> Ledger:
-    return Ledger("sb", begun_ns=NOW - SECOND)
+def _account() -> SandboxAccount:
+    return SandboxAccount("sb", begun_ns=NOW - SECOND)
 
 
-def _due(ledger: Ledger, second: int) -> list[Attempt]:
-    return attempts(ledger.due(second * SECOND, closing=True))
+def _due(account: SandboxAccount, second: int) -> list[Attempt]:
+    return attempts(account.due(second * SECOND, closing=True))
 
 
-def _state(ledger: Ledger) -> object:
+def _state(account: SandboxAccount) -> object:
     return {
         name: (
-            account.epoch,
+            rule_account.epoch,
             {
-                each: state_db._columns(counted)
-                for kind in account.entries
-                for each, counted in account.entries[kind].items()
+                each: state_db._columns(counter)
+                for kind in rule_account.entries
+                for each, counter in rule_account.entries[kind].items()
             },
-            state_db._state(account),
+            state_db._state(rule_account),
         )
-        for name, account in ledger.rules.items()
+        for name, rule_account in account.rules.items()
     }
 
 
-def _kept(path: Path) -> Ledger:
+def _stored_account(path: Path) -> SandboxAccount:
     """An account with all that there is: owed, told, folded, overflowed and told too early."""
-    ledger = _ledger()
+    account = _account()
     with_many = {key(tcp(port)): 3 for port in range(1, 1100)}
-    observe(ledger, reading({}))
-    ledger.record(record(tcp(80, uid=3)), 0)
-    observe(ledger, reading(with_many, NOW + SECOND, overflow=5))
-    assert attempts(ledger.due(SECOND))
-    observe(ledger, reading(dict.fromkeys(with_many, 7), NOW + 2 * SECOND, overflow=9))
-    kept = state_db.Book(path).open()
-    kept.commit(changes(ledger), [b"one", b"two"])
-    kept.close()
-    return ledger
+    observe(account, reading({}))
+    account.record(record(tcp(80, uid=3)), 0)
+    observe(account, reading(with_many, NOW + SECOND, overflow=5))
+    assert attempts(account.due(SECOND))
+    observe(account, reading(dict.fromkeys(with_many, 7), NOW + 2 * SECOND, overflow=9))
+    database = state_db.StateDatabase(path).open()
+    database.commit(changes(account), [b"one", b"two"])
+    database.close()
+    return account
 
 
 def test_an_account_is_taken_up_as_it_was_left(path: Path) -> None:
-    left, taken = _kept(path), _ledger()
-    kept = state_db.Book(path).open()
-    kept.load(taken)
-    kept.close()
+    left, taken = _stored_account(path), _account()
+    database = state_db.StateDatabase(path).open()
+    database.load(taken)
+    database.close()
     assert _state(taken) == _state(left)
-    assert taken.balances() == left.balances() or taken.rules[RULE].in_flight() > 0
+    assert taken.balances() == left.balances() or taken.rules[RULE].pending_packets() > 0
     last = reading({key(tcp(port)): 7 for port in range(1, 1100)}, NOW + 9 * SECOND, overflow=9)
     both = []
-    for ledger in (left, taken):
-        observe(ledger, last, last)
-        both.append(sum(each.packets for each in _due(ledger, 3)))
+    for account in (left, taken):
+        observe(account, last, last)
+        both.append(sum(each.packets for each in _due(account, 3)))
     assert both[0] == both[1] > 0
 
 
 def test_records_that_were_read_before_a_restart_are_not_lost_by_it(path: Path) -> None:
-    left, taken = _ledger(), _ledger()
+    left, taken = _account(), _account()
     one = reading({key(tcp()): 2})
     two_logged = {RULE: dataclasses.replace(one.rules[RULE], logged=2)}
     one = dataclasses.replace(one, rules=two_logged)
     observe(left, reading({}))
     left.record(record(tcp()), 0)
-    kept = state_db.Book(path).open()
-    kept.commit(changes(left), [])
-    kept.load(taken)
-    kept.close()
+    database = state_db.StateDatabase(path).open()
+    database.commit(changes(left), [])
+    database.load(taken)
+    database.close()
     observe(taken, one)
     assert [balance.lost for balance in taken.balances()] == [1]
 
@@ -114,37 +114,39 @@ def test_records_that_were_read_before_a_restart_are_not_lost_by_it(path: Path) 
 def test_only_what_changed_is_written_and_that_is_enough(
     tmp_path_factory: pytest.TempPathFactory, steps: list[dict[int, int]]
 ) -> None:
-    kept = state_db.Book(tmp_path_factory.mktemp("book") / state_db.FILE).open()
-    ledger = _ledger()
+    database = state_db.StateDatabase(tmp_path_factory.mktemp("book") / state_db.FILE).open()
+    account = _account()
     for second, counts in enumerate(steps):
         at_ns = NOW + second * 400 * SECOND
-        observe(ledger, reading({key(tcp(port)): number for port, number in counts.items()}, at_ns))
+        observe(
+            account, reading({key(tcp(port)): number for port, number in counts.items()}, at_ns)
+        )
         if second % 2:
-            _due(ledger, second)
-        kept.commit(changes(ledger), [])
-        taken = _ledger()
-        kept.load(taken)
-        assert _state(taken) == _state(ledger)
-    kept.close()
+            _due(account, second)
+        database.commit(changes(account), [])
+        taken = _account()
+        database.load(taken)
+        assert _state(taken) == _state(account)
+    database.close()
 
 
 def test_what_was_kept_and_not_delivered_is_told_again_word_for_word(path: Path) -> None:
-    _kept(path)
-    kept = state_db.Book(path).open()
-    assert kept.undelivered() == (b"one", b"two")
-    kept.commit(changes(_ledger()), [b"three"])
-    assert kept.undelivered() == (b"three",)
-    kept.close()
+    _stored_account(path)
+    database = state_db.StateDatabase(path).open()
+    assert database.undelivered() == (b"one", b"two")
+    database.commit(changes(_account()), [b"three"])
+    assert database.undelivered() == (b"three",)
+    database.close()
 
 
 def test_what_was_told_is_not_told_again_after_a_restart(path: Path) -> None:
-    kept, ledger = state_db.Book(path).open(), _ledger()
-    observe(ledger, reading({}))
-    assert ledger.record(record(tcp()), 0) is not None
-    kept.commit(changes(ledger), [b"told"])
-    taken = _ledger()
-    kept.load(taken)
-    kept.close()
+    database, account = state_db.StateDatabase(path).open(), _account()
+    observe(account, reading({}))
+    assert account.record(record(tcp()), 0) is not None
+    database.commit(changes(account), [b"told"])
+    taken = _account()
+    database.load(taken)
+    database.close()
     for second in (1, 2):  # it found no place: the others' packet is its own
         observe(taken, reading({}, NOW + second * SECOND, overflow=1))
         assert attempts(taken.due(second * SECOND)) == []
@@ -152,13 +154,13 @@ def test_what_was_told_is_not_told_again_after_a_restart(path: Path) -> None:
 
 
 def test_new_counters_replace_what_was_kept_of_the_old(path: Path) -> None:
-    ledger, taken = _kept(path), _ledger()
-    observe(ledger, reading({key(tcp()): 1}, NOW + 5 * SECOND, epoch="boot:2"))
-    kept = state_db.Book(path).open()
-    kept.commit(changes(ledger), [])
-    kept.load(taken)
-    kept.close()
-    assert _state(taken) == _state(ledger)
+    account, taken = _stored_account(path), _account()
+    observe(account, reading({key(tcp()): 1}, NOW + 5 * SECOND, epoch="boot:2"))
+    database = state_db.StateDatabase(path).open()
+    database.commit(changes(account), [])
+    database.load(taken)
+    database.close()
+    assert _state(taken) == _state(account)
 
 
 def _spoil_header(path: Path) -> None:
@@ -221,45 +223,45 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_set_aside_and_the_account_begins_anew(path: Path, damage: str) -> None:
-    _kept(path)
+    _stored_account(path)
     DAMAGE[damage](path)  # type: ignore[operator]
-    kept, ledger = state_db.Book(path).open(), _ledger()
-    kept.load(ledger)
-    assert ledger.rules == {}
+    database, account = state_db.StateDatabase(path).open(), _account()
+    database.load(account)
+    assert account.rules == {}
     assert path.with_suffix(".damaged").exists()
-    observe(ledger, reading({key(tcp()): 1}))
-    kept.commit(changes(ledger), [b"one"])
-    assert kept.undelivered() == (b"one",)
-    kept.close()
-    again = state_db.Book(path).open()
-    taken = _ledger()
+    observe(account, reading({key(tcp()): 1}))
+    database.commit(changes(account), [b"one"])
+    assert database.undelivered() == (b"one",)
+    database.close()
+    again = state_db.StateDatabase(path).open()
+    taken = _account()
     again.load(taken)
     again.close()
-    assert _state(taken) == _state(ledger)
+    assert _state(taken) == _state(account)
 
 
 def test_who_only_reads_leaves_a_damaged_file_alone(path: Path) -> None:
-    _kept(path)
+    _stored_account(path)
     _spoil_pages(path)
     before = path.read_bytes()
-    kept = state_db.Book(path).open(read_only=True)
+    database = state_db.StateDatabase(path).open(read_only=True)
     with pytest.raises(SourceError, match="can't be read"):
-        kept.load(_ledger())
-    kept.close()
+        database.load(_account())
+    database.close()
     assert path.read_bytes() == before
 
 
 def test_who_reads_sees_one_state_while_another_writes(path: Path) -> None:
-    _kept(path)
-    writer, ledger = state_db.Book(path).open(), _ledger()
-    writer.load(ledger)
+    _stored_account(path)
+    writer, account = state_db.StateDatabase(path).open(), _account()
+    writer.load(account)
     stop = threading.Event()
     torn: list[set[int]] = []
 
     def read() -> int:
-        reader, times = state_db.Book(path).open(read_only=True), 0
+        reader, times = state_db.StateDatabase(path).open(read_only=True), 0
         while not stop.is_set() or not times:
-            taken, times = _ledger(), times + 1
+            taken, times = _account(), times + 1
             reader.load(taken)
             entries = taken.rules[RULE].entries["flows4"].values()
             seen = {each.seen_packets for each in entries if each.seen_packets}
@@ -271,8 +273,8 @@ def test_who_reads_sees_one_state_while_another_writes(path: Path) -> None:
     reading_on = pool.submit(read)
     for number in range(8, 40):
         counts = {key(tcp(port)): number for port in range(1, 1100)}
-        observe(ledger, reading(counts, NOW + number * SECOND, overflow=9))
-        writer.commit(changes(ledger), [])
+        observe(account, reading(counts, NOW + number * SECOND, overflow=9))
+        writer.commit(changes(account), [])
     stop.set()
     assert reading_on.result(30)
     pool.shutdown()
@@ -281,31 +283,31 @@ def test_who_reads_sees_one_state_while_another_writes(path: Path) -> None:
 
 
 def test_gaps_are_summed_by_source(path: Path) -> None:
-    kept = state_db.Book(path).open()
+    database = state_db.StateDatabase(path).open()
     for records in (3, 0, 4):
-        kept.lose("nflog", records)
-    kept.lose("kmsg", 1)
-    assert set(kept.lost()) == {("nflog", 3, 7), ("kmsg", 1, 1)}
-    kept.close()
+        database.add_dropped("nflog", records)
+    database.add_dropped("kmsg", 1)
+    assert set(database.dropped_records()) == {("nflog", 3, 7), ("kmsg", 1, 1)}
+    database.close()
 
 
 _WRITER = """
 import sys
 from pathlib import Path
-from ocsf_nft.accounting import book
-from ocsf_nft.accounting.sandbox_accounting import Ledger
+from ocsf_nft.accounting import state_db
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from tests.accounting.reading import NOW, SECOND, attempts, changes, key, observe, reading, tcp
 
-ledger = Ledger("sb", begun_ns=NOW - SECOND)
-kept = book.Book(Path(sys.argv[1])).open()
-kept.load(ledger)
+account = SandboxAccount("sb", begun_ns=NOW - SECOND)
+database = state_db.StateDatabase(Path(sys.argv[1])).open()
+database.load(account)
 number = 0
 while True:
     number += 1
     counts = {key(tcp(port)): number for port in range(1, 200)}
-    observe(ledger, reading(counts, NOW + number * SECOND))
-    told = sum(each.packets for each in attempts(ledger.due(number * SECOND, closing=True)))
-    kept.commit(changes(ledger), [str(number).encode()])
+    observe(account, reading(counts, NOW + number * SECOND))
+    reported = sum(each.packets for each in attempts(account.due(number * SECOND, closing=True)))
+    database.commit(changes(account), [str(number).encode()])
     print(number, flush=True)
 """
 
@@ -321,14 +323,14 @@ def test_who_is_killed_while_writing_leaves_a_whole_account(path: Path) -> None:
             writer.send_signal(signal.SIGKILL)
             rest = writer.stdout.read().split()
         written = int(rest[-1]) if rest else written
-        kept, ledger = state_db.Book(path).open(), _ledger()
-        kept.load(ledger)
-        (event,) = kept.undelivered()
-        kept.close()
+        database, account = state_db.StateDatabase(path).open(), _account()
+        database.load(account)
+        (event,) = database.undelivered()
+        database.close()
         number = int(event)
         assert number in {written, written + 1}
-        account = ledger.rules[RULE]
-        assert {each.seen_packets for each in account.entries["flows4"].values()} == {number}
-        assert account.reported == account.refused.packets == 199 * number
+        rule_account = account.rules[RULE]
+        assert {each.seen_packets for each in rule_account.entries["flows4"].values()} == {number}
+        assert rule_account.reported == rule_account.refused.packets == 199 * number
         for suffix in ("-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)

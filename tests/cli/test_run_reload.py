@@ -13,7 +13,7 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.service.shielded import to_its_end
+from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Failing:
 
     async def reload(self, _: object) -> None:
         self.begun.set()
-        await to_its_end(self._fail())
+        await run_shielded(self._fail())
 
     async def _fail(self) -> None:
         await asyncio.sleep(0.1)

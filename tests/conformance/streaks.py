@@ -1,11 +1,11 @@
-"""What goes on, what that comes to, and fan-outs of every kind: what findings are of."""
+"""Incidents that continue, incidents that ended, and fan-outs of every kind, for findings."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.attempt import Attempt, Ended, FanOut, Streak
+from ocsf_nft.attempt import Attempt, FanOut, Incident, IncidentEnd
 from tests.conformance.attributed import (
     BY_THE_USER,
     ONE_OF_SEVERAL,
@@ -13,20 +13,20 @@ from tests.conformance.attributed import (
     SEVERAL_IN_ONE_WINDOW,
     done_by,
 )
-from tests.conformance.corpus import RECORDS, SAMPLE, TIME_NS, let_pass
+from tests.conformance.corpus import RECORDS, SAMPLE, TIME_NS, as_allowed
 
 if TYPE_CHECKING:
     from ocsf_nft.process import Attribution
 
 
-def streak(
+def incident(
     windows: int = 1,
     packets: int = 12,
     found_at: int | None = 1,
     attribution: Attribution | None = None,
-) -> Streak:
-    """A streak as accounting counts it; by default a finding from its first attempt on."""
-    return Streak(
+) -> Incident:
+    """Return an incident as accounting counts it; by default a finding from its first attempt."""
+    return Incident(
         identity="1f0c/egress/0a/kmsg:boot:5678",
         windows=windows,
         packets=packets,
@@ -37,20 +37,20 @@ def streak(
     )
 
 
-_STREAKS: Final = {
-    "first": streak(),
-    "none": streak(packets=1, found_at=None),
-    "later": streak(3, 40, 3),
-    "much later": streak(17, 4000, 3),
+_INCIDENTS: Final = {
+    "first": incident(),
+    "none": incident(packets=1, found_at=None),
+    "later": incident(3, 40, 3),
+    "much later": incident(17, 4000, 3),
 }
-#: Who made the attempts of a streak, where it is known.
+#: The attribution of the attempts of an incident, if known.
 _BY: Final = {
     "first": done_by(PROCESSES["all of it"]),
     "none": BY_THE_USER,
     "later": SEVERAL_IN_ONE_WINDOW,
     "much later": ONE_OF_SEVERAL,
 }
-_OF_STREAKS: Final = {
+_RECORDS_OF_INCIDENTS: Final = {
     name: RECORDS[name]
     for name in (
         "tcp4", "tcp6", "udp dns", "udp6 quic", "icmp echo", "sctp", "gre", "metadata4",
@@ -60,21 +60,21 @@ _OF_STREAKS: Final = {
 }  # fmt: skip
 _REFUSED: Final = {
     f"{record}, {name}": replace(
-        Attempt.of(_OF_STREAKS[record]),
+        Attempt.of(_RECORDS_OF_INCIDENTS[record]),
         streak=replace(each, attribution=by),
         attribution=by,
     )
-    for record in _OF_STREAKS
-    for name, each in _STREAKS.items()
+    for record in _RECORDS_OF_INCIDENTS
+    for name, each in _INCIDENTS.items()
     for by in (_BY[name] if record.startswith("tcp") else None,)
 }
-#: What goes on with others of its flow, and what that comes to.
+#: Attempts of continuing incidents.
 GOING_ON: Final = _REFUSED | {
-    f"{name}, let pass": replace(attempt, record=let_pass(attempt.record))
+    f"{name}, allowed": replace(attempt, record=as_allowed(attempt.record))
     for name, attempt in _REFUSED.items()
 }
 ENDED: Final = {
-    name: Ended(
+    name: IncidentEnd(
         record=each.record,
         streak=each.streak,
         end_ns=TIME_NS + 7_000_000_000,
@@ -85,7 +85,7 @@ ENDED: Final = {
 
 
 def fan_out_of(**facts: Any) -> FanOut:
-    """A scan of one port."""
+    """Return a scan of one port."""
     defaults: dict[str, Any] = {
         "identity": "1f0c/egress/1000/1767225600000000000",
         "stage": "begun",
@@ -105,12 +105,12 @@ def fan_out_of(**facts: Any) -> FanOut:
 
 _OF_A_FAN_OUT: Final[dict[str, dict[str, Any]]] = {
     "in full": {},
-    "by nobody": {"uid": None},
+    "unknown": {"uid": None},
     "without a sample": {"uid": None, "sample": ()},
     "of no port": {"ports": 0},
     "of one address": {"destinations": 1, "ports": 4096},
     "at once": {"end_ns": TIME_NS},
-    "let pass": {"verdict": "permit"},
+    "allowed": {"verdict": "permit"},
     "of any name": {"sandbox": "\x1b\udc80\u202e", "identity": "\udc80"},
 }
 FAN_OUTS: Final = {

@@ -1,7 +1,7 @@
-"""In each version of OCSF each kind of event has no error and no warning.
+"""Events of every kind have no error and no warning in each version of OCSF.
 
-Two judges: our own, which walks the event beside the schema's tables, and JSON Schema, made of the
-same schema by somebody else.
+There are two judges: our validator, which compares the event with the tables of the schema, and
+JSON Schema, generated from the same schema by an independent library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ocsf_json_schema import OcsfJsonSchema, OcsfJsonSchemaEmbedded, get_ocsf_schema
 
-from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.mapper import Mapper
@@ -38,19 +38,19 @@ from ocsf_nft.process import Process
 from ocsf_nft.record import Gap
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import (
+    ALLOWED_ATTEMPTS,
+    ALLOWED_RECORDS,
     ATTEMPTS,
-    ATTEMPTS_LET_PASS,
     CONTAINED,
     CONTEXT,
-    LET_PASS,
     NOW_NS,
     RECORDS,
     TIME_NS,
 )
 from tests.conformance.shapes import of_each_shape
-from tests.conformance.streaks import ENDED, FAN_OUTS, GOING_ON, fan_out_of, streak
+from tests.conformance.streaks import ENDED, FAN_OUTS, GOING_ON, fan_out_of, incident
 from tests.sources import corpus_cases
-from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, MOMENTS, records
+from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, TIMESTAMPS, records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,19 +74,21 @@ def about_attempts(context: Context) -> Iterator[tuple[str, Event]]:
     ]
     assert len(kernel) > 140
     attempts = {
-        **{name: Attempt.of(record) for name, record in (RECORDS | LET_PASS).items()},
+        **{name: Attempt.of(record) for name, record in (RECORDS | ALLOWED_RECORDS).items()},
         **{record.origin.raw: Attempt.of(record) for record in kernel},
         **ATTEMPTS,
-        **ATTEMPTS_LET_PASS,
+        **ALLOWED_ATTEMPTS,
         **ATTRIBUTED,
     }
     for name, attempt in attempts.items():
         yield name, mapper.network_activity(attempt, processed_ns=NOW_NS)
-    streaks: list[tuple[str, Attempt | Ended]] = [*GOING_ON.items(), *ENDED.items()]
+    incidents: list[tuple[str, Attempt | IncidentEnd]] = [*GOING_ON.items(), *ENDED.items()]
     for name, attempt in ATTRIBUTED.items():
-        if attempt.merged is None:
-            streaks.append((name, replace(attempt, streak=streak(attribution=attempt.attribution))))
-    for name, found in streaks:
+        if attempt.aggregation is None:
+            incidents.append(
+                (name, replace(attempt, streak=incident(attribution=attempt.attribution)))
+            )
+    for name, found in incidents:
         finding = mapper.finding(found, processed_ns=NOW_NS)
         if finding is not None:
             yield f"finding of {name}", finding
@@ -136,16 +138,16 @@ def about_the_service(context: Context, text: str = "why") -> Iterator[tuple[str
     for method in METHODS:
         fell = attribution_fell(context, rung=method, reason=text, time_ns=TIME_NS)
         yield f"attribution by {method}", fell
-    for lost in (None, 0, 1, 655_090):
+    for dropped in (None, 0, 1, 655_090):
         for transport in ("nflog", "kmsg", "journal", "replay", "counters"):
             missing = Gap(
-                transport=transport, reason=text, lost=lost, since_ns=TIME_NS, until_ns=NOW_NS
+                transport=transport, reason=text, lost=dropped, since_ns=TIME_NS, until_ns=NOW_NS
             )
-            yield f"{lost} lost by {transport}", gap(context, missing, processed_ns=NOW_NS)
-        never_had = events_lost(
-            context, reason=text, number=lost, since_ns=TIME_NS, until_ns=NOW_NS
+            yield f"{dropped} dropped by {transport}", gap(context, missing, processed_ns=NOW_NS)
+        dropped_events = events_lost(
+            context, reason=text, number=dropped, since_ns=TIME_NS, until_ns=NOW_NS
         )
-        yield f"{lost} events lost", never_had
+        yield f"{dropped} events dropped", dropped_events
     for packets in (0, 1, 2_034_112):
         event_of_a_pause = unread(
             context, sandbox=text, packets=packets, since_ns=TIME_NS, until_ns=NOW_NS,
@@ -222,7 +224,7 @@ def test_json_schema_accepts_events_of_each_shape(version: str, few: dict[str, A
     context=st.sampled_from(list(CONTEXTS.values())),
     version=st.sampled_from(VERSIONS),
 )
-def test_no_record_has_an_event_with_a_fault(
+def test_event_of_any_record_has_no_fault(
     judge: Judge, record: Record, context: Context, version: str
 ) -> None:
     event = Mapper(context).network_activity(Attempt.of(record), processed_ns=NOW_NS)
@@ -233,11 +235,11 @@ def test_no_record_has_an_event_with_a_fault(
 
 @settings(max_examples=100)
 @given(record=records(), attribution=ATTRIBUTIONS, version=st.sampled_from(VERSIONS))
-def test_nothing_that_is_known_of_who_did_it_makes_a_fault(
+def test_event_with_any_attribution_has_no_fault(
     judge: Judge, record: Record, attribution: Attribution, version: str
 ) -> None:
     attempt = replace(
-        Attempt.of(record), attribution=attribution, streak=streak(attribution=attribution)
+        Attempt.of(record), attribution=attribution, streak=incident(attribution=attribution)
     )
     mapper = Mapper(CONTAINED)
     event = mapper.network_activity(attempt, processed_ns=NOW_NS)
@@ -250,8 +252,8 @@ def test_nothing_that_is_known_of_who_did_it_makes_a_fault(
 
 
 @settings(max_examples=60)
-@given(record=records(), now_ns=MOMENTS)
-def test_the_same_record_has_the_same_uid_in_any_run(record: Record, now_ns: int) -> None:
+@given(record=records(), now_ns=TIMESTAMPS)
+def test_uid_of_a_record_is_the_same_in_every_run(record: Record, now_ns: int) -> None:
     first = Mapper(CONTEXT).network_activity(Attempt.of(record), processed_ns=now_ns)
     again = Mapper(Context()).network_activity(Attempt.of(record), processed_ns=NOW_NS)
     assert first.metadata.uid == again.metadata.uid
@@ -264,13 +266,13 @@ def test_event_counts_packets_of_its_attempt() -> None:
         name: mapper.network_activity(attempt, processed_ns=NOW_NS)
         for name, attempt in ATTEMPTS.items()
     }
-    wanted = {name: (attempt.packets,) * 2 for name, attempt in ATTEMPTS.items()}
-    assert {name: (each.count, each.traffic.packets) for name, each in made.items()} == wanted
+    expected = {name: (attempt.packets,) * 2 for name, attempt in ATTEMPTS.items()}
+    assert {name: (each.count, each.traffic.packets) for name, each in made.items()} == expected
 
 
 @settings(max_examples=30)
 @given(text=HOSTILE_TEXT, version=st.sampled_from(VERSIONS))
-def test_no_text_makes_a_fault(judge: Judge, text: str, version: str) -> None:
+def test_event_with_any_text_has_no_fault(judge: Judge, text: str, version: str) -> None:
     tampering = next(_tamperings(text))
     for event in (
         fan_out(CONTEXT, fan_out_of(sandbox=text), processed_ns=NOW_NS),

@@ -1,4 +1,4 @@
-"""The judge catches what is wrong: an event, one thing spoilt, must not pass."""
+"""The judge rejects invalid events, each made by one change of a valid event."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_judge_knows_later_attributes_in_later_version(uid: int) -> None:
             }
             for version in ("1.1.0", "1.8.0")
         )
-        unknown = {told for told in then if "is no attribute of" in told}
+        unknown = {fault for fault in then if "is no attribute of" in fault}
         if both := {fault.replace("1.1.0", "1.8.0") for fault in unknown} & now:
             rejected[name] = both
     assert rejected == {}

@@ -1,4 +1,4 @@
-"""What the schema only recommends, our events say where they know it."""
+"""Attributes that the schema recommends, in our events."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ocsf_nft.validation import EventValidator
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS
 
 
-def test_what_the_schema_recommends_and_we_know_is_there() -> None:
-    """What is left out is what a record doesn't say."""
+def test_known_recommended_attributes_are_present() -> None:
+    """Only data that a record does not contain is left out."""
     attempt = Attempt.of(RECORDS["tcp4"])
     event = json.loads(Mapper(CONTEXT).network_activity(attempt, processed_ns=NOW_NS).to_json())
     found = EventValidator("1.8.0", recommended=True).faults(event)

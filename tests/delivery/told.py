@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import FenceState, Tampering, fence_state
@@ -16,11 +16,11 @@ from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import LATEST, line_at
 from tests.conformance.attributed import ATTRIBUTED, PROCESSES
 from tests.conformance.corpus import (
+    ALLOWED_ATTEMPTS,
+    ALLOWED_RECORDS,
     ATTEMPTS,
-    ATTEMPTS_LET_PASS,
     CONTAINED,
     CONTEXT,
-    LET_PASS,
     NOW_NS,
     RECORDS,
     TIME_NS,
@@ -86,9 +86,9 @@ def packets(count: int, *, since_ms: int = TIME_NS // 1_000_000) -> list[Message
 
 def _of_attempts() -> Iterator[Event]:
     attempts = [
-        *(Attempt.of(record) for record in chain(RECORDS.values(), LET_PASS.values())),
+        *(Attempt.of(record) for record in chain(RECORDS.values(), ALLOWED_RECORDS.values())),
         *ATTEMPTS.values(),
-        *ATTEMPTS_LET_PASS.values(),
+        *ALLOWED_ATTEMPTS.values(),
         *ATTRIBUTED.values(),
     ]
     for context in (CONTEXT, CONTAINED):
@@ -99,7 +99,7 @@ def _of_attempts() -> Iterator[Event]:
 
 def _of_streaks() -> Iterator[Event]:
     mapper = Mapper(CONTAINED)
-    streaks: list[Attempt | Ended] = [*GOING_ON.values(), *ENDED.values()]
+    streaks: list[Attempt | IncidentEnd] = [*GOING_ON.values(), *ENDED.values()]
     for streak in streaks:
         if (finding := mapper.finding(streak, processed_ns=NOW_NS)) is not None:
             yield finding

@@ -191,7 +191,7 @@ async def test_detached_capture_is_reported_and_the_next_method_names_a_running_
     config = ocsf_nft.parse(settings, where="test")
     events = []
     async with ocsf_nft.Service(config, iterates=True) as service, asyncio.timeout(30):
-        capture = service.ladder._capture
+        capture = service.fallback_chain._capture
         assert capture is not None
         loaded = capture._capture._loaded
         # As `bpftool link detach` does.
@@ -205,7 +205,7 @@ async def test_detached_capture_is_reported_and_the_next_method_names_a_running_
                 stays(attackers.start(lab.sandbox_namespace, numbers, UDP | STAYS))
             if event["class_uid"] == 4001 and event["connection_info"]["protocol_num"] == 17:
                 service.stop()
-        assert service.ladder.method == "socket"
+        assert service.fallback_chain.method == "socket"
     (degraded,) = (each for each in events if each.get("activity_name") == "Attribution Degraded")
     assert "has detached the BPF program" in degraded["status_detail"]
     assert degraded["unmapped"]["rung"] == "socket"

@@ -17,7 +17,7 @@ from ocsf_nft import userns
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.values import endpoint
-from ocsf_nft.flow import Count, Element, RuleReading, renumbered
+from ocsf_nft.flow import Count, Element, RuleReading, map_uids
 from ocsf_nft.lab import set_sysctls
 from ocsf_nft.netns import Namespace, of_process
 from ocsf_nft.userns import UserIdMap
@@ -118,7 +118,7 @@ def test_users_without_an_id_here_share_one_and_the_invalid_id_stays() -> None:
         overflow=Count(),
         elements={"flows4": [element(3, 1, 50), element(99, 2, 40), element(no_user, 4, 30)]},
     )
-    assert renumbered(reading, users.to_local).elements == {
+    assert map_uids(reading, users.to_local).elements == {
         "flows4": (element(65534, 3, 40), element(no_user, 4, 30))
     }
 

@@ -1,4 +1,4 @@
-"""Events of every kind, as a SIEM has them: of several hosts, some told twice, in no order."""
+"""Events of every kind, as in a SIEM: of several hosts, some duplicated, in random order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from ocsf_nft.accounting.incidents import grown
-from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.accounting.incidents import extend_incident
+from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.flow import Key
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.record import Record, Transport
 
-#: The versions whose events the queries are tried on: whatever they use is in both.
+#: The versions of the events for the queries: both have all attributes that the queries use.
 VERSIONS: Final = ("1.8.0", "1.1.0")
 #: jq counts in doubles.
 EXACT: Final = 1 << 53
 
 _SECOND: Final = 1_000_000_000
-#: Another firewall's log of what came into its sandbox.
+#: Another firewall's log of a packet into its sandbox.
 _FOREIGN_INBOUND: Final = replace(
     RECORDS["foreign, of a sandbox"], in_interface="sb0", out_interface=None
 )
@@ -66,7 +66,7 @@ _TRANSPORTS: Final[tuple[Transport, ...]] = ("nflog", "kmsg", "counters")
 
 
 def _alone() -> Iterator[Event]:
-    """Attempts that nothing else is about, seven minutes apart."""
+    """Yield attempts without a finding, seven minutes apart."""
     attempts = (
         *map(Attempt.of, (*RECORDS.values(), _FOREIGN_INBOUND)),
         *ATTEMPTS.values(),
@@ -94,12 +94,12 @@ def _another(record: Record, identity: str, later_ns: int) -> Record:
     )
 
 
-def _streak(name: str, mapper: Mapper, since_s: int, packets: tuple[int, ...]) -> Iterator[Event]:
-    """Attempts of one flow, a minute apart, and what is found of them; zero is the end."""
-    going_on: Ended | None = None
+def _incident(name: str, mapper: Mapper, since_s: int, packets: tuple[int, ...]) -> Iterator[Event]:
+    """Yield attempts of one flow, a minute apart, and their findings; zero packets end them."""
+    going_on: IncidentEnd | None = None
     for number, each in enumerate(packets):
         if each == 0 and going_on is not None:
-            found: Attempt | Ended = going_on
+            found: Attempt | IncidentEnd = going_on
         else:
             later_ns = (since_s + number * 60) * _SECOND
             identity = f"{name}/{since_s}/{number}/{_MAPPERS.index(mapper)}"
@@ -111,7 +111,7 @@ def _streak(name: str, mapper: Mapper, since_s: int, packets: tuple[int, ...]) -
                 end_ns=TIME_NS + later_ns + 59 * _SECOND,
                 attribution=done_by(PROCESSES["all of it"]),
             )
-            going_on = grown(going_on, Key("flows4", b"\x01"), attempt, mapper.is_finding)
+            going_on = extend_incident(going_on, Key("flows4", b"\x01"), attempt, mapper.is_finding)
             found = attempt = replace(attempt, streak=going_on.streak)
             yield mapper.network_activity(attempt, processed_ns=NOW_NS)
         finding = mapper.finding(found, processed_ns=NOW_NS)
@@ -119,11 +119,11 @@ def _streak(name: str, mapper: Mapper, since_s: int, packets: tuple[int, ...]) -
             yield finding
 
 
-def _streaks() -> Iterator[Event]:
+def _incidents() -> Iterator[Event]:
     for name in ("tcp4", "tcp6", "metadata4", "udp dns", "forward", "gre", "ingress"):
         for mapper in _MAPPERS:
-            yield from _streak(name, mapper, 7200, (4, 40, 400, 0))
-            yield from _streak(name, mapper, 86_400, (1, 8, 1, *range(1, 15)))
+            yield from _incident(name, mapper, 7200, (4, 40, 400, 0))
+            yield from _incident(name, mapper, 86_400, (1, 8, 1, *range(1, 15)))
 
 
 def _fan_outs() -> Iterator[Event]:
@@ -144,7 +144,7 @@ def _notices() -> Iterator[Event]:
                 sandbox=sandbox,
                 before=before,
                 after=after,
-                # Two within one millisecond; no two hosts within one nanosecond.
+                # Two of one host within a millisecond; no two hosts at the same nanosecond.
                 time_ns=TIME_NS + (later + 1) // 2 * _SECOND + number,
                 tables=["inet ocsf_nft"],
                 reason=None if after is FenceState.STANDING else "why",
@@ -152,9 +152,9 @@ def _notices() -> Iterator[Event]:
     for number, context in enumerate(_CONTEXTS):
         yield lifecycle(context, activity="start", time_ns=TIME_NS + number)
         yield lifecycle(context, activity="stop", time_ns=NOW_NS + number)
-    for lost, transport in itertools.product((None, 0, 1000), _TRANSPORTS):
+    for dropped, transport in itertools.product((None, 0, 1000), _TRANSPORTS):
         missing = Gap(
-            transport=transport, reason="overrun", lost=lost, since_ns=TIME_NS, until_ns=NOW_NS
+            transport=transport, reason="overrun", lost=dropped, since_ns=TIME_NS, until_ns=NOW_NS
         )
         yield gap(CONTEXT, missing, processed_ns=NOW_NS)
     for known in (None, 3):
@@ -174,15 +174,15 @@ def _notices() -> Iterator[Event]:
 
 
 def once() -> list[dict[str, Any]]:
-    """The events, each once, in the newest version."""
-    events = (*_alone(), *_streaks(), *_fan_outs(), *_notices())
-    told = [json.loads(event.to_json()) for event in events]
-    assert len({event["metadata"]["uid"] for event in told}) == len(told)
-    return told
+    """Return the events without duplicates, in the newest version."""
+    events = (*_alone(), *_incidents(), *_fan_outs(), *_notices())
+    found = [json.loads(event.to_json()) for event in events]
+    assert len({event["metadata"]["uid"] for event in found}) == len(found)
+    return found
 
 
 def write(folder: Path, events: list[dict[str, Any]], version: str) -> None:
-    """Write ``events.jsonl``: the events as they are told in a version, every third one twice."""
+    """Write ``events.jsonl``: the events in the form of a version, every third one twice."""
     lines = [at_version(copy.deepcopy(event), version) for event in events]
     for event in lines[::3]:
         again = copy.deepcopy(event)

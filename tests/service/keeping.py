@@ -11,9 +11,9 @@ import orjson
 
 from ocsf_nft.accounting import state_db
 from ocsf_nft.attribution.fallback_chain import FallbackChain
-from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.service.account_loop import Account
+from ocsf_nft.service.account_loop import AccountLoop
 from ocsf_nft.service.event_rendering import Reporter
 from tests.accounting.reading import NOW
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Kept:
+class MemoryStore:
     """Events in memory, and positions of sources; each keeping takes some ``seconds``, or fails."""
 
     seconds: float = 0.0
@@ -32,7 +32,7 @@ class Kept:
     tried: list[bytes] = field(default_factory=list)
     positions: dict[str, str] = field(default_factory=dict)
 
-    async def keep(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
+    async def store(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
         self.tried = list(lines)
         await asyncio.sleep(self.seconds)
         if self.fails:
@@ -51,23 +51,23 @@ class Kept:
 
 
 @contextlib.asynccontextmanager
-async def account(
+async def running_account(
     counters: object,
     path: Path,
-    sink: Kept,
-    ladder: FallbackChain | None = None,
+    sink: MemoryStore,
+    fallback_chain: FallbackChain | None = None,
     *,
     source: str = "kmsg",
-) -> AsyncIterator[Account]:
+) -> AsyncIterator[AccountLoop]:
     """Open the account of a sandbox, with its file in a folder."""
-    made = Account(
+    made = AccountLoop(
         "sb",
         counters,  # type: ignore[arg-type]
         path / state_db.FILE,
-        Reporter(sink.keep, None),
+        Reporter(sink.store, None),
         begun_ns=NOW,
-        patience=Patience(asyncio.Event()),
-        ladder=ladder or FallbackChain({}),
+        retrier=StorageRetrier(asyncio.Event()),
+        fallback_chain=fallback_chain or FallbackChain({}),
         source=source,
     )
     async with made:

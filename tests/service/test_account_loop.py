@@ -18,9 +18,9 @@ from ocsf_nft.process import Process
 from ocsf_nft.record import Batch
 from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
 from tests.conformance.attributed import done_by
-from tests.conformance.corpus import let_pass
+from tests.conformance.corpus import as_allowed
 from tests.service import keeping
-from tests.service.keeping import Kept
+from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +59,8 @@ def batch(*records: Record) -> Batch:
 
 
 async def test_a_record_is_told_at_once_and_its_flow_to_the_packet(tmp_path: Path) -> None:
-    counters, sink = Given(), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Given(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.take(batch(record(tcp())))
         assert [event["count"] for event in sink.of_class(4001)] == [1]
         counters.counts = {key(tcp()): 9}
@@ -72,13 +72,13 @@ async def test_a_record_is_told_at_once_and_its_flow_to_the_packet(tmp_path: Pat
 async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_restart(
     tmp_path: Path,
 ) -> None:
-    counters, sink, failing = Given(), Kept(), Kept(fails=True)
+    counters, sink, failing = Given(), MemoryStore(), MemoryStore(fails=True)
     with pytest.raises(DeliveryError):
-        async with keeping.account(counters, tmp_path, failing) as account:
+        async with keeping.running_account(counters, tmp_path, failing) as account:
             await account.take(batch(record(tcp())))
     counters.counts = {key(tcp()): 1}
     for _ in range(2):
-        async with keeping.account(counters, tmp_path, sink) as account:
+        async with keeping.running_account(counters, tmp_path, sink) as account:
             await account.close()
     told = sink.of_class(4001)
     assert [orjson.loads(line) for line in failing.tried] == told[:1]
@@ -88,14 +88,14 @@ async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_resta
 
 async def test_what_was_not_delivered_is_kept_though_the_reading_goes_on(tmp_path: Path) -> None:
     """A run that ends lets a reading that has begun go on to its end."""
-    counters, sink, failing = Given(), Kept(), Kept(fails=True)
-    async with keeping.account(counters, tmp_path, failing) as account:
+    counters, sink, failing = Given(), MemoryStore(), MemoryStore(fails=True)
+    async with keeping.running_account(counters, tmp_path, failing) as account:
         with pytest.raises(DeliveryError, match="the disk is full"):
             await account.take(batch(record(tcp())))
         counters.counts = {key(tcp()): 1, key(tcp(81)): 1}
         with pytest.raises(DeliveryError, match="events of sandbox sb are not delivered yet"):
-            await account._read_and_tell()
-    async with keeping.account(counters, tmp_path, sink) as account:
+            await account._read_and_report()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         (balance,) = await account.close()
     assert balance.imbalance == 0
     assert {event["dst_endpoint"]["port"] for event in sink.of_class(4001)} == {80, 81}
@@ -108,7 +108,7 @@ async def test_account_that_cannot_be_opened_closes_its_counters(tmp_path: Path)
         (Given(), tmp_path / "file" / "folder", DeliveryError),
     ):
         with pytest.raises(error):
-            async with keeping.account(counters, folder, Kept()):
+            async with keeping.running_account(counters, folder, MemoryStore()):
                 pass
         async with asyncio.timeout(20):
             while not counters.closed:  # noqa: ASYNC110 - a thread closes them
@@ -117,8 +117,8 @@ async def test_account_that_cannot_be_opened_closes_its_counters(tmp_path: Path)
 
 async def test_damaged_account_is_reported_as_lost_records(tmp_path: Path) -> None:
     (tmp_path / state_db.FILE).write_bytes(b"no database" * 1000)
-    sink = Kept()
-    async with keeping.account(Given({key(tcp()): 1}), tmp_path, sink) as account:
+    sink = MemoryStore()
+    async with keeping.running_account(Given({key(tcp()): 1}), tmp_path, sink) as account:
         await account.close()
     (gap,) = sink.of_class(6002)
     assert f"{tmp_path / state_db.FILE} is damaged" in gap["status_detail"]
@@ -126,13 +126,13 @@ async def test_damaged_account_is_reported_as_lost_records(tmp_path: Path) -> No
 
 
 async def test_a_pause_is_told_with_what_was_refused_meanwhile(tmp_path: Path) -> None:
-    counters, sink = Given({key(tcp()): 1}), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Given({key(tcp()): 1}), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.close()
     assert not sink.of_class(6002)
     counters.at_ns += 60 * SECOND
     counters.counts = {key(tcp()): 8}
-    async with keeping.account(counters, tmp_path, sink) as account:
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         (pause,) = sink.of_class(6002)
         assert pause["count"] == 7
         await account.close()
@@ -140,19 +140,19 @@ async def test_a_pause_is_told_with_what_was_refused_meanwhile(tmp_path: Path) -
 
 
 async def test_a_pause_is_told_though_the_counter_was_set_back(tmp_path: Path) -> None:
-    counters, sink = Given({key(tcp()): 9}), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Given({key(tcp()): 9}), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.close()
     counters.at_ns += 60 * SECOND
     counters.counts = {key(tcp()): 2}
-    async with keeping.account(counters, tmp_path, sink):
+    async with keeping.running_account(counters, tmp_path, sink):
         (pause,) = sink.of_class(6002)
         assert pause["count"] == 0
 
 
 async def test_records_are_told_while_the_counters_can_not_be_read(tmp_path: Path) -> None:
-    counters, sink = Given(), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Given(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.error = FenceError("gone")
         await account._observe()
         await account._observe()
@@ -164,16 +164,16 @@ async def test_records_are_told_while_the_counters_can_not_be_read(tmp_path: Pat
         counters.error = FenceError("gone")
         await account._observe()
         assert len(sink.of_class(6002)) == 2
-    kept = state_db.Book(tmp_path / state_db.FILE).open(read_only=True)
-    assert kept.lost() == (state_db.Lost("counters", 2, 0),)
+    kept = state_db.StateDatabase(tmp_path / state_db.FILE).open(read_only=True)
+    assert kept.dropped_records() == (state_db.DroppedRecords("counters", 2, 0),)
     kept.close()
 
 
 async def test_a_record_whose_packet_was_counted_elsewhere_just_before_the_end_is_told_once(
     tmp_path: Path,
 ) -> None:
-    counters, sink = Given(), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Given(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.take(batch(record(tcp())))
         counters.counts = {keys(record(tcp()))[-1]: 1}
         (balance,) = await account.close()
@@ -184,8 +184,8 @@ async def test_a_record_whose_packet_was_counted_elsewhere_just_before_the_end_i
 async def test_records_that_come_while_a_long_reading_is_taken_in_wait_for_it(
     tmp_path: Path,
 ) -> None:
-    counters, sink = Given(), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Given(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 1 for port in range(1, 8001)}
         reading_on = asyncio.ensure_future(account._observe())
         number = 0
@@ -199,10 +199,10 @@ async def test_records_that_come_while_a_long_reading_is_taken_in_wait_for_it(
 
 async def test_a_telling_that_has_begun_is_not_left_half_done(tmp_path: Path) -> None:
     """What is kept as told is to be told, though its task is cancelled."""
-    counters, sink = Given(), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Given(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 1 for port in range(1, 600)}
-        storing = asyncio.ensure_future(account.keep())
+        storing = asyncio.ensure_future(account.run())
         await sink.wait_for_class(4001)
         storing.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -215,8 +215,8 @@ async def test_the_clouds_metadata_service_is_told_by_itself_however_much_else_t
     tmp_path: Path,
 ) -> None:
     metadata = "169.254.169.254"
-    counters, sink = Given(), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Given(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 1 for port in range(1, 1501)}
         counters.counts |= {key(tcp(port, metadata)): 1 for port in range(2000, 2010)}
         await account.close()
@@ -227,21 +227,21 @@ async def test_the_clouds_metadata_service_is_told_by_itself_however_much_else_t
 async def test_a_record_that_comes_just_after_a_reading_stands_for_what_it_read(
     tmp_path: Path,
 ) -> None:
-    counters, sink = Given(), Kept()
+    counters, sink = Given(), MemoryStore()
 
     async def record_after_reading() -> None:
         await asyncio.sleep(0.03)
         await account.take(batch(record(tcp(), at_ns=NOW + SECOND)))
 
-    async with keeping.account(counters, tmp_path, sink) as account:
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp()): 1}
-        await asyncio.gather(account._read_and_tell(), record_after_reading())
+        await asyncio.gather(account._read_and_report(), record_after_reading())
         await account.close()
     (told,) = sink.of_class(4001)
     assert told["metadata"]["log_format"] != "nf_tables"
 
 
-def _findings(sink: Kept) -> list[tuple[int, str, int]]:
+def _findings(sink: MemoryStore) -> list[tuple[int, str, int]]:
     """What is told of findings: the activity, the finding and its packets."""
     return [
         (event["activity_id"], event["finding_info"]["uid"], event["count"])
@@ -253,35 +253,39 @@ async def test_a_finding_that_a_killed_run_left_open_goes_on_and_is_closed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata = tcp(80, "169.254.169.254")  # a finding from its first packet on
-    counters, sink = Given({key(metadata): 2}), Kept()
+    counters, sink = Given({key(metadata): 2}), MemoryStore()
     async with contextlib.AsyncExitStack() as killed:
-        account = await killed.enter_async_context(keeping.account(counters, tmp_path, sink))
-        await account._tell_what_is_due()
+        account = await killed.enter_async_context(
+            keeping.running_account(counters, tmp_path, sink)
+        )
+        await account._report_due()
         ((created, finding, packets),) = _findings(sink)
         assert (created, packets) == (1, 2)
         # The next run opens the file that this one has not closed.
         counters.counts = {key(metadata): 5}
-        again = await killed.enter_async_context(keeping.account(counters, tmp_path, sink))
-        await again._tell_what_is_due()
+        again = await killed.enter_async_context(keeping.running_account(counters, tmp_path, sink))
+        await again._report_due()
         later_ns = time.monotonic_ns() + 11 * SECOND
         monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
-        await again._read_and_tell()
+        await again._read_and_report()
         assert set(_findings(sink)) == {(1, finding, 2), (2, finding, 5), (3, finding, 5)}
         told = len(sink.events)
         await again.close()
         assert len(sink.events) == told
-    async with keeping.account(counters, tmp_path, sink) as last:
+    async with keeping.running_account(counters, tmp_path, sink) as last:
         await last.close()
     assert [uid for uid, _, _ in _findings(sink)].count(3) == 1
 
 
 async def test_a_fan_out_that_a_killed_run_left_open_is_ended(tmp_path: Path) -> None:
-    counters, sink = Given({key(tcp(port)): 1 for port in range(1, 41)}), Kept()
+    counters, sink = Given({key(tcp(port)): 1 for port in range(1, 41)}), MemoryStore()
     async with contextlib.AsyncExitStack() as killed:
-        account = await killed.enter_async_context(keeping.account(counters, tmp_path, sink))
-        await account._tell_what_is_due()
+        account = await killed.enter_async_context(
+            keeping.running_account(counters, tmp_path, sink)
+        )
+        await account._report_due()
         ((begun, fan_out, _),) = _findings(sink)
-        async with keeping.account(counters, tmp_path, sink) as again:
+        async with keeping.running_account(counters, tmp_path, sink) as again:
             await again.close()
         assert begun == 1
         assert _findings(sink)[-1] == (3, fan_out, 40)
@@ -289,8 +293,8 @@ async def test_a_fan_out_that_a_killed_run_left_open_is_ended(tmp_path: Path) ->
 
 
 async def test_all_findings_are_closed_when_a_run_stops(tmp_path: Path) -> None:
-    counters, sink = Given(), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Given(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 20 for port in range(1, 601)}
         await account.close()
     told = _findings(sink)
@@ -320,10 +324,10 @@ class Changing(Given):
 
 
 async def test_the_first_record_after_the_mode_has_changed_is_told_at_once(tmp_path: Path) -> None:
-    counters, sink = Changing(), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Changing(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.let_pass = {key(tcp()): 1}
-        await account.take(batch(let_pass(record(tcp(), at_ns=NOW + SECOND))))
+        await account.take(batch(as_allowed(record(tcp(), at_ns=NOW + SECOND))))
         (told,) = sink.of_class(4001)
         assert (told["disposition"], told["metadata"]["log_source"]) == ("Logged", "nflog")
         balances = await account.close()
@@ -338,22 +342,22 @@ async def test_the_first_record_after_the_mode_has_changed_is_told_at_once(tmp_p
 async def test_a_forged_record_of_the_other_mode_is_not_told_and_makes_us_look_once(
     tmp_path: Path,
 ) -> None:
-    counters, sink = Changing(), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Changing(), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         before = counters.readings
         for number in range(100):
-            await account.take(batch(let_pass(record(tcp(), number))))
+            await account.take(batch(as_allowed(record(tcp(), number))))
         assert counters.readings - before == 1
         assert not sink.of_class(4001)
 
 
 async def test_a_pause_of_a_permissive_fence_is_told_without_a_refusal(tmp_path: Path) -> None:
-    counters, sink = Changing(let_pass={key(tcp()): 1}), Kept()
-    async with keeping.account(counters, tmp_path, sink) as account:
+    counters, sink = Changing(let_pass={key(tcp()): 1}), MemoryStore()
+    async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.close()
     counters.at_ns += 60 * SECOND
     counters.let_pass = {key(tcp()): 8}
-    async with keeping.account(counters, tmp_path, sink):
+    async with keeping.running_account(counters, tmp_path, sink):
         (pause,) = sink.of_class(6002)
     assert pause["count"] == 7
     assert "7 packets were let pass (it is permissive)" in pause["message"]
@@ -395,8 +399,8 @@ async def test_each_window_is_by_who_was_seen_in_it_and_the_finding_by_all_of_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata = tcp(80, "169.254.169.254")  # a finding from its first packet on
-    counters, sink, ladder = Given(), Kept(), Seeing()
-    async with keeping.account(counters, tmp_path, sink, ladder) as account:
+    counters, sink, fallback_chain = Given(), MemoryStore(), Seeing()
+    async with keeping.running_account(counters, tmp_path, sink, fallback_chain) as account:
         await account.take(batch(record(metadata)))
         begin_ns = time.monotonic_ns()
         for packets in (10, 20):
@@ -404,10 +408,10 @@ async def test_each_window_is_by_who_was_seen_in_it_and_the_finding_by_all_of_th
             monkeypatch.setattr(time, "monotonic_ns", functools.partial(int, later_ns))
             counters.counts = {key(metadata): packets}
             await account._observe()
-            await account._tell_what_is_due(closing=packets == 20)
+            await account._report_due(closing=packets == 20)
     told = sink.of_class(4001)
     assert [event["actor"]["process"]["pid"] for event in told] == [1, 2, 3]
-    assert (len(ladder.alone), ladder.windows) == (1, [9, 10])
+    assert (len(fallback_chain.alone), fallback_chain.windows) == (1, [9, 10])
     created, *later = sink.of_class(2004)
     assert created["actor"]["process"]["pid"] == 1
     assert [event["activity_name"] for event in later] == ["Update", "Update", "Close"]
@@ -419,13 +423,13 @@ async def test_each_window_is_by_who_was_seen_in_it_and_the_finding_by_all_of_th
 
 
 async def test_what_is_told_together_is_by_nobody_in_particular(tmp_path: Path) -> None:
-    counters, sink, ladder = Given(), Kept(), Seeing()
-    async with keeping.account(counters, tmp_path, sink, ladder) as account:
+    counters, sink, fallback_chain = Given(), MemoryStore(), Seeing()
+    async with keeping.running_account(counters, tmp_path, sink, fallback_chain) as account:
         counters.counts = {key(tcp(port)): 1 for port in range(1, 1501)}
         await account.close()
-    merged = [event for event in sink.of_class(4001) if "merged" in event["unmapped"]]
-    assert merged
-    for event in merged:
+    aggregation = [event for event in sink.of_class(4001) if "merged" in event["unmapped"]]
+    assert aggregation
+    for event in aggregation:
         assert event["actor"].keys() == {"user"}
         assert event["enrichments"][0]["data"]["rung"] == "user"
 
@@ -433,8 +437,8 @@ async def test_what_is_told_together_is_by_nobody_in_particular(tmp_path: Path) 
 async def test_who_sent_one_packet_of_many_is_not_said_to_have_sent_them_all(
     tmp_path: Path,
 ) -> None:
-    counters, sink, ladder = Given(), Kept(), Seeing()
-    async with keeping.account(counters, tmp_path, sink, ladder) as account:
+    counters, sink, fallback_chain = Given(), MemoryStore(), Seeing()
+    async with keeping.running_account(counters, tmp_path, sink, fallback_chain) as account:
         await account.take(batch(record(tcp(81)), record(tcp(81), 2)))
         counters.counts = {key(tcp(81)): 9}
         await account.close()

@@ -16,9 +16,9 @@ from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.process import Process
 from ocsf_nft.service import fence_monitor, fences
 from ocsf_nft.service.event_rendering import Reporter
-from ocsf_nft.service.fence_monitor import Watched
-from ocsf_nft.service.fences import Fence, Look
-from tests.service.keeping import Kept
+from ocsf_nft.service.fence_monitor import FenceMonitor
+from ocsf_nft.service.fences import Fence, Inspection
+from tests.service.keeping import MemoryStore
 from tests.standing import INSTALLED, verified
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ocsf_nft.fence.installer import Verdict
 
 STANDING = Fence(installed=INSTALLED, state=FenceState.STANDING, is_ours=True)
-WELL = Look(fence=STANDING)
+WELL = Inspection(fence=STANDING)
 TAMPERED = FenceChange(
     changes="table inet ocsf_nft was deleted",
     process=Process(pid=4711, name="nft", path="/usr/sbin/nft"),
@@ -40,17 +40,17 @@ UNMENDED = replace(TAMPERED, restored_after_ns=None)
 
 
 @pytest.fixture
-def sink() -> Kept:
-    return Kept()
+def sink() -> MemoryStore:
+    return MemoryStore()
 
 
 @pytest.fixture
-def make(sink: Kept, tmp_path: Path) -> Callable[..., Watched]:
+def make(sink: MemoryStore, tmp_path: Path) -> Callable[..., FenceMonitor]:
     state = StateDirectory(tmp_path)
 
-    def made(fence: Fence = STANDING, *, self_heal: bool = False) -> Watched:
+    def made(fence: Fence = STANDING, *, self_heal: bool = False) -> FenceMonitor:
         parsed = config.parse({"sandbox": [{"name": "sb1", "self_heal": self_heal}]}, where="test")
-        return Watched(parsed.sandbox[0], fence, state, Reporter(sink.keep, None))
+        return FenceMonitor(parsed.sandbox[0], fence, state, Reporter(sink.store, None))
 
     return made
 
@@ -58,23 +58,23 @@ def make(sink: Kept, tmp_path: Path) -> Callable[..., Watched]:
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let looks find these, one after the other, the last again and again."""
-    monkeypatch.setattr(fence_monitor, "_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(fence_monitor, "_RETRY_SECONDS", 0)
 
-    def find(*seen: Look | OcsfNftError | None) -> None:
+    def find(*seen: Inspection | OcsfNftError | None) -> None:
         waiting = list(seen)
 
-        def look(*_: object, **__: object) -> Look | None:
+        def inspect(*_: object, **__: object) -> Inspection | None:
             found = waiting.pop(0) if len(waiting) > 1 else waiting[0]
             if isinstance(found, OcsfNftError):
                 raise found
             return found
 
-        monkeypatch.setattr(fences, "look", look)
+        monkeypatch.setattr(fences, "inspect", inspect)
 
     return find
 
 
-def told(sink: Kept) -> list[tuple[str, str, str | None]]:
+def told(sink: MemoryStore) -> list[tuple[str, str, str | None]]:
     """From which state to which each event says that the fence went, and why."""
     names = {"Enabled": "Standing", "Disabled": "Absent"}
     return [
@@ -87,34 +87,34 @@ def told(sink: Kept) -> list[tuple[str, str, str | None]]:
     ]
 
 
-def altered(reason: str) -> Look:
-    return Look(fence=replace(STANDING, state=FenceState.ALTERED, reason=reason))
+def altered(reason: str) -> Inspection:
+    return Inspection(fence=replace(STANDING, state=FenceState.ALTERED, reason=reason))
 
 
 async def test_each_event_begins_with_the_state_that_the_one_before_told(
-    sink: Kept,
-    make: Callable[..., Watched],
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
     looks: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     newer = replace(STANDING, installed=replace(INSTALLED, policy="newer"))
-    seen: list[Look | OcsfNftError] = [
+    seen: list[Inspection | OcsfNftError] = [
         WELL,
         altered("a rule came"),
         AbsentError("no fence"),
         AbsentError("no fence"),
         WELL,
         UnsupportedError("no nft"),
-        Look(fence=newer, was_renewed=True, difference="+accept"),
-        Look(fence=replace(newer, state=FenceState.DEGRADED, reason="no nft_log")),
+        Inspection(fence=newer, was_renewed=True, difference="+accept"),
+        Inspection(fence=replace(newer, state=FenceState.DEGRADED, reason="no nft_log")),
     ]
     looks(*seen)
     verified(monkeypatch, "as installed")
     fence = make()
     await fence.announce()
     for _ in seen:
-        await fence._look()
-    await fence.take_away()
+        await fence._inspect()
+    await fence.remove()
     assert told(sink) == [
         ("Absent", "Standing", None),
         ("Standing", "Altered", "a rule came"),
@@ -128,11 +128,11 @@ async def test_each_event_begins_with_the_state_that_the_one_before_told(
 
 
 async def test_what_was_put_back_is_one_grave_event_that_names_the_change_and_who_made_it(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
     fence = make(self_heal=True)
-    await fence._look((TAMPERED,))
+    await fence._inspect((TAMPERED,))
     (event,) = sink.events
     assert told(sink) == [
         ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
@@ -146,18 +146,20 @@ async def test_what_was_put_back_is_one_grave_event_that_names_the_change_and_wh
 
 
 async def test_what_nft_had_to_put_right_afterwards_is_the_same_event(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
-    looks(Look(fence=STANDING, was_renewed=True, difference="+chain foreign"))
-    await make(self_heal=True)._look((TAMPERED,))
+    looks(Inspection(fence=STANDING, was_renewed=True, difference="+chain foreign"))
+    await make(self_heal=True)._inspect((TAMPERED,))
     assert len(told(sink)) == 1
 
 
 async def test_each_of_several_alterations_is_an_event(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
-    await make(self_heal=True)._look((TAMPERED, replace(TAMPERED, changes="a rule came"), TAMPERED))
+    await make(self_heal=True)._inspect(
+        (TAMPERED, replace(TAMPERED, changes="a rule came"), TAMPERED)
+    )
     assert [detail.split(",")[0] for _, _, detail in told(sink) if detail] == [
         "table inet ocsf_nft was deleted",
         "a rule came",
@@ -166,11 +168,11 @@ async def test_each_of_several_alterations_is_an_event(
 
 
 async def test_each_of_several_repairs_begins_with_the_state_that_the_one_before_reported(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
     fence = make(replace(STANDING, state=FenceState.ALTERED, reason="a rule came"), self_heal=True)
-    await fence._look((TAMPERED, TAMPERED))
+    await fence._inspect((TAMPERED, TAMPERED))
     assert [states for *states, _ in told(sink)] == [
         ["Altered", "Standing"],
         ["Standing", "Standing"],
@@ -178,10 +180,10 @@ async def test_each_of_several_repairs_begins_with_the_state_that_the_one_before
 
 
 async def test_what_only_nft_could_put_back_is_told_with_who_did_it(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
-    looks(Look(fence=STANDING, was_renewed=True, difference="it was gone"))
-    await make(self_heal=True)._look((UNMENDED,))
+    looks(Inspection(fence=STANDING, was_renewed=True, difference="it was gone"))
+    await make(self_heal=True)._inspect((UNMENDED,))
     assert told(sink) == [
         ("Standing", "Standing",
          "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back")
@@ -190,21 +192,21 @@ async def test_what_only_nft_could_put_back_is_told_with_who_did_it(
 
 
 async def test_our_own_loading_is_nobody_elses_alteration(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
-    await make(self_heal=True)._look((UNMENDED,))
+    await make(self_heal=True)._inspect((UNMENDED,))
     assert told(sink) == []
 
 
 async def test_a_fence_that_is_not_put_back_is_altered_by_somebody(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(altered("it is not as it was installed: +accept"))
     fence = make()
-    await fence._look((UNMENDED,))
-    await fence._look()
-    await fence._look((UNMENDED,))
+    await fence._inspect((UNMENDED,))
+    await fence._inspect()
+    await fence._inspect((UNMENDED,))
     assert told(sink) == [
         ("Standing", "Altered", ("table inet ocsf_nft was deleted, by nft (pid 4711): "
          "it is not as it was installed: +accept"))
@@ -214,10 +216,10 @@ async def test_a_fence_that_is_not_put_back_is_altered_by_somebody(
 
 
 async def test_what_was_altered_and_is_as_it_was_again_is_told_where_nothing_is_put_back(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
-    await make()._look((UNMENDED,))
+    await make()._inspect((UNMENDED,))
     assert told(sink) == [
         ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
          "it stands as installed again"))
@@ -225,11 +227,11 @@ async def test_what_was_altered_and_is_as_it_was_again_is_told_where_nothing_is_
 
 
 async def test_watched_fence_names_the_last_of_several_changes(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
     later = replace(UNMENDED, changes="table netdev ocsf_nft was deleted")
-    await make()._look((UNMENDED, later))
+    await make()._inspect((UNMENDED, later))
     ((_, _, detail),) = told(sink)
     assert detail is not None
     assert detail.startswith("table netdev ocsf_nft was deleted")
@@ -243,25 +245,25 @@ async def test_watched_fence_names_the_last_of_several_changes(
     ],
 )
 async def test_who_is_not_known_is_not_guessed(
-    sink: Kept,
-    make: Callable[..., Watched],
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
     looks: Callable[..., None],
     comm: str | None,
     words: str,
 ) -> None:
     looks(WELL)
-    await make(self_heal=True)._look((replace(TAMPERED, process=None, comm=comm),))
+    await make(self_heal=True)._inspect((replace(TAMPERED, process=None, comm=comm),))
     (event,) = sink.events
     assert words in event["status_detail"]
     assert "actor" not in event
 
 
 async def test_a_fight_is_given_up_loudly_told_once_and_over_when_the_fence_stands(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(altered("+accept"), altered("+accept"), altered("+drop"), altered("+drop"), WELL)
     fence = make(self_heal=True)
-    await fence._look((replace(UNMENDED, given_up=True),))
+    await fence._inspect((replace(UNMENDED, given_up=True),))
     (event,) = sink.events
     assert (event["severity"], event["status"], event["state"]) == (
         "Critical", "Failure", "Altered",
@@ -270,59 +272,61 @@ async def test_a_fight_is_given_up_loudly_told_once_and_over_when_the_fence_stan
         "given up: put back 10 times in 60 s and altered again each time, last by nft (pid 4711): "
         "table inet ocsf_nft was deleted; it is tried again in 60 s"
     )
-    has_fallen = [fence.has_fallen]
-    await fence._look()
+    has_given_up = [fence.has_given_up]
+    await fence._inspect()
     assert len(sink.events) == 1
-    await fence._look()
-    assert [*has_fallen, fence.has_fallen] == [True, False]
+    await fence._inspect()
+    assert [*has_given_up, fence.has_given_up] == [True, False]
     assert told(sink)[1:] == [("Altered", "Standing", "it stands as installed again")]
 
 
 async def test_watched_fence_that_stands_after_the_last_repair_is_given_up_as_well(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
     fence = make(self_heal=True)
-    await fence._look((TAMPERED, replace(UNMENDED, changes="a rule came", given_up=True)))
+    await fence._inspect((TAMPERED, replace(UNMENDED, changes="a rule came", given_up=True)))
     assert [event["severity"] for event in sink.events] == ["High", "Critical"]
     assert [after for _, after, _ in told(sink)] == ["Standing", "Standing"]
     assert "given up: put back 10 times" in (told(sink)[1][2] or "")
     assert "nft (pid 4711): a rule came" in (told(sink)[1][2] or "")
-    assert (fence.has_fallen, fence.verdict, fence.fault) == (False, "as installed", None)
-    await fence._look()
+    assert (fence.has_given_up, fence.verdict, fence.fault) == (False, "as installed", None)
+    await fence._inspect()
     assert len(sink.events) == 2
 
 
 async def test_watched_fence_goes_on_where_a_change_came_after_it_was_given_up(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
     fence = make(self_heal=True)
-    await fence._look((replace(UNMENDED, given_up=True), replace(UNMENDED, changes="a rule came")))
+    await fence._inspect(
+        (replace(UNMENDED, given_up=True), replace(UNMENDED, changes="a rule came"))
+    )
     assert told(sink) == []
 
 
 async def test_watched_verdict_and_fault_follow_the_last_event(
-    make: Callable[..., Watched], looks: Callable[..., None]
+    make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     degraded = replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log")
-    cases: tuple[tuple[Look | OcsfNftError | None, str, str | None], ...] = (
+    cases: tuple[tuple[Inspection | OcsfNftError | None, str, str | None], ...] = (
         (WELL, "as installed", None),
         (altered("a rule came"), "differs", "a rule came"),
         (AbsentError("no fence"), "absent", "no fence"),
         (UnsupportedError("no nft"), "differs", "no nft"),
-        (Look(fence=degraded), "as installed", None),
+        (Inspection(fence=degraded), "as installed", None),
         (altered(""), "differs", "altered"),
         (None, "absent", "it was removed by `ocsf-nft remove`"),
     )
-    looks(*(look for look, _, _ in cases))
+    looks(*(inspection for inspection, _, _ in cases))
     fence = make()
     for _, verdict, fault in cases:
-        await fence._look()
+        await fence._inspect()
         assert (fence.verdict, fence.fault) == (verdict, fault)
 
 
-async def test_watch_begins_after_post_only(make: Callable[..., Watched]) -> None:
+async def test_watch_begins_after_post_only(make: Callable[..., FenceMonitor]) -> None:
     with pytest.raises(RuntimeError, match="post it first"):
         await make().watch()
 
@@ -370,51 +374,55 @@ def test_prepare_leaves_the_next_check_to_try_again_without_an_answer_of_the_ker
 
 
 async def test_a_fence_that_was_removed_in_the_regular_way_is_told_to_be_once(
-    sink: Kept,
-    make: Callable[..., Watched],
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
     looks: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks(None)
     verified(monkeypatch, "absent")
     fence = make(self_heal=True)
-    await fence._look((UNMENDED,))
-    await fence._look()
-    await fence.take_away()
+    await fence._inspect((UNMENDED,))
+    await fence._inspect()
+    await fence.remove()
     assert told(sink) == [("Standing", "Absent", "it was removed by `ocsf-nft remove`")]
     assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("Medium", "Success")
-    assert not fence.has_fallen
+    assert not fence.has_given_up
 
 
 async def test_a_fence_that_was_installed_anew_is_taken_over(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
-    looks(Look(fence=replace(STANDING, installed=replace(INSTALLED, policy="newer"))))
+    looks(Inspection(fence=replace(STANDING, installed=replace(INSTALLED, policy="newer"))))
     fence = make(self_heal=True)
-    await fence._look((UNMENDED,))
-    await fence._look()
+    await fence._inspect((UNMENDED,))
+    await fence._inspect()
     assert told(sink) == [("Standing", "Standing", "it was installed anew, by nft (pid 4711)")]
     assert sink.events[0]["severity"] == "Informational"
 
 
 async def test_links_that_come_are_no_tampering(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
     more = replace(STANDING, installed=replace(INSTALLED, around=around))
-    looks(Look(fence=more, was_renewed=True, difference="not fenced at the link layer: late0"))
-    await make(self_heal=True)._look()
+    looks(
+        Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
+    )
+    await make(self_heal=True)._inspect()
     assert told(sink) == [("Standing", "Standing", "its links changed; fenced are: sb0, late0")]
     assert sink.events[0]["severity"] == "Informational"
 
 
 async def test_who_alters_a_fence_as_links_come_is_told_besides(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
     more = replace(STANDING, installed=replace(INSTALLED, around=around))
-    looks(Look(fence=more, was_renewed=True, difference="not fenced at the link layer: late0"))
-    await make(self_heal=True)._look((UNMENDED,))
+    looks(
+        Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
+    )
+    await make(self_heal=True)._inspect((UNMENDED,))
     assert [detail for _, _, detail in told(sink)] == [
         "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back",
         "its links changed; fenced are: sb0, late0",
@@ -423,30 +431,32 @@ async def test_who_alters_a_fence_as_links_come_is_told_besides(
 
 
 async def test_who_installs_as_links_come_is_not_blamed(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
     more = replace(STANDING, installed=replace(INSTALLED, around=around))
-    looks(Look(fence=more, was_renewed=True, difference="not fenced at the link layer: late0"))
-    await make(self_heal=True)._look((replace(UNMENDED, is_regular=True),))
+    looks(
+        Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
+    )
+    await make(self_heal=True)._inspect((replace(UNMENDED, is_regular=True),))
     assert [detail for _, _, detail in told(sink)] == ["its links changed; fenced are: sb0, late0"]
 
 
 async def test_what_a_look_has_overtaken_took_no_time_that_is_known(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
-    await make(self_heal=True)._look((replace(TAMPERED, restored_after_ns=0),))
+    await make(self_heal=True)._inspect((replace(TAMPERED, restored_after_ns=0),))
     assert [detail for _, _, detail in told(sink)] == [
         "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back"
     ]
 
 
 async def test_a_fence_that_can_not_be_put_back_is_told_with_why_and_by_whom(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(FenceError("the kernel refused"))
-    await make(self_heal=True)._look((TAMPERED, UNMENDED))
+    await make(self_heal=True)._inspect((TAMPERED, UNMENDED))
     assert [after for _, after, _ in told(sink)] == ["Standing", "Altered"]
     assert told(sink)[1][2] == (
         "table inet ocsf_nft was deleted, by nft (pid 4711): the kernel refused"
@@ -454,16 +464,16 @@ async def test_a_fence_that_can_not_be_put_back_is_told_with_why_and_by_whom(
 
 
 async def test_a_look_that_finds_the_sentry_at_work_looks_again(
-    sink: Kept, make: Callable[..., Watched], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(altered("+accept"), WELL)
-    await make(self_heal=True)._look()
+    await make(self_heal=True)._inspect()
     assert told(sink) == []
 
 
 async def test_a_change_is_delivered_before_it_is_logged(
-    sink: Kept,
-    make: Callable[..., Watched],
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
     looks: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -481,7 +491,7 @@ async def test_a_change_is_delivered_before_it_is_logged(
     with pytest.raises(BlockingIOError):
         await fence.announce()
     with pytest.raises(BlockingIOError):
-        await fence._look()
+        await fence._inspect()
     assert told(sink) == [
         ("Absent", "Degraded", "no nft_log"),
         ("Degraded", "Absent", "no fence"),
@@ -492,23 +502,23 @@ async def test_a_change_is_delivered_before_it_is_logged(
     ("verdict", "error"), [("absent", None), ("as installed", AbsentError("no fence"))]
 )
 async def test_a_fence_that_is_gone_before_it_is_removed_is_told_to_be(
-    sink: Kept,
-    make: Callable[..., Watched],
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
     monkeypatch: pytest.MonkeyPatch,
     verdict: str,
     error: Exception | None,
 ) -> None:
     verified(monkeypatch, verdict, error=error)
-    await make().take_away()
+    await make().remove()
     assert told(sink) == [
         ("Standing", "Absent", "somebody else had removed it before this run did")
     ]
 
 
 async def test_a_fence_that_stood_before_is_neither_told_nor_taken_away(
-    sink: Kept, make: Callable[..., Watched]
+    sink: MemoryStore, make: Callable[..., FenceMonitor]
 ) -> None:
     found = make(replace(STANDING, is_ours=False))
     await found.announce()
-    await found.take_away()
+    await found.remove()
     assert told(sink) == []

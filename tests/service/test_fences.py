@@ -13,7 +13,7 @@ from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.service import fences
-from ocsf_nft.service.shielded import to_its_end
+from ocsf_nft.service.shielded import run_shielded
 from tests.standing import INSTALLED, verified
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def test_a_fence_that_is_not_as_it_was_installed_is_altered(
     state = StateDirectory(tmp_path)  # empty: what was compared with is not read again
     sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
     verified(monkeypatch, "differs", "+accept")
-    found = fences.stand(sandbox, state)
+    found = fences.activate(sandbox, state)
     assert (found.state, found.reason) == (
         FenceState.ALTERED,
         "it is not as it was installed: +accept",
@@ -38,8 +38,8 @@ def test_look_at_a_fence_removed_while_it_is_renewed_finds_none(
 ) -> None:
     state = StateDirectory(tmp_path)
     verified(monkeypatch, "differs", "+accept")
-    assert fences.look("sb1", state, lambda: None) is None
-    found = fences.look("sb1", state, lambda: INSTALLED)
+    assert fences.inspect("sb1", state, lambda: None) is None
+    found = fences.inspect("sb1", state, lambda: INSTALLED)
     assert found is not None
     assert (found.was_renewed, found.difference) == (True, "+accept")
 
@@ -47,9 +47,9 @@ def test_look_at_a_fence_removed_while_it_is_renewed_finds_none(
 def test_record_that_is_damaged_is_none(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     state.write(INSTALLED)
-    assert fences.on_record("sb1", state) == INSTALLED
+    assert fences.read_record("sb1", state) == INSTALLED
     (state.directory("sb1") / "fence.json").write_text("{}")
-    assert fences.on_record("sb1", state) is None
+    assert fences.read_record("sb1", state) is None
 
 
 def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
     sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
     assert sandbox.self_heal
     with pytest.raises(AbsentError, match="no fence of sandbox sb1 stands: `ocsf-nft install`"):
-        fences.stand(sandbox, state)
+        fences.activate(sandbox, state)
 
 
 async def test_a_look_that_has_begun_ends_before_its_watch_does() -> None:
@@ -72,7 +72,7 @@ async def test_a_look_that_has_begun_ends_before_its_watch_does() -> None:
         await asyncio.to_thread(stand)
         told.set()
 
-    watch = asyncio.ensure_future(to_its_end(look()))
+    watch = asyncio.ensure_future(run_shielded(look()))
     await asyncio.to_thread(begun.wait, 10)
     watch.cancel()
     await asyncio.sleep(0.05)
@@ -91,7 +91,7 @@ async def test_a_look_that_fails_while_its_watch_is_cancelled_is_told() -> None:
         await asyncio.sleep(0.05)
         raise DeliveryError("it can't be told")
 
-    watch = asyncio.ensure_future(to_its_end(look()))
+    watch = asyncio.ensure_future(run_shielded(look()))
     await begun.wait()
     watch.cancel()
     with pytest.raises(DeliveryError, match="can't be told"):
@@ -114,4 +114,4 @@ def test_a_fence_logs_so_that_the_source_asked_for_can_read_it(
 ) -> None:
     sandbox = {"name": "a", "source": source, "transport": transport}
     read = config.parse({"sandbox": [sandbox]}, where="test")
-    assert fences.wanted_transport(read.sandbox[0]) == wanted
+    assert fences.requested_transport(read.sandbox[0]) == wanted

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def _service(*, fault: str | None = None) -> Service:
     made = SimpleNamespace(
-        watched=[
+        fence_monitors=[
             SimpleNamespace(name="sb1", fault=None),
             SimpleNamespace(name="sb2", fault="it is gone"),
         ],
@@ -21,7 +21,7 @@ def _service(*, fault: str | None = None) -> Service:
             SimpleNamespace(sandbox="sb1", fault=None, idle_seconds=30.0),
             SimpleNamespace(sandbox="sb2", fault="no memory", idle_seconds=30.6),
         ],
-        patience=SimpleNamespace(fault=fault),
+        retrier=SimpleNamespace(fault=fault),
     )
     return cast("Service", made)
 

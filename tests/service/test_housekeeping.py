@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.retention import FullError
-from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.service import housekeeping
 from ocsf_nft.service.event_rendering import Reporter
-from ocsf_nft.service.sink_delivery import Outlet, Outlets
+from ocsf_nft.service.sink_delivery import Outlet, SinkDelivery
 from tests.delivery.receiver import Receiver, event
-from tests.service.keeping import Kept
+from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,28 +30,28 @@ async def test_a_full_store_is_swept_while_nobody_can_be_told(
     monkeypatch.setattr(housekeeping, "_SECONDS", 0.05)
     now_ns = time.monotonic_ns()
     monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns)
-    store = Store(tmp_path / FILE, most_bytes=1 << 20, most_seconds=60)
+    store = Store(tmp_path / FILE, max_bytes=1 << 20, max_seconds=60)
     stop = asyncio.Event()
     down = Outlet(name="down", sink=Receiver(down=True))
-    patience = Patience(stop)
-    async with Outlets([down], store, patience) as kept:
-        kept.excused.add("down")
+    retrier = StorageRetrier(stop)
+    async with SinkDelivery([down], store, retrier) as delivery:
+        delivery.undrained.add("down")
         number = 0
         with contextlib.suppress(FullError):
             while True:
                 await store.put([event(number, 500)])
                 number += 1
                 now_ns += 10**6
-        reporter = Reporter(kept.keep, host=None)
-        keeping = asyncio.create_task(housekeeping.upkeep(kept, reporter))
+        reporter = Reporter(delivery.store_events, host=None)
+        keeping = asyncio.create_task(housekeeping.run_housekeeping(delivery, reporter))
         now_ns += 60 * 10**9 - number * 10**6 + 10**6  # one is too old, which makes no room
-        await _until(lambda: patience.fault is not None)
+        await _until(lambda: retrier.fault is not None)
         now_ns += 60 * 10**9
         await _until(lambda: reporter.events == 1)
         left = await store.read(0, events=1 << 20, size=1 << 30)
         assert [row.number for row in left] == [number + 1], "the one that tells of the others"
         async with asyncio.timeout(20):
-            while await kept.forgotten():  # noqa: ASYNC110 - nobody else waits for it
+            while await delivery.dropped_events():  # noqa: ASYNC110 - nobody else waits for it
                 await asyncio.sleep(0.01)
         keeping.cancel()
         stop.set()
@@ -70,10 +70,12 @@ async def test_upkeep_sweeps_and_reports_every_ten_seconds(
         await asyncio.Event().wait() if many.is_set() else await _sleep(0)
 
     _sleep = asyncio.sleep
-    store = Store(tmp_path / FILE, most_bytes=1 << 20, most_seconds=60)
-    async with Outlets([], store, Patience(asyncio.Event())) as kept:
+    store = Store(tmp_path / FILE, max_bytes=1 << 20, max_seconds=60)
+    async with SinkDelivery([], store, StorageRetrier(asyncio.Event())) as delivery:
         monkeypatch.setattr(asyncio, "sleep", sleep)
-        keeping = asyncio.create_task(housekeeping.upkeep(kept, Reporter(kept.keep, host=None)))
+        keeping = asyncio.create_task(
+            housekeeping.run_housekeeping(delivery, Reporter(delivery.store_events, host=None))
+        )
         async with asyncio.timeout(20):
             await many.wait()
         monkeypatch.undo()
@@ -84,17 +86,17 @@ async def test_upkeep_sweeps_and_reports_every_ten_seconds(
 async def test_damaged_store_is_reported_once_as_lost_events(tmp_path: Path) -> None:
     file = tmp_path / FILE
     file.write_bytes(b"no database" * 1000)
-    sink = Kept()
-    reporter = Reporter(sink.keep, host=None)
-    async with Outlets([], Store(file), Patience(asyncio.Event())) as kept:
-        until_ns = await housekeeping.tell_of_losses(kept, reporter, 1_000_000)
+    sink = MemoryStore()
+    reporter = Reporter(sink.store, host=None)
+    async with SinkDelivery([], Store(file), StorageRetrier(asyncio.Event())) as delivery:
+        until_ns = await housekeeping.report_dropped_events(delivery, reporter, 1_000_000)
         assert abs(time.time_ns() - until_ns) < 60 * 10**9
-        await housekeeping.tell_of_losses(kept, reporter, until_ns)
-    (lost,) = sink.events
-    assert f"{file} is damaged" in lost["status_detail"]
-    assert "begun anew" in lost["status_detail"]
-    assert lost.get("count") is None
-    assert (lost["start_time"], lost["end_time"]) == (1, until_ns // 1_000_000)
+        await housekeeping.report_dropped_events(delivery, reporter, until_ns)
+    (losses,) = sink.events
+    assert f"{file} is damaged" in losses["status_detail"]
+    assert "begun anew" in losses["status_detail"]
+    assert losses.get("count") is None
+    assert (losses["start_time"], losses["end_time"]) == (1, until_ns // 1_000_000)
 
 
 async def _until(is_so: Callable[[], bool]) -> None:

@@ -7,16 +7,16 @@ import orjson
 import pytest
 
 from ocsf_nft.delivery.envelope import Message
-from ocsf_nft.service.iterator_sink import Iterated
+from ocsf_nft.service.iterator_sink import IteratorSink
 
 
 def batch(*numbers: int) -> list[Message]:
     return [Message(str(number), orjson.dumps({"number": number})) for number in numbers]
 
 
-async def take(iterated: Iterated, number: int) -> list[Any]:
+async def take(sink: IteratorSink, number: int) -> list[Any]:
     taken: list[Any] = []
-    async for event in iterated.events():
+    async for event in sink.events():
         taken.append(event["number"])
         if len(taken) == number:
             break
@@ -24,9 +24,9 @@ async def take(iterated: Iterated, number: int) -> list[Any]:
 
 
 async def test_a_batch_is_delivered_when_the_event_after_it_is_asked_for() -> None:
-    iterated = Iterated()
-    delivering = asyncio.create_task(iterated.deliver(batch(1, 2)))
-    events = iterated.events()
+    sink = IteratorSink()
+    delivering = asyncio.create_task(sink.deliver(batch(1, 2)))
+    events = sink.events()
     assert [(await anext(events))["number"] for _ in range(2)] == [1, 2]
     await asyncio.sleep(0)
     assert not delivering.done()
@@ -37,53 +37,53 @@ async def test_a_batch_is_delivered_when_the_event_after_it_is_asked_for() -> No
 
 
 async def test_who_leaves_off_and_comes_again_gets_the_last_one_again_and_all_others() -> None:
-    iterated = Iterated()
-    delivering = asyncio.create_task(iterated.deliver(batch(1, 2, 3)))
-    assert await take(iterated, 2) == [1, 2]
-    iterated_again = asyncio.create_task(take(iterated, 9))
+    sink = IteratorSink()
+    delivering = asyncio.create_task(sink.deliver(batch(1, 2, 3)))
+    assert await take(sink, 2) == [1, 2]
+    second_iteration = asyncio.create_task(take(sink, 9))
     await asyncio.wait_for(delivering, 5)
-    iterated.end()
-    assert await asyncio.wait_for(iterated_again, 5) == [2, 3]
+    sink.end()
+    assert await asyncio.wait_for(second_iteration, 5) == [2, 3]
 
 
 async def test_a_delivery_that_is_cut_is_delivered_again_and_taken_once() -> None:
-    iterated = Iterated()
-    cut = asyncio.create_task(iterated.deliver(batch(1, 2)))
+    sink = IteratorSink()
+    cut = asyncio.create_task(sink.deliver(batch(1, 2)))
     await asyncio.sleep(0)
     cut.cancel()
     await asyncio.gather(cut, return_exceptions=True)
-    again = asyncio.create_task(iterated.deliver(batch(1, 2)))
-    taking = asyncio.create_task(take(iterated, 9))
+    again = asyncio.create_task(sink.deliver(batch(1, 2)))
+    taking = asyncio.create_task(take(sink, 9))
     await asyncio.wait_for(again, 5)
-    iterated.end()
+    sink.end()
     assert await asyncio.wait_for(taking, 5) == [1, 2]
 
 
 async def test_another_forwarder_may_go_on_where_one_has_left() -> None:
-    iterated = Iterated()
-    async with iterated:
+    sink = IteratorSink()
+    async with sink:
         pass
-    async with iterated:
-        delivering = asyncio.create_task(iterated.deliver(batch(1)))
-        taking = asyncio.create_task(take(iterated, 9))
+    async with sink:
+        delivering = asyncio.create_task(sink.deliver(batch(1)))
+        taking = asyncio.create_task(take(sink, 9))
         await asyncio.wait_for(delivering, 5)
-    iterated.end()
+    sink.end()
     assert await asyncio.wait_for(taking, 5) == [1]
     with pytest.raises(StopAsyncIteration):
-        await anext(iterated.events())
+        await anext(sink.events())
 
 
 async def test_event_of_the_next_batch_is_not_lost_if_a_batch_is_cut() -> None:
-    iterated = Iterated()
-    cut = asyncio.create_task(iterated.deliver(batch(1, 2)))
-    events = iterated.events()
+    sink = IteratorSink()
+    cut = asyncio.create_task(sink.deliver(batch(1, 2)))
+    events = sink.events()
     assert (await anext(events))["number"] == 1
     cut.cancel()
     await asyncio.gather(cut, return_exceptions=True)
-    delivering = asyncio.create_task(iterated.deliver(batch(3, 4)))
+    delivering = asyncio.create_task(sink.deliver(batch(3, 4)))
     await asyncio.sleep(0)
     async with asyncio.timeout(20):
         assert [(await anext(events))["number"] for _ in range(2)] == [3, 4]
-        iterated.end()
+        sink.end()
         assert [event async for event in events] == []
         await delivering

@@ -16,14 +16,14 @@ from ocsf_nft.service import pipeline as module
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.pipeline import Pipeline
 from tests.conformance.corpus import TCP, V4, record
-from tests.service.keeping import Kept
+from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import pytest
 
-    from ocsf_nft.service.account_loop import Account
+    from ocsf_nft.service.account_loop import AccountLoop
 
 
 class Untouched:
@@ -75,7 +75,7 @@ class Given:
         await asyncio.Event().wait()
 
 
-class Watched(Batch):
+class ReferableBatch(Batch):
     """A batch that a weak reference can be held of, as of a dataclass with slots it can't."""
 
 
@@ -88,7 +88,7 @@ class Endless(Given):
 
     async def batches(self) -> AsyncIterator[Batch]:
         while True:
-            batch = Watched(records=(_record(self.made),))
+            batch = ReferableBatch(records=(_record(self.made),))
             self.made += 1
             self.given.append(weakref.ref(batch))
             yield batch
@@ -103,9 +103,9 @@ def _record(number: int) -> Record:
 
 
 async def test_what_waits_when_the_stop_comes_is_delivered() -> None:
-    sink, source, stop = Kept(), Given(50), asyncio.Event()
+    sink, source, stop = MemoryStore(), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
     assert len(sink.of_class(4001)) == source.made == 500
     assert not sink.of_class(6002)
@@ -116,13 +116,13 @@ async def test_gap_of_a_source_is_counted_in_the_accounts_of_its_sandboxes() -> 
     class Losing(Untouched):
         lost: list[Gap]
 
-        async def lose(self, gap: Gap) -> None:
+        async def count_dropped(self, gap: Gap) -> None:
             self.lost.append(gap)
 
     gap = Gap(transport="nflog", reason="the buffer was full", lost=3, since_ns=1, until_ns=2)
-    sink, ours, other = Kept(), Losing([]), Losing([])
-    accounts = {"ours": cast("Account", ours), "other": cast("Account", other)}
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), accounts)
+    sink, ours, other = MemoryStore(), Losing([]), Losing([])
+    accounts = {"ours": cast("AccountLoop", ours), "other": cast("AccountLoop", other)}
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), accounts)
     source = Fixed(Batch(gaps=(gap, gap)))
     await pipeline.pump(source, asyncio.Event(), frozenset({"ours", "unwatched", None}))
     assert (ours.lost, other.lost) == ([gap, gap], [])
@@ -133,9 +133,9 @@ async def test_what_can_not_be_delivered_in_time_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.1)
-    sink, source, stop = Kept(seconds=0.03), Given(50), asyncio.Event()
+    sink, source, stop = MemoryStore(seconds=0.03), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
     delivered = len(sink.of_class(4001))
     (lost,) = sink.of_class(6002)
@@ -150,8 +150,8 @@ async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "_COUNT_SECONDS", 1.0)
     source, stop = Endless(0), asyncio.Event()
     stop.set()
-    sink = Kept()
-    await Pipeline(Reporter(sink.keep, Host(hostname="test")), {}).pump(source, stop)
+    sink = MemoryStore()
+    await Pipeline(Reporter(sink.store, Host(hostname="test")), {}).pump(source, stop)
     (lost,) = sink.of_class(6002)
     assert lost["status_detail"].startswith("stopped before at least ")
     assert "count" not in lost
@@ -160,9 +160,9 @@ async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_record_of_a_sandbox_that_is_not_there_is_counted_as_forged() -> None:
-    sink, source, stop = Kept(), Given(1), asyncio.Event()
+    sink, source, stop = MemoryStore(), Given(1), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     await pipeline.pump(source, stop, frozenset({"another"}))
     assert not sink.events
     assert pipeline.counts.rejects == {"forged": 10}
@@ -178,12 +178,12 @@ FOREIGN = [
 
 
 async def test_a_foreign_record_is_told_by_its_prefix_and_goes_to_nobodys_account() -> None:
-    sink, stop = Kept(), asyncio.Event()
-    reporter = Reporter(sink.keep, Host(hostname="test"))
+    sink, stop = MemoryStore(), asyncio.Event()
+    reporter = Reporter(sink.store, Host(hostname="test"))
     proxy = Proxy(address=ip_address("10.0.0.1"), port=3128)
-    reporter.know("fenced", Context(proxies=(proxy,), container=Container(name="fenced")))
+    reporter.set_context("fenced", Context(proxies=(proxy,), container=Container(name="fenced")))
     table = Prefixes([Configured(begins="MYFW", verdict="drop", sandbox="fenced")])
-    pipeline = Pipeline(reporter, {"fenced": cast("Account", Untouched())}, table)
+    pipeline = Pipeline(reporter, {"fenced": cast("AccountLoop", Untouched())}, table)
     records = tuple(record(prefix, **V4, **TCP, out_interface="eth0") for prefix, *_ in FOREIGN)
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced", None}))
     assert not pipeline.counts.rejects
@@ -200,8 +200,8 @@ async def test_a_foreign_record_is_told_by_its_prefix_and_goes_to_nobodys_accoun
 
 
 async def test_where_nobody_asked_for_foreign_records_they_are_forgeries() -> None:
-    sink, stop = Kept(), asyncio.Event()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    sink, stop = MemoryStore(), asyncio.Event()
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     records = tuple(record(prefix, **V4, **TCP) for prefix, *_ in FOREIGN)
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced"}))
     assert not sink.events
@@ -209,8 +209,8 @@ async def test_where_nobody_asked_for_foreign_records_they_are_forgeries() -> No
 
 
 async def test_ours_of_a_sandbox_that_is_not_there_is_a_forgery_next_to_foreign_ones() -> None:
-    sink, stop = Kept(), asyncio.Event()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    sink, stop = MemoryStore(), asyncio.Event()
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     records = (record(**V4, **TCP), record("[UFW BLOCK] ", **V4, **TCP))
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({None}))
     assert [event["firewall_rule"]["name"] for event in sink.events] == ["UFW BLOCK"]
@@ -220,9 +220,9 @@ async def test_ours_of_a_sandbox_that_is_not_there_is_a_forgery_next_to_foreign_
 async def test_each_gap_is_an_event_but_few_are_logged() -> None:
     full = Gap(transport="nflog", reason="its buffer was full", lost=3, since_ns=1, until_ns=2)
     other = replace(full, reason="another", lost=None)
-    sink, source, stop = Kept(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
+    sink, source, stop = MemoryStore(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     with capture_logs() as logged:
         await pipeline.pump(source, stop)
     assert len(sink.of_class(6002)) == pipeline.counts.gaps == 101
@@ -234,16 +234,16 @@ async def test_each_gap_is_an_event_but_few_are_logged() -> None:
 async def test_the_log_of_another_machine_has_no_device() -> None:
     gap = Gap(transport="replay", reason="cut", lost=1, since_ns=1, until_ns=2)
     for host, has_device in ((None, False), (Host(hostname="test"), True)):
-        sink, source, stop = Kept(), Given(1, gaps=(gap,)), asyncio.Event()
+        sink, source, stop = MemoryStore(), Given(1, gaps=(gap,)), asyncio.Event()
         stop.set()
-        await Pipeline(Reporter(sink.keep, host), {}).pump(source, stop)
+        await Pipeline(Reporter(sink.store, host), {}).pump(source, stop)
         assert len(sink.events) == 11
         assert all(("device" in event) is has_device for event in sink.events)
 
 
 async def test_position_of_the_hosts_log_is_stored_with_its_records_and_without() -> None:
-    sink = Kept()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    sink = MemoryStore()
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     foreign = record("[UFW BLOCK] ", **V4, **TCP)
     for batch, position, events in (
         (Batch(records=(foreign,), cursor="one"), "one", 1),

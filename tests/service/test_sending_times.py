@@ -10,7 +10,7 @@ from ocsf_nft.process import Process
 from tests.accounting.reading import NOW, SECOND, key, record, tcp
 from tests.conformance.attributed import done_by
 from tests.service import keeping
-from tests.service.keeping import Kept
+from tests.service.keeping import MemoryStore
 from tests.service.test_account_loop import Given, batch
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ class Sending(FallbackChain):
 
 
 async def test_late_record_names_no_sender_of_a_later_packet(tmp_path: Path) -> None:
-    counters, sink, ladder = Given(), Kept(), Sending(NOW + SECOND // 4)
-    async with keeping.account(counters, tmp_path, sink, ladder) as account:
+    counters, sink, fallback_chain = Given(), MemoryStore(), Sending(NOW + SECOND // 4)
+    async with keeping.running_account(counters, tmp_path, sink, fallback_chain) as account:
         counters.counts = {key(tcp()): 4}
         await account._observe()
-        await account._tell_what_is_due()
+        await account._report_due()
         read_ns = counters.at_ns + SECOND // 4
         await account.take(batch(record(tcp(), at_ns=read_ns)))
         counters.counts = {key(tcp()): 5}
@@ -51,8 +51,8 @@ async def test_late_record_names_no_sender_of_a_later_packet(tmp_path: Path) -> 
 
 
 async def test_event_has_the_time_when_its_packet_was_sent(tmp_path: Path) -> None:
-    sink, ladder = Kept(), Sending(NOW + SECOND // 4)
-    async with keeping.account(Given(), tmp_path, sink, ladder) as account:
+    sink, fallback_chain = MemoryStore(), Sending(NOW + SECOND // 4)
+    async with keeping.running_account(Given(), tmp_path, sink, fallback_chain) as account:
         await account.take(batch(record(tcp(1), at_ns=NOW + SECOND)))
         # This one's source knows when it was logged.
         logged = replace(record(tcp(2), 2, NOW + SECOND), received_ns=NOW + 2 * SECOND)

@@ -12,16 +12,16 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.event_db import FILE
-from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.sinks.file import File
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError, UsageError
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import lifecycle
-from ocsf_nft.service import sink_delivery as service_outlets
-from ocsf_nft.service.sink_delivery import Outlet, Outlets, outlets
+from ocsf_nft.service import sink_delivery
+from ocsf_nft.service.sink_delivery import Outlet, SinkDelivery, outlets
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
 from tests.delivery.receiver import Receiver
@@ -39,11 +39,11 @@ REFUSED = _MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=N
 OTHER = _MAPPER.network_activity(Attempt.of(RECORDS["tcp6"]), processed_ns=NOW_NS).to_json()
 
 
-class Kept(Receiver):
+class LineReceiver(Receiver):
     """One that keeps whole lines."""
 
-    def __init__(self, **told: Any) -> None:
-        super().__init__(**told)
+    def __init__(self, **facts: Any) -> None:
+        super().__init__(**facts)
         self.lines: list[bytes] = []
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
@@ -52,32 +52,32 @@ class Kept(Receiver):
         return outcome
 
 
-def made(folder: Path, **found: Outlet) -> Outlets:
-    return Outlets(list(found.values()), Store(folder / FILE), Patience(asyncio.Event()))
+def made(folder: Path, **found: Outlet) -> SinkDelivery:
+    return SinkDelivery(list(found.values()), Store(folder / FILE), StorageRetrier(asyncio.Event()))
 
 
 def one(name: str, sink: Receiver, **wanted: Any) -> Outlet:
-    return Outlet(name=name, sink=sink, pace=Pace(retry_seconds=0.01), **wanted)
+    return Outlet(name=name, sink=sink, batch_settings=BatchSettings(retry_seconds=0.01), **wanted)
 
 
 async def test_a_sink_that_wants_all_gets_the_lines_as_they_are(tmp_path: Path) -> None:
-    sink = Kept()
-    async with made(tmp_path, a=one("a", sink)) as kept:
-        await kept.keep([STARTED, REFUSED])
+    sink = LineReceiver()
+    async with made(tmp_path, a=one("a", sink)) as delivery:
+        await delivery.store_events([STARTED, REFUSED])
     assert sink.lines == [STARTED, REFUSED]
 
 
 async def test_each_sink_is_told_in_its_version_and_of_its_classes(tmp_path: Path) -> None:
-    old, findings, new = Kept(), Kept(), Kept()
+    old, findings, new = LineReceiver(), LineReceiver(), LineReceiver()
     async with made(
         tmp_path,
         old=one("old", old, version="1.1.0"),
         findings=one("findings", findings, classes=frozenset({2004, 6002})),
         new=one("new", new),
-    ) as kept:
-        await kept.keep([REFUSED, STARTED])
-    told = [orjson.loads(line)["metadata"]["version"] for line in old.lines]
-    assert told == ["1.1.0", "1.1.0"]
+    ) as delivery:
+        await delivery.store_events([REFUSED, STARTED])
+    facts = [orjson.loads(line)["metadata"]["version"] for line in old.lines]
+    assert facts == ["1.1.0", "1.1.0"]
     assert findings.lines == [STARTED]
     assert new.lines == [REFUSED, STARTED]
 
@@ -85,43 +85,43 @@ async def test_each_sink_is_told_in_its_version_and_of_its_classes(tmp_path: Pat
 async def test_what_a_sink_did_not_take_waits_for_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    down, well = Kept(down=True), Kept()
+    down, well = LineReceiver(down=True), LineReceiver()
     with monkeypatch.context() as impatient:
-        impatient.setattr(service_outlets, "_DRAIN_SECONDS", 0.05)
-        async with made(tmp_path, down=one("down", down), well=one("well", well)) as kept:
-            await kept.keep([REFUSED])
+        impatient.setattr(sink_delivery, "_DRAIN_SECONDS", 0.05)
+        async with made(tmp_path, down=one("down", down), well=one("well", well)) as delivery:
+            await delivery.store_events([REFUSED])
             await well.has(1)
     assert (down.lines, well.lines) == ([], [REFUSED])
-    back = Kept()
-    async with made(tmp_path, down=one("down", back), well=one("well", well)) as kept:
-        await kept.keep([STARTED])
+    back = LineReceiver()
+    async with made(tmp_path, down=one("down", back), well=one("well", well)) as delivery:
+        await delivery.store_events([STARTED])
     assert back.lines == [REFUSED, STARTED]
     assert well.lines == [REFUSED, STARTED]
 
 
 async def test_the_last_events_are_waited_for(tmp_path: Path) -> None:
-    sink = Kept()
-    patient = Outlet(name="a", sink=sink, pace=Pace(seconds=3600.0))
-    async with made(tmp_path, a=patient) as kept:
-        await kept.keep([REFUSED])
+    sink = LineReceiver()
+    patient = Outlet(name="a", sink=sink, batch_settings=BatchSettings(seconds=3600.0))
+    async with made(tmp_path, a=patient) as delivery:
+        await delivery.store_events([REFUSED])
     assert sink.lines == [REFUSED]
 
 
 async def test_sink_with_a_handshake_gets_it_before_all_events(tmp_path: Path) -> None:
     another = _another()
-    first, second, other = Kept(), Kept(), Kept()
+    first, second, other = LineReceiver(), LineReceiver(), LineReceiver()
     async with made(
         tmp_path, a=one("a", first, is_greeted=True), other=one("other", other)
-    ) as kept:
-        await kept.keep([STARTED])
+    ) as delivery:
+        await delivery.store_events([STARTED])
         await other.has(1)
         assert first.opened == 0
-        kept.greet(b"hello")
+        delivery.set_handshake(b"hello")
         await first.has(2)
-        await kept.keep([another])
+        await delivery.store_events([another])
         await first.has(3)
-        await kept.replace([one("b", second, is_greeted=True)])
-        await kept.keep([REFUSED])
+        await delivery.replace([one("b", second, is_greeted=True)])
+        await delivery.store_events([REFUSED])
         await second.has(2)
     assert first.lines == [b"hello", STARTED, another]
     assert second.lines == [b"hello", REFUSED]
@@ -130,22 +130,22 @@ async def test_sink_with_a_handshake_gets_it_before_all_events(tmp_path: Path) -
 
 
 async def test_a_local_sink_that_can_not_be_opened_is_told_at_once(tmp_path: Path) -> None:
-    other = Kept()
+    other = LineReceiver()
     with pytest.raises(DeliveryError, match="it is down"):
         await made(
-            tmp_path, a=one("a", other), b=one("b", Kept(down=True), is_local=True)
+            tmp_path, a=one("a", other), b=one("b", LineReceiver(down=True), is_local=True)
         ).__aenter__()
     assert other.opened == other.closed
 
 
 async def test_a_sink_that_is_gone_for_good_ends_who_has_entered(tmp_path: Path) -> None:
-    class Gone(Kept):
+    class Gone(LineReceiver):
         async def deliver(self, _: Sequence[Message]) -> Outcome:
             raise ClosedError("the reader is gone")
 
     async def work() -> None:
-        async with made(tmp_path, a=one("a", Gone())) as kept:
-            await kept.keep([REFUSED])
+        async with made(tmp_path, a=one("a", Gone())) as delivery:
+            await delivery.store_events([REFUSED])
             await asyncio.Event().wait()
 
     with pytest.raises(ExceptionGroup) as ended:
@@ -153,9 +153,9 @@ async def test_a_sink_that_is_gone_for_good_ends_who_has_entered(tmp_path: Path)
     assert [str(each) for each in ended.value.exceptions] == ["the reader is gone"]
 
 
-async def _keep_on(kept: Outlets, number: int) -> None:
+async def _store_several(delivery: SinkDelivery, number: int) -> None:
     for _ in range(number):
-        await kept.keep([_another()])
+        await delivery.store_events([_another()])
 
 
 def _another() -> bytes:
@@ -170,14 +170,14 @@ _made = 0
 
 
 async def test_sinks_are_replaced_under_load_and_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
-    first, second, new = Kept(), Kept(), Kept()
-    async with made(tmp_path, a=one("a", first)) as kept:
-        keeping = asyncio.create_task(_keep_on(kept, 200))
+    first, second, new = LineReceiver(), LineReceiver(), LineReceiver()
+    async with made(tmp_path, a=one("a", first)) as delivery:
+        storing = asyncio.create_task(_store_several(delivery, 200))
         await first.has(20)
-        await kept.replace([one("a", second), one("b", new)])
+        await delivery.replace([one("a", second), one("b", new)])
         await second.has(20)
-        await kept.replace([one("a", first), one("b", new)])
-        await keeping
+        await delivery.replace([one("a", first), one("b", new)])
+        await storing
     assert sorted(first.got + second.got) == sorted(set(first.got + second.got))
     assert len(first.got + second.got) == 200
     assert 0 < len(new.got) == len(set(new.got)) < 200
@@ -185,17 +185,17 @@ async def test_sinks_are_replaced_under_load_and_nothing_is_lost_or_doubled(tmp_
 
 
 async def test_a_sink_that_is_down_holds_up_no_replacing(tmp_path: Path) -> None:
-    down, well = Kept(down=True), Kept()
-    async with made(tmp_path, down=one("down", down), well=one("well", well)) as kept:
-        await kept.keep([REFUSED])
+    down, well = LineReceiver(down=True), LineReceiver()
+    async with made(tmp_path, down=one("down", down), well=one("well", well)) as delivery:
+        await delivery.store_events([REFUSED])
         await well.has(1)
-        again = Kept()
-        slow = Outlet(name="down", sink=down, pace=Pace(retry_seconds=3600.0))
-        await asyncio.wait_for(kept.replace([slow, one("well", again)]), 4)
-        await kept.keep([STARTED])
+        again = LineReceiver()
+        slow = Outlet(name="down", sink=down, batch_settings=BatchSettings(retry_seconds=3600.0))
+        await asyncio.wait_for(delivery.replace([slow, one("well", again)]), 4)
+        await delivery.store_events([STARTED])
         await again.has(1)
         down.down = False
-        await kept.replace([one("down", down), one("well", again)])
+        await delivery.replace([one("down", down), one("well", again)])
         await down.has(2)
     assert down.lines == [REFUSED, STARTED]
 
@@ -203,61 +203,63 @@ async def test_a_sink_that_is_down_holds_up_no_replacing(tmp_path: Path) -> None
 async def test_a_replacing_that_is_cancelled_is_done_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_outlets, "_DRAIN_SECONDS", 0.3)
-    stuck, well = Kept(stuck=True), Kept()
-    patient = Outlet(name="stuck", sink=stuck, pace=Pace(timeout_seconds=3600.0))
-    async with made(tmp_path, stuck=patient, well=one("well", well)) as kept:
-        await kept.keep([REFUSED])
+    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.3)
+    stuck, well = LineReceiver(stuck=True), LineReceiver()
+    patient = Outlet(name="stuck", sink=stuck, batch_settings=BatchSettings(timeout_seconds=3600.0))
+    async with made(tmp_path, stuck=patient, well=one("well", well)) as delivery:
+        await delivery.store_events([REFUSED])
         await well.has(1)
-        back, again = Kept(), Kept()
-        replacing = asyncio.create_task(kept.replace([one("stuck", back), one("well", again)]))
+        back, again = LineReceiver(), LineReceiver()
+        replacing = asyncio.create_task(delivery.replace([one("stuck", back), one("well", again)]))
         await asyncio.sleep(0.05)
         replacing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(replacing, 20)
-        await kept.keep([STARTED])
+        await delivery.store_events([STARTED])
         await again.has(1)
         await back.has(2)
     assert back.lines == [REFUSED, STARTED]
 
 
 async def test_one_replacing_follows_the_other(tmp_path: Path) -> None:
-    sinks = [Kept() for _ in range(5)]
-    async with made(tmp_path, a=one("a", sinks[0])) as kept:
-        await asyncio.gather(*(kept.replace([one("a", sink)]) for sink in sinks[1:]))
-        await _keep_on(kept, 20)
+    sinks = [LineReceiver() for _ in range(5)]
+    async with made(tmp_path, a=one("a", sinks[0])) as delivery:
+        await asyncio.gather(*(delivery.replace([one("a", sink)]) for sink in sinks[1:]))
+        await _store_several(delivery, 20)
     assert sorted(len(sink.got) for sink in sinks) == [0, 0, 0, 0, 20]
 
 
 async def test_a_new_local_sink_that_can_not_be_opened_changes_nothing(tmp_path: Path) -> None:
-    well = Kept()
-    async with made(tmp_path, a=one("a", well)) as kept:
+    well = LineReceiver()
+    async with made(tmp_path, a=one("a", well)) as delivery:
         with pytest.raises(DeliveryError, match="it is down"):
-            await kept.replace([one("a", Kept()), one("b", Kept(down=True), is_local=True)])
-        await kept.keep([REFUSED])
+            await delivery.replace(
+                [one("a", LineReceiver()), one("b", LineReceiver(down=True), is_local=True)]
+            )
+        await delivery.store_events([REFUSED])
     assert well.lines == [REFUSED]
 
 
 async def test_a_new_local_sink_that_never_opens_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Hung(Kept):
+    class Hung(LineReceiver):
         async def open(self) -> None:
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(service_outlets, "_OPEN_SECONDS", 0.1)
-    well = Kept()
-    async with made(tmp_path, a=one("a", well)) as kept:
+    monkeypatch.setattr(sink_delivery, "_OPEN_SECONDS", 0.1)
+    well = LineReceiver()
+    async with made(tmp_path, a=one("a", well)) as delivery:
         with pytest.raises(DeliveryError, match="b could not be opened within"):
-            await kept.replace([one("a", Kept()), one("b", Hung(), is_local=True)])
-        await kept.keep([REFUSED])
+            await delivery.replace([one("a", LineReceiver()), one("b", Hung(), is_local=True)])
+        await delivery.store_events([REFUSED])
     assert well.lines == [REFUSED]
 
 
 async def test_a_sink_that_is_gone_for_good_while_another_is_replaced_is_the_only_fault(
     tmp_path: Path,
 ) -> None:
-    class Gone(Kept):
+    class Gone(LineReceiver):
         async def deliver(self, _: Sequence[Message]) -> Outcome:
             await asyncio.sleep(0.2)
             raise ClosedError("the reader is gone")
@@ -265,14 +267,14 @@ async def test_a_sink_that_is_gone_for_good_while_another_is_replaced_is_the_onl
     replacing: list[asyncio.Task[None]] = []
 
     async def work() -> None:
-        sinks = {"gone": Gone(), "stuck": Kept(stuck=True)}
+        sinks = {"gone": Gone(), "stuck": LineReceiver(stuck=True)}
         async with made(
             tmp_path, **{name: one(name, sink) for name, sink in sinks.items()}
         ) as all_:
-            await all_.keep([REFUSED])
+            await all_.store_events([REFUSED])
             await sinks["stuck"].tried(1)
             replacing.append(
-                asyncio.create_task(all_.replace([one(name, Kept()) for name in sinks]))
+                asyncio.create_task(all_.replace([one(name, LineReceiver()) for name in sinks]))
             )
             await asyncio.Event().wait()
 
@@ -285,30 +287,30 @@ async def test_a_sink_that_is_gone_for_good_while_another_is_replaced_is_the_onl
 async def test_what_waits_for_a_sink_is_known_before_it_begins_and_after_it_is_replaced(
     tmp_path: Path,
 ) -> None:
-    sink = Kept()
-    async with made(tmp_path, a=one("a", sink)) as kept:
-        await _keep_on(kept, 5)
+    sink = LineReceiver()
+    async with made(tmp_path, a=one("a", sink)) as delivery:
+        await _store_several(delivery, 5)
         await sink.has(5)
     greeted = one("a", sink, is_greeted=True)
     began = time.monotonic()
-    async with made(tmp_path, a=greeted) as kept:
-        assert [each.waiting for each in kept.forwarders] == [0]
-        await _keep_on(kept, 1)
-        assert [each.waiting for each in kept.forwarders] == [1]
+    async with made(tmp_path, a=greeted) as delivery:
+        assert [each.pending for each in delivery.forwarders] == [0]
+        await _store_several(delivery, 1)
+        assert [each.pending for each in delivery.forwarders] == [1]
     assert time.monotonic() - began < 2, "nobody waits for who never began"
-    down = Kept(down=True)
-    async with made(tmp_path, a=one("a", down)) as kept:
-        while not kept.forwarders[0].progress.failures:  # noqa: ASYNC110 - nobody else waits for it
+    down = LineReceiver(down=True)
+    async with made(tmp_path, a=one("a", down)) as delivery:
+        while not delivery.forwarders[0].progress.failures:  # noqa: ASYNC110 - nobody else waits for it
             await asyncio.sleep(0.01)
-        await kept.replace([one("a", down)])
-        assert kept.forwarders[0].waiting == 1
-        assert kept.forwarders[0].progress.fault == "it is down"
+        await delivery.replace([one("a", down)])
+        assert delivery.forwarders[0].pending == 1
+        assert delivery.forwarders[0].progress.fault == "it is down"
         down.down = False
         await down.has(1)
 
 
 async def test_an_end_while_sinks_are_replaced_is_an_end(tmp_path: Path) -> None:
-    class Slow(Kept):
+    class Slow(LineReceiver):
         def __init__(self, seconds: float) -> None:
             super().__init__()
             self.seconds = seconds
@@ -318,18 +320,18 @@ async def test_an_end_while_sinks_are_replaced_is_an_end(tmp_path: Path) -> None
             await asyncio.sleep(self.seconds)
             return outcome
 
-    slow, slower, others = Slow(0.2), Slow(0.6), (Kept(), Kept())
+    slow, slower, others = Slow(0.2), Slow(0.6), (LineReceiver(), LineReceiver())
     async with asyncio.timeout(15):
-        async with made(tmp_path, a=one("a", slow), b=one("b", slower)) as kept:
-            await kept.keep([REFUSED])
+        async with made(tmp_path, a=one("a", slow), b=one("b", slower)) as delivery:
+            await delivery.store_events([REFUSED])
             await slow.tried(1)
             await slower.tried(1)
             replacing = asyncio.create_task(
-                kept.replace([one("a", others[0]), one("b", others[1])])
+                delivery.replace([one("a", others[0]), one("b", others[1])])
             )
             await asyncio.sleep(0.05)
         await replacing
-    await kept.replace([one("a", slow)])  # too late: nothing comes of it
+    await delivery.replace([one("a", slow)])  # too late: nothing comes of it
     assert all(each.opened == each.closed for each in (slow, slower, *others))
 
 
@@ -342,13 +344,13 @@ async def test_a_sink_that_gets_another_name_is_not_written_to_by_two(tmp_path: 
     ]
     try:
         before = Outlet(name="before", sink=File(path=fifo), is_local=True, file=fifo)
-        async with made(tmp_path, before=before) as kept:
-            await kept.keep(lines)  # more than the pipe takes
+        async with made(tmp_path, before=before) as delivery:
+            await delivery.store_events(lines)  # more than the pipe takes
             await asyncio.sleep(0.1)
             after = Outlet(name="after", sink=File(path=fifo), is_local=True, file=fifo)
-            replacing = asyncio.create_task(kept.replace([after]))
+            replacing = asyncio.create_task(delivery.replace([after]))
             await asyncio.sleep(0.1)
-            await kept.keep([REFUSED])
+            await delivery.store_events([REFUSED])
             found = await asyncio.to_thread(_read, reader, len(lines) + 1)
             await replacing
     finally:
@@ -370,50 +372,52 @@ async def test_what_was_opened_is_closed_when_nothing_comes_of_it(
     async def broken(*_: object) -> object:
         raise ClosedError("the store is gone")
 
-    first, second = Kept(), Kept()
+    first, second = LineReceiver(), LineReceiver()
     with monkeypatch.context() as patched:
         patched.setattr(Store, "register", broken)
         with pytest.raises(ClosedError, match="the store is gone"):
             await made(tmp_path, a=one("a", first, is_local=True)).__aenter__()
     assert first.opened == first.closed == 1
-    async with made(tmp_path, a=one("a", Kept())) as kept:
+    async with made(tmp_path, a=one("a", LineReceiver())) as delivery:
         with monkeypatch.context() as patched:
             patched.setattr(Store, "register", broken)
             with pytest.raises(ClosedError, match="the store is gone"):
-                await kept.replace([one("a", Kept()), one("b", second, is_local=True)])
+                await delivery.replace([one("a", LineReceiver()), one("b", second, is_local=True)])
     assert second.opened == second.closed == 1
 
 
 async def test_what_a_sink_that_goes_never_had_is_counted_when_it_has_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Slow(Kept):
+    class Slow(LineReceiver):
         async def deliver(self, messages: Sequence[Message]) -> Outcome:
             await asyncio.sleep(0.2)
             return await super().deliver(messages)
 
-    async with made(tmp_path, a=one("a", Slow()), b=one("b", Kept(down=True))) as kept:
-        await kept.keep([REFUSED, STARTED])
+    async with made(tmp_path, a=one("a", Slow()), b=one("b", LineReceiver(down=True))) as delivery:
+        await delivery.store_events([REFUSED, STARTED])
         await asyncio.sleep(0.05)
-        await kept.replace([one("c", Kept())])
-    told = [line for line in capsys.readouterr().out.splitlines() if "configured no longer" in line]
-    assert len(told) == 1
-    assert "never_delivered=2" in told[0]
-    assert "sink=b" in told[0]
+        await delivery.replace([one("c", LineReceiver())])
+    facts = [
+        line for line in capsys.readouterr().out.splitlines() if "configured no longer" in line
+    ]
+    assert len(facts) == 1
+    assert "never_delivered=2" in facts[0]
+    assert "sink=b" in facts[0]
 
 
 async def test_what_is_replayed_goes_straight_to_its_sink() -> None:
-    sink = Kept()
+    sink = LineReceiver()
     outlet = one("a", sink, version="1.1.0", classes=frozenset({4001}))
-    await outlet.keep([STARTED])
-    await outlet.keep([REFUSED, STARTED, OTHER])
+    await outlet.deliver([STARTED])
+    await outlet.deliver([REFUSED, STARTED, OTHER])
     assert [orjson.loads(line)["metadata"]["version"] for line in sink.lines] == ["1.1.0"] * 2
 
 
-@pytest.mark.parametrize("told", [{"bad": {""}}, {"most": 0}])
-async def test_what_is_replayed_and_not_taken_is_an_error(told: dict[str, Any]) -> None:
+@pytest.mark.parametrize("facts", [{"bad": {""}}, {"most": 0}])
+async def test_what_is_replayed_and_not_taken_is_an_error(facts: dict[str, Any]) -> None:
     with pytest.raises(DeliveryError, match="a did not take all events: b"):
-        await one("a", Kept(**told)).keep([REFUSED])
+        await one("a", LineReceiver(**facts)).deliver([REFUSED])
 
 
 @pytest.mark.parametrize("kind", ["same", "dotted", "link", "hard link"])
@@ -452,5 +456,5 @@ def test_a_configuration_makes_them(tmp_path: Path) -> None:
         (str(tmp_path / "a"), "1.1.0", frozenset({4001})),
         ("screen", "1.8.0", frozenset({2004, 4001, 5019, 6002})),
     ]
-    assert [each.pace.events for each in found] == [500, 7]
+    assert [each.batch_settings.events for each in found] == [500, 7]
     assert all(each.is_local for each in found)
