@@ -71,7 +71,7 @@ class _Run:
         """Take down what it has kept, and what of it waits for a sink."""
         with Archive(self.fenced.store) as archive:
             self.kept = next((each.number for each in archive.newest()), 0)
-            self.waiting = max(each.waiting for each in archive.standings())
+            self.waiting = max(each.waiting for each in archive.sink_backlogs())
 
     def row(self) -> tuple[str, ...]:
         shown = (f"{each / 1e6:.1f}" for each in self.found)

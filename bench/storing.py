@@ -57,7 +57,7 @@ class _Ours:
     has_checkpoints = True
 
     def __init__(self, folder: Path) -> None:
-        self._store = Store(folder / "store.sqlite3", most_bytes=1 << 40)
+        self._store = Store(folder / "store.sqlite3", max_bytes=1 << 40)
 
     async def __aenter__(self) -> Self:
         await self._store.__aenter__()

@@ -92,7 +92,7 @@ def test_file_that_is_no_database_is_quarantined_unchanged(tmp_path: Path) -> No
         insert(database, 1)
         assert rows(database) == [1]
         assert database.fault is not None
-        assert "begun anew" in database.fault
+        assert "a new file was created" in database.fault
     assert path.with_suffix(".damaged").read_bytes() == b"no database" * 1000
 
 
@@ -150,9 +150,7 @@ def test_file_damaged_while_it_is_open_is_replaced_after_a_restart(tmp_path: Pat
             file.write(b"\xff" * (len(content) - 4096))
         assert database._connection is not None
         database._connection.execute("PRAGMA shrink_memory")  # empty the page cache
-        with pytest.raises(
-            ClosedError, match=r"db is damaged .*: start again, which sets it aside"
-        ):
+        with pytest.raises(ClosedError, match=r"db is damaged .*: restart, which quarantines it"):
             rows(database)
         with pytest.raises(SourceError, match="can't be read"):
             rows(reader)
@@ -259,7 +257,7 @@ def test_database_is_free_for_another_once_it_is_closed(tmp_path: Path) -> None:
     first, second = (Database(tmp_path / "db", _SCHEMA, is_exclusive=True) for _ in range(2))
     first.open()
     for _ in range(2):
-        with pytest.raises(ClosedError, match="another run keeps its events"):
+        with pytest.raises(ClosedError, match="another run stores its events"):
             second.open()
     lock = first._lock
     assert lock is not None
@@ -282,7 +280,7 @@ def test_database_whose_lock_was_removed_takes_it_again_with_one_descriptor(
         path.with_name(".db.lock").unlink()
         insert(first, 1)
         assert open_descriptors() == before
-        with pytest.raises(ClosedError, match="another run keeps its events"):
+        with pytest.raises(ClosedError, match="another run stores its events"):
             second.open()
         assert open_descriptors() == before
 

@@ -90,7 +90,7 @@ async def take(stream: JetStreamContext, outlet: Outlet, block: Msg, lease: floa
             messages = [Message(uid, line) for uid, line in told if line is not None]
             if messages:
                 async with outlet.sink:
-                    for part in parts(messages, outlet.pace):
+                    for part in parts(messages, outlet.batch_settings):
                         await deliver(stream, outlet, part)
         except Exception:
             with contextlib.suppress(nats.errors.Error):

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
     from nats.js import JetStreamContext
 
-    from ocsf_nft.delivery.batch_settings import Pace
+    from ocsf_nft.delivery.batch_settings import BatchSettings
     from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.service.sink_delivery import Outlet
 
 _log = structlog.get_logger()
 
 
-def parts(messages: Sequence[Message], pace: Pace) -> Iterator[list[Message]]:
+def parts(messages: Sequence[Message], batch_settings: BatchSettings) -> Iterator[list[Message]]:
     """A block in batches such as the sink takes: of the same block always the same ones."""
     part: list[Message] = []
     size = 0
     for message in messages:
-        if part and (len(part) == pace.events or size + len(message.line) > pace.bytes):
+        if part and (len(part) == batch_settings.events or size + len(message.line) > batch_settings.bytes):
             yield part
             part, size = [], 0
         part.append(message)
@@ -40,7 +40,7 @@ def parts(messages: Sequence[Message], pace: Pace) -> Iterator[list[Message]]:
 async def deliver(stream: JetStreamContext, outlet: Outlet, part: Sequence[Message]) -> None:
     """Deliver a batch; an event that is refused goes to a stream of such, with the reason."""
     try:
-        async with asyncio.timeout(outlet.pace.timeout_seconds):
+        async with asyncio.timeout(outlet.batch_settings.timeout_seconds):
             outcome = await outlet.sink.deliver(part)
     except RefusedError as error:
         if len(part) == 1:

@@ -1,4 +1,4 @@
-"""How a sink is sent to."""
+"""Settings for the batches that a sink gets."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How a sink is sent to.
+class BatchSettings:
+    """Sizes and times of the batches that a sink gets.
 
-    A batch has at most so many ``events`` and ``bytes`` (one event at least), and waits for
-    ``seconds`` to become so large. One try takes ``timeout_seconds`` at most (None:
-    as long as it wants), and ``retry_seconds`` are the longest wait between two.
+    A batch has at most ``events`` events and ``bytes`` bytes, but at least one event. It waits up
+    to ``seconds`` until it is that large. One delivery attempt takes at most ``timeout_seconds``
+    (None: no limit). The wait between two attempts is at most ``retry_seconds``.
     """
 
     events: int = 500

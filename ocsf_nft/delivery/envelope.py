@@ -1,4 +1,4 @@
-"""An event on its way to one sink."""
+"""Event in the form in which one sink gets it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One event as one sink wants it.
+    """Event in the OCSF version of one sink.
 
-    ``uid`` is its ``metadata.uid``, the same in every version and whenever it is told again;
-    ``line`` its JSON in UTF-8, without a line end.
+    ``uid`` is the event's ``metadata.uid``: it is the same in every version and at each repeated
+    delivery. ``line`` is its JSON in UTF-8, without a line end.
     """
 
     uid: str
     line: bytes
 
     def event(self) -> Any:
-        """The event, as JSON reads it."""
+        """Return the event, parsed from its JSON."""
         return orjson.loads(self.line)

@@ -1,7 +1,7 @@
-"""The shelf that a store puts its events on: one file of SQLite.
+"""SQLite database of a store's events, checkpoints and dead letters.
 
-Everything here blocks, and raises DeliveryError where the disk won't have it: call it from one
-thread at a time.
+All functions block, and raise DeliveryError if the disk can't be written: call them from one thread
+at a time.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import orjson
 
 from ocsf_nft.database import Database
-from ocsf_nft.delivery.retention import Forgotten, Retention
+from ocsf_nft.delivery.retention import DroppedEvents, Retention
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
     from pathlib import Path
 
-#: Another version of the program that keeps its things otherwise gives its file another name.
+#: A version of the program with another schema gives its file another name.
 FILE: Final = "events-1.sqlite3"
 
 _SCHEMA: Final = """
@@ -42,23 +42,24 @@ CREATE TABLE IF NOT EXISTS forgotten (sink TEXT PRIMARY KEY, events INTEGER) WIT
 CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
 """
 
-#: How our events' metadata begin.
+#: Begin of the metadata in our events' JSON.
 _METADATA: Final = b'"metadata":{'
 _UID: Final = re.compile(rb'"metadata":\{"version":"[^"\\]*","uid":"([^"\\]+)"')
 
 
-class Stored(NamedTuple):
-    """An event and its number, which is higher than that of each one before it."""
+class StoredEvent(NamedTuple):
+    """Stored event and its number, which is higher than that of each earlier event."""
 
     number: int
     uid: str
     line: bytes
 
 
-class Dead(NamedTuple):
-    """A dead letter: an event that a sink will not take, as it is stored, and what was said of it.
+class DeadLetter(NamedTuple):
+    """Event, as stored, that a sink has refused, and the reason.
 
-    ``since_ms`` is when (ms since the epoch, UTC); ``is_again``: it is to be tried once more.
+    ``since_ms`` is the time of the refusal (ms since the epoch, UTC). ``is_again`` requests a
+    retry.
     """
 
     id: int
@@ -70,92 +71,92 @@ class Dead(NamedTuple):
     line: bytes
 
 
-class Refused(NamedTuple):
-    """An event that has become a dead letter now."""
+class RefusedEvent(NamedTuple):
+    """Event that a sink has refused just now."""
 
     uid: str
     line: bytes
     reason: str
 
 
-class Shelf:
-    """One file of events.
+class EventDatabase:
+    """Database of events in one file.
 
-    It holds at most ``most_bytes`` on the disk, and events for ``most_seconds``: how it makes room
-    is told in :mod:`ocsf_nft.delivery.retention`.
+    It uses at most ``max_bytes`` on the disk, and stores events for at most ``max_seconds``.
+    :mod:`ocsf_nft.delivery.retention` describes how it makes room, and ``drops``.
     """
 
-    def __init__(self, path: Path, *, most_bytes: int, most_seconds: float, drops: bool) -> None:
+    def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
         self.path = path
         #: The number of the last event, 0 when there never was one.
         self.end = 0
-        self._database = Database(path, _SCHEMA, synchronous="FULL", is_ours_alone=True)
+        self._database = Database(path, _SCHEMA, synchronous="FULL", is_exclusive=True)
         self._retention = Retention(
-            self._database, most_bytes=most_bytes, most_ms=int(most_seconds * 1000), drops=drops
+            self._database, max_bytes=max_bytes, max_ms=int(max_seconds * 1000), drops=drops
         )
-        # Time goes on from when the store was opened: a clock that jumps makes nothing old.
-        self._began_ms = time.time_ns() // 1_000_000
-        self._began_ns = time.monotonic_ns()
+        # Age counts from the opening by the monotonic clock: a clock jump makes no event too old.
+        self._opened_ms = time.time_ns() // 1_000_000
+        self._opened_ns = time.monotonic_ns()
 
     @property
     def used_bytes(self) -> int:
-        """What events take of the disk, as of the last transaction."""
+        """Size of the events on the disk in bytes, as of the last transaction."""
         return self._retention.used_bytes
 
     @property
-    def most_bytes(self) -> int:
-        """What they may take."""
-        return self._retention.most_bytes
+    def max_bytes(self) -> int:
+        """Largest size of the events on the disk, in bytes."""
+        return self._retention.max_bytes
 
     def fault(self) -> str | None:
-        """What was the matter with the file, since this was asked last."""
+        """Return the report about a quarantined file once; None if there is no new one."""
         fault, self._database.fault = self._database.fault, None
         return fault
 
     def open(self) -> None:
-        """Open it, making it where it is missing; raises DeliveryError."""
+        """Open the file, and create it if it is missing; raises DeliveryError."""
         self._database.open()
-        with self._database.at_work() as connection:
+        with self._database.transaction() as connection:
             self._retention.measure(connection)
-            # The table's own counter: its last events may have been removed.
+            # From SQLite's counter, since the last events may have been removed.
             row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
             (self.end,) = row.fetchone() or (0,)
-            # Nor does a clock that was set back make old what came before.
+            # A clock that was set back must not give new events an earlier time than stored ones.
             newest = connection.execute("SELECT stored_ms FROM event ORDER BY number DESC LIMIT 1")
-            (newest_ms,) = newest.fetchone() or (self._began_ms,)
-            self._began_ms = max(self._began_ms, newest_ms)
+            (newest_ms,) = newest.fetchone() or (self._opened_ms,)
+            self._opened_ms = max(self._opened_ms, newest_ms)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         self._database.close()
 
-    def register(self, names: frozenset[str]) -> tuple[Forgotten, ...]:
-        """Let these be the sinks, and no others; what those that are gone never had."""
-        left: list[Forgotten] = []
-        with self._database.at_work() as connection:
+    def register(self, names: frozenset[str]) -> tuple[DroppedEvents, ...]:
+        """Set the sinks; return the undelivered events of each sink that was removed."""
+        undelivered: list[DroppedEvents] = []
+        with self._database.transaction() as connection:
             for name, acknowledged in connection.execute(
                 "SELECT name, acknowledged FROM sink"
             ).fetchall():
                 if name not in names:
-                    missing = _number_beyond(connection, acknowledged)
+                    missing = _count_after(connection, acknowledged)
                     if missing:
-                        left.append(Forgotten(name, missing))
+                        undelivered.append(DroppedEvents(name, missing))
                     connection.execute("DELETE FROM sink WHERE name = ?", (name,))
             connection.executemany(
                 "INSERT OR IGNORE INTO sink VALUES (?, ?, NULL)",
                 [(name, self.end) for name in sorted(names)],
             )
-        return tuple(left)
+        return tuple(undelivered)
 
     def put(self, lines: Sequence[bytes], positions: Sequence[tuple[str, str]]) -> None:
-        """Keep events, and the positions of sources by their names; all of it or nothing.
+        """Store events, and the positions of sources by name, in one transaction.
 
-        Raises DeliveryError, which is FullError where there is no room.
+        Raises DeliveryError; it is FullError if there is no room.
         """
         self._retention.make_room()
-        # A position by itself may be lost with the power: then something is read again.
-        work = self._database.at_work if lines else self._database.lightly
-        with work() as connection:
+        # A power cut may undo a position without events: its records are then read again.
+        begin = self._database.transaction if lines else self._database.unsynced_transaction
+        with begin() as connection:
             stored_ms = self._now_ms()
             connection.executemany(
                 "INSERT OR IGNORE INTO event (uid, stored_ms, line) VALUES (?, ?, ?)",
@@ -167,30 +168,36 @@ class Shelf:
         self.end = max(self.end, end or 0)
 
     def _now_ms(self) -> int:
-        return self._began_ms + (time.monotonic_ns() - self._began_ns) // 1_000_000
+        return self._opened_ms + (time.monotonic_ns() - self._opened_ns) // 1_000_000
 
     def sweep(self) -> bool:
-        """Remove some of what is too old; whether there may be more."""
+        """Remove some events that are too old; return whether there may be more."""
         return self._retention.sweep(self._now_ms())
 
-    def forgotten(self) -> tuple[Forgotten, ...]:
-        """What sinks have not had of all that was removed, until that is :meth:`told`."""
-        return self._retention.forgotten()
+    def dropped_events(self) -> tuple[DroppedEvents, ...]:
+        """Return the unreported events that were removed before their sinks had them.
 
-    def told(self, forgotten: Sequence[Forgotten]) -> None:
-        """It has been told of these."""
-        self._retention.told(forgotten)
+        Events count as unreported until :meth:`confirm_reported`.
+        """
+        return self._retention.dropped_events()
 
-    def read(self, beyond: int, until: int, events: int, size: int) -> list[Stored]:
-        """Events between two numbers, in order: so many, and so many bytes, but one at least."""
-        found: list[Stored] = []
-        with self._database.at_work() as connection:
+    def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
+        """Subtract events that have been reported from the unreported ones."""
+        self._retention.confirm_reported(dropped)
+
+    def read(self, beyond: int, until: int, events: int, size: int) -> list[StoredEvent]:
+        """Return events with numbers above ``beyond`` and up to ``until``, in order.
+
+        At most ``events`` events and ``size`` bytes, but at least one event if there is one.
+        """
+        found: list[StoredEvent] = []
+        with self._database.transaction() as connection:
             for row in connection.execute(
                 "SELECT number, uid, line FROM event WHERE number > ? AND number <= ? "
                 "ORDER BY number LIMIT ?",
                 (beyond, until, events),
             ):
-                stored = Stored(*row)
+                stored = StoredEvent(*row)
                 size -= len(stored.line)
                 if found and size < 0:
                     break
@@ -198,29 +205,35 @@ class Shelf:
         return found
 
     def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """What a sink has acknowledged, and up to where it was being sent to."""
-        with self._database.at_work() as connection:
+        """Return the numbers of a sink's last acknowledged event and of its batch's last event.
+
+        The second number is None if no batch is pending.
+        """
+        with self._database.transaction() as connection:
             acknowledged, sending = connection.execute(
                 "SELECT acknowledged, sending FROM sink WHERE name = ?", (sink,)
             ).fetchone()
         return acknowledged, sending
 
-    def sending(self, sink: str, until: int) -> None:
-        """Keep how far a batch reaches, before it is sent."""
-        self._lightly("UPDATE sink SET sending = ? WHERE name = ?", (until, sink))
+    def begin_batch(self, sink: str, until: int) -> None:
+        """Store the last event number of a batch, before it is sent."""
+        self._execute_unsynced("UPDATE sink SET sending = ? WHERE name = ?", (until, sink))
 
-    def _lightly(self, statement: str, values: tuple[object, ...]) -> None:
-        """What a power cut may take back: then something is done again."""
-        with self._database.lightly() as connection:
+    def _execute_unsynced(self, statement: str, values: tuple[object, ...]) -> None:
+        """Execute a statement that a power cut may undo: then some work is repeated."""
+        with self._database.unsynced_transaction() as connection:
             connection.execute(statement, values)
 
-    def acknowledge(self, sink: str, until: int, refused: Sequence[Refused]) -> None:
-        """A sink has all up to a number, but for what it refused."""
+    def acknowledge(self, sink: str, until: int, refused: Sequence[RefusedEvent]) -> None:
+        """Store that a sink has all events up to ``until``, except the ``refused`` ones.
+
+        The refused events become dead letters.
+        """
         statement = "UPDATE sink SET acknowledged = ?, sending = NULL WHERE name = ?"
         if not refused:
-            self._lightly(statement, (until, sink))
+            self._execute_unsynced(statement, (until, sink))
             return
-        with self._database.at_work() as connection:
+        with self._database.transaction() as connection:
             connection.execute(statement, (until, sink))
             now_ms = self._now_ms()
             connection.executemany(
@@ -228,26 +241,31 @@ class Shelf:
                 [(sink, each.uid, now_ms, each.reason, each.line) for each in refused],
             )
 
-    def dead(self, sink: str, events: int) -> list[Dead]:
-        """The first dead letters of a sink that are to be tried again."""
-        with self._database.at_work() as connection:
+    def dead_letters_to_retry(self, sink: str, events: int) -> list[DeadLetter]:
+        """Return the first dead letters of a sink with a requested retry, at most ``events``."""
+        with self._database.transaction() as connection:
             rows = connection.execute(
                 "SELECT * FROM dead WHERE sink = ? AND is_again ORDER BY id LIMIT ?",
                 (sink, events),
             )
-            return [Dead(*row) for row in rows]
+            return [DeadLetter(*row) for row in rows]
 
-    def dead_number(self, sink: str) -> int:
-        """How many dead letters a sink has."""
-        with self._database.at_work() as connection:
+    def count_dead_letters(self, sink: str) -> int:
+        """Return the number of dead letters of a sink."""
+        with self._database.transaction() as connection:
             (number,) = connection.execute(
                 "SELECT COUNT(*) FROM dead WHERE sink = ?", (sink,)
             ).fetchone()
         return int(number)
 
-    def bury(self, delivered: Sequence[Dead], refused: Sequence[tuple[Dead, str]]) -> None:
-        """What became of dead letters that were tried again; some may have made room meanwhile."""
-        with self._database.at_work() as connection:
+    def finish_retries(
+        self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
+    ) -> None:
+        """Delete the delivered dead letters, and store the new reasons of the refused ones.
+
+        Retention may have removed some of them meanwhile.
+        """
+        with self._database.transaction() as connection:
             connection.executemany(
                 "DELETE FROM dead WHERE sink = ? AND uid = ?",
                 [(each.sink, each.uid) for each in delivered],
@@ -258,8 +276,8 @@ class Shelf:
             )
 
     def position(self, source: str) -> str | None:
-        """Where a source is to go on."""
-        with self._database.at_work() as connection:
+        """Return the stored position of a source; None if there is none."""
+        with self._database.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
             ).fetchone()
@@ -269,7 +287,7 @@ class Shelf:
         return str(position)
 
     def remove(self) -> bool:
-        """Remove the file if no sink needs anything of it; whether it was."""
+        """Delete the file if no sink needs any of its events; return whether it was deleted."""
         if self._retention.is_needed():
             return False
         self._database.remove()
@@ -277,18 +295,18 @@ class Shelf:
 
 
 def _uid(line: bytes) -> str:
-    """The ``metadata.uid`` of an event.
+    """Return the ``metadata.uid`` of an event.
 
-    Cut out of the line: within a text of JSON there is no quotation mark without a backslash.
+    It is cut out of the line: a string of JSON contains no quotation mark without a backslash.
     """
     found = _UID.match(line, line.rfind(_METADATA))
-    if found is None:  # not as our own templates write it
+    if found is None:  # our own templates write it in another way
         return str(orjson.loads(line)["metadata"]["uid"])
     return found[1].decode()
 
 
-def _number_beyond(connection: sqlite3.Connection, number: int) -> int:
-    (beyond,) = connection.execute(
+def _count_after(connection: sqlite3.Connection, number: int) -> int:
+    (count,) = connection.execute(
         "SELECT COUNT(*) FROM event WHERE number > ?", (number,)
     ).fetchone()
-    return int(beyond)
+    return int(count)

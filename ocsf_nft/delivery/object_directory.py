@@ -1,12 +1,12 @@
-"""A directory that whole files are put into, by keys as in a bucket.
+"""Directory that stores whole files, by keys as in a bucket.
 
-A file has its name only once all of it is on the disk, a power cut included. Until then it has
-one that begins with a dot and ends otherwise, which no reader of a lake looks at: Hive and Athena
-skip what is hidden, others read ``*.parquet``. What a crash leaves of it is written over when the
-same file is put again.
+A file gets its name only after all of it is on the disk, safe from a power cut. Until then its name
+begins with a dot and has another suffix. Readers of a data lake ignore such a file: Hive and Athena
+skip hidden files, others read ``*.parquet``. The rest of a crashed write is overwritten when the
+same file is written again.
 
-The library that puts objects into a bucket could do this too, but acknowledges what is not on the
-disk yet, and leaves another file after each crash.
+The library that puts objects into a bucket could do this too. But it acknowledges files that are
+not on the disk yet, and leaves one more file after each crash.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ import os
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.delivery.sinks.line_writer import Writer
+from ocsf_nft.delivery.sinks.line_writer import WriterThread
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Events name who did what: for their owner and a group of readers, nobody else.
+#: Events name users and processes: only the owner and a group of readers may read them.
 _MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o750
-#: What a directory is tried with.
+#: File that is written to test a directory.
 _PROBE: Final = ".ocsf-nft.part"
 
 
 class Directory:
-    """Puts files below ``path``, which it makes where its parent is there."""
+    """Client that stores files below ``path``; creates ``path`` if its parent exists."""
 
     def __init__(self, *, path: Path) -> None:
         self._path = path
-        self._writer = Writer("directory", path)
+        self._writer = WriterThread("directory", path)
 
     async def open(self, prefix: str) -> None:
-        """Find out whether files can be written, not only below ``prefix``; raises DeliveryError.
+        """Check that files can be written below ``path``; raises DeliveryError.
 
-        What was being put when it was left is waited for.
+        ``prefix`` is not used. Wait first for a write that :meth:`close` did not wait for.
         """
         del prefix
-        await self._writer.begin(self._try)
+        await self._writer.start(self._try)
 
     async def close(self) -> None:
-        """Leave it; what is being put is still put, without being waited for."""
-        await self._writer.end(_nothing, is_waited_for=False)
+        """Close the directory; a write in progress goes on, and is not waited for."""
+        await self._writer.stop(_nothing, is_waited_for=False)
 
     async def put(self, key: str, content: bytes) -> None:
-        """Put a file, in place of one that has its key; raises DeliveryError."""
-        await self._writer.do(lambda: self._put(PurePath(key), content))
+        """Store a file, and replace one with the same key; raises DeliveryError."""
+        await self._writer.run(lambda: self._put(PurePath(key), content))
 
     def _try(self) -> None:
         try:
@@ -66,7 +66,7 @@ class Directory:
         path = self._path / key
         part = path.with_name(f".{path.name}.part")
         try:
-            _make(path.parent)
+            _make_directory(path.parent)
             try:
                 _write(part, content)
                 part.replace(path)
@@ -82,7 +82,7 @@ class Directory:
 
 
 def _nothing() -> None:
-    """Nothing is held open between two files."""
+    """Do nothing: no file is open between two writes."""
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -95,17 +95,17 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _make(folder: Path) -> None:
-    """Make a directory and those above it, to stay after a power cut; raises OSError."""
+def _make_directory(folder: Path) -> None:
+    """Create a directory and its parents, safe from a power cut; raises OSError."""
     if folder.is_dir():
         return
-    _make(folder.parent)
+    _make_directory(folder.parent)
     folder.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
     _sync(folder.parent)
 
 
 def _sync(folder: Path) -> None:
-    """Have the names in a directory written to the disk; raises OSError."""
+    """Write the entries of a directory to the disk; raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,8 @@
-"""A table's columns, and an event as a row of them: of the same columns, whatever it holds.
+"""Columns of a table, and the row of an event: the columns are the same for each event.
 
-Nothing of an event is lost: what has no column, or is not what its column holds, goes into the
-column ``unmapped`` under its path. What has no fixed attributes is JSON in a text.
+A row has all values of its event. A value without a column, or with another type than its column,
+goes into the column ``unmapped`` under its path. An object without fixed attributes is a text of
+JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ UNMAPPED: Final = "unmapped"
 
 
 class Scalar(Enum):
-    """What a column holds that has no parts."""
+    """Type of a column without parts."""
 
     TEXT = "text"
     FLAG = "flag"
@@ -30,21 +31,21 @@ class Scalar(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """Columns in a column, one or more; a whole event is one."""
+    """Column that consists of one or more columns; a whole event is one."""
 
     columns: Mapping[str, Column]
 
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """Any number of values of one kind."""
+    """Column of any number of values of one type."""
 
     item: Column
 
 
 Column: TypeAlias = Scalar | Struct | ListOf
 
-#: What a column takes in place of what it does not hold.
+#: Value of a column in place of one that it can't hold.
 _NULL: Final = None
 _RANGES: Final = {
     Scalar.INT32: range(-(1 << 31), 1 << 31),
@@ -54,64 +55,64 @@ _TYPES: Final = {Scalar.TEXT: str, Scalar.FLAG: bool}
 
 
 def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
-    """The row of an event as JSON has it; a column that it has nothing for is left out.
+    """Return the row of a parsed event, without the columns that the event has no value for.
 
-    ``columns`` have one of JSON for what is ``unmapped``.
+    ``columns`` must include ``unmapped``, of type JSON.
     """
-    left: dict[str, Any] = {}
-    row: dict[str, Any] = _struct(event, columns, "", left)
-    if left:
-        row[UNMAPPED] = _json(_unmapped(event.get(UNMAPPED), left))
+    unmapped: dict[str, Any] = {}
+    row: dict[str, Any] = _struct(event, columns, "", unmapped)
+    if unmapped:
+        row[UNMAPPED] = _json(_merge_unmapped(event.get(UNMAPPED), unmapped))
     return row
 
 
-def _unmapped(own: Any, left: Mapping[str, Any]) -> dict[str, Any]:
-    """What an event says is unmapped, and what is left of the rest, which takes no place of it."""
-    found = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
-    for path, value in left.items():
-        place = path
-        while place in found:
-            place += "_"
-        found[place] = value
-    return found
+def _merge_unmapped(own: Any, unmapped: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the event's own ``unmapped``, plus values by path; a path in use gets a suffix."""
+    merged = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
+    for path, value in unmapped.items():
+        key = path
+        while key in merged:
+            key += "_"
+        merged[key] = value
+    return merged
 
 
 def _struct(
-    values: Mapping[str, Any], struct: Struct, path: str, left: dict[str, Any]
+    values: Mapping[str, Any], struct: Struct, path: str, unmapped: dict[str, Any]
 ) -> dict[str, Any]:
     columns = struct.columns
     row: dict[str, Any] = {}
     for name, value in values.items():
         column = columns.get(name)
         if column is None:
-            left[path + name] = value
+            unmapped[path + name] = value
         else:
-            row[name] = _value(value, column, path, name, left)
+            row[name] = _value(value, column, path, name, unmapped)
     return row
 
 
-def _value(value: Any, column: Column, path: str, name: str, left: dict[str, Any]) -> Any:
-    """A value as its column holds it; null, and the value is ``left``, where it can't."""
+def _value(value: Any, column: Column, path: str, name: str, unmapped: dict[str, Any]) -> Any:
+    """Return a value for its column; if the type differs, add it to ``unmapped``, return null."""
     if value is None:
         return _NULL
     if isinstance(column, Scalar):
         if column is Scalar.JSON:
             return _json(value)
-        if _is_held(value, column):
+        if _fits(value, column):
             return value
     elif isinstance(column, Struct):
         if isinstance(value, dict):
-            return _struct(value, column, f"{path}{name}.", left)
+            return _struct(value, column, f"{path}{name}.", unmapped)
     elif isinstance(value, list):
         return [
-            _value(each, column.item, path, f"{name}[{place}]", left)
-            for place, each in enumerate(value)
+            _value(each, column.item, path, f"{name}[{index}]", unmapped)
+            for index, each in enumerate(value)
         ]
-    left[path + name] = value
+    unmapped[path + name] = value
     return _NULL
 
 
-def _is_held(value: Any, column: Scalar) -> bool:
+def _fits(value: Any, column: Scalar) -> bool:
     if column in _RANGES:
         return type(value) is int and value in _RANGES[column]
     return isinstance(value, _TYPES[column])

@@ -1,4 +1,4 @@
-"""Patience with a disk that won't have what is to be kept: full, or read-only for now."""
+"""Retry of storage operations while the disk is full or read-only."""
 
 from __future__ import annotations
 
@@ -18,67 +18,72 @@ T = TypeVar("T")
 
 _log = structlog.get_logger()
 
-_AGAIN_SECONDS: Final = 0.5
-_CLOSING_SECONDS: Final = 3.0
+_RETRY_SECONDS: Final = 0.5
+#: Time for retries after shutdown was requested.
+_SHUTDOWN_GRACE_SECONDS: Final = 3.0
 
 
-class Patience:
-    """Does work again and again until the disk has it.
+class StorageRetrier:
+    """Retry of storage operations until the disk accepts them.
 
-    Nothing is lost meanwhile: who waits takes in nothing new, and what the kernel then has no room
-    for it counts. Once ``stop`` is set there are some seconds left, then the work's DeliveryError
-    is raised.
+    A caller that waits here reads no new records, so no record is dropped without a count: the
+    kernel counts the records that it has no room for. After ``stop`` is set, retries go on for
+    ``_SHUTDOWN_GRACE_SECONDS``; then the operation's DeliveryError is raised.
     """
 
     def __init__(self, stop: asyncio.Event) -> None:
-        #: What the disk says now, None when it takes everything.
+        #: Reason for the current outage; None while storage works.
         self.fault: str | None = None
         self._stop = stop
-        self._ends: float | None = None
+        self._deadline: float | None = None
         self._waiting = 0
 
-    async def __call__(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What the work gives; raises DeliveryError when there is no more time, ClosedError."""
+    async def __call__(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run ``operation`` until it succeeds, and return its result.
+
+        Raises DeliveryError if it still fails at the end of the grace period, and ClosedError at
+        once.
+        """
         is_waiting = False
         try:
             while True:
                 try:
-                    found = await work()
+                    result = await operation()
                 except ClosedError:
                     raise
                 except DeliveryError as error:
                     self._waiting += not is_waiting
                     is_waiting = True
-                    self._tell(str(error))
-                    if self._is_over():
+                    self._report_outage(str(error))
+                    if self._is_past_deadline():
                         raise
                     await self._wait()
                 else:
                     if self.fault is not None and is_waiting:
                         _log.warning("the disk takes what is to be kept again")
                         self.fault = None
-                    return found
+                    return result
         finally:
             self._waiting -= is_waiting
-            if is_waiting and not self._waiting:  # who waited last was told to wait no longer
+            if is_waiting and not self._waiting:  # the last waiting caller was cancelled
                 self.fault = None
 
-    def _tell(self, fault: str) -> None:
+    def _report_outage(self, fault: str) -> None:
         if self.fault is None:
             _log.error("nothing can be kept: waiting, and reading no more records", reason=fault)
         self.fault = fault
 
-    def _is_over(self) -> bool:
+    def _is_past_deadline(self) -> bool:
         if not self._stop.is_set():
             return False
-        if self._ends is None:
-            self._ends = time.monotonic() + _CLOSING_SECONDS
-        return time.monotonic() >= self._ends
+        if self._deadline is None:
+            self._deadline = time.monotonic() + _SHUTDOWN_GRACE_SECONDS
+        return time.monotonic() >= self._deadline
 
     async def _wait(self) -> None:
         if self._stop.is_set():
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS)
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_AGAIN_SECONDS):
+            async with asyncio.timeout(_RETRY_SECONDS):
                 await self._stop.wait()

@@ -1,6 +1,6 @@
-"""A store as others than its run look at it: what it holds, and how far each sink is.
+"""Access to a store from outside its run: its events, dead letters, and the backlog of each sink.
 
-Whoever runs goes on meanwhile. Everything here blocks.
+The run goes on meanwhile. All functions block.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from ocsf_nft.database import Database
-from ocsf_nft.delivery.event_db import FILE, Dead
+from ocsf_nft.delivery.event_db import FILE, DeadLetter
 from ocsf_nft.delivery.retention import LAST
 from ocsf_nft.errors import AbsentError, DeliveryError
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Rows that are read in one go: what is read in one transaction, the run can't clear away.
+#: Rows that one transaction reads: while it reads, the run can't remove them.
 _ROWS: Final = 500
 
 
-class Kept(NamedTuple):
-    """An event in a store: its number there, and when it was put (ms since the epoch, UTC)."""
+class ArchivedEvent(NamedTuple):
+    """Event in a store, its number, and the time of storage (ms since the epoch, UTC)."""
 
     number: int
     stored_ms: int
     line: bytes
 
 
-class Standing(NamedTuple):
-    """How a sink stands: the events that it has yet to get, and its dead letters."""
+class SinkBacklog(NamedTuple):
+    """Numbers of a sink's undelivered events and of its dead letters."""
 
     sink: str
     waiting: int
@@ -39,7 +39,10 @@ class Standing(NamedTuple):
 
 
 def stores(folder: Path) -> list[Path]:
-    """The stores below a state directory; raises AbsentError when there is none."""
+    """Return the paths of the stores below a state directory.
+
+    Raises AbsentError if there are none.
+    """
     found = [path for path in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if path.is_file()]
     if not found:
         raise AbsentError(
@@ -49,94 +52,97 @@ def stores(folder: Path) -> list[Path]:
 
 
 class Archive:
-    """One store, opened to be read."""
+    """Store that is open for reading."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._database = Database(path, "")
 
     def __enter__(self) -> Self:
-        """Open it; raises SourceError."""
+        """Open the file; raises SourceError."""
         self._database.open(read_only=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the file."""
         self._database.close()
 
-    def follow(self, last: Kept | None) -> Kept | None:
-        """Go over to the file that has our name now, where it is another one; raises SourceError.
+    def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
+        """Open the file that has the store's path now, if it is another one.
 
-        ``last`` is the event that was read last. Returned is the one to go on behind, None for the
-        beginning: a run puts back a store that somebody removed as another file with the same
-        numbers, but where one was begun anew they are other events'.
+        ``last`` is the event that was read last. Return the event to continue after; None means
+        the beginning. If another process deletes a store, its run restores it as another file with
+        the same numbers. In a newly created store the numbers belong to other events. Raises
+        SourceError.
         """
-        if not self._database.has_moved():
+        if not self._database.is_replaced():
             return last
         new = Database(self.path, "")
         new.open(read_only=True)
-        with new.at_work() as connection:
-            is_begun = _is_begun(connection)
-        if not is_begun:  # a run is creating the file, and has stored no event in it yet
+        with new.transaction() as connection:
+            is_created = _is_created(connection)
+        if not is_created:  # a run is creating the file, and has stored no event in it yet
             new.close()
             return last
         self._database.close()
         self._database = new
-        # What was put back holds it no more where it was too old, or there was no room: then what
-        # was before it is gone as well, since the oldest go first, and all the rest is yet to be
-        # read. Should it be otherwise, to read something twice is better than never.
+        # A restored store may no longer have the event, because it was too old or there was no
+        # room. Then all earlier events are removed as well, since the oldest are removed first, and
+        # all the others are still unread. If that is wrong, reading twice is better than never.
         return last if last and self._rows("number = ?", last.number) == [last] else None
 
-    def newest(self, until: int = LAST) -> Iterator[Kept]:
-        """The events up to a number, the last one first; raises SourceError."""
+    def newest(self, until: int = LAST) -> Iterator[ArchivedEvent]:
+        """Yield the events up to a number, the last one first; raises SourceError."""
         while rows := self._rows("number <= ? ORDER BY number DESC", until):
             yield from rows
             until = rows[-1].number - 1
 
-    def beyond(self, number: int, until: int = LAST) -> Iterator[Kept]:
-        """The events with a higher number, up to another one, in order; raises SourceError."""
+    def beyond(self, number: int, until: int = LAST) -> Iterator[ArchivedEvent]:
+        """Yield the events after ``number``, up to ``until``, in order; raises SourceError."""
         while rows := self._rows("number > ? AND number <= ? ORDER BY number", number, until):
             yield from rows
             number = rows[-1].number
 
-    def dead(self, sink: str | None = None) -> Iterator[Dead]:
-        """The dead letters, of one sink or of all, in order; raises SourceError."""
+    def dead_letters(self, sink: str | None = None) -> Iterator[DeadLetter]:
+        """Yield the dead letters of one sink, or of all, in order; raises SourceError."""
         last = 0
         query = "SELECT * FROM dead WHERE id > ? AND sink = IFNULL(?, sink) ORDER BY id LIMIT ?"
-        while rows := self._found(query, last, sink, _ROWS):
-            yield from (Dead(*row) for row in rows)
+        while rows := self._query(query, last, sink, _ROWS):
+            yield from (DeadLetter(*row) for row in rows)
             last = rows[-1][0]
 
-    def standings(self) -> list[Standing]:
-        """How each sink stands; raises SourceError."""
-        rows = self._found(
+    def sink_backlogs(self) -> list[SinkBacklog]:
+        """Return the backlog of each sink; raises SourceError."""
+        rows = self._query(
             "SELECT name, (SELECT COUNT(*) FROM event WHERE number > acknowledged), "
             "(SELECT COUNT(*) FROM dead WHERE sink = name) FROM sink ORDER BY name"
         )
-        return [Standing(*row) for row in rows]
+        return [SinkBacklog(*row) for row in rows]
 
-    def _rows(self, which: str, *numbers: int) -> list[Kept]:
-        query = f"SELECT number, stored_ms, line FROM event WHERE {which} LIMIT ?"  # noqa: S608 - ours
-        return [Kept(*row) for row in self._found(query, *numbers, _ROWS)]
+    def _rows(self, condition: str, *numbers: int) -> list[ArchivedEvent]:
+        query = f"SELECT number, stored_ms, line FROM event WHERE {condition} LIMIT ?"  # noqa: S608 - our own text
+        return [ArchivedEvent(*row) for row in self._query(query, *numbers, _ROWS)]
 
-    def _found(self, query: str, *parameters: object) -> list[Any]:
+    def _query(self, query: str, *parameters: object) -> list[Any]:
         """Return the rows of a query; no rows if a run has only created the file so far."""
-        with self._database.at_work() as connection:
-            return connection.execute(query, parameters).fetchall() if _is_begun(connection) else []
+        with self._database.transaction() as connection:
+            return (
+                connection.execute(query, parameters).fetchall() if _is_created(connection) else []
+            )
 
 
-def _is_begun(connection: sqlite3.Connection) -> bool:
+def _is_created(connection: sqlite3.Connection) -> bool:
     found = connection.execute("SELECT name FROM sqlite_master WHERE name = 'event'")
     return found.fetchone() is not None
 
 
-def retry(path: Path, sink: str | None, uid: str | None) -> int:
-    """Have dead letters tried again, of one sink and uid or of all; how many.
+def retry_dead_letters(path: Path, sink: str | None, uid: str | None) -> int:
+    """Request a retry of dead letters, of one sink or uid or of all; return their number.
 
-    The run that has the store sends them within seconds, or the next one does. Raises
+    The run that uses the store sends them within seconds, or the next run does. Raises
     DeliveryError.
     """
-    # Not as its owner opens it, who sets aside what is damaged.
+    # Not by Database, which quarantines a damaged file.
     uri = f"{path.absolute().as_uri()}?mode=rw"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection, connection:

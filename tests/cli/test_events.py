@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from ocsf_nft.delivery.event_db import FILE, Refused
+from ocsf_nft.delivery.event_db import FILE, RefusedEvent
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.delivery.stored_events import Archive
 from ocsf_nft.errors import UsageError
@@ -51,7 +51,7 @@ async def _fill(folder: Path) -> None:
         await store.register(["siem", "lake"])
         await store.put(lines(KEPT[::2]))
         (refused, *_) = lines(KEPT)
-        await store.acknowledge("siem", 2, [Refused("uid-0", refused, "bad\x1b[2J field")])
+        await store.acknowledge("siem", 2, [RefusedEvent("uid-0", refused, "bad\x1b[2J field")])
     async with Store(folder / "sb1" / FILE) as store:
         await store.register(["-"])
         await store.put(lines(KEPT[1::2]))
@@ -295,7 +295,7 @@ def test_dead_letters_of_all_stores_are_filtered_and_counted(tmp_path: Path) -> 
             await store.register(["siem"])
             await store.put(_events(*names))
             refused = zip(names, _events(*names), strict=True)
-            await store.acknowledge("siem", len(names), [Refused(*each, "no") for each in refused])
+            await store.acknowledge("siem", len(names), [RefusedEvent(*each, "no") for each in refused])
 
     asyncio.run(fill(tmp_path / FILE, "a", "b", "c"))
     asyncio.run(fill(tmp_path / "sb1" / FILE, "d"))

@@ -35,14 +35,14 @@ class Receiver(Sink):
     """A sink for a forwarder.
 
     It is ``down`` or not, ``stuck`` or not, won't have those ``bad``, says of a batch with one of
-    ``unsaid`` only that something is wrong with it (from some try on), and takes ``most`` at once.
+    ``poisonous`` only that something is wrong with it (from some try on), and takes ``most`` at once.
     """
 
     down: bool = False
     stuck: bool = False
     bad: set[str] = field(default_factory=set)
-    unsaid: set[str] = field(default_factory=set)
-    unsaid_from: int = 1
+    poisonous: set[str] = field(default_factory=set)
+    poisonous_from: int = 1
     most: int = 1 << 30
     repeats_batches: bool = False
     got: list[str] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Receiver(Sink):
             await asyncio.Event().wait()
         if self.down:
             raise DeliveryError("it is down")
-        if self.unsaid & set(uids) and len(self.batches) >= self.unsaid_from:
+        if self.poisonous & set(uids) and len(self.batches) >= self.poisonous_from:
             raise RefusedError("something is wrong")
         taken, again = messages[: self.most], messages[self.most :]
         self.got += [each.uid for each in taken if each.uid not in self.bad]

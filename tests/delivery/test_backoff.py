@@ -4,7 +4,7 @@ from ocsf_nft.delivery.backoff import Backoff
 
 
 def test_waits_double_up_to_a_bound_and_are_never_quite_the_same() -> None:
-    backoff = Backoff(most_seconds=30.0)
+    backoff = Backoff(max_seconds=30.0)
     waits = [backoff.wait_seconds(None) for _ in range(12)]
     for wait, most in zip(
         waits, [0.25 * 2**number for number in range(7)] + [30.0] * 5, strict=True
@@ -14,11 +14,11 @@ def test_waits_double_up_to_a_bound_and_are_never_quite_the_same() -> None:
 
 
 def test_what_a_receiver_asks_for_is_taken_up_to_an_hour_and_never_for_less() -> None:
-    backoff = Backoff(most_seconds=30.0)
+    backoff = Backoff(max_seconds=30.0)
     assert [backoff.wait_seconds(asked) for asked in (17.0, 1e9)] == [17.0, 3600.0]
     assert backoff.wait_seconds(0.0) >= 0.5
     assert backoff.wait_seconds(-1.0) >= 1.0
 
 
 def test_a_bound_below_the_first_wait_holds_at_once() -> None:
-    assert Backoff(most_seconds=0.01).wait_seconds(None) <= 0.01
+    assert Backoff(max_seconds=0.01).wait_seconds(None) <= 0.01

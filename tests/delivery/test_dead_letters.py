@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import Patience
-from ocsf_nft.delivery.stored_events import retry
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
+from ocsf_nft.delivery.stored_events import retry_dead_letters
 from tests.delivery.forwarding import made, running
 from tests.delivery.receiver import Receiver, event, events, uids
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pytest
 
     from ocsf_nft.delivery.envelope import Message
-    from ocsf_nft.delivery.event_db import Dead
+    from ocsf_nft.delivery.event_db import DeadLetter
     from ocsf_nft.delivery.sinks.base import Outcome
     from ocsf_nft.delivery.store import Store
 
@@ -48,14 +48,14 @@ async def test_forwarder_counts_dead_letters_again_and_checks_them_once_a_second
 ) -> None:
     sink = Receiver(bad={"uid-0"})
     forwarder = made(store, sink)
-    dead, checked = store.dead, 0
+    dead, checked = store.dead_letters_to_retry, 0
 
-    async def counted(sink: str, *, events: int) -> list[Dead]:
+    async def counted(sink: str, *, events: int) -> list[DeadLetter]:
         nonlocal checked
         checked += 1
         return await dead(sink, events=events)
 
-    monkeypatch.setattr(store, "dead", counted)
+    monkeypatch.setattr(store, "dead_letters_to_retry", counted)
     begun = time.monotonic()
     async with running(forwarder):
         for number in range(20):
@@ -77,26 +77,26 @@ async def test_what_is_refused_is_a_dead_letter_and_the_rest_goes_on(store: Stor
         await forwarder.drain()
         assert (forwarder.progress.refused, forwarder.progress.dead) == (1, 1)
         assert forwarder.progress.delivered == 7
-    assert await store.dead_number("a") == 1
+    assert await store.count_dead_letters("a") == 1
     assert await store.checkpoint("a") == (8, None)
 
 
 async def test_what_is_wrong_with_a_batch_is_found_by_halving_it(store: Store) -> None:
-    sink = Receiver(unsaid={"uid-3", "uid-8"})
+    sink = Receiver(poisonous={"uid-3", "uid-8"})
     forwarder = made(store, sink)
     async with running(forwarder):
         await store.put(events(range(10)))
         await forwarder.drain()
     assert sink.got == uids(number for number in range(10) if number not in {3, 8})
-    assert await store.dead_number("a") == 2
+    assert await store.count_dead_letters("a") == 2
     assert max(map(sink.batches.count, sink.batches)) == 1
 
 
 async def test_what_was_refused_by_name_is_not_sent_again_with_what_is_refused_as_a_whole(
     store: Store,
 ) -> None:
-    sink = Receiver(bad={"uid-1"}, unsaid={"uid-8"}, most=4)
-    sink.unsaid_from = 2
+    sink = Receiver(bad={"uid-1"}, poisonous={"uid-8"}, most=4)
+    sink.poisonous_from = 2
     forwarder = made(store, sink)
     async with running(forwarder):
         await store.put(events(range(10)))
@@ -122,11 +122,11 @@ async def test_a_dead_letter_is_sent_again_when_somebody_wants_it(
         again(tmp_path)
         await sink.has(1)
         await asyncio.wait_for(_has_dead(forwarder, 0), 10)
-    assert await store.dead_number("a") == 0
+    assert await store.count_dead_letters("a") == 0
 
 
 async def _none_again(store: Store) -> None:
-    while await store.dead("a", events=1):  # noqa: ASYNC110 - the same
+    while await store.dead_letters_to_retry("a", events=1):  # noqa: ASYNC110 - the same
         await asyncio.sleep(0.001)
 
 
@@ -150,14 +150,16 @@ async def test_what_can_not_be_told_is_a_dead_letter_until_it_can(store: Store) 
             lines.extend(message.line for message in messages)
             return await super().deliver(messages)
 
-    def told(line: bytes) -> bytes:
+    def convert(line: bytes) -> bytes:
         if orjson.loads(line)["metadata"]["uid"] not in known:
             raise KeyError("class_uid 9999")
         return line.replace(b"uid", b"UID")
 
     sink = Kept()
-    pace, patience = Pace(retry_seconds=0.01), Patience(asyncio.Event())
-    forwarder = Forwarder("a", sink, store, told=told, pace=pace, patiently=patience)
+    batch_settings, retrier = BatchSettings(retry_seconds=0.01), StorageRetrier(asyncio.Event())
+    forwarder = Forwarder(
+        "a", sink, store, convert=convert, batch_settings=batch_settings, retrier=retrier
+    )
     await store.register(["a"])
     async with running(forwarder):
         await store.put(events(range(3)))
@@ -166,7 +168,7 @@ async def test_what_can_not_be_told_is_a_dead_letter_until_it_can(store: Store) 
         await forwarder.drain()
         assert (forwarder.progress.delivered, forwarder.progress.dead) == (2, 1)
         known.add("uid-1")
-        retry(store.path, "a", None)
+        retry_dead_letters(store.path, "a", None)
         await asyncio.wait_for(_has_dead(forwarder, 0), 10)
     assert lines == [line.replace(b"uid", b"UID") for line in (event(0), event(2), event(1))]
-    assert await store.dead_number("a") == 0
+    assert await store.count_dead_letters("a") == 0

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.delivery import forwarder as module
-from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError
 from tests.delivery.forwarding import made, running
@@ -36,7 +36,7 @@ async def test_forwarder_leaves_no_task_behind_when_it_has_waited(store: Store) 
 
 
 async def test_forwarder_reports_a_sink_that_refuses_an_event_as_up(store: Store) -> None:
-    sink = Receiver(down=True, unsaid={"uid-1"})
+    sink = Receiver(down=True, poisonous={"uid-1"})
     forwarder = made(store, sink)
     async with running(forwarder):
         await store.put(events([1]))
@@ -150,7 +150,7 @@ async def test_a_sink_that_is_greeted_gets_that_first_each_time_it_is_opened(sto
 
     sink = Keeping()
     forwarder = made(store, sink)
-    forwarder.greet(b"hello")
+    forwarder.set_handshake(b"hello")
     async with running(forwarder):
         await sink.tried(1)  # though there is no event
         await store.put(events([1]))
@@ -172,12 +172,17 @@ async def test_a_sink_gets_what_it_wants_as_it_wants_it(store: Store) -> None:
             lines.extend(message.line for message in messages)
             return await super().deliver(messages)
 
-    def told(line: bytes) -> bytes | None:
+    def convert(line: bytes) -> bytes | None:
         return None if b"uid-1" in line else line.upper()
 
     sink = Keeping()
     forwarder = Forwarder(
-        "a", sink, store, told=told, pace=Pace(), patiently=Patience(asyncio.Event())
+        "a",
+        sink,
+        store,
+        convert=convert,
+        batch_settings=BatchSettings(),
+        retrier=StorageRetrier(asyncio.Event()),
     )
     async with running(forwarder):
         await store.put(events(range(3)))
@@ -238,7 +243,7 @@ async def test_a_sink_that_is_down_is_left_at_once_when_it_is_told_to(store: Sto
     await store.put(events(range(3)))
     while not forwarder.progress.failures:  # noqa: ASYNC110 - nobody else waits
         await asyncio.sleep(0.001)
-    forwarder.leave()
+    forwarder.request_stop()
     await asyncio.wait_for(running_, 10)
     assert await store.checkpoint("a") == (0, None)
 
@@ -286,12 +291,12 @@ async def test_forwarder_does_not_wait_for_events_that_were_all_removed(
     forwarder = made(store, Receiver())
     async with running(forwarder):
         await asyncio.wait_for(forwarder.drain(), 10)
-        assert forwarder.waiting == 0
+        assert forwarder.pending == 0
 
 
 async def test_events_that_were_removed_before_their_time_are_passed_by(tmp_path: Path) -> None:
     sink = Receiver()
-    async with Store(tmp_path / "small", most_bytes=1 << 20, drops=True) as store:
+    async with Store(tmp_path / "small", max_bytes=1 << 20, drops=True) as store:
         await store.register(["a"])
         for number in range(600):
             await store.put([event(number, 5000)])
@@ -324,7 +329,7 @@ async def test_forwarder_takes_an_error_of_the_system_for_a_sink_that_is_down(st
 
     forwarder = made(store, Full())
     with pytest.raises(DeliveryError, match=r"^a: No space left on device$"):
-        await forwarder._once([])
+        await forwarder._deliver_once([])
     forwarder = made(store, Full())
     async with running(forwarder):
         await store.put(events(range(1)))
@@ -338,7 +343,7 @@ async def test_forwarder_gives_other_tasks_a_turn_while_it_converts_a_batch(stor
     slices = 10
     converted = [0]
 
-    def told(line: bytes) -> bytes:
+    def convert(line: bytes) -> bytes:
         converted[-1] += 1
         return line
 
@@ -349,7 +354,12 @@ async def test_forwarder_gives_other_tasks_a_turn_while_it_converts_a_batch(stor
 
     await store.put(events(range(slices * module._SLICE)))
     forwarder = Forwarder(
-        "a", Receiver(), store, told=told, pace=Pace(), patiently=Patience(asyncio.Event())
+        "a",
+        Receiver(),
+        store,
+        convert=convert,
+        batch_settings=BatchSettings(),
+        retrier=StorageRetrier(asyncio.Event()),
     )
     other = asyncio.create_task(take_turns())
     async with running(forwarder):
@@ -365,4 +375,4 @@ async def test_forwarder_has_no_events_to_wait_for_behind_the_end_of_its_store(
 ) -> None:
     forwarder = made(store, Receiver())
     forwarder.done = 5
-    assert forwarder.waiting == 0
+    assert forwarder.pending == 0

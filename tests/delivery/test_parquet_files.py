@@ -168,8 +168,8 @@ def test_no_name_is_made_of_what_an_event_says() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"{", "is no JSON"),
-        (b"[]", "is no object"),
+        (b"{", "is not JSON"),
+        (b"[]", "is not a JSON object"),
         (b'{"time":1}', "has no class_uid"),
         (b'{"time":1,"class_uid":1}', "has no class_uid"),
         (b'{"time":1,"class_uid":[4001]}', "has no class_uid"),

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ocsf_nft.delivery import retry_until_writable
-from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.errors import DeliveryError
 
 
@@ -24,27 +24,27 @@ class Disk:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry_until_writable, "_AGAIN_SECONDS", 0.001)
-    monkeypatch.setattr(retry_until_writable, "_CLOSING_SECONDS", 0.05)
+    monkeypatch.setattr(retry_until_writable, "_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(retry_until_writable, "_SHUTDOWN_GRACE_SECONDS", 0.05)
 
 
 async def test_it_goes_on_until_the_disk_has_room() -> None:
-    patiently = Patience(asyncio.Event())
+    retrier = StorageRetrier(asyncio.Event())
     disk = Disk(5)
-    waiting = asyncio.create_task(patiently(disk.write))
+    waiting = asyncio.create_task(retrier(disk.write))
     while disk.tries > 2:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0)
-    assert patiently.fault == "the disk is full"
+    assert retrier.fault == "the disk is full"
     assert await waiting == "written"
-    assert patiently.fault is None
+    assert retrier.fault is None
 
 
 async def test_once_the_run_is_to_end_it_has_some_seconds_left(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     stop = asyncio.Event()
-    patiently = Patience(stop)
-    waiting = asyncio.create_task(patiently(Disk(1 << 60).write))
+    retrier = StorageRetrier(stop)
+    waiting = asyncio.create_task(retrier(Disk(1 << 60).write))
     await asyncio.sleep(0.02)
     assert not waiting.done()
     stop.set()
@@ -52,7 +52,7 @@ async def test_once_the_run_is_to_end_it_has_some_seconds_left(
         await asyncio.wait_for(waiting, 10)
     assert "the disk takes" not in capsys.readouterr().out, "it never did"
     with pytest.raises(DeliveryError):  # there is no second helping
-        await patiently(Disk(1 << 60).write)
+        await retrier(Disk(1 << 60).write)
 
 
 async def test_what_is_no_disks_fault_is_not_waited_for() -> None:
@@ -60,11 +60,11 @@ async def test_what_is_no_disks_fault_is_not_waited_for() -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        await Patience(asyncio.Event())(mistake)
+        await StorageRetrier(asyncio.Event())(mistake)
 
 
 async def test_who_is_cancelled_waits_no_longer() -> None:
-    waiting = asyncio.create_task(Patience(asyncio.Event())(Disk(1 << 60).write))
+    waiting = asyncio.create_task(StorageRetrier(asyncio.Event())(Disk(1 << 60).write))
     await asyncio.sleep(0.01)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -75,12 +75,12 @@ async def test_patience_reports_a_fault_as_long_as_one_call_waits() -> None:
     async def fit() -> None:  # what needs no room
         pass
 
-    patiently = Patience(asyncio.Event())
-    waiting = [asyncio.create_task(patiently(Disk(1 << 60).write)) for _ in range(2)]
+    retrier = StorageRetrier(asyncio.Event())
+    waiting = [asyncio.create_task(retrier(Disk(1 << 60).write)) for _ in range(2)]
     await asyncio.sleep(0.01)
     for each in waiting:
-        await patiently(fit)
-        assert patiently.fault == "the disk is full"
+        await retrier(fit)
+        assert retrier.fault == "the disk is full"
         each.cancel()
         await asyncio.wait([each])
-    assert patiently.fault is None
+    assert retrier.fault is None

@@ -14,8 +14,8 @@ import orjson
 import pytest
 
 from ocsf_nft.delivery import stored_events
-from ocsf_nft.delivery.event_db import FILE, Refused
-from ocsf_nft.delivery.retention import Forgotten
+from ocsf_nft.delivery.event_db import FILE, RefusedEvent
+from ocsf_nft.delivery.retention import DroppedEvents
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError
 from tests.delivery.receiver import event, events, uids
@@ -90,13 +90,13 @@ async def test_store_keeps_all_events_that_wait_in_one_transaction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Store(tmp_path / FILE) as store:
-        put, kept = store._shelf.put, []
+        put, kept = store._database.put, []
 
         def counted(lines: list[bytes], positions: list[tuple[str, str]]) -> None:
             kept.append(len(lines))
             put(lines, positions)
 
-        monkeypatch.setattr(store._shelf, "put", counted)
+        monkeypatch.setattr(store._database, "put", counted)
         is_free = threading.Event()
         before = asyncio.create_task(store._work(is_free.wait))
         waiting = [asyncio.create_task(store.put([event(number)])) for number in range(20)]
@@ -119,7 +119,7 @@ async def test_who_is_cancelled_leaves_nothing_that_waits(tmp_path: Path) -> Non
 
 async def test_who_waits_for_growth_wakes_when_there_is_some(tmp_path: Path) -> None:
     async with Store(tmp_path / FILE) as store:
-        waiting = asyncio.create_task(store.grown(1))
+        waiting = asyncio.create_task(store.wait_for_event(1))
         await store.put([event(1)])
         await asyncio.sleep(0.01)
         assert not waiting.done()
@@ -144,7 +144,7 @@ async def test_what_a_sink_that_is_gone_never_had_is_told(tmp_path: Path) -> Non
         await store.register(["a", "b"])
         await store.put(events(range(3)))
         await store.acknowledge("a", 3)
-        assert await store.register(["c"]) == (Forgotten("b", 3),)
+        assert await store.register(["c"]) == (DroppedEvents("b", 3),)
 
 
 async def test_how_far_a_batch_reaches_is_kept_until_it_is_acknowledged(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ async def test_how_far_a_batch_reaches_is_kept_until_it_is_acknowledged(tmp_path
     async with Store(path) as store:
         await store.register(["a"])
         await store.put(events(range(3)))
-        await store.sending("a", 2)
+        await store.begin_batch("a", 2)
     async with Store(path) as store:
         assert await store.checkpoint("a") == (0, 2)
         await store.acknowledge("a", 2)
@@ -175,18 +175,18 @@ async def test_dead_letters_are_kept_until_they_are_delivered(tmp_path: Path) ->
     async with Store(path) as store:
         await store.register(["a"])
         await store.put(events(range(2)))
-        await store.acknowledge("a", 2, [Refused("uid-1", event(1), "too odd")])
-        assert await store.dead("a", events=9) == []
+        await store.acknowledge("a", 2, [RefusedEvent("uid-1", event(1), "too odd")])
+        assert await store.dead_letters_to_retry("a", events=9) == []
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("UPDATE dead SET is_again = 1")
     async with Store(path) as store:
-        (letter,) = await store.dead("a", events=9)
+        (letter,) = await store.dead_letters_to_retry("a", events=9)
         assert (letter.uid, letter.reason, letter.line) == ("uid-1", "too odd", event(1))
-        await store.bury([], [(letter, "still odd")])
-        assert await store.dead("a", events=9) == []
-        assert await store.dead_number("a") == 1
-        await store.bury([letter], [])
-        assert await store.dead_number("a") == 0
+        await store.finish_retries([], [(letter, "still odd")])
+        assert await store.dead_letters_to_retry("a", events=9) == []
+        assert await store.count_dead_letters("a") == 1
+        await store.finish_retries([letter], [])
+        assert await store.count_dead_letters("a") == 0
 
 
 @pytest.mark.parametrize("at", [0, 5000, 30_000])
@@ -202,7 +202,7 @@ async def test_a_damaged_file_is_set_aside_told_and_begun_anew(tmp_path: Path, a
     async with Store(path) as store:
         fault = store.fault()
         assert fault is not None
-        assert "it is set aside as" in fault
+        assert "it was renamed to" in fault
         assert path.with_suffix(".damaged").read_bytes() == damaged
         await store.put([event(1)])
         assert await held(store) == ["uid-1"]
@@ -213,7 +213,7 @@ async def test_no_damaged_file_takes_the_place_of_an_earlier_one(tmp_path: Path)
     for number in range(3):
         path.write_bytes(b"damaged %d" % number + bytes(8192))
         async with Store(path) as store:
-            assert "it is set aside as" in (store.fault() or "")
+            assert "it was renamed to" in (store.fault() or "")
         path.unlink()
     names = ("damaged", "damaged2", "damaged3")
     kept = [path.with_suffix(f".{name}").read_bytes()[:9] for name in names]
@@ -246,7 +246,7 @@ async def test_a_file_that_is_removed_while_it_is_used_is_put_back(
 async def test_a_store_has_one_run(tmp_path: Path) -> None:
     path = tmp_path / FILE
     async with Store(path) as store:
-        with pytest.raises(DeliveryError, match=r"another run keeps its events in .*store"):
+        with pytest.raises(DeliveryError, match=r"another run stores its events in .*store"):
             await Store(path).__aenter__()
         await store.put([event(1)])
     async with Store(path) as store:
@@ -259,7 +259,7 @@ async def test_a_store_whose_folder_was_removed_still_has_one_run(tmp_path: Path
         await store.put([event(1)])
         shutil.rmtree(path.parent)
         await store.put([event(2)])
-        with pytest.raises(DeliveryError, match="another run keeps its events in"):
+        with pytest.raises(DeliveryError, match="another run stores its events in"):
             await Store(path).__aenter__()
     async with Store(path) as store:
         assert await held(store) == ["uid-1", "uid-2"]
@@ -272,7 +272,7 @@ async def test_a_run_whose_store_is_another_ones_by_now_ends(tmp_path: Path) -> 
         shutil.rmtree(path.parent)
         async with Store(path) as other:
             await other.put([event(2)])
-            with pytest.raises(ClosedError, match="another run keeps its events in"):
+            with pytest.raises(ClosedError, match="another run stores its events in"):
                 await store.put([event(3)])
             assert await held(other) == ["uid-2"]
 
@@ -281,17 +281,17 @@ async def test_a_letter_that_made_room_while_it_was_tried_again_takes_no_other_a
     tmp_path: Path,
 ) -> None:
     path = tmp_path / FILE
-    async with Store(path, most_seconds=60) as store:
+    async with Store(path, max_seconds=60) as store:
         await store.register(["a", "b"])
         await store.put(events(range(2)))
-        await store.acknowledge("a", 1, [Refused("uid-0", event(0), "no")])
-        stored_events.retry(path, None, None)
-        tried = await store.dead("a", events=9)
+        await store.acknowledge("a", 1, [RefusedEvent("uid-0", event(0), "no")])
+        stored_events.retry_dead_letters(path, None, None)
+        tried = await store.dead_letters_to_retry("a", events=9)
         with closing(sqlite3.connect(path)) as other, other:
             other.execute("DELETE FROM dead")  # as retention does
-        await store.acknowledge("b", 2, [Refused("uid-1", event(1), "no")])
-        await store.bury(tried, [])
-        assert await store.dead_number("b") == 1
+        await store.acknowledge("b", 2, [RefusedEvent("uid-1", event(1), "no")])
+        await store.finish_retries(tried, [])
+        assert await store.count_dead_letters("b") == 1
 
 
 async def test_a_disk_that_others_have_filled_is_one_sentence_and_nothing_is_lost(
@@ -316,10 +316,10 @@ async def test_a_store_is_removed_when_nobody_needs_anything_of_it(tmp_path: Pat
         await store.register(["a"])
         await store.put([event(1)])
         assert not await store.remove()
-        await store.acknowledge("a", 1, [Refused("uid-1", event(1), "bad")])
+        await store.acknowledge("a", 1, [RefusedEvent("uid-1", event(1), "bad")])
         assert not await store.remove()
-        stored_events.retry(path, None, None)
-        await store.bury(await store.dead("a", events=1), [])
+        stored_events.retry_dead_letters(path, None, None)
+        await store.finish_retries(await store.dead_letters_to_retry("a", events=1), [])
         assert await store.remove()
     assert not path.parent.exists()
 
@@ -332,7 +332,7 @@ from tests.delivery.receiver import event
 
 async def main() -> None:
     number = 0
-    async with Store(Path(sys.argv[1]), most_bytes=1 << 30) as store:
+    async with Store(Path(sys.argv[1]), max_bytes=1 << 30) as store:
         while True:
             await store.put([event(number * 4 + each, 200) for each in range(4)])
             number += 1

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from ocsf_nft.delivery.event_db import FILE, Refused
+from ocsf_nft.delivery.event_db import FILE, RefusedEvent
 from ocsf_nft.delivery.store import Store
-from ocsf_nft.delivery.stored_events import Archive, Standing, retry, stores
+from ocsf_nft.delivery.stored_events import Archive, SinkBacklog, retry_dead_letters, stores
 from ocsf_nft.errors import AbsentError, DeliveryError, SourceError
 from tests.delivery.receiver import event, events, uids
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from ocsf_nft.delivery.stored_events import Kept
+    from ocsf_nft.delivery.stored_events import ArchivedEvent
 
 
-def named(found: Iterable[Kept]) -> list[str]:
+def named(found: Iterable[ArchivedEvent]) -> list[str]:
     return [orjson.loads(kept.line)["metadata"]["uid"] for kept in found]
 
 
@@ -35,7 +35,7 @@ async def test_a_store_in_use_is_read_from_both_ends(tmp_path: Path) -> None:
             assert named(archive.beyond(1200)) == uids([7000])
 
 
-def last_of(archive: Archive) -> Kept | None:
+def last_of(archive: Archive) -> ArchivedEvent | None:
     return next(archive.newest(), None)
 
 
@@ -112,9 +112,9 @@ async def test_each_sink_stands_somewhere(tmp_path: Path) -> None:
     async with Store(tmp_path / FILE) as store:
         await store.register(["a", "b"])
         await store.put(events(range(5)))
-        await store.acknowledge("a", 2, [Refused("uid-1", event(1), "odd")])
+        await store.acknowledge("a", 2, [RefusedEvent("uid-1", event(1), "odd")])
         with Archive(tmp_path / FILE) as archive:
-            assert archive.standings() == [Standing("a", 3, 1), Standing("b", 5, 0)]
+            assert archive.sink_backlogs() == [SinkBacklog("a", 3, 1), SinkBacklog("b", 5, 0)]
 
 
 async def test_dead_letters_are_listed_and_had_tried_again(tmp_path: Path) -> None:
@@ -123,16 +123,18 @@ async def test_dead_letters_are_listed_and_had_tried_again(tmp_path: Path) -> No
         await store.register(["a", "b"])
         await store.put(events(range(3)))
         for sink in ("a", "b"):
-            refused = [Refused(f"uid-{number}", event(number), "odd") for number in range(3)]
+            refused = [RefusedEvent(f"uid-{number}", event(number), "odd") for number in range(3)]
             await store.acknowledge(sink, 3, refused)
         with Archive(path) as archive:
-            assert [each.sink for each in archive.dead()] == ["a"] * 3 + ["b"] * 3
-            assert [each.uid for each in archive.dead("b")] == uids(range(3))
-        assert retry(path, "b", None) == 3
-        assert retry(path, "a", "uid-1") == 1
-        assert retry(path, "c", None) == 0
-        assert [each.uid for each in await store.dead("a", events=9)] == ["uid-1"]
-        assert [each.uid for each in await store.dead("b", events=9)] == uids(range(3))
+            assert [each.sink for each in archive.dead_letters()] == ["a"] * 3 + ["b"] * 3
+            assert [each.uid for each in archive.dead_letters("b")] == uids(range(3))
+        assert retry_dead_letters(path, "b", None) == 3
+        assert retry_dead_letters(path, "a", "uid-1") == 1
+        assert retry_dead_letters(path, "c", None) == 0
+        assert [each.uid for each in await store.dead_letters_to_retry("a", events=9)] == ["uid-1"]
+        assert [each.uid for each in await store.dead_letters_to_retry("b", events=9)] == uids(
+            range(3)
+        )
 
 
 def test_stores_are_found_below_a_state_directory(tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ async def test_what_is_no_store_is_one_sentence_and_stays_as_it_is(tmp_path: Pat
     with Archive(path) as archive, pytest.raises(SourceError, match="can't be read"):
         list(archive.newest())
     with pytest.raises(DeliveryError, match="can't be written"):
-        retry(path, None, None)
+        retry_dead_letters(path, None, None)
     assert path.read_bytes() == b"no database" * 1000
 
 
@@ -160,7 +162,7 @@ def test_archive_holds_nothing_while_a_run_makes_its_file(tmp_path: Path) -> Non
         made.execute("PRAGMA journal_mode = WAL")
         with Archive(path) as archive:
             assert list(archive.beyond(0)) == list(archive.newest()) == []
-            assert [*archive.dead(), *archive.standings()] == []
+            assert [*archive.dead_letters(), *archive.sink_backlogs()] == []
 
 
 async def test_dead_letters_are_listed_beyond_the_first_that_are_read(
@@ -169,7 +171,9 @@ async def test_dead_letters_are_listed_beyond_the_first_that_are_read(
     monkeypatch.setattr("ocsf_nft.delivery.stored_events._ROWS", 2)
     async with Store(tmp_path / FILE) as store:
         await store.register(["a"])
-        refused = [Refused(uid, event(number), "no") for number, uid in enumerate(uids(range(5)))]
+        refused = [
+            RefusedEvent(uid, event(number), "no") for number, uid in enumerate(uids(range(5)))
+        ]
         await store.acknowledge("a", 5, refused)
         with Archive(tmp_path / FILE) as archive:
-            assert [each.uid for each in archive.dead()] == uids(range(5))
+            assert [each.uid for each in archive.dead_letters()] == uids(range(5))

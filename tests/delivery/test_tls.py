@@ -65,5 +65,5 @@ def test_a_key_with_a_password_is_refused_and_asks_nobody(tmp_path: Path) -> Non
         ["openssl", "pkey", "-in", key, "-aes128", "-passout", "pass:secret", "-out", locked],
         check=True,
     )
-    with pytest.raises(DeliveryError, match="the key has a password: give one that has none"):
+    with pytest.raises(DeliveryError, match="the key has a password: give a key without one"):
         Tls(certificate=certificate, key=locked).context()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.database_lock import Lock
+from ocsf_nft.database_lock import FileLock
 from ocsf_nft.errors import DeliveryError, FenceError, SourceError
 from ocsf_nft.fence.state import StateDirectory
 from tests.standing import INSTALLED
@@ -214,19 +214,19 @@ def _child_before_its_program() -> Iterator[None]:
 
 
 def test_locks_end_with_their_holder_while_a_child_is_starting(state: StateDirectory) -> None:
-    events = Lock(state.path / "events")
+    events = FileLock(state.path / "events")
     with contextlib.ExitStack() as stack:
         stack.enter_context(state.run_lock(_SANDBOX))
         stack.enter_context(state.locked())
-        events.hold()
-        stack.callback(events.let_go)
+        events.acquire()
+        stack.callback(events.release)
         child = contextlib.ExitStack()
         child.enter_context(_child_before_its_program())
     with child, state.run_lock(_SANDBOX), state.locked():
         assert state.is_watched(_SANDBOX)
-        next_one = Lock(state.path / "events")
-        next_one.hold()
-        next_one.let_go()
+        next_one = FileLock(state.path / "events")
+        next_one.acquire()
+        next_one.release()
 
 
 def test_state_directory_is_closed_to_others(state: StateDirectory) -> None:

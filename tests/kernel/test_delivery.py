@@ -32,14 +32,14 @@ PORTS = 40
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the retry intervals of runs, which are forks of this process."""
-    monkeypatch.setattr(retry_until_writable, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(retry_until_writable, "_RETRY_SECONDS", 0.05)
     monkeypatch.setattr(backoff, "_FIRST_SECONDS", 0.05)
 
 
 @pytest.fixture
 def quick_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the time that an ending run waits for a disk that accepts no data."""
-    monkeypatch.setattr(retry_until_writable, "_CLOSING_SECONDS", 0.5)
+    monkeypatch.setattr(retry_until_writable, "_SHUTDOWN_GRACE_SECONDS", 0.5)
     monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)
 
 

@@ -94,7 +94,7 @@ async def test_damaged_store_is_reported_once_as_lost_events(tmp_path: Path) -> 
         await housekeeping.report_dropped_events(delivery, reporter, until_ns)
     (losses,) = sink.events
     assert f"{file} is damaged" in losses["status_detail"]
-    assert "begun anew" in losses["status_detail"]
+    assert "a new file was created" in losses["status_detail"]
     assert losses.get("count") is None
     assert (losses["start_time"], losses["end_time"]) == (1, until_ns // 1_000_000)
 

@@ -61,7 +61,7 @@ class Login:
             return Proof(user=self.user, password=password, hidden=(password,))
         if self.nkey is not None:
             seed = self.nkey.read()
-            _check(seed, f"{self.nkey.kind} {self.nkey.place}")
+            _check(seed, f"{self.nkey.kind} {self.nkey.location}")
             return Proof(seed=seed, hidden=(seed,))
         if self.credentials is not None:
             return _credentials(self.credentials)

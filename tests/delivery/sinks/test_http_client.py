@@ -291,7 +291,7 @@ async def test_web_sink_does_not_repeat_secret_that_no_header_holds(
 ) -> None:
     async with serving(kind.server()) as url:
         for secret in ("caf\x07e", "a\u2028b"):
-            monkeypatch.setenv(token.place, secret)
+            monkeypatch.setenv(token.location, secret)
             with subtests.test(secret=secret):
                 with pytest.raises(DeliveryError, match="header Authorization has char") as caught:
                     await kind.sink(url, token).open()

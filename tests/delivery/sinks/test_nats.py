@@ -432,7 +432,7 @@ async def test_a_secret_is_read_anew_when_the_sink_is_entered_again(tmp_path: Pa
             sink._servers = (server.url,)
             with pytest.raises(DeliveryError):
                 await sink.open()
-            (tmp_path / secret.place).write_text(token)
+            (tmp_path / secret.location).write_text(token)
             async with sink:
                 pass
 

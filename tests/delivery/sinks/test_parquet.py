@@ -30,7 +30,7 @@ from tests.delivery import read_back, told
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocsf_nft.delivery.parquet_files import Made
+    from ocsf_nft.delivery.parquet_files import MadeFiles
     from ocsf_nft.delivery.sinks.base import Outcome
 
 PARTITION: Final = "region=eu-west-1/accountId=external"
@@ -328,7 +328,7 @@ async def test_the_event_loop_makes_no_file_itself(
     threads: list[str] = []
     make = Maker.make
 
-    def made(self: Maker, messages: Sequence[Message]) -> Made:
+    def made(self: Maker, messages: Sequence[Message]) -> MadeFiles:
         threads.append(threading.current_thread().name)
         return make(self, messages)
 
@@ -342,7 +342,7 @@ async def test_parquet_sink_closes_without_the_file_that_its_thread_makes(
 ) -> None:
     making, goes_on = threading.Event(), threading.Event()
 
-    def held_up(_maker: Maker, _messages: Sequence[Message]) -> Made:
+    def held_up(_maker: Maker, _messages: Sequence[Message]) -> MadeFiles:
         making.set()
         assert goes_on.wait(60)
         raise AssertionError("nobody waits for the file")

@@ -124,7 +124,7 @@ async def test_secrets_and_certificates_are_read_anew_at_each_entry(
         sink = kind.sink(url, token, tls=Tls(ca=ca))
         await fault(sink)
         _ca(authority, tmp_path)
-        monkeypatch.setenv(token.place, "renewed")
+        monkeypatch.setenv(token.location, "renewed")
         async with sink:
             await sink.deliver(attempts(1))
     assert server.seen[0].headers["Authorization"] == f"{kind.scheme} renewed"

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.config import parse
-from ocsf_nft.delivery.batch_settings import Pace
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.retry_until_writable import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.service.sink_delivery import outlets
 from tests.delivery.receiver import Receiver as InMemory
@@ -50,7 +50,7 @@ class Run:
     async def begin(self) -> None:
         """Deliver to memory."""
         await self.store.register([NAME, _MEMORY])
-        self._start(Forwarder(_MEMORY, self.memory, self.store, pace=Pace(), patiently=_patience()))
+        self._start(Forwarder(_MEMORY, self.memory, self.store, batch_settings=BatchSettings(), retrier=_patience()))
 
     async def deliver(self, table: dict[str, Any]) -> None:
         """Deliver by the sink of a table from now on, as after a reload of the configuration."""
@@ -61,9 +61,9 @@ class Run:
             outlet.name,
             outlet.sink,
             self.store,
-            told=outlet.told,
-            pace=outlet.pace,
-            patiently=_patience(),
+            convert=outlet.told,
+            batch_settings=outlet.batch_settings,
+            retrier=_patience(),
         )
         self._start(self._forwarder)
 
@@ -126,5 +126,5 @@ async def running(folder: Path, *, more_seconds: float = 0.0) -> AsyncIterator[R
             await run.end()
 
 
-def _patience() -> Patience:
-    return Patience(asyncio.Event())
+def _patience() -> StorageRetrier:
+    return StorageRetrier(asyncio.Event())

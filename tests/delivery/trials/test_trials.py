@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ocsf_nft.delivery.event_db import Dead
+    from ocsf_nft.delivery.event_db import DeadLetter
 
 #: A receiver is down until this number of delivery attempts has failed.
 _FAILURES: Final = 3
@@ -64,7 +64,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look more often, and wait less, where that is for a network and people."""
-    monkeypatch.setattr(forwarder, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(forwarder, "_RETRY_CHECK_SECONDS", 0.05)
     monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.05)
     monkeypatch.setattr(splunk_hec, "_FIRST_POLL_SECONDS", 0.05)
     monkeypatch.setenv("NO_PROXY", "*")
@@ -210,7 +210,7 @@ async def test_who_is_slow_loses_nothing_and_holds_up_nobody(name: str, setting:
             await run.put([event(number)])
             await run.memory.has(number + 1)
             assert time.monotonic() - put_at < _AT_ONCE_SECONDS
-        assert run.forwarder.waiting
+        assert run.forwarder.pending
         progress = run.forwarder.progress
         if "timeout_seconds" in table:
             await run.until(lambda: progress.failures > 0, "cut")
@@ -225,10 +225,10 @@ async def test_who_is_slow_loses_nothing_and_holds_up_nobody(name: str, setting:
     assert max(counts.values()) <= (1 if kind.has_once else times)
 
 
-async def letters(run: Run) -> list[Dead]:
-    def read() -> list[Dead]:
+async def letters(run: Run) -> list[DeadLetter]:
+    def read() -> list[DeadLetter]:
         with stored_events.Archive(run.store.path) as found:
-            return list(found.dead(NAME))
+            return list(found.dead_letters(NAME))
 
     return await asyncio.to_thread(read)
 
@@ -251,7 +251,7 @@ async def test_who_rejects_an_event_gets_the_others_and_that_one_when_it_is_want
         assert receiver.complaint in letter.reason
         others = [uid for uid in run.uids if uid != bad.uid]
         assert first(await arrived(receiver, others)) == others
-        assert stored_events.retry(run.store.path, NAME, bad.uid) == 1
+        assert stored_events.retry_dead_letters(run.store.path, NAME, bad.uid) == 1
         assert await tried_again(run)
         assert [each.uid for each in await letters(run)] == [bad.uid]
         if kind.keeps_refusing:
@@ -260,7 +260,7 @@ async def test_who_rejects_an_event_gets_the_others_and_that_one_when_it_is_want
         await receiver.relent()
         if receiver.table != before:
             await run.deliver(receiver.table)
-        stored_events.retry(run.store.path, None, None)
+        stored_events.retry_dead_letters(run.store.path, None, None)
         assert await buried(run)
         await run.until(lambda: run.forwarder.progress.dead == 0, "told")
         assert set(await arrived(receiver, run.uids)) == set(run.uids)
@@ -270,7 +270,7 @@ async def tried_again(run: Run) -> bool:
     """Wait until no dead letter is to be tried again."""
 
     async def is_tried() -> bool:
-        return not await run.store.dead(NAME, events=1)
+        return not await run.store.dead_letters_to_retry(NAME, events=1)
 
     return await soon(is_tried)
 
