@@ -177,7 +177,7 @@ class StateDatabase:
 
     def position(self, source: str) -> str | None:
         """Where a source is to go on, None where another one, or none, was read before."""
-        with self._file.raw_transaction() as connection:
+        with self._file.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
             ).fetchone()
@@ -190,7 +190,7 @@ class StateDatabase:
 
         ``position`` is that of a source, by its name, behind all records that were taken in.
         """
-        with self._file.raw_transaction() as connection:
+        with self._file.transaction() as connection:
             connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed_rules)
             connection.executemany("REPLACE INTO rule VALUES (?, ?, ?)", changed.rules)
             connection.executemany(
@@ -212,12 +212,12 @@ class StateDatabase:
 
     def undelivered(self) -> tuple[bytes, ...]:
         """The events that may not have been delivered: the last that were kept."""
-        with self._file.raw_transaction() as connection:
+        with self._file.transaction() as connection:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
     def add_dropped(self, source: str, records: int) -> None:
         """Count a gap of a source, and the records that it lost."""
-        with self._file.raw_transaction() as connection:
+        with self._file.transaction() as connection:
             connection.execute(
                 "INSERT INTO lost VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
                 "gaps = gaps + 1, records = records + excluded.records",
@@ -226,7 +226,7 @@ class StateDatabase:
 
     def dropped_records(self) -> tuple[DroppedRecords, ...]:
         """What each source has lost since the account was begun."""
-        with self._file.raw_transaction() as connection:
+        with self._file.transaction() as connection:
             return tuple(DroppedRecords(*row) for row in connection.execute("SELECT * FROM lost"))
 
 
