@@ -1,4 +1,4 @@
-"""Connecting to a host by its name."""
+"""Connection to a host by its name."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import asyncio
 import socket
 from typing import Final
 
-#: For one address: a host that is down must not keep us from its next one.
+#: Timeout for one address: an address that does not answer must not block the next one.
 _CONNECT_SECONDS: Final = 5.0
 
 
-async def connected(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    """A socket that does not block, connected to the first address that answers; raises OSError."""
+async def connect(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    """Return a non-blocking socket that is connected to the first address that answers.
+
+    Raises OSError: the failure of the last address, or of the lookup of the name.
+    """
     loop = asyncio.get_running_loop()
     failure = OSError("it has no address")
     for family, _, protocol, _, address in await loop.getaddrinfo(host, port, type=kind):
-        opened = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                await loop.sock_connect(opened, address)
+                await loop.sock_connect(sock, address)
         except OSError as error:  # TimeoutError is one
-            opened.close()
+            sock.close()
             failure = error
         except BaseException:
-            opened.close()
+            sock.close()
             raise
         else:
-            return opened
+            return sock
     raise failure

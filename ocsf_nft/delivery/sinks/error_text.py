@@ -1,4 +1,4 @@
-"""What goes wrong with a receiver, for a person: in our words, or in its own, which are hostile."""
+"""Causes of delivery failures as text for people. Text of a receiver is untrusted."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: What OpenSSL calls it when a server has no use for a client without a certificate.
-_ASKS_FOR_OURS: Final = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+#: OpenSSL's reason if a server requires a client certificate and got none.
+_CERTIFICATE_REQUIRED: Final = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+#: Maximum length of a text in characters.
 _LENGTH: Final = 200
 _WHITE_SPACE: Final = re.compile(r"\s+")
 
 
-def cause(error: BaseException, hidden: Iterable[str] = ()) -> str:
-    """Why something failed, without the ``hidden``: our secrets, which a receiver may repeat."""
+def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """Return the cause of an error as one line for a person.
+
+    ``secrets`` are masked, since a receiver may repeat them.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
-            f"its certificate is not to be trusted ({printable(error.verify_message)}): "
-            "name its authority in tls.ca, and it as its certificate does"
+            f"its certificate is not trusted ({printable(error.verify_message)}): "
+            "give its authority in tls.ca, and use the host name that is in its certificate"
         )
     if isinstance(error, ssl.SSLError):
-        if error.reason == _ASKS_FOR_OURS:
-            return "it asks for a certificate of ours: give tls.certificate and tls.key"
+        if error.reason == _CERTIFICATE_REQUIRED:
+            return "it requires a client certificate: give tls.certificate and tls.key"
         return f"TLS failed ({printable(error.reason)})"
     if isinstance(error, TimeoutError) and error.errno is None:
         return "it does not answer in time"
@@ -34,14 +38,17 @@ def cause(error: BaseException, hidden: Iterable[str] = ()) -> str:
         return printable(error.strerror)
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
-    return printable(error, hidden) or type(error).__name__
+    return printable(error, secrets) or type(error).__name__
 
 
-def printable(text: object, hidden: Iterable[str] = ()) -> str:
-    """What somebody says, on one line and short, without the ``hidden``."""
-    said = str(text)
-    for secret in hidden:
-        # A library may have put it into small letters.
-        said = re.sub(re.escape(secret), "***", said, flags=re.IGNORECASE)
-    said = _WHITE_SPACE.sub(" ", said[: _LENGTH * 4]).strip()
-    return "".join(c if c.isprintable() else "?" for c in said[:_LENGTH])
+def printable(text: object, secrets: Iterable[str] = ()) -> str:
+    """Return untrusted text as one printable line of at most 200 characters.
+
+    ``secrets`` are masked, whatever the case of their letters.
+    """
+    line = str(text)
+    for secret in secrets:
+        # A library may have changed it to lower case.
+        line = re.sub(re.escape(secret), "***", line, flags=re.IGNORECASE)
+    line = _WHITE_SPACE.sub(" ", line[: _LENGTH * 4]).strip()
+    return "".join(c if c.isprintable() else "?" for c in line[:_LENGTH])

@@ -1,7 +1,7 @@
-"""HTTP as sinks speak it: one connection, bounded answers, and an error for everything else.
+"""HTTP client of sinks: one session, bounded answers, and an error for any failure.
 
-Redirects are not followed: what was said to be the receiver is, and no other gets the events or
-the credentials. What a receiver says is hostile: it is read up to a bound, cut, and made printable.
+Redirects are not followed, so only the configured receiver gets the events and the credentials. The
+text of a receiver is untrusted: it is read up to a limit, shortened, and made printable.
 """
 
 from __future__ import annotations
@@ -32,36 +32,37 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _CONNECT_SECONDS: Final = 10.0
-#: What is read of an answer, where a sink does not need more of it.
+#: Maximum size of an answer that is read, unless a sink needs more.
 _ANSWER_BYTES: Final = 1 << 16
 _CHUNK_BYTES: Final = 1 << 14
-#: What is shown of what a receiver says.
+#: Maximum length of a receiver's text in an error, in characters.
 _TEXT_LENGTH: Final = 200
-#: Below it, gzip saves no packet.
+#: Minimum size for gzip: compression of a smaller body saves no packet.
 _GZIP_BYTES: Final = 1 << 10
-#: From here on gzip takes long enough to be felt by what else runs.
+#: Minimum size for gzip in a thread: it would block the event loop noticeably.
 _THREAD_BYTES: Final = 1 << 16
 _GZIP_LEVEL: Final = 6
 _SPACES: Final = re.compile(r"\s+")
 
-_CUT: Final = "it cut the connection before the end of its answer"
-#: The answers that are about what was sent (RFC 9110, 15.5.1, 15.5.14, 15.5.21).
+_CUT: Final = "it closed the connection before the end of its answer"
+#: Status codes that refuse the content of a request (RFC 9110, 15.5.1, 15.5.14, 15.5.21).
 _REFUSING: Final = frozenset({400, 413, 422})
-_CREDENTIALS_MEND: Final = "give credentials that it takes"
-_MENDS: Final = {
-    401: _CREDENTIALS_MEND,
-    403: _CREDENTIALS_MEND,
-    404: "give the URL that it takes events at",
-    405: "give the URL that it takes events at",
+_CREDENTIALS_REMEDY: Final = "give credentials that it accepts"
+_REMEDIES: Final = {
+    401: _CREDENTIALS_REMEDY,
+    403: _CREDENTIALS_REMEDY,
+    404: "give the URL at which it accepts events",
+    405: "give the URL at which it accepts events",
 }
-_REDIRECT_MEND: Final = "redirects are not followed, so give the URL that it points to"
+_REDIRECT_REMEDY: Final = "redirects are not followed, so give the URL that it points to"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer: as much of its ``body`` as was to be read, and that as ``text`` for a person.
+    """Answer of a receiver.
 
-    ``after_seconds`` is how long the receiver asked to be left alone, None where it did not.
+    ``body`` is cut at the limit of the request; ``text`` is the body as text for a person.
+    ``after_seconds`` is the pause that the receiver asked for, or None.
     """
 
     status: int
@@ -71,40 +72,40 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
-        """Whether it is one of 2xx."""
+        """True if the status is 2xx."""
         return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
     def json(self) -> Any:
-        """Its body as JSON, None where it is none."""
+        """Return the decoded JSON of the body, or None if it is not JSON."""
         try:
             return orjson.loads(self.body)
         except orjson.JSONDecodeError:
             return None
 
 
-class Web:
-    """A session with a receiver.
+class HttpSession:
+    """HTTP session with a receiver.
 
-    Opening it reads secrets and certificates, and connects once to see who is there: no request
-    is made for it, since none is known to be harmless to every receiver.
+    Opening it reads secrets and certificates, and connects once as a test of the receiver. The test
+    sends no request, since no request is known to be harmless to every receiver.
     """
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self._session: aiohttp.ClientSession | None = None
-        #: What is never to be seen in an error, though a receiver may repeat it.
-        self._hidden: tuple[str, ...] = ()
+        #: Texts that no error may show, although a receiver may repeat them.
+        self._secrets: tuple[str, ...] = ()
 
     async def open(self) -> None:
         """Connect; raises DeliveryError."""
-        headers, self._hidden, context = await asyncio.to_thread(self._prepared)
-        await self._reach(None if self._receiver.proxy else context)
+        headers, self._secrets, context = await asyncio.to_thread(self._prepare)
+        await self._test_connection(None if self._receiver.proxy else context)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=context or True),
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS),
-            # Nothing that is packed is asked for, so none can become larger than it came.
+            # No compressed answer is requested, so an answer can't grow by decompression.
             auto_decompress=False,
             trust_env=False,
         )
@@ -115,7 +116,7 @@ class Web:
         if session is not None:
             await session.close()
 
-    async def ask(  # noqa: PLR0913 - what a request is made of
+    async def request(  # noqa: PLR0913 - the parts of a request
         self,
         method: str,
         path: str = "",
@@ -125,24 +126,25 @@ class Web:
         headers: Mapping[str, str] | None = None,
         answer_bytes: int = _ANSWER_BYTES,
     ) -> Answer:
-        """Make a request, and read up to ``answer_bytes`` of its answer, whatever it is.
+        """Send a request and return its answer, whatever the status; read ``answer_bytes`` at most.
 
-        Raises DeliveryError when there is none, or its end never comes.
+        ``path`` is appended to the receiver's URL. Raises DeliveryError if there is no answer, or
+        if its end does not arrive.
         """
         if self._session is None:
-            raise DeliveryError(f"{self._receiver.name} is not connected to")
+            raise DeliveryError(f"{self._receiver.name} is not connected")
         fields = dict(headers or {})
         if body:
             fields["Content-Type"] = content_type
             if self._receiver.is_compressed and len(body) >= _GZIP_BYTES:
                 fields["Content-Encoding"] = "gzip"
-                body = await _packed(body)
+                body = await _compress(body)
         try:
             async with self._session.request(
                 method,
                 self._receiver.url + path,
                 headers=fields,
-                # Written piece by piece, unlike bytes.
+                # aiohttp writes a file in chunks, but bytes at once.
                 data=io.BytesIO(body) if body else None,
                 proxy=self._receiver.proxy,
                 allow_redirects=False,
@@ -152,68 +154,70 @@ class Web:
             # Not `from error`: aiohttp's errors hold the request, with its credentials.
             raise self._failure(error) from None
 
-    def fault(self, answer: Answer) -> DeliveryError:
-        """What an answer that is no success means: RefusedError, or DeliveryError."""
-        sentence = self.sentence(answer)
+    def error(self, answer: Answer) -> DeliveryError:
+        """Return the error for an answer that is no success: RefusedError or DeliveryError."""
+        sentence = self.describe(answer)
         if answer.status in _REFUSING:
             return RefusedError(sentence)
         return DeliveryError(sentence, after_seconds=answer.after_seconds)
 
-    def sentence(self, answer: Answer, mend: str = "") -> str:
-        """An answer for a person, with its usual mend where none is given."""
-        phrase = _phrase(answer.status)
+    def describe(self, answer: Answer, remedy: str = "") -> str:
+        """Describe an answer to a person; without ``remedy``, add the usual one for its status."""
+        phrase = _reason_phrase(answer.status)
         if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
-            mend = mend or _REDIRECT_MEND
-        said = [f"{self._receiver.name} answers {answer.status}{phrase}", answer.text]
-        return ": ".join(part for part in (*said, mend or _MENDS.get(answer.status, "")) if part)
+            remedy = remedy or _REDIRECT_REMEDY
+        answered = [f"{self._receiver.name} answers {answer.status}{phrase}", answer.text]
+        return ": ".join(
+            part for part in (*answered, remedy or _REMEDIES.get(answer.status, "")) if part
+        )
 
     def printable(self, text: object) -> str:
-        """What a receiver says, fit for an error: on one line, short, and without our secrets."""
-        said = str(text)
-        for secret in self._hidden:
-            said = said.replace(secret, "***")
-        said = _SPACES.sub(" ", said[: _TEXT_LENGTH * 4]).strip()
-        return "".join(c if c.isprintable() else "?" for c in said[:_TEXT_LENGTH])
+        """Return a receiver's text for an error: one short printable line without our secrets."""
+        line = str(text)
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        line = _SPACES.sub(" ", line[: _TEXT_LENGTH * 4]).strip()
+        return "".join(c if c.isprintable() else "?" for c in line[:_TEXT_LENGTH])
 
-    def _prepared(self) -> tuple[dict[str, str], tuple[str, ...], ssl.SSLContext | None]:
-        """Headers, what of them is secret, and how to speak TLS; raises DeliveryError."""
+    def _prepare(self) -> tuple[dict[str, str], tuple[str, ...], ssl.SSLContext | None]:
+        """Return headers, the secrets in them, and the TLS context; raises DeliveryError."""
         receiver = self._receiver
         headers = {"User-Agent": "ocsf-nft", "Accept-Encoding": "identity"}
-        hidden = []
+        secrets = []
         for name, value in receiver.headers.items():
             headers[name] = value if isinstance(value, str) else value.read()
             if isinstance(value, Secret):
-                hidden.append(headers[name])
+                secrets.append(headers[name])
         if receiver.credentials is not None:
             secret = receiver.credentials.secret.read()
             headers["Authorization"] = receiver.credentials.header(secret)
-            hidden += [secret, headers["Authorization"].partition(" ")[2]]
+            secrets += [secret, headers["Authorization"].partition(" ")[2]]
         for name, value in headers.items():
             if not value.isprintable():
-                raise DeliveryError(f"the value of the header {name} has characters that none may")
+                raise DeliveryError(f"the header {name} has characters that are not printable")
         context = (receiver.tls or Tls()).context() if receiver.is_https else None
-        return headers, tuple(hidden), context
+        return headers, tuple(secrets), context
 
-    async def _reach(self, context: ssl.SSLContext | None) -> None:
-        """Connect to the next hop and leave it; raises DeliveryError."""
+    async def _test_connection(self, context: ssl.SSLContext | None) -> None:
+        """Connect to the next hop and disconnect; raises DeliveryError."""
         host, port = self._receiver.next_hop
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 _, writer = await asyncio.open_connection(host, port, ssl=context)
         except (TimeoutError, OSError) as error:
             raise self._failure(error) from None
-        # Not closed in the regular way: TLS waits for the other side to say good-bye.
+        # Aborted, since a regular close of TLS waits for the peer's close_notify.
         writer.transport.abort()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
-    async def _answer(self, response: aiohttp.ClientResponse, most: int) -> Answer:
-        body = await _read(response, most)
+    async def _answer(self, response: aiohttp.ClientResponse, max_bytes: int) -> Answer:
+        body = await _read(response, max_bytes)
         return Answer(
             status=response.status,
             body=body,
             text=self.printable(body.decode(errors="replace")),
-            after_seconds=_seconds(response.headers.get("Retry-After")),
+            after_seconds=_retry_after_seconds(response.headers.get("Retry-After")),
         )
 
     def _failure(self, error: Exception) -> DeliveryError:
@@ -221,7 +225,7 @@ class Web:
         return DeliveryError(f"{self._receiver.name} can't be reached{via}: {_cause(error)}")
 
 
-async def _packed(body: bytes) -> bytes:
+async def _compress(body: bytes) -> bytes:
     if len(body) < _THREAD_BYTES:
         return _gzip(body)
     return await asyncio.to_thread(_gzip, body)
@@ -231,27 +235,27 @@ def _gzip(body: bytes) -> bytes:
     return gzip.compress(body, _GZIP_LEVEL, mtime=0)
 
 
-async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """An answer's body up to a bound; of what is longer, JSON is cut, and so is none."""
+async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return at most ``max_bytes`` of a body; JSON that is cut there is no valid JSON."""
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         body += chunk
-        if len(body) > most:
+        if len(body) > max_bytes:
             response.close()
             break
-    return bytes(body[:most])
+    return bytes(body[:max_bytes])
 
 
-def _phrase(status: int) -> str:
-    """What a status is called; a receiver's own words for it are its business."""
+def _reason_phrase(status: int) -> str:
+    """Return the standard phrase of a status, not the receiver's own one."""
     try:
         return f" {HTTPStatus(status).phrase}"
     except ValueError:
         return ""
 
 
-def _seconds(value: str | None) -> float | None:
-    """Retry-After as seconds from now: a number of them, or a date (RFC 9110, 10.2.3)."""
+def _retry_after_seconds(value: str | None) -> float | None:
+    """Return Retry-After in seconds from now; it is a number or a date (RFC 9110, 10.2.3)."""
     if value is None:
         return None
     if value.isascii() and value.isdigit():
@@ -265,36 +269,36 @@ def _seconds(value: str | None) -> float | None:
 
 
 def _cause(error: Exception) -> str:
-    """Why there is no answer, in our words: a receiver has a say in aiohttp's."""
+    """Return the cause of a missing answer in our words; aiohttp's may repeat the receiver's."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         error = error.certificate_error
     elif isinstance(error, aiohttp.ClientConnectorError):
         error = error.os_error
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
-            f"its certificate is not to be trusted ({error.verify_message}): "
-            "name its authority in tls.ca, and it as its certificate does"
+            f"its certificate is not trusted ({error.verify_message}): "
+            "give its authority in tls.ca, and use the host name that is in its certificate"
         )
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"the proxy answers {error.status}{_phrase(error.status)}"
+        return f"the proxy answers {error.status}{_reason_phrase(error.status)}"
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
         return _CUT
     if isinstance(error, aiohttp.ClientResponseError):
-        return "what it answers is no HTTP"
+        return "its answer is not HTTP"
     if isinstance(error, ssl.SSLError):
-        return f"TLS failed ({error.reason}): see whether it speaks TLS there"
+        return f"TLS failed ({error.reason}): check that this port uses TLS"
     if not isinstance(error, OSError):
         return type(error).__name__
-    return _systems(error)
+    return _os_error_text(error)
 
 
-def _systems(error: OSError) -> str:
-    """What the system says, or whoever speaks in its name."""
+def _os_error_text(error: OSError) -> str:
+    """Return the text of a system error, or of an error that a library made in its form."""
     if isinstance(error, TimeoutError) and error.errno is None:
-        return f"there is no connection after {_CONNECT_SECONDS:g} s"
-    said = error.strerror or str(error)
-    # aiohttp tells what it could not write by its whole URL, in which there may be a token.
-    if "://" in said:
+        return f"no connection after {_CONNECT_SECONDS:g} s"
+    text = error.strerror or str(error)
+    # aiohttp's write error has the whole URL, which may hold a token.
+    if "://" in text:
         return _CUT
-    # What asyncio makes of a number is for programmers; those below 0 are of names, not of errors.
-    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else said
+    # asyncio's own text is for programmers. Negative numbers are errors of name lookup.
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else text

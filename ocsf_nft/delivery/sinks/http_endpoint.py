@@ -1,4 +1,4 @@
-"""Whom a sink that speaks HTTP talks to, and with what rights."""
+"""Receiver of an HTTP sink: its URL, its credentials and the way to it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the header ``Authorization`` is made of (RFC 9110, 11.6.2).
+    """Parts of the header ``Authorization`` (RFC 9110, 11.6.2).
 
-    ``secret`` is a token, or the password of ``user`` for the scheme Basic (RFC 7617, 2).
+    ``secret`` is a token, or for the scheme Basic the password of ``user`` (RFC 7617, 2).
     """
 
     scheme: Literal["Basic", "Bearer", "ApiKey", "Splunk"]
@@ -26,7 +26,7 @@ class Credentials:
     user: str = ""
 
     def header(self, secret: str) -> str:
-        """The header's value, given what the secret is now."""
+        """Return the header's value for the current text of the secret."""
         if self.scheme == "Basic":
             secret = base64.b64encode(f"{self.user}:{secret}".encode()).decode()
         return f"{self.scheme} {secret}"
@@ -34,11 +34,11 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receiver:
-    """A server, by the ``url`` that all of its paths begin with.
+    """HTTP server that receives events.
 
-    ``headers`` are sent with every request. ``tls`` is for a URL of https, None for the system's
-    authorities. A ``proxy`` is used only where one is given, whatever the environment says.
-    ``is_compressed`` sends gzip.
+    All paths begin with ``url``. ``headers`` are sent with every request. ``tls`` is for an https
+    URL; None means the system's authorities. Only ``proxy`` selects a proxy; environment variables
+    are ignored. ``is_compressed`` allows gzip.
     """
 
     url: str
@@ -50,16 +50,16 @@ class Receiver:
 
     @property
     def name(self) -> str:
-        """The URL for a person: without its query, in which there may be a token."""
+        """URL for a person, without the query, which may hold a token."""
         return urlsplit(self.url)._replace(query="").geturl()
 
     @property
     def is_https(self) -> bool:
-        """Whether it is spoken to over TLS."""
+        """True if the URL uses TLS."""
         return urlsplit(self.url).scheme == "https"
 
     @property
     def next_hop(self) -> tuple[str, int]:
-        """Whom to connect to: host and port of the proxy, or of the receiver itself."""
+        """Host and port to connect to: those of the proxy, or of the receiver if there is none."""
         parts = urlsplit(self.proxy or self.url)
         return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

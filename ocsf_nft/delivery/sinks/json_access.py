@@ -1,4 +1,7 @@
-"""What is read of JSON that others wrote: of an event apart from itself, and of answers."""
+"""Access to values in decoded JSON of any shape: stored events and answers of receivers.
+
+``path`` is the sequence of object keys that leads to a value.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,26 @@ from typing import Any
 
 
 def milliseconds(event: Any, *path: str) -> int:
-    """A moment of an event in ms since the epoch, 0 where it has none."""
-    return max(whole(event, *path) or 0, 0)
+    """Return a time of an event in ms since the epoch, or 0 if it has none."""
+    return max(integer(event, *path) or 0, 0)
 
 
-def text(found: Any, *path: str) -> str:
-    """The text at a place, empty where there is none."""
-    value = at(found, *path)
+def text(document: Any, *path: str) -> str:
+    """Return the text at ``path``, or an empty one if there is none."""
+    value = value_at(document, *path)
     return value if isinstance(value, str) else ""
 
 
-def whole(found: Any, *path: str) -> int | None:
-    """The number without a fraction at a place, None where there is none."""
-    value = at(found, *path)
+def integer(document: Any, *path: str) -> int | None:
+    """Return the integer at ``path``, or None if there is none."""
+    value = value_at(document, *path)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def at(found: Any, *path: str) -> Any:
-    """What is at a place, None where there is no such place."""
+def value_at(document: Any, *path: str) -> Any:
+    """Return the value at ``path``, or None if the path does not exist."""
     for name in path:
-        if not isinstance(found, Mapping):
+        if not isinstance(document, Mapping):
             return None
-        found = found.get(name)
-    return found
+        document = document.get(name)
+    return document

@@ -1,4 +1,4 @@
-"""What writes JSON Lines to a descriptor: a thread of its own, and whole lines only."""
+"""Writer of JSON Lines to a descriptor: it has its own thread and writes whole lines only."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.envelope import Message
 
 
-#: Of each place, when who has it has done its last work: another one that began before would write
-#: between the parts of its batch.
-_HELD: Final[dict[str, Future[None]]] = {}
+#: End of the latest writer of each destination. A second writer that starts before that end could
+#: write between the parts of the first one's batch.
+_ENDS: Final[dict[str, Future[None]]] = {}
 
 
-class Writer:
-    """A thread that has a sink's descriptor from when it is opened until it is closed.
+class WriterThread:
+    """Thread that uses a sink's descriptor from its opening to its closing.
 
-    Nothing is written between the parts of a batch, nothing closes under a write, and no other
-    slow work stands before it. A write can't be stopped, and a pipe that nobody reads would never
-    let go: who is cancelled does not wait for it. It is still done to its end, and what waited
-    for its turn is not begun.
+    So nothing is written between the parts of a batch, nothing closes the descriptor during a
+    write, and no other slow job delays a write. A write can't be stopped, and a write to a pipe
+    without a reader never returns. So a cancelled caller does not wait for it. The write still runs
+    to its end, and the waiting jobs of cancelled callers are not started.
     """
 
-    def __init__(self, name: str, place: object) -> None:
-        """``name`` is the thread's; at one ``place`` one at a time writes."""
+    def __init__(self, name: str, destination: object) -> None:
+        """Create a writer; ``name`` is the thread's, and a ``destination`` has one at a time."""
         self._name = name
-        self._place = f"{name} {place}"
+        self._destination = f"{name} {destination}"
         self._thread: ThreadPoolExecutor | None = None
         self._ended: Future[None]
 
-    async def begin(self, work: Callable[[], None]) -> None:
-        """Do the first work in a new thread, once nobody else has the place.
+    async def start(self, job: Callable[[], None]) -> None:
+        """Run the first job in a new thread, after the end of another writer of the destination.
 
-        Whoever has begun, or tried to, has to :meth:`end`.
+        The caller must call :meth:`stop`, also if this fails.
         """
-        while (before := _HELD.get(self._place)) is not None and not before.done():
+        while (before := _ENDS.get(self._destination)) is not None and not before.done():
             await asyncio.wait([asyncio.wrap_future(before)])
-        self._ended = _HELD[self._place] = Future()
+        self._ended = _ENDS[self._destination] = Future()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
-        await self.do(work)
+        await self.run(job)
 
-    async def do(self, work: Callable[[], None]) -> None:
-        """Do work after what was begun before."""
-        # Not shielded: a thread that has begun can't be stopped, and what has not must not be.
-        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def run(self, job: Callable[[], None]) -> None:
+        """Run a job after all earlier ones; raises its error."""
+        # Not shielded: a running job can't be stopped, and a waiting one must not start.
+        await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
-    async def end(self, close: Callable[[], None], *, is_waited_for: bool) -> None:
-        """Do the last work; raises its error where it is waited for."""
+    async def stop(self, close: Callable[[], None], *, is_waited_for: bool) -> None:
+        """Run the last job; if it is waited for, raise its error."""
         if self._thread is None:
             return
         ended = self._thread.submit(close)
-        ended.add_done_callback(partial(_leave, self._ended))
+        ended.add_done_callback(partial(_set_ended, self._ended))
         self._thread.shutdown(wait=False)
         self._thread = None
         if is_waited_for:
@@ -67,20 +67,20 @@ class Writer:
 
 
 def lines_of(messages: Sequence[Message]) -> bytes:
-    """Messages as JSON Lines."""
+    """Return messages as JSON Lines."""
     return b"".join(part for message in messages for part in (message.line, b"\n"))
 
 
 def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
-    """Write lines, to a file at its end; raises OSError.
+    """Write lines, in a regular file at its end; raises OSError.
 
-    What a full disk cut short is taken back, so that who follows the file reads no half event.
-    With ``sync`` the lines of a file are on the disk then, a power cut included.
+    If a full disk cuts them short, they are removed again, so a reader of the file gets no half
+    event. With ``sync`` the lines of a file survive a power cut when this returns.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         _write_all(descriptor, lines)
         return
-    # A file that somebody emptied, and that was not opened for appending, would get a hole.
+    # Without O_APPEND, a file that another process truncated would get a hole.
     size = os.lseek(descriptor, 0, os.SEEK_END)
     try:
         _write_all(descriptor, lines)
@@ -91,8 +91,8 @@ def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
             os.ftruncate(descriptor, size)
         raise
     if os.fstat(descriptor).st_size < size + len(lines):
-        # logrotate's copytruncate: the lines may have gone with what it had copied before.
-        raise OSError(errno.EIO, "somebody emptied it just now")
+        # logrotate's copytruncate: its copy may lack the lines that it truncated.
+        raise OSError(errno.EIO, "another process truncated it during the write")
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -101,16 +101,16 @@ def _write_all(descriptor: int, data: bytes) -> None:
         try:
             rest = rest[os.write(descriptor, rest) :]
         except BlockingIOError:
-            # A named pipe, or standard output that whoever gave us it made so, for themselves too.
+            # A named pipe, or standard output that the parent process set to non-blocking.
             select.select((), (descriptor,), ())
 
 
-def _leave(held: Future[None], _: Future[None]) -> None:
-    held.set_result(None)
+def _set_ended(ended: Future[None], _: Future[None]) -> None:
+    ended.set_result(None)
 
 
-async def _wait(work: Future[None]) -> None:
-    """Wait for work that goes on when the waiting is cancelled; raises its error."""
-    waiting = asyncio.wrap_future(work)
+async def _wait(job: Future[None]) -> None:
+    """Wait for a job, which continues if the waiting is cancelled; raises its error."""
+    waiting = asyncio.wrap_future(job)
     await asyncio.wait((waiting,))
     waiting.result()

@@ -1,8 +1,8 @@
-"""A client library's event loop, in a thread of its own.
+"""Event loop of a client library in a separate thread.
 
-A library may have tasks that nobody else can end, swallow a cancellation, compress in the event
-loop, or wait at its end for a receiver that says nothing more. Here it holds up nobody: who is
-cancelled goes at once, and what is left undone ends with the loop.
+A library may start tasks that no other code can end, ignore a cancellation, compress in the event
+loop, or wait during its close for a silent receiver. In a separate thread it blocks no other code:
+a cancelled caller returns at once, and unfinished tasks end with the loop.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How long a task that was cancelled may take to notice.
-_NOTICE_SECONDS: Final = 1.0
+#: Maximum time that a cancelled task has to end.
+_CANCEL_SECONDS: Final = 1.0
 
 
-class Aside:
-    """A thread that runs an event loop from :meth:`begin` to :meth:`end`, again and again."""
+class LoopThread:
+    """Thread that runs an event loop from :meth:`start` to :meth:`stop`, also repeatedly."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -33,11 +33,11 @@ class Aside:
         self._ended: Future[None]
 
     @property
-    def is_begun(self) -> bool:
-        """Whether there is a thread."""
+    def is_running(self) -> bool:
+        """True between start and stop."""
         return self._loop is not None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the thread."""
         self._loop = _Loop()
         self._ended = Future()
@@ -45,18 +45,19 @@ class Aside:
             target=_run, args=(self._loop, self._ended), name=self._name, daemon=True
         ).start()
 
-    async def do(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do work in the thread; cancelled when who waits for it is, without waiting for that.
+    async def run(self, job: Coroutine[Any, Any, T]) -> T:
+        """Run a job in the thread and return its result.
 
-        Raises what the work raises, and DeliveryError when there is no thread.
+        If the caller is cancelled, the job is cancelled too, but the caller does not wait for that.
+        Raises the error of the job, and DeliveryError if there is no thread.
         """
         if self._loop is None:
-            work.close()
+            job.close()
             raise DeliveryError(f"{self._name} is not connected")
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(job, self._loop))
 
-    async def end(self) -> None:
-        """Cut all connections and cancel all tasks; nothing is sent once it returns."""
+    async def stop(self) -> None:
+        """Abort all connections and cancel all tasks; nothing is sent after this returns."""
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.call_soon_threadsafe(loop.stop)
@@ -64,37 +65,37 @@ class Aside:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop that knows its connections, since the libraries have no way to cut theirs."""
+    """Event loop that knows its connections, since the libraries can't abort theirs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._cuttable: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
-        # What goes wrong is told to who waits for it. Nobody waits for what is left undone.
+        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
+        # Callers get the errors of their jobs. The errors of unfinished tasks have no reader.
         self.set_exception_handler(lambda _loop, _context: None)
 
-    async def create_connection(self, *given: Any, **options: Any) -> Any:
-        transport, protocol = await super().create_connection(*given, **options)
-        self._cuttable.add(transport)
+    async def create_connection(self, *arguments: Any, **options: Any) -> Any:
+        transport, protocol = await super().create_connection(*arguments, **options)
+        self._transports.add(transport)
         return transport, protocol
 
-    async def cut(self) -> None:
-        """Cut all connections, then cancel all tasks."""
-        for transport in tuple(self._cuttable):
+    async def abort(self) -> None:
+        """Abort all connections, then cancel all tasks."""
+        for transport in tuple(self._transports):
             transport.abort()
-        await asyncio.sleep(0)  # for the transports to tell whom they belong to
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
+        await asyncio.sleep(0)  # lets the transports notify their protocols
+        unfinished = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in unfinished:
             task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=_NOTICE_SECONDS)
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=_CANCEL_SECONDS)
 
 
 def _run(loop: _Loop, ended: Future[None]) -> None:
     try:
         loop.run_forever()
-        loop.run_until_complete(loop.cut())
+        loop.run_until_complete(loop.abort())
     finally:
         ended.set_result(None)
-        # A name that is being looked up can't be given up: the thread waits for it, alone.
+        # A running name lookup can't be cancelled: only this thread waits for it.
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()

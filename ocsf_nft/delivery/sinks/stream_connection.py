@@ -1,7 +1,8 @@
-"""A connection that bytes are sent through, to a peer that says nothing of having got them.
+"""Stream connection to a peer that sends no acknowledgements.
 
-What can be known is what is on its way: ``SIOCOUTQ`` counts the bytes that the peer's kernel has
-not acknowledged (tcp(7)), and of a Unix socket those that the peer has not read (unix(7)).
+The number of outstanding bytes is known. For TCP, ``SIOCOUTQ`` counts the bytes that the peer's
+kernel has not acknowledged (tcp(7)). For a Unix socket it counts the bytes that the peer has not
+read (unix(7)).
 """
 
 from __future__ import annotations
@@ -24,83 +25,83 @@ T = TypeVar("T")
 _CHUNK_BYTES: Final = 1 << 16
 _SHORTEST_WAIT_SECONDS: Final = 0.0005
 _LONGEST_WAIT_SECONDS: Final = 0.02
-#: l_onoff and l_linger: what is on its way is not sent any more, and the peer told so (socket(7)).
-_AT_ONCE: Final = struct.pack("ii", 1, 0)
+#: l_onoff and l_linger: discard unsent bytes and reset the connection on close (socket(7)).
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class Stream:
-    """A connected socket that does not block, TLS in it or not; :meth:`close` closes it.
+    """Connected non-blocking socket, with or without TLS; :meth:`close` closes it.
 
-    A peer that has closed its side counts as gone. What it says is read and forgotten.
+    If the peer closes its side, the connection counts as closed. Data of the peer are discarded.
     """
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
-        self._is_owing = False
+        self._is_incomplete = False
 
-    async def shake_hands(self) -> None:
-        """Do what TLS begins with; raises OSError (ssl.SSLError is one)."""
+    async def handshake(self) -> None:
+        """Do the TLS handshake, if there is TLS; raises OSError (ssl.SSLError is one)."""
         if isinstance(self._socket, ssl.SSLSocket):
             await self._when_ready(self._socket.do_handshake)
 
     async def send(self, data: bytes) -> None:
-        """Hand all of it to the kernel; raises OSError, also when the peer was gone before."""
-        self._hold_open()
-        self._is_owing = True
+        """Pass all data to the kernel; raises OSError, also if the peer has closed before."""
+        self._check_open()
+        self._is_incomplete = True
         rest = memoryview(data)
         while rest:
             sent = await self._when_ready(partial(self._socket.send, rest[:_CHUNK_BYTES]))
             rest = rest[sent:]
 
-    async def acknowledged(self) -> None:
-        """Wait until nothing that was sent is on its way; raises OSError."""
+    async def wait_until_acknowledged(self) -> None:
+        """Wait until no sent byte is outstanding; raises OSError."""
         seconds = _SHORTEST_WAIT_SECONDS
-        while self._on_its_way():
-            self._hold_open()
+        while self._outstanding_bytes():
+            self._check_open()
             await asyncio.sleep(seconds)
             seconds = min(2 * seconds, _LONGEST_WAIT_SECONDS)
-        # After the count, not before it: what a peer that died had not got is on no way any more.
-        self._hold_open()
-        self._is_owing = False
+        # Checked after the count: bytes for a peer that has died count as outstanding no longer.
+        self._check_open()
+        self._is_incomplete = False
 
-    async def stays(self, seconds: float) -> None:
-        """Wait for so long; raises OSError as soon as the peer ends it."""
+    async def watch(self, seconds: float) -> None:
+        """Wait for a time; raises OSError as soon as the peer closes the connection."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
                     await self._readable()
-                    self._hold_open()
+                    self._check_open()
 
     def close(self) -> None:
-        """Close it; what is on its way of a delivery that was not completed is taken back."""
+        """Close the connection; discard the outstanding bytes of an incomplete delivery."""
         try:
-            if self._is_owing:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            if self._is_incomplete:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             elif isinstance(self._socket, ssl.SSLSocket):
-                # Says that this is the end (RFC 5425, 4.4), and does not wait for an answer.
+                # Sends close_notify (RFC 5425, 4.4) and does not wait for the answer.
                 self._socket.unwrap()
         except OSError:
-            pass  # the connection is no more, or has no answer yet
+            pass  # the connection is closed already, or the answer has not arrived yet
         finally:
             self._socket.close()
 
-    def _on_its_way(self) -> int:
+    def _outstanding_bytes(self) -> int:
         answer = fcntl.ioctl(self._socket, termios.TIOCOUTQ, struct.pack("i", 0))
         return int(struct.unpack("i", answer)[0])
 
-    def _hold_open(self) -> None:
-        """Raise OSError when the peer is gone."""
+    def _check_open(self) -> None:
+        """Discard received data; raise OSError if the peer has closed the connection."""
         try:
-            said = self._socket.recv(_CHUNK_BYTES)
+            received = self._socket.recv(_CHUNK_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
-        if not said:
+        if not received:
             raise OSError("it closed the connection")
 
-    async def _when_ready(self, do: Callable[[], T]) -> T:
+    async def _when_ready(self, operation: Callable[[], T]) -> T:
         while True:
             try:
-                return do()
+                return operation()
             except (BlockingIOError, ssl.SSLWantWriteError):
                 await self._writable()
             except ssl.SSLWantReadError:

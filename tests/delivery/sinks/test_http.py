@@ -36,7 +36,7 @@ async def test_a_json_array_has_all_events_as_they_are(number: int) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-async def test_every_success_is_one_whatever_it_says(status: int) -> None:
+async def test_http_sink_accepts_every_2xx_status_with_any_body(status: int) -> None:
     server = AnyJson()
     server.then(says(status, "" if status == 204 else "<html>thanks"))
     async with serving(server) as url, Http(receiver=Receiver(url=url)) as sink:
@@ -57,7 +57,7 @@ async def test_an_event_that_is_wrong_has_the_batch_refused_and_the_sink_goes_on
     assert server.lines == [batch[number].line for number in (0, 1, 3)]
 
 
-async def test_a_long_thank_you_is_not_read_and_the_next_batch_goes_out() -> None:
+async def test_http_sink_ignores_a_long_answer_and_sends_the_next_batch() -> None:
     server, batch = AnyJson(), attempts(2)
     server.then(floods(200, []))
     async with serving(server) as url, Http(receiver=Receiver(url=url)) as sink:
@@ -66,7 +66,9 @@ async def test_a_long_thank_you_is_not_read_and_the_next_batch_goes_out() -> Non
     assert server.lines == [message.line for message in batch]
 
 
-async def test_a_user_and_password_are_shown_and_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_http_sink_sends_a_password_and_masks_it_in_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PASSWORD_OF_THE_TEST", "open sesame")
     password = Secret("environment", "PASSWORD_OF_THE_TEST")
     server = AnyJson(authorization="Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==")  # RFC 7617, 2
@@ -80,9 +82,9 @@ async def test_a_user_and_password_are_shown_and_not_told(monkeypatch: pytest.Mo
     assert len(server.lines) == 1
 
 
-async def test_a_sink_that_was_left_delivers_nothing() -> None:
+async def test_closed_http_sink_delivers_nothing() -> None:
     async with serving(AnyJson()) as url:
         async with Http(receiver=Receiver(url=url)) as sink:
             pass
-        with pytest.raises(DeliveryError, match="is not connected to"):
+        with pytest.raises(DeliveryError, match="is not connected"):
             await sink.deliver(attempts(1))

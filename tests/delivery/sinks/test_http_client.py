@@ -111,7 +111,7 @@ async def test_a_receiver_that_dies_gets_the_batch_again_when_it_is_back(
         sink = kind.sink(url, token)
         server.then(death)
         async with sink:
-            with pytest.raises(DeliveryError, match="it cut the connection before the end"):
+            with pytest.raises(DeliveryError, match="it closed the connection before the end"):
                 await sink.deliver(batch)
     with pytest.raises(DeliveryError, match="can't be reached"):
         await sink.open()
@@ -120,7 +120,7 @@ async def test_a_receiver_that_dies_gets_the_batch_again_when_it_is_back(
     assert server.lines == [message.line for message in batch]
 
 
-async def test_a_delivery_that_takes_too_long_can_be_cut_at_once(kind: Kind, token: Secret) -> None:
+async def test_web_sink_can_be_cancelled_during_a_delivery(kind: Kind, token: Secret) -> None:
     server = kind.server()
     server.then(hangs)
     async with (
@@ -139,7 +139,7 @@ async def test_a_delivery_that_takes_too_long_can_be_cut_at_once(kind: Kind, tok
     assert len(server.seen) == 2
 
 
-async def test_a_server_that_says_nothing_at_all_can_be_left_at_once(
+async def test_web_sink_can_be_cancelled_while_a_server_is_silent(
     kind: Kind, token: Secret
 ) -> None:
     # Connections wait in the backlog, and no handshake is ever answered.
@@ -169,9 +169,9 @@ async def test_delivery_error_of_web_sink_is_temporary(
     async with serving(server) as url:
         for status, cause in (
             (302, "redirects are not followed"),
-            (401, "give credentials that it takes"),
-            (403, "give credentials that it takes"),
-            (404, "give the URL that it takes events at"),
+            (401, "give credentials that it accepts"),
+            (403, "give credentials that it accepts"),
+            (404, "give the URL at which it accepts events"),
             (429, "429 Too Many Requests"),
             (500, "500 Internal Server Error"),
             (503, "503 Service Unavailable"),
@@ -187,7 +187,7 @@ async def test_delivery_error_of_web_sink_is_temporary(
                 assert error.after_seconds is None
 
 
-async def test_nobody_else_gets_the_events_by_a_redirect(kind: Kind, token: Secret) -> None:
+async def test_web_sink_follows_no_redirect(kind: Kind, token: Secret) -> None:
     server, other = kind.server(), kind.server()
     async with serving(other) as elsewhere, serving(server) as url:
         server.then(says(307, Location=elsewhere + "/services/collector/event"))
@@ -195,7 +195,7 @@ async def test_nobody_else_gets_the_events_by_a_redirect(kind: Kind, token: Secr
     assert other.seen == []
 
 
-async def test_web_sink_refuses_batch_that_is_wrong_as_a_whole(
+async def test_web_sink_refuses_a_batch_that_the_receiver_refuses(
     kind: Kind, token: Secret, subtests: pytest.Subtests
 ) -> None:
     server = kind.server()
@@ -240,7 +240,9 @@ async def test_web_sink_ignores_invalid_retry_after(
 
 
 @pytest.mark.parametrize("status", [200, 500])
-async def test_of_an_endless_answer_little_is_read(kind: Kind, token: Secret, status: int) -> None:
+async def test_web_sink_reads_an_endless_answer_up_to_a_limit(
+    kind: Kind, token: Secret, status: int
+) -> None:
     server = kind.server()
     sent: list[int] = []
     server.then(floods(status, sent))
@@ -256,7 +258,7 @@ async def test_of_an_endless_answer_little_is_read(kind: Kind, token: Secret, st
 
 
 @pytest.mark.parametrize("name", READING)
-async def test_web_sink_rejects_invalid_success(
+async def test_web_sink_refuses_an_invalid_success(
     name: str, token: Secret, subtests: pytest.Subtests
 ) -> None:
     kind = KINDS[name]
@@ -270,7 +272,7 @@ async def test_web_sink_rejects_invalid_success(
                 assert "answers 200 OK" in str(error)
 
 
-async def test_what_is_no_http_is_an_error(kind: Kind, token: Secret) -> None:
+async def test_web_sink_reports_an_answer_that_is_not_http(kind: Kind, token: Secret) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await reader.readuntil(b"\r\n\r\n")
@@ -283,7 +285,7 @@ async def test_what_is_no_http_is_an_error(kind: Kind, token: Secret) -> None:
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         query = f"?code={SECRET}" if kind is KINDS["http"] else ""
         error = await fault(kind.sink(url + query, token))
-    assert "what it answers is no HTTP" in str(error)
+    assert "its answer is not HTTP" in str(error)
 
 
 async def test_web_sink_does_not_repeat_secret_that_no_header_holds(
@@ -298,13 +300,13 @@ async def test_web_sink_does_not_repeat_secret_that_no_header_holds(
                 assert secret not in str(caught.value)
 
 
-async def test_a_sink_shows_no_secret_of_itself(kind: Kind, token: Secret) -> None:
+async def test_repr_of_a_web_sink_shows_no_secret(kind: Kind, token: Secret) -> None:
     async with serving(kind.server()) as url, kind.sink(url, token) as sink:
         await sink.deliver(attempts(1))
         assert SECRET not in repr(sink)
 
 
-async def test_a_query_is_sent_and_not_told(token: Secret) -> None:
+async def test_http_sink_sends_a_query_and_does_not_show_it_in_errors(token: Secret) -> None:
     server = AnyJson()
     async with serving(server) as url:
         sink = KINDS["http"].sink(f"{url}/in?code={SECRET}", token)
@@ -318,7 +320,7 @@ async def test_a_query_is_sent_and_not_told(token: Secret) -> None:
 
 
 @pytest.mark.parametrize("is_heard", [False, True])
-async def test_a_receiver_that_cuts_what_it_is_sent_is_told_without_the_query(
+async def test_error_for_a_request_that_the_receiver_aborts_has_no_query(
     token: Secret, is_heard: bool
 ) -> None:
     async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -343,11 +345,11 @@ async def test_a_receiver_that_cuts_what_it_is_sent_is_told_without_the_query(
         aiohttp.ClientOSError(32, f"Can not write request body for http://x/?code={SECRET}"),
     ],
 )
-def test_what_aiohttp_says_of_a_url_is_not_told(error: Exception) -> None:
-    assert _cause(error) == "it cut the connection before the end of its answer"
+def test_http_error_does_not_repeat_the_url_of_aiohttp(error: Exception) -> None:
+    assert _cause(error) == "it closed the connection before the end of its answer"
 
 
-async def test_a_receiver_that_repeats_a_secret_of_a_header_is_not_quoted(
+async def test_web_sink_masks_a_secret_that_the_receiver_repeats(
     kind: Kind, token: Secret, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEY_OF_THE_TEST", "k3y-value")

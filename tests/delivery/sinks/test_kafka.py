@@ -83,7 +83,7 @@ async def test_a_topic_has_each_event_as_it_is(broker: KafkaBroker, is_compresse
 
 
 @pytest.mark.parametrize("is_compressed", [True, False])
-async def test_what_is_sent_is_compressed_where_that_is_wanted(
+async def test_kafka_sink_compresses_batches_if_configured(
     broker: KafkaBroker, is_compressed: bool
 ) -> None:
     line = _STARTED.to_json()
@@ -102,7 +102,7 @@ async def test_events_of_any_size_that_is_taken_are_delivered(broker: KafkaBroke
     assert sorted(each["payload"].encode() for each in broker.records("ocsf")) == sorted(lines)
 
 
-async def test_what_one_sandbox_does_is_in_one_partition_and_in_order(broker: KafkaBroker) -> None:
+async def test_events_of_one_sandbox_are_in_one_partition_and_in_order(broker: KafkaBroker) -> None:
     names = [f"sb{n}" for n in range(7)]
     async with _sink(broker) as sink:
         for start in (0, 700):
@@ -119,7 +119,7 @@ async def test_what_one_sandbox_does_is_in_one_partition_and_in_order(broker: Ka
     assert len({each["partition"] for each in records}) > 1
 
 
-async def test_a_broker_that_is_down_is_one_sentence_and_told_at_once() -> None:
+async def test_error_for_a_broker_that_is_down_is_immediate_and_one_sentence() -> None:
     sink = _sink_at(f"127.0.0.1:{(port := free_port())}")
     async with asyncio.timeout(_AT_ONCE_SECONDS):
         with pytest.raises(DeliveryError, match=f"{port} can't be used: .*Connection refused"):
@@ -127,26 +127,26 @@ async def test_a_broker_that_is_down_is_one_sentence_and_told_at_once() -> None:
     await _nothing_is_left()
 
 
-async def test_one_of_its_brokers_is_enough(broker: KafkaBroker) -> None:
+async def test_kafka_sink_needs_one_reachable_broker(broker: KafkaBroker) -> None:
     for _ in range(4):
         async with _sink(broker, servers=[broker.host, "127.0.0.1:1"]) as sink:
             await sink.deliver(messages(b"{}"))
     assert len(broker.records("ocsf")) == 4
 
 
-async def test_a_topic_that_is_not_there_is_told_as_that(broker: KafkaBroker) -> None:
+async def test_kafka_sink_names_a_missing_or_forbidden_topic(broker: KafkaBroker) -> None:
     broker.tell("lose", "ocsf", _UNKNOWN_TOPIC)
     with pytest.raises(DeliveryError, match="has no topic ocsf: create it"):
         await _sink(broker, timeout_seconds=2.0).open()
     broker.tell("lose", "ocsf", _NOT_ALLOWED)
-    with pytest.raises(DeliveryError, match="lets us write nothing to topic ocsf: grant WRITE"):
+    with pytest.raises(DeliveryError, match="does not let us write to topic ocsf: grant WRITE"):
         await _sink(broker).open()
     broker.tell("lose", "ocsf", 0)
     async with _sink(broker) as sink:
         assert await sink.deliver(messages(b"{}")) == DELIVERED
 
 
-async def test_what_passes_in_time_is_not_even_told(broker: KafkaBroker) -> None:
+async def test_kafka_sink_retries_errors_that_end_in_time(broker: KafkaBroker) -> None:
     async with _sink(broker) as sink:
         broker.tell("fail", _PRODUCE, _NOT_LEADER, 3)
         assert await sink.deliver(_of("sb1", 0, 1, 2)) == DELIVERED
@@ -157,14 +157,14 @@ async def test_what_passes_in_time_is_not_even_told(broker: KafkaBroker) -> None
     ]
 
 
-async def test_what_does_not_pass_in_time_is_told(broker: KafkaBroker) -> None:
+async def test_kafka_sink_reports_an_error_that_lasts(broker: KafkaBroker) -> None:
     async with _sink(broker, timeout_seconds=1.0) as sink:
         broker.tell("fail", _PRODUCE, _NOT_ENOUGH_REPLICAS, 1000)
         with pytest.raises(DeliveryError, match="NotEnoughReplicas"):
             await sink.deliver(messages(b"{}"))
 
 
-async def test_a_producer_that_is_lost_is_one_sentence_and_the_next_one_goes_on(
+async def test_kafka_sink_replaces_a_failed_producer(
     broker: KafkaBroker,
 ) -> None:
     sink = _sink(broker)
@@ -179,7 +179,7 @@ async def test_a_producer_that_is_lost_is_one_sentence_and_the_next_one_goes_on(
     assert sorted(each["payload"] for each in broker.records("ocsf")) == ["2", "3"]
 
 
-async def test_what_is_too_large_for_us_is_refused_and_the_rest_delivered(
+async def test_kafka_sink_refuses_an_event_above_its_limit_and_delivers_the_others(
     broker: KafkaBroker,
 ) -> None:
     batch = messages(b'"1"', b'"%s"' % (b"x" * 20_000), b'"2"')
@@ -190,7 +190,7 @@ async def test_what_is_too_large_for_us_is_refused_and_the_rest_delivered(
     assert sorted(each["payload"] for each in broker.records("ocsf")) == ['"1"', '"2"']
 
 
-async def test_what_is_too_large_for_a_broker_is_refused_and_the_next_one_is_not(
+async def test_kafka_sink_refuses_a_batch_above_the_limit_of_the_broker(
     broker: KafkaBroker,
 ) -> None:
     async with KafkaRelay(broker) as relay, _sink(relay) as sink:
@@ -204,13 +204,13 @@ async def test_what_is_too_large_for_a_broker_is_refused_and_the_next_one_is_not
     assert [each["headers"][1] for each in broker.records("ocsf")] == ["uid-sb1-2"]
 
 
-async def test_a_producer_that_may_not_be_idempotent_is_told(broker: KafkaBroker) -> None:
+async def test_kafka_sink_reports_a_missing_permission_for_idempotence(broker: KafkaBroker) -> None:
     broker.tell("fail", _INIT_PRODUCER_ID, _CLUSTER_NOT_ALLOWED, 100)
     with pytest.raises(DeliveryError, match="ClusterAuthorizationFailed"):
         await _sink(broker, timeout_seconds=1.0).open()
 
 
-async def test_a_partition_without_a_leader_is_told(broker: KafkaBroker) -> None:
+async def test_kafka_sink_reports_a_partition_without_a_leader(broker: KafkaBroker) -> None:
     async with _sink(broker, timeout_seconds=1.0) as sink:
         for partition in range(3):
             broker.tell("leader", "ocsf", partition, -1)
@@ -241,7 +241,7 @@ async def test_a_broker_that_dies_in_a_delivery_gets_it_once_it_is_back(
     assert list(dict.fromkeys(found[-5000:])) == [each.uid for each in batch]
 
 
-async def test_who_is_cancelled_does_not_wait_for_a_broker_that_says_nothing(
+async def test_cancelled_delivery_does_not_wait_for_a_silent_broker(
     broker: KafkaBroker,
 ) -> None:
     batch = messages(*(b'"%s"' % (b"x" * 60_000) for _ in range(500)))
@@ -265,7 +265,7 @@ async def test_who_is_cancelled_does_not_wait_for_a_broker_that_says_nothing(
             assert await sink.deliver(messages(b"{}")) == DELIVERED
 
 
-async def test_what_is_not_connected_delivers_nothing() -> None:
+async def test_sink_that_is_not_connected_delivers_nothing() -> None:
     with pytest.raises(DeliveryError, match="kafka is not connected"):
         await _sink_at("127.0.0.1:1").deliver(messages(b"{}"))
 
@@ -284,16 +284,16 @@ async def test_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-async def test_what_is_logged_is_heard_in_its_own_thread_short_and_printable(
+async def test_kafka_sink_captures_the_log_of_its_own_thread(
     broker: KafkaBroker,
 ) -> None:
     async def log() -> None:
         logging.getLogger("aiokafka").warning("\x1b[31m %s", "x" * 500)
 
     async with _sink(broker) as sink, _sink(broker) as other:
-        await sink._aside.do(log())
-        assert other._listener.last == ""
-        assert sink._listener.last == "?[31m " + "x" * 194
+        await sink._thread.run(log())
+        assert other._log_capture.last == ""
+        assert sink._log_capture.last == "?[31m " + "x" * 194
 
 
 async def _nothing_is_left() -> None:
@@ -322,16 +322,16 @@ async def test_tls_with_the_right_authority_delivers(
 @pytest.mark.parametrize(
     ("name", "trusted"), [("127.0.0.1", "other_ca"), ("127.0.0.2", "ca"), ("127.0.0.1", None)]
 )
-async def test_a_wrong_certificate_is_told_as_that(
+async def test_error_names_a_wrong_certificate(
     broker: KafkaBroker, certificates: Certificates, name: str, trusted: str | None
 ) -> None:
     tls = Tls(ca=None if trusted is None else getattr(certificates, trusted))
     async with KafkaRelay(broker, context=certificates.context(name)) as relay:
-        with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
+        with pytest.raises(DeliveryError, match="its certificate is not trusted"):
             await _sink(relay, tls=tls).open()
 
 
-async def test_a_broker_that_asks_for_a_certificate_takes_ours(
+async def test_broker_that_requires_a_certificate_accepts_ours(
     broker: KafkaBroker, certificates: Certificates
 ) -> None:
     context = certificates.context("127.0.0.1", asks=True)
@@ -379,7 +379,7 @@ def _scram(mechanism: str) -> Callable[[bytes], bytes | None]:
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
 @pytest.mark.parametrize("has_tls", [True, False])
-async def test_a_password_lets_in_and_is_in_no_error(
+async def test_kafka_sink_logs_in_with_a_password_and_masks_it_in_errors(
     broker: KafkaBroker, certificates: Certificates, tmp_path: Path, mechanism: str, has_tls: bool
 ) -> None:
     context = certificates.context("127.0.0.1") if has_tls else None
@@ -394,7 +394,7 @@ async def test_a_password_lets_in_and_is_in_no_error(
     async with KafkaRelay(broker, context=context, sasl=sasl) as relay:
         path.write_text("hunter2\n")
         sink = _sink(relay, **given)
-        with pytest.raises(DeliveryError, match="give credentials that it takes") as caught:
+        with pytest.raises(DeliveryError, match="give credentials that it accepts") as caught:
             await sink.open()
         assert "hunter2" not in str(caught.value)
         path.write_text("right\n")
@@ -406,7 +406,7 @@ async def test_a_password_lets_in_and_is_in_no_error(
     assert len(broker.records("ocsf")) == 1
 
 
-async def test_what_a_broker_says_is_cut_made_printable_and_without_our_secret(
+async def test_text_of_a_broker_is_short_printable_and_without_secrets(
     broker: KafkaBroker, tmp_path: Path
 ) -> None:
     (tmp_path / "password").write_text("hunter2")
@@ -423,7 +423,7 @@ async def test_what_a_broker_says_is_cut_made_printable_and_without_our_secret(
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\0\4abcd", b"\0\0\0\1a"]
 )
-async def test_a_broker_that_is_none_is_one_sentence(answer: bytes) -> None:
+async def test_error_for_a_server_that_is_no_broker_is_one_sentence(answer: bytes) -> None:
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(10)
         writer.write(answer)

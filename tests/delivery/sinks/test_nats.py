@@ -87,7 +87,7 @@ async def test_a_stream_has_each_event_as_it_is_once_and_in_order(server: NatsSe
     assert {each.subject for each in kept} == {"ocsf"}
 
 
-async def test_the_class_is_a_token_of_the_subject_where_that_is_wanted(
+async def test_class_is_a_token_of_the_subject_if_configured(
     server: NatsServer,
 ) -> None:
     lines = [_REFUSED.to_json(), _STARTED.to_json(), b"{}", b'{"class_name":"a.> *b\\r\\n"}']
@@ -103,7 +103,9 @@ async def test_the_class_is_a_token_of_the_subject_where_that_is_wanted(
     ]
 
 
-async def test_what_is_too_large_is_refused_and_the_rest_delivered(server: NatsServer) -> None:
+async def test_nats_sink_refuses_events_that_are_too_large_and_delivers_the_others(
+    server: NatsServer,
+) -> None:
     def sized(size: int) -> bytes:
         return b"x" * (size - len(b"NATS/1.0\r\nNats-Msg-Id: uid-0\r\n\r\n"))
 
@@ -118,7 +120,7 @@ async def test_what_is_too_large_is_refused_and_the_rest_delivered(server: NatsS
     assert outcome.again == ()
 
 
-async def test_what_a_full_stream_does_not_take_is_to_be_sent_again(server: NatsServer) -> None:
+async def test_events_that_a_full_stream_refuses_are_sent_again(server: NatsServer) -> None:
     batch = messages(b"1", b"2", b"3", b"4")
     full = {"max_msgs": 2, "discard": DiscardPolicy.NEW}
     async with _stream(server.url, **full) as stream:
@@ -131,7 +133,7 @@ async def test_what_a_full_stream_does_not_take_is_to_be_sent_again(server: Nats
         assert [each.data for each in await _kept(stream)] == [b"3", b"4"]
 
 
-async def test_another_stream_than_the_one_named_gets_nothing(server: NatsServer) -> None:
+async def test_nats_sink_publishes_only_to_the_named_stream(server: NatsServer) -> None:
     async with _stream(server.url) as stream:
         async with Nats(servers=[server.url], subject="ocsf", stream="other") as sink:
             outcome = await sink.deliver(messages(b"{}"))
@@ -141,16 +143,16 @@ async def test_another_stream_than_the_one_named_gets_nothing(server: NatsServer
 
 
 @pytest.mark.parametrize("has_jetstream", [True, False])
-async def test_where_no_stream_has_the_subject_it_is_told_how_to_make_one(
+async def test_error_for_a_missing_stream_has_the_command_that_creates_it(
     tmp_path: Path, has_jetstream: bool
 ) -> None:
     with NatsServer(tmp_path, has_jetstream=has_jetstream) as server:
         async with Nats(servers=[server.url], subject="ocsf", has_class=True) as sink:
-            with pytest.raises(DeliveryError, match=r"no stream takes .*--subjects 'ocsf\.\*'"):
+            with pytest.raises(DeliveryError, match=r"no stream has .*--subjects 'ocsf\.\*'"):
                 await sink.deliver(messages(b"{}"))
 
 
-async def test_an_answer_that_is_no_acknowledgement_is_none(server: NatsServer) -> None:
+async def test_nats_sink_refuses_an_answer_that_is_no_acknowledgement(server: NatsServer) -> None:
     other = Client()
     await other.connect(server.url)
     try:
@@ -162,14 +164,16 @@ async def test_an_answer_that_is_no_acknowledgement_is_none(server: NatsServer) 
             responder = await other.subscribe("ocsf", cb=respond)
             await other.flush()
             async with Nats(servers=[server.url], subject="ocsf") as sink:
-                with pytest.raises(DeliveryError, match="is no stream"):
+                with pytest.raises(DeliveryError, match="is not from a stream"):
                     await sink.deliver(messages(b"{}"))
             await responder.unsubscribe()
     finally:
         await other.close()
 
 
-async def test_a_server_that_is_down_is_one_sentence_and_told_at_once(server: NatsServer) -> None:
+async def test_error_for_a_server_that_is_down_is_immediate_and_one_sentence(
+    server: NatsServer,
+) -> None:
     server.kill()
     sink = Nats(servers=[server.url, "nats://[::1]:1"], subject="ocsf")
     async with asyncio.timeout(_AT_ONCE_SECONDS):
@@ -180,7 +184,7 @@ async def test_a_server_that_is_down_is_one_sentence_and_told_at_once(server: Na
     await _nothing_is_left()
 
 
-async def test_one_of_its_servers_is_enough(server: NatsServer) -> None:
+async def test_nats_sink_needs_one_reachable_server(server: NatsServer) -> None:
     async with _stream(server.url) as stream:
         for _ in range(8):
             async with Nats(servers=["nats://127.0.0.1:1", server.url], subject="ocsf") as sink:
@@ -213,7 +217,9 @@ async def test_a_server_that_dies_in_a_delivery_gets_it_once_it_is_back(
         assert [each.data for each in await _kept(stream)] == [each.line for each in batch]
 
 
-async def test_a_server_that_dies_before_it_answers_is_told_at_once(server: NatsServer) -> None:
+async def test_nats_sink_reports_a_server_that_dies_before_its_answer_at_once(
+    server: NatsServer,
+) -> None:
     async with _stream(server.url), Nats(servers=[server.url], subject="ocsf") as sink:
         server.freeze()
         delivery = asyncio.create_task(sink.deliver(messages(b"{}")))
@@ -223,7 +229,7 @@ async def test_a_server_that_dies_before_it_answers_is_told_at_once(server: Nats
             await asyncio.wait_for(delivery, _AT_ONCE_SECONDS)
 
 
-async def test_a_connection_that_was_lost_in_between_is_told_and_not_made_anew(
+async def test_nats_sink_reports_a_broken_connection_and_does_not_reconnect(
     server: NatsServer,
 ) -> None:
     sink = Nats(servers=[server.url], subject="ocsf")
@@ -237,7 +243,7 @@ async def test_a_connection_that_was_lost_in_between_is_told_and_not_made_anew(
         assert await sink.deliver(messages(b"{}")) == DELIVERED
 
 
-async def test_who_is_cancelled_does_not_wait_for_a_server_that_says_nothing(
+async def test_cancelled_delivery_does_not_wait_for_a_silent_server(
     server: NatsServer,
 ) -> None:
     batch = messages(*(b"x" * 60_000 for _ in range(500)))  # more than any socket takes
@@ -261,12 +267,12 @@ async def test_who_is_cancelled_does_not_wait_for_a_server_that_says_nothing(
             await sink.deliver(messages(b"{}"))
 
 
-async def test_what_is_not_connected_delivers_nothing() -> None:
-    with pytest.raises(DeliveryError, match="no NATS server is connected to"):
+async def test_sink_that_is_not_connected_delivers_nothing() -> None:
+    with pytest.raises(DeliveryError, match="no NATS server is connected"):
         await Nats(servers=["nats://127.0.0.1:1"], subject="ocsf").deliver(messages(b"{}"))
 
 
-async def test_what_we_may_not_publish_is_told_at_once(tmp_path: Path) -> None:
+async def test_nats_sink_reports_a_missing_permission_at_once(tmp_path: Path) -> None:
     users = (
         "authorization: {users: [{user: a, password: right, permissions: {publish: {deny: ocsf}}}]}"
     )
@@ -352,20 +358,20 @@ async def _is_let_in(server: NatsServer, login: Login, **given: Any) -> bool:
     with pytest.raises(DeliveryError) as caught:
         async with sink:
             await sink.deliver(messages(b"{}"))
-    if "give credentials that it takes" in str(caught.value):
+    if "give credentials that it accepts" in str(caught.value):
         return False
-    assert "no stream takes subject ocsf" in str(caught.value)
+    assert "no stream has the subject ocsf" in str(caught.value)
     return True
 
 
-async def test_a_token_lets_in(tmp_path: Path) -> None:
+async def test_nats_sink_logs_in_with_a_token(tmp_path: Path) -> None:
     with NatsServer(tmp_path, "authorization: {token: right}") as server:
         assert await _is_let_in(server, Login(token=_secret(tmp_path, "right")))
         assert not await _is_let_in(server, Login(token=_secret(tmp_path, "wrong")))
         assert not await _is_let_in(server, Login())
 
 
-async def test_a_password_lets_in(tmp_path: Path) -> None:
+async def test_nats_sink_logs_in_with_a_password(tmp_path: Path) -> None:
     with NatsServer(tmp_path, "authorization: {user: me, password: right}") as server:
         right, wrong = _secret(tmp_path, "right"), _secret(tmp_path, "wrong")
         assert await _is_let_in(server, Login(user="me", password=right))
@@ -373,7 +379,7 @@ async def test_a_password_lets_in(tmp_path: Path) -> None:
         assert not await _is_let_in(server, Login(user="you", password=right))
 
 
-async def test_an_nkey_lets_in(tmp_path: Path) -> None:
+async def test_nats_sink_logs_in_with_an_nkey(tmp_path: Path) -> None:
     right, wrong = (_seed(nkeys.PREFIX_BYTE_USER) for _ in range(2))
     public = nkeys.from_seed(bytearray(right)).public_key.decode()
     with NatsServer(tmp_path, f"authorization: {{users: [{{nkey: {public}}}]}}") as server:
@@ -381,7 +387,7 @@ async def test_an_nkey_lets_in(tmp_path: Path) -> None:
         assert not await _is_let_in(server, Login(nkey=_secret(tmp_path, wrong.decode())))
 
 
-async def test_a_credentials_file_lets_in(tmp_path: Path) -> None:
+async def test_nats_sink_logs_in_with_a_credentials_file(tmp_path: Path) -> None:
     trusted, path = _credentials(tmp_path)
     (tmp_path / "other").mkdir()
     _, other = _credentials(tmp_path / "other")
@@ -394,7 +400,7 @@ async def test_a_credentials_file_lets_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "held", ["", "SUAHUNTER2", "-----BEGIN NATS USER JWT-----\n" * 3, "hunter2\n" * 10_000]
 )
-async def test_what_is_no_key_is_one_sentence_that_does_not_say_it(
+async def test_error_for_an_invalid_key_is_one_sentence_without_the_key(
     server: NatsServer, tmp_path: Path, kind: str, held: str
 ) -> None:
     path = tmp_path / "key"
@@ -405,18 +411,18 @@ async def test_what_is_no_key_is_one_sentence_that_does_not_say_it(
     assert "hunter2" not in str(caught.value).lower()
 
 
-async def test_a_seed_in_a_credentials_file_that_is_none_is_told_as_that(
+async def test_error_names_an_invalid_seed_in_a_credentials_file(
     server: NatsServer, tmp_path: Path
 ) -> None:
     _, path = _credentials(tmp_path)
     text = path.read_text()
     path.write_text(text.replace("\nSU", "\nSUA"))
     login = Login(credentials=path)
-    with pytest.raises(DeliveryError, match="no nkey's seed"):
+    with pytest.raises(DeliveryError, match="no seed of an nkey"):
         await Nats(servers=[server.url], subject="ocsf", login=login).open()
 
 
-async def test_a_credentials_file_that_is_not_there_is_one_sentence(
+async def test_error_for_a_missing_credentials_file_is_one_sentence(
     server: NatsServer, tmp_path: Path
 ) -> None:
     login = Login(credentials=tmp_path / "none")
@@ -424,7 +430,7 @@ async def test_a_credentials_file_that_is_not_there_is_one_sentence(
         await Nats(servers=[server.url], subject="ocsf", login=login).open()
 
 
-async def test_a_secret_is_read_anew_when_the_sink_is_entered_again(tmp_path: Path) -> None:
+async def test_secret_is_read_again_when_the_sink_is_opened_again(tmp_path: Path) -> None:
     secret = _secret(tmp_path, "right")
     sink = Nats(servers=[], subject="ocsf", login=Login(token=secret))
     for token in ("one", "two"):
@@ -456,26 +462,26 @@ async def test_tls_with_the_right_authority_delivers(
             is_tls_first=is_first,
         )
         async with sink:
-            with pytest.raises(DeliveryError, match="no stream takes"):
+            with pytest.raises(DeliveryError, match="no stream has"):
                 await sink.deliver(messages(b"{}"))
 
 
 @pytest.mark.parametrize(
     ("name", "trusted"), [("127.0.0.1", "other_ca"), ("127.0.0.2", "ca"), ("127.0.0.1", None)]
 )
-async def test_a_wrong_certificate_is_told_as_that(
+async def test_error_names_a_wrong_certificate(
     tmp_path: Path, certificates: Certificates, name: str, trusted: str | None
 ) -> None:
     tls = Tls(ca=getattr(certificates, trusted)) if trusted else None
     with NatsServer(tmp_path, _tls(certificates, name)) as server:
-        with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
+        with pytest.raises(DeliveryError, match="its certificate is not trusted"):
             await Nats(servers=[f"tls://{server.host}"], subject="ocsf", tls=tls).open()
         # Without a word of TLS here, the server says that there is to be some.
-        with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
+        with pytest.raises(DeliveryError, match="its certificate is not trusted"):
             await Nats(servers=[server.url], subject="ocsf", tls=tls).open()
 
 
-async def test_a_server_that_asks_for_a_certificate_takes_ours(
+async def test_server_that_requires_a_certificate_accepts_ours(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     mutual = _tls(certificates, extra=f'verify: true, ca_file: "{certificates.ca}"')
@@ -522,7 +528,7 @@ class Impostor:
 
 @pytest.mark.parametrize("kind", ["token", "password", "none"])
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
-async def test_nothing_is_sent_in_the_clear_where_there_is_to_be_tls(
+async def test_nats_sink_sends_no_secret_without_the_required_tls(
     tmp_path: Path, certificates: Certificates, kind: str, scheme: str
 ) -> None:
     secret = _secret(tmp_path, "hunter2")
@@ -544,7 +550,7 @@ async def test_nothing_is_sent_in_the_clear_where_there_is_to_be_tls(
     assert b"hunter2" not in impostor.heard
 
 
-async def test_what_a_server_says_is_cut_made_printable_and_without_our_secret(
+async def test_text_of_a_server_is_short_printable_and_without_secrets(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     answer = b"-ERR 'Authorization of hunter2 \x1b[31m failed " + b"x" * 500 + b"'\r\n"
@@ -560,7 +566,7 @@ async def test_what_a_server_says_is_cut_made_printable_and_without_our_secret(
     assert capfd.readouterr() == ("", "")
 
 
-async def test_what_a_server_says_later_is_without_our_secret(tmp_path: Path) -> None:
+async def test_later_text_of_a_server_is_without_secrets(tmp_path: Path) -> None:
     login = Login(token=_secret(tmp_path, "Hunter2"))
     impostor = Impostor('{"max_payload":1000}', b"PONG\r\n", b"-ERR 'no more of Hunter2'\r\n")
     async with impostor as host:
@@ -571,7 +577,7 @@ async def test_what_a_server_says_later_is_without_our_secret(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("then", ["Stale Connection", "Maximum Payload Violation"])
-async def test_a_connection_that_is_given_up_is_told_and_not_made_anew(then: str) -> None:
+async def test_nats_sink_reports_a_closed_connection_and_does_not_reconnect(then: str) -> None:
     impostor = Impostor('{"max_payload":1000}', b"PONG\r\n", f"-ERR '{then}'\r\n".encode())
     async with impostor as host, Nats(servers=[f"nats://{host}"], subject="ocsf") as sink:
         with pytest.raises(DeliveryError, match=f"(?i)can't be used: nats: {then}"):
@@ -592,7 +598,7 @@ async def test_nothing_is_printed(
 
 
 @pytest.mark.parametrize("info", ["", "{", "x" * 100_000, '{"a":' * 50_000])
-async def test_a_server_that_is_none_is_one_sentence(info: str) -> None:
+async def test_error_for_a_server_that_is_not_nats_is_one_sentence(info: str) -> None:
     async with Impostor(info) as host:
         with pytest.raises(DeliveryError, match="can't be used"):
             await Nats(servers=[f"nats://{host}"], subject="ocsf").open()

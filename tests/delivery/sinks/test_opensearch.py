@@ -82,7 +82,7 @@ async def test_a_document_that_does_not_fit_is_refused_alone() -> None:
         (400, "index_closed_exception"),
     ],
 )
-async def test_a_document_that_can_not_be_taken_now_comes_again_alone(
+async def test_only_documents_that_failed_temporarily_are_sent_again(
     status: int, kind: str
 ) -> None:
     batch = attempts(4, poison=frozenset({0}))
@@ -100,7 +100,7 @@ async def test_a_document_that_can_not_be_taken_now_comes_again_alone(
 
 
 @pytest.mark.parametrize("kind", ["strict_dynamic_mapping_exception", "illegal_argument_exception"])
-async def test_a_document_that_the_mapping_rules_out_is_refused(kind: str) -> None:
+async def test_document_that_the_mapping_forbids_is_refused(kind: str) -> None:
     batch = attempts(2)
     server = Bulk(statuses={batch[1].uid: (400, kind)})
     async with serving(server) as url, _sink(url) as sink:
@@ -108,7 +108,7 @@ async def test_a_document_that_the_mapping_rules_out_is_refused(kind: str) -> No
     assert [each.message for each in outcome.refused] == [batch[1]]
 
 
-async def test_a_request_that_is_too_large_is_refused_as_a_whole() -> None:
+async def test_bulk_request_that_is_too_large_is_refused() -> None:
     server = Bulk()
     server.then(says(413))
     async with serving(server) as url, _sink(url) as sink:
@@ -130,15 +130,15 @@ async def test_a_request_that_is_too_large_is_refused_as_a_whole() -> None:
         "null",
     ],
 )
-async def test_an_answer_that_does_not_tell_of_each_document_tells_of_none(items: str) -> None:
+async def test_bulk_answer_without_a_result_for_each_document_is_an_error(items: str) -> None:
     server = Bulk()
     server.then(says(200, f'{{"took":1,"errors":false,"items":{items}}}'))
     async with serving(server) as url, _sink(url) as sink:
-        with pytest.raises(DeliveryError, match="does not say what became of each document"):
+        with pytest.raises(DeliveryError, match="has no result for each document"):
             await sink.deliver(attempts(2))
 
 
-async def test_an_error_of_a_document_may_have_any_form() -> None:
+async def test_error_of_a_document_may_have_any_form() -> None:
     server = Bulk()
     told = '{"create":{"status":400,"error":"x"}},{"create":{"status":400,"error":{"type":[]}}}'
     server.then(says(200, f'{{"items":[{told}]}}'))

@@ -20,7 +20,7 @@ def _sink(url: str) -> Otlp:
     return Otlp(receiver=Receiver(url=url))
 
 
-async def test_a_record_tells_the_event_and_what_it_is_routed_by() -> None:
+async def test_record_has_the_event_and_attributes_for_routing() -> None:
     server, batch = Collector(), attempts(3)
     async with serving(server) as url, _sink(url) as sink:
         await sink.deliver(batch)
@@ -90,7 +90,7 @@ async def test_each_kind_of_value_comes_back_as_it_was(event: dict[str, Any]) ->
     assert plain((await _told(event)).body) == event
 
 
-async def test_what_otlp_has_no_value_for_is_told_in_another_way() -> None:
+async def test_values_that_otlp_lacks_are_converted() -> None:
     record = await _told({"null": None, "huge": 1 << 63, "list": [None, 1]})
     assert plain(record.body) == {"huge": "9223372036854775808", "list": [None, 1]}
 
@@ -103,15 +103,15 @@ async def _told(event: dict[str, Any]) -> Any:
     return record
 
 
-async def test_a_batch_of_which_records_are_rejected_is_refused_until_they_are_alone() -> None:
+async def test_batch_with_rejected_records_is_refused_until_they_are_sent_alone() -> None:
     server = Collector()
     batch = attempts(4, poison=frozenset({1}))
     async with serving(server) as url, _sink(url) as sink:
-        with pytest.raises(RefusedError, match=r"rejects 1 of 4 log records: no such.*record"):
+        with pytest.raises(RefusedError, match=r"rejected 1 of 4 log records: no such.*record"):
             await sink.deliver(batch)
         outcome = await sink.deliver(batch[1:2])
         assert [each.message for each in outcome.refused] == [batch[1]]
-        assert "rejects 1 of 1 log records: no such" in outcome.refused[0].reason
+        assert "rejected 1 of 1 log records: no such" in outcome.refused[0].reason
         assert outcome.refused[0].reason.isprintable()
         await sink.deliver(batch[2:])
     # Those that were accepted at first are there twice, with one identifier each.
@@ -119,7 +119,7 @@ async def test_a_batch_of_which_records_are_rejected_is_refused_until_they_are_a
     assert uids == [batch[number].uid for number in (0, 2, 3, 2, 3)]
 
 
-async def test_a_batch_that_is_rejected_whole_is_not_sent_in_parts() -> None:
+async def test_batch_with_only_rejected_records_is_not_sent_in_parts() -> None:
     server = Collector()
     batch = attempts(3, poison=frozenset({0, 1, 2}))
     async with serving(server) as url, _sink(url) as sink:
@@ -141,7 +141,7 @@ async def test_a_batch_that_is_rejected_whole_is_not_sent_in_parts() -> None:
         '{"partialSuccess":{"rejectedLogRecords":[1]}}',
     ],
 )
-async def test_nothing_rejected_is_everything_taken(answer: str) -> None:
+async def test_answer_without_rejected_records_accepts_the_batch(answer: str) -> None:
     server = Collector()
     server.then(says(200, answer))
     async with serving(server) as url, _sink(url) as sink:
@@ -154,12 +154,12 @@ async def test_a_number_of_64_bits_may_be_text(number: str) -> None:
     server = Collector()
     server.then(says(200, f'{{"partialSuccess":{{"rejectedLogRecords":{number}}}}}'))
     async with serving(server) as url, _sink(url) as sink:
-        with pytest.raises(RefusedError, match="rejects 1 of 2"):
+        with pytest.raises(RefusedError, match="rejected 1 of 2"):
             await sink.deliver(attempts(2))
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-async def test_what_the_specification_has_tried_again_is(status: int) -> None:
+async def test_otlp_sink_retries_the_status_codes_of_the_specification(status: int) -> None:
     server = Collector()
     server.then(says(status, '{"code":14,"message":"later"}', Retry_After="3"))
     async with serving(server) as url, _sink(url) as sink:
@@ -169,7 +169,7 @@ async def test_what_the_specification_has_tried_again_is(status: int) -> None:
     assert caught.value.after_seconds == 3
 
 
-async def test_data_that_the_collector_can_not_read_are_refused() -> None:
+async def test_data_that_the_collector_can_not_decode_are_refused() -> None:
     server = Collector()
     server.then(says(400, '{"code":3,"message":"bad data"}'))
     async with serving(server) as url, _sink(url) as sink:
@@ -177,6 +177,6 @@ async def test_data_that_the_collector_can_not_read_are_refused() -> None:
             await sink.deliver(attempts(2))
 
 
-def test_the_judge_is_strict() -> None:
+def test_parser_of_the_test_server_is_strict() -> None:
     with pytest.raises(json_format.ParseError):
         json_format.Parse('{"resourceLogs":[{"unknown":1}]}', ExportLogsServiceRequest())

@@ -106,7 +106,7 @@ async def _far(taken: asyncio.Queue[ExportLogsServiceRequest]) -> AsyncIterator[
         await runner.cleanup()
 
 
-async def test_a_collector_reads_every_event_as_it_is_told() -> None:
+async def test_collector_decodes_every_event_unchanged() -> None:
     taken: asyncio.Queue[ExportLogsServiceRequest] = asyncio.Queue()
     batch = attempts(40)
     events: dict[str, Any] = {}
@@ -126,7 +126,7 @@ async def test_a_collector_reads_every_event_as_it_is_told() -> None:
     assert events == {each.uid: each.event() for each in batch}
 
 
-async def test_a_collector_that_can_not_read_it_says_so() -> None:
+async def test_error_status_of_the_collector_is_reported() -> None:
     async with (
         _far(asyncio.Queue()) as far,
         _rotel(far) as url,

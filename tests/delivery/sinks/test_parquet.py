@@ -68,7 +68,7 @@ def big(count: int) -> list[Message]:
     ]
 
 
-async def test_a_batch_is_a_file_for_each_class_and_day_where_security_lake_looks_for_it(
+async def test_batch_becomes_one_file_for_each_class_and_day_at_the_security_lake_path(
     tmp_path: Path,
 ) -> None:
     finding = next(each for each in told.messages(LATEST) if b'"class_uid":2004' in each.line)
@@ -82,7 +82,7 @@ async def test_a_batch_is_a_file_for_each_class_and_day_where_security_lake_look
     assert counts(tmp_path / "lake" / "ext" / "ocsf-nft-4001") == [0, 1, 2]
 
 
-async def test_a_source_without_a_version_has_no_part_for_it_in_the_path(tmp_path: Path) -> None:
+async def test_path_has_no_part_for_a_missing_source_version(tmp_path: Path) -> None:
     sink = parquet(tmp_path, source="s", source_version="", region="r", account="123456789012")
     async with sink:
         await sink.deliver(told.packets(1))
@@ -111,7 +111,7 @@ async def test_duckdb_and_arrow_find_the_partitions(tmp_path: Path) -> None:
     assert {"region", "accountId", "eventDay"} < set(found.column_names)
 
 
-async def test_what_is_delivered_again_is_there_once(tmp_path: Path) -> None:
+async def test_repeated_batch_is_stored_once(tmp_path: Path) -> None:
     batch = list(told.messages(LATEST))
     assert Parquet.repeats_batches
     async with parquet(tmp_path) as sink:
@@ -122,7 +122,9 @@ async def test_what_is_delivered_again_is_there_once(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in read_back.files(tmp_path)} == first
 
 
-async def test_what_is_no_event_is_refused_and_the_others_are_delivered(tmp_path: Path) -> None:
+async def test_parquet_sink_refuses_an_invalid_event_and_delivers_the_others(
+    tmp_path: Path,
+) -> None:
     bad = Message("bad", b"{")
     outcome = await deliver(tmp_path, [*told.packets(2), bad])
     assert [refusal.message for refusal in outcome.refused] == [bad]
@@ -140,7 +142,7 @@ async def test_files_are_for_their_owner_and_group_alone(tmp_path: Path) -> None
     ("place", "cause"),
     [("file", "Not a directory"), ("a/b", "No such file or directory")],
 )
-async def test_a_directory_that_can_not_be_made_is_one_sentence(
+async def test_error_for_a_directory_that_can_not_be_made_is_one_sentence(
     tmp_path: Path, place: str, cause: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -149,7 +151,9 @@ async def test_a_directory_that_can_not_be_made_is_one_sentence(
 
 
 @pytest.mark.kernel
-async def test_a_directory_that_one_may_not_write_to_is_one_sentence(tmp_path: Path) -> None:
+async def test_error_for_a_directory_without_write_permission_is_one_sentence(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "lake"
     folder.mkdir(mode=0o755)
     os.seteuid(NOBODY)
@@ -174,14 +178,14 @@ def remount(disk: Path, option: str) -> None:
 
 
 @pytest.mark.kernel
-async def test_a_disk_that_only_reads_is_one_sentence(disk: Path) -> None:
+async def test_error_for_a_read_only_disk_is_one_sentence(disk: Path) -> None:
     remount(disk, "ro")
     with pytest.raises(DeliveryError, match="can't be written: Read-only file system"):
         await parquet(disk).open()
 
 
 @pytest.mark.kernel
-async def test_a_full_disk_leaves_nothing_and_has_the_batch_once_there_is_room(
+async def test_full_disk_has_no_file_until_there_is_space_for_the_batch(
     disk: Path,
 ) -> None:
     batch = big(100)
@@ -196,7 +200,7 @@ async def test_a_full_disk_leaves_nothing_and_has_the_batch_once_there_is_room(
     assert counts(disk) == list(range(100))
 
 
-async def test_a_directory_that_went_away_is_made_again(tmp_path: Path) -> None:
+async def test_parquet_sink_creates_a_deleted_directory_again(tmp_path: Path) -> None:
     folder = tmp_path / "lake"
     async with parquet(folder) as sink:
         await sink.deliver(told.packets(1))
@@ -275,7 +279,7 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
     slow.go_on.set()
 
 
-async def test_who_is_cancelled_waits_for_no_disk_and_finds_whole_files_later(
+async def test_cancelled_parquet_delivery_does_not_wait_and_its_files_are_complete_later(
     tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
     sink = parquet(tmp_path)

@@ -101,9 +101,7 @@ def counts(weed: Weed) -> list[int]:
     return [event["count"] for event in read_back.events(weed.objects().values(), struct)]
 
 
-async def test_a_batch_is_an_object_where_security_lake_looks_for_it(
-    weed: Weed, secret: Path
-) -> None:
+async def test_batch_becomes_an_object_at_the_security_lake_path(weed: Weed, secret: Path) -> None:
     await deliver(parquet(weed.url, secret), 50)
     ((path, content),) = weed.objects().items()
     assert re.fullmatch(rf"{LOCATION}/20260101T000000Z-[0-9a-f]{{32}}\.parquet", path)
@@ -117,15 +115,13 @@ async def test_a_bucket_may_be_shared_by_a_prefix(weed: Weed, secret: Path) -> N
     assert path.startswith(f"security/logs/{LOCATION}/")
 
 
-async def test_a_source_without_a_version_has_no_part_for_it_in_the_path(
-    weed: Weed, secret: Path
-) -> None:
+async def test_path_has_no_part_for_a_missing_source_version(weed: Weed, secret: Path) -> None:
     await deliver(parquet(weed.url, secret, source_version=""))
     (path,) = weed.objects()
     assert path.startswith("ext/ocsf-nft-4001/region=eu-west-1/")
 
 
-async def test_what_is_delivered_again_is_there_once(weed: Weed, secret: Path) -> None:
+async def test_repeated_batch_is_stored_once(weed: Weed, secret: Path) -> None:
     sink = parquet(weed.url, secret)
     await deliver(sink)
     first = weed.objects()
@@ -134,7 +130,7 @@ async def test_what_is_delivered_again_is_there_once(weed: Weed, secret: Path) -
     assert weed.objects() == first
 
 
-async def test_credentials_are_those_of_the_environment_where_none_are_given(
+async def test_bucket_uses_credentials_of_the_environment_if_none_are_configured(
     weed: Weed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = parquet(weed.url, None, access_key=None)
@@ -144,7 +140,7 @@ async def test_credentials_are_those_of_the_environment_where_none_are_given(
     assert counts(weed) == list(range(5))
 
 
-async def test_what_is_given_is_not_mixed_with_the_environment(
+async def test_configured_values_are_not_mixed_with_the_environment(
     weed: Weed, secret: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -156,7 +152,9 @@ async def test_what_is_given_is_not_mixed_with_the_environment(
     assert counts(weed) == list(range(5))
 
 
-async def test_a_secret_is_read_anew_by_entering_again(weed: Weed, secret: Path) -> None:
+async def test_bucket_secret_is_read_again_when_the_sink_is_opened_again(
+    weed: Weed, secret: Path
+) -> None:
     keep(secret, "an old one")
     sink = parquet(weed.url, secret)
     assert "correct the secret" in str(await failure(sink))
@@ -165,7 +163,7 @@ async def test_a_secret_is_read_anew_by_entering_again(weed: Weed, secret: Path)
     assert counts(weed) == list(range(5))
 
 
-async def test_a_secret_that_is_not_there_is_one_sentence(weed: Weed, secret: Path) -> None:
+async def test_error_for_a_missing_secret_is_one_sentence(weed: Weed, secret: Path) -> None:
     keep(secret, None)
     assert "can't be read" in str(await failure(parquet(weed.url, secret)))
 
@@ -181,7 +179,7 @@ async def test_a_secret_that_is_not_there_is_one_sentence(weed: Weed, secret: Pa
         ),
     ],
 )
-async def test_what_the_server_does_not_let_us_do_is_one_sentence(
+async def test_error_for_a_denied_request_is_one_sentence(
     weed: Weed, secret: Path, facts: dict[str, Any], fault: str
 ) -> None:
     error = await failure(parquet(weed.url, secret, **facts))
@@ -190,17 +188,17 @@ async def test_what_the_server_does_not_let_us_do_is_one_sentence(
     assert weed.objects() == {}
 
 
-async def test_a_server_that_is_down_is_found_by_entering(secret: Path) -> None:
+async def test_opening_reports_a_server_that_is_down(secret: Path) -> None:
     with pytest.raises(DeliveryError, match="can't be reached: Connection refused"):
         await parquet("http://127.0.0.1:1", secret).open()
 
 
-async def test_a_host_that_has_no_address_is_one_sentence(secret: Path) -> None:
+async def test_error_for_a_host_without_an_address_is_one_sentence(secret: Path) -> None:
     error = await failure(parquet("http://s3.invalid", secret))
     assert "s3://lake at http://s3.invalid can't be reached: " in str(error)
 
 
-async def test_a_server_that_dies_in_the_middle_of_a_delivery_has_it_once_it_is_back(
+async def test_batch_of_an_interrupted_delivery_is_stored_after_the_server_restarts(
     weed: Weed, secret: Path
 ) -> None:
     sink = parquet(weed.url, secret)
@@ -217,7 +215,9 @@ async def test_a_server_that_dies_in_the_middle_of_a_delivery_has_it_once_it_is_
     assert counts(weed) == list(range(5))
 
 
-async def test_a_server_that_does_not_answer_is_not_waited_for(weed: Weed, secret: Path) -> None:
+async def test_cancelled_delivery_does_not_wait_for_a_paused_server(
+    weed: Weed, secret: Path
+) -> None:
     sink = parquet(weed.url, secret)
     try:
         async with sink:
@@ -310,7 +310,7 @@ async def test_a_delivery_that_is_cancelled_leaves_no_connection_behind(
         await scripted.left.wait()
 
 
-async def test_a_server_that_has_too_much_to_do_is_asked_once(
+async def test_bucket_sends_one_request_to_an_overloaded_server(
     scripted: Scripted, secret: Path
 ) -> None:
     scripted.status = "503 Slow Down"
@@ -342,7 +342,7 @@ async def test_only_an_object_that_is_too_large_is_delivered_in_parts(
     assert status[:3] in str(error)
 
 
-async def test_what_a_server_says_is_shown_in_short_and_prints(
+async def test_text_of_the_storage_server_is_short_and_printable(
     scripted: Scripted, secret: Path
 ) -> None:
     scripted.status = "400 Bad Request"
@@ -352,7 +352,7 @@ async def test_what_a_server_says_is_shown_in_short_and_prints(
     assert len(str(error)) < 300
 
 
-async def test_without_credentials_it_is_said_where_they_may_come_from(
+async def test_error_for_missing_credentials_names_their_possible_sources(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nothing answers for the machine, as where it is in no cloud.
@@ -397,9 +397,7 @@ def ca(tmp_path: Path) -> Path:
     return path
 
 
-async def test_a_server_is_trusted_by_the_authority_that_is_named(
-    weed: Weed, secret: Path, ca: Path
-) -> None:
+async def test_bucket_trusts_the_configured_authority(weed: Weed, secret: Path, ca: Path) -> None:
     async with in_front(weed, AUTHORITY.issue_cert("127.0.0.1")) as url:
         await deliver(parquet(url, secret, ca=ca))
     assert counts(weed) == list(range(5))
@@ -412,7 +410,7 @@ async def test_a_server_is_trusted_by_the_authority_that_is_named(
         (AUTHORITY.issue_cert("example.org"), "is of another host: name"),
     ],
 )
-async def test_a_server_that_is_not_who_it_should_be_gets_nothing(
+async def test_server_with_a_wrong_certificate_gets_nothing(
     weed: Weed, secret: Path, ca: Path, certificate: trustme.LeafCert, fault: str
 ) -> None:
     async with in_front(weed, certificate) as url:
@@ -421,7 +419,7 @@ async def test_a_server_that_is_not_who_it_should_be_gets_nothing(
     assert weed.objects() == {}
 
 
-async def test_without_an_authority_of_its_own_the_systems_are_trusted_alone(
+async def test_bucket_trusts_only_the_systems_authorities_by_default(
     weed: Weed, secret: Path
 ) -> None:
     async with in_front(weed, AUTHORITY.issue_cert("127.0.0.1")) as url:
@@ -431,7 +429,7 @@ async def test_without_an_authority_of_its_own_the_systems_are_trusted_alone(
 
 
 @pytest.mark.parametrize(("content", "fault"), [(None, "No such file"), ("x", "no certificate")])
-async def test_a_file_of_authorities_that_has_none_is_one_sentence(
+async def test_error_for_a_ca_file_without_certificates_is_one_sentence(
     secret: Path, ca: Path, content: str | None, fault: str
 ) -> None:
     keep(ca, content)
@@ -440,7 +438,7 @@ async def test_a_file_of_authorities_that_has_none_is_one_sentence(
     assert fault in str(error)
 
 
-async def test_a_file_of_authorities_that_only_openssl_knows_is_one_sentence(
+async def test_error_for_a_ca_file_in_openssl_format_is_one_sentence(
     secret: Path, ca: Path
 ) -> None:
     pem = AUTHORITY.cert_pem.bytes().decode()

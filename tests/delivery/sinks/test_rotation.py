@@ -61,7 +61,7 @@ async def test_a_file_that_would_grow_past_its_size_becomes_an_old_one(tmp_path:
     assert time.strptime(stamp.partition(".")[0], "%Y%m%dT%H%M%S")
 
 
-async def test_a_batch_larger_than_a_file_has_one_for_itself(tmp_path: Path) -> None:
+async def test_batch_larger_than_a_file_gets_its_own_file(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     async with File(path=path, rotation=Rotation(full_bytes=100)) as sink:
         await sink.deliver(messages(b"A" * 500))
@@ -103,7 +103,7 @@ async def test_old_files_sort_by_time_though_a_clock_was_set_back(tmp_path: Path
     assert old_files(tmp_path)[1].name == "events-29990101T000000.000000Z.jsonl"
 
 
-async def test_the_last_old_files_are_kept(tmp_path: Path) -> None:
+async def test_newest_old_files_remain(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     async with File(path=path, rotation=Rotation(full_bytes=1, keep_files=2)) as sink:
         for letter in b"ABCDE":
@@ -113,7 +113,7 @@ async def test_the_last_old_files_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("compress", "most"), [(True, 4000), (False, 4000), (False, 5999)])
-async def test_so_many_bytes_of_old_files_are_kept(
+async def test_old_files_remain_up_to_a_total_size(
     tmp_path: Path, *, compress: bool, most: int
 ) -> None:
     path = tmp_path / "events.jsonl"
@@ -140,7 +140,7 @@ async def test_old_files_are_compressed(tmp_path: Path) -> None:
     assert others(tmp_path) == {old}
 
 
-async def test_who_leaves_does_not_wait_for_compression_which_is_done_another_time(
+async def test_close_does_not_wait_for_compression_which_is_repeated_later(
     tmp_path: Path,
 ) -> None:
     old = tmp_path / "events-20260101T000000.000000Z.jsonl"
@@ -161,7 +161,7 @@ async def test_who_leaves_does_not_wait_for_compression_which_is_done_another_ti
     assert content(old_files(tmp_path)) == [whole, b"A\n"]
 
 
-async def test_what_somebody_else_put_there_is_no_old_file(tmp_path: Path) -> None:
+async def test_files_of_other_users_are_no_old_files(tmp_path: Path) -> None:
     rotation = Rotation(full_bytes=1, keep_files=1, compress=True)
     secret, foreign = tmp_path / "secret", tmp_path / "events-20260101T000000.000000Z.jsonl"
     secret.write_bytes(b"secret\n")
@@ -183,7 +183,7 @@ async def test_what_somebody_else_put_there_is_no_old_file(tmp_path: Path) -> No
     assert before < others(tmp_path)
 
 
-async def test_the_file_behind_a_link_becomes_an_old_one_where_it_is(tmp_path: Path) -> None:
+async def test_target_of_a_link_is_rotated_in_its_own_directory(tmp_path: Path) -> None:
     link, folder = tmp_path / "events.jsonl", tmp_path / "disk"
     folder.mkdir()
     link.symlink_to("disk/real.jsonl")
@@ -199,7 +199,7 @@ async def test_the_file_behind_a_link_becomes_an_old_one_where_it_is(tmp_path: P
     assert content([*sorted(folder.glob("other-*")), link]) == [b"C\n", b"D\n"]
 
 
-async def test_a_file_that_can_not_be_renamed_is_one_sentence(tmp_path: Path) -> None:
+async def test_error_for_a_file_that_can_not_be_renamed_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 250)
     async with File(path=path, rotation=Rotation(full_bytes=1)) as sink:
         await sink.deliver(messages(b"A"))
@@ -231,7 +231,7 @@ async def test_an_old_file_that_the_disk_has_no_room_to_compress_stays_as_it_is(
     }
 
 
-def test_a_kill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_kill_at_any_system_call_drops_and_duplicates_no_event(tmp_path: Path) -> None:
     program = Path(__file__).with_name("killed.py")
     done = subprocess.run(
         [sys.executable, program, tmp_path],
@@ -245,7 +245,7 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
     assert int(done.stdout.split()[0]) > 30
 
 
-async def test_a_compressed_file_is_on_the_disk_before_the_other_one_goes(
+async def test_compressed_file_is_on_the_disk_before_the_plain_file_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, str]] = []
@@ -290,7 +290,7 @@ async def test_name_of_an_old_file_is_on_the_disk_before_the_next_file_is_begun(
     assert begun == [False, True]
 
 
-async def test_one_that_can_not_be_compressed_holds_up_no_other(tmp_path: Path) -> None:
+async def test_old_file_that_can_not_be_compressed_does_not_block_others(tmp_path: Path) -> None:
     first, second = (tmp_path / f"events-20260101T00000{n}.000000Z.jsonl" for n in range(2))
     for each in (first, second):
         each.write_bytes(b"A\n")
@@ -302,7 +302,7 @@ async def test_one_that_can_not_be_compressed_holds_up_no_other(tmp_path: Path) 
     assert old_files(tmp_path) == [first, second.with_suffix(".jsonl.gz")]
 
 
-async def test_one_that_is_to_be_compressed_takes_no_room_from_others_before(
+async def test_old_file_counts_with_its_compressed_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (tmp_path / f"events-20260101T00000{n}.000000Z.jsonl" for n in range(2))
@@ -321,7 +321,7 @@ async def test_one_that_is_to_be_compressed_takes_no_room_from_others_before(
     assert first.with_suffix(".jsonl.gz").exists()
 
 
-async def test_one_that_goes_while_they_are_looked_at_is_none(
+async def test_old_file_that_is_removed_during_the_listing_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, gone = tmp_path / "events.jsonl", tmp_path / "events-20260101T000000.000000Z.jsonl"

@@ -58,7 +58,7 @@ async def test_file_that_is_our_own_descriptor_is_appended_to(tmp_path: Path) ->
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("is_there", [True, False])
-async def test_a_link_of_somebody_else_is_refused(tmp_path: Path, *, is_there: bool) -> None:
+async def test_link_of_another_user_is_refused(tmp_path: Path, *, is_there: bool) -> None:
     link, target = tmp_path / "events.jsonl", tmp_path / "target"
     link.symlink_to(target)
     os.lchown(link, _NOBODY, _NOBODY)
@@ -82,7 +82,7 @@ async def test_a_link_that_comes_later_is_refused_too(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-async def test_links_that_lead_round_and_round_are_one_sentence(tmp_path: Path) -> None:
+async def test_error_for_circular_links_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(DeliveryError, match="Too many levels of symbolic links"):
@@ -106,20 +106,20 @@ async def test_a_device_is_written_to() -> None:
 
 
 @pytest.mark.kernel
-async def test_in_a_public_directory_a_file_of_somebody_else_is_refused(public: Path) -> None:
+async def test_file_of_another_user_in_a_public_directory_is_refused(public: Path) -> None:
     path = public / "events.jsonl"
     path.touch()
     os.chown(path, _NOBODY, _NOBODY)
-    with pytest.raises(DeliveryError, match="is not ours alone, in a directory that everybody"):
+    with pytest.raises(DeliveryError, match="has a second hard link, in a world-writable"):
         await put(path)
     assert path.read_bytes() == b""
 
 
-async def test_in_a_public_directory_a_second_name_of_a_file_is_refused(public: Path) -> None:
+async def test_hard_link_in_a_public_directory_is_refused(public: Path) -> None:
     path, other = public / "events.jsonl", public.parent / "other"
     other.touch()
     path.hardlink_to(other)
-    with pytest.raises(DeliveryError, match="is not ours alone"):
+    with pytest.raises(DeliveryError, match="second hard link"):
         await put(path)
     path.unlink()
     await put(path)
@@ -128,7 +128,7 @@ async def test_in_a_public_directory_a_second_name_of_a_file_is_refused(public: 
 
 
 @pytest.mark.kernel
-async def test_elsewhere_a_file_of_somebody_else_is_appended_to(tmp_path: Path) -> None:
+async def test_file_of_another_user_in_a_private_directory_is_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.touch()
     os.chown(path, _NOBODY, _NOBODY)
@@ -143,7 +143,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.kernel
-async def test_a_read_only_disk_is_one_sentence(read_only: Path) -> None:
+async def test_error_for_a_read_only_disk_is_one_sentence(read_only: Path) -> None:
     with pytest.raises(DeliveryError, match="Read-only file system"):
         await put(read_only / "events.jsonl")
 

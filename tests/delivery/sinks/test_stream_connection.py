@@ -33,7 +33,7 @@ async def test_stream_whose_peer_has_everything_ends_without_a_reset() -> None:
     with connected() as (ours, theirs):
         stream = Stream(ours)
         await stream.send(b"line\n")
-        await stream.acknowledged()
+        await stream.wait_until_acknowledged()
         stream.close()
         assert [theirs.recv(100), theirs.recv(100)] == [b"line\n", b""]
 
@@ -47,7 +47,7 @@ async def test_stream_whose_delivery_was_given_up_ends_with_a_reset() -> None:
             file.read()
 
 
-async def test_stream_with_tls_says_that_it_ends() -> None:
+async def test_stream_with_tls_sends_close_notify() -> None:
     authority = trustme.CA()
     client = ssl.create_default_context()
     authority.configure_trust(client)
@@ -63,8 +63,8 @@ async def test_stream_with_tls_says_that_it_ends() -> None:
         reading = asyncio.create_task(asyncio.to_thread(read, peer))
         ours = client.wrap_socket(plain, server_hostname="127.0.0.1", do_handshake_on_connect=False)
         stream = Stream(ours)
-        await stream.shake_hands()
+        await stream.handshake()
         await stream.send(b"line\n")
-        await stream.acknowledged()
+        await stream.wait_until_acknowledged()
         stream.close()
         assert await reading == b"line\n"

@@ -53,14 +53,14 @@ def read_all(connection: socket.socket) -> None:
 
 async def until_stuck(sink: Syslog) -> None:
     """Wait until some of a batch is on its way, and no more of it goes."""
-    assert isinstance(sink._carrier, syslog_transport.Connection)
-    stream = sink._carrier._stream
+    assert isinstance(sink._transport, syslog_transport.Connection)
+    stream = sink._transport._stream
     assert stream is not None
     before, now = -1, 0
     async with asyncio.timeout(20):
         while now == 0 or now != before:
             await asyncio.sleep(0.1)
-            before, now = now, stream._on_its_way()
+            before, now = now, stream._outstanding_bytes()
 
 
 def of_size(size: int) -> Message:
@@ -109,7 +109,7 @@ async def test_a_datagram_that_can_not_be_sent_at_all_is_refused(daemon: Rsyslog
         assert await sink.deliver([of_size(65_507)]) == DELIVERED
 
 
-async def test_a_receiver_that_is_down_is_one_sentence() -> None:
+async def test_error_for_a_receiver_that_is_down_is_one_sentence() -> None:
     port = free_port()
     with pytest.raises(
         DeliveryError,
@@ -119,13 +119,13 @@ async def test_a_receiver_that_is_down_is_one_sentence() -> None:
         await at(port).open()
 
 
-async def test_a_name_that_is_nobodys_is_one_sentence() -> None:
+async def test_error_for_an_unknown_host_name_is_one_sentence() -> None:
     for transport in ("tcp", "udp"):
         with pytest.raises(DeliveryError, match=r"nobody.invalid port 514 .*[Nn]ame"):
             await Syslog(transport=transport, host="nobody.invalid", port=514).open()
 
 
-async def test_nobody_at_a_port_of_udp_is_told_by_the_next_datagram() -> None:
+async def test_closed_udp_port_is_reported_at_the_first_delivery() -> None:
     sink = at(free_port(), "udp")
     for batch in (attempts(1), attempts(3)):
         async with sink:
@@ -150,7 +150,7 @@ async def test_the_next_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPat
         assert await sink.deliver(attempts(1)) == DELIVERED
 
 
-async def test_a_receiver_that_died_is_noticed_before_anything_is_lost(daemon: Rsyslog) -> None:
+async def test_receiver_that_died_is_noticed_before_an_event_is_dropped(daemon: Rsyslog) -> None:
     sent = attempts(30)
     await daemon.start()
     sink = to(daemon)
@@ -158,7 +158,7 @@ async def test_a_receiver_that_died_is_noticed_before_anything_is_lost(daemon: R
         await sink.deliver(sent[:10])
         await daemon.has(10)
         daemon.end()
-        with pytest.raises(DeliveryError, match="was cut"):
+        with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(sent[10:20])
     with pytest.raises(DeliveryError, match="Connection refused"):
         await sink.open()
@@ -180,7 +180,7 @@ async def test_a_receiver_that_dies_in_the_middle_of_a_batch_has_it_when_it_is_b
         delivery = asyncio.create_task(sink.deliver(many))
         await until_stuck(sink)
         daemon.end()
-        with pytest.raises(DeliveryError, match=r"was cut: (Connection reset|Broken pipe)"):
+        with pytest.raises(DeliveryError, match=r"broke: (Connection reset|Broken pipe)"):
             await delivery
     await daemon.start()
     async with sink:
@@ -189,7 +189,7 @@ async def test_a_receiver_that_dies_in_the_middle_of_a_batch_has_it_when_it_is_b
     assert daemon.events == events(many[:500])
 
 
-async def test_a_receiver_that_is_slow_keeps_nobody_from_giving_up(daemon: Rsyslog) -> None:
+async def test_delivery_to_a_slow_receiver_can_be_cancelled(daemon: Rsyslog) -> None:
     many = attempts(500) * 20
     await daemon.start()
     sink = to(daemon)
@@ -237,13 +237,13 @@ async def _read_once(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> N
     await reader.read(10)
 
 
-async def test_who_is_let_in_and_shown_out_loses_no_batch() -> None:
+async def test_receiver_that_accepts_and_closes_drops_no_batch() -> None:
     async with receiving(_show_out) as port, at(port) as sink:
-        with pytest.raises(DeliveryError, match="was cut"):
+        with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(attempts(1))
 
 
-async def test_a_connection_that_stays_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_new_connection_is_on_probation_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.3)
     loop = asyncio.get_running_loop()
     async with receiving(_keep) as port:
@@ -259,26 +259,26 @@ async def test_a_connection_that_stays_is_waited_for_once(monkeypatch: pytest.Mo
                 monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.3)
 
 
-async def test_what_a_receiver_says_is_nothing_to_us() -> None:
+async def test_text_of_a_syslog_receiver_is_ignored() -> None:
     async with receiving(_say_things) as port, at(port) as sink:
         for _ in range(3):
             assert await sink.deliver(attempts(3)) == DELIVERED
 
 
-async def test_what_a_receiver_did_not_read_before_it_closed_is_not_delivered() -> None:
+async def test_events_unread_at_the_close_of_the_receiver_are_not_delivered() -> None:
     async with receiving(_read_once) as port, at(port) as sink:
-        with pytest.raises(DeliveryError, match="was cut"):
+        with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(attempts(3))
 
 
-async def test_what_a_receiver_never_read_is_not_delivered_when_it_is_gone() -> None:
+async def test_events_that_the_receiver_never_read_are_not_delivered_after_its_exit() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         async with at(server.getsockname()[1]) as sink:
             delivery = asyncio.create_task(sink.deliver(attempts(500)))
             await until_stuck(sink)
             assert not delivery.done()
             server.close()
-            with pytest.raises(DeliveryError, match="was cut"):
+            with pytest.raises(DeliveryError, match="broke"):
                 await asyncio.wait_for(delivery, 20)
 
 

@@ -109,6 +109,6 @@ async def test_udp_sink_pauses_after_each_64_kib(
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.connect(receiver.getsockname())
             sender.setblocking(False)
-            carrier = syslog_transport.Datagrams("127.0.0.1", receiver.getsockname()[1])
-            await carrier._send(sender, [bytes(1 << 14)] * 3 + [bytes(last)])
+            transport = syslog_transport.Datagrams("127.0.0.1", receiver.getsockname()[1])
+            await transport._send(sender, [bytes(1 << 14)] * 3 + [bytes(last)])
     assert waited == [0.002] * pauses

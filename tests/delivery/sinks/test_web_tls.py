@@ -51,7 +51,7 @@ def _ca(authority: trustme.CA, folder: Path) -> Path:
     return path
 
 
-async def test_a_receiver_is_trusted_by_the_authority_that_is_named(
+async def test_web_sink_trusts_the_configured_authority(
     kind: Kind, token: Secret, authority: trustme.CA, tmp_path: Path
 ) -> None:
     server = kind.server()
@@ -82,13 +82,13 @@ async def test_a_wrong_certificate_is_named(
     sink_tls = Tls(ca=_ca(trusted, tmp_path))
     async with serving(kind.server(), tls=_server_tls(authority, name)) as url:
         error = await fault(kind.sink(url, token, tls=sink_tls))
-        assert f"its certificate is not to be trusted ({cause}" in str(error)
-        assert "name its authority in tls.ca" in str(error)
+        assert f"its certificate is not trusted ({cause}" in str(error)
+        assert "give its authority in tls.ca" in str(error)
         # Nor is one of nobody in particular, when nothing is said of whom to trust.
-        assert "its certificate is not to be trusted" in str(await fault(kind.sink(url, token)))
+        assert "its certificate is not trusted" in str(await fault(kind.sink(url, token)))
 
 
-async def test_tls_with_who_does_not_speak_it_is_an_error(kind: Kind, token: Secret) -> None:
+async def test_web_sink_reports_a_server_without_tls(kind: Kind, token: Secret) -> None:
     async with serving(kind.server()) as url:
         error = await fault(kind.sink(url.replace("http:", "https:"), token))
     assert "TLS failed" in str(error)
@@ -115,7 +115,7 @@ async def test_a_receiver_that_asks_for_a_certificate_gets_ours(
     assert f"{url} can't be reached: " in str(error)
 
 
-async def test_secrets_and_certificates_are_read_anew_at_each_entry(
+async def test_secrets_and_certificates_are_read_again_at_each_opening(
     kind: Kind, token: Secret, authority: trustme.CA, tmp_path: Path, monkeypatch: Any
 ) -> None:
     server = kind.server()
@@ -130,7 +130,7 @@ async def test_secrets_and_certificates_are_read_anew_at_each_entry(
     assert server.seen[0].headers["Authorization"] == f"{kind.scheme} renewed"
 
 
-async def test_only_a_proxy_that_is_named_is_used(
+async def test_web_sink_uses_only_the_configured_proxy(
     kind: Kind, token: Secret, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -149,7 +149,7 @@ async def test_only_a_proxy_that_is_named_is_used(
         await gone.open()
 
 
-async def test_a_proxy_leads_to_a_receiver_that_is_checked_as_ever(
+async def test_certificate_of_a_receiver_behind_a_proxy_is_checked(
     kind: Kind, token: Secret, authority: trustme.CA, tmp_path: Path
 ) -> None:
     server = kind.server()
@@ -162,7 +162,7 @@ async def test_a_proxy_leads_to_a_receiver_that_is_checked_as_ever(
             await sink.deliver(attempts(1))
         assert len(server.lines) == 1
         error = await fault(kind.sink(url, token, proxy=proxy))
-        assert "its certificate is not to be trusted" in str(error)
+        assert "its certificate is not trusted" in str(error)
         async with serving(kind.server()) as plain:
             error = await fault(kind.sink(plain.replace("http:", "https:"), token, proxy=proxy))
             assert "TLS failed (" in str(error)
