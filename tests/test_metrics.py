@@ -84,7 +84,7 @@ def test_altered_fence_is_not_active_and_unknown_one_has_no_metric() -> None:
 
 @pytest.mark.parametrize("rung", get_args(TopMethod))
 def test_only_the_active_attribution_method_has_the_value_1(tmp_path: Path, rung: str) -> None:
-    shown = exposed.exposition(tmp_path, rung=rung).splitlines()
+    shown = exposed.exposition(tmp_path, method=rung).splitlines()
     assert {line for line in shown if line.startswith("ocsf_nft_attribution_rung{")} == {
         f'ocsf_nft_attribution_rung{{rung="{each}"}} {float(each == rung)}'
         for each in ("capture", "socket", "user")

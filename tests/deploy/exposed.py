@@ -1,4 +1,4 @@
-"""The metrics that a run exposes, each with a sample: as code makes them, from things at rest."""
+"""Metrics of a run, each with a sample, from the product's code and objects that don't run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Exposed(NamedTuple):
-    """A metric, by the name that its samples have; ``labels`` are its own."""
+    """A metric with the name and the labels of its samples."""
 
     name: str
     type: str
@@ -34,8 +34,8 @@ class Exposed(NamedTuple):
     value: float
 
 
-def exposition(folder: Path, *, rung: str = "capture") -> str:
-    """What /metrics answers of a run with a sandbox, a source, a reject and a sink."""
+def exposition(folder: Path, *, method: str = "capture") -> str:
+    """Return the answer of /metrics for a run with a source, an unparsed line and a sink."""
     balance = Balance(
         sandbox="agent", rule="egress", refused=100, reported=80, overflowed=30, in_flight=15,
         lost=7,
@@ -52,18 +52,18 @@ def exposition(folder: Path, *, rung: str = "capture") -> str:
         return (status,)
 
     async def exposed() -> bytes:
-        patience, store = StorageRetrier(asyncio.Event()), Store(folder / FILE)
+        retrier, store = StorageRetrier(asyncio.Event()), Store(folder / FILE)
         store._database.end = 3
         forwarder = Forwarder(
-            "siem", Receiver(), store, batch_settings=BatchSettings(), retrier=patience
+            "siem", Receiver(), store, batch_settings=BatchSettings(), retrier=retrier
         )
         service: Any = SimpleNamespace(
             statuses=statuses,
             counts=SimpleNamespace(records=90, rejects={"forged": 1}),
             events=85,
-            retrier=patience,
+            retrier=retrier,
             delivery=SimpleNamespace(store=store, forwarders=(forwarder,)),
-            fallback_chain=SimpleNamespace(method=rung, dropped=12),
+            fallback_chain=SimpleNamespace(method=method, dropped=12),
         )
         return await exposition_of(service)
 
@@ -71,7 +71,7 @@ def exposition(folder: Path, *, rung: str = "capture") -> str:
 
 
 def exposed(folder: Path) -> dict[str, Exposed]:
-    """Each metric by its name."""
+    """Return each metric by its name."""
     found: dict[str, Exposed] = {}
     for family in text_string_to_metric_families(exposition(folder)):
         for sample in family.samples:

@@ -26,9 +26,9 @@ from tests.kernel.attempts import (
     PRIVILEGED,
     UNPRIVILEGED,
     attempt,
-    attempting,
     fence,
     refused,
+    start_attempts,
 )
 from tests.kernel.reading import assert_nothing_left_open, dropped, joined, until
 
@@ -97,7 +97,7 @@ async def test_nflog_flood_is_counted_exactly_and_changes_the_batching(
     async with Nflog(namespace, GROUP) as source:
         batches = source.batches()
         assert source._adaptive.batching is CALM
-        flood = attempting(namespace, 0, 40_000, "flood")
+        flood = start_attempts(namespace, 0, 40_000, "flood")
         # On a busy machine the flood may end slowly, so that the batching is CALM again.
         seen = set()
 
@@ -135,7 +135,7 @@ async def test_nflog_overrun_is_reported_at_once_and_counted_by_the_next_record(
 
 
 async def test_nflog_binding_during_a_flood_misses_no_later_record(namespace: Namespace) -> None:
-    flood = attempting(namespace, 0, 10_000_000, "flood")
+    flood = start_attempts(namespace, 0, 10_000_000, "flood")
     try:
         while refused(namespace) == 0:  # noqa: ASYNC110 - the kernel has no event for it
             await asyncio.sleep(0.001)
