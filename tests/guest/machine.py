@@ -40,15 +40,15 @@ class Machine:
     port: socket.socket
     first_result: str = ""
     _unread: bytes = b""
-    _asked: int = 0
+    _last_id: int = 0
 
     def ask(self, call: str, *arguments: Any, seconds: float = 930, **options: Any) -> Any:
         """Call the agent's function and return its result; raise AssertionError with its error."""
-        self._asked += 1
-        request = {"id": self._asked, "call": call, "with": arguments, "options": options}
+        self._last_id += 1
+        request = {"id": self._last_id, "call": call, "with": arguments, "options": options}
         self.port.sendall(json.dumps(request).encode() + b"\n")
         answer = self._answer(f"{call}{arguments}", seconds)
-        assert answer["id"] == self._asked, answer
+        assert answer["id"] == self._last_id, answer
         assert "error" not in answer, f"{call}{arguments} in the guest: {answer['error']}"
         return answer["result"]
 

@@ -47,12 +47,12 @@ _FRAME_BYTES = 65535
 
 def spec(sandbox: str, device: str = DEVICE, *subnets: str, mac: str | None = None) -> FenceSpec:
     """Return the specification of a VM's fence, with one gateway port for each subnet."""
-    asked = tuple(map(subnet, subnets or SUBNETS))
-    ends = (f"[{each.ip}]" if each.version == 6 else str(each.ip) for each in asked)
+    parsed = tuple(map(subnet, subnets or SUBNETS))
+    ends = (f"[{each.ip}]" if each.version == 6 else str(each.ip) for each in parsed)
     return FenceSpec(
         sandbox=sandbox,
         proxies=tuple(endpoint(f"{end}:{PORT}") for end in ends),
-        tap=Tap(device=device, subnets=asked, mac=mac),
+        tap=Tap(device=device, subnets=parsed, mac=mac),
     )
 
 

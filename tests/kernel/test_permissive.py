@@ -54,8 +54,8 @@ _PORT = 443
 def permissive(lab: Lab, spec: FenceSpec, state: StateDirectory) -> InstalledFence:
     """Install a permissive fence in the lab, without traffic of the kernel's own."""
     lab.sandbox_namespace.call(_disable_router_solicitations)
-    asked = dataclasses.replace(spec, is_permissive=True)
-    return installer.install(asked, lab.sandbox_namespace, state, "nflog")
+    requested = dataclasses.replace(spec, is_permissive=True)
+    return installer.install(requested, lab.sandbox_namespace, state, "nflog")
 
 
 @pytest.fixture
@@ -416,14 +416,14 @@ def test_change_of_mode_under_traffic_keeps_the_mode_of_each_packet(
                  '{ type filter hook ingress device "gw0" priority 0; }; '
                  "add rule netdev far ingress udp dport 443 counter name out")  # fmt: skip
     output = tmp_path / "events.jsonl"
-    asked = {False: spec, True: dataclasses.replace(spec, is_permissive=True)}
+    requested = {False: spec, True: dataclasses.replace(spec, is_permissive=True)}
     with command.running(*accounts.options(state, output)) as running:
         flood = lab.sandbox_namespace.call(
             lambda: attempts.start_attempts(lab.sandbox_namespace, 1000, 3_000_000, "flood")
         )
         for turn in range(6):
             is_permissive = turn % 2 == 1
-            installer.install(asked[is_permissive], lab.sandbox_namespace, state, "nflog")
+            installer.install(requested[is_permissive], lab.sandbox_namespace, state, "nflog")
             time.sleep(0.05)  # for packets that are still in the veth's queue
             before = _out(lab)
             time.sleep(0.7)

@@ -136,8 +136,8 @@ def test_command_line_calls_a_permissive_fence_permissive(lab: Lab, state: State
 def test_run_reports_an_existing_fence_as_permissive(
     lab: Lab, spec: FenceSpec, state: StateDirectory, tmp_path: Path
 ) -> None:
-    asked = dataclasses.replace(spec, is_permissive=True)
-    installer.install(asked, lab.sandbox_namespace, state, "nflog")
+    requested = dataclasses.replace(spec, is_permissive=True)
+    installer.install(requested, lab.sandbox_namespace, state, "nflog")
     output = tmp_path / "events.jsonl"
     with command.running(*accounts.options(state, output)) as running:
         assert running.stop(signal.SIGTERM)[0] == 0
@@ -148,8 +148,8 @@ def test_run_reports_an_existing_fence_as_permissive(
 def test_run_that_enforces_a_permissive_fence_reports_the_change(
     lab: Lab, spec: FenceSpec, state: StateDirectory, tmp_path: Path
 ) -> None:
-    asked = dataclasses.replace(spec, is_permissive=True)
-    installer.install(asked, lab.sandbox_namespace, state, "nflog")
+    requested = dataclasses.replace(spec, is_permissive=True)
+    installer.install(requested, lab.sandbox_namespace, state, "nflog")
     output = tmp_path / "events.jsonl"
     options = [*_named(lab, state), *_PROXY, "--output", str(output), "--install"]
     with command.running(*options) as running:
@@ -164,8 +164,8 @@ def test_log_line_carries_the_mode_of_its_fence(
     """Each line has the mode, so that its conversion needs no knowledge of the fence."""
     lines = []
     for is_permissive in (True, False):
-        asked = dataclasses.replace(spec, is_permissive=is_permissive)
-        installer.install(asked, lab.sandbox_namespace, state, "nflog")
+        requested = dataclasses.replace(spec, is_permissive=is_permissive)
+        installer.install(requested, lab.sandbox_namespace, state, "nflog")
         text = conftest.nft(lab.sandbox_namespace, "-t", "list", "table", "inet", "ocsf_nft")
         (prefix,) = set(re.findall(r'log prefix "(ocsf-nft:lab:egress:[^"]*)"', text))
         lines.append(
@@ -178,8 +178,8 @@ def test_log_line_carries_the_mode_of_its_fence(
 
 def test_enforcing_again_refuses_at_once(lab: Lab, spec: FenceSpec, state: StateDirectory) -> None:
     for is_permissive in (True, False, True, False):
-        asked = dataclasses.replace(spec, is_permissive=is_permissive)
-        installer.install(asked, lab.sandbox_namespace, state, "nflog")
+        requested = dataclasses.replace(spec, is_permissive=is_permissive)
+        installer.install(requested, lab.sandbox_namespace, state, "nflog")
         assert installer.verify(spec.sandbox, state).verdict == "as installed"
         text = conftest.nft(lab.sandbox_namespace, "-t", "list", "ruleset")
         assert ("drop" in text, "reject" in text) == (not is_permissive,) * 2

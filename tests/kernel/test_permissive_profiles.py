@@ -47,8 +47,8 @@ async def test_permissive_pod_fence_allows_and_logs_each_escape_once(
     lab: Lab, state: StateDirectory
 ) -> None:
     lab.sandbox_namespace.call(_disable_router_solicitations)
-    asked = dataclasses.replace(sidecar.SPEC, is_permissive=True)
-    installed = installer.install(asked, lab.sandbox_namespace, state, "nflog")
+    requested = dataclasses.replace(sidecar.SPEC, is_permissive=True)
+    installed = installer.install(requested, lab.sandbox_namespace, state, "nflog")
     wrong: dict[str, Any] = {}
     async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
         with Counters(installed) as counters, far_side.watch(lab) as far:
@@ -89,8 +89,8 @@ async def test_permissive_vm_fence_allows_and_logs_each_packet_once(
     conftest.load(site.host, PUBLISHED)
     tap.routes_back(site)
     with tap.silent_machine(site) as machine:
-        asked = dataclasses.replace(tap.spec("vm-7"), is_permissive=True)
-        installed = installer.install(asked, site.host, state, "nflog")
+        requested = dataclasses.replace(tap.spec("vm-7"), is_permissive=True)
+        installed = installer.install(requested, site.host, state, "nflog")
         captures = Captures(site)
         try:
             machine.send(ALLOWED["arp for the gateway"])
@@ -124,10 +124,10 @@ async def test_permissive_vm_fence_allows_and_logs_each_packet_once(
 async def test_frame_that_bypasses_a_permissive_fence_passes_its_guard_and_is_logged(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
-    asked = dataclasses.replace(spec, is_permissive=True, guard_device=lab.gateway_device)
+    requested = dataclasses.replace(spec, is_permissive=True, guard_device=lab.gateway_device)
     # The guard is active in the namespace of the installer.
     lab.gateway_namespace.call(
-        lambda: installer.install(asked, lab.sandbox_namespace, state, "nflog")
+        lambda: installer.install(requested, lab.sandbox_namespace, state, "nflog")
     )
     mac = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
     frame = packets.frame(mac, b"\2\0\0\0\1\7", 0x88B5, b"by af_xdp")

@@ -36,8 +36,8 @@ _ROUTING, _FRAGMENT, _OPTIONS, _UDP = 43, 44, 60, 17
 @pytest.fixture
 def machine(site: tap.Site) -> Iterator[tap.Machine]:
     with tap.silent_machine(site) as plugged:
-        for asked in ("arp for the gateway", "a solicitation for the gateway"):
-            plugged.send(ALLOWED[asked])
+        for name in ("arp for the gateway", "a solicitation for the gateway"):
+            plugged.send(ALLOWED[name])
         yield plugged
 
 
