@@ -1,4 +1,4 @@
-"""What a counter owes, as an attempt: in the form of a record, where none may be left."""
+"""Attempts made from unreported packets of a counter, with a record made from the counter."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _IP: Final[dict[int | None, Literal[4, 6]]] = {0x0800: 4, 0x86DD: 6}
 _KINDS: Final = ("icmp_type", "icmp_code", "arp", "fragment_offset", "more_fragments")
-#: A reading takes no longer (``fence.counters``), or hardly.
+#: Maximum duration of a reading (``fence.counters``), approximately.
 _READ_NS: Final = 12 * 1_000_000_000
 
 
-def attempt(  # noqa: PLR0913 - what is told, and in whose words
+def attempt(  # noqa: PLR0913 - the facts of one attempt
     counter_id: CounterId,
     counter: FlowCounter,
     key: Key | None,
@@ -35,11 +35,12 @@ def attempt(  # noqa: PLR0913 - what is told, and in whose words
     attribution: Attribution | None = None,
     aggregation: Aggregation | None = None,
 ) -> Attempt:
-    """What a counter owes, as one attempt, taken off it.
+    """Return an attempt with unreported packets of a counter, and mark them as reported.
 
-    ``packets`` is how many; ``number`` how many of the rule were told before, which is another
-    one for each attempt; ``read_ns`` when it was read. ``sample_record`` is the latest record of it,
-    ``attribution`` who sent one of the packets.
+    ``packets`` is the number of packets. ``number`` counts the rule's packets reported before;
+    it differs for each attempt, so it makes the identity unique. ``read_ns`` is the time of the
+    reading. ``sample_record`` is the counter's latest record, and ``attribution`` that of one
+    of the packets.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)
@@ -87,16 +88,20 @@ def attempt(  # noqa: PLR0913 - what is told, and in whose words
 
 
 def _window(counter: FlowCounter) -> tuple[int, int]:
-    """From when to when the packets are that it owes: not before those that were told."""
+    """Return the first and last possible time of the unreported packets.
+
+    The first is not before the packets that were already reported.
+    """
     since_ns, last_ns = counter.since_ns, counter.last_ns
     if last_ns >= since_ns:
         return since_ns, last_ns
-    # Both are the latest moments that can be, to some seconds; else the clock was set back.
+    # Each is the latest possible time, exact to some seconds. A larger difference shows that the
+    # clock was set back.
     return (since_ns, since_ns) if since_ns - last_ns < _READ_NS else (last_ns, last_ns)
 
 
 def _common_details(sample_record: Record) -> dict[str, Detail]:
-    """What decides of a packet what it is, and what became of it: the key doesn't tell."""
+    """Return the details that decide the packet's kind and its treatment; the key lacks them."""
     return {name: sample_record.details[name] for name in _KINDS if name in sample_record.details}
 
 
@@ -109,6 +114,6 @@ def _version(key: Key | None, flow: Flow) -> Literal[4, 6] | None:
 
 
 def _key_text(flow: Flow) -> str:
-    """A key as nft would print it; what it hasn't got is left out."""
+    """Format a key as nft would print it, without absent fields."""
     parts = (flow.uid, flow.ethertype, flow.protocol, flow.destination, flow.port)
     return " . ".join(str(part) for part in parts if part is not None)

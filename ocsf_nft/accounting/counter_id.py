@@ -1,4 +1,4 @@
-"""Whose counters they are."""
+"""Identity of the counters of a rule."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterId:
-    """One rule of one sandbox; ``epoch`` tells its counters from others that it had before.
+    """Identity of one rule's counters in one sandbox.
 
-    ``is_permissive``: what they count was let pass.
+    ``epoch`` distinguishes the counters from those that the rule had before. With
+    ``is_permissive`` they count allowed packets.
     """
 
     sandbox: str
@@ -26,21 +27,21 @@ class CounterId:
 
     @staticmethod
     def named(sandbox: str, name: str, epoch: str) -> CounterId:
-        """By the name of an account (:func:`ocsf_nft.flow.account_name`)."""
+        """Create the identity from the name of an account (:func:`ocsf_nft.flow.account_name`)."""
         rule, colon, _ = name.partition(":")
         return CounterId(sandbox=sandbox, rule=rule, epoch=epoch, is_permissive=bool(colon))
 
     @property
     def name(self) -> str:
-        """That of the account."""
+        """Return the name of the account."""
         return account_name(self.rule, is_permissive=self.is_permissive)
 
     @property
     def mode(self) -> Mode:
-        """That of the fence when they count."""
+        """Return the mode of the fence while the counters count."""
         return "permissive" if self.is_permissive else "enforcing"
 
     @property
     def verdict(self) -> Verdict | None:
-        """As in a record of the rule."""
+        """Return the verdict as it is in a record of the rule."""
         return "permit" if self.is_permissive else None

@@ -1,4 +1,4 @@
-"""What one counter of the kernel has counted, and how much of that is still to be told."""
+"""Counter of the kernel for one flow: its last value, and its unreported packets."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ocsf_nft.flow import Count, Element
 
-#: How long the kernel keeps an element after its last packet (``timeout`` in accounting.nft).
+#: Time for which the kernel stores an element after its last packet (``timeout`` in
+#: accounting.nft).
 ELEMENT_TIMEOUT_MS: Final = 600_000
-#: An element that was idle for so much longer has got a packet since, or is another one.
+#: If an element's idle time falls by more than this, it got a packet, or is a new element.
 _RENEWED_MS: Final = ELEMENT_TIMEOUT_MS // 2
-#: Whoever has the sandbox's namespace can write any number into a counter: more can't be kept.
+#: Maximum stored count. A process with privileges in the sandbox's namespace can write any number
+#: into a counter.
 MAX_COUNT: Final = 1 << 62
 
 
 class FlowCounter:
-    """A counter that only grows, or begins anew: what it said when it was last read, and the rest.
+    """Counter that only grows, or begins again at zero: its last value and its unreported packets.
 
-    ``unreported_packets`` and ``unreported_bytes`` are what it has counted and nobody has told. They are
-    negative for as long as something was told that has not been read yet: a record comes before
-    the counter that has counted its packet is read. Bytes may be told on the word of the packet,
-    which may lie about its length; what was too much then is taken off what is told next.
+    ``unreported_packets`` and ``unreported_bytes`` are counted and not reported yet. They are
+    negative while a record was reported whose packet no reading has shown yet. A record may
+    give a wrong length of its packet; the excess bytes are subtracted from the next report.
 
-    ``last_ns`` is the latest moment (since the epoch, UTC) that its last packet can be from,
-    ``since_ns`` the earliest that the first packet which is not told can be from.
+    ``last_ns`` is the latest possible time of the last packet (since the epoch, UTC).
+    ``since_ns`` is the earliest possible time of the first unreported packet.
     """
 
     __slots__ = (
@@ -32,7 +33,7 @@ class FlowCounter:
         "since_ns", "unreported_bytes", "unreported_packets",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0913 - what is kept of it between two runs
+    def __init__(  # noqa: PLR0913 - the state that is stored between two runs
         self,
         *,
         since_ns: int,
@@ -49,16 +50,16 @@ class FlowCounter:
         self.unreported_bytes = unreported_bytes
         self.last_ns = last_ns or since_ns
         self.expires_ns = self.last_ns + ELEMENT_TIMEOUT_MS * 1_000_000
-        #: Readings in a row that had no such element, though it can't have been forgotten yet.
+        #: Consecutive readings without the element, though it can't have expired yet.
         self.missed = 0
-        #: How long its last packet was past when it was read.
+        #: Age of the last packet at the latest reading.
         self.idle_ms = 0
-        #: Whether the latest reading had such an element.
+        #: Whether the latest reading had the element.
         self.is_shown = False
 
     @property
     def is_unread(self) -> bool:
-        """Whether it is known from records alone, and no reading has had it."""
+        """Return whether only records have shown the flow, and no reading."""
         return self.seen_packets == 0
 
     def update(self, element: Element, read_ns: int, before_ns: int) -> int:
@@ -70,8 +71,9 @@ class FlowCounter:
         _, packets, octets, idle_ms = element
         idle_ms = min(idle_ms, ELEMENT_TIMEOUT_MS)
         last_ns = read_ns - idle_ms * 1_000_000
-        # As many packets and yet a later one: forgotten, and begun anew by a job of every ten
-        # minutes. By the kernel's own measure of time: the clock may be set.
+        # The same count with a later packet: the element expired and was created again, for
+        # instance by a job that runs every ten minutes. The kernel's idle time shows this, because
+        # the clock may be set.
         if packets == self.seen_packets and self.idle_ms - idle_ms > _RENEWED_MS:
             self.seen_packets = self.seen_bytes = 0
         self.idle_ms = idle_ms
@@ -79,7 +81,7 @@ class FlowCounter:
         self.missed = 0
         was_shown, self.is_shown = self.is_shown, True
         if packets == self.seen_packets and octets == self.seen_bytes:
-            return 0  # as nearly all of tens of thousands
+            return 0  # the usual case: tens of thousands of unchanged elements
         fresh = self.grow(packets, octets)
         if fresh:
             self.last_ns = last_ns
@@ -98,7 +100,10 @@ class FlowCounter:
             self.last_ns = min(self.last_ns, now_ns)
 
     def grow(self, packets: int, octets: int) -> int:
-        """Take in a counter's value; one that is smaller than before has begun anew."""
+        """Set the counter's value, and return its new packets.
+
+        A smaller value than before shows that the counter restarted at zero.
+        """
         packets, octets = min(packets, MAX_COUNT), min(octets, MAX_COUNT)
         if packets < self.seen_packets:
             self.seen_packets = self.seen_bytes = 0
@@ -108,12 +113,12 @@ class FlowCounter:
         return fresh
 
     def grow_by(self, more: Count, last_ns: int) -> None:
-        """Owe more, of which no counter of its own says anything."""
+        """Add unreported packets that this counter did not count itself."""
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)
 
     def mark_reported(self, packets: int, octets: int) -> None:
-        """Take off what has been told."""
+        """Subtract packets and bytes that have been reported."""
         self.unreported_packets -= packets
         self.unreported_bytes -= octets
 

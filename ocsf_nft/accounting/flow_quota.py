@@ -1,24 +1,27 @@
-"""How many flows are told one by one: a bound for each user, so that none can hide another."""
+"""Limit of flows that are reported separately, for each user, so that no user can hide another."""
 
 from __future__ import annotations
 
 from typing import Final
 
 _BURST: Final = 1000
-_NS_PER_FLOW: Final = 100_000_000  # ten a second once the burst is spent
-#: Users that have a bound of their own; whoever has a namespace may have thousands.
+_NS_PER_FLOW: Final = 100_000_000  # ten a second after the burst
+#: Users with a quota of their own. A process with a namespace may have thousands of user ids.
 _MAX_USERS: Final = 256
 
 
 class Quota:
-    """Grants a user 1,000 flows at once and ten a second after that."""
+    """Quota of each user: 1,000 flows at once, and ten a second after that."""
 
     def __init__(self) -> None:
-        # Per user: the moment from which all that was granted would have been earned.
+        # For each user, the time at which all granted flows will have been earned.
         self._earned_ns: dict[int | None, int] = {}
 
     def grants(self, uid: int | None, now_ns: int) -> bool:
-        """Whether one more flow of a user is told by itself; ``now_ns`` never goes back."""
+        """Return whether one more flow of a user is reported separately.
+
+        ``now_ns`` never decreases.
+        """
         if uid not in self._earned_ns and len(self._earned_ns) >= _MAX_USERS:
             self._evict_unused(now_ns)
             if len(self._earned_ns) >= _MAX_USERS:

@@ -1,4 +1,4 @@
-"""What is being told of: by itself, and together with others."""
+"""Reports of flows: separate ones, and aggregated ones."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
 _MAX_SAMPLE: Final = 10
-#: Attempts that have events of their own at the same time.
+#: Maximum number of flows with separate reports at the same time.
 _MAX_REPORTS: Final = 4000
-#: Those beside that go to a destination that is too grave to be told with others.
+#: Maximum number of additional separate reports, for destinations with priority.
 _MAX_PRIORITY_REPORTS: Final = 256
 _MAX_PRIORITY_REPORTS_PER_USER: Final = 16
-#: Two readings show of a record that its packet was counted elsewhere; the first of them may have
-#: begun before the record came.
+#: Two readings show that a record's packet was counted elsewhere. The first of them may have begun
+#: before the record came.
 _YOUNG_READINGS: Final = LAST_READINGS + 1
-#: Where nobody can read any more.
+#: Limit if no more readings succeed.
 _YOUNG_NS: Final = 60 * 1_000_000_000
 #: An element's idle time is in kernel ticks (10 ms). Times in a journal are wrong by up to 0.1 s.
 _MAX_CLOCK_DIFFERENCE_NS: Final = 200_000_000
@@ -43,16 +43,17 @@ _IP: Final = frozenset({0x0800, 0x86DD})
 
 
 class AttributedRecord(NamedTuple):
-    """A record, and the process that sent its packet, where that is known."""
+    """A record, and its attribution if there is one."""
 
     record: Record
     attribution: Attribution | None
 
 
 class FlowReport:
-    """What is being told: when the next time is due, and the record that stands for it.
+    """Report state of a flow, or of an aggregate.
 
-    Its moments are of a clock of their own: who sets the machine's can't keep it from being told.
+    It has the due time of the next report, and the latest record. Its times come from a
+    monotonic clock, so a change of the wall clock can't delay or stop reports.
     """
 
     __slots__ = (
@@ -67,33 +68,33 @@ class FlowReport:
         record: Record | None = None,
         attribution: Attribution | None = None,
     ) -> None:
-        #: What it is of; None for what is told together.
+        #: Key of the flow; None for an aggregate.
         self.key = key
-        #: When there was last more of it; known when it is next asked for.
+        #: Time of the latest growth; set at the next query.
         self._grew_ns = begun_ns
         self._is_growing = False
-        #: The number of the reading that showed it first; None where it was not the first to.
+        #: Number of the first reading with the flow; None if a record came first.
         self.first_reading: int | None = None
         self.record = record
-        #: Who sent that one.
+        #: Attribution of ``record``.
         self.attribution = attribution
-        #: Whether the record has not been told yet.
+        #: Whether no attempt has counted the record yet.
         self.is_new = record is not None
-        #: The latest record of a packet that a reading has shown, until an attempt is of it.
+        #: Latest record of a packet that a reading has shown, until an attempt counts it.
         self._shown: AttributedRecord | None = None
         self.schedule: Schedule | None = None
-        #: What its streak comes to so far; None when nothing of one has been told.
+        #: Totals of the incident so far; None if no attempt of one was reported.
         self.end: IncidentEnd | None = None
 
     @property
     def is_unlogged(self) -> bool:
-        """Whether no record came of it, and nothing has been told."""
+        """Return whether the flow has neither a record nor a report."""
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Whether a record that was told may still turn out to be of it, after so many readings.
+        """Return whether an already reported record may still belong to the flow.
 
-        A short time says nothing of that: readings that are hard to make are far between.
+        The elapsed time alone does not show this: on a busy machine readings are far apart.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -101,7 +102,10 @@ class FlowReport:
         return reading - first < _YOUNG_READINGS and now_ns - begun_ns < _YOUNG_NS
 
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
-        """Let a later record stand for it; ``last_ns`` is of the last packet that was read."""
+        """Set the record of a later packet.
+
+        ``last_ns`` is the time of the last packet that a reading showed.
+        """
         self._store_shown(last_ns)
         self.record = record
         self.attribution = attribution
@@ -109,7 +113,7 @@ class FlowReport:
         self.set_growing()
 
     def add_packets(self, last_ns: int) -> None:
-        """Take in that a reading showed more packets, the last one of ``last_ns``."""
+        """Process a reading with more packets, the last one at ``last_ns``."""
         self.set_growing()
         self._store_shown(last_ns)
 
@@ -132,37 +136,40 @@ class FlowReport:
         return next(fitting, None)
 
     def add_uncertain_record(self, record: Record) -> None:
-        """Let a record stand for it that may be of another packet, and so of another sender."""
+        """Use a record that may belong to another packet, if there is none yet.
+
+        Its attribution is not used, because another process may have sent the packet.
+        """
         self.record = self.record or record
 
     def set_growing(self) -> None:
-        """There is more of it."""
+        """Note that the flow has grown."""
         self._is_growing = True
 
     def is_due(self, now_ns: int) -> bool:
-        """Whether to tell what is owed."""
+        """Return whether to report the unreported packets now."""
         return self.schedule is None or self.schedule.is_due(now_ns, self._last_ns(now_ns))
 
     def is_over(self, now_ns: int) -> bool:
-        """Whether nothing came for so long that the next packet begins a new attempt."""
+        """Return whether the last packet is so old that the next one begins a new attempt."""
         last_ns = self._last_ns(now_ns)
         if self.schedule is None:
             return now_ns - last_ns >= OVER_NS
         return self.schedule.is_over(now_ns, last_ns)
 
     def mark_reported(self, now_ns: int, last_ns: int) -> None:
-        """Take in that an attempt was emitted, whose last packet was at ``last_ns``."""
+        """Note that an attempt was emitted, whose last packet was at ``last_ns``."""
         self.is_new = self.is_new and self.record is not None and _is_later(self.record, last_ns)
         self._shown = None
         if self.schedule is None:
-            # It may have been told of before a restart.
+            # The flow may have been reported before a restart.
             before = 0 if self.end is None else self.end.streak.windows
             self.schedule = Schedule(now_ns, before + 1)
         else:
             self.schedule.mark_reported(now_ns)
 
     def _store_shown(self, last_ns: int) -> None:
-        """Keep the record, if a reading has shown its packet, beside those that follow."""
+        """Store the record separately from later ones, if a reading has shown its packet."""
         if self.is_new and self.record is not None and not _is_later(self.record, last_ns):
             self._shown = AttributedRecord(self.record, self.attribution)
 
@@ -178,31 +185,34 @@ def _is_later(record: Record, last_ns: int) -> bool:
 
 
 class FlowReports(dict["Key", FlowReport]):
-    """What is told by itself, and who may have more of that: a record is kept of each."""
+    """Separate reports by flow, and the limits for new ones; each has the flow's latest record."""
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
-        """How ``priority`` weighs is said there."""
+        """Create an empty mapping; ``priority`` selects destinations and findings."""
         super().__init__()
         self._whose = counter_id
         self._opened = opened
         self._priority = priority
         self._quota = Quota()
-        #: What is told by itself because of its destination alone, and by whom.
+        #: Users of the flows that have a separate report only because of their destination.
         self._priority_users: dict[Key, int | None] = {}
-        #: The latest of those that differ in the port alone.
+        #: The latest of the flows that differ only in their port.
         self._by_destination: dict[Key, Key] = {}
 
     def find(self, key: Key, record: Record) -> FlowReport | None:
-        """What a record with this key is of, None where that is not told by itself.
+        """Return the report that a record belongs to; None if its flow has no separate report.
 
-        Where it lacks the port, another one's to the same destination: its packet may have been
-        counted there, and told by now.
+        A record without a port may belong to another flow to the same destination: the
+        kernel may have counted its packet there, and it may be reported already.
         """
         there = self._by_destination.get(key) if lacks_port(record) else None
         return self.get(key) or (None if there is None else self[there])
 
     def admits(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
-        """Whether one more flow of a user is told by itself, and not with its others."""
+        """Return whether one more flow of a user gets a separate report.
+
+        If it does not, it is aggregated.
+        """
         if len(self) - len(self._priority_users) < _MAX_REPORTS and self._quota.grants(uid, now_ns):
             return True
         if (
@@ -219,7 +229,7 @@ class FlowReports(dict["Key", FlowReport]):
         return True
 
     def __delitem__(self, key: Key) -> None:
-        """Tell no more of a flow."""
+        """Remove the report of a flow."""
         super().__delitem__(key)
         self._priority_users.pop(key, None)
         if self._by_destination.get(without_port(key)) == key:
@@ -232,19 +242,22 @@ class FlowReports(dict["Key", FlowReport]):
         record: Record | None = None,
         attribution: Attribution | None = None,
     ) -> FlowReport:
-        """Tell of a flow by itself from now on."""
+        """Create the separate report of a flow."""
         report = self[key] = FlowReport(key, now_ns, record, attribution)
         self._by_destination[without_port(key)] = key
         return report
 
     def begin_unlogged(self, key: Key, now_ns: int, reading: int) -> FlowReport:
-        """The same of a flow that a reading was the first to show."""
+        """Create the separate report of a flow that a reading was the first to show."""
         report = self.begin(key, now_ns)
         report.first_reading = reading
         return report
 
     def resume(self, opened: OpenIncident) -> None:
-        """Go on with a streak that was told of before a restart: more of it is told at once."""
+        """Continue an incident that was reported before a restart.
+
+        The next packets are reported at once.
+        """
         report = self[opened.key] = FlowReport(opened.key, record=opened.end.record)
         self._by_destination[without_port(opened.key)] = opened.key
         report.is_new = False
@@ -253,7 +266,10 @@ class FlowReports(dict["Key", FlowReport]):
     def mark_reported(
         self, report: FlowReport, attempt: Attempt, now_ns: int, last_ns: int
     ) -> Attempt:
-        """Take down what is told; the same, with the streak that it goes on with."""
+        """Note that an attempt is emitted.
+
+        Return the attempt with the incident that it belongs to.
+        """
         report.mark_reported(now_ns, last_ns)
         key = report.key
         if key is None or attempt.aggregation is not None:
@@ -267,9 +283,9 @@ class FlowReports(dict["Key", FlowReport]):
     def pop_ended(
         self, unreported: AbstractSet[Key], now_ns: int, *, closing: bool
     ) -> Iterator[IncidentEnd]:
-        """The streaks that are over, and all of them when ``closing``.
+        """Yield the incidents that are over, or all incidents if ``closing``.
 
-        What is over is forgotten: the next packet of it begins something new.
+        A flow that is over is removed: its next packet begins a new incident.
         """
         for key, report in list(self.items()):
             is_over = key not in unreported and report.is_over(now_ns)
@@ -283,7 +299,7 @@ class FlowReports(dict["Key", FlowReport]):
 
 
 class FlowAggregate:
-    """What is told together: how much is owed, of how many flows, some of which are named."""
+    """Aggregated flows: their unreported packets, their number, and a sample."""
 
     __slots__ = ("counter", "flows", "report", "sample")
 
@@ -294,13 +310,13 @@ class FlowAggregate:
         self.report = FlowReport()
 
     def add(self, flow: Flow) -> None:
-        """One more flow is told with the others."""
+        """Add one flow."""
         self.flows += 1
         if len(self.sample) < _MAX_SAMPLE:
             self.sample.append(flow)
 
     def take(self, reason: AggregationReason) -> Aggregation:
-        """What to say of it; the flows that are told next are counted anew."""
+        """Return the description of the flows so far, and reset it for the next report."""
         aggregation = Aggregation(
             reason=reason, flows=self.flows or None, sample=tuple(self.sample)
         )
@@ -310,5 +326,5 @@ class FlowAggregate:
 
 
 def has_no_slot(key: Key) -> bool:
-    """Whether an element holds the packets of flows that found no place of their own."""
+    """Return whether an element holds the packets of flows that found no slot of their own."""
     return key.kind == "others" and flow(key).ethertype in _IP

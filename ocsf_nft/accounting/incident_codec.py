@@ -1,7 +1,7 @@
-"""What is open, as text that is kept in a file, and back.
+"""Conversion of open incidents and fan-outs to JSON text for the state database, and back.
 
-The text is JSON, by the names of the fields. One that a later version adds is None for what was
-kept before; numbers are in the ranges that their users rely on, or it is damage.
+The JSON keys are the names of the fields. A field that a later version adds is None in text of an
+earlier version. Numbers outside the range that their users rely on are damage.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 def encode(opened: OpenEntry) -> str:
-    """The text of a streak or a fan-out."""
+    """Return the text of an incident or a fan-out."""
     if isinstance(opened, OpenFanOut):
         state: dict[str, Any] = {"fan_out": opened.end}
     else:
@@ -38,12 +38,15 @@ def encode(opened: OpenEntry) -> str:
     try:
         return orjson.dumps(state).decode()
     except orjson.JSONEncodeError:
-        # It knows neither halves of surrogate pairs nor numbers of more than 64 bits.
+        # orjson supports neither halves of surrogate pairs nor integers of more than 64 bits.
         return json.dumps(state, default=_fields)
 
 
 def decode(counter_id: CounterId, text: str) -> OpenEntry:
-    """What was kept; raises what damage raises (``database``)."""
+    """Return the stored incident or fan-out.
+
+    Raises the errors of damaged text (see ``state_db``).
+    """
     state = json.loads(text)
     if "fan_out" in state:
         return OpenFanOut(counter_id, _build(FanOut, _FAN_OUT, state["fan_out"]))
@@ -109,7 +112,7 @@ def _flag(value: Any) -> bool:
 
 
 def _details(found: Any) -> dict[str, Any]:
-    """Facts of a record: numbers, texts, flags, and such facts in turn."""
+    """Check the details of a record: numbers, texts, flags and nested details."""
     for value in found.values():
         if isinstance(value, dict):
             _details(value)

@@ -1,4 +1,4 @@
-"""What the attempts of one flow come to that follow one another."""
+"""Incidents: totals of successive attempts of one flow."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt
     from ocsf_nft.flow import Key
 
-#: Attempts that a streak names.
+#: Maximum number of attempts that an incident lists.
 LATEST: Final = 10
 
 
 def extend_incident(
     before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
 ) -> IncidentEnd:
-    """A streak with one more attempt, as it ends if that is the last; the first one where None.
+    """Return the incident with one more attempt, in the form of its end.
 
-    What has been a finding once remains one, whatever its later records look like.
+    ``before`` is None for a new incident.
+
+    A finding remains a finding, whatever its later records contain.
     """
     identity = attempt.record.origin.identity
     incident = (

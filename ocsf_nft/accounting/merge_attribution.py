@@ -1,6 +1,6 @@
-"""Who made several attempts, where it is known of each of them who made that one.
+"""Attribution of several attempts together, from the attribution of each.
 
-What is told of all of them must not name one process that made some of them.
+The result must not name a single process that made only some of the attempts.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from ocsf_nft.process import Attribution, Rung, Seen, Sureness
 if TYPE_CHECKING:
     from ocsf_nft.process import Process
 
-#: Processes that are named; of others it is told how many there were, at least.
+#: Maximum number of named processes. The others are counted, as a lower bound.
 _MAX_NAMED: Final = 16
 _METHODS: Final[tuple[Rung, ...]] = get_args(Rung)
 _CONFIDENCES: Final[tuple[Sureness | None, ...]] = (*get_args(Sureness), None)
-#: When a process was started is told by the clock as it is set while somebody looks. No other
-#: process gets its number so soon.
+#: Start times of a process differ if the clock is set between two reads of /proc. No other process
+#: gets the same pid so soon.
 _MAX_START_DIFFERENCE_NS: Final = 10 * 1_000_000_000
 _REASON: Final = "not all of it was seen to be done by one process"
 _NOT_ATTRIBUTED: Final = Attribution(rung="none", reason=_REASON)
 
 
 def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
-    """Who made the attempts before and the latest one; None where nobody has looked."""
+    """Return the attribution of all attempts together; None if none of them was attributed."""
     first, last = before or _NOT_ATTRIBUTED, latest or _NOT_ATTRIBUTED
     if first.names_nobody and last.names_nobody:
         return latest or before
@@ -35,7 +35,7 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
     seen, unnamed = _merged(first, last)
     naming = [each for each in (first, last) if not each.names_nobody]
     confidence = least_confident.sureness if len(naming) == 2 else "low"
-    if confidence == "low":  # it may have been others as well
+    if confidence == "low":  # other processes may have made attempts as well
         seen = [replace(each, calls=None) for each in seen]
     return Attribution(
         rung=max((each.rung for each in naming), key=_METHODS.index),
@@ -49,9 +49,10 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 
 
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
-    """The youngest of all processes, and how many more there were.
+    """Return the most recently started processes of both, and the number of further ones.
 
-    Who is not named any more is older than those that are: so who is younger is a new one.
+    Processes that are no longer named are older than the named ones. So a younger process is
+    new.
     """
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
     for one in latest:
@@ -84,7 +85,10 @@ def _is_same(one: Process, other: Process) -> bool:
 
 
 def _named(by: Attribution) -> tuple[Seen, ...]:
-    """All that it names; who is known to be the one was seen to try once, at least."""
+    """Return all processes that an attribution names.
+
+    A single known process made at least one attempt.
+    """
     if by.process is None or any(_is_same(each.process, by.process) for each in by.seen):
         return by.seen
     return (Seen(process=by.process, calls=1), *by.seen)

@@ -1,4 +1,4 @@
-"""What was told as begun and not yet as ended: whoever heard of it is to hear of its end."""
+"""Incidents and fan-outs with an emitted Create event and no Close event yet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class OpenIncident(NamedTuple):
-    """A streak, as it ends if nothing more comes; which counters it is of, and its key there."""
+    """An open incident: its counters, its key there, and its end if nothing more follows."""
 
     counter_id: CounterId
     key: Key
@@ -21,19 +21,19 @@ class OpenIncident(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """What all that is told of it has in common."""
+        """Return the identity that all events of the incident share."""
         return self.end.streak.identity
 
 
 class OpenFanOut(NamedTuple):
-    """A fan-out, as it ends if nothing more comes, and which counters it is of."""
+    """An open fan-out: its counters, and its end if nothing more follows."""
 
     counter_id: CounterId
     end: FanOut
 
     @property
     def identity(self) -> str:
-        """What all that is told of it has in common."""
+        """Return the identity that all events of the fan-out share."""
         return self.end.identity
 
 
@@ -41,33 +41,33 @@ OpenEntry: TypeAlias = OpenIncident | OpenFanOut
 
 
 class OpenIncidents:
-    """What is open in a sandbox, as far as its file has to know of it."""
+    """Open incidents and fan-outs of a sandbox, as far as the state database needs them."""
 
     def __init__(self) -> None:
-        #: What has changed since it was last kept, by identity; None for what has ended.
+        #: Changes since the last commit, by identity; None marks an end.
         self.changed: dict[str, OpenEntry | None] = {}
-        #: What was of counters that are no more.
+        #: Open entries of counters that no longer exist.
         self._orphaned: list[OpenEntry] = []
 
     def update(self, opened: OpenEntry) -> None:
-        """It begins, or there is more of it."""
+        """Note the beginning or the growth of an entry."""
         self.changed[opened.identity] = opened
 
     def close(self, identity: str) -> None:
-        """Its end is told."""
+        """Note that the end of an entry is reported."""
         self.changed[identity] = None
 
     def orphan(self, opened: OpenEntry) -> None:
-        """It can't go on: nobody counts it any more."""
+        """Note that an entry can't continue, because its counters no longer exist."""
         self._orphaned.append(opened)
 
     def clear(self) -> None:
-        """Nothing is open."""
+        """Remove all entries."""
         self.changed.clear()
         self._orphaned.clear()
 
     def due(self) -> Iterator[IncidentEnd | FanOut]:
-        """The end of what can't go on."""
+        """Yield the ends of the entries that can't continue."""
         while self._orphaned:
             opened = self._orphaned.pop()
             self.close(opened.identity)

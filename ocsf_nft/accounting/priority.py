@@ -1,4 +1,4 @@
-"""What is graver than the rest: nobody here knows; it is told from outside."""
+"""Priority of destinations, and the test for findings; both are set by the caller."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """``destinations`` have a few places of their own among what is told by itself, for each user.
+    """``destinations`` have some slots of their own among the separate reports, for each user.
 
-    ``is_finding`` says whether attempts that a record stands for, and that came to so many
-    packets, are a finding.
+    ``is_finding`` returns whether attempts with a given record and number of packets are a
+    finding.
     """
 
     destinations: frozenset[str] = frozenset()

@@ -1,24 +1,24 @@
-"""Whether the account of a rule closes: what the kernel refused is told, or on its way."""
+"""Reconciliation of one rule: each packet that the kernel counted is reported or pending."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-#: Whether a fence refuses, or only tells.
+#: Mode of a fence: it refuses packets, or only reports them.
 Mode: TypeAlias = Literal["enforcing", "permissive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """One rule of one sandbox in one mode, in packets, since its counters began.
+    """Packets of one rule of a sandbox in one mode, since its counters began.
 
-    ``refused`` is the kernel's own total of what it refused, ``let_pass`` that of what a permissive
-    fence would have refused; one of them is 0, by the ``mode``. ``reported`` is the sum of
-    ``count`` over all events, and ``overflowed`` how many of those were told without saying which
-    flow they were of.
-    ``lost`` are the log records that nobody has read; what they are of is counted all the same.
-    ``in_flight`` is what the kernel's counters hold and no event has told yet.
+    ``refused`` is the kernel's total of refused packets, and ``let_pass`` its total of packets
+    that a permissive fence would have refused. One of them is 0, depending on ``mode``.
+    ``reported`` is the sum of ``count`` over all events; ``overflowed`` of these packets were
+    reported without their flow. ``lost`` counts log records that no source read; their packets
+    are counted nevertheless. ``in_flight`` packets are counted by the kernel and not reported
+    yet.
     """
 
     sandbox: str
@@ -33,5 +33,8 @@ class Balance:
 
     @property
     def imbalance(self) -> int:
-        """What is missing (positive) or was told too often (negative): 0 when all is well."""
+        """Return the packets that are missing (positive) or reported too often (negative).
+
+        0 if balanced.
+        """
         return self.refused + self.let_pass - self.reported - self.in_flight

@@ -1,4 +1,4 @@
-"""When to tell of what goes on: at once, then at growing intervals, and when it is over."""
+"""Schedule of reports: at once, then at growing intervals, and at the end."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Final
 _SECOND: Final = 1_000_000_000
 _FIRST_STEP_NS: Final = 1 * _SECOND
 _LONGEST_STEP_NS: Final = 60 * _SECOND
-#: After so many the longest is reached.
+#: Number of doublings after which the interval is longest.
 _DOUBLINGS: Final = 6
-#: What was not tried again for so long is over.
+#: A flow without a packet for this long is over.
 OVER_NS: Final = 10 * _SECOND
 
 
 class Schedule:
-    """When the next thing is to be told of something that has been told of at ``now_ns``.
+    """Due time of the next report, after a report at ``now_ns``.
 
-    ``times`` is how often it has been told of by then.
+    ``times`` is the number of reports up to then.
     """
 
     __slots__ = ("_step_ns", "due_ns", "reported_ns")
@@ -27,15 +27,18 @@ class Schedule:
         self.due_ns = now_ns + self._step_ns
 
     def mark_reported(self, now_ns: int) -> None:
-        """It has been told of once more: wait longer for the next time."""
+        """Note one more report, and wait longer for the next one."""
         self._step_ns = min(2 * self._step_ns, _LONGEST_STEP_NS)
         self.reported_ns = now_ns
         self.due_ns = now_ns + self._step_ns
 
     def is_due(self, now_ns: int, last_ns: int) -> bool:
-        """Whether to tell what is owed, the last of which is from ``last_ns``."""
+        """Return whether to report now; ``last_ns`` is the time of the last unreported packet."""
         return now_ns >= self.due_ns or now_ns - last_ns >= OVER_NS
 
     def is_over(self, now_ns: int, last_ns: int) -> bool:
-        """Whether it can be forgotten: nothing came for long, and all is told."""
+        """Return whether the flow can be evicted.
+
+        It can if it had no packet for long and all its packets are reported.
+        """
         return now_ns - max(last_ns, self.reported_ns) >= OVER_NS

@@ -1,4 +1,4 @@
-"""The account of one rule: what the kernel refused by it, and what has been told of that."""
+"""Account of one rule: the packets that the kernel refused by it, and the reported ones."""
 
 from __future__ import annotations
 
@@ -33,25 +33,27 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
-#: An attempt with who made it, where more is known of that than one record of it tells.
+#: Return an attempt with an attribution, if more is known than the attribution of one record.
 AddAttribution: TypeAlias = "Callable[[Attempt], Attempt]"
-#: Elements taken in before other tasks get a turn: about a millisecond of work.
+#: Elements processed before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 500
-#: A record comes this soon after its packet, or is lost.
+#: Maximum delay of a record after its packet; a later record counts as dropped.
 _LATE_NS: Final = 60 * 1_000_000_000
-#: Far more than a set has room for (accounting.nft): somebody empties it again and again.
+#: Far more elements than a set has room for (accounting.nft): another process empties it
+#: repeatedly.
 _CROWDED: Final = 1 << 16
-#: The rules whose packets come from a user of the sandbox.
+#: Rules whose packets come from a user of the sandbox.
 _OUTBOUND: Final = frozenset(
     {"egress", "forward", "link", "guard", "vm-forward", "vm-input", "vm-link"}
 )
 
 
 class RuleAccount:
-    """Takes in records and readings, and gives out attempts: each packet in one, none in two.
+    """Account of one rule: takes records and readings, and returns attempts.
 
-    All that it is asked must be asked in one thread. ``now_ns`` says when to tell, by any clock
-    that is not set: never is it told. The times of records and readings are since the epoch, UTC.
+    Each packet is in exactly one attempt. All calls must come from one thread. ``now_ns`` is
+    the time of a report by a monotonic clock, and is not part of an event. The times of records
+    and readings are since the epoch, UTC.
     """
 
     def __init__(
@@ -63,39 +65,40 @@ class RuleAccount:
         priority: Priority,
         add_attribution: AddAttribution,
     ) -> None:
-        """No packet is from before ``begun_ns``."""
+        """Create an account without packets before ``begun_ns``."""
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
-        #: The kernel's own total when it was last read, and what was found in elements of it.
+        #: The kernel's total at the last reading, and the part of it that was in elements.
         self.refused = Count()
         self.in_sets = Count()
         self.reported = 0
-        #: Of ``reported``, what was told without saying which flow it was of.
-        self.overflowed = 0
-        #: When the last reading began: what it hadn't came later.
+        #: The part of ``reported`` that was reported without its flow.
+        self.without_flow = 0
+        #: Start of the last reading: packets that it lacks came later.
         self.read_ns = self._ended_ns = begun_ns
         self.overflow = FlowAggregate(FlowCounter(since_ns=begun_ns))
         self.evicted = FlowAggregate(FlowCounter(since_ns=begun_ns))
         self.by_user: dict[int | None, FlowAggregate] = {}
-        #: What has changed since it was last kept.
+        #: Keys of counters that changed since the last commit.
         self.touched: set[Key] = set()
-        #: What is kept under the rule's name; None when it is not of these counters.
+        #: Stored state of the rule; None if the stored state is of other counters.
         self.stored: Mapping[str, Any] | None = None
-        #: Records that were written, by the last reading, and those of them that were received.
+        #: Records that the kernel had logged by the last reading, and those that were received.
         self.logged = self.received = 0
         self._unreported: set[Key] = set()
         self.counter_id = counter_id
         self._reports = FlowReports(counter_id, opened, priority)
         self._overflow_flows = OverflowFlows(self.by_user)
-        #: Told on the word of a record; no reading has shown yet where it was counted.
+        #: Flows reported by a record; no reading has shown yet which counter has the packet.
         self._unread: set[Key] = set()
-        #: What a record is of that may have been told with others, and the readings until then.
+        #: Flows of records whose packets may be in an aggregated report, with the number of
+        #: readings by then.
         self._waiting: dict[Key, int] = {}
-        #: Until then a record may come of what was told with others.
+        #: Until this time a record may come whose packet is in an aggregated report.
         self.late_records_until_ns = 0
         self._readings = 0
         self._unaccounted = UnaccountedPackets()
-        #: Packets that came during the last reading.
+        #: Packets that arrived during the last reading.
         self._packets_during_reading = 0
         self._is_outbound = counter_id.rule in _OUTBOUND
         self._add_attribution = add_attribution
@@ -104,7 +107,7 @@ class RuleAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Take in what the kernel logged, and who did it; the attempt if it is the first of one."""
+        """Process a record and its attribution; return the attempt if it begins one."""
         self.received += 1
         key = keys(record)[0]
         report = self._reports.find(key, record)
@@ -124,10 +127,10 @@ class RuleAccount:
             counter.unreported_packets < 1
             or report.new_record(counter.since_ns, counter.last_ns) is None
         ):
-            # Whether a reading has had its packet, the next one shows.
+            # The next reading shows whether the counter has the record's packet already.
             return None
         if counter is None and now_ns < self.late_records_until_ns:
-            # So it does where its packet may have been told without its name.
+            # The record also waits if its packet may be in a report without its flow.
             self._waiting[key] = self._readings
             return None
         if counter is None:
@@ -141,7 +144,7 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Take on what was told on the word of records that no counter of before showed."""
+        """Take over flows reported by records, whose packets no counter of ``before`` has shown."""
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
             self.entries[key.kind][key.data] = counter
@@ -151,7 +154,7 @@ class RuleAccount:
             before._drop(key)
 
     def restore(self, key: Key, counter: FlowCounter) -> None:
-        """Take up a counter where it was left."""
+        """Restore a counter from the state database."""
         self.entries[key.kind][key.data] = counter
         if counter.unreported_packets > 0:
             self._unreported.add(key)
@@ -159,14 +162,14 @@ class RuleAccount:
             self._unread.add(key)
 
     def resume(self, opened: OpenEntry) -> None:
-        """Go on with a streak or a fan-out that was open before a restart."""
+        """Continue an incident or a fan-out that was open before a restart."""
         if isinstance(opened, OpenIncident):
             self._reports.resume(opened)
         else:
             self._fan_outs.resume(opened)
 
     def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
-        """Take in the counters; yields now and then, so that other work is not held up."""
+        """Process a reading; yields now and then, so that other tasks get a turn."""
         if began_ns < self.read_ns:
             self._limit_times(began_ns)
         for kind in KINDS:
@@ -187,13 +190,13 @@ class RuleAccount:
         self._packets_during_reading = reading.refused.packets - reading.refused_before.packets
         self.read_ns, self._ended_ns = began_ns, ended_ns
         self._readings += 1
-        # Whoever asks for the balance now must not find what readings have shown already.
+        # A balance requested now must include everything that the readings have shown.
         self._move_records(closing=False)
 
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
-        """Put together what is to be told together; yields now and then, as :meth:`observe` does.
+        """Aggregate flows beyond the limits; yields now and then, as :meth:`observe` does.
 
-        :meth:`due` does it too for what is left: tens of thousands of flows take long.
+        :meth:`due` does the rest. With tens of thousands of flows this takes long.
         """
         unreported = iter(list(self._unreported))
         while some := tuple(islice(unreported, _SLICE)):
@@ -204,7 +207,7 @@ class RuleAccount:
             yield
 
     def due(self, now_ns: int, *, closing: bool) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """What is to be told now; all that is owed, when ``closing``."""
+        """Yield the reports that are due; if ``closing``, all unreported packets."""
         self._find_evicted(closing=closing)
         self._move_records(closing=closing)
         yield from self._due_of_waiting(now_ns)
@@ -224,19 +227,22 @@ class RuleAccount:
         yield from self._fan_outs.due(now_ns, closing=closing)
 
     def pending_packets(self) -> int:
-        """Packets that the kernel has counted, in a counter or just now, and nobody has told."""
+        """Return the packets that the kernel has counted and no event has reported.
+
+        They include the packets that came during the last reading.
+        """
         counters = [each for kind in self.entries.values() for each in kind.values()]
         counters += [aggregate.counter for aggregate, _, _ in self._aggregates()]
         seen = self.in_sets.packets + self.overflow.counter.seen_packets
         unseen = self.refused.packets - seen - self.evicted.counter.seen_packets
-        # What was told and not read yet is no debt of the others.
+        # Packets that were reported and not read yet do not reduce the others' number.
         evicted = self._unaccounted.beyond(self.evicted.counter, LAST_READINGS).packets
         return sum(max(each.unreported_packets, 0) for each in counters) + max(
             0, min(unseen, self._packets_during_reading + evicted)
         )
 
     def _aggregates(self) -> tuple[tuple[FlowAggregate, int | None, AggregationReason], ...]:
-        """What is told together: of whom, and why."""
+        """Return the aggregates, each with its user and its reason."""
         return (
             (self.overflow, None, "unplaced"),
             (self.evicted, None, "forgotten"),
@@ -273,12 +279,12 @@ class RuleAccount:
                 counter.limit_times(began_ns)
 
     def _mark_missing(self, key: Key, began_ns: int) -> None:
-        """Take in that a reading had no such element."""
+        """Note that a reading lacks an element."""
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
         if counter.is_unread:
-            # Its packet came before the reading, so it was counted elsewhere. Twice, because the
-            # kernel may leave out an element while it makes its table larger.
+            # Its packet came before the reading, so another element counted it. Two readings must
+            # lack it, because the kernel may omit an element while it enlarges its table.
             counter.missed += counter.last_ns < began_ns
         elif counter.unreported_packets < 1 and (
             began_ns > counter.expires_ns or len(self.entries[key.kind]) > _CROWDED
@@ -290,7 +296,7 @@ class RuleAccount:
                 self._drop(key)
 
     def _move_records(self, *, closing: bool) -> None:
-        """Take what was told on a record's word off where its packet was counted instead."""
+        """Subtract packets reported by records from the counters that counted them instead."""
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
             counter = self._entry(key)
@@ -303,13 +309,13 @@ class RuleAccount:
             is_last = closing or counter.missed > READINGS
             where, other = next(enough, there[0] if is_last else (None, None))
             if other is not None:
-                owed = Count(counter.unreported_packets, counter.unreported_bytes)
-                other.grow_by(owed, other.last_ns)
+                unreported = Count(counter.unreported_packets, counter.unreported_bytes)
+                other.grow_by(unreported, other.last_ns)
                 self.touched.update(() if where is None else (where,))
                 self._drop(key)
 
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
-        """The counters, and their keys, that may have counted what has no element of its own."""
+        """Return the counters, with their keys, that may have counted a packet without element."""
         found = [(each, there) for each in fallback_keys(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counter), (None, self.evicted.counter)]
 
@@ -326,14 +332,14 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Take in what found no place, and what is in none of the counters that were read."""
+        """Process the overflow counter, and the packets that are in no counter that was read."""
         if self.overflow.counter.grow(*reading.overflow):
             self.overflow.counter.last_ns = began_ns
             self.overflow.report.set_growing()
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
 
     def _find_evicted(self, *, closing: bool) -> None:
-        """Owe what nobody had read before the kernel forgot it."""
+        """Add packets whose elements the kernel evicted before a reading."""
         sure = self._unaccounted.beyond(
             self.evicted.counter, LAST_READINGS if closing else READINGS
         )
@@ -344,7 +350,7 @@ class RuleAccount:
             self.evicted.report.set_growing()
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
-        """Tell by itself what a record is of, where its packet has not been told yet."""
+        """Report the flows of waiting records whose packets are not reported yet."""
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)
             record = None if report is None else report.record
@@ -371,7 +377,7 @@ class RuleAccount:
         report = self._report_of(key, counter, now_ns)
         if report is None:
             return
-        # It may be what a record was told of that leads elsewhere.
+        # The packets may be those of an already reported record of another flow.
         is_waiting = bool(self._unread) and report.is_young(self._readings, now_ns)
         if closing or (report.is_due(now_ns) and not is_waiting):
             self._unreported.discard(key)
@@ -383,7 +389,7 @@ class RuleAccount:
                 yield self._report_counter(counter, key, flow(key), report, now_ns, aggregation)
 
     def _report_of(self, key: Key, counter: FlowCounter, now_ns: int) -> FlowReport | None:
-        """How a flow is told; None when it is told with others, by now."""
+        """Return the separate report of a flow; None if the flow is aggregated from now on."""
         report = self._reports.get(key)
         if report is None and key not in self._overflow_flows:
             what = flow(key)
@@ -409,7 +415,7 @@ class RuleAccount:
         last_ns = max(counter.last_ns, named.record.time_ns)
         return self._mark_reported(key, report, attempt, now_ns, last_ns)
 
-    def _report_counter(  # noqa: PLR0913, PLR0917 - what is told, how, and in whose words
+    def _report_counter(  # noqa: PLR0913, PLR0917 - the facts of one report
         self,
         counter: FlowCounter,
         key: Key | None,
@@ -433,7 +439,7 @@ class RuleAccount:
             aggregation=aggregation,
         )
         if aggregation is not None:
-            self.overflowed += attempt.packets
+            self.without_flow += attempt.packets
             if aggregation.reason != "many":
                 self.late_records_until_ns = now_ns + _LATE_NS
         if key is not None and held:
@@ -449,5 +455,5 @@ class RuleAccount:
         return self._reports.mark_reported(report, self._add_attribution(attempt), now_ns, last_ns)
 
     def _held_back(self, reason: AggregationReason) -> int:
-        """Packets that may have been told already, and are not to be told with others before."""
+        """Return the packets that may be reported already, and so are not aggregated yet."""
         return 0 if reason == "many" else len(self._unread)

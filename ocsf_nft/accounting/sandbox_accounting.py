@@ -1,4 +1,4 @@
-"""The account of a sandbox: that of each of its rules, and what of it has to be kept."""
+"""Account of a sandbox: the accounts of its rules, and the changes to store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SandboxAccount:
-    """Takes in what sources and counters say of a sandbox, and gives out attempts."""
+    """Account of a sandbox: takes records and readings of counters, and returns attempts."""
 
     def __init__(
         self,
@@ -34,22 +34,25 @@ class SandboxAccount:
         priority: Priority | None = None,
         add_attribution: AddAttribution = lambda attempt: attempt,
     ) -> None:
-        """No packet is from before ``begun_ns``; without ``priority`` nothing is graver.
+        """Create an account without packets before ``begun_ns``.
 
-        ``add_attribution`` is asked once for each attempt, before it is told.
+        No destination has priority by default.
+
+        ``add_attribution`` is called once for each attempt, before it is reported.
         """
         self.sandbox = sandbox
-        #: By the names of accounts.
+        #: Accounts of the current counters, by account name.
         self.rules: dict[str, RuleAccount] = {}
         self.opened = OpenIncidents()
         self._priority = priority or Priority()
         self._add_attribution = add_attribution
         self._begun_ns = begun_ns
-        #: Accounts whose counters are no more: all that they owe is to be told.
+        #: Accounts of counters that no longer exist: all their unreported packets are to be
+        #: reported.
         self._ended: list[RuleAccount] = []
 
     def new_rule_account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
-        """An account of one rule, by its name, that nothing has been taken in by yet."""
+        """Return an empty account of one rule, for an account name."""
         counter_id = CounterId.named(self.sandbox, name, epoch)
         return RuleAccount(
             counter_id,
@@ -62,16 +65,16 @@ class SandboxAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Take in what the kernel logged, and who did it; the attempt if it is the first of one.
+        """Process a record and its attribution; return the attempt if it begins one.
 
-        A record of a rule that has no counters is none of ours.
+        Return None for a record of a rule without counters.
         """
         account = self.rules.get(_name(record))
         return None if account is None else account.record(record, now_ns, attribution)
 
     def observe(self, reading: Reading) -> Iterator[None]:
-        """Take in a reading; yields now and then, so that other work is not held up."""
-        # Counters that the last reading had not were made since.
+        """Process a reading; yields now and then so that other tasks get a turn."""
+        # Counters that the last reading lacked were created after it.
         since_ns = self.read_ns or self._begun_ns
         for rule, epoch in reading.epochs.items():
             before = self.rules.get(rule)
@@ -85,13 +88,13 @@ class SandboxAccount:
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
     def lacks(self, record: Record) -> bool:
-        """Whether a record is of counters that no reading has had: the fence's mode has changed."""
+        """Return whether no reading has a record's counters yet, because the fence's mode changed."""
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
         )
 
     def renewed_rules(self, reading: Reading) -> tuple[str, ...]:
-        """The rules whose counters are others than those of the last reading."""
+        """Return the rules whose counters differ from those of the last reading."""
         return tuple(
             rule
             for rule, epoch in reading.epochs.items()
@@ -99,14 +102,14 @@ class SandboxAccount:
         )
 
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
-        """Before :meth:`due`: its long work, yielding now and then."""
+        """Do the long part of :meth:`due` in advance; yields now and then."""
         for account in list(self.rules.values()):
             yield from account.aggregate_overflow(now_ns)
 
     def due(
         self, now_ns: int, *, closing: bool = False
     ) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """What is to be told now; all that is owed, and the end of all, when ``closing``."""
+        """Yield the reports that are due; if ``closing``, all unreported packets and all ends."""
         yield from self.opened.due()
         while self._ended:
             yield from self._ended.pop().due(now_ns, closing=True)
@@ -114,7 +117,7 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """How many packets there were between the last reading and this one, by mode."""
+        """Return the packets between the last reading and this one, by mode."""
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():
             counter_id = CounterId.named(self.sandbox, name, reading.epochs[name])
@@ -127,11 +130,11 @@ class SandboxAccount:
 
     @property
     def read_ns(self) -> int | None:
-        """When the last reading began; None when there was none."""
+        """Return the start time of the last reading; None if there was none."""
         return min((account.read_ns for account in self.rules.values()), default=None)
 
     def balances(self) -> tuple[Balance, ...]:
-        """How each rule stands, as of the last reading."""
+        """Return the balance of each rule at the last reading."""
         return tuple(
             Balance(
                 sandbox=self.sandbox,
@@ -140,7 +143,7 @@ class SandboxAccount:
                 refused=0 if account.counter_id.is_permissive else account.refused.packets,
                 let_pass=account.refused.packets if account.counter_id.is_permissive else 0,
                 reported=account.reported,
-                overflowed=account.overflowed,
+                overflowed=account.without_flow,
                 in_flight=account.pending_packets(),
                 lost=max(0, account.logged - account.received),
             )

@@ -1,4 +1,4 @@
-"""One user who tries many destinations or ports: noticed, counted and told as one finding."""
+"""Detection of scans: one user tries many destinations or ports, reported as one finding."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
 _Stage: TypeAlias = Literal["begun", "goes on", "ended"]
 
-#: So many distinct flows within so short a time are no single program's errand.
+#: Number of distinct flows within ``WITHIN_NS`` that no ordinary program causes.
 FLOWS: Final = 20
 WITHIN_NS: Final = 60 * 1_000_000_000
 _MAX_SAMPLE: Final = 10
-#: Distinct destinations and ports are counted so far: beyond, "at least" is said of them.
+#: Maximum number of distinct destinations and ports that are counted; above it, events have "at
+#: least".
 _MAX_DISTINCT: Final = 4096
-#: Users that are watched at once: whoever has a namespace may have thousands.
+#: Maximum number of users with state. A process with a namespace may have thousands of user ids.
 _MAX_USERS: Final = 1024
 
 
 class _UserActivity:
-    """What one user has tried since ``since_ns``."""
+    """Flows of one user since ``since_ns``."""
 
     __slots__ = (
         "before", "begun_ns", "destinations", "flows", "grew_ns", "identity", "is_reported",
@@ -40,7 +41,7 @@ class _UserActivity:
     def __init__(self, identity: str, time_ns: int) -> None:
         self.identity = identity
         self.since_ns = self.last_ns = time_ns
-        #: The first and the last flow by the clock of ``due``, as soon as that has seen them.
+        #: Time of the first and the last flow by the clock of ``due``, from its next call on.
         self.begun_ns: int | None = None
         self.grew_ns: int | None = None
         self.flows = self.packets = 0
@@ -49,14 +50,14 @@ class _UserActivity:
         self.sample: list[Flow] = []
         self.schedule: Schedule | None = None
         self.is_reported = True
-        #: What was told before a restart: the addresses and ports themselves are not kept.
+        #: Totals reported before a restart. The addresses and ports themselves are not stored.
         self.before: FanOut | None = None
-        #: Flows and packets as they were last kept.
+        #: Flows and packets at the last commit.
         self.stored = (0, 0)
 
 
 class FanOuts:
-    """The fan-outs of one rule, by user."""
+    """Fan-outs of one rule, by user."""
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents) -> None:
         self._whose = counter_id
@@ -64,7 +65,7 @@ class FanOuts:
         self._activities: dict[int | None, _UserActivity] = {}
 
     def add_flow(self, key: Key, time_ns: int) -> None:
-        """Take in a flow that was not there before; ``time_ns`` is since the epoch, UTC."""
+        """Add a new flow; ``time_ns`` is since the epoch, UTC."""
         what = flow(key)
         found = self._activities.get(what.uid)
         if found is None:
@@ -87,7 +88,7 @@ class FanOuts:
             found.sample.append(what)
 
     def resume(self, opened: OpenFanOut) -> None:
-        """Go on with one that was told of before a restart."""
+        """Continue a fan-out that was reported before a restart."""
         before = opened.end
         found = self._activities[before.uid] = _UserActivity(before.identity, before.start_ns)
         found.last_ns = before.end_ns
@@ -96,14 +97,14 @@ class FanOuts:
         found.before = before
 
     def count(self, uid: int | None, packets: int) -> None:
-        """Take in packets of a user's flows."""
+        """Add packets to a user's flows."""
         if found := self._activities.get(uid):
             found.packets = min(found.packets + packets, MAX_COUNT)
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
-        """What is to be told now; all that has begun, and its end, when ``closing``.
+        """Yield the reports that are due; if ``closing``, all that have begun, and their ends.
 
-        ``now_ns`` is of any clock that is not set.
+        ``now_ns`` is from a monotonic clock.
         """
         for uid, found in list(self._activities.items()):
             found.begun_ns = now_ns if found.begun_ns is None else found.begun_ns
@@ -127,7 +128,10 @@ class FanOuts:
                 yield self._of(uid, found, "ended")
 
     def _evict_one(self) -> bool:
-        """Make room for another user, at the cost of the one watched longest without result."""
+        """Evict the user with the oldest state that is no fan-out.
+
+        Return False if there is none.
+        """
         for uid, found in self._activities.items():
             if found.flows < FLOWS:
                 del self._activities[uid]
@@ -154,7 +158,7 @@ class FanOuts:
 
 
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
-    """What is to be told of one now, but for its end."""
+    """Return the stage to report now, apart from the end; None if no report is due."""
     if found.schedule is None:
         if found.before is None and found.flows < FLOWS:
             return None

@@ -1,11 +1,11 @@
-"""What is kept of an account while nobody runs: SQLite, one file for each sandbox.
+"""State database of one sandbox's account: a SQLite file that outlives the service.
 
-Written in one transaction: what has been told, and the events that tell it. So whoever is killed
-between the two tells them once more, word for word, when it is started again: nothing is missing,
-and what comes twice has the same uid. The kernel's counters don't outlive the machine, so a
-transaction need not either: it is written, and not forced to the disk.
+One transaction stores both the reported counts and the events that report them. If the service is
+killed before it delivers the events, the next run delivers the same events again. So no event is
+missing, and a repeated event has the same uid. The kernel's counters don't outlive the machine, so
+a transaction need not either: it is written, and not synced to the disk.
 
-Everything here blocks: call it from one thread at a time.
+All functions block. Call them from one thread at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ocsf_nft.accounting.rule_accounting import RuleAccount
     from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 
-#: Another version of the program that keeps its things otherwise gives its file another name.
+#: A version of the program with another format uses another file name.
 FILE: Final = "accounts-1.sqlite3"
 
 _SCHEMA: Final = """
@@ -47,22 +47,22 @@ CREATE TABLE IF NOT EXISTS lost (source TEXT PRIMARY KEY, gaps INTEGER, records 
     WITHOUT ROWID;
 """
 
-#: What a file raises whose pages are broken, or whose rows are not those of an account.
+#: Errors of a file whose pages are damaged, or whose rows are no valid account.
 _DAMAGE: Final = (
     sqlite3.DatabaseError, KeyError, TypeError, ValueError, AttributeError, RecursionError,
     struct.error,
 )  # fmt: skip
 
-#: Counters taken down before other tasks get a turn.
+#: Counters processed before other tasks get a turn.
 _SLICE: Final = 1000
-#: The same for what is open, of which there is more to write.
+#: The same for open incidents, which are larger.
 _FEW: Final = 100
 
 _Row = tuple[str, str, bytes, int, int, int, int, int, int]
 
 
 class DroppedRecords(NamedTuple):
-    """Records that a source could not read: in how many gaps, and how many at least."""
+    """Gaps of a source, and a lower bound for the records that it could not read in them."""
 
     source: str
     gaps: int
@@ -70,7 +70,7 @@ class DroppedRecords(NamedTuple):
 
 
 class Changes:
-    """What has changed in a ledger: rules, counters, what is open, and what of it is no more."""
+    """Changes of an account: rules, counters, open incidents, and rows to delete."""
 
     def __init__(self) -> None:
         self.rules: list[tuple[str, str, str]] = []
@@ -81,9 +81,9 @@ class Changes:
         self.closed: list[tuple[str]] = []
 
     def collect(self, account: SandboxAccount) -> Iterator[None]:
-        """Take out what has changed since the last time; yields now and then.
+        """Collect the changes since the last call; yields now and then.
 
-        Nothing else may be done with the ledger until it is through.
+        The account must not be used until the iteration ends.
         """
         for name, rule_account in account.rules.items():
             if rule_account.stored is None:
@@ -121,7 +121,7 @@ class Changes:
 
 
 class StateDatabase:
-    """The file of one sandbox."""
+    """State database of one sandbox."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -143,15 +143,15 @@ class StateDatabase:
         self._file.remove()
 
     def fault(self) -> str | None:
-        """What was the matter with the file, since this was asked last."""
+        """Return the fault of the file since the last call; None if there was none."""
         fault, self._file.fault = self._file.fault, None
         return fault
 
     def load(self, account: SandboxAccount) -> None:
-        """Take up an account where it was left.
+        """Restore an account.
 
-        One that is damaged, or makes no sense, is set aside, and the account begins anew. Raises
-        DeliveryError, or SourceError where the file is only to be read.
+        A damaged or invalid file is quarantined, and the account starts empty. Raises
+        DeliveryError, or SourceError if the file is opened read-only.
         """
         try:
             self._load(account)
@@ -170,13 +170,17 @@ class StateDatabase:
                 key = Key(kind, data)
                 flow(key)
                 account.rules[name].restore(key, _counter(columns))
-            # Who only reads tells nothing, and may read what an earlier version keeps.
+            # A read-only user reports nothing, and may read a file of an earlier version without
+            # this table.
             if not self._is_read_only:
                 for columns in connection.execute("SELECT * FROM opened"):
                     _reopen(account, *columns)
 
     def position(self, source: str) -> str | None:
-        """Where a source is to go on, None where another one, or none, was read before."""
+        """Return the position after which to read a source.
+
+        None if the last source was another one, or none.
+        """
         with self._file.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
@@ -186,9 +190,9 @@ class StateDatabase:
     def commit(
         self, changed: Changes, events: Sequence[bytes], position: tuple[str, str] | None = None
     ) -> None:
-        """Keep what has changed and the events that tell it; the events before were delivered.
+        """Store changes, and the events that report them; the previous events were delivered.
 
-        ``position`` is that of a source, by its name, behind all records that were taken in.
+        ``position`` is the name of a source, and its position after all processed records.
         """
         with self._file.transaction() as connection:
             connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed_rules)
@@ -206,17 +210,18 @@ class StateDatabase:
                 "INSERT INTO outbox (event) VALUES (?)", [(event,) for event in events]
             )
             if position is not None:
-                # One alone: what another one would read again has been told.
+                # Only one source has a position: records that another source would read again are
+                # reported already.
                 connection.execute("DELETE FROM cursor")
                 connection.execute("INSERT INTO cursor VALUES (?, ?)", position)
 
     def undelivered(self) -> tuple[bytes, ...]:
-        """The events that may not have been delivered: the last that were kept."""
+        """Return the events of the last commit, which may not have been delivered."""
         with self._file.transaction() as connection:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
     def add_dropped(self, source: str, records: int) -> None:
-        """Count a gap of a source, and the records that it lost."""
+        """Count a gap of a source, and the records that were dropped in it."""
         with self._file.transaction() as connection:
             connection.execute(
                 "INSERT INTO lost VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
@@ -225,7 +230,7 @@ class StateDatabase:
             )
 
     def dropped_records(self) -> tuple[DroppedRecords, ...]:
-        """What each source has lost since the account was begun."""
+        """Return the gaps and dropped records of each source since the account's creation."""
         with self._file.transaction() as connection:
             return tuple(DroppedRecords(*row) for row in connection.execute("SELECT * FROM lost"))
 
@@ -242,7 +247,7 @@ def _columns(counter: FlowCounter) -> tuple[int, int, int, int, int, int]:
 
 
 def _whole(numbers: Sequence[object]) -> tuple[int, ...]:
-    """Numbers as they were kept; raises TypeError when they are not."""
+    """Return stored numbers; raises TypeError if one is no integer."""
     if not all(type(number) is int for number in numbers):
         raise TypeError("not a whole number")
     return cast("tuple[int, ...]", tuple(numbers))
@@ -267,7 +272,7 @@ def _state(rule_account: RuleAccount) -> dict[str, Any]:
         "refused": rule_account.refused,
         "placed": rule_account.in_sets,
         "reported": rule_account.reported,
-        "overflowed": rule_account.overflowed,
+        "overflowed": rule_account.without_flow,
         "received": rule_account.received,
         "read_ns": rule_account.read_ns,
         "named_from_ns": rule_account.late_records_until_ns,
@@ -288,7 +293,7 @@ def _restore_rule_account(
     rule_account.refused = Count(*_whole(state["refused"]))
     rule_account.in_sets = Count(*_whole(state["placed"]))
     totals = (state["reported"], state["overflowed"], state["received"])
-    rule_account.reported, rule_account.overflowed, rule_account.received = _whole(totals)
+    rule_account.reported, rule_account.without_flow, rule_account.received = _whole(totals)
     (rule_account.late_records_until_ns,) = _whole([state["named_from_ns"]])
     rule_account.overflow = FlowAggregate(_counter(state["overflow"]))
     rule_account.evicted = FlowAggregate(_counter(state["forgotten"]))
@@ -300,11 +305,11 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Go on with what was open, if its counters are still those of its rule."""
+    """Continue an open incident, if its counters are still those of its rule."""
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)
     if found.identity != identity:
-        raise ValueError("kept under the name of another")
+        raise ValueError("stored under another identity")
     rule_account = account.rules[name]
     if rule_account.epoch != epoch:
         account.opened.orphan(found)

@@ -1,7 +1,7 @@
-"""Counters of which nothing has been told: a record that leads elsewhere may be of one of them.
+"""Counters without a record and a report; a record of another flow may belong to one of them.
 
-It does where a header is cut short, or its sender says of a frame what it is not. There may be
-thousands of such records and of such counters, so each counter is looked at once, and not for each
+This happens if a header is cut short, or if the sender of a frame states a wrong protocol. There
+may be thousands of such records and counters. So each counter is checked once, and not for each
 record.
 """
 

@@ -190,7 +190,7 @@ def test_frames_never_count_as_unplaced(account: SandboxAccount) -> None:
     frame = dataclasses.replace(tcp(), destination=None, protocol=None, port=None, ethertype=0x0806)
     found = attempts(_step(account, {key(frame): 2}, 1))
     assert [(each.packets, each.aggregation) for each in found] == [(2, None)]
-    assert account.rules[RULE].overflowed == 0
+    assert account.rules[RULE].without_flow == 0
 
 
 def test_flow_with_a_record_waits_for_no_other_record(account: SandboxAccount) -> None:

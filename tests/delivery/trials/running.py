@@ -61,7 +61,7 @@ class Run:
             outlet.name,
             outlet.sink,
             self.store,
-            convert=outlet.told,
+            convert=outlet.convert,
             batch_settings=outlet.batch_settings,
             retrier=_patience(),
         )
