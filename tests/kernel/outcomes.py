@@ -35,8 +35,8 @@ _QUIET_SECONDS: Final = 20.0
 class Case:
     """A packet and its expected verdict.
 
-    ``expected`` names the rules that count it. It has "out", "in" or (on loopback) "loop" if the
-    fence accepts the packet, and "reset" or "error" if the fence answers it.
+    ``expected`` names the rules that count it. It has "out", "in" or (on loopback) "loop" for an
+    accepted packet. It has "reset" or "error" for a packet that the fence answers.
     """
 
     name: str

@@ -230,9 +230,8 @@ def _with_checksum(source: str, destination: str, protocol: int, payload: bytes)
 def rootless(lab: Lab) -> Iterator[tuple[Lab, list[str]]]:
     """Yield the lab with its link in a namespace of a new user namespace, and a command prefix.
 
-    The new users map to 100,000 and above, but root maps to root, because only root may read the
-    tested tree. Inside, root has no capability over the machine. The prefix runs a command as that
-    root.
+    The new users map to 100,000 and above. Root maps to root, because only root may read the tested
+    tree. Inside, root has no capability over the machine. The prefix runs a command as that root.
     """
     users = [
         part

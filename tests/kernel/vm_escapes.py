@@ -1,6 +1,6 @@
 """Forbidden packets from and to a VM. A fence must refuse each of them.
 
-Each differs from an allowed packet only in the property that its name states, so that the fence can
+Each differs from an allowed packet only in the property that its name states. So the fence can
 refuse it for no other reason.
 """
 
