@@ -1,4 +1,4 @@
-"""A forwarder of a store, for tests."""
+"""Forwarders of a store, with short waits, for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from tests.delivery.receiver import Receiver
 
 
-def made(store: Store, sink: Receiver, *, name: str = "a", **batch_settings: Any) -> Forwarder:
+def make_forwarder(
+    store: Store, sink: Receiver, *, name: str = "a", **batch_settings: Any
+) -> Forwarder:
     quick = {"events": 10, "retry_seconds": 0.01} | batch_settings
     return Forwarder(
         name,

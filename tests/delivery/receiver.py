@@ -1,4 +1,4 @@
-"""A receiver in memory that does what a test tells it to, and the events that it gets."""
+"""Receiver in memory with faults that a test sets, and the events that it gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def event(number: int, size: int = 0) -> bytes:
-    """The least that the store asks of an event."""
+    """Return an event with the attributes that the store needs."""
     return orjson.dumps({"metadata": {"uid": f"uid-{number}"}, "pad": "x" * size})
 
 
@@ -32,10 +32,11 @@ def uids(numbers: Iterable[int]) -> list[str]:
 
 @dataclass
 class Receiver(Sink):
-    """A sink for a forwarder.
+    """Sink for a forwarder.
 
-    It is ``down`` or not, ``stuck`` or not, won't have those ``bad``, says of a batch with one of
-    ``poisonous`` only that something is wrong with it (from some try on), and takes ``most`` at once.
+    It can be ``down`` or ``stuck``. It refuses each message of ``bad`` individually. It refuses a
+    batch with one of ``poisonous`` as a whole, from the try ``poisonous_from`` on. It accepts at
+    most ``most`` messages of a batch.
     """
 
     down: bool = False
@@ -69,26 +70,26 @@ class Receiver(Sink):
             raise DeliveryError("it is down")
         if self.poisonous & set(uids) and len(self.batches) >= self.poisonous_from:
             raise RefusedError("something is wrong")
-        taken, again = messages[: self.most], messages[self.most :]
-        self.got += [each.uid for each in taken if each.uid not in self.bad]
+        accepted, again = messages[: self.most], messages[self.most :]
+        self.got += [each.uid for each in accepted if each.uid not in self.bad]
         self._change.set()
         return Outcome(
-            refused=tuple(Refusal(each, "bad") for each in taken if each.uid in self.bad),
+            refused=tuple(Refusal(each, "bad") for each in accepted if each.uid in self.bad),
             again=tuple(again),
             reason="busy" if again else "",
             after_seconds=0.0 if again else None,
         )
 
     async def has(self, number: int) -> None:
-        """Wait until it has so many."""
-        await self._until(lambda: len(self.got) >= number)
+        """Wait until it has ``number`` events."""
+        await self._wait_until(lambda: len(self.got) >= number)
 
     async def tried(self, number: int) -> None:
-        """Wait until so many batches were tried."""
-        await self._until(lambda: len(self.batches) >= number)
+        """Wait until ``number`` batches have been tried."""
+        await self._wait_until(lambda: len(self.batches) >= number)
 
-    async def _until(self, is_so: Callable[[], bool]) -> None:
+    async def _wait_until(self, is_true: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
-            while not is_so():
+            while not is_true():
                 self._change.clear()
                 await self._change.wait()

@@ -1,4 +1,4 @@
-"""Files of a lake in a directory: their modes, and their way to the disk."""
+"""Files of a data lake in a directory: their modes, and how they are written."""
 
 from __future__ import annotations
 

@@ -40,11 +40,11 @@ def _row(event: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def test_what_has_a_column_is_in_it_as_it_is() -> None:
+def test_value_with_a_column_is_in_it_unchanged() -> None:
     assert _row(WHOLE) == WHOLE
 
 
-def test_what_has_no_fixed_attributes_is_json() -> None:
+def test_object_without_fixed_attributes_is_json() -> None:
     row = _row({"free": {"b": [1, None], "a": "ü"}, "unmapped": {"x": 1}})
     assert row == {"free": '{"b":[1,null],"a":"ü"}', "unmapped": {"x": 1}}
 
@@ -61,7 +61,7 @@ def test_what_has_no_fixed_attributes_is_json() -> None:
         ({"other": 1, "unmapped": {"x": 2}}, {"unmapped": {"x": 2, "other": 1}}),
     ],
 )
-def test_what_has_no_column_is_unmapped(event: dict[str, Any], row: dict[str, Any]) -> None:
+def test_value_without_a_column_is_unmapped(event: dict[str, Any], row: dict[str, Any]) -> None:
     assert _row(event) == row
 
 
@@ -83,18 +83,18 @@ def test_what_has_no_column_is_unmapped(event: dict[str, Any], row: dict[str, An
         ("texts", {"text": "x"}),
     ],
 )
-def test_what_is_not_what_its_column_holds_is_unmapped(name: str, value: Any) -> None:
+def test_value_of_another_type_than_its_column_is_unmapped(name: str, value: Any) -> None:
     assert _row({name: value}) == {name: None, "unmapped": {name: value}}
 
 
-def test_what_is_not_what_a_list_holds_is_unmapped_with_its_place() -> None:
+def test_value_of_another_type_than_its_list_is_unmapped_with_its_index() -> None:
     assert _row({"texts": ["x", 1, "z"]}) == {
         "texts": ["x", None, "z"],
         "unmapped": {"texts[1]": 1},
     }
 
 
-def test_what_is_null_is_not_there() -> None:
+def test_null_is_not_unmapped() -> None:
     assert _row({"text": None, "inner": None, "texts": None, "unmapped": None}) == {
         "text": None,
         "inner": None,
@@ -103,12 +103,12 @@ def test_what_is_null_is_not_there() -> None:
     }
 
 
-def test_what_is_unmapped_already_keeps_its_place() -> None:
+def test_own_unmapped_values_keep_their_keys() -> None:
     event = {"other": 1, "unmapped": {"other": 2, "other_": 3}}
     assert _row(event) == {"unmapped": {"other": 2, "other_": 3, "other__": 1}}
 
 
-def test_what_is_unmapped_and_no_object_is_kept_too() -> None:
+def test_own_unmapped_value_that_is_no_object_is_stored_too() -> None:
     assert _row({"unmapped": [1]}) == {"unmapped": [1]}
     assert _row({"unmapped": [1], "other": 2}) == {"unmapped": {"unmapped": [1], "other": 2}}
 
@@ -121,7 +121,7 @@ _JSON: Final[st.SearchStrategy[Any]] = st.recursive(
 
 
 def _scalars(value: Any) -> list[Any]:
-    """What is said, wherever that is."""
+    """Return the scalars in a value, at any depth."""
     if isinstance(value, dict):
         return [each for inner in value.values() for each in _scalars(inner)]
     if isinstance(value, list):
@@ -130,7 +130,7 @@ def _scalars(value: Any) -> list[Any]:
 
 
 @given(st.dictionaries(st.sampled_from(list(COLUMNS.columns)) | st.text(max_size=2), _JSON))
-def test_nothing_is_lost_of_any_event(event: dict[str, Any]) -> None:
+def test_row_has_every_value_of_any_event(event: dict[str, Any]) -> None:
     row = _row(event)
     if row.get("free") is not None:
         row["free"] = orjson.loads(row["free"])
@@ -140,8 +140,8 @@ def test_nothing_is_lost_of_any_event(event: dict[str, Any]) -> None:
 def test_integer_column_holds_its_bits_and_no_more() -> None:
     for name, bits in (("small", 32), ("big", 64)):
         least, most = -(1 << bits - 1), (1 << bits - 1) - 1
-        for held in (least, most):
-            assert _row({name: held}) == {name: held}
+        for value in (least, most):
+            assert _row({name: value}) == {name: value}
         # JSON as orjson reads it has no integer below those of 64 bits.
         for other in (least - 1, most + 1) if bits == 32 else (most + 1,):
             assert _row({name: other}) == {name: None, "unmapped": {name: other}}

@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.stored_events import ArchivedEvent
 
 
-def named(found: Iterable[ArchivedEvent]) -> list[str]:
-    return [orjson.loads(kept.line)["metadata"]["uid"] for kept in found]
+def uids_of(found: Iterable[ArchivedEvent]) -> list[str]:
+    return [orjson.loads(each.line)["metadata"]["uid"] for each in found]
 
 
-async def test_a_store_in_use_is_read_from_both_ends(tmp_path: Path) -> None:
+async def test_store_in_use_is_read_from_both_ends(tmp_path: Path) -> None:
     async with Store(tmp_path / FILE) as store:
         await store.put(events(range(1200)))
         with Archive(tmp_path / FILE) as archive:
-            assert named(archive.beyond(0)) == uids(range(1200))
-            assert named(archive.newest()) == uids(range(1199, -1, -1))
-            assert named(archive.beyond(1198)) == uids([1198, 1199])
+            assert uids_of(archive.beyond(0)) == uids(range(1200))
+            assert uids_of(archive.newest()) == uids(range(1199, -1, -1))
+            assert uids_of(archive.beyond(1198)) == uids([1198, 1199])
             await store.put(events([7000]))
-            assert named(archive.beyond(1200)) == uids([7000])
+            assert uids_of(archive.beyond(1200)) == uids([7000])
 
 
 def last_of(archive: Archive) -> ArchivedEvent | None:
     return next(archive.newest(), None)
 
 
-async def test_a_store_that_was_put_back_is_followed_behind_what_was_read(tmp_path: Path) -> None:
+async def test_restored_store_is_read_on_after_the_last_event(tmp_path: Path) -> None:
     path = tmp_path / FILE
     async with Store(path) as store:
         await store.put(events(range(2)))
@@ -50,19 +50,17 @@ async def test_a_store_that_was_put_back_is_followed_behind_what_was_read(tmp_pa
             await store.put(events([2]))
             assert archive.follow(last) is last
             assert last is not None
-            assert named(archive.beyond(last.number)) == uids([2])
+            assert uids_of(archive.beyond(last.number)) == uids([2])
 
 
 def remove(path: Path) -> None:
-    """As a run does that ends."""
+    """Remove the files of a store, as a run does at its end."""
     for each in path.parent.glob(f"{path.name}*"):
         each.unlink()
 
 
 @pytest.mark.parametrize("number", [0, 1, 5])
-async def test_a_store_that_was_begun_anew_is_followed_from_its_beginning(
-    tmp_path: Path, number: int
-) -> None:
+async def test_newly_created_store_is_read_from_its_beginning(tmp_path: Path, number: int) -> None:
     path = tmp_path / FILE
     async with Store(path) as store:
         await store.put(events(range(3)))
@@ -72,10 +70,10 @@ async def test_a_store_that_was_begun_anew_is_followed_from_its_beginning(
         async with Store(path) as store:
             await store.put(events(range(10, 10 + number)))
             assert archive.follow(last) is None
-            assert named(archive.beyond(0)) == uids(range(10, 10 + number))
+            assert uids_of(archive.beyond(0)) == uids(range(10, 10 + number))
 
 
-async def test_a_store_that_was_put_back_without_what_was_read_is_followed_from_its_beginning(
+async def test_restored_store_without_the_last_event_is_read_from_its_beginning(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / FILE
@@ -89,10 +87,10 @@ async def test_a_store_that_was_put_back_without_what_was_read_is_followed_from_
                 connection.execute("DELETE FROM event WHERE number <= 3")
             connection.close()
             assert archive.follow(last) is None
-            assert named(archive.beyond(0)) == uids([3])
+            assert uids_of(archive.beyond(0)) == uids([3])
 
 
-async def test_a_store_that_is_being_begun_is_waited_for(tmp_path: Path) -> None:
+async def test_archive_waits_for_a_store_that_is_being_created(tmp_path: Path) -> None:
     path = tmp_path / FILE
     async with Store(path) as store:
         await store.put(events(range(2)))
@@ -101,14 +99,14 @@ async def test_a_store_that_is_being_begun_is_waited_for(tmp_path: Path) -> None
         remove(path)
         path.touch()
         assert archive.follow(last) is last
-        assert named(archive.beyond(0)) == uids(range(2))
+        assert uids_of(archive.beyond(0)) == uids(range(2))
         async with Store(path) as store:
             await store.put(events([9]))
         assert archive.follow(last) is None
-        assert named(archive.beyond(0)) == uids([9])
+        assert uids_of(archive.beyond(0)) == uids([9])
 
 
-async def test_each_sink_stands_somewhere(tmp_path: Path) -> None:
+async def test_backlog_of_each_sink_is_counted(tmp_path: Path) -> None:
     async with Store(tmp_path / FILE) as store:
         await store.register(["a", "b"])
         await store.put(events(range(5)))
@@ -117,7 +115,7 @@ async def test_each_sink_stands_somewhere(tmp_path: Path) -> None:
             assert archive.sink_backlogs() == [SinkBacklog("a", 3, 1), SinkBacklog("b", 5, 0)]
 
 
-async def test_dead_letters_are_listed_and_had_tried_again(tmp_path: Path) -> None:
+async def test_dead_letters_are_listed_and_their_retry_is_requested(tmp_path: Path) -> None:
     path = tmp_path / FILE
     async with Store(path) as store:
         await store.register(["a", "b"])
@@ -140,13 +138,13 @@ async def test_dead_letters_are_listed_and_had_tried_again(tmp_path: Path) -> No
 def test_stores_are_found_below_a_state_directory(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match="holds no events"):
         stores(tmp_path)
-    for place in (tmp_path, tmp_path / "sb2", tmp_path / "sb1"):
-        place.mkdir(exist_ok=True)
-        (place / FILE).touch()
+    for folder in (tmp_path, tmp_path / "sb2", tmp_path / "sb1"):
+        folder.mkdir(exist_ok=True)
+        (folder / FILE).touch()
     assert stores(tmp_path) == [tmp_path / FILE, tmp_path / "sb1" / FILE, tmp_path / "sb2" / FILE]
 
 
-async def test_what_is_no_store_is_one_sentence_and_stays_as_it_is(tmp_path: Path) -> None:
+async def test_file_that_is_no_store_is_an_error_and_stays_unchanged(tmp_path: Path) -> None:
     path = tmp_path / FILE
     path.write_bytes(b"no database" * 1000)
     with Archive(path) as archive, pytest.raises(SourceError, match="can't be read"):
@@ -158,8 +156,8 @@ async def test_what_is_no_store_is_one_sentence_and_stays_as_it_is(tmp_path: Pat
 
 def test_archive_holds_nothing_while_a_run_makes_its_file(tmp_path: Path) -> None:
     path = tmp_path / FILE
-    with contextlib.closing(sqlite3.connect(path)) as made:
-        made.execute("PRAGMA journal_mode = WAL")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
         with Archive(path) as archive:
             assert list(archive.beyond(0)) == list(archive.newest()) == []
             assert [*archive.dead_letters(), *archive.sink_backlogs()] == []

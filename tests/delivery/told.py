@@ -1,4 +1,4 @@
-"""Events of every kind, as a sink gets them."""
+"""Events of every kind, in the form in which a sink gets them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.ocsf.events import Event
 
-#: Network Activity, and Detection Finding.
+#: Classes of OCSF: Network Activity, and Detection Finding.
 REFUSED = 4001
 FOUND = 2004
 
@@ -55,7 +55,7 @@ def messages(version: str) -> tuple[Message, ...]:
 @cache
 def _newest() -> tuple[bytes, ...]:
     """Return the corpus and the golden events, in the newest version."""
-    events = chain(_of_attempts(), _of_streaks(), _of_fences())
+    events = chain(_of_attempts(), _of_findings(), _of_fences())
     golden = (orjson.loads(path.read_bytes()) for path in sorted(FOLDER.glob("*.json")))
     return (
         *(event.to_json() for event in events),
@@ -68,7 +68,7 @@ def message_of(line: bytes) -> Message:
 
 
 def packets(count: int, *, since_ms: int = TIME_NS // 1_000_000) -> list[Message]:
-    """Events of Network Activity, one a second, each of as many packets as its number."""
+    """Return Network Activity events, one a second; each counts as many packets as its number."""
     mapper = Mapper(CONTEXT)
     line = mapper.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS).to_json()
     event: dict[str, Any] = orjson.loads(line)
@@ -97,11 +97,11 @@ def _of_attempts() -> Iterator[Event]:
             yield mapper.network_activity(attempt, processed_ns=NOW_NS)
 
 
-def _of_streaks() -> Iterator[Event]:
+def _of_findings() -> Iterator[Event]:
     mapper = Mapper(CONTAINED)
-    streaks: list[Attempt | IncidentEnd] = [*GOING_ON.values(), *ENDED.values()]
-    for streak in streaks:
-        if (finding := mapper.finding(streak, processed_ns=NOW_NS)) is not None:
+    incidents: list[Attempt | IncidentEnd] = [*GOING_ON.values(), *ENDED.values()]
+    for incident in incidents:
+        if (finding := mapper.finding(incident, processed_ns=NOW_NS)) is not None:
             yield finding
     for each in FAN_OUTS.values():
         yield fan_out(CONTAINED, each, processed_ns=NOW_NS)
@@ -110,7 +110,11 @@ def _of_streaks() -> Iterator[Event]:
 def _of_fences() -> Iterator[Event]:
     for process in PROCESSES.values():
         tampering = Tampering(
-            changes="a rule is gone", process=process, since_ns=TIME_NS, lasted_ns=1, given_up=True
+            changes="a rule was deleted",
+            process=process,
+            since_ns=TIME_NS,
+            lasted_ns=1,
+            given_up=True,
         )
         yield fence_state(
             CONTEXT, sandbox="sb1", before=FenceState.STANDING, after=FenceState.DEGRADED,
