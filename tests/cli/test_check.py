@@ -10,11 +10,11 @@ import pytest
 from ocsf_nft.errors import UsageError
 from ocsf_nft.netns import Namespace
 
-#: `ocsf_nft.cli.check` is the function.
+#: In the package, `ocsf_nft.cli.check` is the function.
 _MODULE: Final[Any] = import_module("ocsf_nft.cli.check")
 
 
-def test_check_takes_the_ports_that_there_are() -> None:
+def test_check_accepts_valid_ports_only() -> None:
     for port in (1, 65_535):
         assert _MODULE._asked(Namespace(), "vmtap-1", [], port=port, proxies=[]).port == port
     for port in (0, 65_536):

@@ -56,7 +56,7 @@ def test_the_last_lines_are_those_of_tail(
         assert flat(file.new_lines()) == [unfinished]
 
 
-def test_the_end_of_a_huge_file_is_all_that_is_read(
+def test_only_the_end_of_a_huge_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "events.jsonl"
@@ -79,7 +79,7 @@ def test_the_end_of_a_huge_file_is_all_that_is_read(
 
 
 @pytest.mark.parametrize("size", [LINE_BYTES, LINE_BYTES + 1, 5 * LINE_BYTES + 7])
-def test_a_line_that_would_fill_memory_is_passed_over(tmp_path: Path, size: int) -> None:
+def test_too_long_line_is_skipped(tmp_path: Path, size: int) -> None:
     content = b"a\n" + b"x" * size + b"\nb\n"
     path = tmp_path / "events.jsonl"
     file = file_of(path, content)
@@ -93,13 +93,13 @@ def test_a_line_that_would_fill_memory_is_passed_over(tmp_path: Path, size: int)
     assert flat(file.new_lines()) == [TOO_LONG, b"c"]
 
 
-def test_the_longest_line_that_is_shown(tmp_path: Path) -> None:
+def test_longest_permitted_line_is_shown(tmp_path: Path) -> None:
     line = b"x" * (LINE_BYTES - 1)
     file = file_of(tmp_path / "events.jsonl", line + b"\n")
     assert flat(file.last_lines(1, growing=True)) == [line]
 
 
-def test_half_a_line_is_not_told_until_it_is_whole(tmp_path: Path) -> None:
+def test_incomplete_line_is_shown_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     file = file_of(path, b"a\nb")
     assert flat(file.last_lines(5, growing=True)) == [b"a"]
@@ -109,7 +109,7 @@ def test_half_a_line_is_not_told_until_it_is_whole(tmp_path: Path) -> None:
     assert flat(file.new_lines()) == [b"bcd", b"e"]
 
 
-def test_half_a_line_that_is_taken_back_is_never_told(tmp_path: Path) -> None:
+def test_incomplete_line_that_is_removed_is_never_shown(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     file = file_of(path, b"a\ntorn")
     assert flat(file.last_lines(5, growing=True)) == [b"a"]
@@ -119,7 +119,7 @@ def test_half_a_line_that_is_taken_back_is_never_told(tmp_path: Path) -> None:
     assert flat(file.new_lines()) == [b"whole"]
 
 
-def test_a_file_that_was_renamed_is_left_once_nothing_more_comes_to_it(tmp_path: Path) -> None:
+def test_renamed_file_is_closed_when_it_grows_no_more(tmp_path: Path) -> None:
     path, rotated = tmp_path / "events.jsonl", tmp_path / "events.jsonl.1"
     file = file_of(path, b"a\n")
     before = open_descriptors(collect=True)
@@ -138,7 +138,7 @@ def test_a_file_that_was_renamed_is_left_once_nothing_more_comes_to_it(tmp_path:
     assert open_descriptors() == before
 
 
-def test_file_that_was_renamed_is_read_as_long_as_it_grows(tmp_path: Path) -> None:
+def test_renamed_file_is_read_as_long_as_it_grows(tmp_path: Path) -> None:
     path, rotated = tmp_path / "events.jsonl", tmp_path / "events.jsonl.1"
     file = file_of(path, b"")
     path.rename(rotated)
@@ -149,7 +149,7 @@ def test_file_that_was_renamed_is_read_as_long_as_it_grows(tmp_path: Path) -> No
     assert flat(file.new_lines()) == [b"new"]
 
 
-def test_a_name_that_comes_back_is_not_another_file(tmp_path: Path) -> None:
+def test_file_with_its_name_restored_is_the_same_file(tmp_path: Path) -> None:
     path, aside = tmp_path / "events.jsonl", tmp_path / "aside"
     file = file_of(path, b"a\n")
     flat(file.last_lines(5, growing=True))
@@ -175,7 +175,7 @@ def test_a_file_that_was_emptied_is_read_from_its_beginning(
     assert flat(file.new_lines()) == new.split(b"\n")[:-1]
 
 
-def test_a_file_without_a_name_is_followed_where_it_is(tmp_path: Path) -> None:
+def test_file_without_a_path_is_followed_by_its_descriptor(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"a\n")
     file = GrowingFile(os.open(path, _NOW), None)
@@ -197,7 +197,7 @@ def test_lines_of_a_pipe_come_as_they_are_written() -> None:
     assert next(lines) == b"bc"
 
     def rest() -> None:
-        time.sleep(0.1)  # until an empty pipe is read
+        time.sleep(0.1)  # until the reader waits at an empty pipe
         with os.fdopen(writer, "wb") as file:
             file.write(b"x" * (3 * LINE_BYTES) + b"\nd\nunfinished")
 
@@ -211,6 +211,6 @@ def test_lines_of_a_pipe_come_as_they_are_written() -> None:
 @pytest.mark.parametrize(
     ("name", "cause"), [("", "Is a directory"), ("nothing", "No such file or directory")]
 )
-def test_what_can_not_be_opened_is_one_sentence(tmp_path: Path, name: str, cause: str) -> None:
+def test_path_that_can_not_be_opened_is_one_sentence(tmp_path: Path, name: str, cause: str) -> None:
     with pytest.raises(AbsentError, match=f"can't be read: {cause}"):
         opened(tmp_path / name)

@@ -1,4 +1,4 @@
-"""SIGHUP, while a run goes on and while it ends."""
+"""SIGHUP during a run and during its stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Failing:
-    """A service whose reload takes its time, is not to be left half done, and fails."""
+    """Service with a slow reload that must not be interrupted, and that fails."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -41,11 +41,11 @@ def own_handler() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-async def test_a_reload_that_fails_while_the_run_is_told_to_stop_does_not_go_on(
+async def test_failing_reload_during_a_stop_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(config, "load", lambda _: None)
-    command = import_module("ocsf_nft.cli.run")  # whose name in the package is the command's
+    command = import_module("ocsf_nft.cli.run")  # in the package, the name is the command
     failing = Failing()
     reloading = asyncio.create_task(command._reload_on_hangup(failing, Path("x")))
     await asyncio.sleep(0)

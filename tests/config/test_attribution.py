@@ -1,4 +1,4 @@
-"""What a file says of who did it, and what privileges that takes."""
+"""Configuration of attribution, and the privileges that it needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _parsed(**found: Any) -> config.Config:
     return config.parse(_WATCHED | {"attribution": found}, where="ocsf-nft.toml")
 
 
-def test_without_a_word_processes_are_captured_and_nothing_is_hashed() -> None:
+def test_default_is_capture_without_hashes() -> None:
     found = config.parse(_WATCHED, where="test").attribution
     assert (found.method, found.wait_ms, found.hash_max_bytes) == ("capture", 50, 0)
 
@@ -37,7 +37,7 @@ def test_without_a_word_processes_are_captured_and_nothing_is_hashed() -> None:
     ("size", "number"),
     [("64MiB", 64 << 20), ("2 GB", 2_000_000_000), (1 << 20, 1 << 20), ("0", 0), (0, 0)],
 )
-def test_what_is_said_is_taken_and_a_size_may_have_a_unit(size: str | int, number: int) -> None:
+def test_settings_are_read_and_a_size_may_have_a_unit(size: str | int, number: int) -> None:
     found = _parsed(method="socket", wait_ms=200, hash_max_bytes=size).attribution
     assert (found.method, found.wait_ms, found.hash_max_bytes) == ("socket", 200, number)
 
@@ -68,7 +68,7 @@ def test_a_fault_is_one_sentence_that_names_the_key(found: dict[str, Any], sente
     assert "\n" not in message
 
 
-def test_it_is_one_table() -> None:
+def test_attribution_must_be_one_table() -> None:
     with pytest.raises(UsageError, match="attribution: must be one table"):
         config.parse(_WATCHED | {"attribution": [{"method": "user"}]}, where="test")
 
@@ -81,15 +81,15 @@ def test_it_is_one_table() -> None:
         ("user", set()),
     ],
 )
-def test_a_run_keeps_the_privileges_that_its_way_of_naming_processes_takes(
+def test_run_keeps_the_privileges_of_its_attribution_method(
     method: str, takes: set[Capability]
 ) -> None:
     assert capabilities(_parsed(method=method)) == {Capability.NET_ADMIN} | takes
-    # A VM's processes are its own kernel's: nobody is looked for.
+    # Processes of a VM belong to the guest's kernel: no attribution.
     of_a_vm = config.parse(_OF_A_VM | {"attribution": {"method": method}}, where="test")
     assert capabilities(of_a_vm) == {Capability.NET_ADMIN}
 
 
-def test_of_several_sandboxes_one_whose_processes_are_this_kernels_is_enough() -> None:
+def test_one_sandbox_of_this_kernel_is_enough_for_the_privileges() -> None:
     both = {"sandbox": _WATCHED["sandbox"] + _OF_A_VM["sandbox"]}
     assert Capability.BPF in capabilities(config.parse(both, where="test"))

@@ -68,7 +68,7 @@ def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
     assert [sink.target for sink in read.sinks] == ["/var/log/ocsf-nft/events.jsonl"]
     first, second = read.sandbox
     assert first.namespace == named("agent-1")
-    assert [str(place) for place in first.spec().allowed] == [
+    assert [str(each) for each in first.spec().allowed] == [
         "10.0.0.1:3128",
         "10.0.0.53:53",
         "[fd00::1]:3128",
@@ -77,14 +77,14 @@ def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
     assert second.namespace == of_process(4242)
 
 
-def test_the_least_is_one_sandbox_by_its_name() -> None:
+def test_only_the_name_of_a_sandbox_is_required() -> None:
     read = config.parse({"sandbox": [{"name": "a"}]}, where="test")
     assert [sink.target for sink in read.sinks] == ["-"]
     assert read.sandbox[0].namespace is None
     assert Namespace() != of_process(1)
 
 
-def test_a_host_log_needs_no_sandbox_and_no_privilege_but_that_to_read_it() -> None:
+def test_host_log_needs_no_sandbox_and_only_the_privilege_to_read_it() -> None:
     read = config.parse({"host_log": "kmsg"}, where="test")
     assert not read.sandbox
     assert capabilities(read) == {Capability.SYSLOG}
@@ -97,7 +97,7 @@ def test_a_host_log_needs_no_sandbox_and_no_privilege_but_that_to_read_it() -> N
 _FENCED_HERE = {"name": "a", "proxy": ["1.2.3.4:5"], "install": True, "transport": "nflog"}
 
 
-def test_prefixes_are_read_next_to_what_is_watched_or_alone(tmp_path: Path) -> None:
+def test_prefixes_are_read_with_or_without_a_sandbox(tmp_path: Path) -> None:
     path = tmp_path / "ocsf-nft.toml"
     for content in (f"{PREFIXES}[[sandbox]]\nname = 'a'", PREFIXES):
         path.write_text(content)
@@ -109,7 +109,7 @@ def test_prefixes_are_read_next_to_what_is_watched_or_alone(tmp_path: Path) -> N
         config.load(path)
 
 
-def test_without_prefixes_what_is_built_in_counts() -> None:
+def test_default_prefixes_are_the_built_in_ones() -> None:
     table = config.parse({"sandbox": [{"name": "a"}]}, where="test").prefixes
     assert table.of("[UFW BLOCK] ") == Meaning(None, "UFW BLOCK", "reject")
 
@@ -117,7 +117,7 @@ def test_without_prefixes_what_is_built_in_counts() -> None:
 def test_a_vms_proxy_is_its_gateway() -> None:
     (vm,) = config.parse(_of_profile("tap", **_VM), where="test").sandbox
     spec = vm.spec()
-    assert [str(place) for place in spec.proxies] == ["172.16.0.1:3128", "[fd00:7::1]:3128"]
+    assert [str(each) for each in spec.proxies] == ["172.16.0.1:3128", "[fd00:7::1]:3128"]
     assert spec.tap is not None
     assert (spec.tap.device, spec.tap.mac) == ("vmtap-0", None)
 
@@ -206,7 +206,7 @@ def test_a_fault_is_one_sentence_that_names_the_key(found: dict[str, Any], sente
     assert "\n" not in message
 
 
-def test_a_file_that_is_not_there_or_not_toml_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_or_invalid_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match="No such file"):
         config.load(tmp_path / "nowhere.toml")
     broken = tmp_path / "broken.toml"

@@ -1,4 +1,4 @@
-"""What a file says of events: sinks, severities, findings, and the container that a sandbox is."""
+"""Configuration of events: sinks, severities, findings, and the container of a sandbox."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_each_sink_has_its_version_and_classes(tmp_path: Path) -> None:
     assert (lake.ocsf_version, lake.class_uids) == ("1.1.0", frozenset({4001, 2004}))
 
 
-def test_severities_are_told_in_their_order(tmp_path: Path) -> None:
+def test_severities_keep_their_order(tmp_path: Path) -> None:
     assert read_from(tmp_path, FILE).severities == (
         SeverityRule(severity=Severity.LOW, protocol=17, port=123),
         SeverityRule(
@@ -85,9 +85,9 @@ def test_severities_are_told_in_their_order(tmp_path: Path) -> None:
     )
 
 
-def test_what_a_finding_is_can_be_told_and_need_not_be(tmp_path: Path) -> None:
-    told = read_from(tmp_path, FILE).finding.as_threshold()
-    assert told == Threshold(min_severity=Severity.CRITICAL, packets=3)
+def test_threshold_of_findings_is_optional(tmp_path: Path) -> None:
+    threshold = read_from(tmp_path, FILE).finding.as_threshold()
+    assert threshold == Threshold(min_severity=Severity.CRITICAL, packets=3)
     assert config.parse(WATCHED, where="test").finding.as_threshold() == Threshold()
 
 

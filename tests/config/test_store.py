@@ -1,4 +1,4 @@
-"""What a file says of the store, and of where a run listens."""
+"""Configuration of the store, and of the address at which a run listens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_an_age_is_a_number_of_seconds_or_has_a_unit(age: str | int, seconds: in
     assert parsed(store={"max_age": age}).store.max_age == seconds
 
 
-def test_by_default_it_waits_for_a_sink_rather_than_lose_anything() -> None:
+def test_store_waits_for_a_sink_by_default() -> None:
     store = parsed().store
     assert (store.max_bytes, store.max_age, store.when_full) == (1 << 30, 2_592_000, "wait")
     assert parsed(store={"when_full": "drop", "path": "/x"}).store.path == Path("/x")

@@ -1,4 +1,4 @@
-"""What all sinks that speak HTTP take and refuse of a file."""
+"""Settings that all HTTP sinks share."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _assert_refused(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_url_is_all_that_has_to_be_said(kind: str) -> None:
+def test_only_the_url_is_required(kind: str) -> None:
     table = _sink(kind)
     assert table.receiver.url == "https://siem.example:8443"
     assert table.target.startswith("https://siem.example:8443")
@@ -82,7 +82,7 @@ def test_web_sink_refuses_invalid_url(url: str, cause: str, subtests: pytest.Sub
 
 
 @pytest.mark.parametrize("kind", ["splunk_hec", "opensearch", "otlp"])
-def test_a_url_that_a_path_is_put_behind_has_no_query(kind: str) -> None:
+def test_url_that_gets_a_path_has_no_query(kind: str) -> None:
     with pytest.raises(ValidationError, match=r"must not hold a query"):
         _sink(kind, url="https://siem.example/?a=b")
     assert _sink(kind, url="https://siem.example/p/").receiver.url == "https://siem.example/p"
@@ -97,7 +97,7 @@ def test_a_url_that_a_path_is_put_behind_has_no_query(kind: str) -> None:
         ("otlp", "/v1/logs"),
     ],
 )
-def test_a_path_that_is_put_behind_is_not_given(kind: str, path: str) -> None:
+def test_url_must_not_contain_the_path_that_is_appended(kind: str, path: str) -> None:
     with pytest.raises(ValidationError, match=f"must end before {path}, which is put behind it"):
         _sink(kind, url=f"https://siem.example{path}/")
 
@@ -173,14 +173,14 @@ def test_web_sink_refuses_contradicting_credentials(
     _assert_refused(SECURED, facts, cause, subtests)
 
 
-def test_a_user_and_password_are_written_as_basic_has_them() -> None:
+def test_user_and_password_are_encoded_for_basic_authentication() -> None:
     credentials = Credentials("Basic", Secret("environment", "TOKEN"), "Aladdin")
-    # The example of RFC 7617, 2.
+    # The example of RFC 7617, section 2.
     assert credentials.header("open sesame") == "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_installed_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("web", kind):
         monkeypatch.delitem(sys.modules, f"ocsf_nft.delivery.sinks.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "aiohttp", None)

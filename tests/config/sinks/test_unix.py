@@ -21,7 +21,7 @@ def test_a_path_is_enough() -> None:
     assert _sink().target == "unix:/run/vector/in.sock"
 
 
-def test_a_path_has_the_bytes_that_a_socket_can_have() -> None:
+def test_path_has_at_most_the_bytes_of_a_socket_address() -> None:
     assert len(str(_sink(path="/" + "x" * 106).path)) == 107
     for longer in ("/" + "x" * 107, "/" + "\u00e4" * 54):
         with pytest.raises(ValidationError, match="must have at most 107 bytes"):
@@ -38,6 +38,6 @@ def test_a_path_has_the_bytes_that_a_socket_can_have() -> None:
         (7, "must be text"),
     ],
 )
-def test_what_is_no_path_of_a_socket_is_one_sentence(path: object, sentence: str) -> None:
+def test_invalid_path_of_a_socket_is_one_sentence(path: object, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         _sink(path=path)
