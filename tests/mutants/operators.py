@@ -98,7 +98,7 @@ def _is_removable(node: Any) -> bool:
     if node.type == "expr_stmt":
         target, sign = node.children[0], node.children[1]
         if sign.type == "annassign" and len(sign.children) == 2:
-            return False  # it declares a type alone
+            return False  # it only declares a type
         return target.type in _TARGETS or (sign.type == "operator" and sign.value != "=")
     if node.type in {"raise_stmt", "del_stmt"}:
         return True

@@ -27,13 +27,13 @@ _ALSO: Final = ["tests/test_kernel_constants.py"]
 
 def main() -> int:
     """Run the sample and print the report."""
-    wanted = _arguments()
-    mutants = sample(wanted.seed, wanted.sample, wanted.paths)
+    options = _arguments()
+    mutants = sample(options.seed, options.sample, options.paths)
     explained = report.explanations()
-    results = _Results(_FOLDER / "python.jsonl", again=wanted.again)
+    results = _Results(_FOLDER / "python.jsonl", again=options.again)
     left = [each for each in mutants if not report.why(each, explained) and each not in results]
-    judge = Judge(measured(PACKAGE, _FOLDER), wanted.seconds, wanted.also)
-    with ThreadPoolExecutor(wanted.workers) as workers:
+    judge = Judge(measured(PACKAGE, _FOLDER), options.seconds, options.also)
+    with ThreadPoolExecutor(options.workers) as workers:
         running = {workers.submit(judge.result, each): each for each in left}
         for count, done in enumerate(as_completed(running), 1):
             results.add(running[done], done.result())
