@@ -173,7 +173,7 @@ def test_run_with_an_inactive_fence_is_not_ready(
         assert get(port, "/readyz") == (200, "well\n")
         lab.sandbox_namespace.call(lambda: subprocess.run(["nft", "flush", "ruleset"], check=True))
         wait_for(lambda: get(port, "/readyz")[0] == 503)
-        assert f"the fence of sandbox {conftest.SANDBOX} does not stand" in get(port, "/readyz")[1]
+        assert f"the fence of sandbox {conftest.SANDBOX} is not active" in get(port, "/readyz")[1]
         assert samples(get(port, "/metrics")[1])["ocsf_nft_fence_stands", ""] == 0
         running.process.kill()
 
@@ -212,9 +212,9 @@ def test_hangup_reloads_sinks_and_severities_and_nothing_else(
 
         elsewhere = settings(lab, state, output=str(first))
         elsewhere["sandbox"][0]["proxy"] = ["10.9.9.9:1"]
-        hang_up(elsewhere, "sandbox can't be taken over while a run goes on")
+        hang_up(elsewhere, "sandbox cannot be changed by a reload")
         by_user = settings(lab, state, output=str(first), attribution={"method": "user"})
-        hang_up(by_user, "attribution can't be taken over while a run goes on: start it again")
+        hang_up(by_user, "attribution cannot be changed by a reload: restart the service")
         hang_up({"sandbox": [{"name": "a/b"}]}, "is no sandbox name")
         missing = str(tmp_path / "no" / "such" / "folder")
         hang_up(settings(lab, state, output=missing), "can't be written")

@@ -142,7 +142,7 @@ def test_a_program_in_memory_alone_is_a_file_with_a_name_and_a_path(name: str, c
     ("name", "left_over"),
     [
         ("a unit", {"unit": "user@1000.service"}),
-        ("a container that nobody knows in a pod", {"pod_uid": POD}),
+        ("an unknown container in a pod", {"pod_uid": POD}),
         ("a pod that no API server knows", {"pod_uid": POD.replace("-", "")}),
         ("a directory for a program", {"sha256": SHA256}),
         ("a hash alone", {"sha256": SHA256.upper()}),
@@ -153,8 +153,8 @@ def test_a_program_in_memory_alone_is_a_file_with_a_name_and_a_path(name: str, c
 def test_data_without_process_attribute_is_in_unmapped(
     name: str, left_over: dict[str, str]
 ) -> None:
-    event, nobodys = event_by(PROCESSES[name]), event_by(None)
-    assert event["unmapped"] == nobodys["unmapped"] | left_over
+    event, unattributed = event_by(PROCESSES[name]), event_by(None)
+    assert event["unmapped"] == unattributed["unmapped"] | left_over
 
 
 @pytest.mark.parametrize("name", ["a directory for a program", "a name"])

@@ -22,7 +22,7 @@ from tests.conformance.attributed import (
     done_by,
 )
 from tests.conformance.corpus import ATTEMPTS, CONTEXT, NOW_NS, RECORDS, window
-from tests.conformance.streaks import streak
+from tests.conformance.streaks import incident
 from tests.ocsf.test_attempts import rendered
 from tests.ocsf.test_templates import assert_rendered, has_template
 
@@ -68,13 +68,13 @@ def test_enrichment_without_a_process_has_the_reason() -> None:
     assert enrichment(event)["data"] == {
         "rung": "user",
         "confidence": "Low",
-        "reason": "this kernel can't be asked, and the socket was gone",
+        "reason": "this kernel can't be asked, and the socket was closed",
     }
     assert event["message"] == by(None)["message"]
 
 
 def test_unknown_confidence_is_left_out() -> None:
-    event = by(ATTRIBUTIONS["by nobody"], "tcp without a user")
+    event = by(ATTRIBUTIONS["unknown"], "tcp without a user")
     assert "actor" not in event
     assert enrichment(event)["data"] == {"rung": "none", "reason": "the record names no user"}
 
@@ -116,7 +116,7 @@ def test_actor_of_several_in_one_window_is_the_named_process() -> None:
 
 def test_finding_has_the_attribution_of_its_attempts() -> None:
     mine = done_by(PROCESSES["all of it"])
-    found = replace(Attempt.of(RECORDS["tcp4"]), streak=streak(attribution=mine))
+    found = replace(Attempt.of(RECORDS["tcp4"]), streak=incident(attribution=mine))
     finding = Mapper(CONTEXT).finding(found, processed_ns=NOW_NS)
     assert finding is not None
     event = json.loads(finding.to_json())
@@ -125,7 +125,7 @@ def test_finding_has_the_attribution_of_its_attempts() -> None:
 
 
 def test_finding_does_not_name_the_process_of_its_latest_attempt_alone() -> None:
-    whole = streak(3, 40, 2, merge(ONE_OF_SEVERAL, done_by(PROCESSES["all of it"])))
+    whole = incident(3, 40, 2, merge(ONE_OF_SEVERAL, done_by(PROCESSES["all of it"])))
     found = replace(
         Attempt.of(RECORDS["tcp4"]), streak=whole, attribution=done_by(PROCESSES["all of it"])
     )

@@ -51,7 +51,7 @@ def rows(model: type[Model]) -> dict[str, list[str]]:
 
 
 def test_page_contains_the_generated_guide() -> None:
-    assert renewed(TEXT) == TEXT, "run: make events"
+    assert renewed(TEXT) == TEXT, "run: make reference"
 
 
 def test_guide_has_every_attribute_and_its_source(subtests: pytest.Subtests) -> None:

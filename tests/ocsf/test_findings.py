@@ -19,7 +19,7 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
 from tests.conformance.attributed import PROCESSES, done_by
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
-from tests.conformance.streaks import GOING_ON, streak
+from tests.conformance.streaks import GOING_ON, incident
 from tests.strategies import records
 
 if TYPE_CHECKING:
@@ -69,10 +69,10 @@ def test_packet_of_the_kernel_known_from_a_counter_is_no_finding(name: str) -> N
 @pytest.mark.parametrize(
     ("each", "stage"),
     [
-        (streak(1, 12, None), None),
-        (streak(1, 12, 1), ("Create", "New")),
-        (streak(3, 12, 3), ("Create", "New")),
-        (streak(4, 40, 3), ("Update", "In Progress")),
+        (incident(1, 12, None), None),
+        (incident(1, 12, 1), ("Create", "New")),
+        (incident(3, 12, 3), ("Create", "New")),
+        (incident(4, 40, 3), ("Update", "In Progress")),
     ],
 )
 def test_a_finding_is_created_once_and_then_updated(
@@ -83,8 +83,8 @@ def test_a_finding_is_created_once_and_then_updated(
 
 
 def test_only_a_created_finding_is_closed() -> None:
-    assert rendered(end_of("tcp4", streak(3, 900, None))) is None
-    event = rendered(end_of("tcp4", streak(3, 40, 2)))
+    assert rendered(end_of("tcp4", incident(3, 900, None))) is None
+    event = rendered(end_of("tcp4", incident(3, 40, 2)))
     assert (event["activity_name"], event["status"]) == ("Close", "Resolved")
     assert event["is_alert"] is False
     assert event["count"] == 40
@@ -123,7 +123,7 @@ def test_every_finding_is_created_once_and_closed_once(
 
 def test_finding_begins_with_its_first_attempt_and_ends_with_the_last() -> None:
     began_ns, ended_ns = TIME_NS - 3_600_000_000_000, TIME_NS + 5_000_000_000
-    each = replace(streak(2, 40, 1), start_ns=began_ns)
+    each = replace(incident(2, 40, 1), start_ns=began_ns)
     for found, end_ns in ((of("tcp4", each), TIME_NS), (end_of("tcp4", each), ended_ns)):
         event = rendered(found)
         span = (began_ns // 1_000_000, end_ns // 1_000_000)
@@ -135,7 +135,7 @@ def test_finding_begins_with_its_first_attempt_and_ends_with_the_last() -> None:
 
 def test_two_events_of_a_finding_with_one_count_have_two_uids() -> None:
     most = 1 << 62
-    first, second = (rendered(of("tcp4", streak(number, most, 1))) for number in (5, 6))
+    first, second = (rendered(of("tcp4", incident(number, most, 1))) for number in (5, 6))
     assert first["metadata"]["uid"] != second["metadata"]["uid"]
 
 
@@ -144,7 +144,7 @@ def test_attempt_and_finding_refer_to_each_other() -> None:
     events = []
     for number, identity in enumerate(identities, 1):
         logged = replace(RECORDS["tcp4"], origin=replace(RECORDS["tcp4"].origin, identity=identity))
-        each = replace(streak(number, 20 * number, 1), latest=tuple(identities[:number]))
+        each = replace(incident(number, 20 * number, 1), latest=tuple(identities[:number]))
         attempt = replace(Attempt.of(logged), packets=20, streak=each)
         events.append(json.loads(MAPPER.network_activity(attempt, processed_ns=NOW_NS).to_json()))
     finding = rendered(attempt)
@@ -164,20 +164,20 @@ def test_attempt_and_finding_refer_to_each_other() -> None:
 
 def test_events_of_one_finding_share_its_uid_and_have_unique_event_uids() -> None:
     stages = (
-        of("tcp4", streak(1, 12)),
-        of("tcp4", streak(2, 40, 1)),
-        end_of("tcp4", streak(2, 40, 1)),
+        of("tcp4", incident(1, 12)),
+        of("tcp4", incident(2, 40, 1)),
+        end_of("tcp4", incident(2, 40, 1)),
     )
     findings = [rendered(found) for found in stages]
     assert len({finding["finding_info"]["uid"] for finding in findings}) == 1
     assert len({finding["metadata"]["uid"] for finding in findings}) == 3
-    another = rendered(of("tcp4", replace(streak(1, 12), identity="another")))
+    another = rendered(of("tcp4", replace(incident(1, 12), identity="another")))
     assert another["finding_info"]["uid"] != findings[0]["finding_info"]["uid"]
     assert rendered(stages[0])["metadata"]["uid"] == findings[0]["metadata"]["uid"]
 
 
 def test_finding_has_process_attempt_and_remediation() -> None:
-    finding = rendered(of("tcp4", streak(3, 40, 2, done_by(PROCESSES["all of it"]))))
+    finding = rendered(of("tcp4", incident(3, 40, 2, done_by(PROCESSES["all of it"]))))
     assert finding["message"] == (
         "curl[4242] (uid 1000) in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly, "
         "40 times; refused with a reset"
@@ -198,14 +198,14 @@ def test_finding_has_process_attempt_and_remediation() -> None:
 
 
 def test_attempt_to_reach_credentials_is_named_so() -> None:
-    finding = rendered(of("metadata4", streak(1, 1)))
+    finding = rendered(of("metadata4", incident(1, 1)))
     assert finding["finding_info"]["title"].startswith("Attempt to reach the cloud's metadata")
     assert finding["severity"] == "High"
 
 
 @pytest.mark.parametrize("name", ["forward from outside", "ingress"])
 def test_remediation_of_an_inbound_attempt_is_to_find_the_sender(name: str) -> None:
-    finding = rendered(of(name, streak(1, 10)))
+    finding = rendered(of(name, incident(1, 10)))
     assert finding["finding_info"]["title"] == "Attempt to get into the sandbox was refused"
     assert finding["remediation"]["desc"] == "Find out who sends this, and why."
 
@@ -217,7 +217,7 @@ def test_threshold_of_findings_is_configurable() -> None:
     names = SeverityRule(severity=Severity.HIGH, port=53)
     mapper = Mapper(replace(CONTEXT, severities=(names,)))
     assert mapper.is_finding(RECORDS["udp dns"], 1)
-    assert rendered(of("udp dns", streak(1, 1)), mapper)["severity"] == "High"
+    assert rendered(of("udp dns", incident(1, 1)), mapper)["severity"] == "High"
 
 
 def test_attempt_without_an_incident_is_no_finding() -> None:

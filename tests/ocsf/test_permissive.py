@@ -16,10 +16,10 @@ from ocsf_nft.ocsf.operational_events import FenceState, unread
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import VERSIONS, line_at
 from tests.conformance.corpus import (
+    ALLOWED_ATTEMPTS,
+    ALLOWED_RECORDS,
     ATTEMPTS,
-    ATTEMPTS_LET_PASS,
     CONTEXT,
-    LET_PASS,
     NOW_NS,
     RECORDS,
     TIME_NS,
@@ -28,7 +28,7 @@ from tests.conformance.streaks import ENDED, GOING_ON, fan_out_of
 from tests.ocsf.test_operational_events import became
 
 MAPPER = Mapper(CONTEXT)
-_ENDING = ", let pass"
+_ENDING = ", allowed"
 
 
 def event_of(attempt: Attempt) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def test_event_of_an_allowed_packet_differs_only_in_outcome(subtests: pytest.Sub
         "status_code", "status_detail", "action_id", "action", "disposition_id", "disposition",
         "message", "unmapped",
     }  # fmt: skip
-    assert LET_PASS
-    for name, record in LET_PASS.items():
+    assert ALLOWED_RECORDS
+    for name, record in ALLOWED_RECORDS.items():
         with subtests.test(name):
             allowed = event_of(Attempt.of(record))
             refused = event_of(Attempt.of(RECORDS[name.removesuffix(_ENDING)]))
@@ -59,7 +59,7 @@ def test_event_of_an_allowed_packet_differs_only_in_outcome(subtests: pytest.Sub
 
 
 def test_texts_of_an_allowed_packet_have_the_outcome_and_the_advice() -> None:
-    event = event_of(Attempt.of(LET_PASS["tcp4, let pass"]))
+    event = event_of(Attempt.of(ALLOWED_RECORDS["tcp4, allowed"]))
     assert event["message"] == (
         "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly; let pass, because "
         "the fence is permissive: it would have been refused"
@@ -76,8 +76,8 @@ def test_texts_of_an_allowed_packet_have_the_outcome_and_the_advice() -> None:
 
 
 def test_window_of_allowed_packets_is_not_called_refused(subtests: pytest.Subtests) -> None:
-    assert ATTEMPTS_LET_PASS
-    for name, attempt in ATTEMPTS_LET_PASS.items():
+    assert ALLOWED_ATTEMPTS
+    for name, attempt in ALLOWED_ATTEMPTS.items():
         with subtests.test(name):
             event = event_of(attempt)
             assert event["disposition"] == "Logged"
@@ -98,7 +98,7 @@ def test_event_of_enforcing_fence_is_not_called_permissive() -> None:
 @pytest.mark.parametrize("why", ["many", "unplaced", "forgotten"])
 def test_aggregate_of_allowed_packets_has_the_reason(why: Any) -> None:
     attempt = replace(
-        ATTEMPTS_LET_PASS["counted tcp4, let pass"], aggregation=Aggregation(reason=why)
+        ALLOWED_ATTEMPTS["counted tcp4, allowed"], aggregation=Aggregation(reason=why)
     )
     detail = event_of(attempt)["status_detail"]
     assert "They were let pass, because the sandbox's fence is permissive" in detail
@@ -132,7 +132,9 @@ def test_finding_of_allowed_packets_has_the_reason(
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_allowed_packet_is_observed_or_allowed_in_each_version(version: str) -> None:
-    line = MAPPER.line(Attempt.of(LET_PASS["tcp4, let pass"]), processed_ns=NOW_NS, version=version)
+    line = MAPPER.line(
+        Attempt.of(ALLOWED_RECORDS["tcp4, allowed"]), processed_ns=NOW_NS, version=version
+    )
     stages: tuple[Any, ...] = ("begun", "goes on", "ended")
     found = [
         json.loads(line_at(fan_out(CONTEXT, each, processed_ns=NOW_NS).to_json(), version))
@@ -184,8 +186,8 @@ def test_unread_packets_that_were_allowed_are_not_called_refused(
 
 
 def test_only_our_own_rules_are_permissive() -> None:
-    record = LET_PASS["tcp4, let pass"]
+    record = ALLOWED_RECORDS["tcp4, allowed"]
     assert packet_outcome.is_ours(record)
     assert packet_outcome.is_attempt(record)
     assert packet_outcome.foreign_verdict(record) is None
-    assert not packet_outcome.is_ours(RECORDS["foreign, of a sandbox, let pass"])
+    assert not packet_outcome.is_ours(RECORDS["foreign, of a sandbox, allowed"])

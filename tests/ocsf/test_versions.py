@@ -133,7 +133,7 @@ def test_oldest_version_requires_both_endpoints() -> None:
     [
         ("foreign, logged", "1.4.0", (3, "Observed")),
         ("foreign, logged", "1.3.0", (0, "Unknown")),
-        ("foreign, let pass", "1.1.0", (1, "Allowed")),
+        ("foreign, allowed", "1.1.0", (1, "Allowed")),
         ("tcp4", "1.1.0", (2, "Denied")),
     ],
 )

@@ -1,4 +1,4 @@
-"""The jq of EVENTS.md answers what its purpose says, on events of every kind."""
+"""jq queries of docs/reference/events.md, run on events of every kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.queries.expected import Event
 
 QUERIES: Final = queries("sh")
-#: jq counts in doubles, which the page says.
+#: jq counts in doubles, as the page explains.
 ONCE: Final = [event for event in told.once() if event.get("count", 0) < told.EXACT]
 _EACH_ONCE: Final = "Each event once"
 
@@ -64,8 +64,8 @@ def _programs() -> list[Any]:
 
 def _hours() -> list[Any]:
     def hour(event: Event) -> str:
-        moment = dt.datetime.fromtimestamp(event["time"] // 1000, dt.UTC)
-        return f"{moment:%Y-%m-%dT%H:00:00Z}"
+        time = dt.datetime.fromtimestamp(event["time"] // 1000, dt.UTC)
+        return f"{time:%Y-%m-%dT%H:00:00Z}"
 
     return [{name: packets(events) for name, events in grouped(refused(ONCE), hour).items()}]
 
@@ -131,12 +131,12 @@ ANSWERS: Final[dict[str, Callable[[], list[Any]]]] = {
 _FENCES: Final = "Fences that don't stand"
 
 
-def test_each_query_is_tried() -> None:
+def test_each_query_has_a_test() -> None:
     assert QUERIES.keys() == ANSWERS.keys() | {_EACH_ONCE, _FENCES}
 
 
 @pytest.mark.parametrize("title", ANSWERS)
-def test_a_query_answers_what_it_says(folder: Path, title: str) -> None:
+def test_query_returns_the_expected_rows(folder: Path, title: str) -> None:
     answer = _run(folder, title)
     assert _as_texts(answer) == _as_texts(ANSWERS[title]())
     if "packets" in answer[0]:
@@ -144,19 +144,19 @@ def test_a_query_answers_what_it_says(folder: Path, title: str) -> None:
         assert most_first == sorted(most_first, reverse=True)
 
 
-def test_each_event_is_once(folder: Path) -> None:
+def test_duplicate_events_are_removed(folder: Path) -> None:
     lines = (folder / "once.jsonl").read_text().splitlines()
     uids = [json.loads(line)["metadata"]["uid"] for line in lines]
     assert sorted(uids) == sorted(one["metadata"]["uid"] for one in ONCE)
 
 
-def test_a_fence_stands_or_is_told(folder: Path) -> None:
+def test_query_returns_each_inactive_fence(folder: Path) -> None:
     answer = _run(folder, _FENCES)
     fallen = [
         {"host": host(one), "sandbox": one["unmapped"]["sandbox"], "time": one["time"]}
         for one in expected.fallen_fences(ONCE)
     ]
-    # Of two that were told within a millisecond, either will do that says it does not stand.
+    # Of two events within a millisecond, the query may return either that is not active.
     messages = {one["message"] for one in ONCE if one.get("state") not in {None, "Enabled"}}
     assert {each.pop("message") for each in answer} <= messages
     assert _as_texts(answer) == _as_texts(fallen)
