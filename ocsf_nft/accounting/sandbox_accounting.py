@@ -88,7 +88,7 @@ class SandboxAccount:
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
     def lacks(self, record: Record) -> bool:
-        """Return whether no reading has a record's counters yet, because the fence's mode changed."""
+        """Return whether no reading has had a record's counters: the fence's mode has changed."""
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
         )

@@ -1,4 +1,4 @@
-"""The stages wired together: fences, sources, mapping and delivery as one running thing."""
+"""The service: fences, sources, mapping and delivery in one process."""
 
 from ocsf_nft.service.pipeline import Counts
 from ocsf_nft.service.run import Service, capabilities, replay

@@ -1,4 +1,4 @@
-"""The account of a sandbox while it is watched: read, kept, and told."""
+"""Account of a sandbox in a running service: its reading, storage and reports."""
 
 from __future__ import annotations
 
@@ -42,32 +42,33 @@ T = TypeVar("T")
 
 _log = structlog.get_logger()
 
-#: What is too grave to be told together with others.
+#: Destinations that are reported separately also beyond a user's limits.
 _PRIORITY_DESTINATIONS: Final = frozenset(map(str, METADATA))
 _READ_SECONDS: Final = 0.5
-#: A reading may take a tenth of the time: with many flows it is done less often, up to a bound.
+#: Readings take at most a tenth of the time: with many flows they are less frequent, up to a limit.
 _PART: Final = 10
 _LONGEST_SECONDS: Final = 2.0
-#: Records of what a reading has found may still be on their way to us, through a journal for
-#: some tenths of a second.
+#: Records of packets that a reading has shown may come later, by some tenths of a second through a
+#: journal.
 _GRACE_SECONDS: Final = 0.1
 _JOURNAL_GRACE_SECONDS: Final = 0.6
-#: Nobody waits so long from one reading to the next, unless held up.
+#: Longest normal time between two readings; a longer one is reported.
 _LATE_NS: Final = 5 * 1_000_000_000
-#: Who can log in the fence's name may make us look for counters, and not more often.
+#: Shortest time between two readings that unknown records cause. A process that forges log prefixes
+#: must not cause more.
 _CHECK_NS: Final = 500_000_000
 #: Attempts in one transaction and one delivery.
 _BATCH: Final = 256
 
 
 class AccountLoop:
-    """Takes in the records and counters of one sandbox, and tells what they come to.
+    """Account of one sandbox: takes records, reads counters, and reports attempts.
 
-    Events are kept together with what they tell, before they are delivered: who is killed in
-    between tells them again, word for word.
+    Events are stored in one transaction with the counts that they report, before their
+    delivery. If the service is killed in between, the next run delivers the same events again.
     """
 
-    def __init__(  # noqa: PLR0913 - what an account is made of
+    def __init__(  # noqa: PLR0913 - the parts of an account
         self,
         sandbox: str,
         counters: Counters,
@@ -79,16 +80,16 @@ class AccountLoop:
         fallback_chain: FallbackChain,
         source: str = "",
     ) -> None:
-        """No packet is from before ``begun_ns``.
+        """Create an account without packets before ``begun_ns``; nothing is opened yet.
 
-        ``fallback_chain`` says who sent them. ``source`` names the kernel log that its records come from,
-        and that has a position.
+        ``fallback_chain`` attributes the packets. ``source`` is the name of the kernel log
+        that the records come from, if that has a position.
         """
         self.sandbox = sandbox
         self._retrier = retrier
         self._fallback_chain = fallback_chain
         self._source = source
-        #: Behind the records that were taken in, and what of it is kept.
+        #: Position after all processed records, and the stored one.
         self._position: str | None = None
         self._stored_position: str | None = None
         self._counters = counters
@@ -101,21 +102,21 @@ class AccountLoop:
         self._wait_seconds = _READ_SECONDS
         self._grace_seconds = _JOURNAL_GRACE_SECONDS if source == "journal" else _GRACE_SECONDS
         self._fault: str | None = None
-        #: Whether events are kept that have not been delivered.
+        #: Whether stored events are not delivered yet.
         self._has_undelivered = False
-        # One thread: neither the sockets nor the file are asked two things at a time.
+        # One thread, because neither the sockets nor the file allow two operations at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
         self._lock = asyncio.Lock()
-        # One reading after another: what counts must not seem to go back.
+        # One reading after another, so that no counter seems to decrease.
         self._reading = asyncio.Lock()
         self._checked_ns = 0
         self._read_at = time.monotonic()
         self._is_first = True
 
     async def __aenter__(self) -> Self:
-        """Open what is kept, and the counters.
+        """Open the state database and the counters.
 
-        Raises an OcsfNftError when the counters can't be read, or the file not be written.
+        Raises an OcsfNftError if the counters can't be read, or the file can't be written.
         """
         try:
             await self._work(self._counters.open)
@@ -142,40 +143,40 @@ class AccountLoop:
 
     @property
     def position(self) -> str | None:
-        """Where its source is to go on, None where it was not read before."""
+        """Return the position after which to read the source; None if it was not read before."""
         return self._position
 
     @property
     def idle_seconds(self) -> float:
-        """How long ago the counters were read last, or tried to be."""
+        """Return the seconds since the last reading of the counters, or the last try."""
         return time.monotonic() - self._read_at
 
     @property
     def fault(self) -> str | None:
-        """Why the counters can't be read now, None when they can."""
+        """Return why the counters can't be read now; None if they can."""
         return self._fault
 
     def balances(self) -> tuple[Balance, ...]:
-        """How the account stands by the last reading."""
+        """Return the balances at the last reading."""
         return self._account.balances()
 
     async def dropped_records(self) -> tuple[state_db.DroppedRecords, ...]:
-        """What each source has lost; raises DeliveryError."""
+        """Return the dropped records of each source; raises DeliveryError."""
         return await self._work(self._database.dropped_records)
 
     async def resume(self) -> None:
-        """Take up the account where it was left, and read the counters.
+        """Deliver the last stored events again, and read the counters.
 
-        What may not have been delivered is delivered again. Raises DeliveryError.
+        The events of the last commit may not have been delivered. Raises DeliveryError.
         """
         if again := await self._work(self._database.undelivered):
             await self._reporter.deliver(again)
         await self._observe()
 
     async def take(self, batch: Batch) -> None:
-        """Take in records, and tell what begins with one.
+        """Process records, and report the attempts that begin with one.
 
-        The source's position behind them is kept together with what they come to.
+        One transaction stores the source's position and the results.
         """
         records = batch.records
         attributions = await self._fallback_chain.attributions(
@@ -195,25 +196,25 @@ class AccountLoop:
             await self._report(found)
 
     async def count_dropped(self, gap: Gap) -> None:
-        """Keep count of the records that a source lost."""
+        """Count the records that a source dropped."""
         await self._count_dropped(gap.transport, gap.lost or 0)
 
     async def run(self) -> None:
-        """Read the counters again and again, and tell what is due."""
+        """Read the counters and report what is due, until cancelled."""
         while True:
             await asyncio.sleep(self._wait_seconds)
             await run_shielded(self._read_and_report())
 
     async def close(self) -> tuple[Balance, ...]:
-        """Read to the end and tell all that is owed; how the account stands then."""
-        # Twice: that a record's packet was counted elsewhere shows when two readings lack it.
+        """Read the counters, report all unreported packets, and return the final balances."""
+        # Two readings must lack a record's packet to show that another element counted it.
         await self._observe()
         await self._observe()
         await self._report_due(closing=True)
         return self._account.balances()
 
     async def remove(self) -> None:
-        """Keep nothing: the counters are gone, and all they said has been told."""
+        """Remove the state database, after the fence's removal and the final report."""
         await self._work(self._database.remove)
 
     async def _read_and_report(self) -> None:
@@ -222,7 +223,7 @@ class AccountLoop:
         await self._report_due()
 
     async def _read_new_counters(self, records: Iterable[Record]) -> None:
-        """Read the counters where the fence's mode may have changed since; not all the time."""
+        """Read the counters if the fence's mode may have changed, at most once in ``_CHECK_NS``."""
         now_ns = time.monotonic_ns()
         if now_ns - self._checked_ns < _CHECK_NS or not any(map(self._account.lacks, records)):
             return
@@ -239,7 +240,8 @@ class AccountLoop:
         try:
             reading = await self._work(self._counters.read)
         except OcsfNftError as error:
-            # Who has the namespace may have made it so; what else there is to tell goes on.
+            # A process with privileges in the namespace can cause this error. Everything else is
+            # still reported.
             await self._report_fault(str(error))
             return
         self._fault = None
@@ -259,10 +261,12 @@ class AccountLoop:
         is_first, self._is_first = self._is_first, False
         if since_ns is None:
             return
-        # Who has the namespace can write any number into the counters, and set them back.
+        # A process with privileges in the namespace can write any number into the counters, and
+        # reset them.
         unread = self._account.unread_since(reading)
         refused, let_pass = (max(0, min(unread[mode], MAX_COUNT // 2)) for mode in get_args(Mode))
-        # A log that has a position is read on from there: of any other one records are lost.
+        # A log with a position is read from there. Records of other sources are dropped during a
+        # pause.
         has_dropped = is_first and not self._source and refused + let_pass
         if reading.began_ns - since_ns < _LATE_NS and not has_dropped:
             return
@@ -291,7 +295,7 @@ class AccountLoop:
             await self._report_gap(fault)
 
     async def _report_gap(self, reason: str) -> None:
-        """What was refused since the last reading may never be known."""
+        """Report that packets refused since the last reading may stay unknown."""
         now_ns = time.time_ns()
         gap = Gap(
             transport="counters",
@@ -324,7 +328,11 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """The same, with who was seen to try it, where it is more than the packet of a record."""
+        """Return an attempt with its attribution.
+
+        If it has more packets than its record's, that is the attribution of the processes
+        seen in its window.
+        """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
             if known is not None:
@@ -338,15 +346,18 @@ class AccountLoop:
             seen = self._fallback_chain.since_last(self.sandbox, record, packets, began_ns)
             known = seen or known
         elif attempt.record.uid is None:
-            return attempt  # of whichever users
+            return attempt  # its packets may be of several users
         return replace(
             attempt, attribution=known or self._fallback_chain.user_attribution(attempt.record)
         )
 
     async def _commit(self, lines: Sequence[bytes]) -> None:
-        """Keep what is told, in place of what was delivered; raises DeliveryError if it was not."""
+        """Store changes and new events in place of delivered ones.
+
+        Raises DeliveryError if they were not.
+        """
         if self._has_undelivered:
-            # Whoever goes on must not make the file forget it: the next run delivers it.
+            # A commit would delete the events from the file; the next run delivers them.
             raise DeliveryError(f"events of sandbox {self.sandbox} are not delivered yet")
         changed = state_db.Changes()
         for _ in changed.collect(self._account):
@@ -366,10 +377,10 @@ class AccountLoop:
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
-    """Set the record's time to when its packet was sent, if only the attribution has that time.
+    """Set a record's time to the sending time of its packet, if only the attribution has that time.
 
-    With the time when it was read, a late record would be taken for one of a later packet. That
-    packet may be another process's.
+    With the time of its reading, a late record would match a later packet. That packet may be
+    another process's.
     """
     if attribution.sent_ns is None or not record.is_timed_when_read:
         return record

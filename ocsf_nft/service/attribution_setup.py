@@ -1,4 +1,4 @@
-"""How a run names the processes of its sandboxes."""
+"""Configuration of the attribution of processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
-    """What says who it was, in each sandbox whose processes are this kernel's."""
+    """Return the fallback chain for all sandboxes whose processes run on this kernel."""
     settings = config.attribution
     namespaces, permissive = {}, set()
     for sandbox in config.sandbox:

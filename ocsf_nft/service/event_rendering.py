@@ -1,4 +1,4 @@
-"""What is to be told becomes events, and events become lines."""
+"""Conversion of attempts to events, and of events to JSON lines."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.severity import SeverityRule
     from ocsf_nft.record import Record
 
-#: Events made before other tasks get a turn: 2 ms of work at most.
+#: Events rendered before other tasks get a turn: 2 ms of work at most.
 _SLICE: Final = 16
 
 
 class StoreEvents(Protocol):
-    """Where events are kept: those of one call all or none, and with them their source's position.
+    """Function that stores events in one transaction, with their source's position.
 
-    Raises DeliveryError.
+    Raises DeliveryError; then none of the events is stored.
     """
 
     async def __call__(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Return when they are kept."""
+        """Return when the events are stored."""
 
 
 class Reporter:
-    """Maps with what is known of each sandbox, and has the events kept.
+    """Mapper of all sandboxes, with the context of each; stores the events.
 
-    ``host`` is the machine that is told of; None when that is not known, as for a log of another
+    ``host`` is the machine that the events are about; None if unknown, as for a log of another
     machine. ``severities`` and ``threshold`` are as in :class:`Context`, for all sandboxes.
     """
 
@@ -65,7 +65,7 @@ class Reporter:
         self._unknown = Mapper(self._host_context)
 
     def set_context(self, sandbox: str, context: Context) -> None:
-        """Tell of a sandbox with what is known about it from now on."""
+        """Use a context for the events of a sandbox from now on."""
         merged_context = replace(
             context,
             severities=self._host_context.severities,
@@ -77,14 +77,14 @@ class Reporter:
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
     ) -> None:
-        """Tell how much attempts matter by other rules from now on."""
+        """Use other rules for severities and findings from now on."""
         self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
         self._unknown = Mapper(self._host_context)
         for sandbox, context in self._contexts.items():
             self.set_context(sandbox, context)
 
     def context(self, sandbox: str | None = None) -> Context:
-        """What is known of a sandbox, or of the host alone."""
+        """Return the context of a sandbox; that of the host if the sandbox is None or unknown."""
         return (
             self._host_context
             if sandbox is None
@@ -92,7 +92,7 @@ class Reporter:
         )
 
     async def lines(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
-        """The events of what was found, as JSON; other tasks get their turns meanwhile."""
+        """Return the events as JSON; other tasks get a turn meanwhile."""
         lines: list[bytes] = []
         for number, each in enumerate(found, 1):
             lines.extend(self._events(each))
@@ -103,20 +103,20 @@ class Reporter:
     async def deliver(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Keep events, and with them where their source is to go on; raises DeliveryError."""
+        """Store events, and with them their source's position; raises DeliveryError."""
         await self._store_events(lines, source=source, position=position)
         self.events += len(lines)
 
     async def emit(self, event: Event) -> None:
-        """Deliver one event about ourselves; raises DeliveryError."""
+        """Store one event about this service; raises DeliveryError."""
         await self.deliver([event.to_json()])
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Whether attempts that a record stands for, and that came to so many packets, are one."""
+        """Return whether attempts with this record and this number of packets are a finding."""
         return self._mapper(record).is_finding(record, packets)
 
     def _mapper(self, record: Record) -> Mapper:
-        # What another firewall calls its sandbox is none that is known here.
+        # A sandbox name in another firewall's record is none of the sandboxes here.
         name = record.sandbox if is_ours(record) else None
         return self._mappers.get(name, self._unknown)
 

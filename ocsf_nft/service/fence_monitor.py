@@ -1,4 +1,4 @@
-"""A fence under watch: put back when others alter it, told of whatever becomes of it."""
+"""Monitor of a fence: restores a changed fence, and reports each change of its state."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _log = structlog.get_logger()
 _REMOVED: Final = "it was removed by `ocsf-nft remove`"
 _REMOVED_BEFORE: Final = "somebody else had removed it before this run did"
 _ACTIVE_AGAIN: Final = "it stands as installed again"
-#: After a look that found something, before another one.
+#: Pause between an inspection that found a change and the next one.
 _RETRY_SECONDS: Final = 0.1
-#: How a fence that is there and was not altered can stand.
+#: States of a fence that is present and unchanged.
 _ACTIVE_STATES: Final = frozenset(
     {
         FenceState.STANDING,
@@ -46,7 +46,10 @@ _ACTIVE_STATES: Final = frozenset(
 
 
 class FenceMonitor:
-    """A fence under watch, and what was last told of it: each event begins where one ended."""
+    """A watched fence, and its last reported state.
+
+    Each event's previous state is the state in the event before.
+    """
 
     def __init__(
         self, sandbox: SandboxConfig, fence: Fence, state: StateDirectory, reporter: Reporter
@@ -60,24 +63,24 @@ class FenceMonitor:
         self._installed = fence.installed
         self._reported = (fence.state, fence.reason)
         self._watch: FenceEvents | None = None
-        #: Of the record that what is at hand to put it back was made for.
+        #: Version of the record that the prepared restore batch was made for.
         self._mark: tuple[int, ...] | None = None
-        #: Whether it was told that the fence is not put back for a while.
+        #: Whether it was reported that the fence is not restored for a while.
         self._given_up = False
 
     @property
     def has_given_up(self) -> bool:
-        """Whether the fence was put back too often, and does not stand by what is known."""
+        """Return whether the fence was restored too often, and is not active as far as known."""
         return self._given_up and self._reported[0] not in _ACTIVE_STATES
 
     @property
     def mode(self) -> Mode:
-        """How its fence is installed."""
+        """Return the mode of the installed fence."""
         return "permissive" if self._installed.spec.is_permissive else "enforcing"
 
     @property
     def verdict(self) -> Verdict:
-        """How the fence stands by what was last told of it."""
+        """Return the verdict on the fence by the last report."""
         state, _ = self._reported
         if state in _ACTIVE_STATES:
             return "as installed"
@@ -85,12 +88,12 @@ class FenceMonitor:
 
     @property
     def fault(self) -> str | None:
-        """Why the fence does not stand, by what was last told of it; None when it does."""
+        """Return why the fence is not active by the last report; None if it is."""
         state, reason = self._reported
         return None if state in _ACTIVE_STATES else reason or state.value.lower()
 
     async def announce(self) -> None:
-        """Tell of a fence that this run put up, or that does not refuse and log as it should."""
+        """Report a fence that this run installed, or that does not refuse and log as it should."""
         fence, name = self._fence, self.name
         self._update_context(fence.installed)
         is_news = fence.reason is not None or fence.tampering is not None
@@ -107,8 +110,8 @@ class FenceMonitor:
             _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
 
     async def start(self) -> None:
-        """Stand guard over the fence from now on; raises what :class:`FenceEvents` does."""
-        # To its end: what has begun is to be withdrawn, though it was cancelled meanwhile.
+        """Watch the fence from now on; raises the errors of :class:`FenceEvents`."""
+        # Shielded, so that a cancelled start can still be stopped.
         watch = await run_shielded(self._start_events())
         if self._installed.spec.is_owned:
             await run_shielded(asyncio.to_thread(watch.tamper_guard.take_ownership))
@@ -122,19 +125,19 @@ class FenceMonitor:
         return watch
 
     async def watch(self) -> None:
-        """Keep the fence as it was installed, and cover interfaces that appear later.
+        """Keep the fence as installed, and cover interfaces that appear later.
 
-        With ``self_heal`` it is put back; without, it is reported that it is not as it was. A
-        failure is reported once, and the watch goes on. Raises SourceError when the fence stands in
-        another namespace by the same name now.
+        With ``self_heal`` the fence is restored; without, each difference is reported. A
+        failure is reported once, and the watch continues. Raises SourceError if the fence
+        is now in another namespace of the same name.
         """
         if self._watch is None:
-            raise RuntimeError("post it first")
+            raise RuntimeError("call start first")
         async for alterations in self._watch.changes():
             await run_shielded(self._inspect(alterations))
 
     async def stop(self) -> None:
-        """Guard the fence no longer, once or more often, and tell what was not told yet."""
+        """Stop watching the fence, and report pending changes; may be called repeatedly."""
         if self._watch is not None:
             await self._watch.stop()
             left, self._watch = self._watch.take_pending(), None
@@ -142,10 +145,10 @@ class FenceMonitor:
                 await self._inspect(left)
 
     async def remove(self) -> bool:
-        """Remove the fence if this run put it up, and tell of it; whether it did.
+        """Remove the fence if this run installed it, and report that; return whether it did.
 
-        Raises what :func:`installer.remove` does, but for a fence that is gone already: that is
-        told.
+        Raises the errors of :func:`installer.remove`. A fence that another process has
+        deleted is no error, and is reported.
         """
         if self._fence.is_ours:
             was_there = await asyncio.to_thread(_remove, self._installed, self._state)
@@ -154,7 +157,7 @@ class FenceMonitor:
         return self._fence.is_ours
 
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
-        """Look at the fence, and tell what became of it since it was last told of."""
+        """Inspect the fence, and report its changes since the last report."""
         may_heal = self._heals and not (self._watch and self._watch.tamper_guard.is_paused)
         try:
             inspection = await self._inspect_and_own(may_heal=may_heal)
@@ -177,14 +180,14 @@ class FenceMonitor:
         self._installed = fence.installed
         if is_elsewhere:
             raise SourceError(
-                f"the namespace of sandbox {self.name} was made anew, and what is logged "
-                "and counted there is not read by this run: start it again"
+                f"the namespace of sandbox {self.name} was created again, and this run does "
+                "not read the new namespace's records and counters: restart it"
             )
         if self._heals:
             await self._prepare()
 
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
-        """How the fence stands, put back by nft where that is needed; see :func:`fences.inspect`."""
+        """Inspect the fence, restored by nft if necessary; see :func:`fences.inspect`."""
         inspection = await self._inspect_or_renew(may_heal=may_heal)
         if (
             inspection is not None
@@ -200,7 +203,8 @@ class FenceMonitor:
                 inspection = await asyncio.to_thread(fences.inspect, self.name, self._state)
                 if inspection is None or inspection.fence.state in _ACTIVE_STATES:
                     return inspection
-            # The sentry may be at it, and in the way of nobody who holds no lock for so long.
+            # The tamper guard may be restoring the fence right now, and holds no lock for that
+            # long.
             await asyncio.sleep(_RETRY_SECONDS)
         renew = self._renew if may_heal else None
         return await asyncio.to_thread(fences.inspect, self.name, self._state, renew)
@@ -211,7 +215,7 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """With what is told only now of what a look has found."""
+        """Return the changes with those that were only reported after an inspection."""
         if self._watch is None:
             return alterations
         if not alterations:
@@ -221,9 +225,9 @@ class FenceMonitor:
     async def _report_active(
         self, inspection: Inspection, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Tell of a fence that stands what was done to it, and whether it is another one now."""
+        """Report the changes to an active fence, and whether it is another fence now."""
         fence = inspection.fence
-        # Links that came were fenced at once, also those that have gone again.
+        # New interfaces were fenced at once, also those that are removed again.
         has_new_links = self._watch is not None and self._watch.tamper_guard.has_attached_interfaces
         is_repair = (
             inspection.was_renewed
@@ -235,7 +239,7 @@ class FenceMonitor:
         )
         if change_text is not None or self._reported[0] is not fence.state:
             self._update_context(fence.installed)
-        if inspection.was_renewed:  # what others have put on record needed no repair
+        if inspection.was_renewed:  # a regular installation by others needed no repair
             alterations = tuple(each for each in alterations if not each.is_regular)
         for each in alterations:
             if each.restored_after_ns is not None:
@@ -245,7 +249,8 @@ class FenceMonitor:
             await self._give_up(fence.state, others[-1])
         else:
             self._given_up = False
-            # What was put back at once is put right by a look, where more was needed: that is told.
+            # After an immediate restore, an inspection repairs the rest. Only the restore is
+            # reported then.
             if others or not alterations or not is_repair:
                 last = others[-1] if others else None
                 await self._report_change_of_active(
@@ -290,7 +295,7 @@ class FenceMonitor:
     async def _report_fault(
         self, state: FenceState, reason: str, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Tell of a fence that does not stand as it should, once for each reason."""
+        """Report a fence that is not active as it should be, once for each reason."""
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
             if each.restored_after_ns is not None:
@@ -300,7 +305,7 @@ class FenceMonitor:
         if last is not None and last.given_up:
             await self._give_up(state, last)
         elif self._given_up and self._reported[0] not in _ACTIVE_STATES:
-            return  # it was told that it is not looked after for a while
+            return  # it was reported that the fence is not restored for a while
         elif self._reported != (state, reason):
             done = "" if last is None else f"{_change_text(last)}: "
             await self._report_change(
@@ -343,7 +348,7 @@ class FenceMonitor:
     async def _report_change(
         self, after: FenceState, reason: str | None, tampering: Tampering | None = None
     ) -> None:
-        # The event first: standard error may be a pipe that nobody reads.
+        # The event comes first: standard error may be a pipe without a reader.
         await self._emit(after, reason, tampering)
         self._reported = (after, reason)
         log = _log.error if tampering and tampering.given_up else _log.warning
@@ -385,7 +390,7 @@ def _change_text(alteration: FenceChange) -> str:
 
 
 def _restored_text(alteration: FenceChange) -> str:
-    if not alteration.restored_after_ns:  # a look was quicker
+    if not alteration.restored_after_ns:  # an inspection restored it first
         return f"{_change_text(alteration)}; it has been put back"
     return f"{_change_text(alteration)}; put back {alteration.restored_after_ns / 1e6:.1f} ms later"
 
@@ -431,7 +436,7 @@ def _prepare(
 
 
 def _remove(installed: InstalledFence, state: StateDirectory) -> bool:
-    """Remove a fence; whether there was one to remove."""
+    """Remove a fence; return whether there was one to remove."""
     sandbox, namespace = installed.spec.sandbox, installed.namespace
     try:
         verdict = installer.verify(sandbox, state, namespace).verdict

@@ -1,4 +1,4 @@
-"""The fences of a run: stand them up or find them standing, look at them, tell of them."""
+"""Fences of a run: activation, inspection, and the events about them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """A fence, how it stands, and why it isn't ``STANDING`` where it isn't.
+    """A fence with its state, and the reason if its state is not ``STANDING``.
 
-    ``is_ours``: this run put it where none stood, and takes it away; else ``before`` is how the one
-    stood that was there. ``tampering`` is what was found to have been done to the same fence, and
-    is put right.
+    ``is_ours``: this run installed it where there was none, and removes it. Otherwise
+    ``before`` is the state of the fence that was there. ``tampering`` is a change to the same
+    fence that is now undone.
     """
 
     installed: InstalledFence
@@ -42,11 +42,12 @@ class Fence:
 
 
 def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
-    """Install a sandbox's fence, or find it as it was installed; blocks for milliseconds.
+    """Install a sandbox's fence, or find it installed; blocks for milliseconds.
 
-    One that is on record and was altered or gone is put back, unless the sandbox says otherwise.
-    Raises what :func:`installer.install` does, and AbsentError when there is none on record and
-    installing one was not asked for: a run without a fence would watch nothing and say nothing.
+    A recorded fence that was changed or deleted is restored, unless the sandbox's configuration
+    switches that off. Raises the errors of :func:`installer.install`. Raises AbsentError if no
+    fence has a record and none is to be installed: a run without a fence would watch and report
+    nothing.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
@@ -69,7 +70,8 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
         return restored
     if found.verdict == "absent":
         raise AbsentError(
-            f"no fence of sandbox {sandbox.name} stands: `ocsf-nft install` one, or run --install"
+            f"sandbox {sandbox.name} has no active fence: install one with `ocsf-nft install`, "
+            "or use run --install"
         )
     if found.installed is None:
         raise FenceError(f"{found.difference}: install it again, or name the right --state-dir")
@@ -79,7 +81,10 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 
 
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
-    """The fence that is on record, where it was altered or gone while nobody watched; else None."""
+    """Restore a recorded fence that was changed or deleted while no run watched it.
+
+    None otherwise.
+    """
     was = found.installed
     if was is None or found.verdict == "as installed":
         return None
@@ -99,12 +104,15 @@ def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory)
 def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
     try:
         return installer.verify(sandbox, state)
-    except OcsfNftError:  # it is about to be installed anew, which says what is wrong
+    except OcsfNftError:  # the installation that follows reports the error
         return None
 
 
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
-    """What was done to a fence that has been installed once more, as it was on record."""
+    """Return the change to a recorded fence that has been installed again.
+
+    None if there was none.
+    """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
     was = found.installed
@@ -115,7 +123,11 @@ def _tampering(found: Verification | None, installed: InstalledFence) -> Tamperi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """How a fence stands; ``was_renewed``: it was not as installed until now, by ``difference``."""
+    """Result of an inspection of a fence.
+
+    ``was_renewed``: until now the fence was not as installed; ``difference`` says how it
+    differed.
+    """
 
     fence: Fence
     was_renewed: bool = False
@@ -125,10 +137,10 @@ class Inspection:
 def inspect(
     sandbox: str, state: StateDirectory, renew: Callable[[], InstalledFence | None] | None = None
 ) -> Inspection | None:
-    """How a fence on record stands, which ``renew`` puts back first, if that is given; blocks.
+    """Inspect a recorded fence, which ``renew`` restores first if it is given; blocks.
 
-    None where it is on record no longer: it was removed. Raises AbsentError where it is gone and
-    not put back, and what :func:`installer.renew` does.
+    Return None if the fence has no record any more, because it was removed. Raises AbsentError
+    if it was deleted and not restored, and the errors of :func:`installer.renew`.
     """
     found = installer.verify(sandbox, state)
     if found.installed is None:
@@ -147,7 +159,7 @@ def inspect(
 
 
 def _as_installed(installed: InstalledFence) -> Fence:
-    """A fence that stood as it was installed."""
+    """Return a fence that is as it was installed."""
     state = state_of(installed)
     return Fence(
         installed=installed, state=state, is_ours=False, before=state, reason=installed.degraded
@@ -164,7 +176,7 @@ def _altered(installed: InstalledFence, difference: str) -> Fence:
 
 
 def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
-    """How the fence must log so that the wanted source can read it; None for the best."""
+    """Return the log transport that the selected source needs; None to use the best one."""
     if sandbox.source == "auto" or sandbox.log_transport is not None:
         return sandbox.log_transport
     return "nflog" if sandbox.source == "nflog" else "kmsg"
@@ -173,7 +185,10 @@ def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
 def context(
     installed: InstalledFence, host: Host | None, container: Container | None = None
 ) -> Context:
-    """What a mapper knows about a sandbox; ``container`` is what it is, if it is one."""
+    """Return what a mapper needs to know about a sandbox.
+
+    ``container`` is the sandbox itself, if any.
+    """
     is_pod = installed.spec.profile == "sidecar"
     return Context(
         host=host,
@@ -181,7 +196,7 @@ def context(
         proxies=tuple(
             Proxy(address=proxy.address, port=proxy.port) for proxy in installed.spec.proxies
         ),
-        # The proxy in a pod may use any link, so none tells what goes out from what comes in.
+        # The proxy in a pod may use any interface, so no interface shows a packet's direction.
         uplinks=frozenset(() if is_pod else installed.around.uplinks),
         rules={
             fact.name: RuleFacts(
@@ -206,7 +221,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
-    """The event of what became of a fence, now. ``before`` is what was last told of it."""
+    """Return the event of a fence's state change now; ``before`` is the last reported state."""
     return fence_state(
         context(installed, host),
         sandbox=installed.spec.sandbox,
@@ -222,7 +237,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 
 
 def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
-    """The event of a fence that was put up, or found, now."""
+    """Return the event of a fence that was installed or found now."""
     reason = fence.reason
     if fence.tampering is not None:
         restored = f"it was altered or gone, and has been put back: {fence.tampering.changes}"
@@ -238,7 +253,7 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
 
 
 def state_of(installed: InstalledFence) -> FenceState:
-    """How a fence stands that is as it was installed."""
+    """Return the state of a fence that is as it was installed."""
     is_well = installed.degraded is None
     if installed.spec.is_permissive:
         return FenceState.PERMISSIVE if is_well else FenceState.PERMISSIVE_DEGRADED
@@ -246,25 +261,25 @@ def state_of(installed: InstalledFence) -> FenceState:
 
 
 def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
-    """How a fence stands by its record, if it has one that can be read."""
+    """Return the state of a fence by its record, if it has a readable one."""
     try:
         installed = state.read(sandbox)
-    except FenceError:  # damaged: it is about to be put on record anew
+    except FenceError:  # damaged: the installation that follows writes it again
         installed = None
     return FenceState.STANDING if installed is None else state_of(installed)
 
 
 def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
-    """Whether the links of a fence, or the ways to its proxies, are others than they were."""
+    """Return whether a fence's interfaces, or the routes to its proxies, have changed."""
     return inspection.fence.installed.around != seen.around
 
 
 def describe_change(
     seen: InstalledFence, inspection: Inspection, *, has_new_links: bool = False
 ) -> str | None:
-    """What is to be told of a fence that stands; None when it is the one that was seen before.
+    """Return the change of an active fence since it was ``seen``; None if there is none.
 
-    ``has_new_links``: links came meanwhile, which may be gone again.
+    ``has_new_links``: interfaces were added meanwhile; they may be removed again already.
     """
     now = inspection.fence.installed
     if now.spec.is_permissive != seen.spec.is_permissive:
@@ -280,7 +295,7 @@ def describe_change(
 
 
 def read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    """What is on record for a sandbox; None where that can't be read, which the run tells."""
+    """Return a sandbox's record; None if it can't be read, which the run reports."""
     try:
         return state.read(sandbox)
     except FenceError:

@@ -1,4 +1,4 @@
-"""What a run looks after besides: the store, and what of it can't be kept."""
+"""Periodic work of a service: removal of old events, and reports of dropped events."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SECONDS: Final = 10.0
 
 
 async def run_housekeeping(delivery: SinkDelivery, reporter: Reporter) -> None:
-    """Remove what is too old again and again, and tell of what sinks will never have.
+    """Remove old events periodically, and report the events that sinks will never get.
 
-    Each by itself: in a store that is full, there is room to tell once something was removed.
+    Both are separate tasks: in a full store there is space for a report only after a removal.
     """
     async with asyncio.TaskGroup() as group:
         group.create_task(_sweep(delivery))
@@ -44,7 +44,10 @@ async def _report(delivery: SinkDelivery, reporter: Reporter) -> None:
 
 
 async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, since_ns: int) -> int:
-    """Tell of what has come since then; when that was told (ns since the epoch, UTC)."""
+    """Report the events dropped since ``since_ns``, and return the time of the report.
+
+    Both times are ns since the epoch, UTC.
+    """
     dropped = await delivery.dropped_events()
     losses: list[tuple[str, int | None]] = [
         (f"the store could not keep them until sink {sink} had them", number)
@@ -54,7 +57,7 @@ async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, sinc
         losses.append((fault, None))
     until_ns = time.time_ns()
     for reason, number in losses:
-        # The event first: standard error may be a pipe that nobody reads.
+        # The event comes first: standard error may be a pipe without a reader.
         event = operational_events.events_lost(
             reporter.context(), reason=reason, number=number, since_ns=since_ns, until_ns=until_ns
         )

@@ -1,4 +1,4 @@
-"""A sink whose events are iterated over in the same process."""
+"""Sink whose events are iterated over in the same process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class IteratorSink(Sink):
-    """Hands over event by event, and has delivered a batch when all of it was taken.
+    """Sink that delivers a batch when the iteration has taken all of its events.
 
-    An event is taken when the next one is asked for: who leaves off there gets it again.
+    An event counts as taken when the next one is requested. If the iteration stops at an event,
+    that event is delivered again.
     """
 
     def __init__(self) -> None:
@@ -26,29 +27,29 @@ class IteratorSink(Sink):
         self._is_over = False
 
     async def open(self) -> None:
-        """There is nothing to open."""
+        """Do nothing: there is nothing to open."""
 
     async def close(self) -> None:
-        """There is nothing to close: another forwarder may go on with it."""
+        """Do nothing: another forwarder may continue with this sink."""
 
     async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Return when all of a batch was taken."""
+        """Return when all events of a batch were taken."""
         self._pending.extend(messages)
         self._notify()
         try:
             while self._pending:
                 await self._changed()
         finally:
-            self._pending.clear()  # who is cut short delivers all of it again
+            self._pending.clear()  # after a cancellation the whole batch is delivered again
         return DELIVERED
 
     def end(self) -> None:
-        """Let the iteration end: nothing more will come."""
+        """End the iteration after the pending events."""
         self._is_over = True
         self._notify()
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The events, until the end."""
+        """Yield the events, until the end."""
         while True:
             while not self._pending:
                 if self._is_over:

@@ -1,4 +1,4 @@
-"""From a source's batches to the accounts of their sandboxes, counting what goes through."""
+"""Pipeline from a source's batches to the accounts of their sandboxes, with counts."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-#: A source is drained when it gave nothing for so long (journalctl may need more for one record),
-#: and given up when it never ends.
+#: A source is drained when it gave nothing for this long (journalctl may need longer for one
+#: record). Draining stops after ``_DRAIN_SECONDS`` if the source never ends.
 QUIET_SECONDS: Final = 0.2
 JOURNAL_QUIET_SECONDS: Final = 0.6
 _DRAIN_SECONDS: Final = 5.0
@@ -35,9 +35,11 @@ _COUNT_SECONDS: Final = 4.0
 
 @dataclass(slots=True)
 class Counts:
-    """What went through. ``lost`` are the records whose number a gap told; ``gaps`` all gaps.
+    """Totals of a run.
 
-    ``given_up`` are the sandboxes whose fence was put back too often, and doesn't stand at the end.
+    ``lost`` counts the records that gaps report with a number, and ``gaps`` all gaps.
+    ``given_up`` has the sandboxes whose fence was restored too often, and is not active at the
+    end.
     """
 
     records: int = 0
@@ -49,10 +51,11 @@ class Counts:
 
 
 class Pipeline:
-    """Hands what sources read to the accounts of their sandboxes, in order for each source.
+    """Pipeline from sources to the accounts of their sandboxes; it preserves each source's order.
 
-    Records of a sandbox that has no account (what is replayed), and those of other firewalls, are
-    told one by one. ``prefixes`` tells what foreign prefixes mean, by default what is built in.
+    Records of a sandbox without account (in a replay), and those of other firewalls, are
+    reported one by one. ``prefixes`` has the meaning of other firewalls' log prefixes; the
+    default is the built-in table.
     """
 
     def __init__(
@@ -77,18 +80,20 @@ class Pipeline:
         quiet_seconds: float = QUIET_SECONDS,
         name: str = "",
     ) -> None:
-        """Deliver what a source reads until it ends.
+        """Deliver the records of a source until it ends.
 
-        A source that has a position is read for one sandbox, whose account keeps that, or for the
-        records of other firewalls: ``name`` is then what its position is kept under.
+        A source with a position is read either for one sandbox, whose account stores the
+        position, or for the records of other firewalls. In the second case ``name`` is the
+        key of the stored position.
 
-        ``sandboxes`` are those whose records it can have: who may load rules there may name any
-        sandbox in a log prefix, and a record of another one is a forgery. None among them stands
-        for the records of other firewalls; None for them all allows all.
+        ``sandboxes`` are those that the source can have records of. A process that may load
+        rules there can write any sandbox's name into a log prefix, so a record of another
+        sandbox is forged. The entry None stands for the records of other firewalls. If
+        ``sandboxes`` itself is None, all are allowed.
 
-        When ``stop`` is set, what is waiting by then is still delivered, until nothing came for
-        ``quiet_seconds``; what can't be within some seconds is counted, and told as lost. Raises
-        SourceError or DeliveryError.
+        When ``stop`` is set, the waiting records are still delivered, until nothing came
+        for ``quiet_seconds``. Records that can't be delivered within some seconds are
+        counted, and reported as dropped. Raises SourceError or DeliveryError.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -121,10 +126,10 @@ class Pipeline:
     async def _give_up(
         self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
     ) -> None:
-        """Count what there is no time to deliver, and tell it as lost."""
+        """Count the records that there is no time to deliver, and report them as dropped."""
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
-        # Only what is told is kept: there may be more records than memory for them.
+        # Only the numbers and gaps stay in memory: there may be more records than memory for them.
         number, transport = 0, None
         gaps: list[Gap] = []
         is_all = False
@@ -154,7 +159,8 @@ class Pipeline:
     async def _deliver(
         self, batch: Batch, sandboxes: Iterable[str | None] = (), source: str = ""
     ) -> None:
-        # Gaps first: whoever is killed after the position is kept would never tell of them.
+        # Gaps first: if the service were killed after the position is stored, they would never be
+        # reported.
         for gap in batch.gaps:
             event = operational_events.gap(
                 self._reporter.context(), gap, processed_ns=time.time_ns()
@@ -174,9 +180,9 @@ class Pipeline:
             self._count_reject(reject)
 
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
-        """Take in records of one sandbox, or of none, with their source's position behind them."""
-        # A foreign record's own sandbox, if it tells one, comes after the way to the accounts: a
-        # prefix that anybody may write is not to lead there.
+        """Process records of one sandbox, or of none, with their source's position."""
+        # The sandbox in another firewall's record is set after this selection: any process may
+        # write such a prefix, so it must not select an account.
         account = None if sandbox is None else self._accounts.get(sandbox)
         if account is not None:
             await account.take(batch)
@@ -185,8 +191,9 @@ class Pipeline:
             lines = await self._reporter.lines(found)
             await self._reporter.deliver(lines, source=source, position=batch.cursor or "")
 
-    # Who writes forgeries, or makes records be lost, must not be able to flood our own log, nor to
-    # hold us up where nobody reads it: so both are logged at the first, second, fourth, eighth …
+    # A process that forges records, or causes drops, must not flood the service's own log, nor
+    # block the service if nothing reads that log. So both are logged at the first, second, fourth,
+    # eighth … time.
 
     def _count_gap(self, gap: Gap) -> None:
         self.counts.gaps += 1

@@ -1,4 +1,4 @@
-"""What a run reads, and for whom."""
+"""Sources of records of a service, and the sandboxes of each."""
 
 from __future__ import annotations
 
@@ -28,20 +28,23 @@ if TYPE_CHECKING:
 
 HOST: Final = Namespace()
 LogName: TypeAlias = Literal["kmsg", "journal"]
-#: The kernel's log, which has a position, by the name that it is kept under.
+#: Sources of the kernel's log, by the key of their stored position.
 _LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Journal}
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """A source, the sandboxes whose records it can have (None: no sandbox's), and its name."""
+    """A source, the sandboxes whose records it can have (None: no sandbox), and its name."""
 
     source: Source
     sandboxes: frozenset[str | None]
     name: str = ""
 
     async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
-        """Hand on what is read, until told to stop; raises what :meth:`Pipeline.pump` does."""
+        """Deliver the source's records until ``stop`` is set.
+
+        Raises the errors of :meth:`Pipeline.pump`.
+        """
         is_journal = isinstance(self.source, Journal)
         await pipeline.pump(
             self.source,
@@ -53,10 +56,10 @@ class Feed:
 
 
 class EarlySources:
-    """NFLOG sources that are opened before their fence, so that its first record is not missed.
+    """NFLOG sources that are opened before their fence is active, so that no record is missed.
 
-    One that can't be opened must not keep the fence from standing: its error waits until the
-    fence stands and turns out to need it.
+    An error of opening must not prevent the fence. It is raised only if the active fence needs
+    the source.
     """
 
     def __init__(self) -> None:
@@ -65,7 +68,7 @@ class EarlySources:
     async def open(
         self, sandbox: SandboxConfig, state: StateDirectory, stack: contextlib.AsyncExitStack
     ) -> None:
-        """Open what the fence of a sandbox may log to."""
+        """Open the sources that the fence of a sandbox may log to."""
         if fences.requested_transport(sandbox) not in {None, "nflog"}:
             return
         on_record = None if sandbox.install else state.read(sandbox.name)
@@ -78,7 +81,7 @@ class EarlySources:
     async def take(
         self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
     ) -> Nflog:
-        """The source of a fence that stands; raises the error that it could not be opened with."""
+        """Return the source of an active fence; raises the error of its opening."""
         await self._open(namespace, group, stack)
         source = self._opened[namespace.identity(), group]
         if isinstance(source, OcsfNftError):
@@ -98,11 +101,11 @@ class EarlySources:
 
 
 def log_name(sandbox: SandboxConfig) -> LogName:
-    """Where the records of a fence are read that logs to the kernel's log."""
+    """Return the name of the source for a fence that logs to the kernel's log."""
     return "journal" if sandbox.source == "journal" else "kmsg"
 
 
-async def feeds(  # noqa: PLR0913, PLR0917 - what a run has by then
+async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
     config: Config,
     active_fences: Sequence[Fence],
     accounts: Mapping[str, AccountLoop],
@@ -110,7 +113,7 @@ async def feeds(  # noqa: PLR0913, PLR0917 - what a run has by then
     early: EarlySources,
     stack: contextlib.AsyncExitStack,
 ) -> list[Feed]:
-    """Open what is to be read, from where it was left; raises an OcsfNftError."""
+    """Open all sources at their stored positions; raises an OcsfNftError."""
     found: list[Feed] = []
     by_nflog: dict[Nflog, set[str | None]] = {}
     for sandbox, fence in zip(config.sandbox, active_fences, strict=True):
@@ -123,7 +126,7 @@ async def feeds(  # noqa: PLR0913, PLR0917 - what a run has by then
                 nflog = await early.take(namespace, installed.spec.group, stack)
                 by_nflog.setdefault(nflog, set()).add(sandbox.name)
         elif installed.transport == "kmsg":
-            # A reader for each: it goes on from where the sandbox's own account was left.
+            # One reader for each sandbox, because each account has a position of its own.
             names = frozenset({sandbox.name})
             reader = _LOGS[log_name(sandbox)](names, accounts[sandbox.name].position)
             found.append(Feed(await _entered(reader, stack), names))

@@ -1,4 +1,4 @@
-"""Run: fence or find fenced, read, map, keep, deliver, until told to stop."""
+"""The running service: fences, sources, mapping, storage and delivery, until it is stopped."""
 
 from __future__ import annotations
 
@@ -42,27 +42,28 @@ if TYPE_CHECKING:
     from ocsf_nft.config import Config, SandboxConfig
     from ocsf_nft.service.fences import Fence
 
-#: The form of the handshake: another number is another form.
+#: Version of the handshake's format.
 _HANDSHAKE: Final = 1
-#: The sink that events are iterated over by.
+#: Name of the sink for iteration.
 _ITERATED: Final = "iterated"
-#: What of a configuration is taken over while a run goes on.
+#: Configuration keys that a reload can change.
 RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "handshake", "severity", "finding"})
 
 
 class Service:
-    """The sandboxes of a configuration under watch, while its context is entered.
+    """The sandboxes of a configuration, fenced and watched while the context is entered.
 
-    Once it is entered every fence stands, and every record is read. When it is left, what the
-    kernel has logged by then is still kept and delivered, and the fences that it installed are
-    removed; what a sink does not take within some seconds waits in the store for the next run.
+    After entering, every fence is active and every record is read. On exit, the records logged
+    by then are still stored and delivered, and the fences that the service installed are
+    removed. Events that a sink does not accept within some seconds wait in the store for the
+    next run.
 
-    A fence that others alter is put back, if that is not switched off; ``given_up`` of the counts
-    are those that were altered too often, and don't stand.
+    A fence that another process changes is restored, unless that is switched off.
+    ``counts.given_up`` has the sandboxes whose fence was changed too often and is not active.
 
-    Entering raises an OcsfNftError when a fence can't stand, a source can't be read or events
-    can't be kept. What fails later cancels who has entered, and is raised when it is left. The
-    fences are left standing then: who is fenced stays fenced.
+    Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or
+    events can't be stored. A later failure cancels the task that has entered, and is raised on
+    exit. The fences stay active then, so that the sandboxes stay fenced.
     """
 
     def __init__(
@@ -73,11 +74,11 @@ class Service:
         iterates: bool = False,
         stop: asyncio.Event | None = None,
     ) -> None:
-        """``found`` is where events go, in place of the configuration's sinks.
+        """Create a service; ``found`` are its outlets in place of the configuration's sinks.
 
-        With ``iterates`` they are iterated over (``async for event in service``), and go besides
-        to the sinks that the configuration names. When ``stop`` is set it begins to end, though
-        its context is not left yet.
+        With ``iterates``, events are iterated over (``async for event in service``). They
+        also go to the sinks that the configuration names. When ``stop`` is set, the service
+        begins to stop before its context is exited.
         """
         self.config = config
         self.counts = Counts()
@@ -96,13 +97,13 @@ class Service:
         self._run: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
-        """Begin, and return when all stands and is read."""
+        """Start the service, and return when every fence is active and every record is read."""
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_first_error())
             group = await stack.enter_async_context(asyncio.TaskGroup())
             self._run = group.create_task(self._begin())
             stack.push_async_exit(self._stop_run)
-            # When it fails it is this task that is cancelled.
+            # A failure of the run cancels this task.
             await self._is_ready.wait()
             self._stack = stack.pop_all()
         return self
@@ -113,10 +114,10 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End."""
+        """Stop the service."""
         if error is None or isinstance(error, asyncio.CancelledError):
             await self._stack.__aexit__(kind, error, traceback)
-        else:  # the caller's own, which is raised again as it is
+        else:  # the caller's own error, which is raised again unchanged
             await self._stack.__aexit__(None, None, None)
 
     async def _stop_run(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -124,23 +125,24 @@ class Service:
         if self._iterated is not None and self._is_ready.is_set():
             self.delivery.undrained.add(_ITERATED)
         if kind is None or not issubclass(kind, asyncio.CancelledError):
-            # When it fails it is this task that is cancelled, here too.
+            # A failure of the run cancels this task, here too.
             await asyncio.wait([self._run])
 
     @property
     def events(self) -> int:
-        """How many events were kept since it began."""
+        """Return the number of events stored since the start."""
         return self._reporter.events
 
     def stop(self) -> None:
-        """Begin to end: what is iterated over ends once all is told."""
+        """Begin to stop; an iteration over the events ends after the last one."""
         self._stop.set()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        """The events, as JSON reads them, from where an earlier run left off.
+        """Yield the events as decoded JSON, from where an earlier run stopped.
 
-        One counts as taken when the next is asked for: who is killed before gets it again. Ends
-        when the service does (:meth:`stop`). Raises UsageError when it does not ``iterate``.
+        An event counts as delivered when the next one is requested: after a kill before
+        that, it comes again. Ends when the service does (:meth:`stop`). Raises UsageError
+        without ``iterates``.
         """
         if self._iterated is None:
             raise UsageError("this service is not iterated over: make it with iterates=True")
@@ -148,11 +150,12 @@ class Service:
             yield event
 
     async def reload(self, config: Config) -> None:
-        """Take over another configuration's sinks, severities and findings.
+        """Apply another configuration's sinks, severities and findings.
 
-        Sinks are opened anew, with their secrets and certificates. Raises UsageError where
-        anything else is another one, and an OcsfNftError when a local sink of a new name can't be
-        opened: all goes on as before then. Any other one that can't be is waited for.
+        All sinks are opened again, with their secrets and certificates. Raises UsageError
+        if any other key differs. Raises an OcsfNftError if a local sink with a new name
+        can't be opened. In both cases nothing changes. Any other sink that can't be opened
+        is retried.
         """
         changed = [
             name
@@ -161,14 +164,14 @@ class Service:
         ]
         if changed:
             raise UsageError(
-                f"{', '.join(changed)} can't be taken over while a run goes on: start it again"
+                f"{', '.join(changed)} cannot be changed by a reload: restart the service"
             )
         await self.delivery.replace(self._outlets(config))
         self._reporter.set_severity_rules(config.severities, config.finding.as_threshold())
         self.config = config
 
     async def statuses(self) -> tuple[Status, ...]:
-        """How the accounts of the sandboxes stand; raises DeliveryError."""
+        """Return the status of each sandbox's account; raises DeliveryError."""
         return tuple(
             [
                 Status(
@@ -197,7 +200,7 @@ class Service:
         self.retrier = StorageRetrier(self._stop)
         for sandbox in config.sandbox:
             stack.enter_context(self._state.run_lock(sandbox.name))
-        # Before anything is logged: so no record is of a call from before it.
+        # Before anything is logged, so that no record is of a call before the capture.
         self.fallback_chain = await stack.enter_async_context(
             attribution_setup.build_fallback_chain(config, self._state)
         )
@@ -244,7 +247,7 @@ class Service:
                 group.create_task(self.fallback_chain.watch_capture(self._report_capture_end))
             )
             pumps = [group.create_task(each.pump(pipeline, self._stop)) for each in sources]
-            # A fence that can't log leaves nothing to read, and still has to be watched.
+            # A fence that can't log has no source, and still has to be watched.
             await self._stop.wait()
             await asyncio.gather(*pumps)
             for watch in watches:
@@ -260,7 +263,7 @@ class Service:
         for each, account in zip(self.fence_monitors, self.accounts, strict=True):
             if await each.remove():
                 await account.remove()
-                # Of a sandbox that is gone, nothing stays that nobody needs.
+                # Nothing stays of a removed sandbox unless another part needs it.
                 own = self._state.directory(each.name)
                 self.delivery.removes_store = self.delivery.store.path.parent == own
         await report_dropped_events(self.delivery, reporter, time.time_ns())
@@ -272,13 +275,13 @@ class Service:
             return tuple(self._found)
         if self._iterated is None:
             return outlets(config.sinks)
-        # Standard output only where it is asked for: it is the caller's.
+        # Standard output belongs to the caller, unless the configuration selects it.
         named = outlets(config.sinks) if config.sink or config.output else ()
         batch_settings = BatchSettings(timeout_seconds=None)
         return (*named, Outlet(name=_ITERATED, sink=self._iterated, batch_settings=batch_settings))
 
     def _handshake(self) -> bytes:
-        """A line for who reads events from a pipe or a socket: all stands, and is read."""
+        """Return the handshake line for readers of a pipe or a socket: every fence is active."""
         return orjson.dumps(
             {
                 "handshake": _HANDSHAKE,
@@ -301,7 +304,7 @@ class Service:
         )
 
     async def _report_capture_end(self, reason: str) -> None:
-        """Tell that processes are not captured any more."""
+        """Report that processes are no longer captured."""
         event = attribution_fell(
             self._reporter.context(),
             rung=self.fallback_chain.method,
@@ -323,8 +326,8 @@ class Service:
         )
 
 
-#: What naming processes takes, by the best rung to be used: to load programs that read what the
-#: processes are, and to look at processes of other users.
+#: Capabilities for attribution, by the best method to use: to load the BPF programs that read
+#: process data, and to inspect processes of other users.
 _ATTRIBUTION_CAPABILITIES: Final = {
     "capture": {Capability.BPF, Capability.PERFMON, Capability.SYS_PTRACE},
     "socket": {Capability.SYS_PTRACE},
@@ -333,9 +336,9 @@ _ATTRIBUTION_CAPABILITIES: Final = {
 
 
 def capabilities(config: Config) -> frozenset[Capability]:
-    """What a :class:`Service` needs for as long as it runs.
+    """Return the capabilities that a :class:`Service` needs while it runs.
 
-    Where a fence stands that a run finds, and how it logs, is on record.
+    For an already installed fence, its namespace and its transport come from its record.
     """
     state = StateDirectory(config.state_dir)
     needed: set[Capability] = set()
@@ -349,7 +352,7 @@ def capabilities(config: Config) -> frozenset[Capability]:
         namespace = sandbox.namespace or (found.namespace if found else HOST)
         if namespace != HOST:
             needed.add(Capability.SYS_ADMIN)  # setns(2) into another namespace
-            # /proc/PID/ns of another user's process: where it is, and how its users are numbered
+            # /proc/PID/ns of another user's process: the namespace, and its user id map
             needed.add(Capability.SYS_PTRACE)
         transport = found.transport if found else fences.requested_transport(sandbox)
         if transport != "nflog":
@@ -358,9 +361,11 @@ def capabilities(config: Config) -> frozenset[Capability]:
 
 
 async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
-    """Deliver what files hold; no fence is looked at, nothing is stored. Raises an OcsfNftError.
+    """Deliver the records of files.
 
-    Nobody knows which machine wrote them, so the events name no device.
+    No fence is checked, and nothing is stored. Raises an OcsfNftError.
+
+    The machine that wrote the files is unknown, so the events have no device.
     """
     async with outlet.sink, Replay(paths) as source:
         reporter = Reporter(outlet.deliver, host=None)
@@ -372,7 +377,7 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
 
 @contextlib.contextmanager
 def _first_error() -> Iterator[None]:
-    """Of several tasks that fail together, the first of our own errors is the one to tell."""
+    """Raise the first of this package's errors, if several tasks fail together."""
     try:
         yield
     except BaseExceptionGroup as group:

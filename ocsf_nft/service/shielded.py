@@ -1,4 +1,4 @@
-"""Work that is not to be left half done."""
+"""Completion of work that must not stop halfway."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ T = TypeVar("T")
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Let work that has begun end, before its task is cancelled.
+    """Wait until work has ended, also if this task is cancelled meanwhile.
 
-    Its thread can't be cancelled, and may be putting a fence up that its run, told to stop, is
-    about to take away; what it has kept as told is to be told.
+    Then raise the cancellation.
+
+    The work's thread can't be cancelled. It may be installing a fence that a stopping service
+    is about to remove. Events that it has stored must be delivered as well.
     """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
-        task.result()  # what it failed with is told before the cancellation
+        task.result()  # an error of the work comes before the cancellation
         raise

@@ -1,4 +1,4 @@
-"""Where events go: into the store, and from there to each sink, in its version of OCSF."""
+"""Delivery of events: into the store, and from there to each sink in its version of OCSF."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
-#: What sinks may take to get the last events when a run ends; the next run delivers the rest.
+#: Time for the delivery of the last events when a run ends. The next run delivers the rest.
 _DRAIN_SECONDS: Final = 5.0
-#: What a local sink may take to open: one that was left in the middle of a write may never.
+#: Time limit for opening a local sink: a sink whose last write was interrupted may block forever.
 _OPEN_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlet:
-    """A sink and its name, what it wants, and how it is sent to.
+    """A sink with its name, the events that it gets, and its batch settings.
 
-    ``classes`` are the ``class_uid`` of what it wants, ``version`` that of OCSF. Where it
-    ``is_local`` it has to be there from the start; nobody else writes to its ``file``. One that
-    ``is_greeted`` gets a handshake first of all, once every fence stands and every record is read,
-    and nothing before that.
+    ``classes`` are the ``class_uid`` of its events, and ``version`` is their version of OCSF. A
+    sink that ``is_local`` must be available at the start, and only this service writes to its
+    ``file``. A sink that ``is_greeted`` gets a handshake before the first event. The handshake
+    is sent when every fence is active and every record is read.
     """
 
     name: str
@@ -59,7 +59,10 @@ class Outlet:
 
     @classmethod
     def of(cls, table: SinkTable) -> Self:
-        """That of a configuration; raises UnsupportedError when its extra is not installed."""
+        """Create the outlet of a configured sink.
+
+        Raises UnsupportedError if its extra is not installed.
+        """
         return cls(
             name=table.called,
             sink=table.sink(),
@@ -72,15 +75,18 @@ class Outlet:
         )
 
     def convert(self, line: bytes) -> bytes | None:
-        """An event as the sink wants it, None when it doesn't."""
+        """Return an event in the sink's version of OCSF.
+
+        None if the sink does not get this class.
+        """
         if self.classes != CLASSES.keys() and orjson.loads(line)["class_uid"] not in self.classes:
             return None
         return line if self.version == LATEST else line_at(line, self.version)
 
     async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
-        """Deliver events at once, to the sink, which is open; raises DeliveryError.
+        """Deliver events directly to the open sink, without a store; raises DeliveryError.
 
-        For what can be read again at any time: there is no store.
+        For events that can be made again at any time.
         """
         converted = map(self.convert, lines)
         messages = [Message("", line) for line in converted if line is not None]
@@ -93,23 +99,27 @@ class Outlet:
 
 
 def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
-    """Those of a configuration; raises UsageError where two are one file, UnsupportedError."""
+    """Create the outlets of a configuration.
+
+    Raises UsageError if two sinks write to one file, and UnsupportedError as :meth:`Outlet.of`
+    does.
+    """
     _reject_shared_files(tables)
     return tuple(map(Outlet.of, tables))
 
 
 class SinkDelivery:
-    """A store and a forwarder for each outlet, which go on while the context is entered.
+    """A store, and a forwarder for each outlet; they run while the context is entered.
 
-    What is raised in them ends the task that has entered it: see :meth:`Forwarder.run`.
+    Their errors end the task that has entered the context: see :meth:`Forwarder.run`.
     """
 
     def __init__(self, found: Sequence[Outlet], store: Store, retrier: StorageRetrier) -> None:
         self.store = store
         self.forwarders: tuple[Forwarder, ...] = ()
-        #: Sinks, by their names, that nobody takes anything from any more.
+        #: Names of sinks that are not drained at the end, because nothing reads from them any more.
         self.undrained: set[str] = set()
-        #: Whether the store is to go as well, once every sink has all of it.
+        #: Whether to remove the store at the end, if every sink has all events.
         self.removes_store = False
         self._found = tuple(found)
         self._retrier = retrier
@@ -121,11 +131,11 @@ class SinkDelivery:
         self._is_over = False
 
     async def __aenter__(self) -> Self:
-        """Begin; raises DeliveryError when a local sink, or the store, can't be opened."""
+        """Start; raises DeliveryError if a local sink or the store can't be opened."""
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
             stack.push_async_callback(self._remove_store)
-            # Those that never ran: the others have closed by themselves.
+            # Only the forwarders that never ran: the others have closed their sinks.
             stack.push_async_callback(lambda: _close(self.forwarders))
             self.forwarders = await self._opened(self._found)
             await self._register(self.forwarders)
@@ -142,9 +152,9 @@ class SinkDelivery:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let the sinks have what is left, for some seconds, and end."""
+        """Deliver the remaining events for some seconds, and stop."""
         try:
-            async with self._replacing:  # whoever comes later finds the end
+            async with self._replacing:  # a later replacement does nothing
                 self._is_over = True
             if not isinstance(error, asyncio.CancelledError):
                 await self._drain()
@@ -154,17 +164,16 @@ class SinkDelivery:
             await self._stack.__aexit__(kind, error, traceback)
 
     def set_handshake(self, handshake: bytes) -> None:
-        """Begin to deliver to those that are greeted."""
+        """Start the delivery to sinks that need a handshake."""
         self._handshake = handshake
         for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
             if outlet.is_greeted:
                 self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
-        """Deliver to these from now on, and to no others.
+        """Deliver to these outlets only from now on.
 
-        Raises DeliveryError when a local one that is new can't be opened: all goes on as before
-        then.
+        Raises DeliveryError if a new local sink can't be opened; then nothing changes.
         """
         async with self._replacing:
             if not self._is_over:
@@ -182,10 +191,10 @@ class SinkDelivery:
         for each in self.forwarders:
             each.request_stop()
         self._found, self.forwarders, self._tasks = found, forwarders, {}
-        # Each begins when its predecessor has ended: no other one waits for that.
+        # Each begins when its predecessor has ended, and does not wait for any other one.
         await asyncio.gather(
             *(self._succeed(each, old.pop(each.name, None)) for each in forwarders),
-            *map(_await_end, old.values()),  # those that have no successor
+            *map(_await_end, old.values()),  # forwarders without a successor
         )
         await self._register(forwarders)
 
@@ -195,7 +204,7 @@ class SinkDelivery:
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Their forwarders, the sinks of those that are local and new being open."""
+        """Create the forwarders, and open the local sinks among them that are new."""
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
             Forwarder(
@@ -212,7 +221,7 @@ class SinkDelivery:
         taken = {_file_identity(each.file) for each in self._found if each.name in self._tasks}
         async with contextlib.AsyncExitStack() as stack:
             for outlet, forwarder in zip(found, forwarders, strict=True):
-                # What is there already may be written to until its forwarder has ended.
+                # The forwarder of an existing sink may write to it until it has ended.
                 is_there = outlet.name in self._tasks or _file_identity(outlet.file) in taken - {
                     None
                 }
@@ -228,7 +237,7 @@ class SinkDelivery:
             _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
 
     def _run(self, forwarder: Forwarder) -> None:
-        """Let a forwarder begin; one that is to be greeted first waits for that."""
+        """Start a forwarder, unless it waits for the handshake."""
         outlet = next(each for each in self._found if each.name == forwarder.name)
         if outlet.is_greeted:
             if self._handshake is None:
@@ -237,25 +246,25 @@ class SinkDelivery:
         running = forwarder.run()
         try:
             self._tasks[forwarder.name] = self._group.create_task(running)
-        except RuntimeError:  # the group is ending: another one's sink is gone for good
+        except RuntimeError:  # the group is ending, because another sink has failed permanently
             running.close()
 
     async def store_events(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Keep events, as :meth:`Store.put` does; raises DeliveryError when patience ends."""
+        """Store events as :meth:`Store.put` does; raises DeliveryError if the retries end."""
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
     async def sweep(self) -> None:
-        """As :meth:`Store.sweep` does."""
+        """Remove old events as :meth:`Store.sweep` does."""
         await self._retrier(self.store.sweep)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """As :meth:`Store.dropped_events` does."""
+        """Return dropped events as :meth:`Store.dropped_events` does."""
         return await self._retrier(self.store.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """As :meth:`Store.confirm_reported` does."""
+        """Confirm reported drops as :meth:`Store.confirm_reported` does."""
         await self._retrier(lambda: self.store.confirm_reported(dropped))
 
     async def _remove_store(self) -> None:
@@ -296,7 +305,10 @@ async def _open(forwarder: Forwarder) -> None:
 
 
 async def _await_end(task: asyncio.Task[None]) -> None:
-    """Let a task end that was told to, for some seconds; what it fails with is its group's."""
+    """Wait some seconds for a task that was asked to stop, then cancel it.
+
+    Its task group raises its error.
+    """
     _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
     if stuck:
         task.cancel()
@@ -304,7 +316,7 @@ async def _await_end(task: asyncio.Task[None]) -> None:
 
 
 def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
-    """Two sinks that write to one file would cut each other's lines."""
+    """Raise UsageError if two sinks write to one file, because they would mix their lines."""
     named: dict[object, str] = {}
     for table in tables:
         identity = _file_identity(table.file)
@@ -316,11 +328,11 @@ def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
 
 
 def _file_identity(file: Path | None) -> object:
-    """What tells a file from all others, whatever it is called."""
+    """Return a value that identifies a file under any name."""
     if file is None:
         return None
     try:
         found = file.stat()
-    except (OSError, ValueError):  # not there yet
+    except (OSError, ValueError):  # the file does not exist yet
         return os.path.realpath(file)
     return found.st_dev, found.st_ino

@@ -1,4 +1,4 @@
-"""How the accounts of the sandboxes stand, whether or not anybody runs."""
+"""Status of the accounts of sandboxes, with or without a running service."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """One sandbox: its rules, what its sources lost, and whether a run watches it now.
+    """Status of one sandbox: its rules, its sources' dropped records, and whether a run watches it.
 
-    ``mode`` is that of its fence as it was installed.
-    ``absent`` are the rules that should have counters and have none: the fence does not stand.
-    ``verdict`` is on the fence as a whole, None where nft is not there to tell.
+    ``mode`` is the mode of the installed fence. ``absent`` are the rules without the counters
+    that they should have: the fence is not active. ``verdict`` is that of the whole fence; None
+    if nft is not available.
     """
 
     sandbox: str
@@ -40,11 +40,11 @@ class Status:
 def statuses(
     state: StateDirectory, sandbox: str | None = None
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
-    """The status of one sandbox, or of all that are on record; blocks for milliseconds each.
+    """Return the status of one sandbox, or of all with a record; blocks for milliseconds for each.
 
-    Needs CAP_NET_ADMIN over their namespaces. What keeps one from being read is given out beside
-    the others. Raises AbsentError when no fence is on record, FenceError when the record can't be
-    read.
+    Errors of single sandboxes are returned separately. Needs CAP_NET_ADMIN over their
+    namespaces. Raises AbsentError if no fence has a record, and FenceError if the record can't
+    be read.
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
     if not names:
@@ -74,7 +74,8 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
                 lost = database.dropped_records()
             finally:
                 database.close()
-        # Twice: what one reading lacks may be on its way, what both lack has been forgotten.
+        # Two readings: packets that one of them lacks may be pending, packets that both lack are
+        # evicted.
         for reading in (counters.read(), counters.read()):
             for _ in account.observe(reading):
                 pass

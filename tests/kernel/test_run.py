@@ -240,7 +240,7 @@ def test_run_without_a_fence_does_not_start(
 ) -> None:
     done = command.run("run", *_options(lab, state, tmp_path / "events.jsonl"))
     assert done.code == 2
-    assert "no fence of sandbox lab stands" in done.sentence
+    assert "sandbox lab has no active fence" in done.sentence
 
 
 async def test_fence_is_installed_although_another_process_reads_its_group(

@@ -326,8 +326,8 @@ async def test_watched_verdict_and_fault_follow_the_last_event(
         assert (fence.verdict, fence.fault) == (verdict, fault)
 
 
-async def test_watch_begins_after_post_only(make: Callable[..., FenceMonitor]) -> None:
-    with pytest.raises(RuntimeError, match="post it first"):
+async def test_watch_requires_a_started_monitor(make: Callable[..., FenceMonitor]) -> None:
+    with pytest.raises(RuntimeError, match="call start first"):
         await make().watch()
 
 

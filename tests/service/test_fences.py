@@ -57,7 +57,7 @@ def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
     state.write(dataclasses.replace(INSTALLED, namespace=named("no-such-namespace")))
     sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
     assert sandbox.self_heal
-    with pytest.raises(AbsentError, match="no fence of sandbox sb1 stands: `ocsf-nft install`"):
+    with pytest.raises(AbsentError, match="sandbox sb1 has no active fence: install one"):
         fences.activate(sandbox, state)
 
 

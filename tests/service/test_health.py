@@ -15,7 +15,7 @@ def _service(*, fault: str | None = None) -> Service:
     made = SimpleNamespace(
         fence_monitors=[
             SimpleNamespace(name="sb1", fault=None),
-            SimpleNamespace(name="sb2", fault="it is gone"),
+            SimpleNamespace(name="sb2", fault="it was deleted"),
         ],
         accounts=[
             SimpleNamespace(sandbox="sb1", fault=None, idle_seconds=30.0),
@@ -27,7 +27,7 @@ def _service(*, fault: str | None = None) -> Service:
 
 
 def test_faults_name_each_sandbox_and_cause() -> None:
-    fence = "the fence of sandbox sb2 does not stand: it is gone"
+    fence = "the fence of sandbox sb2 is not active: it was deleted"
     counters = "the counters of sandbox sb2 can't be read: no memory"
     stuck = "the counters of sandbox sb2 have not been read for 31 s"
     assert health.stuck(_service()) == (stuck,)
@@ -35,4 +35,4 @@ def test_faults_name_each_sandbox_and_cause() -> None:
     # Whatever waits for a disk reads no counters meanwhile, which a restart does not mend.
     full = _service(fault="the disk is full")
     assert health.stuck(full) == ()
-    assert health.faults(full) == (fence, counters, "nothing can be kept: the disk is full")
+    assert health.faults(full) == (fence, counters, "events can't be stored: the disk is full")
