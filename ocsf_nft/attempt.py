@@ -18,10 +18,9 @@ AggregationReason: TypeAlias = Literal["many", "unplaced", "forgotten"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregation:
-    """Several flows reported as one.
+    """Several flows reported as one, for a ``reason``.
 
-    ``reason`` says why, ``flows`` is their number (None: unknown), and ``sample`` has some of
-    them.
+    ``flows`` is their number (None: unknown), and ``sample`` has some of them.
     """
 
     reason: AggregationReason

@@ -129,7 +129,7 @@ def _of_sandboxes(found: Sequence[Status]) -> Iterator[Metric]:
     for status in found:
         if status.verdict is not None:
             stands.add_metric((status.sandbox,), status.verdict == "as installed")
-        for lost in status.lost:
+        for lost in status.dropped_records:
             records.add_metric((status.sandbox, lost.source), lost.records)
             gaps.add_metric((status.sandbox, lost.source), lost.gaps)
         watched.add_metric((status.sandbox,), status.is_watched)
@@ -151,7 +151,7 @@ def _of_run(service: Service) -> Iterator[Metric]:
     rejects = CounterMetricFamily(
         "ocsf_nft_rejects", "Lines that were not taken for a record.", labels=("kind",)
     )
-    for kind, number in counts.rejects.items():
+    for kind, number in counts.rejected.items():
         rejects.add_metric((kind,), number)
     yield rejects
     yield CounterMetricFamily(

@@ -33,7 +33,7 @@ def _status(sandbox: str, *, refused: int = 100, is_watched: bool = True) -> Sta
         is_watched=is_watched,
         absent=(),
         balances=(balance,),
-        lost=(DroppedRecords("nflog", 2, 9),),
+        dropped_records=(DroppedRecords("nflog", 2, 9),),
     )
 
 

@@ -355,6 +355,6 @@ def _nothing_besides(context: typer.Context, allowed: set[str], sentence: str) -
 
 def _summary(counts: Counts) -> str:
     return (
-        f"{counts.records} records, {counts.events} events, {counts.lost} lost in "
-        f"{counts.gaps} gaps{rejected(counts.rejects)}"
+        f"{counts.records} records, {counts.events} events, {counts.dropped} lost in "
+        f"{counts.gaps} gaps{rejected(counts.rejected)}"
     )

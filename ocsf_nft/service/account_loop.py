@@ -264,17 +264,17 @@ class AccountLoop:
         # A process with privileges in the namespace can write any number into the counters, and
         # reset them.
         unread = self._account.unread_since(reading)
-        refused, let_pass = (max(0, min(unread[mode], MAX_COUNT // 2)) for mode in get_args(Mode))
+        refused, allowed = (max(0, min(unread[mode], MAX_COUNT // 2)) for mode in get_args(Mode))
         # A log with a position is read from there. Records of other sources are dropped during a
         # pause.
-        has_dropped = is_first and not self._source and refused + let_pass
+        has_dropped = is_first and not self._source and refused + allowed
         if reading.began_ns - since_ns < _LATE_NS and not has_dropped:
             return
         event = operational_events.unread(
             self._reporter.context(self.sandbox),
             sandbox=self.sandbox,
-            packets=refused + let_pass,
-            let_pass=let_pass,
+            packets=refused + allowed,
+            let_pass=allowed,
             since_ns=since_ns,
             until_ns=reading.began_ns,
             reason="ocsf-nft was not running, or was held up",
@@ -286,7 +286,7 @@ class AccountLoop:
             "the counters were not read in time",
             sandbox=self.sandbox,
             refused=refused,
-            let_pass=let_pass,
+            let_pass=allowed,
         )
 
     async def _report_fault(self, fault: str) -> None:

@@ -125,7 +125,7 @@ def _tampering(found: Verification | None, installed: InstalledFence) -> Tamperi
 class Inspection:
     """Result of an inspection of a fence.
 
-    ``was_renewed``: until now the fence was not as installed; ``difference`` says how it
+    ``was_renewed``: until now the fence was not as installed; ``difference`` is how it
     differed.
     """
 

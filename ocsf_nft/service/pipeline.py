@@ -37,7 +37,7 @@ _COUNT_SECONDS: Final = 4.0
 class Counts:
     """Totals of a run.
 
-    ``lost`` counts the records that gaps report with a number, and ``gaps`` all gaps.
+    ``dropped`` counts the records that gaps report with a number, and ``gaps`` all gaps.
     ``given_up`` has the sandboxes whose fence was restored too often, and is not active at the
     end.
     """
@@ -45,8 +45,8 @@ class Counts:
     records: int = 0
     events: int = 0
     gaps: int = 0
-    lost: int = 0
-    rejects: dict[str, int] = field(default_factory=dict)
+    dropped: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
     given_up: list[str] = field(default_factory=list)
 
 
@@ -197,7 +197,7 @@ class Pipeline:
 
     def _count_gap(self, gap: Gap) -> None:
         self.counts.gaps += 1
-        self.counts.lost += gap.lost or 0
+        self.counts.dropped += gap.lost or 0
         number = self._gaps_by_reason.get(gap.reason, 0) + 1
         self._gaps_by_reason[gap.reason] = number
         if _is_power_of_two(number):
@@ -207,8 +207,8 @@ class Pipeline:
             )  # fmt: skip
 
     def _count_reject(self, reject: Reject) -> None:
-        number = self.counts.rejects.get(reject.kind, 0) + 1
-        self.counts.rejects[reject.kind] = number
+        number = self.counts.rejected.get(reject.kind, 0) + 1
+        self.counts.rejected[reject.kind] = number
         if _is_power_of_two(number):
             _log.warning(
                 "line rejected", kind=reject.kind, number=number, reason=reject.reason,

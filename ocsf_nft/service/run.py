@@ -181,7 +181,7 @@ class Service:
                     absent=(),
                     verdict=monitor.verdict,
                     balances=account.balances(),
-                    lost=await account.dropped_records(),
+                    dropped_records=await account.dropped_records(),
                 )
                 for monitor, account in zip(self.fence_monitors, self.accounts, strict=True)
             ]

@@ -44,7 +44,7 @@ class Outlet:
 
     ``classes`` are the ``class_uid`` of its events, and ``version`` is their version of OCSF. A
     sink that ``is_local`` must be available at the start, and only this service writes to its
-    ``file``. A sink that ``is_greeted`` gets a handshake before the first event. The handshake
+    ``file``. A sink that ``needs_handshake`` gets a handshake before the first event. The handshake
     is sent when every fence is active and every record is read.
     """
 
@@ -54,7 +54,7 @@ class Outlet:
     classes: frozenset[int] = frozenset(CLASSES)
     batch_settings: BatchSettings = field(default_factory=BatchSettings)
     is_local: bool = False
-    is_greeted: bool = False
+    needs_handshake: bool = False
     file: Path | None = None
 
     @classmethod
@@ -70,7 +70,7 @@ class Outlet:
             classes=table.class_uids,
             batch_settings=table.batch_settings,
             is_local=table.is_local,
-            is_greeted=table.is_greeted,
+            needs_handshake=table.needs_handshake,
             file=table.file,
         )
 
@@ -167,7 +167,7 @@ class SinkDelivery:
         """Start the delivery to sinks that need a handshake."""
         self._handshake = handshake
         for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
-            if outlet.is_greeted:
+            if outlet.needs_handshake:
                 self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
@@ -239,7 +239,7 @@ class SinkDelivery:
     def _run(self, forwarder: Forwarder) -> None:
         """Start a forwarder, unless it waits for the handshake."""
         outlet = next(each for each in self._found if each.name == forwarder.name)
-        if outlet.is_greeted:
+        if outlet.needs_handshake:
             if self._handshake is None:
                 return
             forwarder.set_handshake(self._handshake)

@@ -34,7 +34,7 @@ class Status:
     absent: tuple[str, ...]
     verdict: Verdict | None = "as installed"
     balances: tuple[Balance, ...]
-    lost: tuple[DroppedRecords, ...]
+    dropped_records: tuple[DroppedRecords, ...]
 
 
 def statuses(
@@ -64,14 +64,14 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
     if installed is None:
         raise AbsentError(f"{state.path} has no record of sandbox {sandbox}: is it fenced?")
     account = SandboxAccount(sandbox, begun_ns=time.time_ns())
-    lost: tuple[DroppedRecords, ...] = ()
+    dropped: tuple[DroppedRecords, ...] = ()
     path = state.directory(sandbox) / FILE
     with Counters(installed) as counters:
         if path.exists():
             database = StateDatabase(path).open(read_only=True)
             try:
                 database.load(account)
-                lost = database.dropped_records()
+                dropped = database.dropped_records()
             finally:
                 database.close()
         # Two readings: packets that one of them lacks may be pending, packets that both lack are
@@ -87,7 +87,7 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
         absent=absent,
         verdict=_verdict(sandbox, state),
         balances=account.balances(),
-        lost=lost,
+        dropped_records=dropped,
     )
 
 

@@ -45,7 +45,7 @@ def exposition(folder: Path, *, method: str = "capture") -> str:
         is_watched=True,
         absent=(),
         balances=(balance,),
-        lost=(DroppedRecords("nflog", 2, 9),),
+        dropped_records=(DroppedRecords("nflog", 2, 9),),
     )
 
     async def statuses() -> tuple[Status, ...]:
@@ -59,7 +59,7 @@ def exposition(folder: Path, *, method: str = "capture") -> str:
         )
         service: Any = SimpleNamespace(
             statuses=statuses,
-            counts=SimpleNamespace(records=90, rejects={"forged": 1}),
+            counts=SimpleNamespace(records=90, rejected={"forged": 1}),
             events=85,
             retrier=retrier,
             delivery=SimpleNamespace(store=store, forwarders=(forwarder,)),

@@ -142,7 +142,7 @@ async def test_what_can_not_be_delivered_in_time_is_counted(
     assert 0 < delivered < 500
     assert delivered + lost["count"] == source.made == 500
     assert lost["status_detail"] == f"stopped before {lost['count']} were delivered"
-    assert pipeline.counts.lost == lost["count"]
+    assert pipeline.counts.dropped == lost["count"]
 
 
 async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ async def test_a_record_of_a_sandbox_that_is_not_there_is_counted_as_forged() ->
     pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     await pipeline.pump(source, stop, frozenset({"another"}))
     assert not sink.events
-    assert pipeline.counts.rejects == {"forged": 10}
+    assert pipeline.counts.rejected == {"forged": 10}
 
 
 FOREIGN = [
@@ -186,7 +186,7 @@ async def test_a_foreign_record_is_told_by_its_prefix_and_goes_to_nobodys_accoun
     pipeline = Pipeline(reporter, {"fenced": cast("AccountLoop", Untouched())}, table)
     records = tuple(record(prefix, **V4, **TCP, out_interface="eth0") for prefix, *_ in FOREIGN)
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced", None}))
-    assert not pipeline.counts.rejects
+    assert not pipeline.counts.rejected
     assert [
         (
             event["firewall_rule"]["name"],
@@ -205,7 +205,7 @@ async def test_where_nobody_asked_for_foreign_records_they_are_forgeries() -> No
     records = tuple(record(prefix, **V4, **TCP) for prefix, *_ in FOREIGN)
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced"}))
     assert not sink.events
-    assert pipeline.counts.rejects == {"forged": len(FOREIGN)}
+    assert pipeline.counts.rejected == {"forged": len(FOREIGN)}
 
 
 async def test_ours_of_a_sandbox_that_is_not_there_is_a_forgery_next_to_foreign_ones() -> None:
@@ -214,7 +214,7 @@ async def test_ours_of_a_sandbox_that_is_not_there_is_a_forgery_next_to_foreign_
     records = (record(**V4, **TCP), record("[UFW BLOCK] ", **V4, **TCP))
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({None}))
     assert [event["firewall_rule"]["name"] for event in sink.events] == ["UFW BLOCK"]
-    assert pipeline.counts.rejects == {"forged": 1}
+    assert pipeline.counts.rejected == {"forged": 1}
 
 
 async def test_each_gap_is_an_event_but_few_are_logged() -> None:
@@ -226,7 +226,7 @@ async def test_each_gap_is_an_event_but_few_are_logged() -> None:
     with capture_logs() as logged:
         await pipeline.pump(source, stop)
     assert len(sink.of_class(6002)) == pipeline.counts.gaps == 101
-    assert pipeline.counts.lost == 300
+    assert pipeline.counts.dropped == 300
     told = [(line["reason"], line["number"]) for line in logged]
     assert told == [(full.reason, 2**power) for power in range(7)] + [(other.reason, 1)]
 

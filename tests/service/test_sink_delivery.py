@@ -111,7 +111,7 @@ async def test_sink_with_a_handshake_gets_it_before_all_events(tmp_path: Path) -
     another = _another()
     first, second, other = LineReceiver(), LineReceiver(), LineReceiver()
     async with made(
-        tmp_path, a=one("a", first, is_greeted=True), other=one("other", other)
+        tmp_path, a=one("a", first, needs_handshake=True), other=one("other", other)
     ) as delivery:
         await delivery.store_events([STARTED])
         await other.has(1)
@@ -120,7 +120,7 @@ async def test_sink_with_a_handshake_gets_it_before_all_events(tmp_path: Path) -
         await first.has(2)
         await delivery.store_events([another])
         await first.has(3)
-        await delivery.replace([one("b", second, is_greeted=True)])
+        await delivery.replace([one("b", second, needs_handshake=True)])
         await delivery.store_events([REFUSED])
         await second.has(2)
     assert first.lines == [b"hello", STARTED, another]
@@ -291,7 +291,7 @@ async def test_what_waits_for_a_sink_is_known_before_it_begins_and_after_it_is_r
     async with made(tmp_path, a=one("a", sink)) as delivery:
         await _store_several(delivery, 5)
         await sink.has(5)
-    greeted = one("a", sink, is_greeted=True)
+    greeted = one("a", sink, needs_handshake=True)
     began = time.monotonic()
     async with made(tmp_path, a=greeted) as delivery:
         assert [each.pending for each in delivery.forwarders] == [0]

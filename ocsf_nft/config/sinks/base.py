@@ -51,7 +51,7 @@ class SinkTable(Table):
     retry_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
 
     @property
-    def is_greeted(self) -> bool:
+    def needs_handshake(self) -> bool:
         """Whether the first line that it gets is a handshake."""
         return False
 

@@ -29,7 +29,7 @@ class StdoutSink(SinkTable):
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
 
     @property
-    def is_greeted(self) -> bool:
+    def needs_handshake(self) -> bool:
         """Whether the first line that it gets is a handshake."""
         return self.handshake
 

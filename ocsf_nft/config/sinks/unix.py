@@ -52,7 +52,7 @@ class UnixSink(SinkTable):
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 0.0
 
     @property
-    def is_greeted(self) -> bool:
+    def needs_handshake(self) -> bool:
         """Whether the first line that it gets is a handshake."""
         return self.handshake
 
