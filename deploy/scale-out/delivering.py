@@ -29,7 +29,9 @@ def parts(messages: Sequence[Message], batch_settings: BatchSettings) -> Iterato
     part: list[Message] = []
     size = 0
     for message in messages:
-        if part and (len(part) == batch_settings.events or size + len(message.line) > batch_settings.bytes):
+        if part and (
+            len(part) == batch_settings.events or size + len(message.line) > batch_settings.bytes
+        ):
             yield part
             part, size = [], 0
         part.append(message)

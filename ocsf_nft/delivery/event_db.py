@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS forgotten (sink TEXT PRIMARY KEY, events INTEGER) WIT
 CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
 """
 
-#: Begin of the metadata in our events' JSON.
+#: Start of the metadata in our events' JSON.
 _METADATA: Final = b'"metadata":{'
 _UID: Final = re.compile(rb'"metadata":\{"version":"[^"\\]*","uid":"([^"\\]+)"')
 
@@ -88,13 +88,13 @@ class EventDatabase:
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
         self.path = path
-        #: The number of the last event, 0 when there never was one.
+        #: Number of the last event; 0 if there never was one.
         self.end = 0
         self._database = Database(path, _SCHEMA, synchronous="FULL", is_exclusive=True)
         self._retention = Retention(
             self._database, max_bytes=max_bytes, max_ms=int(max_seconds * 1000), drops=drops
         )
-        # Age counts from the opening by the monotonic clock: a clock jump makes no event too old.
+        # Times advance by the monotonic clock from here on: a clock jump makes no event too old.
         self._opened_ms = time.time_ns() // 1_000_000
         self._opened_ns = time.monotonic_ns()
 
@@ -300,7 +300,7 @@ def _uid(line: bytes) -> str:
     It is cut out of the line: a string of JSON contains no quotation mark without a backslash.
     """
     found = _UID.match(line, line.rfind(_METADATA))
-    if found is None:  # our own templates write it in another way
+    if found is None:  # the line is not one of our own templates
         return str(orjson.loads(line)["metadata"]["uid"])
     return found[1].decode()
 

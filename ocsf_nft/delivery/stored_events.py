@@ -137,7 +137,7 @@ def _is_created(connection: sqlite3.Connection) -> bool:
 
 
 def retry_dead_letters(path: Path, sink: str | None, uid: str | None) -> int:
-    """Request a retry of dead letters, of one sink or uid or of all; return their number.
+    """Request a retry of dead letters, of all or of one ``sink`` or ``uid``; return their number.
 
     The run that uses the store sends them within seconds, or the next run does. Raises
     DeliveryError.

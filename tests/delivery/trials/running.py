@@ -50,7 +50,11 @@ class Run:
     async def begin(self) -> None:
         """Deliver to memory."""
         await self.store.register([NAME, _MEMORY])
-        self._start(Forwarder(_MEMORY, self.memory, self.store, batch_settings=BatchSettings(), retrier=_patience()))
+        self._start(
+            Forwarder(
+                _MEMORY, self.memory, self.store, batch_settings=BatchSettings(), retrier=_retrier()
+            )
+        )
 
     async def deliver(self, table: dict[str, Any]) -> None:
         """Deliver by the sink of a table from now on, as after a reload of the configuration."""
@@ -63,7 +67,7 @@ class Run:
             self.store,
             convert=outlet.convert,
             batch_settings=outlet.batch_settings,
-            retrier=_patience(),
+            retrier=_retrier(),
         )
         self._start(self._forwarder)
 
@@ -126,5 +130,5 @@ async def running(folder: Path, *, more_seconds: float = 0.0) -> AsyncIterator[R
             await run.end()
 
 
-def _patience() -> StorageRetrier:
+def _retrier() -> StorageRetrier:
     return StorageRetrier(asyncio.Event())
