@@ -44,7 +44,7 @@ def _others(packet: Packet) -> Key:
     return keys(record(packet))[-2]
 
 
-def test_the_first_record_is_told_at_once_and_not_again_when_it_is_counted(
+def test_first_record_is_reported_at_once_and_not_again_by_its_counter(
     account: SandboxAccount,
 ) -> None:
     reported = _record(account, tcp())
@@ -54,7 +54,7 @@ def test_the_first_record_is_told_at_once_and_not_again_when_it_is_counted(
     assert _due(account, 1, closing=True) == []
 
 
-def test_who_sent_what_names_no_port_is_not_who_sent_to_one_of_them(
+def test_sender_of_a_record_without_port_is_not_the_sender_of_a_flow_with_one(
     account: SandboxAccount,
 ) -> None:
     """A header of a raw socket may be cut short: the record has no port, and another counter."""
@@ -74,7 +74,9 @@ def test_who_sent_what_names_no_port_is_not_who_sent_to_one_of_them(
     assert [each.attribution for each in reported] == [None, None]
 
 
-def test_what_names_no_port_takes_no_name_from_what_is_to_be_told(account: SandboxAccount) -> None:
+def test_record_without_port_leaves_the_attribution_of_pending_packets(
+    account: SandboxAccount,
+) -> None:
     assert _record(account, tcp()) is not None
     by = Attribution(rung="capture", sureness="high", reason="it was seen")
     assert account.record(record(tcp(), 2), 1001 * SECOND, by) is None
@@ -84,7 +86,7 @@ def test_what_names_no_port_takes_no_name_from_what_is_to_be_told(account: Sandb
     assert [(each.packets, each.attribution) for each in _due(account, 20)] == [(2, by)]
 
 
-def test_a_flow_that_goes_on_is_told_at_growing_intervals(account: SandboxAccount) -> None:
+def test_continuing_flow_is_reported_at_growing_intervals(account: SandboxAccount) -> None:
     assert _record(account, tcp()) is not None
     reported = []
     for second in range(1, 40):
@@ -95,7 +97,7 @@ def test_a_flow_that_goes_on_is_told_at_growing_intervals(account: SandboxAccoun
     assert 1 + sum(packets for _, packets in reported) == 391
 
 
-def test_a_flow_that_ended_is_told_to_its_end(account: SandboxAccount) -> None:
+def test_ended_flow_is_reported_completely(account: SandboxAccount) -> None:
     for second in range(27):
         packets = min(second + 1, 18)
         observe(account, reading({key(tcp()): packets}, NOW + min(second, 17) * SECOND))
@@ -106,7 +108,7 @@ def test_a_flow_that_ended_is_told_to_its_end(account: SandboxAccount) -> None:
 
 
 @pytest.mark.parametrize("step", [-3600 * SECOND, 3600 * SECOND])
-def test_a_clock_that_is_set_stops_no_telling_and_tells_nothing_twice(
+def test_setting_the_clock_neither_stops_nor_repeats_reports(
     account: SandboxAccount, step: int
 ) -> None:
     reported = []
@@ -119,7 +121,7 @@ def test_a_clock_that_is_set_stops_no_telling_and_tells_nothing_twice(
     assert all(each.start_ns <= each.end_ns <= each.record.received_ns for _, each in reported)
 
 
-def test_a_late_record_of_what_was_told_is_not_told_again(account: SandboxAccount) -> None:
+def test_late_record_of_a_reported_packet_is_not_reported(account: SandboxAccount) -> None:
     observe(account, reading({key(tcp()): 1}, NOW + SECOND))
     assert [each.packets for each in _due(account)] == [1]
     assert _record(account, tcp(), at_ns=NOW + 2 * SECOND) is None
@@ -128,7 +130,7 @@ def test_a_late_record_of_what_was_told_is_not_told_again(account: SandboxAccoun
     assert _due(account, 5, closing=True) == []
 
 
-def test_a_late_record_of_what_was_told_without_its_name_is_not_told_again(
+def test_late_record_of_a_packet_reported_without_its_flow_is_not_reported(
     account: SandboxAccount,
 ) -> None:
     without_slot = {_others(tcp()): 1}
@@ -140,7 +142,7 @@ def test_a_late_record_of_what_was_told_without_its_name_is_not_told_again(
     assert _due(account, 5, closing=True) == []
 
 
-def test_a_record_of_what_is_without_a_name_since_is_told_when_it_is_counted(
+def test_record_after_a_report_without_flow_is_reported_when_its_packet_is_counted(
     account: SandboxAccount,
 ) -> None:
     observe(account, reading({_others(tcp()): 1}, NOW + SECOND))
@@ -156,7 +158,7 @@ def test_a_record_of_what_is_without_a_name_since_is_told_when_it_is_counted(
 
 
 @pytest.mark.parametrize("overflow", [0, 1])
-def test_what_a_record_told_is_taken_off_where_it_was_counted(
+def test_record_is_subtracted_from_the_counter_that_has_its_packet(
     account: SandboxAccount, overflow: int
 ) -> None:
     assert _record(account, tcp()) is not None
@@ -169,7 +171,7 @@ def test_what_a_record_told_is_taken_off_where_it_was_counted(
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
 
 
-def test_what_two_readings_leave_out_by_turns_is_told_once(account: SandboxAccount) -> None:
+def test_packets_omitted_by_alternate_readings_are_reported_once(account: SandboxAccount) -> None:
     """The kernel leaves out some elements of a set from which others are forgotten."""
     one, other = key(tcp(1)), key(tcp(2))
     reported = []
@@ -182,7 +184,7 @@ def test_what_two_readings_leave_out_by_turns_is_told_once(account: SandboxAccou
     assert [(each.packets, each.aggregation) for each in reported] == [(1, None)] * 3
 
 
-def test_what_was_forgotten_before_it_was_read_is_told_as_such(account: SandboxAccount) -> None:
+def test_packets_evicted_before_a_reading_are_reported_as_evicted(account: SandboxAccount) -> None:
     for second in range(1, 10):
         observe(account, reading({}, NOW + (700 + second) * SECOND, refused=5))
         found = _due(account, second)
@@ -192,14 +194,14 @@ def test_what_was_forgotten_before_it_was_read_is_told_as_such(account: SandboxA
     assert (balance.overflowed, balance.imbalance) == (5, 0)
 
 
-def test_status_counts_what_was_forgotten_as_on_its_way(account: SandboxAccount) -> None:
+def test_balance_counts_evicted_packets_as_pending(account: SandboxAccount) -> None:
     for second in (701, 702):
         observe(account, reading({}, NOW + second * SECOND, refused=5))
     (balance,) = account.balances()
     assert (balance.in_flight, balance.imbalance) == (5, 0)
 
 
-def test_a_user_with_too_many_flows_is_told_as_one_but_not_the_others(
+def test_flows_of_a_user_with_too_many_are_aggregated_and_those_of_others_are_not(
     account: SandboxAccount,
 ) -> None:
     flood = {key(tcp(port)): 1 for port in range(1, 1501)}
@@ -216,7 +218,7 @@ def test_a_user_with_too_many_flows_is_told_as_one_but_not_the_others(
     assert 7 in {each.uid for each in single}
 
 
-def test_what_is_grave_has_a_few_places_when_a_user_has_no_more(account: SandboxAccount) -> None:
+def test_priority_destination_has_slots_beyond_a_users_limit(account: SandboxAccount) -> None:
     observe(account, reading({key(tcp(port)): 1 for port in range(1, 1501)}, NOW + SECOND))
     _due(account)
     grave = {key(tcp(port, METADATA)): 1 for port in range(1, 41)}
@@ -227,7 +229,7 @@ def test_what_is_grave_has_a_few_places_when_a_user_has_no_more(account: Sandbox
     assert single == [METADATA] * 16
 
 
-def test_who_goes_to_what_is_grave_ever_again_takes_no_place_of_others(
+def test_priority_destinations_take_no_slots_of_other_users(
     account: SandboxAccount,
 ) -> None:
     grave = {key(tcp(port, METADATA, uid=uid)): 1 for uid in range(20) for port in range(1, 1101)}
@@ -236,7 +238,7 @@ def test_who_goes_to_what_is_grave_ever_again_takes_no_place_of_others(
     assert len(reported) == 4000 + 256
 
 
-def test_who_had_too_many_flows_is_forgotten_when_it_is_over(account: SandboxAccount) -> None:
+def test_aggregate_of_a_user_is_evicted_when_it_is_over(account: SandboxAccount) -> None:
     """So there is room for the next one who has."""
     flood = {key(tcp(port)): 1 for port in range(1, 1501)}
     observe(account, reading(flood, NOW + SECOND))
@@ -246,7 +248,7 @@ def test_who_had_too_many_flows_is_forgotten_when_it_is_over(account: SandboxAcc
     assert not account.rules[RULE].by_user
 
 
-def test_windows_of_a_flow_do_not_overlap_though_readings_take_time(
+def test_windows_of_a_flow_do_not_overlap_if_readings_take_time(
     account: SandboxAccount,
 ) -> None:
     observe(account, reading({key(tcp()): 1}, NOW + 5 * SECOND))
@@ -256,7 +258,7 @@ def test_windows_of_a_flow_do_not_overlap_though_readings_take_time(
     assert second.start_ns >= first.end_ns
 
 
-def test_new_counters_are_told_from_their_beginning_and_the_old_to_their_end(
+def test_old_and_new_counters_are_both_reported_completely(
     account: SandboxAccount,
 ) -> None:
     for second, packets in ((1, 1), (2, 4)):
@@ -268,11 +270,11 @@ def test_new_counters_are_told_from_their_beginning_and_the_old_to_their_end(
     assert len({each.record.origin.identity for each in reported}) == 2
 
 
-def test_a_record_of_a_rule_without_counters_is_none_of_ours() -> None:
+def test_record_of_a_rule_without_counters_is_no_attempt() -> None:
     assert SandboxAccount("sb", begun_ns=NOW).record(record(tcp()), 0) is None
 
 
-def test_long_work_is_done_in_parts_before_what_is_due_is_told(account: SandboxAccount) -> None:
+def test_aggregation_yields_to_other_tasks_before_the_report(account: SandboxAccount) -> None:
     flood = {key(tcp(port)): 1 for port in range(1, 5001)}
     for second in (1, 2):
         counts = dict.fromkeys(flood, 2 * second)
@@ -283,7 +285,7 @@ def test_long_work_is_done_in_parts_before_what_is_due_is_told(account: SandboxA
         assert len(reported) == 1001
 
 
-def test_a_set_that_is_emptied_again_and_again_fills_no_memory(account: SandboxAccount) -> None:
+def test_set_that_is_emptied_repeatedly_does_not_fill_memory(account: SandboxAccount) -> None:
     reported, refused, places = 0, 0, 16_384
     for number in range(8):
         counts = {
@@ -300,7 +302,7 @@ def test_a_set_that_is_emptied_again_and_again_fills_no_memory(account: SandboxA
     assert account.balances()[0].imbalance == 0
 
 
-def test_what_may_be_of_a_record_that_leads_elsewhere_waits_for_two_readings(
+def test_packets_that_may_belong_to_another_flows_record_wait_for_two_readings(
     account: SandboxAccount,
 ) -> None:
     """A record may name another flow of its user than the counter that has its packet.
@@ -315,7 +317,7 @@ def test_what_may_be_of_a_record_that_leads_elsewhere_waits_for_two_readings(
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
 
 
-def test_what_is_held_back_for_a_record_is_told_though_nobody_can_read_any_more(
+def test_packets_held_back_for_a_record_are_reported_if_no_reading_succeeds(
     account: SandboxAccount,
 ) -> None:
     assert _record(account, tcp(1)) is not None
@@ -325,7 +327,7 @@ def test_what_is_held_back_for_a_record_is_told_though_nobody_can_read_any_more(
 
 
 @pytest.mark.parametrize("elsewhere", [{"counts": {key(tcp(2)): 1}}, {"counts": {}, "overflow": 1}])
-def test_a_balance_needs_two_readings_and_no_telling(
+def test_balance_is_right_after_two_readings_without_a_report(
     account: SandboxAccount, elsewhere: dict[str, Any]
 ) -> None:
     assert _record(account, tcp(1)) is not None
@@ -335,7 +337,7 @@ def test_a_balance_needs_two_readings_and_no_telling(
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
 
 
-def test_what_was_held_back_for_a_record_is_told_when_that_is_found_elsewhere(
+def test_packets_held_back_for_a_record_are_reported_when_its_counter_is_found(
     account: SandboxAccount,
 ) -> None:
     assert _record(account, tcp()) is not None
@@ -349,7 +351,7 @@ def test_what_was_held_back_for_a_record_is_told_when_that_is_found_elsewhere(
     assert (balance.reported, balance.in_flight, balance.imbalance) == (4, 0, 0)
 
 
-def test_what_a_record_told_before_counters_were_made_anew_is_of_the_new_ones(
+def test_record_before_new_counters_belongs_to_the_new_counters(
     account: SandboxAccount,
 ) -> None:
     assert _record(account, tcp(), at_ns=NOW + SECOND) is not None
@@ -359,7 +361,7 @@ def test_what_a_record_told_before_counters_were_made_anew_is_of_the_new_ones(
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
 
 
-def test_what_old_counters_owe_is_an_attempt_of_its_own_whatever_the_new_ones_take_over(
+def test_unreported_packets_of_old_counters_are_a_separate_attempt(
     account: SandboxAccount,
 ) -> None:
     assert _record(account, tcp(1)) is not None
@@ -372,7 +374,7 @@ def test_what_old_counters_owe_is_an_attempt_of_its_own_whatever_the_new_ones_ta
     assert len({each.record.origin.identity for each in reported}) == 2
 
 
-def test_attempts_of_two_rules_are_two_however_alike(account: SandboxAccount) -> None:
+def test_equal_attempts_of_two_rules_have_different_identities(account: SandboxAccount) -> None:
     one = reading({_others(tcp()): 1}, NOW + SECOND)
     rules = dict.fromkeys((RULE, "another"), one.rules[RULE])
     epochs = dict.fromkeys(rules, one.epochs[RULE])
@@ -384,7 +386,7 @@ def test_attempts_of_two_rules_are_two_however_alike(account: SandboxAccount) ->
 
 
 @pytest.mark.parametrize(("epoch", "refused"), [("boot:1", 3), ("boot:2", 8)])
-def test_a_pause_is_told_with_all_that_new_counters_say(
+def test_pause_includes_all_packets_of_new_counters(
     account: SandboxAccount, epoch: str, refused: int
 ) -> None:
     observe(account, reading({key(tcp()): 5}, NOW + SECOND))

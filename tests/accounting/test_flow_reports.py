@@ -186,7 +186,7 @@ def test_flow_whose_only_packet_was_reported_elsewhere_is_not_aggregated(
     assert (aggregation.flows, sum(each.packets for each in found)) == (500, 1500)
 
 
-def test_frames_never_count_as_unplaced(account: SandboxAccount) -> None:
+def test_frames_never_count_as_packets_without_slot(account: SandboxAccount) -> None:
     frame = dataclasses.replace(tcp(), destination=None, protocol=None, port=None, ethertype=0x0806)
     found = attempts(_step(account, {key(frame): 2}, 1))
     assert [(each.packets, each.aggregation) for each in found] == [(2, None)]

@@ -54,7 +54,7 @@ def test_stored_details_are_facts_at_every_depth() -> None:
             incident_codec._details(wrong)
 
 
-def test_no_incident_is_open_after_a_damaged_file_is_quarantined() -> None:
+def test_open_incidents_are_cleared_with_a_damaged_file() -> None:
     opened, attempt = OpenIncidents(), Attempt.of(record(tcp()))
     end = extend_incident(None, key(tcp()), attempt, lambda *_: False)
     incident = OpenIncident(CounterId(sandbox="sb", rule="egress", epoch="boot:1"), key(tcp()), end)

@@ -55,7 +55,7 @@ def _incidents(found: list[Attempt | FanOut | IncidentEnd]) -> list[Incident]:
     return [each.streak for each in attempts(found) if each.streak is not None]
 
 
-def test_each_attempt_of_a_flow_says_what_it_goes_on_with(account: SandboxAccount) -> None:
+def test_attempts_of_a_flow_share_an_incident_with_running_totals(account: SandboxAccount) -> None:
     first = account.record(record(tcp()), 1000 * SECOND)
     assert first is not None
     reported = [first]
@@ -71,7 +71,7 @@ def test_each_attempt_of_a_flow_says_what_it_goes_on_with(account: SandboxAccoun
     assert incidents[-1].latest == tuple(each.record.origin.identity for each in reported)
 
 
-def test_a_streak_names_its_last_attempts_and_no_more(account: SandboxAccount) -> None:
+def test_incident_lists_its_last_ten_attempts(account: SandboxAccount) -> None:
     reported = [
         each for second in range(1, 600) for each in attempts(_step(account, second, second))
     ]
@@ -80,7 +80,7 @@ def test_a_streak_names_its_last_attempts_and_no_more(account: SandboxAccount) -
     assert last.latest == tuple(each.record.origin.identity for each in reported[-10:])
 
 
-def test_a_streak_ends_once_when_nothing_came_for_a_while(account: SandboxAccount) -> None:
+def test_incident_ends_once_after_a_pause(account: SandboxAccount) -> None:
     found = [each for second in range(1, 40) for each in _step(account, min(second, 5), second)]
     (end,) = ended(found)
     last = attempts(found)[-1]
@@ -90,7 +90,7 @@ def test_a_streak_ends_once_when_nothing_came_for_a_while(account: SandboxAccoun
     assert ended(_due(account, 60, closing=True)) == []
 
 
-def test_what_comes_after_the_end_is_another_streak(account: SandboxAccount) -> None:
+def test_packets_after_the_end_begin_another_incident(account: SandboxAccount) -> None:
     _step(account, 1, 1)
     (end,) = ended(_step(account, 1, 12))
     (reported,) = attempts(_step(account, 3, 20))
@@ -99,7 +99,7 @@ def test_what_comes_after_the_end_is_another_streak(account: SandboxAccount) -> 
     assert (reported.streak.windows, reported.streak.packets) == (1, 2)
 
 
-def test_all_that_is_open_ends_when_nobody_reads_any_more(account: SandboxAccount) -> None:
+def test_closing_ends_all_open_incidents(account: SandboxAccount) -> None:
     counts = {key(tcp(port)): port for port in range(1, 6)}
     observe(account, reading(counts, NOW + SECOND))
     found = _due(account, 1, closing=True)
@@ -112,7 +112,7 @@ def test_all_that_is_open_ends_when_nobody_reads_any_more(account: SandboxAccoun
     assert again.windows == 1
 
 
-def test_a_flow_that_nothing_was_told_of_ends_unheard(account: SandboxAccount) -> None:
+def test_flow_without_a_report_has_no_end(account: SandboxAccount) -> None:
     without_slot = keys(record(tcp()))[-2]
     observe(account, reading({without_slot: 1}, NOW + SECOND))
     assert [each.streak for each in attempts(_due(account, 1))] == [None]
@@ -122,7 +122,7 @@ def test_a_flow_that_nothing_was_told_of_ends_unheard(account: SandboxAccount) -
         assert _due(account, second) == []
 
 
-def test_what_is_told_by_a_record_where_its_flow_has_no_place_has_an_end(
+def test_flow_without_slot_that_a_record_reported_has_an_end(
     account: SandboxAccount,
 ) -> None:
     without_slot = keys(record(tcp()))[-2]
@@ -135,7 +135,7 @@ def test_what_is_told_by_a_record_where_its_flow_has_no_place_has_an_end(
     assert (end.streak, end.record.destination_port) == (incident, 443)
 
 
-def test_what_is_told_together_is_no_streak(account: SandboxAccount) -> None:
+def test_aggregated_flows_have_no_incident(account: SandboxAccount) -> None:
     flood = {key(tcp(port)): 1 for port in range(1, 1501)}
     observe(account, reading(flood, NOW + SECOND, overflow=3))
     found = _due(account, 1, closing=True)
@@ -146,7 +146,7 @@ def test_what_is_told_together_is_no_streak(account: SandboxAccount) -> None:
     assert len(ended(found)) == len(_incidents(found)) == 1000
 
 
-def test_counters_that_are_made_anew_end_what_the_old_ones_told(account: SandboxAccount) -> None:
+def test_new_counters_end_the_incidents_of_the_old_ones(account: SandboxAccount) -> None:
     (old,) = _incidents(_step(account, 1, 1))
     observe(account, reading({key(tcp()): 4}, NOW + 2 * SECOND))
     observe(account, reading({key(tcp()): 2}, NOW + 3 * SECOND, epoch="boot:2"))
@@ -161,7 +161,7 @@ def test_counters_that_are_made_anew_end_what_the_old_ones_told(account: Sandbox
     assert [each.streak for each in ended(_due(account, 2, closing=True))] == [new]
 
 
-def test_a_clock_that_is_set_back_leaves_no_streak_that_ends_before_it_begins(
+def test_incident_does_not_end_before_its_start_if_the_clock_is_set_back(
     account: SandboxAccount,
 ) -> None:
     observe(account, reading({}, NOW + 7199 * SECOND))
@@ -172,14 +172,14 @@ def test_a_clock_that_is_set_back_leaves_no_streak_that_ends_before_it_begins(
     assert end.streak.start_ns <= end.end_ns
 
 
-def test_numbers_that_somebody_wrote_into_a_counter_can_be_told(account: SandboxAccount) -> None:
+def test_incident_total_of_forged_counters_is_limited(account: SandboxAccount) -> None:
     most = (1 << 64) - 1
     for second, packets in ((1, most), (2, 0), (4, most)):
         found = _incidents(_step(account, packets, second))
     assert [each.packets for each in found] == [1 << 62]
 
 
-def test_what_has_been_a_finding_remains_one_whatever_its_records_look_like() -> None:
+def test_finding_remains_a_finding_with_any_later_record() -> None:
     asked: list[tuple[Record, int]] = []
 
     def is_finding(record: Record, packets: int) -> bool:
@@ -210,7 +210,7 @@ def _merged_attribution(*attributions: Attribution | None) -> Attribution | None
     return end.streak.attribution
 
 
-def test_a_streak_is_one_process_where_that_made_all_of_it_and_no_ones_else() -> None:
+def test_incident_has_one_process_only_if_that_made_all_attempts() -> None:
     assert _merged_attribution(_by(1)) == _merged_attribution(_by(1), _by(1)) == _by(1)
     several = _merged_attribution(_by(1), _by(2), _by(2))
     assert several is not None
@@ -219,7 +219,7 @@ def test_a_streak_is_one_process_where_that_made_all_of_it_and_no_ones_else() ->
     assert _merged_attribution(None) is None
 
 
-def test_who_made_an_attempt_is_asked_for_once_and_stands_in_it_and_in_its_streak() -> None:
+def test_attribution_of_an_attempt_is_requested_once_and_is_in_its_incident() -> None:
     asked: list[Attempt] = []
 
     def add_attribution(attempt: Attempt) -> Attempt:

@@ -44,20 +44,20 @@ def named(attribution: Attribution | None) -> dict[int, int | None]:
     return {each.process.pid: each.calls for each in attribution.seen}
 
 
-def test_of_one_process_it_is_told_as_of_its_latest_attempt() -> None:
+def test_one_process_is_described_as_in_its_latest_attempt() -> None:
     latest = by(replace(CURL, cmd_line="curl -v"), reason="it was seen again")
     assert merge(by(CURL), latest) is latest
 
 
 @pytest.mark.parametrize("number", [-9, 0, 9])
-def test_one_process_is_one_though_somebody_sets_the_clock_a_bit(number: int) -> None:
+def test_process_is_recognized_after_a_small_clock_change(number: int) -> None:
     assert CURL.created_ns is not None
     reported = replace(CURL, created_ns=CURL.created_ns + number * _SECOND)
     assert merge(by(CURL), by(reported)) == by(reported)
     assert merge(by(replace(CURL, created_ns=None)), by(CURL)) == by(CURL)
 
 
-def test_two_processes_are_both_named_and_neither_is_the_one() -> None:
+def test_two_processes_are_both_named_as_possible_senders() -> None:
     found = merge(by(CURL), by(WGET, user_name="agent", group_name="agents"))
     assert named(found) == {4242: 1, 4243: 1}
     assert found is not None
@@ -65,7 +65,7 @@ def test_two_processes_are_both_named_and_neither_is_the_one() -> None:
     assert (found.user_name, found.group_name) == ("agent", "agents")
 
 
-def test_who_has_the_number_of_another_one_now_is_another_one() -> None:
+def test_process_with_a_reused_pid_is_another_process() -> None:
     assert CURL.created_ns is not None
     later = replace(CURL, created_ns=CURL.created_ns + 11 * _SECOND)
     found = merge(by(CURL), by(later))
@@ -73,12 +73,12 @@ def test_who_has_the_number_of_another_one_now_is_another_one() -> None:
     assert [each.process for each in found.seen] == [CURL, later]
 
 
-def test_who_runs_another_program_now_is_not_said_to_have_run_it_before() -> None:
+def test_process_that_changed_its_program_is_not_a_single_process() -> None:
     found = merge(by(CURL), by(replace(CURL, path="/usr/bin/wget")))
     assert named(found) == {4242: 2}
 
 
-def test_how_often_each_was_seen_adds_up() -> None:
+def test_calls_of_each_process_add_up() -> None:
     several = by_several(Seen(process=CURL, calls=3), Seen(process=WGET, calls=4))
     found = all_of(by(CURL), several, by(WGET), several)
     assert named(found) == {4242: 7, 4243: 9}
@@ -89,7 +89,7 @@ def test_how_often_each_was_seen_adds_up() -> None:
         assert named(merge(first, last)) == {4242: 4, 4243: 4}
 
 
-def test_unnamed_processes_beside_one_process_are_kept() -> None:
+def test_unnamed_processes_beside_one_process_stay_counted() -> None:
     for first, last in ((by(CURL, unnamed=2), by(CURL)), (by(CURL), by(CURL, unnamed=2))):
         found = merge(first, last)
         assert named(found) == {4242: 2}
@@ -104,7 +104,7 @@ def test_processes_are_named_by_age_whatever_the_order_of_their_attempts() -> No
 
 
 @pytest.mark.parametrize("unattributed", [UNATTRIBUTED, None])
-def test_what_nobody_was_seen_to_do_may_be_anybodys(unattributed: Attribution | None) -> None:
+def test_unattributed_attempt_makes_the_others_uncertain(unattributed: Attribution | None) -> None:
     curl = by(CURL, user_name="agent", group_name="agents")
     for found in (merge(unattributed, curl), merge(curl, unattributed)):
         assert named(found) == {4242: None}
@@ -118,14 +118,14 @@ def test_what_nobody_was_seen_to_do_may_be_anybodys(unattributed: Attribution | 
         assert named(found) == {4242: None, 4243: None}
 
 
-def test_where_nobody_is_known_the_latest_says_why() -> None:
+def test_unattributed_attempts_have_the_latest_reason() -> None:
     latest = replace(UNATTRIBUTED, reason="another")
     assert merge(UNATTRIBUTED, latest) is latest
     assert merge(None, UNATTRIBUTED) is merge(UNATTRIBUTED, None) is UNATTRIBUTED
     assert merge(None, None) is None
 
 
-def test_it_is_no_surer_and_of_no_better_rung_than_any_of_them() -> None:
+def test_merged_attribution_has_the_lowest_confidence_and_method() -> None:
     socket = by(CURL, rung="socket", sureness="medium")
     assert merge(by(CURL), socket) == merge(socket, by(CURL)) == socket
     for found in (merge(by(WGET), socket), merge(socket, by(WGET))):
@@ -137,15 +137,13 @@ def one_after_the_other(number: int) -> list[Attribution]:
     return [by(replace(CURL, pid=pid, created_ns=pid * _SECOND)) for pid in range(1, number + 1)]
 
 
-def test_of_many_that_were_started_one_after_the_other_each_counts_and_the_youngest_are_named() -> (
-    None
-):
+def test_each_of_many_processes_counts_and_the_latest_are_named() -> None:
     found = all_of(*one_after_the_other(400))
     assert list(named(found)) == list(range(385, 401))
     assert found.unnamed == 384
 
 
-def test_who_comes_again_and_was_not_named_is_not_counted_again() -> None:
+def test_unnamed_process_that_returns_is_not_counted_again() -> None:
     every = one_after_the_other(20)
     found = all_of(*every)
     again = all_of(found, *every * 5)
@@ -153,7 +151,7 @@ def test_who_comes_again_and_was_not_named_is_not_counted_again() -> None:
     assert named(again).keys() == named(found).keys()
 
 
-def test_where_nobody_knows_who_is_younger_there_were_as_many_as_at_once_at_least() -> None:
+def test_processes_without_start_times_count_as_many_as_were_seen_together() -> None:
     every = [
         by(replace(each.process, created_ns=None))
         for each in one_after_the_other(100)
@@ -190,7 +188,7 @@ def test_processes_with_one_pid_are_two_if_they_began_ten_seconds_apart() -> Non
             assert len(found.seen) == number
 
 
-def test_sixteen_processes_are_named_and_none_is_counted_twice() -> None:
+def test_merged_attribution_names_sixteen_processes_and_counts_none_twice() -> None:
     found = all_of(*one_after_the_other(16))
     assert (len(found.seen), found.unnamed) == (16, 0)
     found = all_of(*one_after_the_other(17))

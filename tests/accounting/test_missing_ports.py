@@ -37,7 +37,7 @@ def take(
     return account.record(record(packet, number, at_ns), 1000 * SECOND)
 
 
-def test_a_record_without_its_port_is_not_told_besides_what_was_counted_with_it(
+def test_record_without_port_is_not_reported_besides_its_counted_packet(
     account: SandboxAccount,
 ) -> None:
     """The kernel reads a port where there are four bytes, and logs one of a whole header."""
@@ -52,7 +52,7 @@ def test_a_record_without_its_port_is_not_told_besides_what_was_counted_with_it(
     assert (balance.reported, balance.imbalance) == (1, 0)
 
 
-def test_a_record_without_its_port_that_comes_first_is_told_once(account: SandboxAccount) -> None:
+def test_record_without_port_before_its_counter_is_reported_once(account: SandboxAccount) -> None:
     counted = Packet(uid=0, protocol=132, destination="192.0.2.1", port=28769)
     assert take(account, dataclasses.replace(counted, port=None)) is not None
     for second in (1, 2, 3):

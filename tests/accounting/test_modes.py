@@ -54,7 +54,7 @@ def due(account: SandboxAccount, *, closing: bool = False) -> list[Attempt]:
     return attempts(account.due(1000 * SECOND, closing=closing))
 
 
-def test_each_is_told_with_its_own_count_and_its_own_verdict(account: SandboxAccount) -> None:
+def test_each_mode_is_reported_with_its_own_count_and_verdict(account: SandboxAccount) -> None:
     observe(account, both(3, 5, NOW + SECOND))
     reported = {each.record.verdict: each for each in due(account, closing=True)}
     assert {verdict: each.packets for verdict, each in reported.items()} == {None: 3, "permit": 5}
@@ -66,7 +66,7 @@ def test_each_is_told_with_its_own_count_and_its_own_verdict(account: SandboxAcc
     assert reported["permit"].record.origin.raw.startswith("flows4_egress_permissive {")
 
 
-def test_a_record_leads_to_the_account_of_its_mode(account: SandboxAccount) -> None:
+def test_record_belongs_to_the_account_of_its_mode(account: SandboxAccount) -> None:
     observe(account, both(0, 0, NOW))
     attempt = account.record(permitted(), 1000 * SECOND)
     assert attempt is not None
@@ -79,7 +79,7 @@ def test_a_record_leads_to_the_account_of_its_mode(account: SandboxAccount) -> N
     assert numbers == [("enforcing", 0, 0, 0), ("permissive", 0, 1, 1)]
 
 
-def test_counters_that_begin_beside_the_others_are_not_made_anew(account: SandboxAccount) -> None:
+def test_counters_of_a_second_mode_do_not_renew_the_first(account: SandboxAccount) -> None:
     observe(account, both(4, None, NOW + SECOND))
     after = both(4, 2, NOW + 2 * SECOND)
     assert account.renewed_rules(after) == ()
@@ -91,7 +91,7 @@ def test_counters_that_begin_beside_the_others_are_not_made_anew(account: Sandbo
     assert let_pass_now.start_ns >= NOW + SECOND
 
 
-def test_whoever_has_no_such_counters_yet_is_known_to_lack_them(account: SandboxAccount) -> None:
+def test_account_without_counters_of_a_mode_lacks_its_records(account: SandboxAccount) -> None:
     assert account.lacks(permitted())
     assert not account.lacks(refused(tcp()))
     assert not account.lacks(replace(permitted(), rule="nobody's"))
@@ -100,7 +100,7 @@ def test_whoever_has_no_such_counters_yet_is_known_to_lack_them(account: Sandbox
     assert not account.lacks(permitted())
 
 
-def test_what_came_unread_is_told_by_mode(account: SandboxAccount) -> None:
+def test_unread_packets_are_counted_by_mode(account: SandboxAccount) -> None:
     observe(account, both(4, 2, NOW + SECOND))
     late = both(9, 12, NOW + 60 * SECOND)
     assert account.unread_since(late) == {"enforcing": 5, "permissive": 10}
@@ -124,7 +124,7 @@ def restarted(database: StateDatabase, account: SandboxAccount) -> SandboxAccoun
     return taken
 
 
-def test_a_restart_mixes_nothing(database: StateDatabase, account: SandboxAccount) -> None:
+def test_restart_keeps_the_modes_separate(database: StateDatabase, account: SandboxAccount) -> None:
     observe(account, both(4, 2, NOW + SECOND))
     assert len(due(account)) == 2
     observe(account, both(9, 12, NOW + 2 * SECOND))
@@ -141,7 +141,7 @@ def test_a_restart_mixes_nothing(database: StateDatabase, account: SandboxAccoun
     assert [balance.imbalance for balance in taken.balances()] == [0, 0]
 
 
-def test_a_fan_out_that_was_let_pass_is_told_so_before_and_after_a_restart(
+def test_allowed_fan_out_has_its_verdict_before_and_after_a_restart(
     database: StateDatabase, account: SandboxAccount
 ) -> None:
     counts = {key(tcp(port)): 1 for port in range(1, 40)}
@@ -161,7 +161,7 @@ def test_a_fan_out_that_was_let_pass_is_told_so_before_and_after_a_restart(
     assert ended[0].identity == begun[0].identity
 
 
-def test_what_changed_is_of_both(account: SandboxAccount) -> None:
+def test_changes_include_both_modes(account: SandboxAccount) -> None:
     observe(account, both(4, 2, NOW + SECOND))
     found: Changes = changes(account)
     assert {name for name, _, _ in found.rules} == {RULE, PERMISSIVE}

@@ -103,7 +103,7 @@ def _stored_number(path: Path) -> int:
     return int(number)
 
 
-def test_a_streak_goes_on_after_a_kill_and_ends_once(path: Path) -> None:
+def test_incident_continues_after_a_kill_and_ends_once(path: Path) -> None:
     run = Run(path)
     first = _incident(run.step({key(tcp()): 2}, 1))
     for second in (100, 200):  # by whatever clock
@@ -137,7 +137,7 @@ def test_record_of_an_attempt_is_not_that_of_the_next_attempt_after_a_restart(pa
     run.kill()
 
 
-def test_a_streak_that_nothing_more_comes_of_ends_after_the_usual_quiet(path: Path) -> None:
+def test_incident_without_more_packets_ends_after_the_usual_pause(path: Path) -> None:
     run = Run(path)
     counts = {key(tcp()): 1}
     (reported,) = run.step(counts, 1)
@@ -157,7 +157,7 @@ def test_a_streak_that_nothing_more_comes_of_ends_after_the_usual_quiet(path: Pa
     run.kill()
 
 
-def test_what_was_told_often_is_told_as_rarely_after_a_kill(path: Path) -> None:
+def test_report_interval_continues_after_a_kill(path: Path) -> None:
     run = Run(path)
     for second in range(1, 20):
         run.step({key(tcp()): second}, second)
@@ -168,7 +168,7 @@ def test_what_was_told_often_is_told_as_rarely_after_a_kill(path: Path) -> None:
     run.kill()
 
 
-def test_what_is_open_when_nobody_reads_any_more_is_not_open_for_the_next_run(path: Path) -> None:
+def test_closed_incidents_are_not_open_for_the_next_run(path: Path) -> None:
     run = Run(path)
     flows = {key(tcp(port)): 1 for port in range(1, FLOWS + 1)}
     assert len(run.step(flows, 1)) == FLOWS + 1
@@ -178,7 +178,7 @@ def test_what_is_open_when_nobody_reads_any_more_is_not_open_for_the_next_run(pa
     run.kill()
 
 
-def test_who_is_killed_while_it_tells_what_has_ended_leaves_the_rest_to_the_next_run(
+def test_ends_not_reported_before_a_kill_are_reported_by_the_next_run(
     path: Path,
 ) -> None:
     run = Run(path)
@@ -194,7 +194,7 @@ def test_who_is_killed_while_it_tells_what_has_ended_leaves_the_rest_to_the_next
     run.kill()
 
 
-def test_what_old_counters_left_open_ends_though_the_run_was_killed_before_it_told_so(
+def test_incidents_of_old_counters_end_after_a_kill_before_their_report(
     path: Path,
 ) -> None:
     run = Run(path)
@@ -212,7 +212,7 @@ def test_what_old_counters_left_open_ends_though_the_run_was_killed_before_it_to
     run.kill()
 
 
-def test_what_counters_left_open_that_were_made_anew_meanwhile_ends(path: Path) -> None:
+def test_incident_ends_if_the_counters_were_replaced_between_two_runs(path: Path) -> None:
     run = Run(path)
     old = _incident(run.step({key(tcp()): 1}, 1))
     run.kill()
@@ -224,7 +224,7 @@ def test_what_counters_left_open_that_were_made_anew_meanwhile_ends(path: Path) 
     run.kill()
 
 
-def test_a_fan_out_goes_on_after_a_kill_and_its_numbers_never_decrease(path: Path) -> None:
+def test_fan_out_continues_after_a_kill_with_totals_that_never_decrease(path: Path) -> None:
     flows = {key(tcp(port, f"192.0.2.{port}")): 2 for port in range(1, FLOWS + 1)}
     more = flows | {key(tcp(port, "192.0.2.1")): 1 for port in range(1000, 1005)}
     run = Run(path)
@@ -271,7 +271,7 @@ def test_only_what_changed_is_written(path: Path) -> None:
     run.kill()
 
 
-def test_a_file_of_an_earlier_version_goes_on_working(path: Path) -> None:
+def test_database_of_an_earlier_version_still_works(path: Path) -> None:
     run = Run(path)
     run.step({key(tcp()): 2}, 1)
     run.database.commit(changes(run.account), [b"told"])
@@ -293,7 +293,7 @@ def test_a_file_of_an_earlier_version_goes_on_working(path: Path) -> None:
     run.kill()
 
 
-def test_of_a_damaged_file_nothing_is_taken_for_open(path: Path) -> None:
+def test_damaged_database_has_no_open_incidents(path: Path) -> None:
     run = Run(path)
     run.step({key(tcp(1)): 1, key(tcp(2)): 1}, 1)
     run.kill()
@@ -333,7 +333,7 @@ def _end(record: Record, by: Attribution | None, latest: tuple[str, ...] = ()) -
     by=st.none() | ATTRIBUTIONS,
     latest=st.lists(HOSTILE_TEXT, max_size=10).map(tuple),
 )
-def test_whatever_is_told_can_be_kept(
+def test_codec_accepts_every_reported_incident(
     record: Record, by: Attribution | None, latest: tuple[str, ...]
 ) -> None:
     end = _end(record, by, latest)
@@ -349,7 +349,7 @@ def _stored_incident() -> Any:
     return json.loads(incident_codec.encode(OpenIncident(COUNTER_ID, key(tcp()), end)))
 
 
-def test_what_an_earlier_version_knew_of_a_process_is_nothing_that_anybody_found_out() -> None:
+def test_codec_ignores_the_process_field_of_an_earlier_version() -> None:
     state = _stored_incident()
     del state["streak"]["streak"]["attribution"]
     state["streak"]["process"] = {"pid": 4242, "name": "curl", "ancestors": []}
@@ -377,7 +377,7 @@ def test_what_an_earlier_version_knew_of_a_process_is_nothing_that_anybody_found
         {"group_name": ["x"]},
     ],
 )
-def test_an_attribution_that_nobody_can_have_written_is_damage(wrong: dict[str, Any]) -> None:
+def test_codec_rejects_an_invalid_attribution(wrong: dict[str, Any]) -> None:
     state = _stored_incident()
     state["streak"]["streak"]["attribution"] |= wrong
     with pytest.raises((TypeError, ValueError, AttributeError)):
@@ -399,7 +399,5 @@ def test_an_attribution_that_nobody_can_have_written_is_damage(wrong: dict[str, 
         (FanOut, incident_codec._FAN_OUT),
     ],
 )
-def test_all_that_there_is_to_a_thing_is_kept(
-    kind: type[Any], readers: Mapping[str, object]
-) -> None:
+def test_codec_stores_every_field(kind: type[Any], readers: Mapping[str, object]) -> None:
     assert [each.name for each in dataclasses.fields(kind)] == list(readers)

@@ -29,11 +29,11 @@ def _reported_at(steps: int) -> list[int]:
     return reported
 
 
-def test_intervals_grow_to_a_minute() -> None:
+def test_schedule_intervals_grow_to_a_minute() -> None:
     assert _reported_at(9) == [1, 3, 7, 15, 31, 63, 123, 183, 243]
 
 
-def test_what_has_ended_is_told_without_waiting_for_the_interval() -> None:
+def test_ended_flow_is_due_before_its_interval_ends() -> None:
     schedule = Schedule(0)
     for _ in range(6):
         schedule.mark_reported(100 * SECOND)
@@ -41,20 +41,20 @@ def test_what_has_ended_is_told_without_waiting_for_the_interval() -> None:
     assert schedule.is_due(100 * SECOND + OVER_NS, 100 * SECOND)
 
 
-def test_nothing_is_over_that_was_told_just_now() -> None:
+def test_recently_reported_flow_is_not_over() -> None:
     schedule = Schedule(100 * SECOND)
     assert not schedule.is_over(100 * SECOND + OVER_NS - 1, 0)
     assert schedule.is_over(100 * SECOND + OVER_NS, 0)
 
 
-def test_what_goes_on_is_not_over_though_nobody_has_told_of_it() -> None:
+def test_growing_flow_without_a_report_is_not_over() -> None:
     report = FlowReport(begun_ns=0)
     report.set_growing()
     assert not report.is_over(OVER_NS)
     assert report.is_over(2 * OVER_NS)
 
 
-def test_a_user_is_granted_a_thousand_flows_and_ten_a_second_after() -> None:
+def test_quota_grants_a_thousand_flows_and_then_ten_a_second() -> None:
     for start in (0, 3 * SECOND, NOW):  # however short the machine has been up
         quota = Quota()
         assert sum(quota.grants(1, start) for _ in range(2000)) == 1000
@@ -62,21 +62,21 @@ def test_a_user_is_granted_a_thousand_flows_and_ten_a_second_after() -> None:
         assert sum(quota.grants(1, now) for now in later) == 100
 
 
-def test_a_user_who_spends_all_takes_nothing_from_another() -> None:
+def test_quota_of_a_user_is_independent_of_others() -> None:
     quota = Quota()
     assert sum(quota.grants(1, NOW) for _ in range(2000)) == 1000
     assert quota.grants(2, NOW)
     assert quota.grants(None, NOW)
 
 
-def test_users_beyond_the_bound_wait_until_others_have_rested() -> None:
+def test_quota_of_users_beyond_the_limit_waits_for_idle_users() -> None:
     quota = Quota()
     assert all(quota.grants(uid, NOW) for uid in range(256))
     assert not quota.grants(9999, NOW)
     assert quota.grants(9999, NOW + SECOND)
 
 
-def test_a_counter_owes_what_is_new() -> None:
+def test_counter_adds_new_packets_to_the_unreported_ones() -> None:
     counter = FlowCounter(since_ns=NOW)
     assert counter.update(Element(b"", 3, 180, 0), NOW, NOW) == 3
     counter.mark_reported(3, 180)
@@ -85,21 +85,21 @@ def test_a_counter_owes_what_is_new() -> None:
     assert counter.last_ns == NOW + SECOND - 200_000_000
 
 
-def test_counter_whose_bytes_alone_grow_owes_them() -> None:
+def test_counter_adds_bytes_that_grow_without_packets() -> None:
     counter = FlowCounter(since_ns=NOW)
     counter.update(Element(b"", 3, 180, 0), NOW, NOW)
     assert counter.update(Element(b"", 3, 240, 0), NOW, NOW) == 0
     assert (counter.unreported_packets, counter.unreported_bytes) == (3, 240)
 
 
-def test_a_smaller_counter_has_begun_anew() -> None:
+def test_smaller_counter_has_restarted() -> None:
     counter = FlowCounter(since_ns=NOW)
     counter.update(Element(b"", 3, 180, 0), NOW, NOW)
     assert counter.update(Element(b"", 2, 100, 0), NOW, NOW) == 2
     assert (counter.unreported_packets, counter.unreported_bytes) == (5, 280)
 
 
-def test_a_job_of_every_ten_minutes_is_counted_each_time() -> None:
+def test_job_that_runs_every_ten_minutes_is_counted_each_time() -> None:
     """Its element is forgotten and made anew between two readings, and says 1 again."""
     counter = FlowCounter(since_ns=NOW)
     assert counter.update(Element(b"", 1, 60, 0), NOW, NOW) == 1
@@ -110,13 +110,13 @@ def test_a_job_of_every_ten_minutes_is_counted_each_time() -> None:
     assert counter.unreported_packets == 2
 
 
-def test_a_clock_that_is_set_forward_counts_nothing_twice() -> None:
+def test_setting_the_clock_forward_counts_nothing_twice() -> None:
     counter = FlowCounter(since_ns=NOW)
     counter.update(Element(b"", 1, 60, 0), NOW, NOW)
     assert counter.update(Element(b"", 1, 60, 500), NOW + 3600 * SECOND, NOW) == 0
 
 
-def test_numbers_that_somebody_wrote_into_a_counter_can_be_kept() -> None:
+def test_forged_counter_values_can_be_stored() -> None:
     counter, most = FlowCounter(since_ns=NOW), (1 << 64) - 1
     for packets in (most, 0, most, 0, most, 0, most):
         counter.update(Element(b"", packets, packets, most), NOW, NOW)
@@ -138,7 +138,7 @@ def _fan_outs(flows: int, uid: int = 1000) -> FanOuts:
     return fan_outs
 
 
-def test_a_fan_out_of_numbers_that_somebody_wrote_can_be_told() -> None:
+def test_fan_out_total_of_forged_counters_is_limited() -> None:
     fan_outs = _fan_outs(FLOWS)
     for _ in range(FLOWS):
         fan_outs.count(1000, 1 << 62)
@@ -150,13 +150,13 @@ def test_few_flows_are_no_fan_out() -> None:
     assert list(_fan_outs(FLOWS - 1).due(0, closing=True)) == []
 
 
-def test_a_fan_out_is_told_once_it_has_enough_flows_with_its_numbers() -> None:
+def test_fan_out_is_reported_with_its_totals_when_it_has_enough_flows() -> None:
     (found,) = _fan_outs(FLOWS).due(0)
     assert (found.stage, found.uid, found.flows, found.packets) == ("begun", 1000, FLOWS, 2 * FLOWS)
     assert (found.destinations, found.ports, len(found.sample)) == (4, FLOWS, 10)
 
 
-def test_flows_that_come_slowly_are_no_fan_out() -> None:
+def test_slow_flows_are_no_fan_out() -> None:
     fan_outs = FanOuts(COUNTER_ID, OpenIncidents())
     for half in range(400):
         if half % 7 == 0:  # 18 a minute
@@ -164,7 +164,7 @@ def test_flows_that_come_slowly_are_no_fan_out() -> None:
         assert list(fan_outs.due(half * SECOND // 2)) == []
 
 
-def test_a_fan_out_goes_on_at_growing_intervals_and_ends() -> None:
+def test_fan_out_is_reported_at_growing_intervals_and_ends() -> None:
     fan_outs = _fan_outs(FLOWS)
     stages = [found.stage for found in fan_outs.due(0)]
     for tenths in range(1, 100):
@@ -177,13 +177,13 @@ def test_a_fan_out_goes_on_at_growing_intervals_and_ends() -> None:
     assert list(fan_outs.due(last + 3 * WITHIN_NS, closing=True)) == []
 
 
-def test_a_fan_out_is_ended_at_the_close() -> None:
+def test_closing_ends_a_fan_out() -> None:
     found = list(_fan_outs(FLOWS).due(0, closing=True))
     assert [each.stage for each in found] == ["begun", "ended"]
     assert len({each.identity for each in found}) == 1
 
 
-def test_thousands_of_users_hide_no_fan_out_that_has_begun_nor_fill_the_memory() -> None:
+def test_thousands_of_users_neither_hide_a_fan_out_nor_fill_memory() -> None:
     fan_outs = _fan_outs(FLOWS, uid=5)
     for uid in range(10_000, 15_000):
         fan_outs.add_flow(key(tcp(1, uid=uid)), NOW)
@@ -191,7 +191,7 @@ def test_thousands_of_users_hide_no_fan_out_that_has_begun_nor_fill_the_memory()
     assert [found.uid for found in fan_outs.due(0)] == [5]
 
 
-def test_counters_are_looked_at_twice_however_many_records_lead_elsewhere() -> None:
+def test_unlogged_counters_are_checked_twice_for_any_number_of_records() -> None:
     class Looked(FlowCounter):
         looks = 0
 

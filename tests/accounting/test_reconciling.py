@@ -75,7 +75,7 @@ def test_pending_packets_include_those_that_came_during_the_reading(
     assert _pending(account) == (2, 0)
 
 
-def test_pending_packets_without_a_place_are_counted_once(account: SandboxAccount) -> None:
+def test_pending_packets_without_a_slot_are_counted_once(account: SandboxAccount) -> None:
     observe(account, _during(reading({}, NOW + SECOND, overflow=7), 5))
     assert _pending(account) == (7, 0)
     assert len(attempts(_due(account, 1))) == 1
@@ -90,7 +90,7 @@ def test_pending_packets_of_aggregated_flows_are_counted_once(account: SandboxAc
     assert account.rules[RULE].by_user[1000].counter.unreported_packets == 500
 
 
-def test_pending_packets_exclude_those_reported_as_forgotten(account: SandboxAccount) -> None:
+def test_pending_packets_exclude_those_reported_as_evicted(account: SandboxAccount) -> None:
     first = [each for second in range(700, 709) for each in _step(account, {}, second, refused=5)]
     assert [(each.packets, each.bytes) for each in first] == [(5, 300)]
     observe(account, _during(reading({key(tcp()): 2}, NOW + 710 * SECOND, refused=7), 5))
@@ -232,14 +232,14 @@ def test_reading_of_two_rules_is_as_old_as_the_older(account: SandboxAccount) ->
     assert account.read_ns == NOW
 
 
-def test_balance_has_no_lost_record_when_records_are_ahead_of_the_reading(
+def test_balance_has_no_dropped_record_when_records_are_ahead_of_the_reading(
     account: SandboxAccount,
 ) -> None:
     account.record(record(tcp()), SECOND)
     assert [each.lost for each in account.balances()] == [0]
 
 
-def test_record_is_found_elsewhere_after_two_readings_and_not_after_one(
+def test_record_is_matched_to_another_counter_after_two_readings(
     account: SandboxAccount,
 ) -> None:
     """One reading may omit an element."""

@@ -80,7 +80,7 @@ def _stored_account(path: Path) -> SandboxAccount:
     return account
 
 
-def test_an_account_is_taken_up_as_it_was_left(path: Path) -> None:
+def test_account_is_restored_unchanged(path: Path) -> None:
     left, taken = _stored_account(path), _account()
     database = state_db.StateDatabase(path).open()
     database.load(taken)
@@ -95,7 +95,7 @@ def test_an_account_is_taken_up_as_it_was_left(path: Path) -> None:
     assert both[0] == both[1] > 0
 
 
-def test_records_that_were_read_before_a_restart_are_not_lost_by_it(path: Path) -> None:
+def test_received_records_stay_counted_after_a_restart(path: Path) -> None:
     left, taken = _account(), _account()
     one = reading({key(tcp()): 2})
     two_logged = {RULE: dataclasses.replace(one.rules[RULE], logged=2)}
@@ -111,7 +111,7 @@ def test_records_that_were_read_before_a_restart_are_not_lost_by_it(path: Path) 
 
 
 @given(steps=st.lists(st.dictionaries(st.integers(1, 6), st.integers(1, 9), max_size=6)))
-def test_only_what_changed_is_written_and_that_is_enough(
+def test_changes_alone_restore_the_account(
     tmp_path_factory: pytest.TempPathFactory, steps: list[dict[int, int]]
 ) -> None:
     database = state_db.StateDatabase(tmp_path_factory.mktemp("book") / state_db.FILE).open()
@@ -130,7 +130,7 @@ def test_only_what_changed_is_written_and_that_is_enough(
     database.close()
 
 
-def test_what_was_kept_and_not_delivered_is_told_again_word_for_word(path: Path) -> None:
+def test_undelivered_events_are_returned_unchanged(path: Path) -> None:
     _stored_account(path)
     database = state_db.StateDatabase(path).open()
     assert database.undelivered() == (b"one", b"two")
@@ -139,7 +139,7 @@ def test_what_was_kept_and_not_delivered_is_told_again_word_for_word(path: Path)
     database.close()
 
 
-def test_what_was_told_is_not_told_again_after_a_restart(path: Path) -> None:
+def test_reported_packets_are_not_reported_again_after_a_restart(path: Path) -> None:
     database, account = state_db.StateDatabase(path).open(), _account()
     observe(account, reading({}))
     assert account.record(record(tcp()), 0) is not None
@@ -153,7 +153,7 @@ def test_what_was_told_is_not_told_again_after_a_restart(path: Path) -> None:
     assert _due(taken, 3) == []
 
 
-def test_new_counters_replace_what_was_kept_of_the_old(path: Path) -> None:
+def test_new_counters_replace_the_stored_old_ones(path: Path) -> None:
     account, taken = _stored_account(path), _account()
     observe(account, reading({key(tcp()): 1}, NOW + 5 * SECOND, epoch="boot:2"))
     database = state_db.StateDatabase(path).open()
@@ -222,7 +222,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_file_is_set_aside_and_the_account_begins_anew(path: Path, damage: str) -> None:
+def test_damaged_database_is_quarantined_and_the_account_starts_empty(
+    path: Path, damage: str
+) -> None:
     _stored_account(path)
     DAMAGE[damage](path)  # type: ignore[operator]
     database, account = state_db.StateDatabase(path).open(), _account()
@@ -240,7 +242,7 @@ def test_a_damaged_file_is_set_aside_and_the_account_begins_anew(path: Path, dam
     assert _state(taken) == _state(account)
 
 
-def test_who_only_reads_leaves_a_damaged_file_alone(path: Path) -> None:
+def test_read_only_user_does_not_touch_a_damaged_database(path: Path) -> None:
     _stored_account(path)
     _spoil_pages(path)
     before = path.read_bytes()
@@ -251,7 +253,7 @@ def test_who_only_reads_leaves_a_damaged_file_alone(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_who_reads_sees_one_state_while_another_writes(path: Path) -> None:
+def test_reader_sees_one_state_while_another_process_writes(path: Path) -> None:
     _stored_account(path)
     writer, account = state_db.StateDatabase(path).open(), _account()
     writer.load(account)
@@ -312,7 +314,7 @@ while True:
 """
 
 
-def test_who_is_killed_while_writing_leaves_a_whole_account(path: Path) -> None:
+def test_killed_writer_leaves_a_complete_account(path: Path) -> None:
     for _ in range(5):
         path.unlink(missing_ok=True)
         command = [sys.executable, "-c", _WRITER, str(path)]

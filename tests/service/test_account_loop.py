@@ -58,7 +58,7 @@ def batch(*records: Record) -> Batch:
     return Batch(records=records, since_ns=NOW)
 
 
-async def test_a_record_is_told_at_once_and_its_flow_to_the_packet(tmp_path: Path) -> None:
+async def test_record_is_reported_at_once_and_its_flow_completely(tmp_path: Path) -> None:
     counters, sink = Given(), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.take(batch(record(tcp())))
@@ -69,7 +69,7 @@ async def test_a_record_is_told_at_once_and_its_flow_to_the_packet(tmp_path: Pat
     assert (balance.in_flight, balance.imbalance) == (0, 0)
 
 
-async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_restart(
+async def test_undelivered_events_are_delivered_unchanged_after_a_restart(
     tmp_path: Path,
 ) -> None:
     counters, sink, failing = Given(), MemoryStore(), MemoryStore(fails=True)
@@ -86,7 +86,7 @@ async def test_what_was_kept_and_not_delivered_comes_word_for_word_after_a_resta
     assert told[0]["count"] == 1
 
 
-async def test_what_was_not_delivered_is_kept_though_the_reading_goes_on(tmp_path: Path) -> None:
+async def test_undelivered_events_stay_stored_during_another_reading(tmp_path: Path) -> None:
     """A run that ends lets a reading that has begun go on to its end."""
     counters, sink, failing = Given(), MemoryStore(), MemoryStore(fails=True)
     async with keeping.running_account(counters, tmp_path, failing) as account:
@@ -115,7 +115,7 @@ async def test_account_that_cannot_be_opened_closes_its_counters(tmp_path: Path)
                 await asyncio.sleep(0.001)
 
 
-async def test_damaged_account_is_reported_as_lost_records(tmp_path: Path) -> None:
+async def test_damaged_account_is_reported_as_dropped_records(tmp_path: Path) -> None:
     (tmp_path / state_db.FILE).write_bytes(b"no database" * 1000)
     sink = MemoryStore()
     async with keeping.running_account(Given({key(tcp()): 1}), tmp_path, sink) as account:
@@ -125,7 +125,7 @@ async def test_damaged_account_is_reported_as_lost_records(tmp_path: Path) -> No
     assert sum(event["count"] for event in sink.of_class(4001)) == 1
 
 
-async def test_a_pause_is_told_with_what_was_refused_meanwhile(tmp_path: Path) -> None:
+async def test_pause_is_reported_with_its_refused_packets(tmp_path: Path) -> None:
     counters, sink = Given({key(tcp()): 1}), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.close()
@@ -139,7 +139,7 @@ async def test_a_pause_is_told_with_what_was_refused_meanwhile(tmp_path: Path) -
     assert sum(event["count"] for event in sink.of_class(4001)) == 8
 
 
-async def test_a_pause_is_told_though_the_counter_was_set_back(tmp_path: Path) -> None:
+async def test_pause_is_reported_although_the_counter_was_reset(tmp_path: Path) -> None:
     counters, sink = Given({key(tcp()): 9}), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.close()
@@ -150,7 +150,7 @@ async def test_a_pause_is_told_though_the_counter_was_set_back(tmp_path: Path) -
         assert pause["count"] == 0
 
 
-async def test_records_are_told_while_the_counters_can_not_be_read(tmp_path: Path) -> None:
+async def test_records_are_reported_while_the_counters_can_not_be_read(tmp_path: Path) -> None:
     counters, sink = Given(), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.error = FenceError("gone")
@@ -169,7 +169,7 @@ async def test_records_are_told_while_the_counters_can_not_be_read(tmp_path: Pat
     kept.close()
 
 
-async def test_a_record_whose_packet_was_counted_elsewhere_just_before_the_end_is_told_once(
+async def test_record_whose_packet_another_counter_has_at_the_end_is_reported_once(
     tmp_path: Path,
 ) -> None:
     counters, sink = Given(), MemoryStore()
@@ -181,7 +181,7 @@ async def test_a_record_whose_packet_was_counted_elsewhere_just_before_the_end_i
     assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
 
 
-async def test_records_that_come_while_a_long_reading_is_taken_in_wait_for_it(
+async def test_records_wait_while_a_long_reading_is_processed(
     tmp_path: Path,
 ) -> None:
     counters, sink = Given(), MemoryStore()
@@ -197,7 +197,7 @@ async def test_records_that_come_while_a_long_reading_is_taken_in_wait_for_it(
     assert sum(event["count"] for event in sink.of_class(4001)) >= 8000
 
 
-async def test_a_telling_that_has_begun_is_not_left_half_done(tmp_path: Path) -> None:
+async def test_started_report_is_completed_after_a_cancellation(tmp_path: Path) -> None:
     """What is kept as told is to be told, though its task is cancelled."""
     counters, sink = Given(), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
@@ -211,7 +211,7 @@ async def test_a_telling_that_has_begun_is_not_left_half_done(tmp_path: Path) ->
     assert sum(event["count"] for event in sink.of_class(4001)) == 599
 
 
-async def test_the_clouds_metadata_service_is_told_by_itself_however_much_else_there_is(
+async def test_metadata_service_is_reported_separately_during_a_flood(
     tmp_path: Path,
 ) -> None:
     metadata = "169.254.169.254"
@@ -224,7 +224,7 @@ async def test_the_clouds_metadata_service_is_told_by_itself_however_much_else_t
     assert told.count(metadata) == 10
 
 
-async def test_a_record_that_comes_just_after_a_reading_stands_for_what_it_read(
+async def test_record_just_after_a_reading_describes_its_packets(
     tmp_path: Path,
 ) -> None:
     counters, sink = Given(), MemoryStore()
@@ -249,7 +249,7 @@ def _findings(sink: MemoryStore) -> list[tuple[int, str, int]]:
     ]
 
 
-async def test_a_finding_that_a_killed_run_left_open_goes_on_and_is_closed_once(
+async def test_open_finding_of_a_killed_run_continues_and_is_closed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata = tcp(80, "169.254.169.254")  # a finding from its first packet on
@@ -277,7 +277,7 @@ async def test_a_finding_that_a_killed_run_left_open_goes_on_and_is_closed_once(
     assert [uid for uid, _, _ in _findings(sink)].count(3) == 1
 
 
-async def test_a_fan_out_that_a_killed_run_left_open_is_ended(tmp_path: Path) -> None:
+async def test_open_fan_out_of_a_killed_run_is_ended(tmp_path: Path) -> None:
     counters, sink = Given({key(tcp(port)): 1 for port in range(1, 41)}), MemoryStore()
     async with contextlib.AsyncExitStack() as killed:
         account = await killed.enter_async_context(
@@ -292,7 +292,7 @@ async def test_a_fan_out_that_a_killed_run_left_open_is_ended(tmp_path: Path) ->
         assert [stage for stage, _, _ in _findings(sink)].count(3) == 1
 
 
-async def test_all_findings_are_closed_when_a_run_stops(tmp_path: Path) -> None:
+async def test_findings_are_closed_when_a_run_stops(tmp_path: Path) -> None:
     counters, sink = Given(), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 20 for port in range(1, 601)}
@@ -323,7 +323,7 @@ class Changing(Given):
         )
 
 
-async def test_the_first_record_after_the_mode_has_changed_is_told_at_once(tmp_path: Path) -> None:
+async def test_first_record_after_a_change_of_mode_is_reported_at_once(tmp_path: Path) -> None:
     counters, sink = Changing(), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.let_pass = {key(tcp()): 1}
@@ -339,7 +339,7 @@ async def test_the_first_record_after_the_mode_has_changed_is_told_at_once(tmp_p
     assert not sink.of_class(6002)
 
 
-async def test_a_forged_record_of_the_other_mode_is_not_told_and_makes_us_look_once(
+async def test_forged_records_of_the_other_mode_cause_one_reading_and_no_report(
     tmp_path: Path,
 ) -> None:
     counters, sink = Changing(), MemoryStore()
@@ -351,7 +351,7 @@ async def test_a_forged_record_of_the_other_mode_is_not_told_and_makes_us_look_o
         assert not sink.of_class(4001)
 
 
-async def test_a_pause_of_a_permissive_fence_is_told_without_a_refusal(tmp_path: Path) -> None:
+async def test_pause_of_a_permissive_fence_mentions_no_refusal(tmp_path: Path) -> None:
     counters, sink = Changing(let_pass={key(tcp()): 1}), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.close()
@@ -395,7 +395,7 @@ class Seeing(FallbackChain):
         return _by(1 + len(self.windows)) if record.destination_port != 81 else None
 
 
-async def test_each_window_is_by_who_was_seen_in_it_and_the_finding_by_all_of_them(
+async def test_attempt_names_the_processes_of_its_window_and_the_finding_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metadata = tcp(80, "169.254.169.254")  # a finding from its first packet on
@@ -422,7 +422,7 @@ async def test_each_window_is_by_who_was_seen_in_it_and_the_finding_by_all_of_th
         assert [each["pid"] for each in how["data"]["processes"]] == list(range(1, number + 1))
 
 
-async def test_what_is_told_together_is_by_nobody_in_particular(tmp_path: Path) -> None:
+async def test_aggregated_attempt_has_only_its_user(tmp_path: Path) -> None:
     counters, sink, fallback_chain = Given(), MemoryStore(), Seeing()
     async with keeping.running_account(counters, tmp_path, sink, fallback_chain) as account:
         counters.counts = {key(tcp(port)): 1 for port in range(1, 1501)}
@@ -434,7 +434,7 @@ async def test_what_is_told_together_is_by_nobody_in_particular(tmp_path: Path) 
         assert event["enrichments"][0]["data"]["rung"] == "user"
 
 
-async def test_who_sent_one_packet_of_many_is_not_said_to_have_sent_them_all(
+async def test_sender_of_one_packet_is_not_named_as_sender_of_all(
     tmp_path: Path,
 ) -> None:
     counters, sink, fallback_chain = Given(), MemoryStore(), Seeing()

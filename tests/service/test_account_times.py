@@ -80,7 +80,7 @@ async def test_pause_of_a_source_without_a_position_is_reported_if_packets_came(
     assert sink.of_class(6002)[0]["count"] == 2
 
 
-async def test_counters_that_take_long_are_read_less_often(
+async def test_slow_counters_are_read_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters = _Counters()
@@ -94,7 +94,7 @@ async def test_counters_that_take_long_are_read_less_often(
             assert round(account.idle_seconds, 6) == 7
 
 
-async def test_records_of_the_other_mode_have_counters_read_twice_a_second_at_most(
+async def test_records_of_the_other_mode_cause_at_most_two_readings_a_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters = _Counters()

@@ -91,7 +91,7 @@ def altered(reason: str) -> Inspection:
     return Inspection(fence=replace(STANDING, state=FenceState.ALTERED, reason=reason))
 
 
-async def test_each_event_begins_with_the_state_that_the_one_before_told(
+async def test_event_begins_with_the_state_in_the_event_before(
     sink: MemoryStore,
     make: Callable[..., FenceMonitor],
     looks: Callable[..., None],
@@ -127,7 +127,7 @@ async def test_each_event_begins_with_the_state_that_the_one_before_told(
     ]
 
 
-async def test_what_was_put_back_is_one_grave_event_that_names_the_change_and_who_made_it(
+async def test_restored_fence_is_one_event_of_high_severity_with_change_and_process(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
@@ -145,7 +145,7 @@ async def test_what_was_put_back_is_one_grave_event_that_names_the_change_and_wh
     assert event["end_time"] - event["start_time"] == event["duration"] == 2
 
 
-async def test_what_nft_had_to_put_right_afterwards_is_the_same_event(
+async def test_repair_by_nft_after_a_restore_is_the_same_event(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(Inspection(fence=STANDING, was_renewed=True, difference="+chain foreign"))
@@ -153,7 +153,7 @@ async def test_what_nft_had_to_put_right_afterwards_is_the_same_event(
     assert len(told(sink)) == 1
 
 
-async def test_each_of_several_alterations_is_an_event(
+async def test_several_changes_are_separate_events(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
@@ -167,7 +167,7 @@ async def test_each_of_several_alterations_is_an_event(
     ]
 
 
-async def test_each_of_several_repairs_begins_with_the_state_that_the_one_before_reported(
+async def test_event_of_each_repair_begins_with_the_state_in_the_event_before(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
@@ -179,7 +179,7 @@ async def test_each_of_several_repairs_begins_with_the_state_that_the_one_before
     ]
 
 
-async def test_what_only_nft_could_put_back_is_told_with_who_did_it(
+async def test_fence_restored_by_nft_is_reported_with_the_process(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(Inspection(fence=STANDING, was_renewed=True, difference="it was gone"))
@@ -191,7 +191,7 @@ async def test_what_only_nft_could_put_back_is_told_with_who_did_it(
     assert sink.events[0]["severity"] == "High"
 
 
-async def test_our_own_loading_is_nobody_elses_alteration(
+async def test_own_ruleset_change_is_not_reported(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
@@ -199,7 +199,7 @@ async def test_our_own_loading_is_nobody_elses_alteration(
     assert told(sink) == []
 
 
-async def test_a_fence_that_is_not_put_back_is_altered_by_somebody(
+async def test_unrestored_fence_is_reported_as_altered_once(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(altered("it is not as it was installed: +accept"))
@@ -215,7 +215,7 @@ async def test_a_fence_that_is_not_put_back_is_altered_by_somebody(
     assert sink.events[0]["actor"]["process"]["name"] == "nft"
 
 
-async def test_what_was_altered_and_is_as_it_was_again_is_told_where_nothing_is_put_back(
+async def test_reverted_change_is_reported_without_self_heal(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
@@ -226,7 +226,7 @@ async def test_what_was_altered_and_is_as_it_was_again_is_told_where_nothing_is_
     ]  # fmt: skip
 
 
-async def test_watched_fence_names_the_last_of_several_changes(
+async def test_event_names_the_last_of_several_changes(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
@@ -244,7 +244,7 @@ async def test_watched_fence_names_the_last_of_several_changes(
         (None, "nobody knows by whom"),
     ],
 )
-async def test_who_is_not_known_is_not_guessed(
+async def test_unknown_process_is_not_named(
     sink: MemoryStore,
     make: Callable[..., FenceMonitor],
     looks: Callable[..., None],
@@ -258,7 +258,7 @@ async def test_who_is_not_known_is_not_guessed(
     assert "actor" not in event
 
 
-async def test_a_fight_is_given_up_loudly_told_once_and_over_when_the_fence_stands(
+async def test_giving_up_is_one_critical_event_until_the_fence_is_active(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(altered("+accept"), altered("+accept"), altered("+drop"), altered("+drop"), WELL)
@@ -280,7 +280,7 @@ async def test_a_fight_is_given_up_loudly_told_once_and_over_when_the_fence_stan
     assert told(sink)[1:] == [("Altered", "Standing", "it stands as installed again")]
 
 
-async def test_watched_fence_that_stands_after_the_last_repair_is_given_up_as_well(
+async def test_giving_up_is_reported_although_the_last_repair_succeeded(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
@@ -295,7 +295,7 @@ async def test_watched_fence_that_stands_after_the_last_repair_is_given_up_as_we
     assert len(sink.events) == 2
 
 
-async def test_watched_fence_goes_on_where_a_change_came_after_it_was_given_up(
+async def test_change_after_giving_up_continues_the_watch(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
@@ -306,7 +306,7 @@ async def test_watched_fence_goes_on_where_a_change_came_after_it_was_given_up(
     assert told(sink) == []
 
 
-async def test_watched_verdict_and_fault_follow_the_last_event(
+async def test_verdict_and_fault_follow_the_last_event(
     make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     degraded = replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log")
@@ -373,7 +373,7 @@ def test_prepare_leaves_the_next_check_to_try_again_without_an_answer_of_the_ker
     assert fence_monitor._prepare("sb1", state, None, no_answer) is None
 
 
-async def test_a_fence_that_was_removed_in_the_regular_way_is_told_to_be_once(
+async def test_regular_removal_is_reported_once(
     sink: MemoryStore,
     make: Callable[..., FenceMonitor],
     looks: Callable[..., None],
@@ -390,7 +390,7 @@ async def test_a_fence_that_was_removed_in_the_regular_way_is_told_to_be_once(
     assert not fence.has_given_up
 
 
-async def test_a_fence_that_was_installed_anew_is_taken_over(
+async def test_new_installation_is_adopted(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(Inspection(fence=replace(STANDING, installed=replace(INSTALLED, policy="newer"))))
@@ -401,7 +401,7 @@ async def test_a_fence_that_was_installed_anew_is_taken_over(
     assert sink.events[0]["severity"] == "Informational"
 
 
-async def test_links_that_come_are_no_tampering(
+async def test_new_interfaces_are_no_tampering(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
@@ -414,7 +414,7 @@ async def test_links_that_come_are_no_tampering(
     assert sink.events[0]["severity"] == "Informational"
 
 
-async def test_who_alters_a_fence_as_links_come_is_told_besides(
+async def test_change_during_new_interfaces_is_a_separate_event(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
@@ -430,7 +430,7 @@ async def test_who_alters_a_fence_as_links_come_is_told_besides(
     assert [event["severity"] for event in sink.events] == ["High", "Informational"]
 
 
-async def test_who_installs_as_links_come_is_not_blamed(
+async def test_installation_during_new_interfaces_is_no_tampering(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
@@ -442,7 +442,7 @@ async def test_who_installs_as_links_come_is_not_blamed(
     assert [detail for _, _, detail in told(sink)] == ["its links changed; fenced are: sb0, late0"]
 
 
-async def test_what_a_look_has_overtaken_took_no_time_that_is_known(
+async def test_restore_by_an_inspection_has_no_duration(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(WELL)
@@ -452,7 +452,7 @@ async def test_what_a_look_has_overtaken_took_no_time_that_is_known(
     ]
 
 
-async def test_a_fence_that_can_not_be_put_back_is_told_with_why_and_by_whom(
+async def test_failed_restore_is_reported_with_error_and_process(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(FenceError("the kernel refused"))
@@ -463,7 +463,7 @@ async def test_a_fence_that_can_not_be_put_back_is_told_with_why_and_by_whom(
     )
 
 
-async def test_a_look_that_finds_the_sentry_at_work_looks_again(
+async def test_inspection_during_a_restore_is_repeated(
     sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
 ) -> None:
     looks(altered("+accept"), WELL)
@@ -471,7 +471,7 @@ async def test_a_look_that_finds_the_sentry_at_work_looks_again(
     assert told(sink) == []
 
 
-async def test_a_change_is_delivered_before_it_is_logged(
+async def test_event_is_delivered_before_the_log_message(
     sink: MemoryStore,
     make: Callable[..., FenceMonitor],
     looks: Callable[..., None],
@@ -501,7 +501,7 @@ async def test_a_change_is_delivered_before_it_is_logged(
 @pytest.mark.parametrize(
     ("verdict", "error"), [("absent", None), ("as installed", AbsentError("no fence"))]
 )
-async def test_a_fence_that_is_gone_before_it_is_removed_is_told_to_be(
+async def test_fence_deleted_before_its_removal_is_reported(
     sink: MemoryStore,
     make: Callable[..., FenceMonitor],
     monkeypatch: pytest.MonkeyPatch,
@@ -515,7 +515,7 @@ async def test_a_fence_that_is_gone_before_it_is_removed_is_told_to_be(
     ]
 
 
-async def test_a_fence_that_stood_before_is_neither_told_nor_taken_away(
+async def test_fence_of_an_earlier_run_is_neither_reported_nor_removed(
     sink: MemoryStore, make: Callable[..., FenceMonitor]
 ) -> None:
     found = make(replace(STANDING, is_ours=False))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_fence_that_is_not_as_it_was_installed_is_altered(
+def test_fence_that_differs_from_its_record_is_altered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     state = StateDirectory(tmp_path)  # empty: what was compared with is not read again
@@ -33,7 +33,7 @@ def test_a_fence_that_is_not_as_it_was_installed_is_altered(
     )
 
 
-def test_look_at_a_fence_removed_while_it_is_renewed_finds_none(
+def test_inspection_of_a_fence_removed_during_its_restore_finds_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     state = StateDirectory(tmp_path)
@@ -61,7 +61,7 @@ def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
         fences.activate(sandbox, state)
 
 
-async def test_a_look_that_has_begun_ends_before_its_watch_does() -> None:
+async def test_started_inspection_ends_before_its_cancelled_watch() -> None:
     begun, may_end, told = threading.Event(), threading.Event(), threading.Event()
 
     def stand() -> None:
@@ -83,7 +83,7 @@ async def test_a_look_that_has_begun_ends_before_its_watch_does() -> None:
     assert told.is_set()
 
 
-async def test_a_look_that_fails_while_its_watch_is_cancelled_is_told() -> None:
+async def test_error_of_an_inspection_during_a_cancellation_is_raised() -> None:
     begun = asyncio.Event()
 
     async def look() -> None:
@@ -109,7 +109,7 @@ async def test_a_look_that_fails_while_its_watch_is_cancelled_is_told() -> None:
         ("journal", "kmsg", "kmsg"),
     ],
 )
-def test_a_fence_logs_so_that_the_source_asked_for_can_read_it(
+def test_requested_transport_suits_the_selected_source(
     source: str, transport: str, wanted: str | None
 ) -> None:
     sandbox = {"name": "a", "source": source, "transport": transport}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pytest
 
 
-async def test_a_full_store_is_swept_while_nobody_can_be_told(
+async def test_full_store_is_swept_while_no_event_can_be_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(housekeeping, "_SECONDS", 0.05)
@@ -57,7 +57,7 @@ async def test_a_full_store_is_swept_while_nobody_can_be_told(
         stop.set()
 
 
-async def test_upkeep_sweeps_and_reports_every_ten_seconds(
+async def test_housekeeping_sweeps_and_reports_every_ten_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
@@ -83,7 +83,7 @@ async def test_upkeep_sweeps_and_reports_every_ten_seconds(
     assert set(pauses) == {10.0}
 
 
-async def test_damaged_store_is_reported_once_as_lost_events(tmp_path: Path) -> None:
+async def test_damaged_store_is_reported_once_as_dropped_events(tmp_path: Path) -> None:
     file = tmp_path / FILE
     file.write_bytes(b"no database" * 1000)
     sink = MemoryStore()

@@ -23,7 +23,7 @@ async def take(sink: IteratorSink, number: int) -> list[Any]:
     return taken
 
 
-async def test_a_batch_is_delivered_when_the_event_after_it_is_asked_for() -> None:
+async def test_batch_is_delivered_when_the_next_event_is_requested() -> None:
     sink = IteratorSink()
     delivering = asyncio.create_task(sink.deliver(batch(1, 2)))
     events = sink.events()
@@ -36,7 +36,7 @@ async def test_a_batch_is_delivered_when_the_event_after_it_is_asked_for() -> No
     await asyncio.gather(asking, return_exceptions=True)
 
 
-async def test_who_leaves_off_and_comes_again_gets_the_last_one_again_and_all_others() -> None:
+async def test_second_iteration_repeats_the_last_event_and_yields_the_rest() -> None:
     sink = IteratorSink()
     delivering = asyncio.create_task(sink.deliver(batch(1, 2, 3)))
     assert await take(sink, 2) == [1, 2]
@@ -46,7 +46,7 @@ async def test_who_leaves_off_and_comes_again_gets_the_last_one_again_and_all_ot
     assert await asyncio.wait_for(second_iteration, 5) == [2, 3]
 
 
-async def test_a_delivery_that_is_cut_is_delivered_again_and_taken_once() -> None:
+async def test_cancelled_batch_is_delivered_again_and_taken_once() -> None:
     sink = IteratorSink()
     cut = asyncio.create_task(sink.deliver(batch(1, 2)))
     await asyncio.sleep(0)
@@ -59,7 +59,7 @@ async def test_a_delivery_that_is_cut_is_delivered_again_and_taken_once() -> Non
     assert await asyncio.wait_for(taking, 5) == [1, 2]
 
 
-async def test_another_forwarder_may_go_on_where_one_has_left() -> None:
+async def test_another_forwarder_can_use_the_same_sink() -> None:
     sink = IteratorSink()
     async with sink:
         pass
@@ -73,7 +73,7 @@ async def test_another_forwarder_may_go_on_where_one_has_left() -> None:
         await anext(sink.events())
 
 
-async def test_event_of_the_next_batch_is_not_lost_if_a_batch_is_cut() -> None:
+async def test_event_of_the_next_batch_is_not_dropped_if_a_batch_is_cancelled() -> None:
     sink = IteratorSink()
     cut = asyncio.create_task(sink.deliver(batch(1, 2)))
     events = sink.events()

@@ -102,7 +102,7 @@ def _record(number: int) -> Record:
     return replace(made, origin=replace(made.origin, identity=f"test:{number}"))
 
 
-async def test_what_waits_when_the_stop_comes_is_delivered() -> None:
+async def test_waiting_records_are_delivered_after_the_stop() -> None:
     sink, source, stop = MemoryStore(), Given(50), asyncio.Event()
     stop.set()
     pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
@@ -129,7 +129,7 @@ async def test_gap_of_a_source_is_counted_in_the_accounts_of_its_sandboxes() -> 
     assert len(sink.of_class(6002)) == 2
 
 
-async def test_what_can_not_be_delivered_in_time_is_counted(
+async def test_records_not_delivered_in_time_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.1)
@@ -145,7 +145,7 @@ async def test_what_can_not_be_delivered_in_time_is_counted(
     assert pipeline.counts.dropped == lost["count"]
 
 
-async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_counted_records_do_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.0)
     monkeypatch.setattr(module, "_COUNT_SECONDS", 1.0)
     source, stop = Endless(0), asyncio.Event()
@@ -159,7 +159,7 @@ async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch)
     assert source.most_held <= 2
 
 
-async def test_a_record_of_a_sandbox_that_is_not_there_is_counted_as_forged() -> None:
+async def test_record_of_an_unknown_sandbox_is_counted_as_forged() -> None:
     sink, source, stop = MemoryStore(), Given(1), asyncio.Event()
     stop.set()
     pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
@@ -177,7 +177,7 @@ FOREIGN = [
 ]
 
 
-async def test_a_foreign_record_is_told_by_its_prefix_and_goes_to_nobodys_account() -> None:
+async def test_foreign_record_is_reported_by_its_prefix_without_an_account() -> None:
     sink, stop = MemoryStore(), asyncio.Event()
     reporter = Reporter(sink.store, Host(hostname="test"))
     proxy = Proxy(address=ip_address("10.0.0.1"), port=3128)
@@ -199,7 +199,7 @@ async def test_a_foreign_record_is_told_by_its_prefix_and_goes_to_nobodys_accoun
     ] == [(rule, sandbox, disposition, False) for _, rule, sandbox, disposition in FOREIGN]
 
 
-async def test_where_nobody_asked_for_foreign_records_they_are_forgeries() -> None:
+async def test_unrequested_foreign_records_are_forged() -> None:
     sink, stop = MemoryStore(), asyncio.Event()
     pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     records = tuple(record(prefix, **V4, **TCP) for prefix, *_ in FOREIGN)
@@ -208,7 +208,7 @@ async def test_where_nobody_asked_for_foreign_records_they_are_forgeries() -> No
     assert pipeline.counts.rejected == {"forged": len(FOREIGN)}
 
 
-async def test_ours_of_a_sandbox_that_is_not_there_is_a_forgery_next_to_foreign_ones() -> None:
+async def test_own_prefix_of_an_unknown_sandbox_is_forged_among_foreign_records() -> None:
     sink, stop = MemoryStore(), asyncio.Event()
     pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     records = (record(**V4, **TCP), record("[UFW BLOCK] ", **V4, **TCP))
@@ -217,7 +217,7 @@ async def test_ours_of_a_sandbox_that_is_not_there_is_a_forgery_next_to_foreign_
     assert pipeline.counts.rejected == {"forged": 1}
 
 
-async def test_each_gap_is_an_event_but_few_are_logged() -> None:
+async def test_gaps_are_all_events_but_few_are_logged() -> None:
     full = Gap(transport="nflog", reason="its buffer was full", lost=3, since_ns=1, until_ns=2)
     other = replace(full, reason="another", lost=None)
     sink, source, stop = MemoryStore(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
@@ -231,7 +231,7 @@ async def test_each_gap_is_an_event_but_few_are_logged() -> None:
     assert told == [(full.reason, 2**power) for power in range(7)] + [(other.reason, 1)]
 
 
-async def test_the_log_of_another_machine_has_no_device() -> None:
+async def test_event_from_another_machines_log_has_no_device() -> None:
     gap = Gap(transport="replay", reason="cut", lost=1, since_ns=1, until_ns=2)
     for host, has_device in ((None, False), (Host(hostname="test"), True)):
         sink, source, stop = MemoryStore(), Given(1, gaps=(gap,)), asyncio.Event()

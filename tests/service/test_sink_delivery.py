@@ -60,14 +60,14 @@ def one(name: str, sink: Receiver, **wanted: Any) -> Outlet:
     return Outlet(name=name, sink=sink, batch_settings=BatchSettings(retry_seconds=0.01), **wanted)
 
 
-async def test_a_sink_that_wants_all_gets_the_lines_as_they_are(tmp_path: Path) -> None:
+async def test_sink_for_all_classes_gets_unchanged_lines(tmp_path: Path) -> None:
     sink = LineReceiver()
     async with made(tmp_path, a=one("a", sink)) as delivery:
         await delivery.store_events([STARTED, REFUSED])
     assert sink.lines == [STARTED, REFUSED]
 
 
-async def test_each_sink_is_told_in_its_version_and_of_its_classes(tmp_path: Path) -> None:
+async def test_sink_gets_events_in_its_version_and_of_its_classes(tmp_path: Path) -> None:
     old, findings, new = LineReceiver(), LineReceiver(), LineReceiver()
     async with made(
         tmp_path,
@@ -82,7 +82,7 @@ async def test_each_sink_is_told_in_its_version_and_of_its_classes(tmp_path: Pat
     assert new.lines == [REFUSED, STARTED]
 
 
-async def test_what_a_sink_did_not_take_waits_for_the_next_run(
+async def test_undelivered_events_wait_for_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     down, well = LineReceiver(down=True), LineReceiver()
@@ -99,7 +99,7 @@ async def test_what_a_sink_did_not_take_waits_for_the_next_run(
     assert well.lines == [REFUSED, STARTED]
 
 
-async def test_the_last_events_are_waited_for(tmp_path: Path) -> None:
+async def test_last_events_are_delivered_before_the_end(tmp_path: Path) -> None:
     sink = LineReceiver()
     patient = Outlet(name="a", sink=sink, batch_settings=BatchSettings(seconds=3600.0))
     async with made(tmp_path, a=patient) as delivery:
@@ -129,7 +129,7 @@ async def test_sink_with_a_handshake_gets_it_before_all_events(tmp_path: Path) -
     assert (first.opened, other.opened) == (1, 1)
 
 
-async def test_a_local_sink_that_can_not_be_opened_is_told_at_once(tmp_path: Path) -> None:
+async def test_local_sink_that_can_not_be_opened_is_an_error_at_once(tmp_path: Path) -> None:
     other = LineReceiver()
     with pytest.raises(DeliveryError, match="it is down"):
         await made(
@@ -138,7 +138,7 @@ async def test_a_local_sink_that_can_not_be_opened_is_told_at_once(tmp_path: Pat
     assert other.opened == other.closed
 
 
-async def test_a_sink_that_is_gone_for_good_ends_who_has_entered(tmp_path: Path) -> None:
+async def test_permanent_failure_of_a_sink_ends_the_context(tmp_path: Path) -> None:
     class Gone(LineReceiver):
         async def deliver(self, _: Sequence[Message]) -> Outcome:
             raise ClosedError("the reader is gone")
@@ -169,7 +169,7 @@ def _another() -> bytes:
 _made = 0
 
 
-async def test_sinks_are_replaced_under_load_and_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+async def test_replacing_sinks_under_load_neither_drops_nor_repeats_events(tmp_path: Path) -> None:
     first, second, new = LineReceiver(), LineReceiver(), LineReceiver()
     async with made(tmp_path, a=one("a", first)) as delivery:
         storing = asyncio.create_task(_store_several(delivery, 200))
@@ -184,7 +184,7 @@ async def test_sinks_are_replaced_under_load_and_nothing_is_lost_or_doubled(tmp_
     assert first.opened == first.closed
 
 
-async def test_a_sink_that_is_down_holds_up_no_replacing(tmp_path: Path) -> None:
+async def test_sink_that_is_down_does_not_delay_a_replacement(tmp_path: Path) -> None:
     down, well = LineReceiver(down=True), LineReceiver()
     async with made(tmp_path, down=one("down", down), well=one("well", well)) as delivery:
         await delivery.store_events([REFUSED])
@@ -200,7 +200,7 @@ async def test_a_sink_that_is_down_holds_up_no_replacing(tmp_path: Path) -> None
     assert down.lines == [REFUSED, STARTED]
 
 
-async def test_a_replacing_that_is_cancelled_is_done_all_the_same(
+async def test_cancelled_replacement_is_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.3)
@@ -221,7 +221,7 @@ async def test_a_replacing_that_is_cancelled_is_done_all_the_same(
     assert back.lines == [REFUSED, STARTED]
 
 
-async def test_one_replacing_follows_the_other(tmp_path: Path) -> None:
+async def test_replacements_run_one_after_the_other(tmp_path: Path) -> None:
     sinks = [LineReceiver() for _ in range(5)]
     async with made(tmp_path, a=one("a", sinks[0])) as delivery:
         await asyncio.gather(*(delivery.replace([one("a", sink)]) for sink in sinks[1:]))
@@ -229,7 +229,7 @@ async def test_one_replacing_follows_the_other(tmp_path: Path) -> None:
     assert sorted(len(sink.got) for sink in sinks) == [0, 0, 0, 0, 20]
 
 
-async def test_a_new_local_sink_that_can_not_be_opened_changes_nothing(tmp_path: Path) -> None:
+async def test_new_local_sink_that_can_not_be_opened_changes_nothing(tmp_path: Path) -> None:
     well = LineReceiver()
     async with made(tmp_path, a=one("a", well)) as delivery:
         with pytest.raises(DeliveryError, match="it is down"):
@@ -240,7 +240,7 @@ async def test_a_new_local_sink_that_can_not_be_opened_changes_nothing(tmp_path:
     assert well.lines == [REFUSED]
 
 
-async def test_a_new_local_sink_that_never_opens_changes_nothing(
+async def test_new_local_sink_that_never_opens_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Hung(LineReceiver):
@@ -256,7 +256,7 @@ async def test_a_new_local_sink_that_never_opens_changes_nothing(
     assert well.lines == [REFUSED]
 
 
-async def test_a_sink_that_is_gone_for_good_while_another_is_replaced_is_the_only_fault(
+async def test_permanent_failure_during_a_replacement_is_the_only_error(
     tmp_path: Path,
 ) -> None:
     class Gone(LineReceiver):
@@ -284,7 +284,7 @@ async def test_a_sink_that_is_gone_for_good_while_another_is_replaced_is_the_onl
     await replacing[0]
 
 
-async def test_what_waits_for_a_sink_is_known_before_it_begins_and_after_it_is_replaced(
+async def test_pending_events_are_counted_before_the_start_and_after_a_replacement(
     tmp_path: Path,
 ) -> None:
     sink = LineReceiver()
@@ -309,7 +309,7 @@ async def test_what_waits_for_a_sink_is_known_before_it_begins_and_after_it_is_r
         await down.has(1)
 
 
-async def test_an_end_while_sinks_are_replaced_is_an_end(tmp_path: Path) -> None:
+async def test_exit_during_a_replacement_closes_all_sinks(tmp_path: Path) -> None:
     class Slow(LineReceiver):
         def __init__(self, seconds: float) -> None:
             super().__init__()
@@ -335,7 +335,7 @@ async def test_an_end_while_sinks_are_replaced_is_an_end(tmp_path: Path) -> None
     assert all(each.opened == each.closed for each in (slow, slower, *others))
 
 
-async def test_a_sink_that_gets_another_name_is_not_written_to_by_two(tmp_path: Path) -> None:
+async def test_renamed_sink_has_one_writer_at_a_time(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -366,7 +366,7 @@ def _read(descriptor: int, lines: int) -> list[bytes]:
     return found.splitlines()
 
 
-async def test_what_was_opened_is_closed_when_nothing_comes_of_it(
+async def test_opened_sinks_are_closed_after_a_failed_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: object) -> object:
@@ -386,7 +386,7 @@ async def test_what_was_opened_is_closed_when_nothing_comes_of_it(
     assert second.opened == second.closed == 1
 
 
-async def test_what_a_sink_that_goes_never_had_is_counted_when_it_has_gone(
+async def test_undelivered_events_of_a_removed_sink_are_counted_at_its_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Slow(LineReceiver):
@@ -406,7 +406,7 @@ async def test_what_a_sink_that_goes_never_had_is_counted_when_it_has_gone(
     assert "sink=b" in facts[0]
 
 
-async def test_what_is_replayed_goes_straight_to_its_sink() -> None:
+async def test_outlet_delivers_directly_to_its_sink() -> None:
     sink = LineReceiver()
     outlet = one("a", sink, version="1.1.0", classes=frozenset({4001}))
     await outlet.deliver([STARTED])
@@ -415,13 +415,13 @@ async def test_what_is_replayed_goes_straight_to_its_sink() -> None:
 
 
 @pytest.mark.parametrize("facts", [{"bad": {""}}, {"most": 0}])
-async def test_what_is_replayed_and_not_taken_is_an_error(facts: dict[str, Any]) -> None:
+async def test_outlet_raises_an_error_for_refused_events(facts: dict[str, Any]) -> None:
     with pytest.raises(DeliveryError, match="a did not take all events: b"):
         await one("a", LineReceiver(**facts)).deliver([REFUSED])
 
 
 @pytest.mark.parametrize("kind", ["same", "dotted", "link", "hard link"])
-def test_two_names_of_one_file_are_one_sink_too_many(tmp_path: Path, kind: str) -> None:
+def test_two_sinks_with_one_file_are_an_error(tmp_path: Path, kind: str) -> None:
     file, other = tmp_path / "a", tmp_path / "b"
     file.touch()
     if kind == "same":
@@ -439,14 +439,14 @@ def test_two_names_of_one_file_are_one_sink_too_many(tmp_path: Path, kind: str) 
         outlets(found.sinks)
 
 
-def test_two_names_of_a_file_that_is_not_there_yet_are_one(tmp_path: Path) -> None:
+def test_two_sinks_with_one_missing_file_are_an_error(tmp_path: Path) -> None:
     sinks = [{"path": str(tmp_path / "a")}, {"path": str(tmp_path / "." / "x" / ".." / "a")}]
     found = config.parse({"sandbox": [{"name": "a"}], "sink": sinks}, where="test")
     with pytest.raises(UsageError, match="are one file"):
         outlets(found.sinks)
 
 
-def test_a_configuration_makes_them(tmp_path: Path) -> None:
+def test_outlets_follow_the_configuration(tmp_path: Path) -> None:
     sinks = [
         {"path": str(tmp_path / "a"), "ocsf_version": "1.1", "classes": ["network_activity"]},
         {"type": "stdout", "name": "screen", "batch_events": 7},
