@@ -1,7 +1,7 @@
 """The guide to sinks: every kind, every key, its default.
 
 It is made of the tables of a configuration, so it says what they say. As a program it writes the
-page: ``python -m ocsf_nft.config.guide SINKS.md``.
+page: ``python -m ocsf_nft.config.guide docs/reference/sinks.md``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEAD: Final = "| key | is | default |\n|---|---|---|"
 _TITLE: Final = """\
 # Where events go
 
-<!-- `make sinks` writes this page: change the tables in ocsf_nft/config/, not this text. -->
+<!-- `make reference` writes this page: change the tables in ocsf_nft/config/, not this text. -->
 
 Each `[[sink]]` of a configuration file is of the `type` that it names, by default `file`. All
 events are in the [store](#store) before any sink gets one, and a sink that is down gets them when

@@ -1,7 +1,7 @@
 """The field guide: every attribute of our events, and where its value is from.
 
 It is made of the models, so it says what they say. As a program it brings a page up to date that
-has the guide between two marks: ``python -m ocsf_nft.ocsf.field_guide EVENTS.md``.
+has the guide between two marks: ``python -m ocsf_nft.ocsf.field_guide docs/reference/events.md``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-BEGIN: Final = "<!-- From here on `make events` writes: change the models, not this text. -->"
-END: Final = "<!-- Here ends what `make events` writes. -->"
+BEGIN: Final = "<!-- From here on `make reference` writes: change the models, not this text. -->"
+END: Final = "<!-- Here ends what `make reference` writes. -->"
 
 _WORDS: Final = {int: "integer", str: "text", bool: "boolean", dict: "object"}
 _HEAD: Final = """\
