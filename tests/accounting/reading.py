@@ -1,4 +1,4 @@
-"""Readings and records made by hand."""
+"""Readings and records for tests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def reading(
     epoch: str = "boot:1",
     octets: int = 60,
 ) -> Reading:
-    """What is counted in elements, and all that is refused where that is more."""
+    """Return a reading of elements; ``refused`` is the total if it is more than their sum."""
     total = sum(counts.values()) + overflow if refused is None else refused
     return Reading(
         epochs={RULE: epoch},
@@ -81,7 +81,7 @@ def ended(found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[IncidentEnd]:
 
 
 def changes(account: SandboxAccount) -> Changes:
-    """What has changed in a ledger since the last time."""
+    """Return the changes of an account since the last call."""
     found = Changes()
     for _ in found.collect(account):
         pass

@@ -1,4 +1,4 @@
-"""What a ledger tells of records and readings, case by case."""
+"""Reports of an account for single records and readings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def account() -> SandboxAccount:
 
 
 def _due(account: SandboxAccount, seconds: float = 0.0, *, closing: bool = False) -> list[Attempt]:
-    """By a clock that has nothing to do with that of the records."""
+    """Return the attempts that are due; the clock is independent of that of the records."""
     return attempts(account.due(int((1000 + seconds) * SECOND), closing=closing))
 
 
@@ -57,7 +57,7 @@ def test_first_record_is_reported_at_once_and_not_again_by_its_counter(
 def test_sender_of_a_record_without_port_is_not_the_sender_of_a_flow_with_one(
     account: SandboxAccount,
 ) -> None:
-    """A header of a raw socket may be cut short: the record has no port, and another counter."""
+    """A raw socket may cut its header short: the record has no port, and another counter."""
     one, other = tcp(443), tcp(80)
     by = [Attribution(rung="capture", sureness="high", reason=why) for why in ("one", "other")]
     assert account.record(record(one), 1000 * SECOND, by[0]) is not None
@@ -103,7 +103,7 @@ def test_ended_flow_is_reported_completely(account: SandboxAccount) -> None:
         observe(account, reading({key(tcp()): packets}, NOW + min(second, 17) * SECOND))
         reported = _due(account, second)
         assert bool(reported) is (second in {0, 1, 3, 7, 15})
-    (last,) = _due(account, 27)  # ten seconds after its last, not 32 after it was told
+    (last,) = _due(account, 27)  # ten seconds after its last packet, not 32 after the report
     assert (last.packets, last.end_ns) == (2, NOW + 17 * SECOND)
 
 
@@ -172,7 +172,7 @@ def test_record_is_subtracted_from_the_counter_that_has_its_packet(
 
 
 def test_packets_omitted_by_alternate_readings_are_reported_once(account: SandboxAccount) -> None:
-    """The kernel leaves out some elements of a set from which others are forgotten."""
+    """The kernel omits some elements of a set while it evicts others."""
     one, other = key(tcp(1)), key(tcp(2))
     reported = []
     steps = (({other: 1}, 2), ({one: 1}, 3), ({one: 1, other: 2}, 3))
@@ -239,7 +239,7 @@ def test_priority_destinations_take_no_slots_of_other_users(
 
 
 def test_aggregate_of_a_user_is_evicted_when_it_is_over(account: SandboxAccount) -> None:
-    """So there is room for the next one who has."""
+    """The eviction makes room for the aggregate of another user."""
     flood = {key(tcp(port)): 1 for port in range(1, 1501)}
     observe(account, reading(flood, NOW + SECOND))
     assert _due(account)
@@ -286,17 +286,17 @@ def test_aggregation_yields_to_other_tasks_before_the_report(account: SandboxAcc
 
 
 def test_set_that_is_emptied_repeatedly_does_not_fill_memory(account: SandboxAccount) -> None:
-    reported, refused, places = 0, 0, 16_384
+    reported, refused, size = 0, 0, 16_384
     for number in range(8):
         counts = {
-            key(tcp(1 + place % 60_000, f"10.{number}.{place // 60_000}.1")): 1
-            for place in range(places)
+            key(tcp(1 + number_in_set % 60_000, f"10.{number}.{number_in_set // 60_000}.1")): 1
+            for number_in_set in range(size)
         }
-        refused += places
+        refused += size
         observe(account, reading(counts, NOW + number * 2 * SECOND, refused=refused))
         reported += sum(each.packets for each in _due(account, number * 2))
-    # The newest come on top, and what is missed once may have been left out.
-    assert sum(map(len, account.rules["egress"].entries.values())) <= 4 * places + 2 * places
+    # The newest elements are added, and elements missed once may have been omitted.
+    assert sum(map(len, account.rules["egress"].entries.values())) <= 4 * size + 2 * size
     reported += sum(each.packets for each in _due(account, 20, closing=True))
     assert reported == refused
     assert account.balances()[0].imbalance == 0
@@ -307,7 +307,7 @@ def test_packets_that_may_belong_to_another_flows_record_wait_for_two_readings(
 ) -> None:
     """A record may name another flow of its user than the counter that has its packet.
 
-    On a busy machine they are far between.
+    On a busy machine the readings are far apart.
     """
     assert _record(account, tcp(1)) is not None
     for second in (5, 10):
@@ -381,7 +381,7 @@ def test_equal_attempts_of_two_rules_have_different_identities(account: SandboxA
     observe(account, dataclasses.replace(one, rules=rules, epochs=epochs))
     reported = _due(account)
     assert len({each.record.origin.identity for each in reported}) == len(reported) == 2
-    # What IP version it was says it all.
+    # The IP version includes the ethertype.
     assert {(each.record.ip_version, each.record.ethertype) for each in reported} == {(4, None)}
 
 

@@ -1,4 +1,4 @@
-"""Counts and times of one flow, at the limits of each duration that the ledger uses."""
+"""Counts and times of one flow, at the limits of each duration that the account uses."""
 
 from __future__ import annotations
 
@@ -175,8 +175,8 @@ def test_record_of_a_later_packet_leaves_the_attempt_its_own(
 def test_record_that_only_the_clocks_make_late_matches_its_packet(account: SandboxAccount) -> None:
     observe(account, reading({FLOW: 1}, NOW + SECOND))
     at_ns = NOW + SECOND + 200_000_000
-    said = replace(record(tcp(), at_ns=at_ns), received_ns=at_ns + 1)
-    attempt = account.record(said, 2 * SECOND, BY)
+    own_record = replace(record(tcp(), at_ns=at_ns), received_ns=at_ns + 1)
+    attempt = account.record(own_record, 2 * SECOND, BY)
     assert attempt is not None
     assert (attempt.record.origin.transport, attempt.attribution) == ("nflog", BY)
 

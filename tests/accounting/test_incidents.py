@@ -1,4 +1,4 @@
-"""What is told of a flow by and by, as one thing with a beginning and an end."""
+"""Incidents of a flow: beginning, running totals and end."""
 
 from __future__ import annotations
 
@@ -189,8 +189,8 @@ def test_finding_remains_a_finding_with_any_later_record() -> None:
     end: IncidentEnd | None = None
     found = []
     for packets, port in ((4, 443), (4, 53), (4, 443), (1, 53), (1, 443)):
-        said = replace(record(tcp()), destination_port=port)
-        attempt = replace(Attempt.of(said), packets=packets)
+        own_record = replace(record(tcp()), destination_port=port)
+        attempt = replace(Attempt.of(own_record), packets=packets)
         end = extend_incident(end, Key("flows4", b"\0"), attempt, is_finding)
         found.append(end.streak.found_at)
     assert found == [None, None, 3, 3, 3]

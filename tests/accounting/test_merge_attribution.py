@@ -1,4 +1,4 @@
-"""What is told of several attempts names no process that did not make all of them."""
+"""Attribution of several attempts: it names no single process that did not make all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SECOND = 1_000_000_000
 CURL = Process(pid=4242, path="/usr/bin/curl", created_ns=1_000 * _SECOND)
 WGET = Process(pid=4243, path="/usr/bin/wget", created_ns=1_001 * _SECOND)
 UNATTRIBUTED = Attribution(
-    rung="user", sureness="high", reason="nobody was seen", user_name="agent"
+    rung="user", sureness="high", reason="no process was seen", user_name="agent"
 )
 
 
@@ -29,7 +29,7 @@ def by_several(*seen: Seen, unnamed: int = 0) -> Attribution:
 
 
 def all_of(*attributions: Attribution | None) -> Attribution:
-    """Who made all of several attempts, one after the other."""
+    """Return the attribution of successive attempts together."""
     found, *others = attributions
     for each in others:
         found = merge(found, each)
@@ -38,7 +38,7 @@ def all_of(*attributions: Attribution | None) -> Attribution:
 
 
 def named(attribution: Attribution | None) -> dict[int, int | None]:
-    """The numbers of the processes that it may have been, and how often each tried."""
+    """Return the pids of the possible processes, with the number of calls of each."""
     assert attribution is not None
     assert attribution.process is None
     return {each.process.pid: each.calls for each in attribution.seen}

@@ -33,14 +33,14 @@ def due(account: SandboxAccount, seconds: float, *, closing: bool = False) -> li
 def take(
     account: SandboxAccount, packet: Packet, number: int = 1, at_ns: int = NOW
 ) -> Attempt | None:
-    """Take in the record of a packet."""
+    """Process the record of a packet."""
     return account.record(record(packet, number, at_ns), 1000 * SECOND)
 
 
 def test_record_without_port_is_not_reported_besides_its_counted_packet(
     account: SandboxAccount,
 ) -> None:
-    """The kernel reads a port where there are four bytes, and logs one of a whole header."""
+    """The kernel counts by a port if there are four bytes, and logs only a whole header's port."""
     counted = Packet(uid=0, protocol=132, destination="192.0.2.1", port=28769)
     observe(account, reading({key(counted): 1}, NOW + SECOND))
     assert [each.packets for each in due(account, 3)] == [1]

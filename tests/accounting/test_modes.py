@@ -1,4 +1,4 @@
-"""What a permissive fence let pass and what an enforcing one refused are never in one account."""
+"""Accounts of both modes: allowed packets and refused packets are never mixed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PERMISSIVE = f"{RULE}:permissive"
 
 
 def both(enforcing: int, permissive: int | None, at_ns: int, port: int = 80) -> Reading:
-    """As many packets of one flow by the counters of each mode; None: there are none yet."""
+    """Return a reading of one flow with counters of each mode; None: they do not exist yet."""
     one = reading({key(tcp(port)): enforcing} if enforcing else {}, at_ns)
     if permissive is None:
         return one
@@ -86,15 +86,15 @@ def test_counters_of_a_second_mode_do_not_renew_the_first(account: SandboxAccoun
     observe(account, after)
     reported = due(account, closing=True)
     assert {(each.record.verdict, each.packets) for each in reported} == {(None, 4), ("permit", 2)}
-    # Nothing was let pass before the last reading that had no such counters.
-    (let_pass_now,) = (each for each in reported if each.record.verdict == "permit")
-    assert let_pass_now.start_ns >= NOW + SECOND
+    # No packet was allowed before the last reading without such counters.
+    (allowed_now,) = (each for each in reported if each.record.verdict == "permit")
+    assert allowed_now.start_ns >= NOW + SECOND
 
 
 def test_account_without_counters_of_a_mode_lacks_its_records(account: SandboxAccount) -> None:
     assert account.lacks(permitted())
     assert not account.lacks(refused(tcp()))
-    assert not account.lacks(replace(permitted(), rule="nobody's"))
+    assert not account.lacks(replace(permitted(), rule="unknown"))
     assert account.record(permitted(), 1000 * SECOND) is None
     observe(account, both(0, 1, NOW + SECOND))
     assert not account.lacks(permitted())
@@ -117,7 +117,7 @@ def database(tmp_path: Path) -> Iterator[StateDatabase]:
 
 
 def restarted(database: StateDatabase, account: SandboxAccount) -> SandboxAccount:
-    """What a restart makes of a ledger."""
+    """Return the account after a restart."""
     database.commit(changes(account), [])
     taken = SandboxAccount("sb", begun_ns=NOW)
     database.load(taken)

@@ -1,4 +1,4 @@
-"""What is open when a run is killed: the next one goes on with it, and ends it."""
+"""Open incidents of a killed run: the next run continues and ends them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Found = Attempt | FanOut | IncidentEnd
 
 
 class Run:
-    """A ledger and its file, as a run has them; a later one on the same file may be another."""
+    """An account and its state database, as in a run; several runs may use one file."""
 
     def __init__(self, path: Path) -> None:
         self.database = state_db.StateDatabase(path).open()
@@ -106,7 +106,7 @@ def _stored_number(path: Path) -> int:
 def test_incident_continues_after_a_kill_and_ends_once(path: Path) -> None:
     run = Run(path)
     first = _incident(run.step({key(tcp()): 2}, 1))
-    for second in (100, 200):  # by whatever clock
+    for second in (100, 200):  # the clock may differ
         run.kill()
         run = Run(path)
         before, first = first, _incident(run.step({key(tcp()): second}, second))
@@ -164,7 +164,7 @@ def test_report_interval_continues_after_a_kill(path: Path) -> None:
     run.kill()
     run = Run(path)
     reported = [second for second in range(20, 90) if run.step({key(tcp()): second}, second)]
-    assert reported == [20, 52]  # the sixth time at once, the next one after 32 seconds
+    assert reported == [20, 52]  # the sixth report at once, the next one after 32 seconds
     run.kill()
 
 
@@ -230,7 +230,7 @@ def test_fan_out_continues_after_a_kill_with_totals_that_never_decrease(path: Pa
     run = Run(path)
     begun = _fan_out(run.step(flows, 1))
     assert begun.stage == "begun"
-    found = run.step(more, 1)  # not told yet, and known to the next run as no news
+    found = run.step(more, 1)  # not reported yet, and not new for the next run
     assert not any(isinstance(each, FanOut) for each in found)
     run.kill()
     run = Run(path)
@@ -263,7 +263,7 @@ def test_only_what_changed_is_written(path: Path) -> None:
     more = flows | {key(tcp(1)): 2}
     observe(run.account, reading(more, NOW + 2 * SECOND))
     assert len(list(run.account.due(2 * SECOND))) == 1
-    assert run.commit() == 2  # the streak, and the fan-out with one more packet
+    assert run.commit() == 2  # the incident, and the fan-out with one more packet
     run.kill()
     run = Run(path)
     assert list(run.account.due(3 * SECOND)) == []
@@ -274,7 +274,7 @@ def test_only_what_changed_is_written(path: Path) -> None:
 def test_database_of_an_earlier_version_still_works(path: Path) -> None:
     run = Run(path)
     run.step({key(tcp()): 2}, 1)
-    run.database.commit(changes(run.account), [b"told"])
+    run.database.commit(changes(run.account), [b"event"])
     run.kill()
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TABLE opened")
@@ -287,7 +287,7 @@ def test_database_of_an_earlier_version_still_works(path: Path) -> None:
     reader.close()
     assert [balance.reported for balance in account.balances()] == [2]
     run = Run(path)
-    assert run.database.undelivered() == (b"told",)
+    assert run.database.undelivered() == (b"event",)
     assert _incident(run.step({key(tcp()): 3}, 2)).packets == 1
     assert _stored_number(path) == 1
     run.kill()
@@ -311,7 +311,10 @@ COUNTER_ID = CounterId(sandbox="sb", rule=RULE, epoch="boot:1")
 
 
 def _has_surrogates(text: str) -> bool:
-    """Two halves that were apart are one character when they come out of JSON."""
+    """Return whether a text has surrogates.
+
+    Two separate halves are one character after they are decoded from JSON.
+    """
     return re.search(r"\\ud[89ab]", text) is not None
 
 
@@ -338,7 +341,7 @@ def test_codec_accepts_every_reported_incident(
 ) -> None:
     end = _end(record, by, latest)
     text = incident_codec.encode(OpenIncident(COUNTER_ID, key(tcp()), end))
-    assert text.encode()  # whatever text is in it, the file takes it
+    assert text.encode()  # the file accepts any text
     taken = incident_codec.decode(COUNTER_ID, text)
     assert incident_codec.encode(taken) == text
     assert taken.end == end or _has_surrogates(text)
@@ -377,7 +380,7 @@ def test_codec_ignores_the_process_field_of_an_earlier_version() -> None:
         {"group_name": ["x"]},
     ],
 )
-def test_codec_rejects_an_invalid_attribution(wrong: dict[str, Any]) -> None:
+def test_codec_refuses_an_invalid_attribution(wrong: dict[str, Any]) -> None:
     state = _stored_incident()
     state["streak"]["streak"]["attribution"] |= wrong
     with pytest.raises((TypeError, ValueError, AttributeError)):

@@ -1,4 +1,4 @@
-"""The schedule, the quota, one counter and the fan-outs, each by itself."""
+"""Unit tests of schedule, quota, counter and fan-outs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_growing_flow_without_a_report_is_not_over() -> None:
 
 
 def test_quota_grants_a_thousand_flows_and_then_ten_a_second() -> None:
-    for start in (0, 3 * SECOND, NOW):  # however short the machine has been up
+    for start in (0, 3 * SECOND, NOW):  # for any uptime of the machine
         quota = Quota()
         assert sum(quota.grants(1, start) for _ in range(2000)) == 1000
         later = range(start, start + 10 * SECOND + 1, SECOND // 20)
@@ -100,7 +100,7 @@ def test_smaller_counter_has_restarted() -> None:
 
 
 def test_job_that_runs_every_ten_minutes_is_counted_each_time() -> None:
-    """Its element is forgotten and made anew between two readings, and says 1 again."""
+    """Its element expires and is created again between two readings, and counts 1 again."""
     counter = FlowCounter(since_ns=NOW)
     assert counter.update(Element(b"", 1, 60, 0), NOW, NOW) == 1
     assert (
@@ -192,26 +192,26 @@ def test_thousands_of_users_neither_hide_a_fan_out_nor_fill_memory() -> None:
 
 
 def test_unlogged_counters_are_checked_twice_for_any_number_of_records() -> None:
-    class Looked(FlowCounter):
-        looks = 0
+    class CheckedCounter(FlowCounter):
+        checks = 0
 
         def __getattribute__(self, name: str) -> object:
-            Looked.looks += name == "unreported_packets"
+            CheckedCounter.checks += name == "unreported_packets"
             return super().__getattribute__(name)
 
     many = 1000
     counters = [
-        (key(tcp(port)), Looked(since_ns=NOW, unreported_packets=1)) for port in range(many)
+        (key(tcp(port)), CheckedCounter(since_ns=NOW, unreported_packets=1)) for port in range(many)
     ]
     unlogged = UnloggedFlows(counters)
     assert [each[1] for each in unlogged.find(1, key(tcp(9)))] == [counters[-1][1]]
     assert unlogged.find(1, key(tcp(9, uid=2000))) == []
     for _, counter in counters:
         counter.mark_reported(1, 60)
-    Looked.looks = 0
+    CheckedCounter.checks = 0
     for _ in range(many):
         assert unlogged.find(1, key(tcp(9))) == []
-    assert 2 * many == Looked.looks
+    assert 2 * many == CheckedCounter.checks
 
 
 def test_counter_of_the_same_destination_is_taken_before_others_of_the_user() -> None:

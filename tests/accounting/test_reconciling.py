@@ -190,8 +190,8 @@ def test_fan_out_covers_rules_for_outbound_packets_only(rule: str, is_outbound: 
     observe(account, of_rule(reading({})), of_rule(reading(counts, NOW + SECOND)))
     assert bool(_begun(_due(account, 1, closing=True))) is is_outbound
     if not is_outbound:
-        said = dataclasses.replace(record(tcp(99)), rule=rule)
-        assert account.record(said, SECOND) is not None
+        own_record = dataclasses.replace(record(tcp(99)), rule=rule)
+        assert account.record(own_record, SECOND) is not None
         assert _begun(_due(account, 2, closing=True)) == []
 
 

@@ -1,4 +1,4 @@
-"""Whatever the kernel refuses is told once: a ledger driven against a model of the kernel."""
+"""State machine test of an account against a model of the kernel: all packets are reported once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ocsf_nft.attempt import Attempt, IncidentEnd
 from tests.accounting.kernel_model import RULE, START_NS, Kernel, Packet, stamped
 from tests.accounting.reading import changes
 
-#: Packets that make a streak a finding here.
+#: Packets that make an incident a finding in this test.
 FINDING = 3
 
 if TYPE_CHECKING:
@@ -65,20 +65,20 @@ class Reported(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        # Few flows make a fan-out: there are not many.
+        # Few flows make a fan-out here, because the test has few.
         self.few = mock.patch.object(scan_detection, "FLOWS", 3)
         self.few.start()
         self.kernel = Kernel()
         self.database = state_db.StateDatabase(Path(self.folder.name) / state_db.FILE).open()
         self.account = self._new_account()
         self.read_ns = START_NS
-        self.told = 0
+        self.reported = 0
         self.refused_earlier = 0
         self.identities: set[str] = set()
         self.ends: dict[tuple[object, ...], int] = defaultdict(int)
         self.left_out: set[Key] = set()
         self.sent: set[tuple[object, ...]] = set()
-        #: What is open, as it was last told, by identity; and what was.
+        #: Open incidents by identity, as last reported; and ended ones.
         self.open: dict[str, tuple[Incident, int]] = {}
         self.ended: set[str] = set()
         self.fan_outs: dict[str, FanOut] = {}
@@ -109,13 +109,17 @@ class Reported(RuleBasedStateMachine):
         for _ in range(min(number, len(self.kernel.log))):
             self.kernel.log.popleft()
 
-    @rule(traffic=TRAFFIC, is_told_twice=st.booleans(), data=st.data())
+    @rule(traffic=TRAFFIC, has_duplicates=st.booleans(), data=st.data())
     def read(
-        self, traffic: list[tuple[Packet, bool]], is_told_twice: bool, data: st.DataObject
+        self, traffic: list[tuple[Packet, bool]], has_duplicates: bool, data: st.DataObject
     ) -> None:
-        # No element is left out by two readings in a row.
-        there = [key for key in self.kernel.there() if key not in self.left_out]
-        left_out = set(data.draw(st.lists(st.sampled_from(there), max_size=2))) if there else set()
+        # No element is omitted by two successive readings.
+        present_keys = [key for key in self.kernel.present_keys() if key not in self.left_out]
+        left_out = (
+            set(data.draw(st.lists(st.sampled_from(present_keys), max_size=2)))
+            if present_keys
+            else set()
+        )
         queue = list(traffic)
 
         def between() -> None:
@@ -123,7 +127,7 @@ class Reported(RuleBasedStateMachine):
                 packet, is_logged = queue.pop()
                 self._send(packet, is_logged=is_logged)
 
-        reading = self.kernel.read(between, left_out, is_told_twice=is_told_twice)
+        reading = self.kernel.read(between, left_out, has_duplicates=has_duplicates)
         self.left_out = left_out
         self._observe(reading)
 
@@ -133,8 +137,8 @@ class Reported(RuleBasedStateMachine):
             pass
 
     @rule()
-    def tell(self) -> None:
-        self._tell(list(self.account.due(self.kernel.now_ns)))
+    def report(self) -> None:
+        self._process(list(self.account.due(self.kernel.now_ns)))
 
     @rule(milliseconds=SHORT_MS)
     def wait(self, milliseconds: int) -> None:
@@ -142,23 +146,26 @@ class Reported(RuleBasedStateMachine):
         self._drop_late_records()
 
     @rule()
-    def wait_until_all_is_forgotten(self) -> None:
+    def wait_until_all_elements_expire(self) -> None:
         self.kernel.now_ms += 660_000
         self._drop_late_records()
 
     @rule()
-    def wait_until_some_are_forgotten_and_read(self) -> None:
-        """As a job that comes every ten minutes: an element goes, and is made anew at once."""
+    def wait_until_some_elements_expire_before_a_reading(self) -> None:
+        """Wait as with a job that runs every ten minutes.
+
+        Its element expires and is created again at once.
+        """
         self.kernel.log.clear()
         self.kernel.now_ms += 599_000
         self._observe(self.kernel.read())
         self.left_out = set()
-        self._tell(list(self.account.due(self.kernel.now_ns)))
+        self._process(list(self.account.due(self.kernel.now_ns)))
         self.kernel.now_ms += 1_001
 
     @rule()
     def restart(self) -> None:
-        # The kernel keeps no records for whoever is gone.
+        # The kernel stores no records for a service that does not run.
         self.kernel.log.clear()
         self.database.close()
         self.database.open()
@@ -166,43 +173,43 @@ class Reported(RuleBasedStateMachine):
         self.database.load(self.account)
 
     @rule(number=st.integers(1, 4))
-    def be_killed_while_telling(self, number: int) -> None:
-        self._tell(list(islice(self.account.due(self.kernel.now_ns), number)))
+    def kill_during_a_report(self, number: int) -> None:
+        self._process(list(islice(self.account.due(self.kernel.now_ns), number)))
         self.restart()
 
     @rule(is_killed=st.booleans())
-    def replace_the_counters_of_what_goes_on(self, is_killed: bool) -> None:
+    def replace_the_counters_of_continuing_flows(self, is_killed: bool) -> None:
         is_all_read = not self.kernel.log and not self.account.rules[RULE]._unread
-        if not is_all_read or self.told != self._refused():
+        if not is_all_read or self.reported != self._refused():
             self._settle()
-        self.kernel.begin_anew()
-        self.refused_earlier = self.told
+        self.kernel.renew_counters()
+        self.refused_earlier = self.reported
         self._observe(self.kernel.read())
         if is_killed:
             self.restart()
 
     @rule()
     def replace_the_counters(self) -> None:
-        # What is refused between the last reading and the end of the counters nobody can know,
-        # nor of which counters a record is that comes meanwhile.
+        # Packets refused between the last reading and the end of the counters stay unknown. So do
+        # the counters of a record that comes meanwhile.
         self._settle()
-        self.kernel.begin_anew()
-        self.refused_earlier = self.told
+        self.kernel.renew_counters()
+        self.refused_earlier = self.reported
         self._observe(self.kernel.read())
 
     @rule()
     def close(self) -> None:
         self._settle()
         self._deliver_nothing_more()
-        assert self.told == self._refused()
+        assert self.reported == self._refused()
         (balance,) = self.account.balances()
         assert balance.refused == self.kernel.refused.packets
         assert balance.in_flight == 0
         assert balance.imbalance == 0
 
     @invariant()
-    def never_more_is_told_than_was_refused(self) -> None:
-        assert self.told <= self._refused()
+    def reported_packets_never_exceed_refused_ones(self) -> None:
+        assert self.reported <= self._refused()
 
     def _deliver_nothing_more(self) -> None:
         assert list(self.account.due(self.kernel.now_ns, closing=True)) == []
@@ -213,13 +220,13 @@ class Reported(RuleBasedStateMachine):
         connection.close()
 
     def _settle(self) -> None:
-        """All records come in, then two readings, as when a run ends."""
+        """Process all records and then two readings, as at the end of a run."""
         while self.kernel.log:
             self._deliver(self.kernel.log.popleft())
         for _ in range(2):
             self._observe(self.kernel.read())
         self.left_out = set()
-        self._tell(list(self.account.due(self.kernel.now_ns, closing=True)))
+        self._process(list(self.account.due(self.kernel.now_ns, closing=True)))
 
     def _send(self, packet: Packet, *, is_logged: bool) -> None:
         self.kernel.refuse(packet, is_logged=is_logged)
@@ -227,32 +234,32 @@ class Reported(RuleBasedStateMachine):
 
     def _deliver(self, record: Record) -> None:
         attempt = self.account.record(record, self.kernel.now_ns)
-        self._tell([] if attempt is None else [attempt])
+        self._process([] if attempt is None else [attempt])
 
     def _observe(self, reading: Reading) -> None:
         for _ in self.account.observe(reading):
             pass
-        self._keep(b"")
+        self._commit(b"")
         self.read_ns = reading.ended_ns
         self._drop_late_records()
 
     def _drop_late_records(self) -> None:
-        """A record is lost that comes a minute after its packet, or later, and after a reading."""
+        """Drop records that come a minute or more after their packet, and after a reading."""
         late_ns = min(self.kernel.now_ns - 55 * 10**9, self.read_ns)
         while self.kernel.log and self.kernel.log[0].time_ns < late_ns:
             self.kernel.log.popleft()
 
-    def _tell(self, found: list[Attempt | FanOut | IncidentEnd]) -> None:
+    def _process(self, found: list[Attempt | FanOut | IncidentEnd]) -> None:
         for each in found:
             if isinstance(each, Attempt):
                 self._check(each)
-                self._check_streak(each)
+                self._check_incident(each)
             elif isinstance(each, IncidentEnd):
                 assert (each.streak, each.end_ns) == self.open.pop(each.streak.identity)
                 self.ended.add(each.streak.identity)
             else:
                 self._check_fan_out(each)
-        self._keep(b"told")
+        self._commit(b"event")
 
     def _check(self, attempt: Attempt) -> None:
         record = attempt.record
@@ -260,11 +267,11 @@ class Reported(RuleBasedStateMachine):
         assert attempt.start_ns <= attempt.end_ns
         assert record.origin.identity not in self.identities
         self.identities.add(record.origin.identity)
-        self.told += attempt.packets
+        self.reported += attempt.packets
         if attempt.aggregation is not None or record.destination is None:
             return
         flow = (record.uid, record.protocol, record.destination, record.destination_port)
-        # What has no port in its key may have found no place with it.
+        # A packet without port in its key may have found no slot for its key with port.
         assert flow in self.sent or any(
             flow[:3] == sent[:3] and flow[3] in {None, 0} for sent in self.sent
         )
@@ -272,7 +279,7 @@ class Reported(RuleBasedStateMachine):
             assert attempt.start_ns >= self.ends[flow]
             self.ends[flow] = attempt.end_ns
 
-    def _check_streak(self, attempt: Attempt) -> None:
+    def _check_incident(self, attempt: Attempt) -> None:
         incident = attempt.streak
         assert (incident is None) is (attempt.aggregation is not None)
         if incident is None:
@@ -302,7 +309,7 @@ class Reported(RuleBasedStateMachine):
             assert before.sample == found.sample[: len(before.sample)]
         self.fan_outs[found.identity] = found
 
-    def _keep(self, event: bytes) -> None:
+    def _commit(self, event: bytes) -> None:
         self.database.commit(changes(self.account), [event])
 
     def _refused(self) -> int:

@@ -32,7 +32,7 @@ FLOWS = (
     Packet(uid=None, protocol=None, destination=None, port=None, ethertype=0x0806),
 )
 SECOND_MS, MINUTE_MS, HOUR_MS = 1_000, 60_000, 3_600_000
-#: Durations close to the ledger's limits: the service's pauses, the end of a flow (10 s), a
+#: Durations close to the account's limits: the service's pauses, the end of a flow (10 s), a
 #: record's delay and the longest report interval (1 minute), and an element's timeout (10 minutes)
 #: and half of it.
 GAPS_MS = st.one_of(
@@ -68,7 +68,7 @@ class OverTime(RuleBasedStateMachine):
         self.flows = [FlowOracle() for _ in FLOWS]
         self.numbers: dict[str, tuple[int, int]] = {}
         self.clock_settings = 0
-        self.forgotten = 0
+        self.evicted = 0
         self.read_ms = 0
         self.bytes = 40
 
@@ -159,13 +159,13 @@ class OverTime(RuleBasedStateMachine):
         if not any(flow.has_late_record for flow in self.flows):
             assert (balance.imbalance, balance.in_flight) == (0, 0)
         counted = sum(flow.counted for flow in self.flows)
-        assert counted + self.forgotten == balance.reported == len(self.kernel.packets)
+        assert counted + self.evicted == balance.reported == len(self.kernel.packets)
         for flow in self.flows:
             flow.check_sum()
             assert flow.has_late_record or flow.least <= flow.counted
             if flow.is_exact:
                 assert flow.counted == flow.least == flow.most
-                assert flow.owed == []
+                assert flow.unreported == []
                 done_bytes = sum(flow.packets[each].bytes for each in flow.done)
                 assert flow.counted_bytes == done_bytes or not flow.has_exact_bytes
 
@@ -239,7 +239,7 @@ class OverTime(RuleBasedStateMachine):
         assert attempt.start_ns <= attempt.end_ns
         if attempt.aggregation is not None:
             assert attempt.aggregation.reason == "forgotten"
-            self.forgotten += attempt.packets
+            self.evicted += attempt.packets
             return
         number = _flow_of(record)
         if record.origin.transport == "counters":
@@ -280,7 +280,7 @@ def _flow_of(record: Record) -> int:
 
 
 def test_record_that_is_read_after_its_element_expired_counts_once() -> None:
-    """The process stood still for 11 minutes between a packet and the next reading."""
+    """The process did not run for 11 minutes between a packet and the next reading."""
     machine = OverTime()
     try:
         machine.begin()
@@ -289,7 +289,7 @@ def test_record_that_is_read_after_its_element_expired_counts_once() -> None:
         machine.pass_time(11 * MINUTE_MS)
         machine.send([(0, 1, False)])
         machine.settle()
-        assert (machine.flows[0].counted, machine.forgotten) == (3, 1)
+        assert (machine.flows[0].counted, machine.evicted) == (3, 1)
     finally:
         machine.teardown()
 

@@ -1,4 +1,4 @@
-"""What is kept of an account, whatever becomes of its file or of who writes it."""
+"""State database of an account: restarts, damaged files, and killed writers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def _state(account: SandboxAccount) -> object:
 
 
 def _stored_account(path: Path) -> SandboxAccount:
-    """An account with all that there is: owed, told, folded, overflowed and told too early."""
+    """Return a stored account with packets in every state.
+
+    They are unreported, reported, aggregated, without slot, and reported before their reading.
+    """
     account = _account()
     with_many = {key(tcp(port)): 3 for port in range(1, 1100)}
     observe(account, reading({}))
@@ -143,11 +146,11 @@ def test_reported_packets_are_not_reported_again_after_a_restart(path: Path) -> 
     database, account = state_db.StateDatabase(path).open(), _account()
     observe(account, reading({}))
     assert account.record(record(tcp()), 0) is not None
-    database.commit(changes(account), [b"told"])
+    database.commit(changes(account), [b"event"])
     taken = _account()
     database.load(taken)
     database.close()
-    for second in (1, 2):  # it found no place: the others' packet is its own
+    for second in (1, 2):  # its packet found no slot, and is the one in the overflow counter
         observe(taken, reading({}, NOW + second * SECOND, overflow=1))
         assert attempts(taken.due(second * SECOND)) == []
     assert _due(taken, 3) == []

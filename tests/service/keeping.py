@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class MemoryStore:
-    """Events in memory, and positions of sources; each keeping takes some ``seconds``, or fails."""
+    """Events in memory, and positions of sources; storing takes some ``seconds``, or fails."""
 
     seconds: float = 0.0
     fails: bool = False
@@ -43,7 +43,7 @@ class MemoryStore:
 
     async def wait_for_class(self, uid: int) -> None:
         async with asyncio.timeout(10):
-            while not self.of_class(uid):  # noqa: ASYNC110 - nobody else waits
+            while not self.of_class(uid):  # noqa: ASYNC110 - no other task waits
                 await asyncio.sleep(0.001)
 
     def of_class(self, uid: int) -> list[dict[str, Any]]:

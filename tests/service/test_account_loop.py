@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Given:
-    """Counters that say what they are told to, half a second after the other at each reading."""
+    """Counters with given values; each reading is half a second later than the one before."""
 
     counts: dict[Key, int] = field(default_factory=dict)
     at_ns: int = NOW
@@ -80,14 +80,14 @@ async def test_undelivered_events_are_delivered_unchanged_after_a_restart(
     for _ in range(2):
         async with keeping.running_account(counters, tmp_path, sink) as account:
             await account.close()
-    told = sink.of_class(4001)
-    assert [orjson.loads(line) for line in failing.tried] == told[:1]
-    assert {event["metadata"]["uid"] for event in told} == {told[0]["metadata"]["uid"]}
-    assert told[0]["count"] == 1
+    events = sink.of_class(4001)
+    assert [orjson.loads(line) for line in failing.tried] == events[:1]
+    assert {event["metadata"]["uid"] for event in events} == {events[0]["metadata"]["uid"]}
+    assert events[0]["count"] == 1
 
 
 async def test_undelivered_events_stay_stored_during_another_reading(tmp_path: Path) -> None:
-    """A run that ends lets a reading that has begun go on to its end."""
+    """A run that ends lets a started reading complete."""
     counters, sink, failing = Given(), MemoryStore(), MemoryStore(fails=True)
     async with keeping.running_account(counters, tmp_path, failing) as account:
         with pytest.raises(DeliveryError, match="the disk is full"):
@@ -153,7 +153,7 @@ async def test_pause_is_reported_although_the_counter_was_reset(tmp_path: Path) 
 async def test_records_are_reported_while_the_counters_can_not_be_read(tmp_path: Path) -> None:
     counters, sink = Given(), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
-        counters.error = FenceError("gone")
+        counters.error = FenceError("no table")
         await account._observe()
         await account._observe()
         assert len(sink.of_class(6002)) == 1
@@ -161,12 +161,12 @@ async def test_records_are_reported_while_the_counters_can_not_be_read(tmp_path:
         assert len(sink.of_class(4001)) == 1
         counters.error = None
         await account._observe()
-        counters.error = FenceError("gone")
+        counters.error = FenceError("no table")
         await account._observe()
         assert len(sink.of_class(6002)) == 2
-    kept = state_db.StateDatabase(tmp_path / state_db.FILE).open(read_only=True)
-    assert kept.dropped_records() == (state_db.DroppedRecords("counters", 2, 0),)
-    kept.close()
+    database = state_db.StateDatabase(tmp_path / state_db.FILE).open(read_only=True)
+    assert database.dropped_records() == (state_db.DroppedRecords("counters", 2, 0),)
+    database.close()
 
 
 async def test_record_whose_packet_another_counter_has_at_the_end_is_reported_once(
@@ -198,7 +198,7 @@ async def test_records_wait_while_a_long_reading_is_processed(
 
 
 async def test_started_report_is_completed_after_a_cancellation(tmp_path: Path) -> None:
-    """What is kept as told is to be told, though its task is cancelled."""
+    """Stored events must be delivered, even if the task is cancelled."""
     counters, sink = Given(), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 1 for port in range(1, 600)}
@@ -220,8 +220,8 @@ async def test_metadata_service_is_reported_separately_during_a_flood(
         counters.counts = {key(tcp(port)): 1 for port in range(1, 1501)}
         counters.counts |= {key(tcp(port, metadata)): 1 for port in range(2000, 2010)}
         await account.close()
-    told = [event.get("dst_endpoint", {}).get("ip") for event in sink.of_class(4001)]
-    assert told.count(metadata) == 10
+    addresses = [event.get("dst_endpoint", {}).get("ip") for event in sink.of_class(4001)]
+    assert addresses.count(metadata) == 10
 
 
 async def test_record_just_after_a_reading_describes_its_packets(
@@ -237,12 +237,12 @@ async def test_record_just_after_a_reading_describes_its_packets(
         counters.counts = {key(tcp()): 1}
         await asyncio.gather(account._read_and_report(), record_after_reading())
         await account.close()
-    (told,) = sink.of_class(4001)
-    assert told["metadata"]["log_format"] != "nf_tables"
+    (event,) = sink.of_class(4001)
+    assert event["metadata"]["log_format"] != "nf_tables"
 
 
 def _findings(sink: MemoryStore) -> list[tuple[int, str, int]]:
-    """What is told of findings: the activity, the finding and its packets."""
+    """Return the events of findings: activity, finding and packets."""
     return [
         (event["activity_id"], event["finding_info"]["uid"], event["count"])
         for event in sink.of_class(2004)
@@ -269,9 +269,9 @@ async def test_open_finding_of_a_killed_run_continues_and_is_closed_once(
         monkeypatch.setattr(time, "monotonic_ns", lambda: later_ns)
         await again._read_and_report()
         assert set(_findings(sink)) == {(1, finding, 2), (2, finding, 5), (3, finding, 5)}
-        told = len(sink.events)
+        number = len(sink.events)
         await again.close()
-        assert len(sink.events) == told
+        assert len(sink.events) == number
     async with keeping.running_account(counters, tmp_path, sink) as last:
         await last.close()
     assert [uid for uid, _, _ in _findings(sink)].count(3) == 1
@@ -297,25 +297,25 @@ async def test_findings_are_closed_when_a_run_stops(tmp_path: Path) -> None:
     async with keeping.running_account(counters, tmp_path, sink) as account:
         counters.counts = {key(tcp(port)): 20 for port in range(1, 601)}
         await account.close()
-    told = _findings(sink)
-    begun = [finding for stage, finding, _ in told if stage == 1]
+    findings = _findings(sink)
+    begun = [finding for stage, finding, _ in findings if stage == 1]
     assert len(begun) == len(set(begun)) > 500
-    assert sorted(begun) == sorted(finding for stage, finding, _ in told if stage == 3)
+    assert sorted(begun) == sorted(finding for stage, finding, _ in findings if stage == 3)
 
 
 @dataclass
 class Changing(Given):
-    """Counters of an enforcing fence, beside which those of a permissive one may turn up."""
+    """Counters of an enforcing fence; those of a permissive one may appear beside them."""
 
-    let_pass: dict[Key, int] | None = None
+    permissive_counts: dict[Key, int] | None = None
     readings: int = 0
 
     def read(self) -> Reading:
         self.readings += 1
         enforcing = super().read()
-        if self.let_pass is None:
+        if self.permissive_counts is None:
             return enforcing
-        permissive = reading(self.let_pass, self.at_ns, epoch="boot:9")
+        permissive = reading(self.permissive_counts, self.at_ns, epoch="boot:9")
         return replace(
             enforcing,
             epochs={**enforcing.epochs, "egress:permissive": "boot:9"},
@@ -326,16 +326,16 @@ class Changing(Given):
 async def test_first_record_after_a_change_of_mode_is_reported_at_once(tmp_path: Path) -> None:
     counters, sink = Changing(), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
-        counters.let_pass = {key(tcp()): 1}
+        counters.permissive_counts = {key(tcp()): 1}
         await account.take(batch(as_allowed(record(tcp(), at_ns=NOW + SECOND))))
-        (told,) = sink.of_class(4001)
-        assert (told["disposition"], told["metadata"]["log_source"]) == ("Logged", "nflog")
+        (event,) = sink.of_class(4001)
+        assert (event["disposition"], event["metadata"]["log_source"]) == ("Logged", "nflog")
         balances = await account.close()
     assert [(each.mode, each.reported, each.imbalance) for each in balances] == [
         ("enforcing", 0, 0),
         ("permissive", 1, 0),
     ]
-    # What the operator does is no loss.
+    # A change by the operator is no gap.
     assert not sink.of_class(6002)
 
 
@@ -352,11 +352,11 @@ async def test_forged_records_of_the_other_mode_cause_one_reading_and_no_report(
 
 
 async def test_pause_of_a_permissive_fence_mentions_no_refusal(tmp_path: Path) -> None:
-    counters, sink = Changing(let_pass={key(tcp()): 1}), MemoryStore()
+    counters, sink = Changing(permissive_counts={key(tcp()): 1}), MemoryStore()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         await account.close()
     counters.at_ns += 60 * SECOND
-    counters.let_pass = {key(tcp()): 8}
+    counters.permissive_counts = {key(tcp()): 8}
     async with keeping.running_account(counters, tmp_path, sink):
         (pause,) = sink.of_class(6002)
     assert pause["count"] == 7
@@ -369,7 +369,7 @@ def _by(pid: int) -> Attribution:
 
 
 class Seeing(FallbackChain):
-    """Sees another process at each window."""
+    """Fallback chain that sees another process in each window."""
 
     def __init__(self) -> None:
         super().__init__({})
@@ -409,8 +409,8 @@ async def test_attempt_names_the_processes_of_its_window_and_the_finding_all_of_
             counters.counts = {key(metadata): packets}
             await account._observe()
             await account._report_due(closing=packets == 20)
-    told = sink.of_class(4001)
-    assert [event["actor"]["process"]["pid"] for event in told] == [1, 2, 3]
+    events = sink.of_class(4001)
+    assert [event["actor"]["process"]["pid"] for event in events] == [1, 2, 3]
     assert (len(fallback_chain.alone), fallback_chain.windows) == (1, [9, 10])
     created, *later = sink.of_class(2004)
     assert created["actor"]["process"]["pid"] == 1

@@ -56,8 +56,8 @@ def make(sink: MemoryStore, tmp_path: Path) -> Callable[..., FenceMonitor]:
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let looks find these, one after the other, the last again and again."""
+def set_inspections(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set the results of successive inspections; the last one is repeated."""
     monkeypatch.setattr(fence_monitor, "_RETRY_SECONDS", 0)
 
     def find(*seen: Inspection | OcsfNftError | None) -> None:
@@ -74,8 +74,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return find
 
 
-def told(sink: MemoryStore) -> list[tuple[str, str, str | None]]:
-    """From which state to which each event says that the fence went, and why."""
+def state_changes(sink: MemoryStore) -> list[tuple[str, str, str | None]]:
+    """Return the previous state, the state and the reason of each event."""
     names = {"Enabled": "Standing", "Disabled": "Absent"}
     return [
         (
@@ -94,7 +94,7 @@ def altered(reason: str) -> Inspection:
 async def test_event_begins_with_the_state_in_the_event_before(
     sink: MemoryStore,
     make: Callable[..., FenceMonitor],
-    looks: Callable[..., None],
+    set_inspections: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     newer = replace(STANDING, installed=replace(INSTALLED, policy="newer"))
@@ -108,14 +108,14 @@ async def test_event_begins_with_the_state_in_the_event_before(
         Inspection(fence=newer, was_renewed=True, difference="+accept"),
         Inspection(fence=replace(newer, state=FenceState.DEGRADED, reason="no nft_log")),
     ]
-    looks(*seen)
+    set_inspections(*seen)
     verified(monkeypatch, "as installed")
     fence = make()
     await fence.announce()
     for _ in seen:
         await fence._inspect()
     await fence.remove()
-    assert told(sink) == [
+    assert state_changes(sink) == [
         ("Absent", "Standing", None),
         ("Standing", "Altered", "a rule came"),
         ("Altered", "Absent", "no fence"),
@@ -128,13 +128,13 @@ async def test_event_begins_with_the_state_in_the_event_before(
 
 
 async def test_restored_fence_is_one_event_of_high_severity_with_change_and_process(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(WELL)
+    set_inspections(WELL)
     fence = make(self_heal=True)
     await fence._inspect((TAMPERED,))
     (event,) = sink.events
-    assert told(sink) == [
+    assert state_changes(sink) == [
         ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
          "put back 2.3 ms later"))
     ]  # fmt: skip
@@ -146,21 +146,21 @@ async def test_restored_fence_is_one_event_of_high_severity_with_change_and_proc
 
 
 async def test_repair_by_nft_after_a_restore_is_the_same_event(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(Inspection(fence=STANDING, was_renewed=True, difference="+chain foreign"))
+    set_inspections(Inspection(fence=STANDING, was_renewed=True, difference="+chain foreign"))
     await make(self_heal=True)._inspect((TAMPERED,))
-    assert len(told(sink)) == 1
+    assert len(state_changes(sink)) == 1
 
 
 async def test_several_changes_are_separate_events(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(WELL)
+    set_inspections(WELL)
     await make(self_heal=True)._inspect(
         (TAMPERED, replace(TAMPERED, changes="a rule came"), TAMPERED)
     )
-    assert [detail.split(",")[0] for _, _, detail in told(sink) if detail] == [
+    assert [detail.split(",")[0] for _, _, detail in state_changes(sink) if detail] == [
         "table inet ocsf_nft was deleted",
         "a rule came",
         "table inet ocsf_nft was deleted",
@@ -168,23 +168,23 @@ async def test_several_changes_are_separate_events(
 
 
 async def test_event_of_each_repair_begins_with_the_state_in_the_event_before(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(WELL)
+    set_inspections(WELL)
     fence = make(replace(STANDING, state=FenceState.ALTERED, reason="a rule came"), self_heal=True)
     await fence._inspect((TAMPERED, TAMPERED))
-    assert [states for *states, _ in told(sink)] == [
+    assert [states for *states, _ in state_changes(sink)] == [
         ["Altered", "Standing"],
         ["Standing", "Standing"],
     ]
 
 
 async def test_fence_restored_by_nft_is_reported_with_the_process(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(Inspection(fence=STANDING, was_renewed=True, difference="it was gone"))
+    set_inspections(Inspection(fence=STANDING, was_renewed=True, difference="it was gone"))
     await make(self_heal=True)._inspect((UNMENDED,))
-    assert told(sink) == [
+    assert state_changes(sink) == [
         ("Standing", "Standing",
          "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back")
     ]  # fmt: skip
@@ -192,22 +192,22 @@ async def test_fence_restored_by_nft_is_reported_with_the_process(
 
 
 async def test_own_ruleset_change_is_not_reported(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(WELL)
+    set_inspections(WELL)
     await make(self_heal=True)._inspect((UNMENDED,))
-    assert told(sink) == []
+    assert state_changes(sink) == []
 
 
 async def test_unrestored_fence_is_reported_as_altered_once(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(altered("it is not as it was installed: +accept"))
+    set_inspections(altered("it is not as it was installed: +accept"))
     fence = make()
     await fence._inspect((UNMENDED,))
     await fence._inspect()
     await fence._inspect((UNMENDED,))
-    assert told(sink) == [
+    assert state_changes(sink) == [
         ("Standing", "Altered", ("table inet ocsf_nft was deleted, by nft (pid 4711): "
          "it is not as it was installed: +accept"))
     ]  # fmt: skip
@@ -216,23 +216,23 @@ async def test_unrestored_fence_is_reported_as_altered_once(
 
 
 async def test_reverted_change_is_reported_without_self_heal(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(WELL)
+    set_inspections(WELL)
     await make()._inspect((UNMENDED,))
-    assert told(sink) == [
+    assert state_changes(sink) == [
         ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
          "it stands as installed again"))
     ]  # fmt: skip
 
 
 async def test_event_names_the_last_of_several_changes(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(WELL)
+    set_inspections(WELL)
     later = replace(UNMENDED, changes="table netdev ocsf_nft was deleted")
     await make()._inspect((UNMENDED, later))
-    ((_, _, detail),) = told(sink)
+    ((_, _, detail),) = state_changes(sink)
     assert detail is not None
     assert detail.startswith("table netdev ocsf_nft was deleted")
 
@@ -247,11 +247,11 @@ async def test_event_names_the_last_of_several_changes(
 async def test_unknown_process_is_not_named(
     sink: MemoryStore,
     make: Callable[..., FenceMonitor],
-    looks: Callable[..., None],
+    set_inspections: Callable[..., None],
     comm: str | None,
     words: str,
 ) -> None:
-    looks(WELL)
+    set_inspections(WELL)
     await make(self_heal=True)._inspect((replace(TAMPERED, process=None, comm=comm),))
     (event,) = sink.events
     assert words in event["status_detail"]
@@ -259,9 +259,11 @@ async def test_unknown_process_is_not_named(
 
 
 async def test_giving_up_is_one_critical_event_until_the_fence_is_active(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(altered("+accept"), altered("+accept"), altered("+drop"), altered("+drop"), WELL)
+    set_inspections(
+        altered("+accept"), altered("+accept"), altered("+drop"), altered("+drop"), WELL
+    )
     fence = make(self_heal=True)
     await fence._inspect((replace(UNMENDED, given_up=True),))
     (event,) = sink.events
@@ -277,37 +279,37 @@ async def test_giving_up_is_one_critical_event_until_the_fence_is_active(
     assert len(sink.events) == 1
     await fence._inspect()
     assert [*has_given_up, fence.has_given_up] == [True, False]
-    assert told(sink)[1:] == [("Altered", "Standing", "it stands as installed again")]
+    assert state_changes(sink)[1:] == [("Altered", "Standing", "it stands as installed again")]
 
 
 async def test_giving_up_is_reported_although_the_last_repair_succeeded(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(WELL)
+    set_inspections(WELL)
     fence = make(self_heal=True)
     await fence._inspect((TAMPERED, replace(UNMENDED, changes="a rule came", given_up=True)))
     assert [event["severity"] for event in sink.events] == ["High", "Critical"]
-    assert [after for _, after, _ in told(sink)] == ["Standing", "Standing"]
-    assert "given up: put back 10 times" in (told(sink)[1][2] or "")
-    assert "nft (pid 4711): a rule came" in (told(sink)[1][2] or "")
+    assert [after for _, after, _ in state_changes(sink)] == ["Standing", "Standing"]
+    assert "given up: put back 10 times" in (state_changes(sink)[1][2] or "")
+    assert "nft (pid 4711): a rule came" in (state_changes(sink)[1][2] or "")
     assert (fence.has_given_up, fence.verdict, fence.fault) == (False, "as installed", None)
     await fence._inspect()
     assert len(sink.events) == 2
 
 
 async def test_change_after_giving_up_continues_the_watch(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(WELL)
+    set_inspections(WELL)
     fence = make(self_heal=True)
     await fence._inspect(
         (replace(UNMENDED, given_up=True), replace(UNMENDED, changes="a rule came"))
     )
-    assert told(sink) == []
+    assert state_changes(sink) == []
 
 
 async def test_verdict_and_fault_follow_the_last_event(
-    make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
     degraded = replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log")
     cases: tuple[tuple[Inspection | OcsfNftError | None, str, str | None], ...] = (
@@ -319,7 +321,7 @@ async def test_verdict_and_fault_follow_the_last_event(
         (altered(""), "differs", "altered"),
         (None, "absent", "it was removed by `ocsf-nft remove`"),
     )
-    looks(*(inspection for inspection, _, _ in cases))
+    set_inspections(*(inspection for inspection, _, _ in cases))
     fence = make()
     for _, verdict, fault in cases:
         await fence._inspect()
@@ -376,54 +378,60 @@ def test_prepare_leaves_the_next_check_to_try_again_without_an_answer_of_the_ker
 async def test_regular_removal_is_reported_once(
     sink: MemoryStore,
     make: Callable[..., FenceMonitor],
-    looks: Callable[..., None],
+    set_inspections: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    looks(None)
+    set_inspections(None)
     verified(monkeypatch, "absent")
     fence = make(self_heal=True)
     await fence._inspect((UNMENDED,))
     await fence._inspect()
     await fence.remove()
-    assert told(sink) == [("Standing", "Absent", "it was removed by `ocsf-nft remove`")]
+    assert state_changes(sink) == [("Standing", "Absent", "it was removed by `ocsf-nft remove`")]
     assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("Medium", "Success")
     assert not fence.has_given_up
 
 
 async def test_new_installation_is_adopted(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(Inspection(fence=replace(STANDING, installed=replace(INSTALLED, policy="newer"))))
+    set_inspections(
+        Inspection(fence=replace(STANDING, installed=replace(INSTALLED, policy="newer")))
+    )
     fence = make(self_heal=True)
     await fence._inspect((UNMENDED,))
     await fence._inspect()
-    assert told(sink) == [("Standing", "Standing", "it was installed anew, by nft (pid 4711)")]
+    assert state_changes(sink) == [
+        ("Standing", "Standing", "it was installed anew, by nft (pid 4711)")
+    ]
     assert sink.events[0]["severity"] == "Informational"
 
 
 async def test_new_interfaces_are_no_tampering(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
     more = replace(STANDING, installed=replace(INSTALLED, around=around))
-    looks(
+    set_inspections(
         Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
     )
     await make(self_heal=True)._inspect()
-    assert told(sink) == [("Standing", "Standing", "its links changed; fenced are: sb0, late0")]
+    assert state_changes(sink) == [
+        ("Standing", "Standing", "its links changed; fenced are: sb0, late0")
+    ]
     assert sink.events[0]["severity"] == "Informational"
 
 
 async def test_change_during_new_interfaces_is_a_separate_event(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
     more = replace(STANDING, installed=replace(INSTALLED, around=around))
-    looks(
+    set_inspections(
         Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
     )
     await make(self_heal=True)._inspect((UNMENDED,))
-    assert [detail for _, _, detail in told(sink)] == [
+    assert [detail for _, _, detail in state_changes(sink)] == [
         "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back",
         "its links changed; fenced are: sb0, late0",
     ]
@@ -431,53 +439,55 @@ async def test_change_during_new_interfaces_is_a_separate_event(
 
 
 async def test_installation_during_new_interfaces_is_no_tampering(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
     more = replace(STANDING, installed=replace(INSTALLED, around=around))
-    looks(
+    set_inspections(
         Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
     )
     await make(self_heal=True)._inspect((replace(UNMENDED, is_regular=True),))
-    assert [detail for _, _, detail in told(sink)] == ["its links changed; fenced are: sb0, late0"]
+    assert [detail for _, _, detail in state_changes(sink)] == [
+        "its links changed; fenced are: sb0, late0"
+    ]
 
 
 async def test_restore_by_an_inspection_has_no_duration(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(WELL)
+    set_inspections(WELL)
     await make(self_heal=True)._inspect((replace(TAMPERED, restored_after_ns=0),))
-    assert [detail for _, _, detail in told(sink)] == [
+    assert [detail for _, _, detail in state_changes(sink)] == [
         "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back"
     ]
 
 
 async def test_failed_restore_is_reported_with_error_and_process(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(FenceError("the kernel refused"))
+    set_inspections(FenceError("the kernel refused"))
     await make(self_heal=True)._inspect((TAMPERED, UNMENDED))
-    assert [after for _, after, _ in told(sink)] == ["Standing", "Altered"]
-    assert told(sink)[1][2] == (
+    assert [after for _, after, _ in state_changes(sink)] == ["Standing", "Altered"]
+    assert state_changes(sink)[1][2] == (
         "table inet ocsf_nft was deleted, by nft (pid 4711): the kernel refused"
     )
 
 
 async def test_inspection_during_a_restore_is_repeated(
-    sink: MemoryStore, make: Callable[..., FenceMonitor], looks: Callable[..., None]
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    looks(altered("+accept"), WELL)
+    set_inspections(altered("+accept"), WELL)
     await make(self_heal=True)._inspect()
-    assert told(sink) == []
+    assert state_changes(sink) == []
 
 
 async def test_event_is_delivered_before_the_log_message(
     sink: MemoryStore,
     make: Callable[..., FenceMonitor],
-    looks: Callable[..., None],
+    set_inspections: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever starts a run may not read its standard error: the log can wait for ever."""
+    """Standard error may have no reader, so that the log blocks forever."""
 
     class Full:
         def warning(self, *_: object, **__: object) -> None:
@@ -486,13 +496,13 @@ async def test_event_is_delivered_before_the_log_message(
         error = warning
 
     monkeypatch.setattr(fence_monitor, "_log", Full())
-    looks(AbsentError("no fence"))
+    set_inspections(AbsentError("no fence"))
     fence = make(replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log"))
     with pytest.raises(BlockingIOError):
         await fence.announce()
     with pytest.raises(BlockingIOError):
         await fence._inspect()
-    assert told(sink) == [
+    assert state_changes(sink) == [
         ("Absent", "Degraded", "no nft_log"),
         ("Degraded", "Absent", "no fence"),
     ]
@@ -510,7 +520,7 @@ async def test_fence_deleted_before_its_removal_is_reported(
 ) -> None:
     verified(monkeypatch, verdict, error=error)
     await make().remove()
-    assert told(sink) == [
+    assert state_changes(sink) == [
         ("Standing", "Absent", "somebody else had removed it before this run did")
     ]
 
@@ -521,4 +531,4 @@ async def test_fence_of_an_earlier_run_is_neither_reported_nor_removed(
     found = make(replace(STANDING, is_ours=False))
     await found.announce()
     await found.remove()
-    assert told(sink) == []
+    assert state_changes(sink) == []

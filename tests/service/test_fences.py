@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def test_fence_that_differs_from_its_record_is_altered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    state = StateDirectory(tmp_path)  # empty: what was compared with is not read again
+    state = StateDirectory(tmp_path)  # empty: the record is not read again
     sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
     verified(monkeypatch, "differs", "+accept")
     found = fences.activate(sandbox, state)
@@ -62,17 +62,17 @@ def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
 
 
 async def test_started_inspection_ends_before_its_cancelled_watch() -> None:
-    begun, may_end, told = threading.Event(), threading.Event(), threading.Event()
+    begun, may_end, has_reported = threading.Event(), threading.Event(), threading.Event()
 
-    def stand() -> None:
+    def block() -> None:
         begun.set()
         may_end.wait(10)
 
-    async def look() -> None:
-        await asyncio.to_thread(stand)
-        told.set()
+    async def inspect() -> None:
+        await asyncio.to_thread(block)
+        has_reported.set()
 
-    watch = asyncio.ensure_future(run_shielded(look()))
+    watch = asyncio.ensure_future(run_shielded(inspect()))
     await asyncio.to_thread(begun.wait, 10)
     watch.cancel()
     await asyncio.sleep(0.05)
@@ -80,26 +80,26 @@ async def test_started_inspection_ends_before_its_cancelled_watch() -> None:
     may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await watch
-    assert told.is_set()
+    assert has_reported.is_set()
 
 
 async def test_error_of_an_inspection_during_a_cancellation_is_raised() -> None:
     begun = asyncio.Event()
 
-    async def look() -> None:
+    async def inspect() -> None:
         begun.set()
         await asyncio.sleep(0.05)
-        raise DeliveryError("it can't be told")
+        raise DeliveryError("it can't be stored")
 
-    watch = asyncio.ensure_future(run_shielded(look()))
+    watch = asyncio.ensure_future(run_shielded(inspect()))
     await begun.wait()
     watch.cancel()
-    with pytest.raises(DeliveryError, match="can't be told"):
+    with pytest.raises(DeliveryError, match="can't be stored"):
         await watch
 
 
 @pytest.mark.parametrize(
-    ("source", "transport", "wanted"),
+    ("source", "transport", "requested"),
     [
         ("auto", "auto", None),
         ("auto", "none", "none"),
@@ -110,8 +110,8 @@ async def test_error_of_an_inspection_during_a_cancellation_is_raised() -> None:
     ],
 )
 def test_requested_transport_suits_the_selected_source(
-    source: str, transport: str, wanted: str | None
+    source: str, transport: str, requested: str | None
 ) -> None:
     sandbox = {"name": "a", "source": source, "transport": transport}
     read = config.parse({"sandbox": [sandbox]}, where="test")
-    assert fences.requested_transport(read.sandbox[0]) == wanted
+    assert fences.requested_transport(read.sandbox[0]) == requested

@@ -1,4 +1,4 @@
-"""The sentences about a service that does not do its work."""
+"""Sentences about a service with a fault."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def test_faults_name_each_sandbox_and_cause() -> None:
     stuck = "the counters of sandbox sb2 have not been read for 31 s"
     assert health.stuck(_service()) == (stuck,)
     assert health.faults(_service()) == (stuck, fence, counters)
-    # Whatever waits for a disk reads no counters meanwhile, which a restart does not mend.
+    # A service that waits for a disk reads no counters meanwhile, and a restart does not change
+    # that.
     full = _service(fault="the disk is full")
     assert health.stuck(full) == ()
     assert health.faults(full) == (fence, counters, "events can't be stored: the disk is full")

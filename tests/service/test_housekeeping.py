@@ -1,4 +1,4 @@
-"""What a run looks after besides: the store, and what of it can't be kept."""
+"""Housekeeping of a run: removal of old events, and reports of dropped ones."""
 
 from __future__ import annotations
 
@@ -43,17 +43,19 @@ async def test_full_store_is_swept_while_no_event_can_be_stored(
                 number += 1
                 now_ns += 10**6
         reporter = Reporter(delivery.store_events, host=None)
-        keeping = asyncio.create_task(housekeeping.run_housekeeping(delivery, reporter))
-        now_ns += 60 * 10**9 - number * 10**6 + 10**6  # one is too old, which makes no room
+        housekeeping_task = asyncio.create_task(housekeeping.run_housekeeping(delivery, reporter))
+        now_ns += (
+            60 * 10**9 - number * 10**6 + 10**6
+        )  # one event is too old; its removal makes no room
         await _until(lambda: retrier.fault is not None)
         now_ns += 60 * 10**9
         await _until(lambda: reporter.events == 1)
         left = await store.read(0, events=1 << 20, size=1 << 30)
-        assert [row.number for row in left] == [number + 1], "the one that tells of the others"
+        assert [row.number for row in left] == [number + 1], "the event that reports the others"
         async with asyncio.timeout(20):
-            while await delivery.dropped_events():  # noqa: ASYNC110 - nobody else waits for it
+            while await delivery.dropped_events():  # noqa: ASYNC110 - no other task waits
                 await asyncio.sleep(0.01)
-        keeping.cancel()
+        housekeeping_task.cancel()
         stop.set()
 
 
@@ -73,13 +75,13 @@ async def test_housekeeping_sweeps_and_reports_every_ten_seconds(
     store = Store(tmp_path / FILE, max_bytes=1 << 20, max_seconds=60)
     async with SinkDelivery([], store, StorageRetrier(asyncio.Event())) as delivery:
         monkeypatch.setattr(asyncio, "sleep", sleep)
-        keeping = asyncio.create_task(
+        housekeeping_task = asyncio.create_task(
             housekeeping.run_housekeeping(delivery, Reporter(delivery.store_events, host=None))
         )
         async with asyncio.timeout(20):
             await many.wait()
         monkeypatch.undo()
-        keeping.cancel()
+        housekeeping_task.cancel()
     assert set(pauses) == {10.0}
 
 
@@ -92,14 +94,14 @@ async def test_damaged_store_is_reported_once_as_dropped_events(tmp_path: Path) 
         until_ns = await housekeeping.report_dropped_events(delivery, reporter, 1_000_000)
         assert abs(time.time_ns() - until_ns) < 60 * 10**9
         await housekeeping.report_dropped_events(delivery, reporter, until_ns)
-    (losses,) = sink.events
-    assert f"{file} is damaged" in losses["status_detail"]
-    assert "a new file was created" in losses["status_detail"]
-    assert losses.get("count") is None
-    assert (losses["start_time"], losses["end_time"]) == (1, until_ns // 1_000_000)
+    (event_of_drop,) = sink.events
+    assert f"{file} is damaged" in event_of_drop["status_detail"]
+    assert "a new file was created" in event_of_drop["status_detail"]
+    assert event_of_drop.get("count") is None
+    assert (event_of_drop["start_time"], event_of_drop["end_time"]) == (1, until_ns // 1_000_000)
 
 
 async def _until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not is_so():  # noqa: ASYNC110 - nobody else waits for it
+        while not is_so():  # noqa: ASYNC110 - no other task waits
             await asyncio.sleep(0.01)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Untouched:
-    """An account that nothing may come to."""
+    """Account that must not be used."""
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"{name} was called for")
@@ -35,7 +35,7 @@ class Untouched:
 
 @dataclass
 class Fixed:
-    """A source that has one batch, and ends."""
+    """Source with one batch."""
 
     batch: Batch
 
@@ -51,7 +51,7 @@ class Fixed:
 
 @dataclass
 class Given:
-    """A live source that has so many batches of ten records, and then waits."""
+    """Live source with some batches of ten records that then waits."""
 
     batches_left: int
     made: int = 0
@@ -76,12 +76,12 @@ class Given:
 
 
 class ReferableBatch(Batch):
-    """A batch that a weak reference can be held of, as of a dataclass with slots it can't."""
+    """Batch that can have a weak reference, unlike a dataclass with slots."""
 
 
 @dataclass
 class Endless(Given):
-    """A source that has one batch after the other, and remembers how many are still held."""
+    """Source that never ends, and that counts the batches still in memory."""
 
     given: list[weakref.ref[Batch]] = field(default_factory=list)
     most_held: int = 0
@@ -114,10 +114,10 @@ async def test_waiting_records_are_delivered_after_the_stop() -> None:
 async def test_gap_of_a_source_is_counted_in_the_accounts_of_its_sandboxes() -> None:
     @dataclass
     class Losing(Untouched):
-        lost: list[Gap]
+        reported_gaps: list[Gap]
 
         async def count_dropped(self, gap: Gap) -> None:
-            self.lost.append(gap)
+            self.reported_gaps.append(gap)
 
     gap = Gap(transport="nflog", reason="the buffer was full", lost=3, since_ns=1, until_ns=2)
     sink, ours, other = MemoryStore(), Losing([]), Losing([])
@@ -125,7 +125,7 @@ async def test_gap_of_a_source_is_counted_in_the_accounts_of_its_sandboxes() -> 
     pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), accounts)
     source = Fixed(Batch(gaps=(gap, gap)))
     await pipeline.pump(source, asyncio.Event(), frozenset({"ours", "unwatched", None}))
-    assert (ours.lost, other.lost) == ([gap, gap], [])
+    assert (ours.reported_gaps, other.reported_gaps) == ([gap, gap], [])
     assert len(sink.of_class(6002)) == 2
 
 
@@ -138,11 +138,11 @@ async def test_records_not_delivered_in_time_are_counted(
     pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
     delivered = len(sink.of_class(4001))
-    (lost,) = sink.of_class(6002)
+    (gap_event,) = sink.of_class(6002)
     assert 0 < delivered < 500
-    assert delivered + lost["count"] == source.made == 500
-    assert lost["status_detail"] == f"stopped before {lost['count']} were delivered"
-    assert pipeline.counts.dropped == lost["count"]
+    assert delivered + gap_event["count"] == source.made == 500
+    assert gap_event["status_detail"] == f"stopped before {gap_event['count']} were delivered"
+    assert pipeline.counts.dropped == gap_event["count"]
 
 
 async def test_counted_records_do_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +152,9 @@ async def test_counted_records_do_not_stay_in_memory(monkeypatch: pytest.MonkeyP
     stop.set()
     sink = MemoryStore()
     await Pipeline(Reporter(sink.store, Host(hostname="test")), {}).pump(source, stop)
-    (lost,) = sink.of_class(6002)
-    assert lost["status_detail"].startswith("stopped before at least ")
-    assert "count" not in lost
+    (gap_event,) = sink.of_class(6002)
+    assert gap_event["status_detail"].startswith("stopped before at least ")
+    assert "count" not in gap_event
     assert source.made > 5
     assert source.most_held <= 2
 
@@ -192,7 +192,8 @@ async def test_foreign_record_is_reported_by_its_prefix_without_an_account() -> 
             event["firewall_rule"]["name"],
             event["src_endpoint"].get("name"),
             event["disposition"],
-            # What is known of the sandbox of that name that we fenced is nothing of theirs.
+            # The context of the fenced sandbox of that name does not apply to other firewalls'
+            # records.
             "proxy_endpoint" in event or "container" in event["src_endpoint"],
         )
         for event in sink.of_class(4001)
@@ -227,8 +228,8 @@ async def test_gaps_are_all_events_but_few_are_logged() -> None:
         await pipeline.pump(source, stop)
     assert len(sink.of_class(6002)) == pipeline.counts.gaps == 101
     assert pipeline.counts.dropped == 300
-    told = [(line["reason"], line["number"]) for line in logged]
-    assert told == [(full.reason, 2**power) for power in range(7)] + [(other.reason, 1)]
+    numbers = [(line["reason"], line["number"]) for line in logged]
+    assert numbers == [(full.reason, 2**power) for power in range(7)] + [(other.reason, 1)]
 
 
 async def test_event_from_another_machines_log_has_no_device() -> None:

@@ -1,4 +1,4 @@
-"""The time of a packet that only the capture of its sender knows."""
+"""Times of packets that only the capture of their sender knows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Sending(FallbackChain):
-    """Knows that process 1 sent the packet of each record, and when."""
+    """Fallback chain in which process 1 sent the packet of each record at a given time."""
 
     def __init__(self, sent_ns: int) -> None:
         super().__init__({})
@@ -45,8 +45,8 @@ async def test_late_record_names_no_sender_of_a_later_packet(tmp_path: Path) -> 
         await account.take(batch(record(tcp(), at_ns=read_ns)))
         counters.counts = {key(tcp()): 5}
         await account.close()
-    together, later = sink.of_class(4001)
-    assert (together["count"], later["count"]) == (4, 1)
+    first, later = sink.of_class(4001)
+    assert (first["count"], later["count"]) == (4, 1)
     assert "process" not in later["actor"]
 
 
@@ -54,10 +54,10 @@ async def test_event_has_the_time_when_its_packet_was_sent(tmp_path: Path) -> No
     sink, fallback_chain = MemoryStore(), Sending(NOW + SECOND // 4)
     async with keeping.running_account(Given(), tmp_path, sink, fallback_chain) as account:
         await account.take(batch(record(tcp(1), at_ns=NOW + SECOND)))
-        # This one's source knows when it was logged.
+        # This record's source knows the time of the log message.
         logged = replace(record(tcp(2), 2, NOW + SECOND), received_ns=NOW + 2 * SECOND)
         await account.take(batch(logged))
-        # The clock was set back since.
+        # The clock was set back meanwhile.
         await account.take(batch(record(tcp(3), 3, at_ns=NOW)))
     times_ms = [event["time"] - NOW // 1_000_000 for event in sink.of_class(4001)]
     assert times_ms == [250, 1000, 0]

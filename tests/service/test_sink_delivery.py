@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.delivery.envelope import Message
-    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.sinks.base import BatchResult
 
 _MAPPER = Mapper(CONTEXT)
 STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS).to_json()
@@ -40,13 +40,13 @@ OTHER = _MAPPER.network_activity(Attempt.of(RECORDS["tcp6"]), processed_ns=NOW_N
 
 
 class LineReceiver(Receiver):
-    """One that keeps whole lines."""
+    """Receiver that stores whole lines."""
 
     def __init__(self, **facts: Any) -> None:
         super().__init__(**facts)
         self.lines: list[bytes] = []
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         outcome = await super().deliver(messages)
         self.lines += [message.line for message in messages]
         return outcome
@@ -56,8 +56,10 @@ def made(folder: Path, **found: Outlet) -> SinkDelivery:
     return SinkDelivery(list(found.values()), Store(folder / FILE), StorageRetrier(asyncio.Event()))
 
 
-def one(name: str, sink: Receiver, **wanted: Any) -> Outlet:
-    return Outlet(name=name, sink=sink, batch_settings=BatchSettings(retry_seconds=0.01), **wanted)
+def one(name: str, sink: Receiver, **settings: Any) -> Outlet:
+    return Outlet(
+        name=name, sink=sink, batch_settings=BatchSettings(retry_seconds=0.01), **settings
+    )
 
 
 async def test_sink_for_all_classes_gets_unchanged_lines(tmp_path: Path) -> None:
@@ -101,8 +103,8 @@ async def test_undelivered_events_wait_for_the_next_run(
 
 async def test_last_events_are_delivered_before_the_end(tmp_path: Path) -> None:
     sink = LineReceiver()
-    patient = Outlet(name="a", sink=sink, batch_settings=BatchSettings(seconds=3600.0))
-    async with made(tmp_path, a=patient) as delivery:
+    slow_outlet = Outlet(name="a", sink=sink, batch_settings=BatchSettings(seconds=3600.0))
+    async with made(tmp_path, a=slow_outlet) as delivery:
         await delivery.store_events([REFUSED])
     assert sink.lines == [REFUSED]
 
@@ -139,18 +141,18 @@ async def test_local_sink_that_can_not_be_opened_is_an_error_at_once(tmp_path: P
 
 
 async def test_permanent_failure_of_a_sink_ends_the_context(tmp_path: Path) -> None:
-    class Gone(LineReceiver):
-        async def deliver(self, _: Sequence[Message]) -> Outcome:
-            raise ClosedError("the reader is gone")
+    class Closed(LineReceiver):
+        async def deliver(self, _: Sequence[Message]) -> BatchResult:
+            raise ClosedError("the reader is closed")
 
     async def work() -> None:
-        async with made(tmp_path, a=one("a", Gone())) as delivery:
+        async with made(tmp_path, a=one("a", Closed())) as delivery:
             await delivery.store_events([REFUSED])
             await asyncio.Event().wait()
 
     with pytest.raises(ExceptionGroup) as ended:
         await work()
-    assert [str(each) for each in ended.value.exceptions] == ["the reader is gone"]
+    assert [str(each) for each in ended.value.exceptions] == ["the reader is closed"]
 
 
 async def _store_several(delivery: SinkDelivery, number: int) -> None:
@@ -159,7 +161,7 @@ async def _store_several(delivery: SinkDelivery, number: int) -> None:
 
 
 def _another() -> bytes:
-    global _made  # noqa: PLW0603 - each is another one
+    global _made  # noqa: PLW0603 - each event is new
     _made += 1
     event = orjson.loads(OTHER)
     event["metadata"]["uid"] = f"another-{_made}"
@@ -205,8 +207,10 @@ async def test_cancelled_replacement_is_completed(
 ) -> None:
     monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.3)
     stuck, well = LineReceiver(stuck=True), LineReceiver()
-    patient = Outlet(name="stuck", sink=stuck, batch_settings=BatchSettings(timeout_seconds=3600.0))
-    async with made(tmp_path, stuck=patient, well=one("well", well)) as delivery:
+    slow_outlet = Outlet(
+        name="stuck", sink=stuck, batch_settings=BatchSettings(timeout_seconds=3600.0)
+    )
+    async with made(tmp_path, stuck=slow_outlet, well=one("well", well)) as delivery:
         await delivery.store_events([REFUSED])
         await well.has(1)
         back, again = LineReceiver(), LineReceiver()
@@ -259,15 +263,15 @@ async def test_new_local_sink_that_never_opens_changes_nothing(
 async def test_permanent_failure_during_a_replacement_is_the_only_error(
     tmp_path: Path,
 ) -> None:
-    class Gone(LineReceiver):
-        async def deliver(self, _: Sequence[Message]) -> Outcome:
+    class Closed(LineReceiver):
+        async def deliver(self, _: Sequence[Message]) -> BatchResult:
             await asyncio.sleep(0.2)
-            raise ClosedError("the reader is gone")
+            raise ClosedError("the reader is closed")
 
     replacing: list[asyncio.Task[None]] = []
 
     async def work() -> None:
-        sinks = {"gone": Gone(), "stuck": LineReceiver(stuck=True)}
+        sinks = {"closed": Closed(), "stuck": LineReceiver(stuck=True)}
         async with made(
             tmp_path, **{name: one(name, sink) for name, sink in sinks.items()}
         ) as all_:
@@ -280,7 +284,7 @@ async def test_permanent_failure_during_a_replacement_is_the_only_error(
 
     with pytest.raises(ExceptionGroup) as ended:
         await work()
-    assert [str(each) for each in ended.value.exceptions] == ["the reader is gone"]
+    assert [str(each) for each in ended.value.exceptions] == ["the reader is closed"]
     await replacing[0]
 
 
@@ -291,16 +295,16 @@ async def test_pending_events_are_counted_before_the_start_and_after_a_replaceme
     async with made(tmp_path, a=one("a", sink)) as delivery:
         await _store_several(delivery, 5)
         await sink.has(5)
-    greeted = one("a", sink, needs_handshake=True)
+    outlet = one("a", sink, needs_handshake=True)
     began = time.monotonic()
-    async with made(tmp_path, a=greeted) as delivery:
+    async with made(tmp_path, a=outlet) as delivery:
         assert [each.pending for each in delivery.forwarders] == [0]
         await _store_several(delivery, 1)
         assert [each.pending for each in delivery.forwarders] == [1]
-    assert time.monotonic() - began < 2, "nobody waits for who never began"
+    assert time.monotonic() - began < 2, "the end does not wait for a sink that never began"
     down = LineReceiver(down=True)
     async with made(tmp_path, a=one("a", down)) as delivery:
-        while not delivery.forwarders[0].progress.failures:  # noqa: ASYNC110 - nobody else waits for it
+        while not delivery.forwarders[0].progress.failures:  # noqa: ASYNC110 - no other task waits
             await asyncio.sleep(0.01)
         await delivery.replace([one("a", down)])
         assert delivery.forwarders[0].pending == 1
@@ -315,7 +319,7 @@ async def test_exit_during_a_replacement_closes_all_sinks(tmp_path: Path) -> Non
             super().__init__()
             self.seconds = seconds
 
-        async def deliver(self, messages: Sequence[Message]) -> Outcome:
+        async def deliver(self, messages: Sequence[Message]) -> BatchResult:
             outcome = await super().deliver(messages)
             await asyncio.sleep(self.seconds)
             return outcome
@@ -331,7 +335,7 @@ async def test_exit_during_a_replacement_closes_all_sinks(tmp_path: Path) -> Non
             )
             await asyncio.sleep(0.05)
         await replacing
-    await delivery.replace([one("a", slow)])  # too late: nothing comes of it
+    await delivery.replace([one("a", slow)])  # too late: it has no effect
     assert all(each.opened == each.closed for each in (slow, slower, *others))
 
 
@@ -345,7 +349,7 @@ async def test_renamed_sink_has_one_writer_at_a_time(tmp_path: Path) -> None:
     try:
         before = Outlet(name="before", sink=File(path=fifo), is_local=True, file=fifo)
         async with made(tmp_path, before=before) as delivery:
-            await delivery.store_events(lines)  # more than the pipe takes
+            await delivery.store_events(lines)  # more than fits into the pipe
             await asyncio.sleep(0.1)
             after = Outlet(name="after", sink=File(path=fifo), is_local=True, file=fifo)
             replacing = asyncio.create_task(delivery.replace([after]))
@@ -370,18 +374,18 @@ async def test_opened_sinks_are_closed_after_a_failed_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: object) -> object:
-        raise ClosedError("the store is gone")
+        raise ClosedError("the store is closed")
 
     first, second = LineReceiver(), LineReceiver()
     with monkeypatch.context() as patched:
         patched.setattr(Store, "register", broken)
-        with pytest.raises(ClosedError, match="the store is gone"):
+        with pytest.raises(ClosedError, match="the store is closed"):
             await made(tmp_path, a=one("a", first, is_local=True)).__aenter__()
     assert first.opened == first.closed == 1
     async with made(tmp_path, a=one("a", LineReceiver())) as delivery:
         with monkeypatch.context() as patched:
             patched.setattr(Store, "register", broken)
-            with pytest.raises(ClosedError, match="the store is gone"):
+            with pytest.raises(ClosedError, match="the store is closed"):
                 await delivery.replace([one("a", LineReceiver()), one("b", second, is_local=True)])
     assert second.opened == second.closed == 1
 
@@ -390,7 +394,7 @@ async def test_undelivered_events_of_a_removed_sink_are_counted_at_its_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Slow(LineReceiver):
-        async def deliver(self, messages: Sequence[Message]) -> Outcome:
+        async def deliver(self, messages: Sequence[Message]) -> BatchResult:
             await asyncio.sleep(0.2)
             return await super().deliver(messages)
 
