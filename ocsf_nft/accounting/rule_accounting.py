@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
-#: Return an attempt with an attribution, if more is known than the attribution of one record.
+#: Function that adds an attribution to an attempt, if more is known than from one of its records.
 AddAttribution: TypeAlias = "Callable[[Attempt], Attempt]"
 #: Elements processed before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 500

@@ -23,8 +23,8 @@ _Stage: TypeAlias = Literal["begun", "goes on", "ended"]
 FLOWS: Final = 20
 WITHIN_NS: Final = 60 * 1_000_000_000
 _MAX_SAMPLE: Final = 10
-#: Maximum number of distinct destinations and ports that are counted; above it, events have "at
-#: least".
+#: Maximum number of distinct destinations and ports that are counted. A larger number is reported
+#: as "at least".
 _MAX_DISTINCT: Final = 4096
 #: Maximum number of users with state. A process with a namespace may have thousands of user ids.
 _MAX_USERS: Final = 1024

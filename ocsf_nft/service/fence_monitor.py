@@ -203,8 +203,8 @@ class FenceMonitor:
                 inspection = await asyncio.to_thread(fences.inspect, self.name, self._state)
                 if inspection is None or inspection.fence.state in _ACTIVE_STATES:
                     return inspection
-            # The tamper guard may be restoring the fence right now, and holds no lock for that
-            # long.
+            # The tamper guard may be restoring the fence right now. This pause holds no lock that
+            # blocks it.
             await asyncio.sleep(_RETRY_SECONDS)
         renew = self._renew if may_heal else None
         return await asyncio.to_thread(fences.inspect, self.name, self._state, renew)
@@ -278,7 +278,7 @@ class FenceMonitor:
                 )
         elif change_text is not None:
             is_same = inspection.fence.installed.spec == self._installed.spec
-            if last is not None and inspection.was_renewed and is_same:  # besides
+            if last is not None and inspection.was_renewed and is_same:  # a separate event
                 await self._report_change(
                     state, f"{_change_text(last)}; it has been put back", _tampering(last)
                 )

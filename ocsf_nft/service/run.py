@@ -200,7 +200,7 @@ class Service:
         self.retrier = StorageRetrier(self._stop)
         for sandbox in config.sandbox:
             stack.enter_context(self._state.run_lock(sandbox.name))
-        # Before anything is logged, so that no record is of a call before the capture.
+        # Started before anything is logged, so that the capture sees the call of every record.
         self.fallback_chain = await stack.enter_async_context(
             attribution_setup.build_fallback_chain(config, self._state)
         )
