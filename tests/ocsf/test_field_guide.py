@@ -104,8 +104,8 @@ def test_links_have_a_target() -> None:
 def test_introduction_has_the_current_numbers() -> None:
     head = TEXT.partition("## Queries")[0]
     threshold = Threshold()
-    assert threshold.at_once is enums.Severity.HIGH
-    assert f"of severity {threshold.at_once.caption} or more" in head
+    assert threshold.min_severity is enums.Severity.HIGH
+    assert f"of severity {threshold.min_severity.caption} or more" in head
     assert f"comes to {threshold.packets} packets" in head
     within_s = scan_detection.WITHIN_NS // 1_000_000_000
     assert f"tries {scan_detection.FLOWS} flows within {within_s} s" in head

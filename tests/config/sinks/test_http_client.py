@@ -181,7 +181,7 @@ def test_user_and_password_are_encoded_for_basic_authentication() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_extra_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("web", kind):
+    for module in ("http_client", kind):
         monkeypatch.delitem(sys.modules, f"ocsf_nft.delivery.sinks.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     table = _sink(kind)
