@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.batch_settings import BatchSettings
     from ocsf_nft.delivery.event_db import DeadLetter, StoredEvent
     from ocsf_nft.delivery.retry_until_writable import StorageRetrier
-    from ocsf_nft.delivery.sinks.base import Outcome, Sink
+    from ocsf_nft.delivery.sinks.base import BatchResult, Sink
     from ocsf_nft.delivery.store import Store
 
 _log = structlog.get_logger()
@@ -341,7 +341,7 @@ class Forwarder:
                 raise _StoppedError
         self._recover()
 
-    async def _deliver_rest(self, part: Sequence[Message]) -> Outcome:
+    async def _deliver_rest(self, part: Sequence[Message]) -> BatchResult:
         try:
             return await self._deliver_once(part)
         except RefusedError:
@@ -352,7 +352,7 @@ class Forwarder:
             await self.close()
             raise
 
-    async def _deliver_once(self, part: Sequence[Message]) -> Outcome:
+    async def _deliver_once(self, part: Sequence[Message]) -> BatchResult:
         try:
             async with asyncio.timeout(self._batch_settings.timeout_seconds):
                 if not self._is_open:

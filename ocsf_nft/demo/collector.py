@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class Collector(Sink):
             self._is_closed = True
             self._arrival.notify_all()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Keep events."""
         self.events += [message.event() for message in messages]
         async with self._arrival:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Receiver(Sink):
     async def close(self) -> None:
         self.closed += 1
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         uids = [message.uid for message in messages]
         self.batches.append(uids)
         self._change.set()
@@ -73,7 +73,7 @@ class Receiver(Sink):
         accepted, again = messages[: self.most], messages[self.most :]
         self.got += [each.uid for each in accepted if each.uid not in self.bad]
         self._change.set()
-        return Outcome(
+        return BatchResult(
             refused=tuple(Refusal(each, "bad") for each in accepted if each.uid in self.bad),
             again=tuple(again),
             reason="busy" if again else "",

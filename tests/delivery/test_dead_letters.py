@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.event_db import DeadLetter
-    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.sinks.base import BatchResult
     from ocsf_nft.delivery.store import Store
 
 
@@ -148,7 +148,7 @@ async def test_event_that_cannot_be_converted_is_a_dead_letter_until_it_can(stor
     lines: list[bytes] = []
 
     class Recording(Receiver):
-        async def deliver(self, messages: Sequence[Message]) -> Outcome:
+        async def deliver(self, messages: Sequence[Message]) -> BatchResult:
             lines.extend(message.line for message in messages)
             return await super().deliver(messages)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ocsf_nft.delivery.envelope import Message
-    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.sinks.base import BatchResult
 
 
 async def test_forwarder_leaves_no_task_behind_when_it_has_waited(store: Store) -> None:
@@ -226,7 +226,7 @@ async def test_forwarder_waits_as_long_as_the_receiver_requests(store: Store) ->
     tried: list[float] = []
 
     class Busy(Receiver):
-        async def deliver(self, messages: Any) -> Outcome:
+        async def deliver(self, messages: Any) -> BatchResult:
             tried.append(time.monotonic())
             if len(tried) == 1:
                 raise DeliveryError("too many requests", after_seconds=0.4)

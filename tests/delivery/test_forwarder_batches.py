@@ -9,7 +9,7 @@ from tests.delivery.forwarding import make_forwarder, running
 from tests.delivery.receiver import Receiver, event, events, uids
 
 if TYPE_CHECKING:
-    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.sinks.base import BatchResult
     from ocsf_nft.delivery.store import Store
 
 
@@ -60,7 +60,7 @@ async def test_batch_that_times_out_is_sent_in_smaller_ones(
     store: Store,
 ) -> None:
     class Slow(Receiver):
-        async def deliver(self, messages: Any) -> Outcome:
+        async def deliver(self, messages: Any) -> BatchResult:
             if len(messages) > 3:
                 await asyncio.Event().wait()
             return await super().deliver(messages)

@@ -20,7 +20,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class BatchResult:
     """Result of a delivery: all messages are delivered but those in ``refused`` and ``again``.
 
     ``again`` has the messages that the receiver could not accept now, in the batch's order.
@@ -34,7 +34,7 @@ class Outcome:
     after_seconds: float | None = None
 
 
-DELIVERED: Final = Outcome()
+DELIVERED: Final = BatchResult()
 
 
 class Sink(Protocol):
@@ -62,13 +62,12 @@ class Sink(Protocol):
         """Close the sink; raises DeliveryError."""
         await self.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Deliver one or more messages in order; return when the receiver has acknowledged them.
 
         If the transport has no acknowledgement, return when the batch is handed over.
 
         Raises DeliveryError if it is unknown which messages have arrived; the whole batch is then
         delivered again. Raises RefusedError if the receiver refuses the batch without naming the
-        wrong message; the batch is then delivered in parts. No incomplete
-        message is left behind.
+        wrong message; the batch is then delivered in parts. No incomplete message is left behind.
         """

@@ -1,4 +1,4 @@
-"""JSON Lines in a file.
+"""Sink that writes JSON Lines to a file.
 
 The sink appends whole lines only. A line that a full disk or a crash cut short is removed again, so
 a forwarder that follows the file never reads half an event. If another program renames or removes
@@ -12,7 +12,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
 from ocsf_nft.delivery.sinks.line_writer import WriterThread, lines_of, write_lines
 from ocsf_nft.delivery.sinks.rotation import OldFiles, Rotation
 from ocsf_nft.delivery.sinks.safe_open import open_to_append
@@ -64,8 +64,8 @@ class File(Sink):
     async def _abandon(self) -> None:
         await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=False)
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Append events, one line each."""
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Append events, one line each; raises DeliveryError."""
         lines = lines_of(messages)
         await self._writer.run(self._with_delivery_error(lambda: self._write(lines)))
         return DELIVERED
@@ -115,7 +115,7 @@ class File(Sink):
         write_lines(self._descriptor, lines, sync=self._sync)
 
     def _replace_file(self, added_bytes: int) -> None:
-        """Open a new file if the current one was renamed or removed, or is full."""
+        """Open a new file if the current one is full, or was renamed or removed."""
         if self._is_at_path():
             if self._rotation is None or self._old_files is None:
                 return

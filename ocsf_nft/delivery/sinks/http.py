@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Http(Sink):
         """Close the connection."""
         await self._session.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch; raises DeliveryError, or RefusedError if the receiver refuses the data."""
         answer = await self._session.request(
             self._method, body=self._body(messages), content_type=_CONTENT_TYPES[self._form]

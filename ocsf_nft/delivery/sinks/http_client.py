@@ -39,12 +39,12 @@ _CHUNK_BYTES: Final = 1 << 14
 _TEXT_LENGTH: Final = 200
 #: Minimum size for gzip: compression of a smaller body saves no packet.
 _GZIP_BYTES: Final = 1 << 10
-#: Minimum size for gzip in a thread: it would block the event loop noticeably.
+#: Minimum size for gzip in a thread: compression of it would block the event loop noticeably.
 _THREAD_BYTES: Final = 1 << 16
 _GZIP_LEVEL: Final = 6
 _SPACES: Final = re.compile(r"\s+")
 
-_CUT: Final = "it closed the connection before the end of its answer"
+_CLOSED_EARLY: Final = "it closed the connection before the end of its answer"
 #: Status codes that refuse the content of a request (RFC 9110, 15.5.1, 15.5.14, 15.5.21).
 _REFUSING: Final = frozenset({400, 413, 422})
 _CREDENTIALS_REMEDY: Final = "give credentials that it accepts"
@@ -58,8 +58,8 @@ _REDIRECT_REMEDY: Final = "redirects are not followed, so give the URL that it p
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """Answer of a receiver.
+class HttpAnswer:
+    """HttpAnswer of a receiver.
 
     ``body`` is cut at the limit of the request; ``text`` is the body as text for a person.
     ``after_seconds`` is the pause that the receiver asked for, or None.
@@ -125,7 +125,7 @@ class HttpSession:
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
         answer_bytes: int = _ANSWER_BYTES,
-    ) -> Answer:
+    ) -> HttpAnswer:
         """Send a request and return its answer, whatever the status; read ``answer_bytes`` at most.
 
         ``path`` is appended to the receiver's URL. Raises DeliveryError if there is no answer, or
@@ -154,14 +154,14 @@ class HttpSession:
             # Not `from error`: aiohttp's errors hold the request, with its credentials.
             raise self._failure(error) from None
 
-    def error(self, answer: Answer) -> DeliveryError:
+    def error(self, answer: HttpAnswer) -> DeliveryError:
         """Return the error for an answer that is no success: RefusedError or DeliveryError."""
         sentence = self.describe(answer)
         if answer.status in _REFUSING:
             return RefusedError(sentence)
         return DeliveryError(sentence, after_seconds=answer.after_seconds)
 
-    def describe(self, answer: Answer, remedy: str = "") -> str:
+    def describe(self, answer: HttpAnswer, remedy: str = "") -> str:
         """Describe an answer to a person; without ``remedy``, add the usual one for its status."""
         phrase = _reason_phrase(answer.status)
         if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
@@ -211,9 +211,9 @@ class HttpSession:
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
-    async def _answer(self, response: aiohttp.ClientResponse, max_bytes: int) -> Answer:
+    async def _answer(self, response: aiohttp.ClientResponse, max_bytes: int) -> HttpAnswer:
         body = await _read(response, max_bytes)
-        return Answer(
+        return HttpAnswer(
             status=response.status,
             body=body,
             text=self.printable(body.decode(errors="replace")),
@@ -282,7 +282,7 @@ def _cause(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return f"the proxy answers {error.status}{_reason_phrase(error.status)}"
     if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
-        return _CUT
+        return _CLOSED_EARLY
     if isinstance(error, aiohttp.ClientResponseError):
         return "its answer is not HTTP"
     if isinstance(error, ssl.SSLError):
@@ -293,12 +293,12 @@ def _cause(error: Exception) -> str:
 
 
 def _os_error_text(error: OSError) -> str:
-    """Return the text of a system error, or of an error that a library made in its form."""
+    """Return the text of an OSError, which may come from the system or from a library."""
     if isinstance(error, TimeoutError) and error.errno is None:
         return f"no connection after {_CONNECT_SECONDS:g} s"
     text = error.strerror or str(error)
     # aiohttp's write error has the whole URL, which may hold a token.
     if "://" in text:
-        return _CUT
-    # asyncio's own text is for programmers. Negative numbers are errors of name lookup.
+        return _CLOSED_EARLY
+    # asyncio's own text is for programmers. A negative number is an error of the name lookup.
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else text

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import aiokafka  # type: ignore[import-untyped]  # it ships no types
 from aiokafka import errors
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause
 from ocsf_nft.delivery.sinks.kafka_log import LogCapture
 from ocsf_nft.delivery.sinks.loop_thread import LoopThread
@@ -105,7 +105,7 @@ class Kafka(Sink):
             await self._thread.stop()
             self._log_capture.stop()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch and wait for its acknowledgements.
 
         Raises DeliveryError, and RefusedError if a broker refuses the batch of a partition.
@@ -155,7 +155,7 @@ class Kafka(Sink):
             # stop() closes the producer at once. It would then wait for pending acknowledgements.
             await asyncio.wait({asyncio.ensure_future(producer.stop())}, timeout=0)
 
-    async def _deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def _deliver(self, messages: Sequence[Message]) -> BatchResult:
         refused: list[Refusal] = []
         sent = []
         try:
@@ -169,7 +169,7 @@ class Kafka(Sink):
         except (errors.KafkaError, OSError) as error:
             raise self._failure(error) from error
         self._check([result for result in results if isinstance(result, BaseException)])
-        return Outcome(refused=tuple(refused))
+        return BatchResult(refused=tuple(refused))
 
     @property
     def _too_large(self) -> str:
@@ -189,7 +189,7 @@ class Kafka(Sink):
         return sent
 
     def _check(self, faults: Sequence[BaseException]) -> None:
-        """Raise RefusedError if all faults refuse the batch, else DeliveryError if there is one.
+        """Raise an error for the faults: RefusedError if all refuse the batch, else DeliveryError.
 
         A producer can't be used again after a partition refused a batch, since its sequence numbers
         have a gap then.
@@ -226,9 +226,9 @@ class Kafka(Sink):
 def _record_key(event: Any) -> bytes | None:
     """Return the sandbox of an event, or its host if it has no sandbox."""
     for path in (("unmapped", "sandbox"), ("device", "hostname")):
-        found = event
+        value = event
         for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        if isinstance(found, str):
-            return found.encode()
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, str):
+            return value.encode()
     return None

@@ -28,7 +28,7 @@ class WriterThread:
     So nothing is written between the parts of a batch, nothing closes the descriptor during a
     write, and no other slow job delays a write. A write can't be stopped, and a write to a pipe
     without a reader never returns. So a cancelled caller does not wait for it. The write still runs
-    to its end, and the waiting jobs of cancelled callers are not started.
+    to its end. The waiting job of a cancelled caller is not started.
     """
 
     def __init__(self, name: str, destination: object) -> None:
@@ -72,7 +72,7 @@ def lines_of(messages: Sequence[Message]) -> bytes:
 
 
 def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
-    """Write lines, in a regular file at its end; raises OSError.
+    """Write lines; a regular file gets them at its end. Raises OSError.
 
     If a full disk cuts them short, they are removed again, so a reader of the file gets no half
     event. With ``sync`` the lines of a file survive a power cut when this returns.

@@ -69,18 +69,18 @@ class _Loop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
+        self._open_transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         # Callers get the errors of their jobs. The errors of unfinished tasks have no reader.
         self.set_exception_handler(lambda _loop, _context: None)
 
     async def create_connection(self, *arguments: Any, **options: Any) -> Any:
         transport, protocol = await super().create_connection(*arguments, **options)
-        self._transports.add(transport)
+        self._open_transports.add(transport)
         return transport, protocol
 
     async def abort(self) -> None:
         """Abort all connections, then cancel all tasks."""
-        for transport in tuple(self._transports):
+        for transport in tuple(self._open_transports):
             transport.abort()
         await asyncio.sleep(0)  # lets the transports notify their protocols
         unfinished = asyncio.all_tasks() - {asyncio.current_task()}

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import orjson
 from nats import errors
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
 from ocsf_nft.delivery.sinks.error_text import cause, printable
 from ocsf_nft.delivery.sinks.loop_thread import LoopThread
 from ocsf_nft.delivery.sinks.nats_link import NatsConnection
@@ -45,7 +45,7 @@ _NOT_IN_TOKEN: Final = re.compile(r"[^a-z0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class _Rejection:
-    """Reason of a stream for the refusal of a message; ``is_final`` if it always will."""
+    """Refusal of a message by a stream, with its reason; ``is_final`` if it always will."""
 
     reason: str
     is_final: bool
@@ -96,7 +96,7 @@ class Nats(Sink):
         self._connection = None
         await self._thread.stop()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Publish a batch in windows of some hundreds, and wait for each window's acknowledgements.
 
         Raises DeliveryError if the connection breaks or no stream has the subject.
@@ -118,7 +118,9 @@ class Nats(Sink):
                 return connection
         raise DeliveryError("; ".join(causes))
 
-    async def _deliver(self, connection: NatsConnection, messages: Sequence[Message]) -> Outcome:
+    async def _deliver(
+        self, connection: NatsConnection, messages: Sequence[Message]
+    ) -> BatchResult:
         refused: list[Refusal] = []
         again: list[Message] = []
         reason = ""
@@ -134,7 +136,7 @@ class Nats(Sink):
                 else:
                     again.append(message)
                     reason = reason or rejection.reason
-        return Outcome(refused=tuple(refused), again=tuple(again), reason=reason)
+        return BatchResult(refused=tuple(refused), again=tuple(again), reason=reason)
 
     async def _publish_all(
         self, connection: NatsConnection, messages: Sequence[Message]

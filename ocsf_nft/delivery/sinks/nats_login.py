@@ -30,7 +30,7 @@ _CREDENTIALS: Final = (
 class LoginValues:
     """Values for one login: none, one of three, or ``user`` and ``password``.
 
-    ``seed`` signs the server's nonce and is not sent itself. ``credentials`` is the text of a
+    ``seed`` signs the server's challenge and is not sent itself. ``credentials`` is the text of a
     credentials file; its seed is not sent either. ``secrets`` are the secret texts of all values.
     """
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
 from ocsf_nft.delivery.sinks.json_access import integer, milliseconds, text, value_at
 from ocsf_nft.errors import DeliveryError
@@ -92,7 +92,7 @@ class OpenSearch(Sink):
         """Close the connection."""
         await self._session.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch; raises DeliveryError, or RefusedError if the whole batch is refused."""
         answer = await self._session.request(
             "POST",
@@ -112,13 +112,13 @@ class OpenSearch(Sink):
 
     def _outcome(
         self, results: Sequence[tuple[Message, _Item]], after_seconds: float | None
-    ) -> Outcome:
+    ) -> BatchResult:
         left = [(message, item) for message, item in results if not item.is_delivered]
         refused = [
             Refusal(message, self._reason(item)) for message, item in left if item.is_refused
         ]
         again = [(message, item) for message, item in left if not item.is_refused]
-        return Outcome(
+        return BatchResult(
             refused=tuple(refused),
             again=tuple(message for message, _ in again),
             reason=self._reason(again[0][1]) if again else "",

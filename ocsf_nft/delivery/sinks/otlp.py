@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Refusal, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
 from ocsf_nft.delivery.sinks.json_access import integer, milliseconds, text, value_at
 from ocsf_nft.errors import DeliveryError, RefusedError
@@ -55,7 +55,7 @@ class Otlp(Sink):
         """Close the connection."""
         await self._session.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch; raises DeliveryError, or RefusedError if some records are rejected."""
         body = await asyncio.to_thread(_request, messages)
         answer = await self._session.request("POST", _LOGS, body=body)
@@ -71,7 +71,7 @@ class Otlp(Sink):
         reason = f"the receiver rejected {rejected} of {len(messages)} log records: {error}"
         if rejected < len(messages):
             raise RefusedError(reason)
-        return Outcome(refused=tuple(Refusal(message, reason) for message in messages))
+        return BatchResult(refused=tuple(Refusal(message, reason) for message in messages))
 
 
 def _rejected_records(reply: Any) -> int:

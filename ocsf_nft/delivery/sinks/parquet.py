@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 from ocsf_nft.delivery.parquet_files import Maker
-from ocsf_nft.delivery.sinks.base import Outcome, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ class Parquet(Sink):
             self._thread.shutdown(wait=False, cancel_futures=True)
         await self._storage.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Put the files of a batch; refuse messages that are no events of a class with columns.
 
         Raises DeliveryError, and RefusedError if a file is larger than the storage allows.
@@ -91,7 +91,7 @@ class Parquet(Sink):
         made = await loop.run_in_executor(self._thread, self._maker.make, messages)
         for file in made.files:
             await self._storage.put(self._key(file), file.content)
-        return Outcome(refused=made.refused)
+        return BatchResult(refused=made.refused)
 
     def _location(self, class_uid: int) -> str:
         location = f"ext/{self._source}-{class_uid}"

@@ -2,7 +2,7 @@
 
 A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl``; the time is UTC. It
 is replaced by ``….jsonl.gz`` when all of that is on the disk. At any time, also after a kill or a
-power cut, each event is in exactly one complete file. The next opening finishes or removes
+power cut, each event is in a complete file. The next opening finishes or removes
 incomplete work. A new name is later than all existing ones, even if a clock was set back. So names
 sort by time.
 """
@@ -126,7 +126,7 @@ class OldFiles:
 
     @contextlib.contextmanager
     def _logged_errors(self) -> Iterator[None]:
-        """Log an OSError and continue; the next old file causes another try for all."""
+        """Log an OSError and continue; all old files are tried again when the next one comes."""
         try:
             yield
         except OSError as error:

@@ -1,10 +1,10 @@
 """Safe opening of a file for appending, in a directory where other users may write too.
 
-A symbolic link is followed if root or our own user owns it. A link of another user is refused. That
-user could make us write to a file that only we may write to, or truncate its last line. In a
-world-writable directory (/tmp), a file of another user or with a second hard link is refused too. A
-user who may write to a parent directory can still replace the file. Only the permissions of that
-directory can prevent this.
+A symbolic link is followed if root or our own user owns it. A link of another user is refused:
+that user could redirect writes, and the removal of a torn line, to a file that only we may change.
+In a world-writable directory (/tmp), a file of another user or with a second hard link is refused
+too. A user who may write to a directory above can still replace the file. Only the permissions of
+that directory can prevent this.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def open_to_append(path: Path) -> Opened:
                 return Opened(_create(path), path)
             continue
         try:
-            found = os.fstat(handle)
-            if not stat.S_ISLNK(found.st_mode):
-                _check_file(path, found)
-                return Opened(_reopen(handle, found.st_mode), path)
-            _check_link(path, found)
-            if found.st_dev == _PROC.stat().st_dev:
+            status = os.fstat(handle)
+            if not stat.S_ISLNK(status.st_mode):
+                _check_file(path, status)
+                return Opened(_reopen(handle, status.st_mode), path)
+            _check_link(path, status)
+            if status.st_dev == _PROC.stat().st_dev:
                 # /dev/stdout: the target of such a link is no path; only the kernel can follow it.
                 access = os.O_RDWR if stat.S_ISREG(path.stat().st_mode) else os.O_WRONLY
                 return Opened(os.open(path, access | _APPEND), path)
@@ -103,23 +103,23 @@ def _reopen(handle: int, mode: int) -> int:
     return os.open(name, os.O_WRONLY | os.O_NONBLOCK | _APPEND)
 
 
-def _check_link(path: Path, found: os.stat_result) -> None:
-    if not _is_trusted(found):
+def _check_link(path: Path, status: os.stat_result) -> None:
+    if not _is_trusted(status):
         raise DeliveryError(
-            f"{path} is a symbolic link of user {found.st_uid}, who could redirect events to any "
+            f"{path} is a symbolic link of user {status.st_uid}, who could redirect events to any "
             "file: remove it"
         )
 
 
-def _check_file(path: Path, found: os.stat_result) -> None:
+def _check_file(path: Path, status: os.stat_result) -> None:
     if not path.parent.stat().st_mode & stat.S_IWOTH:
         return
-    if not _is_trusted(found) or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1):
+    if not _is_trusted(status) or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1):
         raise DeliveryError(
             f"{path} is of another user or has a second hard link, in a world-writable directory: "
             "remove it, or choose another directory"
         )
 
 
-def _is_trusted(found: os.stat_result) -> bool:
-    return found.st_uid in {_ROOT, os.geteuid()}
+def _is_trusted(status: os.stat_result) -> bool:
+    return status.st_uid in {_ROOT, os.geteuid()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
 from ocsf_nft.delivery.sinks.http_client import HttpSession
 from ocsf_nft.delivery.sinks.json_access import integer, milliseconds, text, value_at
 from ocsf_nft.errors import DeliveryError, RefusedError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ocsf_nft.delivery.envelope import Message
-    from ocsf_nft.delivery.sinks.http_client import Answer
+    from ocsf_nft.delivery.sinks.http_client import HttpAnswer
     from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _EVENT: Final = "/services/collector/event"
@@ -97,7 +97,7 @@ class SplunkHec(Sink):
         """Close the connection."""
         await self._session.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch; raises DeliveryError, or RefusedError if the wrong event is unknown."""
         refused: list[Refusal] = []
         rest = list(messages)
@@ -106,7 +106,7 @@ class SplunkHec(Sink):
             if rest and await self._send([suspect]) is None:
                 raise RefusedError(invalid.reason)
             refused.append(Refusal(suspect, invalid.reason))
-        return Outcome(refused=tuple(refused))
+        return BatchResult(refused=tuple(refused))
 
     async def _check_health(self) -> None:
         answer = await self._session.request("GET", _HEALTH)
@@ -133,12 +133,14 @@ class SplunkHec(Sink):
             raise self._error(answer, code)
         return self._invalid_event(answer, integer(reply, "invalid-event-number"), len(messages))
 
-    def _error(self, answer: Answer, code: int | None) -> DeliveryError:
+    def _error(self, answer: HttpAnswer, code: int | None) -> DeliveryError:
         if answer.status != 400:
             return self._session.error(answer)
         return DeliveryError(self._session.describe(answer, _REMEDIES.get(code or 0, "")))
 
-    def _invalid_event(self, answer: Answer, position: int | None, length: int) -> _InvalidEvent:
+    def _invalid_event(
+        self, answer: HttpAnswer, position: int | None, length: int
+    ) -> _InvalidEvent:
         sentence = self._session.describe(answer)
         if length == 1:
             return _InvalidEvent(0, sentence)
@@ -173,7 +175,7 @@ class SplunkHec(Sink):
         return value_at(answer.json(), "acks", str(ack_id)) is True
 
     def _body(self, messages: Sequence[Message]) -> bytes:
-        """Return one envelope after another, without an array ("Batch data" of "Format events")."""
+        """Return the envelopes one after another, in no array ("Batch data" of "Format events")."""
         return b"\n".join(self._envelope(message) for message in messages)
 
     def _envelope(self, message: Message) -> bytes:

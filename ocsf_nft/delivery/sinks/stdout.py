@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
 from ocsf_nft.delivery.sinks.line_writer import WriterThread, lines_of, write_lines
 from ocsf_nft.errors import ClosedError, DeliveryError
 
@@ -37,8 +37,8 @@ class Stdout(Sink):
         """Leave standard output open, since other code may use it."""
         await self._writer.stop(_do_nothing, is_waited_for=False)
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Write events; raises ClosedError if the reader of a pipe has closed it."""
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Write events; raises DeliveryError, and ClosedError if the reader has closed the pipe."""
         lines = lines_of(messages)
         await self._writer.run(lambda: _write(lines))
         return DELIVERED

@@ -60,7 +60,7 @@ class Stream:
             self._check_open()
             await asyncio.sleep(seconds)
             seconds = min(2 * seconds, _LONGEST_WAIT_SECONDS)
-        # Checked after the count: bytes for a peer that has died count as outstanding no longer.
+        # Checked after the count: bytes to a dead peer no longer count as outstanding.
         self._check_open()
         self._is_incomplete = False
 

@@ -16,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ocsf_nft.delivery.rfc5424 import frame
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
 from ocsf_nft.delivery.sinks.syslog_transport import Connection, Datagrams
 from ocsf_nft.delivery.tls import Tls
 
@@ -63,7 +63,7 @@ class Syslog(Sink):
         """Close the connection."""
         self._transport.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send events and refuse those that are too long; raises DeliveryError or RefusedError."""
         frames: list[bytes] = []
         refused: list[Refusal] = []
@@ -76,7 +76,7 @@ class Syslog(Sink):
             if number % _EVENTS_PER_SLICE == 0:
                 await asyncio.sleep(0)
         await self._transport.send(frames)
-        return Outcome(refused=tuple(refused))
+        return BatchResult(refused=tuple(refused))
 
     def _too_long_reason(self, size: int) -> str:
         return (

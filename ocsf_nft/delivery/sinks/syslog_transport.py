@@ -28,7 +28,7 @@ _HANDSHAKE_SECONDS: Final = 10.0
 #: the first datagrams of a new socket.
 _PROBATION_SECONDS: Final = 0.5
 
-#: Maximum size of a burst of datagrams: a receiver's socket has room for it by default.
+#: Maximum size of a burst of datagrams: a receiver's socket buffer has space for it by default.
 _BURST_BYTES: Final = 1 << 16
 _PAUSE_SECONDS: Final = 0.002
 
@@ -84,7 +84,7 @@ class Connection:
         context = None if self._tls is None else await asyncio.to_thread(self._tls.context)
         sock = await connect(self._host, self._port, socket.SOCK_STREAM)
         try:
-            # Without it, the end of a batch would wait until the rest is acknowledged (Nagle).
+            # Without it, the end of a batch would wait until the rest is acknowledged .
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is None:
                 return sock

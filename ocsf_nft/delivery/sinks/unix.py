@@ -13,7 +13,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
 from ocsf_nft.delivery.sinks.error_text import cause
 from ocsf_nft.delivery.sinks.line_writer import lines_of
 from ocsf_nft.delivery.sinks.stream_connection import Stream
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Unix(Sink):
-    """Sink for a program that listens at ``path``; ``until_read`` waits until it has read."""
+    """Sink for a program that listens at ``path``; ``until_read`` waits until it has read all."""
 
     def __init__(self, *, path: Path, until_read: bool = True) -> None:
         self._path = path
@@ -54,7 +54,7 @@ class Unix(Sink):
         if stream is not None:
             stream.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send events, one line each; raises DeliveryError."""
         if self._stream is None:
             raise DeliveryError(f"{self._path} is not connected")

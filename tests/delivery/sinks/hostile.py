@@ -1,4 +1,4 @@
-"""Events with names that a hostile process gives itself."""
+"""Events with process names that a hostile process could choose."""
 
 from __future__ import annotations
 

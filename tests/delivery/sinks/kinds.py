@@ -1,4 +1,4 @@
-"""The kinds of sinks that speak HTTP, each with a server that is strict with it."""
+"""HTTP sinks, each with a strict server."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
     from tests.delivery.sinks.servers import Server
 
-#: What no error may tell.
-SECRET: Final = "s3cr3t-value"  # noqa: S105 - of nothing
+#: Secret that no error may show.
+SECRET: Final = "s3cr3t-value"  # noqa: S105 - a secret of no system
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of sink, and a server that judges it."""
+    """Kind of HTTP sink, and the server that checks its requests."""
 
     of: Callable[..., Sink]
     server: Callable[..., Server]
@@ -50,7 +50,7 @@ KINDS: Final = {
 
 
 async def fault(sink: Sink) -> DeliveryError:
-    """What entering a sink, or a delivery, ends in: one sentence, which tells no secret."""
+    """Return the error of an opening or a delivery: one sentence without a secret."""
     with pytest.raises(DeliveryError) as caught:
         async with sink:
             await sink.deliver(attempts(2))

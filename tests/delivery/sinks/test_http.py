@@ -8,10 +8,10 @@ from ocsf_nft.delivery.sinks.http import Http
 from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts
-from tests.delivery.sinks.servers import AnyJson, floods, says, serving
+from tests.delivery.sinks.servers import AnyJson, answering, floods, serving
 
 
-async def test_ndjson_is_an_event_a_line_each_with_its_end() -> None:
+async def test_ndjson_has_one_complete_line_for_each_event() -> None:
     server, batch = AnyJson(), attempts(3)
     async with serving(server) as url, Http(receiver=Receiver(url=f"{url}/in")) as sink:
         await sink.deliver(batch)
@@ -22,7 +22,7 @@ async def test_ndjson_is_an_event_a_line_each_with_its_end() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-async def test_a_json_array_has_all_events_as_they_are(number: int) -> None:
+async def test_json_array_has_all_events_unchanged(number: int) -> None:
     server, batch = AnyJson(), attempts(number)
     async with (
         serving(server) as url,
@@ -38,13 +38,13 @@ async def test_a_json_array_has_all_events_as_they_are(number: int) -> None:
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
 async def test_http_sink_accepts_every_2xx_status_with_any_body(status: int) -> None:
     server = AnyJson()
-    server.then(says(status, "" if status == 204 else "<html>thanks"))
+    server.then(answering(status, "" if status == 204 else "<html>thanks"))
     async with serving(server) as url, Http(receiver=Receiver(url=url)) as sink:
         outcome = await sink.deliver(attempts(1))
     assert (outcome.refused, outcome.again) == ((), ())
 
 
-async def test_an_event_that_is_wrong_has_the_batch_refused_and_the_sink_goes_on() -> None:
+async def test_batch_with_a_wrong_event_is_refused_and_the_sink_continues() -> None:
     server = AnyJson()
     batch = attempts(4, poison=frozenset({2}))
     async with serving(server) as url, Http(receiver=Receiver(url=url)) as sink:
@@ -76,7 +76,7 @@ async def test_http_sink_sends_a_password_and_masks_it_in_errors(
         receiver = Receiver(url=url, credentials=Credentials("Basic", password, "Aladdin"))
         async with Http(receiver=receiver) as sink:
             await sink.deliver(attempts(1))
-            server.then(says(401, "open sesame or QWxhZGRpbjpvcGVuIHNlc2FtZQ== is wrong"))
+            server.then(answering(401, "open sesame or QWxhZGRpbjpvcGVuIHNlc2FtZQ== is wrong"))
             with pytest.raises(DeliveryError, match=r"\*\*\* or \*\*\* is wrong"):
                 await sink.deliver(attempts(1))
     assert len(server.lines) == 1

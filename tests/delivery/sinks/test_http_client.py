@@ -1,4 +1,4 @@
-"""What all sinks that speak HTTP do alike, against a server that is strict with each kind."""
+"""Common behaviour of all HTTP sinks, against a strict server for each kind."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.delivery.sinks.attempts import attempts
 from tests.delivery.sinks.kinds import KINDS, SECRET, Kind, fault
 from tests.delivery.sinks.servers import (
     AnyJson,
+    answering,
     cuts,
     dies,
     floods,
     hangs,
     port_of,
-    says,
     serving,
 )
 
-TOO_LONG = 20
+TIMEOUT_SECONDS = 20
 
 
-#: Those that read what the receiver says of a success.
-READING = ["splunk_hec", "opensearch", "otlp"]
+#: Sinks that read the body of a success.
+READERS_OF_A_SUCCESS = ["splunk_hec", "opensearch", "otlp"]
 
 
 @pytest.fixture(params=KINDS)
@@ -60,7 +60,7 @@ async def test_the_receiver_has_exactly_the_events_that_were_sent(
     assert len(server.seen) == 2
 
 
-async def test_a_large_batch_comes_packed_and_a_small_one_plain(kind: Kind, token: Secret) -> None:
+async def test_web_sink_compresses_a_large_batch_unless_disabled(kind: Kind, token: Secret) -> None:
     server = kind.server()
     batch = attempts(100)
     async with serving(server) as url:
@@ -74,7 +74,7 @@ async def test_a_large_batch_comes_packed_and_a_small_one_plain(kind: Kind, toke
     assert server.seen[0].body == server.seen[1].body
 
 
-async def test_headers_of_the_configuration_come_along(kind: Kind, token: Secret) -> None:
+async def test_web_sink_sends_the_configured_headers(kind: Kind, token: Secret) -> None:
     server = kind.server()
     headers = {"X-Tenant": "blue", "X-Key": token}
     async with serving(server) as url, kind.sink(url, token, headers=headers) as sink:
@@ -84,7 +84,7 @@ async def test_headers_of_the_configuration_come_along(kind: Kind, token: Secret
     assert server.seen[0].headers["User-Agent"] == "ocsf-nft"
 
 
-async def test_a_receiver_that_is_down_is_found_when_it_is_connected_to(
+async def test_opening_a_web_sink_reports_a_receiver_that_is_down(
     kind: Kind, token: Secret
 ) -> None:
     async with serving(kind.server()) as url:
@@ -102,7 +102,7 @@ async def test_a_host_without_an_address_is_an_error(kind: Kind, token: Secret) 
 
 
 @pytest.mark.parametrize("death", [dies, cuts])
-async def test_a_receiver_that_dies_gets_the_batch_again_when_it_is_back(
+async def test_receiver_that_dies_gets_the_batch_again_after_its_restart(
     kind: Kind, token: Secret, death: Any
 ) -> None:
     server = kind.server()
@@ -125,7 +125,7 @@ async def test_web_sink_can_be_cancelled_during_a_delivery(kind: Kind, token: Se
     server.then(hangs)
     async with (
         serving(server) as url,
-        asyncio.timeout(TOO_LONG),
+        asyncio.timeout(TIMEOUT_SECONDS),
         kind.sink(url, token) as sink,
     ):
         delivery = asyncio.create_task(sink.deliver(attempts(2)))
@@ -133,8 +133,8 @@ async def test_web_sink_can_be_cancelled_during_a_delivery(kind: Kind, token: Se
         delivery.cancel()
         with pytest.raises(asyncio.CancelledError):
             await delivery
-        assert _tasks_of_ours() == {asyncio.current_task()}
-        # The same sink, without being opened anew: nothing of the cut one is in the way.
+        assert _client_tasks() == {asyncio.current_task()}
+        # The same sink, not opened again: the cancelled delivery does not disturb the next one.
         await sink.deliver(attempts(2))
     assert len(server.seen) == 2
 
@@ -151,14 +151,14 @@ async def test_web_sink_can_be_cancelled_while_a_server_is_silent(
             entering.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await entering
-            connection.settimeout(TOO_LONG)
+            connection.settimeout(TIMEOUT_SECONDS)
             while connection.recv(1 << 16):
                 pass
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def _tasks_of_ours() -> set[asyncio.Task[Any]]:
-    """All tasks but those of the server."""
+def _client_tasks() -> set[asyncio.Task[Any]]:
+    """Return all tasks but those of the server."""
     return {task for task in asyncio.all_tasks() if "aiohttp/web_" not in repr(task)}
 
 
@@ -178,7 +178,7 @@ async def test_delivery_error_of_web_sink_is_temporary(
             (799, "answers 799: "),
         ):
             with subtests.test(status=status):
-                server.then(says(status, f"see\x1b[2J\n{SECRET} \u202e" + "x" * 900))
+                server.then(answering(status, f"see\x1b[2J\n{SECRET} \u202e" + "x" * 900))
                 error = await fault(kind.sink(url, token))
                 assert not isinstance(error, RefusedError)
                 assert cause in str(error)
@@ -190,7 +190,7 @@ async def test_delivery_error_of_web_sink_is_temporary(
 async def test_web_sink_follows_no_redirect(kind: Kind, token: Secret) -> None:
     server, other = kind.server(), kind.server()
     async with serving(other) as elsewhere, serving(server) as url:
-        server.then(says(307, Location=elsewhere + "/services/collector/event"))
+        server.then(answering(307, Location=elsewhere + "/services/collector/event"))
         await fault(kind.sink(url, token))
     assert other.seen == []
 
@@ -202,7 +202,7 @@ async def test_web_sink_refuses_a_batch_that_the_receiver_refuses(
     async with serving(server) as url:
         for status in (413, 422):
             with subtests.test(status=status):
-                server.then(says(status, "too much"))
+                server.then(answering(status, "too much"))
                 error = await fault(kind.sink(url, token))
                 assert isinstance(error, RefusedError)
                 assert "too much" in str(error)
@@ -222,7 +222,7 @@ async def test_web_sink_reads_retry_after(
             ("9" * 400, 9e19, 1e20),
         ):
             with subtests.test(asked=asked):
-                server.then(says(429, Retry_After=asked))
+                server.then(answering(429, Retry_After=asked))
                 error = await fault(kind.sink(url, token))
                 assert error.after_seconds is not None
                 assert least <= error.after_seconds <= most
@@ -235,7 +235,7 @@ async def test_web_sink_ignores_invalid_retry_after(
     async with serving(server) as url:
         for asked in ("soon", "-5", "", "1.5", "٣", "Tue, 99 Foo 2026 00:00:00 GMT"):
             with subtests.test(asked=asked):
-                server.then(says(503, Retry_After=asked))
+                server.then(answering(503, Retry_After=asked))
                 assert (await fault(kind.sink(url, token))).after_seconds is None
 
 
@@ -246,18 +246,18 @@ async def test_web_sink_reads_an_endless_answer_up_to_a_limit(
     server = kind.server()
     sent: list[int] = []
     server.then(floods(status, sent))
-    async with serving(server) as url, asyncio.timeout(TOO_LONG):
+    async with serving(server) as url, asyncio.timeout(TIMEOUT_SECONDS):
         if status == 200 and kind is KINDS["http"]:
             async with kind.sink(url, token) as sink:
                 await sink.deliver(attempts(2))
         else:
             error = await fault(kind.sink(url, token))
             assert len(str(error)) < 400
-    # What the sockets' own buffers hold, of 100.
+    # The buffers of the sockets hold some of the 100 chunks.
     assert len(sent) < 30
 
 
-@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("name", READERS_OF_A_SUCCESS)
 async def test_web_sink_refuses_an_invalid_success(
     name: str, token: Secret, subtests: pytest.Subtests
 ) -> None:
@@ -266,7 +266,7 @@ async def test_web_sink_refuses_an_invalid_success(
     async with serving(server) as url:
         for answer in ("<html>Log in</html>", '{"text":', "[]", "null", "7", '"x"'):
             with subtests.test(answer=answer):
-                server.then(says(200, answer))
+                server.then(answering(200, answer))
                 error = await fault(kind.sink(url, token))
                 assert not isinstance(error, RefusedError)
                 assert "answers 200 OK" in str(error)
@@ -312,19 +312,19 @@ async def test_http_sink_sends_a_query_and_does_not_show_it_in_errors(token: Sec
         sink = KINDS["http"].sink(f"{url}/in?code={SECRET}", token)
         async with sink:
             await sink.deliver(attempts(1))
-        server.then(says(503))
+        server.then(answering(503))
         assert f"{url}/in answers 503" in str(await fault(sink))
         server.then(dies)
         assert f"{url}/in can't be reached" in str(await fault(sink))
     assert server.seen[0].path == f"/in?code={SECRET}"
 
 
-@pytest.mark.parametrize("is_heard", [False, True])
+@pytest.mark.parametrize("reads_headers", [False, True])
 async def test_error_for_a_request_that_the_receiver_aborts_has_no_query(
-    token: Secret, is_heard: bool
+    token: Secret, reads_headers: bool
 ) -> None:
     async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if is_heard:
+        if reads_headers:
             with contextlib.suppress(asyncio.IncompleteReadError):
                 await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()
@@ -354,14 +354,14 @@ async def test_web_sink_masks_a_secret_that_the_receiver_repeats(
 ) -> None:
     monkeypatch.setenv("KEY_OF_THE_TEST", "k3y-value")
     server = kind.server()
-    server.then(says(403, "the key k3y-value is unknown"))
+    server.then(answering(403, "the key k3y-value is unknown"))
     headers = {"X-Key": Secret("environment", "KEY_OF_THE_TEST")}
     async with serving(server) as url:
         error = await fault(kind.sink(url, token, headers=headers))
     assert "the key *** is unknown" in str(error)
 
 
-def test_a_packed_body_is_the_same_every_time() -> None:
+def test_compressed_body_is_always_the_same() -> None:
     body = b"".join(message.line for message in attempts(10))
     assert gzip.decompress(_gzip(body)) == body
     assert _gzip(body) == _gzip(body)

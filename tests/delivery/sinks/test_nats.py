@@ -1,4 +1,4 @@
-"""NATS JetStream, as nats-server of Debian speaks it."""
+"""NATS sink against nats-server of Debian."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 _REFUSED = Mapper(CONTEXT).network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
 _STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
-#: What the client does with what is silent takes seconds; what is told takes no time.
-_AT_ONCE_SECONDS = 3
+#: Maximum duration of an immediate report. Timeouts of the client take longer.
+_IMMEDIATE_SECONDS = 3
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 
 @contextlib.asynccontextmanager
 async def _stream(url: str, **given: Any) -> AsyncIterator[JetStreamContext]:
-    """Somebody else's connection to a stream ``ocsf``, made if it is not there."""
+    """Connect another client to a stream ``ocsf``; create the stream if it does not exist."""
     options = {key: given.pop(key) for key in ("user", "password", "tls") if key in given}
     client = Client()
     await client.connect(url, **options)
@@ -63,7 +63,7 @@ async def _stream(url: str, **given: Any) -> AsyncIterator[JetStreamContext]:
         await client.close()
 
 
-async def _kept(stream: JetStreamContext) -> list[Any]:
+async def _stored(stream: JetStreamContext) -> list[Any]:
     state = (await stream.stream_info("ocsf")).state
     return [
         await stream.get_msg("ocsf", number)
@@ -72,7 +72,7 @@ async def _kept(stream: JetStreamContext) -> list[Any]:
     ]
 
 
-async def test_a_stream_has_each_event_as_it_is_once_and_in_order(server: NatsServer) -> None:
+async def test_stream_has_each_event_unchanged_once_and_in_order(server: NatsServer) -> None:
     lines = [_REFUSED.to_json(), _STARTED.to_json(), *(b'{"n":%d}' % n for n in range(600))]
     batch = messages(*lines)
     async with _stream(server.url) as stream:
@@ -81,10 +81,10 @@ async def test_a_stream_has_each_event_as_it_is_once_and_in_order(server: NatsSe
             assert await sink.deliver(batch[:3]) == DELIVERED
         async with sink:
             assert await sink.deliver(batch[1:]) == DELIVERED
-        kept = await _kept(stream)
-    assert [each.data for each in kept] == lines
-    assert [each.headers["Nats-Msg-Id"] for each in kept] == [each.uid for each in batch]
-    assert {each.subject for each in kept} == {"ocsf"}
+        stored = await _stored(stream)
+    assert [each.data for each in stored] == lines
+    assert [each.headers["Nats-Msg-Id"] for each in stored] == [each.uid for each in batch]
+    assert {each.subject for each in stored} == {"ocsf"}
 
 
 async def test_class_is_a_token_of_the_subject_if_configured(
@@ -94,7 +94,7 @@ async def test_class_is_a_token_of_the_subject_if_configured(
     async with _stream(server.url) as stream:
         async with Nats(servers=[server.url], subject="ocsf", has_class=True) as sink:
             await sink.deliver(messages(*lines))
-        subjects = [each.subject for each in await _kept(stream)]
+        subjects = [each.subject for each in await _stored(stream)]
     assert subjects == [
         "ocsf.network_activity",
         "ocsf.application_lifecycle",
@@ -113,7 +113,7 @@ async def test_nats_sink_refuses_events_that_are_too_large_and_delivers_the_othe
     async with _stream(server.url, max_msg_size=60_000) as stream:
         async with Nats(servers=[server.url], subject="ocsf") as sink:
             outcome = await sink.deliver(batch)
-        assert [each.data for each in await _kept(stream)] == [b"{}", batch[3].line, b"[]"]
+        assert [each.data for each in await _stored(stream)] == [b"{}", batch[3].line, b"[]"]
     assert [each.message for each in outcome.refused] == batch[1:3]
     assert "65536 bytes" in outcome.refused[0].reason
     assert "message size exceeds maximum allowed" in outcome.refused[1].reason
@@ -130,7 +130,7 @@ async def test_events_that_a_full_stream_refuses_are_sent_again(server: NatsServ
             assert "maximum messages exceeded" in outcome.reason
             await stream.purge_stream("ocsf")
             assert await sink.deliver(outcome.again) == DELIVERED
-        assert [each.data for each in await _kept(stream)] == [b"3", b"4"]
+        assert [each.data for each in await _stored(stream)] == [b"3", b"4"]
 
 
 async def test_nats_sink_publishes_only_to_the_named_stream(server: NatsServer) -> None:
@@ -139,7 +139,7 @@ async def test_nats_sink_publishes_only_to_the_named_stream(server: NatsServer) 
             outcome = await sink.deliver(messages(b"{}"))
         assert "expected stream does not match" in outcome.reason
         assert len(outcome.again) == 1
-        assert await _kept(stream) == []
+        assert await _stored(stream) == []
 
 
 @pytest.mark.parametrize("has_jetstream", [True, False])
@@ -158,8 +158,8 @@ async def test_nats_sink_refuses_an_answer_that_is_no_acknowledgement(server: Na
     try:
         for answer in (b"OK", b"[]", b'{"stream":1}', b'{"stream":"ocsf","seq":"1"}'):
 
-            async def respond(asked: Msg, answer: bytes = answer) -> None:
-                await asked.respond(answer)
+            async def respond(message: Msg, answer: bytes = answer) -> None:
+                await message.respond(answer)
 
             responder = await other.subscribe("ocsf", cb=respond)
             await other.flush()
@@ -176,12 +176,12 @@ async def test_error_for_a_server_that_is_down_is_immediate_and_one_sentence(
 ) -> None:
     server.kill()
     sink = Nats(servers=[server.url, "nats://[::1]:1"], subject="ocsf")
-    async with asyncio.timeout(_AT_ONCE_SECONDS):
+    async with asyncio.timeout(_IMMEDIATE_SECONDS):
         with pytest.raises(DeliveryError, match="can't be used") as caught:
             await sink.open()
     assert f"{server.host} can't be used: Connection refused" in str(caught.value)
     assert "[::1]:1" in str(caught.value)
-    await _nothing_is_left()
+    await _wait_for_thread_exit()
 
 
 async def test_nats_sink_needs_one_reachable_server(server: NatsServer) -> None:
@@ -189,10 +189,10 @@ async def test_nats_sink_needs_one_reachable_server(server: NatsServer) -> None:
         for _ in range(8):
             async with Nats(servers=["nats://127.0.0.1:1", server.url], subject="ocsf") as sink:
                 await sink.deliver(messages(b"{}"))
-        assert len(await _kept(stream)) == 1
+        assert len(await _stored(stream)) == 1
 
 
-async def test_a_server_that_dies_in_a_delivery_gets_it_once_it_is_back(
+async def test_server_that_dies_in_a_delivery_gets_the_batch_after_its_restart(
     server: NatsServer,
 ) -> None:
     batch = messages(*(b'{"n":%d,"x":"%s"}' % (n, b"y" * 4000) for n in range(2000)))
@@ -206,15 +206,15 @@ async def test_a_server_that_dies_in_a_delivery_gets_it_once_it_is_back(
         assert not delivery.done()
         server.kill()
         with pytest.raises(DeliveryError, match="can't be used"):
-            await asyncio.wait_for(delivery, _AT_ONCE_SECONDS)
+            await asyncio.wait_for(delivery, _IMMEDIATE_SECONDS)
     with pytest.raises(DeliveryError, match="can't be used"):
         await sink.open()
     server.start()
     async with _stream(server.url) as stream:
-        assert 0 < len(await _kept(stream)) < len(batch)
+        assert 0 < len(await _stored(stream)) < len(batch)
         async with sink:
             assert await sink.deliver(batch) == DELIVERED
-        assert [each.data for each in await _kept(stream)] == [each.line for each in batch]
+        assert [each.data for each in await _stored(stream)] == [each.line for each in batch]
 
 
 async def test_nats_sink_reports_a_server_that_dies_before_its_answer_at_once(
@@ -226,7 +226,7 @@ async def test_nats_sink_reports_a_server_that_dies_before_its_answer_at_once(
         await asyncio.sleep(0.1)
         server.kill()
         with pytest.raises(DeliveryError, match="can't be used"):
-            await asyncio.wait_for(delivery, _AT_ONCE_SECONDS)
+            await asyncio.wait_for(delivery, _IMMEDIATE_SECONDS)
 
 
 async def test_nats_sink_reports_a_broken_connection_and_does_not_reconnect(
@@ -238,7 +238,7 @@ async def test_nats_sink_reports_a_broken_connection_and_does_not_reconnect(
         server.start()
         for _ in range(2):
             with pytest.raises(DeliveryError, match="can't be used"):
-                await asyncio.wait_for(sink.deliver(messages(b"{}")), _AT_ONCE_SECONDS)
+                await asyncio.wait_for(sink.deliver(messages(b"{}")), _IMMEDIATE_SECONDS)
     async with _stream(server.url), sink:
         assert await sink.deliver(messages(b"{}")) == DELIVERED
 
@@ -255,12 +255,12 @@ async def test_cancelled_delivery_does_not_wait_for_a_silent_server(
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await sink.deliver(batch)
-            async with asyncio.timeout(_AT_ONCE_SECONDS):
+            async with asyncio.timeout(_IMMEDIATE_SECONDS):
                 await sink.close()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await sink.open()
-            await _nothing_is_left()
+            await _wait_for_thread_exit()
         finally:
             server.thaw()
         async with sink:
@@ -280,13 +280,13 @@ async def test_nats_sink_reports_a_missing_permission_at_once(tmp_path: Path) ->
     with NatsServer(tmp_path, users) as server:
         async with Nats(servers=[server.url], subject="ocsf", login=login) as sink:
             with pytest.raises(DeliveryError, match="permissions violation for publish"):
-                await asyncio.wait_for(sink.deliver(messages(b"{}")), _AT_ONCE_SECONDS)
+                await asyncio.wait_for(sink.deliver(messages(b"{}")), _IMMEDIATE_SECONDS)
 
 
-async def _nothing_is_left() -> None:
+async def _wait_for_thread_exit() -> None:
     for thread in threading.enumerate():
         if thread.name == "nats":
-            await asyncio.to_thread(thread.join, _AT_ONCE_SECONDS)
+            await asyncio.to_thread(thread.join, _IMMEDIATE_SECONDS)
             assert not thread.is_alive()
 
 
@@ -302,7 +302,7 @@ def _seed(prefix: int) -> bytes:
 
 
 def _jwt(issuer: bytes, subject: bytes, kind: str, **claims: object) -> str:
-    """A JWT of NATS's, signed with an nkey."""
+    """Return a JWT of NATS, signed with an nkey."""
     keys = nkeys.from_seed(bytearray(issuer))
     body: dict[str, object] = {
         "iat": 1_767_225_600,
@@ -322,7 +322,7 @@ def _base64(data: bytes) -> bytes:
 
 
 def _credentials(tmp_path: Path) -> tuple[str, Path]:
-    """A server's configuration that trusts an operator, and a credentials file of one's user."""
+    """Return a server configuration that trusts an operator, and a user's credentials file."""
     operator = _seed(nkeys.PREFIX_BYTE_OPERATOR)
     account = _seed(nkeys.PREFIX_BYTE_ACCOUNT)
     user = _seed(nkeys.PREFIX_BYTE_USER)
@@ -347,13 +347,13 @@ def _credentials(tmp_path: Path) -> tuple[str, Path]:
 
 
 def _tls(certificates: Certificates, name: str = "127.0.0.1", extra: str = "") -> str:
-    """A server's configuration for TLS, by a name."""
-    certificate, key = certificates.made(name)
+    """Return a server configuration with TLS for a host name."""
+    certificate, key = certificates.issue(name)
     return f'tls: {{cert_file: "{certificate}", key_file: "{key}", {extra}}}'
 
 
-async def _is_let_in(server: NatsServer, login: Login, **given: Any) -> bool:
-    """Whether a server lets us in, and has no stream for us then."""
+async def _accepts_login(server: NatsServer, login: Login, **given: Any) -> bool:
+    """Return true if a server accepts a login; a missing stream is the next error then."""
     sink = Nats(servers=[server.url], subject="ocsf", login=login, **given)
     with pytest.raises(DeliveryError) as caught:
         async with sink:
@@ -366,25 +366,25 @@ async def _is_let_in(server: NatsServer, login: Login, **given: Any) -> bool:
 
 async def test_nats_sink_logs_in_with_a_token(tmp_path: Path) -> None:
     with NatsServer(tmp_path, "authorization: {token: right}") as server:
-        assert await _is_let_in(server, Login(token=_secret(tmp_path, "right")))
-        assert not await _is_let_in(server, Login(token=_secret(tmp_path, "wrong")))
-        assert not await _is_let_in(server, Login())
+        assert await _accepts_login(server, Login(token=_secret(tmp_path, "right")))
+        assert not await _accepts_login(server, Login(token=_secret(tmp_path, "wrong")))
+        assert not await _accepts_login(server, Login())
 
 
 async def test_nats_sink_logs_in_with_a_password(tmp_path: Path) -> None:
     with NatsServer(tmp_path, "authorization: {user: me, password: right}") as server:
         right, wrong = _secret(tmp_path, "right"), _secret(tmp_path, "wrong")
-        assert await _is_let_in(server, Login(user="me", password=right))
-        assert not await _is_let_in(server, Login(user="me", password=wrong))
-        assert not await _is_let_in(server, Login(user="you", password=right))
+        assert await _accepts_login(server, Login(user="me", password=right))
+        assert not await _accepts_login(server, Login(user="me", password=wrong))
+        assert not await _accepts_login(server, Login(user="you", password=right))
 
 
 async def test_nats_sink_logs_in_with_an_nkey(tmp_path: Path) -> None:
     right, wrong = (_seed(nkeys.PREFIX_BYTE_USER) for _ in range(2))
     public = nkeys.from_seed(bytearray(right)).public_key.decode()
     with NatsServer(tmp_path, f"authorization: {{users: [{{nkey: {public}}}]}}") as server:
-        assert await _is_let_in(server, Login(nkey=_secret(tmp_path, right.decode())))
-        assert not await _is_let_in(server, Login(nkey=_secret(tmp_path, wrong.decode())))
+        assert await _accepts_login(server, Login(nkey=_secret(tmp_path, right.decode())))
+        assert not await _accepts_login(server, Login(nkey=_secret(tmp_path, wrong.decode())))
 
 
 async def test_nats_sink_logs_in_with_a_credentials_file(tmp_path: Path) -> None:
@@ -392,8 +392,8 @@ async def test_nats_sink_logs_in_with_a_credentials_file(tmp_path: Path) -> None
     (tmp_path / "other").mkdir()
     _, other = _credentials(tmp_path / "other")
     with NatsServer(tmp_path, trusted, has_jetstream=False) as server:
-        assert await _is_let_in(server, Login(credentials=path))
-        assert not await _is_let_in(server, Login(credentials=other))
+        assert await _accepts_login(server, Login(credentials=path))
+        assert not await _accepts_login(server, Login(credentials=other))
 
 
 @pytest.mark.parametrize("kind", ["nkey", "credentials"])
@@ -476,7 +476,7 @@ async def test_error_names_a_wrong_certificate(
     with NatsServer(tmp_path, _tls(certificates, name)) as server:
         with pytest.raises(DeliveryError, match="its certificate is not trusted"):
             await Nats(servers=[f"tls://{server.host}"], subject="ocsf", tls=tls).open()
-        # Without a word of TLS here, the server says that there is to be some.
+        # The URL does not require TLS, but the server announces it.
         with pytest.raises(DeliveryError, match="its certificate is not trusted"):
             await Nats(servers=[server.url], subject="ocsf", tls=tls).open()
 
@@ -487,20 +487,21 @@ async def test_server_that_requires_a_certificate_accepts_ours(
     mutual = _tls(certificates, extra=f'verify: true, ca_file: "{certificates.ca}"')
     shown = Tls(ca=certificates.ca, certificate=certificates.certificate, key=certificates.key)
     with NatsServer(tmp_path, mutual) as server:
-        assert await _is_let_in(server, Login(), tls=shown)
+        assert await _accepts_login(server, Login(), tls=shown)
         bare = Nats(servers=[server.url], subject="ocsf", tls=Tls(ca=certificates.ca))
         with pytest.raises(DeliveryError, match="can't be used"):
             await bare.open()
 
 
 class Impostor:
-    """A server that says what it wants, and keeps what it is told.
+    """Hostile server that sends arbitrary texts and stores the received bytes.
 
-    It gives an ``answer`` to who connects, and says something else ``then``, to what is published.
+    It sends ``info`` to each new connection, ``answer`` after a PING, and ``then`` after each
+    published message.
     """
 
     def __init__(self, info: str, answer: bytes = b"", then: bytes = b"") -> None:
-        self.heard = b""
+        self.received = b""
         self.connections = 0
         self._info = info
         self._answer = answer
@@ -518,7 +519,7 @@ class Impostor:
         self.connections += 1
         writer.write(f"INFO {self._info}\r\n".encode())
         while data := await reader.read(1 << 16):
-            self.heard += data
+            self.received += data
             if b"PING\r\n" in data:
                 writer.write(self._answer)
             if b"PUB " in data:
@@ -547,7 +548,7 @@ async def test_nats_sink_sends_no_secret_without_the_required_tls(
         )
         with pytest.raises(DeliveryError, match="it offers no TLS"):
             await sink.open()
-    assert b"hunter2" not in impostor.heard
+    assert b"hunter2" not in impostor.received
 
 
 async def test_text_of_a_server_is_short_printable_and_without_secrets(
@@ -558,11 +559,11 @@ async def test_text_of_a_server_is_short_printable_and_without_secrets(
         login = Login(token=_secret(tmp_path, "hunter2"))
         with pytest.raises(DeliveryError, match=r"Authorization of \*\*\* \?\[31m") as caught:
             await Nats(servers=[f"nats://{host}"], subject="ocsf", login=login).open()
-    said = str(caught.value)
-    assert "hunter2" not in said
+    text = str(caught.value)
+    assert "hunter2" not in text
     assert "hunter2" not in f"{login!r} {login.read()!r}"
-    assert said.isprintable()
-    assert len(said) < 400
+    assert text.isprintable()
+    assert len(text) < 400
     assert capfd.readouterr() == ("", "")
 
 
@@ -581,7 +582,7 @@ async def test_nats_sink_reports_a_closed_connection_and_does_not_reconnect(then
     impostor = Impostor('{"max_payload":1000}', b"PONG\r\n", f"-ERR '{then}'\r\n".encode())
     async with impostor as host, Nats(servers=[f"nats://{host}"], subject="ocsf") as sink:
         with pytest.raises(DeliveryError, match=f"(?i)can't be used: nats: {then}"):
-            await asyncio.wait_for(sink.deliver(messages(b"{}")), _AT_ONCE_SECONDS)
+            await asyncio.wait_for(sink.deliver(messages(b"{}")), _IMMEDIATE_SECONDS)
         await asyncio.sleep(0.1)
     assert impostor.connections == 1
 

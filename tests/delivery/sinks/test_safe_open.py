@@ -14,12 +14,12 @@ from tests.delivery.sinks.disks import disk
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NOBODY = 65534
+_OTHER_USER_ID = 65534
 
 
 @pytest.fixture
 def public(tmp_path: Path) -> Path:
-    """A directory that everybody may write to."""
+    """Return a world-writable directory."""
     folder = tmp_path / "public"
     folder.mkdir()
     folder.chmod(0o1777)
@@ -44,7 +44,7 @@ async def test_a_link_of_our_own_is_followed(tmp_path: Path, target: str) -> Non
 
 
 async def test_file_that_is_our_own_descriptor_is_appended_to(tmp_path: Path) -> None:
-    """A shell opens /dev/stdout for writing alone where it is redirected to a file."""
+    """A shell opens /dev/stdout write-only if it is redirected to a file."""
     file = tmp_path / "events.jsonl"
     file.write_bytes(b'{"a":1}\n{"torn')
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
@@ -61,7 +61,7 @@ async def test_file_that_is_our_own_descriptor_is_appended_to(tmp_path: Path) ->
 async def test_link_of_another_user_is_refused(tmp_path: Path, *, is_there: bool) -> None:
     link, target = tmp_path / "events.jsonl", tmp_path / "target"
     link.symlink_to(target)
-    os.lchown(link, _NOBODY, _NOBODY)
+    os.lchown(link, _OTHER_USER_ID, _OTHER_USER_ID)
     if is_there:
         target.write_bytes(b"no line")
     with pytest.raises(DeliveryError, match=r"is a symbolic link of user 65534.*: remove it"):
@@ -76,7 +76,7 @@ async def test_a_link_that_comes_later_is_refused_too(tmp_path: Path) -> None:
         await sink.deliver(messages(b"{}"))
         path.unlink()
         path.symlink_to(target)
-        os.lchown(path, _NOBODY, _NOBODY)
+        os.lchown(path, _OTHER_USER_ID, _OTHER_USER_ID)
         with pytest.raises(DeliveryError, match="symbolic link"):
             await sink.deliver(messages(b"{}"))
     assert not target.exists()
@@ -109,7 +109,7 @@ async def test_a_device_is_written_to() -> None:
 async def test_file_of_another_user_in_a_public_directory_is_refused(public: Path) -> None:
     path = public / "events.jsonl"
     path.touch()
-    os.chown(path, _NOBODY, _NOBODY)
+    os.chown(path, _OTHER_USER_ID, _OTHER_USER_ID)
     with pytest.raises(DeliveryError, match="has a second hard link, in a world-writable"):
         await put(path)
     assert path.read_bytes() == b""
@@ -131,7 +131,7 @@ async def test_hard_link_in_a_public_directory_is_refused(public: Path) -> None:
 async def test_file_of_another_user_in_a_private_directory_is_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.touch()
-    os.chown(path, _NOBODY, _NOBODY)
+    os.chown(path, _OTHER_USER_ID, _OTHER_USER_ID)
     await put(path)
     assert path.read_bytes() == b"{}\n"
 

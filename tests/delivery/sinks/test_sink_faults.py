@@ -1,4 +1,4 @@
-"""Sinks that are not open, connections that are given up, and files that can't be made safe."""
+"""Errors of sinks: closed sinks, aborted connections, and files that can't be synced."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_error_names_a_sink_that_is_not_open(tmp_path: Path) -> None:
             await attempt
 
 
-async def test_connection_that_is_given_up_is_closed() -> None:
+async def test_connection_of_a_cancelled_caller_is_closed() -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         port = listener.getsockname()[1]
@@ -53,7 +53,7 @@ async def test_connection_that_is_given_up_is_closed() -> None:
         before = open_descriptors(collect=True)
         task = asyncio.create_task(connect_by_name.connect("127.0.0.1", port, socket.SOCK_STREAM))
         async with asyncio.timeout(10):
-            while open_descriptors() == before:  # noqa: ASYNC110 - nothing announces it
+            while open_descriptors() == before:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -107,7 +107,7 @@ async def test_syslog_connection_is_on_probation_once(monkeypatch: pytest.Monkey
             transport.close()
 
 
-async def test_file_whose_torn_line_can_not_be_cut_is_closed() -> None:
+async def test_file_whose_torn_line_can_not_be_removed_is_closed() -> None:
     sealed = os.memfd_create("events", os.MFD_ALLOW_SEALING)
     try:
         os.write(sealed, b'{"torn')
@@ -145,7 +145,7 @@ def test_failed_sync_of_a_directory_is_an_error_unless_the_file_system_lacks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_descriptors(collect=True)
-    safe_open.sync_directory(Path("/proc"))  # fsync(2) says EINVAL there
+    safe_open.sync_directory(Path("/proc"))  # fsync(2) fails there with EINVAL
     assert open_descriptors() == before
 
     def failing(_descriptor: int) -> None:
@@ -161,14 +161,14 @@ def test_failed_sync_of_a_directory_is_an_error_unless_the_file_system_lacks_it(
 
 def test_web_sink_reports_causes_in_its_own_words() -> None:
     url = "https://token@host/"
-    for error, said in (
+    for error, text in (
         (TimeoutError(), "no connection after 10 s"),
         (aiohttp.ConnectionTimeoutError("x"), "no connection after 10 s"),
         (TimeoutError(errno.ETIMEDOUT, "x"), "Connection timed out"),
         (ValueError(url), "ValueError"),
         (aiohttp.ClientError(url), "ClientError"),
-        (OSError(f"Cannot write to {url}"), http_client._CUT),
+        (OSError(f"Cannot write to {url}"), http_client._CLOSED_EARLY),
         (OSError(-2, "Name or service not known"), "Name or service not known"),
         (OSError(errno.ECONNREFUSED, "Connect call failed"), "Connection refused"),
     ):
-        assert http_client._cause(error) == said, error
+        assert http_client._cause(error) == text, error

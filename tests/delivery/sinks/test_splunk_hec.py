@@ -11,12 +11,12 @@ from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts
-from tests.delivery.sinks.servers import Hec, hangs, says, serving
+from tests.delivery.sinks.servers import Hec, answering, hangs, serving
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-TOKEN = "Splunk 0b1c-token"  # noqa: S105 - of no collector
+TOKEN = "Splunk 0b1c-token"  # noqa: S105 - of no real collector
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ async def test_envelope_has_the_keys_that_splunk_documents() -> None:
         "index": "ocsf",
         "event": batch[3].event(),
     }
-    # The time is in seconds with milliseconds, as text of the request, and the event as it is.
+    # The request has the time in seconds with three decimals, and the event unchanged.
     assert b'"time":1767225600.003,"event":' + batch[3].line in seen.body
 
 
@@ -130,7 +130,7 @@ async def test_collector_that_does_not_name_the_invalid_event_gets_the_batch_in_
     answer: str,
 ) -> None:
     server = _collector()
-    server.then(says(400, answer))
+    server.then(answering(400, answer))
     async with serving(server) as url, _sink(url) as sink:
         with pytest.raises(RefusedError, match="answers 400 Bad Request"):
             await sink.deliver(attempts(2))
@@ -154,7 +154,7 @@ async def test_collector_that_does_not_name_the_invalid_event_gets_the_batch_in_
 async def test_error_that_no_event_causes_is_temporary(status: int, code: int, cause: str) -> None:
     server = _collector()
     number = ',"invalid-event-number":1' if code == 9 else ""
-    server.then(says(status, f'{{"text":"Server is busy","code":{code}{number}}}'))
+    server.then(answering(status, f'{{"text":"Server is busy","code":{code}{number}}}'))
     async with serving(server) as url, _sink(url) as sink:
         with pytest.raises(DeliveryError, match=cause) as caught:
             await sink.deliver(attempts(2))
@@ -164,7 +164,7 @@ async def test_error_that_no_event_causes_is_temporary(status: int, code: int, c
 @pytest.mark.parametrize("code", [0, 24, 25])
 async def test_collector_with_a_filling_queue_has_accepted_the_events(code: int) -> None:
     server = _collector()
-    server.then(says(200, f'{{"text":"Approaching capacity","code":{code}}}'))
+    server.then(answering(200, f'{{"text":"Approaching capacity","code":{code}}}'))
     async with serving(server) as url, _sink(url) as sink:
         outcome = await sink.deliver(attempts(2))
     assert (outcome.refused, outcome.again) == ((), ())
@@ -188,7 +188,7 @@ async def test_event_is_delivered_when_an_indexer_acknowledges_it() -> None:
     assert paths == ["/services/collector/event", *["/services/collector/ack"] * 3]
     assert server.seen[1].body == b'{"acks":[0]}'
     assert len(server.lines) == 8
-    # One an opened sink: what another asks for by the same number is another thing.
+    # Each opened sink has its own channel, since channels may have the same numbers.
     assert len(server.channels) == 2
 
 
@@ -199,15 +199,15 @@ async def test_missing_acknowledgement_of_an_indexer_is_a_temporary_error() -> N
             await sink.deliver(attempts(2))
 
 
-async def test_an_acknowledgement_that_never_answers_is_bounded_too() -> None:
+async def test_request_for_an_acknowledgement_without_answer_is_limited_too() -> None:
     server = _collector(with_ack=True)
-    server.then(says(200, '{"text":"Success","code":0,"ackId":0}'), hangs)
+    server.then(answering(200, '{"text":"Success","code":0,"ackId":0}'), hangs)
     async with serving(server) as url, _sink(url, ack_seconds=0.3) as sink:
         with pytest.raises(DeliveryError, match="no indexer had the events"):
             await sink.deliver(attempts(2))
 
 
-async def test_waiting_for_an_indexer_can_be_cut_at_once() -> None:
+async def test_wait_for_an_indexer_can_be_cancelled() -> None:
     server = _collector(with_ack=True)
     is_asked = asyncio.Event()
 
@@ -215,7 +215,7 @@ async def test_waiting_for_an_indexer_can_be_cut_at_once() -> None:
         is_asked.set()
         return await hangs(request)
 
-    server.then(says(200, '{"text":"Success","code":0,"ackId":0}'), never)
+    server.then(answering(200, '{"text":"Success","code":0,"ackId":0}'), never)
     async with serving(server) as url, _sink(url, ack_seconds=600) as sink:
         delivery = asyncio.create_task(sink.deliver(attempts(2)))
         await is_asked.wait()
@@ -239,11 +239,11 @@ async def test_error_for_a_token_with_unexpected_acknowledgement_names_the_setti
 @pytest.mark.parametrize(
     ("status", "answer"), [(400, '{"text":"ACK is disabled","code":14}'), (503, "busy")]
 )
-async def test_an_acknowledgement_that_fails_is_tried_again_with_its_events(
+async def test_failed_acknowledgement_request_is_a_temporary_error(
     status: int, answer: str
 ) -> None:
     server = _collector(with_ack=True)
-    server.then(says(200, '{"text":"Success","code":0,"ackId":0}'), says(status, answer))
+    server.then(answering(200, '{"text":"Success","code":0,"ackId":0}'), answering(status, answer))
     async with serving(server) as url, _sink(url, ack_seconds=20) as sink:
         with pytest.raises(DeliveryError, match=str(status)) as caught:
             await sink.deliver(attempts(2))
@@ -253,7 +253,7 @@ async def test_an_acknowledgement_that_fails_is_tried_again_with_its_events(
 @pytest.mark.parametrize("answer", ["", "[]", '{"acks":7}', '{"acks":{"0":"true"}}'])
 async def test_invalid_acknowledgement_is_ignored(answer: str) -> None:
     server = _collector(with_ack=True, polls=0)
-    server.then(says(200, '{"text":"Success","code":0,"ackId":0}'), says(200, answer))
+    server.then(answering(200, '{"text":"Success","code":0,"ackId":0}'), answering(200, answer))
     async with serving(server) as url, _sink(url, ack_seconds=0.1) as sink:
         with pytest.raises(DeliveryError, match="no indexer had the events"):
             await sink.deliver(attempts(2))

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Given:
-    """Standard output as whoever started us gave it."""
+class InheritedStdout:
+    """Standard output that the parent process has opened."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
 
     def is_descriptor(self, descriptor: int) -> None:
-        # Not in sys itself: pytest puts its own there before each phase of a test.
+        # Not in sys itself: pytest replaces sys.stdout before each phase of a test.
         stream = SimpleNamespace(fileno=lambda: descriptor)
         self._patch.setattr(stdout, "sys", SimpleNamespace(stdout=stream))
 
@@ -51,14 +51,14 @@ class Pipe:
 
 
 @pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> Given:
-    return Given(monkeypatch)
+def inherited(monkeypatch: pytest.MonkeyPatch) -> InheritedStdout:
+    return InheritedStdout(monkeypatch)
 
 
 @pytest.fixture
-def pipe(given: Given) -> Iterator[Pipe]:
+def pipe(inherited: InheritedStdout) -> Iterator[Pipe]:
     pipe = Pipe()
-    given.is_descriptor(pipe.writer)
+    inherited.is_descriptor(pipe.writer)
     yield pipe
     os.close(pipe.writer)
     os.close(pipe.reader)
@@ -79,9 +79,9 @@ async def test_stdout_stays_open_and_the_sink_can_be_opened_again(pipe: Pipe) ->
     assert os.read(pipe.reader, 100) == b"0\n1\n2\n"
 
 
-async def test_reader_that_closes_the_pipe_causes_closed_error(given: Given) -> None:
+async def test_reader_that_closes_the_pipe_causes_closed_error(inherited: InheritedStdout) -> None:
     reader, writer = os.pipe()
-    given.is_descriptor(writer)
+    inherited.is_descriptor(writer)
     os.close(reader)
     try:
         async with Stdout() as sink:
@@ -131,10 +131,12 @@ async def test_cancelled_delivery_is_written_completely_before_the_next_one(
 
 
 @pytest.mark.parametrize("append", [True, False])
-async def test_truncated_file_gets_no_hole(tmp_path: Path, given: Given, *, append: bool) -> None:
+async def test_truncated_file_gets_no_hole(
+    tmp_path: Path, inherited: InheritedStdout, *, append: bool
+) -> None:
     path = tmp_path / "out"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else 0), 0o600)
-    given.is_descriptor(descriptor)
+    inherited.is_descriptor(descriptor)
     try:
         async with Stdout() as sink:
             await sink.deliver(messages(b"a"))
@@ -148,11 +150,11 @@ async def test_truncated_file_gets_no_hole(tmp_path: Path, given: Given, *, appe
 @pytest.mark.kernel
 @pytest.mark.parametrize("append", [True, False])
 async def test_a_full_disk_leaves_no_half_line(
-    small_disk: Path, given: Given, *, append: bool
+    small_disk: Path, inherited: InheritedStdout, *, append: bool
 ) -> None:
     path = small_disk / "out"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else 0), 0o600)
-    given.is_descriptor(descriptor)
+    inherited.is_descriptor(descriptor)
     try:
         async with Stdout() as sink:
             await sink.deliver(messages(b"x" * 3000))

@@ -1,4 +1,4 @@
-"""The end of a stream, as its peer sees it."""
+"""End of a stream connection, as its peer receives it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Yield our socket, which does not block, and the one of the peer."""
+    """Yield our non-blocking socket and the peer's socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
         theirs, _ = server.accept()
@@ -29,7 +29,7 @@ def connected() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-async def test_stream_whose_peer_has_everything_ends_without_a_reset() -> None:
+async def test_stream_with_a_complete_delivery_ends_without_a_reset() -> None:
     with connected() as (ours, theirs):
         stream = Stream(ours)
         await stream.send(b"line\n")
@@ -38,7 +38,7 @@ async def test_stream_whose_peer_has_everything_ends_without_a_reset() -> None:
         assert [theirs.recv(100), theirs.recv(100)] == [b"line\n", b""]
 
 
-async def test_stream_whose_delivery_was_given_up_ends_with_a_reset() -> None:
+async def test_stream_with_an_incomplete_delivery_ends_with_a_reset() -> None:
     with connected() as (ours, theirs):
         stream = Stream(ours)
         await stream.send(b"line\n")
@@ -55,7 +55,7 @@ async def test_stream_with_tls_sends_close_notify() -> None:
     authority.issue_cert("127.0.0.1").configure_cert(server)
 
     def read(peer: socket.socket) -> bytes:
-        # An end that nobody announced would be an SSLEOFError.
+        # An end without close_notify would be an SSLEOFError.
         with server.wrap_socket(peer, server_side=True, suppress_ragged_eofs=False) as theirs:
             return theirs.recv(100) + theirs.recv(100)
 

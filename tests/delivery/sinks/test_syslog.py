@@ -1,4 +1,4 @@
-"""Against rsyslog itself, and against receivers that do what it does seldom."""
+"""Syslog sink against rsyslog, and against receivers with rare behaviour."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.syslog import MAX_BYTES, Syslog
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts
-from tests.delivery.sinks.daemons import Rsyslog, ended
+from tests.delivery.sinks.daemons import Rsyslog, stopped_at_exit
 from tests.delivery.sinks.hostile import hostile
 from tests.ports import free_port
 
@@ -30,7 +30,7 @@ Connected: TypeAlias = "Literal['tcp', 'udp']"
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Rsyslog]:
-    with ended(Rsyslog(folder=tmp_path)) as daemon:
+    with stopped_at_exit(Rsyslog(folder=tmp_path)) as daemon:
         yield daemon
 
 
@@ -52,7 +52,7 @@ def read_all(connection: socket.socket) -> None:
 
 
 async def until_stuck(sink: Syslog) -> None:
-    """Wait until some of a batch is on its way, and no more of it goes."""
+    """Wait until a part of a batch is outstanding and no more of it is sent."""
     assert isinstance(sink._transport, syslog_transport.Connection)
     stream = sink._transport._stream
     assert stream is not None
@@ -64,28 +64,28 @@ async def until_stuck(sink: Syslog) -> None:
 
 
 def of_size(size: int) -> Message:
-    """An event whose syslog message has so many bytes."""
+    """Return an event whose syslog message has ``size`` bytes."""
     event = {"class_uid": 4001, "type_uid": 400105, "time": 0, "message": ""}
     event["message"] = "x" * (size - len(frame(event, orjson.dumps(event))))
     return Message("uid", orjson.dumps(event))
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-async def test_the_receiver_has_each_event_as_it_was(daemon: Rsyslog, transport: Connected) -> None:
+async def test_receiver_has_each_event_unchanged(daemon: Rsyslog, transport: Connected) -> None:
     sent = [*hostile(), *attempts(200)]
     await daemon.start()
     async with to(daemon, transport) as sink:
         assert await sink.deliver(sent) == DELIVERED
         assert await sink.deliver(sent[:1]) == DELIVERED
-    await daemon.has(len(sent) + 1)
+    await daemon.wait_for(len(sent) + 1)
     assert daemon.events == events([*sent, sent[0]])
-    assert {head for head, _ in daemon.kept} == {
+    assert {head for head, _ in daemon.stored} == {
         f"host-1 ocsf-nft {each.event()['type_uid']} {128 + 4}" for each in sent
     }
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-async def test_an_event_that_the_receiver_would_cut_is_refused_and_the_others_arrive(
+async def test_event_that_the_receiver_would_truncate_is_refused_and_the_others_arrive(
     daemon: Rsyslog, transport: Connected
 ) -> None:
     longest, longer = of_size(MAX_BYTES), of_size(MAX_BYTES + 1)
@@ -96,7 +96,7 @@ async def test_an_event_that_the_receiver_would_cut_is_refused_and_the_others_ar
         assert refusal.message is longer
         assert "8097 bytes is longer than max_bytes, which is 8096" in refusal.reason
         assert (await sink.deliver([longer])).refused == (refusal,)
-    await daemon.has(2)
+    await daemon.wait_for(2)
     assert daemon.texts == [longest.line] * 2
 
 
@@ -121,8 +121,8 @@ async def test_error_for_a_receiver_that_is_down_is_one_sentence() -> None:
 
 async def test_error_for_an_unknown_host_name_is_one_sentence() -> None:
     for transport in ("tcp", "udp"):
-        with pytest.raises(DeliveryError, match=r"nobody.invalid port 514 .*[Nn]ame"):
-            await Syslog(transport=transport, host="nobody.invalid", port=514).open()
+        with pytest.raises(DeliveryError, match=r"no-such-host.invalid port 514 .*[Nn]ame"):
+            await Syslog(transport=transport, host="no-such-host.invalid", port=514).open()
 
 
 async def test_closed_udp_port_is_reported_at_the_first_delivery() -> None:
@@ -144,7 +144,7 @@ async def test_the_next_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
     async with (
-        receiving(_keep, port=port),
+        receiving(_read_all, port=port),
         Syslog(transport="tcp", host="localhost", port=port) as sink,
     ):
         assert await sink.deliver(attempts(1)) == DELIVERED
@@ -156,8 +156,8 @@ async def test_receiver_that_died_is_noticed_before_an_event_is_dropped(daemon: 
     sink = to(daemon)
     async with sink:
         await sink.deliver(sent[:10])
-        await daemon.has(10)
-        daemon.end()
+        await daemon.wait_for(10)
+        daemon.stop()
         with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(sent[10:20])
     with pytest.raises(DeliveryError, match="Connection refused"):
@@ -165,11 +165,11 @@ async def test_receiver_that_died_is_noticed_before_an_event_is_dropped(daemon: 
     await daemon.start()
     async with sink:
         await sink.deliver(sent[10:])
-    await daemon.has(30)
+    await daemon.wait_for(30)
     assert daemon.events == events(sent)
 
 
-async def test_a_receiver_that_dies_in_the_middle_of_a_batch_has_it_when_it_is_back(
+async def test_receiver_that_dies_during_a_batch_gets_it_after_its_restart(
     daemon: Rsyslog,
 ) -> None:
     many = attempts(500) * 20
@@ -179,13 +179,13 @@ async def test_a_receiver_that_dies_in_the_middle_of_a_batch_has_it_when_it_is_b
         daemon.freeze()
         delivery = asyncio.create_task(sink.deliver(many))
         await until_stuck(sink)
-        daemon.end()
+        daemon.stop()
         with pytest.raises(DeliveryError, match=r"broke: (Connection reset|Broken pipe)"):
             await delivery
     await daemon.start()
     async with sink:
         await sink.deliver(many[:500])
-    await daemon.has(500)
+    await daemon.wait_for(500)
     assert daemon.events == events(many[:500])
 
 
@@ -207,7 +207,7 @@ async def test_delivery_to_a_slow_receiver_can_be_cancelled(daemon: Rsyslog) -> 
 async def receiving(
     behave: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], port: int = 0
 ) -> AsyncIterator[int]:
-    """A receiver of TCP that behaves so with each connection; its port."""
+    """Run a TCP receiver that calls ``behave`` for each connection; yield its port."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -220,15 +220,15 @@ async def receiving(
         yield server.sockets[0].getsockname()[1]
 
 
-async def _keep(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+async def _read_all(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
     await reader.read()
 
 
-async def _show_out(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+async def _close_soon(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
     await asyncio.sleep(0.1)
 
 
-async def _say_things(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _send_text(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"220 who are you?\r\n" * 100_000)
     await reader.read()
 
@@ -238,7 +238,7 @@ async def _read_once(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> N
 
 
 async def test_receiver_that_accepts_and_closes_drops_no_batch() -> None:
-    async with receiving(_show_out) as port, at(port) as sink:
+    async with receiving(_close_soon) as port, at(port) as sink:
         with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(attempts(1))
 
@@ -246,7 +246,7 @@ async def test_receiver_that_accepts_and_closes_drops_no_batch() -> None:
 async def test_new_connection_is_on_probation_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.3)
     loop = asyncio.get_running_loop()
-    async with receiving(_keep) as port:
+    async with receiving(_read_all) as port:
         sink = at(port)
         for _ in range(2):
             async with sink:
@@ -260,7 +260,7 @@ async def test_new_connection_is_on_probation_once(monkeypatch: pytest.MonkeyPat
 
 
 async def test_text_of_a_syslog_receiver_is_ignored() -> None:
-    async with receiving(_say_things) as port, at(port) as sink:
+    async with receiving(_send_text) as port, at(port) as sink:
         for _ in range(3):
             assert await sink.deliver(attempts(3)) == DELIVERED
 
@@ -282,7 +282,7 @@ async def test_events_that_the_receiver_never_read_are_not_delivered_after_its_e
                 await asyncio.wait_for(delivery, 20)
 
 
-async def test_a_delivery_that_was_given_up_is_not_completed_later() -> None:
+async def test_cancelled_delivery_is_not_completed_later() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         sink = at(server.getsockname()[1])
         async with sink:

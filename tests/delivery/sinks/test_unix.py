@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Listener:
-    """Who listens at a path, and reads what he is told to."""
+    """Listener at a path that reads on request."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,17 +46,17 @@ class Listener:
             found += more
         return found
 
-    def say(self, text: bytes) -> None:
+    def send(self, data: bytes) -> None:
         assert self._connection is not None
-        self._connection.sendall(text)
+        self._connection.sendall(data)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def close(self) -> None:
-        self.hang_up()
+        self.disconnect()
         self._listening.close()
         self.path.unlink(missing_ok=True)
 
@@ -72,7 +72,7 @@ def lines(sent: list[Message]) -> bytes:
     return b"".join(each.line + b"\n" for each in sent)
 
 
-async def test_the_listener_has_each_event_on_a_line(listener: Listener) -> None:
+async def test_listener_has_each_event_on_a_line(listener: Listener) -> None:
     sent = [*hostile(), *attempts(500)]
     async with Unix(path=listener.path) as sink:
         listener.accept()
@@ -136,7 +136,7 @@ async def test_events_unread_at_the_death_of_the_listener_are_not_delivered(
         delivery = asyncio.create_task(sink.deliver(batch))
         await asyncio.sleep(0.05)
         listener.read(has_read)
-        listener.hang_up()
+        listener.disconnect()
         with pytest.raises(DeliveryError, match="broke: Connection reset by peer"):
             await asyncio.wait_for(delivery, 20)
     async with sink:
@@ -154,7 +154,7 @@ async def test_listener_that_restarts_between_two_batches_gets_the_next_one(
         listener.accept()
         await sink.deliver(messages(b"A"))
         assert listener.read(2) == b"A\n"
-        listener.hang_up()
+        listener.disconnect()
         with pytest.raises(DeliveryError, match="broke: it closed the connection"):
             await sink.deliver(messages(b"B"))
     async with sink:
@@ -166,8 +166,8 @@ async def test_listener_that_restarts_between_two_batches_gets_the_next_one(
 async def test_listener_that_sends_data_before_it_closes_is_noticed(listener: Listener) -> None:
     async with Unix(path=listener.path, until_read=False) as sink:
         listener.accept()
-        listener.say(b"bye\n")
-        listener.hang_up()
+        listener.send(b"bye\n")
+        listener.disconnect()
         with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(messages(b"A"))
 
@@ -178,7 +178,7 @@ async def test_a_listener_that_dies_while_its_buffer_is_full_is_noticed(listener
         delivery = asyncio.create_task(sink.deliver(attempts(2000)))
         await asyncio.sleep(0.2)
         assert not delivery.done()
-        listener.hang_up()
+        listener.disconnect()
         with pytest.raises(DeliveryError, match="broke"):
             await asyncio.wait_for(delivery, 20)
 
@@ -201,12 +201,13 @@ async def test_data_of_a_listener_are_ignored(listener: Listener) -> None:
     async with Unix(path=listener.path, until_read=False) as sink:
         listener.accept()
         for _ in range(3):
-            listener.say(b"who are you?\n" * 1000)
+            listener.send(b"who are you?\n" * 1000)
             assert await sink.deliver(messages(b"A")) == DELIVERED
         assert listener.read(6) == b"A\n" * 3
 
 
-#: Moves bytes, slowly, to standard output. A byte that it has read is there: splice(2) moves it.
+#: Moves bytes slowly to standard output. splice(2) moves a byte in one step, so each byte that was
+#: read is also written.
 _READER: Final = """
 import os, socket, sys, time
 listening = socket.socket(socket.AF_UNIX)
@@ -219,7 +220,7 @@ with listening.accept()[0] as connection:
 """
 
 
-async def test_a_program_that_is_killed_again_and_again_misses_no_event(tmp_path: Path) -> None:
+async def test_program_that_is_killed_repeatedly_misses_no_event(tmp_path: Path) -> None:
     path, sent = tmp_path / "socket", messages(*(b"%d" % number for number in range(60)))
     sink = Unix(path=path)
     found: list[bytes] = []

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.delivery.sinks.http_client import Answer, HttpSession, _cause
+from ocsf_nft.delivery.sinks.http_client import HttpAnswer, HttpSession, _cause
 from ocsf_nft.delivery.sinks.http_endpoint import Receiver
-from tests.delivery.sinks.servers import AnyJson, says, serving
+from tests.delivery.sinks.servers import AnyJson, answering, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ async def test_web_session_reads_an_answer_up_to_its_limit() -> None:
     server = AnyJson()
     async with serving(server) as url, _session(url) as session:
         for size, most in ((9, 10), (10, 10), (11, 10), (70_000, None)):
-            server.then(says(200, "x" * size))
+            server.then(answering(200, "x" * size))
             limit: Any = {} if most is None else {"answer_bytes": most}
             answer = await session.request("POST", **limit)
             assert len(answer.body) == min(size, most or 1 << 16)
@@ -54,7 +54,7 @@ def test_answer_is_a_success_only_with_a_status_of_2xx() -> None:
         (399, False, True),
         (400, False, False),
     ):
-        answer = Answer(status=status, body=b"", text="", after_seconds=None)
+        answer = HttpAnswer(status=status, body=b"", text="", after_seconds=None)
         assert answer.is_success is is_success
         assert ("redirects are not followed" in session.describe(answer)) is is_redirect
 

@@ -1,4 +1,4 @@
-"""How sinks that speak HTTP see to it who is at the other end, and through whom they get there."""
+"""TLS, certificates and proxies of HTTP sinks."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_a_wrong_certificate_is_named(
         error = await fault(kind.sink(url, token, tls=sink_tls))
         assert f"its certificate is not trusted ({cause}" in str(error)
         assert "give its authority in tls.ca" in str(error)
-        # Nor is one of nobody in particular, when nothing is said of whom to trust.
+        # Without tls.ca, only the system's authorities are trusted.
         assert "its certificate is not trusted" in str(await fault(kind.sink(url, token)))
 
 
@@ -111,7 +111,7 @@ async def test_a_receiver_that_asks_for_a_certificate_gets_ours(
             await sink.deliver(attempts(1))
         assert len(server.lines) == 1
         error = await fault(kind.sink(url, token, tls=replace(tls, certificate=None, key=None)))
-    # How it says so, and whether that comes before the connection's end, is TLS's affair.
+    # The text depends on TLS: the alert may come before or after the end of the connection.
     assert f"{url} can't be reached: " in str(error)
 
 
@@ -144,9 +144,9 @@ async def test_web_sink_uses_only_the_configured_proxy(
             await sink.deliver(attempts(1))
     assert server.seen[0].headers["Host"].startswith("127.0.0.1")
     assert server.seen[1].headers["Host"] == "far.invalid"
-    gone = kind.sink("http://far.invalid", token, proxy=proxy)
+    unreachable = kind.sink("http://far.invalid", token, proxy=proxy)
     with pytest.raises(DeliveryError, match=f"far.invalid can't be reached through {proxy}: "):
-        await gone.open()
+        await unreachable.open()
 
 
 async def test_certificate_of_a_receiver_behind_a_proxy_is_checked(
@@ -173,7 +173,7 @@ async def test_certificate_of_a_receiver_behind_a_proxy_is_checked(
 
 @contextlib.asynccontextmanager
 async def _connecting_proxy() -> AsyncIterator[str]:
-    """A proxy that knows CONNECT (RFC 9110, 9.3.6), to this host alone."""
+    """Run a proxy with CONNECT (RFC 9110, 9.3.6) to this host only; yield its URL."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -189,7 +189,7 @@ async def _connecting_proxy() -> AsyncIterator[str]:
         tasks.add(task)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
-        except asyncio.IncompleteReadError:  # somebody who sees whether there is a proxy
+        except asyncio.IncompleteReadError:  # a connection test without a request
             writer.close()
             return
         host, _, port = head.split()[1].decode().rpartition(":")

@@ -51,11 +51,11 @@ class Syslog(Receiver):
             await self._relay.open()
 
     async def kill(self) -> None:
-        self._rsyslog.end()
+        self._rsyslog.stop()
 
     async def end(self) -> None:
         await self._relay.close()
-        self._rsyslog.end()
+        self._rsyslog.stop()
 
     async def uids(self) -> list[str]:
         return [uid_of(text) for text in self._rsyslog.texts]

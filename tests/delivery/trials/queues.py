@@ -134,7 +134,7 @@ class Kafka(Receiver):
         self._setting = setting
         self._broker = KafkaBroker(ocsf=3)
         self._broker.start()
-        self._broker.tell("down")
+        self._broker.send_command("down")
         self._relay: _Judge | None = None
 
     @property
@@ -152,7 +152,7 @@ class Kafka(Receiver):
         }
 
     async def start(self) -> None:
-        self._broker.tell("up")
+        self._broker.send_command("up")
         setting = self._setting
         if setting.certificates is not None or setting.is_locked or setting.is_strict:
             certificates = setting.certificates
@@ -164,7 +164,7 @@ class Kafka(Receiver):
             await self._relay.__aenter__()
 
     async def kill(self) -> None:
-        self._broker.tell("down")
+        self._broker.send_command("down")
 
     async def end(self) -> None:
         if self._relay is not None:
@@ -180,7 +180,7 @@ class Kafka(Receiver):
 
     async def drag(self, seconds: float) -> None:
         self._broker.thaw()
-        self._broker.tell("slow", int(seconds * 1000))
+        self._broker.send_command("slow", int(seconds * 1000))
 
     async def relent(self) -> None:
         assert self._relay is not None
@@ -196,7 +196,7 @@ class _Judge(KafkaRelay):
         super()._take(request)
         is_produce = int.from_bytes(request[:2]) == _PRODUCE
         if self.rejects and is_produce and POISON in request:
-            self._broker.tell("fail", _PRODUCE, _TOO_LARGE, 1)
+            self._broker.send_command("fail", _PRODUCE, _TOO_LARGE, 1)
 
 
 def _plain(mechanism: str) -> Callable[[bytes], bytes | None]:
