@@ -190,7 +190,7 @@ class FlowReports(dict["Key", FlowReport]):
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
         """Create an empty mapping; ``priority`` selects destinations and findings."""
         super().__init__()
-        self._whose = counter_id
+        self._counter_id = counter_id
         self._opened = opened
         self._priority = priority
         self._quota = Quota()
@@ -277,7 +277,7 @@ class FlowReports(dict["Key", FlowReport]):
         report.end = end = incidents.extend_incident(
             report.end, key, attempt, self._priority.is_finding
         )
-        self._opened.update(OpenIncident(self._whose, key, end))
+        self._opened.update(OpenIncident(self._counter_id, key, end))
         return dataclasses.replace(attempt, streak=end.streak)
 
     def pop_ended(

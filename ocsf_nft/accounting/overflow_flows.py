@@ -28,8 +28,8 @@ class OverflowFlows:
 
     def add(self, key: Key, counter: FlowCounter) -> None:
         """Move a flow's unreported packets to the aggregate of its user."""
-        what = None if key in self._users else flow(key)
-        uid = self._users[key] if what is None else what.uid
+        decoded = None if key in self._users else flow(key)
+        uid = self._users[key] if decoded is None else decoded.uid
         uid = uid if uid in self._aggregates or len(self._aggregates) < _MAX_AGGREGATES else None
         self._users[key] = uid
         aggregate = self._aggregates.get(uid)
@@ -42,8 +42,8 @@ class OverflowFlows:
         aggregate.report.set_growing()
         counter.mark_reported(*unreported)
         counter.since_ns = counter.last_ns
-        if what is not None:
-            aggregate.add(what)
+        if decoded is not None:
+            aggregate.add(decoded)
 
     def remove(self, key: Key) -> None:
         """Remove a flow that no longer exists."""

@@ -174,13 +174,13 @@ class RuleAccount:
             self._limit_times(began_ns)
         for kind in KINDS:
             elements = iter(reading.elements.get(kind, ()))
-            there: set[bytes] = set()
+            shown: set[bytes] = set()
             while some := tuple(islice(elements, _SLICE)):
                 for element in some:
-                    there.add(element.data)
+                    shown.add(element.data)
                     self._update(Key(kind, element.data), element, ended_ns)
                 yield
-            missing = iter([data for data in self.entries[kind] if data not in there])
+            missing = iter([data for data in self.entries[kind] if data not in shown])
             while some_missing := tuple(islice(missing, _SLICE)):
                 for data in some_missing:
                     self._mark_missing(Key(kind, data), began_ns)
@@ -217,9 +217,14 @@ class RuleAccount:
             if aggregate.counter.unreported_packets > self._held_back(reason) and (
                 closing or aggregate.report.is_due(now_ns)
             ):
-                who = Flow(uid=uid, protocol=None)
+                user_flow = Flow(uid=uid, protocol=None)
                 yield self._report_counter(
-                    aggregate.counter, None, who, aggregate.report, now_ns, aggregate.take(reason)
+                    aggregate.counter,
+                    None,
+                    user_flow,
+                    aggregate.report,
+                    now_ns,
+                    aggregate.take(reason),
                 )
             elif reason == "many" and aggregate.report.is_over(now_ns):
                 del self.by_user[uid]
@@ -304,14 +309,14 @@ class RuleAccount:
                 continue
             unlogged = unlogged or UnloggedFlows(self._unlogged_counters())
             packets = -counter.unreported_packets
-            there = [*self._other_counters(key), *unlogged.find(packets, key)]
-            enough = (each for each in there if each[1].unreported_packets >= packets)
+            candidates = [*self._other_counters(key), *unlogged.find(packets, key)]
+            enough = (each for each in candidates if each[1].unreported_packets >= packets)
             is_last = closing or counter.missed > READINGS
-            where, other = next(enough, there[0] if is_last else (None, None))
+            other_key, other = next(enough, candidates[0] if is_last else (None, None))
             if other is not None:
                 unreported = Count(counter.unreported_packets, counter.unreported_bytes)
                 other.grow_by(unreported, other.last_ns)
-                self.touched.update(() if where is None else (where,))
+                self.touched.update(() if other_key is None else (other_key,))
                 self._drop(key)
 
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
@@ -357,11 +362,11 @@ class RuleAccount:
             if report is None or record is None or self._entry(key) is not None:
                 del self._waiting[key]
                 continue
-            for where, counter in self._other_counters(key):
+            for other_key, counter in self._other_counters(key):
                 if counter.unreported_packets > len(self._unread):
                     del self._waiting[key]
                     named = AttributedRecord(record, report.attribution)
-                    yield self._report_record(where, counter, report, named, now_ns)
+                    yield self._report_record(other_key, counter, report, named, now_ns)
                     break
             else:
                 if self._readings - readings >= LAST_READINGS:
@@ -392,8 +397,10 @@ class RuleAccount:
         """Return the separate report of a flow; None if the flow is aggregated from now on."""
         report = self._reports.get(key)
         if report is None and key not in self._overflow_flows:
-            what = flow(key)
-            if has_no_slot(key) or self._reports.admits(key, what.uid, what.destination, now_ns):
+            decoded = flow(key)
+            if has_no_slot(key) or self._reports.admits(
+                key, decoded.uid, decoded.destination, now_ns
+            ):
                 report = self._reports.begin_unlogged(key, now_ns, self._readings)
         if report is None:
             self._overflow_flows.add(key, counter)
@@ -419,7 +426,7 @@ class RuleAccount:
         self,
         counter: FlowCounter,
         key: Key | None,
-        what: Flow,
+        decoded: Flow,
         report: FlowReport,
         now_ns: int,
         aggregation: Aggregation | None,
@@ -430,7 +437,7 @@ class RuleAccount:
             self.counter_id,
             counter,
             key,
-            what,
+            decoded,
             packets=counter.unreported_packets - held,
             number=self.reported,
             read_ns=self._ended_ns,

@@ -60,32 +60,32 @@ class FanOuts:
     """Fan-outs of one rule, by user."""
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents) -> None:
-        self._whose = counter_id
+        self._counter_id = counter_id
         self._opened = opened
         self._activities: dict[int | None, _UserActivity] = {}
 
     def add_flow(self, key: Key, time_ns: int) -> None:
         """Add a new flow; ``time_ns`` is since the epoch, UTC."""
-        what = flow(key)
-        found = self._activities.get(what.uid)
+        decoded = flow(key)
+        found = self._activities.get(decoded.uid)
         if found is None:
             if len(self._activities) >= _MAX_USERS and not self._evict_one():
                 return
-            counter_id = self._whose
+            counter_id = self._counter_id
             found = _UserActivity(
-                f"{counter_id.epoch}/{counter_id.name}/{what.uid}/{time_ns}", time_ns
+                f"{counter_id.epoch}/{counter_id.name}/{decoded.uid}/{time_ns}", time_ns
             )
-            self._activities[what.uid] = found
+            self._activities[decoded.uid] = found
         found.flows += 1
         found.last_ns = max(time_ns, found.since_ns)
         found.grew_ns = None
         found.is_reported = False
-        if what.destination is not None and len(found.destinations) < _MAX_DISTINCT:
-            found.destinations.add(what.destination)
-        if what.port is not None and len(found.ports) < _MAX_DISTINCT:
-            found.ports.add(what.port)
+        if decoded.destination is not None and len(found.destinations) < _MAX_DISTINCT:
+            found.destinations.add(decoded.destination)
+        if decoded.port is not None and len(found.ports) < _MAX_DISTINCT:
+            found.ports.add(decoded.port)
         if len(found.sample) < _MAX_SAMPLE:
-            found.sample.append(what)
+            found.sample.append(decoded)
 
     def resume(self, opened: OpenFanOut) -> None:
         """Continue a fan-out that was reported before a restart."""
@@ -118,7 +118,7 @@ class FanOuts:
             if found.stored != (found.flows, found.packets):
                 found.stored = (found.flows, found.packets)
                 end = self._of(uid, found, "ended")
-                self._opened.update(OpenFanOut(self._whose, end))
+                self._opened.update(OpenFanOut(self._counter_id, end))
             if stage is not None:
                 found.is_reported = True
                 yield self._of(uid, found, stage)
@@ -143,9 +143,9 @@ class FanOuts:
         return FanOut(
             identity=found.identity,
             stage=stage,
-            sandbox=self._whose.sandbox,
-            rule=self._whose.rule,
-            verdict=self._whose.verdict,
+            sandbox=self._counter_id.sandbox,
+            rule=self._counter_id.rule,
+            verdict=self._counter_id.verdict,
             uid=uid,
             flows=found.flows,
             destinations=max(len(found.destinations), 0 if before is None else before.destinations),

@@ -83,7 +83,7 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
     """Restore a recorded fence that was changed or deleted while no run watched it.
 
-    None otherwise.
+    Return None otherwise.
     """
     was = found.installed
     if was is None or found.verdict == "as installed":
@@ -111,7 +111,7 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
     """Return the change to a recorded fence that has been installed again.
 
-    None if there was none.
+    Return None if there was none.
     """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
@@ -125,7 +125,7 @@ def _tampering(found: Verification | None, installed: InstalledFence) -> Tamperi
 class Inspection:
     """Result of an inspection of a fence.
 
-    ``was_renewed``: until now the fence was not as installed; ``difference`` is how it
+    ``was_renewed``: until now the fence was not as installed; ``difference`` describes how it
     differed.
     """
 
