@@ -156,7 +156,7 @@ def _answer(worker: subprocess.Popen[str], mutant: Mutant, *, is_quick: bool) ->
     worker.stdin.flush()
     line = worker.stdout.readline()
     if not line:
-        raise RuntimeError("a worker ended: its error output says why")
+        raise RuntimeError("a worker ended: see its error output")
     answer: dict[str, Any] = json.loads(line)
     return answer
 
