@@ -219,8 +219,10 @@ class Kafka(Sink):
             )
         # For an unreachable broker, aiokafka reports the cause only in its log.
         is_unreachable = isinstance(error, errors.KafkaConnectionError | TimeoutError)
-        why = (is_unreachable and self._log_capture.last) or cause(error, self._log_capture.secrets)
-        return DeliveryError(f"{self._name} can't be used: {why}")
+        explanation = (is_unreachable and self._log_capture.last) or cause(
+            error, self._log_capture.secrets
+        )
+        return DeliveryError(f"{self._name} can't be used: {explanation}")
 
 
 def _record_key(event: Any) -> bytes | None:

@@ -25,8 +25,8 @@ _ENDS: Final[dict[str, Future[None]]] = {}
 class WriterThread:
     """Thread that uses a sink's descriptor from its opening to its closing.
 
-    So nothing is written between the parts of a batch, nothing closes the descriptor during a
-    write, and no other slow job delays a write. A write can't be stopped, and a write to a pipe
+    So no other job writes between the parts of a batch, or closes the descriptor during a write. No
+    slow job of another sink delays a write. A write can't be stopped, and a write to a pipe
     without a reader never returns. So a cancelled caller does not wait for it. The write still runs
     to its end. The waiting job of a cancelled caller is not started.
     """
@@ -74,7 +74,7 @@ def lines_of(messages: Sequence[Message]) -> bytes:
 def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
     """Write lines; a regular file gets them at its end. Raises OSError.
 
-    If a full disk cuts them short, they are removed again, so a reader of the file gets no half
+    If a full disk cuts them short, they are removed again. So a reader of the file gets no half
     event. With ``sync`` the lines of a file survive a power cut when this returns.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,8 +1,8 @@
 """Event loop of a client library in a separate thread.
 
-A library may start tasks that no other code can end, ignore a cancellation, compress in the event
-loop, or wait during its close for a silent receiver. In a separate thread it blocks no other code:
-a cancelled caller returns at once, and unfinished tasks end with the loop.
+A library may start tasks that no other code can end, or ignore a cancellation. It may compress in
+the event loop, or wait during its close for a silent receiver. In a separate thread it blocks no
+other code: a cancelled caller returns at once, and unfinished tasks end with the loop.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sink for a stream of NATS JetStream.
 
-A message's ``Nats-Msg-Id`` is the event's uid. So the stream stores an event once, however often it
-is sent within the stream's duplicate window (``nats stream add --dupe-window``).
+A message's ``Nats-Msg-Id`` is the event's uid. So the stream stores an event once, even if it is
+repeated within the stream's duplicate window. ``nats stream add --dupe-window`` sets that window.
 """
 
 from __future__ import annotations
@@ -146,9 +146,11 @@ class Nats(Sink):
             answers = [await self._publish(connection, message) for message in messages]
             await connection.wait_for([answer for answer in answers if answer is not None])
         except (OSError, errors.Error) as error:
-            why = cause(error, connection.secrets)
+            explanation = cause(error, connection.secrets)
             # Not `from error`: the error may repeat our secret.
-            raise DeliveryError(f"{_name(connection.server)} can't be used: {why}") from None
+            raise DeliveryError(
+                f"{_name(connection.server)} can't be used: {explanation}"
+            ) from None
         oversized = _Rejection(
             f"with its headers it has more than the {connection.max_payload} bytes that "
             f"{_name(connection.server)} accepts: raise max_payload there",
@@ -187,9 +189,9 @@ class Nats(Sink):
         reply = _decode(answer.data)
         error = reply.get("error")
         if isinstance(error, dict):
-            why = printable(error.get("description", error), connection.secrets)
+            explanation = printable(error.get("description", error), connection.secrets)
             return _Rejection(
-                f"the stream of {self._subject} answers: {why}",
+                f"the stream of {self._subject} answers: {explanation}",
                 is_final=error.get("err_code") == _TOO_LARGE,
             )
         if not isinstance(reply.get("stream"), str) or not isinstance(reply.get("seq"), int):

@@ -108,9 +108,9 @@ class OpenSearch(Sink):
             raise DeliveryError(
                 self._session.describe(answer, "its answer has no result for each document")
             )
-        return self._outcome(list(zip(messages, items, strict=True)), answer.after_seconds)
+        return self._batch_result(list(zip(messages, items, strict=True)), answer.after_seconds)
 
-    def _outcome(
+    def _batch_result(
         self, results: Sequence[tuple[Message, _Item]], after_seconds: float | None
     ) -> BatchResult:
         left = [(message, item) for message, item in results if not item.is_delivered]

@@ -36,8 +36,8 @@ class Otlp(Sink):
     """Sink that sends each batch as one request.
 
     A record's body is the event as nested values, not its JSON as text. So a collector's rules
-    reach each attribute without parsing (``body["dst_endpoint"]["ip"]`` in its transformation
-    language), and the JSON of its exporters is an OCSF event again. The attributes serve for
+    reach each attribute without parsing: ``body["dst_endpoint"]["ip"]`` in its transformation
+    language. The JSON of its exporters is an OCSF event again. The attributes serve for
     routing; ``log.record.uid`` identifies a repeated record.
 
     A receiver reports the number of rejected records, but does not name them. The specification

@@ -2,9 +2,9 @@
 
 The folder of a file is ``ext/<source>-<class>/<source version>/region=<region>/
 accountId=<account>/eventDay=<YYYYMMDD>/``. Security Lake requires that each class has its own
-source. The path is that of a custom source with a version ("Collecting data from custom sources",
-Amazon Security Lake User Guide). A directory has the same paths, so tools that support Hive
-partitions can read it.
+source. The path is that of a custom source with a version. See "Collecting data from custom
+sources" in the Amazon Security Lake User Guide. A directory has the same paths, so tools that
+support Hive partitions can read it.
 """
 
 from __future__ import annotations

@@ -28,14 +28,14 @@ _MAX_LINKS: Final = 40
 _APPEND: Final = os.O_APPEND | os.O_NOCTTY
 
 
-class Opened(NamedTuple):
+class OpenedFile(NamedTuple):
     """Open descriptor, and the path of the file after all symbolic links."""
 
     descriptor: int
     path: Path
 
 
-def open_to_append(path: Path) -> Opened:
+def open_to_append(path: Path) -> OpenedFile:
     """Open a path for appending, or create a file.
 
     The descriptor of a regular file is readable too. Raises OSError, and DeliveryError if the path
@@ -46,18 +46,18 @@ def open_to_append(path: Path) -> Opened:
             handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):  # created meanwhile: check it next
-                return Opened(_create(path), path)
+                return OpenedFile(_create(path), path)
             continue
         try:
             status = os.fstat(handle)
             if not stat.S_ISLNK(status.st_mode):
                 _check_file(path, status)
-                return Opened(_reopen(handle, status.st_mode), path)
+                return OpenedFile(_reopen(handle, status.st_mode), path)
             _check_link(path, status)
             if status.st_dev == _PROC.stat().st_dev:
                 # /dev/stdout: the target of such a link is no path; only the kernel can follow it.
                 access = os.O_RDWR if stat.S_ISREG(path.stat().st_mode) else os.O_WRONLY
-                return Opened(os.open(path, access | _APPEND), path)
+                return OpenedFile(os.open(path, access | _APPEND), path)
             path = path.parent / os.readlink("", dir_fd=handle)
         finally:
             os.close(handle)

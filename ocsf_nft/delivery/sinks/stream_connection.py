@@ -64,12 +64,12 @@ class Stream:
         self._check_open()
         self._is_incomplete = False
 
-    async def watch(self, seconds: float) -> None:
+    async def wait_while_open(self, seconds: float) -> None:
         """Wait for a time; raises OSError as soon as the peer closes the connection."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
-                    await self._readable()
+                    await self._wait_readable()
                     self._check_open()
 
     def close(self) -> None:
@@ -103,11 +103,11 @@ class Stream:
             try:
                 return operation()
             except (BlockingIOError, ssl.SSLWantWriteError):
-                await self._writable()
+                await self._wait_writable()
             except ssl.SSLWantReadError:
-                await self._readable()
+                await self._wait_readable()
 
-    async def _readable(self) -> None:
+    async def _wait_readable(self) -> None:
         loop, number, ready = asyncio.get_running_loop(), self._socket.fileno(), asyncio.Event()
         loop.add_reader(number, ready.set)
         try:
@@ -115,7 +115,7 @@ class Stream:
         finally:
             loop.remove_reader(number)
 
-    async def _writable(self) -> None:
+    async def _wait_writable(self) -> None:
         loop, number, ready = asyncio.get_running_loop(), self._socket.fileno(), asyncio.Event()
         loop.add_writer(number, ready.set)
         try:

@@ -71,7 +71,7 @@ class Connection:
             await self._stream.send(b"".join(b"%d %b" % (len(frame), frame) for frame in frames))
             await self._stream.wait_until_acknowledged()
             if self._is_new:
-                await self._stream.watch(_PROBATION_SECONDS)
+                await self._stream.wait_while_open(_PROBATION_SECONDS)
                 self._is_new = False
         except OSError as error:
             raise DeliveryError(f"the connection to {self._name} broke: {cause(error)}") from error
@@ -122,7 +122,7 @@ class Datagrams:
     async def send(self, frames: Sequence[bytes]) -> None:
         """Send messages, each as one datagram.
 
-        Raises DeliveryError if the receiver's kernel answers that the port is closed, and
+        Raises DeliveryError if the receiver's kernel answers that the port is closed. Raises
         RefusedError if a message is longer than a datagram can be.
         """
         if self._socket is None:

@@ -4,7 +4,7 @@ The program (Vector, Fluent Bit, a supervisor) sends no acknowledgement. With ``
 event counts as delivered when the program has read it. If the program dies, the events that it had
 not read are sent again after its restart. Events that it had read but not processed are not sent
 again. After a broken connection the whole batch is sent again. The program may have read a part of
-it, and half of the last event, which then has no line end.
+it. The last event that it has read may be incomplete, without a line end.
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ SECRET: Final = "s3cr3t-value"  # noqa: S105 - a secret of no system
 class Kind:
     """Kind of HTTP sink, and the server that checks its requests."""
 
-    of: Callable[..., Sink]
+    create: Callable[..., Sink]
     server: Callable[..., Server]
     scheme: Any = "Bearer"
 
     def sink(self, url: str, token: Secret, **facts: Any) -> Sink:
         credentials = Credentials(self.scheme, token)
-        return self.of(receiver=Receiver(url=url, credentials=credentials, **facts))
+        return self.create(receiver=Receiver(url=url, credentials=credentials, **facts))
 
 
 KINDS: Final = {

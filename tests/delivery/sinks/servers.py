@@ -237,7 +237,7 @@ class Hec(Server):
         if not body:
             return _json(400, text="No data", code=5)
         taken: list[dict[str, Any]] = []
-        for number, envelope in enumerate(_stacked(body.decode())):
+        for number, envelope in enumerate(_concatenated(body.decode())):
             text, code = self._fault(envelope)
             if code:
                 if self.keeps_the_first:
@@ -286,7 +286,7 @@ class Hec(Server):
         return [_text(each["event"]) for each in self.envelopes]
 
 
-def _stacked(text: str) -> Iterator[Any]:
+def _concatenated(text: str) -> Iterator[Any]:
     """Yield JSON values one after another, as a collector reads them; None for invalid JSON."""
     decoder = json.JSONDecoder()
     while text := text.lstrip():

@@ -34,11 +34,11 @@ def daemon(tmp_path: Path) -> Iterator[Rsyslog]:
         yield daemon
 
 
-def to(daemon: Rsyslog, transport: Connected = "tcp") -> Syslog:
-    return at(daemon.port, transport)
+def sink_to(daemon: Rsyslog, transport: Connected = "tcp") -> Syslog:
+    return sink_at(daemon.port, transport)
 
 
-def at(port: int, transport: Connected = "tcp") -> Syslog:
+def sink_at(port: int, transport: Connected = "tcp") -> Syslog:
     return Syslog(transport=transport, host="127.0.0.1", port=port)
 
 
@@ -51,7 +51,7 @@ def read_all(connection: socket.socket) -> None:
         pass
 
 
-async def until_stuck(sink: Syslog) -> None:
+async def wait_until_blocked(sink: Syslog) -> None:
     """Wait until a part of a batch is outstanding and no more of it is sent."""
     assert isinstance(sink._transport, syslog_transport.Connection)
     stream = sink._transport._stream
@@ -63,7 +63,7 @@ async def until_stuck(sink: Syslog) -> None:
             before, now = now, stream._outstanding_bytes()
 
 
-def of_size(size: int) -> Message:
+def event_of_size(size: int) -> Message:
     """Return an event whose syslog message has ``size`` bytes."""
     event = {"class_uid": 4001, "type_uid": 400105, "time": 0, "message": ""}
     event["message"] = "x" * (size - len(frame(event, orjson.dumps(event))))
@@ -74,7 +74,7 @@ def of_size(size: int) -> Message:
 async def test_receiver_has_each_event_unchanged(daemon: Rsyslog, transport: Connected) -> None:
     sent = [*hostile(), *attempts(200)]
     await daemon.start()
-    async with to(daemon, transport) as sink:
+    async with sink_to(daemon, transport) as sink:
         assert await sink.deliver(sent) == DELIVERED
         assert await sink.deliver(sent[:1]) == DELIVERED
     await daemon.wait_for(len(sent) + 1)
@@ -88,9 +88,9 @@ async def test_receiver_has_each_event_unchanged(daemon: Rsyslog, transport: Con
 async def test_event_that_the_receiver_would_truncate_is_refused_and_the_others_arrive(
     daemon: Rsyslog, transport: Connected
 ) -> None:
-    longest, longer = of_size(MAX_BYTES), of_size(MAX_BYTES + 1)
+    longest, longer = event_of_size(MAX_BYTES), event_of_size(MAX_BYTES + 1)
     await daemon.start()
-    async with to(daemon, transport) as sink:
+    async with sink_to(daemon, transport) as sink:
         outcome = await sink.deliver([longest, longer, longest])
         (refusal,) = outcome.refused
         assert refusal.message is longer
@@ -105,8 +105,8 @@ async def test_a_datagram_that_can_not_be_sent_at_all_is_refused(daemon: Rsyslog
     sink = Syslog(transport="udp", host="127.0.0.1", port=daemon.port, max_bytes=1 << 20)
     async with sink:
         with pytest.raises(RefusedError, match="Message too long"):
-            await sink.deliver([of_size(65_508)])
-        assert await sink.deliver([of_size(65_507)]) == DELIVERED
+            await sink.deliver([event_of_size(65_508)])
+        assert await sink.deliver([event_of_size(65_507)]) == DELIVERED
 
 
 async def test_error_for_a_receiver_that_is_down_is_one_sentence() -> None:
@@ -116,7 +116,7 @@ async def test_error_for_a_receiver_that_is_down_is_one_sentence() -> None:
         match=f"^the syslog receiver 127.0.0.1 port {port} can't be connected to: "
         "Connection refused$",
     ):
-        await at(port).open()
+        await sink_at(port).open()
 
 
 async def test_error_for_an_unknown_host_name_is_one_sentence() -> None:
@@ -126,7 +126,7 @@ async def test_error_for_an_unknown_host_name_is_one_sentence() -> None:
 
 
 async def test_closed_udp_port_is_reported_at_the_first_delivery() -> None:
-    sink = at(free_port(), "udp")
+    sink = sink_at(free_port(), "udp")
     for batch in (attempts(1), attempts(3)):
         async with sink:
             with pytest.raises(DeliveryError, match="can't be sent to: Connection refused"):
@@ -153,7 +153,7 @@ async def test_the_next_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPat
 async def test_receiver_that_died_is_noticed_before_an_event_is_dropped(daemon: Rsyslog) -> None:
     sent = attempts(30)
     await daemon.start()
-    sink = to(daemon)
+    sink = sink_to(daemon)
     async with sink:
         await sink.deliver(sent[:10])
         await daemon.wait_for(10)
@@ -174,11 +174,11 @@ async def test_receiver_that_dies_during_a_batch_gets_it_after_its_restart(
 ) -> None:
     many = attempts(500) * 20
     await daemon.start()
-    sink = to(daemon)
+    sink = sink_to(daemon)
     async with sink:
         daemon.freeze()
         delivery = asyncio.create_task(sink.deliver(many))
-        await until_stuck(sink)
+        await wait_until_blocked(sink)
         daemon.stop()
         with pytest.raises(DeliveryError, match=r"broke: (Connection reset|Broken pipe)"):
             await delivery
@@ -192,11 +192,11 @@ async def test_receiver_that_dies_during_a_batch_gets_it_after_its_restart(
 async def test_delivery_to_a_slow_receiver_can_be_cancelled(daemon: Rsyslog) -> None:
     many = attempts(500) * 20
     await daemon.start()
-    sink = to(daemon)
+    sink = sink_to(daemon)
     async with sink:
         daemon.freeze()
         delivery = asyncio.create_task(sink.deliver(many))
-        await until_stuck(sink)
+        await wait_until_blocked(sink)
         delivery.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(delivery, 5)
@@ -238,7 +238,7 @@ async def _read_once(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> N
 
 
 async def test_receiver_that_accepts_and_closes_drops_no_batch() -> None:
-    async with receiving(_close_soon) as port, at(port) as sink:
+    async with receiving(_close_soon) as port, sink_at(port) as sink:
         with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(attempts(1))
 
@@ -247,7 +247,7 @@ async def test_new_connection_is_on_probation_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.3)
     loop = asyncio.get_running_loop()
     async with receiving(_read_all) as port:
-        sink = at(port)
+        sink = sink_at(port)
         for _ in range(2):
             async with sink:
                 begun = loop.time()
@@ -260,22 +260,22 @@ async def test_new_connection_is_on_probation_once(monkeypatch: pytest.MonkeyPat
 
 
 async def test_text_of_a_syslog_receiver_is_ignored() -> None:
-    async with receiving(_send_text) as port, at(port) as sink:
+    async with receiving(_send_text) as port, sink_at(port) as sink:
         for _ in range(3):
             assert await sink.deliver(attempts(3)) == DELIVERED
 
 
 async def test_events_unread_at_the_close_of_the_receiver_are_not_delivered() -> None:
-    async with receiving(_read_once) as port, at(port) as sink:
+    async with receiving(_read_once) as port, sink_at(port) as sink:
         with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(attempts(3))
 
 
 async def test_events_that_the_receiver_never_read_are_not_delivered_after_its_exit() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        async with at(server.getsockname()[1]) as sink:
+        async with sink_at(server.getsockname()[1]) as sink:
             delivery = asyncio.create_task(sink.deliver(attempts(500)))
-            await until_stuck(sink)
+            await wait_until_blocked(sink)
             assert not delivery.done()
             server.close()
             with pytest.raises(DeliveryError, match="broke"):
@@ -284,10 +284,10 @@ async def test_events_that_the_receiver_never_read_are_not_delivered_after_its_e
 
 async def test_cancelled_delivery_is_not_completed_later() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sink = at(server.getsockname()[1])
+        sink = sink_at(server.getsockname()[1])
         async with sink:
             delivery = asyncio.create_task(sink.deliver(attempts(500) * 20))
-            await until_stuck(sink)
+            await wait_until_blocked(sink)
             delivery.cancel()
         connection, _ = server.accept()
         with connection, pytest.raises(ConnectionResetError):

@@ -41,7 +41,7 @@ class CertificateFolder:
         self.authority.cert_pem.write_to_path(path)
         return path
 
-    def of(self, name: str) -> tuple[Path, Path]:
+    def issue(self, name: str) -> tuple[Path, Path]:
         """Return files of a new certificate and its key."""
         issued = self.authority.issue_cert(name, common_name=name)
         certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
@@ -73,7 +73,7 @@ def driver(request: pytest.FixtureRequest) -> Driver:
 
 @pytest.fixture
 def daemon(tmp_path: Path, ours: CertificateFolder, driver: Driver) -> Iterator[Rsyslog]:
-    certificate, key = ours.of("127.0.0.1")
+    certificate, key = ours.issue("127.0.0.1")
     tls = ServerTls(ca=ours.ca, certificate=certificate, key=key, driver=driver)
     with stopped_at_exit(Rsyslog(folder=tmp_path, tls=tls)) as daemon:
         yield daemon
@@ -82,7 +82,7 @@ def daemon(tmp_path: Path, ours: CertificateFolder, driver: Driver) -> Iterator[
 @pytest.fixture
 def strict(tmp_path: Path, ours: CertificateFolder, driver: Driver) -> Iterator[Rsyslog]:
     """Return a daemon that requires the certificate of one client."""
-    certificate, key = ours.of("127.0.0.1")
+    certificate, key = ours.issue("127.0.0.1")
     tls = ServerTls(
         ca=ours.ca, certificate=certificate, key=key, driver=driver, permitted=PERMITTED
     )
@@ -90,7 +90,7 @@ def strict(tmp_path: Path, ours: CertificateFolder, driver: Driver) -> Iterator[
         yield daemon
 
 
-def to(daemon: Rsyslog, tls: Tls | None, host: str = "127.0.0.1") -> Syslog:
+def sink_to(daemon: Rsyslog, tls: Tls | None, host: str = "127.0.0.1") -> Syslog:
     return Syslog(transport="tls", host=host, port=daemon.port, tls=tls)
 
 
@@ -99,7 +99,7 @@ async def test_receiver_of_a_trusted_authority_has_each_event(
 ) -> None:
     sent = [*hostile(), *attempts(600)]
     await daemon.start()
-    sink = to(daemon, Tls(ca=ours.ca))
+    sink = sink_to(daemon, Tls(ca=ours.ca))
     for part in (sent[:5], sent[5:]):
         async with sink:
             assert await sink.deliver(part) == DELIVERED
@@ -113,7 +113,7 @@ async def test_a_receiver_of_another_authority_gets_nothing(
     await daemon.start()
     for tls in (Tls(ca=theirs.ca), None):
         with pytest.raises(DeliveryError, match=r"its certificate is not trusted .*tls.ca"):
-            await to(daemon, tls).open()
+            await sink_to(daemon, tls).open()
 
 
 async def test_a_receiver_by_another_name_gets_nothing(
@@ -121,15 +121,15 @@ async def test_a_receiver_by_another_name_gets_nothing(
 ) -> None:
     await daemon.start()
     with pytest.raises(DeliveryError, match=r"its certificate is not trusted .*mismatch"):
-        await to(daemon, Tls(ca=ours.ca), "localhost").open()
+        await sink_to(daemon, Tls(ca=ours.ca), "localhost").open()
 
 
 async def test_client_sends_the_certificate_that_the_receiver_permits(
     strict: Rsyslog, ours: CertificateFolder
 ) -> None:
-    certificate, key = ours.of(PERMITTED)
+    certificate, key = ours.issue(PERMITTED)
     await strict.start()
-    async with to(strict, Tls(ca=ours.ca, certificate=certificate, key=key)) as sink:
+    async with sink_to(strict, Tls(ca=ours.ca, certificate=certificate, key=key)) as sink:
         assert await sink.deliver(attempts(3)) == DELIVERED
     await strict.wait_for(3)
 
@@ -142,9 +142,9 @@ async def test_client_that_the_receiver_refuses_drops_no_event(
     key: Path | None = None
     if shown != "nothing":
         issuer, name = (ours, "other.example") if shown == "another name" else (theirs, PERMITTED)
-        certificate, key = issuer.of(name)
+        certificate, key = issuer.issue(name)
     await strict.start()
-    sink = to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
+    sink = sink_to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
     delivered = 0
     for _ in range(3):
         with contextlib.suppress(DeliveryError):
@@ -162,10 +162,10 @@ async def test_client_that_the_receiver_refuses_drops_no_event(
 async def test_renewed_certificate_is_read_when_the_sink_is_opened_again(
     strict: Rsyslog, ours: CertificateFolder, theirs: CertificateFolder
 ) -> None:
-    certificate, key = ours.of(PERMITTED)
-    sink = to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
+    certificate, key = ours.issue(PERMITTED)
+    sink = sink_to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
     valid = certificate.read_bytes(), key.read_bytes()
-    for path, content in zip((certificate, key), theirs.of(PERMITTED), strict=True):
+    for path, content in zip((certificate, key), theirs.issue(PERMITTED), strict=True):
         path.write_bytes(content.read_bytes())
     await strict.start()
     with pytest.raises(DeliveryError):
@@ -184,13 +184,13 @@ async def test_error_for_a_receiver_without_tls_is_one_sentence(
     with stopped_at_exit(Rsyslog(folder=tmp_path)) as plain:
         await plain.start()
         with pytest.raises(DeliveryError, match="it does not answer in time"):
-            await to(plain, Tls(ca=ours.ca)).open()
+            await sink_to(plain, Tls(ca=ours.ca)).open()
 
 
 async def test_error_for_an_invalid_key_file_is_one_sentence(ours: CertificateFolder) -> None:
     key = ours.folder / "broken.key"
     key.write_text("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n")
-    certificate, _ = ours.of(PERMITTED)
+    certificate, _ = ours.issue(PERMITTED)
     tls = Tls(ca=ours.ca, certificate=certificate, key=key)
     sink = Syslog(transport="tls", host="127.0.0.1", port=free_port(), tls=tls)
     with pytest.raises(DeliveryError, match=r"TLS can't use .*broken.key") as raised:
