@@ -49,7 +49,9 @@ def _arguments() -> argparse.Namespace:
     add("--paths", nargs="*", default=[], help="only files with paths that begin with one of these")
     add("--workers", type=int, default=2)
     add("--seconds", type=float, default=150, help="the most that the tests of a mutant may take")
-    add("--also", nargs="*", default=_ALSO, help="test files to run first, in addition to those of the map")
+    add(
+        "--also", nargs="*", default=_ALSO, help="test files to run first, besides those of the map"
+    )
     add("--again", action="store_true", help="run mutants again that survived an earlier run")
     return parser.parse_args()
 
