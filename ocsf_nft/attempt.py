@@ -32,11 +32,11 @@ class Aggregation:
 class Incident:
     """Successive attempts of one flow without a pause, up to one of them.
 
-    ``identity`` is the same for all of them. The incident has ``windows`` attempts with
-    ``packets`` packets since ``start_ns`` (since the epoch, UTC). It became a finding with
-    attempt number ``found_at``, which is None if it is no finding yet. ``latest`` has the
-    identities of the latest attempts' records, the last one at the end. ``attribution`` is the
-    attribution of all attempts together; None if no attempt was attributed.
+    ``identity`` is the same for all of them. The incident has ``windows`` attempts with ``packets``
+    packets since ``start_ns`` (since the epoch, UTC). It became a finding with attempt number
+    ``found_at``, which is None if it is no finding yet. ``latest`` has the identities of the latest
+    attempts' records, the last one at the end. ``attribution`` is the attribution of all attempts
+    together; None if no attempt was attributed.
     """
 
     identity: str
@@ -59,10 +59,9 @@ class Attempt:
 
     ``record`` describes the attempt. It is the kernel's record of the first packet or, if the
     kernel logged none, a record made from the counter. ``packets`` and ``bytes`` are exact;
-    ``bytes`` is None if the bytes were not counted. No packet is from before ``start_ns`` or
-    after ``end_ns`` (since the epoch, UTC). ``streak`` is the incident that the attempt belongs
-    to; None if incidents are not tracked. ``attribution`` is None if the attempt was not
-    attributed.
+    ``bytes`` is None if the bytes were not counted. No packet is from before ``start_ns`` or after
+    ``end_ns`` (since the epoch, UTC). ``streak`` is the incident that the attempt belongs to; None
+    if incidents are not tracked. ``attribution`` is None if the attempt was not attributed.
     """
 
     record: Record
@@ -96,8 +95,8 @@ class Attempt:
 class IncidentEnd:
     """End of an incident: the flow had no packet for a while, or reading has stopped.
 
-    ``record`` is as in :class:`Attempt`. ``end_ns`` is the end of the last attempt. ``streak``
-    is the incident; the field is stored by this name.
+    ``record`` is as in :class:`Attempt`. ``end_ns`` is the end of the last attempt. ``streak`` is
+    the incident; the field is stored by this name.
     """
 
     record: Record
@@ -112,8 +111,8 @@ class FanOut:
     ``verdict`` is as in the records of the rule: ``permit`` if a permissive fence allowed the
     packets. ``identity`` is the same for all reports, from stage ``begun`` to ``ended``. All
     numbers are totals up to now, and lower bounds: ``flows`` distinct flows to ``destinations``
-    addresses and ``ports`` ports, with ``packets`` packets. ``sample`` has some of the flows.
-    Times are as in :class:`Attempt`.
+    addresses and ``ports`` ports, with ``packets`` packets. ``sample`` has some of the flows. Times
+    are as in :class:`Attempt`.
     """
 
     identity: str

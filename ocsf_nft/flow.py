@@ -66,11 +66,10 @@ class Element(NamedTuple):
 class RuleReading:
     """Counters of one rule in one of its modes.
 
-    ``refused`` counts all packets that the rule refused, or would have refused if it is
-    permissive. ``refused_before`` is the same counter before the elements were read, so the
-    elements' sum lies between both. ``overflow`` counts packets without a slot in any set.
-    ``logged`` counts packets that the kernel had logged by then, also if no source read the
-    record.
+    ``refused`` counts all packets that the rule refused, or would have refused if it is permissive.
+    ``refused_before`` is the same counter before the elements were read, so the elements' sum lies
+    between both. ``overflow`` counts packets without a slot in any set. ``logged`` counts packets
+    that the kernel had logged by then, also if no source read the record.
     """
 
     refused_before: Count
@@ -98,8 +97,8 @@ class Reading:
 class Flow:
     """Sender and destination of the packets that an element counts.
 
-    ``destination`` is None if the key has none. ``port`` is None if the protocol has no ports,
-    or if the packet is a fragment. Only keys of ``others`` have an ``ethertype``.
+    ``destination`` is None if the key has none. ``port`` is None if the protocol has no ports, or
+    if the packet is a fragment. Only keys of ``others`` have an ``ethertype``.
     """
 
     uid: int | None

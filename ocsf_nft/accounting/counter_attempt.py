@@ -37,10 +37,10 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
 ) -> Attempt:
     """Return an attempt with unreported packets of a counter, and mark them as reported.
 
-    ``packets`` is the number of packets. ``number`` counts the rule's packets reported before;
-    it differs for each attempt, so it makes the identity unique. ``read_ns`` is the time of the
-    reading. ``sample_record`` is the counter's latest record, and ``attribution`` that of one
-    of the packets.
+    ``packets`` is the number of packets. ``number`` counts the rule's packets reported before; it
+    differs for each attempt, so it makes the identity unique. ``read_ns`` is the time of the
+    reading. ``sample_record`` is the counter's latest record, and ``attribution`` that of one of
+    the packets.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class CounterId:
     """Identity of one rule's counters in one sandbox.
 
-    ``epoch`` distinguishes the counters from those that the rule had before. With
-    ``is_permissive`` they count allowed packets.
+    ``epoch`` distinguishes the counters from those that the rule had before. With ``is_permissive``
+    they count allowed packets.
     """
 
     sandbox: str

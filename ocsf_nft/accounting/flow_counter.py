@@ -21,11 +21,11 @@ class FlowCounter:
     """Counter that only grows, or begins again at zero: its last value and its unreported packets.
 
     ``unreported_packets`` and ``unreported_bytes`` are counted and not reported yet. They are
-    negative while a record was reported whose packet no reading has shown yet. A record may
-    give a wrong length of its packet; the excess bytes are subtracted from the next report.
+    negative while a record was reported whose packet no reading has shown yet. A record may give a
+    wrong length of its packet; the excess bytes are subtracted from the next report.
 
-    ``last_ns`` is the latest possible time of the last packet (since the epoch, UTC).
-    ``since_ns`` is the earliest possible time of the first unreported packet.
+    ``last_ns`` is the latest possible time of the last packet (since the epoch, UTC). ``since_ns``
+    is the earliest possible time of the first unreported packet.
     """
 
     __slots__ = (

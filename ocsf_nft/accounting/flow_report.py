@@ -52,8 +52,8 @@ class AttributedRecord(NamedTuple):
 class FlowReport:
     """Report state of a flow, or of an aggregate.
 
-    It has the due time of the next report, and the latest record. Its times come from a
-    monotonic clock, so a change of the wall clock can't delay or stop reports.
+    It has the due time of the next report, and the latest record. Its times come from a monotonic
+    clock, so a change of the wall clock can't delay or stop reports.
     """
 
     __slots__ = (
@@ -202,8 +202,8 @@ class FlowReports(dict["Key", FlowReport]):
     def find(self, key: Key, record: Record) -> FlowReport | None:
         """Return the report that a record belongs to; None if its flow has no separate report.
 
-        A record without a port may belong to another flow to the same destination: the
-        kernel may have counted its packet there, and it may be reported already.
+        A record without a port may belong to another flow to the same destination: the kernel may
+        have counted its packet there, and it may be reported already.
         """
         there = self._by_destination.get(key) if lacks_port(record) else None
         return self.get(key) or (None if there is None else self[there])

@@ -51,8 +51,7 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
     """Return the most recently started processes of both, and the number of further ones.
 
-    Processes that are no longer named are older than the named ones. So a younger process is
-    new.
+    Processes that are no longer named are older than the named ones. So a younger process is new.
     """
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
     for one in latest:

@@ -21,8 +21,7 @@ def _never(_record: Record, _packets: int) -> bool:
 class Priority:
     """``destinations`` have some slots of their own among the separate reports, for each user.
 
-    ``is_finding`` returns whether attempts with a given record and number of packets are a
-    finding.
+    ``is_finding`` returns whether attempts with a given record and number of packets are a finding.
     """
 
     destinations: frozenset[str] = frozenset()

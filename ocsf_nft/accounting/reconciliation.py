@@ -13,12 +13,11 @@ Mode: TypeAlias = Literal["enforcing", "permissive"]
 class Balance:
     """Packets of one rule of a sandbox in one mode, since its counters began.
 
-    ``refused`` is the kernel's total of refused packets, and ``let_pass`` its total of packets
-    that a permissive fence would have refused. One of them is 0, depending on ``mode``.
-    ``reported`` is the sum of ``count`` over all events; ``overflowed`` of these packets were
-    reported without their flow. ``lost`` counts log records that no source read; their packets
-    are counted nevertheless. ``in_flight`` packets are counted by the kernel and not reported
-    yet.
+    ``refused`` is the kernel's total of refused packets, and ``let_pass`` its total of packets that
+    a permissive fence would have refused. One of them is 0, depending on ``mode``. ``reported`` is
+    the sum of ``count`` over all events; ``overflowed`` of these packets were reported without
+    their flow. ``lost`` counts log records that no source read; their packets are counted
+    nevertheless. ``in_flight`` packets are counted by the kernel and not reported yet.
     """
 
     sandbox: str

@@ -39,6 +39,6 @@ class Schedule:
     def is_over(self, now_ns: int, last_ns: int) -> bool:
         """Return whether the flow can be evicted.
 
-        It can if it had no packet for long and all its packets are reported.
+        It can be if all its packets are reported and the last packet was long ago.
         """
         return now_ns - max(last_ns, self.reported_ns) >= OVER_NS

@@ -51,9 +51,9 @@ _OUTBOUND: Final = frozenset(
 class RuleAccount:
     """Account of one rule: takes records and readings, and returns attempts.
 
-    Each packet is in exactly one attempt. All calls must come from one thread. ``now_ns`` is
-    the time of a report by a monotonic clock, and is not part of an event. The times of records
-    and readings are since the epoch, UTC.
+    Each packet is in exactly one attempt. All calls must come from one thread. ``now_ns`` is the
+    time of a report by a monotonic clock, and is not part of an event. The times of records and
+    readings are since the epoch, UTC.
     """
 
     def __init__(

@@ -179,7 +179,7 @@ class StateDatabase:
     def position(self, source: str) -> str | None:
         """Return the position after which to read a source.
 
-        None if the last source was another one, or none.
+        Return None if the last source was another one, or none.
         """
         with self._file.transaction() as connection:
             row = connection.execute(

@@ -64,8 +64,8 @@ _BATCH: Final = 256
 class AccountLoop:
     """Account of one sandbox: takes records, reads counters, and reports attempts.
 
-    Events are stored in one transaction with the counts that they report, before their
-    delivery. If the service is killed in between, the next run delivers the same events again.
+    Events are stored in one transaction with the counts that they report, before their delivery. If
+    the service is killed in between, the next run delivers the same events again.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of an account
@@ -82,8 +82,8 @@ class AccountLoop:
     ) -> None:
         """Create an account without packets before ``begun_ns``; nothing is opened yet.
 
-        ``fallback_chain`` attributes the packets. ``source`` is the name of the kernel log
-        that the records come from, if that has a position.
+        ``fallback_chain`` attributes the packets. ``source`` is the name of the kernel log that the
+        records come from, if that has a position.
         """
         self.sandbox = sandbox
         self._retrier = retrier
@@ -330,8 +330,8 @@ class AccountLoop:
     def _add_attribution(self, attempt: Attempt) -> Attempt:
         """Return an attempt with its attribution.
 
-        If it has more packets than its record's, that is the attribution of the processes
-        seen in its window.
+        If it has more packets than its record's, that is the attribution of the processes seen in
+        its window.
         """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":

@@ -127,9 +127,9 @@ class FenceMonitor:
     async def watch(self) -> None:
         """Keep the fence as installed, and cover interfaces that appear later.
 
-        With ``self_heal`` the fence is restored; without, each difference is reported. A
-        failure is reported once, and the watch continues. Raises SourceError if the fence
-        is now in another namespace of the same name.
+        With ``self_heal`` the fence is restored; without, each difference is reported. A failure is
+        reported once, and the watch continues. Raises SourceError if the fence is now in another
+        namespace of the same name.
         """
         if self._watch is None:
             raise RuntimeError("call start first")
@@ -147,8 +147,8 @@ class FenceMonitor:
     async def remove(self) -> bool:
         """Remove the fence if this run installed it, and report that; return whether it did.
 
-        Raises the errors of :func:`installer.remove`. A fence that another process has
-        deleted is no error, and is reported.
+        Raises the errors of :func:`installer.remove`. A fence that another process has deleted is
+        no error, and is reported.
         """
         if self._fence.is_ours:
             was_there = await asyncio.to_thread(_remove, self._installed, self._state)

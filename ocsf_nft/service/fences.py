@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class Fence:
     """A fence with its state, and the reason if its state is not ``STANDING``.
 
-    ``is_ours``: this run installed it where there was none, and removes it. Otherwise
-    ``before`` is the state of the fence that was there. ``tampering`` is a change to the same
-    fence that is now undone.
+    ``is_ours``: this run installed it where there was none, and removes it. Otherwise ``before`` is
+    the state of the fence that was there. ``tampering`` is a change to the same fence that is now
+    undone.
     """
 
     installed: InstalledFence
@@ -139,8 +139,8 @@ def inspect(
 ) -> Inspection | None:
     """Inspect a recorded fence, which ``renew`` restores first if it is given; blocks.
 
-    Return None if the fence has no record any more, because it was removed. Raises AbsentError
-    if it was deleted and not restored, and the errors of :func:`installer.renew`.
+    Return None if the fence has no record any more, because it was removed. Raises AbsentError if
+    it was deleted and not restored, and the errors of :func:`installer.renew`.
     """
     found = installer.verify(sandbox, state)
     if found.installed is None:

@@ -26,8 +26,6 @@ def stuck(service: Service) -> tuple[str, ...]:
 def faults(service: Service) -> tuple[str, ...]:
     """Return all faults of fences, counters and storage, as sentences.
 
-    None if the service is healthy.
-
     Sinks that are down are no fault, because their events are stored (see :func:`down`).
     """
     return (*stuck(service), *_faults(service))

@@ -38,8 +38,7 @@ class Counts:
     """Totals of a run.
 
     ``dropped`` counts the records that gaps report with a number, and ``gaps`` all gaps.
-    ``given_up`` has the sandboxes whose fence was restored too often, and is not active at the
-    end.
+    ``given_up`` has the sandboxes whose fence was restored too often, and is not active at the end.
     """
 
     records: int = 0
@@ -53,9 +52,9 @@ class Counts:
 class Pipeline:
     """Pipeline from sources to the accounts of their sandboxes; it preserves each source's order.
 
-    Records of a sandbox without account (in a replay), and those of other firewalls, are
-    reported one by one. ``prefixes`` has the meaning of other firewalls' log prefixes; the
-    default is the built-in table.
+    Records of a sandbox without account (in a replay), and those of other firewalls, are reported
+    one by one. ``prefixes`` has the meaning of other firewalls' log prefixes; the default is the
+    built-in table.
     """
 
     def __init__(
@@ -82,18 +81,18 @@ class Pipeline:
     ) -> None:
         """Deliver the records of a source until it ends.
 
-        A source with a position is read either for one sandbox, whose account stores the
-        position, or for the records of other firewalls. In the second case ``name`` is the
-        key of the stored position.
+        A source with a position is read either for one sandbox, whose account stores the position,
+        or for the records of other firewalls. In the second case ``name`` is the key of the stored
+        position.
 
-        ``sandboxes`` are those that the source can have records of. A process that may load
-        rules there can write any sandbox's name into a log prefix, so a record of another
-        sandbox is forged. The entry None stands for the records of other firewalls. If
-        ``sandboxes`` itself is None, all are allowed.
+        ``sandboxes`` are those that the source can have records of. A process that may load rules
+        there can write any sandbox's name into a log prefix, so a record of another sandbox is
+        forged. The entry None stands for the records of other firewalls. If ``sandboxes`` itself is
+        None, all are allowed.
 
-        When ``stop`` is set, the waiting records are still delivered, until nothing came
-        for ``quiet_seconds``. Records that can't be delivered within some seconds are
-        counted, and reported as dropped. Raises SourceError or DeliveryError.
+        When ``stop`` is set, the waiting records are still delivered, until nothing came for
+        ``quiet_seconds``. Records that can't be delivered within some seconds are counted, and
+        reported as dropped. Raises SourceError or DeliveryError.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())

@@ -58,8 +58,8 @@ class Feed:
 class EarlySources:
     """NFLOG sources that are opened before their fence is active, so that no record is missed.
 
-    An error of opening must not prevent the fence. It is raised only if the active fence needs
-    the source.
+    An error of opening must not prevent the fence. It is raised only if the active fence needs the
+    source.
     """
 
     def __init__(self) -> None:

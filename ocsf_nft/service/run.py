@@ -53,17 +53,16 @@ RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "handshake", "sev
 class Service:
     """The sandboxes of a configuration, fenced and watched while the context is entered.
 
-    After entering, every fence is active and every record is read. On exit, the records logged
-    by then are still stored and delivered, and the fences that the service installed are
-    removed. Events that a sink does not accept within some seconds wait in the store for the
-    next run.
+    After entering, every fence is active and every record is read. On exit, the records logged by
+    then are still stored and delivered, and the fences that the service installed are removed.
+    Events that a sink does not accept within some seconds wait in the store for the next run.
 
     A fence that another process changes is restored, unless that is switched off.
     ``counts.given_up`` has the sandboxes whose fence was changed too often and is not active.
 
-    Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or
-    events can't be stored. A later failure cancels the task that has entered, and is raised on
-    exit. The fences stay active then, so that the sandboxes stay fenced.
+    Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or events
+    can't be stored. A later failure cancels the task that has entered, and is raised on exit. The
+    fences stay active then, so that the sandboxes stay fenced.
     """
 
     def __init__(
@@ -76,9 +75,9 @@ class Service:
     ) -> None:
         """Create a service; ``found`` are its outlets in place of the configuration's sinks.
 
-        With ``iterates``, events are iterated over (``async for event in service``). They
-        also go to the sinks that the configuration names. When ``stop`` is set, the service
-        begins to stop before its context is exited.
+        With ``iterates``, events are iterated over (``async for event in service``). They also go
+        to the sinks that the configuration names. When ``stop`` is set, the service begins to stop
+        before its context is exited.
         """
         self.config = config
         self.counts = Counts()
@@ -140,9 +139,9 @@ class Service:
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the events as decoded JSON, from where an earlier run stopped.
 
-        An event counts as delivered when the next one is requested: after a kill before
-        that, it comes again. Ends when the service does (:meth:`stop`). Raises UsageError
-        without ``iterates``.
+        An event counts as delivered when the next one is requested: after a kill before that, it
+        comes again. Ends when the service does (:meth:`stop`). Raises UsageError without
+        ``iterates``.
         """
         if self._iterated is None:
             raise UsageError("this service is not iterated over: make it with iterates=True")
@@ -152,10 +151,9 @@ class Service:
     async def reload(self, config: Config) -> None:
         """Apply another configuration's sinks, severities and findings.
 
-        All sinks are opened again, with their secrets and certificates. Raises UsageError
-        if any other key differs. Raises an OcsfNftError if a local sink with a new name
-        can't be opened. In both cases nothing changes. Any other sink that can't be opened
-        is retried.
+        All sinks are opened again, with their secrets and certificates. Raises UsageError if any
+        other key differs. Raises an OcsfNftError if a local sink with a new name can't be opened.
+        In both cases nothing changes. Any other sink that can't be opened is retried.
         """
         changed = [
             name

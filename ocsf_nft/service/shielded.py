@@ -16,8 +16,8 @@ async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
 
     Then raise the cancellation.
 
-    The work's thread can't be cancelled. It may be installing a fence that a stopping service
-    is about to remove. Events that it has stored must be delivered as well.
+    The work's thread can't be cancelled. It may be installing a fence that a stopping service is
+    about to remove. Events that it has stored must be delivered as well.
     """
     task = asyncio.ensure_future(work)
     try:

@@ -77,7 +77,7 @@ class Outlet:
     def convert(self, line: bytes) -> bytes | None:
         """Return an event in the sink's version of OCSF.
 
-        None if the sink does not get this class.
+        Return None if the sink does not get this class.
         """
         if self.classes != CLASSES.keys() and orjson.loads(line)["class_uid"] not in self.classes:
             return None

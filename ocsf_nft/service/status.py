@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Status:
     """Status of one sandbox: its rules, its sources' dropped records, and whether a run watches it.
 
-    ``mode`` is the mode of the installed fence. ``absent`` are the rules without the counters
-    that they should have: the fence is not active. ``verdict`` is that of the whole fence; None
-    if nft is not available.
+    ``mode`` is the mode of the installed fence. ``absent`` are the rules without the counters that
+    they should have: the fence is not active. ``verdict`` is that of the whole fence; None if nft
+    is not available.
     """
 
     sandbox: str
@@ -42,9 +42,8 @@ def statuses(
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
     """Return the status of one sandbox, or of all with a record; blocks for milliseconds for each.
 
-    Errors of single sandboxes are returned separately. Needs CAP_NET_ADMIN over their
-    namespaces. Raises AbsentError if no fence has a record, and FenceError if the record can't
-    be read.
+    Errors of single sandboxes are returned separately. Needs CAP_NET_ADMIN over their namespaces.
+    Raises AbsentError if no fence has a record, and FenceError if the record can't be read.
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
     if not names:
