@@ -90,7 +90,9 @@ def exposition(found: Sequence[Status]) -> bytes:
 async def exposition_of(service: Service) -> bytes:
     """The metrics of a run, and of its sandboxes; raises DeliveryError."""
     found = await service.statuses()
-    return _text((*_of_sandboxes(found), *_of_run(service), *_of_sinks(service.delivery.forwarders)))
+    return _text(
+        (*_of_sandboxes(found), *_of_run(service), *_of_sinks(service.delivery.forwarders))
+    )
 
 
 def _text(metrics: Iterable[Metric]) -> bytes:

@@ -59,7 +59,9 @@ class Mapper:
         """Whether attempts that a record stands for, and that came to so many packets, are one."""
         return self._context.threshold.is_reached(self._matters(record), packets)
 
-    def finding(self, found: Attempt | IncidentEnd, *, processed_ns: int) -> DetectionFinding | None:
+    def finding(
+        self, found: Attempt | IncidentEnd, *, processed_ns: int
+    ) -> DetectionFinding | None:
         """The finding that an attempt is, goes on with, or was the last of; None for most.
 
         ``processed_ns`` is now, in ns since the epoch, UTC.

@@ -198,7 +198,11 @@ def detail(
 
 
 def _detail_of_many(
-    record: Record, merged: Aggregation, way: Direction, answered: Answer | None, proxy: Proxy | None
+    record: Record,
+    merged: Aggregation,
+    way: Direction,
+    answered: Answer | None,
+    proxy: Proxy | None,
 ) -> str:
     # Where there are more users than bounds of their own, one bound is for the rest of them.
     who_has = "somebody" if record.uid is None else f"uid {record.uid}"

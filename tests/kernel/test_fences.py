@@ -55,7 +55,9 @@ async def test_monitored_fence_is_restored_without_a_tamper_guard(
     fenced: Lab, state: StateDirectory
 ) -> None:
     sink, sandbox = MemoryStore(), _sandbox(fenced)
-    monitor = FenceMonitor(sandbox, fences.activate(sandbox, state), state, Reporter(sink.store, None))
+    monitor = FenceMonitor(
+        sandbox, fences.activate(sandbox, state), state, Reporter(sink.store, None)
+    )
     conftest.nft(fenced.sandbox_namespace, "delete", "table", "inet", "ocsf_nft")
     await monitor._inspect()
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
