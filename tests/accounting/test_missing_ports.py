@@ -61,7 +61,7 @@ def test_record_without_port_before_its_counter_is_reported_once(account: Sandbo
 
 
 @pytest.mark.parametrize("protocols", [(132, 33), (33, 132)])
-def test_ledger_matches_a_record_without_its_port_by_protocol(
+def test_account_matches_a_record_without_its_port_by_protocol(
     account: SandboxAccount, protocols: tuple[int, int]
 ) -> None:
     """A long reading shows the packet of a record that is read during it.
