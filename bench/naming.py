@@ -44,9 +44,9 @@ class _Way:
     """A method to attribute attempts.
 
     ``attempts`` of each kind are made by processes that exit at once, ``a_second`` in all.
-    ``_STAYING`` more are made by processes that stay, one process after the other, which is also
-    the order of the exiting ones if ``a_second`` is ``AFTER_ANOTHER``. It is our method if it has
-    a ``top``. It then works for a quarter of the time: ``rest`` is the ratio of pause and work.
+    ``_STAYING`` more are made by processes that stay, one process after the other. The exiting
+    ones have the same order if ``a_second`` is ``AFTER_ANOTHER``. It is our method if it has a
+    ``top``. It then works for a quarter of the time: ``rest`` is the ratio of pause and work.
     """
 
     name: str

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SECONDS: Final = 60
 _RATE: Final = 300
-#: A flow ends after ten seconds, and has a new event when it begins again after fifteen; a user has
+#: A flow ends after ten seconds, and has a new event when it begins again after fifteen. A user has
 #: separate events for ten flows a second. So each packet is an event, and no more flows begin.
 _FLOWS: Final = 4_500
 _USERS: Final = 30

@@ -4,11 +4,11 @@ It needs only the standard library, so that it starts quickly.
 
 ``connect ADDRESS PORT TIMES``: blocking TCP connects; prints the nanoseconds of each refused one.
 ``flood ADDRESS PORT SECONDS``: UDP at full speed, all of one flow; prints the number of packets.
-``scatter ADDRESS PORT SECONDS``: the same with one packet per flow: each to the next port, and
-after the last port to the first port of the next address.
-``paced ADDRESS PORT RATE TIMES PORTS USERS``: UDP at RATE a second, each to the next port by the
-next user, and after PORTS ports from the first again; prints the time before each one was sent,
-CLOCK_MONOTONIC in nanoseconds.
+``scatter ADDRESS PORT SECONDS``: the same with one packet per flow. Each goes to the next port;
+after the last port follows the first port of the next address.
+``paced ADDRESS PORT RATE TIMES PORTS USERS``: UDP at RATE a second. Each packet goes to the next
+port by the next user; after PORTS ports the first one follows again. Prints the time before each
+one was sent, CLOCK_MONOTONIC in nanoseconds.
 ``frames LINK ETHERTYPE SECONDS``: AF_PACKET frames through a link, as soon as it exists.
 """
 

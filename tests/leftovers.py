@@ -2,7 +2,7 @@
 
 A worker of pytest-xdist checks only the leftovers of its own tests. It has its own mount namespace
 with an empty ``/run/netns``, so it sees only its own names of namespaces and mounts. A process is
-the worker's own in three cases: it is in that mount namespace, it has the worker's token in its
+the worker's own in three cases. It is in that mount namespace, it has the worker's token in its
 environment, or it is a child of the worker. Descriptors hold the BPF programs in the kernel, so
 these end with the descriptors.
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 BUILT_IN = Prefixes()
 
-#: As these write them: ufw 0.36.2, firewalld 2.3.1 and 0.6, Shorewall 5.2.8, OpenWrt's fw4
-#: and fw3, Calico's Felix; and common prefixes that people write by hand.
+#: Prefixes of ufw 0.36.2, firewalld 2.3.1 and 0.6, Shorewall 5.2.8, OpenWrt's fw4 and fw3, and
+#: Calico's Felix, and common prefixes that people write by hand.
 WRITTEN: list[tuple[str, str, ForeignVerdict]] = [
     ("[UFW BLOCK] ", "UFW BLOCK", "reject"),
     ("[UFW LIMIT BLOCK] ", "UFW LIMIT BLOCK", "reject"),

@@ -1,6 +1,6 @@
 """Events of every kind have no error and no warning in each version of OCSF.
 
-There are two judges: our validator, which compares the event with the tables of the schema, and
+There are two judges. Our validator compares the event with the tables of the schema. The other is
 JSON Schema, generated from the same schema by an independent library.
 """
 

@@ -58,8 +58,8 @@ class SwapMembership:
 class ReplaceException:
     """Operator that replaces a type of an `except` clause by one that is never raised here.
 
-    The one of cosmic-ray fails on a dotted name in parentheses, and puts in an undefined name: that
-    raises NameError, also for an exception of another type of the clause.
+    The operator of cosmic-ray fails on a dotted name in parentheses. It also inserts an undefined
+    name: that raises NameError, also for an exception of another type of the clause.
     """
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
