@@ -128,7 +128,7 @@ def test_sink_with_a_full_disk_retries_until_there_is_space(
 
 
 @pytest.mark.usefixtures("quick_end")
-def test_events_that_a_full_disk_kept_out_are_delivered_by_the_next_run(
+def test_events_blocked_by_a_full_disk_are_delivered_by_the_next_run(
     lab: Lab, state: StateDirectory, disk: Path
 ) -> None:
     output = disk / "events.jsonl"
