@@ -1,4 +1,4 @@
-"""The usual ruleset of a sandbox runtime, with one log rule for all refused packets."""
+"""Usual ruleset of a sandbox runtime, with one log rule for all refused packets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user ids of a user namespace, and their ids in the initial namespace."""
+"""User ids of a user namespace, and their ids in the initial namespace."""
 
 from __future__ import annotations
 

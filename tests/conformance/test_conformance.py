@@ -1,4 +1,4 @@
-"""Events of every kind have no error and no warning in each version of OCSF.
+"""Conformance of every kind of event to each version of OCSF, without errors and warnings.
 
 There are two judges. Our validator compares the event with the tables of the schema. The other is
 JSON Schema, generated from the same schema by an independent library.

@@ -1,4 +1,4 @@
-"""The judge refuses invalid events, each made by one change of a valid event."""
+"""Check of the judge with invalid events, each made by one change of a valid event."""
 
 from __future__ import annotations
 

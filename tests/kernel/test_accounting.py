@@ -1,4 +1,4 @@
-"""Every attempt is counted in a flood of the log, also if the reader is stopped or killed."""
+"""Accounting of every attempt in a flood of the log, also if the reader is stopped or killed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _delay_of_own_event(events: list[dict[str, Any]], rare: flooding.Rare) -> in
 def _each_has_an_event_within_a_second(
     events: list[dict[str, Any]], tried: list[flooding.Rare], stalled: stalls.Stalls
 ) -> None:
-    """Check that; a pause of this machine in that time extends the second."""
+    """Check each attempt for its event; a pause of this machine extends the second."""
     late: list[tuple[flooding.Rare, int | None]] = []
     for rare in tried:
         ms = _delay_of_own_event(events, rare)

@@ -1,4 +1,4 @@
-"""A process with CAP_NET_ADMIN in the sandbox's namespace can write any value to the counters."""
+"""Hostile values in the counters, as written with CAP_NET_ADMIN in the sandbox's namespace."""
 
 from __future__ import annotations
 

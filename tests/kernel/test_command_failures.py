@@ -1,4 +1,4 @@
-"""Each failure on a real system gives one sentence, the documented exit code, and no traceback."""
+"""Failures on a real system: one sentence, the documented exit code, and no traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run is killed at random times under load and restarted: no event is dropped or duplicated.
+"""Kills and restarts of a run at random times under load: no event is dropped or duplicated.
 
 The sinks are real servers, and stay up while the run is killed.
 """

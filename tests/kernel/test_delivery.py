@@ -78,7 +78,7 @@ def counted_so_far(path: Path) -> Counter[tuple[int, int]]:
 
 
 def counted(path: Path) -> Counter[tuple[int, int]]:
-    """Count them after the run has ended."""
+    """Count the reported packets by user and port after the run has ended; ignore duplicates."""
     return _attempts(written.events(path))
 
 

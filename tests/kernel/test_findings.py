@@ -1,4 +1,4 @@
-"""A significant attempt is a finding from its first packet to its end, also if a run is killed."""
+"""Findings of significant attempts, from first packet to end, also if a run is killed."""
 
 from __future__ import annotations
 

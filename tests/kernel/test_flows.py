@@ -1,4 +1,4 @@
-"""The fence allows only flows that the sandbox opens to its proxy, in any order of events."""
+"""Flows other than from the sandbox to its proxy are blocked, whenever they were opened."""
 
 from __future__ import annotations
 

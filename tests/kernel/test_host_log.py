@@ -1,4 +1,4 @@
-"""Log entries of a host's other firewalls become events, beside the fences or alone."""
+"""Events from log entries of a host's other firewalls, with fences or without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin fails a test for its own leftovers, and never for those of another test."""
+"""Failures of a test for its own leftovers, and never for those of another test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A source reports the earliest time at which its records can have been logged."""
+"""Earliest time at which the records of a batch can have been logged, as given by a source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One sink that fails for long: the other sinks are not affected, and it gets all events later."""
+"""Long failure of one sink: the other sinks are not affected, and it gets all events later."""
 
 from __future__ import annotations
 

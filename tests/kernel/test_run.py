@@ -1,4 +1,4 @@
-"""Attempts in a sandbox become events of the command line, for each log transport."""
+"""Events of the command line for attempts in a sandbox, with each log transport."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run drops the capabilities that it does not need, and works with the rest."""
+"""Capabilities of a run: it drops those that it does not need, and works with the rest."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from tests.kernel.test_delivery import wait_for
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.sinks.base import BatchResult
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
 
@@ -459,7 +459,7 @@ async def test_service_failure_ends_the_code_in_its_context(
     lab: Lab, state: StateDirectory
 ) -> None:
     class FailingReceiver(Receiver):
-        async def deliver(self, _: Any) -> Outcome:
+        async def deliver(self, _: Any) -> BatchResult:
             raise ClosedError("the reader has exited")
 
     config = ocsf_nft.parse(settings(lab, state), where="test")
