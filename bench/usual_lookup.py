@@ -29,7 +29,8 @@ class UsualLookup:
     ) -> list[Attribution]:
         """Return the current process of each record's socket, in the form of a fallback chain."""
         return [
-            Attribution(rung="none", reason="", process=self._process(record)) for record in records
+            Attribution(method="none", reason="", process=self._process(record))
+            for record in records
         ]
 
     def _process(self, record: Record) -> Process | None:

@@ -12,9 +12,9 @@ from typing import Literal, TypeAlias
 #: How somebody found out who did it, best first. ``capture``: the kernel told who sent it.
 #: ``socket``: whoever had the socket when the record arrived. ``user``: the kernel's record names
 #: the user, and nobody knows more. ``none``: not even that.
-Rung: TypeAlias = Literal["capture", "socket", "user", "none"]
+Method: TypeAlias = Literal["capture", "socket", "user", "none"]
 #: How sure that is.
-Sureness: TypeAlias = Literal["high", "medium", "low"]
+ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +76,19 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
-    """Who did it, which rung of the ladder says so, and how sure that is.
+    """Who did it, which method of the ladder says so, and how sure that is.
 
     ``process`` is the one; None where it is not known or, of several, not which. ``seen`` are all
     of several, as many as are told, and ``unnamed`` is how many more there were, at least.
-    ``reason`` says in a sentence how it is known, or why it is not. ``sureness`` is None where
+    ``reason`` says in a sentence how it is known, or why it is not. ``confidence`` is None where
     nothing is said.
     ``user_name`` and ``group_name`` are those of the record's user and group.
     ``sent_ns`` is when the kernel saw the process send the packet (ns since the epoch, UTC). It is
     None if only calls or sockets are known.
     """
 
-    rung: Rung
-    sureness: Sureness | None = None
+    method: Method
+    confidence: ConfidenceLevel | None = None
     reason: str
     process: Process | None = None
     seen: tuple[Seen, ...] = ()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hypothesis import strategies as st
 
-from ocsf_nft.process import Attribution, Container, Process, Rung, Seen, Sureness
+from ocsf_nft.process import Attribution, ConfidenceLevel, Container, Method, Process, Seen
 from ocsf_nft.record import VM_RULES, Origin, Record, split_prefix
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ _SEEN = st.builds(Seen, process=PROCESSES, calls=st.none() | _COUNTS)
 #: All results of an attribution.
 ATTRIBUTIONS = st.builds(
     Attribution,
-    rung=st.sampled_from(get_args(Rung)),
-    sureness=st.none() | st.sampled_from(get_args(Sureness)),
+    method=st.sampled_from(get_args(Method)),
+    confidence=st.none() | st.sampled_from(get_args(ConfidenceLevel)),
     reason=HOSTILE_TEXT,
     process=st.none() | PROCESSES,
     seen=st.just(()) | st.lists(_SEEN, max_size=2).map(tuple),

@@ -15,7 +15,7 @@ from ocsf_nft.accounting.flow_counter import MAX_COUNT
 from ocsf_nft.accounting.open_incidents import OpenFanOut, OpenIncident
 from ocsf_nft.attempt import FanOut, Incident, IncidentEnd
 from ocsf_nft.flow import KINDS, Flow, Key, flow
-from ocsf_nft.process import Attribution, Container, Process, Rung, Seen, Sureness
+from ocsf_nft.process import Attribution, ConfidenceLevel, Container, Method, Process, Seen
 from ocsf_nft.record import LogFormat, Origin, Record, Transport, Verdict
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ _SEEN: Final[Mapping[str, _Reader]] = {
     "calls": _maybe(_PACKETS),
 }
 _ATTRIBUTION: Final[Mapping[str, _Reader]] = {
-    "rung": _one_of(*get_args(Rung)),
-    "sureness": _maybe(_one_of(*get_args(Sureness))),
+    "method": _one_of(*get_args(Method)),
+    "confidence": _maybe(_one_of(*get_args(ConfidenceLevel))),
     "reason": _text,
     "process": _maybe(_nested(Process, _PROCESS)),
     "seen": _each(_nested(Seen, _SEEN)),

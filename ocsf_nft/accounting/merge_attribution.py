@@ -8,20 +8,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, get_args
 
-from ocsf_nft.process import Attribution, Rung, Seen, Sureness
+from ocsf_nft.process import Attribution, ConfidenceLevel, Method, Seen
 
 if TYPE_CHECKING:
     from ocsf_nft.process import Process
 
 #: Maximum number of named processes. The others are counted, as a lower bound.
 _MAX_NAMED: Final = 16
-_METHODS: Final[tuple[Rung, ...]] = get_args(Rung)
-_CONFIDENCES: Final[tuple[Sureness | None, ...]] = (*get_args(Sureness), None)
+_METHODS: Final[tuple[Method, ...]] = get_args(Method)
+_CONFIDENCES: Final[tuple[ConfidenceLevel | None, ...]] = (*get_args(ConfidenceLevel), None)
 #: Start times of a process differ if the clock is set between two reads of /proc. No other process
 #: gets the same pid so soon.
 _MAX_START_DIFFERENCE_NS: Final = 10 * 1_000_000_000
 _REASON: Final = "not all of it was seen to be done by one process"
-_NOT_ATTRIBUTED: Final = Attribution(rung="none", reason=_REASON)
+_NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 
 
 def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
@@ -29,17 +29,17 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
     first, last = before or _NOT_ATTRIBUTED, latest or _NOT_ATTRIBUTED
     if first.names_nobody and last.names_nobody:
         return latest or before
-    least_confident = max(last, first, key=lambda each: _CONFIDENCES.index(each.sureness))
+    least_confident = max(last, first, key=lambda each: _CONFIDENCES.index(each.confidence))
     if _is_by_one_program(first, last):
         return least_confident
     seen, unnamed = _merged(first, last)
     naming = [each for each in (first, last) if not each.names_nobody]
-    confidence = least_confident.sureness if len(naming) == 2 else "low"
+    confidence = least_confident.confidence if len(naming) == 2 else "low"
     if confidence == "low":  # other processes may have made attempts as well
         seen = [replace(each, calls=None) for each in seen]
     return Attribution(
-        rung=max((each.rung for each in naming), key=_METHODS.index),
-        sureness=confidence,
+        method=max((each.method for each in naming), key=_METHODS.index),
+        confidence=confidence,
         reason=_REASON,
         seen=tuple(seen),
         unnamed=unnamed,

@@ -13,27 +13,27 @@ Mode: TypeAlias = Literal["enforcing", "permissive"]
 class Balance:
     """Packets of one rule of a sandbox in one mode, since its counters began.
 
-    ``refused`` is the kernel's total of refused packets, and ``let_pass`` its total of packets that
+    ``refused`` is the kernel's total of refused packets, and ``allowed`` its total of packets that
     a permissive fence would have refused. One of them is 0, depending on ``mode``. ``reported`` is
-    the sum of ``count`` over all events; ``overflowed`` of these packets were reported without
-    their flow. ``lost`` counts log records that no source read; their packets are counted
-    nevertheless. ``in_flight`` packets are counted by the kernel and not reported yet.
+    the sum of ``count`` over all events; ``aggregated`` of these packets were reported without
+    their flow. ``dropped`` counts log records that no source read; their packets are counted
+    nevertheless. ``pending`` packets are counted by the kernel and not reported yet.
     """
 
     sandbox: str
     rule: str
     mode: Mode = "enforcing"
     refused: int = 0
-    let_pass: int = 0
+    allowed: int = 0
     reported: int
-    overflowed: int
-    in_flight: int
-    lost: int
+    aggregated: int
+    pending: int
+    dropped: int
 
     @property
-    def imbalance(self) -> int:
+    def counter_mismatch(self) -> int:
         """Return the packets that are missing (positive) or reported too often (negative).
 
         0 if balanced.
         """
-        return self.refused + self.let_pass - self.reported - self.in_flight
+        return self.refused + self.allowed - self.reported - self.pending

@@ -141,11 +141,11 @@ class SandboxAccount:
                 rule=account.counter_id.rule,
                 mode=account.counter_id.mode,
                 refused=0 if account.counter_id.is_permissive else account.refused.packets,
-                let_pass=account.refused.packets if account.counter_id.is_permissive else 0,
+                allowed=account.refused.packets if account.counter_id.is_permissive else 0,
                 reported=account.reported,
-                overflowed=account.without_flow,
-                in_flight=account.pending_packets(),
-                lost=max(0, account.logged - account.received),
+                aggregated=account.without_flow,
+                pending=account.pending_packets(),
+                dropped=max(0, account.logged - account.received),
             )
             for _, account in sorted(self.rules.items())
         )

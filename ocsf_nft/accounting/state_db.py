@@ -272,7 +272,7 @@ def _state(rule_account: RuleAccount) -> dict[str, Any]:
         "refused": rule_account.refused,
         "placed": rule_account.in_sets,
         "reported": rule_account.reported,
-        "overflowed": rule_account.without_flow,
+        "aggregated": rule_account.without_flow,
         "received": rule_account.received,
         "read_ns": rule_account.read_ns,
         "named_from_ns": rule_account.late_records_until_ns,
@@ -292,7 +292,7 @@ def _restore_rule_account(
     rule_account = account.new_rule_account(name, epoch, begun_ns=_whole([state["read_ns"]])[0])
     rule_account.refused = Count(*_whole(state["refused"]))
     rule_account.in_sets = Count(*_whole(state["placed"]))
-    totals = (state["reported"], state["overflowed"], state["received"])
+    totals = (state["reported"], state["aggregated"], state["received"])
     rule_account.reported, rule_account.without_flow, rule_account.received = _whole(totals)
     (rule_account.late_records_until_ns,) = _whole([state["named_from_ns"]])
     rule_account.overflow = FlowAggregate(_counter(state["overflow"]))

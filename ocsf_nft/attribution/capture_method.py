@@ -194,10 +194,12 @@ class CaptureMethod:
         is_all = state.is_refused and times == packets and not unnamed and not is_mixed
         if is_all and len(seen) == 1:
             process = seen[0].process
-            return Attribution(rung="capture", sureness="high", reason=_SENT_ALL, process=process)
+            return Attribution(
+                method="capture", confidence="high", reason=_SENT_ALL, process=process
+            )
         return Attribution(
-            rung="capture",
-            sureness="high" if is_all else "medium",
+            method="capture",
+            confidence="high" if is_all else "medium",
             reason=_SENT_TOGETHER if is_all else _SENT_SOME,
             seen=seen,
             unnamed=unnamed,
@@ -217,16 +219,16 @@ class CaptureMethod:
         processes = [self._snapshots.process(call) for call in match.calls]
         if match.is_sender and len(processes) == 1:
             return Attribution(
-                rung="capture",
-                sureness="high" if is_refused else "medium",
+                method="capture",
+                confidence="high" if is_refused else "medium",
                 reason=_SENT if is_refused else _CALLED,
                 process=processes[0],
                 sent_ns=match.calls[0].time_ns + _booted_ns() if is_refused else None,
             )
         is_seen = match.is_sender and is_refused
         return Attribution(
-            rung="capture",
-            sureness="medium" if is_seen else "low",
+            method="capture",
+            confidence="medium" if is_seen else "low",
             reason=_SEVERAL if is_seen else _HAD_SOCKET,
             seen=tuple(Seen(process=each) for each in processes),
         )

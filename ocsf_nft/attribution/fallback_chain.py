@@ -56,7 +56,7 @@ _ONE_SENDER_SEEN: Final = (
 )
 _TOO_LONG: Final = "the lookup of its process would have taken too long"
 _NO_PROCESS: Final = Attribution(
-    rung="none", reason="no process of the sandbox sent it by a socket"
+    method="none", reason="no process of the sandbox sent it by a socket"
 )
 
 
@@ -119,7 +119,7 @@ class FallbackChain:
                 self._stack.close()
                 raise
         if self.reason is not None:
-            _log.info("not every process can be named", rung=self.method, reason=self.reason)
+            _log.info("not every process can be named", method=self.method, reason=self.reason)
         if self._capture is not None:
             loop = asyncio.get_running_loop()
             for descriptor in self._capture.descriptors:
@@ -170,7 +170,7 @@ class FallbackChain:
         uncertain = [
             number
             for number, (record, known) in enumerate(zip(records, found, strict=True))
-            if _is_sent(record) and (known is None or known.sureness == "low")
+            if _is_sent(record) and (known is None or known.confidence == "low")
         ]
         looked_up = await self._socket_attributions(
             sandbox, [records[each] for each in uncertain], deadline
@@ -403,7 +403,7 @@ def limit_to_one_packet(known: Attribution) -> Attribution:
         return known
     return replace(
         known,
-        sureness="low",
+        confidence="low",
         reason=_ONE_SENDER_SEEN,
         process=None,
         seen=(Seen(process=known.process),),
@@ -417,4 +417,4 @@ def _is_sent(record: Record) -> bool:
 def _user_attribution(record: Record, reason: str) -> Attribution:
     if not _is_sent(record):
         return _NO_PROCESS
-    return Attribution(rung="user", sureness="high", reason=reason)
+    return Attribution(method="user", confidence="high", reason=reason)

@@ -219,14 +219,14 @@ class SocketLookup:
             reason = "it opened the socket with the packet's port, and no other process has it"
             if scan.unseen is not None:
                 reason = f"{reason}; but {scan.unseen}"
-            return Attribution(rung="socket", sureness="medium", reason=reason, process=process)
+            return Attribution(method="socket", confidence="medium", reason=reason, process=process)
         seen = tuple(
             Seen(process=self._process(holder) or Process(pid=holder.pid))
             for holder in holders[:_MOST_SEEN]
         )
         return Attribution(
-            rung="socket",
-            sureness="low",
+            method="socket",
+            confidence="low",
             reason=_reason_for_several(found, scan, holders),
             seen=seen,
             unnamed=len(holders) - len(seen),

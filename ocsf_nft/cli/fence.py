@@ -75,8 +75,8 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         install=True,
     )
     if dry_run:
-        rung = fences.requested_transport(asked) or "nflog"
-        plan = installer.plan(asked.spec(), asked.namespace or Namespace(), rung)
+        log_transport = fences.requested_transport(asked) or "nflog"
+        plan = installer.plan(asked.spec(), asked.namespace or Namespace(), log_transport)
         output.write(plan.encode())
         return
     fence = fences.activate(asked, StateDirectory(state_dir))

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 _HEADINGS: Final = {
     "enforcing": (
-        "rule", "refused", "reported", "overflowed", "in flight", "lost", "imbalance",
+        "rule", "refused", "reported", "aggregated", "pending", "dropped", "mismatch",
     ),
     "permissive": (
-        "rule", "let pass", "reported", "overflowed", "in flight", "lost", "imbalance",
+        "rule", "allowed", "reported", "aggregated", "pending", "dropped", "mismatch",
     ),
 }  # fmt: skip
 
@@ -42,15 +42,14 @@ def status(
 ) -> None:
     """Show whether every refused packet is accounted for.
 
-    It works with and without a run that watches the sandbox.
+    It works with and without a run that watches the sandbox. For each rule, the kernel's number of
+    refused packets must be the sum of reported and pending packets. An event has reported packets;
+    a counter has pending packets until the next event. "Aggregated" packets were reported without
+    their flow. "Dropped" log records were read by no process; their packets are counted. "Allowed"
+    packets are those that a permissive fence would have refused.
 
-    refused = reported + in flight, for each rule: what the kernel counted is told in events, or
-    waits in a counter for the next one. Of what is reported, "overflowed" was told without saying
-    which flow it was of. "Lost" are log records that nobody has read; their packets are counted.
-    What a permissive fence would have refused stands apart, as "let pass".
-
-    Exit 0: the account closes. 1: it doesn't. 2: no fence is on record, or it has no counters.
-    3: it can't be read.
+    Exit 0: the counts match. 1: they don't. 2: no fence is on record, or it has no counters. 3: the
+    counters can't be read.
 
     Needs CAP_NET_ADMIN over the namespaces; CAP_SYS_ADMIN to enter another one.
 
@@ -81,7 +80,7 @@ def status(
         raise faults[0]
     if any(each.absent for each in found):
         raise typer.Exit(2)
-    if any(balance.imbalance for each in found for balance in each.balances):
+    if any(balance.counter_mismatch for each in found for balance in each.balances):
         raise typer.Exit(1)
 
 
@@ -93,7 +92,7 @@ def _write_json(found: Sequence[Status]) -> None:
         for balance in status.balances:
             line = dataclasses.asdict(balance) | {
                 "fence": status.mode,
-                "imbalance": balance.imbalance,
+                "counter_mismatch": balance.counter_mismatch,
                 "is_watched": status.is_watched,
                 "verdict": status.verdict,
             }
@@ -123,12 +122,12 @@ def _show(found: Sequence[Status]) -> None:
 
 def _row(balance: Balance) -> tuple[str, ...]:
     numbers = (
-        balance.refused + balance.let_pass,
+        balance.refused + balance.allowed,
         balance.reported,
-        balance.overflowed,
-        balance.in_flight,
-        balance.lost,
-        balance.imbalance,
+        balance.aggregated,
+        balance.pending,
+        balance.dropped,
+        balance.counter_mismatch,
     )
     return balance.rule, *(f"{number:,}" for number in numbers)
 
@@ -142,22 +141,25 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _explain(status: Status) -> None:
-    """Say what is not as it should be, and what to do."""
+    """Print what is wrong, and the remedy."""
     name = status.sandbox
     if status.absent:
         output.say(
             f"sandbox {name}: the fence has no counters for "
             f"{', '.join(rule.partition(':')[0] for rule in status.absent)}, "
-            "so it is gone, altered or an older one: `ocsf-nft verify` tells, install it again"
+            "so it is removed, changed or of an older version: run `ocsf-nft verify`, then "
+            "install it again"
         )
     if status.verdict == "differs" and not status.absent:
         output.say(
-            f"sandbox {name}: the fence is not as it was installed: `ocsf-nft verify` tells how"
+            f"sandbox {name}: the fence is not as it was installed: `ocsf-nft verify` shows the "
+            "difference"
         )
     for balance in status.balances:
-        if balance.imbalance:
-            what = "are missing" if balance.imbalance > 0 else "too many were told"
+        if balance.counter_mismatch:
+            missing = balance.counter_mismatch
+            what = "are missing" if missing > 0 else "too many were reported"
             output.say(
-                f"sandbox {name}, rule {balance.rule}: {abs(balance.imbalance):,} packets {what}; "
-                "unless it goes on changing, somebody else counts or logs in the fence's name"
+                f"sandbox {name}, rule {balance.rule}: {abs(missing):,} packets {what}; if the "
+                "number stays the same, another process counts or logs in the fence's name"
             )

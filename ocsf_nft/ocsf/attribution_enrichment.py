@@ -37,9 +37,9 @@ def _of_nobody(attribution: Attribution) -> tuple[Enrichment, ...]:
 
 def _enrichment(attribution: Attribution) -> Enrichment:
     process = attribution.process
-    data: dict[str, Any] = {"rung": attribution.rung}
-    if attribution.sureness is not None:
-        data["confidence"] = attribution.sureness.capitalize()
+    data: dict[str, Any] = {"method": attribution.method}
+    if attribution.confidence is not None:
+        data["confidence"] = attribution.confidence.capitalize()
     data["reason"] = visible(attribution.reason)
     if attribution.seen or attribution.unnamed:
         data["processes"] = [_told(each) for each in attribution.seen]

@@ -320,8 +320,8 @@ class ApplicationLifecycle(Event):
     category_uid: Literal[6] = 6
     category_name: Literal["Application Activity"] = "Application Activity"
     activity_id: LifecycleActivityId = Field(
-        description="3 start, 4 stop, 99 where the caption says Records Lost, Not Reading or "
-        "Events Lost"
+        description="3 start, 4 stop, 99 where the caption says Records Dropped, Collection Gap or "
+        "Events Dropped"
     )
     activity_name: Caption = caption_of("activity_id")
     type_uid: TypeUid = derived(_type_uid, _TYPE_UID)
@@ -332,8 +332,8 @@ class ApplicationLifecycle(Event):
     duration: Long | None = known("end_time less start_time")
     timezone_offset: Literal[0] = 0
     count: Long | None = known(
-        "of Records Lost and Events Lost, how many; of Not Reading, the packets refused or let "
-        "pass meanwhile, which other events count too"
+        "of Records Dropped and Events Dropped, how many; of Collection Gap, the packets refused "
+        "or allowed meanwhile, which other events count too"
     )
     severity_id: Severity = Field(
         description="4 for a gap, 2 for one in which nothing was refused; 1 for a start and a stop"
@@ -347,7 +347,7 @@ class ApplicationLifecycle(Event):
     device: Device | None = known("the machine that it runs on")
     observables: tuple[Observable, ...] | None = known("what is worth looking up")
     unmapped: dict[str, Any] | None = known(
-        "of Records Lost and Events Lost, transport; of Not Reading, sandbox"
+        "of Records Dropped and Events Dropped, transport; of Collection Gap, sandbox"
     )
     metadata: Metadata = Field(description="about the event itself")
 

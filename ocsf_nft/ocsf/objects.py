@@ -313,7 +313,7 @@ class Enrichment(Model):
     type: str = Field(description="attribution")
     provider: str = Field(description="ocsf-nft")
     data: dict[str, Any] = Field(
-        description="rung: capture, where the kernel told who sent it, socket, where the "
+        description="method: capture, where the kernel told who sent it, socket, where the "
         "process had the socket when the record arrived, user, where only the kernel's record "
         "tells, or none; confidence: High, Medium or Low; reason, in a sentence; where there are "
         "several, processes, with how often each was seen to try (calls), and how many more there "

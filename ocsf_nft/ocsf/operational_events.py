@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ocsf_nft.ocsf.context import Context
-    from ocsf_nft.process import Process, Rung
+    from ocsf_nft.process import Method, Process
     from ocsf_nft.record import Gap
 
 
@@ -186,11 +186,11 @@ def lifecycle(
 
 
 def attribution_fell(
-    context: Context, *, rung: Rung, reason: str, time_ns: int
+    context: Context, *, method: Method, reason: str, time_ns: int
 ) -> ApplicationLifecycle:
     """Processes can't be named any more as well as before, from ``time_ns`` on (epoch, UTC).
 
-    ``rung`` is how they are from now on.
+    ``method`` is how they are from now on.
     """
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -200,16 +200,16 @@ def attribution_fell(
         severity_id=Severity.MEDIUM,
         status_id=Status.FAILURE,
         status_detail=visible(reason),
-        message=f"Processes are not captured any more: {visible(reason)}. {_NOW_BY[rung]}",
+        message=f"Processes are not captured any more: {visible(reason)}. {_NOW_BY[method]}",
         app=product(),
         device=device,
         observables=observables or None,
-        unmapped={"rung": rung},
-        metadata=own_metadata(stable_uid("attribution fell", rung, reason, time_ns), time_ns),
+        unmapped={"method": method},
+        metadata=own_metadata(stable_uid("attribution fell", method, reason, time_ns), time_ns),
     )
 
 
-_NOW_BY: Final[dict[Rung, str]] = {
+_NOW_BY: Final[dict[Method, str]] = {
     "socket": "From now on they are those that have the socket when it is looked up.",
     "user": "From now on events name the user alone.",
 }
@@ -230,7 +230,7 @@ def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecyc
     device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
-        activity_name="Records Lost",
+        activity_name="Records Dropped",
         time=lost.until_ns // 1_000_000,
         start_time=min(lost.since_ns, lost.until_ns) // 1_000_000,
         end_time=lost.until_ns // 1_000_000,
@@ -264,7 +264,7 @@ def events_lost(
     device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
-        activity_name="Events Lost",
+        activity_name="Events Dropped",
         time=until_ns // 1_000_000,
         start_time=min(since_ns, until_ns) // 1_000_000,
         end_time=until_ns // 1_000_000,
@@ -289,7 +289,7 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
     *,
     sandbox: str,
     packets: int,
-    let_pass: int = 0,
+    allowed: int = 0,
     since_ns: int,
     until_ns: int,
     reason: str,
@@ -297,14 +297,14 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
 ) -> ApplicationLifecycle:
     """Nobody read a fence's counters and log between two moments: stopped, or late.
 
-    ``packets`` were refused meanwhile, but for ``let_pass`` of them, which a permissive fence let
+    ``packets`` were refused meanwhile, but for ``allowed`` of them, which a permissive fence let
     pass; events that follow count all of them, so this one's ``count`` is not to be added to
     theirs. Times are in ns since the epoch, UTC, ``processed_ns`` is now. The moments may be of two
     runs, between which the clock was set back: the time then has no length. The same arguments give
     the same event uid.
     """
     time_away = messages.elapsed(since_ns, until_ns)
-    became = {"refused": packets - let_pass, "let pass (it is permissive)": let_pass}
+    became = {"refused": packets - allowed, "let pass (it is permissive)": allowed}
     kinds = [
         f"{messages.counted(number, 'packet')} {_were(number)} {what}"
         for what, number in became.items()
@@ -318,7 +318,7 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
     device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
-        activity_name="Not Reading",
+        activity_name="Collection Gap",
         time=until_ns // 1_000_000,
         start_time=min(since_ns, until_ns) // 1_000_000,
         end_time=until_ns // 1_000_000,

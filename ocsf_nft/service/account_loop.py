@@ -274,7 +274,7 @@ class AccountLoop:
             self._reporter.context(self.sandbox),
             sandbox=self.sandbox,
             packets=refused + allowed,
-            let_pass=allowed,
+            allowed=allowed,
             since_ns=since_ns,
             until_ns=reading.began_ns,
             reason="ocsf-nft was not running, or was held up",
@@ -286,7 +286,7 @@ class AccountLoop:
             "the counters were not read in time",
             sandbox=self.sandbox,
             refused=refused,
-            let_pass=allowed,
+            allowed=allowed,
         )
 
     async def _report_fault(self, fault: str) -> None:

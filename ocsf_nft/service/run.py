@@ -305,7 +305,7 @@ class Service:
         """Report that processes are no longer captured."""
         event = attribution_fell(
             self._reporter.context(),
-            rung=self.fallback_chain.method,
+            method=self.fallback_chain.method,
             reason=reason,
             time_ns=time.time_ns(),
         )

@@ -59,7 +59,7 @@ def test_sender_of_a_record_without_port_is_not_the_sender_of_a_flow_with_one(
 ) -> None:
     """A raw socket may cut its header short: the record has no port, and another counter."""
     one, other = tcp(443), tcp(80)
-    by = [Attribution(rung="capture", sureness="high", reason=why) for why in ("one", "other")]
+    by = [Attribution(method="capture", confidence="high", reason=why) for why in ("one", "other")]
     assert account.record(record(one), 1000 * SECOND, by[0]) is not None
     observe(account, reading({key(one): 1}, NOW + SECOND))
     assert _due(account, 1) == []
@@ -78,7 +78,7 @@ def test_record_without_port_leaves_the_attribution_of_pending_packets(
     account: SandboxAccount,
 ) -> None:
     assert _record(account, tcp()) is not None
-    by = Attribution(rung="capture", sureness="high", reason="it was seen")
+    by = Attribution(method="capture", confidence="high", reason="it was seen")
     assert account.record(record(tcp(), 2), 1001 * SECOND, by) is None
     cut = dataclasses.replace(tcp(), port=None)
     assert account.record(record(cut, 3), 1002 * SECOND, None) is None
@@ -168,7 +168,7 @@ def test_record_is_subtracted_from_the_counter_that_has_its_packet(
         assert _due(account, second) == []
     assert _due(account, 3, closing=True) == []
     (balance,) = account.balances()
-    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (1, 0, 0)
 
 
 def test_packets_omitted_by_alternate_readings_are_reported_once(account: SandboxAccount) -> None:
@@ -191,14 +191,14 @@ def test_packets_evicted_before_a_reading_are_reported_as_evicted(account: Sandb
         assert bool(found) is (second == 8), second
         assert [each.packets for each in found if each.aggregation is not None] == [5] * len(found)
     (balance,) = account.balances()
-    assert (balance.overflowed, balance.imbalance) == (5, 0)
+    assert (balance.aggregated, balance.counter_mismatch) == (5, 0)
 
 
 def test_balance_counts_evicted_packets_as_pending(account: SandboxAccount) -> None:
     for second in (701, 702):
         observe(account, reading({}, NOW + second * SECOND, refused=5))
     (balance,) = account.balances()
-    assert (balance.in_flight, balance.imbalance) == (5, 0)
+    assert (balance.pending, balance.counter_mismatch) == (5, 0)
 
 
 def test_flows_of_a_user_with_too_many_are_aggregated_and_those_of_others_are_not(
@@ -299,7 +299,7 @@ def test_set_that_is_emptied_repeatedly_does_not_fill_memory(account: SandboxAcc
     assert sum(map(len, account.rules["egress"].entries.values())) <= 4 * size + 2 * size
     reported += sum(each.packets for each in _due(account, 20, closing=True))
     assert reported == refused
-    assert account.balances()[0].imbalance == 0
+    assert account.balances()[0].counter_mismatch == 0
 
 
 def test_packets_that_may_belong_to_another_flows_record_wait_for_two_readings(
@@ -314,7 +314,7 @@ def test_packets_that_may_belong_to_another_flows_record_wait_for_two_readings(
         observe(account, reading({key(tcp(2)): 1}, NOW + second * SECOND))
         assert _due(account, second) == _due(account, second + 4) == []
     (balance,) = account.balances()
-    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (1, 0, 0)
 
 
 def test_packets_held_back_for_a_record_are_reported_if_no_reading_succeeds(
@@ -334,7 +334,7 @@ def test_balance_is_right_after_two_readings_without_a_report(
     for second in (1, 2):
         observe(account, reading(**elsewhere, at_ns=NOW + second * SECOND))
     (balance,) = account.balances()
-    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (1, 0, 0)
 
 
 def test_packets_held_back_for_a_record_are_reported_when_its_counter_is_found(
@@ -348,7 +348,7 @@ def test_packets_held_back_for_a_record_are_reported_when_its_counter_is_found(
     observe(account, reading({_others(tcp()): 3, key(tcp()): 1}, NOW + 5 * SECOND))
     assert [each.packets for each in _due(account, 5, closing=True)] == [1]
     (balance,) = account.balances()
-    assert (balance.reported, balance.in_flight, balance.imbalance) == (4, 0, 0)
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (4, 0, 0)
 
 
 def test_record_before_new_counters_belongs_to_the_new_counters(
@@ -358,7 +358,7 @@ def test_record_before_new_counters_belongs_to_the_new_counters(
     observe(account, reading({key(tcp()): 1}, NOW + 2 * SECOND, epoch="boot:2"))
     assert _due(account, 1, closing=True) == []
     (balance,) = account.balances()
-    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (1, 0, 0)
 
 
 def test_unreported_packets_of_old_counters_are_a_separate_attempt(

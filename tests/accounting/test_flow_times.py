@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 MINUTE = 60 * SECOND
 ELEMENT_TIMEOUT_NS = ELEMENT_TIMEOUT_MS * 1_000_000
 FLOW = key(tcp())
-BY = Attribution(rung="capture", sureness="high", reason="it was seen")
-OTHER = Attribution(rung="socket", sureness="medium", reason="it has the socket")
+BY = Attribution(method="capture", confidence="high", reason="it was seen")
+OTHER = Attribution(method="socket", confidence="medium", reason="it has the socket")
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_record_of_a_packet_counted_elsewhere_is_found_after_the_clock_is_set_ba
         at_ns = NOW + (number - back_s) * SECOND
         observe(account, reading({key(tcp(2)): 1}, at_ns))
     (balance,) = account.balances()
-    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (1, 0, 0)
 
 
 def test_flow_is_evicted_after_its_timeout_when_the_clock_is_set_back(

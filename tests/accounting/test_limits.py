@@ -196,5 +196,5 @@ def test_quota_of_an_idle_user_is_evicted_first() -> None:
 
 
 def test_balance_of_a_mode_excludes_the_other_mode() -> None:
-    balance = Balance(sandbox="sb", rule="egress", reported=0, overflowed=0, in_flight=0, lost=0)
-    assert (balance.refused, balance.let_pass, balance.imbalance) == (0, 0, 0)
+    balance = Balance(sandbox="sb", rule="egress", reported=0, aggregated=0, pending=0, dropped=0)
+    assert (balance.refused, balance.allowed, balance.counter_mismatch) == (0, 0, 0)

@@ -13,18 +13,18 @@ _SECOND = 1_000_000_000
 CURL = Process(pid=4242, path="/usr/bin/curl", created_ns=1_000 * _SECOND)
 WGET = Process(pid=4243, path="/usr/bin/wget", created_ns=1_001 * _SECOND)
 UNATTRIBUTED = Attribution(
-    rung="user", sureness="high", reason="no process was seen", user_name="agent"
+    method="user", confidence="high", reason="no process was seen", user_name="agent"
 )
 
 
 def by(process: Process, **others: object) -> Attribution:
-    known = Attribution(rung="capture", sureness="high", reason="it was seen", process=process)
+    known = Attribution(method="capture", confidence="high", reason="it was seen", process=process)
     return replace(known, **others)  # type: ignore[arg-type]
 
 
 def by_several(*seen: Seen, unnamed: int = 0) -> Attribution:
     return Attribution(
-        rung="capture", sureness="high", reason="they were", seen=seen, unnamed=unnamed
+        method="capture", confidence="high", reason="they were", seen=seen, unnamed=unnamed
     )
 
 
@@ -61,7 +61,7 @@ def test_two_processes_are_both_named_as_possible_senders() -> None:
     found = merge(by(CURL), by(WGET, user_name="agent", group_name="agents"))
     assert named(found) == {4242: 1, 4243: 1}
     assert found is not None
-    assert (found.rung, found.sureness, found.unnamed) == ("capture", "high", 0)
+    assert (found.method, found.confidence, found.unnamed) == ("capture", "high", 0)
     assert (found.user_name, found.group_name) == ("agent", "agents")
 
 
@@ -110,7 +110,7 @@ def test_unattributed_attempt_makes_the_others_uncertain(unattributed: Attributi
         assert named(found) == {4242: None}
         assert found is not None
         assert (found.user_name, found.group_name) == ("agent", "agents")
-        assert (found.rung, found.sureness) == ("capture", "low")
+        assert (found.method, found.confidence) == ("capture", "low")
     for found in (
         all_of(unattributed, by(CURL), by(WGET), by(WGET)),
         all_of(by(CURL), unattributed, by(CURL), by(WGET)),
@@ -126,11 +126,11 @@ def test_unattributed_attempts_have_the_latest_reason() -> None:
 
 
 def test_merged_attribution_has_the_lowest_confidence_and_method() -> None:
-    socket = by(CURL, rung="socket", sureness="medium")
+    socket = by(CURL, method="socket", confidence="medium")
     assert merge(by(CURL), socket) == merge(socket, by(CURL)) == socket
     for found in (merge(by(WGET), socket), merge(socket, by(WGET))):
         assert found is not None
-        assert (found.rung, found.sureness) == ("socket", "medium")
+        assert (found.method, found.confidence) == ("socket", "medium")
 
 
 def one_after_the_other(number: int) -> list[Attribution]:

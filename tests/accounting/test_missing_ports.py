@@ -49,7 +49,7 @@ def test_record_without_port_is_not_reported_besides_its_counted_packet(
         observe(account, reading({key(counted): 1}, NOW + second * SECOND))
     assert due(account, 4, closing=True) == []
     (balance,) = account.balances()
-    assert (balance.reported, balance.imbalance) == (1, 0)
+    assert (balance.reported, balance.counter_mismatch) == (1, 0)
 
 
 def test_record_without_port_before_its_counter_is_reported_once(account: SandboxAccount) -> None:
@@ -84,4 +84,4 @@ def test_account_matches_a_record_without_its_port_by_protocol(
         emitted += due(account, number)
     assert emitted == []
     (balance,) = account.balances()
-    assert (balance.reported, balance.imbalance) == (2, 0)
+    assert (balance.reported, balance.counter_mismatch) == (2, 0)

@@ -74,7 +74,7 @@ def test_record_belongs_to_the_account_of_its_mode(account: SandboxAccount) -> N
     observe(account, both(0, 1, NOW + SECOND))
     assert due(account, closing=True) == []
     numbers = [
-        (each.mode, each.refused, each.let_pass, each.reported) for each in account.balances()
+        (each.mode, each.refused, each.allowed, each.reported) for each in account.balances()
     ]
     assert numbers == [("enforcing", 0, 0, 0), ("permissive", 0, 1, 1)]
 
@@ -138,7 +138,7 @@ def test_restart_keeps_the_modes_separate(database: StateDatabase, account: Sand
     observe(taken, both(10, 14, NOW + 3 * SECOND))
     reported = due(taken, closing=True)
     assert {(each.record.verdict, each.packets) for each in reported} == {(None, 6), ("permit", 12)}
-    assert [balance.imbalance for balance in taken.balances()] == [0, 0]
+    assert [balance.counter_mismatch for balance in taken.balances()] == [0, 0]
 
 
 def test_allowed_fan_out_has_its_verdict_before_and_after_a_restart(

@@ -363,9 +363,9 @@ def test_codec_ignores_the_process_field_of_an_earlier_version() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"rung": "guess"},
-        {"rung": None},
-        {"sureness": "High"},
+        {"method": "guess"},
+        {"method": None},
+        {"confidence": "High"},
         {"reason": None},
         {"process": {"pid": None, "ancestors": []}},
         {"process": {"pid": 1, "tid": 1 << 32, "ancestors": []}},

@@ -63,7 +63,7 @@ def _during(found: Reading, before: int) -> Reading:
 
 def _pending(account: SandboxAccount) -> tuple[int, int]:
     (balance,) = account.balances()
-    return balance.in_flight, balance.imbalance
+    return balance.pending, balance.counter_mismatch
 
 
 def test_pending_packets_include_those_that_came_during_the_reading(
@@ -236,7 +236,7 @@ def test_balance_has_no_dropped_record_when_records_are_ahead_of_the_reading(
     account: SandboxAccount,
 ) -> None:
     account.record(record(tcp()), SECOND)
-    assert [each.lost for each in account.balances()] == [0]
+    assert [each.dropped for each in account.balances()] == [0]
 
 
 def test_record_is_matched_to_another_counter_after_two_readings(

@@ -63,7 +63,7 @@ def test_record_of_a_packet_reported_without_its_flow_is_not_reported_after_a_re
     for second in (60, 61):
         observe(taken, reading({}, NOW + second * SECOND, overflow=1))
     assert _due(taken, 61) == []
-    assert [(each.reported, each.imbalance) for each in taken.balances()] == [(1, 0)]
+    assert [(each.reported, each.counter_mismatch) for each in taken.balances()] == [(1, 0)]
 
 
 def test_unchanged_rows_are_not_written_again_and_obsolete_rows_are_deleted(

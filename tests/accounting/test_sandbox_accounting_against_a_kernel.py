@@ -204,8 +204,8 @@ class Reported(RuleBasedStateMachine):
         assert self.reported == self._refused()
         (balance,) = self.account.balances()
         assert balance.refused == self.kernel.refused.packets
-        assert balance.in_flight == 0
-        assert balance.imbalance == 0
+        assert balance.pending == 0
+        assert balance.counter_mismatch == 0
 
     @invariant()
     def reported_packets_never_exceed_refused_ones(self) -> None:

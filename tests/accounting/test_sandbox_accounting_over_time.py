@@ -157,7 +157,7 @@ class OverTime(RuleBasedStateMachine):
         (balance,) = self.account.balances()
         # The packet of a late record is shown as pending for nine readings.
         if not any(flow.has_late_record for flow in self.flows):
-            assert (balance.imbalance, balance.in_flight) == (0, 0)
+            assert (balance.counter_mismatch, balance.pending) == (0, 0)
         counted = sum(flow.counted for flow in self.flows)
         assert counted + self.evicted == balance.reported == len(self.kernel.packets)
         for flow in self.flows:

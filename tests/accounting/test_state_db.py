@@ -110,7 +110,7 @@ def test_received_records_stay_counted_after_a_restart(path: Path) -> None:
     database.load(taken)
     database.close()
     observe(taken, one)
-    assert [balance.lost for balance in taken.balances()] == [1]
+    assert [balance.dropped for balance in taken.balances()] == [1]
 
 
 @given(steps=st.lists(st.dictionaries(st.integers(1, 6), st.integers(1, 9), max_size=6)))

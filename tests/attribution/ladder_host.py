@@ -107,5 +107,5 @@ class Host:
 
 def by_socket(pid: int) -> Attribution:
     return Attribution(
-        rung="socket", sureness="medium", reason="it has it", process=Process(pid=pid)
+        method="socket", confidence="medium", reason="it has it", process=Process(pid=pid)
     )

@@ -62,7 +62,7 @@ def result(
 def attribution(captured: CaptureMethod, record: Record, sandbox: str = "sb") -> Attribution:
     found = result(captured, record, sandbox).attribution
     assert found is not None
-    assert found.rung == "capture"
+    assert found.method == "capture"
     return found
 
 
@@ -76,7 +76,7 @@ def test_capture_names_the_sender_with_all_known_details(captured: CaptureMethod
     found = attribution(captured, record_now())
     assert found.process is not None
     assert (found.process.pid, found.process.path) == (7, "/usr/bin/curl")
-    assert (found.sureness, found.seen) == ("high", ())
+    assert (found.confidence, found.seen) == ("high", ())
     assert found.reason == "the kernel saw it send the packet"
     emit(captured, call_now(7))
     assert result(captured, record_now()).image == image(7)
@@ -97,7 +97,7 @@ def test_senders_of_equal_packets_are_all_candidates(captured: CaptureMethod) ->
     emit(captured, call_now(7), call_now(8))
     found = attribution(captured, record_now())
     assert pids(found) == {7: None, 8: None}
-    assert found.sureness == "medium"
+    assert found.confidence == "medium"
     assert found.reason == "the kernel saw each of them send a packet that may be this one"
 
 
@@ -105,7 +105,7 @@ def test_possible_unknown_sender_gives_low_confidence(captured: CaptureMethod) -
     emit(captured, call_now(7), call_now(0, image=UNKNOWN_IMAGE))
     found = attribution(captured, record_now())
     assert pids(found) == {7: None}
-    assert found.sureness == "low"
+    assert found.confidence == "low"
     assert found.reason.startswith("it had a socket that may have sent the packet; other processes")
 
 
@@ -158,23 +158,23 @@ def test_record_from_before_the_capture_has_no_attribution(captured: CaptureMeth
 
 
 @pytest.mark.parametrize(
-    ("dropped", "sureness"),
+    ("dropped", "confidence"),
     [(Dropped(1, 0), "low"), (Dropped(0, 1), "high"), (Dropped(0, 0), "high")],
 )
 def test_dropped_calls_give_low_confidence(
-    captured: CaptureMethod, programs: Programs, dropped: Dropped, sureness: str
+    captured: CaptureMethod, programs: Programs, dropped: Dropped, confidence: str
 ) -> None:
     emit(captured, call_now(7))
     programs.drops = dropped
     captured.read_events()
-    assert attribution(captured, record_now()).sureness == sureness
+    assert attribution(captured, record_now()).confidence == confidence
     assert captured.dropped == dropped
 
 
 def test_unread_events_count_as_dropped(captured: CaptureMethod) -> None:
     emit(captured, call_now(7))
     captured.note_dropped()
-    assert attribution(captured, record_now()).sureness == "low"
+    assert attribution(captured, record_now()).confidence == "low"
 
 
 def test_dropped_snapshots_make_the_latest_images_unknown(
@@ -194,7 +194,7 @@ def test_process_with_one_call_for_each_packet_is_the_sender(captured: CaptureMe
     found = captured.since_last("sb", record_now(), 5, time.time_ns())
     assert found is not None
     assert found.process is not None
-    assert (found.process.pid, found.sureness, found.seen) == (7, "high", ())
+    assert (found.process.pid, found.confidence, found.seen) == (7, "high", ())
     assert captured.since_last("sb", record_now(), 5, time.time_ns()) is None
 
 
@@ -205,14 +205,14 @@ def test_different_numbers_of_packets_and_calls_give_medium_confidence(
     emit(captured, *(call_now(7) for _ in range(5)))
     found = captured.since_last("sb", record_now(), packets, time.time_ns())
     assert found is not None
-    assert (pids(found), found.sureness) == ({7: 5}, "medium")
+    assert (pids(found), found.confidence) == ({7: 5}, "medium")
 
 
 def test_several_callers_are_named_with_their_numbers_of_calls(captured: CaptureMethod) -> None:
     emit(captured, call_now(7), call_now(8), call_now(7))
     found = captured.since_last("sb", record_now(), 3, time.time_ns())
     assert found is not None
-    assert (pids(found), found.sureness, found.unnamed) == ({7: 2, 8: 1}, "high", 0)
+    assert (pids(found), found.confidence, found.unnamed) == ({7: 2, 8: 1}, "high", 0)
 
 
 def test_many_callers_are_named_in_part_and_counted(captured: CaptureMethod) -> None:
@@ -220,7 +220,7 @@ def test_many_callers_are_named_in_part_and_counted(captured: CaptureMethod) -> 
         emit(captured, *(call_now(number) for number in range(1, 41)))
         found = captured.since_last("sb", record_now(), packets, time.time_ns())
         assert found is not None
-        assert (len(found.seen), found.unnamed, found.sureness) == (32, 8, "medium")
+        assert (len(found.seen), found.unnamed, found.confidence) == (32, 8, "medium")
 
 
 def test_separately_reported_packet_is_not_counted_again(captured: CaptureMethod) -> None:
@@ -254,7 +254,7 @@ def test_packet_reported_without_sender_makes_the_callers_uncertain(
     captured.mark_reported("sb", record_now(), None)
     found = captured.since_last("sb", record_now(), 2, time.time_ns())
     assert found is not None
-    assert (pids(found), found.sureness) == ({7: 1, 8: 1}, "medium")
+    assert (pids(found), found.confidence) == ({7: 1, 8: 1}, "medium")
 
 
 def test_flow_of_another_user_or_sandbox_has_no_callers(captured: CaptureMethod) -> None:
@@ -287,24 +287,24 @@ def test_caller_is_the_sender_with_medium_confidence(calling: CaptureMethod) -> 
     assert not calling.is_event_pending("sb", [record_now(source_port=9)])
     for verdict in ("permit", "deny"):
         found = attribution(calling, record_now(protocol=TCP, tcp_flags=2, verdict=verdict))
-        assert (found.process is not None, found.sureness) == (True, "medium")
+        assert (found.process is not None, found.confidence) == (True, "medium")
         assert found.reason == "the kernel saw it make a call that may have sent the packet"
     assert (
         pids(attribution(calling, record_now())),
-        attribution(calling, record_now()).sureness,
+        attribution(calling, record_now()).confidence,
     ) == ({7: None}, "low")
     emit(calling, call_now(9))
     found = attribution(calling, record_now())
-    assert (pids(found), found.sureness) == ({7: None, 9: None}, "low")
+    assert (pids(found), found.confidence) == ({7: None, 9: None}, "low")
     seen = calling.since_last("sb", record_now(), 2, time.time_ns())
     assert seen is not None
-    assert (pids(seen), seen.sureness) == ({7: 1, 9: 1}, "medium")
+    assert (pids(seen), seen.confidence) == ({7: 1, 9: 1}, "medium")
 
 
 def test_process_that_only_connected_has_low_confidence(calling: CaptureMethod) -> None:
     emit(calling, call_now(7, is_connect=True))
     found = attribution(calling, record_now())
-    assert (pids(found), found.sureness) == ({7: None}, "low")
+    assert (pids(found), found.confidence) == ({7: None}, "low")
 
 
 def test_closed_socket_is_closed_in_every_sandbox(calling: CaptureMethod) -> None:

@@ -66,7 +66,7 @@ async def test_chain_captures_calls_of_a_permissive_fence(host: Host) -> None:
     async with host.chain() as chain:
         allowed = record_now(verdict="permit", protocol=TCP, tcp_flags=SYN)
         (found,) = await chain.attributions("sb", [allowed], 0)
-    assert (found.rung, found.sureness) == ("capture", "medium")
+    assert (found.method, found.confidence) == ("capture", "medium")
     assert found.process is not None
 
 
@@ -86,7 +86,7 @@ async def test_chain_without_capture_and_sockets_uses_the_user(host: Host) -> No
         assert chain.dropped == 0
         assert chain.method == "user"
         (found,) = await chain.attributions("sb", [record_now()], 0)
-    assert (found.rung, found.sureness, found.process) == ("user", "high", None)
+    assert (found.method, found.confidence, found.process) == ("user", "high", None)
 
 
 @pytest.mark.parametrize(("top", "opens"), [("user", 0), ("socket", 1)])
@@ -108,7 +108,7 @@ async def test_chain_opens_no_better_method_than_requested(
         assert chain.reason is None
     assert opened == ["socket"] * opens
     async with FallbackChain({}) as empty:
-        assert (await empty.attributions("sb", [record_now()], 0))[0].rung == "user"
+        assert (await empty.attributions("sb", [record_now()], 0))[0].method == "user"
     assert opened == ["socket"] * opens
 
 
@@ -122,11 +122,11 @@ async def test_chain_asks_the_sockets_for_packets_without_a_captured_sender(
         records = [record_now(source_port=port) for port in (1, 2, 3, 4)]
         records[1] = replace(records[1], destination="203.0.113.9")
         captured, by_user, had, closed = await chain.attributions("sb", records, 0)
-    assert (captured.rung, captured.process and captured.process.pid) == ("capture", 7)
-    assert (by_user.rung, by_user.reason) == ("user", "no process has it")
-    assert (had.rung, had.process) == ("socket", Process(pid=9))
+    assert (captured.method, captured.process and captured.process.pid) == ("capture", 7)
+    assert (by_user.method, by_user.reason) == ("user", "no process has it")
+    assert (had.method, had.process) == ("socket", Process(pid=9))
     # A process was seen to send such a packet, and no process has its socket.
-    assert (closed.rung, closed.sureness, closed.process) == ("capture", "low", None)
+    assert (closed.method, closed.confidence, closed.process) == ("capture", "low", None)
     assert host.sockets.asked == [2, 3, 4]
 
 
@@ -142,13 +142,13 @@ async def test_socket_result_replaces_an_uncertain_capture_only_if_it_is_certain
     host: Host,
 ) -> None:
     uncertain = [call_now(7), call_now(0, image=UNKNOWN_IMAGE)]
-    several = replace(by_socket(9), sureness="low", process=None, seen=())
+    several = replace(by_socket(9), confidence="low", process=None, seen=())
     results = ((by_socket(9), "socket"), (several, "capture"), ("closed", "capture"))
     for result, method in results:
         host.programs.readings = [list(uncertain)]
         host.sockets.results = {1: result}
         async with host.chain() as chain:
-            assert (await chain.attributions("sb", [record_now()], 0))[0].rung == method
+            assert (await chain.attributions("sb", [record_now()], 0))[0].method == method
 
 
 @pytest.mark.parametrize("facts", [{"rule": "forward"}, {"rule": "ingress"}, {"uid": None}])
@@ -158,7 +158,7 @@ async def test_packet_that_no_process_of_the_sandbox_sent_has_no_process(
     host.sockets.results = {1: by_socket(7)}
     async with host.chain() as chain:
         (found,) = await chain.attributions("sb", [record_now(**facts)], 0)
-        assert found.rung == chain.user_attribution(record_now(**facts)).rung == "none"
+        assert found.method == chain.user_attribution(record_now(**facts)).method == "none"
     assert host.sockets.asked == []
 
 
@@ -167,7 +167,7 @@ async def test_chain_does_not_look_up_processes_of_an_unknown_sandbox(host: Host
     async with host.chain() as chain:
         (found,) = await chain.attributions("another", [record_now()], 0)
         expected = ("user", "process lookup is not active for this sandbox")
-        assert (found.rung, found.reason) == expected
+        assert (found.method, found.reason) == expected
         assert await chain.attributions("sb", [], 0) == []
         assert chain.since_last("another", record_now(), 1, time.time_ns()) is None
         chain.mark_reported("another", record_now(), Process(pid=7))
@@ -191,7 +191,7 @@ async def test_chain_falls_back_once_when_its_capture_ends(
         assert host.programs.is_closed
         assert not asyncio.get_running_loop().remove_reader(host.programs.descriptor)
         (found,) = await chain.attributions("sb", [record_now()], 0)
-        assert found.rung == "user"
+        assert found.method == "user"
         await chain.watch_capture(reasons.add)
         assert len(reasons) == 1
 
@@ -205,11 +205,11 @@ async def test_chain_falls_back_if_events_cannot_be_read(host: Host, *, readable
             await asyncio.sleep(0.01)
         else:
             (found,) = await chain.attributions("sb", [record_now()], 0)
-            assert found.rung == "user"
+            assert found.method == "user"
         assert (chain.method, chain.reason) == ("socket", "it is broken")
 
 
 def test_sender_of_one_packet_is_only_a_possible_sender_of_many() -> None:
     one = limit_to_one_packet(by_socket(7))
-    assert (one.process, one.seen, one.sureness) == (None, (Seen(process=Process(pid=7)),), "low")
+    assert (one.process, one.seen, one.confidence) == (None, (Seen(process=Process(pid=7)),), "low")
     assert limit_to_one_packet(one) is one

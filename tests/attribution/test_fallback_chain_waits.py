@@ -50,7 +50,7 @@ async def test_chain_waits_once_for_a_blocked_lookup(host: Host) -> None:
         found += await chain.attributions("sb", [record_now(source_port=2)], 0)
         assert loop.time() - began < 0.3
         too_long = ("user", "the lookup of its process would have taken too long")
-        assert {(each.rung, each.reason) for each in found} == {too_long}
+        assert {(each.method, each.reason) for each in found} == {too_long}
         host.sockets.unblocked.set()
         assert chain._busy is not None
         await chain._busy
@@ -94,7 +94,7 @@ async def test_chain_limits_the_time_spent_on_lookups(
     host.programs.fault = "no BPF here"
     async with host.chain() as chain:
         (found,) = await chain.attributions("sb", [record_now()], 0)
-    assert (found.rung, host.sockets.asked) == ("user", [])
+    assert (found.method, host.sockets.asked) == ("user", [])
 
 
 async def test_chain_does_not_wait_for_a_slow_name_service(
@@ -193,6 +193,6 @@ async def test_chain_gives_other_tasks_a_turn_while_it_attributes_many_records(
 async def test_chain_reads_only_a_part_of_endless_events(host: Host) -> None:
     host.programs.readings = [[call_now(7, has_more=True)]]
     async with host.chain() as chain:
-        for host.programs.is_endless, sureness in ((False, "high"), (True, "low")):
+        for host.programs.is_endless, confidence in ((False, "high"), (True, "low")):
             (found,) = await chain.attributions("sb", [record_now()], 0)
-            assert found.sureness == sureness
+            assert found.confidence == confidence

@@ -82,23 +82,23 @@ PROCESSES: Final = {
 def done_by(process: Process) -> Attribution:
     """Return an attribution of high confidence, from the capture in the kernel."""
     return Attribution(
-        rung="capture",
-        sureness="high",
+        method="capture",
+        confidence="high",
         reason="the kernel named the process that made the call",
         process=process,
     )
 
 
 BY_THE_USER: Final = Attribution(
-    rung="user",
-    sureness="low",
+    method="user",
+    confidence="low",
     reason="this kernel can't be asked, and the socket was closed",
     user_name="agent",
     group_name="agents",
 )
 ONE_OF_SEVERAL: Final = Attribution(
-    rung="socket",
-    sureness="low",
+    method="socket",
+    confidence="low",
     reason="several processes had the socket when the record was read",
     seen=(
         Seen(process=Process(pid=4200, path="/usr/bin/bash", cmd_line="bash -c 'curl & wait'")),
@@ -107,8 +107,8 @@ ONE_OF_SEVERAL: Final = Attribution(
     ),
 )
 SEVERAL_IN_ONE_WINDOW: Final = Attribution(
-    rung="capture",
-    sureness="medium",
+    method="capture",
+    confidence="medium",
     reason="the kernel named the process of each call, and the record is of the latest",
     process=_ALL_OF_IT,
     seen=(
@@ -119,13 +119,13 @@ SEVERAL_IN_ONE_WINDOW: Final = Attribution(
 )
 ATTRIBUTIONS: Final = {
     "by the user": BY_THE_USER,
-    "by the user, without a confidence": replace(BY_THE_USER, sureness=None),
-    "unknown": Attribution(rung="none", reason="the record names no user"),
+    "by the user, without a confidence": replace(BY_THE_USER, confidence=None),
+    "unknown": Attribution(method="none", reason="the record names no user"),
     "by a user of any name": replace(BY_THE_USER, user_name=HOSTILE, group_name=HOSTILE),
     "by the user of the socket": replace(
         done_by(PROCESSES["another user"]), user_name="agent", group_name="agents"
     ),
-    "unknown, for any reason": Attribution(rung="none", reason=HOSTILE),
+    "unknown, for any reason": Attribution(method="none", reason=HOSTILE),
     "one of several": ONE_OF_SEVERAL,
     "one that it may have been": replace(ONE_OF_SEVERAL, seen=ONE_OF_SEVERAL.seen[:1]),
     "many without a name": replace(ONE_OF_SEVERAL, seen=(), unnamed=4711),
@@ -135,8 +135,10 @@ ATTRIBUTIONS: Final = {
         ONE_OF_SEVERAL, seen=(Seen(process=PROCESSES["hostile"], calls=1 << 62),) * 2
     ),
     **{
-        f"by the socket, {sureness}": replace(done_by(_ALL_OF_IT), rung="socket", sureness=sureness)
-        for sureness in ("high", "medium", "low")
+        f"by the socket, {confidence}": replace(
+            done_by(_ALL_OF_IT), method="socket", confidence=confidence
+        )
+        for confidence in ("high", "medium", "low")
     },
 }
 ATTRIBUTED: Final = {

@@ -56,13 +56,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ocsf_nft.ocsf.events import Event
-    from ocsf_nft.process import Attribution, Rung
+    from ocsf_nft.process import Attribution, Method
     from ocsf_nft.record import Record
 
     Judge = Callable[[Any, str], list[str]]
 
 #: The attribution methods that replace a capture.
-METHODS: tuple[Rung, ...] = ("socket", "user")
+METHODS: tuple[Method, ...] = ("socket", "user")
 CONTEXTS = {"a host": CONTEXT, "a container": CONTAINED, "nothing": Context()}
 
 
@@ -136,7 +136,7 @@ def about_the_service(context: Context, text: str = "why") -> Iterator[tuple[str
     yield "start", lifecycle(context, activity="start", time_ns=TIME_NS)
     yield "stop", lifecycle(context, activity="stop", time_ns=TIME_NS, reason=text)
     for method in METHODS:
-        fell = attribution_fell(context, rung=method, reason=text, time_ns=TIME_NS)
+        fell = attribution_fell(context, method=method, reason=text, time_ns=TIME_NS)
         yield f"attribution by {method}", fell
     for dropped in (None, 0, 1, 655_090):
         for transport in ("nflog", "kmsg", "journal", "replay", "counters"):

@@ -37,8 +37,8 @@ class Exposed(NamedTuple):
 def exposition(folder: Path, *, method: str = "capture") -> str:
     """Return the answer of /metrics for a run with a source, an unparsed line and a sink."""
     balance = Balance(
-        sandbox="agent", rule="egress", refused=100, reported=80, overflowed=30, in_flight=15,
-        lost=7,
+        sandbox="agent", rule="egress", refused=100, reported=80, aggregated=30, pending=15,
+        dropped=7,
     )  # fmt: skip
     status = Status(
         sandbox="agent",

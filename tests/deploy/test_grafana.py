@@ -161,19 +161,19 @@ _RULE = {"sandbox": "agent", "rule": "egress", "mode": "enforcing"}
 _GIB = str(1 << 30)
 _CASES = {
     "OcsfNftFenceDown": _Case(
-        [_series("ocsf_nft_fence_stands", "1x3 0x20", sandbox="agent")],
+        [_series("ocsf_nft_fence_active", "1x3 0x20", sandbox="agent")],
         # Repeatedly restored at once.
-        [_series("ocsf_nft_fence_stands", "1 0 1 0 1 0 1 0 1x20", sandbox="agent")],
+        [_series("ocsf_nft_fence_active", "1 0 1 0 1 0 1 0 1x20", sandbox="agent")],
         "2m30s",
         "3m30s",
     ),
-    "OcsfNftImbalance": _Case(
-        [_series("ocsf_nft_imbalance_packets", "0x3 -3x20", **_RULE)],
-        [_series("ocsf_nft_imbalance_packets", "0x3 4x5 0x20", **_RULE)],
+    "OcsfNftCounterMismatch": _Case(
+        [_series("ocsf_nft_counter_mismatch_packets", "0x3 -3x20", **_RULE)],
+        [_series("ocsf_nft_counter_mismatch_packets", "0x3 4x5 0x20", **_RULE)],
         "6m",
         "7m30s",
     ),
-    "OcsfNftNothingKept": _Case(
+    "OcsfNftStoreUnwritable": _Case(
         [_series("ocsf_nft_store_up", "0x20")], [_series("ocsf_nft_store_up", "1x20")], "30s", "2m"
     ),
     "OcsfNftSinkDown": _Case(
@@ -212,13 +212,13 @@ _CASES = {
     ),
     "OcsfNftAttributionDegraded": _Case(
         [
-            _series("ocsf_nft_attribution_rung", "1x3 0x40", rung="capture"),
-            _series("ocsf_nft_attribution_rung", "0x3 1x40", rung="socket"),
+            _series("ocsf_nft_attribution_method", "1x3 0x40", method="capture"),
+            _series("ocsf_nft_attribution_method", "0x3 1x40", method="socket"),
         ],
         # A host that never captured.
         [
-            _series("ocsf_nft_attribution_rung", "0x40", rung="capture"),
-            _series("ocsf_nft_attribution_rung", "1x40", rung="socket"),
+            _series("ocsf_nft_attribution_method", "0x40", method="capture"),
+            _series("ocsf_nft_attribution_method", "1x40", method="socket"),
         ],
         "2m30s",
         "3m30s",
@@ -270,7 +270,7 @@ def test_alert_on_gaps_ends_after_their_report(tmp_path: Path) -> None:
 
 def test_alert_on_stopped_capture_fires_for_a_day(tmp_path: Path) -> None:
     alert = "OcsfNftAttributionDegraded"
-    fallen = [_series("ocsf_nft_attribution_rung", "1x10 0x4000", rung="capture")]
+    fallen = [_series("ocsf_nft_attribution_method", "1x10 0x4000", method="capture")]
     _tested(
         tmp_path,
         _case(fallen, _firing(alert, "20h", 1), _firing(alert, "25h", 0)),

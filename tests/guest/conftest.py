@@ -108,7 +108,7 @@ def captured(events: list[dict[str, Any]], address: str) -> dict[str, Any] | Non
         actor = event.get("actor", {})
         if event.get("dst_endpoint", {}).get("ip") == address and "process" in actor:
             (how,) = (each["data"] for each in event["enrichments"])
-            assert (how["rung"], how["confidence"]) == ("capture", "High"), event
+            assert (how["method"], how["confidence"]) == ("capture", "High"), event
             process: dict[str, Any] = actor["process"]
             return process
     return None

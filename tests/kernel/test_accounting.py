@@ -365,7 +365,7 @@ def _gaps_over(output: Path, at_ms: int) -> list[dict[str, Any]]:
 
 
 def _gaps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [event for event in events if event.get("activity_name") == "Not Reading"]
+    return [event for event in events if event.get("activity_name") == "Collection Gap"]
 
 
 def _elements(installed: InstalledFence) -> list[Sequence[Element]]:

@@ -114,7 +114,7 @@ async def test_former_owner_of_a_port_is_only_a_candidate_for_its_next_packet(
     with _giving_up(lab) as (first, port):
         (second,) = scripted.run(lab, _SENDS.format(port=port))
         found = await reader.read(socket.IPPROTO_UDP, 2)
-    assert [(by.process, by.sureness) for by in found] == [(None, "low")] * 2
+    assert [(by.process, by.confidence) for by in found] == [(None, "low")] * 2
     listed = [{each.process.pid for each in by.seen if each.process} for by in found]
     assert listed == [{first, second}] * 2
 
@@ -127,5 +127,5 @@ async def test_packet_with_a_detour_is_not_attributed_to_a_caller_of_its_first_h
     scripted.run(lab, _CONNECTS.format(header=detour, to='("2001:db8::9", 443)'))
     direct, by_detour = await reader.read(socket.IPPROTO_TCP, 2)
     assert direct.process is not None
-    assert (direct.process.pid, direct.sureness) == (first, "medium")
+    assert (direct.process.pid, direct.confidence) == (first, "medium")
     assert by_detour.process is None

@@ -149,12 +149,12 @@ async def test_each_process_is_named_for_its_own_packets(
         await watched.until(1, protocol=protocol)
         await asyncio.sleep(0.2)
     found = [
-        (record.source_port, None if by.process is None else by.process.pid, by.sureness)
+        (record.source_port, None if by.process is None else by.process.pid, by.confidence)
         for record, by in watched.found
         if record.protocol == protocol and record.uid == 0
     ]
     assert [pid for _, pid, _ in found][-2:] in ([one, other], [other])
-    assert {sureness for _, _, sureness in found} == {"high"}
+    assert {confidence for _, _, confidence in found} == {"high"}
     # The imitation used the same port.
     assert len({port for port, *_ in found}) == 1
 

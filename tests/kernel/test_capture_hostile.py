@@ -48,7 +48,7 @@ async def _sender(lab: Lab, run: Callable[[], int], protocol: int | None) -> tup
         assert watched.chain.method == "capture", watched.chain.reason
         pid = await asyncio.to_thread(run)
         by, *_ = await watched.until(1, protocol=protocol)
-    assert (by.rung, by.sureness) == ("capture", "high"), by
+    assert (by.method, by.confidence) == ("capture", "high"), by
     assert by.process is not None
     return by.process, pid
 
@@ -301,7 +301,7 @@ async def test_sender_is_named_for_each_kind_of_socket(
         and record.uid == 0
     ]
     assert [by.process.pid for by in mine if by.process is not None] == [pid]
-    assert mine[0].rung == "capture"
+    assert mine[0].method == "capture"
 
 
 async def test_process_with_a_reused_number_is_not_taken_for_the_sender(
@@ -350,7 +350,7 @@ async def test_permissive_fence_names_no_unseen_sender(
         )
         (by,) = await watched.until(1, protocol=_UDP)
     assert by.process is None
-    assert by.sureness in {"low", "high"}
+    assert by.confidence in {"low", "high"}
     assert all(each.calls is None for each in by.seen)
 
 

@@ -184,7 +184,7 @@ async def crash(
     assert Counter(uid for (uid,) in found) == Counter(uids)
     if log == "nflog" and kills > 20:
         # Its records can't be read again, so the time without a reader is reported.
-        assert any(event.get("activity_name") == "Not Reading" for event in events)
+        assert any(event.get("activity_name") == "Collection Gap" for event in events)
 
 
 def stored(state: StateDirectory) -> list[dict[str, Any]]:

@@ -303,7 +303,9 @@ def test_change_of_an_exclusive_fence_requires_a_stop_of_its_run(
         for done in (
             command.run("remove", *named[:4]),
             command.run("install", *named[:4], *installing, "--allow", "tcp:10.200.0.9:80"),
-            command.run("install", *named[:4], *(each for each in installing if each != "--exclusive")),
+            command.run(
+                "install", *named[:4], *(each for each in installing if each != "--exclusive")
+            ),
         ):
             assert done.code == 3
             assert "stop the run of sandbox lab first (its fence stays)" in done.sentence

@@ -208,14 +208,14 @@ async def test_detached_capture_is_reported_and_the_next_method_names_a_running_
         assert service.fallback_chain.method == "socket"
     (degraded,) = (each for each in events if each.get("activity_name") == "Attribution Degraded")
     assert "has detached the BPF program" in degraded["status_detail"]
-    assert degraded["unmapped"]["rung"] == "socket"
+    assert degraded["unmapped"]["method"] == "socket"
     (attempt,) = (
         each
         for each in events
         if each["class_uid"] == 4001 and each["connection_info"]["protocol_num"] == 17
     )
     (how,) = attempt["enrichments"]
-    assert how["data"]["rung"] == "socket"
+    assert how["data"]["method"] == "socket"
     # Root can imitate packets of any socket, so the process is only a candidate.
     (process,) = how["data"]["processes"]
     assert process["path"] == str(attackers.programs[FIRST % 10])

@@ -441,7 +441,7 @@ def test_change_of_mode_under_traffic_keeps_the_mode_of_each_packet(
         counts[f"{rule}:permissive" if disposition == "Logged" else rule] += number
     assert counts == totals
     # The operator's change is no loss of records.
-    assert not [e for e in events if e.get("activity_name") == "Records Lost"]
+    assert not [e for e in events if e.get("activity_name") == "Records Dropped"]
     states = [event["state"] for event in events if event["class_uid"] == 5019]
     assert states[0] == "Permissive"
     assert set(states) == {"Permissive", "Enabled"}

@@ -113,7 +113,7 @@ def test_command_line_calls_a_permissive_fence_permissive(lab: Lab, state: State
     assert "refused" not in shown.stderr
     metrics = command.run("status", *where, "--metrics").stdout
     of_rule = r'\{mode="permissive",rule="egress",sandbox="lab"\}'
-    assert re.search(rf"let_pass_packets_total{of_rule} 5\.0", metrics)
+    assert re.search(rf"allowed_packets_total{of_rule} 5\.0", metrics)
     assert re.search(rf"refused_packets_total{of_rule} 0\.0", metrics)
 
     enforcing = command.run("install", *_named(lab, state), *_PROXY)
@@ -122,7 +122,7 @@ def test_command_line_calls_a_permissive_fence_permissive(lab: Lab, state: State
     attempts.attempt(lab.sandbox_namespace, 1000, 2, "udp4")
     shown = accounts.status(state)
     numbers = {
-        (each["rule"], each["mode"]): (each["refused"], each["let_pass"]) for each in shown.events
+        (each["rule"], each["mode"]): (each["refused"], each["allowed"]) for each in shown.events
     }
     assert numbers["egress", "enforcing"] == (2, 0)
     assert numbers["egress", "permissive"] == (0, 5)

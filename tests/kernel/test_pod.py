@@ -111,7 +111,7 @@ def test_example_refuses_and_reports_the_direct_attempt_of_the_agent(
     assert event["dst_endpoint"]["ip"] == "192.0.2.7"
     assert event["actor"]["user"]["uid"] == "10001"
     # The container may load no BPF programs, and the socket of a refused connection has no port.
-    assert [each["data"]["rung"] for each in event["enrichments"]] == ["user"]
+    assert [each["data"]["method"] for each in event["enrichments"]] == ["user"]
     assert event["status_code"] == "tcp-reset"
     assert event["count"] == 1
     assert "HTTPS_PROXY=http://127.0.0.1:3128" in event["status_detail"]

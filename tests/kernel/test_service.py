@@ -89,7 +89,7 @@ def get(port: int, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-_KEY_LABELS = ("sink", "rule", "rung")
+_KEY_LABELS = ("sink", "rule", "method")
 
 
 def samples(text: str) -> dict[tuple[str, str], float]:
@@ -137,10 +137,12 @@ def test_run_serves_its_metrics_and_its_health(
 
         wait_for(agrees)
         assert found["ocsf_nft_sink_failures_total", "down"] > 0
-        assert found["ocsf_nft_fence_stands", ""] == 1
-        rungs = [found["ocsf_nft_attribution_rung", each] for each in ("capture", "socket", "user")]
+        assert found["ocsf_nft_fence_active", ""] == 1
+        rungs = [
+            found["ocsf_nft_attribution_method", each] for each in ("capture", "socket", "user")
+        ]
         assert sorted(rungs) == [0, 0, 1]
-        assert found["ocsf_nft_capture_lost_events_total", ""] == 0
+        assert found["ocsf_nft_capture_dropped_events_total", ""] == 0
         assert 0 < found["ocsf_nft_store_bytes", ""] < found["ocsf_nft_store_max_bytes", ""]
         assert get(port, "/healthz") == (200, "well\n")
         code, text = get(port, "/readyz")
@@ -174,7 +176,7 @@ def test_run_with_an_inactive_fence_is_not_ready(
         lab.sandbox_namespace.call(lambda: subprocess.run(["nft", "flush", "ruleset"], check=True))
         wait_for(lambda: get(port, "/readyz")[0] == 503)
         assert f"the fence of sandbox {conftest.SANDBOX} is not active" in get(port, "/readyz")[1]
-        assert samples(get(port, "/metrics")[1])["ocsf_nft_fence_stands", ""] == 0
+        assert samples(get(port, "/metrics")[1])["ocsf_nft_fence_active", ""] == 0
         running.process.kill()
 
 

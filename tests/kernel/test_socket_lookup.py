@@ -124,7 +124,7 @@ async def test_only_process_with_the_socket_that_it_opened_is_named(
         result = await attempt.attribution()
     assert isinstance(result, Attribution)
     assert result.process is not None
-    assert (result.rung, result.sureness) == ("socket", "medium")
+    assert (result.method, result.confidence) == ("socket", "medium")
     assert result.process.pid == attempt.program.pids["sender"] == attempt.program.pid
     assert result.process.uid == _USER
     assert result.process.path is not None
@@ -171,7 +171,7 @@ async def test_possible_other_sender_makes_the_processes_only_candidates(
         result = await attempt.attribution()
     assert isinstance(result, Attribution)
     assert result.process is None
-    assert (result.rung, result.sureness, result.unnamed) == ("socket", "low", 0)
+    assert (result.method, result.confidence, result.unnamed) == ("socket", "low", 0)
     assert pids(result) == {attempt.program.pids[name] for name in named}
     assert why in result.reason
 
@@ -183,7 +183,7 @@ async def test_process_with_a_raw_or_a_packet_socket_is_a_candidate(
     async with attempted(sandbox, spec, scenario, uid=0) as attempt:
         result = await attempt.attribution()
     assert isinstance(result, Attribution)
-    assert (result.process, result.sureness) == (None, "low")
+    assert (result.process, result.confidence) == (None, "low")
     assert pids(result) == {attempt.program.pid}
 
 
@@ -204,7 +204,7 @@ async def test_exited_sender_is_unknown_even_if_another_process_has_the_port(
     async with attempted(sandbox, spec, scenario) as attempt, asyncio.timeout(20):
         # The kernel reports a closed socket later, and much later on a busy machine.
         while isinstance(result := await attempt.attribution(), Attribution):
-            assert (result.process, result.sureness) == (None, "low")
+            assert (result.process, result.confidence) == (None, "low")
     assert why in result
 
 

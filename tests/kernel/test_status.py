@@ -39,7 +39,7 @@ def test_replaced_counters_are_reported_as_a_gap(
     events = accounts.events_of(output)
     assert accounts.reported_by_rule(e for e in events if "actor" in e)["egress"] == 9 + 5
     (gap,) = (e for e in events if "made anew" in e.get("status_detail", ""))
-    assert (gap["activity_name"], gap["severity"]) == ("Records Lost", "High")
+    assert (gap["activity_name"], gap["severity"]) == ("Records Dropped", "High")
     assert gap["start_time"] <= gap["end_time"]
 
 
@@ -124,9 +124,9 @@ def test_status_shows_each_rule_for_people_and_for_prometheus(
     assert max(map(len, shown.stderr.splitlines())) < 80
     metrics = command.run("status", *where, "--metrics").stdout
     of_rule = '{mode="enforcing",rule="egress",sandbox="lab"}'
-    (pending,) = re.findall(rf"in_flight_packets{of_rule} (\d+)", metrics)
+    (pending,) = re.findall(rf"pending_packets{of_rule} (\d+)", metrics)
     assert int(pending) >= int(refused)
-    (dropped,) = re.findall(rf"lost_records{of_rule} (\d+)", metrics)
+    (dropped,) = re.findall(rf"dropped_records{of_rule} (\d+)", metrics)
     assert int(dropped) >= 1
     assert 'ocsf_nft_watched{sandbox="lab"} 0.0' in metrics
     assert command.run("status", *where, "--sandbox", "unknown").code == 2
@@ -141,8 +141,8 @@ def test_evicted_packets_without_a_reader_are_pending(
     shown = accounts.status(state)
     assert shown.code == 0, shown.stdout
     (egress,) = (each for each in shown.events if each["rule"] == "egress")
-    assert egress["in_flight"] == egress["refused"] >= 5
-    assert egress["imbalance"] == 0
+    assert egress["pending"] == egress["refused"] >= 5
+    assert egress["counter_mismatch"] == 0
 
 
 def test_account_is_stored_as_long_as_its_fence(

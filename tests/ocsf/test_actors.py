@@ -87,7 +87,7 @@ def test_group_of_the_socket_is_from_the_record() -> None:
     assert event["actor"]["process"]["user"]["groups"] == [{"uid": "0", "name": "root"}]
 
 
-NAMED = Attribution(rung="user", reason="why", user_name="agent", group_name="agents")
+NAMED = Attribution(method="user", reason="why", user_name="agent", group_name="agents")
 
 
 def user_by(attribution: Attribution, name: str = "tcp4", mapper: Mapper | None = None) -> Any:

@@ -52,7 +52,7 @@ def test_enrichment_of_a_process_has_the_attribution_method() -> None:
         "type": "attribution",
         "provider": "ocsf-nft",
         "data": {
-            "rung": "capture",
+            "method": "capture",
             "confidence": "High",
             "reason": "the kernel named the process that made the call",
         },
@@ -66,7 +66,7 @@ def test_enrichment_without_a_process_has_the_reason() -> None:
     }
     assert enrichment(event)["value"] == "unknown"
     assert enrichment(event)["data"] == {
-        "rung": "user",
+        "method": "user",
         "confidence": "Low",
         "reason": "this kernel can't be asked, and the socket was closed",
     }
@@ -76,7 +76,7 @@ def test_enrichment_without_a_process_has_the_reason() -> None:
 def test_unknown_confidence_is_left_out() -> None:
     event = by(ATTRIBUTIONS["unknown"], "tcp without a user")
     assert "actor" not in event
-    assert enrichment(event)["data"] == {"rung": "none", "reason": "the record names no user"}
+    assert enrichment(event)["data"] == {"method": "none", "reason": "the record names no user"}
 
 
 def test_actor_of_several_processes_is_their_user() -> None:
@@ -208,8 +208,8 @@ def test_attribution_is_part_of_the_shape_but_several_processes_have_no_template
     assert not has_template(mapper, by_user)
     assert assert_rendered(mapper, by_user)
     for by in (
-        replace(BY_THE_USER, sureness="medium"),
-        replace(BY_THE_USER, rung="none"),
+        replace(BY_THE_USER, confidence="medium"),
+        replace(BY_THE_USER, method="none"),
         replace(BY_THE_USER, reason="another"),
         replace(BY_THE_USER, user_name="another", group_name=None),
         done_by(PROCESSES["a pid"]),

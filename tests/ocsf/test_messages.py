@@ -152,7 +152,7 @@ def test_message_has_the_name_of_the_protocol_that_people_use() -> None:
 def test_name_of_a_process_is_cut_after_64_characters() -> None:
     for characters, shown in ((64, "x" * 64), (65, "x" * 63 + "…")):
         process = Process(pid=7, name="x" * characters)
-        by = Attribution(rung="capture", reason="seen", process=process)
+        by = Attribution(method="capture", reason="seen", process=process)
         assert messages.who("sb1", 1000, by) == f"{shown}[7] (uid 1000) in sandbox sb1"
 
 
@@ -164,9 +164,9 @@ def test_actor_text_has_the_number_of_candidate_processes() -> None:
         ([1, 2], 3, "5 processes of uid 1000 in sandbox sb1"),
     ):
         processes = tuple(Seen(process=Process(pid=pid), calls=n) for pid, n in enumerate(seen))
-        by = Attribution(rung="capture", reason="seen", seen=processes, unnamed=unnamed)
+        by = Attribution(method="capture", reason="seen", seen=processes, unnamed=unnamed)
         assert messages.who("sb1", 1000, by) == shown
-    nameless = Attribution(rung="capture", reason="seen", process=Process(pid=7))
+    nameless = Attribution(method="capture", reason="seen", process=Process(pid=7))
     assert messages.who("sb1", None, nameless) == "process [7] in sandbox sb1"
 
 

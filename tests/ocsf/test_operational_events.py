@@ -122,7 +122,7 @@ def test_dropped_records_have_count_start_and_end() -> None:
     event = json.loads(gap(CONTEXT, OVERRUN, processed_ns=NOW_NS).to_json())
     assert event["type_uid"] == 600299
     assert event["type_name"] == "Application Lifecycle: Other"
-    assert event["activity_name"] == "Records Lost"
+    assert event["activity_name"] == "Records Dropped"
     assert event["count"] == 3
     assert event["duration"] == event["end_time"] - event["start_time"] == 2000
     assert event["severity"] == "High"
@@ -147,7 +147,11 @@ def test_events_dropped_for_a_sink_are_counted_if_known() -> None:
         ).to_json()
     )
     assert event["type_uid"] == 600299
-    assert (event["activity_name"], event["severity"], event["count"]) == ("Events Lost", "High", 1)
+    assert (event["activity_name"], event["severity"], event["count"]) == (
+        "Events Dropped",
+        "High",
+        1,
+    )
     assert event["message"].startswith("1 event was lost: sink")
     assert "\x1b" not in event["message"]
     unknown = events_lost(CONTEXT, reason="damaged", number=None, since_ns=TIME_NS, until_ns=NOW_NS)
@@ -179,7 +183,7 @@ def not_read(**facts: Any) -> ApplicationLifecycle:
 def test_unread_packets_have_duration_and_count() -> None:
     event = json.loads(not_read().to_json())
     assert event["type_uid"] == 600299
-    assert event["activity_name"] == "Not Reading"
+    assert event["activity_name"] == "Collection Gap"
     assert event["severity"] == "High"
     assert event["status_detail"] == "the service was stopped"
     assert event["count"] == 2_034_112
@@ -321,7 +325,7 @@ def test_regular_removal_has_a_reason_and_medium_severity() -> None:
 def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
     at, until_ns = TIME_NS // 1_000_000, TIME_NS + 2_000_000_000
     changed = became(FenceState.ABSENT, FenceState.STANDING)
-    fell = attribution_fell(CONTEXT, rung="user", reason="no BTF", time_ns=TIME_NS)
+    fell = attribution_fell(CONTEXT, method="user", reason="no BTF", time_ns=TIME_NS)
     for instant in (changed, lifecycle(CONTEXT, activity="stop", time_ns=TIME_NS), fell):
         assert (instant.time, instant.start_time, instant.end_time) == (at, None, None)
         assert instant.metadata.processed_time == at
@@ -373,7 +377,7 @@ def test_events_name_the_host_if_it_is_known() -> None:
             events_lost(number=None, **facts, **times),
             unread(sandbox="web", packets=1, processed_ns=NOW_NS, **facts, **times),
             lifecycle(activity="start", time_ns=TIME_NS, **facts),
-            attribution_fell(rung="user", time_ns=TIME_NS, **facts),
+            attribution_fell(method="user", time_ns=TIME_NS, **facts),
         ):
             found = event.observables and [each.name for each in event.observables]
             assert found == names

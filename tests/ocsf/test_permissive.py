@@ -167,7 +167,7 @@ def test_state_event_of_a_permissive_fence_has_its_mode(
 
 
 @pytest.mark.parametrize(
-    ("packets", "let_pass", "meanwhile"),
+    ("packets", "allowed", "meanwhile"),
     [
         (1, 1, "1 packet was let pass (it is permissive) meanwhile, and is counted."),
         (7, 7, "7 packets were let pass (it is permissive) meanwhile, and are counted."),
@@ -175,10 +175,10 @@ def test_state_event_of_a_permissive_fence_has_its_mode(
     ],
 )
 def test_unread_packets_that_were_allowed_are_not_called_refused(
-    packets: int, let_pass: int, meanwhile: str
+    packets: int, allowed: int, meanwhile: str
 ) -> None:
     event = unread(
-        CONTEXT, sandbox="web", packets=packets, let_pass=let_pass, since_ns=TIME_NS,
+        CONTEXT, sandbox="web", packets=packets, allowed=allowed, since_ns=TIME_NS,
         until_ns=TIME_NS + 10**10, reason="stopped", processed_ns=NOW_NS,
     )  # fmt: skip
     assert event.count == packets

@@ -287,7 +287,7 @@ def test_no_text_is_mistaken_for_a_placeholder(
         origin=replace(logged.origin, raw=texts[8], log_source=texts[8], identity=texts[6]),
     )
     mapper = Mapper(CONTEXT)
-    by = Attribution(rung="none", reason=texts[9], user_name=texts[10], group_name=texts[11])
+    by = Attribution(method="none", reason=texts[9], user_name=texts[10], group_name=texts[11])
     for each in (logged, replace(logged, source_port=ports[1], destination_port=ports[0])):
         assert_rendered(mapper, replace(Attempt.of(each), attribution=by), version)
 

@@ -53,7 +53,7 @@ def by(text: str, number: int) -> Attribution:
     process = Process(
         pid=number, name=text, path=f"/{text}", cmd_line=text, uid=0, unit=text, ancestors=ancestors
     )
-    return Attribution(rung="capture", sureness="high", reason="", process=process)
+    return Attribution(method="capture", confidence="high", reason="", process=process)
 
 
 @pytest.mark.parametrize(

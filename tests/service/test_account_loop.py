@@ -66,7 +66,7 @@ async def test_record_is_reported_at_once_and_its_flow_completely(tmp_path: Path
         counters.counts = {key(tcp()): 9}
         (balance,) = await account.close()
     assert sum(event["count"] for event in sink.of_class(4001)) == balance.refused == 9
-    assert (balance.in_flight, balance.imbalance) == (0, 0)
+    assert (balance.pending, balance.counter_mismatch) == (0, 0)
 
 
 async def test_undelivered_events_are_delivered_unchanged_after_a_restart(
@@ -97,7 +97,7 @@ async def test_undelivered_events_stay_stored_during_another_reading(tmp_path: P
             await account._read_and_report()
     async with keeping.running_account(counters, tmp_path, sink) as account:
         (balance,) = await account.close()
-    assert balance.imbalance == 0
+    assert balance.counter_mismatch == 0
     assert {event["dst_endpoint"]["port"] for event in sink.of_class(4001)} == {80, 81}
 
 
@@ -178,7 +178,7 @@ async def test_record_whose_packet_another_counter_has_at_the_end_is_reported_on
         counters.counts = {keys(record(tcp()))[-1]: 1}
         (balance,) = await account.close()
     assert [event["count"] for event in sink.of_class(4001)] == [1]
-    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (1, 0, 0)
 
 
 async def test_records_wait_while_a_long_reading_is_processed(
@@ -331,7 +331,7 @@ async def test_first_record_after_a_change_of_mode_is_reported_at_once(tmp_path:
         (event,) = sink.of_class(4001)
         assert (event["disposition"], event["metadata"]["log_source"]) == ("Logged", "nflog")
         balances = await account.close()
-    assert [(each.mode, each.reported, each.imbalance) for each in balances] == [
+    assert [(each.mode, each.reported, each.counter_mismatch) for each in balances] == [
         ("enforcing", 0, 0),
         ("permissive", 1, 0),
     ]
@@ -431,7 +431,7 @@ async def test_aggregated_attempt_has_only_its_user(tmp_path: Path) -> None:
     assert aggregation
     for event in aggregation:
         assert event["actor"].keys() == {"user"}
-        assert event["enrichments"][0]["data"]["rung"] == "user"
+        assert event["enrichments"][0]["data"]["method"] == "user"
 
 
 async def test_sender_of_one_packet_is_not_named_as_sender_of_all(

@@ -62,7 +62,7 @@ async def test_pause_is_reported_from_five_seconds_on(tmp_path: Path) -> None:
                 await account.close()
             counters.at_ns += pause_ns
         pauses = [event["activity_name"] for event in sink.of_class(6002)]
-        assert pauses == ["Not Reading"] * is_reported
+        assert pauses == ["Collection Gap"] * is_reported
 
 
 async def test_pause_of_a_source_without_a_position_is_reported_if_packets_came(
