@@ -104,7 +104,7 @@ def test_device_on_a_link_of_another_namespace_is_reported(
     scope = CheckScope(namespace=host.namespace, device="vmtap-2", port=PORT)
     (found,) = bypass_paths.findings(Ruleset(), in_scratch(present), scope)
     assert (found.name, found.severity) == ("shared-link", "info")
-    assert found.meaning.startswith("vmtap-2 is stacked on a link of another namespace")
+    assert found.meaning.startswith("vmtap-2 is stacked on an interface of another namespace")
 
 
 def test_flowtables_and_rules_that_take_packets_are_reported(host: VmHost) -> None:

@@ -357,5 +357,5 @@ def test_recreated_namespace_ends_the_run_with_its_fence_active(
         ip("netns", "add", lab.sandbox)
         _, messages = running.process.communicate(timeout=20)
     assert running.process.returncode == 3
-    assert "was made anew" in messages.splitlines()[-1]
+    assert "was created again" in messages.splitlines()[-1]
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"

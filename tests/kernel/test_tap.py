@@ -443,7 +443,7 @@ def test_table_of_an_exited_vm_is_replaced_and_table_of_a_running_vm_is_not(
     assert (found.verdict, tap.DEVICE in found.difference) == ("differs", True)
     with tap.machine(site) as machine:
         found = installer.verify(_NAME, state)
-        assert (found.verdict, "made anew" in found.difference) == ("differs", True)
+        assert (found.verdict, "created again" in found.difference) == ("differs", True)
         with _changes(site.host) as changes:
             installer.install(tap.spec("vm-9"), site.host, state, "nflog")
             assert changes().count("") == 1
