@@ -102,7 +102,7 @@ def _check(title: str, paths: Sequence[str], words: Words, options: argparse.Nam
             docstrings += len(first)
             headless += [f"{path}:{line}: {text}" for line, text in first if _is_headless(text)]
     for_users = [each for each in found if each.is_for_users]
-    rate, share = 1000 * len(found) / lines, len(headless) / max(docstrings, 1)
+    rate, share = 1000 * len(found) / max(lines, 1), len(headless) / max(docstrings, 1)
     if options.list:
         for each in found:
             users = " (for users)" if each.is_for_users else ""
