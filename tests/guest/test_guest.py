@@ -141,7 +141,7 @@ def test_run_is_restarted_and_the_fence_remains_active(guest: Machine) -> None:
         assert guest.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    assert "the fence stands" in guest.console_text()
+    assert "the fence is active" in guest.console_text()
 
 
 # The tests below use the same stripped machine in this order. Each one adds something to it.
@@ -154,7 +154,7 @@ def test_guest_init_names_the_module_and_options_of_a_kernel_without_nf_tables(
     assert outcome == (
         3,
         [
-            f"{_CANT} nftables for IPv4 and IPv6: it wants the module nf_tables {_OPTIONS}",
+            f"{_CANT} nftables for IPv4 and IPv6: it needs the module nf_tables {_OPTIONS}",
             "guest-init: the kernel can't hold a fence",
             NO_FENCE,
         ],
@@ -165,7 +165,7 @@ def test_guest_init_names_all_missing_modules_at_once(stripped: Stripped) -> Non
     stripped.give("nf_tables")
     outcome = stripped.guest_init()
     assert outcome.code == 3
-    assert [line.partition(" it wants the module ")[2] for line in outcome.lines[:3]] == [
+    assert [line.partition(" it needs the module ")[2] for line in outcome.lines[:3]] == [
         "nft_reject_inet (CONFIG_NFT_REJECT_INET)",
         "nft_fib_inet (CONFIG_NFT_FIB_INET)",
         "nft_limit (CONFIG_NFT_LIMIT)",
@@ -214,7 +214,7 @@ def test_guest_init_passes_a_value_unchanged_and_never_as_a_command(stripped: St
     ):
         outcome = stripped.guest_init("fence")
     assert outcome.code == 2
-    assert "ocsf-nft takes a setting for wrong" in outcome.lines[-2]
+    assert "ocsf-nft rejects a setting" in outcome.lines[-2]
     assert outcome.lines[-1] == NO_FENCE
     arguments = stripped.machine.ask("shell", "cat", "/tmp/arguments")["stdout"].splitlines()  # noqa: S108
     assert {f"--proxy={proxy}", f"--allow={allow}"} <= set(arguments)
@@ -230,7 +230,7 @@ def test_guest_init_passes_a_value_unchanged_and_never_as_a_command(stripped: St
         (
             "install) ;; run) exit 3 ;;",
             1,
-            "guest-init: the fence stands, but nothing reports what it refuses",
+            "guest-init: the fence is active, but nothing reports what it refuses",
         ),
     ],
     ids=["fails", "not supported", "is killed", "does not report"],
@@ -250,7 +250,7 @@ def test_guest_init_reports_a_fence_without_a_log_on_a_kernel_without_nft_log(
     outcome = stripped.guest_init()
     assert outcome.code == 1
     assert outcome.lines[0] == (
-        f"{_CANT} a log of what is refused: it wants the module nft_log "
+        f"{_CANT} a log of what is refused: it needs the module nft_log "
         "(CONFIG_NFT_LOG) with nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG), or the module nft_log "
         "(CONFIG_NFT_LOG) with nf_log_syslog (CONFIG_NF_LOG_SYSLOG)"
     )
