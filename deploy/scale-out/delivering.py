@@ -1,4 +1,4 @@
-"""A block of events to a sink: in batches, and without what the sink refuses."""
+"""Delivery of a block to a sink: in batches, and without events that the sink refuses."""
 
 # ruff: noqa: INP001 - beside programs, not a package
 
@@ -25,7 +25,7 @@ _log = structlog.get_logger()
 
 
 def parts(messages: Sequence[Message], batch_settings: BatchSettings) -> Iterator[list[Message]]:
-    """A block in batches such as the sink takes: of the same block always the same ones."""
+    """Yield a block in batches of the sink's size; the same block always has the same batches."""
     part: list[Message] = []
     size = 0
     for message in messages:
@@ -40,7 +40,10 @@ def parts(messages: Sequence[Message], batch_settings: BatchSettings) -> Iterato
 
 
 async def deliver(stream: JetStreamContext, outlet: Outlet, part: Sequence[Message]) -> None:
-    """Deliver a batch; an event that is refused goes to a stream of such, with the reason."""
+    """Deliver a batch; publish each refused event with its reason to the stream ``REFUSED``.
+
+    Raises DeliveryError if the batch must be delivered again.
+    """
     try:
         async with asyncio.timeout(outlet.batch_settings.timeout_seconds):
             outcome = await outlet.sink.deliver(part)
