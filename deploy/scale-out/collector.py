@@ -89,8 +89,9 @@ async def take(stream: JetStreamContext, outlet: Outlet, block: Msg, lease: floa
     first, last = orjson.loads(block.data)
     async with _renewed_lease(block, lease):
         try:
-            events = await read(stream, first, last)
-            converted = [(each.uid, outlet.convert(each.line)) for each in events]
+            converted = [
+                (each.uid, outlet.convert(each.line)) for each in await read(stream, first, last)
+            ]
             messages = [Message(uid, line) for uid, line in converted if line is not None]
             if messages:
                 async with outlet.sink:
