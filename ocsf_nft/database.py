@@ -287,7 +287,7 @@ class Database:
         old.close()
         self._connection = None
         self._connect()
-        _log.warning("a file that was removed or replaced while it was used is put back",
+        _log.warning("restored a file that was removed or replaced while it was open",
                      path=str(self.path))  # fmt: skip
 
     def _unlink(self, *suffixes: str) -> None:

@@ -1,11 +1,11 @@
-"""What a run answers over HTTP: metrics, and whether it is alive and does its work.
+"""HTTP server of a run: metrics, liveness and readiness.
 
-``/metrics`` is for Prometheus. ``/healthz`` is 200 as long as a restart would mend nothing,
-``/readyz`` as long as every fence stands and every record is read and kept; both say what is
-wrong, a line each. Nothing can be changed here, and nothing of an event is told.
+``/metrics`` is for Prometheus. ``/healthz`` is 200 unless a restart could repair a fault.
+``/readyz`` is 200 while every fence is active and every record is read and stored. Both return one
+line for each fault. A client can change nothing, and gets no content of events.
 
-Whoever reaches the address may be who is watched: it must take nothing from the watch. So there are
-few connections at once, and none waits for long for its client.
+A watched sandbox may be able to reach the address. It must not take resources from the run. So the
+number of connections is small, and each client has only a short time.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from ocsf_nft.service import health
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
-    from ocsf_nft.config.listen_address import Listening
+    from ocsf_nft.config.listen_address import ListenAddress
     from ocsf_nft.service import Service
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-#: Who asks for a header and sends no end of it is not waited for.
+#: Limit of the request line and of a header, also for a client that never ends them.
 _MOST_BYTES: Final = 8190
-#: Connections at once, those among them whose client went away before its answer was made.
+#: Connections at once, including those whose client left before its response was ready.
 _MOST: Final = 32
-#: How long a client may take to ask, to read what it is answered, and to ask again.
+#: Time for a client to send a request, to read the response, and to send the next request.
 _CLIENT_SECONDS: Final = 5.0
-#: Connections that wait to be accepted: those take nothing of ours.
+#: Connections that wait to be accepted: these use no resources of the process.
 _BACKLOG: Final = 128
 
 
 @contextlib.asynccontextmanager
-async def answering(service: Service, at: Listening) -> AsyncIterator[None]:
-    """Answer at an address while the context is entered; raises UsageError when it is taken."""
-    application = web.Application(client_max_size=1, middlewares=[_unhurried])
+async def serve(service: Service, at: ListenAddress) -> AsyncIterator[None]:
+    """Serve at an address while the context is active; raises UsageError if it is in use."""
+    application = web.Application(client_max_size=1, middlewares=[_without_timeout])
     application.add_routes(
         [
             web.get("/metrics", partial(_metrics, service)),
@@ -61,97 +61,105 @@ async def answering(service: Service, at: Listening) -> AsyncIterator[None]:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, at: Listening) -> asyncio.Server:
-    # asyncio accepts so many in one go, before it hears that one of them is too many; where there
-    # is no descriptor left, it sets itself so many alarms to try again.
-    in_one_go = 1
+async def _listen(runner: web.AppRunner, at: ListenAddress) -> asyncio.Server:
+    # asyncio accepts up to ``backlog`` connections before we can reject one of them. If there is no
+    # free descriptor, it sets as many timers to try again.
+    accepted_at_once = 1
     try:
         server = await asyncio.get_running_loop().create_server(
-            partial(_Visitor, _Visitors(runner)), str(at.address), at.port, backlog=in_one_go
+            partial(_Connection, _Connections(runner)),
+            str(at.address),
+            at.port,
+            backlog=accepted_at_once,
         )
     except OSError as error:
         raise UsageError(f"nothing can listen at {at}: {error.strerror}") from error
     for listener in server.sockets:
         with listener.dup() as same:
-            same.listen(_BACKLOG)  # to the kernel asyncio has told the same small number
+            same.listen(_BACKLOG)  # asyncio has given the kernel the same small number
     return server
 
 
-class _Visitors:
-    """Those who are here, and who of them is to go where there is no room for another."""
+class _Connections:
+    """Open connections; if there are too many, the one with the slowest client is closed."""
 
     def __init__(self, runner: web.AppRunner) -> None:
         self._runner = runner
-        #: Whose clients owe something, the one that has for longest first.
-        self.waited_for: dict[_Visitor, None] = {}
+        #: Connections that wait for their clients, in the order of their waits.
+        self.waiting_for_client: dict[_Connection, None] = {}
 
     def handler(self) -> asyncio.Protocol | None:
-        """What handles one more, aiohttp's; None where all who are here wait for us."""
+        """Return aiohttp's handler for a new connection; None if there is no room.
+
+        If all connections are in use, this closes the one that has waited longest for its client.
+        There is no room if none of them waits for its client.
+        """
         server = self._runner.server
         if server is None:
             return None
         if len(server.connections) >= _MOST:
-            # Who asks as soon as it is connected is never that one.
-            slowest = next(iter(self.waited_for), None)
+            # A client that sends its request as soon as it is connected is never the slowest.
+            slowest = next(iter(self.waiting_for_client), None)
             if slowest is None:
                 return None
             slowest.end()
         return server()
 
 
-class _Visitor(asyncio.Protocol):
-    """A connection: aiohttp's, where there is room for it and for as long as its client may take.
+class _Connection(asyncio.Protocol):
+    """Connection that is passed to aiohttp if there is room, with a timeout for its client.
 
-    aiohttp bounds neither the number of connections, nor how long one takes to ask and to read.
+    aiohttp limits neither the number of connections, nor the time that a client takes to send and
+    to read.
     """
 
-    def __init__(self, visitors: _Visitors) -> None:
-        self._visitors = visitors
+    def __init__(self, connections: _Connections) -> None:
+        self._connections = connections
         self._handler: asyncio.Protocol
         self._transport: asyncio.Transport
-        self._alarm: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Hand it on, or close it."""
-        handler = self._visitors.handler()
+        """Pass the connection to aiohttp, or close it."""
+        handler = self._connections.handler()
         if handler is None:
-            transport.set_protocol(asyncio.Protocol())  # we hear no more of it
+            transport.set_protocol(asyncio.Protocol())  # ignores all that follows
             transport.close()
             return
         self._transport = cast("asyncio.Transport", transport)
         self._handler = handler
-        self._hurry()
+        self._start_timeout()
         self._handler.connection_made(transport)
 
     @contextlib.contextmanager
-    def unhurried(self) -> Iterator[None]:
-        """Not to be closed meanwhile: the client waits for us."""
-        self._rest()
+    def without_timeout(self) -> Iterator[None]:
+        """Stop the timeout while the client waits for a response."""
+        self._stop_timeout()
         try:
             yield
         finally:
-            self._hurry()
+            self._start_timeout()
 
     def end(self) -> None:
-        """Be done with it."""
-        self._rest()
-        # Not closed: that would wait until the client has read all.
+        """Close the connection at once."""
+        self._stop_timeout()
+        # Not close(), which would wait until the client has read all data.
         self._transport.abort()
 
-    def _hurry(self) -> None:
+    def _start_timeout(self) -> None:
         if not self._transport.is_closing():
-            self._visitors.waited_for[self] = None
-            self._alarm = asyncio.get_running_loop().call_later(_CLIENT_SECONDS, self.end)
+            self._connections.waiting_for_client[self] = None
+            self._timer = asyncio.get_running_loop().call_later(_CLIENT_SECONDS, self.end)
 
-    def _rest(self) -> None:
-        self._visitors.waited_for.pop(self, None)
-        if self._alarm is not None:  # None if the connection was closing from the start
-            self._alarm.cancel()
+    def _stop_timeout(self) -> None:
+        self._connections.waiting_for_client.pop(self, None)
+        if self._timer is not None:  # None if the connection was closing from the start
+            self._timer.cancel()
 
-    # The rest is aiohttp's.
+    # aiohttp's handler does the rest.
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._rest()
+        self._stop_timeout()
         self._handler.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -168,11 +176,11 @@ class _Visitor(asyncio.Protocol):
 
 
 @web.middleware
-async def _unhurried(
+async def _without_timeout(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    visitor = None if request.transport is None else request.transport.get_protocol()
-    with visitor.unhurried() if isinstance(visitor, _Visitor) else contextlib.nullcontext():
+    found = None if request.transport is None else request.transport.get_protocol()
+    with found.without_timeout() if isinstance(found, _Connection) else contextlib.nullcontext():
         return await handler(request)
 
 
@@ -182,13 +190,13 @@ async def _metrics(service: Service, _request: web.Request) -> web.Response:
 
 
 async def _alive(service: Service, _request: web.Request) -> web.Response:
-    return _told(health.stuck(service))
+    return _response(health.stuck(service))
 
 
 async def _ready(service: Service, _request: web.Request) -> web.Response:
-    return _told(health.faults(service), health.down(service))
+    return _response(health.faults(service), health.down(service))
 
 
-def _told(faults: Sequence[str], besides: Sequence[str] = ()) -> web.Response:
-    lines = (*faults, *besides) or ("well",)
+def _response(faults: Sequence[str], notes: Sequence[str] = ()) -> web.Response:
+    lines = (*faults, *notes) or ("well",)
     return web.Response(status=503 if faults else 200, text="".join(f"{each}\n" for each in lines))

@@ -1,7 +1,7 @@
-"""What the log prefixes of other firewalls mean: whose sandbox, which rule, which verdict.
+"""Meaning of the log prefixes of other firewalls: sandbox, rule and verdict.
 
-A prefix is whatever its author chose, so this is a table of what the usual firewalls write, to
-which a configuration adds. What it doesn't know it doesn't guess.
+An administrator can choose any prefix. So this module has a table of the prefixes of common
+firewalls, and a configuration can add rows. Unknown prefixes are not guessed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 #: The kernel's limit (NF_LOG_PREFIXLEN in include/uapi/linux/netfilter/nf_log.h, less the NUL).
 PREFIX_BYTES: Final = 127
-#: A prefix as text has at most so many characters: a byte that is not UTF-8 is shown by four.
+#: Maximum length of a prefix as text: a byte that is not UTF-8 is shown as four characters.
 PREFIX_CHARACTERS: Final = 4 * PREFIX_BYTES
-#: Prefixes whose meaning is remembered; a host has as many as it has log rules.
-_REMEMBERED: Final = 1024
+#: Prefixes in the cache; a host has as many as it has log rules.
+_CACHED: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a prefix says. ``sandbox`` is None where it names none."""
+    """Meaning of a prefix. ``sandbox`` is None if the prefix names none."""
 
     sandbox: str | None
     rule: str
@@ -38,9 +38,9 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configured:
-    """A row that a configuration adds: of each prefix that ``begins`` so, taken literally.
+    """Configured row: meaning of each prefix that begins with the literal text ``begins``.
 
-    Without a ``rule`` of its own it has the prefix's text.
+    Without a ``rule``, the text of the prefix is the name of the rule.
     """
 
     begins: str
@@ -49,9 +49,9 @@ class Configured:
     rule: str | None = None
 
 
-#: ufw (backend_iptables.py). A block is a drop or a reject, by a rule or a policy that the prefix
-#: doesn't tell; here as below, what is only known to be refused is told as rejected. That of a
-#: limit is a reject. A limit logs before it is looked at, an audit before any rule.
+#: ufw (backend_iptables.py). BLOCK is a drop or a reject, by a rule or a policy; the prefix lacks
+#: this detail. Here and below, such a packet counts as rejected. LIMIT BLOCK is a reject. LIMIT is
+#: logged before the limit is checked, AUDIT before any rule.
 _UFW: Final[dict[str, ForeignVerdict]] = {
     "UFW BLOCK": "reject",
     "UFW LIMIT BLOCK": "reject",
@@ -61,19 +61,19 @@ _UFW: Final[dict[str, ForeignVerdict]] = {
     "UFW AUDIT INVALID": "log",
 }
 _WHOLE: Final = {f"[{name}]": Meaning(None, name, verdict) for name, verdict in _UFW.items()} | {
-    # Calico's action Log, which decides nothing.
+    # Calico's action Log, which has no verdict.
     "calico-packet:": Meaning(None, "calico-packet", "log"),
 }
-#: OpenShell's: the sandbox's name is part of it.
+#: OpenShell's prefix, which has the sandbox's name in it.
 _OPENSHELL: Final = re.compile(r"openshell:bypass:([A-Za-z0-9._-]{1,64}):", re.ASCII)
-#: Forms with a free name in them (a zone, a policy, a chain), which may be any word, and a verdict
-#: in its place: firewalld's chains, of either backend; OpenWrt's fw4 and fw3; Shorewall's.
+#: Forms with a free name (a zone, a policy, a chain), which may be any word, and a verdict at a
+#: fixed position: firewalld's chains, of either backend; OpenWrt's fw4 and fw3; Shorewall's.
 _FORMS: Final = (
     re.compile(r"(?:filter_|IN_|OUT_|FWD_|FWDI_|FWDO_)[^\s:]+_(REJECT|DROP|ICMP_BLOCK):"),
     re.compile(r"(?i:(reject|drop|accept)) \S+ (?:in|out|forward|invalid ct state):"),
     re.compile(r"Shorewall6?:[^\s:]+:(?:[0-9]+:)?([A-Za-z_]+):[^\s:]*"),
 )
-#: The words for it that people use.
+#: Words for verdicts in prefixes.
 _ACCEPTED: Final = frozenset({"accept", "accepted", "allow", "allowed", "pass"})
 _REJECTED: Final = frozenset({"reject", "rejected"})
 _DROPPED: Final = frozenset({"drop", "dropped"})
@@ -82,10 +82,10 @@ _WORD: Final = re.compile(r"[^\W_]+")
 
 
 class Prefixes:
-    """The table: what is built in, and what a configuration adds, which comes first.
+    """Table of prefixes: configured rows first, then the built-in ones.
 
-    Of several configured rows the one that begins with more counts. Raises UsageError when two
-    begin the same.
+    Of several matching configured rows, the one with the longest ``begins`` applies. Raises
+    UsageError if two rows have the same ``begins``.
     """
 
     def __init__(self, configured: Sequence[Configured] = ()) -> None:
@@ -95,16 +95,17 @@ class Prefixes:
             if row.begins in seen:
                 raise UsageError(f"two prefixes begin with {row.begins!r}: leave one out")
             seen.add(row.begins)
-        self._remembered = lru_cache(maxsize=_REMEMBERED)(self._find)
+        self._cached_find = lru_cache(maxsize=_CACHED)(self._find)
 
     def of(self, prefix: str) -> Meaning | None:
-        """What a prefix means; None for one that nobody knows, and for what begins like ours."""
-        return self._remembered(prefix) if len(prefix) <= PREFIX_CHARACTERS else None
+        """Return the meaning of a prefix; None if it is unknown or begins like our prefixes."""
+        return self._cached_find(prefix) if len(prefix) <= PREFIX_CHARACTERS else None
 
     def named(self, record: Record) -> Record:
-        """The record with what its prefix means; as it was, if it is one of ours.
+        """Return the record with the meaning of its prefix.
 
-        One that nobody knows was logged, and that is all there is to tell.
+        A record with one of our prefixes is returned unchanged. For an unknown prefix the verdict
+        is ``log``: only the fact that the packet was logged is known.
         """
         if record.sandbox is not None:
             return record
@@ -123,7 +124,7 @@ class Prefixes:
 
 
 def begins(text: str) -> str:
-    """How a configured prefix begins; raises UsageError when no foreign prefix can."""
+    """Return ``text`` if a foreign prefix can begin with it; raises UsageError otherwise."""
     if not text or len(text.encode()) > PREFIX_BYTES:
         raise UsageError(f"{text!r} is no log prefix: one has 1 to {PREFIX_BYTES} bytes")
     if "\0" in text:
@@ -141,13 +142,13 @@ def _built_in(text: str) -> Meaning | None:
     rule = text.rstrip(": ")
     for form in _FORMS:
         if found := form.fullmatch(text):
-            return Meaning(None, rule, _said(found[1]) or "log")
-    verdict = _said(text)
+            return Meaning(None, rule, _verdict_in(found[1]) or "log")
+    verdict = _verdict_in(text)
     return None if verdict is None else Meaning(None, rule, verdict)
 
 
-def _said(text: str) -> ForeignVerdict | None:
-    """The verdict that the words of a text say; None when they say none."""
+def _verdict_in(text: str) -> ForeignVerdict | None:
+    """Return the verdict in the words of a text; None if there is none."""
     words = {word.lower() for word in _WORD.findall(text) if word.isascii()}
     if words & _REFUSED:
         if words & _ACCEPTED:

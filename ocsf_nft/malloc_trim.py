@@ -1,6 +1,6 @@
-"""Take no more memory than is used: what glibc would keep for later is given back.
+"""Settings of glibc's malloc that return unused memory to the system.
 
-Numbers: ``malloc.h``. Another C library has no such functions, and keeps memory in its own way.
+Numbers: ``malloc.h``. Other C libraries lack these functions; then nothing happens.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from typing import Final
 
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-#: What glibc begins with.
+#: glibc's initial threshold.
 _MMAP_BYTES: Final = 128 << 10
 
 
-def keep_large_apart() -> None:
-    """Keep large blocks out of the heap, for good.
+def fix_mmap_threshold() -> None:
+    """Allocate large blocks outside the heap, permanently.
 
-    By itself glibc begins to take them from there once one was given back (mallopt(3)), and those
-    that nobody writes to are written to then.
+    By default, glibc raises the threshold when such a block is freed, and then takes large blocks
+    from the heap (mallopt(3)). There, blocks that no code writes to are written to as well.
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
 
 
-def share_heap() -> None:
-    """Have all threads that begin from now on take from one heap, for good."""
+def use_one_heap() -> None:
+    """Let all threads that start from now on allocate from one heap, permanently."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
-def give_back() -> None:
-    """Give back what is free."""
+def trim() -> None:
+    """Return free memory to the system."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -4,7 +4,7 @@ Names and labels are a contract with dashboards. The labels are few: the sandbox
 mode (enforcing or permissive), the kind of source, the name of the sink, the attribution method.
 """
 
-# ruff: noqa: PLC0415 - prometheus_client brings an HTTP client and server: only who asks needs it
+# ruff: noqa: PLC0415 - prometheus_client imports an HTTP client and server: only metrics need it
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service manager is told of a run: sd_notify(3), as systemd and its like read it."""
+"""Notifications to a service manager: sd_notify(3), for systemd and compatible managers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ _WATCHDOG: Final = "WATCHDOG_USEC"
 _WATCHDOG_PID: Final = "WATCHDOG_PID"
 
 
-def tell(**state: str) -> None:
-    """Tell a service manager, if there is one: READY="1", STATUS="…"; nobody waits for an answer.
+def notify(**state: str) -> None:
+    """Send state to the service manager, if there is one: READY="1", STATUS="…"; does not wait.
 
-    A manager that does not take it is told of in our own log: a unit that waits for it would time
-    out.
+    A failure is logged, because a unit that waits for the notification would time out.
     """
     path = os.environ.get(_SOCKET)
     if not path:
@@ -37,25 +36,25 @@ def tell(**state: str) -> None:
             sock.setblocking(False)
             sock.sendto(message.encode(), address)
     except OSError as error:
-        _log.warning("the service manager can't be told", reason=error.strerror)
+        _log.warning("the service manager can't be notified", reason=error.strerror)
 
 
-def tell_reloading() -> None:
-    """Tell that a reload has begun; READY="1" ends it (systemd.service(5), Type=notify-reload)."""
-    tell(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
+def notify_reloading() -> None:
+    """Report the start of a reload; READY="1" ends it (systemd.service(5), Type=notify-reload)."""
+    notify(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
 
 
 async def keep_alive(is_well: Callable[[], bool]) -> None:
-    """Tell the manager's watchdog again and again that all is well, for as long as it is.
+    """Notify the manager's watchdog regularly while ``is_well`` returns True.
 
-    Returns at once where the manager has no watchdog for this process.
+    Returns at once if the manager has no watchdog for this process.
     """
     seconds = _watchdog_seconds()
     if seconds is None:
         return
     while True:
         if is_well():
-            tell(WATCHDOG="1")
+            notify(WATCHDOG="1")
         await asyncio.sleep(seconds / 2)
 
 

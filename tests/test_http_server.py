@@ -18,7 +18,7 @@ import structlog
 
 from ocsf_nft import http_server
 from ocsf_nft.cli import logs
-from ocsf_nft.config.listen_address import Listening
+from ocsf_nft.config.listen_address import ListenAddress
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ WELL: Any = SimpleNamespace(
 async def port() -> AsyncIterator[int]:
     with socket.create_server((ADDRESS, 0)) as server:
         number = int(server.getsockname()[1])
-    async with http_server.answering(WELL, Listening(ipaddress.ip_address(ADDRESS), number)):
+    async with http_server.serve(WELL, ListenAddress(ipaddress.ip_address(ADDRESS), number)):
         yield number
 
 
@@ -247,12 +247,12 @@ async def test_bad_requests_are_few_lines_of_the_log(
 
 async def test_stop_does_not_wait_for_clients() -> None:
     with socket.create_server((ADDRESS, 0)) as server:
-        at = Listening(ipaddress.ip_address(ADDRESS), int(server.getsockname()[1]))
+        at = ListenAddress(ipaddress.ip_address(ADDRESS), int(server.getsockname()[1]))
         with pytest.raises(UsageError, match="nothing can listen at"):
-            async with http_server.answering(WELL, at):
+            async with http_server.serve(WELL, at):
                 pass
     async with contextlib.AsyncExitStack() as stack:
-        async with http_server.answering(WELL, at):
+        async with http_server.serve(WELL, at):
             (idle,) = await stack.enter_async_context(clients(at.port, 1))
             assert await idle.ask() == "well\n"
             begun = time.monotonic()
@@ -286,12 +286,12 @@ async def test_status_codes_of_answers_show_the_health(
     assert [await asked(path) for path in ("/healthz", "/readyz")] == [("503", text)] * 2
 
 
-def test_visitor_that_was_closing_from_the_start_is_closed_without_an_error() -> None:
+def test_connection_that_was_closing_from_the_start_is_closed_without_an_error() -> None:
     closed: list[Exception | None] = []
     handler = SimpleNamespace(connection_made=lambda _: None, connection_lost=closed.append)
-    visitors: Any = SimpleNamespace(handler=lambda: handler, waited_for={})
-    visitor = http_server._Visitor(visitors)
+    connections: Any = SimpleNamespace(handler=lambda: handler, waiting_for_client={})
+    connection = http_server._Connection(connections)
     closing: Any = SimpleNamespace(is_closing=lambda: True)
-    visitor.connection_made(closing)
-    visitor.connection_lost(None)
+    connection.connection_made(closing)
+    connection.connection_lost(None)
     assert closed == [None]

@@ -189,7 +189,7 @@ def test_number_of_cached_prefixes_is_limited() -> None:
     table = Prefixes()
     for number in range(5_000):
         assert table.of(f"DROP {number} ") == Meaning(None, f"DROP {number}", "drop")
-    assert table._remembered.cache_info().currsize == 1024
+    assert table._cached_find.cache_info().currsize == 1024
 
 
 def test_configured_prefix_has_priority_over_built_in_and_the_longest_over_others() -> None:

@@ -88,20 +88,20 @@ def _output(*parts: str) -> str:
 
 def test_large_blocks_are_separate_from_the_default_size_of_glibc() -> None:
     assert _output(_LARGE) == "False False"
-    assert _output("malloc_trim.keep_large_apart()", _LARGE) == "True False"
+    assert _output("malloc_trim.fix_mmap_threshold()", _LARGE) == "True False"
 
 
 def test_threads_share_one_heap() -> None:
     assert int(_output(_HEAPS)) > 1
-    assert _output("malloc_trim.share_heap()", _HEAPS) == "1"
+    assert _output("malloc_trim.use_one_heap()", _HEAPS) == "1"
 
 
 def test_free_memory_is_returned() -> None:
     assert _output(_FREED.format(work="pass")) == "False"
-    assert _output(_FREED.format(work="malloc_trim.give_back()")) == "True"
+    assert _output(_FREED.format(work="malloc_trim.trim()")) == "True"
 
 
 def test_other_c_library_is_not_changed() -> None:
     without = "malloc_trim.ctypes.CDLL = lambda _: object()"
-    calls = "malloc_trim.keep_large_apart(); malloc_trim.share_heap(); malloc_trim.give_back()"
+    calls = "malloc_trim.fix_mmap_threshold(); malloc_trim.use_one_heap(); malloc_trim.trim()"
     assert _output(without, calls) == ""

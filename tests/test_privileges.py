@@ -16,7 +16,7 @@ pytestmark = pytest.mark.kernel
 _CODE = """
 import os, sys
 from ocsf_nft import privileges
-privileges.go_first()
+privileges.raise_priority()
 print(os.getpriority(os.PRIO_PROCESS, 0), sys.getswitchinterval())
 """
 

@@ -27,7 +27,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
 
 
 def test_each_state_is_one_line_with_any_value(manager: socket.socket) -> None:
-    sd_notify.tell(READY="1", STATUS="watching a\nSTOPPING=1")
+    sd_notify.notify(READY="1", STATUS="watching a\nSTOPPING=1")
     assert manager.recv(4096) == b"READY=1\nSTATUS=watching a STOPPING=1\n"
 
 
@@ -37,7 +37,7 @@ def test_an_abstract_socket_begins_with_at(monkeypatch: pytest.MonkeyPatch) -> N
         sock.bind(f"\0{name}")
         sock.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-        sd_notify.tell(READY="1")
+        sd_notify.notify(READY="1")
         assert sock.recv(4096) == b"READY=1\n"
 
 
@@ -46,13 +46,13 @@ def test_without_a_manager_that_listens_nothing_happens(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", path)
-    sd_notify.tell(READY="1")
+    sd_notify.notify(READY="1")
 
 
 def test_notify_does_not_wait_for_a_manager_that_reads_nothing(manager: socket.socket) -> None:
     def notify_until_blocked() -> None:
         for _ in range(2000):
-            sd_notify.tell(STATUS="x" * 1000)
+            sd_notify.notify(STATUS="x" * 1000)
 
     thread = threading.Thread(target=notify_until_blocked, daemon=True)
     thread.start()
@@ -104,7 +104,7 @@ async def test_without_a_watchdog_for_this_process_nothing_is_sent(
 
 def test_reload_gives_the_monotonic_clock_in_microseconds(manager: socket.socket) -> None:
     before_ns = time.monotonic_ns()
-    sd_notify.tell_reloading()
+    sd_notify.notify_reloading()
     after_ns = time.monotonic_ns()
     first, second, rest = manager.recv(256).decode().split("\n")
     assert (first, rest) == ("RELOADING=1", "")

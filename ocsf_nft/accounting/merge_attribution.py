@@ -27,13 +27,13 @@ _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
     """Return the attribution of all attempts together; None if none of them was attributed."""
     first, last = before or _NOT_ATTRIBUTED, latest or _NOT_ATTRIBUTED
-    if first.names_nobody and last.names_nobody:
+    if first.names_no_process and last.names_no_process:
         return latest or before
     least_confident = max(last, first, key=lambda each: _CONFIDENCES.index(each.confidence))
     if _is_by_one_program(first, last):
         return least_confident
     seen, unnamed = _merged(first, last)
-    naming = [each for each in (first, last) if not each.names_nobody]
+    naming = [each for each in (first, last) if not each.names_no_process]
     confidence = least_confident.confidence if len(naming) == 2 else "low"
     if confidence == "low":  # other processes may have made attempts as well
         seen = [replace(each, calls=None) for each in seen]

@@ -89,9 +89,9 @@ class LoadedPrograms:
         if not self._object:
             raise self._failure("the BPF programs can't be read")
         # libbpf reads the types of the whole kernel, megabytes, and needs them only here.
-        malloc_trim.keep_large_apart()
+        malloc_trim.fix_mmap_threshold()
         result = self._library.bpf_object__load(self._object)
-        malloc_trim.give_back()
+        malloc_trim.trim()
         if result < 0:
             error = self._failure("the kernel refuses the BPF programs")
             self.close()

@@ -1,4 +1,4 @@
-"""Events as lines to read, on standard output."""
+"""Events as short lines for people, on standard output."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ _COLOURS: Final[dict[Style, str]] = {
 
 
 def painter() -> Callable[[Mapping[str, Any]], bytes]:
-    """How an event is shown, as one line with its end: in colour where a person looks.
+    """Return the function that formats an event as one line, with its line end.
 
-    That is on a terminal that knows colours, unless NO_COLOR is set (https://no-color.org).
+    The line is coloured if standard output is a terminal with colours and NO_COLOR is not set
+    (https://no-color.org).
     """
-    knows_colours = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
-    line = _painted if sys.stdout.isatty() and knows_colours else plain
+    has_colours = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+    line = _painted if sys.stdout.isatty() and has_colours else plain
     return lambda event: f"{line(shorthand(event))}\n".encode()
 
 

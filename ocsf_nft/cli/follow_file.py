@@ -1,4 +1,4 @@
-"""Lines of a file that grows, and of a pipe: whole ones, and none so long that it fills memory."""
+"""Complete lines of a growing file or of a pipe, with a limit for the length of a line."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: What is longer is no line of anybody's: it is passed over.
+#: Longer lines are skipped: no event is that long.
 LINE_BYTES: Final = 1 << 20
-#: What stands for a line that was passed over.
+#: Placeholder for a skipped line.
 TOO_LONG: Final = b""
 _BLOCK_BYTES: Final = 1 << 16
-#: By so many bytes before it, a place in a file is known again: more than most events have.
-_MARK_BYTES: Final = 1 << 13
+#: The bytes before a position identify it after a change of the file: more than most events have.
+_CONTEXT_BYTES: Final = 1 << 13
 
 
 class _Cutter:
-    """Cuts what was read into lines, over the parts of one that is too long."""
+    """Splitter of data into lines; skips a line that is too long, also over several reads."""
 
     def __init__(self) -> None:
         self._in_long_line = False
 
     def cut(self, data: bytes) -> tuple[list[bytes], int]:
-        """The whole lines that data begins with, and their size; the rest is to come again."""
+        """Return the complete lines at the start of ``data``, and their size in bytes.
+
+        The caller passes the rest again, with more data.
+        """
         end = data.rfind(b"\n") + 1
         if not end and len(data) >= LINE_BYTES:
             self._in_long_line = True
@@ -40,16 +43,16 @@ class _Cutter:
         return lines, end
 
     def last(self, rest: bytes) -> list[bytes]:
-        """The line that has no end, given what is left of it."""
+        """Return the last line, which has no line end, from its bytes in ``rest``."""
         if self._in_long_line:
             return [TOO_LONG]
         return [rest] if rest else []
 
 
 def opened(path: Path) -> int:
-    """A descriptor to read a file or a pipe; raises AbsentError."""
+    """Open a file or a pipe for reading and return its descriptor; raises AbsentError."""
     try:
-        # As a file object, which refuses a directory at once.
+        # Opened as a file object, which fails at once for a directory.
         with path.open("rb", buffering=0) as file:
             return os.dup(file.fileno())
     except OSError as error:
@@ -57,7 +60,7 @@ def opened(path: Path) -> int:
 
 
 def lines_of_pipe(descriptor: int) -> Iterator[list[bytes]]:
-    """Lines as they come, until the pipe has no writer any more; raises OSError."""
+    """Yield lines as they arrive, until the pipe has no writer any more; raises OSError."""
     cutter, rest = _Cutter(), b""
     while chunk := _read(descriptor):
         rest += chunk
@@ -72,15 +75,15 @@ def _read(descriptor: int) -> bytes:
         try:
             return os.read(descriptor, _BLOCK_BYTES)
         except BlockingIOError:
-            # Standard input that whoever gave us it made non-blocking, for themselves too.
+            # The process that gave us standard input made it non-blocking, and shares it.
             select.select((descriptor,), (), ())
 
 
 class GrowingFile:
-    """A regular file, read from its last lines on.
+    """Regular file, read from its last lines on.
 
-    ``descriptor`` is of the file, and its own from now on; ``path`` its name, None where it has
-    none that could become another file's.
+    Takes ownership of ``descriptor``. ``path`` is the name of the file; None if a replacement of
+    the file at that name is not followed.
     """
 
     def __init__(self, descriptor: int, path: Path | None) -> None:
@@ -92,15 +95,17 @@ class GrowingFile:
     def _begin(self, at: int) -> None:
         self._cutter = _Cutter()
         self._at = at
-        self._mark = os.pread(self._descriptor, min(at, _MARK_BYTES), max(0, at - _MARK_BYTES))
+        self._context = os.pread(
+            self._descriptor, min(at, _CONTEXT_BYTES), max(0, at - _CONTEXT_BYTES)
+        )
 
     def last_lines(self, number: int, *, growing: bool) -> Iterator[list[bytes]]:
-        """The last ``number`` lines; raises OSError.
+        """Yield the last ``number`` lines; raises OSError.
 
-        A last one without a line end is one of them, unless the file is growing: then it is one
-        of the new lines once it is whole.
+        They include a last line without a line end, unless the file is growing. Then it is one of
+        the new lines once it is complete.
         """
-        # No further: who writes faster than is read would hold us here.
+        # No further: a writer that is faster than this reader would keep the loop going.
         end = os.fstat(self._descriptor).st_size
         if growing and end and os.pread(self._descriptor, 1, end - 1) != b"\n":
             end = self._start_of_last(1, end)
@@ -110,13 +115,13 @@ class GrowingFile:
             yield self._rest(end)
 
     def new_lines(self) -> Iterator[list[bytes]]:
-        """Lines that became whole since the last call; raises OSError, AbsentError.
+        """Yield lines that became complete since the last call; raises OSError, AbsentError.
 
-        A file that was emptied, or cut and written anew (copytruncate), is read from its beginning.
-        When its name is another file's (logrotate), that is gone on with once nothing more comes to
-        the old one: who writes notices later than we do.
+        A file that was emptied, or truncated and written again (copytruncate), is read from its
+        beginning. If another file has the name now (logrotate), that file is read next, after the
+        old one has stopped growing: the writer notices the rotation later than this reader.
         """
-        if self._is_another_at_our_place():
+        if self._is_rewritten():
             self._begin(0)
         grown = False
         for lines in self._read_on():
@@ -141,11 +146,13 @@ class GrowingFile:
             if not size:
                 return
             self._at += size
-            self._mark = (self._mark + chunk[max(0, size - _MARK_BYTES) : size])[-_MARK_BYTES:]
+            self._context = (self._context + chunk[max(0, size - _CONTEXT_BYTES) : size])[
+                -_CONTEXT_BYTES:
+            ]
             yield lines
 
     def _rest(self, end: int | None = None) -> list[bytes]:
-        """What there is behind the last whole line, as a line, and what came just now."""
+        """Return the lines after the last position, including a last one without a line end."""
         chunk = os.pread(self._descriptor, self._room(end), self._at)
         lines, size = self._cutter.cut(chunk)
         return [*lines, *self._cutter.last(chunk[size:])]
@@ -153,34 +160,37 @@ class GrowingFile:
     def _room(self, end: int | None) -> int:
         return LINE_BYTES if end is None else max(0, min(LINE_BYTES, end - self._at))
 
-    def _is_another_at_our_place(self) -> bool:
-        size = len(self._mark)
-        return os.pread(self._descriptor, size, self._at - size) != self._mark
+    def _is_rewritten(self) -> bool:
+        size = len(self._context)
+        return os.pread(self._descriptor, size, self._at - size) != self._context
 
     def _successor(self) -> int | None:
-        """The file that has our name now, if it is another one."""
+        """Return a descriptor of the file that has the name now; None if it is the same file."""
         if self._path is None:
             return None
         try:
             named = self._path.stat()
-        except FileNotFoundError:  # renamed, and nobody has written since
+        except FileNotFoundError:  # renamed, and no new file was created since
             return None
         if os.path.samestat(named, os.fstat(self._descriptor)):
             return None
         return opened(self._path)
 
     def _start_of_last(self, number: int, end: int) -> int:
-        """Where the last ``number`` lines before ``end`` begin: read backwards, and no more."""
+        """Return the offset of the last ``number`` lines before ``end``.
+
+        Reads backwards, and only as much as needed.
+        """
         if not number:
             return end
-        before = end - 1  # the last one's own end
+        before = end - 1  # before the line end of the last line
         while before > 0:
             start = max(0, before - _BLOCK_BYTES)
             block = os.pread(self._descriptor, before - start, start)
-            place = len(block)
-            while (place := block.rfind(b"\n", 0, place)) >= 0:
+            position = len(block)
+            while (position := block.rfind(b"\n", 0, position)) >= 0:
                 number -= 1
                 if not number:
-                    return start + place + 1
+                    return start + position + 1
             before = start
         return 0

@@ -1,4 +1,4 @@
-"""The last line of a command that read records."""
+"""Last line of the output of a command that read records."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ if TYPE_CHECKING:
 
 
 def rejected(numbers: Mapping[str, int]) -> str:
-    """How its end tells the lines that were rejected, by kind; empty when none were."""
+    """Return the end of the line, with the rejected lines by kind; empty if there are none."""
     return "".join(f", {number} {kind}" for kind, number in sorted(numbers.items()))

@@ -29,15 +29,15 @@ _HEADINGS: Final = {
 def status(
     sandbox: Annotated[
         str | None,
-        typer.Option("--sandbox", help="One sandbox; default: all on record.", metavar="NAME"),
+        typer.Option("--sandbox", help="One sandbox; default: all recorded ones.", metavar="NAME"),
     ] = None,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a rule, on standard output.")
+        bool, typer.Option("--json", help="Write one JSON object a rule to standard output.")
     ] = False,
     as_metrics: Annotated[
         bool,
-        typer.Option("--metrics", help="In Prometheus' text format, on standard output."),
+        typer.Option("--metrics", help="Write Prometheus' text format to standard output."),
     ] = False,
 ) -> None:
     """Show whether every refused packet is accounted for.
@@ -60,7 +60,7 @@ def status(
     from ocsf_nft.service.status import statuses
 
     if as_json and as_metrics:
-        raise UsageError("--json and --metrics are two forms of the same: give one")
+        raise UsageError("--json and --metrics can't be combined: give one of them")
     if sandbox is not None:
         options.one_sandbox(name=sandbox)
     found, faults = statuses(StateDirectory(state_dir), sandbox)
@@ -75,7 +75,7 @@ def status(
     for each in found:
         _explain(each)
     for fault in faults[1:]:
-        output.say(f"ocsf-nft: {fault}")
+        output.show(f"ocsf-nft: {fault}")
     if faults:
         raise faults[0]
     if any(each.absent for each in found):
@@ -96,28 +96,28 @@ def _write_json(found: Sequence[Status]) -> None:
                 "is_watched": status.is_watched,
                 "verdict": status.verdict,
             }
-            # Whoever has the namespace can write numbers into it that orjson does not take.
+            # A process in the namespace can write numbers that orjson does not accept.
             output.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
 
 def _show(found: Sequence[Status]) -> None:
-    # No library's table: in a narrow terminal that cuts names and numbers.
+    # Without a library, whose tables truncate names and numbers in a narrow terminal.
     rows = [_row(balance) for status in found for balance in status.balances]
     heads = _HEADINGS.values()
     widths = [max(map(len, column)) for column in zip(*heads, *rows, strict=True)]
     for status in found:
         watched = "a run watches it" if status.is_watched else "no run watches it now"
         permissive = "; its fence is permissive and refuses nothing"
-        output.say(
+        output.show(
             f"sandbox {status.sandbox}: {watched}"
             f"{permissive if status.mode == 'permissive' else ''}"
         )
         for mode, headings in _HEADINGS.items():
             balances = [balance for balance in status.balances if balance.mode == mode]
             if balances:
-                output.say(_line(headings, widths))
+                output.show(_line(headings, widths))
             for balance in balances:
-                output.say(_line(_row(balance), widths))
+                output.show(_line(_row(balance), widths))
 
 
 def _row(balance: Balance) -> tuple[str, ...]:
@@ -134,8 +134,8 @@ def _row(balance: Balance) -> tuple[str, ...]:
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     rule, *numbers = (
-        cell.rjust(width) if place else cell.ljust(width)
-        for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        cell.rjust(width) if index else cell.ljust(width)
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
     return "  ".join(("", rule, *numbers))
 
@@ -144,14 +144,14 @@ def _explain(status: Status) -> None:
     """Print what is wrong, and the remedy."""
     name = status.sandbox
     if status.absent:
-        output.say(
+        output.show(
             f"sandbox {name}: the fence has no counters for "
             f"{', '.join(rule.partition(':')[0] for rule in status.absent)}, "
             "so it is removed, changed or of an older version: run `ocsf-nft verify`, then "
             "install it again"
         )
     if status.verdict == "differs" and not status.absent:
-        output.say(
+        output.show(
             f"sandbox {name}: the fence is not as it was installed: `ocsf-nft verify` shows the "
             "difference"
         )
@@ -159,7 +159,7 @@ def _explain(status: Status) -> None:
         if balance.counter_mismatch:
             missing = balance.counter_mismatch
             what = "are missing" if missing > 0 else "too many were reported"
-            output.say(
+            output.show(
                 f"sandbox {name}, rule {balance.rule}: {abs(missing):,} packets {what}; if the "
                 "number stays the same, another process counts or logs in the fence's name"
             )

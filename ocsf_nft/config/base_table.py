@@ -1,4 +1,4 @@
-"""What the tables of a configuration have in common: closed, immutable, each value checked."""
+"""Base of the tables of a configuration: no unknown keys, immutable, each value checked."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class Table(BaseModel):
-    """A table of the file; a key that it doesn't know is refused."""
+    """Table of the file; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def checked(check: Callable[[str], Any]) -> BeforeValidator:
-    """A check of a text, its UsageError as pydantic's ValueError."""
+    """Return a validator for a text; a UsageError of ``check`` becomes pydantic's ValueError."""
 
     def validate(value: object) -> object:
         if not isinstance(value, str):
-            raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004 - pydantic wants ValueError
+            raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004 - for pydantic
         try:
             return check(value)
         except UsageError as error:

@@ -1,4 +1,4 @@
-"""What a file says of events: how much they matter, what foreign prefixes mean."""
+"""Configuration of events: severities, findings and foreign log prefixes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 class SeverityConfig(Table):
-    """How much an attempt matters, ``[[severity]]``: of one that has all that is named here."""
+    """Severity of the attempts that match all given keys, ``[[severity]]``."""
 
     severity: SeverityName
     sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
@@ -57,7 +57,7 @@ class SeverityConfig(Table):
     uid: Annotated[int, Field(ge=0, le=0xFFFF_FFFE, strict=True)] | None = None
 
     def as_rule(self) -> SeverityRule:
-        """The same for a mapper."""
+        """Return the rule for a mapper."""
         return SeverityRule(
             severity=Severity[self.severity.upper()],
             sandbox=self.sandbox,
@@ -81,9 +81,10 @@ class FindingConfig(Table):
 
 
 class PrefixConfig(Table):
-    """What a foreign log prefix means, ``[[prefix]]`` in the file.
+    """Meaning of a foreign log prefix, ``[[prefix]]`` in the file.
 
-    It is of each prefix that ``begins`` so; without a ``rule`` that has the prefix's text.
+    It applies to each prefix that begins with ``begins``. Without a ``rule``, the text of the
+    prefix is the name of the rule.
     """
 
     begins: Annotated[str, checked(begins)]

@@ -1,4 +1,4 @@
-"""Where a run tells its metrics and its health."""
+"""Address at which a run serves its metrics and its health."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ocsf_nft.fence.values import Address
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
-    """An address of this host, or all of them, and a port."""
+class ListenAddress:
+    """Address of this host, or the one that means all of them, and a port."""
 
     address: Address
     port: int
 
     def __str__(self) -> str:
-        """``ADDR:PORT``, an IPv6 address in brackets."""
+        """Return ``ADDR:PORT``, with an IPv6 address in brackets."""
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
 
 
-def listening(text: str) -> Listening:
-    """``ADDR:PORT``, an IPv6 address in brackets; raises UsageError."""
+def parse_listen_address(text: str) -> ListenAddress:
+    """Parse ``ADDR:PORT``, with an IPv6 address in brackets; raises UsageError."""
     host, _, port = text.rpartition(":")
     try:
         address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-        found = Listening(address, int(port) if port.isdecimal() and len(port) <= 5 else 0)
+        found = ListenAddress(address, int(port) if port.isdecimal() and len(port) <= 5 else 0)
     except ValueError:
         found = None
     if found is None or str(found) != text or not 0 < found.port < 1 << 16:

@@ -52,7 +52,7 @@ def test_config_shows_the_effective_settings(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         "sandbox agent-1: fenced and watched, profile sandbox",
         "sandbox agent-2: watched, profile sandbox",
-        "what other firewalls log: read from journal",
+        "logs of other firewalls: read from journal",
         f"sink {tmp_path / 'events.jsonl'}: OCSF 1.8.0",
         "sink siem: OCSF 1.3.0",
         "metrics and health: http://127.0.0.1:9469/metrics, /healthz, /readyz",

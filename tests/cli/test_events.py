@@ -223,13 +223,19 @@ def test_dead_letters_are_marked_for_resending(state: Path) -> None:
     [
         (("--retry",), "give --dead as well"),
         (("--sink", "a"), "give --dead as well"),
-        (("--dead", "--retry", "--sandbox", "a"), "--retry takes --sink and --uid"),
-        (("--dead", "--retry", "--since", "1s"), "--retry takes --sink and --uid"),
+        (
+            ("--dead", "--retry", "--sandbox", "a"),
+            "--retry selects dead letters by --sink and --uid only",
+        ),
+        (
+            ("--dead", "--retry", "--since", "1s"),
+            "--retry selects dead letters by --sink and --uid only",
+        ),
         (("--dead", "--sinks"), "give one"),
         (("--class", "x\x1b"), "--class 'x\\x1b' is not known: give one of network_activity"),
-        (("--severity", "odd"), "--severity 'odd' is none: give one of critical"),
+        (("--severity", "odd"), "--severity 'odd' is unknown: give one of critical"),
         (("--since", "yesterday"), "--since 'yesterday' is no time"),
-        (("--store", "/no/such"), "/no/such is not there"),
+        (("--store", "/no/such"), "/no/such does not exist"),
         (("--state-dir", "/no/such"), "holds no events"),
         (("--format", "xml"), "jsonl, shorthand, syslog"),
     ],
@@ -271,12 +277,12 @@ def test_age_filter_accepts_any_unit() -> None:
         ("999999s", 999_999),
     ):  # fmt: skip
         before = time.time_ns()
-        found = module._moment("--since", text) + seconds * 1000
+        found = module._time_ms("--since", text) + seconds * 1000
         assert before // 1_000_000 - 1 <= found <= time.time_ns() // 1_000_000, text
     for text in ("1000000s", "1w", "s", "-1s", "1.5h"):
         with pytest.raises(UsageError, match="is no time"):
-            module._moment("--since", text)
-    assert module._moment("--until", "1970-01-01T00:00:01.500+00:00") == 1500
+            module._time_ms("--since", text)
+    assert module._time_ms("--until", "1970-01-01T00:00:01.500+00:00") == 1500
 
 
 def test_severity_filter_selects_that_severity_and_above() -> None:

@@ -64,7 +64,7 @@ def _explained(line: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 def _fields(stderr: str) -> dict[str, tuple[str, str]]:
     """Return each field of an event with its value and its source, as shown in the table."""
-    _, _, table = stderr.partition("What the event says")
+    _, _, table = stderr.partition("Fields of the event")
     rows = [row.split("│")[1:4] for row in table.splitlines() if row.count("│") == 4]
     return {field.strip(): (value.strip(), source.strip()) for field, value, source in rows}
 
@@ -80,7 +80,7 @@ def test_line_is_shown_as_its_event_with_the_source_of_each_value() -> None:
     shown = _fields(done.stderr)
     heads = [row.split("┃")[1:-1] for row in done.stderr.splitlines() if row.startswith("┃")]
     assert [[head.strip() for head in each] for each in heads] == [
-        ["field", "value"], ["field", "value", "where it is from"],
+        ["field", "value"], ["field", "value", "source"],
     ]  # fmt: skip
     assert shown["dst_endpoint.ip"] == ("203.0.113.7", "the address in the packet")
     assert shown["actor.user.uid"] == ("1000", "the user's id, as this host numbers users")
@@ -98,7 +98,7 @@ def test_event_is_explained_field_by_field_and_not_converted() -> None:
     assert shown["finding_info.uid"] == (
         event["finding_info"]["uid"], "the same from Create to Close",
     )  # fmt: skip
-    assert "What the line says" not in done.stderr
+    assert "Fields of the record" not in done.stderr
 
 
 def test_source_of_a_foreign_field_is_unknown() -> None:

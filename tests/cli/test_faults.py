@@ -26,7 +26,7 @@ def test_contradictory_or_incomplete_command_is_bad_usage() -> None:
         (("run",), "name what to watch: --config FILE, or --sandbox NAME"),
         (
             ("status", "--json", "--metrics"),
-            "--json and --metrics are two forms of the same: give one",
+            "--json and --metrics can't be combined: give one of them",
         ),
         (
             ("check", "--netns", "a", "--pid", "1"),
@@ -98,13 +98,13 @@ def test_install_reports_if_other_rules_can_not_be_read(
         spec=replace(INSTALLED.spec, tap=tap),
         namespace=Namespace(Path("/run/netns/no-such")),
     )
-    fence._name_what_blocks(missing)
+    fence._show_blocking_rules(missing)
     shown = capsys.readouterr().err
     assert shown.startswith(
-        "in the VM's way: the rules here can't be read, so it is unknown which traffic they drop "
+        "blocks the VM: the rules here can't be read, so it is unknown which traffic they drop "
         "(there is no network namespace at /run/netns/no-such"
     )
-    fence._name_what_blocks(INSTALLED)
+    fence._show_blocking_rules(INSTALLED)
     assert capsys.readouterr().err == ""
 
 
@@ -112,4 +112,4 @@ def test_run_with_listen_needs_the_extra_http(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "ocsf_nft.http_server", None)
     run: Any = import_module("ocsf_nft.cli.run")
     with pytest.raises(UnsupportedError, match=r"listen needs the extra ocsf-nft\[http\]: install"):
-        run._answering(None, None)
+        run._serving(None, None)

@@ -131,7 +131,7 @@ def test_log_entry_of_a_library_is_one_short_line() -> None:
         (line,) = lines(reader)
     text = line.decode().removesuffix("\n")
     assert text.isprintable()
-    assert " level='warning' event='a library complains' library='lib.server' number=1 " in text
+    assert " level='warning' event='warning from a library' library='lib.server' number=1 " in text
     assert r"from \x1b[2J : ValueError: \x1b[31mred '\u202exxx" in text
     assert len(text) < 500
 
@@ -181,7 +181,7 @@ def test_library_entry_that_can_not_be_formatted_is_replaced() -> None:
     with standard_error() as reader:
         logging.getLogger("lib").error("%d", "no number")
         (line,) = lines(reader)
-    assert line.endswith(b" reason='TypeError while it was told'\n")
+    assert line.endswith(b" reason='TypeError while the message was formatted'\n")
 
 
 def test_log_entry_of_a_library_is_cut_to_300_characters() -> None:

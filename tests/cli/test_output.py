@@ -138,7 +138,7 @@ def _is_full(pipe: int) -> bool:
 
 
 def test_messages_can_not_control_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    output.say("not fenced: \x1b]0;x\x07, \u202epz\n\tcounter \x9b2J")
+    output.show("not fenced: \x1b]0;x\x07, \u202epz\n\tcounter \x9b2J")
     assert capsys.readouterr().err == r"not fenced: \x1b]0;x\x07, \u202epz" + "\n\t" + (
         r"counter \x9b2J" + "\n"
     )

@@ -190,7 +190,10 @@ def test_a_source_goes_with_the_transport_that_it_reads(source: str, transport: 
         (_of_profile("tap", **{**_VM, "subnet": ["172.16.0.1"]}), "no room for a gateway"),
         (_of_profile("tap", **{**_VM, "gateway_port": 0}), "sandbox.0.gateway_port"),
         (_of_profile("tap", **_VM, mac="x"), "is no link address"),
-        (_read_by("nflog", "kmsg"), "source nflog, where a fence with transport kmsg logs nothing"),
+        (
+            _read_by("nflog", "kmsg"),
+            "source nflog, which has no records of a fence with transport kmsg",
+        ),
         (_read_by("nflog", "none"), "give transport nflog, or leave it out"),
         (_read_by("kmsg", "nflog"), "give transport kmsg, or leave it out"),
         (_read_by("journal", "nflog"), "give transport kmsg, or leave it out"),

@@ -72,11 +72,11 @@ def test_a_run_listens_at_an_address_and_port(text: str, address: str, port: int
         ({"listen": "127.0.0.1:٣"}, "no address to listen at"),
         (
             {"sink": [{"type": "pigeon"}]},
-            "there is no sink of such a type: give one of file, stdout",
+            "there is no sink of this type: give one of file, stdout",
         ),
         ({"sink": [{"path": "-"}, {"type": "stdout"}]}, "give each a name"),
-        ({"handshake": True, "output": "/x"}, "a handshake is for a pipe or a socket"),
-        ({"handshake": True, "sink": [{"path": "/x"}]}, "in place of a single [[sink]]"),
+        ({"handshake": True, "output": "/x"}, "a handshake needs a pipe or a socket"),
+        ({"handshake": True, "sink": [{"path": "/x"}]}, "replace a single [[sink]]"),
     ],
 )
 def test_a_fault_is_one_sentence(found: dict[str, Any], sentence: str) -> None:

@@ -174,7 +174,7 @@ def test_curl_reports_its_own_duration_in_milliseconds_and_its_reason() -> None:
         assert outcome == Outcome(got_through=code == 0, saw=saw, milliseconds=250)
 
 
-def test_stand_in_answers_requests_to_a_proxy_without_connecting() -> None:
+def test_stub_proxy_answers_requests_to_a_proxy_without_connecting() -> None:
     assert b" 200 OK\r\n" in proxy._answer(b"GET http://example.com/ HTTP/1.1\r\n\r\n")
     assert b" 501 " in proxy._answer(b"CONNECT example.com:443 HTTP/1.1\r\n\r\n")
     assert b" 501 " in proxy._answer(b"GET / HTTP/1.1\r\n\r\n")
@@ -204,7 +204,7 @@ def test_screen_of_a_terminal_grows_and_shows_the_newest_rows_that_fit(
             assert "a try" in drawn
             assert drawn.count("try ") == fitting - 1, lines
             assert drawn.count(f"try {8 - fitting}.") == (fitting > 1)
-        final = capsys.readouterr().err.rpartition("A program tries")[2]
+        final = capsys.readouterr().err.rpartition("Attempt and result")[2]
         assert final.count("try ") == 6
 
 
@@ -213,7 +213,9 @@ def test_screen_shows_failed_attempts(capsys: pytest.CaptureFixture[str]) -> Non
         shown.conclude([])
         shown.add(Row(attempt=_attempt(_TRACE), outcome=_REFUSED, event=None))
     printed = capsys.readouterr().err
-    assert "0 of 0 attempts refused and reported. The sandbox and its fence are gone." in printed
+    assert (
+        "0 of 0 attempts refused and reported. The sandbox and its fence were removed." in printed
+    )
     assert "This attempt was not reported" in printed
     assert any(line.startswith("!  a try") for line in printed.splitlines())
     shown.conclude([{"activity_name": "Refuse", "severity": "Medium"}])
@@ -256,7 +258,7 @@ def test_screen_marks_attempts_that_do_not_time_themselves(
     printed = capsys.readouterr().err
     assert "≤ 13 ms refused" in printed
     assert " 0.25 ms refused" in printed
-    assert "≤ counted from the start of the program; the others time themselves" in printed
+    assert "≤ counted from the start of the program; others measure their own time" in printed
 
 
 def test_screen_concludes_with_the_first_event_and_counts_events_of_the_kernel(
@@ -266,8 +268,8 @@ def test_screen_concludes_with_the_first_event_and_counts_events_of_the_kernel(
     first = _EVENT | {"message": "a line that is wider than the screen " * 4}
     cases: tuple[tuple[list[dict[str, Any]], str], ...] = (
         ([_EVENT, {**quiet, "activity_name": "Open"}], ""),
-        ([_EVENT, quiet], "1 more event tells what the sandbox's kernel itself sent "),
-        ([quiet, quiet], "2 more events tell what the sandbox's kernel itself sent "),
+        ([_EVENT, quiet], "1 more event reports packets of the sandbox's kernel "),
+        ([quiet, quiet], "2 more events report packets of the sandbox's kernel "),
     )
     for events, note in cases:
         shown = Screen()
@@ -277,16 +279,16 @@ def test_screen_concludes_with_the_first_event_and_counts_events_of_the_kernel(
         shown.rows.append(Row(attempt=_attempt(None), outcome=slow, event=None))
         shown.conclude(events)
         printed = capsys.readouterr().err
-        _, title, text = printed.partition("The event of the first, in full")
+        _, title, text = printed.partition("The complete event of the first attempt")
         assert title
         assert json.loads(text[text.index("{\n") : text.index("\n}") + 2]) == first
         words = " ".join(text.split())
         counted = "2 of 3 attempts refused and reported, none waited longer than 0.2 ms. "
         assert f"{counted}{note}" in words
         assert ("more event" in words) == bool(note)
-        assert "Next: ocsf-nft check says what this host can do" in words
+        assert "Next: ocsf-nft check shows what this host can do" in words
     shown.give_up()
-    assert capsys.readouterr().err == "Ended early. The sandbox and its fence are gone.\n"
+    assert capsys.readouterr().err == "Ended early. The sandbox and its fence were removed.\n"
 
 
 def test_ping_without_error_output_is_judged_by_its_exit_code() -> None:
@@ -305,6 +307,6 @@ def test_demo_raises_the_error_of_its_work() -> None:
         raise UnsupportedError("not here")
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with demo._signals_held(), pytest.raises(UnsupportedError, match="not here"):
+    with demo._blocked_signals(), pytest.raises(UnsupportedError, match="not here"):
         asyncio.run(demo._until_signal(work()))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

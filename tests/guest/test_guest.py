@@ -254,7 +254,7 @@ def test_guest_init_reports_a_fence_without_a_log_on_a_kernel_without_nft_log(
         "(CONFIG_NFT_LOG) with nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG), or the module nft_log "
         "(CONFIG_NFT_LOG) with nf_log_syslog (CONFIG_NF_LOG_SYSLOG)"
     )
-    assert any(line.startswith("ocsf-nft: the fence stands, but") for line in outcome.lines)
+    assert any(line.startswith("ocsf-nft: the fence is active, but") for line in outcome.lines)
     assert f"ready: watching {_SANDBOX}" in outcome.lines
     assert stripped.machine.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
     assert stripped.machine.ask("talk", GATEWAY4, PROXY_PORT) == SANDBOX4

@@ -44,7 +44,7 @@ class Swarm:
         """Start as many attempts as there are numbers.
 
         They run with a lower priority than the observer: a run also has a higher priority than most
-        processes (``privileges.go_first``).
+        processes (``privileges.raise_priority``).
         """
         arguments = map(str, (numbers.start, numbers.stop, flags, mask, at_once, *self.programs))
         return namespace.call(

@@ -278,7 +278,7 @@ def test_second_signal_ends_a_run_whose_output_has_no_reader(
         assert process.wait(20) == 3
         if process.stderr is not None:
             *_, last = process.stderr.read().splitlines()
-            assert last == b"ocsf-nft: stopped at once: what was waiting is not delivered"
+            assert last == b"ocsf-nft: stopped at once: pending events are not delivered"
     finally:
         process.kill()
         process.wait()

@@ -18,7 +18,7 @@ import pytest
 
 from ocsf_nft.demo import attempts
 from ocsf_nft.demo.attempts import all_attempts
-from ocsf_nft.demo.proxy import stand_in
+from ocsf_nft.demo.proxy import stub_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -176,7 +176,7 @@ def tools(request: pytest.FixtureRequest) -> str:
 
 async def test_attempts_without_a_fence_report_that_they_get_through(lab: Lab, tools: str) -> None:
     """Without a fence, attempts that only send succeed, and the proxy answers."""
-    async with stand_in(lab.gateway_namespace):
+    async with stub_proxy(lab.gateway_namespace):
         for attempt in all_attempts(lab.sandbox_device, tools):
             waits_for_an_answer = "://" in attempt.title or "ping" in attempt.title
             if attempt.trace is None or not waits_for_an_answer:

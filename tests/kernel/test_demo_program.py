@@ -173,12 +173,12 @@ def test_demo_fails_with_its_first_failed_attempt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "_REPORT_SECONDS", 0.01)
-    for count, others in ((1, ""), (3, ", and 2 more went wrong")):
+    for count, others in ((1, ""), (3, ", and 2 more failed")):
         monkeypatch.setattr(demo, "all_attempts", lambda _device, count=count: _failing(count))
         with pytest.raises(demo.DemoError) as caught:
             demo.demonstrate()
         assert str(caught.value) == (
-            f"try 0 was not refused{others}: `ocsf-nft check` says what this host lacks"
+            f"try 0 was not refused{others}: `ocsf-nft check` shows what this host lacks"
         )
         assert caught.value.exit_code == 1
         assert f"0 of {count} attempts refused and reported" in capsys.readouterr().err

@@ -220,7 +220,7 @@ def test_flood_of_foreign_records_is_reported_or_counted_as_dropped(
         code, messages = running.stop(signal.SIGTERM)
     assert code == 0, messages
     found = _events_to_target(_events(tmp_path))
-    (dropped,) = re.findall(r"(\d+) lost in", messages.splitlines()[-1])
+    (dropped,) = re.findall(r"(\d+) dropped in", messages.splitlines()[-1])
     # Records of other programs on this machine may be among the dropped ones.
     assert 0 < len(found) <= 20_000 <= len(found) + int(dropped) < 20_000 + 500
     assert len({event["metadata"]["uid"] for event in found}) == len(found)

@@ -270,7 +270,10 @@ def test_run_gives_up_a_fence_changed_too_often_and_reports_it_at_the_end(
     assert (last["severity"], last["status"], last["state"]) == ("Critical", "Failure", "Altered")
     assert last["status_detail"].startswith(f"given up: put back {MAX_RESTORES} times in 60 s")
     assert code == 1, messages
-    assert messages.splitlines()[-1] == "ocsf-nft: given up, and does not stand: the fence of lab"
+    assert (
+        messages.splitlines()[-1]
+        == "ocsf-nft: restoring was given up, and the fence is not active: lab"
+    )
     assert not _is_active(state)
 
 

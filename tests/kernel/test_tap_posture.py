@@ -48,7 +48,7 @@ def _install(site: tap.Site, state: StateDirectory) -> command.Outcome:
 
 
 def _in_the_way(done: command.Outcome) -> list[str]:
-    return [line for line in done.stderr.splitlines() if line.startswith("in the VM's way: ")]
+    return [line for line in done.stderr.splitlines() if line.startswith("blocks the VM: ")]
 
 
 def _commands(done: command.Outcome) -> list[str]:
@@ -85,7 +85,8 @@ def test_rules_that_drop_a_vms_packets_are_reported_with_a_remedy(
     ] == [True, True]
     assert len(commands) == 4
     assert (
-        done.stderr.splitlines()[-1] == f"sandbox {_NAME} is fenced; what it refuses goes to nflog"
+        done.stderr.splitlines()[-1]
+        == f"sandbox {_NAME} is fenced; refused packets are logged to nflog"
     )
     assert installer.verify(_NAME, state).verdict == "as installed"
     assert not _gets_out(machine, site)

@@ -1,4 +1,4 @@
-"""Hosts and ports, as a file names them for a sink that does not speak HTTP."""
+"""Hosts and ports in the configuration of sinks that do not use HTTP."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _PORT_END: Final = 1 << 16
 
 
 def host_and_port(text: str) -> str:
-    """A ``host:port``; raises UsageError."""
+    """Return ``text`` if it is a ``host:port``; raises UsageError."""
     if _port(text) is None:
         raise UsageError(f"must have a port, as {text}:9092 has")
     return text
 
 
 def host(text: str) -> str:
-    """A ``host``, or ``host:port``; raises UsageError."""
+    """Return ``text`` if it is a ``host`` or ``host:port``; raises UsageError."""
     _port(text)
     return text
 

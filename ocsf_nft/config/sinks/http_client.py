@@ -1,4 +1,4 @@
-"""What a file says of every sink that speaks HTTP."""
+"""Base of the configuration of sinks that use HTTP."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _UNFIT: Final = re.compile(r"[^\x21-\x7e]|[\"<>\\^`{|}]")
-_PUT_BEHIND: Final = ("/services/collector/event", "/services/collector", "/_bulk", "/v1/logs")
+_APPENDED: Final = ("/services/collector/event", "/services/collector", "/_bulk", "/v1/logs")
 #: A token (RFC 9110, 5.6.2).
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-#: What is made of the request itself, or is not ours to say.
+#: Headers that are derived from the request, or that only the HTTP client may set.
 _OWN_HEADERS: Final = frozenset(
     {
         "accept-encoding",
@@ -44,9 +44,9 @@ _OWN_HEADERS: Final = frozenset(
 
 
 def _url(text: str) -> str:
-    """A URL of http or https; raises UsageError."""
+    """Return ``text`` if it is a URL of http or https; raises UsageError."""
     if _UNFIT.search(text):
-        raise UsageError("must be a URL in printable ASCII: write what else is in it as %XX")
+        raise UsageError("must be a URL in printable ASCII: write other characters as %XX")
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -57,25 +57,25 @@ def _url(text: str) -> str:
     if not parts.hostname or port == 0:
         raise UsageError("must be a URL with a host, and a port of 1 to 65535 if any")
     if parts.username is not None or parts.password is not None:
-        raise UsageError("must not hold a user or password: give them as keys of their own")
+        raise UsageError("must not hold a user or password: give them as separate keys")
     if "#" in text:
         raise UsageError("must not hold a fragment (#), which is never sent")
     return text
 
 
 def _base_url(text: str) -> str:
-    """A URL that paths are put behind; raises UsageError."""
+    """Return a URL to which the sink appends a path; raises UsageError."""
     if "?" in _url(text):
-        raise UsageError("must not hold a query (?), since a path is put behind it")
+        raise UsageError("must not hold a query (?), since a path is appended to it")
     text = text.rstrip("/")
-    for path in _PUT_BEHIND:
+    for path in _APPENDED:
         if text.endswith(path):
-            raise UsageError(f"must end before {path}, which is put behind it")
+            raise UsageError(f"must end before {path}, which is appended to it")
     return text
 
 
 def _proxy_url(text: str) -> str:
-    """The URL of a proxy: a host and port, nothing more; raises UsageError."""
+    """Return ``text`` if it is a proxy's URL with only a host and a port; raises UsageError."""
     parts = urlsplit(_url(text))
     if parts.scheme != "http" or parts.path not in {"", "/"} or "?" in text:
         raise UsageError("must be a proxy's URL of http, such as http://proxy.example:3128")
@@ -86,7 +86,7 @@ def _header_name(text: str) -> str:
     if not _HEADER_NAME.fullmatch(text):
         raise UsageError(f"must be a header's name, which {text!r} is not")
     if text.lower() in _OWN_HEADERS:
-        raise UsageError(f"must not be {text}, which is made of what is sent")
+        raise UsageError(f"must not be {text}, which is set for each request")
     return text
 
 
@@ -98,11 +98,11 @@ User = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f:]*$")]
 
 
 class WebSink(SinkTable):
-    """A sink that speaks HTTP to the ``url``.
+    """Sink that sends HTTP requests to the ``url``.
 
-    ``headers`` go with every request; the value of one may be a secret. ``tls`` is for a URL of
-    https, whose receiver is always checked: by the system's authorities where nothing else is
-    said. Only the ``proxy`` that is named here is used, not that of the environment. ``compress``
+    Every request has the ``headers``; the value of a header may be a secret. ``tls`` is for a URL
+    of https. The receiver's certificate is always verified, by default with the system's
+    authorities. Only the ``proxy`` given here is used, not the one of the environment. ``compress``
     sends gzip.
     """
 
@@ -127,16 +127,16 @@ class WebSink(SinkTable):
     @property
     @abstractmethod
     def credentials(self) -> Credentials | None:
-        """What it shows to the receiver, if anything."""
+        """Return the credentials for the receiver; None if there are none."""
 
     @property
     def target(self) -> str:
-        """The URL, without its query."""
+        """Return the URL, without its query."""
         return self.receiver.name
 
     @property
     def receiver(self) -> Receiver:
-        """Whom to talk to, for a sink."""
+        """Return the settings of the receiver for a sink."""
         return Receiver(
             url=self.url,
             headers={
@@ -151,7 +151,7 @@ class WebSink(SinkTable):
 
 
 class SecuredSink(WebSink):
-    """One that takes a ``bearer`` token, or a ``user`` with a ``password``, or neither."""
+    """HTTP sink with a ``bearer`` token, or a ``user`` with a ``password``, or neither."""
 
     bearer: SecretTable | None = None
     user: User | None = None
@@ -167,7 +167,7 @@ class SecuredSink(WebSink):
 
     @property
     def credentials(self) -> Credentials | None:
-        """The token, or the user and password."""
+        """Return the token, or the user and password; None if there are none."""
         if self.bearer is not None:
             return Credentials("Bearer", self.bearer.secret())
         if self.user is not None and self.password is not None:
@@ -177,7 +177,7 @@ class SecuredSink(WebSink):
 
 @contextlib.contextmanager
 def needing_http(kind: str) -> Iterator[None]:
-    """Import what speaks HTTP; raises UnsupportedError where it is not installed."""
+    """Raise UnsupportedError if an import inside the context fails: the extra is not installed."""
     try:
         yield
     except ImportError as error:

@@ -24,7 +24,7 @@ def test_secret_table_takes_one_source() -> None:
     ):
         assert SecretTable.model_validate(source).secret() == secret
     for sources in ({}, {"env": "A", "credential": "a"}, {"file": "/a", "env": "A"}):
-        with pytest.raises(ValidationError, match="a secret is kept in one place: give file, env"):
+        with pytest.raises(ValidationError, match="a secret has one source: give file, env"):
             SecretTable.model_validate(sources)
 
 

@@ -98,7 +98,7 @@ def test_url_that_gets_a_path_has_no_query(kind: str) -> None:
     ],
 )
 def test_url_must_not_contain_the_path_that_is_appended(kind: str, path: str) -> None:
-    with pytest.raises(ValidationError, match=f"must end before {path}, which is put behind it"):
+    with pytest.raises(ValidationError, match=f"must end before {path}, which is appended to it"):
         _sink(kind, url=f"https://siem.example{path}/")
 
 

@@ -61,7 +61,7 @@ def test_sink_uses_its_transport() -> None:
     ("facts", "sentence"),
     [
         ({"transport": "relp"}, "transport"),
-        ({"transport": "tcp", "tls": {}}, 'has tls, and goes by tcp: give transport = "tls"'),
+        ({"transport": "tcp", "tls": {}}, 'has tls, and transport tcp: give transport = "tls"'),
         ({"transport": "udp", "max_bytes": 65_508}, "a datagram has at most 65507"),
         ({"max_bytes": 479}, "max_bytes"),
         ({"timeout_seconds": 0.99}, "timeout_seconds"),
