@@ -128,8 +128,3 @@ class FanOut:
     sample: tuple[Flow, ...]
     start_ns: int
     end_ns: int
-
-
-#: Former names, which ``tests/golden`` imports.
-Streak = Incident
-Ended = IncidentEnd

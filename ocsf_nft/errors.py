@@ -1,7 +1,7 @@
 """Errors of the package.
 
-Every error has one sentence for people (the cause and, if there is one, the remedy), and the exit
-code that the command line documents for it.
+Every error has one sentence for people: the cause and, if there is one, the remedy. It also has the
+exit code that the command line documents.
 """
 
 from __future__ import annotations

@@ -82,9 +82,9 @@ class Table(NamedTuple):
 class Nftables:
     """Socket to nf_tables in the network namespace of the thread that creates it.
 
-    For one thread at a time. The rest of an answer may still arrive after a list that was not read
-    to its end, and after an exception other than an error answer of the kernel. Then close the
-    socket and create another one. All methods raise OSError; TimeoutError if an answer takes 5 s,
+    For one thread at a time. After a list that was not read to its end, the rest of the answer may
+    still arrive. The same is true after an exception other than an error answer of the kernel. Then
+    close the socket and create another one. All methods raise OSError; TimeoutError if an answer takes 5 s,
     or if ``deadline`` (``time.monotonic()``) has passed, so that an endless list ends.
     """
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.operational_events import FenceState, fence_state, gap
+from ocsf_nft.ocsf.operational_events import FenceState, fence_state, records_dropped
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.record import Gap
 from tests.conformance.attributed import SEVERAL_IN_ONE_WINDOW
 from tests.conformance.corpus import ATTEMPTS, CONTEXT, NOW_NS, RECORDS, TIME_NS
-from tests.conformance.streaks import FAN_OUTS
+from tests.conformance.incidents import FAN_OUTS
 from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, records
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def whole_events() -> list[dict[str, Any]]:
     attempts = (Attempt.of(RECORDS["tcp4"]), *ATTEMPTS.values(), several)
     mapped = [_read(mapper.network_activity(each, processed_ns=NOW_NS)) for each in attempts]
     mapped[0]["actor"]["process"] = PROCESS
-    dropped = Gap(transport="kmsg", reason="overrun", lost=3, since_ns=TIME_NS, until_ns=TIME_NS)
+    dropped = Gap(transport="kmsg", reason="overrun", dropped=3, since_ns=TIME_NS, until_ns=TIME_NS)
     return [
         *mapped,
         *(_read(fan_out(CONTEXT, each, processed_ns=NOW_NS)) for each in FAN_OUTS.values()),
@@ -79,7 +79,7 @@ def whole_events() -> list[dict[str, Any]]:
                 reason="the table is not as it was installed",
             )
         ),
-        _read(gap(CONTEXT, dropped, processed_ns=NOW_NS)),
+        _read(records_dropped(CONTEXT, dropped, processed_ns=NOW_NS)),
     ]
 
 

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from ocsf_nft import proc
 from tests.attribution.living import WAITING, copied, descriptors, now, python, running, send, until
-from tests.attribution.told import EXITED, NAMES, PYTHON, TICK_NS, called, directory, state, ticks
+from tests.attribution.procfs_helpers import (
+    EXITED,
+    NAMES,
+    PYTHON,
+    TICK_NS,
+    called,
+    directory,
+    state,
+    ticks,
+)
 
 # Text that the kernel writes.
 

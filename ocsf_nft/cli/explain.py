@@ -27,8 +27,8 @@ def explain(
 ) -> None:
     """Show a line field by field, and the source of each value.
 
-    For a line of a kernel log, shows the fields of the record and of the event that it is converted
-    to, and prints the event on standard output. For an event, shows its fields.
+    For a line of a kernel log, shows the fields of the record and those of its event. Also prints
+    the event on standard output. For an event, shows its fields.
 
     Exit 1: the line is neither a record nor an event; a message gives the reason. Needs no
     privilege.

@@ -125,9 +125,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     Each event is in the store before any sink gets it, and stays until all sinks have acknowledged
     it: see `ocsf-nft events`. While the disk is full, the run waits and reads no records.
 
-    The process behind an attempt is the one that the kernel sees sending (BPF), or else the one
-    that has the socket afterwards, or unknown. Each event has the method. `check` shows which
-    methods this host allows.
+    The process behind an attempt is the one that the kernel sees sending (BPF). If that is unknown,
+    it is the process that has the socket afterwards, or none. Each event has the method. `check`
+    shows the methods that this host allows.
 
     Ctrl-C or SIGTERM: the run stores and delivers the records that the kernel has logged by then,
     and exits with 0. Events that a sink does not accept within some seconds are delivered by the

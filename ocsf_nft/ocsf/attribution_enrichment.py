@@ -1,4 +1,4 @@
-"""How it is known who did it, as OCSF's enrichment of an event, and in words."""
+"""Method and confidence of an attribution, as an OCSF enrichment and as text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ocsf_nft.ocsf.safe_text import visible
 if TYPE_CHECKING:
     from ocsf_nft.process import Attribution, Seen
 
-#: The attribute that it is about, also where the event has none: that nobody knows the process
-#: is said of the process.
+#: The attribute that the enrichment is about, also if the event lacks it: then the enrichment
+#: states that the process is unknown.
 NAME: Final = "actor.process"
 TYPE: Final = "attribution"
 _PROVIDER: Final = "ocsf-nft"
@@ -22,17 +22,17 @@ _UNKNOWN: Final = "unknown"
 
 
 def enrichments_of(attribution: Attribution | None) -> tuple[Enrichment, ...] | None:
-    """What an event has of it; None where nobody has looked."""
+    """Return the enrichments for an event; None if the packet was not attributed."""
     if attribution is None:
         return None
-    if attribution.names_nobody:
-        return _of_nobody(attribution)
+    if attribution.names_no_process:
+        return _without_process(attribution)
     return (_enrichment(attribution),)
 
 
 @lru_cache(maxsize=CACHED)
-def _of_nobody(attribution: Attribution) -> tuple[Enrichment, ...]:
-    return (_enrichment(attribution).keep_json(),)
+def _without_process(attribution: Attribution) -> tuple[Enrichment, ...]:
+    return (_enrichment(attribution).cache_json(),)
 
 
 def _enrichment(attribution: Attribution) -> Enrichment:
@@ -42,7 +42,7 @@ def _enrichment(attribution: Attribution) -> Enrichment:
         data["confidence"] = attribution.confidence.capitalize()
     data["reason"] = visible(attribution.reason)
     if attribution.seen or attribution.unnamed:
-        data["processes"] = [_told(each) for each in attribution.seen]
+        data["processes"] = [_process_json(each) for each in attribution.seen]
         data["unnamed"] = attribution.unnamed
     return Enrichment(
         name=NAME,
@@ -53,7 +53,7 @@ def _enrichment(attribution: Attribution) -> Enrichment:
     )
 
 
-def _told(seen: Seen) -> dict[str, Any]:
+def _process_json(seen: Seen) -> dict[str, Any]:
     process = seen.process
     facts = {
         "pid": process.pid,
@@ -65,14 +65,17 @@ def _told(seen: Seen) -> dict[str, Any]:
     return {name: fact for name, fact in facts.items() if fact is not None}
 
 
-def others_than_the_one(attribution: Attribution) -> int:
-    """How many processes it was beside the one that the event names."""
+def count_others(attribution: Attribution) -> int:
+    """Return the number of possible processes, without the one that the event names."""
     one = attribution.process
     named = sum(one is None or each.process.pid != one.pid for each in attribution.seen)
     return named + attribution.unnamed
 
 
-def in_words(number: int, *, was_each: bool) -> str:
-    """So many processes; unless each of them was seen to try, one or more of them."""
+def count_text(number: int, *, was_each: bool) -> str:
+    """Return a number of processes as text.
+
+    Unless each process was seen to try (``was_each``), the text is "one or more of" them.
+    """
     processes = f"{number} processes"
     return processes if was_each else f"one or more of {processes}"

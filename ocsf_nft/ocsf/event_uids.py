@@ -1,6 +1,6 @@
-"""Identifiers that come out the same whenever the same thing is told again.
+"""Identifiers of events, incidents and flows that are the same in every run.
 
-They are UUIDs of version 5 (RFC 9562): a hash of what is identified, under a namespace of ours.
+They are UUIDs of version 5 (RFC 9562): hashes of the identifying values in our own namespace.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     from ocsf_nft.attempt import AggregationReason
     from ocsf_nft.record import Record
 
-#: Never to be changed: event uids of all versions derive from it.
+#: Must never change: the event uids of all versions derive from it.
 _NAMESPACE: Final = UUID("6f1d2c5e-8a44-5f0b-9a35-0c5f7e0d4b61").bytes
-#: Of a digit in the place of the variant, the last two bits stay (RFC 9562, 4.1).
+#: Hexadecimal digit with the variant of RFC 9562, section 4.1: the last two bits are unchanged.
 _VARIANTS: Final = {f"{digit:x}": f"{digit & 0b11 | 0b1000:x}" for digit in range(16)}
 
-#: The class whose events are each of one record.
+#: ``class_uid`` of Network Activity, whose events have one record each.
 NETWORK_ACTIVITY: Final = 4001
 
 
 def stable_uid(*parts: str | int | None) -> str:
-    """The UUID of ``parts``; other parts, in number or in kind, give another one.
+    """Return the UUID of ``parts``; another number or other types of parts give another UUID.
 
-    Any text will do, lone surrogates included.
+    Any text is valid, also with lone surrogates.
     """
     return _uuid5(_json(parts))
 
 
 def _json(parts: tuple[str | int | None, ...]) -> bytes:
-    """As :mod:`json` writes it without spaces: all but printable ASCII as an escape."""
+    """Return the JSON of :mod:`json` without spaces: only printable ASCII is not escaped."""
     try:
-        told = orjson.dumps(parts)
+        encoded = orjson.dumps(parts)
     except TypeError:  # a lone surrogate, or a number past 64 bits
         return _escaped(parts)
-    return told if told.isascii() and b"\x7f" not in told else _escaped(parts)
+    return encoded if encoded.isascii() and b"\x7f" not in encoded else _escaped(parts)
 
 
 def _escaped(parts: tuple[str | int | None, ...]) -> bytes:
@@ -47,19 +47,19 @@ def _escaped(parts: tuple[str | int | None, ...]) -> bytes:
 
 
 def event_uid(class_uid: int, identity: str) -> str:
-    """The uid of the event of one class that one record becomes."""
+    """Return the uid of a record's event of a class."""
     return _uuid5(f"{class_uid}:{identity}".encode("utf-8", "surrogatepass"))
 
 
-def streak_uid(identity: str) -> str:
-    """What the attempts of one streak share with what is found of them."""
+def incident_uid(identity: str) -> str:
+    """Return the uid that the attempts of an incident share with their finding."""
     return stable_uid("streak", identity)
 
 
-def attempt_uid(record: Record) -> str:
-    """What attempts of one flow share of which nobody knows whether one follows the other.
+def flow_uid(record: Record) -> str:
+    """Return the uid that attempts of one flow share if incidents are not tracked.
 
-    The flow is of sandbox, rule, user, protocol, destination and port.
+    A flow is identified by sandbox, rule, user, protocol, destination and port.
     """
     return stable_uid(
         "attempt",
@@ -73,9 +73,11 @@ def attempt_uid(record: Record) -> str:
     )
 
 
-def merged_uid(sandbox: str | None, rule: str, uid: int | None, why: AggregationReason) -> str:
-    """What all attempts that are several flows of one user share, where the reason is the same."""
-    return stable_uid("merged", sandbox, rule, uid, why)
+def aggregation_uid(
+    sandbox: str | None, rule: str, uid: int | None, reason: AggregationReason
+) -> str:
+    """Return the uid that all aggregated attempts of one user and one reason share."""
+    return stable_uid("merged", sandbox, rule, uid, reason)
 
 
 def _uuid5(name: bytes) -> str:

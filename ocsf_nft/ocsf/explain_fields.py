@@ -1,4 +1,4 @@
-"""What an event holds, field by field, and where each value is from."""
+"""Explanation of an event: its fields, their values and the source of each value."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
     from ocsf_nft.ocsf.model import Model
 
-#: Nesting that is taken apart; what is deeper is shown as one value.
+#: Maximum nesting depth; a deeper object is shown as one value.
 _DEPTH: Final = 16
-#: What has no description: the same in every event of the class.
+#: Source of a value without a description: the same in every event of the class.
 _CONSTANT: Final = "always so"
 _NOT_OURS: Final = "not known to ocsf-nft"
 
 
 class Field(NamedTuple):
-    """One value of an event: its path there, the value as text, and where it is from."""
+    """One value of an event: its path, the value as text, and its source."""
 
     path: str
     value: str
@@ -30,9 +30,10 @@ class Field(NamedTuple):
 
 
 def fields(event: Mapping[str, Any]) -> Iterator[Field]:
-    """The values of an event as JSON has it, in its order; never raises.
+    """Yield the fields of an event (decoded JSON), in its order; never raises.
 
-    An event may be anybody's: what ocsf-nft does not fill is said to be unknown to it.
+    The event may come from another program. A field that ocsf-nft never fills has the source
+    "not known to ocsf-nft".
     """
     uid = event.get("class_uid")
     model = CLASSES.get(uid) if isinstance(uid, int) else None
@@ -45,12 +46,12 @@ def _below(
     kinds = {} if model is None else children(model)
     for name, value in values.items():
         known = None if model is None else model.model_fields.get(name)
-        said = source
+        description = source
         if known is not None:
-            said = known.description or _CONSTANT
+            description = known.description or _CONSTANT
         elif model is not None:
-            said = _NOT_OURS
-        yield from _value(value, kinds.get(name), f"{path}{visible(str(name))}", said, depth)
+            description = _NOT_OURS
+        yield from _value(value, kinds.get(name), f"{path}{visible(str(name))}", description, depth)
 
 
 def _value(

@@ -1,7 +1,7 @@
-"""The field guide: every attribute of our events, and where its value is from.
+"""Field guide: a page with every attribute of our events and the source of its value.
 
-It is made of the models, so it says what they say. As a program it brings a page up to date that
-has the guide between two marks: ``python -m ocsf_nft.ocsf.field_guide docs/reference/events.md``.
+It is generated from the models. As a program, the module updates the guide between two markers of
+a page: ``python -m ocsf_nft.ocsf.field_guide docs/reference/events.md``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from {VERSIONS[0]} on. What is not known is left out, and is never null. A *time
 milliseconds since the epoch, UTC. An id stands beside its caption; the ids listed are those that
 we emit."""
 
-#: What :mod:`ocsf_nft.ocsf.versions` says in other words before a version, in its order.
+#: Conversions of :mod:`ocsf_nft.ocsf.versions` before a version, in the same order.
 REWORDED: Final = (
     ("1.3.0", 'Network Activity wants a `src_endpoint`: one that nobody knows is `"unknown"`.'),
     ("1.3.0", "A related event has `type` in place of `type_name`."),
@@ -53,7 +53,7 @@ REWORDED: Final = (
 
 
 def guide() -> str:
-    """The field guide, in markdown."""
+    """Return the field guide, in Markdown."""
     parts = ["## Field guide", _INTRODUCTION]
     for uid, event in CLASSES.items():
         parts += [f"### {_title(event)} ({uid})", _summary(event), _table(event)]
@@ -76,7 +76,7 @@ host."""
 
 
 def _title(model: type[Model]) -> str:
-    """What a class is called in the schema; of an object, its name in words."""
+    """Return the name of an event class in the schema, or the name of an object in words."""
     if issubclass(model, Event):
         return str(get_args(model.model_fields["class_name"].annotation)[0])
     return re.sub(r"(?<=[a-z])[A-Z]", lambda found: f" {found[0].lower()}", model.__name__)
@@ -91,7 +91,7 @@ def _code(text: str) -> str:
 
 
 def _objects() -> list[type[Model]]:
-    """The objects that events hold, by title."""
+    """Return the models of all objects in events, sorted by title."""
     found: set[type[Model]] = set()
     waiting: list[type[Model]] = list(CLASSES.values())
     while waiting:
@@ -102,7 +102,7 @@ def _objects() -> list[type[Model]]:
 
 
 def _uses(model: type[Model]) -> str:
-    """Which attributes hold such an object."""
+    """Return the sentence with the attributes that contain such an object."""
     uses: dict[str, list[str]] = {}
     for holder in (*CLASSES.values(), *_objects()):
         for name, kind in children(holder).items():
@@ -110,8 +110,8 @@ def _uses(model: type[Model]) -> str:
                 since = SINCE.get(holder, {}).get(name)
                 where = _title(holder) if since is None else f"{_title(holder)} (from {since})"
                 uses.setdefault(name, []).append(where)
-    told = "; ".join(f"`{name}` of {', '.join(holders)}" for name, holders in uses.items())
-    return f"It is {told}."
+    listed = "; ".join(f"`{name}` of {', '.join(holders)}" for name, holders in uses.items())
+    return f"It is {listed}."
 
 
 def _table(model: type[Model]) -> str:
@@ -123,7 +123,7 @@ def _rows(model: type[Model]) -> Iterator[str]:
     since = SINCE.get(model, {})
     for name, field in fields.items():
         if _id_of(name) in fields:
-            continue  # a caption stands in its id's row
+            continue  # a caption is in the row of its id
         captions = [f"`{other}`" for other in fields if _id_of(other) == name]
         cells = (
             ", ".join([f"`{name}`", *captions]),
@@ -136,7 +136,7 @@ def _rows(model: type[Model]) -> Iterator[str]:
 
 
 def _id_of(name: str) -> str:
-    """The attribute that ``name`` is the caption of, if it is one."""
+    """Return the attribute whose caption would be called ``name``."""
     return f"{name.removesuffix('_name')}_id"
 
 
@@ -161,13 +161,13 @@ def _in_words(annotation: Any) -> str:
 
 
 def _source(field: FieldInfo) -> str:
-    """Where an attribute's value is from, and which ids it can have."""
+    """Return the source of an attribute's value, and its possible ids."""
     if get_origin(field.annotation) is Literal:
         return f"`{get_args(field.annotation)[0]}`"
-    told = _code(field.description or "")
+    description = _code(field.description or "")
     if ids := ", ".join(map(_id, _ids(field.annotation))):
-        return f"{told}<br>{ids}"
-    return told
+        return f"{description}<br>{ids}"
+    return description
 
 
 def _ids(annotation: Any) -> Iterable[Captioned]:
@@ -179,23 +179,23 @@ def _ids(annotation: Any) -> Iterable[Captioned]:
 
 
 def _id(member: Captioned) -> str:
-    told = f"`{int(member)}` {member.caption}"
+    text = f"`{int(member)}` {member.caption}"
     if isinstance(member, ObservableType) and (since := OBSERVABLES_SINCE.get(member)):
-        return f"{told} (from {since})"
-    return told
+        return f"{text} (from {since})"
+    return text
 
 
 def _profiles() -> str:
     rows = ["| profile | in | attributes |", "|---|---|---|"]
-    for profile, model, names in sorted(_brought(), key=lambda one: one[0]):
+    for profile, model, names in sorted(_profile_attributes(), key=lambda one: one[0]):
         rows.append(f"| {profile} | {_title(model)} | {_named(names)} |")
     return "\n".join(rows)
 
 
-def _brought() -> Iterator[tuple[str, type[Model], list[str]]]:
-    """What each profile brings to each model, of the attributes that it has."""
+def _profile_attributes() -> Iterator[tuple[str, type[Model], list[str]]]:
+    """Yield each profile, each model and the model's attributes from that profile."""
     for model in (*CLASSES.values(), *_objects()):
-        for profile, names in model.brought_by.items():
+        for profile, names in model.profile_attributes.items():
             if ours := [name for name in names if name in model.model_fields]:
                 yield profile, model, ours
 
@@ -230,22 +230,22 @@ def _named(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def renewed(page: str) -> str:
-    """``page`` with the guide between its marks; raises UsageError where it has not both."""
+def with_current_guide(page: str) -> str:
+    """Return ``page`` with the current guide; raises UsageError if a marker is missing."""
     head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise UsageError(f"there is no place for the guide: give a page that has {BEGIN} and {END}")
+        raise UsageError(f"the page has no field guide: give a page that has {BEGIN} and {END}")
     return f"{head}{begin}\n\n{guide()}\n{end}{tail}"
 
 
 def main() -> None:
-    """Bring the guide in a page up to date."""
-    parser = argparse.ArgumentParser(description="Bring the field guide in a page up to date.")
-    parser.add_argument("page", type=Path, help="the page, which has the guide's two marks")
+    """Update the guide in a page."""
+    parser = argparse.ArgumentParser(description="Update the field guide in a page.")
+    parser.add_argument("page", type=Path, help="the page, which has the guide's two markers")
     page: Path = parser.parse_args().page
     try:
-        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(with_current_guide(page.read_text(encoding="utf-8")), encoding="utf-8")
     except (OSError, UsageError) as error:
         sys.exit(f"{page}: {error}")
 

@@ -1,4 +1,4 @@
-"""The rule that refused, as OCSF's ``firewall_rule``."""
+"""OCSF ``firewall_rule`` objects: the rule that logged a packet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DESCRIPTIONS: Final = {
 
 
 def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule | None:
-    """The rule of that name; of a foreign one we know no more."""
+    """Return the rule of that name; a foreign rule has only its name. None without a name."""
     if not rule:
         return None
     if not is_ours:
@@ -41,7 +41,7 @@ def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule
 
 @lru_cache(maxsize=256)
 def _foreign_rule(name: str) -> FirewallRule:
-    return FirewallRule(name=visible(name)).keep_json()
+    return FirewallRule(name=visible(name)).cache_json()
 
 
 @lru_cache(maxsize=256)
@@ -52,4 +52,4 @@ def _own_rule(name: str, uid: str | None, condition: str | None) -> FirewallRule
         type="nftables",
         desc=_DESCRIPTIONS.get(name),
         condition=condition,
-    ).keep_json()
+    ).cache_json()

@@ -1,7 +1,7 @@
-"""The sentences of an event: what happened, for a person, and what the program is to make of it.
+"""Sentences of a Network Activity event: the message for people, and the advice for the program.
 
-They say what the records and the counters say and no more. Names come from outside and are made
-visible first.
+The sentences contain only facts from the records and the counters. Names come from outside, so
+their invisible characters are escaped first.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from ocsf_nft.ocsf import attribution_enrichment, packet_outcome, protocols
 from ocsf_nft.ocsf.actors import name_of
 from ocsf_nft.ocsf.enums import Direction
 from ocsf_nft.ocsf.packet_outcome import Answer
-from ocsf_nft.ocsf.remediation import advice, in_general
+from ocsf_nft.ocsf.remediation import advice, general_advice
 from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.ocsf.services import service
 from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
     from ocsf_nft.attempt import Aggregation, Attempt
-    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.process import Attribution, Process
     from ocsf_nft.record import ForeignVerdict, Record
 
-_ANSWERED: Final = {
+_ANSWER_TEXTS: Final = {
     Answer.RESET: "refused with a reset",
     Answer.PROHIBITED: "refused with an ICMP error",
     Answer.NOTHING: "dropped without an answer",
     Answer.PERMITTED: "let pass, because the fence is permissive: it would have been refused",
     None: "refused",
 }
-_DONE: Final[dict[ForeignVerdict, str]] = {
+_VERDICT_TEXTS: Final[dict[ForeignVerdict, str]] = {
     "reject": "refused",
     "drop": "dropped",
     "accept": "let pass",
     "log": "logged, and no more is known",
 }
-#: Before what to do instead of what was let pass.
+#: Introduction of the advice if the packet was allowed.
 _THEN: Final = "Once the fence refuses:"
-_TELLS: Final = {
+_DETAILS: Final = {
     Answer.RESET: "The connection was refused by the sandbox's fence, not by the network.",
     Answer.PROHIBITED: "The packet was refused by the sandbox's fence, not lost in the network.",
     Answer.NOTHING: "The packet was dropped by the sandbox's fence, not lost in the network.",
@@ -49,7 +49,7 @@ _TELLS: Final = {
     ),
 }
 _REFUSED: Final = "refused by the sandbox's fence, not lost in the network."
-_TOLD_OF_MANY: Final = {
+_AGGREGATE_DETAILS: Final = {
     Answer.RESET: _REFUSED,
     Answer.PROHIBITED: _REFUSED,
     Answer.NOTHING: "dropped by the sandbox's fence, not lost in the network.",
@@ -65,7 +65,7 @@ _WHERE: Final = {
 }
 _ARP: Final = 0x0806
 _ETHERTYPES: Final = {_ARP: "an ARP frame"}
-_WHYS: Final = {
+_REASONS: Final = {
     "many": "{who} has more flows than are told one by one",
     "unplaced": "they found no place in the kernel's bounded sets of flows",
     "forgotten": (
@@ -73,48 +73,53 @@ _WHYS: Final = {
         "read the counts, so nobody knows who sent them"
     ),
 }
-#: Protocols that people call by another name than IANA's.
-_CALLED: Final = {4: "IP in IP", protocols.ICMPV6: "ICMPv6", 41: "IPv6 in IP"}
-#: More of a name than this does not help a sentence.
+#: Usual names of protocols, where they differ from IANA's names.
+_USUAL_NAMES: Final = {4: "IP in IP", protocols.ICMPV6: "ICMPv6", 41: "IPv6 in IP"}
+#: Maximum length of a process name in a sentence.
 _NAME_CHARACTERS: Final = 64
 
 
-def message(attempt: Attempt, way: Direction, answered: Answer | None) -> str:
-    """What happened, and how often, in one sentence."""
+def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> str:
+    """Return one sentence: who sent what, how often, and the fence's answer."""
     if attempt.aggregation is None:
         times = "" if attempt.packets == 1 else f", {attempt.packets} times"
-        deed = f"{_deed(attempt.record, way, attempt.attribution)}{times}"
+        sent = f"{_single_text(attempt.record, direction, attempt.attribution)}{times}"
     else:
-        deed = _deeds(attempt, way, attempt.aggregation)
+        sent = _aggregate_text(attempt, direction, attempt.aggregation)
     foreign = packet_outcome.foreign_verdict(attempt.record)
-    return f"{deed}; {_ANSWERED[answered] if foreign is None else _DONE[foreign]}"
+    return f"{sent}; {_ANSWER_TEXTS[answer] if foreign is None else _VERDICT_TEXTS[foreign]}"
 
 
-def who(sandbox: str, uid: int | None, by: Attribution | None = None, *, rule: str = "") -> str:
-    """Who sent something from inside a sandbox, by all that is known; ``rule`` refused it."""
+def sender_text(
+    sandbox: str, uid: int | None, by: Attribution | None = None, *, rule: str = ""
+) -> str:
+    """Return the known facts about a sender in a sandbox, as text.
+
+    ``rule`` is the rule that refused the packet. A rule of a VM makes the VM the sender.
+    """
     name = f"sandbox {visible(sandbox)}"
     if rule in VM_RULES:
         name = f"the VM of {name}"
     user = "" if uid is None else f"uid {uid}"
-    sender = user if by is None else _sender(by, user)
+    sender = user if by is None else _process_or_user(by, user)
     return f"{sender} in {name}" if sender else name
 
 
-def _sender(by: Attribution, user: str) -> str:
-    others = attribution_enrichment.others_than_the_one(by)
+def _process_or_user(by: Attribution, user: str) -> str:
+    others = attribution_enrichment.count_others(by)
     if by.process is not None:
-        called = _called(by.process)
+        name = _process_name(by.process)
         if others:
-            called = f"{called} and {others} more"
-        return f"{called} ({user})" if user else called
-    if others < 2:  # there is no more than one that it may have been
+            name = f"{name} and {others} more"
+        return f"{name} ({user})" if user else name
+    if others < 2:  # at most one process is possible, and it is not named
         return user
     was_each = all(each.calls is not None for each in by.seen)
-    several = attribution_enrichment.in_words(others, was_each=was_each)
+    several = attribution_enrichment.count_text(others, was_each=was_each)
     return f"{several} of {user}" if user else several
 
 
-def _called(process: Process) -> str:
+def _process_name(process: Process) -> str:
     name = name_of(process) or "process "
     if len(name) > _NAME_CHARACTERS:
         name = f"{name[: _NAME_CHARACTERS - 1]}…"
@@ -122,53 +127,58 @@ def _called(process: Process) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """So many of something that has a regular plural."""
+    """Return a number with its noun, whose plural is regular: "3 packets"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def elapsed(since_ns: int, until_ns: int) -> str:
-    """The time between two moments in ns; none when a clock was set back."""
+    """Return the time between two timestamps (ns) as text; zero if the clock was set back."""
     milliseconds = max(0, until_ns - since_ns) // 1_000_000
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
-def _deed(record: Record, way: Direction, by: Attribution | None) -> str:
-    """Who did what."""
+def _single_text(record: Record, direction: Direction, by: Attribution | None) -> str:
+    """Return who sent what, without the fence's answer."""
     packet = _packet(record)
     if record.sandbox is None or not packet_outcome.is_attempt(record):
         rule = f'rule "{visible(record.rule)}"' if record.rule else "a rule without a name"
         return f"{packet} from {_source(record)} matched {rule}"
-    if way is Direction.INBOUND:
-        return f"{_source(record)} sent {who(record.sandbox, None, rule=record.rule)} {packet}"
-    sender = who(record.sandbox, record.uid, by, rule=record.rule)
+    if direction is Direction.INBOUND:
+        return (
+            f"{_source(record)} sent {sender_text(record.sandbox, None, rule=record.rule)} {packet}"
+        )
+    sender = sender_text(record.sandbox, record.uid, by, rule=record.rule)
     if record.rule == packet_outcome.VM_LINK:
-        # In whose name it is may be what is wrong with it.
+        # The rule may have refused the packet because of its source address.
         of = "" if record.source is None else f" from {visible(record.source)}"
         mac = "" if record.mac_source is None else f" by {visible(record.mac_source)}"
         return f"{sender} sent {packet}{of}{mac}"
     if record.rule == packet_outcome.FORWARD:
         if record.source is record.mac_source is None:
-            return f"somebody tried to pass {packet} through {who(record.sandbox, None)}"
-        sender = f"{_source(record)}, behind {who(record.sandbox, None)},"
+            return f"somebody tried to pass {packet} through {sender_text(record.sandbox, None)}"
+        sender = f"{_source(record)}, behind {sender_text(record.sandbox, None)},"
     if record.destination is None:
         return f"{sender} sent {packet}"
     return f"{sender} tried {packet} {_WHERE.get(record.rule, 'directly')}"
 
 
-def _deeds(attempt: Attempt, way: Direction, merged: Aggregation) -> str:
+def _aggregate_text(attempt: Attempt, direction: Direction, aggregation: Aggregation) -> str:
     record, packets = attempt.record, counted(attempt.packets, "packet")
     name = record.prefix if record.sandbox is None else record.sandbox
     if (kind := _kind(record)) is not None:
         packets = f"{packets} ({kind})"
-    if merged.flows is not None:
-        flows = f"in at least {counted(merged.flows, 'other flow')}"
+    if aggregation.flows is not None:
+        flows = f"in at least {counted(aggregation.flows, 'other flow')}"
     else:
-        flows = "in other flows" if merged.reason == "many" else "in flows that nobody knows"
-    if way is Direction.INBOUND:
-        return f"somebody sent {who(name, None, rule=record.rule)} {packets} {flows}"
+        flows = "in other flows" if aggregation.reason == "many" else "in flows that nobody knows"
+    if direction is Direction.INBOUND:
+        return f"somebody sent {sender_text(name, None, rule=record.rule)} {packets} {flows}"
     if record.rule == packet_outcome.FORWARD:
-        return f"somebody tried to pass {packets} through {who(name, None)} {flows}"
-    return f"{who(name, record.uid, attempt.attribution, rule=record.rule)} sent {packets} {flows}"
+        return f"somebody tried to pass {packets} through {sender_text(name, None)} {flows}"
+    return (
+        f"{sender_text(name, record.uid, attempt.attribution, rule=record.rule)} "
+        f"sent {packets} {flows}"
+    )
 
 
 def _kind(record: Record) -> str | None:
@@ -183,34 +193,34 @@ def _kind(record: Record) -> str | None:
 
 def detail(
     attempt: Attempt,
-    way: Direction,
-    answered: Answer | None,
+    direction: Direction,
+    answer: Answer | None,
     proxy: Proxy | None,
-    destination: Place | None,
+    destination: AddressKind | None,
 ) -> str | None:
-    """What the sender is to make of it, and what to do instead; None for a foreign rule."""
+    """Return an explanation for the sender and an alternative; None for a foreign rule."""
     if attempt.aggregation is not None:
-        return _detail_of_many(attempt.record, attempt.aggregation, way, answered, proxy)
+        return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)
     record = attempt.record
-    if answered is None:
+    if answer is None:
         return None
-    return f"{_TELLS[answered]} {advice(record, way, proxy, destination)}"
+    return f"{_DETAILS[answer]} {advice(record, direction, proxy, destination)}"
 
 
 def _detail_of_many(
     record: Record,
-    merged: Aggregation,
-    way: Direction,
-    answered: Answer | None,
+    aggregation: Aggregation,
+    direction: Direction,
+    answer: Answer | None,
     proxy: Proxy | None,
 ) -> str:
-    # Where there are more users than bounds of their own, one bound is for the rest of them.
-    who_has = "somebody" if record.uid is None else f"uid {record.uid}"
-    tells = (
-        f"These packets are told together because {_WHYS[merged.reason].format(who=who_has)}. "
-        f"They were {_TOLD_OF_MANY[answered]}"
+    # Users without a limit of their own share one limit: then the user is unknown.
+    user = "somebody" if record.uid is None else f"uid {record.uid}"
+    explanation = (
+        f"These packets are told together because {_REASONS[aggregation.reason].format(who=user)}. "
+        f"They were {_AGGREGATE_DETAILS[answer]}"
     )
-    return f"{tells} {in_general(record.rule, way, proxy)}"
+    return f"{explanation} {general_advice(record.rule, direction, proxy)}"
 
 
 def _packet(record: Record) -> str:
@@ -230,7 +240,7 @@ def _protocol(number: int | None) -> str:
     if number is None:
         return "IP"
     name = protocols.NAMES.get(number)
-    return _CALLED.get(number) or (f"IP protocol {number}" if name is None else name.upper())
+    return _USUAL_NAMES.get(number) or (f"IP protocol {number}" if name is None else name.upper())
 
 
 def _source(record: Record) -> str:

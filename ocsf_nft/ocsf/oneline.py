@@ -1,12 +1,12 @@
-"""One line to read for one OCSF event, for who was woken by it.
+"""Short form of an OCSF event: one line for the person on call.
 
-When, how bad, where, who, what, what became of it, how often, by which rule, and what to do:
+It has time, severity, sandbox, sender, packet, outcome, number, rule and advice:
 
     2026-11-24T23:47:46.123Z  MEDIUM  agent  uid 1000 curl[4242]  TCP 203.0.113.7:443 https
     refused  [egress]  Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.
 
-Any version of OCSF will do, any class, and any event that was read as JSON, however wrong: what is
-not there, or is not what it should be, is left out.
+All versions and classes of OCSF are accepted, and any event that was read as JSON. Missing or
+invalid values are left out.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from ocsf_nft.utc_text import utc_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: What a segment says; that of the severity is how bad it is.
+#: Kind of a segment; the segment of the severity has one kind for each level.
 Style: TypeAlias = Literal[
-    "time", "informational", "low", "medium", "high", "critical", "place", "who", "what",
+    "time", "informational", "low", "medium", "high", "critical", "sandbox", "who", "what",
     "outcome", "count", "rule", "hint",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of the line: printable, without a line end, and not empty."""
+    """Part of the line: printable, without a line end, and not empty."""
 
     style: Style
     text: str
 
 
-#: What stands between two segments: no name has two spaces in it outside quotes.
+#: Separator of two segments: outside quotes, no name has two successive spaces.
 GAP: Final = "  "
 
-#: Characters of a name, and of a sentence, that are shown.
+#: Maximum number of characters of a name, and of a sentence.
 _NAME: Final = 64
 _SENTENCE: Final = 320
 _TIME: Final = len("2026-11-24T23:47:46.123Z")
 _LABEL: Final = len("MEDIUM")
 _INT64: Final = 1 << 63
 _TIMES: Final = "\N{MULTIPLICATION SIGN}"
-#: A name that can't be taken for anything else on the line; others are quoted.
+#: Name that can't be mistaken for another part of the line; other names are quoted.
 _PLAIN: Final = re.compile(r'[^\s"()\[\]]+')
 
 _SEVERITIES: Final[dict[int | None, tuple[str, Style]]] = {
@@ -63,18 +63,18 @@ _SEVERITIES: Final[dict[int | None, tuple[str, Style]]] = {
     5: ("CRIT", "critical"),
     6: ("FATAL", "critical"),
 }
-_CALLED: Final[dict[int | None, str]] = {
+_USUAL_NAMES: Final[dict[int | None, str]] = {
     protocols.ICMPV6: "ICMPv6",
     4: "IP in IP",
     41: "IPv6 in IP",
 }
 _ARP: Final = 0x0806
-#: ``disposition_id`` Blocked: it is a fence that we tell of, and it refuses.
+#: ``disposition_id`` Blocked, shown as "refused": our events are about fences.
 _REFUSED: Final = 2
 
 
 def shorthand(event: Mapping[str, Any]) -> tuple[Segment, ...]:
-    """The line of one event; never raises for what JSON can hold."""
+    """Return the line of one event; never raises for decoded JSON."""
     label, style = _severity(event)
     parts = _FORMS.get(_number(event.get("class_uid")), _other)(event)
     return (
@@ -85,7 +85,7 @@ def shorthand(event: Mapping[str, Any]) -> tuple[Segment, ...]:
 
 
 def plain(segments: tuple[Segment, ...]) -> str:
-    """The line without its styles."""
+    """Return the line without styles."""
     return GAP.join(segment.text for segment in segments)
 
 
@@ -94,23 +94,23 @@ def _network(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
     if not traffic:
         yield from _other(event)
         return
-    yield "place", place_of(event)
-    yield "who", _who(event)
+    yield "sandbox", sandbox_or_host(event)
+    yield "who", _sender(event)
     yield "what", traffic
     yield "outcome", _outcome(event)
     yield "count", _count(event)
     yield "rule", _rule(event)
     detail = _text(event.get("status_detail"))
-    # First what befell it, which the line says already, then what to do.
+    # The first sentence is the outcome, which the line already has; the advice follows.
     yield "hint", _sentence(detail.partition(". ")[2] or detail)
 
 
 def _finding(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
-    yield "place", place_of(event)
-    yield "who", _who(event)
+    yield "sandbox", sandbox_or_host(event)
+    yield "who", _sender(event)
     title = _sentence(_at(event, "finding_info", "title")) or _sentence(event.get("message"))
     yield "what", ": ".join(filter(None, (_word(event.get("activity_name")), title)))
-    if _at(event, "unmapped", "flows") is None:  # of many, one says little
+    if _at(event, "unmapped", "flows") is None:  # one flow of many is not informative
         yield "what", _traffic(_at(event, "evidences", 0))
     yield "count", ", ".join(filter(None, (_count(event), *_totals(event))))
     yield "rule", _rule(event)
@@ -118,8 +118,8 @@ def _finding(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
 
 
 def _other(event: Mapping[str, Any]) -> Iterator[tuple[Style, str]]:
-    yield "place", place_of(event)
-    yield "who", _who(event)
+    yield "sandbox", sandbox_or_host(event)
+    yield "who", _sender(event)
     message = _text(event.get("message"))
     yield "what", _sentence(message) or _kind(event)
     detail = _text(event.get("status_detail"))
@@ -135,8 +135,8 @@ def _severity(event: Mapping[str, Any]) -> tuple[str, Style]:
     return known or (_word(event.get("severity")).upper() or "-", "informational")
 
 
-def place_of(event: Mapping[str, Any]) -> str:
-    """The sandbox that an event is of, or at least the machine."""
+def sandbox_or_host(event: Mapping[str, Any]) -> str:
+    """Return the sandbox of an event or, if unknown, the machine."""
     way = _at(event, "connection_info", "direction_id")
     end = "dst_endpoint" if way == Direction.INBOUND else "src_endpoint"
     for found in (
@@ -153,7 +153,7 @@ def place_of(event: Mapping[str, Any]) -> str:
     return ""
 
 
-def _who(event: Mapping[str, Any]) -> str:
+def _sender(event: Mapping[str, Any]) -> str:
     evidence = _at(event, "evidences", 0)
     actor = event.get("actor") or _at(evidence, "actor")
     process = _at(actor, "process") or _at(evidence, "process")
@@ -164,12 +164,12 @@ def _who(event: Mapping[str, Any]) -> str:
         return " ".join(filter(None, (user, one, more)))
     if others < 2:
         return user
-    several = attribution_enrichment.in_words(others, was_each=was_each)
+    several = attribution_enrichment.count_text(others, was_each=was_each)
     return f"{several} of {user}" if user else several
 
 
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
-    """How many processes it was beside that one, and whether each was seen to try."""
+    """Return the number of other processes, and whether each was seen to try."""
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():
         if (
@@ -195,7 +195,7 @@ def _process(process: Any) -> str:
     pid = _number(_at(process, "pid"))
     name = _word(_at(process, "name"))
     if not name:
-        # The path has this place from OCSF 1.4 on.
+        # The attribute path exists from OCSF 1.4 on.
         path = _text(_at(process, "path")) or _text(_at(process, "file", "path"))
         name = _word(path.rpartition("/")[2]) or _word(_at(process, "file", "name"))
     if pid is None:
@@ -204,7 +204,7 @@ def _process(process: Any) -> str:
 
 
 def _traffic(event: Any) -> str:
-    """What was sent where, by an event or its evidence."""
+    """Return protocol, endpoints and service of an event or an evidence."""
     protocol = _number(_at(event, "connection_info", "protocol_num"))
     source, destination = _end(_at(event, "src_endpoint")), _end(_at(event, "dst_endpoint"))
     known = service(protocol, _number(_at(event, "dst_endpoint", "port")))
@@ -217,8 +217,8 @@ def _traffic(event: Any) -> str:
         ends = f"{source} → {destination}" if destination else f"from {source}"
     else:
         ends = destination
-    called = "" if known is None else known.name
-    return " ".join(filter(None, (_protocol(event, protocol), ends, called)))
+    service_name = "" if known is None else known.name
+    return " ".join(filter(None, (_protocol(event, protocol), ends, service_name)))
 
 
 def _protocol(event: Any, number: int | None) -> str:
@@ -228,11 +228,11 @@ def _protocol(event: Any, number: int | None) -> str:
             return _word(_at(event, "connection_info", "protocol_name")).upper()
         return "ARP" if ethertype == _ARP else f"frame {ethertype:#06x}"
     known = protocols.NAMES.get(number)
-    return _CALLED.get(number) or (f"IP protocol {number}" if known is None else known.upper())
+    return _USUAL_NAMES.get(number) or (f"IP protocol {number}" if known is None else known.upper())
 
 
 def _end(endpoint: Any) -> str:
-    """One end of a connection, by what tells it best from others; its name is its place."""
+    """Return an endpoint by its best identifier; its name is the sandbox, shown elsewhere."""
     for key in ("ip", "hostname", "domain", "mac", "uid", "interface_name"):
         if host := _word(_at(endpoint, key)):
             break
@@ -260,20 +260,20 @@ def _count(event: Mapping[str, Any]) -> str:
     count, duration = _number(event.get("count")), _number(event.get("duration"))
     if count is None or count <= 1:
         return ""
-    took = ""
+    duration_text = ""
     if duration is not None:
-        took = f" in {duration} ms" if duration < 1000 else f" in {duration / 1000:.1f} s"
-    return f"{_TIMES}{count}{took}"
+        duration_text = f" in {duration} ms" if duration < 1000 else f" in {duration / 1000:.1f} s"
+    return f"{_TIMES}{count}{duration_text}"
 
 
 def _totals(event: Mapping[str, Any]) -> Iterator[str]:
-    for place, what in (
+    for path, what in (
         (("finding_info", "related_events_count"), "events"),
         (("unmapped", "flows"), "flows"),
         (("unmapped", "destinations"), "destinations"),
         (("unmapped", "ports"), "ports"),
     ):
-        if total := _number(_at(event, *place)):
+        if total := _number(_at(event, *path)):
             yield f"{what} {total}"
 
 
@@ -283,7 +283,7 @@ def _rule(event: Mapping[str, Any]) -> str:
 
 
 def _kind(event: Mapping[str, Any]) -> str:
-    """What an event without a message is, by the names that the schema gives it."""
+    """Return the type of an event without a message, by the schema's names."""
     for key in ("type_name", "class_name"):
         if kind := _sentence(event.get(key)):
             return kind
@@ -292,7 +292,7 @@ def _kind(event: Mapping[str, Any]) -> str:
 
 
 def _at(value: Any, *path: str | int) -> Any:
-    """What is at the end of a path of keys and places; None where the path leads nowhere."""
+    """Return the value at a path of keys and indices; None if there is none."""
     for step in path:
         if isinstance(step, str):
             value = value.get(step) if isinstance(value, Mapping) else None
@@ -302,7 +302,7 @@ def _at(value: Any, *path: str | int) -> Any:
 
 
 def _number(value: Any) -> int | None:
-    """A whole number of 64 bits, as OCSF's are."""
+    """Return a value if it is an integer of 64 bits, as in OCSF; else None."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return value if is_number and -_INT64 <= value < _INT64 else None
 
@@ -312,7 +312,7 @@ def _text(value: Any) -> str:
 
 
 def _word(value: Any) -> str:
-    """A name, or a number in its place, such that nothing in it is taken for the line's own."""
+    """Return a name or a number so that it can't be mistaken for another part of the line."""
     if (number := _number(value)) is not None:
         return str(number)
     name = _cut(_text(value), _NAME)
@@ -322,11 +322,11 @@ def _word(value: Any) -> str:
 
 
 def _sentence(value: Any) -> str:
-    # Of two spaces the second would be taken for the end of a part of the line.
+    # Two successive spaces would end a segment.
     return " ".join(_cut(_text(value), _SENTENCE).split())
 
 
 def _cut(text: str, width: int) -> str:
-    """``text`` as it may be shown, in at most ``width`` characters."""
-    shown = visible(text[: width + 1])  # cut first: what is cut off may be long
+    """Return ``text`` in printable form, with at most ``width`` characters."""
+    shown = visible(text[: width + 1])  # cut first: the rest may be long
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"

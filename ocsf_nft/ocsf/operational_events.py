@@ -1,4 +1,4 @@
-"""Events about ourselves: what became of a fence (5019), and of ocsf-nft (6002)."""
+"""Operational events: state of a fence (class 5019), and of ocsf-nft itself (class 6002)."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 
 
 class FenceState(Enum):
-    """How a fence stands.
+    """State of a fence.
 
-    ``PERMISSIVE``: it refuses nothing, as asked for, and tells of what it would refuse.
-    ``DEGRADED``: it refuses, and not all of what it refuses is logged; ``PERMISSIVE_DEGRADED``: the
-    same of what it would refuse. ``ALTERED``: nobody can say what it refuses, because it is not
-    what was installed, or may not be looked at.
+    ``ABSENT``: removed. ``STANDING``: active, and it logs what it refuses. ``PERMISSIVE``:
+    as requested, it refuses nothing and logs what it would refuse. ``DEGRADED``: it refuses
+    packets without logging all of them. ``PERMISSIVE_DEGRADED``: it refuses nothing, and does not
+    log all that it would refuse. ``ALTERED``: its effect is unknown, because it differs from the
+    installed fence, or can't be read.
     """
 
     ABSENT = "Absent"
@@ -50,11 +51,12 @@ class FenceState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tampering:
-    """What somebody else did to a fence.
+    """Change of a fence by another process.
 
-    ``changes`` is in words, ``process`` who did it, where that is known. ``since_ns`` is when it
-    was noticed (ns since the epoch, UTC), ``lasted_ns`` how long it took to put the fence back;
-    None where that is not known, or it was not put back. ``given_up``: nor will it be for a while.
+    ``changes`` is a description, and ``process`` the process that made the change, if known.
+    ``since_ns`` is the time of the detection (ns since the epoch, UTC). ``lasted_ns`` is the time
+    until the fence was restored; None if unknown, or if the fence was not restored. ``given_up`` is
+    true if the fence will not be restored for a while.
     """
 
     changes: str
@@ -80,8 +82,8 @@ _SEVERITIES: Final = {
     FenceState.DEGRADED: Severity.HIGH,
     FenceState.ALTERED: Severity.HIGH,
 }
-#: How a fence that is there, and as it was installed, can stand.
-_WELL: Final = frozenset(set(FenceState) - {FenceState.ABSENT, FenceState.ALTERED})
+#: States of a fence that exists as it was installed.
+_AS_INSTALLED: Final = frozenset(set(FenceState) - {FenceState.ABSENT, FenceState.ALTERED})
 _SENTENCES: Final = {
     FenceState.ABSENT: "The fence of sandbox {sandbox} is gone: nothing holds the sandbox back",
     FenceState.STANDING: "The fence of sandbox {sandbox} stands, and logs what it refuses",
@@ -114,30 +116,30 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
-    """What became of a sandbox's fence.
+    """Return the event of a change of a fence's state.
 
-    ``time_ns`` is when, in ns since the epoch, UTC. ``tables`` are named ``family name``;
-    ``transport`` is how the fence logs, ``reason`` why it is not as it should be or what happened,
-    ``tampering`` what somebody did to it; ``is_regular``: it is gone because it was removed by who
-    may. The same arguments give the same event uid.
+    ``time_ns`` is its time, in ns since the epoch, UTC. ``tables`` have the form ``family name``.
+    ``transport`` is the log transport of the fence. ``reason`` is the cause of a fault, or a
+    description of the change. ``tampering`` is a change by another process. ``is_regular`` is true
+    if the fence was removed as requested. The same arguments give the same event uid.
     """
     state = _CONFIG_STATES[after]
     sentence = _SENTENCES[after].format(sandbox=visible(sandbox))
-    more: dict[str, Any] = {
+    unmapped: dict[str, Any] = {
         "sandbox": visible(sandbox),
         "previous_state": before.value,
         "tables": [visible(table) for table in tables],
     }
     if transport is not None:
-        more["transport"] = visible(transport)
+        unmapped["transport"] = visible(transport)
     device, observables = device_of(context)
     actor = None
     if tampering is not None:
-        more["changes"] = visible(tampering.changes)
+        unmapped["changes"] = visible(tampering.changes)
         if tampering.process is not None:
             actor = actor_of_process(tampering.process)
-            more |= unmapped_of(tampering.process)
-        if after in _WELL and not tampering.given_up:
+            unmapped |= unmapped_of(tampering.process)
+        if after in _AS_INSTALLED and not tampering.given_up:
             sentence += "; it was altered, and has been put back"
     cause = None if is_regular else reason
     start, end = _span(tampering)
@@ -158,7 +160,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         prev_security_level_id=_security_level(before),
         device=device or Device(name="unknown", type_id=DeviceType.UNKNOWN),
         observables=(*observables, *observables_of(actor)) or None,
-        unmapped=more,
+        unmapped=unmapped,
         metadata=own_metadata(
             stable_uid("fence", sandbox, before.value, after.value, time_ns, reason), time_ns
         ),
@@ -168,7 +170,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 def lifecycle(
     context: Context, *, activity: Literal["start", "stop"], time_ns: int, reason: str | None = None
 ) -> ApplicationLifecycle:
-    """ocsf-nft started or stopped at ``time_ns`` (ns since the epoch, UTC), and why."""
+    """Return the event of a start or stop at ``time_ns`` (ns since the epoch, UTC)."""
     started = activity == "start"
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -185,12 +187,12 @@ def lifecycle(
     )
 
 
-def attribution_fell(
+def attribution_degraded(
     context: Context, *, method: Method, reason: str, time_ns: int
 ) -> ApplicationLifecycle:
-    """Processes can't be named any more as well as before, from ``time_ns`` on (epoch, UTC).
+    """Return the event of a fallback to a weaker attribution method.
 
-    ``method`` is how they are from now on.
+    ``method`` is used from ``time_ns`` on (ns since the epoch, UTC).
     """
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -215,48 +217,46 @@ _NOW_BY: Final[dict[Method, str]] = {
 }
 
 
-def gap(context: Context, lost: Gap, *, processed_ns: int) -> ApplicationLifecycle:
-    """Records are missing between two moments: how many, where the transport says it.
-
-    ``processed_ns`` is now, in ns since the epoch, UTC.
-    """
-    if lost.transport == "counters":
+def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> ApplicationLifecycle:
+    """Return the event of dropped records; ``processed_ns`` is now, in ns since the epoch, UTC."""
+    if gap.transport == "counters":
         what = "Counts may be lost, nobody knows of how many packets"
     else:
         what = "Records were lost, nobody knows how many"
-        if lost.lost is not None:
-            what = f"{messages.counted(lost.lost, 'record')} {_were(lost.lost)} lost"
-        what = f"{what} on the way from the kernel ({lost.transport})"
+        if gap.dropped is not None:
+            what = f"{messages.counted(gap.dropped, 'record')} {_were(gap.dropped)} lost"
+        what = f"{what} on the way from the kernel ({gap.transport})"
     device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
         activity_name="Records Dropped",
-        time=lost.until_ns // 1_000_000,
-        start_time=min(lost.since_ns, lost.until_ns) // 1_000_000,
-        end_time=lost.until_ns // 1_000_000,
-        duration=_duration(lost.since_ns, lost.until_ns),
-        count=lost.lost,
+        time=gap.until_ns // 1_000_000,
+        start_time=min(gap.since_ns, gap.until_ns) // 1_000_000,
+        end_time=gap.until_ns // 1_000_000,
+        duration=_duration(gap.since_ns, gap.until_ns),
+        count=gap.dropped,
         severity_id=Severity.HIGH,
         status_id=Status.FAILURE,
-        status_detail=visible(lost.reason),
-        message=f"{what}: {visible(lost.reason)}.",
+        status_detail=visible(gap.reason),
+        message=f"{what}: {visible(gap.reason)}.",
         app=product(),
         device=device,
         observables=observables or None,
-        unmapped={"transport": lost.transport},
+        unmapped={"transport": gap.transport},
         metadata=own_metadata(
-            stable_uid("gap", lost.transport, lost.reason, lost.lost, lost.since_ns, lost.until_ns),
+            stable_uid("gap", gap.transport, gap.reason, gap.dropped, gap.since_ns, gap.until_ns),
             processed_ns,
         ),
     )
 
 
-def events_lost(
+def events_dropped(
     context: Context, *, reason: str, number: int | None, since_ns: int, until_ns: int
 ) -> ApplicationLifecycle:
-    """Events that were kept will not get where they were to go: how many, where that is known.
+    """Return the event of stored events that will not be delivered.
 
-    They were given up between two moments, in ns since the epoch, UTC, the second one being now.
+    ``number`` is None if unknown. The events were dropped between ``since_ns`` and ``until_ns``, in
+    ns since the epoch, UTC; ``until_ns`` is now.
     """
     what = "Events may be lost, nobody knows how many"
     if number is not None:
@@ -284,7 +284,7 @@ def events_lost(
     )
 
 
-def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
+def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at the call
     context: Context,
     *,
     sandbox: str,
@@ -295,15 +295,16 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
     reason: str,
     processed_ns: int,
 ) -> ApplicationLifecycle:
-    """Nobody read a fence's counters and log between two moments: stopped, or late.
+    """Return the event of a time without reads of a fence's counters and log.
 
-    ``packets`` were refused meanwhile, but for ``allowed`` of them, which a permissive fence let
-    pass; events that follow count all of them, so this one's ``count`` is not to be added to
-    theirs. Times are in ns since the epoch, UTC, ``processed_ns`` is now. The moments may be of two
-    runs, between which the clock was set back: the time then has no length. The same arguments give
-    the same event uid.
+    The service was stopped or late. ``packets`` is the number of packets in that time, and
+    ``allowed`` the number of those that a permissive fence allowed; the fence refused the others.
+    The next events count all of these packets, so don't add this event's ``count`` to theirs. Times
+    are in ns since the epoch, UTC; ``processed_ns`` is now. ``since_ns`` and ``until_ns`` may be of
+    two runs. If the clock was set back between them, the event has no duration. The same arguments
+    give the same event uid.
     """
-    time_away = messages.elapsed(since_ns, until_ns)
+    duration = messages.elapsed(since_ns, until_ns)
     became = {"refused": packets - allowed, "let pass (it is permissive)": allowed}
     kinds = [
         f"{messages.counted(number, 'packet')} {_were(number)} {what}"
@@ -328,7 +329,7 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
         status_id=Status.FAILURE,
         status_detail=visible(reason),
         message=(
-            f"ocsf-nft did not read the fence of sandbox {visible(sandbox)} for {time_away}; "
+            f"ocsf-nft did not read the fence of sandbox {visible(sandbox)} for {duration}; "
             f"{meanwhile}."
         ),
         app=product(),
@@ -342,7 +343,7 @@ def unread(  # noqa: PLR0913 - each is one fact of the event, named at the call
 
 
 def _duration(since_ns: int, until_ns: int) -> int | None:
-    """None where there is none, and where a clock was set back."""
+    """Return the duration in ms; None if it is zero, or if the clock was set back."""
     milliseconds = until_ns // 1_000_000 - since_ns // 1_000_000
     return milliseconds if milliseconds > 0 else None
 
@@ -352,29 +353,29 @@ def _were(number: int) -> str:
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
-    """From when to when a fence was altered (ms since the epoch), as far as that is known."""
+    """Return start and end of a change of a fence (ms since the epoch), each None if unknown."""
     if tampering is None or tampering.since_ns is None:
         return None, None
     start = tampering.since_ns // 1_000_000
     if tampering.lasted_ns is None:
         return start, None
-    # Less than a millisecond is one: it was not nothing.
+    # A shorter time counts as one millisecond, because a duration of zero would mean no change.
     return start, start + max(1, round(tampering.lasted_ns / 1_000_000))
 
 
 def _status(state: FenceState, reason: str | None, tampering: Tampering | None) -> Status:
     if tampering is not None and tampering.given_up:
         return Status.FAILURE
-    is_well = state in {FenceState.STANDING, FenceState.PERMISSIVE} or (
+    is_good = state in {FenceState.STANDING, FenceState.PERMISSIVE} or (
         state is FenceState.ABSENT and reason is None
     )
-    return Status.SUCCESS if is_well else Status.FAILURE
+    return Status.SUCCESS if is_good else Status.FAILURE
 
 
 def _severity(state: FenceState, reason: str | None, tampering: Tampering | None) -> Severity:
-    """A fence that is gone for a reason is not one that was taken away as asked."""
-    gone = state is FenceState.ABSENT and reason is not None
-    if gone or (tampering is not None and tampering.given_up):
+    """Return the severity; an absent fence is critical if it was not removed as requested."""
+    is_removed = state is FenceState.ABSENT and reason is not None
+    if is_removed or (tampering is not None and tampering.given_up):
         return Severity.CRITICAL
     if tampering is not None:
         return max(Severity.HIGH, _SEVERITIES[state])

@@ -1,4 +1,4 @@
-"""What a record or a rule means: which way it went, what the answer was, how much it matters."""
+"""Interpretation of records and rules: direction, the fence's answer, outcome and severity."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ocsf_nft.record import VM_RULES
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.record import ForeignVerdict, Record, Verdict
 
-#: The rules of a fence, as they stand in a record's prefix. ``link`` is the last hook before the
-#: wire, ``guard`` the host's end of the sandbox's link; the others are round a VM, on its host.
+#: Rules of a fence, as named in a record's prefix. ``link`` is the last hook before the wire, and
+#: ``guard`` is at the host's end of the sandbox's link. The rules ``vm-*`` are on a VM's host.
 EGRESS: Final = "egress"
 FORWARD: Final = "forward"
 INGRESS: Final = "ingress"
@@ -35,8 +35,8 @@ VM_INPUT: Final = "vm-input"
 VM_INGRESS: Final = "vm-ingress"
 VM_LINK: Final = "vm-link"
 
-#: The rules whose packets go one way.
-_WAYS: Final = {
+#: Rules whose packets all have the same direction.
+_DIRECTIONS: Final = {
     EGRESS: Direction.OUTBOUND,
     LINK: Direction.OUTBOUND,
     GUARD: Direction.OUTBOUND,
@@ -46,10 +46,10 @@ _WAYS: Final = {
     VM_LINK: Direction.OUTBOUND,
     VM_INGRESS: Direction.INBOUND,
 }
-#: The rules that drop.
+#: Rules that drop packets without an answer.
 _SILENT: Final = frozenset({INGRESS, LINK, GUARD, *VM_RULES})
 
-#: Details that a fragment's record has.
+#: Details that only records of fragments have.
 FRAGMENTED: Final = frozenset({"fragment_offset", "more_fragments"})
 
 _RST: Final = 0x04
@@ -66,7 +66,8 @@ _ICMP_ERRORS: Final[dict[int | None, Container[int]]] = {
     protocols.ICMP: frozenset({3, 4, 5, 11, 12}),
     protocols.ICMPV6: range(128),
 }
-#: Communication administratively prohibited (RFC 1812, RFC 4443), as the fence answers.
+#: Type and code of the fence's answer: communication administratively prohibited (RFC 1812, RFC
+#: 4443).
 _PROHIBITED: Final[dict[int | None, tuple[int, int]]] = {
     protocols.ICMP: (3, 13),
     protocols.ICMPV6: (1, 1),
@@ -76,17 +77,17 @@ _ECHO_REQUESTS: Final = frozenset({(protocols.ICMP, 8), (protocols.ICMPV6, 128)}
 
 
 class Answer(Enum):
-    """What the sender got: the value is the event's ``status_code``."""
+    """Answer to the sender of a packet; the value is the event's ``status_code``."""
 
     RESET = "tcp-reset"
     PROHIBITED = "icmpx-admin-prohibited"
     NOTHING = "dropped"
-    #: Nothing from the fence: it let the packet pass, being permissive.
+    #: No answer, because a permissive fence allowed the packet.
     PERMITTED = "permissive"
 
 
 class Outcome(NamedTuple):
-    """What became of a packet, in the schema's words."""
+    """Outcome of a packet, in terms of the schema."""
 
     activity: NetworkActivityId
     status: Status
@@ -98,10 +99,10 @@ _BLOCKED: Final = Outcome(
     NetworkActivityId.REFUSE, Status.FAILURE, Action.DENIED, Disposition.BLOCKED
 )
 _DROPPED: Final = _BLOCKED._replace(disposition=Disposition.DROPPED)
-_LET_PASS: Final = Outcome(
+_ALLOWED: Final = Outcome(
     NetworkActivityId.OPEN, Status.SUCCESS, Action.OBSERVED, Disposition.LOGGED
 )
-#: A foreign rule says in its prefix what it does, or nothing: then it was logged, and that is all.
+#: Outcomes by the verdict of a foreign rule. Its prefix states the verdict; if not, it is "log".
 _OUTCOMES: Final[dict[ForeignVerdict, Outcome]] = {
     "reject": _BLOCKED,
     "drop": _DROPPED,
@@ -111,45 +112,48 @@ _OUTCOMES: Final[dict[ForeignVerdict, Outcome]] = {
 
 
 def is_ours(record: Record) -> bool:
-    """Whether a rule of a fence logged it."""
+    """Return true if a rule of a fence logged the record."""
     return record.sandbox is not None and record.verdict in {None, "permit"}
 
 
 def foreign_verdict(record: Record) -> ForeignVerdict | None:
-    """What a foreign rule did with the packet; None for one of ours."""
+    """Return the verdict of a foreign rule; None for a rule of a fence."""
     if record.verdict == "permit":
         return None
     return None if is_ours(record) else record.verdict or "log"
 
 
 def is_attempt(record: Record) -> bool:
-    """Whether the packet was refused, or would have been if its fence were not permissive."""
+    """Return true if the packet was refused, or would be if its fence were not permissive."""
     return foreign_verdict(record) not in {"accept", "log"}
 
 
-def outcome(record: Record, answered: Answer | None) -> Outcome:
-    """What became of the packet; ``answered`` is what the fence answered."""
+def outcome(record: Record, answer: Answer | None) -> Outcome:
+    """Return the outcome of a packet; ``answer`` is the fence's answer."""
     verdict = foreign_verdict(record)
-    return outcome_of(answered) if verdict is None else _OUTCOMES[verdict]
+    return outcome_of(answer) if verdict is None else _OUTCOMES[verdict]
 
 
-def outcome_of(answered: Answer | None) -> Outcome:
-    """What became of what a fence gave this answer to."""
-    if answered is Answer.PERMITTED:
-        return _LET_PASS
-    return _DROPPED if answered is Answer.NOTHING else _BLOCKED
+def outcome_of(answer: Answer | None) -> Outcome:
+    """Return the outcome of packets with this answer of a fence."""
+    if answer is Answer.PERMITTED:
+        return _ALLOWED
+    return _DROPPED if answer is Answer.NOTHING else _BLOCKED
 
 
 def direction(record: Record, uplinks: frozenset[str]) -> Direction:
-    """Which way the packet went, seen from the sandbox; for a foreign rule, from the host."""
+    """Return the packet's direction, seen from the sandbox; for a foreign rule, from the host.
+
+    ``uplinks`` are the interfaces that lead out of the sandbox, empty if unknown.
+    """
     if is_ours(record):
         if record.rule == FORWARD:
             if not uplinks or record.in_interface is None:
                 return Direction.UNKNOWN
             inbound = record.in_interface in uplinks
             return Direction.INBOUND if inbound else Direction.OUTBOUND
-        if record.rule in _WAYS:
-            return _WAYS[record.rule]
+        if record.rule in _DIRECTIONS:
+            return _DIRECTIONS[record.rule]
     if record.in_interface is None and record.out_interface is not None:
         return Direction.OUTBOUND
     if record.in_interface is not None and record.out_interface is None:
@@ -158,34 +162,34 @@ def direction(record: Record, uplinks: frozenset[str]) -> Direction:
 
 
 def direction_of_rule(rule: str) -> Direction:
-    """Which way all packets go that a rule of a fence refuses, seen from the sandbox."""
-    return _WAYS.get(rule, Direction.UNKNOWN)
+    """Return the direction of all packets of a fence's rule, seen from the sandbox."""
+    return _DIRECTIONS.get(rule, Direction.UNKNOWN)
 
 
-def answer_to_all(rule: str, way: Direction, verdict: Verdict | None) -> Answer | None:
-    """What the kernel answered to every packet that a rule of a fence refused, or let pass.
+def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> Answer | None:
+    """Return the kernel's answer to all packets that a rule of a fence refused or allowed.
 
-    ``verdict`` is as in the rule's records. None where the answer depends on the packet.
+    ``verdict`` is as in the rule's records. The result is None if the answer depends on the packet.
     """
     if verdict == "permit":
         return Answer.PERMITTED
-    is_silent = rule in _SILENT or way is Direction.INBOUND
+    is_silent = rule in _SILENT or direction is Direction.INBOUND
     return Answer.NOTHING if is_silent else None
 
 
-def answer(record: Record, way: Direction, destination: Place | None) -> Answer | None:
-    """What the kernel answered; None for a rule that isn't ours, whose answer we don't know.
+def answer(record: Record, direction: Direction, destination: AddressKind | None) -> Answer | None:
+    """Return the kernel's answer to a packet; None for a foreign rule, whose answer is unknown.
 
-    A reject answers no reset with a reset and no ICMP error with another one, nor anything that
-    went to many, is a late fragment or has no whole header (nf_reject_ipv4.c, nf_reject_ipv6.c and
-    both icmp.c of the kernel).
+    A reject rule sends no answer to a TCP reset, an ICMP error, a multicast or broadcast packet, a
+    fragment other than the first, or a packet with an incomplete header (nf_reject_ipv4.c,
+    nf_reject_ipv6.c and both icmp.c of the kernel).
     """
     if not is_ours(record):
         return None
-    to_all = answer_to_all(record.rule, way, record.verdict)
+    to_all = answer_to_all(record.rule, direction, record.verdict)
     if to_all is not None:
         return to_all
-    if record.rule not in {EGRESS, FORWARD} or way is Direction.UNKNOWN:
+    if record.rule not in {EGRESS, FORWARD} or direction is Direction.UNKNOWN:
         return None
     if destination is None or destination.is_multicast or destination.is_broadcast:
         return Answer.NOTHING
@@ -198,20 +202,20 @@ def answer(record: Record, way: Direction, destination: Place | None) -> Answer 
     return Answer.NOTHING if is_error else Answer.PROHIBITED
 
 
-def is_name_resolution(record: Record, way: Direction) -> bool:
-    """Whether it is a question for a name (or, refused on its way in, an answer)."""
+def is_name_resolution(record: Record, direction: Direction) -> bool:
+    """Return true for a query of name resolution, or for an inbound or forwarded response."""
     if record.protocol not in {protocols.TCP, protocols.UDP}:
         return False
-    is_answer = way is not Direction.OUTBOUND and record.source_port in NAME_PORTS
+    is_answer = direction is not Direction.OUTBOUND and record.source_port in NAME_PORTS
     return is_answer or record.destination_port in NAME_PORTS
 
 
-def is_housekeeping(record: Record, destination: Place | None) -> bool:
-    """Whether a kernel sends such packets by itself: to its link, or as an answer.
+def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
+    """Return true if a kernel sends such packets by itself: to its link, or as an answer.
 
-    An answer is an ARP reply to whoever asks for the sandbox's address, or the fence's own refusal
-    on its way to a source address that was forged. No socket stands behind either. Of a VM's ARP
-    only what is false is refused.
+    An answer is an ARP reply to a request for the sandbox's address, or the fence's own refusal to
+    a forged source address. Neither has a socket. A VM's ARP replies are not housekeeping, because
+    its fence refuses only false ones.
     """
     if record.uid is not None:
         return False
@@ -229,30 +233,34 @@ def _is_answer(record: Record) -> bool:
     arp = record.details.get("arp")
     if isinstance(arp, Mapping):
         return record.rule != VM_LINK and arp.get("operation") == _ARP_REPLY
-    answered = record.details.get("icmp_type"), record.details.get("icmp_code")
-    return _PROHIBITED.get(record.protocol) == answered
+    type_and_code = record.details.get("icmp_type"), record.details.get("icmp_code")
+    return _PROHIBITED.get(record.protocol) == type_and_code
 
 
-def severity(record: Record, way: Direction, destination: Place | None) -> Severity:
-    """How much it matters; what a permissive fence let pass, as if it had been refused."""
+def severity(record: Record, direction: Direction, destination: AddressKind | None) -> Severity:
+    """Return the default severity; a permissive fence's packets count as refused."""
     if not is_attempt(record):
         return Severity.INFORMATIONAL
-    if way is Direction.OUTBOUND and destination is not None and destination.is_cloud_metadata:
+    if (
+        direction is Direction.OUTBOUND
+        and destination is not None
+        and destination.is_cloud_metadata
+    ):
         return Severity.HIGH
     if is_housekeeping(record, destination):
         return Severity.INFORMATIONAL
-    if is_name_resolution(record, way) or record.sandbox is None:
+    if is_name_resolution(record, direction) or record.sandbox is None:
         return Severity.LOW
     return Severity.MEDIUM
 
 
 def is_initiator_known(record: Record) -> bool:
-    """Whether the packet itself proves that its sender began the conversation."""
+    """Return true if the packet itself proves that its sender began the conversation."""
     if record.protocol == protocols.TCP and record.tcp_flags is not None:
         return record.tcp_flags & (_SYN | _ACK | _RST) == _SYN
     return is_echo_request(record)
 
 
 def is_echo_request(record: Record) -> bool:
-    """Whether it is what ping sends."""
+    """Return true for an ICMP echo request, as ping sends."""
     return (record.protocol, record.details.get("icmp_type")) in _ECHO_REQUESTS

@@ -1,7 +1,8 @@
-"""What to do instead: for the program in the sandbox, and for who wrote it.
+"""Advice after a refused packet, for the program in the sandbox and its author.
 
-An agent reads it and goes on; so it says what to set or to call, and nothing that only whoever
-runs the sandbox can do, but where there is no other way.
+The program may be an agent that reads the advice and continues. So the advice names a setting or a
+command that works inside the sandbox. It asks for a change by the sandbox's operator only if there
+is no other way.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from ocsf_nft.ocsf.services import Kind, service
 from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
-    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.record import Record
 
 _INBOUND: Final = "Only replies of the sandbox's proxy may come in."
 _NO_PROXY: Final = "Only the sandbox's proxy may be reached: use it."
 _ONLY_TCP: Final = "Only TCP to the proxy at {url} may leave."
-#: What a VM may do on its host, by the rule that says so.
+#: Allowed traffic of a VM on its host, by rule.
 _OF_VM: Final = {
     packet_outcome.VM_INGRESS: "Only replies to what the VM began itself may come in.",
     packet_outcome.VM_FORWARD: (
@@ -97,10 +98,12 @@ _BY_KIND: Final = {
 _HTTP: Final = 80
 
 
-def advice(record: Record, way: Direction, proxy: Proxy | None, destination: Place | None) -> str:
-    """What to do instead of sending a packet that one of our fences refused."""
-    if way is Direction.INBOUND:
-        return in_general(record.rule, way, proxy)
+def advice(
+    record: Record, direction: Direction, proxy: Proxy | None, destination: AddressKind | None
+) -> str:
+    """Return the alternative to sending a packet that a fence refused."""
+    if direction is Direction.INBOUND:
+        return general_advice(record.rule, direction, proxy)
     if destination is not None and destination.is_cloud_metadata:
         return _METADATA
     if record.rule not in VM_RULES and record.details.keys() & packet_outcome.FRAGMENTED:
@@ -110,7 +113,7 @@ def advice(record: Record, way: Direction, proxy: Proxy | None, destination: Pla
     if destination is not None and (destination.is_multicast or destination.is_broadcast):
         return _MULTICAST
     if record.rule in VM_RULES:
-        return in_general(record.rule, way, proxy)
+        return general_advice(record.rule, direction, proxy)
     if record.rule == packet_outcome.FORWARD:
         return _BEHIND
     if record.destination is None:
@@ -120,11 +123,11 @@ def advice(record: Record, way: Direction, proxy: Proxy | None, destination: Pla
     return _with_a_proxy(record, proxy)
 
 
-def in_general(rule: str, way: Direction, proxy: Proxy | None) -> str:
-    """What may be done, whatever was tried that a rule of one of our fences refused."""
+def general_advice(rule: str, direction: Direction, proxy: Proxy | None) -> str:
+    """Return the advice that applies to all packets of a fence's rule."""
     if rule in _OF_VM:
         return _OF_VM[rule]
-    if way is Direction.INBOUND:
+    if direction is Direction.INBOUND:
         return _INBOUND
     return _NO_PROXY if proxy is None else _ONLY_TCP.format(url=proxy.url)
 
@@ -133,7 +136,7 @@ def _with_a_proxy(record: Record, proxy: Proxy) -> str:
     known = service(record.protocol, record.destination_port)
     if known is not None:
         advised = _BY_KIND[known.kind]
-        if record.protocol != protocols.TCP:  # which alone goes through a proxy
+        if record.protocol != protocols.TCP:  # only TCP can go through a proxy
             advised = advised.replace(_ASK, _ASK_FOR_UDP)
         return advised.format(
             variable="http_proxy" if record.destination_port == _HTTP else "HTTPS_PROXY",
@@ -149,7 +152,7 @@ def _with_a_proxy(record: Record, proxy: Proxy) -> str:
 
 
 def _end(record: Record) -> str:
-    """The destination as ``--allow`` takes it."""
+    """Return the destination in the form of ``--allow``."""
     name = protocols.NAMES.get(record.protocol or 0, "")
     address = visible(record.destination or "")
     host = f"[{address}]" if ":" in address else address

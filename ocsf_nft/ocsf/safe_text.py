@@ -1,4 +1,4 @@
-"""Hostile text made fit for JSON, for a terminal, and for a person's eye."""
+"""Escapes for hostile text, so that it is safe in JSON, on a terminal and for readers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Detail
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-#: What Unicode calls printable, and nobody sees: fillers, joiners, variation selectors, an empty
-#: pattern of dots.
-_UNSEEN: Final = re.compile(
+#: Invisible characters that Unicode calls printable: fillers, joiners, variation selectors, the
+#: empty Braille pattern.
+_INVISIBLE: Final = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 _DELETE: Final = b"\x7f"
 _INT64_MAX: Final = (1 << 63) - 1
-#: Nesting that is kept as objects; a record quotes a packet in a packet at most.
+#: Maximum nesting depth of objects. Records need two levels: a packet quoted in a packet.
 _DEPTH: Final = 8
 
 
 def _escape(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that was no UTF-8: PEP 383
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was not valid UTF-8: PEP 383
         return f"\\x{code - 0xDC00:02x}"
     if code < 0x100:
         return f"\\x{code:02x}"
@@ -32,20 +32,21 @@ def _escape(character: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""``text`` with everything that doesn't print as itself written as an escape.
+    r"""Return ``text`` with all invisible characters escaped.
 
-    Control bytes, bytes that were no UTF-8, lone surrogates, direction marks and other invisible
-    characters become ``\x1b``, ``\u202e`` and the like, as the kernel writes them in its log.
+    Control bytes, bytes that were not valid UTF-8, lone surrogates, direction marks and other
+    invisible characters become ``\x1b``, ``\u202e`` and so on, as in the kernel's log.
     """
     if not text.isprintable():
         text = "".join(c if c.isprintable() else _escape(c) for c in text)
-    return text if text.isascii() else _UNSEEN.sub(lambda match: _escape(match[0]), text)
+    return text if text.isascii() else _INVISIBLE.sub(lambda match: _escape(match[0]), text)
 
 
 def printable(json: bytes) -> bytes:
-    r"""The same JSON, with what doesn't print as an escape of JSON's own: it says the same.
+    r"""Return equivalent JSON in which unprintable characters are JSON escapes.
 
-    So no line of it steers a terminal, or is two to who splits lines at U+2028 or U+0085.
+    So the text can't control a terminal, and readers that split lines at U+2028 or U+0085 read one
+    line.
     """
     if json.isascii() and _DELETE not in json:
         return json
@@ -61,14 +62,14 @@ def _json_escape(character: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """``text`` as it is, but for lone surrogates, which UTF-8 and so JSON can't hold."""
+    """Return ``text`` with lone surrogates escaped: UTF-8, and so JSON, can't encode them."""
     if text.isascii():
         return text
     return _SURROGATE.sub(lambda match: _escape(match[0]), text)
 
 
 def byte_size(text: str) -> int:
-    """How many bytes ``text`` was when it was read; a byte that was no UTF-8 counts as one."""
+    """Return the number of bytes of ``text`` as read; bytes that were not UTF-8 count once."""
     if text.isascii():
         return len(text)
     undecoded = sum("\udc80" <= c <= "\udcff" for c in text)
@@ -77,9 +78,10 @@ def byte_size(text: str) -> int:
 
 
 def plain(details: Mapping[str, Detail], depth: int = _DEPTH) -> dict[str, Any]:
-    """``details`` as JSON can hold them.
+    """Return ``details`` in a form that JSON can encode.
 
-    Text is made visible; a number past 64 bits, and what is nested too deep, becomes text.
+    Invisible characters are escaped. Numbers beyond 64 bits and objects nested too deep become
+    text.
     """
     return {
         key if key.isprintable() else visible(key): _plain(value, depth)

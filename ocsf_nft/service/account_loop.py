@@ -197,7 +197,7 @@ class AccountLoop:
 
     async def count_dropped(self, gap: Gap) -> None:
         """Count the records that a source dropped."""
-        await self._count_dropped(gap.transport, gap.lost or 0)
+        await self._count_dropped(gap.transport, gap.dropped or 0)
 
     async def run(self) -> None:
         """Read the counters and report what is due, until cancelled."""
@@ -270,7 +270,7 @@ class AccountLoop:
         has_dropped = is_first and not self._source and refused + allowed
         if reading.began_ns - since_ns < _LATE_NS and not has_dropped:
             return
-        event = operational_events.unread(
+        event = operational_events.collection_gap(
             self._reporter.context(self.sandbox),
             sandbox=self.sandbox,
             packets=refused + allowed,
@@ -300,12 +300,14 @@ class AccountLoop:
         gap = Gap(
             transport="counters",
             reason=f"sandbox {self.sandbox}: {reason}",
-            lost=None,
+            dropped=None,
             since_ns=min(self._account.read_ns or now_ns, now_ns),
             until_ns=now_ns,
         )
         context = self._reporter.context(self.sandbox)
-        await self._reporter.emit(operational_events.gap(context, gap, processed_ns=now_ns))
+        await self._reporter.emit(
+            operational_events.records_dropped(context, gap, processed_ns=now_ns)
+        )
         await self.count_dropped(gap)
         _log.warning("counters lost", sandbox=self.sandbox, reason=reason)
 

@@ -58,7 +58,7 @@ async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, sinc
     until_ns = time.time_ns()
     for reason, number in losses:
         # The event comes first: standard error may be a pipe without a reader.
-        event = operational_events.events_lost(
+        event = operational_events.events_dropped(
             reporter.context(), reason=reason, number=number, since_ns=since_ns, until_ns=until_ns
         )
         await reporter.emit(event)

@@ -148,7 +148,7 @@ class Pipeline:
                 Gap(
                     transport=transport,
                     reason=f"stopped before {'' if is_all else 'at least '}{number} were delivered",
-                    lost=number if is_all else None,
+                    dropped=number if is_all else None,
                     since_ns=since_ns,
                     until_ns=time.time_ns(),
                 )
@@ -161,7 +161,7 @@ class Pipeline:
         # Gaps first: if the service were killed after the position is stored, they would never be
         # reported.
         for gap in batch.gaps:
-            event = operational_events.gap(
+            event = operational_events.records_dropped(
                 self._reporter.context(), gap, processed_ns=time.time_ns()
             )
             await self._reporter.emit(event)
@@ -196,12 +196,12 @@ class Pipeline:
 
     def _count_gap(self, gap: Gap) -> None:
         self.counts.gaps += 1
-        self.counts.dropped += gap.lost or 0
+        self.counts.dropped += gap.dropped or 0
         number = self._gaps_by_reason.get(gap.reason, 0) + 1
         self._gaps_by_reason[gap.reason] = number
         if _is_power_of_two(number):
             _log.warning(
-                "records lost", source=gap.transport, lost=gap.lost, number=number,
+                "records lost", source=gap.transport, lost=gap.dropped, number=number,
                 reason=gap.reason,
             )  # fmt: skip
 

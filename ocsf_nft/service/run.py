@@ -19,7 +19,7 @@ from ocsf_nft.errors import OcsfNftError, UsageError
 from ocsf_nft.fence.counters import Counters
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.ocsf.context import product, this_host
-from ocsf_nft.ocsf.operational_events import attribution_fell, lifecycle
+from ocsf_nft.ocsf.operational_events import attribution_degraded, lifecycle
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import attribution_setup, fences
 from ocsf_nft.service.account_loop import AccountLoop
@@ -303,7 +303,7 @@ class Service:
 
     async def _report_capture_end(self, reason: str) -> None:
         """Report that processes are no longer captured."""
-        event = attribution_fell(
+        event = attribution_degraded(
             self._reporter.context(),
             method=self.fallback_chain.method,
             reason=reason,

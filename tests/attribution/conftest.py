@@ -9,7 +9,7 @@ import pytest
 
 from ocsf_nft.attribution import fallback_chain
 from tests.attribution.calling import NETNS
-from tests.attribution.ladder_host import Host
+from tests.attribution.fallback_host import Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

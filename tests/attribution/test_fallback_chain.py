@@ -17,7 +17,7 @@ from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE
 from ocsf_nft.attribution.fallback_chain import FallbackChain, limit_to_one_packet
 from ocsf_nft.process import Process, Seen
 from tests.attribution.calling import SYN, TCP
-from tests.attribution.ladder_host import Host, Reasons, Sockets, by_socket
+from tests.attribution.fallback_host import Host, Reasons, Sockets, by_socket
 from tests.attribution.programs import Programs, call_now, record_now
 
 #: Upper limit of each wait, enough for a slow machine.

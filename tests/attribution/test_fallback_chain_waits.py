@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.attribution import fallback_chain, time_budget
 from ocsf_nft.process import Process
-from tests.attribution.ladder_host import Host, Reasons, by_socket
+from tests.attribution.fallback_host import Host, Reasons, by_socket
 from tests.attribution.programs import call_now, record_now
 
 if TYPE_CHECKING:

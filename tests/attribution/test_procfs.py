@@ -17,7 +17,7 @@ from ocsf_nft.attribution import procfs
 from ocsf_nft.attribution.program_hashes import ProgramHashes
 from ocsf_nft.process import Container, Process
 from tests.attribution.living import WAITING, descriptors, now, python, running, send, until
-from tests.attribution.told import NAMES, PYTHON, TICK_NS, called, found, state, ticks
+from tests.attribution.procfs_helpers import NAMES, PYTHON, TICK_NS, called, found, state, ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

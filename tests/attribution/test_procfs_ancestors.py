@@ -11,7 +11,7 @@ import pytest
 from ocsf_nft import proc
 from ocsf_nft.attribution import procfs
 from tests.attribution.living import WAITING, children, python, running, until
-from tests.attribution.told import PYTHON, directory, found, state
+from tests.attribution.procfs_helpers import PYTHON, directory, found, state
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from ocsf_nft import proc
 from ocsf_nft.attribution import procfs
 from ocsf_nft.attribution.program_hashes import ProgramHashes
 from tests.attribution.living import WAITING, cat, copied, python, send
-from tests.attribution.told import PYTHON, directory, found
+from tests.attribution.procfs_helpers import PYTHON, directory, found
 
 pytestmark = pytest.mark.kernel
 

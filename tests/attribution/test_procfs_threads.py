@@ -15,7 +15,7 @@ from ocsf_nft import proc
 from ocsf_nft.attribution import procfs
 from ocsf_nft.attribution.program_hashes import ProgramHashes
 from tests.attribution.living import now, python, until
-from tests.attribution.told import EXITED, PYTHON, TICK_NS, directory, found, state, ticks
+from tests.attribution.procfs_helpers import EXITED, PYTHON, TICK_NS, directory, found, state, ticks
 from tests.kernel.users import as_user
 
 if TYPE_CHECKING:

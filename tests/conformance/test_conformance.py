@@ -25,12 +25,12 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (
     FenceState,
     Tampering,
-    attribution_fell,
-    events_lost,
+    attribution_degraded,
+    collection_gap,
+    events_dropped,
     fence_state,
-    gap,
     lifecycle,
-    unread,
+    records_dropped,
 )
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import VERSIONS, at_version, line_at
@@ -47,8 +47,8 @@ from tests.conformance.corpus import (
     RECORDS,
     TIME_NS,
 )
+from tests.conformance.incidents import ENDED, FAN_OUTS, GOING_ON, fan_out_of, incident
 from tests.conformance.shapes import of_each_shape
-from tests.conformance.streaks import ENDED, FAN_OUTS, GOING_ON, fan_out_of, incident
 from tests.sources import corpus_cases
 from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, TIMESTAMPS, records
 
@@ -136,20 +136,23 @@ def about_the_service(context: Context, text: str = "why") -> Iterator[tuple[str
     yield "start", lifecycle(context, activity="start", time_ns=TIME_NS)
     yield "stop", lifecycle(context, activity="stop", time_ns=TIME_NS, reason=text)
     for method in METHODS:
-        fell = attribution_fell(context, method=method, reason=text, time_ns=TIME_NS)
+        fell = attribution_degraded(context, method=method, reason=text, time_ns=TIME_NS)
         yield f"attribution by {method}", fell
     for dropped in (None, 0, 1, 655_090):
         for transport in ("nflog", "kmsg", "journal", "replay", "counters"):
             missing = Gap(
-                transport=transport, reason=text, lost=dropped, since_ns=TIME_NS, until_ns=NOW_NS
+                transport=transport, reason=text, dropped=dropped, since_ns=TIME_NS, until_ns=NOW_NS
             )
-            yield f"{dropped} dropped by {transport}", gap(context, missing, processed_ns=NOW_NS)
-        dropped_events = events_lost(
+            yield (
+                f"{dropped} dropped by {transport}",
+                records_dropped(context, missing, processed_ns=NOW_NS),
+            )
+        dropped_events = events_dropped(
             context, reason=text, number=dropped, since_ns=TIME_NS, until_ns=NOW_NS
         )
         yield f"{dropped} events dropped", dropped_events
     for packets in (0, 1, 2_034_112):
-        event_of_a_pause = unread(
+        event_of_a_pause = collection_gap(
             context, sandbox=text, packets=packets, since_ns=TIME_NS, until_ns=NOW_NS,
             reason=text, processed_ns=NOW_NS,
         )  # fmt: skip

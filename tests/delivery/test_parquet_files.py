@@ -15,7 +15,7 @@ from ocsf_nft.delivery.parquet_files import Maker
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS
 from tests.conformance.corpus import TIME_NS
 from tests.delivery import read_back
-from tests.delivery import told as samples
+from tests.delivery import sample_events as samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

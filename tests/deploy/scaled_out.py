@@ -22,7 +22,7 @@ from ocsf_nft.delivery.forwarder import Forwarder
 from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.delivery.tls import Tls
-from tests.delivery.told import packets
+from tests.delivery.sample_events import packets
 from tests.deploy.nats_cluster import PASSWORDS, SCALE_OUT, NatsCluster
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ocsf_nft import config
 from ocsf_nft.config.sinks.file import FileSink
 from ocsf_nft.delivery.sinks.otlp import _SEVERITIES
 from ocsf_nft.ocsf.enums import Severity
-from tests.delivery.told import messages, packets
+from tests.delivery.sample_events import messages, packets
 from tests.deploy.manifests import ROOT
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.service.sink_delivery import Outlet
 from tests.delivery.receiver import Receiver
+from tests.delivery.sample_events import packets
 from tests.delivery.sinks.batches import messages
-from tests.delivery.told import packets
 from tests.deploy.nats_cluster import SCALE_OUT, NatsCluster
 from tests.deploy.scaled_out import (
     DIES,

@@ -10,11 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.attempt import Attempt, Ended, Streak
+from ocsf_nft.attempt import Attempt, Incident, IncidentEnd
 from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.operational_events import FenceState, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.operational_events import (
+    FenceState,
+    collection_gap,
+    fence_state,
+    lifecycle,
+    records_dropped,
+)
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version
 from ocsf_nft.record import Gap, Origin, Record
@@ -35,7 +41,7 @@ from tests.conformance.corpus import (
     SAMPLE,
     TIME_NS,
 )
-from tests.conformance.streaks import fan_out_of
+from tests.conformance.incidents import fan_out_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +117,7 @@ def _record(name: str) -> Record:
     return _read(f"ocsf-nft:sb1:{_LINES[name]}", 5000 + list(_LINES).index(name))
 
 
-def _let_pass(name: str) -> Record:
+def _allowed(name: str) -> Record:
     """The same, logged by a permissive fence."""
     line = _LINES[name].replace(":", ":permissive:", 1)
     return _read(f"ocsf-nft:sb1:{line}", 5000 + list(_LINES).index(name))
@@ -121,16 +127,16 @@ def _activity(attempt: Attempt, mapper: Mapper = _MAPPER) -> Event:
     return mapper.network_activity(attempt, processed_ns=attempt.end_ns + 3_000_000)
 
 
-def _finding(found: Attempt | Ended) -> Event:
+def _finding(found: Attempt | IncidentEnd) -> Event:
     event = _MAPPER.finding(found, processed_ns=found.end_ns + 3_000_000)
     assert event is not None
     return event
 
 
-def _streak(name: str, windows: int, packets: int, found_at: int) -> Streak:
+def _incident(name: str, windows: int, packets: int, found_at: int) -> Incident:
     identity = _record(name).origin.identity
     latest = (identity, *(f"{identity}/{number}" for number in range(1, windows)))
-    return Streak(
+    return Incident(
         identity=identity,
         windows=windows,
         packets=packets,
@@ -167,7 +173,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
         ("somebody-from-outside-tries-a-vm", "vm from outside"),
     ):
         yield name, _activity(Attempt.of(_record(line)))
-    yield "what-a-permissive-fence-lets-pass", _activity(Attempt.of(_let_pass("https")))
+    yield "what-a-permissive-fence-lets-pass", _activity(Attempt.of(_allowed("https")))
     yield "a-raw-frame", _activity(Attempt.of(RECORDS["link 88b5"]))
     yield "the-same-999-times", _activity(ATTEMPTS["counted tcp4"])
     https = Attempt.of(_record("https"))
@@ -181,12 +187,12 @@ def _situations() -> Iterator[tuple[str, Event]]:
     scan = fan_out_of(sample=SAMPLE[:10])
     yield "a-scan-is-found", fan_out(CONTEXT, scan, processed_ns=scan.end_ns + 3_000_000)
     asked = replace(
-        Attempt.of(_record("credentials")), streak=_streak("credentials", 1, 1, found_at=1)
+        Attempt.of(_record("credentials")), streak=_incident("credentials", 1, 1, found_at=1)
     )
     yield "cloud-credentials-are-asked-for", _finding(asked)
     yield (
         "credentials-are-let-pass",
-        _finding(replace(asked, record=_let_pass("credentials"))),
+        _finding(replace(asked, record=_allowed("credentials"))),
     )
     again = Attempt(
         record=_record("ssh"),
@@ -194,14 +200,14 @@ def _situations() -> Iterator[tuple[str, Event]]:
         bytes=28 * 60,
         start_ns=TIME_NS + 3 * _SECOND,
         end_ns=TIME_NS + 7 * _SECOND,
-        streak=_streak("ssh", 4, 40, found_at=3),
+        streak=_incident("ssh", 4, 40, found_at=3),
     )
     yield "ssh-again-and-again", _finding(again)
-    by_many = replace(_streak("ssh", 4, 40, found_at=3), attribution=SEVERAL_IN_ONE_WINDOW)
+    by_many = replace(_incident("ssh", 4, 40, found_at=3), attribution=SEVERAL_IN_ONE_WINDOW)
     yield "ssh-by-several-programs", _finding(replace(again, streak=by_many))
-    ended = Ended(
+    ended = IncidentEnd(
         record=_record("ssh"),
-        streak=_streak("ssh", 5, 52, found_at=3),
+        streak=_incident("ssh", 5, 52, found_at=3),
         end_ns=TIME_NS + 15 * _SECOND,
     )
     yield "ssh-has-ended", _finding(ended)
@@ -233,14 +239,14 @@ def _situations() -> Iterator[tuple[str, Event]]:
     lost = Gap(
         transport="kmsg",
         reason="the ring was overrun",
-        lost=655_090,
+        dropped=655_090,
         since_ns=TIME_NS,
         until_ns=TIME_NS + 4_000_000_000,
     )
-    yield "records-are-lost", gap(CONTEXT, lost, processed_ns=lost.until_ns + 3_000_000)
+    yield "records-are-lost", records_dropped(CONTEXT, lost, processed_ns=lost.until_ns + 3_000_000)
     yield (
         "nobody-read-for-a-while",
-        unread(
+        collection_gap(
             CONTEXT,
             sandbox="sb1",
             packets=2_034_112,

@@ -80,7 +80,7 @@ def joined(one: Batch, other: Batch) -> Batch:
 
 
 def dropped(batch: Batch) -> int:
-    return sum(gap.lost or 0 for gap in batch.gaps)
+    return sum(gap.dropped or 0 for gap in batch.gaps)
 
 
 async def until_found(source: Nflog, is_match: Callable[[Record], bool]) -> list[Record]:

@@ -152,7 +152,7 @@ async def test_journal_source_reports_a_deleted_cursor_as_a_gap(
     async with Journal(frozenset({sandbox}), deleted, directory) as source:
         attempt(namespace, 0, 1, "udp4")
         read = await until(source.batches(), lambda batch: bool(batch.records))
-    assert read.gaps[0].lost is None
+    assert read.gaps[0].dropped is None
 
 
 async def test_journal_source_raises_if_journalctl_exits(
@@ -204,7 +204,7 @@ async def test_journal_source_reads_the_missed_count_only_from_journalds_notice(
     before = f"s={'1' * 32};i=0;b={BOOT};m=1;t=1;x=1"
     async with Journal(cursor=before, directory=tmp_path) as source:
         read = await until_quiet(source.batches(), seconds=QUIET_S)
-    assert [gap.lost for gap in read.gaps] == [None, 1234]
+    assert [gap.dropped for gap in read.gaps] == [None, 1234]
 
 
 def kernel_entry(sandbox: str, port: int) -> bytes:

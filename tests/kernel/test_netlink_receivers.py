@@ -101,8 +101,8 @@ async def test_nflog_reader_names_the_full_buffer_and_counts_dropped_records(
         read = await until(batches, lambda batch: bool(batch.gaps))
         attempt(namespace, 0, 1, "udp4")
         last = await until(batches, lambda batch: bool(batch.records))
-    assert [(gap.lost, gap.reason[: len(_FULL)]) for gap in read.gaps] == [(None, _FULL)]
-    assert [gap.lost for gap in last.gaps] == [20 - len(read.records)]
+    assert [(gap.dropped, gap.reason[: len(_FULL)]) for gap in read.gaps] == [(None, _FULL)]
+    assert [gap.dropped for gap in last.gaps] == [20 - len(read.records)]
 
 
 def test_nflog_binding_ignores_the_messages_of_another_process(namespace: Namespace) -> None:

@@ -125,12 +125,12 @@ async def test_nflog_overrun_is_reported_at_once_and_counted_by_the_next_record(
         batches = source.batches()
         attempt(namespace, 0, 5_000, "flood")
         read = await until(batches, lambda batch: bool(batch.gaps))
-        assert [gap.lost for gap in read.gaps] == [None]
+        assert [gap.dropped for gap in read.gaps] == [None]
         assert 0 < len(read.records) < 5_000
         attempt(namespace, 0, 1, "udp4")
         last = await until(batches, lambda batch: bool(batch.records))
         assert len(last.records) == 1
-        assert [gap.lost for gap in last.gaps] == [5_000 - len(read.records)]
+        assert [gap.dropped for gap in last.gaps] == [5_000 - len(read.records)]
         assert last.gaps[0].since_ns <= last.gaps[0].until_ns
 
 

@@ -139,7 +139,7 @@ def test_a_program_in_memory_alone_is_a_file_with_a_name_and_a_path(name: str, c
 
 
 @pytest.mark.parametrize(
-    ("name", "left_over"),
+    ("name", "unmapped"),
     [
         ("a unit", {"unit": "user@1000.service"}),
         ("an unknown container in a pod", {"pod_uid": POD}),
@@ -150,11 +150,9 @@ def test_a_program_in_memory_alone_is_a_file_with_a_name_and_a_path(name: str, c
         ("a deleted program", {}),
     ],
 )
-def test_data_without_process_attribute_is_in_unmapped(
-    name: str, left_over: dict[str, str]
-) -> None:
+def test_data_without_process_attribute_is_in_unmapped(name: str, unmapped: dict[str, str]) -> None:
     event, unattributed = event_by(PROCESSES[name]), event_by(None)
-    assert event["unmapped"] == unattributed["unmapped"] | left_over
+    assert event["unmapped"] == unattributed["unmapped"] | unmapped
 
 
 @pytest.mark.parametrize("name", ["a directory for a program", "a name"])

@@ -22,7 +22,7 @@ from tests.conformance.attributed import (
     done_by,
 )
 from tests.conformance.corpus import ATTEMPTS, CONTEXT, NOW_NS, RECORDS, window
-from tests.conformance.streaks import incident
+from tests.conformance.incidents import incident
 from tests.ocsf.test_attempts import rendered
 from tests.ocsf.test_templates import assert_rendered, has_template
 

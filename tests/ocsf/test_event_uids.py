@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.ocsf.event_uids import attempt_uid, event_uid, stable_uid
+from ocsf_nft.ocsf.event_uids import event_uid, flow_uid, stable_uid
 from tests.conformance.corpus import OUT, TCP, USER, V4, record
 from tests.strategies import HOSTILE_TEXT
 
@@ -23,7 +23,7 @@ def test_uid_is_the_uuid_of_the_standard() -> None:
 
 def test_uids_never_change_between_versions() -> None:
     assert event_uid(4001, "kmsg:boot:1") == "b34fa881-4170-572a-b168-d36cd8588703"
-    assert attempt_uid(LOGGED) == "621aa0d8-9abb-5b74-800a-c055b5395d44"
+    assert flow_uid(LOGGED) == "621aa0d8-9abb-5b74-800a-c055b5395d44"
 
 
 @given(
@@ -51,7 +51,7 @@ def test_a_number_is_not_its_text() -> None:
     "same", [{"source_port": 9}, {"length": 9}, {"time_ns": 9}, {"gid": 9}, {"details": {"a": 1}}]
 )
 def test_records_of_one_attempt_share_their_uid(same: dict[str, Any]) -> None:
-    assert attempt_uid(replace(LOGGED, **same)) == attempt_uid(LOGGED)
+    assert flow_uid(replace(LOGGED, **same)) == flow_uid(LOGGED)
 
 
 @pytest.mark.parametrize(
@@ -68,4 +68,4 @@ def test_records_of_one_attempt_share_their_uid(same: dict[str, Any]) -> None:
     ],
 )
 def test_another_attempt_has_another_uid(other: dict[str, Any]) -> None:
-    assert attempt_uid(replace(LOGGED, **other)) != attempt_uid(LOGGED)
+    assert flow_uid(replace(LOGGED, **other)) != flow_uid(LOGGED)

@@ -12,10 +12,10 @@ from ocsf_nft.accounting import incidents, report_schedule, scan_detection
 from ocsf_nft.errors import UsageError
 from ocsf_nft.ocsf import enums, versions
 from ocsf_nft.ocsf.events import CLASSES
-from ocsf_nft.ocsf.field_guide import BEGIN, END, REWORDED, guide, renewed
+from ocsf_nft.ocsf.field_guide import BEGIN, END, REWORDED, guide, with_current_guide
 from ocsf_nft.ocsf.model import Model, children
 from ocsf_nft.ocsf.severity import Threshold
-from tests.queries import told
+from tests.queries import siem_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def rows(model: type[Model]) -> dict[str, list[str]]:
 
 
 def test_page_contains_the_generated_guide() -> None:
-    assert renewed(TEXT) == TEXT, "run: make reference"
+    assert with_current_guide(TEXT) == TEXT, "run: make reference"
 
 
 def test_guide_has_every_attribute_and_its_source(subtests: pytest.Subtests) -> None:
@@ -68,7 +68,7 @@ def test_guide_has_every_attribute_and_its_source(subtests: pytest.Subtests) -> 
 
 
 def test_attributes_documented_as_always_present_are_present() -> None:
-    for event in told.once():
+    for event in siem_events.once():
         always = {name for name, cells in rows(CLASSES[event["class_uid"]]).items()
                   if cells[2] == "always"}  # fmt: skip
         assert always <= event.keys()
@@ -86,7 +86,7 @@ def test_guide_has_every_id_and_its_caption() -> None:
 
 def test_renamed_values_are_in_the_guide() -> None:
     assert sorted(since for since, _ in REWORDED) == sorted(
-        since for since, _ in versions._SAID_OTHERWISE
+        since for since, _ in versions._CONVERSIONS
     )
     for since, text in REWORDED:
         assert text in GUIDE.partition(f"Before {since}:")[2]
@@ -125,8 +125,8 @@ def test_page_is_updated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["", BEGIN, END, f"{END}\n{BEGIN}"])
 def test_page_without_markers_is_not_changed(tmp_path: Path, page: str) -> None:
-    with pytest.raises(UsageError, match="no place for the guide"):
-        renewed(page)
+    with pytest.raises(UsageError, match="has no field guide"):
+        with_current_guide(page)
     path = tmp_path / "page.md"
     path.write_text(page)
     done = subprocess.run(

@@ -19,7 +19,7 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
 from tests.conformance.attributed import PROCESSES, done_by
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
-from tests.conformance.streaks import GOING_ON, incident
+from tests.conformance.incidents import GOING_ON, incident
 from tests.strategies import records
 
 if TYPE_CHECKING:

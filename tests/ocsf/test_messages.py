@@ -153,7 +153,7 @@ def test_name_of_a_process_is_cut_after_64_characters() -> None:
     for characters, shown in ((64, "x" * 64), (65, "x" * 63 + "…")):
         process = Process(pid=7, name="x" * characters)
         by = Attribution(method="capture", reason="seen", process=process)
-        assert messages.who("sb1", 1000, by) == f"{shown}[7] (uid 1000) in sandbox sb1"
+        assert messages.sender_text("sb1", 1000, by) == f"{shown}[7] (uid 1000) in sandbox sb1"
 
 
 def test_actor_text_has_the_number_of_candidate_processes() -> None:
@@ -165,9 +165,9 @@ def test_actor_text_has_the_number_of_candidate_processes() -> None:
     ):
         processes = tuple(Seen(process=Process(pid=pid), calls=n) for pid, n in enumerate(seen))
         by = Attribution(method="capture", reason="seen", seen=processes, unnamed=unnamed)
-        assert messages.who("sb1", 1000, by) == shown
+        assert messages.sender_text("sb1", 1000, by) == shown
     nameless = Attribution(method="capture", reason="seen", process=Process(pid=7))
-    assert messages.who("sb1", None, nameless) == "process [7] in sandbox sb1"
+    assert messages.sender_text("sb1", None, nameless) == "process [7] in sandbox sb1"
 
 
 def test_elapsed_time_is_in_milliseconds_below_a_second() -> None:

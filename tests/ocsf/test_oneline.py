@@ -46,7 +46,7 @@ def test_one_line_form_gives_durations_below_a_second_in_milliseconds() -> None:
 def test_each_part_has_its_style() -> None:
     event = by(PROCESS) | {"count": 3}
     assert [segment.style for segment in shorthand(event)] == [
-        "time", "medium", "place", "who", "what", "outcome", "count", "rule", "hint",
+        "time", "medium", "sandbox", "who", "what", "outcome", "count", "rule", "hint",
     ]  # fmt: skip
 
 
@@ -320,7 +320,7 @@ def test_name_can_not_imitate_another_part(name: str, shown: str) -> None:
     }
     rule = shown if shown.startswith('"') else f"[{shown}]"
     assert styled(event, "who") == [f"uid 1000 {shown}[7]"]
-    assert styled(event, "place") == [shown]
+    assert styled(event, "sandbox") == [shown]
     assert styled(event, "rule") == [rule]
     assert styled(event, "what") == [f"{shown} → 203.0.113.7:443"]
 
@@ -373,8 +373,8 @@ def test_scope_is_the_first_known_name() -> None:
     named += [("name", event["resources"][0]), ("name", end), ("name", end["container"])]
     named += [("hostname", device), ("name", device)]
     for key, holder in named:
-        (scope,) = styled(event, "place")
+        (scope,) = styled(event, "sandbox")
         assert scope == ("prefix" if key == "prefix" else holder[key])
         del holder[key]
-    assert styled(event | {"resources": []}, "place") == []
-    assert styled(inbound, "place") == ["far-end"]
+    assert styled(event | {"resources": []}, "sandbox") == []
+    assert styled(inbound, "sandbox") == ["far-end"]

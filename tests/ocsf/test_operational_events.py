@@ -10,12 +10,12 @@ from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.operational_events import (
     FenceState,
     Tampering,
-    attribution_fell,
-    events_lost,
+    attribution_degraded,
+    collection_gap,
+    events_dropped,
     fence_state,
-    gap,
     lifecycle,
-    unread,
+    records_dropped,
 )
 from ocsf_nft.process import Process
 from ocsf_nft.record import Gap
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 OVERRUN = Gap(
     transport="kmsg",
     reason="the kernel log was overrun",
-    lost=3,
+    dropped=3,
     since_ns=TIME_NS,
     until_ns=TIME_NS + 2_000_000_000,
 )
@@ -119,7 +119,7 @@ def test_without_a_host_the_device_is_unknown() -> None:
 
 
 def test_dropped_records_have_count_start_and_end() -> None:
-    event = json.loads(gap(CONTEXT, OVERRUN, processed_ns=NOW_NS).to_json())
+    event = json.loads(records_dropped(CONTEXT, OVERRUN, processed_ns=NOW_NS).to_json())
     assert event["type_uid"] == 600299
     assert event["type_name"] == "Application Lifecycle: Other"
     assert event["activity_name"] == "Records Dropped"
@@ -133,16 +133,16 @@ def test_dropped_records_have_count_start_and_end() -> None:
 
 def test_gap_without_a_number_has_no_count() -> None:
     dropped = Gap(
-        transport="journal", reason="rotated", lost=None, since_ns=TIME_NS, until_ns=NOW_NS
+        transport="journal", reason="rotated", dropped=None, since_ns=TIME_NS, until_ns=NOW_NS
     )
-    event = gap(CONTEXT, dropped, processed_ns=NOW_NS)
+    event = records_dropped(CONTEXT, dropped, processed_ns=NOW_NS)
     assert event.count is None
     assert event.message.startswith("Records were lost, nobody knows how many")
 
 
 def test_events_dropped_for_a_sink_are_counted_if_known() -> None:
     event = json.loads(
-        events_lost(
+        events_dropped(
             CONTEXT, reason="sink\x1b siem was down", number=1, since_ns=TIME_NS, until_ns=NOW_NS
         ).to_json()
     )
@@ -154,7 +154,9 @@ def test_events_dropped_for_a_sink_are_counted_if_known() -> None:
     )
     assert event["message"].startswith("1 event was lost: sink")
     assert "\x1b" not in event["message"]
-    unknown = events_lost(CONTEXT, reason="damaged", number=None, since_ns=TIME_NS, until_ns=NOW_NS)
+    unknown = events_dropped(
+        CONTEXT, reason="damaged", number=None, since_ns=TIME_NS, until_ns=NOW_NS
+    )
     assert unknown.count is None
     assert unknown.message == "Events may be lost, nobody knows how many: damaged."
 
@@ -177,7 +179,7 @@ def not_read(**facts: Any) -> ApplicationLifecycle:
         "reason": "the service was stopped",
         "processed_ns": NOW_NS,
     }
-    return unread(CONTEXT, **(defaults | facts))
+    return collection_gap(CONTEXT, **(defaults | facts))
 
 
 def test_unread_packets_have_duration_and_count() -> None:
@@ -325,13 +327,15 @@ def test_regular_removal_has_a_reason_and_medium_severity() -> None:
 def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
     at, until_ns = TIME_NS // 1_000_000, TIME_NS + 2_000_000_000
     changed = became(FenceState.ABSENT, FenceState.STANDING)
-    fell = attribution_fell(CONTEXT, method="user", reason="no BTF", time_ns=TIME_NS)
+    fell = attribution_degraded(CONTEXT, method="user", reason="no BTF", time_ns=TIME_NS)
     for instant in (changed, lifecycle(CONTEXT, activity="stop", time_ns=TIME_NS), fell):
         assert (instant.time, instant.start_time, instant.end_time) == (at, None, None)
         assert instant.metadata.processed_time == at
-    dropped = events_lost(CONTEXT, reason="damaged", number=2, since_ns=TIME_NS, until_ns=until_ns)
+    dropped = events_dropped(
+        CONTEXT, reason="damaged", number=2, since_ns=TIME_NS, until_ns=until_ns
+    )
     assert dropped.metadata.processed_time == at + 2000
-    others = (gap(CONTEXT, OVERRUN, processed_ns=NOW_NS), not_read(until_ns=until_ns))
+    others = (records_dropped(CONTEXT, OVERRUN, processed_ns=NOW_NS), not_read(until_ns=until_ns))
     assert {each.metadata.processed_time for each in others} == {NOW_NS // 1_000_000}
     for span in (dropped, *others):
         assert (span.time, span.start_time, span.end_time) == (at + 2000, at, at + 2000)
@@ -354,7 +358,7 @@ def test_fence_message_has_restored_only_after_a_restore() -> None:
 def test_gap_has_a_duration_from_one_millisecond_on() -> None:
     for milliseconds, duration in ((0, None), (1, 1), (2, 2)):
         until_ns = TIME_NS + milliseconds * 1_000_000
-        event = gap(CONTEXT, replace(OVERRUN, until_ns=until_ns), processed_ns=NOW_NS)
+        event = records_dropped(CONTEXT, replace(OVERRUN, until_ns=until_ns), processed_ns=NOW_NS)
         assert event.duration == duration
 
 
@@ -364,7 +368,7 @@ def test_gap_message_agrees_with_the_number_of_records() -> None:
         (1, "1 record was lost"),
         (2, "2 records were lost"),
     ):
-        event = gap(CONTEXT, replace(OVERRUN, lost=number), processed_ns=NOW_NS)
+        event = records_dropped(CONTEXT, replace(OVERRUN, dropped=number), processed_ns=NOW_NS)
         assert event.message.startswith(f"{text} on the way")
 
 
@@ -373,11 +377,11 @@ def test_events_name_the_host_if_it_is_known() -> None:
     for context, names in ((CONTEXT, ["device.hostname"]), (Context(), None)):
         facts: dict[str, Any] = {"context": context, "reason": "damaged"}
         for event in (
-            gap(context, OVERRUN, processed_ns=NOW_NS),
-            events_lost(number=None, **facts, **times),
-            unread(sandbox="web", packets=1, processed_ns=NOW_NS, **facts, **times),
+            records_dropped(context, OVERRUN, processed_ns=NOW_NS),
+            events_dropped(number=None, **facts, **times),
+            collection_gap(sandbox="web", packets=1, processed_ns=NOW_NS, **facts, **times),
             lifecycle(activity="start", time_ns=TIME_NS, **facts),
-            attribution_fell(method="user", time_ns=TIME_NS, **facts),
+            attribution_degraded(method="user", time_ns=TIME_NS, **facts),
         ):
             found = event.observables and [each.name for each in event.observables]
             assert found == names

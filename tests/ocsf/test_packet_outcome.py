@@ -8,7 +8,7 @@ import pytest
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import packet_outcome
-from ocsf_nft.ocsf.addresses import place
+from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.enums import Direction
 from ocsf_nft.ocsf.mapper import Mapper
 from tests.conformance.corpus import CONTEXT, NOW_NS, OUT, TCP, V4, V6, record
@@ -178,7 +178,7 @@ def test_icmp_error_is_never_answered() -> None:
         (V6, 58, set(range(128))),
         (V4, 47, set()),
     ):
-        destination = place(packet["destination"])
+        destination = address_kind(packet["destination"])
         for kind in range(140):
             sent = record(**packet, **OUT, protocol=protocol, details={"icmp_type": kind})
             answered = packet_outcome.answer(sent, Direction.OUTBOUND, destination)
@@ -199,14 +199,14 @@ def test_housekeeping_is_what_kernels_send_to_their_link() -> None:
         found = set()
         for kind in range(256):
             sent = record(f"ocsf-nft:sb1:{rule}:", **V6, protocol=58, details={"icmp_type": kind})
-            if packet_outcome.is_housekeeping(sent, place("ff02::16")):
+            if packet_outcome.is_housekeeping(sent, address_kind("ff02::16")):
                 found.add(kind)
         assert found == kinds
     solicitation = record(**V6, protocol=17, details={"icmp_type": 133})
-    assert not packet_outcome.is_housekeeping(solicitation, place("ff02::16"))
+    assert not packet_outcome.is_housekeeping(solicitation, address_kind("ff02::16"))
     for destination, is_near in (("fe80::1", True), ("ff02::2", True), ("2001:db8::1", False)):
         sent = record(**V6, protocol=58, details={"icmp_type": 133})
-        assert packet_outcome.is_housekeeping(sent, place(destination)) is is_near
+        assert packet_outcome.is_housekeeping(sent, address_kind(destination)) is is_near
 
 
 def test_housekeeping_has_the_refusals_of_the_kernel_and_its_arp_replies() -> None:
@@ -218,7 +218,9 @@ def test_housekeeping_has_the_refusals_of_the_kernel_and_its_arp_replies() -> No
                 details = {"icmp_type": kind, "icmp_code": code}
                 sent = record(**packet, protocol=protocol, details=details)
                 is_refusal = (protocol, kind, code) in refusals
-                assert packet_outcome.is_housekeeping(sent, place("203.0.113.7")) is is_refusal
+                assert (
+                    packet_outcome.is_housekeeping(sent, address_kind("203.0.113.7")) is is_refusal
+                )
     for rule, replies in (("link", {2}), ("vm-link", set())):
         for operation in range(5):
             sent = record(f"ocsf-nft:sb1:{rule}:", details={"arp": {"operation": operation}})
@@ -240,7 +242,7 @@ def test_name_resolution_is_known_by_its_ports() -> None:
 
 def test_tcp_flags_decide_the_answer_and_the_initiator() -> None:
     """RFC 9293: FIN is 1, SYN 2, RST 4 and ACK 16. A reset is never answered with a reset."""
-    destination = place(V4["destination"])
+    destination = address_kind(V4["destination"])
     for flags in range(512):
         sent = record(**V4, **OUT, protocol=6, tcp_flags=flags)
         expected = packet_outcome.Answer.NOTHING if flags & 4 else packet_outcome.Answer.RESET

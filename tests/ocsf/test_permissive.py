@@ -12,7 +12,7 @@ from ocsf_nft.attempt import Aggregation, Attempt, IncidentEnd
 from ocsf_nft.ocsf import packet_outcome
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.oneline import plain, shorthand
-from ocsf_nft.ocsf.operational_events import FenceState, unread
+from ocsf_nft.ocsf.operational_events import FenceState, collection_gap
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import VERSIONS, line_at
 from tests.conformance.corpus import (
@@ -24,7 +24,7 @@ from tests.conformance.corpus import (
     RECORDS,
     TIME_NS,
 )
-from tests.conformance.streaks import ENDED, GOING_ON, fan_out_of
+from tests.conformance.incidents import ENDED, GOING_ON, fan_out_of
 from tests.ocsf.test_operational_events import became
 
 MAPPER = Mapper(CONTEXT)
@@ -177,7 +177,7 @@ def test_state_event_of_a_permissive_fence_has_its_mode(
 def test_unread_packets_that_were_allowed_are_not_called_refused(
     packets: int, allowed: int, meanwhile: str
 ) -> None:
-    event = unread(
+    event = collection_gap(
         CONTEXT, sandbox="web", packets=packets, allowed=allowed, since_ns=TIME_NS,
         until_ns=TIME_NS + 10**10, reason="stopped", processed_ns=NOW_NS,
     )  # fmt: skip

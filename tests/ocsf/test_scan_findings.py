@@ -10,7 +10,7 @@ from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.scan_findings import fan_out
 from tests.conformance.corpus import CONTEXT, NOW_NS, SAMPLE, counter, window
-from tests.conformance.streaks import fan_out_of
+from tests.conformance.incidents import fan_out_of
 from tests.ocsf.mapped import MAPPER
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import templates
-from ocsf_nft.ocsf.activity import derived
-from ocsf_nft.ocsf.addresses import place
+from ocsf_nft.ocsf.activity import derive
+from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
@@ -38,7 +38,7 @@ from tests.conformance.corpus import (
     V4,
     record,
 )
-from tests.conformance.streaks import GOING_ON
+from tests.conformance.incidents import GOING_ON
 from tests.strategies import (
     ADDRESSES4,
     ADDRESSES6,
@@ -123,8 +123,8 @@ def line_of_model(mapper: Mapper, attempt: Attempt, version: str, now_ns: int = 
 
 
 def has_template(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool:
-    of_it = derived(attempt, mapper._context.severities)
-    return templates._shape(attempt, of_it, version) in mapper._templates._kept
+    derived = derive(attempt, mapper._context.severities)
+    return templates._shape(attempt, derived, version) in mapper._templates._stored
 
 
 def assert_rendered(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool:
@@ -168,18 +168,14 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
 
     def address(text: str | None) -> str | None:
         drawn = draw(ADDRESSES4 | ADDRESSES6)
-        return drawn if place(drawn) is place(text) else text
+        return drawn if address_kind(drawn) is address_kind(text) else text
 
     start_ms = draw(st.integers(0, 7_258_118_400_000))
     is_instant = of.start_ns // 1_000_000 == of.end_ns // 1_000_000
     end_ms = start_ms if is_instant else start_ms + draw(st.integers(1, 1 << 40))
-    special = {
-        name: value for name, value in logged.details.items() if name in templates._NOT_JUST_COPIED
-    }
+    special = {name: value for name, value in logged.details.items() if name in templates._RELEVANT}
     copied = {
-        name: value
-        for name, value in draw(DETAILS).items()
-        if name not in templates._NOT_JUST_COPIED
+        name: value for name, value in draw(DETAILS).items() if name not in templates._RELEVANT
     }
     return replace(
         of,
@@ -293,10 +289,12 @@ def test_no_text_is_mistaken_for_a_placeholder(
 
 
 def test_placeholders_of_ports_are_ports_without_a_service() -> None:
-    marks = [mark for both in templates._PORT_MARKS for mark in both]
-    assert NAME_PORTS.isdisjoint(marks)
-    assert not any(service(protocol, mark) for protocol in range(256) for mark in marks)
-    for here, there in templates._PORT_MARKS:
+    placeholders = [placeholder for both in templates._PORT_PLACEHOLDERS for placeholder in both]
+    assert NAME_PORTS.isdisjoint(placeholders)
+    assert not any(
+        service(protocol, placeholder) for protocol in range(256) for placeholder in placeholders
+    )
+    for here, there in templates._PORT_PLACEHOLDERS:
         assert len(str(here)) == len(str(there))
         assert all(one != other for one, other in zip(str(here), str(there), strict=True))
 
@@ -323,5 +321,5 @@ def test_endpoint_without_an_address_is_rendered_as_model(end: str) -> None:
 
 
 def test_port_is_found_after_a_value_with_the_same_digit() -> None:
-    (hole,) = templates._holes_of_ports(b"x111111y", b"x122222y")
-    assert (hole.start, hole.end, hole.number) == (2, 7, 0)
+    (slot,) = templates._slots_of_ports(b"x111111y", b"x122222y")
+    assert (slot.start, slot.end, slot.number) == (2, 7, 0)

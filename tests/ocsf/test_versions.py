@@ -17,7 +17,7 @@ from ocsf_nft.ocsf.model import children
 from ocsf_nft.ocsf.versions import LATEST, SINCE, VERSIONS, at_version, line_at
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import CONTAINED, CONTEXT, NOW_NS, RECORDS
-from tests.conformance.streaks import GOING_ON
+from tests.conformance.incidents import GOING_ON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 import pytest
 
-from tests.queries import expected, told
+from tests.queries import expected, siem_events
 from tests.queries.expected import at, grouped, host, packets, refused, sandbox
 from tests.queries.page import queries
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.queries.expected import Event
 
 QUERIES: Final = queries("sql")
-ONCE: Final = told.once()
+ONCE: Final = siem_events.once()
 _EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - DuckDB returns UTC without a time zone
 
 
@@ -28,12 +28,12 @@ def _time(milliseconds: int) -> dt.datetime:
     return _EPOCH + dt.timedelta(milliseconds=milliseconds)
 
 
-@pytest.fixture(scope="module", params=told.VERSIONS)
+@pytest.fixture(scope="module", params=siem_events.VERSIONS)
 def database(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> duckdb.DuckDBPyConnection:
     folder: Path = tmp_path_factory.mktemp("duckdb")
-    told.write(folder, ONCE, request.param)
+    siem_events.write(folder, ONCE, request.param)
     connection = duckdb.connect()
     connection.execute(f"SET file_search_path = '{folder}'")
     connection.execute(QUERIES["Views"])

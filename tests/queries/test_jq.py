@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from tests.queries import expected, told
+from tests.queries import expected, siem_events
 from tests.queries.expected import at, grouped, host, packets, refused
 from tests.queries.page import queries
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 QUERIES: Final = queries("sh")
 #: jq counts in doubles, as the page explains.
-ONCE: Final = [event for event in told.once() if event.get("count", 0) < told.EXACT]
+ONCE: Final = [event for event in siem_events.once() if event.get("count", 0) < siem_events.EXACT]
 _EACH_ONCE: Final = "Each event once"
 
 
-@pytest.fixture(scope="module", params=told.VERSIONS)
+@pytest.fixture(scope="module", params=siem_events.VERSIONS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found: Path = tmp_path_factory.mktemp("jq")
-    told.write(found, ONCE, request.param)
+    siem_events.write(found, ONCE, request.param)
     assert not _run(found, _EACH_ONCE)
     return found
 

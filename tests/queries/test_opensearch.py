@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from tests.queries import told
+from tests.queries import siem_events
 from tests.queries.page import queries
 from tests.queries.paths import fields, values
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BODIES: Final = {title: json.loads(text) for title, text in queries("json").items()}
-ONCE: Final = told.once()
+ONCE: Final = siem_events.once()
 _KEYWORD: Final = ".keyword"
 
 

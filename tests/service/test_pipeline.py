@@ -119,7 +119,7 @@ async def test_gap_of_a_source_is_counted_in_the_accounts_of_its_sandboxes() -> 
         async def count_dropped(self, gap: Gap) -> None:
             self.reported_gaps.append(gap)
 
-    gap = Gap(transport="nflog", reason="the buffer was full", lost=3, since_ns=1, until_ns=2)
+    gap = Gap(transport="nflog", reason="the buffer was full", dropped=3, since_ns=1, until_ns=2)
     sink, ours, other = MemoryStore(), Losing([]), Losing([])
     accounts = {"ours": cast("AccountLoop", ours), "other": cast("AccountLoop", other)}
     pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), accounts)
@@ -219,8 +219,8 @@ async def test_own_prefix_of_an_unknown_sandbox_is_forged_among_foreign_records(
 
 
 async def test_gaps_are_all_events_but_few_are_logged() -> None:
-    full = Gap(transport="nflog", reason="its buffer was full", lost=3, since_ns=1, until_ns=2)
-    other = replace(full, reason="another", lost=None)
+    full = Gap(transport="nflog", reason="its buffer was full", dropped=3, since_ns=1, until_ns=2)
+    other = replace(full, reason="another", dropped=None)
     sink, source, stop = MemoryStore(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
     stop.set()
     pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
@@ -233,7 +233,7 @@ async def test_gaps_are_all_events_but_few_are_logged() -> None:
 
 
 async def test_event_from_another_machines_log_has_no_device() -> None:
-    gap = Gap(transport="replay", reason="cut", lost=1, since_ns=1, until_ns=2)
+    gap = Gap(transport="replay", reason="cut", dropped=1, since_ns=1, until_ns=2)
     for host, has_device in ((None, False), (Host(hostname="test"), True)):
         sink, source, stop = MemoryStore(), Given(1, gaps=(gap,)), asyncio.Event()
         stop.set()

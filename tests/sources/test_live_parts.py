@@ -170,7 +170,7 @@ def test_journal_gap_comes_only_from_journalds_own_notice() -> None:
     realtime_ns = entry().realtime_us * 1000
     gap = parser.parse(entry(transport=b"driver", message=message), received_ns=1)
     assert isinstance(gap, Gap)
-    assert gap.lost == 12
+    assert gap.dropped == 12
     assert (gap.since_ns, gap.until_ns) == (realtime_ns, realtime_ns)
     assert parser.parse(entry(message=message), received_ns=1) is None
     assert message_filter(PrefixFilter())(message)

@@ -110,7 +110,7 @@ async def test_nflog_overrun_is_reported_after_150_ms_without_a_record(
     source._socket = SimpleNamespace(fileno=lambda: -1)  # type: ignore[assignment]
     source._overrun = True
     batches = source.batches()
-    assert [gap.lost for gap in (await anext(batches)).gaps] == [None]
+    assert [gap.dropped for gap in (await anext(batches)).gaps] == [None]
     with pytest.raises(EOFError):
         await anext(batches)
     assert waits == [0.15, None]

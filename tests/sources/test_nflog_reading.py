@@ -49,7 +49,7 @@ def test_nflog_reader_counts_a_damaged_message_as_read() -> None:
         Nflog(Namespace(), 5), _valid(0), damaged, _valid(2), _valid(5), damaged[:4]
     )
     assert [record.origin.sequence for record in records] == [0, 2, 5]
-    assert [(gap.lost, gap.reason) for gap in gaps] == [(2, "the kernel dropped records")]
+    assert [(gap.dropped, gap.reason) for gap in gaps] == [(2, "the kernel dropped records")]
     assert [reject.kind for reject in rejected] == ["malformed"] * 2
 
 

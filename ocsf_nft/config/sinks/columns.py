@@ -1,6 +1,6 @@
 """Parquet columns of each event class, derived from the models of the events.
 
-All events of a class in an OCSF version have the same columns, so a table made from some events
+All events of a class in an OCSF version have the same columns. So a table made from some events
 fits all of them. Columns have the types of OCSF, which distinguishes integers of 32 and 64 bits.
 """
 

@@ -26,7 +26,7 @@ class KafkaSink(SinkTable):
 
     ``servers`` are some of the brokers, as ``host:port``; the brokers report the others. An event
     counts as delivered when all in-sync replicas have it (``acks=all``). The key of a record is the
-    name of the sandbox, so the events of one sandbox stay in order, in one partition. For an event
+    name of the sandbox. So the events of one sandbox stay in order, in one partition. For an event
     without a sandbox, the key is the name of the host. The header ``uid`` is the event's
     ``metadata.uid``; use it to detect an event that arrives twice. The producer is idempotent, but
     only until it connects again. The topic must not be compacted, since compaction would leave one

@@ -38,8 +38,8 @@ class UnixSink(SinkTable):
     With ``until_read``, an event counts as delivered when the program has read it. Without it, an
     event counts when the system has it; it is dropped if the program exits before it reads. The
     program does not acknowledge that it has processed an event. After a broken connection the
-    program may get events twice, and a part of the last event before that, without a line end. With
-    ``handshake``, the first line of each connection reports that every fence is active and every
+    program may get events twice. It may also get a part of the last event before that, without a
+    line end. With ``handshake``, the first line of each connection reports that every fence is active and every
     record is read.
 
     Choose a path in a directory that only the program's user may write to: a process that listens

@@ -110,7 +110,7 @@ def _missed_messages_gap(entry: KernelEntry, since_ns: int) -> Gap | None:
     return Gap(
         transport="journal",
         reason="journald missed kernel messages (of any kind)",
-        lost=int(found[1]),
+        dropped=int(found[1]),
         since_ns=since_ns,
         until_ns=entry.realtime_us * 1000,
     )

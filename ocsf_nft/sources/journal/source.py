@@ -139,7 +139,7 @@ def _missing_cursor_gap(now_ns: int) -> Gap:
         transport="journal",
         reason="the journal no longer has the entry to resume after, "
         "and may lack entries that followed it",
-        lost=None,
+        dropped=None,
         since_ns=now_ns,
         until_ns=now_ns,
     )

@@ -227,7 +227,7 @@ class Kmsg:
             transport="kmsg",
             reason="the kernel log's ring was overwritten before it was read "
             "(kernel messages of any kind)",
-            lost=missed,
+            dropped=missed,
             since_ns=min(self._seen_ns, now_ns),
             until_ns=now_ns,
         )

@@ -201,7 +201,7 @@ class Nflog:
         return Gap(
             transport="nflog",
             reason=reason,
-            lost=dropped,
+            dropped=dropped,
             since_ns=min(self._seen_ns, now_ns),
             until_ns=now_ns,
         )
@@ -224,7 +224,7 @@ class Nflog:
                 Gap(
                     transport="nflog",
                     reason=reason,
-                    lost=None,
+                    dropped=None,
                     since_ns=min(self._seen_ns, now_ns),
                     until_ns=now_ns,
                 ),

@@ -12,7 +12,7 @@ from ocsf_nft.config.sinks.columns import _DEPTH, _columns, columns
 from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct, row_of
 from ocsf_nft.ocsf.model import Model
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS
-from tests.delivery import told
+from tests.delivery import sample_events
 from tests.delivery.read_back import event_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _primitive(name: str) -> str:
 def test_every_attribute_of_an_event_has_a_column(version: str) -> None:
     of_class = columns(version)
     seen = set()
-    for message in told.messages(version):
+    for message in sample_events.messages(version):
         event = message.event()
         struct = of_class[event["class_uid"]]
         assert event_of(row_of(event, struct), struct) == event
@@ -81,7 +81,7 @@ def test_every_attribute_of_an_event_has_a_column(version: str) -> None:
 
 
 def test_attribute_missing_in_a_version_has_no_column() -> None:
-    old, new = columns("1.1.0")[told.REFUSED], columns("1.4.0")[told.REFUSED]
+    old, new = columns("1.1.0")[sample_events.REFUSED], columns("1.4.0")[sample_events.REFUSED]
     assert "is_alert" not in old.columns
     assert "is_alert" in new.columns
     assert _at(old, "actor", "process", "lineage") == ListOf(Scalar.TEXT)

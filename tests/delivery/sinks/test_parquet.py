@@ -26,7 +26,7 @@ from ocsf_nft.errors import DeliveryError
 from ocsf_nft.ocsf.versions import LATEST
 from tests.conformance.corpus import TIME_NS
 from tests.delivery import read_back
-from tests.delivery import told as samples
+from tests.delivery import sample_events as samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -217,7 +217,7 @@ async def test_parquet_sink_creates_a_deleted_directory_again(tmp_path: Path) ->
 _KILLED: Final = """
 import asyncio, os, stat, sys, time
 from pathlib import Path
-from tests.delivery import told as samples
+from tests.delivery import sample_events as samples
 from tests.delivery.sinks.test_parquet import deliver
 
 def never(descriptor):

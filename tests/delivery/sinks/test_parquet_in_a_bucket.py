@@ -22,7 +22,7 @@ from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.errors import DeliveryError, RefusedError
 from ocsf_nft.ocsf.versions import LATEST
 from tests.delivery import read_back
-from tests.delivery import told as samples
+from tests.delivery import sample_events as samples
 from tests.delivery.sinks.weed import ACCESS_KEY, BUCKET, READER, SECRET, Weed
 
 if TYPE_CHECKING:

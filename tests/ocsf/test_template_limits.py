@@ -13,7 +13,7 @@ import pytest
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import templates
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.templates import KEPT, KEPT_BYTES, SIGHTINGS
+from ocsf_nft.ocsf.templates import MAX_TEMPLATE_BYTES, MAX_TEMPLATES, SIGHTINGS
 from ocsf_nft.ocsf.versions import LATEST
 from ocsf_nft.process import Attribution, Process
 from tests.conformance.corpus import CONTEXT, NOW_NS, TCP, V4, record
@@ -29,19 +29,19 @@ def shapes(number: int) -> list[Attempt]:
 
 def test_shape_that_occurs_once_has_no_template() -> None:
     mapper = Mapper(CONTEXT)
-    for each in shapes(3 * KEPT):
+    for each in shapes(3 * MAX_TEMPLATES):
         mapper.line(each, processed_ns=NOW_NS)
-    assert not mapper._templates._kept
-    assert len(mapper._templates._seen) <= KEPT
+    assert not mapper._templates._stored
+    assert len(mapper._templates._seen) <= MAX_TEMPLATES
 
 
 def test_number_of_templates_is_limited() -> None:
     mapper = Mapper(CONTEXT)
-    every = shapes(KEPT + 10)
+    every = shapes(MAX_TEMPLATES + 10)
     for each in every:
         assert_rendered(mapper, each)
-    assert len(mapper._templates._kept) == KEPT
-    assert [has_template(mapper, each) for each in every] == [False] * 10 + [True] * KEPT
+    assert len(mapper._templates._stored) == MAX_TEMPLATES
+    assert [has_template(mapper, each) for each in every] == [False] * 10 + [True] * MAX_TEMPLATES
     assert assert_rendered(mapper, every[0])
 
 
@@ -64,21 +64,21 @@ def test_all_templates_together_take_little_memory(
     monkeypatch: pytest.MonkeyPatch, characters: int, is_by_process: bool, most: int
 ) -> None:
     part = 8
-    monkeypatch.setattr(templates, "KEPT", KEPT // part)
-    monkeypatch.setattr(templates, "KEPT_BYTES", KEPT_BYTES // part)
+    monkeypatch.setattr(templates, "MAX_TEMPLATES", MAX_TEMPLATES // part)
+    monkeypatch.setattr(templates, "MAX_TEMPLATE_BYTES", MAX_TEMPLATE_BYTES // part)
     mapper, text = Mapper(CONTEXT), HOSTILE_CHARACTER * characters
     tracemalloc.start()
     try:
-        for number in range(KEPT // part):
+        for number in range(MAX_TEMPLATES // part):
             name = f"veth{number}{'' if is_by_process else text}"
             sent = record(**V4, **TCP, out_interface=name)
             each = Attempt.of(sent, by(f"{number}{text}", number) if is_by_process else None)
             for _ in range(SIGHTINGS):
                 mapper.line(each, processed_ns=NOW_NS)
-        assert mapper._templates._kept_bytes <= KEPT_BYTES // part
+        assert mapper._templates._stored_bytes <= MAX_TEMPLATE_BYTES // part
         before = tracemalloc.get_traced_memory()[0]
         del sent, each
-        mapper._templates._kept.clear()
+        mapper._templates._stored.clear()
         assert 1_000_000 < (before - tracemalloc.get_traced_memory()[0]) * part < most
     finally:
         tracemalloc.stop()
@@ -89,23 +89,25 @@ def test_too_long_template_is_neither_stored_nor_made_repeatedly() -> None:
     assert not assert_rendered(mapper, Attempt.of(sent))
     (times,) = mapper._templates._seen.values()
     assert times > SIGHTINGS
-    assert mapper._templates._kept_bytes == 0
+    assert mapper._templates._stored_bytes == 0
 
 
 def test_oldest_templates_are_evicted_for_a_large_one() -> None:
     mapper = Mapper(CONTEXT)
-    every = [Attempt.of(record(**V4, **TCP), by("x" * 300, number)) for number in range(KEPT)]
+    every = [
+        Attempt.of(record(**V4, **TCP), by("x" * 300, number)) for number in range(MAX_TEMPLATES)
+    ]
     for each in every:
         assert_rendered(mapper, each)
-    stored = mapper._templates._kept
-    assert sum(len(each.form) for each in stored.values()) == mapper._templates._kept_bytes
+    stored = mapper._templates._stored
+    assert sum(len(each.form) for each in stored.values()) == mapper._templates._stored_bytes
     there = [has_template(mapper, each) for each in every]
-    assert there == [False] * (KEPT - len(stored)) + [True] * len(stored)
-    assert 0 < len(stored) < KEPT
+    assert there == [False] * (MAX_TEMPLATES - len(stored)) + [True] * len(stored)
+    assert 0 < len(stored) < MAX_TEMPLATES
 
 
 def test_many_threads_may_share_a_mapper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "KEPT", 3)
+    monkeypatch.setattr(templates, "MAX_TEMPLATES", 3)
     mapper, every = Mapper(CONTEXT), shapes(6)
     expected = [line_of_model(mapper, each, LATEST) for each in every]
     start = threading.Barrier(4)
@@ -120,4 +122,4 @@ def test_many_threads_may_share_a_mapper(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(renders_correctly, range(4)))
-    assert len(mapper._templates._kept) <= 3
+    assert len(mapper._templates._stored) <= 3

@@ -25,8 +25,8 @@ from tests.conformance.corpus import (
     RECORDS,
     TIME_NS,
 )
+from tests.conformance.incidents import ENDED, FAN_OUTS, GOING_ON
 from tests.conformance.shapes import of_each_shape
-from tests.conformance.streaks import ENDED, FAN_OUTS, GOING_ON
 from tests.golden.situations import FOLDER
 
 if TYPE_CHECKING:

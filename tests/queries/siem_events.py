@@ -18,11 +18,11 @@ from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.operational_events import (
     FenceState,
-    events_lost,
+    collection_gap,
+    events_dropped,
     fence_state,
-    gap,
     lifecycle,
-    unread,
+    records_dropped,
 )
 from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version
@@ -37,7 +37,7 @@ from tests.conformance.corpus import (
     RECORDS,
     TIME_NS,
 )
-from tests.conformance.streaks import FAN_OUTS
+from tests.conformance.incidents import FAN_OUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,15 +154,19 @@ def _notices() -> Iterator[Event]:
         yield lifecycle(context, activity="stop", time_ns=NOW_NS + number)
     for dropped, transport in itertools.product((None, 0, 1000), _TRANSPORTS):
         missing = Gap(
-            transport=transport, reason="overrun", lost=dropped, since_ns=TIME_NS, until_ns=NOW_NS
+            transport=transport,
+            reason="overrun",
+            dropped=dropped,
+            since_ns=TIME_NS,
+            until_ns=NOW_NS,
         )
-        yield gap(CONTEXT, missing, processed_ns=NOW_NS)
+        yield records_dropped(CONTEXT, missing, processed_ns=NOW_NS)
     for known in (None, 3):
-        yield events_lost(
+        yield events_dropped(
             CONTEXT, reason="a sink was down", number=known, since_ns=TIME_NS, until_ns=NOW_NS
         )
     for packets in (0, 1, 2_034_112):
-        yield unread(
+        yield collection_gap(
             CONTEXT,
             sandbox="sb1",
             packets=packets,
