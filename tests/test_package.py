@@ -203,7 +203,9 @@ def test_version_is_the_package_s_and_h_is_short_for_help() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_completes_commands_and_options(shell: str) -> None:
-    script = forked.run("--show-completion", shell, check=True).stdout
+    # By --show-completion too, which finds out by the parent process which shell it is.
+    sourced = os.environ | {"_OCSF_NFT_COMPLETE": f"source_{shell}"}
+    script = forked.run(env=sourced, check=True).stdout
     assert "_OCSF_NFT_COMPLETE" in script
     for typed, completed in (("ocsf-nft eve", "events"), ("ocsf-nft events --foll", "--follow")):
         asked = {

@@ -109,7 +109,7 @@ def test_command_line_calls_a_permissive_fence_permissive(lab: Lab, state: State
     shown = command.run("status", *where)
     assert shown.code == 0
     assert "its fence is permissive and refuses nothing" in shown.stderr
-    assert re.search(r"rule +let pass", shown.stderr)
+    assert re.search(r"rule +allowed", shown.stderr)
     assert "refused" not in shown.stderr
     metrics = command.run("status", *where, "--metrics").stdout
     of_rule = r'\{mode="permissive",rule="egress",sandbox="lab"\}'

@@ -106,7 +106,7 @@ def test_record_without_counted_packet_is_a_counter_mismatch(
     )
     assert accounts.status(state).code == 1
     shown = command.run("status", "--state-dir", str(state.path))
-    assert (shown.code, "too many were told" in shown.stderr) == (1, True)
+    assert (shown.code, "too many were reported" in shown.stderr) == (1, True)
 
 
 def test_status_shows_each_rule_for_people_and_for_prometheus(
@@ -190,7 +190,7 @@ def test_unreadable_sandbox_does_not_hide_the_others(
 
 def test_status_names_an_altered_fence(fenced: Lab, state: StateDirectory) -> None:
     where = ("--state-dir", str(state.path))
-    differs = "sandbox lab: the fence is not as it was installed: `ocsf-nft verify` tells how"
+    differs = "sandbox lab: the fence is not as it was installed: `ocsf-nft verify` shows the difference"
     assert differs not in command.run("status", *where).stderr
     conftest.nft(fenced.sandbox_namespace, "add", "rule", "inet", "ocsf_nft", "output", "accept")
     shown = command.run("status", *where)

@@ -24,7 +24,7 @@ _DIRECTORY_MODE: Final = 0o750
 _ROOT: Final = 0
 _PROC: Final = Path("/proc/self")
 #: Maximum number of symbolic links, as in Linux (path_resolution(7)).
-_MAX_LINKS: Final = 40
+_MAX_FOLLOWED_LINKS: Final = 40
 _APPEND: Final = os.O_APPEND | os.O_NOCTTY
 
 
@@ -41,7 +41,7 @@ def open_to_append(path: Path) -> OpenedFile:
     The descriptor of a regular file is readable too. Raises OSError, and DeliveryError if the path
     is unsafe.
     """
-    for _ in range(_MAX_LINKS):
+    for _ in range(_MAX_FOLLOWED_LINKS):
         try:
             handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)
         except FileNotFoundError:
