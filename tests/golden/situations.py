@@ -1,6 +1,6 @@
-"""A dozen situations and the events that tell of them, as JSON that a person can read.
+"""Situations and their events, as JSON files for review.
 
-``python -m tests.golden.situations`` writes the files anew: read what changed before you commit it.
+``python -m tests.golden.situations`` rewrites the files: review the changes before you commit.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ FOLDER: Final = Path(__file__).with_name("events")
 
 _MAPPER: Final = Mapper(CONTEXT)
 _SECOND: Final = 1_000_000_000
-#: A line of each kind of packet, as the kernel writes it.
+#: Kernel log line of each kind of packet.
 _LINES: Final = {
     "https": "egress:IN= OUT=sb0 SRC=10.200.0.2 DST=203.0.113.7 LEN=60 TOS=0x00 PREC=0x00 TTL=64 "
     "ID=1429 DF PROTO=TCP SPT=41254 DPT=443 WINDOW=64240 RES=0x00 SYN URGP=0 UID=1000 GID=1000 ",
@@ -96,7 +96,7 @@ _UFW: Final = (
 
 
 def _read(message: str, number: int) -> Record:
-    """What the kernel logged, as the so-many-th record since it was booted."""
+    """Return a kernel message as record number ``number`` since boot."""
     origin = Origin(
         transport="kmsg",
         identity=f"kmsg:{HOST.boot_uid}:{number}",
@@ -118,7 +118,7 @@ def _record(name: str) -> Record:
 
 
 def _allowed(name: str) -> Record:
-    """The same, logged by a permissive fence."""
+    """Return the same record, logged by a permissive fence."""
     line = _LINES[name].replace(":", ":permissive:", 1)
     return _read(f"ocsf-nft:sb1:{line}", 5000 + list(_LINES).index(name))
 
@@ -177,8 +177,8 @@ def _situations() -> Iterator[tuple[str, Event]]:
     yield "a-raw-frame", _activity(Attempt.of(RECORDS["link 88b5"]))
     yield "the-same-999-times", _activity(ATTEMPTS["counted tcp4"])
     https = Attempt.of(_record("https"))
-    of_it = replace(https, attribution=done_by(PROCESSES["all of it"]))
-    yield "a-program-that-is-known", _activity(of_it, Mapper(CONTAINED))
+    known_program = replace(https, attribution=done_by(PROCESSES["all of it"]))
+    yield "a-program-that-is-known", _activity(known_program, Mapper(CONTAINED))
     in_memory = replace(https, attribution=done_by(PROCESSES["in memory"]))
     yield "a-program-in-memory-alone", _activity(in_memory)
     yield "one-of-several-programs", _activity(replace(https, attribution=ONE_OF_SEVERAL))
@@ -236,14 +236,17 @@ def _situations() -> Iterator[tuple[str, Event]]:
         ),
     )
     yield "ocsf-nft-starts", lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
-    lost = Gap(
+    missing = Gap(
         transport="kmsg",
         reason="the ring was overrun",
         dropped=655_090,
         since_ns=TIME_NS,
         until_ns=TIME_NS + 4_000_000_000,
     )
-    yield "records-are-lost", records_dropped(CONTEXT, lost, processed_ns=lost.until_ns + 3_000_000)
+    yield (
+        "records-are-lost",
+        records_dropped(CONTEXT, missing, processed_ns=missing.until_ns + 3_000_000),
+    )
     yield (
         "nobody-read-for-a-while",
         collection_gap(
@@ -259,7 +262,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
 
 
 def situations() -> dict[str, Any]:
-    """The events by the names of their files."""
+    """Return the events by the names of their files."""
     found = {name: json.loads(event.to_json()) for name, event in _situations()}
     for name in (
         "a-program-that-is-known", "ssh-again-and-again", "what-a-permissive-fence-lets-pass",
@@ -270,7 +273,7 @@ def situations() -> dict[str, Any]:
 
 
 def text(event: Any) -> str:
-    """An event as it stands in its file."""
+    """Return the text of an event's file."""
     return json.dumps(event, indent=2, ensure_ascii=False) + "\n"
 
 
