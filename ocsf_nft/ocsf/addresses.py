@@ -128,5 +128,5 @@ def _is_in(networks: tuple[_Network, ...], version: _Version, address: int) -> b
     return any(each.version == version and each.first <= address <= each.last for each in networks)
 
 
-#: By the number of bytes of an address.
+#: Tables by the number of bytes of an address.
 _TABLES: Final = {4: _table(4, 4), 16: _table(6, 16)}

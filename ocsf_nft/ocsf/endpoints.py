@@ -31,9 +31,9 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
 ) -> tuple[NetworkEndpoint | None, NetworkEndpoint | None]:
     """Return both endpoints; facts that fit neither are added to ``unmapped``.
 
-    An interface belongs to the endpoint on its side: a forwarded packet arrived from the source
-    and would have left to the destination. If a forwarded packet is known from a counter only,
-    both endpoints may be unknown. Then the sandbox is the source, because the packet was in it.
+    An interface belongs to the endpoint on its side. A forwarded packet arrived from the source and
+    would have left to the destination. If a forwarded packet is known from a counter only, both
+    endpoints may be unknown. Then the sandbox is the source, because the packet was in it.
     """
     source_interface, destination_interface = record.in_interface, record.out_interface
     if source_interface is None:

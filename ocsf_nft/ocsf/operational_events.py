@@ -297,9 +297,9 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
 ) -> ApplicationLifecycle:
     """Return the event of a time without reads of a fence's counters and log.
 
-    The service was stopped or late. ``packets`` is the number of packets in that time, and
-    ``allowed`` the number of those that a permissive fence allowed; the fence refused the others.
-    The next events count all of these packets, so don't add this event's ``count`` to theirs. Times
+    The service was stopped or late. ``packets`` is the number of packets in that time. A permissive
+    fence allowed ``allowed`` of them; the others were refused. The next events count all of these
+    packets, so this event's ``count`` must not be added to theirs. Times
     are in ns since the epoch, UTC; ``processed_ns`` is now. ``since_ns`` and ``until_ns`` may be of
     two runs. If the clock was set back between them, the event has no duration. The same arguments
     give the same event uid.

@@ -180,9 +180,9 @@ def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> A
 def answer(record: Record, direction: Direction, destination: AddressKind | None) -> Answer | None:
     """Return the kernel's answer to a packet; None for a foreign rule, whose answer is unknown.
 
-    A reject rule sends no answer to a TCP reset, an ICMP error, a multicast or broadcast packet, a
-    fragment other than the first, or a packet with an incomplete header (nf_reject_ipv4.c,
-    nf_reject_ipv6.c and both icmp.c of the kernel).
+    A reject rule does not answer some packets: TCP resets, ICMP errors, multicast, broadcast,
+    fragments other than the first, and incomplete headers. The source is nf_reject_ipv4.c,
+    nf_reject_ipv6.c and both icmp.c of the kernel.
     """
     if not is_ours(record):
         return None
@@ -213,8 +213,8 @@ def is_name_resolution(record: Record, direction: Direction) -> bool:
 def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
     """Return true if a kernel sends such packets by itself: to its link, or as an answer.
 
-    An answer is an ARP reply to a request for the sandbox's address, or the fence's own refusal to
-    a forged source address. Neither has a socket. A VM's ARP replies are not housekeeping, because
+    An answer is an ARP reply for the sandbox's address, or the fence's own refusal to a forged
+    source address. Neither has a socket. A VM's ARP replies are not housekeeping, because
     its fence refuses only false ones.
     """
     if record.uid is not None:

@@ -49,14 +49,14 @@ _PORTS: Final = services.PORTS | packet_outcome.NAME_PORTS | {None}
 _DECISIVE: Final = (
     "icmp_type", "icmp_code", "fragment_offset", "more_fragments", "incomplete_bytes"
 )  # fmt: skip
-#: Details that affect it and are not numbers, and names of other facts in ``unmapped``.
+#: Details that affect the packet and are not numbers, and names of other facts in ``unmapped``.
 _SPECIAL: Final = frozenset({
     "arp", "prefix", "sandbox", "mac_source", "mac_destination", "source_port",
     "destination_port", "gid", "ethertype", "unit", "pod_uid", "sha256",
 })  # fmt: skip
 _RELEVANT: Final = _SPECIAL.union(_DECISIVE)
 
-#: Characters that JSON does not escape, without braces, which would be of a nested object.
+#: Characters that JSON does not escape. Braces are excluded: they would be of a nested object.
 _AS_IT_IS: Final = bytes(code for code in range(0x20, 0x7F) if code not in b"\\{}")
 
 #: Placeholders of both ports. Ports are too short for random placeholders, so two events with

@@ -66,7 +66,7 @@ METHODS: tuple[Method, ...] = ("socket", "user")
 CONTEXTS = {"a host": CONTEXT, "a container": CONTAINED, "nothing": Context()}
 
 
-def about_attempts(context: Context) -> Iterator[tuple[str, Event]]:
+def attempt_events(context: Context) -> Iterator[tuple[str, Event]]:
     mapper = Mapper(context)
     kernel = [
         *(corpus_cases.record(message) for message in corpus_cases.MESSAGES),
@@ -120,7 +120,7 @@ def _fence(context: Context, text: str, after: FenceState, **facts: Any) -> Even
     )  # fmt: skip
 
 
-def about_fences(context: Context) -> Iterator[tuple[str, Event]]:
+def fence_events(context: Context) -> Iterator[tuple[str, Event]]:
     text = "why"
     for before, after in itertools.product(FenceState, FenceState):
         for reason in (None, text):
@@ -132,7 +132,7 @@ def about_fences(context: Context) -> Iterator[tuple[str, Event]]:
             yield f"tampered with ({number}), to {after}", event
 
 
-def about_the_service(context: Context, text: str = "why") -> Iterator[tuple[str, Event]]:
+def service_events(context: Context, text: str = "why") -> Iterator[tuple[str, Event]]:
     yield "start", lifecycle(context, activity="start", time_ns=TIME_NS)
     yield "stop", lifecycle(context, activity="stop", time_ns=TIME_NS, reason=text)
     for method in METHODS:
@@ -170,13 +170,13 @@ def events() -> dict[str, Any]:
         f"{where}, {name} ({number})": as_json(event)
         for where, context in CONTEXTS.items()
         for number, (name, event) in enumerate(
-            (*about_attempts(context), *about_fences(context), *about_the_service(context))
+            (*attempt_events(context), *fence_events(context), *service_events(context))
         )
     }
 
 
 @pytest.fixture(scope="module")
-def few(events: dict[str, Any]) -> dict[str, Any]:
+def representative_events(events: dict[str, Any]) -> dict[str, Any]:
     return of_each_shape(events)
 
 
@@ -186,22 +186,24 @@ def _at(version: str, event: Any) -> Any:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_events_of_each_shape_have_no_fault(
-    judge: Judge, version: str, events: dict[str, Any], few: dict[str, Any]
+    judge: Judge, version: str, events: dict[str, Any], representative_events: dict[str, Any]
 ) -> None:
-    held = few
+    selected = representative_events
     if version in {VERSIONS[0], VERSIONS[-1]}:
         full = {name: each for name, each in events.items() if name.startswith("a container, ")}
-        held = few | full
+        selected = representative_events | full
     faults = {
         name: found
-        for name, event in held.items()
+        for name, event in selected.items()
         if (found := judge(_at(version, event), version))
     }
     assert not faults
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_json_schema_accepts_events_of_each_shape(version: str, few: dict[str, Any]) -> None:
+def test_json_schema_accepts_events_of_each_shape(
+    version: str, representative_events: dict[str, Any]
+) -> None:
     embedded = OcsfJsonSchemaEmbedded(OcsfJsonSchema(get_ocsf_schema(version)))
     names = {one["uid"]: name for name, one in get_ocsf_schema(version)["classes"].items()}
 
@@ -211,14 +213,14 @@ def test_json_schema_accepts_events_of_each_shape(version: str, few: dict[str, A
         return jsonschema.Draft202012Validator(schema)
 
     faults = {}
-    for name, event in few.items():
+    for name, event in representative_events.items():
         converted = _at(version, event)
         profiles = tuple(converted["metadata"].get("profiles", ()))
         schema = validator(converted["class_uid"], profiles)
         if found := [error.message for error in schema.iter_errors(converted)]:
             faults[name] = found
     assert not faults
-    assert {event["class_uid"] for event in few.values()} == CLASSES.keys()
+    assert {event["class_uid"] for event in representative_events.values()} == CLASSES.keys()
 
 
 @settings(max_examples=100)
@@ -280,7 +282,7 @@ def test_event_with_any_text_has_no_fault(judge: Judge, text: str, version: str)
     for event in (
         fan_out(CONTEXT, fan_out_of(sandbox=text), processed_ns=NOW_NS),
         *(_fence(CONTEXT, text, after, tampering=tampering) for after in FenceState),
-        *(each for _, each in about_the_service(CONTEXT, text)),
+        *(each for _, each in service_events(CONTEXT, text)),
     ):
         line = event.to_json()
         assert line.decode().isprintable()

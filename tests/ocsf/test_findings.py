@@ -33,11 +33,11 @@ def rendered(found: Attempt | IncidentEnd, mapper: Mapper = MAPPER) -> Any:
     return None if event is None else json.loads(event.to_json())
 
 
-def of(name: str, each: Incident) -> Attempt:
+def attempt_of(name: str, each: Incident) -> Attempt:
     return replace(Attempt.of(RECORDS[name]), streak=each)
 
 
-def end_of(name: str, each: Incident) -> IncidentEnd:
+def incident_end_of(name: str, each: Incident) -> IncidentEnd:
     return IncidentEnd(record=RECORDS[name], streak=each, end_ns=TIME_NS + 5_000_000_000)
 
 
@@ -78,13 +78,13 @@ def test_packet_of_the_kernel_known_from_a_counter_is_no_finding(name: str) -> N
 def test_a_finding_is_created_once_and_then_updated(
     each: Incident, stage: tuple[str, str] | None
 ) -> None:
-    event = rendered(of("tcp4", each))
+    event = rendered(attempt_of("tcp4", each))
     assert stage == (None if event is None else (event["activity_name"], event["status"]))
 
 
 def test_only_a_created_finding_is_closed() -> None:
-    assert rendered(end_of("tcp4", incident(3, 900, None))) is None
-    event = rendered(end_of("tcp4", incident(3, 40, 2)))
+    assert rendered(incident_end_of("tcp4", incident(3, 900, None))) is None
+    event = rendered(incident_end_of("tcp4", incident(3, 40, 2)))
     assert (event["activity_name"], event["status"]) == ("Close", "Resolved")
     assert event["is_alert"] is False
     assert event["count"] == 40
@@ -124,7 +124,10 @@ def test_every_finding_is_created_once_and_closed_once(
 def test_finding_begins_with_its_first_attempt_and_ends_with_the_last() -> None:
     began_ns, ended_ns = TIME_NS - 3_600_000_000_000, TIME_NS + 5_000_000_000
     each = replace(incident(2, 40, 1), start_ns=began_ns)
-    for found, end_ns in ((of("tcp4", each), TIME_NS), (end_of("tcp4", each), ended_ns)):
+    for found, end_ns in (
+        (attempt_of("tcp4", each), TIME_NS),
+        (incident_end_of("tcp4", each), ended_ns),
+    ):
         event = rendered(found)
         span = (began_ns // 1_000_000, end_ns // 1_000_000)
         assert (event["start_time"], event["end_time"]) == span
@@ -135,7 +138,7 @@ def test_finding_begins_with_its_first_attempt_and_ends_with_the_last() -> None:
 
 def test_two_events_of_a_finding_with_one_count_have_two_uids() -> None:
     most = 1 << 62
-    first, second = (rendered(of("tcp4", incident(number, most, 1))) for number in (5, 6))
+    first, second = (rendered(attempt_of("tcp4", incident(number, most, 1))) for number in (5, 6))
     assert first["metadata"]["uid"] != second["metadata"]["uid"]
 
 
@@ -164,20 +167,20 @@ def test_attempt_and_finding_refer_to_each_other() -> None:
 
 def test_events_of_one_finding_share_its_uid_and_have_unique_event_uids() -> None:
     stages = (
-        of("tcp4", incident(1, 12)),
-        of("tcp4", incident(2, 40, 1)),
-        end_of("tcp4", incident(2, 40, 1)),
+        attempt_of("tcp4", incident(1, 12)),
+        attempt_of("tcp4", incident(2, 40, 1)),
+        incident_end_of("tcp4", incident(2, 40, 1)),
     )
     findings = [rendered(found) for found in stages]
     assert len({finding["finding_info"]["uid"] for finding in findings}) == 1
     assert len({finding["metadata"]["uid"] for finding in findings}) == 3
-    another = rendered(of("tcp4", replace(incident(1, 12), identity="another")))
+    another = rendered(attempt_of("tcp4", replace(incident(1, 12), identity="another")))
     assert another["finding_info"]["uid"] != findings[0]["finding_info"]["uid"]
     assert rendered(stages[0])["metadata"]["uid"] == findings[0]["metadata"]["uid"]
 
 
 def test_finding_has_process_attempt_and_remediation() -> None:
-    finding = rendered(of("tcp4", incident(3, 40, 2, done_by(PROCESSES["all of it"]))))
+    finding = rendered(attempt_of("tcp4", incident(3, 40, 2, done_by(PROCESSES["all of it"]))))
     assert finding["message"] == (
         "curl[4242] (uid 1000) in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly, "
         "40 times; refused with a reset"
@@ -198,14 +201,14 @@ def test_finding_has_process_attempt_and_remediation() -> None:
 
 
 def test_attempt_to_reach_credentials_is_named_so() -> None:
-    finding = rendered(of("metadata4", incident(1, 1)))
+    finding = rendered(attempt_of("metadata4", incident(1, 1)))
     assert finding["finding_info"]["title"].startswith("Attempt to reach the cloud's metadata")
     assert finding["severity"] == "High"
 
 
 @pytest.mark.parametrize("name", ["forward from outside", "ingress"])
 def test_remediation_of_an_inbound_attempt_is_to_find_the_sender(name: str) -> None:
-    finding = rendered(of(name, incident(1, 10)))
+    finding = rendered(attempt_of(name, incident(1, 10)))
     assert finding["finding_info"]["title"] == "Attempt to get into the sandbox was refused"
     assert finding["remediation"]["desc"] == "Find out who sends this, and why."
 
@@ -217,7 +220,7 @@ def test_threshold_of_findings_is_configurable() -> None:
     names = SeverityRule(severity=Severity.HIGH, port=53)
     mapper = Mapper(replace(CONTEXT, severities=(names,)))
     assert mapper.is_finding(RECORDS["udp dns"], 1)
-    assert rendered(of("udp dns", incident(1, 1)), mapper)["severity"] == "High"
+    assert rendered(attempt_of("udp dns", incident(1, 1)), mapper)["severity"] == "High"
 
 
 def test_attempt_without_an_incident_is_no_finding() -> None:

@@ -33,7 +33,7 @@ OVERRUN = Gap(
 )
 
 
-def became(before: FenceState, after: FenceState, **more: Any) -> DeviceConfigStateChange:
+def state_event(before: FenceState, after: FenceState, **more: Any) -> DeviceConfigStateChange:
     facts: dict[str, Any] = {
         "sandbox": "sb1",
         "before": before,
@@ -46,7 +46,7 @@ def became(before: FenceState, after: FenceState, **more: Any) -> DeviceConfigSt
 
 
 def test_active_fence_is_enabled() -> None:
-    event = became(FenceState.ABSENT, FenceState.STANDING)
+    event = state_event(FenceState.ABSENT, FenceState.STANDING)
     assert event.state == "Enabled"
     assert event.severity == "Informational"
     assert event.security_level == "Secure"
@@ -64,7 +64,7 @@ def test_active_fence_is_enabled() -> None:
 
 
 def test_a_fence_that_can_not_log_is_degraded() -> None:
-    event = became(
+    event = state_event(
         FenceState.ABSENT, FenceState.DEGRADED, transport=None, reason="the kernel lacks nft_log"
     )
     assert (event.state_id, event.state) == (99, "Degraded")
@@ -76,7 +76,7 @@ def test_a_fence_that_can_not_log_is_degraded() -> None:
 
 
 def test_altered_fence_may_refuse_nothing() -> None:
-    event = became(FenceState.STANDING, FenceState.ALTERED, reason="nft was not found")
+    event = state_event(FenceState.STANDING, FenceState.ALTERED, reason="nft was not found")
     assert (event.state_id, event.state) == (99, "Altered")
     assert event.severity == "High"
     assert (event.prev_security_level, event.security_level) == ("Secure", "At Risk")
@@ -88,19 +88,19 @@ def test_altered_fence_may_refuse_nothing() -> None:
 
 
 def test_removed_fence_is_disabled() -> None:
-    event = became(FenceState.STANDING, FenceState.ABSENT)
+    event = state_event(FenceState.STANDING, FenceState.ABSENT)
     assert event.state == "Disabled"
     assert event.severity == "Medium"
 
 
 def test_each_change_has_a_uid_of_its_own() -> None:
-    one = became(FenceState.ABSENT, FenceState.STANDING)
-    assert one.metadata.uid == became(FenceState.ABSENT, FenceState.STANDING).metadata.uid
+    one = state_event(FenceState.ABSENT, FenceState.STANDING)
+    assert one.metadata.uid == state_event(FenceState.ABSENT, FenceState.STANDING).metadata.uid
     others = [
-        became(FenceState.DEGRADED, FenceState.STANDING),
-        became(FenceState.ABSENT, FenceState.STANDING, sandbox="sb2"),
-        became(FenceState.ABSENT, FenceState.STANDING, time_ns=TIME_NS + 1),
-        became(FenceState.ABSENT, FenceState.STANDING, reason="again"),
+        state_event(FenceState.DEGRADED, FenceState.STANDING),
+        state_event(FenceState.ABSENT, FenceState.STANDING, sandbox="sb2"),
+        state_event(FenceState.ABSENT, FenceState.STANDING, time_ns=TIME_NS + 1),
+        state_event(FenceState.ABSENT, FenceState.STANDING, reason="again"),
     ]
     assert len({one.metadata.uid, *(other.metadata.uid for other in others)}) == 5
 
@@ -170,7 +170,7 @@ def test_start_and_stop_are_events(activity: Any, name: str) -> None:
     assert event.metadata.profiles == ("host",)
 
 
-def not_read(**facts: Any) -> ApplicationLifecycle:
+def gap_event(**facts: Any) -> ApplicationLifecycle:
     defaults: dict[str, Any] = {
         "sandbox": "web",
         "packets": 2_034_112,
@@ -183,7 +183,7 @@ def not_read(**facts: Any) -> ApplicationLifecycle:
 
 
 def test_unread_packets_have_duration_and_count() -> None:
-    event = json.loads(not_read().to_json())
+    event = json.loads(gap_event().to_json())
     assert event["type_uid"] == 600299
     assert event["activity_name"] == "Collection Gap"
     assert event["severity"] == "High"
@@ -208,31 +208,31 @@ def test_unread_packets_have_duration_and_count() -> None:
 def test_severity_of_unread_time_depends_on_refused_packets(
     packets: int, severity: str, meanwhile: str
 ) -> None:
-    event = not_read(packets=packets)
+    event = gap_event(packets=packets)
     assert event.severity == severity
     assert event.message.endswith(f"for 10.2 s; {meanwhile}")
 
 
 def test_a_clock_that_was_set_back_makes_no_event_that_ends_before_it_starts() -> None:
-    event = not_read(until_ns=TIME_NS - 5_000_000_000)
+    event = gap_event(until_ns=TIME_NS - 5_000_000_000)
     assert event.start_time == event.end_time == event.time == 1767225595000
     assert event.duration is None
-    assert not_read(until_ns=TIME_NS).duration is None
-    assert not_read(until_ns=TIME_NS + 1_000_000).duration == 1
+    assert gap_event(until_ns=TIME_NS).duration is None
+    assert gap_event(until_ns=TIME_NS + 1_000_000).duration == 1
     assert "for 0 ms;" in event.message
 
 
 def test_unread_time_has_a_unique_uid() -> None:
     others = [
-        not_read(),
-        not_read(sandbox="db"),
-        not_read(packets=1),
-        not_read(since_ns=1),
-        not_read(until_ns=TIME_NS + 1),
-        not_read(reason="late"),
+        gap_event(),
+        gap_event(sandbox="db"),
+        gap_event(packets=1),
+        gap_event(since_ns=1),
+        gap_event(until_ns=TIME_NS + 1),
+        gap_event(reason="late"),
     ]
     assert len({event.metadata.uid for event in others}) == len(others)
-    assert not_read(processed_ns=1).metadata.uid == not_read().metadata.uid
+    assert gap_event(processed_ns=1).metadata.uid == gap_event().metadata.uid
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ TAMPERING = Tampering(
 
 def test_tampering_event_has_process_and_duration() -> None:
     event = json.loads(
-        became(FenceState.STANDING, FenceState.STANDING, tampering=TAMPERING).to_json()
+        state_event(FenceState.STANDING, FenceState.STANDING, tampering=TAMPERING).to_json()
     )
     assert (event["severity"], event["status"], event["state"]) == ("High", "Success", "Enabled")
     assert event["message"] == (
@@ -297,7 +297,7 @@ def test_tampering_is_high_and_giving_up_is_critical(
     after: FenceState, given_up: bool, expected: tuple[str, str]
 ) -> None:
     tampering = replace(TAMPERING, given_up=given_up)
-    event = became(FenceState.STANDING, after, reason="why", tampering=tampering)
+    event = state_event(FenceState.STANDING, after, reason="why", tampering=tampering)
     assert (event.status, event.severity) == expected
 
 
@@ -313,20 +313,22 @@ def test_known_times_of_tampering_are_in_the_event(
     since_ns: int | None, lasted_ns: int | None, span: tuple[int | None, ...]
 ) -> None:
     tampering = Tampering(changes="a rule", since_ns=since_ns, lasted_ns=lasted_ns)
-    event = became(FenceState.STANDING, FenceState.STANDING, tampering=tampering)
+    event = state_event(FenceState.STANDING, FenceState.STANDING, tampering=tampering)
     assert (event.start_time, event.end_time, event.duration) == span
     assert event.actor is None
 
 
 def test_regular_removal_has_a_reason_and_medium_severity() -> None:
-    event = became(FenceState.STANDING, FenceState.ABSENT, reason="it was removed", is_regular=True)
+    event = state_event(
+        FenceState.STANDING, FenceState.ABSENT, reason="it was removed", is_regular=True
+    )
     assert (event.status, event.severity) == ("Success", "Medium")
     assert event.status_detail == "it was removed"
 
 
 def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
     at, until_ns = TIME_NS // 1_000_000, TIME_NS + 2_000_000_000
-    changed = became(FenceState.ABSENT, FenceState.STANDING)
+    changed = state_event(FenceState.ABSENT, FenceState.STANDING)
     fell = attribution_degraded(CONTEXT, method="user", reason="no BTF", time_ns=TIME_NS)
     for instant in (changed, lifecycle(CONTEXT, activity="stop", time_ns=TIME_NS), fell):
         assert (instant.time, instant.start_time, instant.end_time) == (at, None, None)
@@ -335,7 +337,7 @@ def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
         CONTEXT, reason="damaged", number=2, since_ns=TIME_NS, until_ns=until_ns
     )
     assert dropped.metadata.processed_time == at + 2000
-    others = (records_dropped(CONTEXT, OVERRUN, processed_ns=NOW_NS), not_read(until_ns=until_ns))
+    others = (records_dropped(CONTEXT, OVERRUN, processed_ns=NOW_NS), gap_event(until_ns=until_ns))
     assert {each.metadata.processed_time for each in others} == {NOW_NS // 1_000_000}
     for span in (dropped, *others):
         assert (span.time, span.start_time, span.end_time) == (at + 2000, at, at + 2000)
@@ -351,7 +353,7 @@ def test_fence_message_has_restored_only_after_a_restore() -> None:
         (FenceState.ABSENT, False, False),
     ):
         tampering = replace(TAMPERING, given_up=given_up)
-        event = became(FenceState.STANDING, after, reason="why", tampering=tampering)
+        event = state_event(FenceState.STANDING, after, reason="why", tampering=tampering)
         assert ("has been put back" in event.message) is is_restored
 
 

@@ -25,7 +25,7 @@ from tests.conformance.corpus import (
     TIME_NS,
 )
 from tests.conformance.incidents import ENDED, GOING_ON, fan_out_of
-from tests.ocsf.test_operational_events import became
+from tests.ocsf.test_operational_events import state_event
 
 MAPPER = Mapper(CONTEXT)
 _ENDING = ", allowed"
@@ -159,7 +159,7 @@ def test_allowed_packet_is_observed_or_allowed_in_each_version(version: str) -> 
 def test_state_event_of_a_permissive_fence_has_its_mode(
     state: FenceState, severity: str, status: str
 ) -> None:
-    event = became(FenceState.ABSENT, state)
+    event = state_event(FenceState.ABSENT, state)
     assert (event.severity, event.status) == (severity, status)
     assert (event.state_id, event.state) == (99, state.value)
     assert event.security_level == "At Risk"

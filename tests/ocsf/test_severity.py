@@ -14,7 +14,7 @@ from tests.conformance.corpus import ATTEMPTS, CONTEXT, RECORDS
 from tests.ocsf.mapped import event_of
 
 
-def judged(name: str, *rules: SeverityRule) -> str:
+def severity_of(name: str, *rules: SeverityRule) -> str:
     severity = event_of(name, Mapper(replace(CONTEXT, severities=rules)))["severity"]
     assert isinstance(severity, str)
     return severity
@@ -45,19 +45,19 @@ def judged(name: str, *rules: SeverityRule) -> str:
 def test_rule_applies_if_all_its_conditions_match(facts: dict[str, Any], is_about: bool) -> None:
     rule = SeverityRule(severity=Severity.CRITICAL, **facts)
     assert rule.matches(RECORDS["tcp4"]) == is_about
-    assert judged("tcp4", rule) == ("Critical" if is_about else "Medium")
+    assert severity_of("tcp4", rule) == ("Critical" if is_about else "Medium")
 
 
 def test_first_rule_that_applies_decides() -> None:
     low = SeverityRule(severity=Severity.LOW, port=443)
-    assert judged("tcp4", low, SeverityRule(severity=Severity.HIGH)) == "Low"
-    assert judged("udp dns", low, SeverityRule(severity=Severity.HIGH)) == "High"
+    assert severity_of("tcp4", low, SeverityRule(severity=Severity.HIGH)) == "Low"
+    assert severity_of("udp dns", low, SeverityRule(severity=Severity.HIGH)) == "High"
 
 
 @pytest.mark.parametrize("name", ["no address", "link 88b5", "nothing but a prefix"])
 def test_record_without_an_address_is_in_no_network(name: str) -> None:
     anywhere = SeverityRule(severity=Severity.CRITICAL, destination=ip_network("0.0.0.0/0"))
-    assert judged(name, anywhere) != "Critical"
+    assert severity_of(name, anywhere) != "Critical"
 
 
 def test_severity_rule_takes_a_foreign_address_that_is_none_for_outside_of_networks() -> None:

@@ -81,7 +81,7 @@ def gaps(events: Iterable[Event]) -> list[Event]:
     return [event for event in of_class(events, 6002) if event["status"] == "Failure"]
 
 
-def fallen_fences(events: Iterable[Event]) -> Iterator[Event]:
+def inactive_fences(events: Iterable[Event]) -> Iterator[Event]:
     changed = of_class(events, 5019)
     for changes in grouped(changed, lambda one: (host(one), one["unmapped"]["sandbox"])).values():
         latest = max(change["time"] for change in changes)

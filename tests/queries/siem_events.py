@@ -65,7 +65,7 @@ _MAPPERS: Final = tuple(map(Mapper, _CONTEXTS))
 _TRANSPORTS: Final[tuple[Transport, ...]] = ("nflog", "kmsg", "counters")
 
 
-def _alone() -> Iterator[Event]:
+def _single_attempts() -> Iterator[Event]:
     """Yield attempts without a finding, seven minutes apart."""
     attempts = (
         *map(Attempt.of, (*RECORDS.values(), _FOREIGN_INBOUND)),
@@ -78,7 +78,7 @@ def _alone() -> Iterator[Event]:
         yield mapper.network_activity(
             replace(
                 attempt,
-                record=_another(attempt.record, f"alone/{number}", later_ns),
+                record=_with_identity(attempt.record, f"alone/{number}", later_ns),
                 start_ns=attempt.start_ns + later_ns,
                 end_ns=attempt.end_ns + later_ns,
             ),
@@ -86,7 +86,7 @@ def _alone() -> Iterator[Event]:
         )
 
 
-def _another(record: Record, identity: str, later_ns: int) -> Record:
+def _with_identity(record: Record, identity: str, later_ns: int) -> Record:
     return replace(
         record,
         time_ns=record.time_ns + later_ns,
@@ -104,7 +104,7 @@ def _incident(name: str, mapper: Mapper, since_s: int, packets: tuple[int, ...])
             later_ns = (since_s + number * 60) * _SECOND
             identity = f"{name}/{since_s}/{number}/{_MAPPERS.index(mapper)}"
             attempt = Attempt(
-                record=_another(RECORDS[name], identity, later_ns),
+                record=_with_identity(RECORDS[name], identity, later_ns),
                 packets=each,
                 bytes=None,
                 start_ns=TIME_NS + later_ns,
@@ -135,7 +135,7 @@ def _fan_outs() -> Iterator[Event]:
         yield fan_out(CONTEXT, replace(found, identity=what, packets=packets), processed_ns=NOW_NS)
 
 
-def _notices() -> Iterator[Event]:
+def _operational_events() -> Iterator[Event]:
     pairs = list(itertools.product(FenceState, FenceState))
     for number, (context, sandbox) in enumerate(itertools.product(_CONTEXTS, ("sb1", "sb2", "x"))):
         for later, (before, after) in enumerate(pairs[: len(pairs) - number]):
@@ -177,9 +177,9 @@ def _notices() -> Iterator[Event]:
         )
 
 
-def once() -> list[dict[str, Any]]:
+def unique_events() -> list[dict[str, Any]]:
     """Return the events without duplicates, in the newest version."""
-    events = (*_alone(), *_incidents(), *_fan_outs(), *_notices())
+    events = (*_single_attempts(), *_incidents(), *_fan_outs(), *_operational_events())
     found = [json.loads(event.to_json()) for event in events]
     assert len({event["metadata"]["uid"] for event in found}) == len(found)
     return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.queries.expected import Event
 
 QUERIES: Final = queries("sql")
-ONCE: Final = siem_events.once()
+EVENTS: Final = siem_events.unique_events()
 _EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - DuckDB returns UTC without a time zone
 
 
@@ -33,7 +33,7 @@ def database(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> duckdb.DuckDBPyConnection:
     folder: Path = tmp_path_factory.mktemp("duckdb")
-    siem_events.write(folder, ONCE, request.param)
+    siem_events.write(folder, EVENTS, request.param)
     connection = duckdb.connect()
     connection.execute(f"SET file_search_path = '{folder}'")
     connection.execute(QUERIES["Views"])
@@ -68,7 +68,7 @@ def _attempts() -> list[tuple[Any, ...]]:
             _time(min(event["start_time"] for event in events)),
             _time(max(event["end_time"] for event in events)),
         )
-        for where, events in grouped(refused(ONCE), _where_to).items()
+        for where, events in grouped(refused(EVENTS), _where_to).items()
     ]
 
 
@@ -79,17 +79,17 @@ def _programs() -> list[tuple[Any, ...]]:
             packets(events),
             len({at(event, "dst_endpoint.ip") for event in events} - {None}),
         )
-        for who, events in grouped(refused(ONCE), _who).items()
+        for who, events in grouped(refused(EVENTS), _who).items()
     ]
 
 
 def _hours() -> list[tuple[Any, ...]]:
-    hours = grouped(refused(ONCE), lambda event: (event["time"] // 3_600_000, sandbox(event)))
+    hours = grouped(refused(EVENTS), lambda event: (event["time"] // 3_600_000, sandbox(event)))
     return [(_time(hour * 3_600_000), name, packets(e)) for (hour, name), e in hours.items()]
 
 
 def _reaches() -> list[tuple[Any, ...]]:
-    events = filter(expected.reached_for_metadata, expected.of_class(ONCE, 4001))
+    events = filter(expected.reached_for_metadata, expected.of_class(EVENTS, 4001))
     found = []
     for (where, name), theirs in grouped(events, lambda one: (host(one), sandbox(one))).items():
         first = min(theirs, key=lambda one: (one["start_time"], one["metadata"]["uid"]))
@@ -110,7 +110,7 @@ def _open() -> list[tuple[Any, ...]]:
             _time(one["start_time"]),
             one["finding_info"]["uid"],
         )
-        for one in expected.open_findings(ONCE)
+        for one in expected.open_findings(EVENTS)
     ]
 
 
@@ -124,7 +124,7 @@ def _gaps() -> list[tuple[Any, ...]]:
             one.get("count"),
             one["status_detail"],
         )
-        for one in expected.gaps(ONCE)
+        for one in expected.gaps(EVENTS)
     ]
 
 
@@ -163,11 +163,11 @@ def test_count_of_a_finding_is_the_sum_of_its_attempts(database: duckdb.DuckDBPy
     answer = _answer(database, "Findings with their attempts")
     findings = {
         one["finding_info"]["uid"]: one
-        for one in expected.findings(ONCE)
+        for one in expected.findings(EVENTS)
         if one["finding_info"]["analytic"]["name"] == "Attempt"
     }
     assert {row[0] for row in answer} == findings.keys()
-    events = {one["metadata"]["uid"]: one for one in ONCE}
+    events = {one["metadata"]["uid"]: one for one in EVENTS}
     for uid, count, count_of_events, uids in answer:
         info = findings[uid]["finding_info"]
         assert count == count_of_events == packets(events[each] for each in uids)
@@ -178,18 +178,18 @@ def test_count_of_a_finding_is_the_sum_of_its_attempts(database: duckdb.DuckDBPy
 
 def test_query_returns_each_inactive_fence(database: duckdb.DuckDBPyConnection) -> None:
     answer = _answer(database, "Fences that don't stand")
-    fallen = list(expected.fallen_fences(ONCE))
+    fallen = list(expected.inactive_fences(EVENTS))
     assert Counter((name, box, time) for name, box, time, *_ in answer) == Counter(
         (host(one), sandbox(one), _time(one["time"])) for one in fallen
     )
     # Of two events within a millisecond, the query may return either that is not active.
-    messages = {one["message"] for one in ONCE if one.get("state") not in {None, "Enabled"}}
+    messages = {one["message"] for one in EVENTS if one.get("state") not in {None, "Enabled"}}
     assert {message for *_, message, _ in answer} <= messages
-    fences = {(host(one), sandbox(one)) for one in expected.of_class(ONCE, 5019)}
+    fences = {(host(one), sandbox(one)) for one in expected.of_class(EVENTS, 5019)}
     assert 0 < len(answer) < len(fences)
 
 
 def test_query_returns_duplicate_events(database: duckdb.DuckDBPyConnection) -> None:
     answer = _answer(database, "Events that came twice")
-    assert len(answer) == len(ONCE[::3])
-    assert Counter(answer) == Counter((one["metadata"]["uid"], 2) for one in ONCE[::3])
+    assert len(answer) == len(EVENTS[::3])
+    assert Counter(answer) == Counter((one["metadata"]["uid"], 2) for one in EVENTS[::3])

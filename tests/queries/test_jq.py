@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
 QUERIES: Final = queries("sh")
 #: jq counts in doubles, as the page explains.
-ONCE: Final = [event for event in siem_events.once() if event.get("count", 0) < siem_events.EXACT]
+EVENTS: Final = [
+    event for event in siem_events.unique_events() if event.get("count", 0) < siem_events.EXACT
+]
 _EACH_ONCE: Final = "Each event once"
 
 
 @pytest.fixture(scope="module", params=siem_events.VERSIONS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found: Path = tmp_path_factory.mktemp("jq")
-    siem_events.write(found, ONCE, request.param)
+    siem_events.write(found, EVENTS, request.param)
     assert not _run(found, _EACH_ONCE)
     return found
 
@@ -48,7 +50,7 @@ def _destinations() -> list[Any]:
 
     return [
         {"prefix": prefix, "ip": ip, "port": port, "packets": packets(events)}
-        for (prefix, ip, port), events in grouped(refused(ONCE), where_to).items()
+        for (prefix, ip, port), events in grouped(refused(EVENTS), where_to).items()
     ]
 
 
@@ -58,7 +60,7 @@ def _programs() -> list[Any]:
 
     return [
         {"program": program, "uid": uid, "packets": packets(events)}
-        for (program, uid), events in grouped(refused(ONCE), who).items()
+        for (program, uid), events in grouped(refused(EVENTS), who).items()
     ]
 
 
@@ -67,11 +69,11 @@ def _hours() -> list[Any]:
         time = dt.datetime.fromtimestamp(event["time"] // 1000, dt.UTC)
         return f"{time:%Y-%m-%dT%H:00:00Z}"
 
-    return [{name: packets(events) for name, events in grouped(refused(ONCE), hour).items()}]
+    return [{name: packets(events) for name, events in grouped(refused(EVENTS), hour).items()}]
 
 
 def _reach() -> list[Any]:
-    reaches = filter(expected.reached_for_metadata, expected.of_class(ONCE, 4001))
+    reaches = filter(expected.reached_for_metadata, expected.of_class(EVENTS, 4001))
     first = min(reaches, key=lambda one: (one["start_time"], one["metadata"]["uid"]))
     uid = first["metadata"]["uid"]
     return [{"start_time": first["start_time"], "message": first["message"], "uid": uid}]
@@ -85,14 +87,14 @@ def _open() -> list[Any]:
             "count": one["count"],
             "message": one["message"],
         }
-        for one in expected.open_findings(ONCE)
+        for one in expected.open_findings(EVENTS)
     ]
 
 
 def _related() -> list[Any]:
-    by_uid = {one["metadata"]["uid"]: one for one in ONCE}
+    by_uid = {one["metadata"]["uid"]: one for one in EVENTS}
     found = []
-    for one in expected.findings(ONCE):
+    for one in expected.findings(EVENTS):
         uids = [each["uid"] for each in one["finding_info"].get("related_events", ())]
         events = [
             {"uid": uid, "count": by_uid[uid]["count"], "message": by_uid[uid]["message"]}
@@ -111,7 +113,7 @@ def _gaps() -> list[Any]:
             "count": one.get("count"),
             "message": one["message"],
         }
-        for one in expected.gaps(ONCE)
+        for one in expected.gaps(EVENTS)
     ]
 
 
@@ -147,16 +149,16 @@ def test_query_returns_the_expected_rows(folder: Path, title: str) -> None:
 def test_duplicate_events_are_removed(folder: Path) -> None:
     lines = (folder / "once.jsonl").read_text().splitlines()
     uids = [json.loads(line)["metadata"]["uid"] for line in lines]
-    assert sorted(uids) == sorted(one["metadata"]["uid"] for one in ONCE)
+    assert sorted(uids) == sorted(one["metadata"]["uid"] for one in EVENTS)
 
 
 def test_query_returns_each_inactive_fence(folder: Path) -> None:
     answer = _run(folder, _FENCES)
     fallen = [
         {"host": host(one), "sandbox": one["unmapped"]["sandbox"], "time": one["time"]}
-        for one in expected.fallen_fences(ONCE)
+        for one in expected.inactive_fences(EVENTS)
     ]
     # Of two events within a millisecond, the query may return either that is not active.
-    messages = {one["message"] for one in ONCE if one.get("state") not in {None, "Enabled"}}
+    messages = {one["message"] for one in EVENTS if one.get("state") not in {None, "Enabled"}}
     assert {each.pop("message") for each in answer} <= messages
     assert _as_texts(answer) == _as_texts(fallen)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 QUERIES: Final = queries("spl")
-ONCE: Final = siem_events.once()
+EVENTS: Final = siem_events.unique_events()
 
 _NAME: Final = r"[A-Za-z_]\w*(?:\{\})?(?:\.\w+(?:\{\})?)*"
 _TOKEN: Final = re.compile(
@@ -78,7 +78,7 @@ def test_each_compared_value_occurs_in_events(title: str) -> None:
     conditions = list(_conditions(QUERIES[title]))
     assert conditions
     for name, value in conditions:
-        assert value in values(ONCE, _path(name)), name
+        assert value in values(EVENTS, _path(name)), name
 
 
 def test_unknown_attribute_is_detected() -> None:
@@ -86,4 +86,4 @@ def test_unknown_attribute_is_detected() -> None:
     missing = [name for name in _names(query) if not fields(_path(name))]
     assert missing == ["observables{}.valu", "cnt", "dst.ip"]
     assert ("severity", "Fatal") in _conditions(query)
-    assert "Fatal" not in values(ONCE, "severity")
+    assert "Fatal" not in values(EVENTS, "severity")
