@@ -126,11 +126,13 @@ class Prefixes:
 def begins(text: str) -> str:
     """Return ``text`` if a foreign prefix can begin with it; raises UsageError otherwise."""
     if not text or len(text.encode()) > PREFIX_BYTES:
-        raise UsageError(f"{text!r} is no log prefix: one has 1 to {PREFIX_BYTES} bytes")
+        raise UsageError(f"{text!r} is no log prefix: it must have 1 to {PREFIX_BYTES} bytes")
     if "\0" in text:
-        raise UsageError(f"{text!r} is no log prefix: none holds a NUL character")
+        raise UsageError(f"{text!r} is no log prefix: it has a NUL character")
     if text.startswith(PREFIX_ROOT):
-        raise UsageError(f"{text!r} is a prefix of our own, whose meaning is fixed: leave it out")
+        raise UsageError(
+            f"{text!r} is a prefix of ocsf-nft, which has a fixed meaning: leave it out"
+        )
     return text
 
 

@@ -84,8 +84,9 @@ class Nftables:
 
     For one thread at a time. After a list that was not read to its end, the rest of the answer may
     still arrive. The same is true after an exception other than an error answer of the kernel. Then
-    close the socket and create another one. All methods raise OSError; TimeoutError if an answer takes 5 s,
-    or if ``deadline`` (``time.monotonic()``) has passed, so that an endless list ends.
+    close the socket and create another one. All methods raise OSError. It is TimeoutError if an
+    answer takes 5 s, or if ``deadline`` (``time.monotonic()``) has passed, so that an endless list
+    ends.
     """
 
     def __init__(self) -> None:

@@ -239,7 +239,7 @@ def test_prefix_is_as_long_as_the_kernel_allows() -> None:
     for text in ("x", "x" * 127, "ü" * 63 + "x"):
         assert begins(text) == text
     for text in ("", "x" * 128, "ü" * 64):
-        with pytest.raises(UsageError, match="one has 1 to 127 bytes"):
+        with pytest.raises(UsageError, match="it must have 1 to 127 bytes"):
             begins(text)
     longest = "DROP " + "x" * (4 * 127 - 5)
     assert Prefixes().of(longest) == Meaning(None, longest, "drop")

@@ -43,8 +43,8 @@ def demonstrate() -> None:
     """Run the demo; blocks for some seconds. Call it from the main thread, as root.
 
     Raises UnsupportedError if the system does not permit it. Raises DemoError if an attempt got out
-    or was not reported, and the errors of the service. SIGINT, SIGTERM and SIGHUP end the demo early:
-    SystemExit with 128 plus the signal's number.
+    or was not reported, and the errors of the service. SIGINT, SIGTERM and SIGHUP end the demo
+    early: SystemExit with 128 plus the signal's number.
     """
     if os.geteuid() != 0:
         raise UnsupportedError(

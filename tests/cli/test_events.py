@@ -158,7 +158,7 @@ def test_events_stored_during_the_listing_are_left_to_follow(
 
     module = import_module("ocsf_nft.cli.events")
     with Archive(state / FILE) as archive:
-        events = module._Shown([archive], lambda _: True, write)
+        events = module._Selection([archive], lambda _: True, write)
         asyncio.run(_put(state / FILE, lines([STORED[1]])))
         events.last(number)
     assert shown == lines(STORED[::2])[-(number or len(STORED)) :]

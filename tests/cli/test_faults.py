@@ -30,7 +30,7 @@ def test_contradictory_or_incomplete_command_is_bad_usage() -> None:
         ),
         (
             ("check", "--netns", "a", "--pid", "1"),
-            "a namespace is named once: give --netns or --pid",
+            "--netns and --pid both name the namespace: give one of them",
         ),
     ):
         done = forked.run(*arguments)

@@ -242,7 +242,7 @@ def test_screen_shows_refused_and_allowed_attempts(
         (refused,) = (line for line in lines if line.startswith("✗  a try"))
         assert refused.split() == ["✗", "a", "try", "Medium", "[red]not", "markup[/red]"]
         (allowed,) = (line for line in lines if line.startswith("✓  a try"))
-        assert allowed.split()[3:] == ["-", "no", "event:", "this", "is", "the", "way", "out"]
+        assert allowed.split()[3:] == ["-", "no", "event:", "this", "way", "out", "is", "allowed"]
         (took,) = (line for line in lines if "0.25 ms refused" in line)
         assert took.split()[3:] == ["egress", *["Use", "the", "proxy."] * has_hint]
         assert not any("≤" in line for line in lines)

@@ -39,8 +39,8 @@ class UnixSink(SinkTable):
     event counts when the system has it; it is dropped if the program exits before it reads. The
     program does not acknowledge that it has processed an event. After a broken connection the
     program may get events twice. It may also get a part of the last event before that, without a
-    line end. With ``handshake``, the first line of each connection reports that every fence is active and every
-    record is read.
+    line end. With ``handshake``, the first line of each connection reports that every fence is
+    active and every record is read.
 
     Choose a path in a directory that only the program's user may write to: a process that listens
     there gets the events.

@@ -32,9 +32,9 @@ def test_path_has_at_most_the_bytes_of_a_socket_address() -> None:
     ("path", "sentence"),
     [
         ("@vector", "a name that begins with @ has no permissions"),
-        ("", "must be the path of a socket"),
-        ("in.sock", "must be the path of a socket"),
-        ("/run/\0", "must be the path of a socket"),
+        ("", "must be the absolute path of a socket"),
+        ("in.sock", "must be the absolute path of a socket"),
+        ("/run/\0", "must be the absolute path of a socket"),
         (7, "must be text"),
     ],
 )
