@@ -152,7 +152,7 @@ class GrowingFile:
             yield lines
 
     def _rest(self, end: int | None = None) -> list[bytes]:
-        """Return the lines after the last position, including a last one without a line end."""
+        """Return the lines after the current position, including a last one without a line end."""
         chunk = os.pread(self._descriptor, self._room(end), self._at)
         lines, size = self._cutter.cut(chunk)
         return [*lines, *self._cutter.last(chunk[size:])]
