@@ -190,7 +190,9 @@ def test_unreadable_sandbox_does_not_hide_the_others(
 
 def test_status_names_an_altered_fence(fenced: Lab, state: StateDirectory) -> None:
     where = ("--state-dir", str(state.path))
-    differs = "sandbox lab: the fence is not as it was installed: `ocsf-nft verify` shows the difference"
+    differs = (
+        "sandbox lab: the fence is not as it was installed: `ocsf-nft verify` shows the difference"
+    )
     assert differs not in command.run("status", *where).stderr
     conftest.nft(fenced.sandbox_namespace, "add", "rule", "inet", "ocsf_nft", "output", "accept")
     shown = command.run("status", *where)
